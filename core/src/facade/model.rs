@@ -1,0 +1,156 @@
+//! loom's atomics, and the two things a model may change while it runs: an edge's ordering and
+//! whether a step of the protocol is taken. The one piece of logic is the stand-in for the futex
+//! (compare, enqueue, wake), which the litmus model `futex` checks by itself.
+#![expect(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "a model that panics has failed"
+)]
+
+use core::ops::Deref;
+use core::sync::atomic::Ordering;
+use std::sync::OnceLock;
+
+use loom::sync::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::ledger::Step;
+use crate::platform::Platform;
+
+pub use loom::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
+
+/// What one run of a model changes of the shipped protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    /// The edge of this name gets this ordering.
+    Weaken(&'static str, Ordering),
+    /// This step is left out.
+    Drop(Step),
+}
+
+static MUTATION: OnceLock<Mutation> = OnceLock::new();
+
+/// Applies `mutation` to every model that this process runs from now on; once a process.
+///
+/// # Panics
+///
+/// When a mutation was set before.
+pub fn mutate(mutation: Mutation) {
+    assert!(MUTATION.set(mutation).is_ok(), "one mutation a process");
+}
+
+/// The ordering an edge has in this process.
+pub fn resolve(name: &'static str, stated: Ordering) -> Ordering {
+    match MUTATION.get() {
+        Some(&Mutation::Weaken(weak, order)) if weak == name => order,
+        _ => stated,
+    }
+}
+
+/// Whether a step of the protocol is taken in this process.
+pub fn keep(step: Step) -> bool {
+    MUTATION.get() != Some(&Mutation::Drop(step))
+}
+
+pub(super) fn fence(order: Ordering) {
+    // A fence weakened all the way is no fence; loom, like the language, has no relaxed one.
+    if order != Ordering::Relaxed {
+        loom::sync::atomic::fence(order);
+    }
+}
+
+/// A plain field whose accesses loom checks.
+pub struct Cell<T>(loom::cell::UnsafeCell<T>);
+
+/// A pointer into a [`Cell`] that stays open for reading while it lives.
+pub struct ConstPtr<T>(loom::cell::ConstPtr<T>);
+
+impl<T> Cell<T> {
+    /// A cell that holds `value`.
+    pub fn new(value: T) -> Self {
+        Self(loom::cell::UnsafeCell::new(value))
+    }
+
+    /// Opens the cell for reading.
+    pub fn with<R>(&self, f: impl FnOnce(*const T) -> R) -> R {
+        self.0.with(f)
+    }
+
+    /// Opens the cell for writing.
+    pub fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
+        self.0.with_mut(f)
+    }
+
+    /// Opens the cell for reading until the pointer is dropped.
+    pub fn get(&self) -> ConstPtr<T> {
+        ConstPtr(self.0.get())
+    }
+}
+
+impl<T> ConstPtr<T> {
+    /// The address of the value.
+    pub fn as_ptr(&self) -> *const T {
+        self.0.with(|p| p)
+    }
+}
+
+/// A 32-bit atomic with the futex's two calls.
+pub struct WaitWord {
+    word: super::AtomicU32,
+    queue: Mutex<()>,
+    woken: Condvar,
+}
+
+impl WaitWord {
+    /// A word that holds `value`.
+    pub fn new(value: u32) -> Self {
+        Self { word: super::AtomicU32::new(value), queue: Mutex::new(()), woken: Condvar::new() }
+    }
+
+    /// Sleeps while the word holds `seen`.
+    pub fn futex_wait(&self, seen: u32) {
+        let queue = self.queue.lock().unwrap();
+        if self.word.load(super::Relaxed("the queue's mutex orders the compare")) == seen {
+            drop(self.woken.wait(queue).unwrap());
+        }
+    }
+
+    /// Wakes one sleeper.
+    pub fn futex_wake(&self) {
+        drop(self.queue.lock().unwrap());
+        self.woken.notify_one();
+    }
+}
+
+impl Deref for WaitWord {
+    type Target = super::AtomicU32;
+
+    fn deref(&self) -> &super::AtomicU32 {
+        &self.word
+    }
+}
+
+/// The mmap lock.
+pub struct MmapLock<T>(RwLock<()>, core::marker::PhantomData<T>);
+
+/// The mmap lock held for reading.
+pub type MmapReadGuard<'a, T> = (RwLockReadGuard<'a, ()>, core::marker::PhantomData<T>);
+
+/// The mmap lock held for writing.
+pub type MmapWriteGuard<'a, T> = (RwLockWriteGuard<'a, ()>, core::marker::PhantomData<T>);
+
+impl<T: Platform> MmapLock<T> {
+    /// An unlocked lock.
+    pub fn new() -> Self {
+        Self(RwLock::new(()), core::marker::PhantomData)
+    }
+
+    /// Waits for the lock, shared.
+    pub fn read(&self) -> MmapReadGuard<'_, T> {
+        (self.0.read().unwrap(), core::marker::PhantomData)
+    }
+
+    /// Waits for the lock, exclusive.
+    pub fn write(&self) -> MmapWriteGuard<'_, T> {
+        (self.0.write().unwrap(), core::marker::PhantomData)
+    }
+}

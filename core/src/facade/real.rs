@@ -1,0 +1,130 @@
+//! The processor's atomics. Everything here inlines to the bare operation.
+#![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the facade")]
+
+use core::cell::UnsafeCell;
+use core::ops::Deref;
+use core::sync::atomic::Ordering;
+
+use crate::ledger::Step;
+use crate::platform::Platform;
+
+pub use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
+
+/// The ordering an edge has: the one the ledger states.
+#[inline(always)]
+pub const fn resolve(_name: &'static str, stated: Ordering) -> Ordering {
+    stated
+}
+
+/// Whether a step of the protocol is taken: always.
+#[inline(always)]
+pub const fn keep(_step: Step) -> bool {
+    true
+}
+
+#[inline(always)]
+pub(super) fn fence(order: Ordering) {
+    core::sync::atomic::fence(order);
+}
+
+/// A plain field whose accesses the protocol keeps apart. loom checks the same calls.
+#[repr(transparent)]
+pub struct Cell<T>(UnsafeCell<T>);
+
+/// A pointer into a [`Cell`] that stays open for reading while it lives.
+pub struct ConstPtr<T>(*const T);
+
+impl<T> Cell<T> {
+    /// A cell that holds `value`.
+    pub const fn new(value: T) -> Self {
+        Self(UnsafeCell::new(value))
+    }
+
+    /// Opens the cell for reading.
+    #[inline(always)]
+    pub fn with<R>(&self, f: impl FnOnce(*const T) -> R) -> R {
+        f(self.0.get())
+    }
+
+    /// Opens the cell for writing.
+    #[inline(always)]
+    pub fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
+        f(self.0.get())
+    }
+
+    /// Opens the cell for reading until the pointer is dropped.
+    #[inline(always)]
+    pub fn get(&self) -> ConstPtr<T> {
+        ConstPtr(self.0.get())
+    }
+}
+
+impl<T> ConstPtr<T> {
+    /// The address of the value.
+    #[inline(always)]
+    pub fn as_ptr(&self) -> *const T {
+        self.0
+    }
+}
+
+/// The count of a VMA as its waiters see it: a futex word.
+///
+/// The platform's [`wait`](Platform::wait) and [`wake`](Platform::wake) receive one.
+#[repr(transparent)]
+pub struct WaitWord(super::AtomicU32);
+
+impl WaitWord {
+    pub(crate) const fn new(value: u32) -> Self {
+        Self(super::AtomicU32::new(value))
+    }
+
+    /// The current value, with no ordering: enough to decide whether to go on waiting, since the
+    /// lock looks again, with its own ordering, after every wait.
+    #[inline]
+    pub fn value(&self) -> u32 {
+        self.0.load(super::Relaxed("a waiter looks again with WRITE_WAIT or DETACH_WAIT"))
+    }
+
+    /// The word for a system call that compares and sleeps.
+    #[inline]
+    pub fn as_futex(&self) -> &AtomicU32 {
+        &self.0.0
+    }
+}
+
+impl Deref for WaitWord {
+    type Target = super::AtomicU32;
+
+    #[inline(always)]
+    fn deref(&self) -> &super::AtomicU32 {
+        &self.0
+    }
+}
+
+/// The mmap lock: the platform's raw lock.
+pub struct MmapLock<T: Platform>(lock_api::RwLock<T::Lock, ()>);
+
+/// The mmap lock held for reading.
+pub type MmapReadGuard<'a, T> = lock_api::RwLockReadGuard<'a, <T as Platform>::Lock, ()>;
+
+/// The mmap lock held for writing.
+pub type MmapWriteGuard<'a, T> = lock_api::RwLockWriteGuard<'a, <T as Platform>::Lock, ()>;
+
+impl<T: Platform> MmapLock<T> {
+    /// An unlocked lock.
+    pub const fn new() -> Self {
+        Self(lock_api::RwLock::const_new(<T::Lock as lock_api::RawRwLock>::INIT, ()))
+    }
+
+    /// Waits for the lock, shared.
+    #[inline]
+    pub fn read(&self) -> MmapReadGuard<'_, T> {
+        self.0.read()
+    }
+
+    /// Waits for the lock, exclusive.
+    #[inline]
+    pub fn write(&self) -> MmapWriteGuard<'_, T> {
+        self.0.write()
+    }
+}

@@ -1,0 +1,332 @@
+//! The VMA lock: a count and a sequence number in every VMA, one sequence number in the space.
+//!
+//! # Guarantee
+//!
+//! Whoever was admitted to a VMA ([`VmaLock::enter`], then [`VmaLock::unlocked`]) reads its fields
+//! until [`VmaLock::leave`] without anyone changing them. Whoever write-locked it
+//! ([`VmaLock::start_write`]) has it alone until the edit ends. One store, the end of the edit,
+//! releases every write lock of the space at once.
+//!
+//! # Values of the count (`refcnt`)
+//!
+//! X is [`EXCLUDED`], bit 30; LIMIT is X-1.
+//!
+//! | refcnt | meaning | a reader that comes now gets | left by |
+//! |---|---|---|---|
+//! | 0 | detached | *detached* | attach stores 1 |
+//! | 1 | attached, nobody inside; write-locked if `lock_seq == seq` | in, if `seq` agrees | any transition |
+//! | 2 … LIMIT | attached, value-1 readers inside, some only to find it write-locked and leave | in below LIMIT, *busy* at LIMIT | any transition |
+//! | X | being detached, the last reader is gone | *excluded* | the detacher stores 0 |
+//! | X+1 | attached, a writer has it alone; or a detacher waits for one late reader | *excluded* | the writer subtracts X; the late reader leaves |
+//! | above X+1 | a writer or a detacher waits for readers | *excluded* | readers leave |
+//!
+//! The count changes by read-modify-write, except 0 → 1 (attach) and X → 0 (end of detach), when
+//! nobody else may change it: at 0 and at X every reader is refused.
+//!
+//! # Invariants
+//!
+//! - **L1** An increment succeeds only from 1 … LIMIT-1.
+//! - **L2** Between an admitted reader's increment and its put the VMA stays attached, to the same
+//!   space, and no one write-locks it: a writer waits for X+1, a detacher for X.
+//! - **L3** From the X+1 that its writer saw until the end of the edit, nobody is admitted: first
+//!   the count refuses, then `lock_seq == seq` does.
+//! - **L4** Only the holder of the mmap lock for writing adds X, attaches or detaches.
+//!
+//! # Where it comes from, and where it differs
+//!
+//! Linux 6.15's `vm_refcnt` (series 20250213224655.1680278-1-surenb@google.com) and the exchange
+//! of January 2025 about the acquire on the increment. Different on purpose: the sequence has 64
+//! bits, since with 32 a writer that meets a `lock_seq` from 2³¹ edits ago believes the VMA is its
+//! own; the end of a wait is an acquire; the end of an edit is a release; a put wakes through the
+//! slot, which is never freed, and not through the space.
+//!
+//! # Rejected
+//!
+//! A saturating count: the memory is type-stable, so the second check is needed anyway, and at
+//! the limit an increment can simply fail.
+
+use core::hint;
+
+use crate::facade::{AtomicU64, Relaxed, WaitWord, const_unless_model, fence, keep};
+use crate::ledger::{
+    ATTACH_PUBLISH, DETACH_EXCLUDE, DETACH_WAIT, EDIT_END, HOLE_BEGIN, HOLE_CHECK, READ_ADMIT,
+    READ_PUT, READ_SEQ, Step, WRITE_EXCLUDE, WRITE_UNLOCK, WRITE_WAIT,
+};
+use crate::platform::Platform;
+
+/// X, the bit in the count that keeps readers out.
+pub const EXCLUDED: u32 = 1 << 30;
+
+/// How often a reader's increment is tried when others change the count at the same time.
+const ENTER_TRIES: u32 = 64;
+
+/// The sequence number of a space: odd while an edit is under way.
+///
+/// It counts edits twice and has 64 bits, so it never comes back to a value.
+pub struct SpaceSeq(AtomicU64);
+
+/// The odd number that names an edit; only [`SpaceSeq::begin`] makes one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EditSeq(u64);
+
+/// What a walker remembers of the sequence from before its walk.
+#[derive(Clone, Copy)]
+pub struct Glimpse(u64);
+
+impl SpaceSeq {
+    const_unless_model! {
+        /// The sequence of a space that was never edited.
+        pub fn new() -> Self {
+            Self(AtomicU64::new(0))
+        }
+    }
+
+    /// Begins an edit. The caller holds the mmap lock for writing.
+    pub fn begin(&self) -> EditSeq {
+        let even = if keep(Step::BeginByRmw) {
+            self.0.fetch_add(1, Relaxed("every store that a walker can meet afterwards is a release; a read-modify-write, so that whoever loads this odd number still synchronizes with the EDIT_END before it"))
+        } else {
+            let even = self.0.load(Relaxed("mutant"));
+            self.0.store(even + 1, Relaxed("mutant"));
+            even
+        };
+        debug_assert!(even.is_multiple_of(2), "one edit at a time");
+        EditSeq(even + 1)
+    }
+
+    /// Ends the edit that `begin` named, and with it all its write locks.
+    pub fn end(&self, edit: EditSeq) {
+        self.0.store(edit.0 + 1, EDIT_END);
+    }
+
+    /// Looks before a walk.
+    #[inline(always)]
+    pub fn glimpse(&self) -> Glimpse {
+        Glimpse(self.0.load(HOLE_BEGIN))
+    }
+
+    /// Whether no edit was under way before the walk and none has begun since: only then is
+    /// "nothing is mapped there" true.
+    pub fn undisturbed(&self, before: Glimpse) -> bool {
+        fence(HOLE_CHECK);
+        let now = self.0.load(Relaxed("HOLE_CHECK stands in front of it"));
+        before.0.is_multiple_of(2) && (before.0 == now || !keep(Step::CheckHole))
+    }
+}
+
+/// Why the count refused a reader.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refused {
+    /// The count is 0: nothing is attached in this slot.
+    Detached,
+    /// A writer or a detacher is waiting, or has it alone; or the count changed under every try.
+    Excluded,
+    /// As many readers as the count can hold.
+    Busy,
+}
+
+/// The lock in a VMA.
+pub struct VmaLock {
+    /// See the table of values above.
+    refcnt: WaitWord,
+    /// The edit that last write-locked or attached this VMA. Odd from the start, so that a fresh
+    /// slot is told from no edit.
+    lock_seq: AtomicU64,
+}
+
+impl VmaLock {
+    const_unless_model! {
+        /// The lock of a slot in which nothing was ever attached.
+        pub fn new() -> Self {
+            Self { refcnt: WaitWord::new(0), lock_seq: AtomicU64::new(u64::MAX) }
+        }
+    }
+
+    /// Whether the VMA looks write-locked. May be wrong either way, and then costs a retry.
+    #[inline(always)]
+    pub fn looks_locked(&self, before: Glimpse) -> bool {
+        self.lock_seq.load(Relaxed("a hint: `unlocked` decides")) == before.0
+    }
+
+    /// Takes a reference, unless the VMA is detached, excluded or full.
+    ///
+    /// The holder may read the slot's space, and nothing else before [`unlocked`](Self::unlocked).
+    ///
+    /// # Errors
+    ///
+    /// Each row of the value table that refuses has its own.
+    #[inline(always)]
+    pub fn enter(&self) -> Result<(), Refused> {
+        let mut count = self.refcnt.load(Relaxed("only the increment that follows admits"));
+        for _ in 0..ENTER_TRIES {
+            match count {
+                0 => return Err(Refused::Detached),
+                LIMIT => return Err(Refused::Busy),
+                EXCLUDED.. => return Err(Refused::Excluded),
+                1..LIMIT => {}
+            }
+            match self.refcnt.compare_exchange_weak(count, count + 1, READ_ADMIT) {
+                Ok(_) => return Ok(()),
+                Err(now) => count = now,
+            }
+            hint::spin_loop();
+        }
+        Err(Refused::Excluded)
+    }
+
+    /// Whether the VMA is not write-locked, for a reader that is inside and knows that the slot
+    /// belongs to the space of `seq`.
+    ///
+    /// May say "locked" wrongly, when an edit ends meanwhile; never "unlocked" wrongly: `lock_seq`
+    /// stays while the reader is inside, and a `seq` other than it means that the edit which
+    /// stored it is over.
+    #[inline(always)]
+    pub fn unlocked(&self, seq: &SpaceSeq) -> bool {
+        let lock_seq = self.lock_seq.load(Relaxed("READ_ADMIT made it visible, and it stays"));
+        lock_seq != seq.0.load(READ_SEQ) || !keep(Step::CheckSeq)
+    }
+
+    /// Leaves. Nothing of the VMA may be read afterwards; waking touches the slot's memory, which
+    /// is never freed while anyone may look.
+    #[inline(always)]
+    pub fn leave<T: Platform>(&self) {
+        let left = self.refcnt.fetch_sub(1, READ_PUT) - 1;
+        if (left == EXCLUDED || left == EXCLUDED + 1) && keep(Step::WakeWaiter) {
+            T::wake(&self.refcnt);
+        }
+    }
+
+    /// Write-locks an attached VMA for the rest of `edit`, waiting for its readers.
+    pub fn start_write<T: Platform>(&self, edit: EditSeq) {
+        let mine = self.lock_seq.load(Relaxed("written under the mmap lock, which is held"));
+        if mine == edit.0 {
+            return;
+        }
+        let mut count = self.refcnt.fetch_add(EXCLUDED, WRITE_EXCLUDE) + EXCLUDED;
+        debug_assert!((EXCLUDED + 1..2 * EXCLUDED).contains(&count), "attached, X added once");
+        while count != EXCLUDED + 1 {
+            T::wait(&self.refcnt, count);
+            count = self.refcnt.load(WRITE_WAIT);
+        }
+        self.lock_seq.store(edit.0, Relaxed("published by WRITE_UNLOCK"));
+        self.refcnt.fetch_sub(EXCLUDED, WRITE_UNLOCK);
+    }
+
+    /// Attaches a VMA that the slot's owner has just written, write-locked by `edit`.
+    pub fn attach(&self, edit: EditSeq) {
+        if keep(Step::AttachLocked) {
+            self.lock_seq.store(edit.0, Relaxed("published by ATTACH_PUBLISH"));
+        }
+        self.refcnt.store(1, ATTACH_PUBLISH);
+    }
+
+    /// Detaches a write-locked VMA, waiting for readers that came in only to find it locked.
+    /// Afterwards the slot's fields are the caller's alone.
+    pub fn detach<T: Platform>(&self) {
+        let old = self.refcnt.fetch_add(EXCLUDED - 1, DETACH_EXCLUDE);
+        debug_assert!((1..EXCLUDED).contains(&old), "attached, nobody excludes: {old:#x}");
+        let mut count = old + (EXCLUDED - 1);
+        while count != EXCLUDED && keep(Step::DetachWait) {
+            T::wait(&self.refcnt, count);
+            count = self.refcnt.load(DETACH_WAIT);
+        }
+        self.refcnt.store(
+            0,
+            Relaxed("nobody enters at 0; the next tenant is published by ATTACH_PUBLISH"),
+        );
+    }
+}
+
+/// The most the count can hold: one attachment and LIMIT-1 readers.
+pub const LIMIT: u32 = EXCLUDED - 1;
+
+#[cfg(all(test, not(pervma_model)))]
+impl VmaLock {
+    /// Pretends that `readers` are inside.
+    pub(crate) fn pretend_readers(&self, readers: u32) {
+        self.refcnt.store(1 + readers, Relaxed("test"));
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        self.refcnt.value()
+    }
+}
+
+#[cfg(all(test, not(pervma_model)))]
+mod tests {
+    use super::*;
+    use crate::platform::Std;
+
+    fn attached() -> (VmaLock, SpaceSeq) {
+        let (lock, seq) = (VmaLock::new(), SpaceSeq::new());
+        let edit = seq.begin();
+        lock.attach(edit);
+        seq.end(edit);
+        (lock, seq)
+    }
+
+    #[test]
+    fn every_row_of_the_value_table() {
+        let (lock, seq) = (VmaLock::new(), SpaceSeq::new());
+        assert_eq!((lock.count(), lock.enter()), (0, Err(Refused::Detached)));
+
+        let edit = seq.begin();
+        lock.attach(edit);
+        assert_eq!(lock.enter(), Ok(()), "in, to find it write-locked");
+        assert!(!lock.unlocked(&seq));
+        lock.leave::<Std>();
+        seq.end(edit);
+
+        assert_eq!((lock.count(), lock.enter()), (1, Ok(())));
+        assert!(lock.unlocked(&seq));
+        assert_eq!(lock.count(), 2);
+        lock.leave::<Std>();
+
+        lock.pretend_readers(LIMIT - 2);
+        assert_eq!(lock.enter(), Ok(()), "the last place");
+        assert_eq!((lock.count(), lock.enter()), (LIMIT, Err(Refused::Busy)));
+
+        for excluded in [EXCLUDED, EXCLUDED + 1, EXCLUDED + 7] {
+            lock.pretend_readers(excluded - 1);
+            assert_eq!(lock.enter(), Err(Refused::Excluded));
+        }
+    }
+
+    #[test]
+    fn a_write_lock_ends_with_its_edit_and_no_earlier() {
+        let (lock, seq) = attached();
+        let edit = seq.begin();
+        assert!(lock.unlocked(&seq), "an edit locks nothing by itself");
+        lock.start_write::<Std>(edit);
+        lock.start_write::<Std>(edit); // mine already
+        assert_eq!(lock.count(), 1, "the sequence refuses, not the count");
+        assert!(!lock.unlocked(&seq) && lock.looks_locked(seq.glimpse()));
+        seq.end(edit);
+        assert!(lock.unlocked(&seq) && !lock.looks_locked(seq.glimpse()));
+    }
+
+    #[test]
+    fn detach_leaves_zero_and_the_slot_can_be_attached_again() {
+        let (lock, seq) = attached();
+        let edit = seq.begin();
+        lock.start_write::<Std>(edit);
+        lock.detach::<Std>();
+        assert_eq!(lock.count(), 0);
+        lock.attach(edit);
+        assert!(!lock.unlocked(&seq), "a new tenant waits for the end of its edit");
+        seq.end(edit);
+        assert!(lock.unlocked(&seq));
+    }
+
+    #[test]
+    fn a_hole_is_believed_only_when_undisturbed() {
+        let seq = SpaceSeq::new();
+        let before = seq.glimpse();
+        assert!(seq.undisturbed(before));
+        let edit = seq.begin();
+        assert!(!seq.undisturbed(before), "an edit has begun");
+        assert!(!seq.undisturbed(seq.glimpse()), "an edit is under way");
+        seq.end(edit);
+        assert!(!seq.undisturbed(before), "an edit has come and gone");
+    }
+}

@@ -1,0 +1,102 @@
+//! Byte ranges, checked once at the door.
+
+use core::fmt;
+use core::ops::Range;
+
+/// A range that has passed the checks: not empty, aligned to the granularity of its space.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    pub start: usize,
+    pub end: usize,
+}
+
+/// Why a range cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RangeError {
+    /// It holds no byte.
+    Empty {
+        /// Where it starts and ends.
+        addr: usize,
+    },
+    /// It ends before it starts: `start + length` has overflowed.
+    Overflow {
+        /// Where it starts.
+        start: usize,
+        /// Where it would end.
+        end: usize,
+    },
+    /// One of its ends is no multiple of the space's granularity.
+    Unaligned {
+        /// The end that is not aligned.
+        addr: usize,
+        /// The granularity of the space, in bytes.
+        granularity: usize,
+    },
+}
+
+impl Span {
+    /// Checks `range` for a space of `granularity` bytes, a power of two.
+    pub fn check(range: Range<usize>, granularity: usize) -> Result<Self, RangeError> {
+        let Range { start, end } = range;
+        if end < start {
+            return Err(RangeError::Overflow { start, end });
+        }
+        if start == end {
+            return Err(RangeError::Empty { addr: start });
+        }
+        match [start, end].into_iter().find(|addr| addr & (granularity - 1) != 0) {
+            Some(addr) => Err(RangeError::Unaligned { addr, granularity }),
+            None => Ok(Self { start, end }),
+        }
+    }
+
+    pub fn range(self) -> Range<usize> {
+        self.start..self.end
+    }
+
+    pub fn contains(self, addr: usize) -> bool {
+        self.start <= addr && addr < self.end
+    }
+
+    /// Whether every byte of `other` lies in this range.
+    pub fn covers(self, other: Self) -> bool {
+        self.start <= other.start && other.end <= self.end
+    }
+}
+
+impl fmt::Display for RangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Empty { addr } => write!(f, "the range at {addr:#x} is empty"),
+            Self::Overflow { start, end } => {
+                write!(f, "the range {start:#x}..{end:#x} ends before it starts")
+            }
+            Self::Unaligned { addr, granularity } => {
+                write!(f, "{addr:#x} is no multiple of {granularity:#x}")
+            }
+        }
+    }
+}
+
+impl core::error::Error for RangeError {}
+
+#[cfg(all(test, not(pervma_model)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_bad_range_has_its_own_error() {
+        let check = |range| Span::check(range, 4096).map(Span::range);
+        assert_eq!(check(0..4096), Ok(0..4096));
+        assert_eq!(check(8192..8192), Err(RangeError::Empty { addr: 8192 }));
+        let wrapped = Range { start: 8192, end: 4096 };
+        assert_eq!(check(wrapped), Err(RangeError::Overflow { start: 8192, end: 4096 }));
+        assert_eq!(check(1..4096), Err(RangeError::Unaligned { addr: 1, granularity: 4096 }));
+        assert_eq!(
+            check(0..usize::MAX),
+            Err(RangeError::Unaligned { addr: usize::MAX, granularity: 4096 })
+        );
+        assert!(Span::check(0..usize::MAX, 1).is_ok());
+    }
+}

@@ -1,0 +1,136 @@
+//! The memory that address spaces live in, a space's own or shared among many.
+
+use alloc::sync::Arc;
+use core::fmt;
+
+use crate::facade::{AtomicU64, Relaxed, const_unless_model};
+use crate::mm::SpaceId;
+use crate::platform::{Platform, with_default_platform};
+use crate::slots::{Arena, Slot, Usage};
+use crate::tree::Node;
+
+with_default_platform! {
+    /// Type-stable memory for the VMAs and tree nodes of address spaces.
+    ///
+    /// A space has a slab of its own unless it is given a shared one
+    /// ([`AddressSpace::on_slab`](crate::AddressSpace::on_slab)). What a removal frees is used
+    /// again by the next insertion, in whichever space that happens. Memory goes back when the
+    /// slab is dropped, never before; it holds at most 2³⁰ VMAs and 2³⁰ nodes.
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, Slab};
+    /// use std::sync::Arc;
+    ///
+    /// let slab = Arc::new(Slab::new());
+    /// let a = AddressSpace::on_slab(4096, Arc::clone(&slab));
+    /// let b = AddressSpace::on_slab(4096, Arc::clone(&slab));
+    ///
+    /// a.edit()?.insert(0x1000..0x2000, "text")?;
+    /// a.edit()?.remove(0x1000..0x2000)?;
+    /// b.edit()?.insert(0x7000..0x8000, "heap")?;
+    /// // The second insertion used the slot that the removal had freed.
+    /// assert_eq!(slab.vmas().made, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub struct Slab<P, T> {
+        slots: Arena<Slot<P>, T>,
+        nodes: Arena<Node, T>,
+        /// The identity of the next space on this slab; [`OWNER`] is taken.
+        next_space: AtomicU64,
+    }
+}
+
+/// The identity of the space that owns its slab.
+pub const OWNER: SpaceId = SpaceId(1);
+
+#[cfg(any(feature = "std", pervma_model))]
+impl<P> Slab<P> {
+    const_unless_model! {
+        /// An empty slab on the default platform.
+        #[must_use]
+        pub fn new() -> Self {
+            Self::with_platform()
+        }
+    }
+}
+
+#[cfg(any(feature = "std", pervma_model))]
+impl<P> Default for Slab<P> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<P, T: Platform> Slab<P, T> {
+    const_unless_model! {
+        /// An empty slab on the platform `T`.
+        ///
+        /// ```
+        /// use pervma::{Slab, Std};
+        ///
+        /// let slab = Slab::<u32, Std>::with_platform();
+        /// assert_eq!(slab.vmas().in_use, 0);
+        /// ```
+        #[must_use]
+        pub fn with_platform() -> Self {
+            Self {
+                slots: Arena::new(),
+                nodes: Arena::new(),
+                next_space: AtomicU64::new(OWNER.0 + 1),
+            }
+        }
+    }
+
+    /// How many VMA slots were made, and how many hold a VMA.
+    pub fn vmas(&self) -> Usage {
+        self.slots.usage()
+    }
+
+    /// How many tree nodes were made, and how many are part of a tree.
+    pub fn nodes(&self) -> Usage {
+        self.nodes.usage()
+    }
+
+    #[inline(always)]
+    pub(crate) fn slot_arena(&self) -> &Arena<Slot<P>, T> {
+        &self.slots
+    }
+
+    #[inline(always)]
+    pub(crate) fn node_arena(&self) -> &Arena<Node, T> {
+        &self.nodes
+    }
+
+    /// An identity that no space on this slab ever had.
+    pub(crate) fn new_space(&self) -> SpaceId {
+        SpaceId(self.next_space.fetch_add(1, Relaxed("a number taken once; it publishes nothing")))
+    }
+}
+
+impl<P, T: Platform> fmt::Debug for Slab<P, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slab")
+            .field("vmas", &self.vmas())
+            .field("nodes", &self.nodes())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The slab of a space.
+#[expect(clippy::large_enum_variant, reason = "a space in a `static` cannot box its slab")]
+pub enum SlabRef<P, T: Platform> {
+    /// Part of the space, so that a space can be a `static`.
+    Own(Slab<P, T>),
+    /// Shared with other spaces.
+    Shared(Arc<Slab<P, T>>),
+}
+
+impl<P, T: Platform> SlabRef<P, T> {
+    #[inline(always)]
+    pub fn get(&self) -> &Slab<P, T> {
+        match self {
+            Self::Own(slab) => slab,
+            Self::Shared(slab) => slab,
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! A node of the tree: keys and words that readers walk through while the one writer changes them.
+
+use crate::facade::{AtomicU32, AtomicUsize, Cell, Relaxed};
+use crate::ledger::{NODE_FOLLOW, NODE_KEY, NODE_LINK};
+use crate::slots::{Idx, Object};
+
+/// Entries in a node. Small in tests and under the models, so that nodes split, merge and are
+/// recycled after a few operations.
+pub const FANOUT: usize = if cfg!(any(test, pervma_model)) { 4 } else { 16 };
+
+/// A node that falls to this many entries is refilled before anything is removed below it.
+pub const SPARSE: usize = FANOUT / 4;
+
+/// The key of an unused entry. No VMA starts here: a half-open range cannot.
+pub const NO_KEY: usize = usize::MAX;
+
+const ALONE: Relaxed = Relaxed("only the writer asks, and only the writer changes it");
+
+/// What a word of the tree points to. The kind is part of the word, so a walker that meets a
+/// recycled node never takes a node for a VMA.
+#[derive(Clone, Copy)]
+pub enum Target {
+    /// Nothing.
+    Empty,
+    /// A node below.
+    Node(Idx<Node>),
+    /// A VMA. The payload's type is known to the tree's owner only.
+    Slot(u32),
+}
+
+/// A word of the tree.
+///
+/// | value | meaning |
+/// |---|---|
+/// | 0 | nothing |
+/// | `index << 2 \| 1` | the node `index` |
+/// | `index << 2 \| 2` | the slot `index` |
+pub struct TreeWord(AtomicU32);
+
+impl TreeWord {
+    crate::facade::const_unless_model! {
+        pub fn empty() -> Self {
+            Self(AtomicU32::new(0))
+        }
+    }
+
+    /// Loads the word as a walker does: what it points to is visible.
+    #[inline(always)]
+    pub fn follow(&self) -> Target {
+        let word = self.0.load(NODE_FOLLOW);
+        match word & 3 {
+            // SAFETY: stored by `link` below, loaded with acquire.
+            1 => Target::Node(unsafe { Idx::from_raw(word >> 2) }),
+            2 => Target::Slot(word >> 2),
+            _ => Target::Empty,
+        }
+    }
+
+    /// Stores what the word points to.
+    pub fn link(&self, target: Target) {
+        let word = match target {
+            Target::Empty => 0,
+            Target::Node(node) => node.raw() << 2 | 1,
+            Target::Slot(slot) => slot << 2 | 2,
+        };
+        self.0.store(word, NODE_LINK);
+    }
+}
+
+/// Up to [`FANOUT`] entries in ascending order of their keys, then unused ones with [`NO_KEY`].
+///
+/// In a leaf an entry is the start of a VMA and its slot; above, the smallest key below a child
+/// and the child. Entries shift in place: to the right child first and then key, to the left key
+/// first and then child, so that a walker finds every entry that stays, once or twice.
+#[repr(C, align(64))]
+pub struct Node {
+    keys: [AtomicUsize; FANOUT],
+    children: [TreeWord; FANOUT],
+    /// How many entries are used; for the writer.
+    len: AtomicU32,
+    link: Cell<u32>,
+}
+
+impl Object for Node {
+    fn new() -> Self {
+        Self {
+            keys: core::array::from_fn(|_| AtomicUsize::new(NO_KEY)),
+            children: core::array::from_fn(|_| TreeWord::empty()),
+            len: AtomicU32::new(0),
+            link: Cell::new(0),
+        }
+    }
+
+    fn link(&self) -> &Cell<u32> {
+        &self.link
+    }
+}
+
+// SAFETY: everything but `link` is atomic, and `link` is touched only under the arena's lock.
+unsafe impl Sync for Node {}
+// SAFETY: nothing in a node belongs to a thread.
+unsafe impl Send for Node {}
+
+impl Node {
+    /// The last entry whose key is not above `addr`, for a walker: what it finds in the middle of
+    /// a change may be wrong, never out of bounds.
+    #[inline(always)]
+    pub fn search(&self, addr: usize) -> Option<usize> {
+        const GROUP: usize = 4;
+        let mut start = 0;
+        while start + GROUP < FANOUT && self.walker_key(start + GROUP) <= addr {
+            start += GROUP;
+        }
+        let mut below = 0;
+        while below < GROUP && self.walker_key(start + below) <= addr {
+            below += 1;
+        }
+        (start + below).checked_sub(1)
+    }
+
+    #[inline(always)]
+    fn walker_key(&self, entry: usize) -> usize {
+        self.keys[entry].load(Relaxed(
+            "a wrong turn is noticed at its end: HOLE_CHECK for a hole, the range check for a VMA",
+        ))
+    }
+
+    /// The word of an entry.
+    #[inline(always)]
+    pub fn child(&self, entry: usize) -> &TreeWord {
+        &self.children[entry]
+    }
+
+    // What follows is for the writer.
+
+    pub fn len(&self) -> usize {
+        self.len.load(ALONE) as usize
+    }
+
+    pub fn key(&self, entry: usize) -> usize {
+        self.keys[entry].load(ALONE)
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.len() == FANOUT
+    }
+
+    /// The node below an entry; `None` in a leaf.
+    pub fn child_node(&self, entry: usize) -> Option<Idx<Node>> {
+        match self.children[entry].follow() {
+            Target::Node(node) => Some(node),
+            Target::Empty | Target::Slot(_) => None,
+        }
+    }
+
+    pub fn set_key(&self, entry: usize, key: usize) {
+        self.keys[entry].store(key, NODE_KEY);
+    }
+
+    /// Empties a node fresh from its arena, where it may have been an inner node of another tree:
+    /// the first word is what tells an empty leaf from an inner node.
+    pub fn clear(&self) {
+        self.children[0].link(Target::Empty);
+        for key in &self.keys {
+            key.store(NO_KEY, NODE_KEY);
+        }
+        self.len.store(0, ALONE);
+    }
+
+    /// Inserts an entry at its place in a node that is not full.
+    pub fn insert(&self, key: usize, target: Target) {
+        let len = self.len();
+        let at = (0..len).find(|&entry| self.key(entry) > key).unwrap_or(len);
+        for entry in (at..len).rev() {
+            self.children[entry + 1].link(self.children[entry].follow());
+            self.set_key(entry + 1, self.key(entry));
+        }
+        self.children[at].link(target);
+        self.set_key(at, key);
+        self.len.store(len as u32 + 1, ALONE);
+    }
+
+    /// Removes an entry.
+    pub fn remove(&self, at: usize) {
+        let len = self.len();
+        for entry in at..len - 1 {
+            self.set_key(entry, self.key(entry + 1));
+            self.children[entry].link(self.children[entry + 1].follow());
+        }
+        self.truncate(len - 1);
+    }
+
+    /// Forgets all entries from `len` on.
+    pub fn truncate(&self, len: usize) {
+        for entry in (len..self.len()).rev() {
+            self.set_key(entry, NO_KEY);
+        }
+        self.len.store(len as u32, ALONE);
+    }
+
+    /// Copies the entries from `from` on to the end of `other`, which has room for them.
+    pub fn copy_tail_to(&self, from: usize, other: &Self) {
+        for entry in from..self.len() {
+            other.insert(self.key(entry), self.children[entry].follow());
+        }
+    }
+}

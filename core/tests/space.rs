@@ -1,0 +1,299 @@
+//! The address space as its users see it.
+#![expect(clippy::unwrap_used, clippy::disallowed_types, reason = "tests")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use pervma::{AddressSpace, EditError, InsertErrorKind, RangeError, ReadError, RemoveError, Slab};
+
+const PAGE: usize = 4096;
+
+/// `n` pages from page `page` on.
+fn pages(page: usize, n: usize) -> std::ops::Range<usize> {
+    page * PAGE..(page + n) * PAGE
+}
+
+fn space_with(ranges: &[std::ops::Range<usize>]) -> AddressSpace<usize> {
+    let space = AddressSpace::new(PAGE);
+    let mut edit = space.edit().unwrap();
+    for range in ranges {
+        edit.insert(range.clone(), range.start).unwrap();
+    }
+    drop(edit);
+    space
+}
+
+#[test]
+fn every_bad_range_is_told_apart() {
+    let space = AddressSpace::new(PAGE);
+    let mut edit = space.edit().unwrap();
+    edit.insert(pages(4, 4), "taken").unwrap();
+    let mut insert = |range| edit.insert(range, "new").unwrap_err();
+
+    let cases = [
+        (PAGE..PAGE, RangeError::Empty { addr: PAGE }),
+        (std::ops::Range { start: PAGE, end: 1 }, RangeError::Overflow { start: PAGE, end: 1 }),
+        (1..PAGE, RangeError::Unaligned { addr: 1, granularity: PAGE }),
+        (PAGE..PAGE + 1, RangeError::Unaligned { addr: PAGE + 1, granularity: PAGE }),
+    ];
+    for (range, expected) in cases {
+        let error = insert(range);
+        assert_eq!((error.kind, error.payload), (InsertErrorKind::Range(expected), "new"));
+    }
+    for range in [pages(3, 2), pages(4, 4), pages(5, 1), pages(7, 9), pages(0, 100)] {
+        let error = insert(range);
+        let overlap = InsertErrorKind::Overlap { existing: pages(4, 4) };
+        assert_eq!((error.kind, error.payload), (overlap, "new"));
+    }
+    edit.insert(pages(3, 1), "below").unwrap();
+    edit.insert(pages(8, 1), "above").unwrap();
+}
+
+#[test]
+fn removing_nothing_or_a_part_changes_nothing() {
+    let space = space_with(&[pages(4, 4), pages(10, 1)]);
+    let mut edit = space.edit().unwrap();
+    let cases = [
+        (pages(0, 4), RemoveError::NotMapped { range: pages(0, 4) }),
+        (pages(8, 2), RemoveError::NotMapped { range: pages(8, 2) }),
+        (pages(5, 3), RemoveError::PartlyCovered { vma: pages(4, 4) }),
+        (pages(4, 3), RemoveError::PartlyCovered { vma: pages(4, 4) }),
+        (pages(5, 6), RemoveError::PartlyCovered { vma: pages(4, 4) }),
+        (PAGE..PAGE, RemoveError::Range(RangeError::Empty { addr: PAGE })),
+    ];
+    for (range, expected) in cases {
+        assert_eq!(edit.remove(range).unwrap_err(), expected);
+    }
+    let removed = edit.remove(pages(0, 100)).unwrap();
+    assert_eq!(removed.len(), 2);
+    drop(edit);
+    assert_eq!(space.slab().vmas().in_use, 0);
+    assert_eq!(space.slab().nodes().in_use, 0);
+}
+
+#[test]
+fn the_edges_of_the_address_range() {
+    let space = AddressSpace::new(1);
+    space.edit().unwrap().insert(0..1, "first").unwrap();
+    space.edit().unwrap().insert(usize::MAX - 1..usize::MAX, "last").unwrap();
+    assert_eq!(*space.try_read(0).unwrap(), "first");
+    assert_eq!(*space.try_read(usize::MAX - 1).unwrap(), "last");
+    for hole in [1, usize::MAX - 2, usize::MAX] {
+        assert_eq!(space.try_read(hole).unwrap_err(), ReadError::NotMapped { addr: hole });
+        assert_eq!(space.read(hole).unwrap_err(), ReadError::NotMapped { addr: hole });
+    }
+    assert_eq!(space.edit().unwrap().remove(0..usize::MAX).unwrap().len(), 2);
+}
+
+#[test]
+fn a_thread_that_would_wait_for_itself_is_told() {
+    let space = space_with(&[pages(1, 1), pages(3, 1)]);
+
+    let mut edit = space.edit().unwrap();
+    assert_eq!(space.edit().unwrap_err(), EditError::OwnEdit);
+    drop(edit.start_write(PAGE).unwrap());
+    assert_eq!(space.try_read(PAGE).unwrap_err(), ReadError::OwnEdit { addr: PAGE });
+    assert_eq!(space.read(PAGE).unwrap_err(), ReadError::OwnEdit { addr: PAGE });
+    assert_eq!(space.read(0).unwrap_err(), ReadError::OwnEdit { addr: 0 }, "a hole too");
+    assert_eq!(*space.try_read(3 * PAGE).unwrap(), 3 * PAGE, "what it has not locked is readable");
+    drop(edit);
+
+    let guard = space.try_read(PAGE).unwrap();
+    assert_eq!(space.edit().unwrap_err(), EditError::GuardHeld);
+    let other = space_with(&[]);
+    assert!(other.edit().is_ok(), "a guard of one space is in nobody's way in another");
+    drop(guard);
+    assert!(space.edit().is_ok());
+}
+
+#[test]
+fn a_reader_with_a_guard_does_not_wait_for_an_edit() {
+    let space = space_with(&[pages(1, 1), pages(3, 1)]);
+    let guard = space.read(PAGE).unwrap();
+    let (locked, wait) = std::sync::mpsc::channel();
+    let (go_on, gone) = std::sync::mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let space = &space;
+        scope.spawn(move || {
+            let mut edit = space.edit().unwrap();
+            *edit.start_write(3 * PAGE).unwrap() = 7;
+            locked.send(()).unwrap();
+            let _ = gone.recv();
+        });
+        wait.recv().unwrap();
+        let addr = 3 * PAGE;
+        assert_eq!(space.try_read(addr).unwrap_err(), ReadError::Locked { addr });
+        assert_eq!(space.read(addr).unwrap_err(), ReadError::GuardHeld { addr });
+        drop(guard);
+        go_on.send(()).unwrap();
+        assert_eq!(*space.read(addr).unwrap(), 7, "and without one it does");
+    });
+}
+
+#[test]
+fn insert_remove_insert_uses_the_same_slot() {
+    let space = space_with(&[]);
+    for round in 0..1_000 {
+        space.edit().unwrap().insert(pages(round, 1), round).unwrap();
+        assert_eq!(space.slab().vmas().made, 1);
+        assert_eq!(space.edit().unwrap().remove(pages(round, 1)).unwrap()[0].payload, round);
+    }
+    assert_eq!(space.slab().nodes().made, 1);
+}
+
+#[test]
+fn lookups_elsewhere_do_not_notice_an_edit() {
+    const LOOKUPS: usize = 1_000_000;
+    let space = space_with(&(0..100).map(|n| pages(2 * n, 1)).collect::<Vec<_>>());
+    let (begun, wait) = std::sync::mpsc::channel();
+    let (done, end) = std::sync::mpsc::channel();
+    thread::scope(|scope| {
+        let space = &space;
+        scope.spawn(move || {
+            let mut edit = space.edit().unwrap();
+            drop(edit.start_write(0).unwrap());
+            begun.send(()).unwrap();
+            thread::sleep(Duration::from_secs(1));
+            end.recv().unwrap();
+        });
+        wait.recv().unwrap();
+        for lookup in 0..LOOKUPS {
+            let addr = (2 * (1 + lookup % 99)) * PAGE;
+            let vma = space.try_read(addr).unwrap();
+            assert_eq!((*vma, vma.walks()), (addr, 1));
+        }
+        assert_eq!(
+            space.try_read(0).unwrap_err(),
+            ReadError::Locked { addr: 0 },
+            "still under way"
+        );
+        done.send(()).unwrap();
+    });
+}
+
+/// Counts its drops, and knows that it was dropped.
+struct Counted {
+    value: usize,
+    drops: Arc<AtomicUsize>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.value = usize::MAX;
+        self.drops.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn every_payload_is_dropped_once_by_whoever_removed_it_or_with_the_space() {
+    let drops = Arc::new(AtomicUsize::new(0));
+    let space = AddressSpace::new(PAGE);
+    for n in 0..50 {
+        let payload = Counted { value: n, drops: Arc::clone(&drops) };
+        space.edit().unwrap().insert(pages(n, 1), payload).unwrap();
+    }
+    let removed = space.edit().unwrap().remove(pages(10, 20)).unwrap();
+    assert_eq!((removed.len(), drops.load(Ordering::Relaxed)), (20, 0));
+    drop(removed);
+    assert_eq!(drops.load(Ordering::Relaxed), 20);
+    let kept = Counted { value: 0, drops: Arc::clone(&drops) };
+    drop(space.edit().unwrap().insert(pages(0, 1), kept).unwrap_err());
+    assert_eq!(drops.load(Ordering::Relaxed), 21, "what was refused came back");
+    drop(space);
+    assert_eq!(drops.load(Ordering::Relaxed), 51);
+}
+
+#[test]
+fn a_space_gives_its_memory_back_to_a_shared_slab() {
+    let slab = Arc::new(Slab::new());
+    for _ in 0..3 {
+        let space = AddressSpace::on_slab(PAGE, Arc::clone(&slab));
+        for n in 0..500 {
+            space.edit().unwrap().insert(pages(n, 1), n).unwrap();
+        }
+        assert_eq!(slab.vmas().in_use, 500);
+    }
+    assert_eq!((slab.vmas().in_use, slab.nodes().in_use, slab.vmas().made), (0, 0, 500));
+}
+
+#[test]
+fn a_destructor_that_panics_does_not_keep_the_rest_alive() {
+    struct Bomb(Arc<AtomicUsize>);
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            if self.0.fetch_add(1, Ordering::Relaxed) == 0 {
+                panic!("the first payload's destructor");
+            }
+        }
+    }
+    let drops = Arc::new(AtomicUsize::new(0));
+    let slab = Arc::new(Slab::new());
+    let space = AddressSpace::on_slab(PAGE, Arc::clone(&slab));
+    for n in 0..10 {
+        space.edit().unwrap().insert(pages(n, 1), Bomb(Arc::clone(&drops))).unwrap();
+    }
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(space)));
+    assert!(outcome.is_err());
+    assert_eq!((drops.load(Ordering::Relaxed), slab.vmas().in_use), (10, 0));
+}
+
+/// Readers beside an editor that moves mappings about, with two spaces on one slab so that slots
+/// and nodes go from one to the other all the time.
+#[test]
+fn readers_hold_what_they_found_while_slots_migrate() {
+    const ROUNDS: usize = if cfg!(miri) { 60 } else { 20_000 };
+    let drops = Arc::new(AtomicUsize::new(0));
+    let slab = Arc::new(Slab::new());
+    let spaces = [0, 1].map(|_| AddressSpace::on_slab(PAGE, Arc::clone(&slab)));
+    for space in &spaces {
+        // Page 0 stays for ever; page n carries its address.
+        let payload = Counted { value: 0, drops: Arc::clone(&drops) };
+        space.edit().unwrap().insert(pages(0, 1), payload).unwrap();
+    }
+    let editors = AtomicUsize::new(spaces.len());
+    thread::scope(|scope| {
+        for (which, space) in spaces.iter().enumerate() {
+            let (drops, editors) = (&drops, &editors);
+            scope.spawn(move || {
+                for round in 0..ROUNDS {
+                    let page = 2 + (round * 7 + which) % 40;
+                    let value = page * PAGE;
+                    let payload = Counted { value, drops: Arc::clone(drops) };
+                    let mut edit = space.edit().unwrap();
+                    match edit.insert(pages(page, 1), payload) {
+                        Ok(()) => {}
+                        Err(_) => drop(edit.remove(pages(page, 1)).unwrap()),
+                    }
+                }
+                editors.fetch_sub(1, Ordering::Release);
+            });
+            scope.spawn(move || {
+                let mut found = 0_usize;
+                let mut page = which;
+                while editors.load(Ordering::Acquire) != 0 {
+                    page = (page * 31 + 17) % 44;
+                    match space.try_read(page * PAGE) {
+                        Ok(vma) => {
+                            assert_eq!(vma.value, page * PAGE);
+                            assert_eq!(vma.range(), pages(page, 1));
+                            thread::yield_now();
+                            assert_eq!(vma.value, page * PAGE, "changed or dropped under a guard");
+                            found += 1;
+                        }
+                        Err(ReadError::NotMapped { .. }) => assert_ne!(page, 0, "a false hole"),
+                        Err(ReadError::Locked { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                    assert_eq!(space.read(0).unwrap().value, 0);
+                }
+                assert!(found > 0 || cfg!(miri));
+            });
+        }
+    });
+    let made = slab.vmas().made;
+    assert!(made < 2 * 44 + 2, "no growth: {made} slots");
+    drop(spaces);
+    assert_eq!(slab.vmas().in_use, 0);
+}
