@@ -1,0 +1,104 @@
+//! Readers against removal and reuse of the slot they are on their way to. Two threads, all
+//! interleavings, the whole lookup of the shipped source.
+
+use loom::sync::Arc;
+use loom::sync::atomic::AtomicU32;
+use loom::sync::atomic::Ordering::Relaxed;
+use loom::thread;
+use pervma_models::ledger::Step;
+use pervma_models::{AddressSpace, Slab};
+
+use crate::harness::{Model, RACE, drop_step, weaken};
+
+const OTHER: &str = "a reader is admitted to a VMA that does not hold its address";
+const FOREIGN: &str = "a reader of one space is admitted to a VMA of another";
+const EARLY: &str = "a reader is inside before the edit ends";
+
+/// Looks `addr` up; what is found must hold it and carry `payload`.
+fn look(space: &AddressSpace<u32>, addr: usize, payload: u32, wrong: &str) {
+    if let Ok(vma) = space.try_read(addr) {
+        assert!(vma.range().contains(&addr), "{wrong}");
+        assert_eq!(*vma, payload, "{wrong}");
+    }
+}
+
+/// One reader of the address that goes, one editor.
+pub const REUSE: Model = Model {
+    name: "reuse",
+    property: "a reader that comes late finds its own VMA or none, never the slot's next tenant",
+    preemptions: Some(4),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(10..20, 1).unwrap();
+        let editor = thread::spawn({
+            let space = Arc::clone(&space);
+            move || {
+                let mut edit = space.edit().unwrap();
+                assert_eq!(edit.remove(10..20).unwrap()[0].payload, 1);
+                edit.insert(30..40, 2).unwrap();
+            }
+        });
+        look(&space, 10, 1, OTHER);
+        editor.join().unwrap();
+        assert_eq!(space.slab().vmas().made, 1, "the slot was used again");
+    },
+    mutants: &[
+        weaken("ATTACH_PUBLISH", RACE),
+        weaken("DETACH_EXCLUDE", RACE),
+        weaken("DETACH_WAIT", RACE),
+        drop_step(Step::CheckRange, OTHER),
+        drop_step(Step::DetachWait, RACE),
+    ],
+};
+
+/// One reader of an address that an edit maps, in a slot that was used before.
+pub const APPEAR: Model = Model {
+    name: "appear",
+    property: "what an edit inserts is found complete, and not before the edit ends",
+    preemptions: None,
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(10..20, 1).unwrap();
+        space.edit().unwrap().remove(10..20).unwrap();
+        let over = Arc::new(AtomicU32::new(0));
+        let editor = thread::spawn({
+            let (space, over) = (Arc::clone(&space), Arc::clone(&over));
+            move || {
+                let mut edit = space.edit().unwrap();
+                edit.insert(30..40, 2).unwrap();
+                over.fetch_add(1, Relaxed);
+            }
+        });
+        if let Ok(vma) = space.try_read(30) {
+            assert_eq!(over.fetch_add(0, Relaxed), 1, "{EARLY}");
+            assert_eq!(*vma, 2, "{OTHER}");
+        }
+        editor.join().unwrap();
+    },
+    mutants: &[drop_step(Step::AttachLocked, EARLY), weaken("ATTACH_PUBLISH", RACE)],
+};
+
+/// One reader of a space, one editor that moves its slot to another space on the same slab.
+pub const REUSE_ELSEWHERE: Model = Model {
+    name: "reuse_elsewhere",
+    property: "a slot that has gone to another space is refused, whatever its lock says",
+    preemptions: Some(4),
+    run: || {
+        let slab = std::sync::Arc::new(Slab::new());
+        let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
+        let other = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
+        mine.edit().unwrap().insert(10..20, 1).unwrap();
+        let editor = thread::spawn({
+            let mine = Arc::clone(&mine);
+            move || {
+                mine.edit().unwrap().remove(10..20).unwrap();
+                other.edit().unwrap().insert(10..20, 2).unwrap();
+                assert_eq!(*other.try_read(10).unwrap(), 2);
+            }
+        });
+        look(&mine, 10, 1, FOREIGN);
+        editor.join().unwrap();
+        assert_eq!(slab.vmas().made, 1, "the slot was used again");
+    },
+    mutants: &[drop_step(Step::CheckSpace, FOREIGN), weaken("ATTACH_PUBLISH", RACE)],
+};

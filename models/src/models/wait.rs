@@ -1,0 +1,84 @@
+//! Waiting and waking. The stand-in for the futex is made of loom's mutex and condition variable,
+//! which order more than a futex does: here only lost wake-ups are judged, not orderings.
+
+use loom::sync::Arc;
+use loom::sync::atomic::AtomicU32;
+use loom::sync::atomic::Ordering::Relaxed;
+use loom::thread;
+use pervma_models::AddressSpace;
+use pervma_models::internals::{Relaxed as NoOrder, WaitWord};
+use pervma_models::ledger::Step;
+
+use crate::harness::{DEADLOCK, Model, drop_step};
+
+/// The stand-in itself: a sleeper that saw the old value is woken, one that comes late does not
+/// sleep.
+pub const FUTEX: Model = Model {
+    name: "futex",
+    property: "the stand-in for the futex loses no wake-up",
+    preemptions: None,
+    run: || {
+        let word = Arc::new(WaitWord::new(0));
+        let waker = thread::spawn({
+            let word = Arc::clone(&word);
+            move || {
+                word.fetch_add(1, NoOrder("the futex's mutex orders the compare"));
+                word.futex_wake();
+            }
+        });
+        while word.load(NoOrder("looked at again after each wait")) == 0 {
+            word.futex_wait(0);
+        }
+        waker.join().unwrap();
+    },
+    mutants: &[],
+};
+
+/// A writer waits for the last of two readers.
+pub const WAKE: Model = Model {
+    name: "wake",
+    property: "a writer that waits for readers is woken by the last of them",
+    preemptions: Some(3),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(10..20, 1).unwrap();
+        let inside = Arc::new(AtomicU32::new(0));
+        let reader = thread::spawn({
+            let (space, inside) = (Arc::clone(&space), Arc::clone(&inside));
+            move || {
+                if let Ok(vma) = space.try_read(10) {
+                    inside.fetch_add(1, Relaxed);
+                    assert_eq!(*vma, 1);
+                    inside.fetch_sub(1, Relaxed);
+                }
+            }
+        });
+        let mut edit = space.edit().unwrap();
+        let vma = edit.start_write(10).unwrap();
+        assert_eq!(inside.fetch_add(0, Relaxed), 0, "the writer did not wait");
+        assert_eq!(*vma, 1);
+        drop(edit);
+        reader.join().unwrap();
+    },
+    mutants: &[drop_step(Step::WakeWaiter, DEADLOCK)],
+};
+
+/// A blocking reader against an edit that write-locks its VMA.
+pub const BLOCKING_READ: Model = Model {
+    name: "blocking_read",
+    property: "a blocking read of an address that stays mapped returns it, whatever an edit does",
+    preemptions: Some(3),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(10..20, 1).unwrap();
+        let editor = thread::spawn({
+            let space = Arc::clone(&space);
+            move || *space.edit().unwrap().start_write(10).unwrap() = 2
+        });
+        let read = *space.read(10).unwrap();
+        assert!(read == 1 || read == 2);
+        editor.join().unwrap();
+        assert_eq!(*space.try_read(10).unwrap(), 2);
+    },
+    mutants: &[drop_step(Step::WakeWaiter, DEADLOCK)],
+};
