@@ -1,0 +1,105 @@
+//! A file, read page by page.
+
+use std::fs::File;
+
+use rustix::io::{Errno, pread};
+
+use super::{ReadFailed, Source};
+use crate::Error;
+
+/// A regular file, read with `pread`.
+///
+/// Each page is read once, when it is first touched; what the file becomes afterwards does not
+/// show. A file that has shrunk below a page that is touched is an error of that access.
+///
+/// ```
+/// use std::io::Write;
+/// use pervma_pager::{FileSource, Region};
+///
+/// let mut file = tempfile::tempfile()?;
+/// file.write_all(b"on demand")?;
+/// let region = Region::map(FileSource::new(file)?)?;
+/// assert_eq!(&region[3..], b"demand");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct FileSource {
+    file: File,
+    size: u64,
+}
+
+impl FileSource {
+    /// Takes the file in its present size.
+    ///
+    /// # Errors
+    ///
+    /// When it is not a regular file, or its last byte cannot be read: not opened for reading, or
+    /// a file, as in `/sys`, whose size is not that of its content.
+    pub fn new(file: File) -> Result<Self, Error> {
+        let metadata = file.metadata().map_err(Error::File)?;
+        if !metadata.is_file() {
+            return Err(Error::NotARegularFile);
+        }
+        let source = Self { file, size: metadata.len() };
+        if let Some(last) = source.size.checked_sub(1) {
+            let read = pread(&source.file, &mut [0; 1], last).map_err(|e| Error::File(e.into()))?;
+            if read == 0 {
+                return Err(Error::NotItsSize { bytes: source.size });
+            }
+        }
+        Ok(source)
+    }
+}
+
+// SAFETY: a loop around one system call and the caller's buffer; rustix makes the call itself,
+// with no state of its own.
+#[expect(unsafe_code, reason = "the contract of a source")]
+unsafe impl Source for FileSource {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    #[inline]
+    fn read_at(&self, mut offset: u64, mut buf: &mut [u8]) -> Result<(), ReadFailed> {
+        while !buf.is_empty() {
+            match pread(&self.file, &mut *buf, offset) {
+                // Within the size there is no end of file, unless the file has shrunk.
+                Ok(0) => return Err(ReadFailed),
+                Ok(read) => {
+                    buf = buf.get_mut(read..).ok_or(ReadFailed)?;
+                    offset += read as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(_) => return Err(ReadFailed),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_has_shrunk_is_an_error() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(10_000).unwrap();
+        let source = FileSource::new(file.try_clone().unwrap()).unwrap();
+        let mut buf = [1; 100];
+        assert_eq!(source.read_at(9_900, &mut buf), Ok(()));
+        assert_eq!(buf, [0; 100]);
+        file.set_len(9_950).unwrap();
+        assert_eq!(source.read_at(9_900, &mut buf), Err(ReadFailed));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_refused_at_once() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1).unwrap();
+        let unreadable = File::options().write(true).open(file.path()).unwrap();
+        assert!(matches!(FileSource::new(unreadable), Err(Error::File(_))));
+        let directory = File::open("/").unwrap();
+        assert!(matches!(FileSource::new(directory), Err(Error::NotARegularFile)));
+    }
+}

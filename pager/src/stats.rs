@@ -1,0 +1,153 @@
+//! Counting faults and how their lookups ended.
+#![expect(
+    clippy::disallowed_types,
+    reason = "statistics: relaxed counters that nothing is decided by"
+)]
+
+use std::cell::Cell;
+use std::ops::Sub;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+/// More than the processors of most machines; threads beyond it share.
+const SHARDS: usize = 64;
+
+static COUNTERS: [Shard; SHARDS] = [const { Shard::new() }; SHARDS];
+
+/// What the threads of this process have counted so far.
+///
+/// Snapshots are subtracted to count what lies between them.
+///
+/// ```
+/// use pervma_pager::{MemorySource, Region, stats};
+///
+/// let region = Region::map(MemorySource::new(vec![1; 3 * 4096]))?;
+/// let before = stats();
+/// assert_eq!(region[0] + region[4096] + region[4097], 3);
+/// let counted = stats() - before;
+/// assert!(counted.faults >= 2 && counted.lookups_first_try >= 2);
+/// # Ok::<(), pervma_pager::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Faults of regions after which the page was there, filled by this fault or by another
+    /// thread's at the same time.
+    pub faults: u64,
+    /// Lookups that found the region in their first walk.
+    pub lookups_first_try: u64,
+    /// Lookups that needed more walks.
+    pub lookups_retried: u64,
+    /// Lookups that changes in the address space kept from an answer: the thread yielded and the
+    /// access was repeated.
+    pub lookups_slow: u64,
+}
+
+impl Sub for Stats {
+    type Output = Self;
+
+    fn sub(self, earlier: Self) -> Self {
+        Self {
+            faults: self.faults - earlier.faults,
+            lookups_first_try: self.lookups_first_try - earlier.lookups_first_try,
+            lookups_retried: self.lookups_retried - earlier.lookups_retried,
+            lookups_slow: self.lookups_slow - earlier.lookups_slow,
+        }
+    }
+}
+
+/// What has been counted so far in this process, all threads together.
+#[must_use]
+pub fn stats() -> Stats {
+    let mut sum = Stats::default();
+    for shard in &COUNTERS {
+        // RELAXED: a thread sees its own counts and those of the threads it has joined.
+        sum.faults += shard.faults.load(Relaxed);
+        sum.lookups_first_try += shard.lookups_first_try.load(Relaxed);
+        sum.lookups_retried += shard.lookups_retried.load(Relaxed);
+        sum.lookups_slow += shard.lookups_slow.load(Relaxed);
+    }
+    sum
+}
+
+/// The counters of the threads that share a shard, apart from all others (two lines, since
+/// processors fetch lines in pairs).
+#[repr(align(128))]
+pub(crate) struct Shard {
+    faults: AtomicU64,
+    lookups_first_try: AtomicU64,
+    lookups_retried: AtomicU64,
+    lookups_slow: AtomicU64,
+}
+
+impl Shard {
+    const fn new() -> Self {
+        Self {
+            faults: AtomicU64::new(0),
+            lookups_first_try: AtomicU64::new(0),
+            lookups_retried: AtomicU64::new(0),
+            lookups_slow: AtomicU64::new(0),
+        }
+    }
+
+    /// The running thread's. Legal in a signal handler: a plain cell, dealt in turn.
+    #[inline]
+    pub(crate) fn mine() -> &'static Self {
+        /// Not yet dealt.
+        const NONE: usize = usize::MAX;
+        thread_local! {
+            static MINE: Cell<usize> = const { Cell::new(NONE) };
+        }
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+
+        let mut mine = MINE.get();
+        if mine == NONE {
+            // RELAXED: the number only spreads threads.
+            mine = NEXT.fetch_add(1, Relaxed) % SHARDS;
+            MINE.set(mine);
+        }
+        &COUNTERS[mine]
+    }
+
+    /// Counts a lookup that found the region after so many walks.
+    #[inline]
+    pub(crate) fn count_lookup(&self, walks: u32) {
+        let counter = if walks == 1 { &self.lookups_first_try } else { &self.lookups_retried };
+        counter.fetch_add(1, Relaxed);
+    }
+
+    /// Counts a lookup that got no answer.
+    pub(crate) fn count_slow(&self) {
+        self.lookups_slow.fetch_add(1, Relaxed);
+    }
+
+    /// Counts a fault whose page is there now.
+    #[inline]
+    pub(crate) fn count_fault(&self) {
+        self.faults.fetch_add(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_thread_counts_shows() {
+        let before = stats();
+        let mine = Shard::mine();
+        mine.count_lookup(1);
+        mine.count_lookup(2);
+        mine.count_slow();
+        mine.count_fault();
+        let counted = stats() - before;
+        assert!(counted.faults >= 1 && counted.lookups_first_try >= 1);
+        assert!(counted.lookups_retried >= 1 && counted.lookups_slow >= 1);
+    }
+
+    #[test]
+    fn threads_get_shards_of_their_own() {
+        let mine = std::ptr::from_ref(Shard::mine()).addr();
+        let other = std::thread::spawn(|| std::ptr::from_ref(Shard::mine()).addr());
+        assert_ne!(mine, other.join().unwrap());
+    }
+}

@@ -1,0 +1,308 @@
+//! Signals that are not a region's, faults that cannot be served, and forked children.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::ffi::{c_int, c_void};
+use std::fs::File;
+use std::mem::MaybeUninit;
+use std::ptr;
+
+use common::{PAGE, child_case, run_child};
+use libc::{SIGBUS, siginfo_t};
+use pervma_pager::{FileSource, MemorySource, ReadFailed, Region, Source};
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// What the handlers of these tests exit with.
+const CALLED: c_int = 42;
+
+/// Installs `handler` for SIGBUS, with a mask that has SIGUSR1.
+fn handle_sigbus(handler: usize, flags: c_int) {
+    // SAFETY: a C structure of integers and an optional function: all zeros is valid.
+    let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    action.sa_sigaction = handler;
+    action.sa_flags = flags;
+    // SAFETY: a valid set.
+    unsafe { libc::sigaddset(&raw mut action.sa_mask, libc::SIGUSR1) };
+    // SAFETY: `handler` is SIG_DFL, SIG_IGN or a function that fits the flags.
+    assert_eq!(unsafe { libc::sigaction(SIGBUS, &raw const action, ptr::null_mut()) }, 0);
+}
+
+/// A page of an ordinary mapping whose file is gone: touching it is a SIGBUS of the kernel's own.
+fn beyond_the_end() -> *const u8 {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(PAGE as u64).unwrap();
+    let (nowhere, flags) = (ptr::null_mut(), MapFlags::SHARED);
+    // SAFETY: maps to addresses that the kernel chooses.
+    let page = unsafe { rustix::mm::mmap(nowhere, PAGE, ProtFlags::READ, flags, &file, 0) };
+    file.set_len(0).unwrap();
+    page.unwrap().cast()
+}
+
+fn touch(address: *const u8) {
+    // SAFETY: mapped; what happens then is the test.
+    std::hint::black_box(unsafe { address.read_volatile() });
+}
+
+/// A region that works, mapped after the handler of the test was installed.
+fn working_region() -> Region {
+    let region = Region::map(MemorySource::new(vec![1; 2 * PAGE])).unwrap();
+    assert_eq!(region[0], 1);
+    region
+}
+
+fn exit_now(code: c_int) -> ! {
+    // SAFETY: ends the process; nothing of it is used afterwards.
+    unsafe { libc::_exit(code) }
+}
+
+extern "C" fn exits(signal: c_int) {
+    exit_now(if signal == SIGBUS { CALLED } else { 1 });
+}
+
+fn is_blocked(signal: c_int) -> bool {
+    let mut mask = MaybeUninit::uninit();
+    // SAFETY: only asks, and writes the set.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), mask.as_mut_ptr()) };
+    // SAFETY: a set that was written.
+    unsafe { libc::sigismember(mask.as_ptr(), signal) == 1 }
+}
+
+/// Exits well if it is called as the kernel would: with the cause, the context and the mask.
+unsafe extern "C" fn inspects(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    // SAFETY: a handler's argument.
+    let info = unsafe { &*info };
+    let as_expected = signal == SIGBUS
+        && info.si_signo == SIGBUS
+        && info.si_code == libc::BUS_ADRERR
+        && !context.is_null()
+        && is_blocked(SIGBUS)
+        && is_blocked(libc::SIGUSR1)
+        && !is_blocked(libc::SIGUSR2);
+    exit_now(if as_expected { CALLED } else { 1 });
+}
+
+unsafe extern "C" fn inspects_nodefer(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
+    let as_expected = !is_blocked(SIGBUS) && is_blocked(libc::SIGUSR1);
+    exit_now(if as_expected { CALLED } else { 1 });
+}
+
+extern "C" fn returns(_signal: c_int) {}
+
+type Informed = unsafe extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
+type Plain = extern "C" fn(c_int);
+
+#[test]
+fn a_foreign_fault_reaches_whoever_was_there_before() {
+    if let Some(case) = child_case() {
+        let (handler, flags) = match case.as_str() {
+            "plain" => (exits as Plain as usize, 0),
+            "informed" => (inspects as Informed as usize, libc::SA_SIGINFO),
+            "nodefer" => {
+                (inspects_nodefer as Informed as usize, libc::SA_SIGINFO | libc::SA_NODEFER)
+            }
+            "once" => (returns as Plain as usize, libc::SA_RESETHAND),
+            "default" => (libc::SIG_DFL, 0),
+            "ignore" => (libc::SIG_IGN, 0),
+            _ => unreachable!(),
+        };
+        handle_sigbus(handler, flags);
+        let region = working_region();
+        touch(beyond_the_end());
+        drop(region);
+        return;
+    }
+
+    let name = "a_foreign_fault_reaches_whoever_was_there_before";
+    for case in ["plain", "informed", "nodefer"] {
+        assert_eq!(run_child(name, case).exit, Some(CALLED), "{case}");
+    }
+    for case in ["once", "default", "ignore"] {
+        assert_eq!(run_child(name, case).signal, Some(SIGBUS), "{case}");
+    }
+}
+
+/// Sends this thread a SIGBUS that claims `address`.
+fn send_sigbus(address: *const u8) {
+    /// The start of `siginfo_t`, as the kernel lays it out for faults.
+    #[repr(C)]
+    struct Info {
+        signal: c_int,
+        errno: c_int,
+        code: c_int,
+        address: *const u8,
+        rest: [u64; 13],
+    }
+    const _: () = assert!(size_of::<Info>() == size_of::<siginfo_t>());
+
+    let info = Info { signal: SIGBUS, errno: 0, code: libc::SI_QUEUE, address, rest: [0; 13] };
+    let (process, call) = (std::process::id(), libc::SYS_rt_tgsigqueueinfo);
+    // SAFETY: no condition.
+    let thread = unsafe { libc::gettid() };
+    // SAFETY: sends a signal to this thread; the kernel only reads `info`.
+    let sent = unsafe { libc::syscall(call, process, thread, SIGBUS, &raw const info) };
+    assert_eq!(sent, 0);
+}
+
+#[test]
+fn a_signal_that_was_sent_is_not_taken_for_a_fault() {
+    if let Some(case) = child_case() {
+        let handler = match case.as_str() {
+            "handled" => exits as Plain as usize,
+            "default" => libc::SIG_DFL,
+            "ignore" => libc::SIG_IGN,
+            _ => unreachable!(),
+        };
+        handle_sigbus(handler, 0);
+        let region = working_region();
+        send_sigbus(&raw const region[PAGE]);
+        if case == "default" {
+            exit_now(1);
+        }
+        // Ignored: regions go on working.
+        assert_eq!(region[PAGE], 1);
+        exit_now(7);
+    }
+
+    let name = "a_signal_that_was_sent_is_not_taken_for_a_fault";
+    assert_eq!(run_child(name, "handled").exit, Some(CALLED));
+    assert_eq!(run_child(name, "default").signal, Some(SIGBUS));
+    assert_eq!(run_child(name, "ignore").exit, Some(7));
+}
+
+/// A source that never delivers.
+struct Broken;
+
+// SAFETY: touches nothing.
+unsafe impl Source for Broken {
+    fn size(&self) -> u64 {
+        PAGE as u64
+    }
+
+    fn read_at(&self, _offset: u64, _buf: &mut [u8]) -> Result<(), ReadFailed> {
+        Err(ReadFailed)
+    }
+}
+
+fn shrunk_file() -> (FileSource, File) {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(PAGE as u64).unwrap();
+    (FileSource::new(file.try_clone().unwrap()).unwrap(), file)
+}
+
+#[test]
+fn a_source_that_fails_ends_the_process_with_sigbus() {
+    if let Some(case) = child_case() {
+        let region = match case.as_str() {
+            "broken" => Region::map(Broken).unwrap(),
+            "shrunk" => {
+                let (source, file) = shrunk_file();
+                let region = Region::map(source).unwrap();
+                file.set_len(10).unwrap();
+                region
+            }
+            _ => unreachable!(),
+        };
+        touch(&raw const region[0]);
+        return;
+    }
+
+    for case in ["broken", "shrunk"] {
+        let ended = run_child("a_source_that_fails_ends_the_process_with_sigbus", case);
+        assert_eq!(ended.signal, Some(SIGBUS), "{case}");
+    }
+}
+
+#[test]
+fn a_failing_source_can_be_caught_like_any_sigbus() {
+    if child_case().is_some() {
+        handle_sigbus(inspects as Informed as usize, libc::SA_SIGINFO);
+        let region = Region::map(Broken).unwrap();
+        touch(&raw const region[0]);
+        return;
+    }
+    let ended = run_child("a_failing_source_can_be_caught_like_any_sigbus", "caught");
+    assert_eq!(ended.exit, Some(CALLED));
+}
+
+/// Forks, runs `child` in the child, and says how that ended: by exit code or by signal.
+fn forked(child: impl FnOnce()) -> Result<c_int, c_int> {
+    // SAFETY: the child touches memory and exits; it takes no lock and allocates nothing.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0);
+    if pid == 0 {
+        // Alarms are not inherited.
+        // SAFETY: no condition.
+        unsafe { libc::alarm(20) };
+        child();
+        exit_now(0);
+    }
+    let mut status = 0;
+    // SAFETY: waits for our child, and writes the status.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    if libc::WIFEXITED(status) {
+        Ok(libc::WEXITSTATUS(status))
+    } else {
+        Err(libc::WTERMSIG(status))
+    }
+}
+
+#[test]
+fn a_forked_child_faults_instead_of_reading_zeros() {
+    if child_case().is_some() {
+        let region = working_region();
+        for page in [0, PAGE] {
+            let ended = forked(|| {
+                let byte = region[page];
+                exit_now(100 + c_int::from(byte));
+            });
+            assert_eq!(ended, Err(libc::SIGSEGV), "page at {page}");
+        }
+        // The parent's is as it was.
+        assert_eq!(region[PAGE], 1);
+        exit_now(CALLED);
+    }
+    let ended = run_child("a_forked_child_faults_instead_of_reading_zeros", "fork");
+    assert_eq!(ended.exit, Some(CALLED), "{}", ended.stderr);
+}
+
+#[test]
+fn a_forked_child_that_drops_a_region_leaves_what_it_has_there_now() {
+    if child_case().is_some() {
+        let region = working_region();
+        let start = region.as_ptr();
+        let ended = forked(move || {
+            let (at, flags) = (start.cast_mut().cast(), MapFlags::PRIVATE | MapFlags::FIXED);
+            // SAFETY: the child has nothing at the addresses of the region.
+            unsafe { rustix::mm::mmap_anonymous(at, PAGE, ProtFlags::READ, flags) }.unwrap();
+            drop(region);
+            touch(start);
+        });
+        assert_eq!(ended, Ok(0));
+        exit_now(CALLED);
+    }
+    let name = "a_forked_child_that_drops_a_region_leaves_what_it_has_there_now";
+    let ended = run_child(name, "fork");
+    assert_eq!(ended.exit, Some(CALLED), "{}", ended.stderr);
+}
+
+#[test]
+fn a_forked_child_whose_own_sigbus_hits_a_regions_addresses_dies_of_it() {
+    if child_case().is_some() {
+        handle_sigbus(libc::SIG_DFL, 0);
+        let region = working_region();
+        let start = region.as_ptr();
+        let ended = forked(|| {
+            let file = tempfile::tempfile().unwrap();
+            let (at, flags) = (start.cast_mut().cast(), MapFlags::SHARED | MapFlags::FIXED);
+            // SAFETY: the child has nothing at the addresses of the region.
+            unsafe { rustix::mm::mmap(at, PAGE, ProtFlags::READ, flags, &file, 0) }.unwrap();
+            touch(start);
+        });
+        assert_eq!(ended, Err(SIGBUS));
+        exit_now(CALLED);
+    }
+    let name = "a_forked_child_whose_own_sigbus_hits_a_regions_addresses_dies_of_it";
+    let ended = run_child(name, "fork");
+    assert_eq!(ended.exit, Some(CALLED), "{}", ended.stderr);
+}
