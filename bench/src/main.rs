@@ -1,0 +1,48 @@
+//! The cost of a page fault, beside the floor: a signal handler that does nothing but fill.
+//!
+//! The ways to serve faults take turns, round by round, in one process and on the same bytes; each
+//! round maps fresh memory and touches its pages once, in random order. What is measured is
+//! the time of the touching reads. Run it with `--release`.
+#![deny(unsafe_code)]
+
+mod bare;
+mod machine;
+mod report;
+mod round;
+mod summary;
+
+use std::error::Error;
+
+use clap::Parser;
+
+use crate::machine::Machine;
+use crate::report::Report;
+use crate::round::Plan;
+
+/// Measure page faults: pervma's regions beside bare signal handlers.
+#[derive(Debug, Parser)]
+#[command(name = "pervma-bench")]
+struct Arguments {
+    /// A few short rounds, to see that it works.
+    #[arg(long)]
+    quick: bool,
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments = Arguments::parse();
+    let plan = if arguments.quick {
+        Plan { rounds: 5, pages: 512 }
+    } else {
+        Plan { rounds: 101, pages: 4096 }
+    };
+    let report = Report::new(Machine::detect(), plan, &plan.run()?);
+    if arguments.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(())
+}
