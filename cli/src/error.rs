@@ -1,0 +1,47 @@
+//! What can be wrong, each in one line that says what to do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why nothing was paged.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("{0} (see pervma --help)")]
+    Usage(String),
+    #[error("{}: {reason}: {advice}", one_line(file))]
+    File { file: PathBuf, reason: String, advice: &'static str },
+    #[error(
+        "{}: paging {bytes} bytes needs {needed} bytes of memory and {available} are available: \
+         give a smaller file",
+        one_line(file)
+    )]
+    TooLarge { file: PathBuf, bytes: u64, needed: u64, available: u64 },
+    #[error("no memory for a copy of {bytes} bytes: give a smaller file or check ulimit -v")]
+    NoMemory { bytes: usize },
+    #[error("{}: {reason}", one_line(file))]
+    Source { file: PathBuf, reason: pervma_pager::Error },
+    #[error(transparent)]
+    Region(#[from] pervma_pager::Error),
+    #[error("thread {number} could not be started ({reason}): give a smaller --threads")]
+    Thread { number: usize, reason: io::Error },
+    #[error("this program's own file cannot be found ({0}): give a FILE")]
+    NoExecutable(io::Error),
+    #[error("the report could not be written: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// The name as text that stays on its line.
+pub(crate) fn one_line(file: &Path) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
+    file.to_string_lossy().chars().map(escape).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strange_name_stays_on_one_line() {
+        assert_eq!(one_line(Path::new("a\nb\u{1b}[31m é")), "a\\nb\\u{1b}[31m é");
+    }
+}

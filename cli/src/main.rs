@@ -1,0 +1,45 @@
+//! `pervma`: sees real page faults served, and checks every byte.
+#![forbid(unsafe_code)]
+
+mod args;
+mod error;
+mod input;
+mod page;
+mod progress;
+mod report;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use crate::args::Command;
+use crate::error::Error;
+
+/// Everything matched.
+const MATCHED: u8 = 0;
+/// Bytes differed, or pages were not faulted in.
+const MISMATCHED: u8 = 1;
+/// Nothing could be measured: one line on standard error says why.
+const BAD_INPUT: u8 = 2;
+
+fn main() -> ExitCode {
+    let code = match run() {
+        Ok(code) => code,
+        Err(error) => {
+            // Nowhere is left to report that standard error is closed.
+            let _ = writeln!(io::stderr(), "pervma: {error}");
+            BAD_INPUT
+        }
+    };
+    ExitCode::from(code)
+}
+
+fn run() -> Result<u8, Error> {
+    let Some(Command::Page(options)) = args::parse()? else {
+        return Ok(MATCHED);
+    };
+    let report = page::run(&options)?;
+    let text =
+        if options.json { report.to_json().map_err(io::Error::from)? } else { report.to_string() };
+    args::print(&text)?;
+    Ok(if report.passed() { MATCHED } else { MISMATCHED })
+}

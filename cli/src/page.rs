@@ -1,0 +1,128 @@
+//! `pervma page`: every page of a file, faulted in from several threads in random order.
+
+use std::fs;
+use std::hint::black_box;
+use std::num::NonZeroUsize;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pervma_pager::{FileSource, Region, Source};
+use rand::seq::SliceRandom;
+use sha2::{Digest, Sha256};
+
+use crate::args::PageOptions;
+use crate::error::Error;
+use crate::input::{Input, hex};
+use crate::progress::Progress;
+use crate::report::Report;
+
+/// The size of a page in bytes.
+pub(crate) const PAGE: usize = 4096;
+
+/// A page of the region, and where its copy goes.
+type Task<'a> = (&'a [u8], &'a mut [u8]);
+
+/// Pages the file and reports how that went.
+pub(crate) fn run(options: &PageOptions) -> Result<Report, Error> {
+    let threads = options.threads.or(thread::available_parallelism().ok());
+    let threads = threads.map_or(1, NonZeroUsize::get);
+    let input = Input::open(options.file.as_deref())?;
+    let region = map(&input)?;
+    let bytes = region.len();
+    let mut copy = zeros(bytes)?;
+
+    let before = pervma_pager::stats();
+    let touching = touch_all(&region, &mut copy, threads)?;
+    let counted = pervma_pager::stats() - before;
+
+    let mut hash = Sha256::new();
+    hash.update(&copy);
+    Ok(Report {
+        sha256: hex(hash),
+        file_sha256: input.sha256(bytes as u64)?,
+        file: input.path,
+        bytes,
+        pages: bytes.div_ceil(PAGE),
+        threads,
+        touching,
+        counted,
+    })
+}
+
+/// Maps the file, if there is memory for it and for its copy.
+fn map(input: &Input) -> Result<Region, Error> {
+    let file = input.reopen()?;
+    let source = FileSource::new(file)
+        .map_err(|reason| Error::Source { file: input.path.clone(), reason })?;
+    let bytes = source.size();
+    let needed = bytes.saturating_mul(2);
+    if let Some(available) = available_memory()
+        && needed > available
+    {
+        return Err(Error::TooLarge { file: input.path.clone(), bytes, needed, available });
+    }
+    Ok(Region::map(source)?)
+}
+
+/// What the kernel can give without swapping, in bytes, where it says so.
+fn available_memory() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+fn zeros(bytes: usize) -> Result<Vec<u8>, Error> {
+    let mut zeros = Vec::new();
+    zeros.try_reserve_exact(bytes).map_err(|_| Error::NoMemory { bytes })?;
+    zeros.resize(bytes, 0);
+    Ok(zeros)
+}
+
+/// Copies every page to its place, in random order, dealt to the threads. Returns the time of the
+/// touching reads, all threads together.
+fn touch_all(region: &[u8], copy: &mut [u8], threads: usize) -> Result<Duration, Error> {
+    let mut pages: Vec<Task<'_>> = region.chunks(PAGE).zip(copy.chunks_mut(PAGE)).collect();
+    pages.shuffle(&mut rand::rng());
+    let progress = Progress::of(pages.len());
+    let share = pages.len().div_ceil(threads);
+
+    thread::scope(|scope| {
+        // The pages are dealt when all threads are there. If one cannot be started the others
+        // end, having none.
+        let mut workers = Vec::with_capacity(threads);
+        for number in 1..=threads {
+            let (deal, dealt) = mpsc::channel();
+            let progress = &progress;
+            let work = move || dealt.recv().map_or(Duration::ZERO, |hand| touch(hand, progress));
+            let started = thread::Builder::new().spawn_scoped(scope, work);
+            workers.push((deal, started.map_err(|reason| Error::Thread { number, reason })?));
+        }
+        let mut hands = pages.chunks_mut(share);
+        let mut dealt = Vec::with_capacity(threads);
+        for (deal, worker) in workers {
+            // Refused only by a thread that has ended, which none does before its hand.
+            let _ = deal.send(hands.next().unwrap_or_default());
+            dealt.push(worker);
+        }
+        let times = dealt.into_iter().map(|worker| match worker.join() {
+            Ok(time) => time,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        Ok(times.sum())
+    })
+}
+
+/// One thread's hand of pages: the first read of each is the fault, and all that is timed.
+fn touch(hand: &mut [Task<'_>], progress: &Progress) -> Duration {
+    let mut touching = Duration::ZERO;
+    for (page, copy) in hand {
+        let start = Instant::now();
+        black_box(page[0]);
+        touching += start.elapsed();
+        copy.copy_from_slice(page);
+        progress.one_more();
+    }
+    touching
+}
