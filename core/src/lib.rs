@@ -1,5 +1,41 @@
 //! A concurrent address space with a lock in every mapping.
-#![doc = include_str!("../../README.md")]
+//!
+//! An [`AddressSpace`] maps disjoint ranges of addresses to payloads. Any number of threads look
+//! addresses up and hold what they find ([`try_read`](AddressSpace::try_read),
+//! [`read`](AddressSpace::read)) while one at a time changes the map
+//! ([`edit`](AddressSpace::edit)); a change holds up only the readers of the VMAs that it touches.
+//! It is the design that Linux calls *per-VMA locks*.
+//!
+//! ```
+//! use pervma::AddressSpace;
+//!
+//! let space = AddressSpace::new(4096);
+//! space.edit()?.insert(0x7f00_0000..0x7f00_4000, "stack")?;
+//!
+//! let vma = space.try_read(0x7f00_1234)?; // no lock, no allocation: legal in a signal handler
+//! assert_eq!(*vma, "stack");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Guarantees
+//!
+//! - A held VMA ([`ReadGuard`]) keeps its range and payload; nobody changes or drops them.
+//! - What an edit does appears to readers when the edit ends, all of it.
+//! - "Nothing is mapped there" is said only if it was true throughout the lookup.
+//! - An edit's operation happens completely or not at all. Payloads come back: refused ones in the
+//!   error, removed ones in the result. None is dropped in a put or under the lock.
+//! - Waiting for oneself is an error that says so ([`EditError`], [`ReadError`]), as far as the
+//!   [`Platform`] can tell threads apart.
+//!
+//! # Without `std`
+//!
+//! The default feature `std` brings `Std`, a platform with `parking_lot`'s raw lock, the futex
+//! and a thread-local identity. Without it the crate needs `alloc` only, and a [`Platform`] of
+//! yours: a raw lock, a way to sleep on a word and to wake, and where a thread's state lives.
+//!
+//! # Memory orderings
+//!
+//! All of them are in the [`ledger`], each with a model that fails when it is weakened.
 #![cfg_attr(
     pervma_model,
     expect(clippy::new_without_default, reason = "`internals` shows the models what is private")
@@ -38,6 +74,11 @@ pub use slab::Slab;
 pub use slots::Usage;
 pub use space::AddressSpace;
 pub use thread::{HandlerScope, ThreadState};
+
+/// Runs the examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
 
 /// The parts below the public interface, for the models.
 #[cfg(pervma_model)]
