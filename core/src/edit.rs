@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 use core::fmt;
+use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut, Range};
 
 use crate::error::{InsertError, InsertErrorKind, RemoveError};
@@ -19,7 +20,8 @@ with_default_platform! {
     /// all others go on being read. The end is one store, whatever the number of VMAs.
     ///
     /// Waiting for the readers of a VMA happens inside the edit, as in Linux: other edits wait as
-    /// long.
+    /// long. An edit that is forgotten ([`core::mem::forget`]) is never over: nobody can edit the
+    /// space again, and dropping the space waits for ever.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -34,6 +36,8 @@ with_default_platform! {
     pub struct Edit<'s, P, T> {
         space: &'s AddressSpace<P, T>,
         section: WriteSection<'s, T>,
+        // The mmap lock belongs to the thread that took it, whatever raw lock it is.
+        thread: PhantomData<*const ()>,
     }
 }
 
@@ -48,7 +52,7 @@ pub struct Removed<P> {
 
 impl<'s, P, T: Platform> Edit<'s, P, T> {
     pub(crate) fn new(space: &'s AddressSpace<P, T>, section: WriteSection<'s, T>) -> Self {
-        Self { space, section }
+        Self { space, section, thread: PhantomData }
     }
 
     /// Maps `range` with `payload`. Readers are admitted when the edit ends.

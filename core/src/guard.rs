@@ -15,7 +15,8 @@ with_default_platform! {
     /// dropped.
     ///
     /// Dropping it takes no lock and runs no destructor of yours. It belongs to the thread that
-    /// made it.
+    /// made it. A guard that is forgotten ([`core::mem::forget`]) keeps its VMA read-locked:
+    /// removing that VMA, or dropping the space, waits for ever.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);

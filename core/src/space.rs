@@ -195,12 +195,16 @@ impl<P, T: Platform> AddressSpace<P, T> {
             return Err(ReadError::GuardHeld { addr });
         }
         let section = self.mm.read();
-        match self.tree.read_locked(self.slab.get(), &section, addr) {
-            Some(Ok(admitted)) if admitted.span().contains(addr) => {
-                Ok(ReadGuard::new(self, admitted, MAX_WALKS + 1))
+        loop {
+            match self.tree.read_locked(self.slab.get(), &section, addr) {
+                Some(Ok(admitted)) if admitted.span().contains(addr) => {
+                    return Ok(ReadGuard::new(self, admitted, MAX_WALKS + 1));
+                }
+                Some(Err(Refused::Busy)) => return Err(ReadError::Busy { addr }),
+                // Nobody excludes while the mmap lock is held: other readers were faster each time.
+                Some(Err(Refused::Excluded | Refused::Detached)) => {}
+                Some(Ok(_)) | None => return Err(ReadError::NotMapped { addr }),
             }
-            Some(Err(_)) => Err(ReadError::Busy { addr }),
-            Some(Ok(_)) | None => Err(ReadError::NotMapped { addr }),
         }
     }
 
