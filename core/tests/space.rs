@@ -135,7 +135,8 @@ fn a_reader_with_a_guard_does_not_wait_for_an_edit() {
 #[test]
 fn insert_remove_insert_uses_the_same_slot() {
     let space = space_with(&[]);
-    for round in 0..if cfg!(miri) { 20 } else { 1_000 } {
+    const ROUNDS: usize = if cfg!(miri) { 20 } else { 1_000 };
+    for round in 0..ROUNDS {
         space.edit().unwrap().insert(pages(round, 1), round).unwrap();
         assert_eq!(space.slab().vmas().made, 1);
         assert_eq!(space.edit().unwrap().remove(pages(round, 1)).unwrap()[0].payload, round);
@@ -145,7 +146,7 @@ fn insert_remove_insert_uses_the_same_slot() {
 
 #[test]
 fn lookups_elsewhere_do_not_notice_an_edit() {
-    const LOOKUPS: usize = if cfg!(miri) { 1_000 } else { 1_000_000 };
+    const LOOKUPS: usize = if cfg!(miri) { 100 } else { 1_000_000 };
     let space = space_with(&(0..100).map(|n| pages(2 * n, 1)).collect::<Vec<_>>());
     let (begun, wait) = std::sync::mpsc::channel();
     let (done, end) = std::sync::mpsc::channel();
@@ -207,15 +208,16 @@ fn every_payload_is_dropped_once_by_whoever_removed_it_or_with_the_space() {
 
 #[test]
 fn a_space_gives_its_memory_back_to_a_shared_slab() {
+    const VMAS: usize = if cfg!(miri) { 80 } else { 500 };
     let slab = Arc::new(Slab::new());
     for _ in 0..3 {
         let space = AddressSpace::on_slab(PAGE, Arc::clone(&slab));
-        for n in 0..500 {
+        for n in 0..VMAS {
             space.edit().unwrap().insert(pages(n, 1), n).unwrap();
         }
-        assert_eq!(slab.vmas().in_use, 500);
+        assert_eq!(slab.vmas().in_use, VMAS);
     }
-    assert_eq!((slab.vmas().in_use, slab.nodes().in_use, slab.vmas().made), (0, 0, 500));
+    assert_eq!((slab.vmas().in_use, slab.nodes().in_use, slab.vmas().made), (0, 0, VMAS));
 }
 
 #[test]
@@ -243,7 +245,7 @@ fn a_destructor_that_panics_does_not_keep_the_rest_alive() {
 /// and nodes go from one to the other all the time.
 #[test]
 fn readers_hold_what_they_found_while_slots_migrate() {
-    const ROUNDS: usize = if cfg!(miri) { 60 } else { 20_000 };
+    const ROUNDS: usize = if cfg!(miri) { 15 } else { 20_000 };
     let drops = Arc::new(AtomicUsize::new(0));
     let slab = Arc::new(Slab::new());
     let spaces = [0, 1].map(|_| AddressSpace::on_slab(PAGE, Arc::clone(&slab)));
