@@ -156,6 +156,27 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         Some((vma.span().range(), vma.payload()))
     }
 
+    /// All VMAs, in order of address.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// let mut edit = space.edit()?;
+    /// edit.insert(0x5000..0x6000, "b")?;
+    /// edit.insert(0x1000..0x3000, "a")?;
+    /// assert!(edit.iter().eq([(0x1000..0x3000, &"a"), (0x5000..0x6000, &"b")]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias = "for_each_vma")]
+    pub fn iter(&self) -> impl Iterator<Item = (Range<usize>, &P)> {
+        let everything = Span { start: 0, end: usize::MAX };
+        let mut from = 0;
+        core::iter::from_fn(move || {
+            let vma = self.next_in(everything, from)?;
+            from = vma.span().end;
+            Some((vma.span().range(), vma.payload()))
+        })
+    }
+
     /// Write-locks the VMA that holds `addr`, waiting for its readers. The lock lasts until the
     /// edit ends, not only until the handle is dropped.
     ///
