@@ -33,6 +33,7 @@ with_default_platform! {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use = "an edit ends when it is dropped"]
+    #[doc(alias("mm_lock_seq", "vma_end_write_all", "mmap_write_unlock"))]
     pub struct Edit<'s, P, T> {
         space: &'s AddressSpace<P, T>,
         section: WriteSection<'s, T>,
@@ -225,6 +226,7 @@ impl<P, T: Platform> fmt::Debug for Edit<'_, P, T> {
 ///
 /// It borrows the edit, so it is gone when the edit ends.
 #[must_use]
+#[doc(alias = "vm_lock_seq")]
 pub struct WriteGuard<'e, P> {
     vma: WriteLocked<'e, P>,
 }

@@ -29,7 +29,7 @@ with_default_platform! {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use = "the VMA is unlocked at once when its guard is dropped"]
-    #[doc(alias("vma_end_read", "vma_refcount_put"))]
+    #[doc(alias("vm_area_struct", "vma_end_read", "vma_refcount_put"))]
     pub struct ReadGuard<'s, P, T> {
         // Closed before the put: fields are dropped in this order.
         payload: ConstPtr<MaybeUninit<P>>,

@@ -55,6 +55,7 @@ use crate::ledger::{
 use crate::platform::Platform;
 
 /// X, the bit in the count that keeps readers out.
+#[doc(alias("VMA_LOCK_OFFSET", "VM_REFCNT_EXCLUDE_READERS_FLAG"))]
 pub const EXCLUDED: u32 = 1 << 30;
 
 /// How often a reader's increment is tried when others change the count at the same time.
@@ -63,6 +64,7 @@ const ENTER_TRIES: u32 = 64;
 /// The sequence number of a space: odd while an edit is under way.
 ///
 /// It counts edits twice and has 64 bits, so it never comes back to a value.
+#[doc(alias = "mm_lock_seq")]
 pub struct SpaceSeq(AtomicU64);
 
 /// The odd number that names an edit; only [`SpaceSeq::begin`] makes one.
@@ -82,6 +84,7 @@ impl SpaceSeq {
     }
 
     /// Begins an edit. The caller holds the mmap lock for writing.
+    #[doc(alias = "mmap_write_lock")]
     pub fn begin(&self) -> EditSeq {
         let even = if keep(Step::BeginByRmw) {
             self.0.fetch_add(1, Relaxed("every store that a walker can meet afterwards is a release; a read-modify-write, so that whoever loads this odd number still synchronizes with the EDIT_END before it"))
@@ -95,6 +98,7 @@ impl SpaceSeq {
     }
 
     /// Ends the edit that `begin` named, and with it all its write locks.
+    #[doc(alias = "vma_end_write_all")]
     pub fn end(&self, edit: EditSeq) {
         self.0.store(edit.0 + 1, EDIT_END);
     }
@@ -128,9 +132,11 @@ pub enum Refused {
 /// The lock in a VMA.
 pub struct VmaLock {
     /// See the table of values above.
+    #[doc(alias = "vm_refcnt")]
     refcnt: WaitWord,
     /// The edit that last write-locked or attached this VMA. Odd from the start, so that a fresh
     /// slot is told from no edit.
+    #[doc(alias = "vm_lock_seq")]
     lock_seq: AtomicU64,
 }
 
@@ -155,6 +161,7 @@ impl VmaLock {
     /// # Errors
     ///
     /// Each row of the value table that refuses has its own.
+    #[doc(alias = "vma_start_read")]
     #[inline(always)]
     pub fn enter(&self) -> Result<(), Refused> {
         let mut count = self.refcnt.load(Relaxed("only the increment that follows admits"));
@@ -188,6 +195,7 @@ impl VmaLock {
 
     /// Leaves. Nothing of the VMA may be read afterwards; waking touches the slot's memory, which
     /// is never freed while anyone may look.
+    #[doc(alias("vma_end_read", "vma_refcount_put"))]
     #[inline(always)]
     pub fn leave<T: Platform>(&self) {
         let left = self.refcnt.fetch_sub(1, READ_PUT) - 1;
@@ -197,6 +205,7 @@ impl VmaLock {
     }
 
     /// Write-locks an attached VMA for the rest of `edit`, waiting for its readers.
+    #[doc(alias("vma_start_write", "__vma_enter_locked", "__vma_exit_locked"))]
     pub fn start_write<T: Platform>(&self, edit: EditSeq) {
         let mine = self.lock_seq.load(Relaxed("written under the mmap lock, which is held"));
         if mine == edit.0 {
@@ -213,6 +222,7 @@ impl VmaLock {
     }
 
     /// Attaches a VMA that the slot's owner has just written, write-locked by `edit`.
+    #[doc(alias = "vma_mark_attached")]
     pub fn attach(&self, edit: EditSeq) {
         if keep(Step::AttachLocked) {
             self.lock_seq.store(edit.0, Relaxed("published by ATTACH_PUBLISH"));
@@ -222,6 +232,7 @@ impl VmaLock {
 
     /// Detaches a write-locked VMA, waiting for readers that came in only to find it locked.
     /// Afterwards the slot's fields are the caller's alone.
+    #[doc(alias = "vma_mark_detached")]
     pub fn detach<T: Platform>(&self) {
         let old = self.refcnt.fetch_add(EXCLUDED - 1, DETACH_EXCLUDE);
         debug_assert!((1..EXCLUDED).contains(&old), "attached, nobody excludes: {old:#x}");

@@ -32,6 +32,7 @@ with_default_platform! {
     /// assert_eq!(slab.vmas().made, 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[doc(alias("vm_area_cachep", "SLAB_TYPESAFE_BY_RCU"))]
     pub struct Slab<P, T> {
         slots: Arena<Slot<P>, T>,
         nodes: Arena<Node, T>,

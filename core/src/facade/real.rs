@@ -70,6 +70,7 @@ impl<T> ConstPtr<T> {
 /// The count of a VMA as its waiters see it: a futex word.
 ///
 /// The platform's [`wait`](Platform::wait) and [`wake`](Platform::wake) receive one.
+#[doc(alias("vm_refcnt", "VMA_LOCK_OFFSET", "VM_REFCNT_EXCLUDE_READERS_FLAG"))]
 #[repr(transparent)]
 pub struct WaitWord(super::AtomicU32);
 
