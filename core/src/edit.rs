@@ -5,7 +5,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut, Range};
 
-use crate::error::{InsertError, InsertErrorKind, RemoveError};
+use crate::error::{InsertError, InsertErrorKind, OutOfMemory, RemoveError, WriteError};
 use crate::mm::WriteSection;
 use crate::platform::{Platform, with_default_platform};
 use crate::range::Span;
@@ -76,20 +76,24 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// there; when memory runs out. Nothing has changed then, and the payload comes back.
     #[doc(alias("vma_mark_attached", "vma_link", "mmap_region"))]
     pub fn insert(&mut self, range: Range<usize>, payload: P) -> Result<(), InsertError<P>> {
-        let span = match Span::check(range, self.space.granularity()) {
+        match self.try_insert(&range, payload) {
+            Ok(()) => Ok(()),
+            Err((kind, payload)) => Err(InsertError { kind, range, payload }),
+        }
+    }
+
+    fn try_insert(&mut self, range: &Range<usize>, payload: P) -> Result<(), (InsertErrorKind, P)> {
+        let span = match Span::check(range.clone(), self.space.granularity()) {
             Ok(span) => span,
-            Err(error) => {
-                return Err(InsertError { kind: InsertErrorKind::Range(error), payload });
-            }
+            Err(error) => return Err((InsertErrorKind::Range(error), payload)),
         };
         if let Some(existing) = self.first_in(span) {
-            let kind = InsertErrorKind::Overlap { existing: existing.span().range() };
-            return Err(InsertError { kind, payload });
+            return Err((InsertErrorKind::Overlap { existing: existing.span().range() }, payload));
         }
         self.space
             .tree()
             .insert(self.space.slab(), &self.section, span, payload)
-            .map_err(|(_, payload)| InsertError { kind: InsertErrorKind::OutOfMemory, payload })
+            .map_err(|(OutOfMemory, payload)| (InsertErrorKind::OutOfMemory, payload))
     }
 
     /// Unmaps every VMA in `range`, waiting for their readers, and hands out what they held, in
@@ -113,8 +117,8 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// # Errors
     ///
     /// When the range is empty, unaligned or ends before it starts; when nothing is mapped in it;
-    /// when it covers a VMA only in part, since a payload cannot be split yet; when memory for the
-    /// result runs out. Nothing has changed then.
+    /// when it covers a VMA only in part, since a payload cannot be split yet; when the thread holds
+    /// a guard of this space; when memory for the result runs out. Nothing has changed then.
     #[doc(alias("vma_mark_detached", "munmap"))]
     pub fn remove(&mut self, range: Range<usize>) -> Result<Vec<Removed<P>>, RemoveError> {
         let span =
@@ -131,8 +135,13 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         if vmas == 0 {
             return Err(RemoveError::NotMapped { range });
         }
+        if self.space.holds_guard() {
+            return Err(RemoveError::GuardHeld { range });
+        }
         let mut removed = Vec::new();
-        removed.try_reserve_exact(vmas).map_err(|_| RemoveError::OutOfMemory)?;
+        if removed.try_reserve_exact(vmas).is_err() {
+            return Err(RemoveError::OutOfMemory { range });
+        }
         while let Some(vma) = self.next_in(span, span.start) {
             let range = vma.span().range();
             let payload = self.space.tree().remove(self.space.slab(), &self.section, vma);
@@ -186,16 +195,23 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// space.edit()?.insert(0x1000..0x2000, 1)?;
     ///
     /// let mut edit = space.edit()?;
-    /// *edit.start_write(0x1000).expect("mapped") += 1;
+    /// *edit.start_write(0x1000)? += 1;
     /// assert!(space.try_read(0x1000).is_err()); // until the edit ends
     /// drop(edit);
     /// assert_eq!(*space.try_read(0x1000)?, 2);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// When nothing is mapped there, or the thread holds a guard of this space.
     #[doc(alias("vma_start_write", "__vma_enter_locked", "__vma_start_exclude_readers"))]
-    pub fn start_write(&mut self, addr: usize) -> Option<WriteGuard<'_, P>> {
-        let vma = self.holding(addr)?;
-        Some(WriteGuard { vma: vma.start_write(&self.section) })
+    pub fn start_write(&mut self, addr: usize) -> Result<WriteGuard<'_, P>, WriteError> {
+        let vma = self.holding(addr).ok_or(WriteError::NotMapped { addr })?;
+        if self.space.holds_guard() {
+            return Err(WriteError::GuardHeld { addr });
+        }
+        Ok(WriteGuard { vma: vma.start_write(&self.section) })
     }
 
     /// The VMA that holds `addr`.

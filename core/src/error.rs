@@ -14,8 +14,9 @@ pub enum ReadError {
         /// The address that was looked up.
         addr: usize,
     },
-    /// The VMA is write-locked, or changes went on during every one of the walks. Wait, and look
-    /// again; only `try_read` reports it.
+    /// The VMA is write-locked, or changes went on during every one of the walks, or so many other
+    /// readers came and went that the count would not hold still. Wait, and look again; only
+    /// `try_read` reports it.
     Locked {
         /// The address that was looked up.
         addr: usize,
@@ -80,17 +81,9 @@ impl fmt::Display for EditError {
 
 impl core::error::Error for EditError {}
 
-/// No slot, no tree node or no memory was left; nothing has changed.
+/// No slot, no tree node or no memory was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfMemory;
-
-impl fmt::Display for OutOfMemory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("out of memory for slots or tree nodes")
-    }
-}
-
-impl core::error::Error for OutOfMemory {}
 
 /// Why a payload could not be inserted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,13 +105,18 @@ pub enum InsertErrorKind {
 pub struct InsertError<P> {
     /// What was wrong.
     pub kind: InsertErrorKind,
+    /// Where it was to be inserted.
+    pub range: Range<usize>,
     /// What was to be inserted.
     pub payload: P,
 }
 
 impl<P> fmt::Debug for InsertError<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InsertError").field("kind", &self.kind).finish_non_exhaustive()
+        f.debug_struct("InsertError")
+            .field("kind", &self.kind)
+            .field("range", &self.range)
+            .finish_non_exhaustive()
     }
 }
 
@@ -129,7 +127,10 @@ impl<P> fmt::Display for InsertError<P> {
             InsertErrorKind::Overlap { existing } => {
                 write!(f, "{:#x}..{:#x} is already mapped", existing.start, existing.end)
             }
-            InsertErrorKind::OutOfMemory => OutOfMemory.fmt(f),
+            InsertErrorKind::OutOfMemory => {
+                let Range { start, end } = self.range;
+                write!(f, "no memory to map {start:#x}..{end:#x}")
+            }
         }
     }
 }
@@ -152,8 +153,17 @@ pub enum RemoveError {
         /// The range of the VMA that sticks out.
         vma: Range<usize>,
     },
+    /// The thread holds a guard of this space, perhaps of a VMA in the range: the removal could
+    /// wait for it for ever.
+    GuardHeld {
+        /// The range that was to be removed.
+        range: Range<usize>,
+    },
     /// No memory for the list of what was removed.
-    OutOfMemory,
+    OutOfMemory {
+        /// The range that was to be removed.
+        range: Range<usize>,
+    },
 }
 
 impl fmt::Display for RemoveError {
@@ -166,9 +176,45 @@ impl fmt::Display for RemoveError {
             Self::PartlyCovered { vma } => {
                 write!(f, "the mapping {:#x}..{:#x} is only partly covered", vma.start, vma.end)
             }
-            Self::OutOfMemory => f.write_str("out of memory for the list of what was removed"),
+            Self::GuardHeld { range } => write!(
+                f,
+                "removing {:#x}..{:#x} could wait for a guard that this thread holds",
+                range.start, range.end
+            ),
+            Self::OutOfMemory { range } => {
+                write!(f, "no memory to list what {:#x}..{:#x} held", range.start, range.end)
+            }
         }
     }
 }
 
 impl core::error::Error for RemoveError {}
+
+/// Why a VMA was not write-locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// Nothing is mapped there.
+    NotMapped {
+        /// The address that was looked up.
+        addr: usize,
+    },
+    /// The thread holds a guard of this space, perhaps of this VMA: it could wait for itself.
+    GuardHeld {
+        /// The address that was looked up.
+        addr: usize,
+    },
+}
+
+impl fmt::Display for WriteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::NotMapped { addr } => write!(f, "nothing is mapped at {addr:#x}"),
+            Self::GuardHeld { addr } => {
+                write!(f, "write-locking {addr:#x} could wait for a guard that this thread holds")
+            }
+        }
+    }
+}
+
+impl core::error::Error for WriteError {}

@@ -36,6 +36,8 @@ with_default_platform! {
         admitted: Admitted<'s, P, T>,
         space: &'s AddressSpace<P, T>,
         walks: u32,
+        /// Whether the thread's record has it.
+        noted: bool,
         thread: PhantomData<*const ()>,
     }
 }
@@ -47,8 +49,8 @@ impl<'s, P, T: Platform> ReadGuard<'s, P, T> {
         admitted: Admitted<'s, P, T>,
         walks: u32,
     ) -> Self {
-        T::with_thread(|thread| thread.note_guard(space.name()));
-        Self { payload: admitted.payload(), admitted, space, walks, thread: PhantomData }
+        let noted = T::with_thread(|thread| thread.note_guard(space.name())).unwrap_or(false);
+        Self { payload: admitted.payload(), admitted, space, walks, noted, thread: PhantomData }
     }
 
     /// The range of the VMA.
@@ -77,7 +79,9 @@ impl<P, T: Platform> Deref for ReadGuard<'_, P, T> {
 impl<P, T: Platform> Drop for ReadGuard<'_, P, T> {
     #[inline(always)]
     fn drop(&mut self) {
-        T::with_thread(|thread| thread.forget_guard(self.space.name()));
+        if self.noted {
+            T::with_thread(|thread| thread.forget_guard(self.space.name()));
+        }
     }
 }
 

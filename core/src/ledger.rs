@@ -150,9 +150,20 @@ edges! {
         without "a walker in a node that another space has recycled turns by that space's keys, finds its own sequence unchanged and reports a hole";
 }
 
-/// A step of the protocol that a model can leave out, to show that it is needed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+macro_rules! steps {
+    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
+        /// A step of the protocol that a model can leave out, to show that it is needed.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Step {
+            $($(#[$doc])* $name),+
+        }
+
+        /// Every step that can be left out.
+        pub const STEPS: &[Step] = &[$(Step::$name),+];
+    };
+}
+
+steps! {
     /// The reader checks that the slot belongs to its space.
     CheckSpace,
     /// The reader compares `lock_seq` with the sequence while inside.
@@ -161,6 +172,8 @@ pub enum Step {
     CheckRange,
     /// A hole is believed only if the sequence has not moved.
     CheckHole,
+    /// A merged node is given back only when its entries have been copied.
+    FreeLast,
     /// A leaving reader wakes the writer that waits for it.
     WakeWaiter,
     /// An edit begins by a read-modify-write, which carries on the release sequence of the last end.

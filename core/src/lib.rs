@@ -63,7 +63,7 @@ mod thread;
 mod tree;
 
 pub use edit::{Edit, Removed, WriteGuard};
-pub use error::{EditError, InsertError, InsertErrorKind, OutOfMemory, ReadError, RemoveError};
+pub use error::{EditError, InsertError, InsertErrorKind, ReadError, RemoveError, WriteError};
 pub use facade::WaitWord;
 pub use guard::ReadGuard;
 pub use platform::Platform;

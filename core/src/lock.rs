@@ -123,8 +123,10 @@ impl SpaceSeq {
 pub enum Refused {
     /// The count is 0: nothing is attached in this slot.
     Detached,
-    /// A writer or a detacher is waiting, or has it alone; or the count changed under every try.
+    /// A writer or a detacher is waiting, or has it alone.
     Excluded,
+    /// Others changed the count under every try.
+    Contended,
     /// As many readers as the count can hold.
     Busy,
 }
@@ -160,7 +162,8 @@ impl VmaLock {
     ///
     /// # Errors
     ///
-    /// Each row of the value table that refuses has its own.
+    /// Each row of the value table that refuses has its own, and so has a count that will not
+    /// hold still.
     #[doc(alias = "vma_start_read")]
     #[inline(always)]
     pub fn enter(&self) -> Result<(), Refused> {
@@ -178,7 +181,7 @@ impl VmaLock {
             }
             hint::spin_loop();
         }
-        Err(Refused::Excluded)
+        Err(Refused::Contended)
     }
 
     /// Whether the VMA is not write-locked, for a reader that is inside and knows that the slot

@@ -5,7 +5,7 @@
 //! released. Whoever holds a section may rely on lock invariant L4.
 
 use crate::facade::{
-    AtomicUsize, MmapLock, MmapReadGuard, MmapWriteGuard, Relaxed, const_unless_model,
+    AtomicUsize, MmapLock, MmapReadGuard, MmapWriteGuard, Relaxed, const_unless_model, signal_fence,
 };
 use crate::lock::{EditSeq, SpaceSeq};
 use crate::platform::Platform;
@@ -70,6 +70,7 @@ impl<T: Platform> Mm<T> {
         if let Some(me) = T::with_thread(|thread| thread.id()) {
             self.editor.store(me, Relaxed("read back only by this thread"));
         }
+        signal_fence(); // as at the end
         WriteSection { mm: self, edit: self.seq().begin(), _lock: lock }
     }
 }
@@ -101,7 +102,9 @@ impl<T: Platform> WriteSection<'_, T> {
 
 impl<T: Platform> Drop for WriteSection<'_, T> {
     fn drop(&mut self) {
-        self.mm.editor.store(0, Relaxed("read back only by this thread"));
         self.mm.seq().end(self.edit);
+        // A handler of this thread that is told *locked* must find itself to be the editor.
+        signal_fence();
+        self.mm.editor.store(0, Relaxed("read back only by this thread"));
     }
 }

@@ -10,9 +10,10 @@ use crate::thread::ThreadState;
 pub trait Platform: Sized + 'static {
     /// The mmap lock. Only editors and readers on the slow path take it.
     #[cfg(not(pervma_model))]
-    type Lock: lock_api::RawRwLock;
+    type Lock: lock_api::RawRwLock + Send + Sync;
 
-    /// Sleeps while `word` holds `seen`; may return at any time, the caller looks again.
+    /// Sleeps while `word` holds `seen`; may return at any time, the caller looks again. It must
+    /// not unwind: the VMA would stay excluded for ever.
     ///
     /// One thread at most waits on a word: the editor that waits for a VMA's readers.
     fn wait(word: &WaitWord, seen: u32);

@@ -83,11 +83,19 @@ impl<P, T: Platform> Slab<P, T> {
     }
 
     /// How many VMA slots were made, and how many hold a VMA.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`](crate::HandlerScope): it takes a lock.
     pub fn vmas(&self) -> Usage {
         self.slots.usage()
     }
 
     /// How many tree nodes were made, and how many are part of a tree.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`](crate::HandlerScope): it takes a lock.
     pub fn nodes(&self) -> Usage {
         self.nodes.usage()
     }

@@ -41,6 +41,7 @@ use crate::lock::{Glimpse, Refused, VmaLock};
 use crate::mm::{Mm, ReadSection, SpaceId, WriteSection};
 use crate::platform::Platform;
 use crate::range::Span;
+use crate::thread::HandlerScope;
 
 /// Objects in the first chunk; each further chunk is twice as large. Small under the models, so
 /// that a second chunk is reached.
@@ -210,6 +211,7 @@ impl<O: Object, T: Platform> Arena<O, T> {
 
     /// How many objects were made, and how many of them are in use.
     pub fn usage(&self) -> Usage {
+        HandlerScope::<T>::assert_may_wait();
         let _lock = self.lock.read();
         // SAFETY: `state` is only changed under `lock` held for writing.
         let state = self.state.with(|state| unsafe { *state });

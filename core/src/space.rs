@@ -9,7 +9,7 @@ use crate::facade::{const_unless_model, keep};
 use crate::guard::ReadGuard;
 use crate::ledger::Step;
 use crate::lock::Refused;
-use crate::mm::{Mm, WriteSection};
+use crate::mm::Mm;
 use crate::platform::{Platform, with_default_platform};
 use crate::slab::{OWNER, Slab, SlabRef};
 use crate::slots::{Admitted, Attached, Inside};
@@ -201,8 +201,8 @@ impl<P, T: Platform> AddressSpace<P, T> {
                     return Ok(ReadGuard::new(self, admitted, MAX_WALKS + 1));
                 }
                 Some(Err(Refused::Busy)) => return Err(ReadError::Busy { addr }),
-                // Nobody excludes while the mmap lock is held: other readers were faster each time.
-                Some(Err(Refused::Excluded | Refused::Detached)) => {}
+                // Nobody excludes or detaches while the mmap lock is held.
+                Some(Err(Refused::Contended | Refused::Excluded | Refused::Detached)) => {}
                 Some(Ok(_)) | None => return Err(ReadError::NotMapped { addr }),
             }
         }
@@ -281,39 +281,40 @@ impl<P, T: Platform> AddressSpace<P, T> {
     }
 
     /// What the thread's record of guards calls this space. A guard borrows the space, so it does
-    /// not move while the record has it.
+    /// not move while the record has it, unless the guard was forgotten.
     #[inline(always)]
     pub(crate) fn name(&self) -> usize {
         core::ptr::from_ref(self).addr()
     }
 
-    fn holds_guard(&self) -> bool {
+    pub(crate) fn holds_guard(&self) -> bool {
         T::with_thread(|thread| thread.holds_guard(self.name())).unwrap_or(false)
     }
 
-    /// Removes the VMA with the smallest address; waits for readers, also for those of other
-    /// spaces that are late on a shared slab.
-    fn pop(&self, section: &WriteSection<'_, T>) -> Option<P> {
-        let vma: Attached<'_, P> = self.tree.first_from(self.slab.get(), section, 0)?;
-        Some(self.tree.remove(self.slab.get(), section, vma))
+    /// Removes the VMA with the smallest address, in an edit of its own; waits for readers, also
+    /// for those of other spaces that are late on a shared slab.
+    fn pop(&self) -> Option<P> {
+        let section = self.mm.write();
+        let vma: Attached<'_, P> = self.tree.first_from(self.slab.get(), &section, 0)?;
+        Some(self.tree.remove(self.slab.get(), &section, vma))
     }
 }
 
 impl<P, T: Platform> Drop for AddressSpace<P, T> {
     fn drop(&mut self) {
         /// Goes on when a payload's destructor panics.
-        struct Rest<'a, P, T: Platform>(&'a AddressSpace<P, T>, WriteSection<'a, T>);
+        struct Rest<'a, P, T: Platform>(&'a AddressSpace<P, T>);
 
         impl<P, T: Platform> Drop for Rest<'_, P, T> {
             fn drop(&mut self) {
-                while let Some(payload) = self.0.pop(&self.1) {
+                while let Some(payload) = self.0.pop() {
                     drop(payload);
                 }
             }
         }
 
-        let rest = Rest(self, self.mm.write());
-        while let Some(payload) = rest.0.pop(&rest.1) {
+        let rest = Rest(self);
+        while let Some(payload) = rest.0.pop() {
             drop(payload);
         }
     }

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use pervma::{AddressSpace, EditError, InsertErrorKind, RangeError, ReadError, RemoveError, Slab};
+use pervma::{
+    AddressSpace, EditError, InsertErrorKind, RangeError, ReadError, RemoveError, Slab, WriteError,
+};
 
 const PAGE: usize = 4096;
 
@@ -87,6 +89,30 @@ fn the_edges_of_the_address_range() {
     assert_eq!(space.edit().unwrap().remove(0..usize::MAX).unwrap().len(), 2);
 }
 
+/// Found in review: unused entries of a node matched the last address, and led to stale words.
+#[test]
+fn the_last_address_is_nowhere_however_full_the_nodes_were() {
+    const FULL: usize = 16;
+    let slab = Arc::new(Slab::new());
+    let [a, b] = [0, 1].map(|_| AddressSpace::on_slab(1, Arc::clone(&slab)));
+    let mut edit = a.edit().unwrap();
+    for n in 0..FULL {
+        edit.insert(n * 10..n * 10 + 5, n).unwrap();
+    }
+    edit.remove(150..155).unwrap();
+    drop(edit);
+    b.edit().unwrap().insert(150..155, 99).unwrap(); // in the slot that the stale word names
+
+    let addr = usize::MAX;
+    assert_eq!(a.try_read(addr).unwrap_err(), ReadError::NotMapped { addr });
+    assert_eq!(a.read(addr).unwrap_err(), ReadError::NotMapped { addr });
+    let mut edit = a.edit().unwrap();
+    assert_eq!(edit.get(addr), None);
+    assert_eq!(edit.start_write(addr).unwrap_err(), WriteError::NotMapped { addr });
+    edit.insert(addr - 5..addr, 15).unwrap();
+    assert_eq!(edit.remove(0..addr).unwrap().len(), FULL);
+}
+
 #[test]
 fn a_thread_that_would_wait_for_itself_is_told() {
     let space = space_with(&[pages(1, 1), pages(3, 1)]);
@@ -106,6 +132,67 @@ fn a_thread_that_would_wait_for_itself_is_told() {
     assert!(other.edit().is_ok(), "a guard of one space is in nobody's way in another");
     drop(guard);
     assert!(space.edit().is_ok());
+}
+
+#[test]
+fn an_edit_does_not_wait_for_a_guard_taken_inside_it() {
+    let space = space_with(&[pages(1, 1), pages(3, 1)]);
+    let mut edit = space.edit().unwrap();
+    let guard = space.try_read(PAGE).unwrap();
+    let range = pages(1, 1);
+    assert_eq!(edit.start_write(PAGE).unwrap_err(), WriteError::GuardHeld { addr: PAGE });
+    assert_eq!(edit.remove(range.clone()).unwrap_err(), RemoveError::GuardHeld { range });
+    drop(guard);
+    assert_eq!(edit.remove(pages(1, 1)).unwrap().len(), 1);
+}
+
+#[test]
+fn four_spaces_at_a_time_are_known_whatever_came_before() {
+    let spaces = [0; 5].map(|_| space_with(&[pages(0, 1)]));
+    let [mut a, b, c, d] = [0, 1, 2, 3].map(|n| Some(spaces[n].try_read(0).unwrap()));
+    let unknown = spaces[4].try_read(0).unwrap();
+    a.take();
+    let known = spaces[4].try_read(0).unwrap();
+    drop(unknown); // takes nothing from the record of `known`
+    assert_eq!(spaces[4].edit().unwrap_err(), EditError::GuardHeld);
+    drop((b, c, d, known));
+    assert!(spaces[4].edit().is_ok());
+}
+
+#[test]
+fn a_writer_that_sleeps_is_woken_by_the_last_reader() {
+    let space = Arc::new(space_with(&[pages(1, 1)]));
+    let guard = space.try_read(PAGE).unwrap();
+    let (done, finished) = std::sync::mpsc::channel();
+    let writer = Arc::clone(&space);
+    thread::spawn(move || {
+        let removed = writer.edit().unwrap().remove(pages(1, 1)).unwrap();
+        done.send(removed[0].payload).unwrap();
+    });
+    let early = finished.recv_timeout(Duration::from_millis(100));
+    assert!(early.is_err(), "it did not wait");
+    assert_eq!(*guard, PAGE);
+    drop(guard);
+    assert_eq!(finished.recv_timeout(Duration::from_secs(30)), Ok(PAGE), "a lost wake-up");
+}
+
+#[test]
+fn payloads_are_dropped_outside_of_the_lock() {
+    struct Edits(Arc<Slab<Edits>>);
+    impl Drop for Edits {
+        fn drop(&mut self) {
+            // Another space of the slab can be edited: no lock of the slab is held either.
+            let other = AddressSpace::on_slab(PAGE, Arc::clone(&self.0));
+            drop(other.edit().unwrap());
+        }
+    }
+    let slab = Arc::new(Slab::new());
+    let space = AddressSpace::on_slab(PAGE, Arc::clone(&slab));
+    for n in 0..3 {
+        space.edit().unwrap().insert(pages(n, 1), Edits(Arc::clone(&slab))).unwrap();
+    }
+    drop(space);
+    assert_eq!(Arc::strong_count(&slab), 1);
 }
 
 #[test]

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use pervma_models::internals::{Mutation, mutate};
-use pervma_models::ledger::{EDGES, Ordering, Step};
+use pervma_models::ledger::{EDGES, Ordering, STEPS, Step};
 
 use crate::models;
 
-/// A model: threads of the shipped source under every interleaving and every outcome of its loads
-/// that the memory model allows.
+/// A model: threads of the shipped source under every interleaving, up to so many preemptions of a
+/// thread, and every outcome of its loads that the memory model allows.
 pub struct Model {
     /// Its name.
     pub name: &'static str,
@@ -178,14 +178,18 @@ pub fn run_all() -> ExitCode {
         }
     }
 
-    let weakened = |name: &str| {
-        models::ALL
-            .iter()
-            .flat_map(|model| model.mutants)
-            .any(|mutant| matches!(mutant.change, Change::Weaken(edge) if edge == name))
-    };
+    let changes: Vec<Change> =
+        models::ALL.iter().flat_map(|model| model.mutants).map(|mutant| mutant.change).collect();
+    let weakened =
+        |name| changes.iter().any(|change| matches!(change, Change::Weaken(edge) if *edge == name));
     for edge in EDGES.iter().filter(|edge| !weakened(edge.name)) {
         println!("\nno model weakens the edge {}", edge.name);
+        wrong += 1;
+    }
+    let dropped =
+        |step| changes.iter().any(|change| matches!(change, Change::Drop(left) if *left == step));
+    for step in STEPS.iter().filter(|step| !dropped(**step)) {
+        println!("\nno model leaves out the step {step:?}");
         wrong += 1;
     }
     println!(

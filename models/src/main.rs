@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Exhaustive interleavings of pervma's protocol, with the mutants each must reject.
+/// Interleavings of pervma's protocol, with the mutants each must reject.
 #[derive(Parser)]
 #[command(version)]
 struct Args {

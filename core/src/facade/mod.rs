@@ -80,6 +80,13 @@ pub fn fence(edge: impl FenceOrder) {
     imp::fence(edge.order());
 }
 
+/// Keeps the compiler from moving accesses across, for signal handlers of the same thread. Orders
+/// nothing between threads.
+#[inline(always)]
+pub fn signal_fence() {
+    imp::signal_fence();
+}
+
 /// Declares a function `const`, except under the model checker, whose atomics are built at run
 /// time.
 macro_rules! const_unless_model {

@@ -27,6 +27,11 @@ pub(super) fn fence(order: Ordering) {
     core::sync::atomic::fence(order);
 }
 
+#[inline(always)]
+pub(super) fn signal_fence() {
+    core::sync::atomic::compiler_fence(Ordering::SeqCst);
+}
+
 /// A plain field whose accesses the protocol keeps apart. loom checks the same calls.
 #[repr(transparent)]
 pub struct Cell<T>(UnsafeCell<T>);
@@ -86,9 +91,18 @@ impl WaitWord {
         self.0.load(super::Relaxed("a waiter looks again with WRITE_WAIT or DETACH_WAIT"))
     }
 
-    /// The word for a system call that compares and sleeps.
+    /// The word's address, for a system call that compares and sleeps. The word is an atomic, and
+    /// whoever writes to it breaks the lock.
     #[inline]
-    pub fn as_futex(&self) -> &AtomicU32 {
+    pub fn as_ptr(&self) -> *const u32 {
+        self.0.0.as_ptr()
+    }
+
+    /// The word for this crate's own platform. Not public: a platform is safe code, and must not
+    /// be able to store to the count.
+    #[cfg(all(feature = "std", any(target_os = "linux", target_os = "android")))]
+    #[inline]
+    pub(crate) fn as_futex(&self) -> &AtomicU32 {
         &self.0.0
     }
 }

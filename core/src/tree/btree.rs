@@ -17,8 +17,8 @@
 //!
 //! From the root down, in one pass: an insertion splits every full node it meets, a removal
 //! refills every sparse one. Either leaves a valid tree at each step, so running out of memory in
-//! the middle of an insertion changes nothing that a caller can see. A node's new copy of an entry
-//! is linked before the old one goes.
+//! the middle of an insertion changes nothing that a caller can see. An entry's new copy is linked
+//! before the old one goes: that saves walkers retries, correctness does not rest on it.
 //!
 //! # Rejected
 //!
@@ -26,6 +26,8 @@
 //! validation is needed anyway, and the writer pays for the copy.
 
 use crate::error::OutOfMemory;
+use crate::facade::keep;
+use crate::ledger::Step;
 use crate::platform::Platform;
 use crate::slots::{Arena, Idx};
 
@@ -242,9 +244,14 @@ fn refill<T: Platform>(nodes: &Arena<Node, T>, parent: &Node, entry: usize) {
     let (l, r) = (nodes.get(left), nodes.get(right));
     let total = l.len() + r.len();
     if total <= FANOUT {
+        if !keep(Step::FreeLast) {
+            nodes.free(right);
+        }
         r.copy_tail_to(0, l);
         parent.remove(at + 1);
-        nodes.free(right);
+        if keep(Step::FreeLast) {
+            nodes.free(right);
+        }
     } else if l.len() < r.len() {
         for _ in l.len()..total / 2 {
             l.insert(r.key(0), r.child(0).follow());

@@ -71,7 +71,8 @@ impl TreeWord {
 ///
 /// In a leaf an entry is the start of a VMA and its slot; above, the smallest key below a child
 /// and the child. Entries shift in place: to the right child first and then key, to the left key
-/// first and then child, so that a walker finds every entry that stays, once or twice.
+/// first and then child, so that a walker finds every entry that stays, once or twice. That saves
+/// retries; whatever a walker finds is checked.
 #[repr(C, align(64))]
 pub struct Node {
     keys: [AtomicUsize; FANOUT],
@@ -107,6 +108,8 @@ impl Node {
     #[inline(always)]
     pub fn search(&self, addr: usize) -> Option<usize> {
         const GROUP: usize = 4;
+        // The last address is in no half-open range; unused entries must not match it.
+        let addr = addr.min(NO_KEY - 1);
         let mut start = 0;
         while start + GROUP < FANOUT && self.walker_key(start + GROUP) <= addr {
             start += GROUP;

@@ -1,5 +1,5 @@
-//! Readers against removal and reuse of the slot they are on their way to. Two threads, all
-//! interleavings, the whole lookup of the shipped source.
+//! Readers against removal and reuse of the slot they are on their way to. Two threads, the whole
+//! lookup of the shipped source.
 
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicU32;
@@ -12,7 +12,45 @@ use crate::harness::{Model, RACE, drop_step, weaken};
 
 const OTHER: &str = "a reader is admitted to a VMA that does not hold its address";
 const FOREIGN: &str = "a reader of one space is admitted to a VMA of another";
+const TAKEN: &str = "a slot or a node was taken while its owner was at it";
 const EARLY: &str = "a reader is inside before the edit ends";
+
+/// Two editors, each of its own space, of which one removes while the other inserts.
+pub const TWO_EDITORS: Model = Model {
+    name: "two_editors",
+    property: "a slot or a node is another space's only when its last owner is done with it",
+    preemptions: Some(2),
+    run: || {
+        let slab = std::sync::Arc::new(Slab::new());
+        let mine = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
+        let other = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
+        let mut edit = mine.edit().unwrap();
+        for start in [10, 20, 30, 40, 50] {
+            edit.insert(start..start + 5, start).unwrap();
+        }
+        for start in [50, 40, 20] {
+            edit.remove(start..start + 5).unwrap();
+        }
+        drop(edit);
+        let editor = thread::spawn(move || {
+            // Two leaves of one entry each become one; two nodes and a slot are free.
+            let removed = mine.edit().unwrap().remove(10..15).unwrap();
+            assert_eq!((removed[0].payload, removed.len()), (10, 1), "{TAKEN}");
+            mine
+        });
+        other.edit().unwrap().insert(70..75, 70).unwrap();
+        other.edit().unwrap().insert(90..95, 90).unwrap();
+        let mine = editor.join().unwrap();
+        let has = |space: &AddressSpace<usize>, starts: &[usize]| {
+            let edit = space.edit().unwrap();
+            let expected = starts.iter().map(|start| (*start..start + 5, start));
+            assert!(edit.iter().eq(expected), "{TAKEN}");
+        };
+        has(&mine, &[30]);
+        has(&other, &[70, 90]);
+    },
+    mutants: &[drop_step(Step::FreeLast, TAKEN)],
+};
 
 /// Looks `addr` up; what is found must hold it and carry `payload`.
 fn look(space: &AddressSpace<u32>, addr: usize, payload: u32, wrong: &str) {

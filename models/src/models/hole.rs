@@ -1,4 +1,4 @@
-//! "Nothing is mapped there", said while the tree changes. Two threads, all interleavings.
+//! "Nothing is mapped there", said while the tree changes. Two threads.
 
 use loom::sync::Arc;
 use loom::thread;

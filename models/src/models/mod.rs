@@ -9,13 +9,14 @@ mod wait;
 use crate::harness::Model;
 
 /// All of them.
-pub const ALL: [Model; 11] = [
+pub const ALL: [Model; 12] = [
     lock::ADMISSION,
     lock::READ_AGAINST_WRITE,
     lock::READ_ACROSS_EDITS,
     detach::REUSE,
     detach::APPEAR,
     detach::REUSE_ELSEWHERE,
+    detach::TWO_EDITORS,
     hole::SPLIT,
     hole::RECYCLED_NODE,
     wait::FUTEX,
