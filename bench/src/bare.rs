@@ -30,8 +30,8 @@ pub(crate) enum Filling {
 
 /// Memory whose faults a bare handler serves while it lives.
 pub(crate) struct BareRegion {
-    // What `SERVING` points to. It is boxed, so it stays in place when the region moves.
-    serving: Box<Serving>,
+    /// What `SERVING` points to: a box, given back when the region is dropped.
+    serving: *mut Serving,
     before: libc::sigaction,
 }
 
@@ -63,15 +63,16 @@ impl BareRegion {
             Filling::OnePage(_) | Filling::Bytes(_) => only_ioctl,
             Filling::File(_) => pread_and_ioctl,
         };
-        let serving = Box::new(Serving { memory, uffd, filling });
-        // RELAXED: read by this thread and by threads that it starts later.
-        let other = SERVING.swap(ptr::from_ref(&*serving).cast_mut(), Relaxed);
-        assert!(other.is_null(), "one bare region at a time");
         // SAFETY: a C structure of integers and an optional function: all zeros is valid.
         let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
         action.sa_sigaction = handler as usize;
         action.sa_flags = libc::SA_SIGINFO;
-        Ok(Self { serving, before: exchange_action(&action)? })
+        let before = exchange_action(&action)?;
+        let serving = Box::into_raw(Box::new(Serving { memory, uffd, filling }));
+        // RELAXED: read by this thread and by threads that it starts later.
+        let other = SERVING.swap(serving, Relaxed);
+        assert!(other.is_null(), "one bare region at a time");
+        Ok(Self { serving, before })
     }
 }
 
@@ -79,8 +80,10 @@ impl Deref for BareRegion {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
+        // SAFETY: from a box that is given back when `self` is dropped.
+        let serving = unsafe { &*self.serving };
         // SAFETY: the handler fills each page once, and is installed while `self` lives.
-        unsafe { self.serving.memory.bytes() }
+        unsafe { serving.memory.bytes() }
     }
 }
 
@@ -90,6 +93,8 @@ impl Drop for BareRegion {
         SERVING.store(ptr::null_mut(), Relaxed);
         let restored = exchange_action(&self.before);
         assert!(restored.is_ok(), "an action that was there can be restored");
+        // SAFETY: from `Box::into_raw` in `map`, and nobody uses it any more.
+        drop(unsafe { Box::from_raw(self.serving) });
     }
 }
 

@@ -12,6 +12,7 @@ mod round;
 mod summary;
 
 use std::error::Error;
+use std::process::ExitCode;
 
 use clap::Parser;
 
@@ -31,7 +32,20 @@ struct Arguments {
     json: bool,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pervma-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
+    if cfg!(debug_assertions) {
+        eprintln!("pervma-bench: this is a debug build, run it with --release");
+    }
     let arguments = Arguments::parse();
     let plan = if arguments.quick {
         Plan { rounds: 5, pages: 512 }

@@ -75,8 +75,15 @@ impl Plan {
             for sample in &mut samples {
                 order.shuffle(&mut random);
                 let deal = order.chunks(self.pages.div_ceil(sample.threads));
-                let bare = touch(&bare(sample.floor, &bytes, &file)?, deal.clone())?;
-                let pervma = touch(&pervma(sample.floor, &bytes, &file)?, deal)?;
+                let bare = || touch(&bare(sample.floor, &bytes, &file)?, deal.clone());
+                let pervma = || touch(&pervma(sample.floor, &bytes, &file)?, deal.clone());
+                // Who goes first changes with every round.
+                let (bare, pervma) = if round % 2 == 0 {
+                    (bare()?, pervma()?)
+                } else {
+                    let pervma = pervma()?;
+                    (bare()?, pervma)
+                };
                 // The first round warms up.
                 if round > 0 {
                     let per_fault = |time: Duration| time.as_nanos() as f64 / self.pages as f64;

@@ -2,12 +2,12 @@
 
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
-use crate::error::Error;
+use crate::error::{Error, one_line};
 
 /// More threads than any machine needs to keep busy.
 const MAX_THREADS: usize = 1024;
@@ -32,7 +32,7 @@ pub(crate) struct PageOptions {
     /// The file to page in [default: this program].
     pub(crate) file: Option<PathBuf>,
     /// How many threads touch pages, 1 to 1024 [default: one per core].
-    #[arg(long, value_name = "N", value_parser = threads)]
+    #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
     pub(crate) threads: Option<NonZeroUsize>,
     /// Print one JSON object on one line.
     #[arg(long)]
@@ -68,14 +68,15 @@ fn threads(text: &str) -> Result<NonZeroUsize, String> {
     }
 }
 
-/// What clap says in its first line, with no colour: the rest is usage, for which there is --help.
+/// What clap says before it comes to usage, for which there is --help; with no colour, on one line.
 fn first_line(error: &clap::Error) -> String {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return "a command is missing".to_owned();
     }
     let text = error.to_string();
-    let line = text.lines().next().unwrap_or_default();
-    line.strip_prefix("error: ").unwrap_or(line).to_owned()
+    let message = text.split("\n\n").next().unwrap_or_default();
+    let message = message.strip_prefix("error: ").unwrap_or(message).trim_end();
+    one_line(Path::new(message))
 }
 
 #[cfg(test)]

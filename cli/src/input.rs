@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use crate::error::Error;
@@ -49,15 +50,14 @@ impl Input {
         self.file.try_clone().map_err(|error| cannot_read(self.path.clone(), error))
     }
 
-    /// The SHA-256 of what ordinary reads get: at most `bytes`, to be compared with as many.
-    pub(crate) fn sha256(&self, bytes: u64) -> Result<String, Error> {
+    /// The SHA-256 of what ordinary reads get, to the end of the file.
+    pub(crate) fn sha256(&self) -> Result<String, Error> {
         let mut hash = Sha256::new();
-        let mut buffer = vec![0; 1 << 20];
+        let mut buffer = [0; 1 << 16];
         let mut at = 0;
-        while at < bytes {
-            let wanted = usize::try_from(bytes - at).unwrap_or(usize::MAX).min(buffer.len());
-            match self.file.read_at(&mut buffer[..wanted], at) {
-                Ok(0) => break,
+        loop {
+            match self.file.read_at(&mut buffer, at) {
+                Ok(0) => return Ok(hex(hash)),
                 Ok(read) => {
                     hash.update(&buffer[..read]);
                     at += read as u64;
@@ -66,7 +66,6 @@ impl Input {
                 Err(error) => return Err(cannot_read(self.path.clone(), error)),
             }
         }
-        Ok(hex(hash))
     }
 }
 
@@ -76,7 +75,9 @@ pub(crate) fn hex(hash: Sha256) -> String {
 }
 
 fn cannot_read(file: PathBuf, error: io::Error) -> Error {
+    let descriptors = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
     let advice = match error.kind() {
+        _ if descriptors.contains(&error.raw_os_error()) => "raise ulimit -n",
         io::ErrorKind::NotFound => "check the path",
         io::ErrorKind::PermissionDenied => "give a file that you may read",
         _ => "give a regular file that can be read",

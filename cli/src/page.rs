@@ -26,10 +26,11 @@ type Task<'a> = (&'a [u8], &'a mut [u8]);
 /// Pages the file and reports how that went.
 pub(crate) fn run(options: &PageOptions) -> Result<Report, Error> {
     let threads = options.threads.or(thread::available_parallelism().ok());
-    let threads = threads.map_or(1, NonZeroUsize::get);
     let input = Input::open(options.file.as_deref())?;
     let region = map(&input)?;
     let bytes = region.len();
+    // No more threads than pages: the others would have nothing to touch.
+    let threads = threads.map_or(1, NonZeroUsize::get).min(bytes.div_ceil(PAGE));
     let mut copy = zeros(bytes)?;
 
     let before = pervma_pager::stats();
@@ -40,7 +41,7 @@ pub(crate) fn run(options: &PageOptions) -> Result<Report, Error> {
     hash.update(&copy);
     Ok(Report {
         sha256: hex(hash),
-        file_sha256: input.sha256(bytes as u64)?,
+        file_sha256: input.sha256()?,
         file: input.path,
         bytes,
         pages: bytes.div_ceil(PAGE),
@@ -83,7 +84,11 @@ fn zeros(bytes: usize) -> Result<Vec<u8>, Error> {
 /// Copies every page to its place, in random order, dealt to the threads. Returns the time of the
 /// touching reads, all threads together.
 fn touch_all(region: &[u8], copy: &mut [u8], threads: usize) -> Result<Duration, Error> {
-    let mut pages: Vec<Task<'_>> = region.chunks(PAGE).zip(copy.chunks_mut(PAGE)).collect();
+    let mut pages: Vec<Task<'_>> = Vec::new();
+    let count = region.len().div_ceil(PAGE);
+    let bytes = count.saturating_mul(size_of::<Task<'_>>());
+    pages.try_reserve_exact(count).map_err(|_| Error::NoMemory { bytes })?;
+    pages.extend(region.chunks(PAGE).zip(copy.chunks_mut(PAGE)));
     pages.shuffle(&mut rand::rng());
     let progress = Progress::of(pages.len());
     let share = pages.len().div_ceil(threads);

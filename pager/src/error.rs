@@ -4,7 +4,8 @@ use std::io;
 
 use crate::sys::{Errno, OpenError};
 
-/// Why a region could not be mapped, or a file could not be its source. Nothing is left behind.
+/// Why a region could not be mapped, or a file could not be its source. Nothing is left behind but
+/// the SIGBUS handler.
 ///
 /// ```
 /// use pervma_pager::{Error, MemorySource, Region};
@@ -45,7 +46,9 @@ pub enum Error {
     #[error(transparent)]
     Userfaultfd(#[from] OpenError),
     /// No memory at these addresses could be had from the kernel.
-    #[error("mapping {bytes} bytes failed ({errno}): check ulimit -v and vm.max_map_count")]
+    #[error(
+        "mapping {bytes} bytes failed ({errno}): check ulimit -v, vm.max_map_count and filters"
+    )]
     Memory {
         /// What was asked for, in bytes.
         bytes: usize,
@@ -55,6 +58,9 @@ pub enum Error {
     /// The memory could not be registered with the userfaultfd.
     #[error("userfaultfd refused to watch the memory ({0})")]
     Register(Errno),
+    /// SIGBUS is blocked in this thread: a fault of a region would end the process.
+    #[error("SIGBUS is blocked in this thread: unblock it before mapping regions")]
+    SignalBlocked,
     /// The SIGBUS handler could not be installed.
     #[error("the SIGBUS handler could not be installed ({0})")]
     Handler(Errno),

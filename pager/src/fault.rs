@@ -33,11 +33,11 @@ pub(crate) fn serve(addr: usize) -> Verdict {
     };
     count.count_lookup(vma.walks());
     // Under the VMA's read lock: until it is dropped, the region cannot be unmapped.
-    let fill = vma.fill(addr);
+    let (fill, region) = (vma.fill(addr), vma.serial());
     drop(vma);
     match fill {
         Fill::Filled => count.count_fault(),
-        Fill::Present if stuck_at(addr) => return Verdict::PassOn,
+        Fill::Present if stuck_at(region, addr) => return Verdict::PassOn,
         Fill::Present => count.count_fault(),
         Fill::Again => {}
         Fill::Failed => return Verdict::PassOn,
@@ -45,23 +45,21 @@ pub(crate) fn serve(addr: usize) -> Verdict {
     Verdict::Repeat
 }
 
-/// Whether this thread has faulted at a present page again and again.
+/// Whether this thread has faulted at a present page of a region again and again.
 ///
-/// Once is a race that another thread won. For ever is a page that cannot be read although it is
-/// "there": swap that fails, or the addresses of a region in a forked child.
+/// Once is a race that another thread won: what is present stays present while the region lives,
+/// so the access succeeds when it is repeated. For ever is a page that cannot be read although it
+/// is "there": swap that fails, or the addresses of a region in a forked child.
 #[cold]
-fn stuck_at(addr: usize) -> bool {
+fn stuck_at(region: u64, addr: usize) -> bool {
     const LIMIT: u32 = 1000;
     thread_local! {
-        static LAST: Cell<(usize, u32)> = const { Cell::new((0, 0)) };
+        static LAST: Cell<(u64, usize, u32)> = const { Cell::new((0, 0, 0)) };
     }
     let page = addr & !(PAGE - 1);
-    let (last, times) = LAST.get();
-    let times = if page == last { times + 1 } else { 1 };
-    LAST.set((page, times));
-    if times == LIMIT {
-        LAST.set((0, 0));
-    }
+    let (last_region, last_page, times) = LAST.get();
+    let times = if (region, page) == (last_region, last_page) { times + 1 } else { 1 };
+    LAST.set((region, page, times % LIMIT));
     times == LIMIT
 }
 
@@ -75,10 +73,11 @@ mod tests {
     }
 
     #[test]
-    fn only_the_same_page_again_and_again_is_stuck() {
-        assert!((1..2000).all(|page| !stuck_at(page * PAGE)));
-        assert!((1..1000).all(|byte| !stuck_at(byte)));
-        assert!(stuck_at(5));
-        assert!(!stuck_at(5));
+    fn only_the_same_page_of_one_region_again_and_again_is_stuck() {
+        assert!((1..2000).all(|page| !stuck_at(1, page * PAGE)));
+        assert!((2..2000).all(|region| !stuck_at(region, 0)), "addresses are used again");
+        assert!((1..1000).all(|byte| !stuck_at(1, byte)));
+        assert!(stuck_at(1, 5));
+        assert!(!stuck_at(1, 5));
     }
 }

@@ -19,7 +19,8 @@
 //! - Every byte of a region reads as the source's byte. A page is read from the source at most
 //!   once per fault, and filled once; what has been read never changes.
 //! - On the fault path nothing locks, allocates or runs a destructor, and `errno` is preserved.
-//! - Mapping or dropping a region does not hold up faults in others.
+//! - Mapping or dropping a region does not hold up faults in others. (It does hold up mapping and
+//!   dropping others: dropping a region waits for the faults in it.)
 //! - What a region owns is dropped by the thread that drops the region, never in a handler.
 //! - A SIGBUS that is not a region's fault goes to whoever handled the signal before.
 //! - No privilege is needed.
@@ -33,8 +34,8 @@
 //!
 //! # A fault, step by step
 //!
-//! 1. A thread touches a missing page. The kernel raises SIGBUS in it, with all signals blocked,
-//!    on its alternate stack if it has one.
+//! 1. A thread touches a missing page. The kernel raises SIGBUS in it and runs the handler with
+//!    all signals blocked, on the thread's alternate stack if it has one.
 //! 2. Not a page fault (`si_code`): step 7. The thread is marked as being inside a handler
 //!    ([`pervma::HandlerScope`]): from here on, taking the address space's lock would panic.
 //! 3. [`try_read`](pervma::AddressSpace::try_read) with the address. Nothing mapped: step 7.
@@ -51,14 +52,22 @@
 //!
 //! - A *system call* that touches a page not yet filled fails with `EFAULT`; so does reading it
 //!   through `/proc/pid/mem`. Touch each page first, or copy.
-//! - A SIGBUS handler that is installed *later* must pass on what is not its own, and should be
-//!   installed before the first region otherwise. One that is installed at the very moment at
-//!   which the first region is mapped can be missed.
-//! - A *forked child* does not have the regions: touching one there is SIGSEGV. Mapping or
-//!   dropping regions there can wait for ever if another thread was doing so at the fork, as with
-//!   any lock.
+//! - A SIGBUS handler that is installed *later* must pass on what is not its own, and must block
+//!   all signals (`sa_mask`, no `SA_NODEFER`), as ours does: under a smaller mask another handler
+//!   can interrupt a fault, and if it touches a region the process ends. One that is installed at
+//!   the very moment at which the first region is mapped can be missed.
+//! - *SIGBUS must not be blocked* in a thread that touches a region: the kernel ends the process
+//!   then. Mapping a region from such a thread is an error.
+//! - A SIGBUS that is *sent* (by `kill`) goes to the handler before ours, which in a Rust program is
+//!   the standard library's; that one restores the default action, and the next fault of a region
+//!   ends the process.
+//! - A *forked child* does not have the regions: touching one there is SIGSEGV. It cannot map or
+//!   drop regions either: mapping fails or waits for ever.
 //! - A *slow source* holds up its thread, with all signals blocked, and the drop of its region.
-//! - The handler needs stack beside the signal frame: less than 1 KiB in a release build.
+//! - Each region takes a descriptor: `ulimit -n` bounds their number.
+//! - The handler needs stack beside the signal frame: less than 1 KiB in a release build, some
+//!   4 KiB in a debug build. Each thread of the process has a page of 4 KiB in its thread-local
+//!   memory, touched at its first fault; threads of 16 KiB and less cannot be started with it.
 //! - In a library that is loaded at run time the first fault of a thread may allocate its
 //!   thread-locals: touch a region once on each thread, outside of allocators and handlers.
 //! - For a local file that is in the page cache `mmap` is faster: it maps what is there, this

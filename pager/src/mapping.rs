@@ -1,7 +1,7 @@
 //! What a region is made of: the payload of its VMA.
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pervma::AddressSpace;
 
@@ -24,13 +24,18 @@ pub(crate) struct Mapping<S: Source + ?Sized> {
     uffd: Userfaultfd,
     /// Bytes of the source; the memory is rounded up to pages.
     len: usize,
+    /// Tells it from whatever is mapped at the same addresses before and after.
+    serial: u64,
     source: S,
 }
 
 impl<S: Source> Mapping<S> {
     /// `memory` is registered with `uffd` and holds `len` bytes.
     pub(crate) fn new(memory: Memory, uffd: Userfaultfd, len: usize, source: S) -> Self {
-        Self { memory, uffd, len, source }
+        static MAPPED: Mutex<u64> = Mutex::new(0);
+        let mut mapped = MAPPED.lock().unwrap_or_else(PoisonError::into_inner);
+        *mapped += 1;
+        Self { memory, uffd, len, serial: *mapped, source }
     }
 }
 
@@ -54,6 +59,11 @@ impl Mapping<dyn Source> {
 
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Never that of another mapping of this process.
+    pub(crate) fn serial(&self) -> u64 {
+        self.serial
     }
 
     /// Fills the page that holds `addr`, an address of the memory. Runs in the signal handler.
@@ -91,15 +101,14 @@ impl Mapping<dyn Source> {
 /// runs no code of the thread-local's own.
 #[inline]
 fn with_page_buffer(fill: impl FnOnce(&mut [u8; PAGE]) -> Fill) -> Fill {
-    #[repr(align(4096))]
-    struct Page([u8; PAGE]);
-
     thread_local! {
-        static BUFFER: RefCell<Page> = const { RefCell::new(Page([0; PAGE])) };
+        static BUFFER: RefCell<[u8; PAGE]> = const { RefCell::new([0; PAGE]) };
     }
     BUFFER.with(|buffer| match buffer.try_borrow_mut() {
-        Ok(mut page) => fill(&mut page.0),
-        // In use only if a source jumped out of its call, which breaks its contract.
+        Ok(mut page) => fill(&mut page),
+        // A fault inside a fault of this thread, which all signals being blocked prevents: a
+        // handler that was installed later has called ours with a smaller mask. A buffer on the
+        // stack would be no help, alternate stacks are too small for it.
         Err(_) => Fill::Failed,
     })
 }

@@ -35,11 +35,12 @@ impl Region {
     /// # Errors
     ///
     /// When the source is empty or too large, when the kernel refuses userfaultfd or memory, when
-    /// pages are not of 4096 bytes: see [`Error`]. Nothing is left behind; the source is dropped.
+    /// SIGBUS is blocked, when pages are not of 4096 bytes: see [`Error`]. Nothing is left behind
+    /// but the handler; the source is dropped.
     ///
     /// # Panics
     ///
-    /// In a source's methods, which may not map regions.
+    /// In a signal handler, so also in a source's methods on the fault path.
     pub fn map(source: impl Source + 'static) -> Result<Self, Error> {
         let found = rustix::param::page_size();
         if found != PAGE {
@@ -50,6 +51,9 @@ impl Region {
         let room = len.checked_next_multiple_of(PAGE).ok_or(Error::TooLarge { bytes })?;
         if room == 0 {
             return Err(Error::Empty);
+        }
+        if signal::is_blocked() {
+            return Err(Error::SignalBlocked);
         }
         signal::install().map_err(Error::Handler)?;
 
@@ -85,7 +89,7 @@ impl Deref for Region {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        // SAFETY: the memory is registered with a userfaultfd that lives as long as it does; each
+        // SAFETY: the memory is registered, with a userfaultfd that lives as long as it does; each
         // page is filled once, and the handler returns to an access only when its page is there
         // (or is to be tried again). Nothing else writes.
         let memory = unsafe { self.mapping.memory().bytes() };

@@ -15,7 +15,8 @@ static COUNTERS: [Shard; SHARDS] = [const { Shard::new() }; SHARDS];
 
 /// What the threads of this process have counted so far.
 ///
-/// Snapshots are subtracted to count what lies between them.
+/// Snapshots are subtracted to count what lies between them, the earlier from the later; the
+/// other way round gives zeros.
 ///
 /// ```
 /// use pervma_pager::{MemorySource, Region, stats};
@@ -47,10 +48,10 @@ impl Sub for Stats {
 
     fn sub(self, earlier: Self) -> Self {
         Self {
-            faults: self.faults - earlier.faults,
-            lookups_first_try: self.lookups_first_try - earlier.lookups_first_try,
-            lookups_retried: self.lookups_retried - earlier.lookups_retried,
-            lookups_slow: self.lookups_slow - earlier.lookups_slow,
+            faults: self.faults.saturating_sub(earlier.faults),
+            lookups_first_try: self.lookups_first_try.saturating_sub(earlier.lookups_first_try),
+            lookups_retried: self.lookups_retried.saturating_sub(earlier.lookups_retried),
+            lookups_slow: self.lookups_slow.saturating_sub(earlier.lookups_slow),
         }
     }
 }

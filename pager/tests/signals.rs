@@ -10,7 +10,7 @@ use std::ptr;
 
 use common::{PAGE, child_case, run_child};
 use libc::{SIGBUS, siginfo_t};
-use pervma_pager::{FileSource, MemorySource, ReadFailed, Region, Source};
+use pervma_pager::{Error, FileSource, MemorySource, ReadFailed, Region, Source};
 use rustix::mm::{MapFlags, ProtFlags};
 
 /// What the handlers of these tests exit with.
@@ -305,4 +305,43 @@ fn a_forked_child_whose_own_sigbus_hits_a_regions_addresses_dies_of_it() {
     let name = "a_forked_child_whose_own_sigbus_hits_a_regions_addresses_dies_of_it";
     let ended = run_child(name, "fork");
     assert_eq!(ended.exit, Some(CALLED), "{}", ended.stderr);
+}
+
+/// Found in review: memory that may be accessed is filled with zeros before it is registered.
+#[test]
+fn locked_memory_holds_the_sources_bytes() {
+    const BYTES: usize = 5 * PAGE;
+    if child_case().is_some() {
+        rustix::mm::mlockall(rustix::mm::MlockAllFlags::FUTURE).unwrap();
+        let before = pervma_pager::stats();
+        let region = Region::map(MemorySource::new(vec![7; BYTES])).unwrap();
+        assert!(region.iter().all(|&byte| byte == 7));
+        assert_eq!((pervma_pager::stats() - before).faults, 5);
+        return;
+    }
+    let ended = run_child("locked_memory_holds_the_sources_bytes", "future");
+    if ended.stderr.contains("PermissionDenied") || ended.stderr.contains("code: 11") {
+        println!("skipped: this user may not lock that much memory");
+        return;
+    }
+    assert_eq!(ended.exit, Some(0), "{}", ended.stderr);
+}
+
+fn mask_sigbus(how: c_int) {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: writes the set.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: a set that was written.
+    unsafe { libc::sigaddset(set.as_mut_ptr(), SIGBUS) };
+    // SAFETY: as above.
+    unsafe { libc::pthread_sigmask(how, set.as_ptr(), ptr::null_mut()) };
+}
+
+#[test]
+fn mapping_with_sigbus_blocked_is_an_error() {
+    mask_sigbus(libc::SIG_BLOCK);
+    let refused = Region::map(MemorySource::new(vec![1]));
+    mask_sigbus(libc::SIG_UNBLOCK);
+    assert!(matches!(refused, Err(Error::SignalBlocked)));
+    assert_eq!(Region::map(MemorySource::new(vec![1])).unwrap()[..], [1]);
 }

@@ -53,39 +53,39 @@ fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)
 }
 
-/// The handler.
+/// Whether SIGBUS is blocked in the running thread: the kernel then kills the process at a fault,
+/// whatever handler it has.
+pub(crate) fn is_blocked() -> bool {
+    // SAFETY: a C structure of integers: all zeros is valid.
+    let mut mask: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: without a new set it only writes the present one to the place it is given.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut mask) };
+    // SAFETY: a valid set.
+    unsafe { libc::sigismember(&raw const mask, SIGBUS) == 1 }
+}
+
+/// The handler. It leaves `errno` as it was.
 ///
 /// # Safety
 ///
 /// For the kernel only: `info` and `context` are those of a delivered signal.
 unsafe extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    // SAFETY: a delivered signal comes with a `siginfo_t`.
-    let about = unsafe { &*info };
-    if about.si_code == libc::BUS_ADRERR {
-        // SAFETY: with this code the kernel reports a fault, and a fault has an address.
-        let addr = unsafe { about.si_addr() }.addr();
-        if serve_quietly(addr) == Verdict::Repeat {
-            return;
-        }
-    }
-    if let Some(previous) = PREVIOUS.get() {
-        // SAFETY: signal, info and context are passed on as they came.
-        unsafe { previous.deliver(signal, info, context) }
-    }
-}
-
-/// Serves the fault and leaves `errno` and the mark of the handler as they were.
-#[inline]
-fn serve_quietly(addr: usize) -> Verdict {
     // SAFETY: no condition; the C library has one for each thread.
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: it is valid while the thread lives, and nobody else's.
     let saved = unsafe { errno.read() };
-    let verdict = {
+    // SAFETY: a delivered signal comes with a `siginfo_t`.
+    let about = unsafe { &*info };
+    let served = about.si_code == libc::BUS_ADRERR && {
+        // SAFETY: with this code the kernel reports a fault, and a fault has an address.
+        let addr = unsafe { about.si_addr() }.addr();
         let _inside = HandlerScope::<Std>::enter();
-        fault::serve(addr)
+        fault::serve(addr) == Verdict::Repeat
     };
+    if !served && let Some(previous) = PREVIOUS.get() {
+        // SAFETY: signal, info and context are passed on as they came.
+        unsafe { previous.deliver(signal, info, context) }
+    }
     // SAFETY: as for the read.
     unsafe { errno.write(saved) };
-    verdict
 }

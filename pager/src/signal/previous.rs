@@ -110,9 +110,10 @@ impl Previous {
     }
 }
 
-/// Whether the code is that of an access that faults again when it is repeated.
+/// Whether the code is that of an access that faults again when it is repeated: the kernel's own
+/// codes are positive, and one of them tells of memory that nobody has accessed yet.
 fn is_fault(si_code: c_int) -> bool {
-    matches!(si_code, libc::BUS_ADRALN | libc::BUS_ADRERR | libc::BUS_OBJERR | libc::BUS_MCEERR_AR)
+    si_code > 0 && si_code != libc::BUS_MCEERR_AO
 }
 
 /// Makes the default action the process's.

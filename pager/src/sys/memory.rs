@@ -6,13 +6,18 @@ use std::ptr::{self, NonNull};
 
 use rustix::ffi::c_void;
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap_anonymous, mprotect, munmap,
+};
 use rustix::process::{Pid, getpid};
 
-/// Private anonymous memory that can only be read; unmapped when dropped.
+/// Private anonymous memory; unmapped when dropped.
 ///
-/// Nothing is reserved for it, and a forked child does not get it: there its userfaultfd
-/// registration would be lost, and missing pages would read as zeros.
+/// It cannot be accessed before it is registered
+/// ([`register_missing`](super::Userfaultfd::register_missing)), and only be read afterwards:
+/// under `mlockall(MCL_FUTURE)` the kernel fills memory that can be accessed with zeros at once.
+/// Nothing is reserved for it, and a forked child does not get it: there its registration would be
+/// lost, and missing pages would read as zeros.
 ///
 /// ```
 /// use pervma_pager::sys::Memory;
@@ -45,7 +50,7 @@ impl Memory {
     pub fn map(len: usize) -> Result<Self, Errno> {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: without MAP_FIXED the kernel chooses addresses that nothing is mapped at.
-        let start = unsafe { mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ, flags) }?;
+        let start = unsafe { mmap_anonymous(ptr::null_mut(), len, ProtFlags::empty(), flags) }?;
         let start = NonNull::new(start).ok_or(Errno::NOMEM)?;
         let memory = Self { start, len, owner: getpid() };
         // SAFETY: the range is ours, and the advice does not change its content.
@@ -60,11 +65,22 @@ impl Memory {
         start..start + self.len
     }
 
-    /// The content. The first access to a page that is registered and missing is a fault.
+    /// Lets the memory be read, now that it is registered.
+    pub(super) fn make_readable(&self) -> Result<(), Errno> {
+        // SAFETY: the range is ours (invariant of `start`), and nothing was accessible before.
+        unsafe { mprotect(self.start.as_ptr(), self.len, MprotectFlags::READ) }
+    }
+
+    /// Whether this is the process that mapped it; a forked child has other things there.
+    pub(super) fn is_of_this_process(&self) -> bool {
+        getpid() == self.owner
+    }
+
+    /// The content. The first access to a page that is missing is a fault.
     ///
     /// # Safety
     ///
-    /// While the slice lives, no page's content changes after it could be read: a registered
+    /// The memory is registered, in this process. While the slice lives, no page's content changes after it could be read: a registered
     /// page is filled at most once, its userfaultfd stays open, and a SIGBUS handler sees to it
     /// that an access completes only when its page is filled.
     #[must_use]
@@ -77,8 +93,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // A forked child has other things there by now.
-        if getpid() != self.owner {
+        if !self.is_of_this_process() {
             return;
         }
         // SAFETY: the mapping is ours (invariant of `start`), and borrows of it have ended.
@@ -92,12 +107,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fresh_memory_is_zero_and_of_the_size_asked_for() {
-        let memory = Memory::map(3 * 4096).unwrap();
-        // SAFETY: nothing is registered, nothing writes.
-        let bytes = unsafe { memory.bytes() };
-        assert_eq!(bytes.len(), 3 * 4096);
-        assert!(bytes.iter().all(|&byte| byte == 0));
+    fn memory_has_the_size_asked_for() {
+        assert_eq!(Memory::map(3 * 4096).unwrap().range().len(), 3 * 4096);
     }
 
     #[test]

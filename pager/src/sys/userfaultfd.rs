@@ -23,6 +23,11 @@ pub struct Userfaultfd {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
+    /// No descriptor or memory was left for one (`EMFILE`, `ENFILE`, `ENOMEM`).
+    #[error(
+        "nothing was left for a userfaultfd ({0}): each region takes a descriptor, raise ulimit -n"
+    )]
+    Exhausted(Errno),
     /// The system call was refused.
     #[error(
         "userfaultfd was refused ({0}): it needs Linux 5.11 or later and a container or seccomp \
@@ -30,8 +35,11 @@ pub enum OpenError {
          vm.unprivileged_userfaultfd=1"
     )]
     Refused(Errno),
-    /// The kernel has userfaultfd, but not with SIGBUS.
-    #[error("userfaultfd has no SIGBUS mode here ({0}): it needs Linux 4.14 or later")]
+    /// The kernel, or a filter, has userfaultfd but not its SIGBUS mode.
+    #[error(
+        "userfaultfd has no SIGBUS mode here ({0}): it needs Linux 4.14 or later and a filter that \
+         lets its ioctls through"
+    )]
     NoSigbusMode(Errno),
 }
 
@@ -71,7 +79,10 @@ impl Userfaultfd {
             | UserfaultfdFlags::NONBLOCK
             | UserfaultfdFlags::from_bits_retain(abi::USER_MODE_ONLY);
         // SAFETY: the descriptor changes no memory until some is registered with it.
-        let fd = unsafe { userfaultfd(flags) }.map_err(OpenError::Refused)?;
+        let fd = unsafe { userfaultfd(flags) }.map_err(|errno| match errno {
+            Errno::MFILE | Errno::NFILE | Errno::NOMEM => OpenError::Exhausted(errno),
+            _ => OpenError::Refused(errno),
+        })?;
         let mut api = abi::Api { api: abi::API_VERSION, features: abi::FEATURE_SIGBUS, ioctls: 0 };
         // SAFETY: `Api` is what UFFDIO_API reads and writes.
         unsafe { update::<{ abi::API }, _>(fd.as_fd(), &mut api) }
@@ -79,14 +90,18 @@ impl Userfaultfd {
         Ok(Self { fd })
     }
 
-    /// Registers `memory`: from now on the first access to each of its pages raises SIGBUS until
-    /// the page is filled.
+    /// Registers `memory` and lets it be read: the first access to each of its pages raises SIGBUS
+    /// until the page is filled.
     ///
     /// # Errors
     ///
-    /// The kernel's: `EBUSY` when a userfaultfd has it already.
+    /// The kernel's: `EBUSY` when a userfaultfd has it already. `ESRCH` in a forked child of the
+    /// process that mapped it.
     #[doc(alias = "UFFDIO_REGISTER")]
     pub fn register_missing(&self, memory: &Memory) -> Result<(), Errno> {
+        if !memory.is_of_this_process() {
+            return Err(Errno::SRCH);
+        }
         let range = memory.range();
         let mut register = abi::Register {
             start: range.start as u64,
@@ -96,7 +111,8 @@ impl Userfaultfd {
         };
         // SAFETY: `Register` is what UFFDIO_REGISTER reads and writes. What it does to the memory
         // is part of the contract of `Memory::bytes`, the only way to the content.
-        unsafe { update::<{ abi::REGISTER }, _>(self.fd.as_fd(), &mut register) }
+        unsafe { update::<{ abi::REGISTER }, _>(self.fd.as_fd(), &mut register) }?;
+        memory.make_readable()
     }
 
     /// Fills the missing pages of `memory` from `offset` on with `bytes`: whole pages both.
