@@ -67,7 +67,7 @@
 //! - Each region takes a descriptor: `ulimit -n` bounds their number.
 //! - The handler needs stack beside the signal frame: less than 1 KiB in a release build, some
 //!   4 KiB in a debug build. Each thread of the process has a page of 4 KiB in its thread-local
-//!   memory, touched at its first fault; threads of 16 KiB and less cannot be started with it.
+//!   memory, touched at its first fault; glibc takes it from the thread's stack.
 //! - In a library that is loaded at run time the first fault of a thread may allocate its
 //!   thread-locals: touch a region once on each thread, outside of allocators and handlers.
 //! - For a local file that is in the page cache `mmap` is faster: it maps what is there, this
