@@ -4,6 +4,7 @@
 mod args;
 mod error;
 mod input;
+mod memory;
 mod page;
 mod progress;
 mod report;

@@ -1,6 +1,5 @@
 //! `pervma page`: every page of a file, faulted in from several threads in random order.
 
-use std::fs;
 use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::sync::mpsc;
@@ -14,6 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::args::PageOptions;
 use crate::error::Error;
 use crate::input::{Input, hex};
+use crate::memory;
 use crate::progress::Progress;
 use crate::report::Report;
 
@@ -58,20 +58,12 @@ fn map(input: &Input) -> Result<Region, Error> {
         .map_err(|reason| Error::Source { file: input.path.clone(), reason })?;
     let bytes = source.size();
     let needed = bytes.saturating_mul(2);
-    if let Some(available) = available_memory()
+    if let Some(available) = memory::available()
         && needed > available
     {
         return Err(Error::TooLarge { file: input.path.clone(), bytes, needed, available });
     }
     Ok(Region::map(source)?)
-}
-
-/// What the kernel can give without swapping, in bytes, where it says so.
-fn available_memory() -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    kib.checked_mul(1024)
 }
 
 fn zeros(bytes: usize) -> Result<Vec<u8>, Error> {
