@@ -58,6 +58,9 @@ use crate::platform::Platform;
 #[doc(alias("VMA_LOCK_OFFSET", "VM_REFCNT_EXCLUDE_READERS_FLAG"))]
 pub const EXCLUDED: u32 = 1 << 30;
 
+/// The most the count can hold: one attachment and LIMIT-1 readers.
+pub const LIMIT: u32 = EXCLUDED - 1;
+
 /// How often a reader's increment is tried when others change the count at the same time.
 const ENTER_TRIES: u32 = 64;
 
@@ -86,8 +89,11 @@ impl SpaceSeq {
     /// Begins an edit. The caller holds the mmap lock for writing.
     #[doc(alias = "mmap_write_lock")]
     pub fn begin(&self) -> EditSeq {
+        // A read-modify-write: whoever loads this odd number (READ_SEQ) still synchronizes with the
+        // EDIT_END before it.
         let even = if keep(Step::BeginByRmw) {
-            self.0.fetch_add(1, Relaxed("every store that a walker can meet afterwards is a release; a read-modify-write, so that whoever loads this odd number still synchronizes with the EDIT_END before it"))
+            self.0
+                .fetch_add(1, Relaxed("each store that a walker can meet is a release of its own"))
         } else {
             let even = self.0.load(Relaxed("mutant"));
             self.0.store(even + 1, Relaxed("mutant"));
@@ -250,9 +256,6 @@ impl VmaLock {
         );
     }
 }
-
-/// The most the count can hold: one attachment and LIMIT-1 readers.
-pub const LIMIT: u32 = EXCLUDED - 1;
 
 #[cfg(all(test, not(pervma_model)))]
 impl VmaLock {

@@ -22,11 +22,17 @@ struct Line<V>(V);
 /// The shared state of one space.
 pub struct Mm<T: Platform> {
     seq: Line<SpaceSeq>,
-    lock: Line<MmapLock<T>>,
-    /// The thread that holds the mmap lock for writing, 0 for none. Only ever compared with the
-    /// reader's own identity, which only the reader itself can have stored.
-    editor: AtomicUsize,
+    editors: Line<Editors<T>>,
+    /// Read in every lookup, so on no line that an edit writes.
     id: SpaceId,
+}
+
+/// What editors share, and readers do not touch.
+struct Editors<T: Platform> {
+    lock: MmapLock<T>,
+    /// The thread that holds the mmap lock for writing, 0 for none. Only ever compared with the
+    /// asker's own identity, which only the asker itself can have stored.
+    current: AtomicUsize,
 }
 
 impl<T: Platform> Mm<T> {
@@ -34,8 +40,7 @@ impl<T: Platform> Mm<T> {
         pub fn new(id: SpaceId) -> Self {
             Self {
                 seq: Line(SpaceSeq::new()),
-                lock: Line(MmapLock::new()),
-                editor: AtomicUsize::new(0),
+                editors: Line(Editors { lock: MmapLock::new(), current: AtomicUsize::new(0) }),
                 id,
             }
         }
@@ -53,22 +58,22 @@ impl<T: Platform> Mm<T> {
 
     /// Whether the running thread is the one that edits.
     pub fn edited_by_me(&self) -> bool {
-        let editor = self.editor.load(Relaxed("equal to me only if I stored it"));
+        let editor = self.editors.0.current.load(Relaxed("equal to me only if I stored it"));
         T::with_thread(|thread| thread.id() == editor).unwrap_or(false)
     }
 
     /// Waits for the mmap lock for reading.
     pub fn read(&self) -> ReadSection<'_, T> {
         HandlerScope::<T>::assert_may_wait();
-        ReadSection { _lock: self.lock.0.read() }
+        ReadSection { _lock: self.editors.0.lock.read() }
     }
 
     /// Waits for the mmap lock for writing and begins an edit.
     pub fn write(&self) -> WriteSection<'_, T> {
         HandlerScope::<T>::assert_may_wait();
-        let lock = self.lock.0.write();
+        let lock = self.editors.0.lock.write();
         if let Some(me) = T::with_thread(|thread| thread.id()) {
-            self.editor.store(me, Relaxed("read back only by this thread"));
+            self.editors.0.current.store(me, Relaxed("read back only by this thread"));
         }
         signal_fence(); // as at the end
         WriteSection { mm: self, edit: self.seq().begin(), _lock: lock }
@@ -105,6 +110,6 @@ impl<T: Platform> Drop for WriteSection<'_, T> {
         self.mm.seq().end(self.edit);
         // A handler of this thread that is told *locked* must find itself to be the editor.
         signal_fence();
-        self.mm.editor.store(0, Relaxed("read back only by this thread"));
+        self.mm.editors.0.current.store(0, Relaxed("read back only by this thread"));
     }
 }

@@ -65,8 +65,8 @@
 //!   drop regions either: mapping fails or waits for ever.
 //! - A *slow source* holds up its thread, with all signals blocked, and the drop of its region.
 //! - Each region takes a descriptor: `ulimit -n` bounds their number.
-//! - The handler needs stack beside the signal frame: less than 1 KiB in a release build, some
-//!   4 KiB in a debug build. Each thread of the process has a page of 4 KiB in its thread-local
+//! - The handler needs stack beside the signal frame: less than 1 KiB in a release build, a
+//!   few KiB in a debug build. Each thread of the process has a page of 4 KiB in its thread-local
 //!   memory, touched at its first fault; glibc takes it from the thread's stack.
 //! - In a library that is loaded at run time the first fault of a thread may allocate its
 //!   thread-locals: touch a region once on each thread, outside of allocators and handlers.

@@ -33,8 +33,8 @@ use crate::slots::{Arena, Idx};
 
 use super::node::{FANOUT, Node, SPARSE, Target, TreeWord};
 
-/// The most nodes on a path. A tree of 2³⁰ entries is at most 2 log₂ 2³⁰ / log₂ 4 deep with the
-/// sparsest nodes that removals leave.
+/// More nodes than any path has: every node but the root keeps [`SPARSE`] entries or more, and with
+/// four of them each, sixteen levels hold the 2³⁰ entries that an arena can name.
 pub const MAX_DEPTH: usize = 32;
 
 /// The root of a tree; the nodes are in an arena.
