@@ -1,12 +1,29 @@
 //! How much memory there is to be had.
 
-use std::fs;
+use std::hint::black_box;
 use std::path::Path;
+use std::{fs, io};
 
 /// What this process can still take without swapping or hitting the limit of a control group, in
 /// bytes; `None` where the kernel does not say.
 pub(crate) fn available() -> Option<u64> {
     [of_machine(), of_groups(Path::new("/sys/fs/cgroup"))].into_iter().flatten().min()
+}
+
+/// Whether a thread can be started and still leave room for what threads allocate as they start
+/// and end, which aborts the process when it fails.
+///
+/// # Errors
+///
+/// When the address space is nearly full (`ulimit -v`).
+pub(crate) fn headroom() -> io::Result<()> {
+    // A stack of 2 MiB, and far more than a thread allocates as it starts.
+    const ROOM: usize = 32 << 20;
+    // Reserved for a moment, not touched.
+    let mut room = Vec::<u8>::new();
+    let found = room.try_reserve_exact(ROOM);
+    black_box(&mut room);
+    found.map_err(|_| io::ErrorKind::OutOfMemory.into())
 }
 
 fn of_machine() -> Option<u64> {

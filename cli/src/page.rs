@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;
-use std::sync::mpsc;
+use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -85,30 +85,38 @@ fn touch_all(region: &[u8], copy: &mut [u8], threads: usize) -> Result<Duration,
     let progress = Progress::of(pages.len());
     let share = pages.len().div_ceil(threads);
 
+    // The pages are dealt when all threads are there, who wait for this lock. If one cannot be
+    // started there is nothing to deal, and the others end.
+    let hands = Mutex::new([].chunks_mut(share));
+    let ready = Barrier::new(2);
+    let next_hand = || lock(&hands).next().unwrap_or_default();
     thread::scope(|scope| {
-        // The pages are dealt when all threads are there. If one cannot be started the others
-        // end, having none.
+        let mut dealing = lock(&hands);
         let mut workers = Vec::with_capacity(threads);
         for number in 1..=threads {
-            let (deal, dealt) = mpsc::channel();
-            let progress = &progress;
-            let work = move || dealt.recv().map_or(Duration::ZERO, |hand| touch(hand, progress));
-            let started = thread::Builder::new().spawn_scoped(scope, work);
-            workers.push((deal, started.map_err(|reason| Error::Thread { number, reason })?));
+            let work = || {
+                ready.wait();
+                touch(next_hand(), &progress)
+            };
+            let worker = memory::headroom()
+                .and_then(|()| thread::Builder::new().spawn_scoped(scope, work))
+                .map_err(|reason| Error::Thread { number, reason })?;
+            // One at a time: what a thread allocates as it starts must find its room.
+            ready.wait();
+            workers.push(worker);
         }
-        let mut hands = pages.chunks_mut(share);
-        let mut dealt = Vec::with_capacity(threads);
-        for (deal, worker) in workers {
-            // Refused only by a thread that has ended, which none does before its hand.
-            let _ = deal.send(hands.next().unwrap_or_default());
-            dealt.push(worker);
-        }
-        let times = dealt.into_iter().map(|worker| match worker.join() {
+        *dealing = pages.chunks_mut(share);
+        drop(dealing);
+        let times = workers.into_iter().map(|worker| match worker.join() {
             Ok(time) => time,
             Err(panic) => std::panic::resume_unwind(panic),
         });
         Ok(times.sum())
     })
+}
+
+fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One thread's hand of pages: the first read of each is the fault, and all that is timed.
