@@ -2,9 +2,12 @@
 //!
 //! # Guarantee
 //!
-//! [`BTree::walk`] ends after at most [`MAX_DEPTH`] steps, writes nothing, and while no edit is
-//! under way finds the entry with the largest key not above the address. During an edit it may
-//! arrive anywhere, also in another space's tree; the caller finds out.
+//! [`BTree::walk`] and [`BTree::walk_from`] end after a number of steps that [`MAX_DEPTH`] bounds
+//! and write nothing. While no edit is under way the one finds the entry with the largest key not
+//! above the address, the other that with the smallest key not below it. During an edit they may
+//! arrive anywhere, also in another space's tree, or nowhere; the caller finds out.
+//!
+//! All else is for the writer and takes a number of steps logarithmic in the entries.
 //!
 //! # Invariants, whenever no operation of the writer is under way
 //!
@@ -12,6 +15,8 @@
 //! - **T2** All leaves are equally deep, and no node but an empty root is empty: the root is the
 //!   empty word then.
 //! - **T3** Every word in a leaf is a slot that is attached to this tree's space.
+//! - **T4** An inner entry's gap is the largest gap in its child. A leaf entry's gap is what the
+//!   owner says: the free bytes from the end of that VMA to the start of the next.
 //!
 //! # How the writer works
 //!
@@ -58,8 +63,35 @@ impl Path {
         self.len += 1;
     }
 
-    fn iter(&self) -> impl Iterator<Item = (Idx<Node>, usize)> {
+    fn iter(&self) -> impl DoubleEndedIterator<Item = (Idx<Node>, usize)> {
         self.steps[..self.len].iter().flatten().copied()
+    }
+
+    /// Restores T4 above `leaf`, at the end of this path, where a gap went from `old` to `new`; 0
+    /// stands for no entry.
+    fn gap_changed<'n, T: Platform>(
+        &self,
+        nodes: &'n Arena<Node, T>,
+        leaf: &'n Node,
+        old: usize,
+        mut new: usize,
+    ) {
+        let mut child = leaf;
+        for (node, entry) in self.iter().rev() {
+            let node = nodes.get(node);
+            let before = node.gap(entry);
+            if new < before {
+                if old < before {
+                    return; // neither was the largest
+                }
+                new = child.max_gap();
+            }
+            if new == before {
+                return;
+            }
+            node.set_gap(entry, new);
+            child = node;
+        }
     }
 }
 
@@ -87,33 +119,82 @@ impl BTree {
         None // only a walk through recycled nodes is that long
     }
 
-    /// The slot with the smallest key not below `addr`. For the writer.
-    pub fn first_from<T: Platform>(&self, nodes: &Arena<Node, T>, addr: usize) -> Option<u32> {
-        let mut right = Target::Empty; // the subtree next to the path
+    /// The slot with the smallest key not below `addr`, or nothing; see the guarantee.
+    #[inline(always)]
+    pub fn walk_from<T: Platform>(&self, nodes: &Arena<Node, T>, addr: usize) -> Option<u32> {
+        let mut right = None; // the subtree next to the path
         let mut target = self.root.follow();
-        while let Target::Node(index) = target {
-            let node = nodes.get(index);
-            match node.search(addr) {
-                Some(entry) if node.key(entry) != addr => {
-                    if entry + 1 < node.len() {
-                        right = node.child(entry + 1).follow();
-                    }
-                    target = node.child(entry).follow();
-                }
-                // By T1 the key is the smallest below that entry.
-                Some(entry) => return first(nodes, node.child(entry).follow()),
-                None => return first(nodes, target),
+        for _ in 0..=MAX_DEPTH {
+            let Target::Node(node) = target else { break };
+            let node = nodes.get(node);
+            let before = addr.checked_sub(1).and_then(|last| node.search(last));
+            right = node.used(before.map_or(0, |entry| entry + 1)).or(right);
+            let Some(entry) = before else { break };
+            target = node.child(entry).follow();
+        }
+        // By T1 the smallest key below a node is below its first entry.
+        let mut target = right?.follow();
+        for _ in 0..=MAX_DEPTH {
+            match target {
+                Target::Empty => return None,
+                Target::Slot(slot) => return Some(slot),
+                Target::Node(node) => target = nodes.get(node).child(0).follow(),
             }
         }
-        first(nodes, right)
+        None // only a walk through recycled nodes is that long
     }
 
-    /// Inserts `slot` at `key`, which no entry has. When memory runs out nothing has changed.
+    /// The slot with the smallest key not below `from` that has `size` bytes of room after it.
+    pub fn first_gap<T: Platform>(
+        &self,
+        nodes: &Arena<Node, T>,
+        from: usize,
+        size: usize,
+    ) -> Option<u32> {
+        let Target::Node(root) = self.root.follow() else { return None };
+        find_gap(nodes, root, from, size, Side::Above)
+    }
+
+    /// The slot with the largest key below `below` that has `size` bytes of room after it.
+    pub fn last_gap<T: Platform>(
+        &self,
+        nodes: &Arena<Node, T>,
+        below: usize,
+        size: usize,
+    ) -> Option<u32> {
+        let Target::Node(root) = self.root.follow() else { return None };
+        find_gap(nodes, root, below, size, Side::Below)
+    }
+
+    /// Changes the gap of the entry with exactly this `key`, if there is one.
+    pub fn set_gap<T: Platform>(&self, nodes: &Arena<Node, T>, key: usize, gap: usize) {
+        let Target::Node(mut index) = self.root.follow() else { return };
+        let mut path = Path::new();
+        loop {
+            let node = nodes.get(index);
+            let Some(entry) = node.search(key) else { return };
+            if let Some(child) = node.child_node(entry) {
+                path.push(index, entry);
+                index = child;
+                continue;
+            }
+            if node.key(entry) == key {
+                let old = node.gap(entry);
+                node.set_gap(entry, gap);
+                path.gap_changed(nodes, node, old, gap);
+            }
+            return;
+        }
+    }
+
+    /// Inserts `slot` with its gap at `key`, which no entry has. When memory runs out nothing has
+    /// changed.
     pub fn insert<T: Platform>(
         &self,
         nodes: &Arena<Node, T>,
         key: usize,
         slot: u32,
+        gap: usize,
     ) -> Result<(), OutOfMemory> {
         let mut path = Path::new();
         let mut index = self.root_with_room(nodes)?;
@@ -129,12 +210,14 @@ impl BTree {
             path.push(index, entry);
             index = child;
         }
-        nodes.get(index).insert(key, Target::Slot(slot));
+        let leaf = nodes.get(index);
+        leaf.insert(key, Target::Slot(slot), gap);
         for (above, entry) in path.iter() {
             if key < nodes.get(above).key(entry) {
                 nodes.get(above).set_key(entry, key);
             }
         }
+        path.gap_changed(nodes, leaf, 0, gap);
         Ok(())
     }
 
@@ -160,9 +243,9 @@ impl BTree {
                 return Err(error);
             }
         };
-        let node = nodes.get(top);
+        let (node, child) = (nodes.get(top), nodes.get(root));
         node.clear();
-        node.insert(nodes.get(root).key(0), Target::Node(root));
+        node.insert(child.key(0), Target::Node(root), child.max_gap());
         self.root.link(Target::Node(top));
         split(nodes, node, 0, right);
         Ok(top)
@@ -185,10 +268,9 @@ impl BTree {
             path.push(index, taken);
             index = child;
         };
-        match leaf.search(key) {
-            Some(entry) if leaf.key(entry) == key => leaf.remove(entry),
-            _ => return,
-        }
+        let Some(entry) = leaf.search(key).filter(|&entry| leaf.key(entry) == key) else { return };
+        let gap = leaf.gap(entry);
+        leaf.remove(entry);
         if leaf.len() != 0 {
             let smallest = leaf.key(0);
             for (above, entry) in path.iter() {
@@ -197,6 +279,7 @@ impl BTree {
                 }
             }
         }
+        path.gap_changed(nodes, leaf, gap, 0);
         self.lower_root(nodes);
     }
 
@@ -214,14 +297,34 @@ impl BTree {
     }
 }
 
-/// The slot with the smallest key below `target`.
-fn first<T: Platform>(nodes: &Arena<Node, T>, mut target: Target) -> Option<u32> {
-    loop {
-        match target {
-            Target::Empty => return None,
-            Target::Slot(slot) => return Some(slot),
-            Target::Node(node) => target = nodes.get(node).child(0).follow(),
-        }
+/// On which side of an address a search for room goes, away from it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Below,
+    /// With the address itself.
+    Above,
+}
+
+/// The slot below `index`, nearest to `addr` on that side, with a gap of `size` or more. Only the
+/// subtree that `addr` is in can disappoint; by T4 every other one with such a gap has the slot.
+fn find_gap<T: Platform>(
+    nodes: &Arena<Node, T>,
+    index: Idx<Node>,
+    addr: usize,
+    size: usize,
+    side: Side,
+) -> Option<u32> {
+    let node = nodes.get(index);
+    let middle = node.search(addr).unwrap_or(0);
+    let fit = |entry: usize| match node.child(entry).follow() {
+        _ if node.gap(entry) < size => None,
+        Target::Empty => None,
+        Target::Node(child) => find_gap(nodes, child, addr, size, side),
+        Target::Slot(slot) => ((node.key(entry) >= addr) == (side == Side::Above)).then_some(slot),
+    };
+    match side {
+        Side::Below => (0..=middle).rev().find_map(fit),
+        Side::Above => (middle..node.len()).find_map(fit),
     }
 }
 
@@ -231,8 +334,9 @@ fn split<T: Platform>(nodes: &Arena<Node, T>, parent: &Node, entry: usize, right
     let (left, new) = (nodes.get(child), nodes.get(right));
     new.clear();
     left.copy_tail_to(FANOUT / 2, new);
-    parent.insert(new.key(0), Target::Node(right));
+    parent.insert(new.key(0), Target::Node(right), new.max_gap());
     left.truncate(FANOUT / 2);
+    parent.set_gap(entry, left.max_gap());
 }
 
 /// Merges `parent`'s sparse child at `entry` with a neighbour, or takes entries from it.
@@ -252,18 +356,22 @@ fn refill<T: Platform>(nodes: &Arena<Node, T>, parent: &Node, entry: usize) {
         if keep(Step::FreeLast) {
             nodes.free(right);
         }
-    } else if l.len() < r.len() {
-        for _ in l.len()..total / 2 {
-            l.insert(r.key(0), r.child(0).follow());
-            parent.set_key(at + 1, r.key(1));
-            r.remove(0);
-        }
     } else {
-        let keep = total / 2;
-        l.copy_tail_to(keep, r);
-        parent.set_key(at + 1, r.key(0));
-        l.truncate(keep);
+        if l.len() < r.len() {
+            for _ in l.len()..total / 2 {
+                l.insert(r.key(0), r.child(0).follow(), r.gap(0));
+                parent.set_key(at + 1, r.key(1));
+                r.remove(0);
+            }
+        } else {
+            let keep = total / 2;
+            l.copy_tail_to(keep, r);
+            parent.set_key(at + 1, r.key(0));
+            l.truncate(keep);
+        }
+        parent.set_gap(at + 1, r.max_gap());
     }
+    parent.set_gap(at, l.max_gap());
 }
 
 #[cfg(all(test, not(pervma_model)))]
@@ -272,9 +380,12 @@ mod tests {
     use crate::platform::Std;
     use std::collections::BTreeMap;
 
+    /// A key, its slot and its gap.
+    type Entry = (usize, (u32, usize));
+
     impl BTree {
-        /// Panics unless T1 and T2 hold; returns the entries in order.
-        fn checked(&self, nodes: &Arena<Node, Std>) -> Vec<(usize, u32)> {
+        /// Panics unless T1, T2 and T4 hold; returns the entries in order.
+        fn checked(&self, nodes: &Arena<Node, Std>) -> Vec<Entry> {
             let mut entries = Vec::new();
             if let Target::Node(root) = self.root.follow() {
                 check(nodes, root, &mut entries);
@@ -285,18 +396,21 @@ mod tests {
     }
 
     /// The depth below `index`.
-    fn check(nodes: &Arena<Node, Std>, index: Idx<Node>, entries: &mut Vec<(usize, u32)>) -> usize {
+    fn check(nodes: &Arena<Node, Std>, index: Idx<Node>, entries: &mut Vec<Entry>) -> usize {
         let node = nodes.get(index);
         assert!((node.len()..FANOUT).all(|unused| node.key(unused) == super::super::node::NO_KEY));
         let mut depths = (0..node.len()).map(|entry| match node.child(entry).follow() {
             Target::Node(child) => {
                 let smallest = entries.len();
                 let depth = 1 + check(nodes, child, entries);
-                assert_eq!(entries[smallest].0, node.key(entry), "T1: the smallest key below");
+                let below = &entries[smallest..];
+                assert_eq!(below[0].0, node.key(entry), "T1: the smallest key below");
+                let largest = below.iter().map(|&(_, (_, gap))| gap).max();
+                assert_eq!(largest, Some(node.gap(entry)), "T4: the largest gap below");
                 depth
             }
             Target::Slot(slot) => {
-                entries.push((node.key(entry), slot));
+                entries.push((node.key(entry), (slot, node.gap(entry))));
                 0
             }
             Target::Empty => panic!("an empty word in use"),
@@ -325,13 +439,29 @@ mod tests {
         let nodes = Arena::<Node, Std>::new();
         let (tree, other) = (BTree::new(), BTree::new());
         for key in 0..=FANOUT {
-            tree.insert(&nodes, key, key as u32).unwrap();
+            tree.insert(&nodes, key, key as u32, 0).unwrap();
         }
         for key in 1..=FANOUT {
             tree.remove(&nodes, key); // until one leaf is left, and the inner node is free
         }
-        other.insert(&nodes, 90, 9).unwrap();
-        assert_eq!((tree.checked(&nodes), other.checked(&nodes)), (vec![(0, 0)], vec![(90, 9)]));
+        other.insert(&nodes, 90, 9, 7).unwrap();
+        let entries = (tree.checked(&nodes), other.checked(&nodes));
+        assert_eq!(entries, (vec![(0, (0, 0))], vec![(90, (9, 7))]));
+    }
+
+    /// What a walker can meet where nodes are recycled under it.
+    #[test]
+    fn a_walk_in_circles_ends() {
+        let (nodes, tree) = (Arena::<Node, Std>::new(), BTree::new());
+        let root = nodes.alloc().unwrap();
+        nodes.get(root).clear();
+        for key in 1..=FANOUT {
+            nodes.get(root).insert(key, Target::Node(root), 0);
+        }
+        tree.root.link(Target::Node(root));
+        for addr in [0, 1, 2, usize::MAX] {
+            assert_eq!((tree.walk(&nodes, addr), tree.walk_from(&nodes, addr)), (None, None));
+        }
     }
 
     #[test]
@@ -348,20 +478,37 @@ mod tests {
                 let insert = dice.roll(10)
                     < if (step / 500 + which as u32).is_multiple_of(2) { 7 } else { 3 };
                 let key = dice.roll(400) as usize * 10;
+                // Few sizes, so that a node often has its largest gap twice.
+                let (gap, size) = (dice.roll(8) as usize, dice.roll(9) as usize);
                 if insert && !map.contains_key(&key) {
-                    tree.insert(&nodes, key, step).unwrap();
-                    map.insert(key, step);
+                    tree.insert(&nodes, key, step, gap).unwrap();
+                    map.insert(key, (step, gap));
                 } else if !insert {
                     tree.remove(&nodes, key);
                     map.remove(&key);
                 }
+                let (key, gap) = (dice.roll(400) as usize * 10, dice.roll(8) as usize);
+                tree.set_gap(&nodes, key, gap);
+                map.entry(key).and_modify(|entry| entry.1 = gap);
+
                 let probe = dice.roll(4_100) as usize;
-                let at_or_below = map.range(..=probe).next_back().map(|(_, &slot)| slot);
-                assert_eq!(tree.walk(&nodes, probe), at_or_below, "seed {seed}, step {step}");
-                let from = map.range(probe..).next().map(|(_, &slot)| slot);
-                assert_eq!(tree.first_from(&nodes, probe), from, "seed {seed}, step {step}");
+                let found = [
+                    tree.walk(&nodes, probe),
+                    tree.walk_from(&nodes, probe),
+                    tree.first_gap(&nodes, probe, size),
+                    tree.last_gap(&nodes, probe, size),
+                ];
+                let roomy = |entry: &(_, &(_, usize))| entry.1.1 >= size;
+                let expected = [
+                    map.range(..=probe).next_back(),
+                    map.range(probe..).next(),
+                    map.range(probe..).find(roomy),
+                    map.range(..probe).rfind(roomy),
+                ];
+                let expected = expected.map(|entry| entry.map(|(_, &(slot, _))| slot));
+                assert_eq!(found, expected, "seed {seed}, step {step}");
                 if step % 50 == 0 {
-                    let entries: Vec<_> = map.iter().map(|(&key, &slot)| (key, slot)).collect();
+                    let entries: Vec<_> = map.clone().into_iter().collect();
                     assert_eq!(tree.checked(&nodes), entries, "seed {seed}, step {step}");
                 }
             }

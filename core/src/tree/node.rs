@@ -1,5 +1,7 @@
 //! A node of the tree: keys and words that readers walk through while the one writer changes them.
 
+use core::mem::offset_of;
+
 use crate::facade::{AtomicU32, AtomicUsize, Cell, Relaxed};
 use crate::ledger::{NODE_FOLLOW, NODE_KEY, NODE_LINK};
 use crate::slots::{Idx, Object};
@@ -77,16 +79,23 @@ impl TreeWord {
 pub struct Node {
     keys: [AtomicUsize; FANOUT],
     children: [TreeWord; FANOUT],
+    /// In a leaf the room after a VMA; above, the most room below a child. For the writer.
+    gaps: [AtomicUsize; FANOUT],
     /// How many entries are used; for the writer.
     len: AtomicU32,
     link: Cell<u32>,
 }
+
+// Gaps change more often than keys do, and walkers never ask for them: no line holds both. (The
+// nodes of tests are too small for that.)
+const _: () = assert!(FANOUT < 16 || offset_of!(Node, gaps).is_multiple_of(64));
 
 impl Object for Node {
     fn new() -> Self {
         Self {
             keys: core::array::from_fn(|_| AtomicUsize::new(NO_KEY)),
             children: core::array::from_fn(|_| TreeWord::empty()),
+            gaps: core::array::from_fn(|_| AtomicUsize::new(0)),
             len: AtomicU32::new(0),
             link: Cell::new(0),
         }
@@ -134,6 +143,12 @@ impl Node {
         &self.children[entry]
     }
 
+    /// The word of an entry that looks used, for a walker; `None` also past the last entry.
+    #[inline(always)]
+    pub fn used(&self, entry: usize) -> Option<&TreeWord> {
+        (entry < FANOUT && self.walker_key(entry) != NO_KEY).then(|| self.child(entry))
+    }
+
     // What follows is for the writer.
 
     pub fn len(&self) -> usize {
@@ -142,6 +157,15 @@ impl Node {
 
     pub fn key(&self, entry: usize) -> usize {
         self.keys[entry].load(ALONE)
+    }
+
+    pub fn gap(&self, entry: usize) -> usize {
+        self.gaps[entry].load(ALONE)
+    }
+
+    /// The largest gap of all entries.
+    pub fn max_gap(&self) -> usize {
+        (0..self.len()).map(|entry| self.gap(entry)).max().unwrap_or(0)
     }
 
     pub fn is_full(&self) -> bool {
@@ -160,6 +184,10 @@ impl Node {
         self.keys[entry].store(key, NODE_KEY);
     }
 
+    pub fn set_gap(&self, entry: usize, gap: usize) {
+        self.gaps[entry].store(gap, ALONE);
+    }
+
     /// Empties a node fresh from its arena, where it may have been an inner node of another tree:
     /// the first word is what tells an empty leaf from an inner node.
     pub fn clear(&self) {
@@ -171,15 +199,17 @@ impl Node {
     }
 
     /// Inserts an entry at its place in a node that is not full.
-    pub fn insert(&self, key: usize, target: Target) {
+    pub fn insert(&self, key: usize, target: Target, gap: usize) {
         let len = self.len();
         let at = (0..len).find(|&entry| self.key(entry) > key).unwrap_or(len);
         for entry in (at..len).rev() {
             self.children[entry + 1].link(self.children[entry].follow());
             self.set_key(entry + 1, self.key(entry));
+            self.set_gap(entry + 1, self.gap(entry));
         }
         self.children[at].link(target);
         self.set_key(at, key);
+        self.set_gap(at, gap);
         self.len.store(len as u32 + 1, ALONE);
     }
 
@@ -189,6 +219,7 @@ impl Node {
         for entry in at..len - 1 {
             self.set_key(entry, self.key(entry + 1));
             self.children[entry].link(self.children[entry + 1].follow());
+            self.set_gap(entry, self.gap(entry + 1));
         }
         self.truncate(len - 1);
     }
@@ -204,7 +235,7 @@ impl Node {
     /// Copies the entries from `from` on to the end of `other`, which has room for them.
     pub fn copy_tail_to(&self, from: usize, other: &Self) {
         for entry in from..self.len() {
-            other.insert(self.key(entry), self.children[entry].follow());
+            other.insert(self.key(entry), self.children[entry].follow(), self.gap(entry));
         }
     }
 }
