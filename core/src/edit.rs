@@ -5,12 +5,17 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut, Range};
 
-use crate::error::{InsertError, InsertErrorKind, OutOfMemory, RemoveError, WriteError};
-use crate::mm::WriteSection;
+use crate::change::{Change, Mapped, Refusal, Request, exclude};
+use crate::error::{ChangeError, InsertError, OutOfMemory, WriteError};
+use crate::gap::{GapError, GapSearch};
+use crate::mm::{WriteLock, WriteSection};
+use crate::payload::Payload;
 use crate::platform::{Platform, with_default_platform};
 use crate::range::Span;
-use crate::slots::{Attached, WriteLocked};
+use crate::reserve::Reservation;
+use crate::slots::{Attached, Entry, Excluded, WriteLocked};
 use crate::space::AddressSpace;
+use crate::view::View;
 
 with_default_platform! {
     /// An edit: the mmap lock held for writing, from [`edit`](AddressSpace::edit) until it is
@@ -20,7 +25,10 @@ with_default_platform! {
     /// all others go on being read. The end is one store, whatever the number of VMAs.
     ///
     /// Waiting for the readers of a VMA happens inside the edit, as in Linux: other edits wait as
-    /// long. An edit that is forgotten ([`core::mem::forget`]) is never over: nobody can edit the
+    /// long. The space's own [`remove`](AddressSpace::remove), [`update`](AddressSpace::update),
+    /// [`replace`](AddressSpace::replace) and [`relocate`](AddressSpace::relocate) wait outside.
+    ///
+    /// Payloads that operations cut or merge away are dropped when the edit has ended. An edit that is forgotten ([`core::mem::forget`]) is never over: nobody can edit the
     /// space again, and dropping the space waits for ever.
     ///
     /// ```
@@ -36,118 +44,260 @@ with_default_platform! {
     #[doc(alias("mm_lock_seq", "vma_end_write_all", "mmap_write_unlock"))]
     pub struct Edit<'s, P, T> {
         space: &'s AddressSpace<P, T>,
-        section: WriteSection<'s, T>,
+        section: WriteLock<'s, T>,
+        /// Payloads that were cut or merged away. Fields are dropped in order: after the section.
+        leftover: Vec<P>,
         // The mmap lock belongs to the thread that took it, whatever raw lock it is.
         thread: PhantomData<*const ()>,
     }
 }
 
-/// A VMA taken out of its space: its range and its payload, which is the caller's to drop.
+/// What stood in a range before it was changed: a VMA, or the part of one that lay in the range. Its
+/// payload is the caller's to drop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removed<P> {
-    /// The range it had.
+    /// Where it was.
     pub range: Range<usize>,
     /// What it held.
     pub payload: P,
 }
 
 impl<'s, P, T: Platform> Edit<'s, P, T> {
-    pub(crate) fn new(space: &'s AddressSpace<P, T>, section: WriteSection<'s, T>) -> Self {
-        Self { space, section, thread: PhantomData }
+    pub(crate) fn new(space: &'s AddressSpace<P, T>, section: WriteLock<'s, T>) -> Self {
+        Self { space, section, leftover: Vec::new(), thread: PhantomData }
     }
 
-    /// Maps `range` with `payload`. Readers are admitted when the edit ends.
+    /// Maps `range` with `payload`, merging nothing. Readers are admitted when the edit ends.
     ///
     /// ```
-    /// use pervma::{AddressSpace, InsertErrorKind};
+    /// use pervma::{AddressSpace, ChangeError};
     ///
     /// let space = AddressSpace::new(4096);
     /// space.edit()?.insert(0x1000..0x3000, vec![1])?;
     ///
     /// let refused = space.edit()?.insert(0x2000..0x4000, vec![2]).unwrap_err();
-    /// assert_eq!(refused.kind, InsertErrorKind::Overlap { existing: 0x1000..0x3000 });
+    /// assert_eq!(refused.kind, ChangeError::Overlap { existing: 0x1000..0x3000 });
     /// assert_eq!(refused.payload, [2]); // given back
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// When the range is empty, unaligned or ends before it starts; when something is mapped
-    /// there; when memory runs out. Nothing has changed then, and the payload comes back.
+    /// When the range is empty, unaligned or ends before it starts; when something is mapped or
+    /// reserved there ([`Overlap`](ChangeError::Overlap), or [`Excluded`](ChangeError::Excluded) if
+    /// that is about to be changed); when memory runs out. Nothing has changed then, and the
+    /// payload comes back.
     #[doc(alias("vma_mark_attached", "vma_link", "mmap_region"))]
     pub fn insert(&mut self, range: Range<usize>, payload: P) -> Result<(), InsertError<P>> {
-        match self.try_insert(&range, payload) {
-            Ok(()) => Ok(()),
-            Err((kind, payload)) => Err(InsertError { kind, range, payload }),
-        }
-    }
-
-    fn try_insert(&mut self, range: &Range<usize>, payload: P) -> Result<(), (InsertErrorKind, P)> {
-        let span = match Span::check(range.clone(), self.space.granularity()) {
+        let span = match self.check_free(&range) {
             Ok(span) => span,
-            Err(error) => return Err((InsertErrorKind::Range(error), payload)),
+            Err(kind) => return Err(InsertError { kind, range, payload }),
         };
-        if let Some(existing) = self.first_in(span) {
-            return Err((InsertErrorKind::Overlap { existing: existing.span().range() }, payload));
-        }
-        self.space
-            .tree()
-            .insert(self.space.slab(), &self.section, span, payload)
-            .map_err(|(OutOfMemory, payload)| (InsertErrorKind::OutOfMemory, payload))
+        let inserted = self.space.tree().insert(self.space.slab(), &self.section, span, payload);
+        inserted.map_err(|(OutOfMemory, payload)| {
+            let kind = ChangeError::OutOfMemory { range: range.clone() };
+            InsertError { kind, range, payload }
+        })
     }
 
-    /// Unmaps every VMA in `range`, waiting for their readers, and hands out what they held, in
-    /// order of address.
+    /// Takes `range` while something outside is prepared, a system call for example: it is no gap
+    /// any more, nothing can be inserted there, and readers are told
+    /// [`Reserved`](crate::ReadError::Reserved). The reservation outlives the edit.
+    ///
+    /// See [`Reservation`] for an example.
+    ///
+    /// # Errors
+    ///
+    /// As for [`insert`](Self::insert).
+    pub fn reserve(&mut self, range: Range<usize>) -> Result<Reservation<'s, P, T>, ChangeError> {
+        let span = self.check_free(&range)?;
+        match self.space.tree().reserve(self.space.slab(), &self.section, span) {
+            Ok(slot) => Ok(Reservation::new(self.space, slot)),
+            Err(OutOfMemory) => Err(ChangeError::OutOfMemory { range }),
+        }
+    }
+
+    /// Checks that nothing is in the way of an insertion.
+    fn check_free(&self, range: &Range<usize>) -> Result<Span, ChangeError> {
+        let span = self.space.span(range.clone())?;
+        match self.space.entries(&self.section, span).next() {
+            None => Ok(span),
+            Some(entry) if entry.is_excluded() => {
+                Err(ChangeError::Excluded { vma: entry.span().range() })
+            }
+            Some(entry) => Err(ChangeError::Overlap { existing: entry.span().range() }),
+        }
+    }
+
+    /// Unmaps every byte of `range`, waiting for readers, and hands out what was there, in order of
+    /// address. VMAs that reach beyond the range are cut.
     ///
     /// ```
-    /// use pervma::{AddressSpace, RemoveError};
+    /// use pervma::{AddressSpace, Removed};
     ///
     /// let space = AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x3000, "a")?;
-    /// space.edit()?.insert(0x5000..0x6000, "b")?;
+    /// space.edit()?.insert(0x1000..0x3000, 'a')?;
+    /// space.edit()?.insert(0x5000..0x6000, 'b')?;
     ///
-    /// let cut = space.edit()?.remove(0x2000..0x6000);
-    /// assert_eq!(cut.unwrap_err(), RemoveError::PartlyCovered { vma: 0x1000..0x3000 });
-    ///
-    /// let removed = space.edit()?.remove(0x0..0x6000)?;
-    /// assert_eq!((removed[0].payload, removed[1].payload), ("a", "b"));
+    /// let removed = space.edit()?.remove(0x2000..0x8000)?;
+    /// assert_eq!(removed, [
+    ///     Removed { range: 0x2000..0x3000, payload: 'a' },
+    ///     Removed { range: 0x5000..0x6000, payload: 'b' },
+    /// ]);
+    /// assert_eq!(space.try_read(0x1fff)?.range(), 0x1000..0x2000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// When the range is empty, unaligned or ends before it starts; when nothing is mapped in it;
-    /// when it covers a VMA only in part, since a payload cannot be split yet; when the thread holds
-    /// a guard of this space; when memory for the result runs out. Nothing has changed then.
-    #[doc(alias("vma_mark_detached", "munmap"))]
-    pub fn remove(&mut self, range: Range<usize>) -> Result<Vec<Removed<P>>, RemoveError> {
-        let span =
-            Span::check(range.clone(), self.space.granularity()).map_err(RemoveError::Range)?;
-        let mut vmas = 0;
-        let mut next = self.first_in(span);
-        while let Some(vma) = next {
-            if !span.covers(vma.span()) {
-                return Err(RemoveError::PartlyCovered { vma: vma.span().range() });
+    /// See [`ChangeError`]. Nothing has changed then.
+    #[doc(alias("vma_mark_detached", "munmap", "do_vmi_munmap"))]
+    pub fn remove(&mut self, range: Range<usize>) -> Result<Vec<Removed<P>>, ChangeError>
+    where
+        P: Payload,
+    {
+        let request = Request::new(self.space.span(range)?, Mapped::Something);
+        self.change(request, |_, _| None)
+    }
+
+    /// Changes the payload of every part of `range` to what `change` makes of it, waiting for
+    /// readers; hands out what was there, in order of address. All of the range must be mapped.
+    ///
+    /// VMAs that reach beyond the range are cut. Then, from left to right, the changed parts are
+    /// merged with each other and with what touches them, as far as [`Payload::merge`] agrees. Other
+    /// VMAs that somebody excludes are left alone.
+    ///
+    /// The payloads' methods and `change` run while the edit goes on. If one of them panics, the
+    /// map is as it was.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "r")?;
+    ///
+    /// let before = space.edit()?.update(0x2000..0x3000, |_, _| "rw")?;
+    /// assert_eq!((before[0].range.clone(), before[0].payload), (0x2000..0x3000, "r"));
+    /// assert_eq!(space.edit()?.iter().count(), 3);
+    ///
+    /// space.edit()?.update(0x2000..0x3000, |_, _| "r")?;
+    /// assert_eq!(space.edit()?.iter().count(), 1); // merged again
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]. Nothing has changed then.
+    #[doc(alias("vma_modify", "vma_merge", "split_vma", "mprotect_fixup"))]
+    pub fn update(
+        &mut self,
+        range: Range<usize>,
+        mut change: impl FnMut(Range<usize>, &P) -> P,
+    ) -> Result<Vec<Removed<P>>, ChangeError>
+    where
+        P: Payload,
+    {
+        let request = Request::new(self.space.span(range)?, Mapped::Everything);
+        self.change(request, |part, payload| Some((part, change(part.range(), payload))))
+    }
+
+    /// Moves everything in `from` so that the range starts at `to`, holes included, waiting for
+    /// readers. The payloads at the new place are what `change` makes of those at the old one; these
+    /// are handed out.
+    ///
+    /// VMAs that reach beyond `from` are cut, and the moved ones merged with what they touch, as in
+    /// [`update`](Self::update).
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x3000, "heap")?;
+    ///
+    /// space.edit()?.relocate(0x2000..0x3000, 0x8000, |_, payload| payload)?;
+    /// let space = space.edit()?;
+    /// let ranges = space.iter().map(|(range, _)| range);
+    /// assert!(ranges.eq([0x1000..0x2000, 0x8000..0x9000]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]: the range to move to must be free, and apart from `from`. Nothing has
+    /// changed then.
+    #[doc(alias("mremap", "move_vma", "copy_vma"))]
+    pub fn relocate(
+        &mut self,
+        from: Range<usize>,
+        to: usize,
+        mut change: impl FnMut(Range<usize>, &P) -> P,
+    ) -> Result<Vec<Removed<P>>, ChangeError>
+    where
+        P: Payload,
+    {
+        let (request, moved) = self.space.relocation(from, to)?;
+        self.change(request, |part, payload| {
+            let there = moved(part);
+            Some((there, change(there.range(), payload)))
+        })
+    }
+
+    fn change(
+        &mut self,
+        request: Request,
+        place: impl FnMut(Span, &P) -> Option<(Span, P)>,
+    ) -> Result<Vec<Removed<P>>, ChangeError>
+    where
+        P: Payload,
+    {
+        let (space, section) = (self.space, &self.section);
+        space.check_no_guard(request.span)?;
+        let mut excluded = exclude_now(space, section, &request)?;
+        let mut change = Change::cut(space, request, &excluded, &mut self.leftover, place)?;
+        change.join(section, &mut excluded)?;
+        change.prepare(section)?;
+        Ok(change.commit(section, &mut excluded))
+    }
+
+    /// Maps `range` with `payload` in the place of whatever is mapped there, waiting for its
+    /// readers; hands out what was there. Merges nothing.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, 1)?;
+    ///
+    /// let before = space.edit()?.replace(0x3000..0x5000, 2)?;
+    /// assert_eq!((before[0].range.clone(), before[0].payload), (0x3000..0x4000, 1));
+    /// assert_eq!(*space.try_read(0x4000)?, 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]. Nothing has changed then, and the payload comes back.
+    #[doc(alias = "MAP_FIXED")]
+    pub fn replace(
+        &mut self,
+        range: Range<usize>,
+        payload: P,
+    ) -> Result<Vec<Removed<P>>, InsertError<P>>
+    where
+        P: Payload,
+    {
+        let (space, section) = (self.space, &self.section);
+        let prepared = space.span(range.clone()).and_then(|span| {
+            space.check_no_guard(span)?;
+            let request = Request::new(span, Mapped::Anything);
+            let excluded = exclude_now(space, section, &request)?;
+            let mut change =
+                Change::cut(space, request, &excluded, &mut self.leftover, |_, _| None)?;
+            change.add();
+            change.prepare(section)?;
+            Ok((change, excluded))
+        });
+        match prepared {
+            Ok((mut change, mut excluded)) => {
+                change.fill(payload);
+                Ok(change.commit(section, &mut excluded))
             }
-            vmas += 1;
-            next = self.next_in(span, vma.span().end);
+            Err(kind) => Err(InsertError { kind, range, payload }),
         }
-        if vmas == 0 {
-            return Err(RemoveError::NotMapped { range });
-        }
-        if self.space.holds_guard() {
-            return Err(RemoveError::GuardHeld { range });
-        }
-        let mut removed = Vec::new();
-        if removed.try_reserve_exact(vmas).is_err() {
-            return Err(RemoveError::OutOfMemory { range });
-        }
-        while let Some(vma) = self.next_in(span, span.start) {
-            let range = vma.span().range();
-            let payload = self.space.tree().remove(self.space.slab(), &self.section, vma);
-            removed.push(Removed { range, payload });
-        }
-        Ok(removed)
     }
 
     /// The range and payload of the VMA that holds `addr`, with no lock but the edit's.
@@ -162,8 +312,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// ```
     #[doc(alias = "vma_lookup")]
     pub fn get(&self, addr: usize) -> Option<(Range<usize>, &P)> {
-        let vma = self.holding(addr)?;
-        Some((vma.span().range(), vma.payload()))
+        self.space.get(&self.section, addr)
     }
 
     /// All VMAs, in order of address.
@@ -178,13 +327,29 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// ```
     #[doc(alias = "for_each_vma")]
     pub fn iter(&self) -> impl Iterator<Item = (Range<usize>, &P)> {
-        let everything = Span { start: 0, end: usize::MAX };
-        let mut from = 0;
-        core::iter::from_fn(move || {
-            let vma = self.next_in(everything, from)?;
-            from = vma.span().end;
-            Some((vma.span().range(), vma.payload()))
-        })
+        self.space.vmas(&self.section)
+    }
+
+    /// Finds room; see [`GapSearch`].
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, GapSearch};
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// let mut edit = space.edit()?;
+    /// edit.insert(0x1000..0x3000, "a")?;
+    /// let gap = edit.find_gap(&GapSearch::new(0x2000))?;
+    /// assert_eq!(gap, 0x3000..0x5000);
+    /// edit.insert(gap, "b")?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When there is no such room, or the search asks for something impossible.
+    #[doc(alias("vm_unmapped_area", "mas_empty_area"))]
+    pub fn find_gap(&self, search: &GapSearch) -> Result<Range<usize>, GapError> {
+        self.space.find_gap(&self.section, search)
     }
 
     /// Write-locks the VMA that holds `addr`, waiting for its readers. The lock lasts until the
@@ -204,32 +369,129 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     ///
     /// # Errors
     ///
-    /// When nothing is mapped there, or the thread holds a guard of this space.
+    /// When nothing is mapped there, the address is reserved, somebody excludes the VMA's readers,
+    /// or the thread holds a guard of this space.
     #[doc(alias("vma_start_write", "__vma_enter_locked", "__vma_start_exclude_readers"))]
     pub fn start_write(&mut self, addr: usize) -> Result<WriteGuard<'_, P>, WriteError> {
-        let vma = self.holding(addr).ok_or(WriteError::NotMapped { addr })?;
+        let vma = self.to_write(addr)?;
         if self.space.holds_guard() {
             return Err(WriteError::GuardHeld { addr });
         }
-        Ok(WriteGuard { vma: vma.start_write(&self.section) })
+        let vma = vma.start_write(&self.section).ok_or(WriteError::Excluded { addr })?;
+        Ok(WriteGuard { vma })
     }
 
-    /// The VMA that holds `addr`.
-    fn holding(&self, addr: usize) -> Option<Attached<'_, P>> {
-        let vma = self.space.tree().floor(self.space.slab(), &self.section, addr)?;
-        vma.span().contains(addr).then_some(vma)
+    /// Write-locks the VMA that holds `addr` if it has no readers just now.
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, WriteError};
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x2000, 1)?;
+    ///
+    /// let mut edit = space.edit()?;
+    /// let reader = space.try_read(0x1000)?;
+    /// let refused = edit.try_start_write(0x1000).err();
+    /// assert_eq!(refused, Some(WriteError::WouldWait { addr: 0x1000 }));
+    /// drop(reader);
+    /// assert!(edit.try_start_write(0x1000).is_ok());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When nothing is mapped there, the address is reserved, somebody excludes the VMA's readers,
+    /// or it has readers.
+    #[doc(alias = "vma_try_start_write")]
+    pub fn try_start_write(&mut self, addr: usize) -> Result<WriteGuard<'_, P>, WriteError> {
+        let vma = self.to_write(addr)?;
+        let vma = vma.try_start_write(&self.section).ok_or(WriteError::WouldWait { addr })?;
+        Ok(WriteGuard { vma })
     }
 
-    /// The first VMA that has a byte in `span`.
-    fn first_in(&self, span: Span) -> Option<Attached<'_, P>> {
-        self.holding(span.start).or_else(|| self.next_in(span, span.start))
+    fn to_write(&self, addr: usize) -> Result<Attached<'_, P>, WriteError> {
+        let entry = self.space.holding(&self.section, addr);
+        let entry = entry.ok_or(WriteError::NotMapped { addr })?;
+        if entry.is_excluded() {
+            return Err(WriteError::Excluded { addr });
+        }
+        entry.vma().ok_or(WriteError::Reserved { addr })
     }
 
-    /// The first VMA that starts in `span` and not below `from`.
-    fn next_in(&self, span: Span, from: usize) -> Option<Attached<'_, P>> {
-        let vma = self.space.tree().first_from(self.space.slab(), &self.section, from)?;
-        (vma.span().start < span.end).then_some(vma)
+    /// Ends the edit and goes on looking at the space, with no other edit in between.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// let mut edit = space.edit()?;
+    /// edit.insert(0x1000..0x2000, "text")?;
+    /// let view = edit.downgrade();
+    /// assert_eq!(*space.try_read(0x1000)?, "text"); // readers are admitted
+    /// assert_eq!(view.iter().count(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias = "mmap_write_downgrade")]
+    pub fn downgrade(self) -> View<'s, P, T> {
+        let Self { space, section, .. } = self;
+        View::new(space, section.downgrade())
     }
+
+    /// A copy of the space: `copy` makes the payload of each VMA's copy, or leaves it out. Every VMA
+    /// is write-locked meanwhile, waiting for its readers, and stays so until the edit ends. Reserved
+    /// ranges are not copied.
+    ///
+    /// The copy is on the same slab if that is shared, else on one of its own.
+    ///
+    /// ```
+    /// let parent = pervma::AddressSpace::new(4096);
+    /// parent.edit()?.insert(0x1000..0x2000, "text")?;
+    /// parent.edit()?.insert(0x5000..0x6000, "dma buffer")?;
+    ///
+    /// let child = parent.edit()?.fork(|_, &payload| (payload != "dma buffer").then_some(payload))?;
+    /// assert_eq!(*child.try_read(0x1000)?, "text");
+    /// assert!(child.try_read(0x5000).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When somebody excludes readers from a VMA, the thread holds a guard of this space, or memory
+    /// runs out. What was copied is dropped then, inside the edit.
+    #[doc(alias("dup_mmap", "dup_mm", "VM_DONTCOPY"))]
+    pub fn fork(
+        &mut self,
+        mut copy: impl FnMut(Range<usize>, &P) -> Option<P>,
+    ) -> Result<AddressSpace<P, T>, ChangeError> {
+        let (space, section) = (self.space, &self.section);
+        let everything = Span { start: 0, end: usize::MAX };
+        space.check_no_guard(everything)?;
+        let entries = || space.entries(section, everything);
+        if let Some(entry) = entries().find(Entry::is_excluded) {
+            return Err(ChangeError::Excluded { vma: entry.span().range() });
+        }
+        for vma in entries().filter_map(Entry::vma) {
+            vma.start_write(section);
+        }
+        let child = space.empty_copy();
+        for vma in entries().filter_map(Entry::vma) {
+            let span = vma.span();
+            let Some(payload) = copy(span.range(), vma.payload()) else { continue };
+            let copied = child.adopt(span, payload);
+            copied.map_err(|_| ChangeError::OutOfMemory { range: span.range() })?;
+        }
+        Ok(child)
+    }
+}
+
+/// Excludes what a change of the running edit is about.
+fn exclude_now<'s, P, T: Platform>(
+    space: &'s AddressSpace<P, T>,
+    section: &WriteSection<'_, T>,
+    request: &Request,
+) -> Result<Excluded<'s, P, T>, ChangeError> {
+    exclude(space, section, request, false).map_err(|refusal| match refusal {
+        Refusal::Error(error) => error,
+        Refusal::Excluded(entry) => ChangeError::Excluded { vma: entry.span().range() },
+    })
 }
 
 impl<P, T: Platform> fmt::Debug for Edit<'_, P, T> {

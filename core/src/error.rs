@@ -37,6 +37,17 @@ pub enum ReadError {
         /// The address that was looked up.
         addr: usize,
     },
+    /// The thread itself excludes readers from a range of this space, perhaps from this address:
+    /// it could wait for itself. Finish the exclusion, or drop it.
+    OwnExclusion {
+        /// The address that was looked up.
+        addr: usize,
+    },
+    /// The address is [reserved](crate::Reservation): nothing is mapped there yet.
+    Reserved {
+        /// The address that was looked up.
+        addr: usize,
+    },
 }
 
 impl fmt::Display for ReadError {
@@ -54,6 +65,10 @@ impl fmt::Display for ReadError {
                     "reading {addr:#x} would wait while this thread holds a guard of the space"
                 )
             }
+            Self::OwnExclusion { addr } => {
+                write!(f, "reading {addr:#x} could wait for this thread's own exclusion")
+            }
+            Self::Reserved { addr } => write!(f, "{addr:#x} is reserved, with nothing mapped yet"),
         }
     }
 }
@@ -85,26 +100,97 @@ impl core::error::Error for EditError {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfMemory;
 
-/// Why a payload could not be inserted.
+/// Why a range was not changed. Nothing has changed then, and nobody is kept out.
+///
+/// Where several reasons apply, the first in this list is given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum InsertErrorKind {
-    /// The range cannot be used.
+pub enum ChangeError {
+    /// The range, or the one to move to, cannot be used.
     Range(RangeError),
-    /// Something is mapped there.
+    /// The thread edits this space: it would wait for itself. Use the edit.
+    OwnEdit,
+    /// The thread holds a guard of this space, perhaps of a VMA in the range: it could wait for
+    /// itself.
+    GuardHeld {
+        /// The range that was to be changed.
+        range: Range<usize>,
+    },
+    /// The thread excludes readers from a range of this space: it could wait for itself.
+    OwnExclusion,
+    /// Nothing is mapped in the range; or, for an update, in this part of it.
+    NotMapped {
+        /// Where nothing is.
+        range: Range<usize>,
+    },
+    /// Part of the range is reserved.
+    Reserved {
+        /// The first reservation in the range.
+        range: Range<usize>,
+    },
+    /// Somebody excludes readers from a VMA in the range and is about to change it. Only an edit
+    /// reports it, since the other needs an edit to go on; what waits outside of edits waits.
+    Excluded {
+        /// The first such VMA.
+        vma: Range<usize>,
+    },
+    /// Something is in the way.
     Overlap {
-        /// The range of the first VMA in the way.
+        /// The first VMA or reservation in the way.
         existing: Range<usize>,
     },
-    /// No memory; nothing has changed.
-    OutOfMemory,
+    /// The range would cut a VMA whose payload cannot be divided
+    /// ([`Payload::split`](crate::Payload::split)).
+    PartlyCovered {
+        /// The VMA.
+        vma: Range<usize>,
+    },
+    /// No slot, no tree node or no memory.
+    OutOfMemory {
+        /// The range that was to be changed.
+        range: Range<usize>,
+    },
 }
+
+/// `start..end` in hexadecimal.
+struct Hex<'a>(&'a Range<usize>);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}..{:#x}", self.0.start, self.0.end)
+    }
+}
+
+impl fmt::Display for ChangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Range(error) => error.fmt(f),
+            Self::OwnEdit => EditError::OwnEdit.fmt(f),
+            Self::GuardHeld { range } => {
+                write!(f, "changing {} could wait for a guard that this thread holds", Hex(range))
+            }
+            Self::OwnExclusion => f.write_str("this thread already excludes readers in the space"),
+            Self::NotMapped { range } => write!(f, "nothing is mapped in {}", Hex(range)),
+            Self::Reserved { range } => write!(f, "{} is reserved", Hex(range)),
+            Self::Excluded { vma } => {
+                write!(f, "the mapping {} is about to be changed by another thread", Hex(vma))
+            }
+            Self::Overlap { existing } => write!(f, "{} is already taken", Hex(existing)),
+            Self::PartlyCovered { vma } => {
+                write!(f, "the mapping {} is only partly covered and cannot be cut", Hex(vma))
+            }
+            Self::OutOfMemory { range } => write!(f, "no memory to change {}", Hex(range)),
+        }
+    }
+}
+
+impl core::error::Error for ChangeError {}
 
 /// An insertion that changed nothing, with the payload it gives back.
 #[derive(Clone)]
 pub struct InsertError<P> {
     /// What was wrong.
-    pub kind: InsertErrorKind,
+    pub kind: ChangeError,
     /// Where it was to be inserted.
     pub range: Range<usize>,
     /// What was to be inserted.
@@ -122,73 +208,11 @@ impl<P> fmt::Debug for InsertError<P> {
 
 impl<P> fmt::Display for InsertError<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.kind {
-            InsertErrorKind::Range(error) => error.fmt(f),
-            InsertErrorKind::Overlap { existing } => {
-                write!(f, "{:#x}..{:#x} is already mapped", existing.start, existing.end)
-            }
-            InsertErrorKind::OutOfMemory => {
-                let Range { start, end } = self.range;
-                write!(f, "no memory to map {start:#x}..{end:#x}")
-            }
-        }
+        self.kind.fmt(f)
     }
 }
 
 impl<P> core::error::Error for InsertError<P> {}
-
-/// Why nothing was removed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum RemoveError {
-    /// The range cannot be used.
-    Range(RangeError),
-    /// Nothing is mapped in the range.
-    NotMapped {
-        /// The range that was to be removed.
-        range: Range<usize>,
-    },
-    /// The range would cut a VMA in two, and a payload is never split behind its owner's back.
-    PartlyCovered {
-        /// The range of the VMA that sticks out.
-        vma: Range<usize>,
-    },
-    /// The thread holds a guard of this space, perhaps of a VMA in the range: the removal could
-    /// wait for it for ever.
-    GuardHeld {
-        /// The range that was to be removed.
-        range: Range<usize>,
-    },
-    /// No memory for the list of what was removed.
-    OutOfMemory {
-        /// The range that was to be removed.
-        range: Range<usize>,
-    },
-}
-
-impl fmt::Display for RemoveError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Range(error) => error.fmt(f),
-            Self::NotMapped { range } => {
-                write!(f, "nothing is mapped in {:#x}..{:#x}", range.start, range.end)
-            }
-            Self::PartlyCovered { vma } => {
-                write!(f, "the mapping {:#x}..{:#x} is only partly covered", vma.start, vma.end)
-            }
-            Self::GuardHeld { range } => write!(
-                f,
-                "removing {:#x}..{:#x} could wait for a guard that this thread holds",
-                range.start, range.end
-            ),
-            Self::OutOfMemory { range } => {
-                write!(f, "no memory to list what {:#x}..{:#x} held", range.start, range.end)
-            }
-        }
-    }
-}
-
-impl core::error::Error for RemoveError {}
 
 /// Why a VMA was not write-locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,8 +223,23 @@ pub enum WriteError {
         /// The address that was looked up.
         addr: usize,
     },
+    /// The address is only reserved.
+    Reserved {
+        /// The address that was looked up.
+        addr: usize,
+    },
     /// The thread holds a guard of this space, perhaps of this VMA: it could wait for itself.
     GuardHeld {
+        /// The address that was looked up.
+        addr: usize,
+    },
+    /// Somebody excludes readers from the VMA and is about to change it.
+    Excluded {
+        /// The address that was looked up.
+        addr: usize,
+    },
+    /// The VMA has readers. Only `try_start_write` reports it.
+    WouldWait {
         /// The address that was looked up.
         addr: usize,
     },
@@ -210,9 +249,14 @@ impl fmt::Display for WriteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::NotMapped { addr } => write!(f, "nothing is mapped at {addr:#x}"),
+            Self::Reserved { addr } => write!(f, "{addr:#x} is reserved, with nothing mapped yet"),
             Self::GuardHeld { addr } => {
                 write!(f, "write-locking {addr:#x} could wait for a guard that this thread holds")
             }
+            Self::Excluded { addr } => {
+                write!(f, "the mapping at {addr:#x} is about to be changed by another thread")
+            }
+            Self::WouldWait { addr } => write!(f, "the mapping at {addr:#x} is being read"),
         }
     }
 }

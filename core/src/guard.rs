@@ -1,5 +1,6 @@
 //! What a reader holds.
 
+use alloc::sync::Arc;
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
@@ -7,7 +8,7 @@ use core::ops::{Deref, Range};
 
 use crate::facade::ConstPtr;
 use crate::platform::{Platform, with_default_platform};
-use crate::slots::Admitted;
+use crate::slots::{Admitted, Slot};
 use crate::space::AddressSpace;
 
 with_default_platform! {
@@ -49,7 +50,7 @@ impl<'s, P, T: Platform> ReadGuard<'s, P, T> {
         admitted: Admitted<'s, P, T>,
         walks: u32,
     ) -> Self {
-        let noted = T::with_thread(|thread| thread.note_guard(space.name())).unwrap_or(false);
+        let noted = T::with_thread(|thread| thread.guards.note(space.name())).unwrap_or(false);
         Self { payload: admitted.payload(), admitted, space, walks, noted, thread: PhantomData }
     }
 
@@ -59,10 +60,17 @@ impl<'s, P, T: Platform> ReadGuard<'s, P, T> {
         self.admitted.span().range()
     }
 
-    /// How many walks the lookup took: 1 when nothing was in the way. A lookup that had to wait
-    /// for an edit counts one more than the most that [`try_read`](AddressSpace::try_read) makes.
+    /// How many walks the lookup took: 1 when nothing was in the way, 0 when a
+    /// [`Cursor`](crate::Cursor) knew the VMA. A lookup that had to wait for an edit counts one more
+    /// than the most that [`try_read`](AddressSpace::try_read) makes.
     pub fn walks(&self) -> u32 {
         self.walks
+    }
+
+    /// Where the VMA lives.
+    #[inline(always)]
+    pub(crate) fn slot(&self) -> &'s Slot<P> {
+        self.admitted.slot()
     }
 }
 
@@ -80,7 +88,7 @@ impl<P, T: Platform> Drop for ReadGuard<'_, P, T> {
     #[inline(always)]
     fn drop(&mut self) {
         if self.noted {
-            T::with_thread(|thread| thread.forget_guard(self.space.name()));
+            T::with_thread(|thread| thread.guards.forget(self.space.name()));
         }
     }
 }
@@ -88,6 +96,75 @@ impl<P, T: Platform> Drop for ReadGuard<'_, P, T> {
 impl<P: fmt::Debug, T: Platform> fmt::Debug for ReadGuard<'_, P, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReadGuard")
+            .field("range", &self.range())
+            .field("payload", &**self)
+            .finish_non_exhaustive()
+    }
+}
+
+with_default_platform! {
+    /// A read-locked VMA that keeps its space alive and can be sent to other threads, from
+    /// [`read_owned`](AddressSpace::read_owned).
+    ///
+    /// No thread's record has it, so a thread that waits for its own owned guard is not told. When
+    /// the last handle to a space is a guard's, dropping the guard drops the space, with every
+    /// payload in it; keep another handle where that must not happen.
+    ///
+    /// ```
+    /// use pervma::AddressSpace;
+    /// use std::sync::Arc;
+    ///
+    /// let space = Arc::new(AddressSpace::new(4096));
+    /// space.edit()?.insert(0x1000..0x3000, "text")?;
+    /// let vma = space.read_owned(0x1000)?;
+    /// let read = std::thread::spawn(move || *vma).join().unwrap();
+    /// assert_eq!(read, "text");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use = "the VMA is unlocked at once when its guard is dropped"]
+    pub struct OwnedReadGuard<P: 'static, T> {
+        // Closed before the put, which comes before the space goes: fields are dropped in this
+        // order.
+        payload: ConstPtr<MaybeUninit<P>>,
+        admitted: Admitted<'static, P, T>,
+        _space: Arc<AddressSpace<P, T>>,
+    }
+}
+
+impl<P: 'static, T: Platform> OwnedReadGuard<P, T> {
+    pub(crate) fn new(space: Arc<AddressSpace<P, T>>, admitted: Admitted<'_, P, T>) -> Self {
+        // SAFETY: `space` keeps the slab alive, and is dropped after it.
+        let admitted = unsafe { admitted.outliving() };
+        Self { payload: admitted.payload(), admitted, _space: space }
+    }
+}
+
+impl<P: 'static, T: Platform> OwnedReadGuard<P, T> {
+    /// The range of the VMA.
+    pub fn range(&self) -> Range<usize> {
+        self.admitted.span().range()
+    }
+}
+
+impl<P: 'static, T: Platform> Deref for OwnedReadGuard<P, T> {
+    type Target = P;
+
+    #[inline(always)]
+    fn deref(&self) -> &P {
+        // SAFETY: `payload` was opened by this read lock.
+        unsafe { self.admitted.deref(&self.payload) }
+    }
+}
+
+// SAFETY: the read lock is a count that any thread may put; the payload is only read (`Sync`), and
+// with the space, payloads may be dropped (`Send`).
+unsafe impl<P: Send + Sync + 'static, T: Platform> Send for OwnedReadGuard<P, T> {}
+// SAFETY: as for `Send`.
+unsafe impl<P: Send + Sync + 'static, T: Platform> Sync for OwnedReadGuard<P, T> {}
+
+impl<P: fmt::Debug + 'static, T: Platform> fmt::Debug for OwnedReadGuard<P, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnedReadGuard")
             .field("range", &self.range())
             .field("payload", &**self)
             .finish_non_exhaustive()

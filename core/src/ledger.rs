@@ -82,7 +82,7 @@ macro_rules! edges {
 edges! {
     /// A reader takes the count. Everything it checks and reads afterwards stays behind this
     /// increment: the sequence, the space, the range, the payload.
-    READ_ADMIT: Rmw Acquire, pairs [ATTACH_PUBLISH, WRITE_UNLOCK],
+    READ_ADMIT: Rmw Acquire, pairs [ATTACH_PUBLISH, EXCLUDE_END],
         without "the sequence test moves in front of the increment and a write-locked VMA is read-locked; a reader of a recycled slot sees its previous tenant";
 
     /// A reader inside compares `lock_seq` with the space's sequence. If it reads the even number
@@ -91,35 +91,41 @@ edges! {
         without "a reader believes that an edit has ended and reads fields from the middle of it";
 
     /// A reader leaves. Its reads are over before a writer can see the lower count.
-    READ_PUT: Rmw Release, pairs [WRITE_EXCLUDE, WRITE_WAIT, DETACH_EXCLUDE, DETACH_WAIT],
+    READ_PUT: Rmw Release, pairs [EXCLUDE_BEGIN, EXCLUDE_IDLE, EXCLUDE_WAIT],
         without "a writer changes fields that a reader is still reading";
 
-    /// A writer adds X and may find the count at 1 already: then this is where it sees the last
-    /// reader leave.
-    WRITE_EXCLUDE: Rmw Acquire, pairs [READ_PUT],
+    /// A writer or excluder adds X and may find the count at 1 already: then this is where it sees
+    /// the last reader leave. It is also where it gets the slot's link from the last that had X.
+    EXCLUDE_BEGIN: Rmw Acquire, pairs [READ_PUT, EXCLUDE_END],
         without "a writer that finds nobody inside skips the wait and races with an earlier reader";
 
-    /// A writer waits until the count is X+1.
-    WRITE_WAIT: Load Acquire, pairs [READ_PUT],
+    /// The count goes from 1 to X+1 in one step: nobody was inside, and here the last reader is
+    /// seen to have left.
+    EXCLUDE_IDLE: Rmw Acquire, pairs [READ_PUT, EXCLUDE_END],
+        without "a VMA that was found idle is changed while its last reader's reads are still under way";
+
+    /// A writer or excluder waits until the count is X+1.
+    EXCLUDE_WAIT: Load Acquire, pairs [READ_PUT],
         without "a writer that waited for the last reader races with what it read";
 
-    /// A writer takes X away again; from here the sequence refuses readers, not the count. It
-    /// publishes `lock_seq` and the odd sequence to any reader that comes in afterwards.
-    WRITE_UNLOCK: Rmw Release, pairs [READ_ADMIT],
-        without "a reader comes in after the exclusion, sees the old lock_seq and believes the VMA unlocked";
+    /// X is taken away again; from here the sequence refuses readers, if an edit has write-locked
+    /// the VMA. Publishes `lock_seq` and the odd sequence to any reader that comes in afterwards,
+    /// and hands the slot's link to the next that adds X.
+    EXCLUDE_END: Rmw Release, pairs [READ_ADMIT, EXCLUDE_BEGIN, EXCLUDE_IDLE],
+        without "a reader comes in after the exclusion, sees the old lock_seq and believes the VMA unlocked; the next excluder overwrites a link that is still to be read";
+
+    /// Whoever was refused by an exclusion says in the gate that it is going to sleep, then looks
+    /// whether the exclusion is still on.
+    GATE_REGISTER: Rmw Acquire, pairs [GATE_OPEN],
+        without "a sleeper that comes after the gate was opened still sees the old count, and sleeps for ever";
+
+    /// The end of an exclusion moves the gate on, after X is gone.
+    GATE_OPEN: Rmw Release, pairs [GATE_REGISTER],
+        without "a sleeper that sees the gate moved on still sees the old count, and sleeps for ever";
 
     /// A new VMA appears in a slot: one reference, nobody inside.
     ATTACH_PUBLISH: Store Release, pairs [READ_ADMIT],
         without "a reader that still holds the address of the recycled slot reads fields of its previous tenant";
-
-    /// A detacher takes the attach reference away and excludes readers in one addition; when
-    /// nobody was inside this is where it sees the last reader leave.
-    DETACH_EXCLUDE: Rmw Acquire, pairs [READ_PUT],
-        without "a detacher that finds nobody inside reuses fields that an earlier reader is still reading";
-
-    /// A detacher waits until the count is X.
-    DETACH_WAIT: Load Acquire, pairs [READ_PUT],
-        without "a detacher that waited for a late reader reuses fields that it is still reading";
 
     /// The sequence becomes even: all write locks of the edit end, all it wrote is published.
     EDIT_END: Store Release, pairs [READ_SEQ, HOLE_BEGIN],
@@ -180,6 +186,20 @@ steps! {
     BeginByRmw,
     /// Attach stores `lock_seq`, so that nobody enters before the edit ends.
     AttachLocked,
-    /// A detacher waits for late readers.
-    DetachWait,
+    /// Whoever excludes a VMA waits for the readers that are inside.
+    WaitForReaders,
+    /// X stays until the detached VMA's count goes to 0, in one step.
+    KeepExcluded,
+    /// The drop of a space waits for late readers of its VMAs, also those of other spaces.
+    DrainOnDrop,
+    /// An exclusion ends on the VMAs of its own list, not on those of its range.
+    OwnList,
+    /// Those whom an exclusion refuses sleep on the gate, not on the count.
+    SeparateGate,
+    /// A list's link is read before X is given back.
+    LinkBeforeEnd,
+    /// A refused reader looks again after it has registered at the gate.
+    LookAgain,
+    /// What a word of the tree points to is told by that very word.
+    TagInWord,
 }

@@ -47,33 +47,46 @@ compile_error!("pervma needs 64-bit atomics: its sequence numbers must never com
 
 extern crate alloc;
 
+mod change;
+mod cursor;
 mod edit;
 mod error;
+mod exclusion;
 mod facade;
+mod gap;
 mod guard;
 pub mod ledger;
 mod lock;
 mod mm;
+mod payload;
 mod platform;
 mod range;
+mod reserve;
 mod slab;
 mod slots;
 mod space;
 mod thread;
 mod tree;
+mod view;
 
+pub use cursor::Cursor;
 pub use edit::{Edit, Removed, WriteGuard};
-pub use error::{EditError, InsertError, InsertErrorKind, ReadError, RemoveError, WriteError};
+pub use error::{ChangeError, EditError, InsertError, ReadError, WriteError};
+pub use exclusion::Exclusion;
 pub use facade::WaitWord;
-pub use guard::ReadGuard;
-pub use platform::Platform;
+pub use gap::{GapError, GapSearch};
+pub use guard::{OwnedReadGuard, ReadGuard};
+pub use payload::Payload;
 #[cfg(all(feature = "std", not(pervma_model)))]
 pub use platform::Std;
+pub use platform::{GlobalMemory, Platform, SlabMemory};
 pub use range::RangeError;
+pub use reserve::{CommitError, Reservation};
 pub use slab::Slab;
 pub use slots::Usage;
 pub use space::AddressSpace;
 pub use thread::{HandlerScope, ThreadState};
+pub use view::View;
 
 /// Runs the examples of the README.
 #[cfg(doctest)]

@@ -16,21 +16,31 @@
 //! | 0 | detached | *detached* | attach stores 1 |
 //! | 1 | attached, nobody inside; write-locked if `lock_seq == seq` | in, if `seq` agrees | any transition |
 //! | 2 … LIMIT | attached, value-1 readers inside, some only to find it write-locked and leave | in below LIMIT, *busy* at LIMIT | any transition |
-//! | X | being detached, the last reader is gone | *excluded* | the detacher stores 0 |
-//! | X+1 | attached, a writer has it alone; or a detacher waits for one late reader | *excluded* | the writer subtracts X; the late reader leaves |
-//! | above X+1 | a writer or a detacher waits for readers | *excluded* | readers leave |
+//! | X | never | | |
+//! | X+1 | attached, a writer or an excluder has it alone | *excluded* | its holder subtracts X, or detaches by storing 0 |
+//! | above X+1 | a writer or an excluder waits for readers | *excluded* | readers leave |
 //!
-//! The count changes by read-modify-write, except 0 → 1 (attach) and X → 0 (end of detach), when
-//! nobody else may change it: at 0 and at X every reader is refused.
+//! The count changes by read-modify-write, except 0 → 1 (attach) and X+1 → 0 (detach), when nobody
+//! else may change it: at 0 and at X+1 every reader is refused.
+//!
+//! # The gate
+//!
+//! A second word, never reset, kept across reuse: bit 0 says that somebody may sleep on it, the
+//! rest counts exclusions that ended. A writer that waits for readers sleeps on the count, one at
+//! most; whoever an *exclusion* refuses (a reader, another excluder) sleeps on the gate. Ending an
+//! exclusion makes a system call only if bit 0 is set. Whoever an *edit* refuses waits for the mmap
+//! lock instead.
 //!
 //! # Invariants
 //!
 //! - **L1** An increment succeeds only from 1 … LIMIT-1.
 //! - **L2** Between an admitted reader's increment and its put the VMA stays attached, to the same
-//!   space, and no one write-locks it: a writer waits for X+1, a detacher for X.
+//!   space, and no one changes it: whoever adds X waits for X+1.
 //! - **L3** From the X+1 that its writer saw until the end of the edit, nobody is admitted: first
 //!   the count refuses, then `lock_seq == seq` does.
-//! - **L4** Only the holder of the mmap lock for writing adds X, attaches or detaches.
+//! - **L4** Only the holder of the mmap lock for writing adds X or attaches, and never adds X where
+//!   it is. Only who added X takes it away or detaches: an edit before it ends, an exclusion (see
+//!   [`Excluded`](crate::slots::Excluded)) in a later edit, or without the lock when it gives up.
 //!
 //! # Where it comes from, and where it differs
 //!
@@ -38,7 +48,8 @@
 //! of January 2025 about the acquire on the increment. Different on purpose: the sequence has 64
 //! bits, since with 32 a writer that meets a `lock_seq` from 2³¹ edits ago believes the VMA is its
 //! own; the end of a wait is an acquire; the end of an edit is a release; a put wakes through the
-//! slot, which is never freed, and not through the space.
+//! slot, which is never freed, and not through the space; X stays from before the wait until the
+//! detached count is 0, where Linux excludes twice; exclusions that outlive the lock.
 //!
 //! # Rejected
 //!
@@ -49,8 +60,8 @@ use core::hint;
 
 use crate::facade::{AtomicU64, Relaxed, WaitWord, const_unless_model, fence, keep};
 use crate::ledger::{
-    ATTACH_PUBLISH, DETACH_EXCLUDE, DETACH_WAIT, EDIT_END, HOLE_BEGIN, HOLE_CHECK, READ_ADMIT,
-    READ_PUT, READ_SEQ, Step, WRITE_EXCLUDE, WRITE_UNLOCK, WRITE_WAIT,
+    ATTACH_PUBLISH, EDIT_END, EXCLUDE_BEGIN, EXCLUDE_END, EXCLUDE_IDLE, EXCLUDE_WAIT, GATE_OPEN,
+    GATE_REGISTER, HOLE_BEGIN, HOLE_CHECK, READ_ADMIT, READ_PUT, READ_SEQ, Step,
 };
 use crate::platform::Platform;
 
@@ -103,6 +114,11 @@ impl SpaceSeq {
         EditSeq(even + 1)
     }
 
+    /// The edit that is under way, for the thread whose edit it is.
+    pub fn running(&self) -> EditSeq {
+        EditSeq(self.0.load(Relaxed("this thread stored it")))
+    }
+
     /// Ends the edit that `begin` named, and with it all its write locks.
     #[doc(alias = "vma_end_write_all")]
     pub fn end(&self, edit: EditSeq) {
@@ -129,7 +145,7 @@ impl SpaceSeq {
 pub enum Refused {
     /// The count is 0: nothing is attached in this slot.
     Detached,
-    /// A writer or a detacher is waiting, or has it alone.
+    /// A writer or an excluder is waiting, or has it alone.
     Excluded,
     /// Others changed the count under every try.
     Contended,
@@ -142,6 +158,8 @@ pub struct VmaLock {
     /// See the table of values above.
     #[doc(alias = "vm_refcnt")]
     refcnt: WaitWord,
+    /// Where those sleep whom an exclusion refuses; see above.
+    gate: WaitWord,
     /// The edit that last write-locked or attached this VMA. Odd from the start, so that a fresh
     /// slot is told from no edit.
     #[doc(alias = "vm_lock_seq")]
@@ -152,7 +170,11 @@ impl VmaLock {
     const_unless_model! {
         /// The lock of a slot in which nothing was ever attached.
         pub fn new() -> Self {
-            Self { refcnt: WaitWord::new(0), lock_seq: AtomicU64::new(u64::MAX) }
+            Self {
+                refcnt: WaitWord::new(0),
+                gate: WaitWord::new(0),
+                lock_seq: AtomicU64::new(u64::MAX),
+            }
         }
     }
 
@@ -208,26 +230,65 @@ impl VmaLock {
     #[inline(always)]
     pub fn leave<T: Platform>(&self) {
         let left = self.refcnt.fetch_sub(1, READ_PUT) - 1;
-        if (left == EXCLUDED || left == EXCLUDED + 1) && keep(Step::WakeWaiter) {
+        if left == EXCLUDED + 1 && keep(Step::WakeWaiter) {
             T::wake(&self.refcnt);
         }
     }
 
-    /// Write-locks an attached VMA for the rest of `edit`, waiting for its readers.
-    #[doc(alias("vma_start_write", "__vma_enter_locked", "__vma_exit_locked"))]
-    pub fn start_write<T: Platform>(&self, edit: EditSeq) {
-        let mine = self.lock_seq.load(Relaxed("written under the mmap lock, which is held"));
-        if mine == edit.0 {
-            return;
+    /// Whether somebody excludes readers. The caller holds the mmap lock: nobody begins meanwhile.
+    pub fn is_excluded(&self) -> bool {
+        self.refcnt.load(Relaxed("only under the mmap lock is X added; EXCLUDE_BEGIN follows"))
+            >= EXCLUDED
+    }
+
+    /// Whether `edit` has write-locked this VMA.
+    pub fn is_locked_by(&self, edit: EditSeq) -> bool {
+        self.lock_seq.load(Relaxed("written under the mmap lock, which is held")) == edit.0
+    }
+
+    /// Keeps readers from coming in to an attached VMA that nobody excludes. The mmap lock is held
+    /// for writing.
+    #[doc(alias("__vma_enter_locked", "__vma_start_exclude_readers"))]
+    pub fn exclude(&self) {
+        let old = self.refcnt.fetch_add(EXCLUDED, EXCLUDE_BEGIN);
+        debug_assert!((1..EXCLUDED).contains(&old), "attached, X added once: {old:#x}");
+    }
+
+    /// As [`exclude`](Self::exclude), if nobody is inside: then the caller is alone.
+    pub fn exclude_idle(&self) -> bool {
+        self.refcnt.compare_exchange(1, EXCLUDED + 1, EXCLUDE_IDLE).is_ok()
+    }
+
+    /// Waits until the readers of an excluded VMA have left; `false` if the deadline came first.
+    /// Once true it stays so: nobody enters.
+    #[doc(alias = "rcuwait_wait_event")]
+    pub fn wait_alone<T: Platform>(&self, deadline: Option<T::Deadline>) -> bool {
+        loop {
+            let count = self.refcnt.load(EXCLUDE_WAIT);
+            if count == EXCLUDED + 1 || !keep(Step::WaitForReaders) {
+                return true;
+            }
+            if !T::wait(&self.refcnt, count, deadline) {
+                return self.refcnt.load(EXCLUDE_WAIT) == EXCLUDED + 1;
+            }
         }
-        let mut count = self.refcnt.fetch_add(EXCLUDED, WRITE_EXCLUDE) + EXCLUDED;
-        debug_assert!((EXCLUDED + 1..2 * EXCLUDED).contains(&count), "attached, X added once");
-        while count != EXCLUDED + 1 {
-            T::wait(&self.refcnt, count);
-            count = self.refcnt.load(WRITE_WAIT);
-        }
-        self.lock_seq.store(edit.0, Relaxed("published by WRITE_UNLOCK"));
-        self.refcnt.fetch_sub(EXCLUDED, WRITE_UNLOCK);
+    }
+
+    /// Whether the readers of an excluded VMA have left.
+    pub fn is_alone(&self) -> bool {
+        self.refcnt.load(EXCLUDE_WAIT) == EXCLUDED + 1
+    }
+
+    /// Write-locks for the rest of `edit` a VMA that the caller has alone.
+    pub fn mark_locked(&self, edit: EditSeq) {
+        self.lock_seq.store(edit.0, Relaxed("published by EXCLUDE_END"));
+    }
+
+    /// Ends what [`exclude`](Self::exclude) began: readers come in again, unless the VMA is
+    /// write-locked.
+    #[doc(alias("__vma_exit_locked", "__vma_end_exclude_readers"))]
+    pub fn readmit(&self) {
+        self.refcnt.fetch_sub(EXCLUDED, EXCLUDE_END);
     }
 
     /// Attaches a VMA that the slot's owner has just written, write-locked by `edit`.
@@ -239,23 +300,62 @@ impl VmaLock {
         self.refcnt.store(1, ATTACH_PUBLISH);
     }
 
-    /// Detaches a write-locked VMA, waiting for readers that came in only to find it locked.
-    /// Afterwards the slot's fields are the caller's alone.
+    /// Detaches a VMA that the caller has alone. Afterwards the slot's fields are the caller's.
     #[doc(alias = "vma_mark_detached")]
-    pub fn detach<T: Platform>(&self) {
-        let old = self.refcnt.fetch_add(EXCLUDED - 1, DETACH_EXCLUDE);
-        debug_assert!((1..EXCLUDED).contains(&old), "attached, nobody excludes: {old:#x}");
-        let mut count = old + (EXCLUDED - 1);
-        while count != EXCLUDED && keep(Step::DetachWait) {
-            T::wait(&self.refcnt, count);
-            count = self.refcnt.load(DETACH_WAIT);
+    pub fn detach(&self) {
+        if !keep(Step::KeepExcluded) {
+            self.refcnt.fetch_sub(EXCLUDED, EXCLUDE_END);
         }
         self.refcnt.store(
             0,
             Relaxed("nobody enters at 0; the next tenant is published by ATTACH_PUBLISH"),
         );
     }
+
+    /// Lets those go on who sleep because of an exclusion that has ended, X gone or the count 0.
+    pub fn open_gate<T: Platform>(&self) {
+        if !keep(Step::SeparateGate) {
+            T::wake_all(&self.refcnt);
+        }
+        let mut gate = self.gate.load(Relaxed("the exchange that follows decides"));
+        loop {
+            // The next number, and nobody asleep.
+            let open = (gate | 1).wrapping_add(1);
+            match self.gate.compare_exchange(gate, open, GATE_OPEN) {
+                Ok(_) => break,
+                Err(now) => gate = now,
+            }
+        }
+        if gate & 1 != 0 {
+            T::wake_all(&self.gate);
+        }
+    }
+
+    /// Announces a sleeper, with the mmap lock held and after the count was seen excluded. `None`
+    /// if that is over already; else what [`sleep`](Self::sleep) needs, once the mmap lock is let
+    /// go.
+    pub fn register(&self) -> Option<Ticket> {
+        if !keep(Step::SeparateGate) {
+            return Some(Ticket(self.refcnt.load(Relaxed("mutant"))));
+        }
+        let gate = self.gate.fetch_or(1, GATE_REGISTER) | 1;
+        let now = self.refcnt.load(Relaxed("GATE_REGISTER stands in front of it"));
+        (now >= EXCLUDED || !keep(Step::LookAgain)).then_some(Ticket(gate))
+    }
+
+    /// Sleeps until the exclusion is over that the ticket was drawn for. The slot may be another
+    /// VMA's by then.
+    pub fn sleep<T: Platform>(&self, ticket: Ticket) {
+        let word = if keep(Step::SeparateGate) { &self.gate } else { &self.refcnt };
+        while word.load(Relaxed("the caller walks again, whatever it is")) == ticket.0 {
+            T::wait(word, ticket.0, None);
+        }
+    }
 }
+
+/// What the gate showed when a sleeper registered.
+#[derive(Clone, Copy)]
+pub struct Ticket(u32);
 
 #[cfg(all(test, not(pervma_model)))]
 impl VmaLock {
@@ -303,7 +403,7 @@ mod tests {
         assert_eq!(lock.enter(), Ok(()), "the last place");
         assert_eq!((lock.count(), lock.enter()), (LIMIT, Err(Refused::Busy)));
 
-        for excluded in [EXCLUDED, EXCLUDED + 1, EXCLUDED + 7] {
+        for excluded in [EXCLUDED + 1, EXCLUDED + 7] {
             lock.pretend_readers(excluded - 1);
             assert_eq!(lock.enter(), Err(Refused::Excluded));
         }
@@ -314,8 +414,11 @@ mod tests {
         let (lock, seq) = attached();
         let edit = seq.begin();
         assert!(lock.unlocked(&seq), "an edit locks nothing by itself");
-        lock.start_write::<Std>(edit);
-        lock.start_write::<Std>(edit); // mine already
+        lock.exclude();
+        assert!(lock.is_excluded() && lock.wait_alone::<Std>(None));
+        lock.mark_locked(edit);
+        lock.readmit();
+        assert!(lock.is_locked_by(edit));
         assert_eq!(lock.count(), 1, "the sequence refuses, not the count");
         assert!(!lock.unlocked(&seq) && lock.looks_locked(seq.glimpse()));
         seq.end(edit);
@@ -326,8 +429,8 @@ mod tests {
     fn detach_leaves_zero_and_the_slot_can_be_attached_again() {
         let (lock, seq) = attached();
         let edit = seq.begin();
-        lock.start_write::<Std>(edit);
-        lock.detach::<Std>();
+        assert!(lock.exclude_idle());
+        lock.detach();
         assert_eq!(lock.count(), 0);
         lock.attach(edit);
         assert!(!lock.unlocked(&seq), "a new tenant waits for the end of its edit");
@@ -345,5 +448,33 @@ mod tests {
         assert!(!seq.undisturbed(seq.glimpse()), "an edit is under way");
         seq.end(edit);
         assert!(!seq.undisturbed(before), "an edit has come and gone");
+    }
+
+    #[test]
+    fn a_wait_ends_with_the_last_reader_or_at_its_deadline() {
+        let (lock, _) = attached();
+        assert_eq!(lock.enter(), Ok(()));
+        assert!(!lock.exclude_idle(), "somebody is inside");
+        lock.exclude();
+        let soon = std::time::Instant::now() + std::time::Duration::from_millis(1);
+        assert!(!lock.wait_alone::<Std>(Some(soon)));
+        lock.leave::<Std>();
+        assert!(lock.wait_alone::<Std>(Some(soon)), "over, however late");
+        lock.readmit();
+        assert_eq!(lock.count(), 1);
+    }
+
+    #[test]
+    fn a_ticket_is_drawn_only_while_the_exclusion_lasts() {
+        let (lock, _) = attached();
+        assert!(lock.register().is_none(), "nobody excludes");
+        lock.exclude();
+        let ticket = lock.register().expect("excluded");
+        lock.readmit();
+        lock.open_gate::<Std>();
+        lock.sleep::<Std>(ticket); // returns: the gate has moved on
+        lock.exclude();
+        let next = lock.register().expect("excluded again");
+        assert_ne!(ticket.0, next.0);
     }
 }

@@ -1,8 +1,10 @@
 //! The state of a space that its editors and readers share: identity, sequence, mmap lock.
 //!
-//! A section is the mmap lock held. [`WriteSection`] is an edit: its sequence number is odd from
-//! the moment the section exists until it is dropped, and the number goes even before the lock is
-//! released. Whoever holds a section may rely on lock invariant L4.
+//! A section is the mmap lock held. [`WriteLock`] is an edit: the sequence number is odd from the
+//! moment it exists until it is dropped, and goes even before the lock is released. Whoever holds a
+//! section may rely on lock invariant L4.
+
+use core::ops::Deref;
 
 use crate::facade::{
     AtomicUsize, MmapLock, MmapReadGuard, MmapWriteGuard, Relaxed, const_unless_model, signal_fence,
@@ -14,6 +16,21 @@ use crate::thread::HandlerScope;
 /// Names a space among all that ever use one slab; never given twice.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SpaceId(pub u64);
+
+/// The bit in a slot's owner that makes it a reservation. No space has it in its identity.
+const RESERVED: u64 = 1 << 63;
+
+impl SpaceId {
+    /// The owner of a reservation in this space.
+    pub fn reserved(self) -> Self {
+        Self(self.0 | RESERVED)
+    }
+
+    /// Whether this is the owner of a reservation.
+    pub fn is_reserved(self) -> bool {
+        self.0 & RESERVED != 0
+    }
+}
 
 /// A value with its cache lines to itself: readers poll the sequence, editors write the rest.
 #[repr(align(128))]
@@ -69,29 +86,48 @@ impl<T: Platform> Mm<T> {
     }
 
     /// Waits for the mmap lock for writing and begins an edit.
-    pub fn write(&self) -> WriteSection<'_, T> {
+    pub fn write(&self) -> WriteLock<'_, T> {
         HandlerScope::<T>::assert_may_wait();
         let lock = self.editors.0.lock.write();
         if let Some(me) = T::with_thread(|thread| thread.id()) {
             self.editors.0.current.store(me, Relaxed("read back only by this thread"));
         }
         signal_fence(); // as at the end
-        WriteSection { mm: self, edit: self.seq().begin(), _lock: lock }
+        let section = WriteSection { mm: self, edit: self.seq().begin() };
+        WriteLock { ending: Ending(section), _lock: lock }
+    }
+
+    /// Runs `f` in the running thread's own edit if there is one, else in a new one.
+    ///
+    /// For an operation on a VMA of which the caller owns the only handle, a reservation: the edit
+    /// may be in the middle of something.
+    pub fn within_edit<R>(&self, f: impl FnOnce(&WriteSection<'_, T>) -> R) -> R {
+        if self.edited_by_me() {
+            f(&WriteSection { mm: self, edit: self.seq().running() })
+        } else {
+            f(&self.write())
+        }
     }
 }
 
-/// The mmap lock held for reading: nothing is attached, detached or write-locked meanwhile.
+/// The mmap lock held, either way: nothing is attached, detached or write-locked by others, and
+/// nobody begins to exclude.
+pub trait Section {}
+
+/// The mmap lock held for reading.
 pub struct ReadSection<'m, T: Platform> {
     _lock: MmapReadGuard<'m, T>,
 }
 
-/// The mmap lock held for writing: one edit.
+impl<T: Platform> Section for ReadSection<'_, T> {}
+
+/// The mmap lock held for writing: within an edit.
 pub struct WriteSection<'m, T: Platform> {
     mm: &'m Mm<T>,
     edit: EditSeq,
-    /// Fields are dropped after `drop` has run: the sequence goes even before the lock is released.
-    _lock: MmapWriteGuard<'m, T>,
 }
+
+impl<T: Platform> Section for WriteSection<'_, T> {}
 
 impl<T: Platform> WriteSection<'_, T> {
     /// The number that names this edit.
@@ -105,11 +141,42 @@ impl<T: Platform> WriteSection<'_, T> {
     }
 }
 
-impl<T: Platform> Drop for WriteSection<'_, T> {
+/// An edit, from its begin to its end.
+pub struct WriteLock<'m, T: Platform> {
+    // Fields are dropped in order: the sequence goes even before the lock is released.
+    ending: Ending<'m, T>,
+    _lock: MmapWriteGuard<'m, T>,
+}
+
+impl<T: Platform> Section for WriteLock<'_, T> {}
+
+impl<'m, T: Platform> WriteLock<'m, T> {
+    /// Ends the edit and goes on reading, with no other edit in between.
+    #[doc(alias = "mmap_write_downgrade")]
+    pub fn downgrade(self) -> ReadSection<'m, T> {
+        let Self { ending, _lock } = self;
+        drop(ending);
+        ReadSection { _lock: MmapLock::<T>::downgrade(_lock) }
+    }
+}
+
+impl<'m, T: Platform> Deref for WriteLock<'m, T> {
+    type Target = WriteSection<'m, T>;
+
+    fn deref(&self) -> &WriteSection<'m, T> {
+        &self.ending.0
+    }
+}
+
+/// Ends the edit when it is dropped.
+struct Ending<'m, T: Platform>(WriteSection<'m, T>);
+
+impl<T: Platform> Drop for Ending<'_, T> {
     fn drop(&mut self) {
-        self.mm.seq().end(self.edit);
+        let mm = self.0.mm;
+        mm.seq().end(self.0.edit);
         // A handler of this thread that is told *locked* must find itself to be the editor.
         signal_fence();
-        self.mm.editors.0.current.store(0, Relaxed("read back only by this thread"));
+        mm.editors.0.current.store(0, Relaxed("read back only by this thread"));
     }
 }

@@ -1,5 +1,7 @@
 //! What the host lends: the mmap lock, waiting, and the identity of the running thread.
 
+use core::alloc::Layout;
+
 use crate::facade::WaitWord;
 use crate::thread::ThreadState;
 
@@ -10,25 +12,69 @@ use crate::thread::ThreadState;
 pub trait Platform: Sized + 'static {
     /// The mmap lock. Only editors and readers on the slow path take it.
     #[cfg(not(pervma_model))]
-    type Lock: lock_api::RawRwLock + Send + Sync;
+    type Lock: lock_api::RawRwLockDowngrade + Send + Sync;
 
-    /// Sleeps while `word` holds `seen`; may return at any time, the caller looks again. It must
-    /// not unwind: the VMA would stay excluded for ever.
-    ///
-    /// One thread at most waits on a word: the editor that waits for a VMA's readers.
-    fn wait(word: &WaitWord, seen: u32);
+    /// Where slabs get their memory.
+    type Memory: SlabMemory;
 
-    /// Wakes the thread that sleeps on `word`, if one does.
+    /// A point in time at which a wait gives up.
+    type Deadline: Copy;
+
+    /// Sleeps while `word` holds `seen`, at most until `deadline`; `false` when that has passed.
+    /// It may return `true` at any time, the caller looks again. It must not unwind: the VMA would
+    /// stay excluded for ever.
+    fn wait(word: &WaitWord, seen: u32, deadline: Option<Self::Deadline>) -> bool;
+
+    /// Wakes a thread that sleeps on `word`, if one does.
     ///
     /// Runs where a reader leaves, so perhaps in a signal handler: it must take no lock, allocate
     /// nothing and preserve `errno`.
     fn wake(word: &WaitWord);
+
+    /// Wakes all threads that sleep on `word`. Runs where an exclusion ends.
+    fn wake_all(word: &WaitWord);
 
     /// Runs `f` with the state of the running thread; `None` where threads cannot be told apart.
     ///
     /// It must not allocate and not run a lazy initialiser: readers in signal handlers call it.
     /// Without it, self-deadlocks are not reported.
     fn with_thread<R>(f: impl FnOnce(&ThreadState) -> R) -> Option<R>;
+}
+
+/// Where a slab gets its memory, in chunks that it keeps until it is dropped.
+///
+/// # Safety
+///
+/// `alloc` returns null or memory of the layout that is nobody else's until it is given to
+/// `dealloc`, and that stays where it is meanwhile.
+pub unsafe trait SlabMemory {
+    /// A chunk of `layout`, whose size is never 0; null when there is none.
+    fn alloc(layout: Layout) -> *mut u8;
+
+    /// Takes a chunk back.
+    ///
+    /// # Safety
+    ///
+    /// `chunk` came from `alloc` with the same `layout`, and is not used any more.
+    unsafe fn dealloc(chunk: *mut u8, layout: Layout);
+}
+
+/// Slab memory out of the global allocator.
+#[derive(Debug)]
+pub enum GlobalMemory {}
+
+// SAFETY: the global allocator's contract.
+unsafe impl SlabMemory for GlobalMemory {
+    fn alloc(layout: Layout) -> *mut u8 {
+        debug_assert!(layout.size() != 0);
+        // SAFETY: the size is not 0.
+        unsafe { alloc::alloc::alloc(layout) }
+    }
+
+    unsafe fn dealloc(chunk: *mut u8, layout: Layout) {
+        // SAFETY: handed on to the caller.
+        unsafe { alloc::alloc::dealloc(chunk, layout) }
+    }
 }
 
 /// The platform of a program with an operating system.
@@ -46,22 +92,33 @@ pub enum Std {}
 impl Platform for Std {
     type Lock = parking_lot::RawRwLock;
 
+    type Memory = GlobalMemory;
+    type Deadline = std::time::Instant;
+
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    fn wait(word: &WaitWord, seen: u32) {
-        // Every outcome (woken, changed before, interrupted) means: look again.
-        let _ = rustix::thread::futex::wait(
-            word.as_futex(),
-            rustix::thread::futex::Flags::PRIVATE,
-            seen,
-            None,
-        );
+    fn wait(word: &WaitWord, seen: u32, deadline: Option<std::time::Instant>) -> bool {
+        use rustix::thread::futex;
+
+        let left = deadline.map(|at| at.saturating_duration_since(std::time::Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return false;
+        }
+        // A time too long for the kernel's type is no deadline.
+        let left = left.and_then(|left| futex::Timespec::try_from(left).ok());
+        // Every outcome (woken, changed before, interrupted, timed out) means: look again.
+        let _ = futex::wait(word.as_futex(), futex::Flags::PRIVATE, seen, left.as_ref());
+        true
     }
 
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    fn wait(word: &WaitWord, seen: u32) {
+    fn wait(word: &WaitWord, seen: u32, deadline: Option<std::time::Instant>) -> bool {
         while word.value() == seen {
+            if deadline.is_some_and(|at| at <= std::time::Instant::now()) {
+                return false;
+            }
             std::thread::sleep(std::time::Duration::from_micros(50));
         }
+        true
     }
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -71,8 +128,21 @@ impl Platform for Std {
             rustix::thread::futex::wake(word.as_futex(), rustix::thread::futex::Flags::PRIVATE, 1);
     }
 
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn wake_all(word: &WaitWord) {
+        // As in `wake`.
+        let _ = rustix::thread::futex::wake(
+            word.as_futex(),
+            rustix::thread::futex::Flags::PRIVATE,
+            i32::MAX as u32,
+        );
+    }
+
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     fn wake(_word: &WaitWord) {}
+
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    fn wake_all(_word: &WaitWord) {}
 
     #[inline(always)]
     fn with_thread<R>(f: impl FnOnce(&ThreadState) -> R) -> Option<R> {
@@ -93,14 +163,14 @@ pub type DefaultPlatform = Model;
 
 /// Declares a struct over a payload and a platform; the platform has a default where there is one.
 macro_rules! with_default_platform {
-    ($(#[$meta:meta])* pub struct $name:ident<$($lt:lifetime,)? P, T> $body:tt) => {
+    ($(#[$meta:meta])* pub struct $name:ident<$($lt:lifetime,)? P $(: $bound:lifetime)?, T> $body:tt) => {
         #[cfg(any(feature = "std", pervma_model))]
         $(#[$meta])*
-        pub struct $name<$($lt,)? P, T: Platform = $crate::platform::DefaultPlatform> $body
+        pub struct $name<$($lt,)? P $(: $bound)?, T: Platform = $crate::platform::DefaultPlatform> $body
 
         #[cfg(not(any(feature = "std", pervma_model)))]
         $(#[$meta])*
-        pub struct $name<$($lt,)? P, T: Platform> $body
+        pub struct $name<$($lt,)? P $(: $bound)?, T: Platform> $body
     };
 }
 pub(crate) use with_default_platform;
@@ -112,12 +182,23 @@ pub enum Model {}
 
 #[cfg(pervma_model)]
 impl Platform for Model {
-    fn wait(word: &WaitWord, seen: u32) {
-        word.futex_wait(seen);
+    type Memory = GlobalMemory;
+    /// Models do not measure time: the deadline passes at once.
+    type Deadline = ();
+
+    fn wait(word: &WaitWord, seen: u32, deadline: Option<()>) -> bool {
+        if deadline.is_none() {
+            word.futex_wait(seen);
+        }
+        deadline.is_none()
     }
 
     fn wake(word: &WaitWord) {
         word.futex_wake();
+    }
+
+    fn wake_all(word: &WaitWord) {
+        word.futex_wake_all();
     }
 
     fn with_thread<R>(f: impl FnOnce(&ThreadState) -> R) -> Option<R> {

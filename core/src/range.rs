@@ -55,13 +55,18 @@ impl Span {
         self.start..self.end
     }
 
-    pub fn contains(self, addr: usize) -> bool {
-        self.start <= addr && addr < self.end
+    pub fn len(self) -> usize {
+        self.end - self.start
     }
 
-    /// Whether every byte of `other` lies in this range.
-    pub fn covers(self, other: Self) -> bool {
-        self.start <= other.start && other.end <= self.end
+    /// The bytes that lie in both, if there are any.
+    pub fn overlap(self, other: Self) -> Option<Self> {
+        let both = Self { start: self.start.max(other.start), end: self.end.min(other.end) };
+        (both.start < both.end).then_some(both)
+    }
+
+    pub fn contains(self, addr: usize) -> bool {
+        self.start <= addr && addr < self.end
     }
 }
 

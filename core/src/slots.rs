@@ -12,8 +12,9 @@
 //! | field | read under | written under |
 //! |---|---|---|
 //! | `lock` | nothing (atomics) | the transitions of [`lock`](crate::lock) |
-//! | `space` | a reference (`refcnt` raised), or the mmap lock of the space it names | being free (before attach) |
-//! | `span`, `payload` | an admitted reference, or the mmap lock | being free; write-locked; detached |
+//! | `space` | a reference (`refcnt` raised), or the mmap lock of the space it names | being free (before attach); alone at X+1 |
+//! | `span`, `payload` | an admitted reference, X, or the mmap lock | being free; write-locked; alone at X+1 |
+//! | `chain` | X | X, in an edit or by the exclusion that has it |
 //! | `link` | the arena's lock | the arena's lock |
 //!
 //! # Invariants
@@ -24,22 +25,24 @@
 //!   and the object's first initialisation are visible to whoever holds it. An index is only used
 //!   with the arena that made it: a tree refers to one slab for life.
 //! - **A2** A chunk is never freed, moved or opened for unique access before the arena is dropped.
-//! - **S1** `payload` is initialised exactly while the slot is attached (from just before attach
-//!   until it is taken after detach).
+//! - **S1** `payload` is initialised exactly while the slot is attached and `space` does not say
+//!   *reserved*, except in the hands of who has it alone ([`Emptied`]).
 //! - **S2** A [`FreeSlot`] is the only handle to a slot whose count is 0.
+//! - **S3** An [`Excluded`] list has added X to each of its VMAs. Whoever meets an X that is not
+//!   its own leaves the VMA alone, so each stays attached to its space, unchanged.
 
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 use core::ptr;
 
-use alloc::alloc::{Layout, alloc, dealloc};
+use core::alloc::Layout;
 
 use crate::error::OutOfMemory;
 use crate::facade::{Cell, ConstPtr, MmapLock, const_unless_model, keep};
 use crate::ledger::Step;
-use crate::lock::{Glimpse, Refused, VmaLock};
-use crate::mm::{Mm, ReadSection, SpaceId, WriteSection};
-use crate::platform::Platform;
+use crate::lock::{Glimpse, Refused, Ticket, VmaLock};
+use crate::mm::{Mm, ReadSection, Section, SpaceId, WriteSection};
+use crate::platform::{Platform, SlabMemory};
 use crate::range::Span;
 use crate::thread::HandlerScope;
 
@@ -141,6 +144,7 @@ impl<O: Object, T: Platform> Arena<O, T> {
         debug_assert!(chunk < CHUNKS);
         // SAFETY: A1: the chunk pointer was written before the index came to us.
         let base = self.chunks[chunk].with(|base| unsafe { *base });
+        debug_assert!(!base.is_null(), "a node is taken for a VMA, or a VMA for a node");
         // SAFETY: A1: the object lies within its chunk.
         let object = unsafe { base.add(offset) };
         // SAFETY: A1: it is initialised; A2: it stays, and is only ever shared.
@@ -178,8 +182,7 @@ impl<O: Object, T: Platform> Arena<O, T> {
         let (chunk, offset) = place(index);
         if offset == 0 {
             const { assert!(size_of::<O>() != 0) };
-            // SAFETY: the layout's size is not zero: neither the object's nor the chunk's is.
-            let base = unsafe { alloc(chunk_layout::<O>(chunk)?) }.cast::<O>();
+            let base = T::Memory::alloc(chunk_layout::<O>(chunk)?).cast::<O>();
             if base.is_null() {
                 return Err(OutOfMemory);
             }
@@ -246,7 +249,7 @@ impl<O, T: Platform> Drop for Arena<O, T> {
             let base = base.with(|base| unsafe { *base });
             if let (false, Ok(layout)) = (base.is_null(), chunk_layout::<O>(chunk)) {
                 // SAFETY: allocated in `make` with this layout; its objects are dropped.
-                unsafe { dealloc(base.cast(), layout) };
+                unsafe { T::Memory::dealloc(base.cast(), layout) };
             }
         }
     }
@@ -266,6 +269,8 @@ pub struct Slot<P> {
     span: Cell<Span>,
     space: Cell<SpaceId>,
     payload: Cell<MaybeUninit<P>>,
+    /// The next VMA of an [`Excluded`] list, plus 1; 0 at its end.
+    chain: Cell<u32>,
     link: Cell<u32>,
 }
 
@@ -276,6 +281,7 @@ impl<P> Object for Slot<P> {
             span: Cell::new(Span { start: 0, end: 0 }),
             space: Cell::new(SpaceId(0)),
             payload: Cell::new(MaybeUninit::uninit()),
+            chain: Cell::new(0),
             link: Cell::new(0),
         }
     }
@@ -312,6 +318,15 @@ pub struct Inside<'s, P, T: Platform> {
     _platform: PhantomData<T>,
 }
 
+/// Why a reader that was inside has left again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Turned {
+    /// The slot is another space's, or write-locked.
+    Away,
+    /// This range is reserved.
+    Reserved(Span),
+}
+
 impl<'s, P, T: Platform> Inside<'s, P, T> {
     /// Takes a reference.
     #[inline(always)]
@@ -324,14 +339,25 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
     ///
     /// In this order: the sequence of one space says nothing about a VMA of another.
     #[inline(always)]
-    pub fn admit(self, mm: &Mm<T>) -> Option<Admitted<'s, P, T>> {
-        // SAFETY: `space` is written only while the slot is free, and a reference keeps it
-        // attached (L2).
+    pub fn admit(self, mm: &Mm<T>) -> Result<Admitted<'s, P, T>, Turned> {
+        // SAFETY: `space` is written only while the slot is free or alone, and a reference excludes
+        // both (L2).
         let space = self.slot.space.with(|space| unsafe { *space });
         if space != mm.id() && keep(Step::CheckSpace) {
-            return None;
+            return Err(self.turn(mm, space));
         }
-        self.slot.lock.unlocked(mm.seq()).then_some(Admitted(self))
+        if !self.slot.lock.unlocked(mm.seq()) {
+            return Err(Turned::Away);
+        }
+        Ok(Admitted(self))
+    }
+
+    #[cold]
+    fn turn(self, mm: &Mm<T>, space: SpaceId) -> Turned {
+        if space == mm.id().reserved() && self.slot.lock.unlocked(mm.seq()) {
+            return Turned::Reserved(Admitted(self).span());
+        }
+        Turned::Away
     }
 
     /// Admits with no look at the sequence. The read lock may outlive the section.
@@ -340,8 +366,16 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
     ///
     /// `_section` holds the mmap lock of the space that the VMA is attached to. So no edit is
     /// under way and nobody has it write-locked.
-    pub unsafe fn admit_locked(self, _section: &ReadSection<'_, T>) -> Admitted<'s, P, T> {
-        Admitted(self)
+    pub unsafe fn admit_locked(
+        self,
+        _section: &ReadSection<'_, T>,
+    ) -> Result<Admitted<'s, P, T>, Turned> {
+        // SAFETY: as in `admit`.
+        let space = self.slot.space.with(|space| unsafe { *space });
+        if space.is_reserved() {
+            return Err(Turned::Reserved(Admitted(self).span()));
+        }
+        Ok(Admitted(self))
     }
 }
 
@@ -356,7 +390,7 @@ impl<P, T: Platform> Drop for Inside<'_, P, T> {
 #[must_use]
 pub struct Admitted<'s, P, T: Platform>(Inside<'s, P, T>);
 
-impl<P, T: Platform> Admitted<'_, P, T> {
+impl<'s, P, T: Platform> Admitted<'s, P, T> {
     /// Its range.
     #[inline(always)]
     pub fn span(&self) -> Span {
@@ -379,26 +413,48 @@ impl<P, T: Platform> Admitted<'_, P, T> {
     pub unsafe fn deref<'a>(&'a self, opened: &'a ConstPtr<MaybeUninit<P>>) -> &'a P {
         // SAFETY: the pointer is the slot's payload, shared for as long as the read lock (L2).
         let payload = unsafe { &*opened.as_ptr() };
-        // SAFETY: S1: attached, so initialised.
+        // SAFETY: S1: attached and not reserved, so initialised.
         unsafe { payload.assume_init_ref() }
+    }
+
+    /// The slot, to be tried first next time.
+    #[inline(always)]
+    pub fn slot(&self) -> &'s Slot<P> {
+        self.0.slot
+    }
+
+    /// The same read lock, for longer than the compiler can see.
+    ///
+    /// # Safety
+    ///
+    /// It is dropped before the slab.
+    pub unsafe fn outliving(self) -> Admitted<'static, P, T>
+    where
+        P: 'static,
+    {
+        let slot = ptr::from_ref(self.0.slot);
+        core::mem::forget(self);
+        // SAFETY: slots stay where they are while the slab lives (A2), as the caller promises.
+        let slot = unsafe { &*slot };
+        Admitted(Inside { slot, _platform: PhantomData })
     }
 }
 
-/// A VMA found in the tree with the mmap lock held: attached to that space, and it stays so for
-/// as long as the section.
-pub struct Attached<'m, P> {
+/// What the tree leads to while the mmap lock is held: a VMA or a reservation, attached to that
+/// space for as long as the section.
+pub struct Entry<'m, P> {
     slot: &'m Slot<P>,
     index: Idx<Slot<P>>,
 }
 
-impl<'m, P> Attached<'m, P> {
-    /// A VMA out of the tree.
+impl<'m, P> Entry<'m, P> {
+    /// What a word of the tree leads to.
     ///
     /// # Safety
     ///
     /// The slot is attached to the space whose mmap lock is held for `'m`, and while the result
     /// or anything borrowed from it lives, no other handle gives unique access to its payload.
-    pub unsafe fn new(slot: &'m Slot<P>, index: Idx<Slot<P>>) -> Self {
+    pub unsafe fn new(slot: &'m Slot<P>, index: Idx<Slot<P>>, _section: &'m impl Section) -> Self {
         Self { slot, index }
     }
 
@@ -409,18 +465,138 @@ impl<'m, P> Attached<'m, P> {
         self.slot.span.with(|span| unsafe { *span })
     }
 
+    /// Its name in the arena.
+    pub fn index(&self) -> Idx<Slot<P>> {
+        self.index
+    }
+
+    /// Whether somebody excludes readers.
+    pub fn is_excluded(&self) -> bool {
+        self.slot.lock.is_excluded()
+    }
+
+    /// Whether the range is only reserved.
+    pub fn is_reserved(&self) -> bool {
+        // SAFETY: as for `span`.
+        self.slot.space.with(|space| unsafe { *space }).is_reserved()
+    }
+
+    /// The VMA, unless the range is only reserved.
+    pub fn vma(self) -> Option<Attached<'m, P>> {
+        let Self { slot, index } = self;
+        (!self.is_reserved()).then_some(Attached { slot, index })
+    }
+
+    /// Empties it in the drop of its space: waits for late readers of other spaces, and where an
+    /// exclusion or a reservation was forgotten, takes it over.
+    pub fn take_at_end<T: Platform>(self) -> (Option<P>, Emptied<'m, P>) {
+        if !self.is_excluded() {
+            self.slot.lock.exclude();
+        }
+        if keep(Step::DrainOnDrop) {
+            self.slot.lock.wait_alone::<T>(None);
+        }
+        let emptied = Emptied { slot: self.slot, index: self.index, gated: false };
+        // SAFETY: alone, and nobody else has a handle.
+        (self.vma().map(|vma| unsafe { vma.take() }), emptied)
+    }
+}
+
+/// A thread that an exclusion has refused, about to sleep. It holds nothing.
+pub struct Sleeper<'s, P> {
+    slot: &'s Slot<P>,
+    ticket: Ticket,
+}
+
+impl<'s, P> Sleeper<'s, P> {
+    /// Announces it at the gate of an excluded entry; `None` if the exclusion is over.
+    pub fn register<T: Platform>(
+        arena: &'s Arena<Slot<P>, T>,
+        entry: Entry<'_, P>,
+    ) -> Option<Self> {
+        let slot = arena.get(entry.index);
+        Some(Self { slot, ticket: slot.lock.register()? })
+    }
+
+    /// Sleeps until the exclusion is over. The mmap lock is not held.
+    pub fn sleep<T: Platform>(self) {
+        self.slot.lock.sleep::<T>(self.ticket);
+    }
+}
+
+/// A VMA whose fields are stable: the mmap lock is held for `'m`, or we exclude it.
+pub struct Attached<'m, P> {
+    slot: &'m Slot<P>,
+    index: Idx<Slot<P>>,
+}
+
+impl<'m, P> Attached<'m, P> {
+    /// Its range.
+    pub fn span(&self) -> Span {
+        // SAFETY: written only by the holder of the mmap lock for writing, which is either us or
+        // nobody, and not while it is excluded.
+        self.slot.span.with(|span| unsafe { *span })
+    }
+
     /// Its payload.
     pub fn payload(&self) -> &'m P {
-        // SAFETY: as for `span`; unique access is excluded by the contract of `new`.
+        // SAFETY: as for `span`; unique access is excluded by the contract of `Entry::new`.
         let payload = self.slot.payload.with(|payload| unsafe { &*payload });
-        // SAFETY: S1: attached, so initialised.
+        // SAFETY: S1: attached and not reserved, so initialised.
         unsafe { payload.assume_init_ref() }
     }
 
-    /// Write-locks it until the end of the edit, waiting for its readers.
-    pub fn start_write<T: Platform>(self, section: &WriteSection<'_, T>) -> WriteLocked<'m, P> {
-        self.slot.lock.start_write::<T>(section.edit());
-        WriteLocked(self)
+    /// Whether somebody excludes readers.
+    pub fn is_excluded(&self) -> bool {
+        self.slot.lock.is_excluded()
+    }
+
+    /// Write-locks it until the end of the edit, waiting for its readers; `None` if somebody
+    /// excludes it.
+    #[doc(alias("vma_start_write"))]
+    pub fn start_write<T: Platform>(
+        self,
+        section: &WriteSection<'_, T>,
+    ) -> Option<WriteLocked<'m, P>> {
+        let lock = &self.slot.lock;
+        if lock.is_excluded() {
+            return None;
+        }
+        if !lock.is_locked_by(section.edit()) {
+            lock.exclude();
+            lock.wait_alone::<T>(None);
+            lock.mark_locked(section.edit());
+            lock.readmit();
+        }
+        Some(WriteLocked(self))
+    }
+
+    /// The same, if it has no readers just now.
+    pub fn try_start_write<T: Platform>(
+        self,
+        section: &WriteSection<'_, T>,
+    ) -> Option<WriteLocked<'m, P>> {
+        let lock = &self.slot.lock;
+        if !lock.is_locked_by(section.edit()) {
+            if !lock.exclude_idle() {
+                return None;
+            }
+            lock.mark_locked(section.edit());
+            lock.readmit();
+        }
+        Some(WriteLocked(self))
+    }
+
+    /// Takes the payload out.
+    ///
+    /// # Safety
+    ///
+    /// The caller has the VMA alone, and puts another in or detaches it.
+    unsafe fn take(self) -> P {
+        // SAFETY: alone: nobody else reads or writes it.
+        let payload = self.slot.payload.with_mut(|payload| unsafe { payload.read() });
+        // SAFETY: S1: it was initialised, and is taken here.
+        unsafe { payload.assume_init() }
     }
 }
 
@@ -440,22 +616,197 @@ impl<P> WriteLocked<'_, P> {
 
     /// Its payload, alone.
     pub fn payload_mut(&mut self) -> &mut P {
-        // SAFETY: L3: no reader is inside; the contract of `Attached::new` excludes other handles.
+        // SAFETY: L3: no reader is inside; the contract of `Entry::new` excludes other handles.
         let payload = self.0.slot.payload.with_mut(|payload| unsafe { &mut *payload });
-        // SAFETY: S1: attached, so initialised.
+        // SAFETY: S1: attached and not reserved, so initialised.
         unsafe { payload.assume_init_mut() }
     }
+}
 
-    /// Detaches it, waiting for readers that came in only to find it locked; gives the payload
-    /// back and the slot to `arena`. The tree no longer leads here.
-    pub fn detach<T: Platform>(self, arena: &Arena<Slot<P>, T>) -> P {
-        let Attached { slot, index } = self.0;
-        slot.lock.detach::<T>();
-        // SAFETY: detached: the count is 0, nobody else may touch the fields (L1).
-        let payload = slot.payload.with_mut(|payload| unsafe { payload.read() });
-        arena.free(index);
-        // SAFETY: S1: it was initialised, and is taken here: the slot is free now.
-        unsafe { payload.assume_init() }
+/// VMAs that we keep readers out of, linked through their slots. Dropping the list lets the readers
+/// in again, with nothing changed; that needs no lock.
+///
+/// An edit makes one for the VMAs that it is about to change; an exclusion keeps one while it waits
+/// without the mmap lock.
+#[must_use]
+pub struct Excluded<'s, P, T: Platform> {
+    arena: &'s Arena<Slot<P>, T>,
+    first: Option<Idx<Slot<P>>>,
+    last: Option<Idx<Slot<P>>>,
+    /// Whether it outlives its edit, so that somebody may sleep on the gates.
+    gated: bool,
+}
+
+impl<'s, P, T: Platform> Excluded<'s, P, T> {
+    /// An empty list.
+    pub fn new(arena: &'s Arena<Slot<P>, T>, gated: bool) -> Self {
+        Self { arena, first: None, last: None, gated }
+    }
+
+    /// Excludes `vma` and appends it; `false` if somebody excludes it already.
+    pub fn push(&mut self, vma: Attached<'_, P>, _section: &WriteSection<'_, T>) -> bool {
+        if vma.is_excluded() {
+            return false;
+        }
+        vma.slot.lock.exclude();
+        self.append(vma.index);
+        true
+    }
+
+    /// Takes in one more VMA if it can be had: waiting for its readers in an edit's list, only if
+    /// there are none in an exclusion's.
+    pub fn join(&mut self, vma: Attached<'_, P>, section: &WriteSection<'_, T>) -> bool {
+        if !self.gated {
+            return self.push(vma, section);
+        }
+        let idle = vma.slot.lock.exclude_idle();
+        if idle {
+            self.append(vma.index);
+        }
+        idle
+    }
+
+    fn append(&mut self, index: Idx<Slot<P>>) {
+        self.set_next(index, None);
+        match self.last {
+            Some(last) => self.set_next(last, Some(index)),
+            None => self.first = Some(index),
+        }
+        self.last = Some(index);
+    }
+
+    fn set_next(&self, index: Idx<Slot<P>>, next: Option<Idx<Slot<P>>>) {
+        let next = next.map_or(0, |next| next.0 + 1);
+        // SAFETY: S3: we have X on it, so the link is ours.
+        self.arena.get(index).chain.with_mut(|chain| unsafe { *chain = next });
+    }
+
+    fn next(&self, index: Idx<Slot<P>>) -> Option<Idx<Slot<P>>> {
+        // SAFETY: S3: we have X on it, so the link is ours.
+        let next = self.arena.get(index).chain.with(|chain| unsafe { *chain });
+        // SAFETY: stored by `set_next`, out of an index (A1).
+        next.checked_sub(1).map(|raw| unsafe { Idx::from_raw(raw) })
+    }
+
+    /// The VMAs. Readers may still be inside.
+    pub fn iter(&self) -> impl Iterator<Item = Attached<'_, P>> {
+        let mut next = self.first;
+        core::iter::from_fn(move || {
+            let index = next?;
+            next = self.next(index);
+            Some(Attached { slot: self.arena.get(index), index })
+        })
+    }
+
+    /// Waits until the readers of all of them have left; `false` if the deadline came first.
+    pub fn wait(&self, deadline: Option<T::Deadline>) -> bool {
+        self.iter().all(|vma| vma.slot.lock.wait_alone::<T>(deadline))
+    }
+
+    /// Whether the readers of all of them have left.
+    pub fn is_alone(&self) -> bool {
+        self.iter().all(|vma| vma.slot.lock.is_alone())
+    }
+
+    #[cfg(pervma_model)]
+    /// What the mutant without a list of its own believes: that all in the range is its own.
+    pub fn take_over<'m>(&mut self, entries: impl Iterator<Item = Entry<'m, P>>)
+    where
+        P: 'm,
+    {
+        (self.first, self.last) = (None, None);
+        entries.for_each(|entry| self.append(entry.index));
+    }
+
+    /// Takes the first VMA off the list, once it is alone: its range, its payload, and what is left
+    /// to be filled again or detached.
+    pub fn take_first(&mut self) -> Option<(Span, P, Emptied<'s, P>)> {
+        let index = self.first?;
+        self.first = self.next(index);
+        if self.first.is_none() {
+            self.last = None;
+        }
+        let slot = self.arena.get(index);
+        slot.lock.wait_alone::<T>(None);
+        let vma = Attached { slot, index };
+        // SAFETY: alone, and the list was the only handle.
+        let (span, payload) = (vma.span(), unsafe { vma.take() });
+        Some((span, payload, Emptied { slot, index, gated: self.gated }))
+    }
+}
+
+impl<P, T: Platform> Drop for Excluded<'_, P, T> {
+    fn drop(&mut self) {
+        while let Some(index) = self.first {
+            let lock = &self.arena.get(index).lock;
+            if keep(Step::LinkBeforeEnd) {
+                self.first = self.next(index);
+            }
+            lock.readmit();
+            if self.gated {
+                lock.open_gate::<T>();
+            }
+            if !keep(Step::LinkBeforeEnd) {
+                self.first = self.next(index);
+            }
+        }
+    }
+}
+
+/// An attached slot that we have alone and whose payload was taken out. It must be filled or
+/// detached: until then nobody enters.
+#[must_use]
+pub struct Emptied<'s, P> {
+    slot: &'s Slot<P>,
+    index: Idx<Slot<P>>,
+    gated: bool,
+}
+
+impl<P> Emptied<'_, P> {
+    /// Makes it a VMA of the space under edit, write-locked until the edit ends.
+    pub fn fill<T: Platform>(self, section: &WriteSection<'_, T>, span: Span, payload: P) {
+        let Self { slot, gated, .. } = self;
+        // SAFETY: alone at X+1 until `readmit`.
+        slot.space.with_mut(|space| unsafe { *space = section.space_id() });
+        // SAFETY: as above.
+        slot.span.with_mut(|at| unsafe { *at = span });
+        // SAFETY: as above; it was taken out before (S1).
+        slot.payload.with_mut(|at| unsafe { at.write(MaybeUninit::new(payload)) });
+        slot.lock.mark_locked(section.edit());
+        slot.lock.readmit();
+        if gated {
+            slot.lock.open_gate::<T>();
+        }
+    }
+
+    /// Detaches it and gives the slot to `arena`. The tree no longer leads here.
+    pub fn detach<T: Platform>(self, arena: &Arena<Slot<P>, T>) {
+        self.slot.lock.detach();
+        if self.gated {
+            self.slot.lock.open_gate::<T>();
+        }
+        arena.free(self.index);
+    }
+}
+
+/// The owner's handle to a reserved slot.
+pub struct Reserved<'s, P> {
+    slot: &'s Slot<P>,
+    index: Idx<Slot<P>>,
+}
+
+impl<'s, P> Reserved<'s, P> {
+    /// Its range.
+    pub fn span(&self) -> Span {
+        // SAFETY: written before it was attached, and nobody but the owner changes it.
+        self.slot.span.with(|span| unsafe { *span })
+    }
+
+    /// Has it alone: waits for lookups that are on their way out again.
+    pub fn alone<T: Platform>(&self, _section: &WriteSection<'_, T>) -> Emptied<'s, P> {
+        self.slot.lock.exclude();
+        self.slot.lock.wait_alone::<T>(None);
+        Emptied { slot: self.slot, index: self.index, gated: false }
     }
 }
 
@@ -480,12 +831,25 @@ impl<'a, P, T: Platform> FreeSlot<'a, P, T> {
     /// Attaches a VMA to the space under edit, write-locked: nobody enters before the edit ends.
     pub fn attach(self, section: &WriteSection<'_, T>, span: Span, payload: P) {
         let slot = self.arena.get(self.index);
-        // SAFETY: S2: the count is 0, so the fields are ours.
-        slot.space.with_mut(|space| unsafe { *space = section.space_id() });
+        // SAFETY: S2: the count is 0, so the fields are ours. What was there before is not
+        // initialised (S1).
+        slot.payload.with_mut(|at| unsafe { at.write(MaybeUninit::new(payload)) });
+        self.publish(section, section.space_id(), span);
+    }
+
+    /// Attaches a reservation, write-locked.
+    pub fn reserve(self, section: &WriteSection<'_, T>, span: Span) -> Reserved<'a, P> {
+        let (slot, index) = (self.arena.get(self.index), self.index);
+        self.publish(section, section.space_id().reserved(), span);
+        Reserved { slot, index }
+    }
+
+    fn publish(self, section: &WriteSection<'_, T>, owner: SpaceId, span: Span) {
+        let slot = self.arena.get(self.index);
+        // SAFETY: S2, as in `attach`.
+        slot.space.with_mut(|space| unsafe { *space = owner });
         // SAFETY: S2, as above.
         slot.span.with_mut(|at| unsafe { *at = span });
-        // SAFETY: S2, as above; what was there before is not initialised (S1).
-        slot.payload.with_mut(|at| unsafe { at.write(MaybeUninit::new(payload)) });
         slot.lock.attach(section.edit());
         core::mem::forget(self);
     }

@@ -2,21 +2,43 @@
 
 use alloc::sync::Arc;
 use core::fmt;
+use core::ops::Range;
 
+use crate::change::{Mapped, Request};
+use crate::cursor::Cursor;
 use crate::edit::Edit;
-use crate::error::{EditError, ReadError};
+use crate::error::{ChangeError, EditError, OutOfMemory, ReadError};
 use crate::facade::{const_unless_model, keep};
-use crate::guard::ReadGuard;
+use crate::gap::{GapError, GapSearch};
+use crate::guard::{OwnedReadGuard, ReadGuard};
 use crate::ledger::Step;
-use crate::lock::Refused;
-use crate::mm::Mm;
+use crate::lock::{Glimpse, Refused};
+use crate::mm::{Mm, ReadSection, Section};
 use crate::platform::{Platform, with_default_platform};
+use crate::range::Span;
 use crate::slab::{OWNER, Slab, SlabRef};
-use crate::slots::{Admitted, Attached, Inside};
-use crate::tree::Tree;
+use crate::slots::{Admitted, Entry, Inside, Slot, Turned};
+use crate::tree::{Blocked, Tree};
+use crate::view::View;
 
 /// Walks in a lookup before it is told *locked*.
 const MAX_WALKS: u32 = if cfg!(pervma_model) { 1 } else { 8 };
+
+/// Entries that one walk to the next VMA passes over.
+const MAX_PASSED: u32 = 64;
+
+/// A read lock, and the walks it took.
+type Found<'s, P, T> = (Admitted<'s, P, T>, u32);
+
+/// What a walk has met.
+enum Met<'s, P, T: Platform> {
+    /// A VMA of the space, read-locked now.
+    Vma(Admitted<'s, P, T>),
+    Reserved(Span),
+    Busy,
+    /// Write-locked, excluded, detached, or another space's.
+    Locked,
+}
 
 with_default_platform! {
     /// A concurrent address space: disjoint ranges of addresses, each a VMA with a payload `P` and
@@ -152,19 +174,16 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// while an edit is under way that cannot be known, and holes are [`Locked`](ReadError::Locked)
     /// too. [`OwnEdit`](ReadError::OwnEdit) in place of `Locked` on the thread that edits.
     /// [`Busy`](ReadError::Busy) at the limit of readers.
-    #[doc(alias("lock_vma_under_rcu", "vma_start_read", "find_vma"))]
+    #[doc(alias("lock_vma_under_rcu", "vma_start_read", "vma_lookup"))]
     #[inline]
     pub fn try_read(&self, addr: usize) -> Result<ReadGuard<'_, P, T>, ReadError> {
         match self.lookup(addr) {
             Ok((admitted, walks)) => Ok(ReadGuard::new(self, admitted, walks)),
-            Err(ReadError::Locked { .. }) if self.mm.edited_by_me() => {
-                Err(ReadError::OwnEdit { addr })
-            }
-            Err(error) => Err(error),
+            Err(error) => Err(self.own(error)),
         }
     }
 
-    /// Finds and read-locks the VMA that holds `addr`; waits for the edit that has it locked.
+    /// Finds and read-locks the VMA that holds `addr`; waits for the edit or exclusion that has it.
     ///
     /// It tries [`try_read`](Self::try_read) first and takes the mmap lock for reading only if
     /// that does not decide.
@@ -178,8 +197,9 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ///
     /// # Errors
     ///
-    /// [`NotMapped`](ReadError::NotMapped); [`Busy`](ReadError::Busy) at the limit of readers; and
-    /// where the thread would wait for itself, [`OwnEdit`](ReadError::OwnEdit) or
+    /// [`NotMapped`](ReadError::NotMapped); [`Reserved`](ReadError::Reserved);
+    /// [`Busy`](ReadError::Busy) at the limit of readers; and where the thread would wait for
+    /// itself, [`OwnEdit`](ReadError::OwnEdit), [`OwnExclusion`](ReadError::OwnExclusion) or
     /// [`GuardHeld`](ReadError::GuardHeld).
     ///
     /// # Panics
@@ -187,60 +207,304 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// When it would have to wait inside a [`HandlerScope`](crate::HandlerScope).
     #[doc(alias("lock_mm_and_find_vma", "vma_start_read_locked"))]
     pub fn read(&self, addr: usize) -> Result<ReadGuard<'_, P, T>, ReadError> {
-        match self.try_read(addr) {
-            Err(ReadError::Locked { .. }) => {}
-            decided => return decided,
+        let (admitted, walks) = self.find(addr)?;
+        Ok(ReadGuard::new(self, admitted, walks))
+    }
+
+    fn find(&self, addr: usize) -> Result<Found<'_, P, T>, ReadError> {
+        match self.lookup(addr) {
+            Err(ReadError::Locked { .. }) => {
+                let found = self.wait_for(addr, |section| self.holding(section, addr))?;
+                Ok((found.ok_or(ReadError::NotMapped { addr })?, MAX_WALKS + 1))
+            }
+            decided => decided,
+        }
+    }
+
+    /// As [`read`](Self::read), with a guard that owns a handle to the space and can be sent to
+    /// other threads. See [`OwnedReadGuard`] for an example.
+    ///
+    /// # Errors
+    ///
+    /// As for [`read`](Self::read).
+    ///
+    /// # Panics
+    ///
+    /// As [`read`](Self::read).
+    pub fn read_owned(self: &Arc<Self>, addr: usize) -> Result<OwnedReadGuard<P, T>, ReadError>
+    where
+        P: 'static,
+    {
+        let (admitted, _) = self.find(addr)?;
+        Ok(OwnedReadGuard::new(Arc::clone(self), admitted))
+    }
+
+    /// As [`try_read`](Self::try_read), with a guard that owns a handle to the space and can be sent
+    /// to other threads.
+    ///
+    /// ```
+    /// use pervma::AddressSpace;
+    /// use std::sync::Arc;
+    ///
+    /// let space = Arc::new(AddressSpace::new(4096));
+    /// space.edit()?.insert(0x1000..0x3000, "text")?;
+    /// assert_eq!(*space.try_read_owned(0x2000)?, "text");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`try_read`](Self::try_read).
+    pub fn try_read_owned(self: &Arc<Self>, addr: usize) -> Result<OwnedReadGuard<P, T>, ReadError>
+    where
+        P: 'static,
+    {
+        let (admitted, _) = self.lookup(addr).map_err(|error| self.own(error))?;
+        Ok(OwnedReadGuard::new(Arc::clone(self), admitted))
+    }
+
+    /// Finds and read-locks the first VMA that ends above `addr`, without waiting; `None` only if
+    /// there was none throughout the lookup.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x5000..0x6000, "b")?;
+    /// let next = space.try_read_from(0x1000)?.map(|vma| vma.range());
+    /// assert_eq!(next, Some(0x5000..0x6000));
+    /// assert!(space.try_read_from(0x6000)?.is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`try_read`](Self::try_read), but for `NotMapped` and `Reserved`: it passes over
+    /// reserved ranges.
+    #[doc(alias("find_vma", "mt_find"))]
+    pub fn try_read_from(&self, addr: usize) -> Result<Option<ReadGuard<'_, P, T>>, ReadError> {
+        match self.lookup_from(addr) {
+            Ok(found) => Ok(found.map(|(admitted, walks)| ReadGuard::new(self, admitted, walks))),
+            Err(error) => Err(self.own(error)),
+        }
+    }
+
+    /// Finds and read-locks the first VMA that ends above `addr`; waits for the edit or exclusion
+    /// that has it.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x5000..0x6000, "b")?;
+    /// let next = space.read_from(0x1000)?.map(|vma| vma.range());
+    /// assert_eq!(next, Some(0x5000..0x6000));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`read`](Self::read), but for `NotMapped` and `Reserved`: it passes over reserved
+    /// ranges.
+    ///
+    /// # Panics
+    ///
+    /// As [`read`](Self::read).
+    #[doc(alias("find_vma", "mt_find"))]
+    pub fn read_from(&self, addr: usize) -> Result<Option<ReadGuard<'_, P, T>>, ReadError> {
+        match self.lookup_from(addr) {
+            Ok(found) => Ok(found.map(|(admitted, walks)| ReadGuard::new(self, admitted, walks))),
+            Err(ReadError::Locked { .. }) => {
+                let above = Span { start: addr, end: usize::MAX };
+                let found = self.wait_for(addr, |section| {
+                    self.entries(section, above).find(|entry| !entry.is_reserved())
+                })?;
+                Ok(found.map(|admitted| ReadGuard::new(self, admitted, MAX_WALKS + 1)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All VMAs in order of address, each read-locked while it is looked at.
+    ///
+    /// Changes go on meanwhile: a VMA that changes or is moved may be shown twice or not at all,
+    /// but between two VMAs shown one after the other there was a moment with nothing mapped
+    /// between them.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x5000..0x6000, "b")?;
+    /// space.edit()?.insert(0x1000..0x3000, "a")?;
+    /// for vma in space.iter() {
+    ///     let vma = vma?;
+    ///     println!("{:x?} {}", vma.range(), *vma);
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// An item is an error, and the last, where [`read_from`](Self::read_from) returns one; drop
+    /// each guard before asking for the next.
+    #[doc(alias = "for_each_vma")]
+    pub fn iter(&self) -> impl Iterator<Item = Result<ReadGuard<'_, P, T>, ReadError>> {
+        let mut from = Some(0);
+        core::iter::from_fn(move || {
+            let next = self.read_from(from?).transpose();
+            from = next.as_ref().and_then(|vma| Some(vma.as_ref().ok()?.range().end));
+            next
+        })
+    }
+
+    /// A way to look up addresses that often fall into the same VMA. See [`Cursor`].
+    pub fn cursor(&self) -> Cursor<'_, P, T> {
+        Cursor::new(self)
+    }
+
+    /// Read-locks the VMA in `slot` if it is of this space and holds `addr`.
+    #[inline(always)]
+    pub(crate) fn read_in<'s>(
+        &'s self,
+        slot: &'s Slot<P>,
+        addr: usize,
+    ) -> Option<ReadGuard<'s, P, T>> {
+        let admitted = Inside::<P, T>::enter(slot).ok()?.admit(&self.mm).ok()?;
+        admitted.span().contains(addr).then(|| ReadGuard::new(self, admitted, 0))
+    }
+
+    /// *Locked* in the words of a thread that would wait for itself.
+    #[cold]
+    fn own(&self, error: ReadError) -> ReadError {
+        match error {
+            ReadError::Locked { addr } if self.mm.edited_by_me() => ReadError::OwnEdit { addr },
+            ReadError::Locked { addr } if self.holds_exclusion() => {
+                ReadError::OwnExclusion { addr }
+            }
+            error => error,
+        }
+    }
+
+    /// Waits until the entry that `find` finds under the mmap lock can be read-locked.
+    #[cold]
+    fn wait_for<'s, F>(
+        &'s self,
+        addr: usize,
+        find: F,
+    ) -> Result<Option<Admitted<'s, P, T>>, ReadError>
+    where
+        F: for<'m> Fn(&'m ReadSection<'s, T>) -> Option<Entry<'m, P>>,
+    {
+        if self.mm.edited_by_me() {
+            return Err(ReadError::OwnEdit { addr });
         }
         if self.holds_guard() {
             return Err(ReadError::GuardHeld { addr });
         }
-        let section = self.mm.read();
         loop {
-            match self.tree.read_locked(self.slab.get(), &section, addr) {
-                Some(Ok(admitted)) if admitted.span().contains(addr) => {
-                    return Ok(ReadGuard::new(self, admitted, MAX_WALKS + 1));
+            let section = self.mm.read();
+            let Some(entry) = find(&section) else { return Ok(None) };
+            let sleeper = match self.tree.read_lock(self.slab.get(), &section, entry) {
+                Ok(admitted) => return Ok(Some(admitted)),
+                Err(Blocked::Busy) => return Err(ReadError::Busy { addr }),
+                Err(Blocked::Reserved) => return Err(ReadError::Reserved { addr }),
+                Err(Blocked::Changed) => continue,
+                Err(Blocked::Excluded(_)) if self.holds_exclusion() => {
+                    return Err(ReadError::OwnExclusion { addr });
                 }
-                Some(Err(Refused::Busy)) => return Err(ReadError::Busy { addr }),
-                // Nobody excludes or detaches while the mmap lock is held.
-                Some(Err(Refused::Contended | Refused::Excluded | Refused::Detached)) => {}
-                Some(Ok(_)) | None => return Err(ReadError::NotMapped { addr }),
-            }
+                Err(Blocked::Excluded(sleeper)) => sleeper,
+            };
+            drop(section);
+            sleeper.sleep::<T>();
         }
     }
 
-    /// One lookup: the read lock and the walks it took.
+    /// Tries to read-lock what a walk has arrived at.
     #[inline(always)]
-    fn lookup(&self, addr: usize) -> Result<(Admitted<'_, P, T>, u32), ReadError> {
-        let slab = self.slab.get();
+    fn enter<'s>(&'s self, slot: &'s Slot<P>, before: Glimpse) -> Met<'s, P, T> {
+        if slot.looks_locked(before) {
+            return Met::Locked;
+        }
+        match Inside::enter(slot) {
+            // The space before the sequence, both before the range: only then is the range ours to
+            // read.
+            Ok(inside) => match inside.admit(&self.mm) {
+                Ok(admitted) => Met::Vma(admitted),
+                Err(Turned::Reserved(span)) => Met::Reserved(span),
+                Err(Turned::Away) => Met::Locked,
+            },
+            Err(Refused::Busy) => Met::Busy,
+            Err(Refused::Detached | Refused::Excluded | Refused::Contended) => Met::Locked,
+        }
+    }
+
+    /// One lookup.
+    #[inline(always)]
+    fn lookup(&self, addr: usize) -> Result<Found<'_, P, T>, ReadError> {
         let mut busy = false;
         for walk in 1..=MAX_WALKS {
             let before = self.mm.seq().glimpse();
-            let Some(slot) = self.tree.walk(slab, addr) else {
-                if self.mm.seq().undisturbed(before) {
-                    return Err(ReadError::NotMapped { addr });
-                }
-                continue;
+            let ends = match self.tree.walk(self.slab.get(), addr) {
+                None => 0,
+                Some(slot) => match self.enter(slot, before) {
+                    Met::Vma(admitted) => {
+                        let span = admitted.span();
+                        if span.contains(addr) || !keep(Step::CheckRange) {
+                            return Ok((admitted, walk));
+                        }
+                        span.end
+                    }
+                    Met::Reserved(span) if span.contains(addr) => {
+                        return Err(ReadError::Reserved { addr });
+                    }
+                    Met::Reserved(span) => span.end,
+                    Met::Busy => {
+                        busy = true;
+                        continue;
+                    }
+                    Met::Locked => continue,
+                },
             };
-            if slot.looks_locked(before) {
-                continue;
-            }
-            let inside = match Inside::<P, T>::enter(slot) {
-                Ok(inside) => inside,
-                Err(refused) => {
-                    busy |= refused == Refused::Busy;
-                    continue;
-                }
-            };
-            // The space before the sequence, both before the range: only then is the range ours
-            // to read.
-            let Some(admitted) = inside.admit(&self.mm) else { continue };
-            let span = admitted.span();
-            if span.contains(addr) || !keep(Step::CheckRange) {
-                return Ok((admitted, walk));
-            }
-            // A VMA that ends before the address is its predecessor, if nothing has moved.
-            if span.end <= addr && self.mm.seq().undisturbed(before) {
+            // What ends before the address is its predecessor, if nothing has moved.
+            if ends <= addr && self.mm.seq().undisturbed(before) {
                 return Err(ReadError::NotMapped { addr });
+            }
+        }
+        Err(if busy { ReadError::Busy { addr } } else { ReadError::Locked { addr } })
+    }
+
+    /// One lookup of the first VMA that ends above `addr`.
+    fn lookup_from(&self, addr: usize) -> Result<Option<Found<'_, P, T>>, ReadError> {
+        let mut busy = false;
+        'walks: for walk in 1..=MAX_WALKS {
+            let before = self.mm.seq().glimpse();
+            let mut from = addr;
+            // First what starts at or below the address, then what starts above what was passed.
+            let mut slot = self.tree.walk(self.slab.get(), addr);
+            let mut below = true;
+            for _ in 0..=MAX_PASSED {
+                match slot.map(|slot| self.enter(slot, before)) {
+                    Some(Met::Vma(admitted)) => {
+                        let span = admitted.span();
+                        if below && span.contains(addr) {
+                            return Ok(Some((admitted, walk)));
+                        }
+                        if !below {
+                            // The hole before it is believed only if nothing has moved by now.
+                            if from <= span.start && self.mm.seq().undisturbed(before) {
+                                return Ok(Some((admitted, walk)));
+                            }
+                            continue 'walks;
+                        }
+                        if addr < span.start {
+                            continue 'walks;
+                        }
+                    }
+                    Some(Met::Reserved(span)) => from = from.max(span.end),
+                    Some(Met::Busy) => {
+                        busy = true;
+                        continue 'walks;
+                    }
+                    Some(Met::Locked) => continue 'walks,
+                    None if below => {}
+                    None if self.mm.seq().undisturbed(before) => return Ok(None),
+                    None => continue 'walks,
+                }
+                below = false;
+                slot = self.tree.walk_from(self.slab.get(), from);
             }
         }
         Err(if busy { ReadError::Busy { addr } } else { ReadError::Locked { addr } })
@@ -267,13 +531,37 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// Inside a [`HandlerScope`](crate::HandlerScope).
     #[doc(alias("mmap_write_lock", "mmap_lock"))]
     pub fn edit(&self) -> Result<Edit<'_, P, T>, EditError> {
+        self.check_may_wait()?;
+        Ok(Edit::new(self, self.mm.write()))
+    }
+
+    /// Waits for the mmap lock for reading; see [`View`].
+    ///
+    /// # Errors
+    ///
+    /// When the thread edits this space, or holds a guard or another view of it.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    #[doc(alias("mmap_read_lock", "mmap_lock"))]
+    pub fn view(&self) -> Result<View<'_, P, T>, EditError> {
+        self.check_may_wait()?;
+        Ok(View::new(self, self.mm.read()))
+    }
+
+    fn check_may_wait(&self) -> Result<(), EditError> {
         if self.mm.edited_by_me() {
             return Err(EditError::OwnEdit);
         }
         if self.holds_guard() {
             return Err(EditError::GuardHeld);
         }
-        Ok(Edit::new(self, self.mm.write()))
+        Ok(())
+    }
+
+    pub(crate) fn mm(&self) -> &Mm<T> {
+        &self.mm
     }
 
     pub(crate) fn tree(&self) -> &Tree {
@@ -288,15 +576,128 @@ impl<P, T: Platform> AddressSpace<P, T> {
     }
 
     pub(crate) fn holds_guard(&self) -> bool {
-        T::with_thread(|thread| thread.holds_guard(self.name())).unwrap_or(false)
+        T::with_thread(|thread| thread.guards.any(self.name())).unwrap_or(false)
     }
 
-    /// Removes the VMA with the smallest address, in an edit of its own; waits for readers, also
-    /// for those of other spaces that are late on a shared slab.
-    fn pop(&self) -> Option<P> {
+    pub(crate) fn holds_exclusion(&self) -> bool {
+        T::with_thread(|thread| thread.exclusions.any(self.name())).unwrap_or(false)
+    }
+
+    /// Refuses a change that could wait for a guard of its own thread.
+    pub(crate) fn check_no_guard(&self, span: Span) -> Result<(), ChangeError> {
+        if self.holds_guard() {
+            return Err(ChangeError::GuardHeld { range: span.range() });
+        }
+        Ok(())
+    }
+
+    /// Checks a range for a change.
+    pub(crate) fn span(&self, range: Range<usize>) -> Result<Span, ChangeError> {
+        Span::check(range, self.granularity).map_err(ChangeError::Range)
+    }
+
+    /// What a relocation changes, and where each part of `from` goes.
+    pub(crate) fn relocation(
+        &self,
+        from: Range<usize>,
+        to: usize,
+    ) -> Result<(Request, impl Fn(Span) -> Span + use<P, T>), ChangeError> {
+        let span = self.span(from)?;
+        let target = self.span(to..to.wrapping_add(span.len()))?;
+        if target.overlap(span).is_some() {
+            return Err(ChangeError::Overlap { existing: span.range() });
+        }
+        let request = Request { target: Some(target), ..Request::new(span, Mapped::Something) };
+        let moved = move |part: Span| {
+            let start = part.start - span.start + to;
+            Span { start, end: start + part.len() }
+        };
+        Ok((request, moved))
+    }
+
+    /// What has a byte in `span`, in order of address.
+    pub(crate) fn entries<'m>(
+        &'m self,
+        section: &'m impl Section,
+        span: Span,
+    ) -> impl Iterator<Item = Entry<'m, P>> {
+        let mut holding = self.holding(section, span.start);
+        let mut from = span.start;
+        core::iter::from_fn(move || {
+            let entry = holding
+                .take()
+                .or_else(|| self.tree.first_from(self.slab.get(), section, from))
+                .filter(|entry| entry.span().start < span.end)?;
+            from = entry.span().end;
+            Some(entry)
+        })
+    }
+
+    /// What holds `addr`.
+    pub(crate) fn holding<'m>(
+        &'m self,
+        section: &'m impl Section,
+        addr: usize,
+    ) -> Option<Entry<'m, P>> {
+        let entry = self.tree.floor(self.slab.get(), section, addr)?;
+        entry.span().contains(addr).then_some(entry)
+    }
+
+    /// The first range in `span` that is not free.
+    pub(crate) fn taken(&self, section: &impl Section, span: Span) -> Option<Span> {
+        self.entries(section, span).next().map(|entry| entry.span())
+    }
+
+    pub(crate) fn get<'m>(
+        &'m self,
+        section: &'m impl Section,
+        addr: usize,
+    ) -> Option<(Range<usize>, &'m P)> {
+        let vma = self.holding(section, addr)?.vma()?;
+        Some((vma.span().range(), vma.payload()))
+    }
+
+    pub(crate) fn vmas<'m>(
+        &'m self,
+        section: &'m impl Section,
+    ) -> impl Iterator<Item = (Range<usize>, &'m P)> {
+        let everything = Span { start: 0, end: usize::MAX };
+        self.entries(section, everything)
+            .filter_map(Entry::vma)
+            .map(|vma| (vma.span().range(), vma.payload()))
+    }
+
+    pub(crate) fn find_gap(
+        &self,
+        section: &impl Section,
+        search: &GapSearch,
+    ) -> Result<Range<usize>, GapError> {
+        search.run(self.granularity, &self.tree, self.slab.get(), section)
+    }
+
+    /// An empty space like this one: on the same slab if it is shared.
+    pub(crate) fn empty_copy(&self) -> Self {
+        match &self.slab {
+            SlabRef::Own(_) => Self::with_platform(self.granularity),
+            SlabRef::Shared(slab) => Self::on_slab(self.granularity, Arc::clone(slab)),
+        }
+    }
+
+    /// Maps a free range in a space that nobody else knows yet.
+    pub(crate) fn adopt(&self, span: Span, payload: P) -> Result<(), (OutOfMemory, P)> {
+        self.tree.insert(self.slab.get(), &self.mm.write(), span, payload)
+    }
+
+    /// Removes what has the smallest address, in an edit of its own, and gives its payload out if it
+    /// had one; waits for readers, also for those of other spaces that are late on a shared slab.
+    fn pop(&self) -> Option<Option<P>> {
         let section = self.mm.write();
-        let vma: Attached<'_, P> = self.tree.first_from(self.slab.get(), &section, 0)?;
-        Some(self.tree.remove(self.slab.get(), &section, vma))
+        let entry = self.tree.first_from(self.slab.get(), &section, 0)?;
+        let start = entry.span().start;
+        let (payload, emptied) = entry.take_at_end::<T>();
+        self.tree.unlink(self.slab.get(), start);
+        emptied.detach(self.slab.get().slot_arena());
+        Some(payload)
     }
 }
 

@@ -1,4 +1,5 @@
-//! What a thread knows of itself: which spaces it reads, and whether it is in a signal handler.
+//! What a thread knows of itself: which spaces it reads or excludes in, and whether it is in a
+//! signal handler.
 //!
 //! Only the thread itself and its own signal handlers touch it, and a handler leaves everything as
 //! it found it. So nothing here orders anything between threads.
@@ -9,68 +10,64 @@ use core::marker::PhantomData;
 use crate::facade::{AtomicUsize, Relaxed, const_unless_model, signal_fence};
 use crate::platform::Platform;
 
-/// How many spaces a thread can read at once and still have its self-deadlocks reported.
+/// How many spaces a thread can read at once and still have its self-deadlocks reported; and in how
+/// many it can exclude.
 pub const TRACKED_SPACES: usize = 4;
 
 const OWN: Relaxed = Relaxed("only this thread and its own signal handlers touch it");
 
-/// The identity of a thread and the guards it holds, for reporting self-deadlocks.
+/// The identity of a thread and what it holds, for reporting self-deadlocks.
 ///
 /// A platform keeps one for each thread and lends it in
 /// [`with_thread`](Platform::with_thread). Its address is the identity.
 pub struct ThreadState {
-    held: [Held; TRACKED_SPACES],
+    pub(crate) guards: Holdings,
+    pub(crate) exclusions: Holdings,
     in_handler: AtomicUsize,
 }
 
-/// The guards that a thread holds of one space. Free when `guards` is 0.
-struct Held {
+/// How many of something a thread holds in each of a few spaces.
+pub(crate) struct Holdings([Row; TRACKED_SPACES]);
+
+/// Free when `held` is 0.
+struct Row {
     space: AtomicUsize,
-    guards: AtomicUsize,
+    held: AtomicUsize,
 }
 
-impl Held {
+impl Row {
     const_unless_model! {
         fn free() -> Self {
-            Self { space: AtomicUsize::new(0), guards: AtomicUsize::new(0) }
+            Self { space: AtomicUsize::new(0), held: AtomicUsize::new(0) }
         }
     }
 
     fn is_of(&self, space: usize) -> bool {
-        self.guards.load(OWN) != 0 && self.space.load(OWN) == space
+        self.held.load(OWN) != 0 && self.space.load(OWN) == space
     }
 }
 
-impl ThreadState {
+impl Holdings {
     const_unless_model! {
-        /// The state of a thread that holds nothing.
-        pub fn new() -> Self {
-            Self {
-                held: [Held::free(), Held::free(), Held::free(), Held::free()],
-                in_handler: AtomicUsize::new(0),
-            }
+        fn none() -> Self {
+            Self([Row::free(), Row::free(), Row::free(), Row::free()])
         }
     }
 
-    /// The thread's identity, never 0.
-    pub(crate) fn id(&self) -> usize {
-        core::ptr::from_ref(self).addr()
-    }
-
-    /// Notes one more guard of `space`; `false` if there is no row left for it.
+    /// Notes one more in `space`; `false` if there is no row left for it.
     ///
     /// A signal handler may run between any two accesses. It takes and returns guards in pairs, so
     /// it restores what it finds; the count is raised before the name is written so that it never
     /// takes a row that is being claimed.
     #[inline(always)]
-    pub(crate) fn note_guard(&self, space: usize) -> bool {
-        for row in &self.held {
-            let guards = row.guards.load(OWN);
-            if guards != 0 && row.space.load(OWN) != space {
+    pub(crate) fn note(&self, space: usize) -> bool {
+        for row in &self.0 {
+            let held = row.held.load(OWN);
+            if held != 0 && row.space.load(OWN) != space {
                 continue;
             }
-            row.guards.store(guards + 1, OWN);
-            if guards == 0 {
+            row.held.store(held + 1, OWN);
+            if held == 0 {
                 signal_fence();
                 row.space.store(space, OWN);
             }
@@ -79,17 +76,35 @@ impl ThreadState {
         false
     }
 
-    /// Forgets one guard of `space` that was noted.
+    /// Forgets one in `space` that was noted.
     #[inline(always)]
-    pub(crate) fn forget_guard(&self, space: usize) {
-        if let Some(row) = self.held.iter().find(|row| row.is_of(space)) {
-            row.guards.store(row.guards.load(OWN) - 1, OWN);
+    pub(crate) fn forget(&self, space: usize) {
+        if let Some(row) = self.0.iter().find(|row| row.is_of(space)) {
+            row.held.store(row.held.load(OWN) - 1, OWN);
         }
     }
 
-    /// Whether this thread holds a guard of `space` that was noted.
-    pub(crate) fn holds_guard(&self, space: usize) -> bool {
-        self.held.iter().any(|row| row.is_of(space))
+    /// Whether this thread holds one in `space` that was noted.
+    pub(crate) fn any(&self, space: usize) -> bool {
+        self.0.iter().any(|row| row.is_of(space))
+    }
+}
+
+impl ThreadState {
+    const_unless_model! {
+        /// The state of a thread that holds nothing.
+        pub fn new() -> Self {
+            Self {
+                guards: Holdings::none(),
+                exclusions: Holdings::none(),
+                in_handler: AtomicUsize::new(0),
+            }
+        }
+    }
+
+    /// The thread's identity, never 0.
+    pub(crate) fn id(&self) -> usize {
+        core::ptr::from_ref(self).addr()
     }
 }
 
@@ -168,22 +183,22 @@ mod tests {
 
     #[test]
     fn guards_are_counted_by_space() {
-        let thread = ThreadState::new();
-        assert!(thread.note_guard(8) && thread.note_guard(16) && thread.note_guard(8));
-        thread.forget_guard(8);
-        assert!(thread.holds_guard(8) && thread.holds_guard(16));
-        thread.forget_guard(8);
-        assert!(!thread.holds_guard(8) && thread.holds_guard(16));
-        assert!(thread.note_guard(24) && thread.holds_guard(24));
+        let guards = Holdings::none();
+        assert!(guards.note(8) && guards.note(16) && guards.note(8));
+        guards.forget(8);
+        assert!(guards.any(8) && guards.any(16));
+        guards.forget(8);
+        assert!(!guards.any(8) && guards.any(16));
+        assert!(guards.note(24) && guards.any(24));
     }
 
     #[test]
     fn a_guard_beyond_the_rows_goes_unreported_and_harms_nothing() {
-        let thread = ThreadState::new();
+        let guards = Holdings::none();
         for space in 1..=TRACKED_SPACES + 1 {
-            assert_eq!(thread.note_guard(space), space <= TRACKED_SPACES);
+            assert_eq!(guards.note(space), space <= TRACKED_SPACES);
         }
-        assert!(!thread.holds_guard(TRACKED_SPACES + 1));
-        assert!((1..=TRACKED_SPACES).all(|space| thread.holds_guard(space)));
+        assert!(!guards.any(TRACKED_SPACES + 1));
+        assert!((1..=TRACKED_SPACES).all(|space| guards.any(space)));
     }
 }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use pervma::{
-    AddressSpace, EditError, InsertErrorKind, RangeError, ReadError, RemoveError, Slab, WriteError,
+    AddressSpace, ChangeError, EditError, Payload, RangeError, ReadError, Slab, WriteError,
 };
 
 const PAGE: usize = 4096;
@@ -42,11 +42,11 @@ fn every_bad_range_is_told_apart() {
     ];
     for (range, expected) in cases {
         let error = insert(range);
-        assert_eq!((error.kind, error.payload), (InsertErrorKind::Range(expected), "new"));
+        assert_eq!((error.kind, error.payload), (ChangeError::Range(expected), "new"));
     }
     for range in [pages(3, 2), pages(4, 4), pages(5, 1), pages(7, 9), pages(0, 100)] {
         let error = insert(range);
-        let overlap = InsertErrorKind::Overlap { existing: pages(4, 4) };
+        let overlap = ChangeError::Overlap { existing: pages(4, 4) };
         assert_eq!((error.kind, error.payload), (overlap, "new"));
     }
     edit.insert(pages(3, 1), "below").unwrap();
@@ -54,16 +54,22 @@ fn every_bad_range_is_told_apart() {
 }
 
 #[test]
-fn removing_nothing_or_a_part_changes_nothing() {
-    let space = space_with(&[pages(4, 4), pages(10, 1)]);
+fn removing_nothing_or_a_part_of_what_cannot_be_cut_changes_nothing() {
+    #[derive(Debug, PartialEq)]
+    struct Whole;
+    impl Payload for Whole {}
+
+    let space = AddressSpace::new(PAGE);
     let mut edit = space.edit().unwrap();
+    edit.insert(pages(4, 4), Whole).unwrap();
+    edit.insert(pages(10, 1), Whole).unwrap();
     let cases = [
-        (pages(0, 4), RemoveError::NotMapped { range: pages(0, 4) }),
-        (pages(8, 2), RemoveError::NotMapped { range: pages(8, 2) }),
-        (pages(5, 3), RemoveError::PartlyCovered { vma: pages(4, 4) }),
-        (pages(4, 3), RemoveError::PartlyCovered { vma: pages(4, 4) }),
-        (pages(5, 6), RemoveError::PartlyCovered { vma: pages(4, 4) }),
-        (PAGE..PAGE, RemoveError::Range(RangeError::Empty { addr: PAGE })),
+        (pages(0, 4), ChangeError::NotMapped { range: pages(0, 4) }),
+        (pages(8, 2), ChangeError::NotMapped { range: pages(8, 2) }),
+        (pages(5, 3), ChangeError::PartlyCovered { vma: pages(4, 4) }),
+        (pages(4, 3), ChangeError::PartlyCovered { vma: pages(4, 4) }),
+        (pages(5, 6), ChangeError::PartlyCovered { vma: pages(4, 4) }),
+        (PAGE..PAGE, ChangeError::Range(RangeError::Empty { addr: PAGE })),
     ];
     for (range, expected) in cases {
         assert_eq!(edit.remove(range).unwrap_err(), expected);
@@ -141,7 +147,7 @@ fn an_edit_does_not_wait_for_a_guard_taken_inside_it() {
     let guard = space.try_read(PAGE).unwrap();
     let range = pages(1, 1);
     assert_eq!(edit.start_write(PAGE).unwrap_err(), WriteError::GuardHeld { addr: PAGE });
-    assert_eq!(edit.remove(range.clone()).unwrap_err(), RemoveError::GuardHeld { range });
+    assert_eq!(edit.remove(range.clone()).unwrap_err(), ChangeError::GuardHeld { range });
     drop(guard);
     assert_eq!(edit.remove(pages(1, 1)).unwrap().len(), 1);
 }
@@ -266,6 +272,8 @@ struct Counted {
     value: usize,
     drops: Arc<AtomicUsize>,
 }
+
+impl Payload for Counted {}
 
 impl Drop for Counted {
     fn drop(&mut self) {

@@ -159,6 +159,23 @@ impl AtomicU32 {
         self.0.fetch_sub(value, edge.order())
     }
 
+    /// Raises the bits of `value`; returns what was there.
+    #[inline(always)]
+    pub fn fetch_or(&self, value: u32, edge: impl RmwOrder) -> u32 {
+        self.0.fetch_or(value, edge.order())
+    }
+
+    /// Replaces `current` by `new`. A failure orders nothing.
+    #[inline(always)]
+    pub fn compare_exchange(
+        &self,
+        current: u32,
+        new: u32,
+        edge: impl RmwOrder,
+    ) -> Result<u32, u32> {
+        self.0.compare_exchange(current, new, edge.order(), Ordering::Relaxed)
+    }
+
     /// Replaces `current` by `new`; may fail for no reason. A failure orders nothing.
     #[inline(always)]
     pub fn compare_exchange_weak(

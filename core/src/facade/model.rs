@@ -7,11 +7,12 @@
     reason = "a model that panics has failed"
 )]
 
+use core::marker::PhantomData;
 use core::ops::Deref;
 use core::sync::atomic::Ordering;
 use std::sync::OnceLock;
 
-use loom::sync::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use loom::sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::ledger::Step;
 use crate::platform::Platform;
@@ -122,6 +123,12 @@ impl WaitWord {
         drop(self.queue.lock().unwrap());
         self.woken.notify_one();
     }
+
+    /// Wakes all sleepers.
+    pub fn futex_wake_all(&self) {
+        drop(self.queue.lock().unwrap());
+        self.woken.notify_all();
+    }
 }
 
 impl Deref for WaitWord {
@@ -133,27 +140,47 @@ impl Deref for WaitWord {
 }
 
 /// The mmap lock.
-pub struct MmapLock<T>(RwLock<()>, core::marker::PhantomData<T>);
+pub struct MmapLock<T> {
+    lock: RwLock<()>,
+    /// Held by a writer until it has gone or become a reader: loom's lock cannot be downgraded.
+    writers: Mutex<()>,
+    platform: PhantomData<T>,
+}
 
 /// The mmap lock held for reading.
-pub type MmapReadGuard<'a, T> = (RwLockReadGuard<'a, ()>, core::marker::PhantomData<T>);
+pub struct MmapReadGuard<'a, T>(
+    #[expect(dead_code, reason = "held for its drop")] RwLockReadGuard<'a, ()>,
+    PhantomData<T>,
+);
 
 /// The mmap lock held for writing.
-pub type MmapWriteGuard<'a, T> = (RwLockWriteGuard<'a, ()>, core::marker::PhantomData<T>);
+pub struct MmapWriteGuard<'a, T> {
+    guard: RwLockWriteGuard<'a, ()>,
+    _writers: MutexGuard<'a, ()>,
+    lock: &'a MmapLock<T>,
+}
 
 impl<T: Platform> MmapLock<T> {
     /// An unlocked lock.
     pub fn new() -> Self {
-        Self(RwLock::new(()), core::marker::PhantomData)
+        Self { lock: RwLock::new(()), writers: Mutex::new(()), platform: PhantomData }
     }
 
     /// Waits for the lock, shared.
     pub fn read(&self) -> MmapReadGuard<'_, T> {
-        (self.0.read().unwrap(), core::marker::PhantomData)
+        MmapReadGuard(self.lock.read().unwrap(), PhantomData)
     }
 
     /// Waits for the lock, exclusive.
     pub fn write(&self) -> MmapWriteGuard<'_, T> {
-        (self.0.write().unwrap(), core::marker::PhantomData)
+        let writers = self.writers.lock().unwrap();
+        MmapWriteGuard { guard: self.lock.write().unwrap(), _writers: writers, lock: self }
+    }
+
+    /// Lets readers in, and no writer before them.
+    pub fn downgrade(guard: MmapWriteGuard<'_, T>) -> MmapReadGuard<'_, T> {
+        let MmapWriteGuard { guard, _writers, lock } = guard;
+        drop(guard);
+        lock.read()
     }
 }

@@ -72,7 +72,7 @@ impl<T> ConstPtr<T> {
     }
 }
 
-/// The count of a VMA as its waiters see it: a futex word.
+/// A word of a VMA that threads sleep on, as they see it: a futex word.
 ///
 /// The platform's [`wait`](Platform::wait) and [`wake`](Platform::wake) receive one.
 #[doc(alias("vm_refcnt", "VMA_LOCK_OFFSET", "VM_REFCNT_EXCLUDE_READERS_FLAG"))]
@@ -88,7 +88,7 @@ impl WaitWord {
     /// lock looks again, with its own ordering, after every wait.
     #[inline]
     pub fn value(&self) -> u32 {
-        self.0.load(super::Relaxed("a waiter looks again with WRITE_WAIT or DETACH_WAIT"))
+        self.0.load(super::Relaxed("a waiter looks again, with an ordering of its own"))
     }
 
     /// The word's address, for a system call that compares and sleeps. The word is an atomic, and
@@ -141,5 +141,11 @@ impl<T: Platform> MmapLock<T> {
     #[inline]
     pub fn write(&self) -> MmapWriteGuard<'_, T> {
         self.0.write()
+    }
+
+    /// Lets readers in, and no writer before them.
+    #[inline]
+    pub fn downgrade(guard: MmapWriteGuard<'_, T>) -> MmapReadGuard<'_, T> {
+        lock_api::RwLockWriteGuard::downgrade(guard)
     }
 }

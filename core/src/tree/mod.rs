@@ -2,19 +2,18 @@
 //!
 //! [`btree`] knows keys and words only and has no unsafe code. Here a word of a leaf becomes a
 //! slot again, by tree invariant T3: every word in a leaf is a slot attached to this tree's space,
-//! as long as the mmap lock is held.
+//! as long as the mmap lock is held and no operation of its holder is half done.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "nobody asks for gaps yet"))]
 mod btree;
 mod node;
 
 use crate::error::OutOfMemory;
 use crate::lock::Refused;
-use crate::mm::{ReadSection, WriteSection};
+use crate::mm::{ReadSection, Section, WriteSection};
 use crate::platform::Platform;
 use crate::range::Span;
 use crate::slab::Slab;
-use crate::slots::{Admitted, Attached, FreeSlot, Idx, Inside, Slot};
+use crate::slots::{Admitted, Entry, FreeSlot, Idx, Inside, Reserved, Sleeper, Slot, Turned};
 
 use btree::BTree;
 
@@ -23,6 +22,18 @@ pub use node::Node;
 /// The tree of one space. Always used with the slab of that space.
 pub struct Tree {
     btree: BTree,
+}
+
+/// Why a VMA was not read-locked, with the mmap lock held for reading.
+pub enum Blocked<'s, P> {
+    /// As many readers as its count can hold.
+    Busy,
+    /// The range is only reserved.
+    Reserved,
+    /// An exclusion has it: let the mmap lock go, sleep, look again.
+    Excluded(Sleeper<'s, P>),
+    /// Something changed meanwhile: look again at once.
+    Changed,
 }
 
 impl Tree {
@@ -45,53 +56,86 @@ impl Tree {
         Some(slab.slot_arena().get(unsafe { Idx::from_raw(raw) }))
     }
 
-    /// Read-locks the VMA with the largest start not above `addr`, with the mmap lock held for
-    /// reading; the read lock may outlive it. `None` if there is no such VMA.
-    pub fn read_locked<'s, P, T: Platform>(
+    /// Walks, with no lock, to the first slot at or above `addr`; as little reliable.
+    pub fn walk_from<'s, P, T: Platform>(
         &self,
         slab: &'s Slab<P, T>,
-        section: &ReadSection<'_, T>,
         addr: usize,
-    ) -> Option<Result<Admitted<'s, P, T>, Refused>> {
-        let inside = Inside::enter(self.walk(slab, addr)?);
-        // SAFETY: T3: the slot is attached to this tree's space, whose mmap lock is held.
-        Some(inside.map(|inside| unsafe { inside.admit_locked(section) }))
+    ) -> Option<&'s Slot<P>> {
+        let raw = self.btree.walk_from(slab.node_arena(), addr)?;
+        // SAFETY: out of a word of the tree, loaded with acquire.
+        Some(slab.slot_arena().get(unsafe { Idx::from_raw(raw) }))
     }
 
-    /// The VMA with the largest start not above `addr`, in an edit.
+    /// What starts at `addr` or last before it.
     pub fn floor<'m, P, T: Platform>(
         &self,
         slab: &'m Slab<P, T>,
-        _section: &'m WriteSection<'_, T>,
+        section: &'m impl Section,
         addr: usize,
-    ) -> Option<Attached<'m, P>> {
-        self.attached(slab, self.btree.walk(slab.node_arena(), addr)?)
+    ) -> Option<Entry<'m, P>> {
+        Some(entry(slab, section, self.btree.walk(slab.node_arena(), addr)?))
     }
 
-    /// The VMA with the smallest start not below `addr`, in an edit.
+    /// What starts at `addr` or first after it.
     pub fn first_from<'m, P, T: Platform>(
         &self,
         slab: &'m Slab<P, T>,
-        _section: &'m WriteSection<'_, T>,
+        section: &'m impl Section,
         addr: usize,
-    ) -> Option<Attached<'m, P>> {
-        self.attached(slab, self.btree.walk_from(slab.node_arena(), addr)?)
+    ) -> Option<Entry<'m, P>> {
+        Some(entry(slab, section, self.btree.walk_from(slab.node_arena(), addr)?))
     }
 
-    fn attached<'m, P, T: Platform>(
+    /// What starts at `addr` or first after it and has `size` free bytes behind it.
+    pub fn first_gap<'m, P, T: Platform>(
         &self,
         slab: &'m Slab<P, T>,
-        raw: u32,
-    ) -> Option<Attached<'m, P>> {
-        // SAFETY: out of a word of the tree, loaded with acquire.
-        let index = unsafe { Idx::from_raw(raw) };
-        // SAFETY: T3, and the callers hold the mmap lock for `'m`. Unique access to a payload is
-        // given out only by `Edit`, which is borrowed mutably for as long.
-        Some(unsafe { Attached::new(slab.slot_arena().get(index), index) })
+        section: &'m impl Section,
+        addr: usize,
+        size: usize,
+    ) -> Option<Entry<'m, P>> {
+        Some(entry(slab, section, self.btree.first_gap(slab.node_arena(), addr, size)?))
     }
 
-    /// Inserts a VMA, write-locked by the edit. When memory runs out nothing has changed and the
-    /// payload comes back.
+    /// What starts last before `addr` and has `size` free bytes behind it.
+    pub fn last_gap<'m, P, T: Platform>(
+        &self,
+        slab: &'m Slab<P, T>,
+        section: &'m impl Section,
+        addr: usize,
+        size: usize,
+    ) -> Option<Entry<'m, P>> {
+        Some(entry(slab, section, self.btree.last_gap(slab.node_arena(), addr, size)?))
+    }
+
+    /// Read-locks the VMA of `entry`; the read lock may outlive the section.
+    pub fn read_lock<'s, P, T: Platform>(
+        &self,
+        slab: &'s Slab<P, T>,
+        section: &ReadSection<'_, T>,
+        entry: Entry<'_, P>,
+    ) -> Result<Admitted<'s, P, T>, Blocked<'s, P>> {
+        if entry.is_excluded() {
+            let sleeper = Sleeper::register(slab.slot_arena(), entry);
+            return Err(sleeper.map_or(Blocked::Changed, Blocked::Excluded));
+        }
+        match Inside::enter(slab.slot_arena().get(entry.index())) {
+            // SAFETY: T3: the slot is attached to this tree's space, whose mmap lock is held.
+            Ok(inside) => match unsafe { inside.admit_locked(section) } {
+                Ok(admitted) => Ok(admitted),
+                Err(Turned::Reserved(_)) => Err(Blocked::Reserved),
+                Err(Turned::Away) => Err(Blocked::Changed),
+            },
+            Err(Refused::Busy) => Err(Blocked::Busy),
+            Err(Refused::Contended | Refused::Excluded | Refused::Detached) => {
+                Err(Blocked::Changed)
+            }
+        }
+    }
+
+    /// Inserts a VMA where nothing is, write-locked by the edit. When memory runs out nothing has
+    /// changed and the payload comes back.
     pub fn insert<P, T: Platform>(
         &self,
         slab: &Slab<P, T>,
@@ -99,28 +143,83 @@ impl Tree {
         span: Span,
         payload: P,
     ) -> Result<(), (OutOfMemory, P)> {
-        let slot = match FreeSlot::alloc(slab.slot_arena()) {
-            Ok(slot) => slot,
-            Err(error) => return Err((error, payload)),
-        };
-        // Linked before it is attached: a walker that gets here finds it detached, or locked.
-        match self.btree.insert(slab.node_arena(), span.start, slot.index().raw(), 0) {
-            Ok(()) => slot.attach(section, span, payload),
+        match self.link_new(slab, section, span) {
+            Ok(slot) => slot.attach(section, span, payload),
             Err(error) => return Err((error, payload)),
         }
         Ok(())
     }
 
-    /// Removes a VMA, waiting for its readers; gives its payload back. The slot is free for the
-    /// next insertion.
-    pub fn remove<P, T: Platform>(
+    /// Reserves a range where nothing is. When memory runs out nothing has changed.
+    pub fn reserve<'s, P, T: Platform>(
+        &self,
+        slab: &'s Slab<P, T>,
+        section: &WriteSection<'_, T>,
+        span: Span,
+    ) -> Result<Reserved<'s, P>, OutOfMemory> {
+        Ok(self.link_new(slab, section, span)?.reserve(section, span))
+    }
+
+    /// Links a slot for `span`, where nothing is, and settles the gaps beside it.
+    fn link_new<'s, P, T: Platform>(
+        &self,
+        slab: &'s Slab<P, T>,
+        section: &WriteSection<'_, T>,
+        span: Span,
+    ) -> Result<FreeSlot<'s, P, T>, OutOfMemory> {
+        let next = self.first_from(slab, section, span.start).map(|next| next.span().start);
+        let slot = self.link(slab, span.start, next.unwrap_or(usize::MAX) - span.end)?;
+        let before = span.start.checked_sub(1).and_then(|addr| self.floor(slab, section, addr));
+        if let Some(before) = before.map(|before| before.span()) {
+            self.btree.set_gap(slab.node_arena(), before.start, span.start - before.end);
+        }
+        Ok(slot)
+    }
+
+    /// Links a free slot at `start`, which is no other's, to be attached at once: a walker that
+    /// gets here finds it detached, or locked.
+    pub fn link<'s, P, T: Platform>(
+        &self,
+        slab: &'s Slab<P, T>,
+        start: usize,
+        gap: usize,
+    ) -> Result<FreeSlot<'s, P, T>, OutOfMemory> {
+        let slot = FreeSlot::alloc(slab.slot_arena())?;
+        self.btree.insert(slab.node_arena(), start, slot.index().raw(), gap)?;
+        Ok(slot)
+    }
+
+    /// Takes the entry at `start` out.
+    pub fn unlink<P, T: Platform>(&self, slab: &Slab<P, T>, start: usize) {
+        self.btree.remove(slab.node_arena(), start);
+    }
+
+    /// Sets the gaps right after changes within `hull`: that of the last entry before it, and those
+    /// of all that start in it.
+    pub fn settle<P, T: Platform>(
         &self,
         slab: &Slab<P, T>,
         section: &WriteSection<'_, T>,
-        vma: Attached<'_, P>,
-    ) -> P {
-        let vma = vma.start_write(section);
-        self.btree.remove(slab.node_arena(), vma.span().start);
-        vma.detach(slab.slot_arena())
+        hull: Span,
+    ) {
+        let before = hull.start.checked_sub(1).and_then(|addr| self.floor(slab, section, addr));
+        let mut next = before.or_else(|| self.first_from(slab, section, hull.start));
+        while let Some(span) = next.map(|entry| entry.span()).filter(|s| s.start < hull.end) {
+            next = self.first_from(slab, section, span.start + 1);
+            let end = next.as_ref().map_or(usize::MAX, |next| next.span().start);
+            self.btree.set_gap(slab.node_arena(), span.start, end - span.end);
+        }
     }
+}
+
+fn entry<'m, P, T: Platform>(
+    slab: &'m Slab<P, T>,
+    section: &'m impl Section,
+    raw: u32,
+) -> Entry<'m, P> {
+    // SAFETY: out of a word of the tree, loaded with acquire.
+    let index = unsafe { Idx::from_raw(raw) };
+    // SAFETY: T3, and the section is one of this tree's space. Unique access to a payload is given
+    // out only by `Edit`, which is borrowed mutably for as long.
+    unsafe { Entry::new(slab.slot_arena().get(index), index, section) }
 }

@@ -82,10 +82,11 @@ pub const REUSE: Model = Model {
     },
     mutants: &[
         weaken("ATTACH_PUBLISH", RACE),
-        weaken("DETACH_EXCLUDE", RACE),
-        weaken("DETACH_WAIT", RACE),
+        weaken("EXCLUDE_BEGIN", RACE),
+        weaken("EXCLUDE_WAIT", RACE),
         drop_step(Step::CheckRange, OTHER),
-        drop_step(Step::DetachWait, RACE),
+        drop_step(Step::WaitForReaders, RACE),
+        drop_step(Step::KeepExcluded, RACE),
     ],
 };
 

@@ -55,7 +55,10 @@ impl Vma {
     /// One edit; `write` runs while the VMA is write-locked.
     fn write(&self, write: impl FnOnce(&Cell<u32>)) {
         let edit = self.seq.begin();
-        self.lock.start_write::<Platform>(edit);
+        self.lock.exclude();
+        assert!(self.lock.wait_alone::<Platform>(None));
+        self.lock.mark_locked(edit);
+        self.lock.readmit();
         self.written.fetch_add(1, Relaxed);
         write(&self.field);
         self.written.fetch_sub(1, Relaxed);
@@ -90,7 +93,7 @@ pub const ADMISSION: Model = Model {
     },
     mutants: &[
         weaken("READ_ADMIT", INSIDE),
-        weaken("WRITE_UNLOCK", INSIDE),
+        weaken("EXCLUDE_END", INSIDE),
         drop_step(Step::CheckSeq, INSIDE),
     ],
 };
@@ -114,10 +117,10 @@ pub const READ_AGAINST_WRITE: Model = Model {
     },
     mutants: &[
         weaken("READ_ADMIT", RACE),
-        weaken("WRITE_UNLOCK", RACE),
+        weaken("EXCLUDE_END", RACE),
         weaken("READ_PUT", RACE),
-        weaken("WRITE_EXCLUDE", RACE),
-        weaken("WRITE_WAIT", RACE),
+        weaken("EXCLUDE_BEGIN", RACE),
+        weaken("EXCLUDE_WAIT", RACE),
         weaken("READ_SEQ", RACE),
         weaken("EDIT_END", RACE),
     ],

@@ -1,0 +1,446 @@
+//! One change of a range, completely or not at all: what an edit and an exclusion have in common.
+//!
+//! A change begins with the VMAs that touch its range, excluded ([`exclude`]). What follows has an
+//! order:
+//!
+//! 1. [`Change::cut`]: user code divides payloads and makes new ones. The result is a list of
+//!    *pieces*, the VMAs that there will be in place of the excluded ones.
+//! 2. [`Change::join`]: user code merges pieces with each other and with what touches them.
+//! 3. [`Change::prepare`]: slots and tree nodes for the pieces that need new ones.
+//! 4. [`Change::commit`]: nothing fails any more.
+//!
+//! Up to step 2 the map is as it was, and dropping the change and the list of excluded VMAs, by an
+//! error or a panic, leaves it so; step 3 cleans up when it fails.
+//!
+//! A VMA's start is the name of its slot in the tree, so it never changes: a piece that starts
+//! where an excluded VMA did takes over its slot; the other pieces get new ones, and the other VMAs
+//! are detached.
+
+use alloc::vec::Vec;
+
+use crate::edit::Removed;
+use crate::error::{ChangeError, OutOfMemory};
+use crate::mm::WriteSection;
+use crate::payload::Payload;
+use crate::platform::Platform;
+use crate::range::Span;
+use crate::slots::{Attached, Entry, Excluded, FreeSlot};
+use crate::space::AddressSpace;
+
+/// What a change is about.
+#[derive(Clone, Copy)]
+pub struct Request {
+    /// The range that is changed.
+    pub span: Span,
+    /// How much of it must be mapped.
+    pub mapped: Mapped,
+    /// Another range that must be free.
+    pub target: Option<Span>,
+}
+
+/// How much of a range must be mapped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Mapped {
+    Anything,
+    Something,
+    Everything,
+}
+
+impl Request {
+    pub fn new(span: Span, mapped: Mapped) -> Self {
+        Self { span, mapped, target: None }
+    }
+
+    fn out_of_memory(&self) -> ChangeError {
+        ChangeError::OutOfMemory { range: self.span.range() }
+    }
+}
+
+/// Why the VMAs of a range were not excluded.
+pub enum Refusal<'m, P> {
+    /// Nothing will help.
+    Error(ChangeError),
+    /// An exclusion of somebody else has this one.
+    Excluded(Entry<'m, P>),
+}
+
+/// Keeps readers out of all VMAs that touch the range, or of none; waits for nobody.
+pub fn exclude<'s, 'm, P, T: Platform>(
+    space: &'s AddressSpace<P, T>,
+    section: &'m WriteSection<'_, T>,
+    request: &Request,
+    gated: bool,
+) -> Result<Excluded<'s, P, T>, Refusal<'m, P>>
+where
+    's: 'm,
+{
+    let refuse = |error| Err(Refusal::Error(error));
+    let span = request.span;
+    let (mut entries, mut mapped_to, mut hole) = (0_usize, span.start, None);
+    let (mut reserved, mut excluded) = (None, None);
+    for entry in space.entries(section, span) {
+        let at = entry.span();
+        if mapped_to < at.start && hole.is_none() {
+            hole = Some(mapped_to..at.start);
+        }
+        (entries, mapped_to) = (entries + 1, at.end);
+        if excluded.is_none() && entry.is_excluded() {
+            excluded = Some(entry);
+        } else if reserved.is_none() && entry.vma().is_none() {
+            reserved = Some(at.range());
+        }
+    }
+    if mapped_to < span.end && hole.is_none() {
+        hole = Some(mapped_to..span.end);
+    }
+    match (request.mapped, hole) {
+        (Mapped::Something, _) if entries == 0 => {
+            return refuse(ChangeError::NotMapped { range: span.range() });
+        }
+        (Mapped::Everything, Some(range)) => return refuse(ChangeError::NotMapped { range }),
+        _ => {}
+    }
+    if let Some(range) = reserved {
+        return refuse(ChangeError::Reserved { range });
+    }
+    if let Some(entry) = excluded {
+        return Err(Refusal::Excluded(entry));
+    }
+    if let Some(existing) = request.target.and_then(|target| space.taken(section, target)) {
+        return refuse(ChangeError::Overlap { existing: existing.range() });
+    }
+    let mut list = Excluded::new(space.slab().slot_arena(), gated);
+    for vma in space.entries(section, span).filter_map(Entry::vma) {
+        list.push(vma, section);
+    }
+    Ok(list)
+}
+
+/// A change that has not happened yet. Dropping it forgets it.
+pub struct Change<'s, 'l, P, T: Platform> {
+    space: &'s AddressSpace<P, T>,
+    request: Request,
+    /// What there will be, in order of address.
+    pieces: Vec<Piece<'s, P, T>>,
+    /// Of the first and the last VMA, where they are cut, the payloads of the parts in the range.
+    parts: [Option<P>; 2],
+    /// What stood in the range.
+    removed: Vec<Removed<P>>,
+    /// Payloads that were cut or merged away. Their owner drops them when the edit has ended.
+    leftover: &'l mut Vec<P>,
+    /// How many payloads of excluded VMAs will become leftovers.
+    owed: usize,
+}
+
+/// A VMA to be.
+struct Piece<'s, P, T: Platform> {
+    span: Span,
+    /// `None` until it is known, or after it was put in its place.
+    payload: Option<P>,
+    /// Whether it is new, and so to be joined with its neighbours.
+    changed: bool,
+    /// The slot of one that does not take over another's.
+    home: Option<FreeSlot<'s, P, T>>,
+}
+
+impl<P, T: Platform> Piece<'_, P, T> {
+    /// The payload of this piece and that of `next` as one, if they touch and one is new.
+    fn merge(&self, next: &Self) -> Option<P>
+    where
+        P: Payload,
+    {
+        if self.span.end != next.span.start || !(self.changed || next.changed) {
+            return None;
+        }
+        self.payload.as_ref()?.merge(self.span.len(), next.payload.as_ref()?)
+    }
+}
+
+impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
+    /// Cuts the excluded VMAs at the ends of the range. `place` says where a part of the range goes
+    /// and with what payload, if it stays.
+    pub fn cut(
+        space: &'s AddressSpace<P, T>,
+        request: Request,
+        excluded: &Excluded<'_, P, T>,
+        leftover: &'l mut Vec<P>,
+        mut place: impl FnMut(Span, &P) -> Option<(Span, P)>,
+    ) -> Result<Self, ChangeError> {
+        let mut change = Self {
+            space,
+            request,
+            pieces: Vec::new(),
+            parts: [None, None],
+            removed: Vec::new(),
+            leftover,
+            owed: 0,
+        };
+        let vmas = excluded.iter().count();
+        let out_of_memory = |_| request.out_of_memory();
+        change.removed.try_reserve_exact(vmas).map_err(out_of_memory)?;
+        change.pieces.try_reserve_exact(vmas + 3).map_err(out_of_memory)?;
+        for vma in excluded.iter() {
+            let at = vma.span();
+            let Some(part) = request.span.overlap(at) else { continue };
+            if part == at {
+                let placed = place(part, vma.payload());
+                change.push(placed, true);
+            } else {
+                change.cut_one(&vma, part, &mut place)?;
+            }
+        }
+        // A relocation's pieces are not made in order.
+        change.pieces.sort_unstable_by_key(|piece| piece.span.start);
+        Ok(change)
+    }
+
+    fn cut_one(
+        &mut self,
+        vma: &Attached<'_, P>,
+        part: Span,
+        place: &mut impl FnMut(Span, &P) -> Option<(Span, P)>,
+    ) -> Result<(), ChangeError> {
+        let at = vma.span();
+        let undivided = || ChangeError::PartlyCovered { vma: at.range() };
+        self.owed += 1;
+        let mut rest = None;
+        if at.start < part.start {
+            let (left, right) = vma.payload().split(part.start - at.start).ok_or_else(undivided)?;
+            self.push(Some((Span { start: at.start, end: part.start }, left)), false);
+            rest = Some(right);
+        }
+        if part.end < at.end {
+            let whole = rest.as_ref().unwrap_or(vma.payload());
+            let (left, right) = whole.split(part.len()).ok_or_else(undivided)?;
+            self.push(Some((Span { start: part.end, end: at.end }, right)), false);
+            if let Some(whole) = rest.replace(left) {
+                self.leave_over(whole)?;
+            }
+        }
+        let placed = rest.as_ref().and_then(|payload| place(part, payload));
+        self.push(placed, true);
+        if let Some(free) = self.parts.iter_mut().find(|part| part.is_none()) {
+            *free = rest;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, piece: Option<(Span, P)>, changed: bool) {
+        let piece = piece.map(|(span, payload)| (span, Some(payload)));
+        self.pieces.extend(piece.map(|(span, payload)| Piece {
+            span,
+            payload,
+            changed,
+            home: None,
+        }));
+    }
+
+    /// Adds a piece over the whole range. Its payload comes with [`fill`](Self::fill), since until
+    /// then it is still its owner's.
+    pub fn add(&mut self) {
+        let span = self.request.span;
+        let at = self.pieces.partition_point(|piece| piece.span.start < span.start);
+        self.pieces.insert(at, Piece { span, payload: None, changed: false, home: None });
+    }
+
+    /// Gives the piece that was [`add`](Self::add)ed its payload.
+    pub fn fill(&mut self, payload: P) {
+        let start = self.request.span.start;
+        if let Some(piece) = self.pieces.iter_mut().find(|piece| piece.span.start == start) {
+            piece.payload = Some(payload);
+        }
+    }
+
+    /// Merges new pieces with what touches them, from left to right. A VMA outside of the change
+    /// takes part if nobody else excludes it; an exclusion does not wait for its readers.
+    pub fn join(
+        &mut self,
+        section: &WriteSection<'_, T>,
+        excluded: &mut Excluded<'_, P, T>,
+    ) -> Result<(), ChangeError> {
+        let Some(first) = self.pieces.iter().position(|piece| piece.changed) else { return Ok(()) };
+        let last = self.pieces.iter().rposition(|piece| piece.changed).unwrap_or(first);
+        let start = self.pieces[first].span.start;
+        if first == 0 || self.pieces[first - 1].span.end != start {
+            self.join_left(first, section, excluded)?;
+        }
+        let end = self.pieces[last].span.end;
+        let alone = self.pieces.get(last + 1).is_none_or(|next| next.span.start != end);
+        self.join_inside()?;
+        if alone {
+            self.join_right(end, section, excluded)?;
+        }
+        Ok(())
+    }
+
+    fn join_left(
+        &mut self,
+        index: usize,
+        section: &WriteSection<'_, T>,
+        excluded: &mut Excluded<'_, P, T>,
+    ) -> Result<(), ChangeError> {
+        let space = self.space;
+        let piece = &mut self.pieces[index];
+        let Some(addr) = piece.span.start.checked_sub(1) else { return Ok(()) };
+        let Some(vma) = space.holding(section, addr).and_then(idle) else { return Ok(()) };
+        let (at, Some(payload)) = (vma.span(), &piece.payload) else { return Ok(()) };
+        let Some(merged) = vma.payload().merge(at.len(), payload) else { return Ok(()) };
+        if excluded.join(vma, section) {
+            self.owed += 1;
+            piece.span.start = at.start;
+            let old = piece.payload.replace(merged);
+            self.leave_over_all(old)
+        } else {
+            self.leave_over(merged)
+        }
+    }
+
+    fn join_right(
+        &mut self,
+        end: usize,
+        section: &WriteSection<'_, T>,
+        excluded: &mut Excluded<'_, P, T>,
+    ) -> Result<(), ChangeError> {
+        let space = self.space;
+        let Some(piece) = self.pieces.iter_mut().find(|piece| piece.span.end == end) else {
+            return Ok(());
+        };
+        let Some(vma) = space.holding(section, end).and_then(idle) else { return Ok(()) };
+        let (at, Some(payload)) = (vma.span(), &piece.payload) else { return Ok(()) };
+        let Some(merged) = payload.merge(piece.span.len(), vma.payload()) else { return Ok(()) };
+        if excluded.join(vma, section) {
+            self.owed += 1;
+            piece.span.end = at.end;
+            let old = piece.payload.replace(merged);
+            self.leave_over_all(old)
+        } else {
+            self.leave_over(merged)
+        }
+    }
+
+    fn join_inside(&mut self) -> Result<(), ChangeError> {
+        let mut kept = 0;
+        for next in 1..self.pieces.len() {
+            let Some(merged) = self.pieces[kept].merge(&self.pieces[next]) else {
+                kept += 1;
+                self.pieces.swap(kept, next);
+                continue;
+            };
+            let gone = self.pieces[next].payload.take();
+            let end = self.pieces[next].span.end;
+            let piece = &mut self.pieces[kept];
+            let old = piece.payload.replace(merged);
+            (piece.span.end, piece.changed) = (end, true);
+            self.leave_over_all(old.into_iter().chain(gone))?;
+        }
+        self.pieces.truncate(kept + 1);
+        Ok(())
+    }
+
+    fn leave_over(&mut self, payload: P) -> Result<(), ChangeError> {
+        self.leftover.try_reserve(1).map_err(|_| self.request.out_of_memory())?;
+        self.leftover.push(payload);
+        Ok(())
+    }
+
+    fn leave_over_all(&mut self, payloads: impl IntoIterator<Item = P>) -> Result<(), ChangeError> {
+        payloads.into_iter().try_for_each(|payload| self.leave_over(payload))
+    }
+
+    /// Finds room for everything, so that nothing can fail afterwards.
+    pub fn prepare(&mut self, section: &WriteSection<'_, T>) -> Result<(), ChangeError> {
+        let space = self.space;
+        self.leftover.try_reserve(self.owed).map_err(|_| self.request.out_of_memory())?;
+        // Who needs a slot is asked before any is linked: a linked slot is not yet an entry.
+        for piece in &mut self.pieces {
+            let start = piece.span.start;
+            let old = space.tree().floor(space.slab(), section, start);
+            piece.changed = old.is_none_or(|old| old.span().start != start);
+        }
+        for piece in self.pieces.iter_mut().filter(|piece| piece.changed) {
+            match space.tree().link(space.slab(), piece.span.start, 0) {
+                Ok(slot) => piece.home = Some(slot),
+                Err(OutOfMemory) => {
+                    self.unlink_all();
+                    return Err(self.request.out_of_memory());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn unlink_all(&mut self) {
+        for piece in &mut self.pieces {
+            if piece.home.take().is_some() {
+                self.space.tree().unlink(self.space.slab(), piece.span.start);
+            }
+        }
+    }
+
+    /// Puts the pieces in the place of the excluded VMAs; gives out what stood in the range.
+    pub fn commit(
+        mut self,
+        section: &WriteSection<'_, T>,
+        excluded: &mut Excluded<'_, P, T>,
+    ) -> Vec<Removed<P>> {
+        let (tree, slab) = (self.space.tree(), self.space.slab());
+        while let Some((at, payload, emptied)) = excluded.take_first() {
+            match self.request.span.overlap(at) {
+                Some(part) if part == at => {
+                    self.removed.push(Removed { range: at.range(), payload })
+                }
+                Some(part) => {
+                    self.leftover.push(payload);
+                    let payload = self.parts.iter_mut().find_map(Option::take);
+                    let range = part.range();
+                    self.removed.extend(payload.map(|payload| Removed { range, payload }));
+                }
+                None => self.leftover.push(payload),
+            }
+            let found = self.pieces.binary_search_by_key(&at.start, |piece| piece.span.start);
+            let piece = found.ok().and_then(|found| self.pieces.get_mut(found));
+            match piece.and_then(|piece| Some((piece.span, piece.payload.take()?))) {
+                Some((span, payload)) => emptied.fill(section, span, payload),
+                None => {
+                    tree.unlink(slab, at.start);
+                    emptied.detach(slab.slot_arena());
+                }
+            }
+        }
+        // Two ranges, since between the ends of a relocation there may be any number of VMAs.
+        let mut hulls = [Some(self.request.span), self.request.target];
+        for piece in &mut self.pieces {
+            for hull in hulls.iter_mut().flatten() {
+                if piece.span.start <= hull.end && hull.start <= piece.span.end {
+                    hull.start = hull.start.min(piece.span.start);
+                    hull.end = hull.end.max(piece.span.end);
+                }
+            }
+            if let (Some(home), Some(payload)) = (piece.home.take(), piece.payload.take()) {
+                home.attach(section, piece.span, payload);
+            }
+        }
+        for hull in hulls.into_iter().flatten() {
+            tree.settle(slab, section, hull);
+        }
+        core::mem::take(&mut self.removed)
+    }
+}
+
+/// The VMA of an entry that nobody excludes.
+fn idle<P>(entry: Entry<'_, P>) -> Option<Attached<'_, P>> {
+    if entry.is_excluded() { None } else { entry.vma() }
+}
+
+impl<P, T: Platform> Drop for Change<'_, '_, P, T> {
+    fn drop(&mut self) {
+        let pieces = self.pieces.iter_mut().filter_map(|piece| piece.payload.take());
+        let parts = self.parts.iter_mut().filter_map(Option::take);
+        for payload in pieces.chain(parts) {
+            // No destructor runs inside an edit, unless there is no room to keep the payload.
+            if self.leftover.try_reserve(1).is_ok() {
+                self.leftover.push(payload);
+            }
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Looking up addresses that lie close together.
+
+use core::fmt;
+
+use crate::error::ReadError;
+use crate::guard::ReadGuard;
+use crate::platform::{Platform, with_default_platform};
+use crate::slots::Slot;
+use crate::space::AddressSpace;
+
+with_default_platform! {
+    /// Remembers the VMA that was read last and tries it first: for addresses that often fall into
+    /// the same one. From [`cursor`](AddressSpace::cursor).
+    ///
+    /// What it remembers is checked like the end of any walk, so it need not be told of changes. A
+    /// cursor is as legal in a signal handler as [`try_read`](AddressSpace::try_read).
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x9000, "heap")?;
+    ///
+    /// let mut cursor = space.cursor();
+    /// assert_eq!(cursor.try_read(0x1000)?.walks(), 1);
+    /// assert_eq!(cursor.try_read(0x8fff)?.walks(), 0); // no walk
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub struct Cursor<'s, P, T> {
+        space: &'s AddressSpace<P, T>,
+        hint: Option<&'s Slot<P>>,
+    }
+}
+
+impl<'s, P, T: Platform> Cursor<'s, P, T> {
+    pub(crate) fn new(space: &'s AddressSpace<P, T>) -> Self {
+        Self { space, hint: None }
+    }
+
+    /// Finds and read-locks the VMA that holds `addr`, without waiting. See [`Cursor`] for an
+    /// example.
+    ///
+    /// # Errors
+    ///
+    /// As for [`AddressSpace::try_read`].
+    #[inline]
+    pub fn try_read(&mut self, addr: usize) -> Result<ReadGuard<'s, P, T>, ReadError> {
+        match self.hint.and_then(|slot| self.space.read_in(slot, addr)) {
+            Some(guard) => Ok(guard),
+            None => self.remember(self.space.try_read(addr)),
+        }
+    }
+
+    /// Finds and read-locks the VMA that holds `addr`; waits for the edit or exclusion that has it.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x9000, "heap")?;
+    /// assert_eq!(*space.cursor().read(0x2000)?, "heap");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`AddressSpace::read`].
+    ///
+    /// # Panics
+    ///
+    /// When it would have to wait inside a [`HandlerScope`](crate::HandlerScope).
+    #[inline]
+    pub fn read(&mut self, addr: usize) -> Result<ReadGuard<'s, P, T>, ReadError> {
+        match self.hint.and_then(|slot| self.space.read_in(slot, addr)) {
+            Some(guard) => Ok(guard),
+            None => self.remember(self.space.read(addr)),
+        }
+    }
+
+    fn remember(
+        &mut self,
+        found: Result<ReadGuard<'s, P, T>, ReadError>,
+    ) -> Result<ReadGuard<'s, P, T>, ReadError> {
+        self.hint = found.as_ref().ok().map(ReadGuard::slot);
+        found
+    }
+}
+
+impl<P, T: Platform> fmt::Debug for Cursor<'_, P, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cursor").field("space", self.space).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,452 @@
+//! Keeping readers out of a range, and waiting for those inside, without the mmap lock.
+
+use alloc::vec::Vec;
+use core::fmt;
+use core::marker::PhantomData;
+use core::ops::Range;
+
+use crate::change::{Change, Mapped, Refusal, Request, exclude};
+use crate::edit::Removed;
+use crate::error::{ChangeError, InsertError};
+use crate::payload::Payload;
+use crate::platform::{Platform, with_default_platform};
+use crate::range::Span;
+use crate::slots::{Excluded, Sleeper};
+use crate::space::AddressSpace;
+
+with_default_platform! {
+    /// The VMAs that touched a range when it was made, with no reader coming in any more, from
+    /// [`exclude`](AddressSpace::exclude).
+    ///
+    /// It does not hold the mmap lock: edits and readers elsewhere go on while it waits for the
+    /// readers that are still inside. What it does at last ([`remove`](Self::remove),
+    /// [`update`](Self::update), [`relocate`](Self::relocate)) is a short edit that waits for
+    /// nobody. Dropping it lets the readers in again, with nothing changed.
+    ///
+    /// It means the VMAs that it found. What others insert into holes of the range later is not
+    /// part of it, and stays. An exclusion of many VMAs can be overtaken again and again by
+    /// exclusions of a few.
+    ///
+    /// It belongs to the thread that made it. One that is forgotten ([`core::mem::forget`]) keeps
+    /// its VMAs excluded for ever; dropping the space frees them.
+    ///
+    /// ```
+    /// use pervma::AddressSpace;
+    /// use std::time::{Duration, Instant};
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    ///
+    /// let exclusion = space.exclude(0x1000..0x2000)?;
+    /// assert!(space.try_read(0x3000).is_err()); // the whole VMA, since it is going to be cut
+    /// if exclusion.wait_until(Instant::now() + Duration::from_secs(1)) {
+    ///     let removed = exclusion.remove()?;
+    ///     assert_eq!(removed[0].range, 0x1000..0x2000);
+    /// } // else its readers took too long, and it is dropped
+    /// assert_eq!(space.try_read(0x3000)?.range(), 0x2000..0x4000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use = "an exclusion is given up when it is dropped"]
+    pub struct Exclusion<'s, P, T> {
+        space: &'s AddressSpace<P, T>,
+        vmas: Excluded<'s, P, T>,
+        request: Request,
+        /// Whether the thread's record has it.
+        noted: bool,
+        thread: PhantomData<*const ()>,
+    }
+}
+
+impl<'s, P, T: Platform> Exclusion<'s, P, T> {
+    /// Waits for other exclusions, and for no reader.
+    pub(crate) fn new(
+        space: &'s AddressSpace<P, T>,
+        request: Request,
+    ) -> Result<Self, ChangeError> {
+        if space.mm().edited_by_me() {
+            return Err(ChangeError::OwnEdit);
+        }
+        space.check_no_guard(request.span)?;
+        if T::with_thread(|thread| thread.exclusions.any(space.name())).unwrap_or(false) {
+            return Err(ChangeError::OwnExclusion);
+        }
+        loop {
+            let section = space.mm().write();
+            let refused = match exclude(space, &section, &request, true) {
+                Ok(vmas) => {
+                    drop(section);
+                    let note = |thread: &crate::ThreadState| thread.exclusions.note(space.name());
+                    let noted = T::with_thread(note).unwrap_or(false);
+                    return Ok(Self { space, vmas, request, noted, thread: PhantomData });
+                }
+                Err(Refusal::Error(error)) => return Err(error),
+                Err(Refusal::Excluded(entry)) => entry,
+            };
+            let sleeper = Sleeper::register(space.slab().slot_arena(), refused);
+            drop(section);
+            if let Some(sleeper) = sleeper {
+                sleeper.sleep::<T>();
+            }
+        }
+    }
+
+    /// The range that was asked for.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// assert_eq!(space.exclude(0x2000..0x3000)?.range(), 0x2000..0x3000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn range(&self) -> Range<usize> {
+        self.request.span.range()
+    }
+
+    /// The VMAs, whole, in order of address. Nobody changes them; readers may still be inside.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// let exclusion = space.exclude(0x2000..0x3000)?;
+    /// assert!(exclusion.iter().eq([(0x1000..0x4000, &"text")]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn iter(&self) -> impl Iterator<Item = (Range<usize>, &P)> {
+        self.vmas.iter().map(|vma| (vma.span().range(), vma.payload()))
+    }
+
+    /// Waits until the readers have left.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// let exclusion = space.exclude(0x2000..0x3000)?;
+    /// exclusion.wait();
+    /// // nobody reads the VMA now
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn wait(&self) {
+        self.vmas.wait(None);
+    }
+
+    /// Waits until the readers have left, at most until `deadline`; whether they have. See
+    /// [`Exclusion`] for an example.
+    #[must_use = "readers may still be inside"]
+    pub fn wait_until(&self, deadline: T::Deadline) -> bool {
+        self.vmas.wait(Some(deadline))
+    }
+
+    /// Whether the readers have left.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// assert!(space.exclude(0x2000..0x3000)?.is_alone());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn is_alone(&self) -> bool {
+        self.vmas.is_alone()
+    }
+
+    /// Unmaps every byte of the range that the VMAs cover, as [`Edit::remove`](crate::Edit::remove)
+    /// does, once the readers have left. The payloads' methods run before the edit.
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]. Nothing has changed then, and the exclusion is over.
+    pub fn remove(self) -> Result<Vec<Removed<P>>, ChangeError>
+    where
+        P: Payload,
+    {
+        let request = Request::new(self.request.span, Mapped::Something);
+        self.finish(request, |_, _| None)
+    }
+
+    /// Changes the payload of every part of the range, as [`Edit::update`](crate::Edit::update)
+    /// does, once the readers have left. Dividing payloads and `change` run before the edit, merging
+    /// them in it. A VMA outside that has readers is not merged.
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]. Nothing has changed then, and the exclusion is over.
+    pub fn update(
+        self,
+        mut change: impl FnMut(Range<usize>, &P) -> P,
+    ) -> Result<Vec<Removed<P>>, ChangeError>
+    where
+        P: Payload,
+    {
+        let request = Request::new(self.request.span, Mapped::Everything);
+        self.finish(request, |part, payload| Some((part, change(part.range(), payload))))
+    }
+
+    /// Moves everything in the range, as [`Edit::relocate`](crate::Edit::relocate) does, once the
+    /// readers have left. Dividing payloads and `change` run before the edit, merging them in it. A
+    /// VMA outside that has readers is not merged.
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]. Nothing has changed then, and the exclusion is over.
+    pub fn relocate(
+        self,
+        to: usize,
+        mut change: impl FnMut(Range<usize>, &P) -> P,
+    ) -> Result<Vec<Removed<P>>, ChangeError>
+    where
+        P: Payload,
+    {
+        let (request, moved) = self.space.relocation(self.range(), to)?;
+        self.finish(request, |part, payload| {
+            let there = moved(part);
+            Some((there, change(there.range(), payload)))
+        })
+    }
+
+    fn finish(
+        mut self,
+        request: Request,
+        place: impl FnMut(Span, &P) -> Option<(Span, P)>,
+    ) -> Result<Vec<Removed<P>>, ChangeError>
+    where
+        P: Payload,
+    {
+        let space = self.space;
+        if space.mm().edited_by_me() {
+            return Err(ChangeError::OwnEdit);
+        }
+        space.check_no_guard(request.span)?;
+        if request.mapped == Mapped::Everything {
+            self.check_whole()?;
+        }
+        self.wait();
+        let mut leftover = Vec::new(); // dropped when the edit has ended
+        let mut change = Change::cut(space, request, &self.vmas, &mut leftover, place)?;
+        let section = space.mm().write();
+        if let Some(existing) = request.target.and_then(|target| space.taken(&section, target)) {
+            return Err(ChangeError::Overlap { existing: existing.range() });
+        }
+        #[cfg(pervma_model)]
+        if !crate::facade::keep(crate::ledger::Step::OwnList) {
+            self.vmas.take_over(space.entries(&section, request.span));
+        }
+        change.join(&section, &mut self.vmas)?;
+        change.prepare(&section)?;
+        Ok(change.commit(&section, &mut self.vmas))
+    }
+
+    /// Checks that the VMAs have no holes between them.
+    fn check_whole(&self) -> Result<(), ChangeError> {
+        let span = self.request.span;
+        let mut mapped_to = span.start;
+        let mut ends = self.vmas.iter().map(|vma| vma.span());
+        let hole = ends.find_map(|at| {
+            let hole = (mapped_to < at.start).then_some(mapped_to..at.start);
+            mapped_to = at.end;
+            hole
+        });
+        match hole.or((mapped_to < span.end).then_some(mapped_to..span.end)) {
+            Some(range) => Err(ChangeError::NotMapped { range }),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts one VMA over the whole range; gives the payload back to be tried again when others have
+    /// mapped something in a hole of the range meanwhile.
+    pub(crate) fn replace(mut self, payload: P) -> Result<Vec<Removed<P>>, (Option<ChangeError>, P)>
+    where
+        P: Payload,
+    {
+        let (space, request) = (self.space, self.request);
+        self.wait();
+        let mut leftover = Vec::new(); // dropped when the edit has ended
+        let change = Change::cut(space, request, &self.vmas, &mut leftover, |_, _| None);
+        let mut change = match change {
+            Ok(change) => change,
+            Err(error) => return Err((Some(error), payload)),
+        };
+        let section = space.mm().write();
+        if space.entries(&section, request.span).count() != self.vmas.iter().count() {
+            return Err((None, payload));
+        }
+        change.add();
+        if let Err(error) = change.prepare(&section) {
+            return Err((Some(error), payload));
+        }
+        change.fill(payload);
+        Ok(change.commit(&section, &mut self.vmas))
+    }
+}
+
+impl<P, T: Platform> Drop for Exclusion<'_, P, T> {
+    fn drop(&mut self) {
+        if self.noted {
+            T::with_thread(|thread| thread.exclusions.forget(self.space.name()));
+        }
+    }
+}
+
+impl<P, T: Platform> fmt::Debug for Exclusion<'_, P, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exclusion").field("range", &self.range()).finish_non_exhaustive()
+    }
+}
+
+impl<P, T: Platform> AddressSpace<P, T> {
+    /// Keeps new readers out of every VMA that touches `range`. Waits for exclusions of the same
+    /// VMAs by other threads, not for readers. See [`Exclusion`].
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]; there must be something mapped in the range.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    #[doc(alias = "__vma_start_exclude_readers")]
+    pub fn exclude(&self, range: Range<usize>) -> Result<Exclusion<'_, P, T>, ChangeError> {
+        Exclusion::new(self, Request::new(self.span(range)?, Mapped::Something))
+    }
+
+    /// Unmaps every byte of `range`, as [`Edit::remove`](crate::Edit::remove) does, waiting only for
+    /// readers of the VMAs that it touches, and not with the mmap lock held: readers and edits
+    /// elsewhere go on meanwhile.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// let removed = space.remove(0x1000..0x2000)?;
+    /// assert_eq!((removed[0].range.clone(), removed[0].payload), (0x1000..0x2000, "text"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]. Nothing has changed then.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    #[doc(alias = "munmap")]
+    pub fn remove(&self, range: Range<usize>) -> Result<Vec<Removed<P>>, ChangeError>
+    where
+        P: Payload,
+    {
+        self.exclude(range)?.remove()
+    }
+
+    /// Changes the payload of every part of `range`, as [`Edit::update`](crate::Edit::update) does,
+    /// but waits outside of edits, as [`remove`](Self::remove) does.
+    ///
+    /// Dividing payloads and `change` run with no lock held, merging them in an edit. A VMA outside
+    /// that has readers is not merged.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "r")?;
+    /// space.update(0x2000..0x3000, |_, _| "rw")?;
+    /// assert_eq!(*space.try_read(0x2000)?, "rw");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]; all of the range must be mapped. Nothing has changed then.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    #[doc(alias = "mprotect")]
+    pub fn update(
+        &self,
+        range: Range<usize>,
+        change: impl FnMut(Range<usize>, &P) -> P,
+    ) -> Result<Vec<Removed<P>>, ChangeError>
+    where
+        P: Payload,
+    {
+        let request = Request::new(self.span(range)?, Mapped::Everything);
+        Exclusion::new(self, request)?.update(change)
+    }
+
+    /// Moves everything in `from` to `to`, as [`Edit::relocate`](crate::Edit::relocate) does, but
+    /// waits outside of edits, as [`remove`](Self::remove) does.
+    ///
+    /// Dividing payloads and `change` run with no lock held, merging them in an edit. A VMA outside
+    /// that has readers is not merged.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x3000, "heap")?;
+    /// space.relocate(0x1000..0x3000, 0x8000, |_, payload| payload)?;
+    /// assert_eq!(space.try_read(0x8000)?.range(), 0x8000..0xa000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]. Nothing has changed then.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    #[doc(alias = "mremap")]
+    pub fn relocate(
+        &self,
+        from: Range<usize>,
+        to: usize,
+        change: impl FnMut(Range<usize>, &P) -> P,
+    ) -> Result<Vec<Removed<P>>, ChangeError>
+    where
+        P: Payload,
+    {
+        let (request, _) = self.relocation(from, to)?;
+        Exclusion::new(self, request)?.relocate(to, change)
+    }
+
+    /// Maps `range` in the place of whatever is mapped there, as
+    /// [`Edit::replace`](crate::Edit::replace) does, but waits outside of edits, as
+    /// [`remove`](Self::remove) does.
+    ///
+    /// When others map something in a hole of the range meanwhile, it starts over: then the
+    /// payloads' methods are called again.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x3000, "old")?;
+    /// space.replace(0x2000..0x5000, "new")?;
+    /// assert_eq!(space.try_read(0x2000)?.range(), 0x2000..0x5000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]. Nothing has changed then, and the payload comes back.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    #[doc(alias = "MAP_FIXED")]
+    pub fn replace(
+        &self,
+        range: Range<usize>,
+        mut payload: P,
+    ) -> Result<Vec<Removed<P>>, InsertError<P>>
+    where
+        P: Payload,
+    {
+        loop {
+            let exclusion = self
+                .span(range.clone())
+                .and_then(|span| Exclusion::new(self, Request::new(span, Mapped::Anything)));
+            let refused = match exclusion {
+                Ok(exclusion) => exclusion.replace(payload),
+                Err(error) => Err((Some(error), payload)),
+            };
+            payload = match refused {
+                Ok(replaced) => return Ok(replaced),
+                Err((Some(kind), payload)) => return Err(InsertError { kind, range, payload }),
+                Err((None, payload)) => payload,
+            };
+        }
+    }
+}

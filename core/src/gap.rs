@@ -1,0 +1,193 @@
+//! Finding room.
+
+use core::fmt;
+use core::ops::Range;
+
+use crate::mm::Section;
+use crate::platform::Platform;
+use crate::range::Span;
+use crate::slab::Slab;
+use crate::slots::Entry;
+use crate::tree::Tree;
+
+/// What room is looked for.
+///
+/// The answer is exact: of all places of that size and alignment within the bounds where nothing is
+/// mapped or reserved, the lowest, or the highest. It takes a number of steps logarithmic in the
+/// VMAs, and one more such number for each gap on the way that is large enough but holds no aligned
+/// place.
+///
+/// ```
+/// use pervma::{AddressSpace, GapSearch};
+///
+/// let space = AddressSpace::new(4096);
+/// let mut edit = space.edit()?;
+/// edit.insert(0x20_0000..0x60_1000, "guest memory")?;
+///
+/// let huge = GapSearch::new(0x20_0000).aligned(0x20_0000).within(0x1000..0x4000_0000);
+/// assert_eq!(edit.find_gap(&huge)?, 0x80_0000..0xa0_0000);
+/// assert_eq!(edit.find_gap(&huge.from_above())?, 0x3fe0_0000..0x4000_0000);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[doc(alias = "vm_unmapped_area_info")]
+pub struct GapSearch {
+    size: usize,
+    align: usize,
+    within: Range<usize>,
+    from_above: bool,
+}
+
+impl GapSearch {
+    /// Room for `size` bytes, anywhere, the lowest first.
+    ///
+    /// See [`GapSearch`] for an example, also of the methods below.
+    #[must_use]
+    pub const fn new(size: usize) -> Self {
+        Self { size, align: 1, within: 0..usize::MAX, from_above: false }
+    }
+
+    /// Starting at a multiple of `align` bytes, a power of two. It is at least the space's
+    /// granularity.
+    #[must_use]
+    pub const fn aligned(mut self, align: usize) -> Self {
+        self.align = align;
+        self
+    }
+
+    /// All of it within `bounds`.
+    #[must_use]
+    pub const fn within(mut self, bounds: Range<usize>) -> Self {
+        self.within = bounds;
+        self
+    }
+
+    /// The highest first.
+    #[must_use]
+    #[doc(alias = "VM_UNMAPPED_AREA_TOPDOWN")]
+    pub const fn from_above(mut self) -> Self {
+        self.from_above = true;
+        self
+    }
+
+    /// Runs the search.
+    pub(crate) fn run<P, T: Platform>(
+        &self,
+        granularity: usize,
+        tree: &Tree,
+        slab: &Slab<P, T>,
+        section: &impl Section,
+    ) -> Result<Range<usize>, GapError> {
+        let Self { size, align, .. } = *self;
+        if size == 0 || !size.is_multiple_of(granularity) {
+            return Err(GapError::Size { size });
+        }
+        if !align.is_power_of_two() {
+            return Err(GapError::Alignment { align });
+        }
+        let Range { start, end } = self.within;
+        let search = Search {
+            size,
+            align: align.max(granularity),
+            bounds: Span { start, end },
+            tree,
+            slab,
+            section,
+        };
+        let found = if self.from_above { search.highest() } else { search.lowest() };
+        found.map(|start| start..start + size).ok_or(GapError::NotFound)
+    }
+}
+
+/// Why no room was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GapError {
+    /// The size is 0 or no multiple of the space's granularity.
+    Size {
+        /// The size that was asked for.
+        size: usize,
+    },
+    /// The alignment is no power of two.
+    Alignment {
+        /// The alignment that was asked for.
+        align: usize,
+    },
+    /// There is none.
+    NotFound,
+}
+
+impl fmt::Display for GapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Size { size } => write!(f, "{size:#x} bytes cannot be mapped"),
+            Self::Alignment { align } => write!(f, "the alignment {align:#x} is no power of two"),
+            Self::NotFound => f.write_str("there is no such gap"),
+        }
+    }
+}
+
+impl core::error::Error for GapError {}
+
+struct Search<'m, P, T: Platform, S: Section> {
+    size: usize,
+    align: usize,
+    bounds: Span,
+    tree: &'m Tree,
+    slab: &'m Slab<P, T>,
+    section: &'m S,
+}
+
+impl<P, T: Platform, S: Section> Search<'_, P, T, S> {
+    fn lowest(&self) -> Option<usize> {
+        let before = self.tree.floor(self.slab, self.section, self.bounds.start);
+        let mut from = before.as_ref().map_or(0, |before| before.span().start + 1);
+        let mut gap = self.gap_after(before);
+        loop {
+            if let Some(start) = self.fit_low(gap) {
+                return Some(start);
+            }
+            let next = self.tree.first_gap(self.slab, self.section, from, self.size)?;
+            if next.span().end >= self.bounds.end {
+                return None;
+            }
+            from = next.span().start + 1;
+            gap = self.gap_after(Some(next));
+        }
+    }
+
+    fn highest(&self) -> Option<usize> {
+        let last = self.bounds.end.checked_sub(1)?;
+        let mut before = self.tree.floor(self.slab, self.section, last);
+        loop {
+            let below = before.as_ref().map(|before| before.span().start);
+            let gap = self.gap_after(before);
+            if let Some(start) = self.fit_high(gap) {
+                return Some(start);
+            }
+            if gap.end <= self.bounds.start {
+                return None;
+            }
+            // Without an entry below, what is left is the gap before the first.
+            before = self.tree.last_gap(self.slab, self.section, below?, self.size);
+        }
+    }
+
+    /// What is free between an entry and the next; without one, before the first.
+    fn gap_after(&self, entry: Option<Entry<'_, P>>) -> Span {
+        let (start, next) =
+            entry.map_or((0, 0), |entry| (entry.span().end, entry.span().start + 1));
+        let next = self.tree.first_from(self.slab, self.section, next);
+        Span { start, end: next.map_or(usize::MAX, |next| next.span().start) }
+    }
+
+    fn fit_low(&self, gap: Span) -> Option<usize> {
+        let start = gap.start.max(self.bounds.start).checked_next_multiple_of(self.align)?;
+        (start.checked_add(self.size)? <= gap.end.min(self.bounds.end)).then_some(start)
+    }
+
+    fn fit_high(&self, gap: Span) -> Option<usize> {
+        let start = gap.end.min(self.bounds.end).checked_sub(self.size)? & !(self.align - 1);
+        (start >= gap.start.max(self.bounds.start)).then_some(start)
+    }
+}

@@ -1,0 +1,131 @@
+//! Ranges that are taken before anything is mapped there.
+
+use core::fmt;
+use core::ops::Range;
+
+use crate::mm::WriteSection;
+use crate::platform::{Platform, with_default_platform};
+use crate::slots::Reserved;
+use crate::space::AddressSpace;
+
+with_default_platform! {
+    /// A range that is taken while its mapping is made, from [`Edit::reserve`](crate::Edit::reserve).
+    ///
+    /// No lock is held meanwhile. [`commit`](Self::commit) turns it into a VMA; dropping it gives
+    /// the range back, for which it takes the mmap lock, unless the thread has an edit of the space
+    /// open: then it happens in that edit. A reservation that is forgotten
+    /// ([`core::mem::forget`]) stays until the space is dropped.
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, ChangeError, GapSearch, ReadError};
+    ///
+    /// # fn mmap(_: &std::ops::Range<usize>) {}
+    /// let space = AddressSpace::new(4096);
+    ///
+    /// let mut edit = space.edit()?;
+    /// let gap = edit.find_gap(&GapSearch::new(0x4000).within(0x1_0000..0x10_0000))?;
+    /// let reservation = edit.reserve(gap)?;
+    /// drop(edit);
+    ///
+    /// mmap(&reservation.range()); // other threads edit and read meanwhile
+    /// assert_eq!(space.try_read(0x1_0000).err(), Some(ReadError::Reserved { addr: 0x1_0000 }));
+    /// let refused = space.edit()?.insert(0x1_3000..0x1_5000, "thief").unwrap_err();
+    /// assert_eq!(refused.kind, ChangeError::Overlap { existing: 0x1_0000..0x1_4000 });
+    ///
+    /// reservation.commit("buffer").unwrap();
+    /// assert_eq!(*space.try_read(0x1_0000)?, "buffer");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use = "a reservation is rolled back when it is dropped"]
+    pub struct Reservation<'s, P, T> {
+        space: &'s AddressSpace<P, T>,
+        /// `None` when it was committed.
+        slot: Option<Reserved<'s, P>>,
+        range: Range<usize>,
+    }
+}
+
+/// A reservation that could not be committed, because the thread holds a guard of the space: an
+/// edit may be waiting for it. Both come back.
+pub struct CommitError<'s, P, T: Platform> {
+    /// The reservation, still there.
+    pub reservation: Reservation<'s, P, T>,
+    /// What was to be mapped.
+    pub payload: P,
+}
+
+impl<'s, P, T: Platform> Reservation<'s, P, T> {
+    pub(crate) fn new(space: &'s AddressSpace<P, T>, slot: Reserved<'s, P>) -> Self {
+        let range = slot.span().range();
+        Self { space, slot: Some(slot), range }
+    }
+
+    /// The range that is taken.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::<u32>::new(4096);
+    /// let reservation = space.edit()?.reserve(0x1000..0x2000)?;
+    /// assert_eq!(reservation.range(), 0x1000..0x2000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn range(&self) -> Range<usize> {
+        self.range.clone()
+    }
+
+    /// Maps the range with `payload`: in the edit that the thread has open, if there is one, else
+    /// in one of its own. Merges nothing. See [`Reservation`] for an example.
+    ///
+    /// # Errors
+    ///
+    /// When the thread holds a guard of this space and no edit: it would wait for the mmap lock. The
+    /// reservation and the payload come back.
+    pub fn commit(mut self, payload: P) -> Result<(), CommitError<'s, P, T>> {
+        if self.space.holds_guard() && !self.space.mm().edited_by_me() {
+            return Err(CommitError { reservation: self, payload });
+        }
+        if let Some(slot) = self.slot.take() {
+            self.space.mm().within_edit(|section| {
+                slot.alone(section).fill(section, slot.span(), payload);
+            });
+        }
+        Ok(())
+    }
+
+    fn roll_back(&self, slot: &Reserved<'_, P>, section: &WriteSection<'_, T>) {
+        let (tree, slab, span) = (self.space.tree(), self.space.slab(), slot.span());
+        tree.unlink(slab, span.start);
+        slot.alone(section).detach(slab.slot_arena());
+        tree.settle(slab, section, span);
+    }
+}
+
+impl<P, T: Platform> Drop for Reservation<'_, P, T> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            self.space.mm().within_edit(|section| self.roll_back(&slot, section));
+        }
+    }
+}
+
+impl<P, T: Platform> fmt::Debug for Reservation<'_, P, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reservation").field("range", &self.range).finish_non_exhaustive()
+    }
+}
+
+impl<P, T: Platform> fmt::Debug for CommitError<'_, P, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CommitError")
+            .field("reservation", &self.reservation)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<P, T: Platform> fmt::Display for CommitError<'_, P, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Range { start, end } = self.reservation.range;
+        write!(f, "mapping {start:#x}..{end:#x} could wait for a guard that this thread holds")
+    }
+}
+
+impl<P, T: Platform> core::error::Error for CommitError<'_, P, T> {}

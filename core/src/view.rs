@@ -1,0 +1,95 @@
+//! A space looked at as a whole, while nobody changes it.
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::ops::Range;
+
+use crate::gap::{GapError, GapSearch};
+use crate::mm::ReadSection;
+use crate::platform::{Platform, with_default_platform};
+use crate::space::AddressSpace;
+
+with_default_platform! {
+    /// The mmap lock held for reading, from [`view`](AddressSpace::view) or
+    /// [`Edit::downgrade`](crate::Edit::downgrade): no edit begins while it lives, so every VMA is
+    /// as it is, and can be looked at without a lock of its own.
+    ///
+    /// Readers go on beside it, and so do exclusions that wait. A thread that holds a view is told
+    /// that it holds a guard where it would wait for itself.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x3000, "text")?;
+    ///
+    /// let view = space.view()?;
+    /// assert_eq!(view.get(0x2000), Some((0x1000..0x3000, &"text")));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use = "a view ends when it is dropped"]
+    #[doc(alias("mmap_read_lock", "mmap_read_unlock"))]
+    pub struct View<'s, P, T> {
+        space: &'s AddressSpace<P, T>,
+        section: ReadSection<'s, T>,
+        /// Whether the thread's record has it.
+        noted: bool,
+        // The mmap lock belongs to the thread that took it, whatever raw lock it is.
+        thread: PhantomData<*const ()>,
+    }
+}
+
+impl<'s, P, T: Platform> View<'s, P, T> {
+    pub(crate) fn new(space: &'s AddressSpace<P, T>, section: ReadSection<'s, T>) -> Self {
+        let noted = T::with_thread(|thread| thread.guards.note(space.name())).unwrap_or(false);
+        Self { space, section, noted, thread: PhantomData }
+    }
+
+    /// The range and payload of the VMA that holds `addr`. See [`View`] for an example.
+    #[doc(alias = "vma_lookup")]
+    pub fn get(&self, addr: usize) -> Option<(Range<usize>, &P)> {
+        self.space.get(&self.section, addr)
+    }
+
+    /// All VMAs, in order of address.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x3000, "text")?;
+    /// assert!(space.view()?.iter().eq([(0x1000..0x3000, &"text")]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias = "for_each_vma")]
+    pub fn iter(&self) -> impl Iterator<Item = (Range<usize>, &P)> {
+        self.space.vmas(&self.section)
+    }
+
+    /// Finds room; see [`GapSearch`]. It may be gone when the view is.
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, GapSearch};
+    ///
+    /// let space = AddressSpace::<()>::new(4096);
+    /// assert_eq!(space.view()?.find_gap(&GapSearch::new(0x2000))?, 0..0x2000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When there is no such room, or the search asks for something impossible.
+    pub fn find_gap(&self, search: &GapSearch) -> Result<Range<usize>, GapError> {
+        self.space.find_gap(&self.section, search)
+    }
+}
+
+impl<P, T: Platform> Drop for View<'_, P, T> {
+    fn drop(&mut self) {
+        if self.noted {
+            T::with_thread(|thread| thread.guards.forget(self.space.name()));
+        }
+    }
+}
+
+impl<P, T: Platform> fmt::Debug for View<'_, P, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View").field("space", self.space).finish_non_exhaustive()
+    }
+}
