@@ -91,22 +91,22 @@ edges! {
         without "a reader believes that an edit has ended and reads fields from the middle of it";
 
     /// A reader leaves. Its reads are over before a writer can see the lower count.
-    READ_PUT: Rmw Release, pairs [EXCLUDE_BEGIN, EXCLUDE_IDLE, EXCLUDE_WAIT],
+    READ_PUT: Rmw Release, pairs [EXCLUDE_IDLE, EXCLUDE_WAIT],
         without "a writer changes fields that a reader is still reading";
 
-    /// A writer or excluder adds X and may find the count at 1 already: then this is where it sees
-    /// the last reader leave. It is also where it gets the slot's link from the last that had X.
-    EXCLUDE_BEGIN: Rmw Acquire, pairs [READ_PUT, EXCLUDE_END],
-        without "a writer that finds nobody inside skips the wait and races with an earlier reader";
+    /// A writer or excluder adds X. It gets the slot's link from the last that had X; the last
+    /// reader it sees leave in the look at the count that follows.
+    EXCLUDE_BEGIN: Rmw Acquire, pairs [EXCLUDE_END],
+        without "an excluder writes the slot's link while the last one is still reading it";
 
     /// The count goes from 1 to X+1 in one step: nobody was inside, and here the last reader is
     /// seen to have left.
     EXCLUDE_IDLE: Rmw Acquire, pairs [READ_PUT, EXCLUDE_END],
         without "a VMA that was found idle is changed while its last reader's reads are still under way";
 
-    /// A writer or excluder waits until the count is X+1.
+    /// A writer or excluder looks, at once and after each wait, whether the count is X+1.
     EXCLUDE_WAIT: Load Acquire, pairs [READ_PUT],
-        without "a writer that waited for the last reader races with what it read";
+        without "a writer that finds nobody inside, or has waited for the last reader, races with what that read";
 
     /// X is taken away again; from here the sequence refuses readers, if an edit has write-locked
     /// the VMA. Publishes `lock_seq` and the odd sequence to any reader that comes in afterwards,
@@ -188,6 +188,8 @@ steps! {
     AttachLocked,
     /// Whoever excludes a VMA waits for the readers that are inside.
     WaitForReaders,
+    /// Whoever wants to exclude looks first whether somebody does.
+    TestExcluded,
     /// X stays until the detached VMA's count goes to 0, in one step.
     KeepExcluded,
     /// The drop of a space waits for late readers of its VMAs, also those of other spaces.

@@ -229,16 +229,17 @@ impl VmaLock {
     #[doc(alias("vma_end_read", "vma_refcount_put"))]
     #[inline(always)]
     pub fn leave<T: Platform>(&self) {
-        let left = self.refcnt.fetch_sub(1, READ_PUT) - 1;
-        if left == EXCLUDED + 1 && keep(Step::WakeWaiter) {
+        // The last but for the attachment, and somebody waits for that.
+        if self.refcnt.fetch_sub(1, READ_PUT) == EXCLUDED + 2 && keep(Step::WakeWaiter) {
             T::wake(&self.refcnt);
         }
     }
 
     /// Whether somebody excludes readers. The caller holds the mmap lock: nobody begins meanwhile.
     pub fn is_excluded(&self) -> bool {
-        self.refcnt.load(Relaxed("only under the mmap lock is X added; EXCLUDE_BEGIN follows"))
-            >= EXCLUDED
+        let count =
+            self.refcnt.load(Relaxed("only under the mmap lock is X added; EXCLUDE_BEGIN follows"));
+        count >= EXCLUDED && keep(Step::TestExcluded)
     }
 
     /// Whether `edit` has write-locked this VMA.
@@ -251,7 +252,9 @@ impl VmaLock {
     #[doc(alias("__vma_enter_locked", "__vma_start_exclude_readers"))]
     pub fn exclude(&self) {
         let old = self.refcnt.fetch_add(EXCLUDED, EXCLUDE_BEGIN);
-        debug_assert!((1..EXCLUDED).contains(&old), "attached, X added once: {old:#x}");
+        if cfg!(any(pervma_model, debug_assertions)) {
+            assert!((1..EXCLUDED).contains(&old), "X is added once, to what is attached: {old:#x}");
+        }
     }
 
     /// As [`exclude`](Self::exclude), if nobody is inside: then the caller is alone.

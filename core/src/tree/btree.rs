@@ -112,7 +112,12 @@ impl BTree {
                 Target::Slot(slot) => return Some(slot),
                 Target::Node(node) => {
                     let node = nodes.get(node);
-                    target = node.child(node.search(addr)?).follow();
+                    let word = node.child(node.search(addr)?);
+                    target = if keep(Step::TagInWord) {
+                        word.follow()
+                    } else {
+                        word.follow_as(node.child(0))
+                    };
                 }
             }
         }

@@ -50,7 +50,18 @@ impl TreeWord {
     #[inline(always)]
     pub fn follow(&self) -> Target {
         let word = self.0.load(NODE_FOLLOW);
-        match word & 3 {
+        Self::target(word, word)
+    }
+
+    /// What a mutant sees that believes one word to tell the kind of all words in a node.
+    pub fn follow_as(&self, first: &Self) -> Target {
+        let word = self.0.load(NODE_FOLLOW);
+        Self::target(word, first.0.load(NODE_FOLLOW))
+    }
+
+    #[inline(always)]
+    fn target(word: u32, kind: u32) -> Target {
+        match kind & 3 {
             // SAFETY: stored by `link` below, loaded with acquire.
             1 => Target::Node(unsafe { Idx::from_raw(word >> 2) }),
             2 => Target::Slot(word >> 2),

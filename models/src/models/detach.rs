@@ -82,7 +82,6 @@ pub const REUSE: Model = Model {
     },
     mutants: &[
         weaken("ATTACH_PUBLISH", RACE),
-        weaken("EXCLUDE_BEGIN", RACE),
         weaken("EXCLUDE_WAIT", RACE),
         drop_step(Step::CheckRange, OTHER),
         drop_step(Step::WaitForReaders, RACE),

@@ -119,7 +119,6 @@ pub const READ_AGAINST_WRITE: Model = Model {
         weaken("READ_ADMIT", RACE),
         weaken("EXCLUDE_END", RACE),
         weaken("READ_PUT", RACE),
-        weaken("EXCLUDE_BEGIN", RACE),
         weaken("EXCLUDE_WAIT", RACE),
         weaken("READ_SEQ", RACE),
         weaken("EDIT_END", RACE),

@@ -2,14 +2,16 @@
 #![expect(clippy::unwrap_used, reason = "a model that panics has failed")]
 
 mod detach;
+mod exclude;
 mod hole;
 mod lock;
 mod wait;
+mod whole;
 
 use crate::harness::Model;
 
 /// All of them.
-pub const ALL: [Model; 12] = [
+pub const ALL: [Model; 27] = [
     lock::ADMISSION,
     lock::READ_AGAINST_WRITE,
     lock::READ_ACROSS_EDITS,
@@ -22,4 +24,19 @@ pub const ALL: [Model; 12] = [
     wait::FUTEX,
     wait::WAKE,
     wait::BLOCKING_READ,
+    exclude::EXCLUDE_REMOVE,
+    exclude::EXCLUDE_UPDATE,
+    exclude::GATE,
+    exclude::ABANDON,
+    exclude::TWO_REMOVALS,
+    exclude::TWO_WAITERS,
+    exclude::HOLE_IN_RANGE,
+    exclude::IDLE,
+    whole::SPACE_END,
+    whole::RESERVE,
+    whole::ITERATION,
+    whole::CURSOR,
+    whole::FORK,
+    whole::DOWNGRADE,
+    whole::TAG_IN_WORD,
 ];

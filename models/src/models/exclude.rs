@@ -1,0 +1,238 @@
+//! Exclusions: VMAs kept from readers while nobody holds the mmap lock.
+
+use loom::sync::Arc;
+use loom::sync::atomic::AtomicU32;
+use loom::sync::atomic::Ordering::Relaxed;
+use loom::thread;
+use pervma_models::ledger::Step;
+use pervma_models::{AddressSpace, ChangeError, ReadError};
+
+use crate::harness::{DEADLOCK, Model, RACE, drop_step, weaken};
+
+const LATE: &str = "a reader is inside a removed VMA";
+const INSIDE: &str = "a reader is inside while the payload changes";
+const FOREIGN: &str = "an exclusion changes a VMA that another excludes";
+const TWICE: &str = "X is added once";
+const LOST: &str = "a payload came back twice, or not at all";
+
+/// A reader of one address who counts itself while it is inside.
+fn look(space: &AddressSpace<u32>, addr: usize, inside: &AtomicU32) {
+    if let Ok(vma) = space.try_read(addr) {
+        inside.fetch_add(1, Relaxed);
+        assert!(*vma < 3);
+        inside.fetch_sub(1, Relaxed);
+    }
+}
+
+fn none_inside(inside: &AtomicU32, otherwise: &str) {
+    assert_eq!(inside.fetch_add(0, Relaxed), 0, "{otherwise}");
+}
+
+/// A reader against a removal that waits without the mmap lock.
+pub const EXCLUDE_REMOVE: Model = Model {
+    name: "exclude_remove",
+    property: "when a removal returns, nobody is inside and nobody enters",
+    preemptions: None,
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(10..20, 1).unwrap();
+        let inside = Arc::new(AtomicU32::new(0));
+        let remover = thread::spawn({
+            let (space, inside) = (Arc::clone(&space), Arc::clone(&inside));
+            move || {
+                let removed = space.remove(10..20).unwrap();
+                none_inside(&inside, LATE);
+                assert_eq!((removed.len(), removed[0].payload), (1, 1), "{LOST}");
+            }
+        });
+        look(&space, 10, &inside);
+        remover.join().unwrap();
+        assert_eq!(space.try_read(10).unwrap_err(), ReadError::NotMapped { addr: 10 });
+    },
+    mutants: &[
+        drop_step(Step::WaitForReaders, RACE),
+        drop_step(Step::KeepExcluded, LATE),
+        weaken("EXCLUDE_WAIT", RACE),
+        weaken("READ_PUT", RACE),
+    ],
+};
+
+/// A reader against a change of the payload under an exclusion.
+pub const EXCLUDE_UPDATE: Model = Model {
+    name: "exclude_update",
+    property: "a payload changes while nobody is inside, and the new one is read only when its edit is over",
+    preemptions: None,
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(10..20, 1).unwrap();
+        let inside = Arc::new(AtomicU32::new(0));
+        let editor = thread::spawn({
+            let (space, inside) = (Arc::clone(&space), Arc::clone(&inside));
+            move || {
+                let changed = space.update(10..20, |_, _| {
+                    none_inside(&inside, INSIDE);
+                    2
+                });
+                assert_eq!(changed.unwrap()[0].payload, 1, "{LOST}");
+            }
+        });
+        look(&space, 10, &inside);
+        editor.join().unwrap();
+        assert_eq!(*space.try_read(10).unwrap(), 2);
+    },
+    mutants: &[
+        weaken("EXCLUDE_END", RACE),
+        weaken("READ_ADMIT", RACE),
+        drop_step(Step::WaitForReaders, RACE),
+    ],
+};
+
+/// A blocking reader against an exclusion that gives up.
+pub const GATE: Model = Model {
+    name: "gate",
+    property: "whoever an exclusion refuses goes on when it ends",
+    preemptions: Some(3),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(10..20, 1).unwrap();
+        let excluder = thread::spawn({
+            let space = Arc::clone(&space);
+            move || drop(space.exclude(10..20).unwrap())
+        });
+        assert_eq!(*space.read(10).unwrap(), 1);
+        excluder.join().unwrap();
+    },
+    mutants: &[
+        weaken("GATE_REGISTER", DEADLOCK),
+        weaken("GATE_OPEN", DEADLOCK),
+        drop_step(Step::LookAgain, DEADLOCK),
+    ],
+};
+
+/// Two excluders of one VMA, of whom each gives up.
+pub const ABANDON: Model = Model {
+    name: "abandon",
+    property: "an exclusion that gives up touches nothing of the next one's",
+    preemptions: Some(3),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(10..20, 1).unwrap();
+        let other = thread::spawn({
+            let space = Arc::clone(&space);
+            move || drop(space.exclude(10..20).unwrap())
+        });
+        drop(space.exclude(10..20).unwrap());
+        other.join().unwrap();
+        assert_eq!(*space.try_read(10).unwrap(), 1);
+    },
+    mutants: &[
+        weaken("EXCLUDE_END", RACE),
+        weaken("EXCLUDE_BEGIN", RACE),
+        drop_step(Step::LinkBeforeEnd, RACE),
+    ],
+};
+
+/// Two removals of the same range, one of them by an edit that retries outside.
+pub const TWO_REMOVALS: Model = Model {
+    name: "two_removals",
+    property: "exclusions and edits of the same VMAs neither wait for each other for ever nor both have them",
+    preemptions: None,
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        let mut edit = space.edit().unwrap();
+        edit.insert(10..15, 1).unwrap();
+        edit.insert(20..25, 2).unwrap();
+        drop(edit);
+        let other = thread::spawn({
+            let space = Arc::clone(&space);
+            move || space.remove(10..30).map_or(0, |removed| removed.len())
+        });
+        let removed = space.edit().unwrap().remove(5..25);
+        let here = match removed {
+            Err(ChangeError::Excluded { .. }) => {
+                space.remove(5..25).map_or(0, |removed| removed.len())
+            }
+            removed => removed.map_or(0, |removed| removed.len()),
+        };
+        assert_eq!(here + other.join().unwrap(), 2, "{LOST}");
+        assert_eq!(space.slab().vmas().in_use, 0);
+    },
+    mutants: &[drop_step(Step::TestExcluded, TWICE)],
+};
+
+/// A reader inside, one excluder that waits for it, one more whom that refuses.
+pub const TWO_WAITERS: Model = Model {
+    name: "two_waiters",
+    property: "the last reader wakes the excluder, and not somebody whom the exclusion refuses",
+    preemptions: Some(3),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(10..20, 1).unwrap();
+        let vma = space.try_read(10).unwrap();
+        let remover = thread::spawn({
+            let space = Arc::clone(&space);
+            move || space.remove(10..20).unwrap().len()
+        });
+        let reader = thread::spawn({
+            let space = Arc::clone(&space);
+            move || usize::from(space.read(10).is_ok())
+        });
+        assert_eq!(*vma, 1);
+        drop(vma);
+        assert_eq!(remover.join().unwrap(), 1, "{LOST}");
+        assert!(reader.join().unwrap() <= 1);
+    },
+    mutants: &[drop_step(Step::SeparateGate, DEADLOCK), drop_step(Step::WakeWaiter, DEADLOCK)],
+};
+
+/// An exclusion with a hole in its range, in which another thread maps and excludes something.
+pub const HOLE_IN_RANGE: Model = Model {
+    name: "hole_in_range",
+    property: "an exclusion ends on its own VMAs, whatever has come into its range",
+    preemptions: None,
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(10..15, 1).unwrap();
+        let other = thread::spawn({
+            let space = Arc::clone(&space);
+            move || {
+                space.edit().unwrap().insert(20..25, 2).unwrap();
+                match space.exclude(20..25) {
+                    Ok(exclusion) => exclusion.remove().map_or(0, |removed| removed.len()),
+                    Err(_) => 0,
+                }
+            }
+        });
+        let exclusion = space.exclude(10..30).unwrap();
+        let alone = exclusion.iter().count();
+        let removed = exclusion.remove().unwrap().len();
+        assert_eq!(removed, alone, "{FOREIGN}");
+        assert_eq!(removed + other.join().unwrap(), 2, "{LOST}");
+    },
+    mutants: &[drop_step(Step::OwnList, RACE)],
+};
+
+/// A reader against a write lock that does not wait.
+pub const IDLE: Model = Model {
+    name: "idle",
+    property: "a VMA that is write-locked because it was idle is idle",
+    preemptions: None,
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(10..20, 1).unwrap();
+        let inside = Arc::new(AtomicU32::new(0));
+        let editor = thread::spawn({
+            let (space, inside) = (Arc::clone(&space), Arc::clone(&inside));
+            move || {
+                let mut edit = space.edit().unwrap();
+                if let Ok(mut vma) = edit.try_start_write(10) {
+                    none_inside(&inside, INSIDE);
+                    *vma = 2;
+                }
+            }
+        });
+        look(&space, 10, &inside);
+        editor.join().unwrap();
+    },
+    mutants: &[weaken("EXCLUDE_IDLE", RACE), weaken("EXCLUDE_END", RACE)],
+};

@@ -1,0 +1,232 @@
+//! Operations that look at, take or copy more than one VMA; and the end of a space.
+
+use loom::sync::Arc;
+use loom::sync::atomic::AtomicU32;
+use loom::sync::atomic::Ordering::{AcqRel, Relaxed};
+use loom::thread;
+use pervma_models::ledger::Step;
+use pervma_models::{AddressSpace, ReadError, Slab};
+
+use crate::harness::{Model, RACE, drop_step, weaken};
+
+const TENANT: &str = "a stale reader's put takes the count of the slot's next tenant to 0";
+const UNMAPPED: &str = "what is read at a reserved address is neither the reservation nor its VMA";
+const SKIPPED: &str = "iteration passes over a VMA that is mapped throughout";
+const OTHER: &str = "a cursor is admitted to a VMA that does not hold its address";
+const COPIED: &str = "a reader is inside a VMA that is being copied";
+const TAG: &str = "a node is taken for a VMA, or a VMA for a node";
+
+/// A space ends while a reader of another is late on one of its slots, which a third then uses.
+pub const SPACE_END: Model = Model {
+    name: "space_end",
+    property: "the end of a space waits for late readers of its slots, of whatever space",
+    preemptions: Some(3),
+    run: || {
+        let slab = std::sync::Arc::new(Slab::new());
+        let on_slab = || AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
+        let (mine, next) = (Arc::new(on_slab()), on_slab());
+        mine.edit().unwrap().insert(10..20, 1).unwrap();
+        let short = on_slab();
+        let editor = thread::spawn({
+            let mine = Arc::clone(&mine);
+            move || {
+                mine.edit().unwrap().remove(10..20).unwrap();
+                short.edit().unwrap().insert(10..20, 2).unwrap();
+                drop(short);
+                next.edit().unwrap().insert(10..20, 3).unwrap();
+                next
+            }
+        });
+        drop(mine.try_read(10));
+        let next = editor.join().unwrap();
+        assert_eq!(slab.vmas().made, 1, "the slot was used again");
+        assert_eq!(next.try_read(10).map(|vma| *vma), Ok(3), "{TENANT}");
+    },
+    mutants: &[drop_step(Step::DrainOnDrop, RACE)],
+};
+
+/// A reader of a range that is reserved and then committed.
+pub const RESERVE: Model = Model {
+    name: "reserve",
+    property: "a reserved address is reported so until its VMA is there, complete",
+    preemptions: Some(3),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        drop(space.edit().unwrap()); // this thread's identity is never the editor's
+        let reserved = Arc::new(AtomicU32::new(0));
+        let editor = thread::spawn({
+            let (space, reserved) = (Arc::clone(&space), Arc::clone(&reserved));
+            move || {
+                let reservation = space.edit().unwrap().reserve(10..20).unwrap();
+                reserved.fetch_add(1, AcqRel);
+                reservation.commit(1).unwrap();
+            }
+        });
+        let before = reserved.fetch_add(0, AcqRel);
+        match space.try_read(10) {
+            Ok(vma) => assert_eq!(*vma, 1, "{UNMAPPED}"),
+            Err(ReadError::NotMapped { .. }) => assert_eq!(before, 0, "{UNMAPPED}"),
+            Err(ReadError::Reserved { .. } | ReadError::Locked { .. }) => {}
+            Err(error) => panic!("{UNMAPPED}: {error}"),
+        }
+        editor.join().unwrap();
+        assert_eq!(*space.try_read(10).unwrap(), 1);
+    },
+    mutants: &[
+        weaken("EXCLUDE_WAIT", RACE),
+        weaken("EXCLUDE_END", RACE),
+        drop_step(Step::WaitForReaders, RACE),
+    ],
+};
+
+/// The next VMA is asked for while entries shift in its leaf.
+pub const ITERATION: Model = Model {
+    name: "iteration",
+    property: "asking for the next VMA never passes over one that is mapped throughout",
+    preemptions: Some(3),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        let mut edit = space.edit().unwrap();
+        for start in [10, 20, 30, 40] {
+            edit.insert(start..start + 5, ()).unwrap();
+        }
+        drop(edit);
+        let editor = thread::spawn({
+            let space = Arc::clone(&space);
+            move || space.edit().unwrap().insert(50..55, ()).unwrap()
+        });
+        if let Ok(next) = space.try_read_from(36) {
+            let next = next.map(|vma| vma.range());
+            assert_eq!(next, Some(40..45), "{SKIPPED}");
+        }
+        editor.join().unwrap();
+    },
+    mutants: &[
+        drop_step(Step::CheckHole, SKIPPED),
+        weaken("HOLE_CHECK", SKIPPED),
+        weaken("HOLE_BEGIN", SKIPPED),
+    ],
+};
+
+/// A cursor whose slot becomes another VMA's.
+pub const CURSOR: Model = Model {
+    name: "cursor",
+    property: "a cursor finds its own VMA or none, never the slot's next tenant",
+    preemptions: Some(3),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(10..20, 1).unwrap();
+        let mut cursor = space.cursor();
+        assert_eq!(*cursor.try_read(10).unwrap(), 1);
+        let editor = thread::spawn({
+            let space = Arc::clone(&space);
+            move || {
+                let mut edit = space.edit().unwrap();
+                edit.remove(10..20).unwrap();
+                edit.insert(30..40, 2).unwrap();
+            }
+        });
+        if let Ok(vma) = cursor.try_read(10) {
+            assert!(vma.range().contains(&10), "{OTHER}");
+            assert_eq!(*vma, 1, "{OTHER}");
+        }
+        editor.join().unwrap();
+    },
+    mutants: &[weaken("ATTACH_PUBLISH", RACE), weaken("READ_ADMIT", RACE)],
+};
+
+/// A reader against a fork.
+pub const FORK: Model = Model {
+    name: "fork",
+    property: "nobody is inside a VMA of the parent while it is copied",
+    preemptions: None,
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(10..20, 1).unwrap();
+        let inside = Arc::new(AtomicU32::new(0));
+        let parent = thread::spawn({
+            let (space, inside) = (Arc::clone(&space), Arc::clone(&inside));
+            move || {
+                let child = space.edit().unwrap().fork(|_, &payload| {
+                    assert_eq!(inside.fetch_add(0, Relaxed), 0, "{COPIED}");
+                    Some(payload)
+                });
+                assert_eq!(*child.unwrap().try_read(10).unwrap(), 1);
+            }
+        });
+        if let Ok(vma) = space.try_read(10) {
+            inside.fetch_add(1, Relaxed);
+            assert_eq!(*vma, 1);
+            inside.fetch_sub(1, Relaxed);
+        }
+        parent.join().unwrap();
+    },
+    mutants: &[drop_step(Step::WaitForReaders, COPIED), drop_step(Step::CheckSeq, COPIED)],
+};
+
+/// An edit becomes a view: what it wrote is read, and no other edit comes in between.
+pub const DOWNGRADE: Model = Model {
+    name: "downgrade",
+    property: "a view that was an edit sees the space as that edit left it, and so do readers",
+    preemptions: Some(3),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(10..20, 1).unwrap();
+        let editor = thread::spawn({
+            let space = Arc::clone(&space);
+            move || {
+                let mut edit = space.edit().unwrap();
+                *edit.start_write(10).unwrap() += 1;
+                let view = edit.downgrade();
+                let seen = view.get(10).map(|(_, &payload)| payload);
+                assert_eq!(seen, view.get(10).map(|(_, &payload)| payload));
+                seen.unwrap()
+            }
+        });
+        {
+            let mut edit = space.edit().unwrap();
+            *edit.start_write(10).unwrap() += 1;
+        }
+        let read = space.try_read(10).map(|vma| *vma);
+        assert!(matches!(read, Ok(2 | 3) | Err(ReadError::Locked { .. })));
+        assert!(editor.join().unwrap() >= 2);
+        assert_eq!(*space.try_read(10).unwrap(), 3);
+    },
+    mutants: &[weaken("EDIT_END", RACE)],
+};
+
+/// A leaf that a walker is in becomes the inner node of another tree.
+pub const TAG_IN_WORD: Model = Model {
+    name: "tag_in_word",
+    property: "a walker in a recycled node takes no node for a VMA and no VMA for a node",
+    preemptions: Some(3),
+    run: || {
+        let slab = std::sync::Arc::new(Slab::new());
+        let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
+        let other = AddressSpace::on_slab(1, slab);
+        let map = |space: &AddressSpace<()>, starts: &[usize]| {
+            let mut edit = space.edit().unwrap();
+            for &start in starts {
+                edit.insert(start..start + 5, ()).unwrap();
+            }
+        };
+        map(&other, &[10, 20, 30, 40]);
+        // The second leaf holds slots of higher numbers than there are nodes.
+        map(&mine, &[10, 20, 30, 40, 50, 60, 70]);
+        mine.edit().unwrap().remove(20..25).unwrap();
+        let editor = thread::spawn({
+            let mine = Arc::clone(&mine);
+            move || {
+                // The second leaf is merged away, and becomes the new root of the other tree.
+                mine.edit().unwrap().remove(10..15).unwrap();
+                map(&other, &[50]);
+                other
+            }
+        });
+        if let Ok(vma) = mine.try_read(40) {
+            assert!(vma.range().contains(&40), "{TAG}");
+        }
+        editor.join().unwrap();
+    },
+    mutants: &[drop_step(Step::TagInWord, TAG)],
+};
