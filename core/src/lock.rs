@@ -58,7 +58,7 @@
 
 use core::hint;
 
-use crate::facade::{AtomicU64, Relaxed, WaitWord, const_unless_model, fence, keep};
+use crate::facade::{AtomicU64, Relaxed, WaitWord, check, const_unless_model, fence, keep};
 use crate::ledger::{
     ATTACH_PUBLISH, EDIT_END, EXCLUDE_BEGIN, EXCLUDE_END, EXCLUDE_IDLE, EXCLUDE_WAIT, GATE_OPEN,
     GATE_REGISTER, HOLE_BEGIN, HOLE_CHECK, READ_ADMIT, READ_PUT, READ_SEQ, Step,
@@ -252,9 +252,7 @@ impl VmaLock {
     #[doc(alias("__vma_enter_locked", "__vma_start_exclude_readers"))]
     pub fn exclude(&self) {
         let old = self.refcnt.fetch_add(EXCLUDED, EXCLUDE_BEGIN);
-        if cfg!(any(pervma_model, debug_assertions)) {
-            assert!((1..EXCLUDED).contains(&old), "X is added once, to what is attached: {old:#x}");
-        }
+        check((1..EXCLUDED).contains(&old), "X is added once, to what is attached");
     }
 
     /// As [`exclude`](Self::exclude), if nobody is inside: then the caller is alone.

@@ -38,7 +38,7 @@ use core::ptr;
 use core::alloc::Layout;
 
 use crate::error::OutOfMemory;
-use crate::facade::{Cell, ConstPtr, MmapLock, const_unless_model, keep};
+use crate::facade::{Cell, ConstPtr, MmapLock, check, const_unless_model, keep};
 use crate::ledger::Step;
 use crate::lock::{Glimpse, Refused, Ticket, VmaLock};
 use crate::mm::{Mm, ReadSection, Section, SpaceId, WriteSection};
@@ -144,9 +144,7 @@ impl<O: Object, T: Platform> Arena<O, T> {
         debug_assert!(chunk < CHUNKS);
         // SAFETY: A1: the chunk pointer was written before the index came to us.
         let base = self.chunks[chunk].with(|base| unsafe { *base });
-        if cfg!(any(pervma_model, debug_assertions)) {
-            assert!(!base.is_null(), "a node is taken for a VMA, or a VMA for a node");
-        }
+        check(!base.is_null(), "a node is taken for a VMA, or a VMA for a node");
         // SAFETY: A1: the object lies within its chunk.
         let object = unsafe { base.add(offset) };
         // SAFETY: A1: it is initialised; A2: it stays, and is only ever shared.

@@ -87,6 +87,15 @@ pub fn signal_fence() {
     imp::signal_fence();
 }
 
+/// An assertion of debug builds and of all models, whose mutants fail by what it says.
+#[inline(always)]
+#[track_caller]
+pub fn check(holds: bool, otherwise: &str) {
+    if cfg!(any(pervma_model, debug_assertions)) {
+        assert!(holds, "{otherwise}");
+    }
+}
+
 /// Declares a function `const`, except under the model checker, whose atomics are built at run
 /// time.
 macro_rules! const_unless_model {

@@ -49,7 +49,7 @@ pub const SPACE_END: Model = Model {
 pub const RESERVE: Model = Model {
     name: "reserve",
     property: "a reserved address is reported so until its VMA is there, complete",
-    preemptions: Some(3),
+    preemptions: Some(4),
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         drop(space.edit().unwrap()); // this thread's identity is never the editor's
