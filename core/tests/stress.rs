@@ -1,0 +1,394 @@
+//! Real threads on everything at once: readers of all kinds beside editors of all kinds, slots going
+//! from space to space.
+//!
+//! What a reader holds must stay as it is and alive; every payload is dropped once; what is mapped
+//! throughout is always found; memory stops growing. `PERVMA_STRESS_SECONDS` makes the run longer.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_types, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pervma::{AddressSpace, ChangeError, GapSearch, Payload, ReadError, Removed, Slab};
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+/// Addresses in a space.
+const SIZE: usize = 256;
+/// Mapped throughout in each space, one address long, in the middle.
+const CONSTANT: usize = SIZE / 2;
+
+/// Payloads made and not yet dropped.
+static ALIVE: AtomicU64 = AtomicU64::new(0);
+
+/// Says where it is mapped, so that a reader can tell.
+#[derive(Debug)]
+struct Place {
+    space: usize,
+    start: usize,
+    id: u32,
+    /// 1 while it lives; on the heap, so that a use after the drop is one of freed memory.
+    alive: Box<AtomicU32>,
+}
+
+impl Place {
+    fn new(space: usize, start: usize, id: u32) -> Self {
+        ALIVE.fetch_add(1, Relaxed);
+        Self { space, start, id, alive: Box::new(AtomicU32::new(1)) }
+    }
+
+    fn at(&self, start: usize) -> Self {
+        Self::new(self.space, start, self.id)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        assert_eq!(self.alive.swap(0, Relaxed), 1, "dropped twice");
+        ALIVE.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Payload for Place {
+    fn split(&self, offset: usize) -> Option<(Self, Self)> {
+        Some((self.at(self.start), self.at(self.start + offset)))
+    }
+
+    fn merge(&self, len: usize, next: &Self) -> Option<Self> {
+        let contiguous = self.id == next.id && self.start + len == next.start;
+        contiguous.then(|| self.at(self.start))
+    }
+}
+
+/// What the threads have in common.
+struct Arena {
+    spaces: Vec<Arc<AddressSpace<Place>>>,
+    stop: AtomicBool,
+    /// How often each thing happened, so that a run in which something never did is noticed.
+    seen: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+type Seen = BTreeMap<&'static str, u64>;
+
+/// Checks what a reader holds in `space`, twice, some time apart.
+fn check(space: usize, addr: Option<usize>, range: &Range<usize>, place: &Place, linger: bool) {
+    assert!(addr.is_none_or(|addr| range.contains(&addr)), "{addr:?} is not in {range:?}");
+    let look = || (place.space, place.start, place.id, place.alive.load(Relaxed));
+    let first = look();
+    assert_eq!((first.0, first.1, first.3), (space, range.start, 1));
+    if linger {
+        thread::yield_now();
+    }
+    assert_eq!(look(), first, "changed under a reader");
+}
+
+fn reader(arena: &Arena, seed: u64) -> Seen {
+    let (mut random, mut seen) = (SmallRng::seed_from_u64(seed), Seen::new());
+    let mut cursors: Vec<_> = arena.spaces.iter().map(|space| space.cursor()).collect();
+    while !arena.stop.load(Relaxed) {
+        let number = random.random_range(0..arena.spaces.len());
+        let space = &arena.spaces[number];
+        let addr = random.random_range(0..SIZE);
+        let linger = random.random_ratio(1, 50);
+        let mut judge = |what, result: Result<(), ReadError>| {
+            *seen.entry(what).or_default() += 1;
+            match result {
+                Err(ReadError::NotMapped { addr: CONSTANT }) => panic!("a false hole"),
+                Ok(()) => *seen.entry("a VMA was read").or_default() += 1,
+                Err(ReadError::NotMapped { .. }) => *seen.entry("a hole").or_default() += 1,
+                Err(ReadError::Locked { .. }) => *seen.entry("told locked").or_default() += 1,
+                Err(ReadError::Reserved { .. }) => *seen.entry("told reserved").or_default() += 1,
+                Err(error) => panic!("{error}"),
+            }
+        };
+        match random.random_range(0..100) {
+            0..40 => {
+                let addr = if addr.is_multiple_of(8) { CONSTANT } else { addr };
+                let read = space.try_read(addr);
+                judge(
+                    "try_read",
+                    read.map(|vma| check(number, Some(addr), &vma.range(), &vma, linger)),
+                );
+            }
+            40..70 => {
+                let read = cursors[number].try_read(addr);
+                judge(
+                    "cursor",
+                    read.map(|vma| check(number, Some(addr), &vma.range(), &vma, linger)),
+                );
+            }
+            70..80 => {
+                let addr = if addr.is_multiple_of(8) { CONSTANT } else { addr };
+                let read = space.read(addr);
+                judge(
+                    "read",
+                    read.map(|vma| check(number, Some(addr), &vma.range(), &vma, linger)),
+                );
+            }
+            80..84 => {
+                let read = space.try_read_owned(addr);
+                judge(
+                    "owned",
+                    read.map(|vma| check(number, Some(addr), &vma.range(), &vma, linger)),
+                );
+            }
+            84..96 => {
+                let read = space.try_read_from(addr.min(CONSTANT));
+                let read = read.map(|next| {
+                    let next = next.expect("the constant VMA is there");
+                    assert!(next.range().start <= CONSTANT, "passed over: {:?}", next.range());
+                    check(number, None, &next.range(), &next, linger);
+                });
+                judge("try_read_from", read);
+            }
+            96..99 => {
+                let mut found = false;
+                for vma in space.iter() {
+                    let vma = vma.unwrap();
+                    check(number, None, &vma.range(), &vma, false);
+                    found |= vma.range().contains(&CONSTANT);
+                }
+                assert!(found, "iteration passed over a VMA that is mapped throughout");
+                judge("iter", Ok(()));
+            }
+            _ => {
+                let view = space.view().unwrap();
+                let (_, place) = view.get(CONSTANT).expect("the constant VMA is there");
+                assert_eq!(place.space, number);
+                for (range, place) in view.iter() {
+                    check(number, None, &range, place, false);
+                }
+                judge("view", Ok(()));
+            }
+        }
+    }
+    seen
+}
+
+/// Checks what was taken out of `space`.
+fn took(space: usize, result: Result<Vec<Removed<Place>>, ChangeError>, seen: &mut Seen) {
+    match result {
+        Ok(removed) => {
+            for Removed { range, payload } in removed {
+                check(space, None, &range, &payload, false);
+            }
+            *seen.entry("changed").or_default() += 1;
+        }
+        Err(ChangeError::NotMapped { .. }) => *seen.entry("nothing there").or_default() += 1,
+        Err(ChangeError::Excluded { .. }) => *seen.entry("excluded").or_default() += 1,
+        Err(ChangeError::Reserved { .. }) => *seen.entry("reserved").or_default() += 1,
+        Err(ChangeError::Overlap { .. }) => *seen.entry("overlap").or_default() += 1,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn editor(arena: &Arena, seed: u64) -> Seen {
+    let (mut random, mut seen) = (SmallRng::seed_from_u64(seed), Seen::new());
+    while !arena.stop.load(Relaxed) {
+        let number = random.random_range(0..arena.spaces.len());
+        let space = &arena.spaces[number];
+        // Below or above what is constant, never across.
+        let start = random.random_range(0..CONSTANT - 1);
+        let len = random.random_range(1..CONSTANT - start).min(40);
+        let half = if random.random() { CONSTANT + 1 } else { 0 };
+        let range = half + start..half + start + len;
+        let place = |id| Place::new(number, range.start, id);
+        let id = random.random_range(0..3);
+        let stays = |part: Range<usize>, _: &Place| Place::new(number, part.start, id);
+        let what = random.random_range(0..15);
+        *seen.entry(OPERATIONS[what]).or_default() += 1;
+        match what {
+            0 | 1 => {
+                let inserted = space.edit().unwrap().insert(range.clone(), place(id));
+                took(number, inserted.map(|()| Vec::new()).map_err(|error| error.kind), &mut seen);
+            }
+            2 => took(number, space.edit().unwrap().remove(range.clone()), &mut seen),
+            3 => took(number, space.remove(range.clone()), &mut seen),
+            4 => took(number, space.edit().unwrap().update(range.clone(), stays), &mut seen),
+            5 => took(number, space.update(range.clone(), stays), &mut seen),
+            6 => {
+                let replaced = space.edit().unwrap().replace(range.clone(), place(id));
+                took(number, replaced.map_err(|error| error.kind), &mut seen);
+            }
+            7 => {
+                let replaced = space.replace(range.clone(), place(id));
+                took(number, replaced.map_err(|error| error.kind), &mut seen);
+            }
+            8 | 9 => {
+                let to = random.random_range(0..CONSTANT - len);
+                let to = if random.random() { CONSTANT + 1 + to } else { to };
+                let moved = if what == 8 {
+                    space.edit().unwrap().relocate(range.clone(), to, stays)
+                } else {
+                    space.relocate(range.clone(), to, stays)
+                };
+                took(number, moved, &mut seen);
+            }
+            10 => {
+                let search = GapSearch::new(len).within(half..half + CONSTANT - 1);
+                let mut edit = space.edit().unwrap();
+                let Ok(gap) = edit.find_gap(&search) else { continue };
+                let reservation = edit.reserve(gap.clone()).unwrap();
+                if random.random() {
+                    drop(edit);
+                    thread::sleep(Duration::from_micros(50)); // for others to meet it
+                }
+                if random.random() {
+                    reservation.commit(Place::new(number, gap.start, id)).unwrap();
+                }
+            }
+            11 => {
+                let Ok(exclusion) = space.exclude(range.clone()) else { continue };
+                for (range, place) in exclusion.iter() {
+                    check(number, None, &range, place, false);
+                }
+                let soon = Instant::now() + Duration::from_micros(random.random_range(0..100));
+                if exclusion.wait_until(soon) {
+                    took(number, exclusion.remove(), &mut seen);
+                }
+            }
+            12 => {
+                let mut edit = space.edit().unwrap();
+                let written = if random.random() {
+                    edit.start_write(range.start)
+                } else {
+                    edit.try_start_write(range.start)
+                };
+                if let Ok(mut place) = written {
+                    place.id = id;
+                }
+            }
+            13 => {
+                let mut edit = space.edit().unwrap();
+                if let Ok(child) = edit.fork(|_, place| Some(place.at(place.start))) {
+                    drop(edit);
+                    let vma = child.try_read(CONSTANT).unwrap();
+                    check(number, Some(CONSTANT), &vma.range(), &vma, false);
+                }
+            }
+            _ => {
+                let mut edit = space.edit().unwrap();
+                let removed = edit.remove(range.clone());
+                let view = edit.downgrade();
+                if removed.is_ok() {
+                    assert!(view.get(range.start).is_none(), "another edit came in between");
+                }
+                drop(view);
+                took(number, removed, &mut seen);
+            }
+        }
+    }
+    seen
+}
+
+const OPERATIONS: [&str; 15] = [
+    "insert",
+    "insert",
+    "remove in an edit",
+    "remove",
+    "update in an edit",
+    "update",
+    "replace in an edit",
+    "replace",
+    "relocate in an edit",
+    "relocate",
+    "reserve",
+    "exclude",
+    "write",
+    "fork",
+    "downgrade",
+];
+
+#[test]
+fn readers_and_editors_of_all_kinds() {
+    let seconds = std::env::var("PERVMA_STRESS_SECONDS").map_or(2, |s| s.parse().unwrap());
+    let slab = Arc::new(Slab::new());
+    let mut spaces: Vec<_> =
+        (0..2).map(|_| Arc::new(AddressSpace::on_slab(1, Arc::clone(&slab)))).collect();
+    spaces.push(Arc::new(AddressSpace::new(1)));
+    for (number, space) in spaces.iter().enumerate() {
+        let place = Place::new(number, CONSTANT, 9);
+        space.edit().unwrap().insert(CONSTANT..CONSTANT + 1, place).unwrap();
+    }
+    let arena = Arena { spaces, stop: AtomicBool::new(false), seen: Mutex::default() };
+    thread::scope(|scope| {
+        for seed in 0..4 {
+            let arena = &arena;
+            scope.spawn(move || {
+                // A thread that fails stops the others, so that the failure is seen.
+                let stop = scopeguard(arena);
+                let seen = if seed % 2 == 0 { reader(arena, seed) } else { editor(arena, seed) };
+                drop(stop);
+                let mut all = arena.seen.lock().unwrap();
+                seen.into_iter().for_each(|(what, n)| *all.entry(what).or_default() += n);
+            });
+        }
+        let end = Instant::now() + Duration::from_secs(seconds);
+        while Instant::now() < end && !arena.stop.load(Relaxed) {
+            thread::sleep(Duration::from_millis(20));
+        }
+        arena.stop.store(true, Relaxed);
+    });
+    let Arena { spaces, seen, .. } = arena;
+    let seen = seen.into_inner().unwrap();
+    println!("{seen:#?}");
+    for what in OPERATIONS {
+        assert!(seen.contains_key(what), "{what} never happened");
+    }
+    for what in ["changed", "excluded", "reserved", "overlap", "nothing there", "a VMA was read"] {
+        assert!(seen.contains_key(what), "nobody was told: {what}");
+    }
+    for what in ["try_read", "cursor", "read", "owned", "try_read_from", "iter", "view", "a hole"] {
+        assert!(seen.contains_key(what), "{what} never happened");
+    }
+    // At most one VMA an address, and a few on their way.
+    let made = slab.vmas().made + spaces[2].slab().vmas().made;
+    assert!(made <= 5 * SIZE, "{made} slots were made");
+    for space in &spaces {
+        space.remove(0..SIZE).unwrap();
+        assert!(space.view().unwrap().iter().next().is_none());
+    }
+    assert_eq!(slab.vmas().in_use, 0, "a slot is lost");
+    assert_eq!(slab.nodes().in_use, 0, "a node is lost");
+    drop(spaces);
+    assert_eq!(ALIVE.load(Relaxed), 0, "a payload is lost");
+}
+
+/// Stops everybody when dropped.
+fn scopeguard(arena: &Arena) -> impl Drop {
+    struct Stop<'a>(&'a Arena);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.stop.store(true, Relaxed);
+        }
+    }
+    Stop(arena)
+}
+
+/// Memory does not grow, however long it goes on.
+#[test]
+fn ten_million_operations_use_the_memory_of_the_first_thousand() {
+    let rounds = if cfg!(miri) {
+        200
+    } else if cfg!(debug_assertions) {
+        100_000
+    } else {
+        5_000_000
+    };
+    let space = AddressSpace::new(1);
+    let round = |n: usize| {
+        let start = 16 * (n % 50);
+        space.edit().unwrap().insert(start..start + 10, n).unwrap();
+        if n >= 25 {
+            let old = 16 * ((n - 25) % 50);
+            space.edit().unwrap().remove(old..old + 10).unwrap();
+        }
+    };
+    (0..100).for_each(round);
+    let before = (space.slab().vmas(), space.slab().nodes());
+    (100..rounds).for_each(round);
+    assert_eq!((space.slab().vmas(), space.slab().nodes()), before);
+}

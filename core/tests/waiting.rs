@@ -1,0 +1,405 @@
+//! Who waits for whom, who is told instead, and what comes back when someone gives up.
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "tests"
+)]
+
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pervma::{
+    AddressSpace, ChangeError, EditError, GapSearch, GlobalMemory, Payload, Platform, ReadError,
+    Std, ThreadState, WaitWord, WriteError,
+};
+
+const A: Range<usize> = 0x1000..0x2000;
+const B: Range<usize> = 0x8000..0x9000;
+
+/// Long enough for another thread to have got as far as it gets.
+const A_WHILE: Duration = Duration::from_millis(50);
+
+fn space() -> AddressSpace<u32> {
+    let space = AddressSpace::new(4096);
+    let mut edit = space.edit().unwrap();
+    edit.insert(A, 1).unwrap();
+    edit.insert(B, 2).unwrap();
+    drop(edit);
+    space
+}
+
+/// Holds a guard of `addr` until it is told to go on.
+fn reader<'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    space: &'scope AddressSpace<u32>,
+    addr: usize,
+) -> mpsc::Sender<()> {
+    let (leave, told) = mpsc::channel();
+    let (inside, is_inside) = mpsc::channel();
+    scope.spawn(move || {
+        let vma = space.try_read(addr).unwrap();
+        inside.send(()).unwrap();
+        told.recv().unwrap();
+        drop(vma);
+    });
+    is_inside.recv().unwrap();
+    leave
+}
+
+#[test]
+fn a_removal_waits_for_readers_of_its_own_range_and_delays_nobody() {
+    let space = space();
+    thread::scope(|scope| {
+        let leave = reader(scope, &space, B.start);
+        assert_eq!(space.remove(A).unwrap()[0].payload, 1); // returns, whoever is in B
+
+        let removal = scope.spawn(|| space.remove(B).unwrap()[0].payload);
+        thread::sleep(A_WHILE);
+        assert!(!removal.is_finished());
+        // Readers elsewhere, edits and other removals go on meanwhile.
+        space.edit().unwrap().insert(A, 3).unwrap();
+        assert_eq!(*space.read(A.start).unwrap(), 3);
+        assert_eq!(space.remove(A).unwrap()[0].payload, 3);
+        assert_eq!(space.try_read(B.start).err(), Some(ReadError::Locked { addr: B.start }));
+        assert!(!removal.is_finished());
+
+        leave.send(()).unwrap();
+        assert_eq!(removal.join().unwrap(), 2);
+    });
+}
+
+#[test]
+fn whatever_ends_an_exclusion_readers_come_in_again() {
+    let space = space();
+    let whole = || assert_eq!(space.try_read(B.start).unwrap().range(), B);
+
+    drop(space.exclude(B).unwrap());
+    whole();
+
+    thread::scope(|scope| {
+        let leave = reader(scope, &space, B.start);
+        let exclusion = space.exclude(B).unwrap();
+        assert!(!exclusion.is_alone());
+        assert!(!exclusion.wait_until(Instant::now() + Duration::from_millis(5)));
+        assert_eq!(space.try_read(B.start).err(), Some(ReadError::OwnExclusion { addr: B.start }));
+        drop(exclusion);
+        whole(); // beside the other reader
+        leave.send(()).unwrap();
+    });
+
+    let exclusion = space.exclude(B).unwrap();
+    let panicked = catch_unwind(AssertUnwindSafe(|| exclusion.update(|_, _| panic!("in f"))));
+    assert!(panicked.is_err());
+    whole();
+
+    let exclusion = space.exclude(A.start..B.end).unwrap();
+    let hole = A.end..B.start;
+    assert_eq!(exclusion.update(|_, &p| p), Err(ChangeError::NotMapped { range: hole }));
+    whole();
+}
+
+#[test]
+fn a_blocking_read_waits_an_exclusion_out() {
+    let space = space();
+    thread::scope(|scope| {
+        let (done, is_done) = mpsc::channel();
+        let exclusion = space.exclude(B).unwrap();
+        let read = scope.spawn({
+            let space = &space;
+            move || {
+                let payload = *space.read(B.start).unwrap();
+                done.send(()).unwrap();
+                payload
+            }
+        });
+        let next = scope.spawn(|| space.read_from(A.end).unwrap().map(|vma| *vma));
+        assert!(is_done.recv_timeout(A_WHILE).is_err(), "it waits");
+        exclusion.update(|_, _| 7).unwrap();
+        assert_eq!((read.join().unwrap(), next.join().unwrap()), (7, Some(7)));
+    });
+}
+
+#[test]
+fn what_an_exclusion_has_an_edit_leaves_alone() {
+    let space = space();
+    let exclusion = space.exclude(B).unwrap();
+    let excluded = ChangeError::Excluded { vma: B };
+    let mut edit = space.edit().unwrap(); // legal: the exclusion comes first
+    assert_eq!(edit.remove(A.start..B.end).unwrap_err(), excluded);
+    assert_eq!(edit.update(B, |_, &p| p).unwrap_err(), excluded);
+    assert_eq!(edit.replace(B, 9).unwrap_err().kind, excluded);
+    assert_eq!(edit.relocate(B, 0x10_0000, |_, &p| p).unwrap_err(), excluded);
+    assert_eq!(edit.insert(0x8000..0xa000, 9).unwrap_err().kind, excluded);
+    assert_eq!(edit.reserve(0x8000..0xa000).unwrap_err(), excluded);
+    assert_eq!(edit.fork(|_, &p| Some(p)).unwrap_err(), excluded);
+    let addr = B.start;
+    assert_eq!(edit.start_write(addr).unwrap_err(), WriteError::Excluded { addr });
+    assert_eq!(edit.try_start_write(addr).unwrap_err(), WriteError::Excluded { addr });
+    assert_eq!(edit.get(addr), Some((B, &2)));
+    // It counts as taken, and is not merged with.
+    let search = GapSearch::new(0x1000).within(B.start..0x10_0000);
+    assert_eq!(edit.find_gap(&search), Ok(B.end..B.end + 0x1000));
+    edit.insert(B.end..B.end + 0x1000, 2).unwrap();
+    edit.update(B.end..B.end + 0x1000, |_, &p| p).unwrap();
+    assert_eq!(edit.iter().count(), 3);
+    drop(edit);
+    assert_eq!(exclusion.remove().unwrap()[0].payload, 2);
+}
+
+#[test]
+fn an_exclusion_ends_on_its_own_vmas_whatever_came_into_the_range() {
+    let space = space();
+    let exclusion = space.exclude(A.start..B.end).unwrap();
+    let middle = 0x4000..0x5000;
+    space.edit().unwrap().insert(middle.clone(), 3).unwrap();
+    let removed = exclusion.remove().unwrap();
+    assert_eq!(removed.iter().map(|vma| vma.payload).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(space.try_read(0x4000).unwrap().range(), middle);
+}
+
+#[test]
+fn a_replacement_starts_over_when_a_hole_is_filled() {
+    let space = space();
+    thread::scope(|scope| {
+        let leave = reader(scope, &space, B.start);
+        let replacement = scope.spawn(|| space.replace(A.start..B.end, 9).unwrap());
+        while space.try_read(A.start).is_ok() {
+            thread::yield_now();
+        }
+        space.edit().unwrap().insert(0x4000..0x5000, 3).unwrap();
+        leave.send(()).unwrap();
+        let replaced = replacement.join().unwrap();
+        assert_eq!(replaced.iter().map(|vma| vma.payload).collect::<Vec<_>>(), [1, 3, 2]);
+    });
+    assert_eq!(space.try_read(0x4000).unwrap().range(), A.start..B.end);
+}
+
+#[test]
+fn a_neighbour_with_readers_is_merged_by_an_edit_and_not_by_an_exclusion() {
+    let space = AddressSpace::new(4096);
+    space.edit().unwrap().insert(0x1000..0x2000, 1).unwrap();
+    space.edit().unwrap().insert(0x2000..0x3000, 2).unwrap();
+    thread::scope(|scope| {
+        let leave = reader(scope, &space, 0x1000);
+        space.update(0x2000..0x3000, |_, _| 1).unwrap();
+        assert_eq!(space.edit().unwrap().iter().count(), 2);
+        let edit = scope.spawn(|| {
+            space.edit().unwrap().update(0x2000..0x3000, |_, _| 1).unwrap();
+        });
+        thread::sleep(A_WHILE);
+        assert!(!edit.is_finished(), "an edit waits for the neighbour's readers");
+        leave.send(()).unwrap();
+    });
+    assert_eq!(space.edit().unwrap().iter().count(), 1);
+}
+
+#[test]
+fn overlapping_exclusions_take_turns() {
+    let space: AddressSpace<u32> = AddressSpace::new(1);
+    let mut edit = space.edit().unwrap();
+    for start in (0..100).step_by(10) {
+        edit.insert(start..start + 10, 0).unwrap();
+    }
+    drop(edit);
+    let rounds = 2_000;
+    thread::scope(|scope| {
+        for thread in 0..4 {
+            let space = &space;
+            scope.spawn(move || {
+                for round in 0..rounds {
+                    let from = 10 * ((round + thread) % 6);
+                    space.update(from..from + 10 * (1 + thread), |_, &n| n + 1).unwrap();
+                }
+            });
+        }
+    });
+    let edit = space.edit().unwrap();
+    let sum: usize = edit.iter().map(|(range, &n)| range.len() / 10 * n as usize).sum();
+    assert_eq!(sum, rounds * (1 + 2 + 3 + 4));
+}
+
+#[test]
+fn a_thread_is_told_what_of_its_own_is_in_the_way() {
+    let space = space();
+    let addr = B.start;
+    let range = B;
+
+    let guard = space.try_read(A.start).unwrap();
+    let held = ChangeError::GuardHeld { range: B };
+    assert_eq!(space.exclude(range.clone()).unwrap_err(), held);
+    assert_eq!(space.remove(range.clone()).unwrap_err(), held);
+    assert_eq!(space.update(range.clone(), |_, &p| p).unwrap_err(), held);
+    assert_eq!(space.replace(range.clone(), 5).unwrap_err().kind, held);
+    assert_eq!(space.view().unwrap_err(), EditError::GuardHeld);
+    drop(guard);
+
+    let view = space.view().unwrap();
+    assert_eq!(space.edit().unwrap_err(), EditError::GuardHeld);
+    assert_eq!(space.view().unwrap_err(), EditError::GuardHeld);
+    drop(view);
+
+    let edit = space.edit().unwrap();
+    assert_eq!(space.exclude(range.clone()).unwrap_err(), ChangeError::OwnEdit);
+    assert_eq!(space.view().unwrap_err(), EditError::OwnEdit);
+    drop(edit);
+
+    let exclusion = space.exclude(range).unwrap();
+    assert_eq!(space.exclude(A).unwrap_err(), ChangeError::OwnExclusion);
+    assert_eq!(space.remove(A).unwrap_err(), ChangeError::OwnExclusion);
+    assert_eq!(space.read(addr).unwrap_err(), ReadError::OwnExclusion { addr });
+    assert_eq!(*space.read(A.start).unwrap(), 1, "the rest can be read");
+    let edit = space.edit().unwrap();
+    assert_eq!(exclusion.remove().unwrap_err(), ChangeError::OwnEdit);
+    drop(edit);
+    let exclusion = space.exclude(B).unwrap();
+    let guard = space.try_read(A.start).unwrap();
+    assert_eq!(exclusion.remove().unwrap_err(), ChangeError::GuardHeld { range: B });
+    drop(guard);
+    assert_eq!(*space.try_read(addr).unwrap(), 2, "given up, nothing has changed");
+}
+
+#[test]
+fn what_was_forgotten_does_not_stop_a_space_from_ending() {
+    let space = space();
+    std::mem::forget(space.exclude(B).unwrap());
+    std::mem::forget(space.edit().unwrap().reserve(0x3000..0x4000).unwrap());
+    drop(space);
+}
+
+#[test]
+fn a_reservation_ends_in_the_edit_that_its_thread_has_open() {
+    let space = space();
+    let gap = 0x3000..0x4000;
+    let mut edit = space.edit().unwrap();
+    drop(edit.reserve(gap.clone()).unwrap());
+    let reservation = edit.reserve(gap.clone()).unwrap(); // the range was given back
+    assert_eq!(
+        edit.insert(gap.clone(), 3).unwrap_err().kind,
+        ChangeError::Overlap { existing: gap.clone() }
+    );
+    let reserved = ChangeError::Reserved { range: gap.clone() };
+    assert_eq!(edit.remove(A.start..B.end).unwrap_err(), reserved);
+    assert_eq!(edit.start_write(0x3000).unwrap_err(), WriteError::Reserved { addr: 0x3000 });
+    reservation.commit(3).unwrap();
+    assert_eq!(edit.get(0x3000), Some((gap.clone(), &3)));
+    drop(edit);
+    assert_eq!(*space.try_read(0x3000).unwrap(), 3);
+}
+
+#[test]
+fn a_reservation_that_cannot_be_committed_comes_back() {
+    let space = space();
+    let reservation = space.edit().unwrap().reserve(0x3000..0x4000).unwrap();
+    assert_eq!(space.read(0x3000).unwrap_err(), ReadError::Reserved { addr: 0x3000 });
+    let guard = space.try_read(A.start).unwrap();
+    let error = reservation.commit(3).unwrap_err();
+    drop(guard);
+    error.reservation.commit(error.payload).unwrap();
+    assert_eq!(*space.try_read(0x3000).unwrap(), 3);
+
+    let reservation = space.edit().unwrap().reserve(0x4000..0x5000).unwrap();
+    thread::scope(|scope| scope.spawn(move || drop(reservation)).join()).unwrap();
+    assert_eq!(space.try_read(0x4000).unwrap_err(), ReadError::NotMapped { addr: 0x4000 });
+    space.edit().unwrap().insert(0x4000..0x5000, 4).unwrap();
+}
+
+#[test]
+fn a_downgraded_edit_lets_readers_in_and_no_editor() {
+    let space = space();
+    thread::scope(|scope| {
+        let mut edit = space.edit().unwrap();
+        *edit.start_write(A.start).unwrap() = 5;
+        let view = edit.downgrade();
+        let editor = scope.spawn(|| space.edit().unwrap().insert(0x3000..0x4000, 6).unwrap());
+        thread::sleep(A_WHILE);
+        assert_eq!(*space.try_read(A.start).unwrap(), 5);
+        assert_eq!((view.iter().count(), editor.is_finished()), (2, false));
+        drop(view);
+    });
+    assert_eq!(space.view().unwrap().iter().count(), 3);
+}
+
+/// Counts the calls that would be system calls.
+enum Counting {}
+
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+impl Platform for Counting {
+    type Lock = <Std as Platform>::Lock;
+    type Memory = GlobalMemory;
+    type Deadline = Instant;
+
+    fn wait(word: &WaitWord, seen: u32, deadline: Option<Instant>) -> bool {
+        CALLS.fetch_add(1, Relaxed);
+        Std::wait(word, seen, deadline)
+    }
+
+    fn wake(word: &WaitWord) {
+        CALLS.fetch_add(1, Relaxed);
+        Std::wake(word);
+    }
+
+    fn wake_all(word: &WaitWord) {
+        CALLS.fetch_add(1, Relaxed);
+        Std::wake_all(word);
+    }
+
+    fn with_thread<R>(f: impl FnOnce(&ThreadState) -> R) -> Option<R> {
+        Std::with_thread(f)
+    }
+}
+
+#[test]
+fn nobody_who_is_alone_pays_for_waiting_or_waking() {
+    let space = AddressSpace::<u32, Counting>::with_platform(4096);
+    for _ in 0..100 {
+        space.edit().unwrap().insert(A, 1).unwrap();
+        *space.edit().unwrap().start_write(A.start).unwrap() = 2;
+        drop(space.read(A.start).unwrap());
+        drop(space.exclude(A).unwrap());
+        space.update(A, |_, &p| p + 1).unwrap();
+        space.replace(A, 4).unwrap();
+        space.remove(A).unwrap();
+    }
+    assert_eq!(CALLS.load(Relaxed), 0);
+
+    let space = Arc::new(space);
+    space.edit().unwrap().insert(A, 1).unwrap();
+    let vma = space.read_owned(A.start).unwrap();
+    let remover = thread::spawn({
+        let space = Arc::clone(&space);
+        move || space.remove(A).unwrap().len()
+    });
+    while space.try_read(A.start).is_ok() {
+        thread::yield_now();
+    }
+    thread::sleep(A_WHILE);
+    drop(vma); // by whichever thread
+    assert_eq!(remover.join().unwrap(), 1);
+    assert!(CALLS.load(Relaxed) >= 2, "one waited, the other woke it");
+}
+
+#[test]
+fn the_end_of_a_space_in_a_guard_drops_its_payloads() {
+    struct Loud(Arc<AtomicUsize>);
+    impl Payload for Loud {}
+    impl Drop for Loud {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    let drops = Arc::new(AtomicUsize::new(0));
+    let space = Arc::new(AddressSpace::new(4096));
+    space.edit().unwrap().insert(A, Loud(Arc::clone(&drops))).unwrap();
+    let vma = space.try_read_owned(A.start).unwrap();
+    drop(space);
+    assert_eq!(drops.load(Relaxed), 0, "the guard keeps the space");
+    drop(vma);
+    assert_eq!(drops.load(Relaxed), 1);
+}
