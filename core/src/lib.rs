@@ -22,16 +22,39 @@
 //! - A held VMA ([`ReadGuard`]) keeps its range and payload; nobody changes or drops them.
 //! - What an edit does appears to readers when the edit ends, all of it.
 //! - "Nothing is mapped there" is said only if it was true throughout the lookup.
-//! - An edit's operation happens completely or not at all. Payloads come back: refused ones in the
-//!   error, removed ones in the result. None is dropped in a put or under the lock.
-//! - Waiting for oneself is an error that says so ([`EditError`], [`ReadError`]), as far as the
-//!   [`Platform`] can tell threads apart.
+//! - An operation happens completely or not at all, whatever fails: memory, or user code that panics.
+//! - Payloads come back: refused ones in the error, removed ones in the result. None is dropped in a
+//!   put; those that an operation cuts or merges away are dropped when its edit has ended.
+//! - [`AddressSpace::remove`], [`update`](AddressSpace::update), [`replace`](AddressSpace::replace) and
+//!   [`relocate`](AddressSpace::relocate) wait for readers of the VMAs that they touch, and hold no
+//!   lock meanwhile ([`Exclusion`]).
+//! - Waiting for oneself is an error that says so ([`EditError`], [`ReadError`], [`ChangeError`]), as
+//!   far as the [`Platform`] can tell threads apart.
+//!
+//! # Ranges that are not VMAs
+//!
+//! A change may begin or end inside a VMA, and may make neighbours alike. [`Payload`] says how what a
+//! VMA holds is divided and joined then. The simplest is one that is neither:
+//!
+//! ```
+//! use pervma::{AddressSpace, ChangeError, Payload};
+//!
+//! struct Device;
+//! impl Payload for Device {}
+//!
+//! let space = AddressSpace::new(4096);
+//! space.edit()?.insert(0x1000..0x3000, Device)?;
+//! let cut = space.remove(0x1000..0x2000);
+//! assert_eq!(cut.err(), Some(ChangeError::PartlyCovered { vma: 0x1000..0x3000 }));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 //!
 //! # Without `std`
 //!
 //! The default feature `std` brings `Std`, a platform with `parking_lot`'s raw lock, the futex
 //! and a thread-local identity. Without it the crate needs `alloc` only, and a [`Platform`] of
-//! yours: a raw lock, a way to sleep on a word and to wake, and where a thread's state lives.
+//! yours: a raw lock, memory for slabs ([`SlabMemory`]), a way to sleep on a word and to wake, and
+//! where a thread's state lives.
 //!
 //! # Memory orderings
 //!
@@ -57,6 +80,7 @@ mod gap;
 mod guard;
 pub mod ledger;
 mod lock;
+mod memory;
 mod mm;
 mod payload;
 mod platform;
@@ -76,10 +100,11 @@ pub use exclusion::Exclusion;
 pub use facade::WaitWord;
 pub use gap::{GapError, GapSearch};
 pub use guard::{OwnedReadGuard, ReadGuard};
+pub use memory::{GlobalMemory, SlabMemory};
 pub use payload::Payload;
+pub use platform::Platform;
 #[cfg(all(feature = "std", not(pervma_model)))]
 pub use platform::Std;
-pub use platform::{GlobalMemory, Platform, SlabMemory};
 pub use range::RangeError;
 pub use reserve::{CommitError, Reservation};
 pub use slab::Slab;

@@ -1,8 +1,7 @@
 //! What the host lends: the mmap lock, waiting, and the identity of the running thread.
 
-use core::alloc::Layout;
-
 use crate::facade::WaitWord;
+use crate::memory::SlabMemory;
 use crate::thread::ThreadState;
 
 /// The host's side of an address space.
@@ -41,42 +40,6 @@ pub trait Platform: Sized + 'static {
     fn with_thread<R>(f: impl FnOnce(&ThreadState) -> R) -> Option<R>;
 }
 
-/// Where a slab gets its memory, in chunks that it keeps until it is dropped.
-///
-/// # Safety
-///
-/// `alloc` returns null or memory of the layout that is nobody else's until it is given to
-/// `dealloc`, and that stays where it is meanwhile.
-pub unsafe trait SlabMemory {
-    /// A chunk of `layout`, whose size is never 0; null when there is none.
-    fn alloc(layout: Layout) -> *mut u8;
-
-    /// Takes a chunk back.
-    ///
-    /// # Safety
-    ///
-    /// `chunk` came from `alloc` with the same `layout`, and is not used any more.
-    unsafe fn dealloc(chunk: *mut u8, layout: Layout);
-}
-
-/// Slab memory out of the global allocator.
-#[derive(Debug)]
-pub enum GlobalMemory {}
-
-// SAFETY: the global allocator's contract.
-unsafe impl SlabMemory for GlobalMemory {
-    fn alloc(layout: Layout) -> *mut u8 {
-        debug_assert!(layout.size() != 0);
-        // SAFETY: the size is not 0.
-        unsafe { alloc::alloc::alloc(layout) }
-    }
-
-    unsafe fn dealloc(chunk: *mut u8, layout: Layout) {
-        // SAFETY: handed on to the caller.
-        unsafe { alloc::alloc::dealloc(chunk, layout) }
-    }
-}
-
 /// The platform of a program with an operating system.
 ///
 /// The mmap lock is `parking_lot`'s; waiting is the futex on Linux and Android and a sleep of
@@ -92,7 +55,7 @@ pub enum Std {}
 impl Platform for Std {
     type Lock = parking_lot::RawRwLock;
 
-    type Memory = GlobalMemory;
+    type Memory = crate::memory::GlobalMemory;
     type Deadline = std::time::Instant;
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -182,7 +145,7 @@ pub enum Model {}
 
 #[cfg(pervma_model)]
 impl Platform for Model {
-    type Memory = GlobalMemory;
+    type Memory = crate::memory::GlobalMemory;
     /// Models do not measure time: the deadline passes at once.
     type Deadline = ();
 

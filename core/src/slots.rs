@@ -41,8 +41,9 @@ use crate::error::OutOfMemory;
 use crate::facade::{Cell, ConstPtr, MmapLock, check, const_unless_model, keep};
 use crate::ledger::Step;
 use crate::lock::{Glimpse, Refused, Ticket, VmaLock};
+use crate::memory::SlabMemory;
 use crate::mm::{Mm, ReadSection, Section, SpaceId, WriteSection};
-use crate::platform::{Platform, SlabMemory};
+use crate::platform::Platform;
 use crate::range::Span;
 use crate::thread::HandlerScope;
 

@@ -1,10 +1,5 @@
 //! Who waits for whom, who is told instead, and what comes back when someone gives up.
-#![expect(
-    clippy::unwrap_used,
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    reason = "tests"
-)]
+#![expect(clippy::unwrap_used, clippy::disallowed_types, reason = "tests")]
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};

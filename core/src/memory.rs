@@ -1,0 +1,39 @@
+//! Where slabs get their memory.
+
+use core::alloc::Layout;
+
+/// Where a slab gets its memory, in chunks that it keeps until it is dropped.
+///
+/// # Safety
+///
+/// `alloc` returns null or memory of the layout that is nobody else's until it is given to
+/// `dealloc`, and that stays where it is meanwhile.
+pub unsafe trait SlabMemory {
+    /// A chunk of `layout`, whose size is never 0; null when there is none.
+    fn alloc(layout: Layout) -> *mut u8;
+
+    /// Takes a chunk back.
+    ///
+    /// # Safety
+    ///
+    /// `chunk` came from `alloc` with the same `layout`, and is not used any more.
+    unsafe fn dealloc(chunk: *mut u8, layout: Layout);
+}
+
+/// Slab memory out of the global allocator.
+#[derive(Debug)]
+pub enum GlobalMemory {}
+
+// SAFETY: the global allocator's contract.
+unsafe impl SlabMemory for GlobalMemory {
+    fn alloc(layout: Layout) -> *mut u8 {
+        debug_assert!(layout.size() != 0);
+        // SAFETY: the size is not 0.
+        unsafe { alloc::alloc::alloc(layout) }
+    }
+
+    unsafe fn dealloc(chunk: *mut u8, layout: Layout) {
+        // SAFETY: handed on to the caller.
+        unsafe { alloc::alloc::dealloc(chunk, layout) }
+    }
+}
