@@ -35,8 +35,16 @@ impl<'s, P, T: Platform> Cursor<'s, P, T> {
         Self { space, hint: None }
     }
 
-    /// Finds and read-locks the VMA that holds `addr`, without waiting. See [`Cursor`] for an
-    /// example.
+    /// Finds and read-locks the VMA that holds `addr`, without waiting.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// let mut cursor = space.cursor();
+    /// assert_eq!(*cursor.try_read(0x1000)?, "text");
+    /// assert!(cursor.try_read(0x4000).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///

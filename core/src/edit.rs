@@ -104,7 +104,15 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// any more, nothing can be inserted there, and readers are told
     /// [`Reserved`](crate::ReadError::Reserved). The reservation outlives the edit.
     ///
-    /// See [`Reservation`] for an example.
+    /// See [`Reservation`] for a longer example.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// let reservation = space.edit()?.reserve(0x1000..0x2000)?;
+    /// reservation.commit("buffer").unwrap();
+    /// assert_eq!(*space.try_read(0x1000)?, "buffer");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -511,6 +519,13 @@ pub struct WriteGuard<'e, P> {
 
 impl<P> WriteGuard<'_, P> {
     /// The range of the VMA.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// assert_eq!(space.edit()?.start_write(0x2000)?.range(), 0x1000..0x4000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn range(&self) -> Range<usize> {
         self.vma.span().range()
     }

@@ -129,8 +129,16 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         self.vmas.wait(None);
     }
 
-    /// Waits until the readers have left, at most until `deadline`; whether they have. See
-    /// [`Exclusion`] for an example.
+    /// Waits until the readers have left, at most until `deadline`; whether they have.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// let exclusion = space.exclude(0x1000..0x4000)?;
+    /// let soon = std::time::Instant::now() + std::time::Duration::from_millis(1);
+    /// assert!(exclusion.wait_until(soon)); // nobody was inside
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use = "readers may still be inside"]
     pub fn wait_until(&self, deadline: T::Deadline) -> bool {
         self.vmas.wait(Some(deadline))
@@ -151,6 +159,14 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     /// Unmaps every byte of the range that the VMAs cover, as [`Edit::remove`](crate::Edit::remove)
     /// does, once the readers have left. The payloads' methods run before the edit.
     ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// let removed = space.exclude(0x2000..0x5000)?.remove()?;
+    /// assert_eq!((removed[0].range.clone(), removed[0].payload), (0x2000..0x4000, "text"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// See [`ChangeError`]. Nothing has changed then, and the exclusion is over.
@@ -165,6 +181,18 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     /// Changes the payload of every part of the range, as [`Edit::update`](crate::Edit::update)
     /// does, once the readers have left. Dividing payloads and `change` run before the edit, merging
     /// them in it. A VMA outside that has readers is not merged.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, 5)?;
+    /// let exclusion = space.exclude(0x1000..0x2000)?;
+    /// let allowed = exclusion.iter().all(|(_, &payload)| payload < 10); // nobody changes it now
+    /// if allowed {
+    ///     exclusion.update(|_, payload| payload + 1)?;
+    /// }
+    /// assert_eq!(*space.try_read(0x1000)?, 6);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -183,6 +211,14 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     /// Moves everything in the range, as [`Edit::relocate`](crate::Edit::relocate) does, once the
     /// readers have left. Dividing payloads and `change` run before the edit, merging them in it. A
     /// VMA outside that has readers is not merged.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.exclude(0x1000..0x4000)?.relocate(0x8000, |_, payload| payload)?;
+    /// assert_eq!(space.try_read(0x8000)?.range(), 0x8000..0xb000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -294,6 +330,16 @@ impl<P, T: Platform> fmt::Debug for Exclusion<'_, P, T> {
 impl<P, T: Platform> AddressSpace<P, T> {
     /// Keeps new readers out of every VMA that touches `range`. Waits for exclusions of the same
     /// VMAs by other threads, not for readers. See [`Exclusion`].
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// let exclusion = space.exclude(0x2000..0x3000)?;
+    /// assert!(space.try_read(0x1000).is_err());
+    /// drop(exclusion);
+    /// assert!(space.try_read(0x1000).is_ok());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///

@@ -41,7 +41,13 @@ pub struct GapSearch {
 impl GapSearch {
     /// Room for `size` bytes, anywhere, the lowest first.
     ///
-    /// See [`GapSearch`] for an example, also of the methods below.
+    /// ```
+    /// use pervma::{AddressSpace, GapSearch};
+    ///
+    /// let space = AddressSpace::<()>::new(4096);
+    /// assert_eq!(space.view()?.find_gap(&GapSearch::new(0x3000))?, 0..0x3000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn new(size: usize) -> Self {
         Self { size, align: 1, within: 0..usize::MAX, from_above: false }
@@ -49,6 +55,16 @@ impl GapSearch {
 
     /// Starting at a multiple of `align` bytes, a power of two. It is at least the space's
     /// granularity.
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, GapSearch};
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// space.edit()?.insert(0..0x1000, ())?;
+    /// let search = GapSearch::new(0x1000).aligned(0x1_0000);
+    /// assert_eq!(space.view()?.find_gap(&search)?, 0x1_0000..0x1_1000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn aligned(mut self, align: usize) -> Self {
         self.align = align;
@@ -56,6 +72,15 @@ impl GapSearch {
     }
 
     /// All of it within `bounds`.
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, GapError, GapSearch};
+    ///
+    /// let space = AddressSpace::<()>::new(4096);
+    /// let search = GapSearch::new(0x2000).within(0x1000..0x2000);
+    /// assert_eq!(space.view()?.find_gap(&search), Err(GapError::NotFound));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub const fn within(mut self, bounds: Range<usize>) -> Self {
         self.within = bounds;
@@ -63,6 +88,15 @@ impl GapSearch {
     }
 
     /// The highest first.
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, GapSearch};
+    ///
+    /// let space = AddressSpace::<()>::new(4096);
+    /// let search = GapSearch::new(0x1000).within(0..0x8000).from_above();
+    /// assert_eq!(space.view()?.find_gap(&search)?, 0x7000..0x8000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     #[doc(alias = "VM_UNMAPPED_AREA_TOPDOWN")]
     pub const fn from_above(mut self) -> Self {

@@ -55,6 +55,13 @@ impl<'s, P, T: Platform> ReadGuard<'s, P, T> {
     }
 
     /// The range of the VMA.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// assert_eq!(space.try_read(0x2000)?.range(), 0x1000..0x4000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[doc(alias("vm_start", "vm_end"))]
     pub fn range(&self) -> Range<usize> {
         self.admitted.span().range()
@@ -63,6 +70,13 @@ impl<'s, P, T: Platform> ReadGuard<'s, P, T> {
     /// How many walks the lookup took: 1 when nothing was in the way, 0 when a
     /// [`Cursor`](crate::Cursor) knew the VMA. A lookup that had to wait for an edit counts one more
     /// than the most that [`try_read`](AddressSpace::try_read) makes.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// assert_eq!(space.try_read(0x2000)?.walks(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn walks(&self) -> u32 {
         self.walks
     }
@@ -141,6 +155,15 @@ impl<P: 'static, T: Platform> OwnedReadGuard<P, T> {
 
 impl<P: 'static, T: Platform> OwnedReadGuard<P, T> {
     /// The range of the VMA.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// let space = Arc::new(pervma::AddressSpace::new(4096));
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// assert_eq!(space.read_owned(0x2000)?.range(), 0x1000..0x4000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn range(&self) -> Range<usize> {
         self.admitted.span().range()
     }

@@ -8,6 +8,36 @@ use crate::thread::ThreadState;
 ///
 /// [`Std`] is the one for programs with an operating system. A kernel writes its own: its raw
 /// lock, a way to sleep on a word, and where a thread's [`ThreadState`] lives.
+///
+/// ```
+/// use pervma::{AddressSpace, GlobalMemory, Platform, ThreadState, WaitWord};
+///
+/// /// Waits by spinning, and cannot tell threads apart.
+/// enum Spinning {}
+///
+/// impl Platform for Spinning {
+///     type Lock = parking_lot::RawRwLock;
+///     type Memory = GlobalMemory;
+///     type Deadline = u64;
+///
+///     fn wait(word: &WaitWord, seen: u32, _deadline: Option<u64>) -> bool {
+///         while word.value() == seen {
+///             std::hint::spin_loop();
+///         }
+///         true
+///     }
+///     fn wake(_word: &WaitWord) {}
+///     fn wake_all(_word: &WaitWord) {}
+///     fn with_thread<R>(_: impl FnOnce(&ThreadState) -> R) -> Option<R> {
+///         None
+///     }
+/// }
+///
+/// let space = AddressSpace::<&str, Spinning>::with_platform(4096);
+/// space.edit()?.insert(0x1000..0x2000, "text")?;
+/// assert_eq!(*space.try_read(0x1000)?, "text");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Platform: Sized + 'static {
     /// The mmap lock. Only editors and readers on the slow path take it.
     #[cfg(not(pervma_model))]

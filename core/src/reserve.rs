@@ -73,7 +73,16 @@ impl<'s, P, T: Platform> Reservation<'s, P, T> {
     }
 
     /// Maps the range with `payload`: in the edit that the thread has open, if there is one, else
-    /// in one of its own. Merges nothing. See [`Reservation`] for an example.
+    /// in one of its own. Merges nothing.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// let mut edit = space.edit()?;
+    /// let reservation = edit.reserve(0x1000..0x2000)?;
+    /// reservation.commit("heap").unwrap(); // in this edit
+    /// assert_eq!(edit.get(0x1000), Some((0x1000..0x2000, &"heap")));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///

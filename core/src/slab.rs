@@ -48,6 +48,11 @@ pub const OWNER: SpaceId = SpaceId(1);
 impl<P> Slab<P> {
     const_unless_model! {
         /// An empty slab on the default platform.
+        ///
+        /// ```
+        /// let slab = pervma::Slab::<u32>::new();
+        /// assert_eq!(slab.vmas().made, 0);
+        /// ```
         #[must_use]
         pub fn new() -> Self {
             Self::with_platform()
@@ -84,6 +89,13 @@ impl<P, T: Platform> Slab<P, T> {
 
     /// How many VMA slots were made, and how many hold a VMA.
     ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// assert_eq!(space.slab().vmas().in_use, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Panics
     ///
     /// Inside a [`HandlerScope`](crate::HandlerScope): it takes a lock.
@@ -92,6 +104,13 @@ impl<P, T: Platform> Slab<P, T> {
     }
 
     /// How many tree nodes were made, and how many are part of a tree.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// assert_eq!(space.slab().nodes().in_use, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Panics
     ///

@@ -114,7 +114,18 @@ impl<P, T: Platform> AddressSpace<P, T> {
         }
     }
 
-    /// An empty space that lives in `slab`, beside others. See [`Slab`] for an example.
+    /// An empty space that lives in `slab`, beside others.
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, Slab};
+    /// use std::sync::Arc;
+    ///
+    /// let slab = Arc::new(Slab::new());
+    /// let guests = [0, 1].map(|_| AddressSpace::on_slab(4096, Arc::clone(&slab)));
+    /// guests[1].edit()?.insert(0x1000..0x2000, "kernel")?;
+    /// assert_eq!(slab.vmas().in_use, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Panics
     ///
@@ -222,7 +233,17 @@ impl<P, T: Platform> AddressSpace<P, T> {
     }
 
     /// As [`read`](Self::read), with a guard that owns a handle to the space and can be sent to
-    /// other threads. See [`OwnedReadGuard`] for an example.
+    /// other threads. See [`OwnedReadGuard`] for a longer example.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// let space = Arc::new(pervma::AddressSpace::new(4096));
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// let vma = space.read_owned(0x1000)?;
+    /// assert_eq!(std::thread::spawn(move || *vma).join().unwrap(), "text");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -351,6 +372,13 @@ impl<P, T: Platform> AddressSpace<P, T> {
     }
 
     /// A way to look up addresses that often fall into the same VMA. See [`Cursor`].
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// assert_eq!(*space.cursor().try_read(0x1000)?, "text");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn cursor(&self) -> Cursor<'_, P, T> {
         Cursor::new(self)
     }
@@ -536,6 +564,13 @@ impl<P, T: Platform> AddressSpace<P, T> {
     }
 
     /// Waits for the mmap lock for reading; see [`View`].
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// assert_eq!(space.view()?.iter().count(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///

@@ -93,6 +93,12 @@ impl Holdings {
 impl ThreadState {
     const_unless_model! {
         /// The state of a thread that holds nothing.
+        ///
+        /// ```
+        /// use pervma::ThreadState;
+        ///
+        /// static BOOT_CPU: ThreadState = ThreadState::new();
+        /// ```
         pub fn new() -> Self {
             Self {
                 guards: Holdings::none(),
@@ -143,6 +149,14 @@ pub struct HandlerScope<T: Platform> {
 
 impl<T: Platform> HandlerScope<T> {
     /// Marks the thread until the scope is dropped. Scopes nest.
+    ///
+    /// ```
+    /// use pervma::{HandlerScope, Std};
+    ///
+    /// let scope = HandlerScope::<Std>::enter();
+    /// assert!(HandlerScope::<Std>::active());
+    /// # drop(scope);
+    /// ```
     pub fn enter() -> Self {
         T::with_thread(|thread| thread.in_handler.store(thread.in_handler.load(OWN) + 1, OWN));
         signal_fence();

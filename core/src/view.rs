@@ -43,7 +43,14 @@ impl<'s, P, T: Platform> View<'s, P, T> {
         Self { space, section, noted, thread: PhantomData }
     }
 
-    /// The range and payload of the VMA that holds `addr`. See [`View`] for an example.
+    /// The range and payload of the VMA that holds `addr`.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// assert_eq!(space.view()?.get(0x1fff), Some((0x1000..0x4000, &"text")));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[doc(alias = "vma_lookup")]
     pub fn get(&self, addr: usize) -> Option<(Range<usize>, &P)> {
         self.space.get(&self.section, addr)

@@ -63,9 +63,36 @@ fn a_removal_waits_for_readers_of_its_own_range_and_delays_nobody() {
         assert_eq!(space.try_read(B.start).err(), Some(ReadError::Locked { addr: B.start }));
         assert!(!removal.is_finished());
 
+        // Shown by `--nocapture`: what each costs, with the removal of B waiting and without.
+        let edit = || drop(space.edit().unwrap());
+        let remove = || {
+            space.edit().unwrap().insert(A, 3).unwrap();
+            drop(space.remove(A).unwrap());
+        };
+        let beside = (median(edit), median(remove));
+        assert!(!removal.is_finished());
         leave.send(()).unwrap();
         assert_eq!(removal.join().unwrap(), 2);
+        let alone = (median(edit), median(remove));
+        println!(
+            "beside a removal that waits: an edit {:?}, insert and remove {:?}",
+            beside.0, beside.1
+        );
+        println!("alone: an edit {:?}, insert and remove {:?}", alone.0, alone.1);
     });
+}
+
+/// How long `operation` takes, each run in a batch of 100.
+fn median(operation: impl Fn()) -> Duration {
+    let mut times: Vec<_> = (0..101)
+        .map(|_| {
+            let begin = Instant::now();
+            (0..100).for_each(|_| operation());
+            begin.elapsed() / 100
+        })
+        .collect();
+    times.sort();
+    times[50]
 }
 
 #[test]
