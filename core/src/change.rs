@@ -106,9 +106,7 @@ where
     if let Some(entry) = excluded {
         return Err(Refusal::Excluded(entry));
     }
-    if let Some(existing) = request.target.and_then(|target| space.taken(section, target)) {
-        return refuse(ChangeError::Overlap { existing: existing.range() });
-    }
+    space.check_target(section, request).map_err(Refusal::Error)?;
     let mut list = Excluded::new(space.slab().slot_arena(), gated);
     for vma in space.entries(section, span).filter_map(Entry::vma) {
         list.push(vma, section);

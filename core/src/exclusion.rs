@@ -258,9 +258,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         let mut leftover = Vec::new(); // dropped when the edit has ended
         let mut change = Change::cut(space, request, &self.vmas, &mut leftover, place)?;
         let section = space.mm().write();
-        if let Some(existing) = request.target.and_then(|target| space.taken(&section, target)) {
-            return Err(ChangeError::Overlap { existing: existing.range() });
-        }
+        space.check_target(&section, &request)?;
         #[cfg(pervma_model)]
         if !crate::facade::keep(crate::ledger::Step::OwnList) {
             self.vmas.take_over(space.entries(&section, request.span));

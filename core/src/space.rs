@@ -639,9 +639,6 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ) -> Result<(Request, impl Fn(Span) -> Span + use<P, T>), ChangeError> {
         let span = self.span(from)?;
         let target = self.span(to..to.wrapping_add(span.len()))?;
-        if target.overlap(span).is_some() {
-            return Err(ChangeError::Overlap { existing: span.range() });
-        }
         let request = Request { target: Some(target), ..Request::new(span, Mapped::Something) };
         let moved = move |part: Span| {
             let start = part.start - span.start + to;
@@ -678,9 +675,20 @@ impl<P, T: Platform> AddressSpace<P, T> {
         entry.span().contains(addr).then_some(entry)
     }
 
-    /// The first range in `span` that is not free.
-    pub(crate) fn taken(&self, section: &impl Section, span: Span) -> Option<Span> {
-        self.entries(section, span).next().map(|entry| entry.span())
+    /// What is in the way of a relocation: the range that moves itself, or what stands where it
+    /// moves to.
+    pub(crate) fn check_target(
+        &self,
+        section: &impl Section,
+        request: &Request,
+    ) -> Result<(), ChangeError> {
+        let Some(target) = request.target else { return Ok(()) };
+        let mut taken = self.entries(section, target).map(|entry| entry.span());
+        let itself = target.overlap(request.span).map(|_| request.span);
+        match itself.or_else(|| taken.next()) {
+            Some(existing) => Err(ChangeError::Overlap { existing: existing.range() }),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn get<'m>(
