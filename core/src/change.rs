@@ -259,12 +259,14 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         let Some(first) = self.pieces.iter().position(|piece| piece.changed) else { return Ok(()) };
         let last = self.pieces.iter().rposition(|piece| piece.changed).unwrap_or(first);
         let start = self.pieces[first].span.start;
-        if first == 0 || self.pieces[first - 1].span.end != start {
+        // What is left of a VMA that was cut, or else a VMA outside; not one behind the other.
+        let left = self.pieces[..first].iter().position(|piece| piece.span.end == start);
+        if left.is_none() {
             self.join_left(first, section, excluded)?;
         }
         let end = self.pieces[last].span.end;
         let alone = self.pieces.get(last + 1).is_none_or(|next| next.span.start != end);
-        self.join_inside()?;
+        self.join_inside(left.unwrap_or(first))?;
         if alone {
             self.join_right(end, section, excluded)?;
         }
@@ -316,9 +318,9 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         }
     }
 
-    fn join_inside(&mut self) -> Result<(), ChangeError> {
-        let mut kept = 0;
-        for next in 1..self.pieces.len() {
+    /// Merges the pieces from the `kept`th on.
+    fn join_inside(&mut self, mut kept: usize) -> Result<(), ChangeError> {
+        for next in kept + 1..self.pieces.len() {
             let Some(merged) = self.pieces[kept].merge(&self.pieces[next]) else {
                 kept += 1;
                 self.pieces.swap(kept, next);
