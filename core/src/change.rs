@@ -24,7 +24,7 @@ use crate::mm::WriteSection;
 use crate::payload::Payload;
 use crate::platform::Platform;
 use crate::range::Span;
-use crate::slots::{Attached, Entry, Excluded, FreeSlot};
+use crate::slots::{Attached, Entry, Excluded, FreeSlot, Reserved};
 use crate::space::AddressSpace;
 
 /// What a change is about.
@@ -233,8 +233,8 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         }));
     }
 
-    /// Adds a piece over the whole range. Its payload comes with [`fill`](Self::fill), since until
-    /// then it is still its owner's.
+    /// Adds a piece over the whole range: a reservation, unless it is [`fill`](Self::fill)ed when
+    /// nothing fails any more, since until then the payload is still its owner's.
     pub fn add(&mut self) {
         let span = self.request.span;
         let at = self.pieces.partition_point(|piece| piece.span.start < span.start);
@@ -377,13 +377,15 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         }
     }
 
-    /// Puts the pieces in the place of the excluded VMAs; gives out what stood in the range.
+    /// Puts the pieces in the place of the excluded VMAs; gives out what stood in the range, and the
+    /// reservation if there is one.
     pub fn commit(
         mut self,
         section: &WriteSection<'_, T>,
-        excluded: &mut Excluded<'_, P, T>,
-    ) -> Vec<Removed<P>> {
+        excluded: &mut Excluded<'s, P, T>,
+    ) -> (Vec<Removed<P>>, Option<Reserved<'s, P>>) {
         let (tree, slab) = (self.space.tree(), self.space.slab());
+        let mut reserved = None;
         while let Some((at, payload, emptied)) = excluded.take_first() {
             match self.request.span.overlap(at) {
                 Some(part) if part == at => {
@@ -398,13 +400,14 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
                 None => self.leftover.push(payload),
             }
             let found = self.pieces.binary_search_by_key(&at.start, |piece| piece.span.start);
-            let piece = found.ok().and_then(|found| self.pieces.get_mut(found));
-            match piece.and_then(|piece| Some((piece.span, piece.payload.take()?))) {
-                Some((span, payload)) => emptied.fill(section, span, payload),
-                None => {
-                    tree.unlink(slab, at.start);
-                    emptied.detach(slab.slot_arena());
-                }
+            let Some(piece) = found.ok().and_then(|found| self.pieces.get_mut(found)) else {
+                tree.unlink(slab, at.start);
+                emptied.detach(slab.slot_arena());
+                continue;
+            };
+            match piece.payload.take() {
+                Some(payload) => emptied.fill(section, piece.span, payload),
+                None => reserved = Some(emptied.reserve(section, piece.span)),
             }
         }
         // Two ranges, since between the ends of a relocation there may be any number of VMAs.
@@ -416,14 +419,16 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
                     hull.end = hull.end.max(piece.span.end);
                 }
             }
-            if let (Some(home), Some(payload)) = (piece.home.take(), piece.payload.take()) {
-                home.attach(section, piece.span, payload);
+            match (piece.home.take(), piece.payload.take()) {
+                (Some(home), Some(payload)) => home.attach(section, piece.span, payload),
+                (Some(home), None) => reserved = Some(home.reserve(section, piece.span)),
+                (None, _) => {}
             }
         }
         for hull in hulls.into_iter().flatten() {
             tree.settle(slab, section, hull);
         }
-        core::mem::take(&mut self.removed)
+        (core::mem::take(&mut self.removed), reserved)
     }
 }
 

@@ -120,7 +120,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     pub fn reserve(&mut self, range: Range<usize>) -> Result<Reservation<'s, P, T>, ChangeError> {
         let span = self.check_free(&range)?;
         match self.space.tree().reserve(self.space.slab(), &self.section, span) {
-            Ok(slot) => Ok(Reservation::new(self.space, slot)),
+            Ok(slot) => Ok(Reservation::new(self.space, span, Some(slot))),
             Err(OutOfMemory) => Err(ChangeError::OutOfMemory { range }),
         }
     }
@@ -138,7 +138,8 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     }
 
     /// Unmaps every byte of `range`, waiting for readers, and hands out what was there, in order of
-    /// address. VMAs that reach beyond the range are cut.
+    /// address. VMAs that reach beyond the range are cut; where a rest begins inside a VMA, it takes
+    /// a slot more.
     ///
     /// ```
     /// use pervma::{AddressSpace, Removed};
@@ -175,8 +176,8 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// merged with each other and with what touches them, as far as [`Payload::merge`] agrees. Other
     /// VMAs that somebody excludes are left alone.
     ///
-    /// The payloads' methods and `change` run while the edit goes on. If one of them panics, the
-    /// map is as it was.
+    /// The payloads' methods and `change` run when the readers have left, while the edit goes on. If
+    /// one of them panics, the map is as it was.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -260,7 +261,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         let mut change = Change::cut(space, request, &excluded, &mut self.leftover, place)?;
         change.join(section, &mut excluded)?;
         change.prepare(section)?;
-        Ok(change.commit(section, &mut excluded))
+        Ok(change.commit(section, &mut excluded).0)
     }
 
     /// Maps `range` with `payload` in the place of whatever is mapped there, waiting for its
@@ -302,7 +303,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         match prepared {
             Ok((mut change, mut excluded)) => {
                 change.fill(payload);
-                Ok(change.commit(section, &mut excluded))
+                Ok(change.commit(section, &mut excluded).0)
             }
             Err(kind) => Err(InsertError { kind, range, payload }),
         }
@@ -490,16 +491,20 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     }
 }
 
-/// Excludes what a change of the running edit is about.
+/// Excludes what a change of the running edit is about, and waits for its readers.
 fn exclude_now<'s, P, T: Platform>(
     space: &'s AddressSpace<P, T>,
     section: &WriteSection<'_, T>,
     request: &Request,
 ) -> Result<Excluded<'s, P, T>, ChangeError> {
-    exclude(space, section, request, false).map_err(|refusal| match refusal {
-        Refusal::Error(error) => error,
-        Refusal::Excluded(entry) => ChangeError::Excluded { vma: entry.span().range() },
-    })
+    match exclude(space, section, request, false) {
+        Ok(excluded) => {
+            excluded.wait(None);
+            Ok(excluded)
+        }
+        Err(Refusal::Error(error)) => Err(error),
+        Err(Refusal::Excluded(entry)) => Err(ChangeError::Excluded { vma: entry.span().range() }),
+    }
 }
 
 impl<P, T: Platform> fmt::Debug for Edit<'_, P, T> {

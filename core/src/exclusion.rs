@@ -8,9 +8,11 @@ use core::ops::Range;
 use crate::change::{Change, Mapped, Refusal, Request, exclude};
 use crate::edit::Removed;
 use crate::error::{ChangeError, InsertError};
+use crate::mm::WriteLock;
 use crate::payload::Payload;
 use crate::platform::{Platform, with_default_platform};
 use crate::range::Span;
+use crate::reserve::Reservation;
 use crate::slots::{Excluded, Sleeper};
 use crate::space::AddressSpace;
 
@@ -247,14 +249,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         P: Payload,
     {
         let space = self.space;
-        if space.mm().edited_by_me() {
-            return Err(ChangeError::OwnEdit);
-        }
-        space.check_no_guard(request.span)?;
-        if request.mapped == Mapped::Everything {
-            self.check_whole()?;
-        }
-        self.wait();
+        self.wait_to_finish(&request)?;
         let mut leftover = Vec::new(); // dropped when the edit has ended
         let mut change = Change::cut(space, request, &self.vmas, &mut leftover, place)?;
         let section = space.mm().write();
@@ -265,7 +260,20 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         }
         change.join(&section, &mut self.vmas)?;
         change.prepare(&section)?;
-        Ok(change.commit(&section, &mut self.vmas))
+        Ok(change.commit(&section, &mut self.vmas).0)
+    }
+
+    /// Waits until the VMAs can be changed, if that is possible.
+    fn wait_to_finish(&self, request: &Request) -> Result<(), ChangeError> {
+        if self.space.mm().edited_by_me() {
+            return Err(ChangeError::OwnEdit);
+        }
+        self.space.check_no_guard(request.span)?;
+        if request.mapped == Mapped::Everything {
+            self.check_whole()?;
+        }
+        self.wait();
+        Ok(())
     }
 
     /// Checks that the VMAs have no holes between them.
@@ -284,30 +292,80 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         }
     }
 
-    /// Puts one VMA over the whole range; gives the payload back to be tried again when others have
-    /// mapped something in a hole of the range meanwhile.
-    pub(crate) fn replace(mut self, payload: P) -> Result<Vec<Removed<P>>, (Option<ChangeError>, P)>
+    /// Unmaps every byte of the range that the VMAs cover, as [`remove`](Self::remove) does, and
+    /// reserves the whole range: nobody maps anything there before its owner has cleaned up.
+    ///
+    /// ```
+    /// # fn munmap(_: &std::ops::Range<usize>) {}
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    ///
+    /// let (removed, reservation) = space.exclude(0x1000..0x4000)?.remove_reserving()?;
+    /// munmap(&removed[0].range); // no lock is held, and nobody has the range
+    /// drop(reservation);
+    /// space.edit()?.insert(0x1000..0x2000, "heap")?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]; [`Overlap`](ChangeError::Overlap) when others have mapped something in a
+    /// hole of the range. Nothing has changed then, and the exclusion is over.
+    #[expect(clippy::type_complexity, reason = "a name for the pair would say less")]
+    pub fn remove_reserving(
+        mut self,
+    ) -> Result<(Vec<Removed<P>>, Reservation<'s, P, T>), ChangeError>
+    where
+        P: Payload,
+    {
+        let mut leftover = Vec::new(); // dropped when the edit has ended
+        match self.prepare_put(&mut leftover) {
+            Ok((section, change)) => {
+                let (removed, slot) = change.commit(&section, &mut self.vmas);
+                Ok((removed, Reservation::new(self.space, self.request.span, slot)))
+            }
+            Err(Unput::Error(error)) => Err(error),
+            Err(Unput::Filled { existing }) => Err(ChangeError::Overlap { existing }),
+        }
+    }
+
+    /// Prepares to put one VMA, or a reservation, over the whole range: what is left cannot fail.
+    fn prepare_put<'l>(&self, leftover: &'l mut Vec<P>) -> Result<Put<'s, 'l, P, T>, Unput>
     where
         P: Payload,
     {
         let (space, request) = (self.space, self.request);
-        self.wait();
-        let mut leftover = Vec::new(); // dropped when the edit has ended
-        let change = Change::cut(space, request, &self.vmas, &mut leftover, |_, _| None);
-        let mut change = match change {
-            Ok(change) => change,
-            Err(error) => return Err((Some(error), payload)),
-        };
+        self.wait_to_finish(&request)?;
+        let mut change = Change::cut(space, request, &self.vmas, leftover, |_, _| None)?;
         let section = space.mm().write();
-        if space.entries(&section, request.span).count() != self.vmas.iter().count() {
-            return Err((None, payload));
+        // The VMAs are all still there; what else is there has come meanwhile.
+        let own = self.vmas.iter().map(|vma| Some(vma.span())).chain(core::iter::repeat(None));
+        let there = space.entries(&section, request.span).map(|entry| entry.span());
+        let foreign = there.zip(own).find(|&(at, own)| own != Some(at));
+        if let Some((at, _)) = foreign {
+            return Err(Unput::Filled { existing: at.range() });
         }
         change.add();
-        if let Err(error) = change.prepare(&section) {
-            return Err((Some(error), payload));
-        }
-        change.fill(payload);
-        Ok(change.commit(&section, &mut self.vmas))
+        change.prepare(&section)?;
+        Ok((section, change))
+    }
+}
+
+/// An edit that can put something over a range.
+type Put<'s, 'l, P, T> = (WriteLock<'s, T>, Change<'s, 'l, P, T>);
+
+/// Why nothing can be put over a range.
+enum Unput {
+    Error(ChangeError),
+    /// Others have mapped something in a hole of it meanwhile.
+    Filled {
+        existing: Range<usize>,
+    },
+}
+
+impl From<ChangeError> for Unput {
+    fn from(error: ChangeError) -> Self {
+        Self::Error(error)
     }
 }
 
@@ -473,24 +531,29 @@ impl<P, T: Platform> AddressSpace<P, T> {
     pub fn replace(
         &self,
         range: Range<usize>,
-        mut payload: P,
+        payload: P,
     ) -> Result<Vec<Removed<P>>, InsertError<P>>
     where
         P: Payload,
     {
+        let span = match self.span(range.clone()) {
+            Ok(span) => span,
+            Err(kind) => return Err(InsertError { kind, range, payload }),
+        };
         loop {
-            let exclusion = self
-                .span(range.clone())
-                .and_then(|span| Exclusion::new(self, Request::new(span, Mapped::Anything)));
-            let refused = match exclusion {
-                Ok(exclusion) => exclusion.replace(payload),
-                Err(error) => Err((Some(error), payload)),
+            let mut leftover = Vec::new(); // dropped when the edit has ended
+            let mut exclusion = match Exclusion::new(self, Request::new(span, Mapped::Anything)) {
+                Ok(exclusion) => exclusion,
+                Err(kind) => return Err(InsertError { kind, range, payload }),
             };
-            payload = match refused {
-                Ok(replaced) => return Ok(replaced),
-                Err((Some(kind), payload)) => return Err(InsertError { kind, range, payload }),
-                Err((None, payload)) => payload,
-            };
+            match exclusion.prepare_put(&mut leftover) {
+                Ok((section, mut change)) => {
+                    change.fill(payload);
+                    return Ok(change.commit(&section, &mut exclusion.vmas).0);
+                }
+                Err(Unput::Error(kind)) => return Err(InsertError { kind, range, payload }),
+                Err(Unput::Filled { .. }) => {}
+            }
         }
     }
 }

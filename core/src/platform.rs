@@ -43,7 +43,8 @@ pub trait Platform: Sized + 'static {
     #[cfg(not(pervma_model))]
     type Lock: lock_api::RawRwLockDowngrade + Send + Sync;
 
-    /// Where slabs get their memory.
+    /// Where slabs get their memory. The lists that changes return come from the global allocator;
+    /// lookups need neither.
     type Memory: SlabMemory;
 
     /// A point in time at which a wait gives up.

@@ -5,6 +5,7 @@ use core::ops::Range;
 
 use crate::mm::WriteSection;
 use crate::platform::{Platform, with_default_platform};
+use crate::range::Span;
 use crate::slots::Reserved;
 use crate::space::AddressSpace;
 
@@ -55,9 +56,12 @@ pub struct CommitError<'s, P, T: Platform> {
 }
 
 impl<'s, P, T: Platform> Reservation<'s, P, T> {
-    pub(crate) fn new(space: &'s AddressSpace<P, T>, slot: Reserved<'s, P>) -> Self {
-        let range = slot.span().range();
-        Self { space, slot: Some(slot), range }
+    pub(crate) fn new(
+        space: &'s AddressSpace<P, T>,
+        span: Span,
+        slot: Option<Reserved<'s, P>>,
+    ) -> Self {
+        Self { space, slot, range: span.range() }
     }
 
     /// The range that is taken.

@@ -763,16 +763,31 @@ pub struct Emptied<'s, P> {
     gated: bool,
 }
 
-impl<P> Emptied<'_, P> {
+impl<'s, P> Emptied<'s, P> {
     /// Makes it a VMA of the space under edit, write-locked until the edit ends.
     pub fn fill<T: Platform>(self, section: &WriteSection<'_, T>, span: Span, payload: P) {
+        // SAFETY: alone at X+1 until `publish`; it was taken out before (S1).
+        self.slot.payload.with_mut(|at| unsafe { at.write(MaybeUninit::new(payload)) });
+        self.publish(section, section.space_id(), span);
+    }
+
+    /// Makes it a reservation of the space under edit, write-locked until the edit ends.
+    pub fn reserve<T: Platform>(
+        self,
+        section: &WriteSection<'_, T>,
+        span: Span,
+    ) -> Reserved<'s, P> {
+        let (slot, index) = (self.slot, self.index);
+        self.publish(section, section.space_id().reserved(), span);
+        Reserved { slot, index }
+    }
+
+    fn publish<T: Platform>(self, section: &WriteSection<'_, T>, owner: SpaceId, span: Span) {
         let Self { slot, gated, .. } = self;
         // SAFETY: alone at X+1 until `readmit`.
-        slot.space.with_mut(|space| unsafe { *space = section.space_id() });
+        slot.space.with_mut(|space| unsafe { *space = owner });
         // SAFETY: as above.
         slot.span.with_mut(|at| unsafe { *at = span });
-        // SAFETY: as above; it was taken out before (S1).
-        slot.payload.with_mut(|at| unsafe { at.write(MaybeUninit::new(payload)) });
         slot.lock.mark_locked(section.edit());
         slot.lock.readmit();
         if gated {

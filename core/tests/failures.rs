@@ -136,6 +136,11 @@ const OPERATIONS: &[Operation] = &[
     ("replace outside", |space| {
         space.replace(120..250, Bytes::new(7, 0)).map(drop).map_err(|error| error.kind)
     }),
+    ("remove and reserve", |space| {
+        space.exclude(120..350)?.remove_reserving().map(|(_, reservation)| {
+            reservation.commit(Bytes::new(7, 0)).unwrap();
+        })
+    }),
     ("relocate outside", |space| {
         space.relocate(150..450, 1000, |_, bytes| bytes.made(0)).map(drop)
     }),

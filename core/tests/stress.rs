@@ -246,8 +246,14 @@ fn editor(arena: &Arena, seed: u64) -> Seen {
                     check(number, None, &range, place, false);
                 }
                 let soon = Instant::now() + Duration::from_micros(random.random_range(0..100));
-                if exclusion.wait_until(soon) {
+                if !exclusion.wait_until(soon) {
+                    continue;
+                }
+                if random.random() {
                     took(number, exclusion.remove(), &mut seen);
+                } else {
+                    let removed = exclusion.remove_reserving();
+                    took(number, removed.map(|(removed, _reservation)| removed), &mut seen);
                 }
             }
             12 => {

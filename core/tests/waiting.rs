@@ -331,6 +331,53 @@ fn a_reservation_that_cannot_be_committed_comes_back() {
 }
 
 #[test]
+fn a_removal_can_keep_the_range_until_its_owner_has_cleaned_up() {
+    let space = space();
+    // Cut in front, so that the reservation cannot have the VMA's slot; then with it; with a hole.
+    for range in [0x1800..0x2000, A, A.start..B.end] {
+        let space = AddressSpace::new(1);
+        space.edit().unwrap().insert(A, 1).unwrap();
+        space.edit().unwrap().insert(B, 2).unwrap();
+        let exclusion = space.exclude(range.clone()).unwrap();
+        let (removed, reservation) = exclusion.remove_reserving().unwrap();
+        assert_eq!(removed[0].range, range.start..A.end);
+        let addr = range.end - 1;
+        assert_eq!(space.try_read(addr).unwrap_err(), ReadError::Reserved { addr });
+        let taken = ChangeError::Overlap { existing: range.clone() };
+        assert_eq!(space.edit().unwrap().insert(addr..range.end, 9).unwrap_err().kind, taken);
+        drop(reservation);
+        assert_eq!(space.try_read(addr).unwrap_err(), ReadError::NotMapped { addr });
+        space.edit().unwrap().insert(range, 3).unwrap();
+    }
+    let exclusion = space.exclude(A.start..B.end).unwrap();
+    space.edit().unwrap().insert(0x4000..0x5000, 3).unwrap();
+    let filled = ChangeError::Overlap { existing: 0x4000..0x5000 };
+    assert_eq!(exclusion.remove_reserving().unwrap_err(), filled);
+    assert_eq!(space.view().unwrap().iter().count(), 3);
+}
+
+#[test]
+fn user_code_runs_when_the_readers_have_left() {
+    let space = space();
+    let inside = AtomicUsize::new(1);
+    let alone = |_, &payload: &u32| {
+        assert_eq!(inside.load(Relaxed), 0, "a reader is still inside");
+        payload
+    };
+    thread::scope(|scope| {
+        let leave = reader(scope, &space, A.start);
+        let edit = scope.spawn(|| {
+            space.edit().unwrap().update(A, alone).unwrap();
+            space.update(A, alone).unwrap();
+        });
+        thread::sleep(A_WHILE);
+        inside.store(0, Relaxed);
+        leave.send(()).unwrap();
+        edit.join().unwrap();
+    });
+}
+
+#[test]
 fn a_downgraded_edit_lets_readers_in_and_no_editor() {
     let space = space();
     thread::scope(|scope| {
