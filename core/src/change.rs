@@ -137,11 +137,17 @@ struct Piece<'s, P, T: Platform> {
     payload: Option<P>,
     /// Whether it is new, and so to be joined with its neighbours.
     changed: bool,
-    /// The slot of one that does not take over another's.
+    /// Whether it starts where an excluded VMA does, and takes over its slot.
+    takes_over: bool,
+    /// The slot of one that does not.
     home: Option<FreeSlot<'s, P, T>>,
 }
 
 impl<P, T: Platform> Piece<'_, P, T> {
+    fn new(span: Span, payload: Option<P>, changed: bool) -> Self {
+        Self { span, payload, changed, takes_over: false, home: None }
+    }
+
     /// The payload of this piece and that of `next` as one, if they touch and one is new.
     fn merge(&self, next: &Self) -> Option<P>
     where
@@ -224,13 +230,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     }
 
     fn push(&mut self, piece: Option<(Span, P)>, changed: bool) {
-        let piece = piece.map(|(span, payload)| (span, Some(payload)));
-        self.pieces.extend(piece.map(|(span, payload)| Piece {
-            span,
-            payload,
-            changed,
-            home: None,
-        }));
+        self.pieces.extend(piece.map(|(span, payload)| Piece::new(span, Some(payload), changed)));
     }
 
     /// Adds a piece over the whole range: a reservation, unless it is [`fill`](Self::fill)ed when
@@ -238,7 +238,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     pub fn add(&mut self) {
         let span = self.request.span;
         let at = self.pieces.partition_point(|piece| piece.span.start < span.start);
-        self.pieces.insert(at, Piece { span, payload: None, changed: false, home: None });
+        self.pieces.insert(at, Piece::new(span, None, false));
     }
 
     /// Gives the piece that was [`add`](Self::add)ed its payload.
@@ -355,9 +355,9 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         for piece in &mut self.pieces {
             let start = piece.span.start;
             let old = space.tree().floor(space.slab(), section, start);
-            piece.changed = old.is_none_or(|old| old.span().start != start);
+            piece.takes_over = old.is_some_and(|old| old.span().start == start);
         }
-        for piece in self.pieces.iter_mut().filter(|piece| piece.changed) {
+        for piece in self.pieces.iter_mut().filter(|piece| !piece.takes_over) {
             match space.tree().link(space.slab(), piece.span.start, 0) {
                 Ok(slot) => piece.home = Some(slot),
                 Err(OutOfMemory) => {

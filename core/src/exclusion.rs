@@ -15,6 +15,7 @@ use crate::range::Span;
 use crate::reserve::Reservation;
 use crate::slots::{Excluded, Sleeper};
 use crate::space::AddressSpace;
+use crate::thread::HandlerScope;
 
 with_default_platform! {
     /// The VMAs that touched a range when it was made, with no reader coming in any more, from
@@ -127,7 +128,12 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     /// // nobody reads the VMA now
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`].
     pub fn wait(&self) {
+        HandlerScope::<T>::assert_may_wait();
         self.vmas.wait(None);
     }
 
@@ -141,8 +147,13 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     /// assert!(exclusion.wait_until(soon)); // nobody was inside
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`].
     #[must_use = "readers may still be inside"]
     pub fn wait_until(&self, deadline: T::Deadline) -> bool {
+        HandlerScope::<T>::assert_may_wait();
         self.vmas.wait(Some(deadline))
     }
 
@@ -272,7 +283,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         if request.mapped == Mapped::Everything {
             self.check_whole()?;
         }
-        self.wait();
+        self.vmas.wait(None);
         Ok(())
     }
 
@@ -403,7 +414,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ///
     /// # Panics
     ///
-    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    /// Inside a [`HandlerScope`].
     #[doc(alias = "__vma_start_exclude_readers")]
     pub fn exclude(&self, range: Range<usize>) -> Result<Exclusion<'_, P, T>, ChangeError> {
         Exclusion::new(self, Request::new(self.span(range)?, Mapped::Something))
@@ -427,7 +438,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ///
     /// # Panics
     ///
-    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    /// Inside a [`HandlerScope`].
     #[doc(alias = "munmap")]
     pub fn remove(&self, range: Range<usize>) -> Result<Vec<Removed<P>>, ChangeError>
     where
@@ -456,7 +467,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ///
     /// # Panics
     ///
-    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    /// Inside a [`HandlerScope`].
     #[doc(alias = "mprotect")]
     pub fn update(
         &self,
@@ -490,7 +501,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ///
     /// # Panics
     ///
-    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    /// Inside a [`HandlerScope`].
     #[doc(alias = "mremap")]
     pub fn relocate(
         &self,
@@ -526,7 +537,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ///
     /// # Panics
     ///
-    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    /// Inside a [`HandlerScope`].
     #[doc(alias = "MAP_FIXED")]
     pub fn replace(
         &self,

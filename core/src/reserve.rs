@@ -14,7 +14,8 @@ with_default_platform! {
     ///
     /// No lock is held meanwhile. [`commit`](Self::commit) turns it into a VMA; dropping it gives
     /// the range back, for which it takes the mmap lock, unless the thread has an edit of the space
-    /// open: then it happens in that edit. A reservation that is forgotten
+    /// open: then it happens in that edit. So it must not be dropped while the thread holds a
+    /// [`View`](crate::View) of the space, nor a guard that an edit may be waiting for. A reservation that is forgotten
     /// ([`core::mem::forget`]) stays until the space is dropped.
     ///
     /// ```

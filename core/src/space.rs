@@ -653,14 +653,16 @@ impl<P, T: Platform> AddressSpace<P, T> {
         section: &'m impl Section,
         span: Span,
     ) -> impl Iterator<Item = Entry<'m, P>> {
-        let mut holding = self.holding(section, span.start);
-        let mut from = span.start;
+        // Each step looks anew: between two of them the thread may end a reservation of its own.
+        let mut last_end = None;
         core::iter::from_fn(move || {
-            let entry = holding
-                .take()
-                .or_else(|| self.tree.first_from(self.slab.get(), section, from))
-                .filter(|entry| entry.span().start < span.end)?;
-            from = entry.span().end;
+            let first_from = |from| self.tree.first_from(self.slab.get(), section, from);
+            let entry = match last_end {
+                None => self.holding(section, span.start).or_else(|| first_from(span.start)),
+                Some(from) => first_from(from),
+            };
+            let entry = entry.filter(|entry| entry.span().start < span.end)?;
+            last_end = Some(entry.span().end);
             Some(entry)
         })
     }
