@@ -15,7 +15,8 @@ use crate::thread::ThreadState;
 /// /// Waits by spinning, and cannot tell threads apart.
 /// enum Spinning {}
 ///
-/// impl Platform for Spinning {
+/// // SAFETY: nothing unwinds, and no states are lent.
+/// unsafe impl Platform for Spinning {
 ///     type Lock = parking_lot::RawRwLock;
 ///     type Memory = GlobalMemory;
 ///     type Deadline = u64;
@@ -38,7 +39,15 @@ use crate::thread::ThreadState;
 /// assert_eq!(*space.try_read(0x1000)?, "text");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub trait Platform: Sized + 'static {
+///
+/// # Safety
+///
+/// - [`with_thread`](Self::with_thread) lends each thread a state of its own: no other thread is lent
+///   the same one, or one at the same address, before the thread has ended and all it did happens
+///   before. Where a thread finds itself to be the editor of a space, it edits without a further lock.
+/// - [`wait`](Self::wait), [`wake`](Self::wake) and [`wake_all`](Self::wake_all) do not unwind: a
+///   change of the tree may be half done.
+pub unsafe trait Platform: Sized + 'static {
     /// The mmap lock. Only editors and readers on the slow path take it.
     #[cfg(not(pervma_model))]
     type Lock: lock_api::RawRwLockDowngrade + Send + Sync;
@@ -51,8 +60,7 @@ pub trait Platform: Sized + 'static {
     type Deadline: Copy;
 
     /// Sleeps while `word` holds `seen`, at most until `deadline`; `false` when that has passed.
-    /// It may return `true` at any time, the caller looks again. It must not unwind: the VMA would
-    /// stay excluded for ever.
+    /// It may return `true` at any time, the caller looks again.
     fn wait(word: &WaitWord, seen: u32, deadline: Option<Self::Deadline>) -> bool;
 
     /// Wakes a thread that sleeps on `word`, if one does.
@@ -83,7 +91,9 @@ pub trait Platform: Sized + 'static {
 pub enum Std {}
 
 #[cfg(all(feature = "std", not(pervma_model)))]
-impl Platform for Std {
+// SAFETY: a thread-local is its thread's alone, and its memory is handed on when the thread has
+// ended. Nothing here unwinds.
+unsafe impl Platform for Std {
     type Lock = parking_lot::RawRwLock;
 
     type Memory = crate::memory::GlobalMemory;
@@ -175,7 +185,8 @@ pub(crate) use with_default_platform;
 pub enum Model {}
 
 #[cfg(pervma_model)]
-impl Platform for Model {
+// SAFETY: as for `Std`; a model that panics has failed.
+unsafe impl Platform for Model {
     type Memory = crate::memory::GlobalMemory;
     /// Models do not measure time: the deadline passes at once.
     type Deadline = ();

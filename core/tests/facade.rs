@@ -18,7 +18,7 @@ fn compile(name: &str, line: &str) -> Result<(), String> {
         #[path = {facade:?}] mod facade;
         #[path = {ledger:?}] mod ledger;
         // What the facade's mmap lock needs of the rest of the crate, and of lock_api.
-        mod platform {{ pub trait Platform {{ type Lock: crate::lock_api::RawRwLock; }} }}
+        mod platform {{ pub unsafe trait Platform {{ type Lock: crate::lock_api::RawRwLock; }} }}
         extern crate self as lock_api;
         pub unsafe trait RawRwLock {{ const INIT: Self; }}
         pub struct RwLock<R, T>(R, T);

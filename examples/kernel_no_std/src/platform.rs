@@ -13,7 +13,9 @@ use crate::machine;
 /// The platform. It is a name only: all of its functions are static.
 pub enum Kernel {}
 
-impl Platform for Kernel {
+// SAFETY: a processor's state is lent on that processor only, where threads are not switched while
+// it matters; nothing here unwinds.
+unsafe impl Platform for Kernel {
     /// The mmap lock, and the lock of slabs: any lock with the traits of the crate `lock_api`.
     type Lock = spin::rwlock::RwLock<(), Pause>;
 
