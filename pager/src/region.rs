@@ -78,8 +78,9 @@ impl Drop for Region {
         let range = self.mapping.memory().range();
         // Refused only in a source's methods, which may not drop regions, and when there is no
         // memory for the list of what was removed: then the mapping stays as it is, a leak.
-        let removed = SPACE.edit().map(|mut edit| edit.remove(range));
-        // The edit is over, no fault is inside: this and `self` are the last to own the mapping.
+        // Waits for faults in this region only; other regions come and go meanwhile.
+        let removed = SPACE.remove(range);
+        // No fault is inside: this and `self` are the last to own the mapping.
         drop(removed);
     }
 }
