@@ -113,6 +113,13 @@ pub use space::AddressSpace;
 pub use thread::{HandlerScope, ThreadState};
 pub use view::View;
 
+#[cfg(all(test, not(pervma_model)))]
+extern crate self as pervma;
+/// The same suite as in the integration tests, with small nodes.
+#[cfg(all(test, not(pervma_model)))]
+#[path = "../tests/suite/mod.rs"]
+mod suite;
+
 /// Runs the examples of the README.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]

@@ -1,113 +1,524 @@
 //! A sequential address space, as plain as it can be: what pervma must agree with.
 //!
 //! One sorted `Vec`, no locks, no tricks; every operation looks at every entry. Tests run the same
-//! calls here and on [`pervma`](https://docs.rs/pervma) and compare results, errors included.
+//! operations here and on [`pervma`](https://docs.rs/pervma) and compare results, errors included.
 //!
 //! ```
-//! use pervma_oracle::{Oracle, Refused};
+//! use pervma_oracle::{Oracle, Payload, Refused};
+//!
+//! /// A place in a file.
+//! #[derive(Debug, PartialEq)]
+//! struct File(usize);
+//!
+//! impl Payload for File {
+//!     fn split(&self, offset: usize) -> Option<(Self, Self)> {
+//!         Some((File(self.0), File(self.0 + offset)))
+//!     }
+//!     fn merge(&self, len: usize, next: &Self) -> Option<Self> {
+//!         (self.0 + len == next.0).then(|| File(self.0))
+//!     }
+//! }
 //!
 //! let mut oracle = Oracle::new(4096);
-//! oracle.insert(0x1000..0x3000, 'a').unwrap();
-//! assert_eq!(oracle.insert(0x2000..0x4000, 'b'), Err((Refused::Overlap(0x1000..0x3000), 'b')));
-//! assert_eq!(oracle.get(0x2fff), Some((0x1000..0x3000, &'a')));
-//! assert_eq!(oracle.remove(0x0..0x3000), Ok(vec![(0x1000..0x3000, 'a')]));
+//! oracle.insert(0x1000..0x4000, File(0)).unwrap();
+//! let overlap = Refused::Overlap(0x1000..0x4000);
+//! assert_eq!(oracle.insert(0x0..0x2000, File(7)), Err((overlap, File(7))));
+//!
+//! assert_eq!(oracle.remove(0x2000..0x3000), Ok(vec![(0x2000..0x3000, File(0x1000))]));
+//! assert!(oracle.iter().eq([(0x1000..0x2000, &File(0)), (0x3000..0x4000, &File(0x2000))]));
 //! ```
 #![forbid(unsafe_code)]
 
+use std::mem;
 use std::ops::Range;
+
+/// How a payload is divided and joined with its VMA.
+pub trait Payload: Sized {
+    /// The payloads of the two parts of a VMA that is cut `offset` bytes from its start; `None`
+    /// if it cannot be cut there.
+    fn split(&self, offset: usize) -> Option<(Self, Self)>;
+
+    /// The payload of this VMA, `len` bytes long, joined with the VMA that begins where it ends;
+    /// `None` to keep them apart.
+    fn merge(&self, len: usize, next: &Self) -> Option<Self>;
+}
 
 /// Why an operation changed nothing. The first that applies, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// The range ends before it starts.
-    Overflow,
-    /// The range holds no byte.
-    Empty,
+    /// The range, from the first number to the second, ends before it starts.
+    Overflow(usize, usize),
+    /// The range, at this address, holds no byte.
+    Empty(usize),
     /// This end of the range is no multiple of the granularity; the start is looked at first.
     Unaligned(usize),
-    /// This VMA, the first that does, has a byte in the range.
+    /// Nothing is in the whole range that was asked for, or, for an update, in this first part.
+    NotMapped(Range<usize>),
+    /// This reservation, the first of them, has a byte in the range.
+    Reserved(Range<usize>),
+    /// This VMA, the first of those that are excluded, has a byte in the range.
+    Excluded(Range<usize>),
+    /// This VMA or reservation, the first of them, is in the way.
     Overlap(Range<usize>),
-    /// Nothing is mapped in the range.
-    NotMapped,
-    /// This VMA, the first that does, has bytes both inside and outside of the range.
+    /// This VMA, the first of them, would have to be cut where its payload cannot be.
     PartlyCovered(Range<usize>),
 }
 
-/// Disjoint ranges of addresses with payloads.
-#[derive(Clone, Debug)]
+/// What [`Oracle::find_gap`] looks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Search {
+    /// How many bytes.
+    pub size: usize,
+    /// What the start is a multiple of; less than the granularity means the granularity.
+    pub align: usize,
+    /// Where the gap may lie.
+    pub within: Range<usize>,
+    /// Whether the highest is wanted and not the lowest.
+    pub from_above: bool,
+}
+
+/// Why no gap was found. The first that applies, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoGap {
+    /// The size is 0 or no multiple of the granularity.
+    Size(usize),
+    /// The alignment is no power of two.
+    Alignment(usize),
+    /// There is none.
+    NotFound,
+}
+
+/// Disjoint ranges of addresses, each mapped with a payload or reserved.
+#[derive(Debug)]
 pub struct Oracle<P> {
     granularity: usize,
     /// In ascending order, disjoint.
-    vmas: Vec<(Range<usize>, P)>,
+    entries: Vec<Entry<P>>,
 }
 
-impl<P> Oracle<P> {
+#[derive(Debug)]
+struct Entry<P> {
+    range: Range<usize>,
+    /// `None`: reserved.
+    payload: Option<P>,
+    excluded: bool,
+}
+
+/// A range that is kept free for a payload to come. To be given to [`Oracle::commit`] or
+/// [`Oracle::roll_back`].
+#[derive(Debug)]
+#[must_use]
+pub struct Reservation(Range<usize>);
+
+impl Reservation {
+    /// What is reserved.
+    pub fn range(&self) -> Range<usize> {
+        self.0.clone()
+    }
+}
+
+/// VMAs that nothing may change. To be given to [`Oracle::release`].
+#[derive(Debug)]
+#[must_use]
+pub struct Exclusion(Vec<Range<usize>>);
+
+impl Exclusion {
+    /// The VMAs, in order.
+    pub fn vmas(&self) -> &[Range<usize>] {
+        &self.0
+    }
+}
+
+/// Ranges with what they hold, in order.
+pub type Removed<P> = Vec<(Range<usize>, P)>;
+
+impl<P: Payload> Oracle<P> {
     /// An empty space whose ranges are aligned to `granularity` bytes.
     #[must_use]
     pub fn new(granularity: usize) -> Self {
-        Self { granularity, vmas: Vec::new() }
+        Self { granularity, entries: Vec::new() }
     }
 
-    /// Maps `range`.
+    /// Maps `range`, where nothing may be. It is joined with nothing.
     ///
     /// # Errors
     ///
     /// See [`Refused`]; the payload comes back.
     pub fn insert(&mut self, range: Range<usize>, payload: P) -> Result<(), (Refused, P)> {
-        if let Err(refused) = self.check(&range) {
+        if let Err(refused) = self.check(&range).and_then(|()| self.check_free(&range)) {
             return Err((refused, payload));
         }
-        if let Some((existing, _)) = self.vmas.iter().find(|(vma, _)| overlap(vma, &range)) {
-            return Err((Refused::Overlap(existing.clone()), payload));
-        }
-        self.vmas.push((range, payload));
-        self.vmas.sort_by_key(|(vma, _)| vma.start);
+        self.add(range, Some(payload));
         Ok(())
     }
 
-    /// Unmaps everything in `range`; what was there, in order.
+    /// Unmaps everything in `range`, cut at its edges; what was there.
     ///
     /// # Errors
     ///
-    /// See [`Refused`]; nothing has changed.
-    pub fn remove(&mut self, range: Range<usize>) -> Result<Vec<(Range<usize>, P)>, Refused> {
+    /// See [`Refused`].
+    pub fn remove(&mut self, range: Range<usize>) -> Result<Removed<P>, Refused> {
         self.check(&range)?;
-        let inside = |vma: &Range<usize>| overlap(vma, &range);
-        let cut =
-            |vma: &Range<usize>| inside(vma) && (vma.start < range.start || range.end < vma.end);
-        if let Some((vma, _)) = self.vmas.iter().find(|(vma, _)| cut(vma)) {
-            return Err(Refused::PartlyCovered(vma.clone()));
+        self.check_mapped(&range)?;
+        self.check_ours(&range)?;
+        self.cut(&range)?;
+        Ok(self.take(&range))
+    }
+
+    /// Gives every part in `range` the payload that `f` makes of it, cut at the edges of `range`,
+    /// and joins the parts and what touches them; what was there.
+    ///
+    /// ```
+    /// # use pervma_oracle::{Oracle, Payload};
+    /// #[derive(Clone, Debug, PartialEq)]
+    /// struct Access(char);
+    ///
+    /// impl Payload for Access {
+    ///     fn split(&self, _: usize) -> Option<(Self, Self)> {
+    ///         Some((self.clone(), self.clone()))
+    ///     }
+    ///     fn merge(&self, _: usize, next: &Self) -> Option<Self> {
+    ///         (self == next).then(|| self.clone())
+    ///     }
+    /// }
+    ///
+    /// let mut oracle = Oracle::new(1);
+    /// oracle.insert(0..10, Access('w')).unwrap();
+    /// oracle.insert(10..20, Access('r')).unwrap();
+    /// let old = oracle.update(6..10, |_, _| Access('r'));
+    /// assert_eq!(old, Ok(vec![(6..10, Access('w'))]));
+    /// assert!(oracle.iter().eq([(0..6, &Access('w')), (6..20, &Access('r'))]));
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`Refused`].
+    pub fn update(
+        &mut self,
+        range: Range<usize>,
+        mut f: impl FnMut(Range<usize>, &P) -> P,
+    ) -> Result<Removed<P>, Refused> {
+        self.check(&range)?;
+        self.check_no_hole(&range)?;
+        self.check_ours(&range)?;
+        self.cut(&range)?;
+        let old = self.take(&range);
+        for (part, payload) in &old {
+            self.add(part.clone(), Some(f(part.clone(), payload)));
         }
-        let (removed, kept): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.vmas).into_iter().partition(|(vma, _)| inside(vma));
-        self.vmas = kept;
-        if removed.is_empty() { Err(Refused::NotMapped) } else { Ok(removed) }
+        self.join(&range);
+        Ok(old)
+    }
+
+    /// Maps `range` in place of whatever is there, cut at its edges; what was there. It is joined
+    /// with nothing.
+    ///
+    /// # Errors
+    ///
+    /// See [`Refused`]; the payload comes back.
+    pub fn replace(&mut self, range: Range<usize>, payload: P) -> Result<Removed<P>, (Refused, P)> {
+        let possible = self.check(&range).and_then(|()| self.check_ours(&range));
+        if let Err(refused) = possible.and_then(|()| self.cut(&range)) {
+            return Err((refused, payload));
+        }
+        let old = self.take(&range);
+        self.add(range, Some(payload));
+        Ok(old)
+    }
+
+    /// Moves everything in `from`, cut at its edges, so that it starts at `to`; holes stay holes.
+    /// A part gets the payload that `f` makes of its new range and the old payload. The parts are
+    /// joined with each other and with what they touch there; what was in `from`.
+    ///
+    /// # Errors
+    ///
+    /// See [`Refused`].
+    pub fn relocate(
+        &mut self,
+        from: Range<usize>,
+        to: usize,
+        mut f: impl FnMut(Range<usize>, &P) -> P,
+    ) -> Result<Removed<P>, Refused> {
+        self.check(&from)?;
+        let target = to..to.wrapping_add(from.end - from.start);
+        self.check(&target)?;
+        self.check_mapped(&from)?;
+        self.check_ours(&from)?;
+        if overlap(&from, &target) {
+            return Err(Refused::Overlap(from));
+        }
+        if let Some(entry) = self.inside(&target).next() {
+            return Err(Refused::Overlap(entry.range.clone()));
+        }
+        self.cut(&from)?;
+        let old = self.take(&from);
+        for (part, payload) in &old {
+            let moved = part.start - from.start + to..part.end - from.start + to;
+            self.add(moved.clone(), Some(f(moved, payload)));
+        }
+        self.join(&target);
+        Ok(old)
+    }
+
+    /// Keeps `range`, where nothing may be, free.
+    ///
+    /// # Errors
+    ///
+    /// See [`Refused`].
+    pub fn reserve(&mut self, range: Range<usize>) -> Result<Reservation, Refused> {
+        self.check(&range)?;
+        self.check_free(&range)?;
+        self.add(range.clone(), None);
+        Ok(Reservation(range))
+    }
+
+    /// Maps what was reserved. It is joined with nothing.
+    pub fn commit(&mut self, Reservation(range): Reservation, payload: P) {
+        self.entries.retain(|entry| entry.range != range);
+        self.add(range, Some(payload));
+    }
+
+    /// Frees what was reserved.
+    pub fn roll_back(&mut self, Reservation(range): Reservation) {
+        self.entries.retain(|entry| entry.range != range);
+    }
+
+    /// Lets nothing change the VMAs that have a byte in `range` until they are released.
+    ///
+    /// # Errors
+    ///
+    /// See [`Refused`].
+    pub fn exclude(&mut self, range: Range<usize>) -> Result<Exclusion, Refused> {
+        self.check(&range)?;
+        self.check_mapped(&range)?;
+        self.check_ours(&range)?;
+        let mut vmas = Vec::new();
+        for entry in self.entries.iter_mut().filter(|entry| overlap(&entry.range, &range)) {
+            entry.excluded = true;
+            vmas.push(entry.range.clone());
+        }
+        Ok(Exclusion(vmas))
+    }
+
+    /// Ends an exclusion.
+    pub fn release(&mut self, Exclusion(vmas): Exclusion) {
+        for entry in self.entries.iter_mut().filter(|entry| vmas.contains(&entry.range)) {
+            entry.excluded = false;
+        }
+    }
+
+    /// A space with the payloads that `f` makes of this one's, without the VMAs for which it makes
+    /// none, and without reservations.
+    ///
+    /// # Errors
+    ///
+    /// See [`Refused`].
+    pub fn fork(&self, mut f: impl FnMut(Range<usize>, &P) -> Option<P>) -> Result<Self, Refused> {
+        self.check_not_excluded(&(0..usize::MAX))?;
+        let mut fork = Self::new(self.granularity);
+        for (range, payload) in self.iter() {
+            if let Some(copy) = f(range.clone(), payload) {
+                fork.add(range, Some(copy));
+            }
+        }
+        Ok(fork)
+    }
+
+    /// The lowest (highest) aligned range of the size that was asked for in which nothing is.
+    ///
+    /// # Errors
+    ///
+    /// See [`NoGap`].
+    pub fn find_gap(&self, search: &Search) -> Result<Range<usize>, NoGap> {
+        let Search { size, align, ref within, from_above } = *search;
+        if size == 0 || size % self.granularity != 0 {
+            return Err(NoGap::Size(size));
+        }
+        if !align.is_power_of_two() {
+            return Err(NoGap::Alignment(align));
+        }
+        let align = align.max(self.granularity);
+        let fit = |gap: Range<usize>| {
+            let (start, end) = (gap.start.max(within.start), gap.end.min(within.end));
+            let aligned = if from_above {
+                end.checked_sub(size)? / align * align
+            } else {
+                start.checked_next_multiple_of(align)?
+            };
+            let fits = start <= aligned && aligned.checked_add(size)? <= end;
+            fits.then(|| aligned..aligned + size)
+        };
+        let mut fitting = self.gaps().into_iter().filter_map(fit);
+        let found = if from_above { fitting.next_back() } else { fitting.next() };
+        found.ok_or(NoGap::NotFound)
     }
 
     /// The VMA that holds `addr`.
     #[must_use]
     pub fn get(&self, addr: usize) -> Option<(Range<usize>, &P)> {
-        let (range, payload) = self.vmas.iter().find(|(vma, _)| vma.contains(&addr))?;
-        Some((range.clone(), payload))
+        self.iter().find(|(vma, _)| vma.contains(&addr))
+    }
+
+    /// The first VMA that ends above `addr`.
+    #[must_use]
+    pub fn read_from(&self, addr: usize) -> Option<(Range<usize>, &P)> {
+        self.iter().find(|(vma, _)| vma.end > addr)
     }
 
     /// All VMAs, in order.
     pub fn iter(&self) -> impl Iterator<Item = (Range<usize>, &P)> {
-        self.vmas.iter().map(|(range, payload)| (range.clone(), payload))
+        self.entries.iter().filter_map(|entry| Some((entry.range.clone(), entry.payload.as_ref()?)))
+    }
+
+    /// All reservations, in order.
+    pub fn reserved(&self) -> impl Iterator<Item = Range<usize>> {
+        self.entries.iter().filter(|entry| entry.payload.is_none()).map(|entry| entry.range.clone())
+    }
+
+    /// Where nothing is, in order.
+    fn gaps(&self) -> Vec<Range<usize>> {
+        let starts = [0].into_iter().chain(self.entries.iter().map(|entry| entry.range.end));
+        let ends = self.entries.iter().map(|entry| entry.range.start).chain([usize::MAX]);
+        starts.zip(ends).map(|(start, end)| start..end).filter(|gap| !gap.is_empty()).collect()
     }
 
     fn check(&self, range: &Range<usize>) -> Result<(), Refused> {
         if range.end < range.start {
-            return Err(Refused::Overflow);
+            return Err(Refused::Overflow(range.start, range.end));
         }
         if range.start == range.end {
-            return Err(Refused::Empty);
+            return Err(Refused::Empty(range.start));
         }
         match [range.start, range.end].into_iter().find(|addr| addr % self.granularity != 0) {
             Some(addr) => Err(Refused::Unaligned(addr)),
             None => Ok(()),
         }
     }
+
+    /// What has a byte in `range`, in order.
+    fn inside(&self, range: &Range<usize>) -> impl Iterator<Item = &Entry<P>> {
+        self.entries.iter().filter(move |entry| overlap(&entry.range, range))
+    }
+
+    /// Refuses a range with nothing in it; a reservation is something.
+    fn check_mapped(&self, range: &Range<usize>) -> Result<(), Refused> {
+        match self.inside(range).next() {
+            Some(_) => Ok(()),
+            None => Err(Refused::NotMapped(range.clone())),
+        }
+    }
+
+    /// Refuses a range that is not covered to the last byte; a reservation covers.
+    fn check_no_hole(&self, range: &Range<usize>) -> Result<(), Refused> {
+        match self.gaps().into_iter().find(|gap| overlap(gap, range)) {
+            Some(gap) => {
+                Err(Refused::NotMapped(gap.start.max(range.start)..gap.end.min(range.end)))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses a range with something in it that others hold.
+    fn check_ours(&self, range: &Range<usize>) -> Result<(), Refused> {
+        if let Some(entry) = self.inside(range).find(|entry| entry.payload.is_none()) {
+            return Err(Refused::Reserved(entry.range.clone()));
+        }
+        self.check_not_excluded(range)
+    }
+
+    fn check_not_excluded(&self, range: &Range<usize>) -> Result<(), Refused> {
+        match self.inside(range).find(|entry| entry.excluded) {
+            Some(entry) => Err(Refused::Excluded(entry.range.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses a range with anything in it, for the first thing that is.
+    fn check_free(&self, range: &Range<usize>) -> Result<(), Refused> {
+        match self.inside(range).next() {
+            Some(entry) if entry.excluded => Err(Refused::Excluded(entry.range.clone())),
+            Some(entry) => Err(Refused::Overlap(entry.range.clone())),
+            None => Ok(()),
+        }
+    }
+
+    fn add(&mut self, range: Range<usize>, payload: Option<P>) {
+        self.entries.push(Entry { range, payload, excluded: false });
+        self.entries.sort_by_key(|entry| entry.range.start);
+    }
+
+    /// Takes out the VMAs in `range`, none of which sticks out.
+    fn take(&mut self, range: &Range<usize>) -> Removed<P> {
+        let mut taken = Vec::new();
+        for entry in mem::take(&mut self.entries) {
+            match entry.payload {
+                Some(payload) if overlap(&entry.range, range) => {
+                    taken.push((entry.range, payload));
+                }
+                _ => self.entries.push(entry),
+            }
+        }
+        taken
+    }
+
+    /// Cuts the VMAs at the edges of `range`, or none of them.
+    fn cut(&mut self, range: &Range<usize>) -> Result<(), Refused> {
+        let mut pieces = Vec::new();
+        for entry in self.inside(range) {
+            let Range { start, end } = entry.range;
+            let (left, right) = (start < range.start, range.end < end);
+            let Some(payload) = &entry.payload else { continue };
+            let cannot = || Refused::PartlyCovered(start..end);
+            if left && right {
+                let (a, rest) = payload.split(range.start - start).ok_or_else(cannot)?;
+                let (b, c) = rest.split(range.end - range.start).ok_or_else(cannot)?;
+                pieces.push((start..range.start, a));
+                pieces.push((range.clone(), b));
+                pieces.push((range.end..end, c));
+            } else if left || right {
+                let at = if left { range.start } else { range.end };
+                let (a, b) = payload.split(at - start).ok_or_else(cannot)?;
+                pieces.push((start..at, a));
+                pieces.push((at..end, b));
+            }
+        }
+        self.entries.retain(|whole| !pieces.iter().any(|(piece, _)| overlap(piece, &whole.range)));
+        for (piece, payload) in pieces {
+            self.add(piece, Some(payload));
+        }
+        Ok(())
+    }
+
+    /// Joins, from left to right, the VMAs in `range` and those that touch it. The result of one
+    /// merge is tried against the next VMA.
+    fn join(&mut self, range: &Range<usize>) {
+        let concerned = |entry: &Entry<P>| {
+            entry.range.start <= range.end && range.start <= entry.range.end && !entry.excluded
+        };
+        let mut joined: Vec<Entry<P>> = Vec::new();
+        for entry in mem::take(&mut self.entries) {
+            if let Some(last) = joined.last_mut()
+                && last.range.end == entry.range.start
+                && concerned(last)
+                && concerned(&entry)
+                && let Some(payload) = merged(last, &entry)
+            {
+                *last = Entry {
+                    range: last.range.start..entry.range.end,
+                    payload: Some(payload),
+                    excluded: false,
+                };
+            } else {
+                joined.push(entry);
+            }
+        }
+        self.entries = joined;
+    }
+}
+
+fn merged<P: Payload>(left: &Entry<P>, right: &Entry<P>) -> Option<P> {
+    let len = left.range.end - left.range.start;
+    left.payload.as_ref()?.merge(len, right.payload.as_ref()?)
 }
 
 fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {

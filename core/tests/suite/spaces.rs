@@ -1,0 +1,357 @@
+//! `AddressSpace` as a subject: changed in edits, by its own operations, and through exclusions.
+//!
+//! What an exclusion says no to at once, the space's own operation says too, in its order.
+
+use std::cell::OnceCell;
+use std::fmt::Debug;
+use std::ops::Range;
+use std::sync::Arc;
+
+use pervma::{
+    AddressSpace, ChangeError, Cursor, Edit, Exclusion, GapError, GapSearch, GlobalMemory,
+    InsertError, Payload, Platform, RangeError, ReadError, ReadGuard, Removed, Reservation, Slab,
+    WaitWord,
+};
+use pervma_oracle::{NoGap, Refused, Search};
+
+use super::part::Part;
+use super::subject::{Map, Subject, World};
+
+impl Payload for Part {
+    fn split(&self, offset: usize) -> Option<(Self, Self)> {
+        self.split_at(offset)
+    }
+
+    fn merge(&self, len: usize, next: &Self) -> Option<Self> {
+        self.merged(len, next)
+    }
+}
+
+/// A platform with locks of another crate, on which no thread knows who it is.
+pub enum Spin {}
+
+// SAFETY: nothing unwinds, and no states are lent.
+unsafe impl Platform for Spin {
+    type Lock = spin::RwLock<()>;
+    type Memory = GlobalMemory;
+    type Deadline = std::time::Instant;
+
+    fn wait(_word: &WaitWord, _seen: u32, deadline: Option<Self::Deadline>) -> bool {
+        std::thread::yield_now();
+        deadline.is_none_or(|deadline| std::time::Instant::now() < deadline)
+    }
+
+    fn wake(_word: &WaitWord) {}
+
+    fn wake_all(_word: &WaitWord) {}
+
+    fn with_thread<R>(_f: impl FnOnce(&pervma::ThreadState) -> R) -> Option<R> {
+        None
+    }
+}
+
+/// Changes are operations of an edit.
+pub const IN_EDITS: u8 = 0;
+/// Changes are operations of the space.
+pub const WAITING: u8 = 1;
+/// Changes are operations of an exclusion, where there are such.
+pub const EXCLUDING: u8 = 2;
+
+/// A world of spaces on the platform `T` that are changed in one of these ways.
+pub struct Spaces<T: Platform, const WAY: u8> {
+    granule: usize,
+    slab: Option<Arc<Slab<Part, T>>>,
+    /// All there are, in a list that can grow while they are borrowed.
+    first: OnceCell<Box<Kept<T>>>,
+}
+
+struct Kept<T: Platform> {
+    space: AddressSpace<Part, T>,
+    next: OnceCell<Box<Self>>,
+}
+
+impl<T: Platform, const WAY: u8> Spaces<T, WAY> {
+    fn keep(&self, space: AddressSpace<Part, T>) -> Space<'_, T, WAY> {
+        let mut last = &self.first;
+        while let Some(kept) = last.get() {
+            last = &kept.next;
+        }
+        let kept = last.get_or_init(|| Box::new(Kept { space, next: OnceCell::new() }));
+        let space = &kept.space;
+        Space { world: self, space, edit: None, cursor: space.cursor(), exclusions: 0 }
+    }
+}
+
+impl<T: Platform, const WAY: u8> World for Spaces<T, WAY> {
+    type Space<'w> = Space<'w, T, WAY>;
+
+    fn new(granule: usize, shared: bool) -> Self {
+        let slab = shared.then(|| Arc::new(Slab::with_platform()));
+        Self { granule, slab, first: OnceCell::new() }
+    }
+
+    fn space(&self) -> Space<'_, T, WAY> {
+        self.keep(match &self.slab {
+            Some(slab) => AddressSpace::on_slab(self.granule, Arc::clone(slab)),
+            None => AddressSpace::with_platform(self.granule),
+        })
+    }
+
+    fn finish(self) {
+        drop(self.first);
+        if let Some(slab) = self.slab {
+            assert_eq!((slab.vmas().in_use, slab.nodes().in_use), (0, 0), "all memory is free");
+        }
+    }
+}
+
+/// One space, and what the thread has of it.
+pub struct Space<'w, T: Platform, const WAY: u8> {
+    world: &'w Spaces<T, WAY>,
+    space: &'w AddressSpace<Part, T>,
+    edit: Option<Edit<'w, Part, T>>,
+    cursor: Cursor<'w, Part, T>,
+    exclusions: usize,
+}
+
+impl<'w, T: Platform, const WAY: u8> Space<'w, T, WAY> {
+    fn edit(&mut self) -> &mut Edit<'w, Part, T> {
+        self.edit.get_or_insert_with(|| sure(self.space.edit()))
+    }
+
+    /// Whether to change the space in an edit. What would wait for an exclusion of this thread is
+    /// refused, or waits for ever on a platform that cannot tell.
+    fn in_edit(&mut self) -> bool {
+        let in_edit = WAY == IN_EDITS || self.exclusions != 0;
+        if !in_edit {
+            self.end();
+        }
+        in_edit
+    }
+
+    /// Whether to look at the space with no lock.
+    fn free(&self) -> bool {
+        self.edit.is_none() && self.exclusions == 0
+    }
+}
+
+impl<'w, T: Platform, const WAY: u8> Subject for Space<'w, T, WAY> {
+    type Reservation = Reservation<'w, Part, T>;
+    type Exclusion = Exclusion<'w, Part, T>;
+
+    fn insert(&mut self, range: Range<usize>, payload: Part) -> Result<(), (Refused, Part)> {
+        self.edit().insert(range, payload).map_err(given_back)
+    }
+
+    fn remove(&mut self, range: Range<usize>) -> Result<Map, Refused> {
+        let space = self.space;
+        let removed = if self.in_edit() {
+            self.edit().remove(range)
+        } else if let (EXCLUDING, Ok(exclusion)) = (WAY, space.exclude(range.clone())) {
+            exclusion.remove()
+        } else {
+            space.remove(range)
+        };
+        removed.map(map).map_err(refused)
+    }
+
+    fn update(
+        &mut self,
+        range: Range<usize>,
+        f: impl FnMut(Range<usize>, &Part) -> Part,
+    ) -> Result<Map, Refused> {
+        let space = self.space;
+        let updated = if self.in_edit() {
+            self.edit().update(range, f)
+        } else if let (EXCLUDING, Ok(exclusion)) = (WAY, space.exclude(range.clone())) {
+            exclusion.update(f)
+        } else {
+            space.update(range, f)
+        };
+        updated.map(map).map_err(refused)
+    }
+
+    fn replace(&mut self, range: Range<usize>, payload: Part) -> Result<Map, (Refused, Part)> {
+        let replaced = if self.in_edit() {
+            self.edit().replace(range, payload)
+        } else {
+            self.space.replace(range, payload)
+        };
+        replaced.map(map).map_err(given_back)
+    }
+
+    fn relocate(
+        &mut self,
+        from: Range<usize>,
+        to: usize,
+        mut f: impl FnMut(Range<usize>, &Part) -> Part,
+    ) -> Result<Map, Refused> {
+        let space = self.space;
+        let relocated = if self.in_edit() {
+            self.edit().relocate(from, to, f)
+        } else if let (EXCLUDING, Ok(exclusion)) = (WAY, space.exclude(from.clone())) {
+            match exclusion.relocate(to, &mut f) {
+                // It cuts before it looks where to move, which may be refused too, and first.
+                Err(ChangeError::PartlyCovered { .. }) => space.relocate(from, to, f),
+                relocated => relocated,
+            }
+        } else {
+            space.relocate(from, to, f)
+        };
+        relocated.map(map).map_err(refused)
+    }
+
+    fn reserve(&mut self, range: Range<usize>) -> Result<Self::Reservation, Refused> {
+        let reservation = self.edit().reserve(range.clone()).map_err(refused)?;
+        assert_eq!(reservation.range(), range);
+        Ok(reservation)
+    }
+
+    fn commit(&mut self, reservation: Self::Reservation, payload: Part) {
+        self.make_way();
+        sure(reservation.commit(payload));
+    }
+
+    fn roll_back(&mut self, reservation: Self::Reservation) {
+        self.make_way();
+        drop(reservation);
+    }
+
+    fn exclude(&mut self, range: Range<usize>) -> Result<(Self::Exclusion, Map), Refused> {
+        self.end();
+        let exclusion = self.space.exclude(range.clone()).map_err(refused)?;
+        assert_eq!(exclusion.range(), range);
+        assert!(exclusion.is_alone());
+        self.exclusions += 1;
+        let vmas = exclusion.iter().map(cloned).collect();
+        Ok((exclusion, vmas))
+    }
+
+    fn release(&mut self, exclusion: Self::Exclusion) {
+        self.exclusions -= 1;
+        drop(exclusion);
+    }
+
+    fn fork(
+        &mut self,
+        f: impl FnMut(Range<usize>, &Part) -> Option<Part>,
+    ) -> Result<Self, Refused> {
+        let fork = self.edit().fork(f).map_err(refused)?;
+        Ok(self.world.keep(fork))
+    }
+
+    fn find_gap(&mut self, search: &Search) -> Result<Range<usize>, NoGap> {
+        let Search { size, align, ref within, from_above } = *search;
+        let mut search = GapSearch::new(size).aligned(align).within(within.clone());
+        if from_above {
+            search = search.from_above();
+        }
+        let found = match &self.edit {
+            Some(edit) => edit.find_gap(&search),
+            None => sure(self.space.view()).find_gap(&search),
+        };
+        found.map_err(|error| match error {
+            GapError::Size { size } => NoGap::Size(size),
+            GapError::Alignment { align } => NoGap::Alignment(align),
+            error => {
+                assert_eq!(error, GapError::NotFound);
+                NoGap::NotFound
+            }
+        })
+    }
+
+    fn get(&mut self, addr: usize) -> Option<(Range<usize>, Part)> {
+        if !self.free() {
+            return self.edit().get(addr).map(cloned);
+        }
+        let viewed = sure(self.space.view()).get(addr).map(cloned);
+        let hole = |error| match error {
+            ReadError::NotMapped { addr: at } | ReadError::Reserved { addr: at } if at == addr => {}
+            other => panic!("{other}"),
+        };
+        for read in [
+            self.space.try_read(addr),
+            self.space.read(addr),
+            self.cursor.try_read(addr),
+            self.cursor.read(addr),
+        ] {
+            assert_eq!(read.map(held).map_err(hole).ok(), viewed);
+        }
+        viewed
+    }
+
+    fn read_from(&mut self, addr: usize) -> Option<(Range<usize>, Part)> {
+        if !self.free() {
+            return self.edit().iter().map(cloned).find(|(range, _)| addr < range.end);
+        }
+        let found = sure(self.space.try_read_from(addr)).map(held);
+        assert_eq!(sure(self.space.read_from(addr)).map(held), found);
+        found
+    }
+
+    fn map(&mut self) -> Map {
+        if !self.free() {
+            return self.edit().iter().map(cloned).collect();
+        }
+        let map: Map = self.space.iter().map(|vma| held(sure(vma))).collect();
+        assert_eq!(sure(self.space.view()).iter().map(cloned).collect::<Map>(), map);
+        map
+    }
+
+    fn is_reserved(&mut self, addr: usize) -> bool {
+        self.end();
+        matches!(self.space.try_read(addr), Err(ReadError::Reserved { addr: at }) if at == addr)
+    }
+
+    fn end(&mut self) {
+        self.edit = None;
+    }
+
+    fn entries(&self) -> Option<usize> {
+        self.world.slab.is_none().then(|| self.space.slab().vmas().in_use)
+    }
+}
+
+impl<T: Platform, const WAY: u8> Space<'_, T, WAY> {
+    /// A reservation finds the edit of its own thread, if the platform can tell threads apart.
+    fn make_way(&mut self) {
+        if T::with_thread(|_| ()).is_none() {
+            self.end();
+        }
+    }
+}
+
+fn sure<V, E: Debug>(result: Result<V, E>) -> V {
+    result.unwrap_or_else(|error| panic!("{error:?}"))
+}
+
+fn map(removed: Vec<Removed<Part>>) -> Map {
+    removed.into_iter().map(|Removed { range, payload }| (range, payload)).collect()
+}
+
+fn cloned((range, part): (Range<usize>, &Part)) -> (Range<usize>, Part) {
+    (range, part.clone())
+}
+
+fn held<T: Platform>(vma: ReadGuard<'_, Part, T>) -> (Range<usize>, Part) {
+    (vma.range(), vma.clone())
+}
+
+fn given_back(error: InsertError<Part>) -> (Refused, Part) {
+    (refused(error.kind), error.payload)
+}
+
+/// A refusal in the oracle's words.
+fn refused(error: ChangeError) -> Refused {
+    match error {
+        ChangeError::Range(RangeError::Overflow { start, end }) => Refused::Overflow(start, end),
+        ChangeError::Range(RangeError::Empty { addr }) => Refused::Empty(addr),
+        ChangeError::Range(RangeError::Unaligned { addr, .. }) => Refused::Unaligned(addr),
+        ChangeError::NotMapped { range } => Refused::NotMapped(range),
+        ChangeError::Reserved { range } => Refused::Reserved(range),
+        ChangeError::Excluded { vma } => Refused::Excluded(vma),
+        ChangeError::Overlap { existing } => Refused::Overlap(existing),
+        ChangeError::PartlyCovered { vma } => Refused::PartlyCovered(vma),
+        other => panic!("{other}"),
+    }
+}

@@ -1,0 +1,24 @@
+//! Bytes as operations, on spaces and on the oracle: the comparison of the random tests.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use pervma::Std;
+
+#[path = "../../core/tests/suite/mod.rs"]
+mod suite;
+
+use suite::compare::{compare, tell};
+use suite::spaces::{EXCLUDING, IN_EDITS, Spaces, WAITING};
+
+fuzz_target!(|bytes: &[u8]| {
+    let (way, rest) = bytes.split_first().unwrap_or((&0, &[]));
+    let records = rest.as_chunks().0;
+    if std::env::var_os("TELL").is_some() {
+        eprintln!("{}", tell(records));
+    }
+    match way % 3 {
+        0 => compare::<Spaces<Std, IN_EDITS>>(records, |_, _, _| ()),
+        1 => compare::<Spaces<Std, WAITING>>(records, |_, _, _| ()),
+        _ => compare::<Spaces<Std, EXCLUDING>>(records, |_, _, _| ()),
+    }
+});
