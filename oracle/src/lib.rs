@@ -165,6 +165,21 @@ impl<P: Payload> Oracle<P> {
         Ok(self.take(&range))
     }
 
+    /// Unmaps everything in `range`, cut at its edges, and keeps the whole range free; what was
+    /// there.
+    ///
+    /// # Errors
+    ///
+    /// See [`Refused`].
+    pub fn remove_reserving(
+        &mut self,
+        range: Range<usize>,
+    ) -> Result<(Removed<P>, Reservation), Refused> {
+        let removed = self.remove(range.clone())?;
+        self.add(range.clone(), None);
+        Ok((removed, Reservation(range)))
+    }
+
     /// Gives every part in `range` the payload that `f` makes of it, cut at the edges of `range`,
     /// and joins the parts and what touches them; what was there.
     ///

@@ -307,6 +307,19 @@ const RESERVE: &[Case] = &[
     gives("##....", &[Commit(0, Letter('a')), Remove(1..2)], "a.....", ".b...."),
 ];
 
+const REMOVE_RESERVING: &[Case] = &[
+    gives(".abcdef.", &[RemoveReserving(3..5)], ".ab##ef.", "...cd..."),
+    gives("ab..AA.cd", &[RemoveReserving(1..8)], "a#######d", ".b..AA.c."),
+    gives("..AA..", &[RemoveReserving(0..6)], "######", "..AA.."),
+    gives("A.BC..", &[RemoveReserving(1..4)], "A###..", "..BC.."),
+    gives("AabcA", &[RemoveReserving(1..4)], "A###A", ".abc."),
+    done("abcd", &[RemoveReserving(1..3), Commit(0, Letter('b'))], "a|bc|d"),
+    done("abcd", &[RemoveReserving(1..3), RollBack(0)], "a..d"),
+    fails("ab..cd", &[RemoveReserving(2..4)], Refused::NotMapped(2..4)),
+    fails("ab.##.cd", &[RemoveReserving(0..8)], Refused::Reserved(3..5)),
+    fails("01234567", &[RemoveReserving(4..6)], Refused::PartlyCovered(0..8)),
+];
+
 const EXCLUDE: &[Case] = &[
     // Whole VMAs.
     gives("ab.BB", &[Exclude(1..4)], "ab.BB", "ab.BB"),
@@ -400,8 +413,19 @@ const GAP: &[Case] = &[
     },
 ];
 
-const ALL: &[&[Case]] =
-    &[INSERT, REMOVE, UPDATE, REPLACE, RELOCATE, RESERVE, EXCLUDE, FORK, FIND, GAP];
+const ALL: &[&[Case]] = &[
+    INSERT,
+    REMOVE,
+    UPDATE,
+    REPLACE,
+    RELOCATE,
+    RESERVE,
+    REMOVE_RESERVING,
+    EXCLUDE,
+    FORK,
+    FIND,
+    GAP,
+];
 
 /// VMAs on each side of the picture: more than a node has entries.
 const CROWD: usize = 20;
@@ -518,6 +542,7 @@ fn placed(op: &Op, place: Place) -> Op {
     match op {
         Insert(columns, paint) => Insert(range(columns), *paint),
         Remove(columns) => Remove(range(columns)),
+        RemoveReserving(columns) => RemoveReserving(range(columns)),
         Update(columns, paint) => Update(range(columns), *paint),
         Keep(columns) => Keep(range(columns)),
         Replace(columns, paint) => Replace(range(columns), *paint),

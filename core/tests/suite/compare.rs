@@ -77,7 +77,8 @@ impl Stage {
                 };
                 if n < 38 { Op::RelocateAs(from, target, with) } else { Op::Relocate(from, target) }
             }
-            45..=48 => Op::Reserve(range()),
+            45..=46 => Op::Reserve(range()),
+            47..=48 => Op::RemoveReserving(range()),
             49..=50 => Op::Commit(to, with),
             51..=52 => Op::RollBack(to),
             53 => Op::Exclude(range()),

@@ -14,11 +14,12 @@ const PAGE: usize = 4096;
 const TOP: usize = usize::MAX - (PAGE - 1);
 
 /// Every operation that takes a range, with `range`.
-fn with(range: &Range<usize>) -> [Op; 8] {
+fn with(range: &Range<usize>) -> [Op; 9] {
     let range = || range.clone();
     [
         Insert(range(), Letter('A')),
         Remove(range()),
+        RemoveReserving(range()),
         Update(range(), Letter('A')),
         Keep(range()),
         Replace(range(), Letter('A')),

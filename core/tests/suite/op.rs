@@ -21,6 +21,8 @@ pub enum Paint {
 pub enum Op {
     Insert(Range<usize>, Paint),
     Remove(Range<usize>),
+    /// If there is no exclusion yet, since it makes one.
+    RemoveReserving(Range<usize>),
     /// Paints the parts in the range; what each gets begins as far into the paint as the part is
     /// into the range.
     Update(Range<usize>, Paint),
@@ -35,7 +37,7 @@ pub enum Op {
     /// Of the `n`th of the reservations, modulo their number.
     Commit(usize, Paint),
     RollBack(usize),
-    /// If there is no exclusion yet: for a second one, a thread could wait for itself.
+    /// If there is no exclusion yet: with a second one a thread could wait for itself.
     Exclude(Range<usize>),
     Release,
     /// Copies the space, each VMA or every second one, and goes on with the copy or does not.
@@ -103,6 +105,14 @@ impl<S: Subject> Side<S> {
                 back(subject.insert(range, payload).map(|()| Map::new()), &given)
             }
             Op::Remove(range) => subject.remove(range).into(),
+            Op::RemoveReserving(_) | Op::Exclude(_) if exclusion.is_some() => Outcome::Nothing,
+            Op::RemoveReserving(range) => subject
+                .remove_reserving(range.clone())
+                .map(|(removed, reservation)| {
+                    reservations.push((range, reservation));
+                    removed
+                })
+                .into(),
             Op::Update(range, with) => {
                 let first = paint(&range, with);
                 let start = range.start;
@@ -138,7 +148,6 @@ impl<S: Subject> Side<S> {
                 subject.roll_back(reservation);
                 Outcome::Done(Map::new())
             }
-            Op::Exclude(_) if exclusion.is_some() => Outcome::Nothing,
             Op::Exclude(range) => subject
                 .exclude(range)
                 .map(|(new, vmas)| {

@@ -30,6 +30,7 @@ pub fn run<W: World>() {
 const EVERYTHING: &str = "
     Insert: Done Empty Overflow Unaligned Excluded Overlap
     Remove: Done Empty Overflow Unaligned NotMapped Reserved Excluded PartlyCovered
+    RemoveReserving: Done Nothing Empty Overflow Unaligned NotMapped Reserved PartlyCovered
     Update: Done Empty Overflow Unaligned NotMapped Reserved Excluded PartlyCovered
     Keep: Done Empty Overflow Unaligned NotMapped Reserved Excluded PartlyCovered
     Replace: Done Empty Overflow Unaligned Reserved Excluded PartlyCovered

@@ -171,6 +171,17 @@ impl<'w, T: Platform, const WAY: u8> Subject for Space<'w, T, WAY> {
         updated.map(map).map_err(refused)
     }
 
+    fn remove_reserving(
+        &mut self,
+        range: Range<usize>,
+    ) -> Result<(Map, Self::Reservation), Refused> {
+        self.end();
+        let exclusion = self.space.exclude(range.clone()).map_err(refused)?;
+        let (removed, reservation) = exclusion.remove_reserving().map_err(refused)?;
+        assert_eq!(reservation.range(), range);
+        Ok((map(removed), reservation))
+    }
+
     fn replace(&mut self, range: Range<usize>, payload: Part) -> Result<Map, (Refused, Part)> {
         let replaced = if self.in_edit() {
             self.edit().replace(range, payload)

@@ -33,6 +33,10 @@ pub trait Subject: Sized {
 
     fn insert(&mut self, range: Range<usize>, payload: Part) -> Result<(), (Refused, Part)>;
     fn remove(&mut self, range: Range<usize>) -> Result<Map, Refused>;
+    fn remove_reserving(
+        &mut self,
+        range: Range<usize>,
+    ) -> Result<(Map, Self::Reservation), Refused>;
     fn update(
         &mut self,
         range: Range<usize>,
@@ -95,6 +99,13 @@ impl Subject for Oracle<Part> {
 
     fn remove(&mut self, range: Range<usize>) -> Result<Map, Refused> {
         Oracle::remove(self, range)
+    }
+
+    fn remove_reserving(
+        &mut self,
+        range: Range<usize>,
+    ) -> Result<(Map, Self::Reservation), Refused> {
+        Oracle::remove_reserving(self, range)
     }
 
     fn update(
