@@ -215,7 +215,10 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         }
         if part.end < at.end {
             let whole = rest.as_ref().unwrap_or(vma.payload());
-            let (left, right) = whole.split(part.len()).ok_or_else(undivided)?;
+            let Some((left, right)) = whole.split(part.len()) else {
+                rest.map_or(Ok(()), |rest| self.leave_over(rest))?;
+                return Err(undivided());
+            };
             self.push(Some((Span { start: part.end, end: at.end }, right)), false);
             if let Some(whole) = rest.replace(left) {
                 self.leave_over(whole)?;
@@ -282,7 +285,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         let space = self.space;
         let piece = &mut self.pieces[index];
         let Some(addr) = piece.span.start.checked_sub(1) else { return Ok(()) };
-        let Some(vma) = space.holding(section, addr).and_then(idle) else { return Ok(()) };
+        let Some(vma) = neighbour(space, section, &self.request, addr) else { return Ok(()) };
         let (at, Some(payload)) = (vma.span(), &piece.payload) else { return Ok(()) };
         let Some(merged) = vma.payload().merge(at.len(), payload) else { return Ok(()) };
         if excluded.join(vma, section) {
@@ -305,7 +308,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         let Some(piece) = self.pieces.iter_mut().find(|piece| piece.span.end == end) else {
             return Ok(());
         };
-        let Some(vma) = space.holding(section, end).and_then(idle) else { return Ok(()) };
+        let Some(vma) = neighbour(space, section, &self.request, end) else { return Ok(()) };
         let (at, Some(payload)) = (vma.span(), &piece.payload) else { return Ok(()) };
         let Some(merged) = payload.merge(piece.span.len(), vma.payload()) else { return Ok(()) };
         if excluded.join(vma, section) {
@@ -432,9 +435,17 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     }
 }
 
-/// The VMA of an entry that nobody excludes.
-fn idle<P>(entry: Entry<'_, P>) -> Option<Attached<'_, P>> {
-    if entry.is_excluded() { None } else { entry.vma() }
+/// The VMA at `addr`, if it has nothing to do with the change and nobody excludes it. In the range
+/// itself there may be one that has come into a hole of an exclusion.
+fn neighbour<'m, P, T: Platform>(
+    space: &'m AddressSpace<P, T>,
+    section: &'m WriteSection<'_, T>,
+    request: &Request,
+    addr: usize,
+) -> Option<Attached<'m, P>> {
+    let entry = space.holding(section, addr)?;
+    let apart = !entry.is_excluded() && entry.span().overlap(request.span).is_none();
+    entry.vma().filter(|_| apart)
 }
 
 impl<P, T: Platform> Drop for Change<'_, '_, P, T> {

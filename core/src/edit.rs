@@ -28,7 +28,8 @@ with_default_platform! {
     /// long. The space's own [`remove`](AddressSpace::remove), [`update`](AddressSpace::update),
     /// [`replace`](AddressSpace::replace) and [`relocate`](AddressSpace::relocate) wait outside.
     ///
-    /// Payloads that operations cut or merge away are dropped when the edit has ended. An edit that is forgotten ([`core::mem::forget`]) is never over: nobody can edit the
+    /// Payloads that operations cut or merge away are dropped when the edit has ended, unless there is
+    /// no memory to keep them. An edit that is forgotten ([`core::mem::forget`]) is never over: nobody can edit the
     /// space again, and dropping the space waits for ever.
     ///
     /// ```
@@ -427,7 +428,8 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         entry.vma().ok_or(WriteError::Reserved { addr })
     }
 
-    /// Ends the edit and goes on looking at the space, with no other edit in between.
+    /// Ends the edit and goes on looking at the space, with no other edit in between. What the edit
+    /// has cut or merged away is dropped when the view ends.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -440,8 +442,8 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// ```
     #[doc(alias = "mmap_write_downgrade")]
     pub fn downgrade(self) -> View<'s, P, T> {
-        let Self { space, section, .. } = self;
-        View::new(space, section.downgrade())
+        let Self { space, section, leftover, .. } = self;
+        View::new(space, section.downgrade(), leftover)
     }
 
     /// A copy of the space: `copy` makes the payload of each VMA's copy, or leaves it out. Every VMA

@@ -15,8 +15,8 @@ pub enum ReadError {
         addr: usize,
     },
     /// The VMA is write-locked, or changes went on during every one of the walks, or so many other
-    /// readers came and went that the count would not hold still. Wait, and look again; only
-    /// `try_read` reports it.
+    /// readers came and went that the count would not hold still. Wait, and look again; only the
+    /// lookups that do not wait report it.
     Locked {
         /// The address that was looked up.
         addr: usize,
@@ -102,7 +102,8 @@ pub struct OutOfMemory;
 
 /// Why a range was not changed. Nothing has changed then, and nobody is kept out.
 ///
-/// Where several reasons apply, the first in this list is given.
+/// Where several reasons apply, the first in this list is given; those that only others could bring
+/// about while an operation was under way come when they are met.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ChangeError {
@@ -118,7 +119,7 @@ pub enum ChangeError {
     },
     /// The thread excludes readers from a range of this space: it could wait for itself.
     OwnExclusion,
-    /// Nothing is mapped in the range; or, for an update, in this part of it.
+    /// Nothing is mapped or reserved in the range; or, for an update, in this part of it.
     NotMapped {
         /// Where nothing is.
         range: Range<usize>,

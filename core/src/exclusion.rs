@@ -8,7 +8,7 @@ use core::ops::Range;
 use crate::change::{Change, Mapped, Refusal, Request, exclude};
 use crate::edit::Removed;
 use crate::error::{ChangeError, InsertError};
-use crate::mm::WriteLock;
+use crate::mm::{Section, WriteLock};
 use crate::payload::Payload;
 use crate::platform::{Platform, with_default_platform};
 use crate::range::Span;
@@ -70,17 +70,19 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
             return Err(ChangeError::OwnEdit);
         }
         space.check_no_guard(request.span)?;
-        if T::with_thread(|thread| thread.exclusions.any(space.name())).unwrap_or(false) {
+        if space.holds_exclusion() {
             return Err(ChangeError::OwnExclusion);
         }
+        // Noted before it is true, so that a handler of this thread is never told to try again.
+        let noted = T::with_thread(|thread| thread.exclusions.note(space.name())).unwrap_or(false);
+        let vmas = Excluded::new(space.slab().slot_arena(), true);
+        let mut exclusion = Self { space, vmas, request, noted, thread: PhantomData };
         loop {
-            let section = space.mm().write();
+            let section = space.write();
             let refused = match exclude(space, &section, &request, true) {
                 Ok(vmas) => {
-                    drop(section);
-                    let note = |thread: &crate::ThreadState| thread.exclusions.note(space.name());
-                    let noted = T::with_thread(note).unwrap_or(false);
-                    return Ok(Self { space, vmas, request, noted, thread: PhantomData });
+                    exclusion.vmas = vmas;
+                    return Ok(exclusion);
                 }
                 Err(Refusal::Error(error)) => return Err(error),
                 Err(Refusal::Excluded(entry)) => entry,
@@ -252,26 +254,30 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     }
 
     fn finish(
-        mut self,
+        self,
         request: Request,
         place: impl FnMut(Span, &P) -> Option<(Span, P)>,
     ) -> Result<Vec<Removed<P>>, ChangeError>
     where
         P: Payload,
     {
-        let space = self.space;
-        self.wait_to_finish(&request)?;
-        let mut leftover = Vec::new(); // dropped when the edit has ended
-        let mut change = Change::cut(space, request, &self.vmas, &mut leftover, place)?;
-        let section = space.mm().write();
+        let mut leftover = Vec::new(); // dropped when the exclusion and its edit are over
+        let mut exclusion = self;
+        let (space, vmas) = (exclusion.space, &exclusion.vmas);
+        exclusion.wait_to_finish(&request)?;
+        if request.target.is_some() {
+            space.check_target(&space.mm().read(), &request)?;
+        }
+        let mut change = Change::cut(space, request, vmas, &mut leftover, place)?;
+        let section = space.write();
         space.check_target(&section, &request)?;
         #[cfg(pervma_model)]
         if !crate::facade::keep(crate::ledger::Step::OwnList) {
-            self.vmas.take_over(space.entries(&section, request.span));
+            exclusion.vmas.take_over(space.entries(&section, request.span));
         }
-        change.join(&section, &mut self.vmas)?;
+        change.join(&section, &mut exclusion.vmas)?;
         change.prepare(&section)?;
-        Ok(change.commit(&section, &mut self.vmas).0)
+        Ok(change.commit(&section, &mut exclusion.vmas).0)
     }
 
     /// Waits until the VMAs can be changed, if that is possible.
@@ -323,17 +329,17 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     /// See [`ChangeError`]; [`Overlap`](ChangeError::Overlap) when others have mapped something in a
     /// hole of the range. Nothing has changed then, and the exclusion is over.
     #[expect(clippy::type_complexity, reason = "a name for the pair would say less")]
-    pub fn remove_reserving(
-        mut self,
-    ) -> Result<(Vec<Removed<P>>, Reservation<'s, P, T>), ChangeError>
+    pub fn remove_reserving(self) -> Result<(Vec<Removed<P>>, Reservation<'s, P, T>), ChangeError>
     where
         P: Payload,
     {
-        let mut leftover = Vec::new(); // dropped when the edit has ended
-        match self.prepare_put(&mut leftover) {
+        let mut leftover = Vec::new(); // dropped when the exclusion and its edit are over
+        let mut exclusion = self;
+        let (space, span) = (exclusion.space, exclusion.request.span);
+        match exclusion.prepare_put(&mut leftover) {
             Ok((section, change)) => {
-                let (removed, slot) = change.commit(&section, &mut self.vmas);
-                Ok((removed, Reservation::new(self.space, self.request.span, slot)))
+                let (removed, slot) = change.commit(&section, &mut exclusion.vmas);
+                Ok((removed, Reservation::new(space, span, slot)))
             }
             Err(Unput::Error(error)) => Err(error),
             Err(Unput::Filled { existing }) => Err(ChangeError::Overlap { existing }),
@@ -347,18 +353,24 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     {
         let (space, request) = (self.space, self.request);
         self.wait_to_finish(&request)?;
+        self.check_not_filled(&space.mm().read())?;
         let mut change = Change::cut(space, request, &self.vmas, leftover, |_, _| None)?;
-        let section = space.mm().write();
-        // The VMAs are all still there; what else is there has come meanwhile.
-        let own = self.vmas.iter().map(|vma| Some(vma.span())).chain(core::iter::repeat(None));
-        let there = space.entries(&section, request.span).map(|entry| entry.span());
-        let foreign = there.zip(own).find(|&(at, own)| own != Some(at));
-        if let Some((at, _)) = foreign {
-            return Err(Unput::Filled { existing: at.range() });
-        }
+        let section = space.write();
+        self.check_not_filled(&*section)?;
         change.add();
         change.prepare(&section)?;
         Ok((section, change))
+    }
+
+    /// Checks that nothing has come into a hole of the range.
+    fn check_not_filled(&self, section: &impl Section) -> Result<(), Unput> {
+        // The VMAs are all still there, so the first that is not the list's is new.
+        let own = self.vmas.iter().map(|vma| Some(vma.span())).chain(core::iter::repeat(None));
+        let there = self.space.entries(section, self.request.span).map(|entry| entry.span());
+        match there.zip(own).find(|&(at, own)| own != Some(at)) {
+            Some((at, _)) => Err(Unput::Filled { existing: at.range() }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -552,7 +564,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
             Err(kind) => return Err(InsertError { kind, range, payload }),
         };
         loop {
-            let mut leftover = Vec::new(); // dropped when the edit has ended
+            let mut leftover = Vec::new(); // dropped when the exclusion and its edit are over
             let mut exclusion = match Exclusion::new(self, Request::new(span, Mapped::Anything)) {
                 Ok(exclusion) => exclusion,
                 Err(kind) => return Err(InsertError { kind, range, payload }),

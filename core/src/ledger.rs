@@ -123,6 +123,14 @@ edges! {
     GATE_OPEN: Rmw Release, pairs [GATE_REGISTER],
         without "a sleeper that sees the gate moved on still sees the old count, and sleeps for ever";
 
+    /// A reservation that is dropped while somebody has the mmap lock is left to the next edit.
+    LEAVE_BEHIND: Rmw Release, pairs [TAKE_ON],
+        without "the edit that takes the reservation on follows a link that is still on its way";
+
+    /// An edit begins by giving back the ranges of reservations that were left behind.
+    TAKE_ON: Rmw Acquire, pairs [LEAVE_BEHIND],
+        without "the edit that takes the reservation on follows a link that is still on its way";
+
     /// A new VMA appears in a slot: one reference, nobody inside.
     ATTACH_PUBLISH: Store Release, pairs [READ_ADMIT],
         without "a reader that still holds the address of the recycled slot reads fields of its previous tenant";

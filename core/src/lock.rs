@@ -269,7 +269,7 @@ impl VmaLock {
             if count == EXCLUDED + 1 || !keep(Step::WaitForReaders) {
                 return true;
             }
-            if !T::wait(&self.refcnt, count, deadline) {
+            if !T::wait(&self.refcnt, count, deadline) && deadline.is_some() {
                 return self.refcnt.load(EXCLUDE_WAIT) == EXCLUDED + 1;
             }
         }

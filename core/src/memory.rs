@@ -7,7 +7,7 @@ use core::alloc::Layout;
 /// # Safety
 ///
 /// `alloc` returns null or memory of the layout that is nobody else's until it is given to
-/// `dealloc`, and that stays where it is meanwhile.
+/// `dealloc`, and that stays where it is meanwhile. Neither unwinds.
 pub unsafe trait SlabMemory {
     /// A chunk of `layout`, whose size is never 0; null when there is none.
     fn alloc(layout: Layout) -> *mut u8;

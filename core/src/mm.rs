@@ -7,7 +7,8 @@
 use core::ops::Deref;
 
 use crate::facade::{
-    AtomicUsize, MmapLock, MmapReadGuard, MmapWriteGuard, Relaxed, const_unless_model, signal_fence,
+    AtomicU32, AtomicUsize, MmapLock, MmapReadGuard, MmapWriteGuard, Relaxed, const_unless_model,
+    signal_fence,
 };
 use crate::lock::{EditSeq, SpaceSeq};
 use crate::platform::Platform;
@@ -50,6 +51,8 @@ struct Editors<T: Platform> {
     /// The thread that holds the mmap lock for writing, 0 for none. Only ever compared with the
     /// asker's own identity, which only the asker itself can have stored.
     current: AtomicUsize,
+    /// See [`Mm::left_behind`].
+    left_behind: AtomicU32,
 }
 
 impl<T: Platform> Mm<T> {
@@ -57,7 +60,11 @@ impl<T: Platform> Mm<T> {
         pub fn new(id: SpaceId) -> Self {
             Self {
                 seq: Line(SpaceSeq::new()),
-                editors: Line(Editors { lock: MmapLock::new(), current: AtomicUsize::new(0) }),
+                editors: Line(Editors {
+                    lock: MmapLock::new(),
+                    current: AtomicUsize::new(0),
+                    left_behind: AtomicU32::new(0),
+                }),
                 id,
             }
         }
@@ -88,7 +95,15 @@ impl<T: Platform> Mm<T> {
     /// Waits for the mmap lock for writing and begins an edit.
     pub fn write(&self) -> WriteLock<'_, T> {
         HandlerScope::<T>::assert_may_wait();
-        let lock = self.editors.0.lock.write();
+        self.begin(self.editors.0.lock.write())
+    }
+
+    /// Begins an edit if nobody has the mmap lock.
+    fn try_write(&self) -> Option<WriteLock<'_, T>> {
+        Some(self.begin(self.editors.0.lock.try_write()?))
+    }
+
+    fn begin<'m>(&'m self, lock: MmapWriteGuard<'m, T>) -> WriteLock<'m, T> {
         if let Some(me) = T::with_thread(|thread| thread.id()) {
             self.editors.0.current.store(me, Relaxed("read back only by this thread"));
         }
@@ -107,6 +122,21 @@ impl<T: Platform> Mm<T> {
         } else {
             f(&self.write())
         }
+    }
+
+    /// The same, if it need not wait for the mmap lock.
+    pub fn within_edit_at_once<R>(&self, f: impl FnOnce(&WriteSection<'_, T>) -> R) -> Option<R> {
+        if self.edited_by_me() {
+            Some(f(&WriteSection { mm: self, edit: self.seq().running() }))
+        } else {
+            let lock = self.try_write()?;
+            Some(f(&lock))
+        }
+    }
+
+    /// Reservations that were dropped while somebody had the mmap lock: a list through their slots.
+    pub fn left_behind(&self) -> &AtomicU32 {
+        &self.editors.0.left_behind
     }
 }
 

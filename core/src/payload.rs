@@ -50,7 +50,10 @@ pub trait Payload: Sized {
         None
     }
 
-    /// The payload of this VMA, `len` bytes long, and the one that starts where it ends, as one;
+    /// The payload of this VMA, `len` bytes long, and the one that starts where it ends, as one. A VMA
+    /// outside of the changed range may still have readers when it is looked at; its readers have
+    /// left when the joined one takes its place.
+    ///
     /// `None` to keep them apart, as by default.
     fn merge(&self, len: usize, next: &Self) -> Option<Self> {
         let _ = (len, next);

@@ -45,8 +45,8 @@ use crate::thread::ThreadState;
 /// - [`with_thread`](Self::with_thread) lends each thread a state of its own: no other thread is lent
 ///   the same one, or one at the same address, before the thread has ended and all it did happens
 ///   before. Where a thread finds itself to be the editor of a space, it edits without a further lock.
-/// - [`wait`](Self::wait), [`wake`](Self::wake) and [`wake_all`](Self::wake_all) do not unwind: a
-///   change of the tree may be half done.
+/// - None of the functions unwinds by itself, nor do those of the lock and of the memory: a change of
+///   the tree may be half done.
 pub unsafe trait Platform: Sized + 'static {
     /// The mmap lock. Only editors and readers on the slow path take it.
     #[cfg(not(pervma_model))]

@@ -3,7 +3,6 @@
 use core::fmt;
 use core::ops::Range;
 
-use crate::mm::WriteSection;
 use crate::platform::{Platform, with_default_platform};
 use crate::range::Span;
 use crate::slots::Reserved;
@@ -13,9 +12,8 @@ with_default_platform! {
     /// A range that is taken while its mapping is made, from [`Edit::reserve`](crate::Edit::reserve).
     ///
     /// No lock is held meanwhile. [`commit`](Self::commit) turns it into a VMA; dropping it gives
-    /// the range back, for which it takes the mmap lock, unless the thread has an edit of the space
-    /// open: then it happens in that edit. So it must not be dropped while the thread holds a
-    /// [`View`](crate::View) of the space, nor a guard that an edit may be waiting for. A reservation that is forgotten
+    /// the range back, and waits for nobody: it happens in the edit that the thread has open; or at
+    /// once, if nobody has the mmap lock; or else when the next edit begins. A reservation that is forgotten
     /// ([`core::mem::forget`]) stays until the space is dropped.
     ///
     /// ```
@@ -104,19 +102,14 @@ impl<'s, P, T: Platform> Reservation<'s, P, T> {
         }
         Ok(())
     }
-
-    fn roll_back(&self, slot: &Reserved<'_, P>, section: &WriteSection<'_, T>) {
-        let (tree, slab, span) = (self.space.tree(), self.space.slab(), slot.span());
-        tree.unlink(slab, span.start);
-        slot.alone(section).detach(slab.slot_arena());
-        tree.settle(slab, section, span);
-    }
 }
 
 impl<P, T: Platform> Drop for Reservation<'_, P, T> {
     fn drop(&mut self) {
-        if let Some(slot) = self.slot.take() {
-            self.space.mm().within_edit(|section| self.roll_back(&slot, section));
+        let (space, Some(slot)) = (self.space, self.slot.take()) else { return };
+        let given_back = space.mm().within_edit_at_once(|section| space.give_back(section, &slot));
+        if given_back.is_none() {
+            slot.leave_behind(space.mm().left_behind());
         }
     }
 }

@@ -14,7 +14,7 @@
 //! | `lock` | nothing (atomics) | the transitions of [`lock`](crate::lock) |
 //! | `space` | a reference (`refcnt` raised), or the mmap lock of the space it names | being free (before attach); alone at X+1 |
 //! | `span`, `payload` | an admitted reference, X, or the mmap lock | being free; write-locked; alone at X+1 |
-//! | `chain` | X | X, in an edit or by the exclusion that has it |
+//! | `chain` | X; owning a reservation | X, in an edit or by the exclusion that has it; owning a reservation |
 //! | `link` | the arena's lock | the arena's lock |
 //!
 //! # Invariants
@@ -38,8 +38,10 @@ use core::ptr;
 use core::alloc::Layout;
 
 use crate::error::OutOfMemory;
-use crate::facade::{Cell, ConstPtr, MmapLock, check, const_unless_model, keep};
-use crate::ledger::Step;
+use crate::facade::{
+    AtomicU32, Cell, ConstPtr, MmapLock, Relaxed, check, const_unless_model, keep,
+};
+use crate::ledger::{LEAVE_BEHIND, Step, TAKE_ON};
 use crate::lock::{Glimpse, Refused, Ticket, VmaLock};
 use crate::memory::SlabMemory;
 use crate::mm::{Mm, ReadSection, Section, SpaceId, WriteSection};
@@ -270,7 +272,8 @@ pub struct Slot<P> {
     span: Cell<Span>,
     space: Cell<SpaceId>,
     payload: Cell<MaybeUninit<P>>,
-    /// The next VMA of an [`Excluded`] list, plus 1; 0 at its end.
+    /// The next VMA of an [`Excluded`] list, or the next reservation that was left behind, plus 1; 0 at
+    /// the end.
     chain: Cell<u32>,
     link: Cell<u32>,
 }
@@ -816,6 +819,35 @@ impl<'s, P> Reserved<'s, P> {
     pub fn span(&self) -> Span {
         // SAFETY: written before it was attached, and nobody but the owner changes it.
         self.slot.span.with(|span| unsafe { *span })
+    }
+
+    /// Leaves it to the next edit: the owner's handle goes onto the list that begins at `head`.
+    pub fn leave_behind(self, head: &AtomicU32) {
+        let mut next = head.load(Relaxed("the exchange that follows decides"));
+        loop {
+            // SAFETY: nobody else has a handle, and nobody excludes a reservation but its owner.
+            self.slot.chain.with_mut(|chain| unsafe { *chain = next });
+            match head.compare_exchange(next, self.index.0 + 1, LEAVE_BEHIND) {
+                Ok(_) => return,
+                Err(now) => next = now,
+            }
+        }
+    }
+
+    /// Takes what was left behind on the list that begins at `head`.
+    pub fn take_on<T: Platform>(
+        arena: &'s Arena<Slot<P>, T>,
+        head: &AtomicU32,
+    ) -> impl Iterator<Item = Self> {
+        let mut next = head.swap(0, TAKE_ON);
+        core::iter::from_fn(move || {
+            // SAFETY: stored by `leave_behind`, out of an index (A1).
+            let index = unsafe { Idx::from_raw(next.checked_sub(1)?) };
+            let slot = arena.get(index);
+            // SAFETY: the handle is ours now.
+            next = slot.chain.with(|chain| unsafe { *chain });
+            Some(Self { slot, index })
+        })
     }
 
     /// Has it alone: waits for lookups that are on their way out again.

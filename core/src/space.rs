@@ -1,6 +1,7 @@
 //! The address space: looking up and read-locking VMAs.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 
@@ -8,24 +9,24 @@ use crate::change::{Mapped, Request};
 use crate::cursor::Cursor;
 use crate::edit::Edit;
 use crate::error::{ChangeError, EditError, OutOfMemory, ReadError};
-use crate::facade::{const_unless_model, keep};
+use crate::facade::{Relaxed, const_unless_model, keep};
 use crate::gap::{GapError, GapSearch};
 use crate::guard::{OwnedReadGuard, ReadGuard};
 use crate::ledger::Step;
 use crate::lock::{Glimpse, Refused};
-use crate::mm::{Mm, ReadSection, Section};
+use crate::mm::{Mm, ReadSection, Section, WriteLock, WriteSection};
 use crate::platform::{Platform, with_default_platform};
 use crate::range::Span;
 use crate::slab::{OWNER, Slab, SlabRef};
-use crate::slots::{Admitted, Entry, Inside, Slot, Turned};
+use crate::slots::{Admitted, Entry, Inside, Reserved, Slot, Turned};
 use crate::tree::{Blocked, Tree};
 use crate::view::View;
 
 /// Walks in a lookup before it is told *locked*.
 const MAX_WALKS: u32 = if cfg!(pervma_model) { 1 } else { 8 };
 
-/// Entries that one walk to the next VMA passes over.
-const MAX_PASSED: u32 = 64;
+/// Reservations that one walk to the next VMA passes over.
+const MAX_PASSED: u32 = 512;
 
 /// A read lock, and the walks it took.
 type Found<'s, P, T> = (Admitted<'s, P, T>, u32);
@@ -183,7 +184,8 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ///
     /// [`NotMapped`](ReadError::NotMapped) only if nothing was mapped there throughout the lookup;
     /// while an edit is under way that cannot be known, and holes are [`Locked`](ReadError::Locked)
-    /// too. [`OwnEdit`](ReadError::OwnEdit) in place of `Locked` on the thread that edits.
+    /// too. [`OwnEdit`](ReadError::OwnEdit) and [`OwnExclusion`](ReadError::OwnExclusion) in place of
+    /// `Locked` on a thread that edits, or excludes something. [`Reserved`](ReadError::Reserved).
     /// [`Busy`](ReadError::Busy) at the limit of readers.
     #[doc(alias("lock_vma_under_rcu", "vma_start_read", "vma_lookup"))]
     #[inline]
@@ -299,7 +301,8 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// # Errors
     ///
     /// As for [`try_read`](Self::try_read), but for `NotMapped` and `Reserved`: it passes over
-    /// reserved ranges.
+    /// reserved ranges, up to 512 of them; where more follow each other, it says
+    /// [`Locked`](ReadError::Locked).
     #[doc(alias("find_vma", "mt_find"))]
     pub fn try_read_from(&self, addr: usize) -> Result<Option<ReadGuard<'_, P, T>>, ReadError> {
         match self.lookup_from(addr) {
@@ -560,7 +563,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     #[doc(alias("mmap_write_lock", "mmap_lock"))]
     pub fn edit(&self) -> Result<Edit<'_, P, T>, EditError> {
         self.check_may_wait()?;
-        Ok(Edit::new(self, self.mm.write()))
+        Ok(Edit::new(self, self.write()))
     }
 
     /// Waits for the mmap lock for reading; see [`View`].
@@ -582,7 +585,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     #[doc(alias("mmap_read_lock", "mmap_lock"))]
     pub fn view(&self) -> Result<View<'_, P, T>, EditError> {
         self.check_may_wait()?;
-        Ok(View::new(self, self.mm.read()))
+        Ok(View::new(self, self.mm.read(), Vec::new()))
     }
 
     fn check_may_wait(&self) -> Result<(), EditError> {
@@ -593,6 +596,27 @@ impl<P, T: Platform> AddressSpace<P, T> {
             return Err(EditError::GuardHeld);
         }
         Ok(())
+    }
+
+    /// Waits for the mmap lock for writing, begins an edit, and gives back the ranges of reservations
+    /// that were dropped meanwhile.
+    pub(crate) fn write(&self) -> WriteLock<'_, T> {
+        let section = self.mm.write();
+        let left_behind = self.mm.left_behind();
+        if left_behind.load(Relaxed("a hint: what is missed waits for the next edit")) != 0 {
+            for slot in Reserved::take_on(self.slab.get().slot_arena(), left_behind) {
+                self.give_back(&section, &slot);
+            }
+        }
+        section
+    }
+
+    /// Ends a reservation.
+    pub(crate) fn give_back(&self, section: &WriteSection<'_, T>, slot: &Reserved<'_, P>) {
+        let (slab, span) = (self.slab.get(), slot.span());
+        self.tree.unlink(slab, span.start);
+        slot.alone(section).detach(slab.slot_arena());
+        self.tree.settle(slab, section, span);
     }
 
     pub(crate) fn mm(&self) -> &Mm<T> {

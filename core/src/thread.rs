@@ -61,19 +61,15 @@ impl Holdings {
     /// takes a row that is being claimed.
     #[inline(always)]
     pub(crate) fn note(&self, space: usize) -> bool {
-        for row in &self.0 {
-            let held = row.held.load(OWN);
-            if held != 0 && row.space.load(OWN) != space {
-                continue;
-            }
-            row.held.store(held + 1, OWN);
-            if held == 0 {
-                signal_fence();
-                row.space.store(space, OWN);
-            }
+        if let Some(row) = self.0.iter().find(|row| row.is_of(space)) {
+            row.held.store(row.held.load(OWN) + 1, OWN);
             return true;
         }
-        false
+        let Some(row) = self.0.iter().find(|row| row.held.load(OWN) == 0) else { return false };
+        row.held.store(1, OWN);
+        signal_fence();
+        row.space.store(space, OWN);
+        true
     }
 
     /// Forgets one in `space` that was noted.
@@ -204,6 +200,9 @@ mod tests {
         guards.forget(8);
         assert!(!guards.any(8) && guards.any(16));
         assert!(guards.note(24) && guards.any(24));
+        // Row 0 is free again, and 16 has one of its own.
+        guards.forget(24);
+        assert!(guards.note(16) && guards.note(32) && guards.note(40) && guards.note(48));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A space looked at as a whole, while nobody changes it.
 
+use alloc::vec::Vec;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::Range;
@@ -15,7 +16,8 @@ with_default_platform! {
     /// as it is, and can be looked at without a lock of its own.
     ///
     /// Readers go on beside it, and so do exclusions that wait. A thread that holds a view is told
-    /// that it holds a guard where it would wait for itself.
+    /// that it holds a guard where it would wait for itself. A view that is forgotten
+    /// ([`core::mem::forget`]) is never over: nobody can edit the space again.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -30,6 +32,8 @@ with_default_platform! {
     pub struct View<'s, P, T> {
         space: &'s AddressSpace<P, T>,
         section: ReadSection<'s, T>,
+        /// What the edit that this was has cut or merged away: dropped after the section.
+        _leftover: Vec<P>,
         /// Whether the thread's record has it.
         noted: bool,
         // The mmap lock belongs to the thread that took it, whatever raw lock it is.
@@ -38,9 +42,13 @@ with_default_platform! {
 }
 
 impl<'s, P, T: Platform> View<'s, P, T> {
-    pub(crate) fn new(space: &'s AddressSpace<P, T>, section: ReadSection<'s, T>) -> Self {
+    pub(crate) fn new(
+        space: &'s AddressSpace<P, T>,
+        section: ReadSection<'s, T>,
+        leftover: Vec<P>,
+    ) -> Self {
         let noted = T::with_thread(|thread| thread.guards.note(space.name())).unwrap_or(false);
-        Self { space, section, noted, thread: PhantomData }
+        Self { space, section, _leftover: leftover, noted, thread: PhantomData }
     }
 
     /// The range and payload of the VMA that holds `addr`.

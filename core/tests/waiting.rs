@@ -324,6 +324,17 @@ fn a_reservation_that_cannot_be_committed_comes_back() {
     error.reservation.commit(error.payload).unwrap();
     assert_eq!(*space.try_read(0x3000).unwrap(), 3);
 
+    // Beside a view of one's own, where waiting for the mmap lock would be for ever.
+    let reservation = space.edit().unwrap().reserve(0x4000..0x5000).unwrap();
+    let other = space.edit().unwrap().reserve(0x6000..0x7000).unwrap();
+    let view = space.view().unwrap();
+    drop(reservation.commit(4).unwrap_err());
+    drop(other);
+    assert_eq!(space.try_read(0x4000).unwrap_err(), ReadError::Reserved { addr: 0x4000 });
+    drop(view);
+    space.edit().unwrap().insert(0x4000..0x7000, 4).unwrap();
+    space.remove(0x4000..0x7000).unwrap();
+
     let reservation = space.edit().unwrap().reserve(0x4000..0x5000).unwrap();
     thread::scope(|scope| scope.spawn(move || drop(reservation)).join()).unwrap();
     assert_eq!(space.try_read(0x4000).unwrap_err(), ReadError::NotMapped { addr: 0x4000 });
@@ -354,6 +365,85 @@ fn a_removal_can_keep_the_range_until_its_owner_has_cleaned_up() {
     let filled = ChangeError::Overlap { existing: 0x4000..0x5000 };
     assert_eq!(exclusion.remove_reserving().unwrap_err(), filled);
     assert_eq!(space.view().unwrap().iter().count(), 3);
+}
+
+#[test]
+fn what_comes_into_a_hole_of_an_exclusion_is_never_given_out() {
+    let space = AddressSpace::new(1);
+    space.edit().unwrap().insert(100..150, 7).unwrap();
+    let exclusion = space.exclude(100..200).unwrap();
+    space.edit().unwrap().insert(150..200, 7).unwrap(); // touches the target, and would merge
+    let removed = exclusion.relocate(200, |_, &payload| payload).unwrap();
+    assert_eq!((removed.len(), removed[0].range.clone()), (1, 100..150));
+    assert_eq!(space.try_read(150).unwrap().range(), 150..200);
+}
+
+#[test]
+fn what_is_in_the_way_is_told_before_payloads_are_cut() {
+    #[derive(Debug, PartialEq)]
+    struct Whole;
+    impl Payload for Whole {}
+
+    let space = AddressSpace::new(1);
+    space.edit().unwrap().insert(100..200, Whole).unwrap();
+    space.edit().unwrap().insert(300..400, Whole).unwrap();
+    let overlap = ChangeError::Overlap { existing: 300..400 };
+    let move_to_it = |to| space.exclude(150..200).unwrap().relocate(to, |_, _| Whole);
+    assert_eq!(move_to_it(300).unwrap_err(), overlap);
+    assert_eq!(move_to_it(500).unwrap_err(), ChangeError::PartlyCovered { vma: 100..200 });
+    let exclusion = space.exclude(150..250).unwrap();
+    space.edit().unwrap().insert(220..230, Whole).unwrap();
+    let filled = ChangeError::Overlap { existing: 220..230 };
+    assert_eq!(exclusion.remove_reserving().unwrap_err(), filled);
+}
+
+/// A payload whose end can be seen, and that does something then.
+struct Ending(fn());
+
+impl Payload for Ending {
+    fn split(&self, offset: usize) -> Option<(Self, Self)> {
+        (offset != 3).then(|| (Self(|| ()), Self(self.0)))
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0();
+    }
+}
+
+#[test]
+fn no_destructor_runs_while_a_lock_or_an_exclusion_is_held() {
+    static SPACE: AddressSpace<Ending> = AddressSpace::new(1);
+    static ENDED: AtomicUsize = AtomicUsize::new(0);
+    fn edits() {
+        ENDED.fetch_add(1, Relaxed);
+        SPACE.edit().unwrap().insert(1_000..1_001, Ending(|| ())).unwrap();
+        SPACE.remove(1_000..1_001).unwrap();
+    }
+    let ended = |n| {
+        assert_eq!(ENDED.swap(0, Relaxed), n);
+        drop(SPACE.remove(0..20));
+        ENDED.store(0, Relaxed);
+        SPACE.edit().unwrap().insert(0..20, Ending(edits)).unwrap();
+    };
+    ended(0);
+
+    // The whole that was cut, and what was cut again, are left over: until the edit ends, until the view ends, until the
+    // exclusion is over.
+    drop(SPACE.edit().unwrap().remove(4..6).map(std::mem::forget));
+    ended(2);
+    let mut edit = SPACE.edit().unwrap();
+    std::mem::forget(edit.remove(4..6));
+    let view = edit.downgrade();
+    assert_eq!(ENDED.load(Relaxed), 0);
+    drop(view);
+    ended(2);
+    std::mem::forget(SPACE.remove(4..6));
+    ended(2);
+    // The right half of what could be cut once and not twice.
+    assert!(SPACE.edit().unwrap().remove(5..8).is_err());
+    ended(1);
 }
 
 #[test]

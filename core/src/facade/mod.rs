@@ -168,6 +168,12 @@ impl AtomicU32 {
         self.0.fetch_sub(value, edge.order())
     }
 
+    /// Stores `value`; returns what was there.
+    #[inline(always)]
+    pub fn swap(&self, value: u32, edge: impl RmwOrder) -> u32 {
+        self.0.swap(value, edge.order())
+    }
+
     /// Raises the bits of `value`; returns what was there.
     #[inline(always)]
     pub fn fetch_or(&self, value: u32, edge: impl RmwOrder) -> u32 {

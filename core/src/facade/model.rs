@@ -177,6 +177,13 @@ impl<T: Platform> MmapLock<T> {
         MmapWriteGuard { guard: self.lock.write().unwrap(), _writers: writers, lock: self }
     }
 
+    /// Takes the lock, exclusive, if nobody has it.
+    pub fn try_write(&self) -> Option<MmapWriteGuard<'_, T>> {
+        let writers = self.writers.try_lock().ok()?;
+        let guard = self.lock.try_write().ok()?;
+        Some(MmapWriteGuard { guard, _writers: writers, lock: self })
+    }
+
     /// Lets readers in, and no writer before them.
     pub fn downgrade(guard: MmapWriteGuard<'_, T>) -> MmapReadGuard<'_, T> {
         let MmapWriteGuard { guard, _writers, lock } = guard;

@@ -143,6 +143,12 @@ impl<T: Platform> MmapLock<T> {
         self.0.write()
     }
 
+    /// Takes the lock, exclusive, if nobody has it.
+    #[inline]
+    pub fn try_write(&self) -> Option<MmapWriteGuard<'_, T>> {
+        self.0.try_write()
+    }
+
     /// Lets readers in, and no writer before them.
     #[inline]
     pub fn downgrade(guard: MmapWriteGuard<'_, T>) -> MmapReadGuard<'_, T> {

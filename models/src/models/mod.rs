@@ -11,7 +11,7 @@ mod whole;
 use crate::harness::Model;
 
 /// All of them.
-pub const ALL: [Model; 27] = [
+pub const ALL: [Model; 28] = [
     lock::ADMISSION,
     lock::READ_AGAINST_WRITE,
     lock::READ_ACROSS_EDITS,
@@ -34,6 +34,7 @@ pub const ALL: [Model; 27] = [
     exclude::IDLE,
     whole::SPACE_END,
     whole::RESERVE,
+    whole::ROLL_BACK,
     whole::ITERATION,
     whole::CURSOR,
     whole::FORK,

@@ -79,6 +79,29 @@ pub const RESERVE: Model = Model {
     ],
 };
 
+/// A reservation is dropped while somebody else edits.
+pub const ROLL_BACK: Model = Model {
+    name: "roll_back",
+    property: "a reservation that is dropped waits for nobody, and its range is free in the next edit",
+    preemptions: Some(3),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        let mut edit = space.edit().unwrap();
+        let (one, two) = (edit.reserve(10..20).unwrap(), edit.reserve(20..30).unwrap());
+        drop(edit);
+        let editor = thread::spawn({
+            let space = Arc::clone(&space);
+            move || space.edit().unwrap().insert(50..60, 1).unwrap()
+        });
+        drop(one);
+        drop(two);
+        editor.join().unwrap();
+        space.edit().unwrap().insert(10..30, 2).unwrap();
+        assert_eq!(space.slab().vmas().in_use, 2, "{UNMAPPED}");
+    },
+    mutants: &[weaken("LEAVE_BEHIND", RACE), weaken("TAKE_ON", RACE)],
+};
+
 /// The next VMA is asked for while entries shift in its leaf.
 pub const ITERATION: Model = Model {
     name: "iteration",
