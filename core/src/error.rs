@@ -103,7 +103,9 @@ pub struct OutOfMemory;
 /// Why a range was not changed. Nothing has changed then, and nobody is kept out.
 ///
 /// Where several reasons apply, the first in this list is given; those that only others could bring
-/// about while an operation was under way come when they are met.
+/// about while an operation was under way come when they are met. Closures may have run by then, on
+/// payloads that were never mapped. In the way of an insertion is the first thing there, an excluded
+/// VMA too ([`Excluded`](Self::Excluded)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ChangeError {

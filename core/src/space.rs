@@ -608,6 +608,8 @@ impl<P, T: Platform> AddressSpace<P, T> {
                 self.give_back(&section, &slot);
             }
         }
+        #[cfg(all(test, not(pervma_model)))]
+        self.tree.check(self.slab.get(), &section);
         section
     }
 

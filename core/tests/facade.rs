@@ -28,6 +28,7 @@ fn compile(name: &str, line: &str) -> Result<(), String> {
             pub const fn const_new(lock: R, value: T) -> Self {{ Self(lock, value) }}
             pub fn read(&self) -> RwLockReadGuard<'_, R, T> {{ RwLockReadGuard(self) }}
             pub fn write(&self) -> RwLockWriteGuard<'_, R, T> {{ RwLockWriteGuard(self) }}
+            pub fn try_write(&self) -> Option<RwLockWriteGuard<'_, R, T>> {{ Some(self.write()) }}
         }}
         impl<'a, R, T> RwLockWriteGuard<'a, R, T> {{
             pub fn downgrade(guard: Self) -> RwLockReadGuard<'a, R, T> {{ RwLockReadGuard(guard.0) }}

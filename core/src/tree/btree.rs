@@ -390,7 +390,7 @@ mod tests {
 
     impl BTree {
         /// Panics unless T1, T2 and T4 hold; returns the entries in order.
-        fn checked(&self, nodes: &Arena<Node, Std>) -> Vec<Entry> {
+        pub fn checked<T: Platform>(&self, nodes: &Arena<Node, T>) -> Vec<Entry> {
             let mut entries = Vec::new();
             if let Target::Node(root) = self.root.follow() {
                 check(nodes, root, &mut entries);
@@ -401,7 +401,11 @@ mod tests {
     }
 
     /// The depth below `index`.
-    fn check(nodes: &Arena<Node, Std>, index: Idx<Node>, entries: &mut Vec<Entry>) -> usize {
+    fn check<T: Platform>(
+        nodes: &Arena<Node, T>,
+        index: Idx<Node>,
+        entries: &mut Vec<Entry>,
+    ) -> usize {
         let node = nodes.get(index);
         assert!((node.len()..FANOUT).all(|unused| node.key(unused) == super::super::node::NO_KEY));
         let mut depths = (0..node.len()).map(|entry| match node.child(entry).follow() {

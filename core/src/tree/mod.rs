@@ -212,6 +212,20 @@ impl Tree {
     }
 }
 
+#[cfg(all(test, not(pervma_model)))]
+impl Tree {
+    /// Panics unless all invariants of the tree hold, its keys are its VMAs' starts, and its gaps
+    /// what is free behind them.
+    pub fn check<P, T: Platform>(&self, slab: &Slab<P, T>, section: &WriteSection<'_, T>) {
+        let mut end = usize::MAX;
+        for (key, (slot, gap)) in self.btree.checked(slab.node_arena()).into_iter().rev() {
+            let span = entry(slab, section, slot).span();
+            assert_eq!((span.start, span.end + gap), (key, end), "a gap is not what is free");
+            end = span.start;
+        }
+    }
+}
+
 fn entry<'m, P, T: Platform>(
     slab: &'m Slab<P, T>,
     section: &'m impl Section,
