@@ -207,28 +207,22 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         let at = vma.span();
         let undivided = || ChangeError::PartlyCovered { vma: at.range() };
         self.owed += 1;
-        let mut rest = None;
+        // The part's payload is the change's at every step, since user code may panic.
+        let which = usize::from(self.parts[0].is_some());
         if at.start < part.start {
             let (left, right) = vma.payload().split(part.start - at.start).ok_or_else(undivided)?;
+            self.parts[which] = Some(right);
             self.push(Some((Span { start: at.start, end: part.start }, left)), false);
-            rest = Some(right);
         }
         if part.end < at.end {
-            let whole = rest.as_ref().unwrap_or(vma.payload());
-            let Some((left, right)) = whole.split(part.len()) else {
-                rest.map_or(Ok(()), |rest| self.leave_over(rest))?;
-                return Err(undivided());
-            };
+            let whole = self.parts[which].as_ref().unwrap_or(vma.payload());
+            let (left, right) = whole.split(part.len()).ok_or_else(undivided)?;
+            let whole = self.parts[which].replace(left);
             self.push(Some((Span { start: part.end, end: at.end }, right)), false);
-            if let Some(whole) = rest.replace(left) {
-                self.leave_over(whole)?;
-            }
+            self.leave_over_all(whole)?;
         }
-        let placed = rest.as_ref().and_then(|payload| place(part, payload));
+        let placed = self.parts[which].as_ref().and_then(|payload| place(part, payload));
         self.push(placed, true);
-        if let Some(free) = self.parts.iter_mut().find(|part| part.is_none()) {
-            *free = rest;
-        }
         Ok(())
     }
 
@@ -253,7 +247,8 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     }
 
     /// Merges new pieces with what touches them, from left to right. A VMA outside of the change
-    /// takes part if nobody else excludes it; an exclusion does not wait for its readers.
+    /// takes part if nobody else excludes it; an exclusion does not wait for its readers, and nobody
+    /// does whose own code has just taken a guard.
     pub fn join(
         &mut self,
         section: &WriteSection<'_, T>,
@@ -288,7 +283,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         let Some(vma) = neighbour(space, section, &self.request, addr) else { return Ok(()) };
         let (at, Some(payload)) = (vma.span(), &piece.payload) else { return Ok(()) };
         let Some(merged) = vma.payload().merge(at.len(), payload) else { return Ok(()) };
-        if excluded.join(vma, section) {
+        if !space.holds_guard() && excluded.join(vma, section) {
             self.owed += 1;
             piece.span.start = at.start;
             let old = piece.payload.replace(merged);
@@ -311,7 +306,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         let Some(vma) = neighbour(space, section, &self.request, end) else { return Ok(()) };
         let (at, Some(payload)) = (vma.span(), &piece.payload) else { return Ok(()) };
         let Some(merged) = payload.merge(piece.span.len(), vma.payload()) else { return Ok(()) };
-        if excluded.join(vma, section) {
+        if !space.holds_guard() && excluded.join(vma, section) {
             self.owed += 1;
             piece.span.end = at.end;
             let old = piece.payload.replace(merged);

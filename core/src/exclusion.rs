@@ -66,10 +66,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         space: &'s AddressSpace<P, T>,
         request: Request,
     ) -> Result<Self, ChangeError> {
-        if space.mm().edited_by_me() {
-            return Err(ChangeError::OwnEdit);
-        }
-        space.check_no_guard(request.span)?;
+        space.check_not_own(request.span)?;
         if space.holds_exclusion() {
             return Err(ChangeError::OwnExclusion);
         }
@@ -261,31 +258,44 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     where
         P: Payload,
     {
-        let mut leftover = Vec::new(); // dropped when the exclusion and its edit are over
-        let mut exclusion = self;
-        let (space, vmas) = (exclusion.space, &exclusion.vmas);
-        exclusion.wait_to_finish(&request)?;
+        // Dropped when the exclusion and its edit are over; the result is safe by then, should one
+        // of their destructors panic.
+        let mut leftover = Vec::new();
+        let result = self.finish_into(&mut leftover, request, place);
+        drop(leftover);
+        result
+    }
+
+    fn finish_into(
+        mut self,
+        leftover: &mut Vec<P>,
+        request: Request,
+        place: impl FnMut(Span, &P) -> Option<(Span, P)>,
+    ) -> Result<Vec<Removed<P>>, ChangeError>
+    where
+        P: Payload,
+    {
+        let space = self.space;
+        self.wait_to_finish(&request)?;
         if request.target.is_some() {
-            space.check_target(&space.mm().read(), &request)?;
+            space.check_target(&*space.write(), &request)?;
         }
-        let mut change = Change::cut(space, request, vmas, &mut leftover, place)?;
+        let mut change = Change::cut(space, request, &self.vmas, leftover, place)?;
+        space.check_not_own(request.span)?; // user code may have taken something
         let section = space.write();
-        space.check_target(&section, &request)?;
+        space.check_target(&*section, &request)?;
         #[cfg(pervma_model)]
         if !crate::facade::keep(crate::ledger::Step::OwnList) {
-            exclusion.vmas.take_over(space.entries(&section, request.span));
+            self.vmas.take_over(space.entries(&*section, request.span));
         }
-        change.join(&section, &mut exclusion.vmas)?;
+        change.join(&section, &mut self.vmas)?;
         change.prepare(&section)?;
-        Ok(change.commit(&section, &mut exclusion.vmas).0)
+        Ok(change.commit(&section, &mut self.vmas).0)
     }
 
     /// Waits until the VMAs can be changed, if that is possible.
     fn wait_to_finish(&self, request: &Request) -> Result<(), ChangeError> {
-        if self.space.mm().edited_by_me() {
-            return Err(ChangeError::OwnEdit);
-        }
-        self.space.check_no_guard(request.span)?;
+        self.space.check_not_own(request.span)?;
         if request.mapped == Mapped::Everything {
             self.check_whole()?;
         }
@@ -333,12 +343,24 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     where
         P: Payload,
     {
-        let mut leftover = Vec::new(); // dropped when the exclusion and its edit are over
-        let mut exclusion = self;
-        let (space, span) = (exclusion.space, exclusion.request.span);
-        match exclusion.prepare_put(&mut leftover) {
+        let mut leftover = Vec::new(); // as in `finish`
+        let result = self.reserve_into(&mut leftover);
+        drop(leftover);
+        result
+    }
+
+    #[expect(clippy::type_complexity, reason = "a name for the pair would say less")]
+    fn reserve_into(
+        mut self,
+        leftover: &mut Vec<P>,
+    ) -> Result<(Vec<Removed<P>>, Reservation<'s, P, T>), ChangeError>
+    where
+        P: Payload,
+    {
+        let (space, span) = (self.space, self.request.span);
+        match self.prepare_put(leftover) {
             Ok((section, change)) => {
-                let (removed, slot) = change.commit(&section, &mut exclusion.vmas);
+                let (removed, slot) = change.commit(&section, &mut self.vmas);
                 Ok((removed, Reservation::new(space, span, slot)))
             }
             Err(Unput::Error(error)) => Err(error),
@@ -353,8 +375,9 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     {
         let (space, request) = (self.space, self.request);
         self.wait_to_finish(&request)?;
-        self.check_not_filled(&space.mm().read())?;
+        self.check_not_filled(&*space.write())?;
         let mut change = Change::cut(space, request, &self.vmas, leftover, |_, _| None)?;
+        space.check_not_own(request.span)?; // user code may have taken something
         let section = space.write();
         self.check_not_filled(&*section)?;
         change.add();
@@ -394,6 +417,8 @@ impl From<ChangeError> for Unput {
 
 impl<P, T: Platform> Drop for Exclusion<'_, P, T> {
     fn drop(&mut self) {
+        // The readers come in before the record forgets, as in `new` the other way round.
+        self.vmas.give_up();
         if self.noted {
             T::with_thread(|thread| thread.exclusions.forget(self.space.name()));
         }
@@ -554,7 +579,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     pub fn replace(
         &self,
         range: Range<usize>,
-        payload: P,
+        mut payload: P,
     ) -> Result<Vec<Removed<P>>, InsertError<P>>
     where
         P: Payload,
@@ -564,19 +589,38 @@ impl<P, T: Platform> AddressSpace<P, T> {
             Err(kind) => return Err(InsertError { kind, range, payload }),
         };
         loop {
-            let mut leftover = Vec::new(); // dropped when the exclusion and its edit are over
-            let mut exclusion = match Exclusion::new(self, Request::new(span, Mapped::Anything)) {
-                Ok(exclusion) => exclusion,
-                Err(kind) => return Err(InsertError { kind, range, payload }),
-            };
-            match exclusion.prepare_put(&mut leftover) {
-                Ok((section, mut change)) => {
-                    change.fill(payload);
-                    return Ok(change.commit(&section, &mut exclusion.vmas).0);
+            let mut leftover = Vec::new(); // as in `Exclusion::finish`
+            let replaced = self.replace_once(span, payload, &mut leftover);
+            drop(leftover);
+            payload = match replaced {
+                Ok(replaced) => return Ok(replaced),
+                Err((Unput::Error(kind), payload)) => {
+                    return Err(InsertError { kind, range, payload });
                 }
-                Err(Unput::Error(kind)) => return Err(InsertError { kind, range, payload }),
-                Err(Unput::Filled { .. }) => {}
+                Err((Unput::Filled { .. }, payload)) => payload,
+            };
+        }
+    }
+
+    fn replace_once(
+        &self,
+        span: Span,
+        payload: P,
+        leftover: &mut Vec<P>,
+    ) -> Result<Vec<Removed<P>>, (Unput, P)>
+    where
+        P: Payload,
+    {
+        let mut exclusion = match Exclusion::new(self, Request::new(span, Mapped::Anything)) {
+            Ok(exclusion) => exclusion,
+            Err(error) => return Err((error.into(), payload)),
+        };
+        match exclusion.prepare_put(leftover) {
+            Ok((section, mut change)) => {
+                change.fill(payload);
+                Ok(change.commit(&section, &mut exclusion.vmas).0)
             }
+            Err(unput) => Err((unput, payload)),
         }
     }
 }

@@ -99,7 +99,7 @@ impl<T: Platform> Mm<T> {
     }
 
     /// Begins an edit if nobody has the mmap lock.
-    fn try_write(&self) -> Option<WriteLock<'_, T>> {
+    pub fn try_write(&self) -> Option<WriteLock<'_, T>> {
         Some(self.begin(self.editors.0.lock.try_write()?))
     }
 
@@ -112,26 +112,13 @@ impl<T: Platform> Mm<T> {
         WriteLock { ending: Ending(section), _lock: lock }
     }
 
-    /// Runs `f` in the running thread's own edit if there is one, else in a new one.
+    /// Runs `f` in the edit that the running thread has open.
     ///
     /// For an operation on a VMA of which the caller owns the only handle, a reservation: the edit
     /// may be in the middle of something.
-    pub fn within_edit<R>(&self, f: impl FnOnce(&WriteSection<'_, T>) -> R) -> R {
-        if self.edited_by_me() {
-            f(&WriteSection { mm: self, edit: self.seq().running() })
-        } else {
-            f(&self.write())
-        }
-    }
-
-    /// The same, if it need not wait for the mmap lock.
-    pub fn within_edit_at_once<R>(&self, f: impl FnOnce(&WriteSection<'_, T>) -> R) -> Option<R> {
-        if self.edited_by_me() {
-            Some(f(&WriteSection { mm: self, edit: self.seq().running() }))
-        } else {
-            let lock = self.try_write()?;
-            Some(f(&lock))
-        }
+    pub fn in_own_edit<R>(&self, f: impl FnOnce(&WriteSection<'_, T>) -> R) -> R {
+        assert!(self.edited_by_me(), "the thread has an edit open");
+        f(&WriteSection { mm: self, edit: self.seq().running() })
     }
 
     /// Reservations that were dropped while somebody had the mmap lock: a list through their slots.

@@ -7,13 +7,15 @@ use crate::platform::{Platform, with_default_platform};
 use crate::range::Span;
 use crate::slots::Reserved;
 use crate::space::AddressSpace;
+use crate::thread::HandlerScope;
 
 with_default_platform! {
     /// A range that is taken while its mapping is made, from [`Edit::reserve`](crate::Edit::reserve).
     ///
     /// No lock is held meanwhile. [`commit`](Self::commit) turns it into a VMA; dropping it gives
-    /// the range back, and waits for nobody: it happens in the edit that the thread has open; or at
-    /// once, if nobody has the mmap lock; or else when the next edit begins. A reservation that is forgotten
+    /// the range back, and never waits for the mmap lock: it happens in the edit that the thread has
+    /// open; or at once, if nobody has that lock; or else when the next edit begins. It panics inside a
+    /// [`HandlerScope`]. A reservation that is forgotten
     /// ([`core::mem::forget`]) stays until the space is dropped.
     ///
     /// ```
@@ -91,12 +93,17 @@ impl<'s, P, T: Platform> Reservation<'s, P, T> {
     ///
     /// When the thread holds a guard of this space and no edit: it would wait for the mmap lock. The
     /// reservation and the payload come back.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`].
     pub fn commit(mut self, payload: P) -> Result<(), CommitError<'s, P, T>> {
+        HandlerScope::<T>::assert_may_wait();
         if self.space.holds_guard() && !self.space.mm().edited_by_me() {
             return Err(CommitError { reservation: self, payload });
         }
         if let Some(slot) = self.slot.take() {
-            self.space.mm().within_edit(|section| {
+            self.space.within_edit(|section| {
                 slot.alone(section).fill(section, slot.span(), payload);
             });
         }
@@ -107,7 +114,8 @@ impl<'s, P, T: Platform> Reservation<'s, P, T> {
 impl<P, T: Platform> Drop for Reservation<'_, P, T> {
     fn drop(&mut self) {
         let (space, Some(slot)) = (self.space, self.slot.take()) else { return };
-        let given_back = space.mm().within_edit_at_once(|section| space.give_back(section, &slot));
+        HandlerScope::<T>::assert_may_wait();
+        let given_back = space.within_edit_at_once(|section| space.give_back(section, &slot));
         if given_back.is_none() {
             slot.leave_behind(space.mm().left_behind());
         }

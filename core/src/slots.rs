@@ -741,6 +741,14 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
 
 impl<P, T: Platform> Drop for Excluded<'_, P, T> {
     fn drop(&mut self) {
+        self.give_up();
+    }
+}
+
+impl<P, T: Platform> Excluded<'_, P, T> {
+    /// Lets the readers in again, and forgets the VMAs.
+    pub fn give_up(&mut self) {
+        self.last = None;
         while let Some(index) = self.first {
             let lock = &self.arena.get(index).lock;
             if keep(Step::LinkBeforeEnd) {

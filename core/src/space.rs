@@ -506,7 +506,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
             // First what starts at or below the address, then what starts above what was passed.
             let mut slot = self.tree.walk(self.slab.get(), addr);
             let mut below = true;
-            for _ in 0..=MAX_PASSED {
+            for _ in 0..MAX_PASSED + 2 {
                 match slot.map(|slot| self.enter(slot, before)) {
                     Some(Met::Vma(admitted)) => {
                         let span = admitted.span();
@@ -601,7 +601,27 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// Waits for the mmap lock for writing, begins an edit, and gives back the ranges of reservations
     /// that were dropped meanwhile.
     pub(crate) fn write(&self) -> WriteLock<'_, T> {
-        let section = self.mm.write();
+        self.take_on(self.mm.write())
+    }
+
+    /// Runs `f` in the edit that the running thread has open, else in a new one.
+    pub(crate) fn within_edit<R>(&self, f: impl FnOnce(&WriteSection<'_, T>) -> R) -> R {
+        if self.mm.edited_by_me() { self.mm.in_own_edit(f) } else { f(&self.write()) }
+    }
+
+    /// The same, unless it would have to wait for the mmap lock.
+    pub(crate) fn within_edit_at_once<R>(
+        &self,
+        f: impl FnOnce(&WriteSection<'_, T>) -> R,
+    ) -> Option<R> {
+        if self.mm.edited_by_me() {
+            return Some(self.mm.in_own_edit(f));
+        }
+        let section = self.take_on(self.mm.try_write()?);
+        Some(f(&section))
+    }
+
+    fn take_on<'m>(&self, section: WriteLock<'m, T>) -> WriteLock<'m, T> {
         let left_behind = self.mm.left_behind();
         if left_behind.load(Relaxed("a hint: what is missed waits for the next edit")) != 0 {
             for slot in Reserved::take_on(self.slab.get().slot_arena(), left_behind) {
@@ -642,6 +662,14 @@ impl<P, T: Platform> AddressSpace<P, T> {
 
     pub(crate) fn holds_exclusion(&self) -> bool {
         T::with_thread(|thread| thread.exclusions.any(self.name())).unwrap_or(false)
+    }
+
+    /// Refuses a change that would wait for an edit, or could for a guard, of its own thread.
+    pub(crate) fn check_not_own(&self, span: Span) -> Result<(), ChangeError> {
+        if self.mm.edited_by_me() {
+            return Err(ChangeError::OwnEdit);
+        }
+        self.check_no_guard(span)
     }
 
     /// Refuses a change that could wait for a guard of its own thread.

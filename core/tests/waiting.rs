@@ -447,6 +447,127 @@ fn no_destructor_runs_while_a_lock_or_an_exclusion_is_held() {
 }
 
 #[test]
+fn user_code_that_takes_something_of_the_space_is_not_waited_for() {
+    let space = AddressSpace::new(4096);
+    let ranges = [0x1000..0x2000, 0x2000..0x3000];
+    space.edit().unwrap().insert(ranges[0].clone(), 1).unwrap();
+    space.edit().unwrap().insert(ranges[1].clone(), 2).unwrap();
+    let range = ranges[1].clone();
+
+    let mut guard = None;
+    let mut edit = space.edit().unwrap();
+    let stash = |_, _: &u32| {
+        guard = Some(space.try_read(0x1000).unwrap());
+        1
+    };
+    edit.update(range.clone(), stash).unwrap(); // would merge with what is guarded
+    assert_eq!(edit.iter().count(), 2);
+    drop((edit, guard));
+
+    let mut view = None;
+    let updated = space.update(range.clone(), |_, _| {
+        view = Some(space.view().unwrap());
+        3
+    });
+    assert_eq!(updated.unwrap_err(), ChangeError::GuardHeld { range: range.clone() });
+    drop(view);
+
+    let mut edit = None;
+    let updated = space.update(range.clone(), |_, _| {
+        edit = Some(space.edit().unwrap());
+        3
+    });
+    assert_eq!(updated.unwrap_err(), ChangeError::OwnEdit);
+    drop(edit);
+    assert_eq!(*space.try_read(0x2000).unwrap(), 1, "nothing has changed");
+}
+
+#[test]
+fn what_was_left_behind_is_in_nobodys_way() {
+    let space = space();
+    let mut edit = space.edit().unwrap();
+    let [one, two, three] =
+        [0x3000, 0x5000, 0x1_0000].map(|start| edit.reserve(start..start + 0x1000).unwrap());
+    drop(edit);
+    let leave_behind = |reservation| {
+        let view = space.view().unwrap();
+        drop(reservation);
+        drop(view);
+    };
+    leave_behind(one);
+    two.commit(5).unwrap(); // an edit of its own
+    assert_eq!(space.try_read(0x3000).unwrap_err(), ReadError::NotMapped { addr: 0x3000 });
+    let exclusion = space.exclude(A).unwrap();
+    leave_behind(three);
+    exclusion.relocate(0x1_0000, |_, &payload| payload).unwrap();
+    assert_eq!(*space.try_read(0x1_0000).unwrap(), 1);
+}
+
+#[test]
+fn a_destructor_that_panics_loses_nothing_but_itself() {
+    static ALIVE: AtomicUsize = AtomicUsize::new(0);
+    struct Fragile {
+        whole: bool,
+    }
+    impl Fragile {
+        fn new(whole: bool) -> Self {
+            ALIVE.fetch_add(1, Relaxed);
+            Self { whole }
+        }
+    }
+    impl Payload for Fragile {
+        fn split(&self, _offset: usize) -> Option<(Self, Self)> {
+            Some((Self::new(false), Self::new(false)))
+        }
+    }
+    impl Drop for Fragile {
+        fn drop(&mut self) {
+            ALIVE.fetch_sub(1, Relaxed);
+            assert!(!self.whole, "a destructor panics");
+        }
+    }
+
+    let space = AddressSpace::new(4096);
+    for reserving in [false, true] {
+        space.edit().unwrap().insert(0x1000..0x4000, Fragile::new(true)).unwrap();
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let exclusion = space.exclude(0x2000..0x3000).unwrap();
+            if reserving {
+                drop(exclusion.remove_reserving());
+            } else {
+                drop(exclusion.remove());
+            }
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(space.try_read(0x2000).err(), Some(ReadError::NotMapped { addr: 0x2000 }));
+        assert_eq!(ALIVE.load(Relaxed), 2, "what is left on both sides");
+        space.remove(0x1000..0x4000).unwrap();
+    }
+    // Where user code panics, what it had cut goes when the edit has ended.
+    space.edit().unwrap().insert(0x1000..0x4000, Fragile::new(false)).unwrap();
+    let mut edit = space.edit().unwrap();
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        drop(edit.update(0x2000..0x3000, |_, _| panic!("in f")));
+    }));
+    assert_eq!((panicked.is_err(), ALIVE.load(Relaxed)), (true, 5));
+    drop(edit);
+    assert_eq!(ALIVE.load(Relaxed), 1);
+    drop(space);
+    assert_eq!(ALIVE.load(Relaxed), 0);
+}
+
+#[test]
+fn many_reservations_in_a_row_are_passed_over() {
+    let space = AddressSpace::new(1);
+    let mut edit = space.edit().unwrap();
+    let reservations: Vec<_> = (1..513).map(|n| edit.reserve(n..n + 1).unwrap()).collect();
+    edit.insert(600..610, 5).unwrap();
+    drop(edit);
+    assert_eq!(space.try_read_from(0).unwrap().unwrap().range(), 600..610);
+    drop(reservations);
+}
+
+#[test]
 fn user_code_runs_when_the_readers_have_left() {
     let space = space();
     let inside = AtomicUsize::new(1);
