@@ -165,11 +165,26 @@ edges! {
 }
 
 macro_rules! steps {
-    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
+    ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
         /// A step of the protocol that a model can leave out, to show that it is needed.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Step {
-            $($(#[$doc])* $name),+
+            $($(#[doc = $doc])+ $name),+
+        }
+
+        impl Step {
+            /// What is done in this step.
+            ///
+            /// ```
+            /// use pervma::ledger::Step;
+            ///
+            /// assert_eq!(Step::CheckRange.what(), "The reader checks the range.");
+            /// ```
+            pub fn what(self) -> &'static str {
+                match self {
+                    $(Self::$name => concat!($($doc),+).trim_ascii()),+
+                }
+            }
         }
 
         /// Every step that can be left out.
