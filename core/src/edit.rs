@@ -266,7 +266,8 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     }
 
     /// Maps `range` with `payload` in the place of whatever is mapped there, waiting for its
-    /// readers; hands out what was there. Merges nothing.
+    /// readers; hands out what was there. Merges nothing. If dividing a payload panics, `payload` is
+    /// dropped on the way, inside the edit.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);

@@ -277,6 +277,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     {
         let space = self.space;
         self.wait_to_finish(&request)?;
+        // Early, before user code runs; in an edit, since that clears what was left behind.
         if request.target.is_some() {
             space.check_target(&*space.write(), &request)?;
         }

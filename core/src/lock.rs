@@ -270,7 +270,7 @@ impl VmaLock {
                 return true;
             }
             if !T::wait(&self.refcnt, count, deadline) && deadline.is_some() {
-                return self.refcnt.load(EXCLUDE_WAIT) == EXCLUDED + 1;
+                return self.is_alone();
             }
         }
     }

@@ -712,8 +712,8 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
         self.iter().all(|vma| vma.slot.lock.is_alone())
     }
 
-    #[cfg(pervma_model)]
     /// What the mutant without a list of its own believes: that all in the range is its own.
+    #[cfg(pervma_model)]
     pub fn take_over<'m>(&mut self, entries: impl Iterator<Item = Entry<'m, P>>)
     where
         P: 'm,
