@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
 use libc::{SIGBUS, siginfo_t};
-use pervma_pager::sys::{CopyError, Errno, Memory, Userfaultfd};
+use pervma_pager::sys::{Access, CopyError, Errno, Fill, Memory, PageSize, Userfaultfd};
 
 use crate::round::PAGE;
 
@@ -56,9 +56,10 @@ impl BareRegion {
     ///
     /// When there is one already.
     pub(crate) fn map(pages: usize, filling: Filling) -> Result<Self, Box<dyn std::error::Error>> {
-        let memory = Memory::map(pages * PAGE)?;
-        let uffd = Userfaultfd::open_sigbus()?;
+        let memory = Memory::map(pages * PAGE, PageSize::Small)?;
+        let uffd = Userfaultfd::open_sigbus(PageSize::Small, false)?;
         uffd.register_missing(&memory)?;
+        memory.protect(0..pages * PAGE, Access::Read)?;
         let handler: unsafe extern "C" fn(c_int, *mut siginfo_t, *mut c_void) = match filling {
             Filling::OnePage(_) | Filling::Bytes(_) => only_ioctl,
             Filling::File(_) => pread_and_ioctl,
@@ -125,7 +126,7 @@ unsafe fn fault(info: *mut siginfo_t) -> (&'static Serving, usize) {
 }
 
 fn fill(serving: &Serving, offset: usize, page: &[u8]) {
-    match serving.uffd.copy(&serving.memory, offset, page) {
+    match serving.uffd.copy(&serving.memory, offset, page, Fill::default()) {
         Ok(()) | Err(CopyError::AlreadyPresent) => {}
         Err(_) => std::process::abort(),
     }

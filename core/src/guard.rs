@@ -44,7 +44,8 @@ with_default_platform! {
 }
 
 impl<'s, P, T: Platform> ReadGuard<'s, P, T> {
-    #[inline(always)]
+    // As for a lookup: unoptimised, a frame of its own.
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn new(
         space: &'s AddressSpace<P, T>,
         admitted: Admitted<'s, P, T>,

@@ -71,7 +71,7 @@ impl<O> Copy for Idx<O> {}
 
 impl<O> Idx<O> {
     /// The number, for a word of the tree.
-    #[inline(always)]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub fn raw(self) -> u32 {
         self.0
     }
@@ -82,7 +82,7 @@ impl<O> Idx<O> {
     ///
     /// `raw` was stored there by [`raw`](Self::raw) and loaded with acquire, or under the mmap
     /// lock (A1).
-    #[inline(always)]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub unsafe fn from_raw(raw: u32) -> Self {
         Self(raw, PhantomData)
     }
@@ -115,7 +115,7 @@ struct ArenaState {
 }
 
 /// Which chunk holds the object `index`, and where in it.
-#[inline(always)]
+#[cfg_attr(not(debug_assertions), inline(always))]
 const fn place(index: u32) -> (usize, usize) {
     let number = index + FIRST_CHUNK;
     let chunk = number.ilog2() - FIRST_CHUNK.ilog2();
@@ -141,7 +141,7 @@ impl<O: Object, T: Platform> Arena<O, T> {
     }
 
     /// The object that `index` names.
-    #[inline(always)]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub fn get(&self, index: Idx<O>) -> &O {
         let (chunk, offset) = place(index.0);
         debug_assert!(chunk < CHUNKS);
@@ -303,7 +303,7 @@ unsafe impl<P: Send + Sync> Send for Slot<P> {}
 
 impl<P> Slot<P> {
     /// Whether its VMA looks write-locked; a hint.
-    #[inline(always)]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub fn looks_locked(&self, before: Glimpse) -> bool {
         self.lock.looks_locked(before)
     }
@@ -333,7 +333,7 @@ pub enum Turned {
 
 impl<'s, P, T: Platform> Inside<'s, P, T> {
     /// Takes a reference.
-    #[inline(always)]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub fn enter(slot: &'s Slot<P>) -> Result<Self, Refused> {
         slot.lock.enter()?;
         Ok(Self { slot, _platform: PhantomData })
@@ -342,7 +342,7 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
     /// Checks that the VMA belongs to the space of `mm` and is not write-locked there.
     ///
     /// In this order: the sequence of one space says nothing about a VMA of another.
-    #[inline(always)]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub fn admit(self, mm: &Mm<T>) -> Result<Admitted<'s, P, T>, Turned> {
         // SAFETY: `space` is written only while the slot is free or alone, and a reference excludes
         // both (L2).
@@ -384,7 +384,7 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
 }
 
 impl<P, T: Platform> Drop for Inside<'_, P, T> {
-    #[inline(always)]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     fn drop(&mut self) {
         self.slot.lock.leave::<T>();
     }
@@ -396,14 +396,14 @@ pub struct Admitted<'s, P, T: Platform>(Inside<'s, P, T>);
 
 impl<'s, P, T: Platform> Admitted<'s, P, T> {
     /// Its range.
-    #[inline(always)]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub fn span(&self) -> Span {
         // SAFETY: admitted, so nobody write-locks or detaches it (L2), and only they write it.
         self.0.slot.span.with(|span| unsafe { *span })
     }
 
     /// Its payload, open for reading while the pointer lives.
-    #[inline(always)]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub fn payload(&self) -> ConstPtr<MaybeUninit<P>> {
         self.0.slot.payload.get()
     }
@@ -413,7 +413,7 @@ impl<'s, P, T: Platform> Admitted<'s, P, T> {
     /// # Safety
     ///
     /// `opened` came from [`payload`](Self::payload) of this same read lock.
-    #[inline(always)]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub unsafe fn deref<'a>(&'a self, opened: &'a ConstPtr<MaybeUninit<P>>) -> &'a P {
         // SAFETY: the pointer is the slot's payload, shared for as long as the read lock (L2).
         let payload = unsafe { &*opened.as_ptr() };
@@ -422,7 +422,7 @@ impl<'s, P, T: Platform> Admitted<'s, P, T> {
     }
 
     /// The slot, to be tried first next time.
-    #[inline(always)]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub fn slot(&self) -> &'s Slot<P> {
         self.0.slot
     }

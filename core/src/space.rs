@@ -387,7 +387,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     }
 
     /// Read-locks the VMA in `slot` if it is of this space and holds `addr`.
-    #[inline(always)]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn read_in<'s>(
         &'s self,
         slot: &'s Slot<P>,
@@ -444,7 +444,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     }
 
     /// Tries to read-lock what a walk has arrived at.
-    #[inline(always)]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     fn enter<'s>(&'s self, slot: &'s Slot<P>, before: Glimpse) -> Met<'s, P, T> {
         if slot.looks_locked(before) {
             return Met::Locked;
@@ -462,8 +462,9 @@ impl<P, T: Platform> AddressSpace<P, T> {
         }
     }
 
-    /// One lookup.
-    #[inline(always)]
+    /// One lookup. Unoptimised, it has a frame of its own: with its callers' they would be too much
+    /// for an alternate signal stack.
+    #[cfg_attr(not(debug_assertions), inline(always))]
     fn lookup(&self, addr: usize) -> Result<Found<'_, P, T>, ReadError> {
         let mut busy = false;
         for walk in 1..=MAX_WALKS {
@@ -651,7 +652,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
 
     /// What the thread's record of guards calls this space. A guard borrows the space, so it does
     /// not move while the record has it, unless the guard was forgotten.
-    #[inline(always)]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn name(&self) -> usize {
         core::ptr::from_ref(self).addr()
     }

@@ -59,7 +59,7 @@ impl Holdings {
     /// A signal handler may run between any two accesses. It takes and returns guards in pairs, so
     /// it restores what it finds; the count is raised before the name is written so that it never
     /// takes a row that is being claimed.
-    #[inline(always)]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn note(&self, space: usize) -> bool {
         if let Some(row) = self.0.iter().find(|row| row.is_of(space)) {
             row.held.store(row.held.load(OWN) + 1, OWN);
@@ -73,7 +73,7 @@ impl Holdings {
     }
 
     /// Forgets one in `space` that was noted.
-    #[inline(always)]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn forget(&self, space: usize) {
         if let Some(row) = self.0.iter().find(|row| row.is_of(space)) {
             row.held.store(row.held.load(OWN) - 1, OWN);

@@ -1,11 +1,14 @@
-//! What can go wrong before the first fault.
+//! What can go wrong outside of faults.
 
 use std::io;
+use std::ops::Range;
+
+use pervma::ChangeError;
 
 use crate::sys::{Errno, OpenError};
 
-/// Why a region could not be mapped, or a file could not be its source. Nothing is left behind but
-/// the SIGBUS handler.
+/// Why a region could not be mapped or changed, or a file could not be its source. Nothing has
+/// changed then, and nothing is left behind but the SIGBUS handler.
 ///
 /// ```
 /// use pervma_pager::{Error, MemorySource, Region};
@@ -24,12 +27,64 @@ pub enum Error {
         /// The size of the source in bytes.
         bytes: u64,
     },
+    /// A region was to become longer than its source.
+    #[error("the source has {bytes} bytes, the region cannot become longer")]
+    BeyondSource {
+        /// The size of the source in bytes.
+        bytes: u64,
+    },
     /// The system's pages are not of the size this crate fills.
     #[error("the system's pages have {found} bytes, only pages of 4096 bytes are supported")]
     PageSize {
         /// The system's page size in bytes.
         found: usize,
     },
+    /// Granules are powers of two and whole pages.
+    #[error(
+        "a granule of {granule} bytes: it must be a power of two, and at least a page of {page}"
+    )]
+    Granule {
+        /// What was asked for, in bytes.
+        granule: usize,
+        /// The size of the region's pages in bytes.
+        page: usize,
+    },
+    /// The bound of resident pages leaves no room to work in.
+    #[error("a bound of {bytes} resident bytes is too small, it must be at least {least}")]
+    Resident {
+        /// What was asked for, in bytes.
+        bytes: usize,
+        /// Four granules.
+        least: usize,
+    },
+    /// Pages that are written must be given back at times, and the source cannot take them.
+    #[error("the source cannot be written: a writable region of bounded size needs one that can")]
+    SourceNotWritable,
+    /// Writes were to be allowed in a region that was not mapped for them.
+    #[error("the region is read-only")]
+    ReadOnly,
+    /// Huge pages are filled whole, for which a signal handler has no buffer.
+    #[error("huge pages in signal mode need a source whose bytes are in memory: use thread mode")]
+    HugeNeedsMemory,
+    /// A range that is not whole pages of the region.
+    #[error("{start:#x}..{end:#x} is not a range of whole pages in {len:#x} bytes")]
+    Range {
+        /// Where it starts, as an offset in the region.
+        start: usize,
+        /// Where it ends.
+        end: usize,
+        /// The length of the region.
+        len: usize,
+    },
+    /// Nothing is mapped in the range, or not everywhere.
+    #[error("not mapped: {0:#x?} in the region")]
+    NotMapped(Range<usize>),
+    /// Something is mapped in the range already.
+    #[error("already mapped: {0:#x?} in the region")]
+    Overlap(Range<usize>),
+    /// Written pages in the range may not be accessed, so they cannot be read to be kept.
+    #[error("written pages at {0:#x?} in the region cannot be read: protect them otherwise first")]
+    NoAccess(Range<usize>),
     /// The source is a directory, a pipe or a device.
     #[error("not a regular file")]
     NotARegularFile,
@@ -42,6 +97,9 @@ pub enum Error {
     /// The source is a file that cannot be examined or read.
     #[error("the file cannot be read: {0}")]
     File(#[source] io::Error),
+    /// Pages could not be written to the source; those that were not are still to be written.
+    #[error("writing pages to the source failed: {0}")]
+    WriteBack(#[source] io::Error),
     /// No userfaultfd.
     #[error(transparent)]
     Userfaultfd(#[from] OpenError),
@@ -55,6 +113,9 @@ pub enum Error {
         /// The kernel's reason.
         errno: Errno,
     },
+    /// The kernel refused to change the memory.
+    #[error("changing the memory failed ({0}): check vm.max_map_count")]
+    Change(Errno),
     /// The memory could not be registered with the userfaultfd.
     #[error("userfaultfd refused to watch the memory ({0})")]
     Register(Errno),
@@ -64,7 +125,23 @@ pub enum Error {
     /// The SIGBUS handler could not be installed.
     #[error("the SIGBUS handler could not be installed ({0})")]
     Handler(Errno),
-    /// The address space could not take the region.
-    #[error("the region could not be entered in the address space: {0}")]
+    /// A thread of the region could not be started.
+    #[error("a thread to serve the region could not be started: {0}")]
+    Thread(#[source] io::Error),
+    /// The address space could not take the change.
+    #[error("the address space could not take the change: {0}")]
     Space(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Error {
+    /// What the address space said of addresses, in offsets of a region that starts at `base`.
+    pub(crate) fn of_change(error: ChangeError, base: usize) -> Self {
+        let offsets =
+            |range: Range<usize>| range.start.saturating_sub(base)..range.end.saturating_sub(base);
+        match error {
+            ChangeError::NotMapped { range } => Self::NotMapped(offsets(range)),
+            ChangeError::Overlap { existing } => Self::Overlap(offsets(existing)),
+            other => Self::Space(other.into()),
+        }
+    }
 }

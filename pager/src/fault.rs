@@ -1,60 +1,383 @@
-//! The fault path: from an address to a filled page.
+//! The fault path: from an address to filled pages.
 //!
-//! Everything here runs in the signal handler: no lock, no allocation, no destructor.
+//! Everything here may run in the signal handler: no lock, no allocation, no destructor. The
+//! handler threads of regions that are served by one run the same code.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::ops::Range;
 
-use pervma::ReadError;
+use pervma::{ReadError, ReadGuard};
 
-use crate::mapping::{Fill, PAGE, SPACE};
+use crate::budget::Admission;
+use crate::failure::OnFailure;
+use crate::mapping::{Backing, Mapping, Outcome, PAGE, Piece, SOURCES, SPACE, pages};
+use crate::source::{ReadFailed, Source};
 use crate::stats::Shard;
 
-/// What is to become of the access that faulted.
+/// Bytes that are read from a source at a time.
+pub(crate) const CHUNK: usize = 64 << 10;
+
+/// What is known of why an access faulted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// Its page is missing.
+    Missing { is_write: bool },
+    /// It writes a page that is write-protected.
+    WriteProtected,
+    /// One of both.
+    Unknown,
+}
+
+/// What is to become of the access that faulted.
+#[derive(Clone, Debug)]
 pub(crate) enum Verdict {
-    /// Return to it: it succeeds or faults again.
-    Repeat,
-    /// It is not ours, or cannot be served: on to the previous handler.
+    /// Its page is there, in the region of this number. Unless `is_new`, nothing had to be done for
+    /// it, and the access is to be repeated; at these addresses threads may sleep for it.
+    Filled { number: usize, is_new: bool, granule: Range<usize> },
+    /// Nothing could be done now: it is to fault again, later.
+    Later,
+    /// Its page cannot be had, and is poisoned.
+    Failed { on_failure: OnFailure, offset: usize },
+    /// It is not ours.
     PassOn,
 }
 
+/// Where bytes go between a source and the kernel.
+pub(crate) enum Scratch<'a> {
+    /// To the thread's own buffer of [`CHUNK`] bytes.
+    OfThread,
+    /// Here.
+    Given(&'a mut [u8]),
+}
+
 /// Serves a fault at `addr`.
+///
+/// It is cut into small functions for the sake of unoptimised builds, where the frames of large ones
+/// would not fit on an alternate signal stack beside those of the lookup.
 #[inline]
-pub(crate) fn serve(addr: usize) -> Verdict {
+pub(crate) fn serve(addr: usize, cause: Cause, scratch: Scratch<'_>) -> Verdict {
+    let (vma, fault) = match find(addr, cause) {
+        Ok(found) => found,
+        Err(verdict) => return verdict,
+    };
+    // Under the VMA's read lock: until it is let go, nothing of the mapping is changed or unmapped.
+    let (new, end) = match cause {
+        Cause::WriteProtected => (0, vma.mapping.let_write(&fault.page).into()),
+        Cause::Missing { .. } | Cause::Unknown => match vma.mapping.backing.source.bytes() {
+            Some(bytes) => fill_from(&vma.mapping, bytes, &fault),
+            None => read_and_fill(vma, &fault, scratch),
+        },
+    };
+    conclude(&fault, cause, new, end)
+}
+
+/// A fault of a region.
+struct Fault {
+    addr: usize,
+    /// The region's.
+    number: usize,
+    on_failure: OnFailure,
+    is_tracked: bool,
+    /// Where the mapping starts.
+    base: usize,
+    /// The kernel's page, as offsets in the mapping.
+    page: Range<usize>,
+    /// What is to be filled, as offsets.
+    granule: Range<usize>,
+    /// Whether the page is to be written, and that is tracked.
+    is_written: bool,
+}
+
+impl Fault {
+    fn written(&self) -> Option<&Range<usize>> {
+        self.is_written.then_some(&self.page)
+    }
+
+    fn failed(&self) -> Verdict {
+        Shard::mine().count_failure();
+        Verdict::Failed { on_failure: self.on_failure, offset: self.addr - self.base }
+    }
+}
+
+/// Finds and read-locks the VMA.
+#[inline]
+fn find(addr: usize, cause: Cause) -> Result<(ReadGuard<'static, Piece>, Fault), Verdict> {
     let count = Shard::mine();
     let vma = match SPACE.try_read(addr) {
         Ok(vma) => vma,
-        Err(ReadError::Locked { .. }) => {
+        Err(ReadError::Locked { .. } | ReadError::Reserved { .. }) => {
             count.count_slow();
-            rustix::thread::sched_yield();
-            return Verdict::Repeat;
+            return Err(Verdict::Later);
         }
-        Err(_) => return Verdict::PassOn,
+        Err(_) => return Err(Verdict::PassOn),
     };
     count.count_lookup(vma.walks());
-    // Under the VMA's read lock: until it is dropped, the region cannot be unmapped.
-    let (fill, region) = (vma.fill(addr), vma.serial());
-    drop(vma);
-    match fill {
-        Fill::Filled => count.count_fault(),
-        Fill::Present if stuck_at(region, addr) => return Verdict::PassOn,
-        Fill::Present => count.count_fault(),
-        Fill::Again => {}
-        Fill::Failed => return Verdict::PassOn,
+    let mapping = &*vma.mapping;
+    let backing = &*mapping.backing;
+    let offset = mapping.offset_of(addr);
+    let fault = Fault {
+        addr,
+        number: backing.number,
+        on_failure: backing.on_failure,
+        is_tracked: backing.is_tracked,
+        base: addr - offset,
+        page: mapping.page_at(offset),
+        granule: mapping.granule_at(addr, &vma.range()),
+        is_written: backing.is_tracked && cause == Cause::Missing { is_write: true },
+    };
+    if mapping.records.has_failed(offset / PAGE) {
+        return Err(fault.failed());
     }
-    Verdict::Repeat
+    Ok((vma, fault))
+}
+
+/// Counts, and says what is to become of the access.
+#[inline]
+fn conclude(fault: &Fault, cause: Cause, new: usize, end: End) -> Verdict {
+    let count = Shard::mine();
+    count.count_pages(new);
+    let Fault { number, base, ref granule, .. } = *fault;
+    let granule = base + granule.start..base + granule.end;
+    match end {
+        End::Done => {
+            count.count_fault();
+            if new == 0 && fault.is_tracked && cause == Cause::Unknown {
+                let_write_perhaps(fault);
+            }
+            let is_new = new > 0 || cause == Cause::WriteProtected;
+            Verdict::Filled { number, is_new, granule }
+        }
+        End::Gone => Verdict::Filled { number, is_new: false, granule },
+        End::Later => Verdict::Later,
+        End::Failed => fault.failed(),
+    }
+}
+
+/// How serving it ended.
+enum End {
+    Done,
+    Later,
+    Gone,
+    Failed,
+}
+
+impl From<Outcome> for End {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Done => Self::Done,
+            Outcome::Again => Self::Later,
+            Outcome::Gone => Self::Gone,
+            Outcome::Refused => Self::Failed,
+        }
+    }
+}
+
+/// Pages that a fault took from its region's budget and has not filled yet.
+struct Taken<'a> {
+    backing: &'a Backing<dyn Source>,
+    pages: usize,
+}
+
+impl<'a> Taken<'a> {
+    #[inline]
+    fn take(backing: &'a Backing<dyn Source>, bytes: usize) -> Result<Self, End> {
+        let pages = bytes / PAGE;
+        match backing.budget.as_ref().map(|budget| budget.take(pages)) {
+            None | Some(Admission::Granted) => Ok(Self { backing, pages }),
+            Some(Admission::Later) => Err(End::Later),
+            Some(Admission::Refused) => Err(End::Failed),
+        }
+    }
+
+    /// Fills a chunk for which they were taken, and adds to `new` how many came by that. The others
+    /// go back.
+    #[inline]
+    fn install(
+        mut self,
+        mapping: &Mapping,
+        chunk: &Range<usize>,
+        bytes: &[u8],
+        fault: &Fault,
+        new: &mut usize,
+    ) -> End {
+        let (came, outcome) = mapping.install(chunk, bytes, fault.written());
+        self.pages -= came;
+        *new += came;
+        outcome.into()
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if let Some(budget) = &self.backing.budget {
+            budget.give(self.pages);
+        }
+    }
+}
+
+/// Fills from memory: the kernel copies from there.
+fn fill_from(mapping: &Mapping, bytes: &[u8], fault: &Fault) -> (usize, End) {
+    let page_size = fault.page.len();
+    let tail_at = bytes.len() / page_size * page_size;
+    let mut from = fault.granule.clone();
+    let mut new = 0;
+    while let Some(mut chunk) = mapping.next_missing(from.clone(), &fault.page, usize::MAX) {
+        let bytes = if chunk.start < tail_at {
+            chunk.end = chunk.end.min(tail_at);
+            &bytes[chunk.clone()]
+        } else {
+            &mapping.backing.tail
+        };
+        let end = match Taken::take(&mapping.backing, chunk.len()) {
+            Ok(taken) => taken.install(mapping, &chunk, bytes, fault, &mut new),
+            Err(end) => end,
+        };
+        if !matches!(end, End::Done) {
+            return (new, end);
+        }
+        from.start = chunk.end;
+    }
+    (new, End::Done)
+}
+
+/// Fills what the source reads. Nothing of the address space is locked while it does: the region may
+/// be changed or unmapped meanwhile, and then what was read is not used.
+fn read_and_fill(
+    mut vma: ReadGuard<'static, Piece>,
+    fault: &Fault,
+    mut scratch: Scratch<'_>,
+) -> (usize, End) {
+    let Ok(backing) = SOURCES.try_read(fault.number) else {
+        return (0, End::Later);
+    };
+    let mut from = fault.granule.clone();
+    let mut until = from.end;
+    let most = scratch.len();
+    let mut new = 0;
+    while let Some(wanted) = Wanted::next(&vma.mapping, from, fault, most) {
+        let taken = match Taken::take(&backing, wanted.chunk.len()) {
+            Ok(taken) => taken,
+            Err(end) => return (new, end),
+        };
+        drop(vma);
+        let read = scratch.with(|buffer| wanted.read(&backing.source, buffer));
+        vma = match SPACE.try_read(fault.addr) {
+            Ok(again) if wanted.is_still(&again, fault) => again,
+            _ => return (new, End::Later),
+        };
+        let end = match read {
+            Ok(()) => {
+                let chunk = &wanted.chunk;
+                scratch.with(|buffer| {
+                    taken.install(&vma.mapping, chunk, &buffer[..chunk.len()], fault, &mut new)
+                })
+            }
+            // The other pages of the chunk may be had, or be wanted never.
+            Err(ReadFailed) if wanted.chunk != fault.page => {
+                (from, until) = (fault.page.clone(), fault.page.end);
+                continue;
+            }
+            Err(ReadFailed) => {
+                vma.mapping.poison(&fault.page);
+                End::Failed
+            }
+        };
+        if !matches!(end, End::Done) {
+            return (new, end);
+        }
+        from = wanted.chunk.end..until;
+    }
+    (new, End::Done)
+}
+
+/// What a fault is about to read.
+struct Wanted {
+    chunk: Range<usize>,
+    /// Its name: it grows when any of it is given back (R3).
+    time: u64,
+    /// The region's length.
+    len: usize,
+}
+
+impl Wanted {
+    /// The next of what is missing. The caller is inside of the VMA.
+    fn next(mapping: &Mapping, from: Range<usize>, fault: &Fault, most: usize) -> Option<Self> {
+        let chunk = mapping.next_missing(from, &fault.page, most)?;
+        let time = mapping.records.time(pages(&chunk));
+        Some(Self { chunk, time, len: mapping.backing.len() })
+    }
+
+    /// Reads it; what lies behind the region's length is zeros.
+    fn read(&self, source: &dyn Source, buffer: &mut [u8]) -> Result<(), ReadFailed> {
+        let inside = self.chunk.len().min(self.len.saturating_sub(self.chunk.start));
+        buffer[inside..self.chunk.len()].fill(0);
+        source.read_at(self.chunk.start as u64, &mut buffer[..inside])
+    }
+
+    /// Whether it is what is wanted there now, and all in the VMA that the caller is inside of.
+    fn is_still(&self, vma: &ReadGuard<'static, Piece>, fault: &Fault) -> bool {
+        let mapping = &*vma.mapping;
+        let chunk = fault.base + self.chunk.start..fault.base + self.chunk.end;
+        mapping.backing.number == fault.number
+            && mapping.memory.range().start == fault.base
+            && mapping.records.time(pages(&self.chunk)) == self.time
+            && vma.range().start <= chunk.start
+            && chunk.end <= vma.range().end
+    }
+}
+
+/// A page that is there, at a processor that does not say whether it is to be written.
+#[cold]
+fn let_write_perhaps(fault: &Fault) {
+    if let Ok(vma) = SPACE.try_read(fault.addr) {
+        // If it failed, the access faults again.
+        let _ = vma.mapping.let_write(&fault.page);
+    }
+}
+
+/// Poisons the page at `addr`, for which a thread sleeps that is to be told of a failure; whether
+/// that could be tried.
+pub(crate) fn poison_at(addr: usize) -> bool {
+    let Ok(vma) = SPACE.try_read(addr) else {
+        return false;
+    };
+    vma.mapping.poison(&vma.mapping.page_at(vma.mapping.offset_of(addr)));
+    true
+}
+
+impl Scratch<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::OfThread => CHUNK,
+            Self::Given(buffer) => buffer.len(),
+        }
+    }
+
+    /// Lends the buffer. A thread's is constant-initialised and has no destructor, so its use runs
+    /// no code of the thread-local's own. What one use leaves there the next one finds, since no
+    /// fault is served inside of another.
+    #[inline]
+    fn with<V>(&mut self, using: impl FnOnce(&mut [u8]) -> V) -> V {
+        thread_local! {
+            static BUFFER: RefCell<[u8; CHUNK]> = const { RefCell::new([0; CHUNK]) };
+        }
+        match self {
+            Self::OfThread => BUFFER.with(|buffer| using(&mut buffer.borrow_mut()[..])),
+            Self::Given(buffer) => using(buffer),
+        }
+    }
 }
 
 /// Whether this thread has faulted at a present page of a region again and again.
 ///
-/// Once is a race that another thread won: what is present stays present while the region lives,
+/// Once is a race that another thread won: what is present stays present until it is given back,
 /// so the access succeeds when it is repeated. For ever is a page that cannot be read although it
 /// is "there": swap that fails, or the addresses of a region in a forked child.
 #[cold]
-fn stuck_at(region: u64, addr: usize) -> bool {
+pub(crate) fn is_stuck_at(region: usize, addr: usize) -> bool {
     const LIMIT: u32 = 1000;
     thread_local! {
-        static LAST: Cell<(u64, usize, u32)> = const { Cell::new((0, 0, 0)) };
+        static LAST: Cell<(usize, usize, u32)> = const { Cell::new((0, 0, 0)) };
     }
     let page = addr & !(PAGE - 1);
     let (last_region, last_page, times) = LAST.get();
@@ -69,15 +392,16 @@ mod tests {
 
     #[test]
     fn an_address_that_is_no_regions_is_passed_on() {
-        assert_eq!(serve(PAGE), Verdict::PassOn);
+        let verdict = serve(PAGE, Cause::Missing { is_write: false }, Scratch::OfThread);
+        assert!(matches!(verdict, Verdict::PassOn));
     }
 
     #[test]
     fn only_the_same_page_of_one_region_again_and_again_is_stuck() {
-        assert!((1..2000).all(|page| !stuck_at(1, page * PAGE)));
-        assert!((2..2000).all(|region| !stuck_at(region, 0)), "addresses are used again");
-        assert!((1..1000).all(|byte| !stuck_at(1, byte)));
-        assert!(stuck_at(1, 5));
-        assert!(!stuck_at(1, 5));
+        assert!((1..2000).all(|page| !is_stuck_at(1, page * PAGE)));
+        assert!((2..2000).all(|region| !is_stuck_at(region, 0)), "addresses are used again");
+        assert!((1..1000).all(|byte| !is_stuck_at(1, byte)));
+        assert!(is_stuck_at(1, 5));
+        assert!(!is_stuck_at(1, 5));
     }
 }

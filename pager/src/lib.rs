@@ -78,16 +78,29 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("pervma-pager needs Linux: it is made of userfaultfd");
 
+mod budget;
+mod copy;
 mod error;
+mod evict;
+mod failure;
 mod fault;
+mod live;
 mod mapping;
+mod options;
+mod poller;
+mod records;
 mod region;
 mod signal;
 mod source;
 mod stats;
 pub mod sys;
+mod wakeup;
+mod write_back;
 
 pub use error::Error;
+pub use failure::{Failure, OnFailure, Response};
+pub use live::LiveRegion;
+pub use options::{InSignal, InThread, Options, Serves};
 pub use region::Region;
-pub use source::{FileSource, MemorySource, ReadFailed, Source};
+pub use source::{FileSource, MemorySource, ReadFailed, SignalSafe, Source};
 pub use stats::{Stats, stats};

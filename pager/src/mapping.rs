@@ -1,114 +1,279 @@
-//! What a region is made of: the payload of its VMA.
+//! What a region is made of, and what its VMAs hold.
+#![expect(clippy::disallowed_types, reason = "a relaxed word: the VMA's lock orders it")]
 
-use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pervma::AddressSpace;
+use pervma::{AddressSpace, Payload};
 
+use crate::Error;
+use crate::budget::Budget;
+use crate::failure::OnFailure;
+use crate::records::Records;
 use crate::source::Source;
-use crate::sys::{CopyError, Memory, Userfaultfd};
+use crate::sys::{Access, CopyError, Errno, Fill, Memory, PageSize, Userfaultfd};
 
-/// The size of a page in bytes.
+/// The size of a page in bytes; of the unit of records and ranges, also where pages are huge.
 pub(crate) const PAGE: usize = 4096;
 
 /// All regions of this process.
-pub(crate) static SPACE: AddressSpace<Payload> = AddressSpace::new(PAGE);
+pub(crate) static SPACE: AddressSpace<Piece> = AddressSpace::new(PAGE);
 
-/// A region's VMA holds it, and the region itself does.
-pub(crate) type Payload = Arc<Mapping<dyn Source>>;
+/// Every region has one address here, its number. Whoever reads a region's source holds the VMA's
+/// read lock: that keeps the source, while nothing of [`SPACE`] is locked.
+pub(crate) static SOURCES: AddressSpace<Arc<Backing<dyn Source>>> = AddressSpace::new(1);
 
-/// Memory, who watches it, and what belongs there. Dropped in this order.
-pub(crate) struct Mapping<S: Source + ?Sized> {
-    memory: Memory,
-    // Closed after the memory is gone: without it, missing pages would read as zeros.
-    uffd: Userfaultfd,
-    /// Bytes of the source; the memory is rounded up to pages.
-    len: usize,
-    /// Tells it from whatever is mapped at the same addresses before and after.
-    serial: u64,
-    source: S,
+/// What belongs to a region wherever it is mapped.
+pub(crate) struct Backing<S: Source + ?Sized> {
+    /// Tells it from all other regions of this process: its address in [`SOURCES`].
+    pub(crate) number: usize,
+    /// The region's length in bytes. It changes under an exclusion of its last page, or while
+    /// what lies beyond is not mapped.
+    pub(crate) len: AtomicUsize,
+    pub(crate) uffd: Userfaultfd,
+    /// Bytes that one fault fills, aligned in the region.
+    pub(crate) granule: usize,
+    /// Whether its pages can be written, and writes are tracked.
+    pub(crate) is_tracked: bool,
+    /// Whether a thread reads its faults, and those who fault sleep.
+    pub(crate) is_threaded: bool,
+    pub(crate) page_size: PageSize,
+    pub(crate) on_failure: OnFailure,
+    pub(crate) budget: Option<Budget>,
+    /// The end of a source in memory that does not fill its page, with zeros behind it; or empty.
+    pub(crate) tail: Box<[u8]>,
+    /// The bytes from the region's offset 0 on.
+    pub(crate) source: S,
 }
 
-impl<S: Source> Mapping<S> {
-    /// `memory` is registered with `uffd` and holds `len` bytes.
-    pub(crate) fn new(memory: Memory, uffd: Userfaultfd, len: usize, source: S) -> Self {
-        static MAPPED: Mutex<u64> = Mutex::new(0);
-        let mut mapped = MAPPED.lock().unwrap_or_else(PoisonError::into_inner);
-        *mapped += 1;
-        Self { memory, uffd, len, serial: *mapped, source }
-    }
-}
-
-/// How an attempt to fill a page ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fill {
-    /// The page is there, by this fill.
-    Filled,
-    /// The page was there already.
-    Present,
-    /// Not now: let the access fault again.
-    Again,
-    /// The source or the kernel failed.
-    Failed,
-}
-
-impl Mapping<dyn Source> {
-    pub(crate) fn memory(&self) -> &Memory {
-        &self.memory
-    }
-
+impl<S: Source + ?Sized> Backing<S> {
+    #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.len
+        // RELAXED: those who fill the last page are inside of its VMA, whose lock orders it.
+        self.len.load(Relaxed)
     }
 
-    /// Never that of another mapping of this process.
-    pub(crate) fn serial(&self) -> u64 {
-        self.serial
+    pub(crate) fn set_len(&self, len: usize) {
+        // RELAXED: as above.
+        self.len.store(len, Relaxed);
     }
 
-    /// Fills the page that holds `addr`, an address of the memory. Runs in the signal handler.
+    /// Whether a granule is one page of the kernel's.
     #[inline]
-    pub(crate) fn fill(&self, addr: usize) -> Fill {
-        let offset = (addr - self.memory.range().start) & !(PAGE - 1);
-        // A whole page that is in memory goes there without a copy of ours.
-        if let Some(bytes) = self.source.bytes()
-            && let Some(page) = bytes.get(offset..offset + PAGE)
-        {
-            return self.install(offset, page);
-        }
-        with_page_buffer(|page| {
-            let (inside, beyond) = page.split_at_mut(PAGE.min(self.len - offset));
-            beyond.fill(0);
-            match self.source.read_at(offset as u64, inside) {
-                Ok(()) => self.install(offset, page),
-                Err(_) => Fill::Failed,
-            }
-        })
+    pub(crate) fn fills_single_pages(&self) -> bool {
+        self.granule == self.page_size.bytes()
     }
 
-    #[inline]
-    fn install(&self, offset: usize, page: &[u8]) -> Fill {
-        match self.uffd.copy(&self.memory, offset, page) {
-            Ok(()) => Fill::Filled,
-            Err(CopyError::AlreadyPresent) => Fill::Present,
-            Err(CopyError::Again { .. }) => Fill::Again,
-            Err(_) => Fill::Failed,
-        }
+    /// A number that no other region of this process has had.
+    pub(crate) fn next_number() -> usize {
+        static LAST: Mutex<usize> = Mutex::new(0);
+        let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        *last += 1;
+        *last
     }
 }
 
-/// Lends the thread's page buffer. It is constant-initialised and has no destructor, so its use
-/// runs no code of the thread-local's own.
-#[inline]
-fn with_page_buffer(fill: impl FnOnce(&mut [u8; PAGE]) -> Fill) -> Fill {
-    thread_local! {
-        static BUFFER: RefCell<[u8; PAGE]> = const { RefCell::new([0; PAGE]) };
+/// A region's place: its memory and what is known of its pages. Dropped in this order, since
+/// memory that its userfaultfd is closed before would read as zeros.
+pub(crate) struct Mapping {
+    pub(crate) memory: Memory,
+    pub(crate) records: Records,
+    pub(crate) backing: Arc<Backing<dyn Source>>,
+}
+
+/// The payload of a VMA: a part of a mapping.
+#[derive(Clone)]
+pub(crate) struct Piece {
+    pub(crate) mapping: Arc<Mapping>,
+    /// As the kernel has it.
+    pub(crate) access: Access,
+    /// Set off from its neighbours for the time of an operation.
+    pub(crate) is_isolated: bool,
+}
+
+impl Payload for Piece {
+    fn split(&self, _offset: usize) -> Option<(Self, Self)> {
+        Some((self.clone(), self.clone()))
     }
-    BUFFER.with(|buffer| match buffer.try_borrow_mut() {
-        Ok(mut page) => fill(&mut page),
-        // A fault inside a fault of this thread, which all signals being blocked prevents: a
-        // handler that was installed later has called ours with a smaller mask. A buffer on the
-        // stack would be no help, alternate stacks are too small for it.
-        Err(_) => Fill::Failed,
-    })
+
+    fn merge(&self, _len: usize, next: &Self) -> Option<Self> {
+        let alike = Arc::ptr_eq(&self.mapping, &next.mapping)
+            && self.access == next.access
+            && !self.is_isolated
+            && !next.is_isolated;
+        alike.then(|| self.clone())
+    }
+}
+
+/// How an attempt at pages ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The pages are as they were wanted.
+    Done,
+    /// Not now: try again.
+    Again,
+    /// The page has gone since the access faulted: it is to fault again.
+    Gone,
+    /// The kernel refused: it has no memory, or the memory is not what it was.
+    Refused,
+}
+
+impl Mapping {
+    /// A place for `capacity` bytes, which nobody can access yet.
+    pub(crate) fn new(backing: Arc<Backing<dyn Source>>, capacity: usize) -> Result<Self, Error> {
+        let page_size = backing.page_size;
+        let too_large = || Error::TooLarge { bytes: capacity as u64 };
+        let room = capacity.checked_next_multiple_of(page_size.bytes()).ok_or_else(too_large)?;
+        let no_memory = |errno| Error::Memory { bytes: room, errno };
+        let memory = Memory::map(room, page_size).map_err(no_memory)?;
+        let registered = if backing.is_tracked {
+            backing.uffd.register_tracked(&memory)
+        } else {
+            backing.uffd.register_missing(&memory)
+        };
+        registered.map_err(Error::Register)?;
+        let records = Records::new(room / PAGE).ok_or_else(|| no_memory(Errno::NOMEM))?;
+        Ok(Self { memory, records, backing })
+    }
+
+    /// Gives back the pages of a part, which the caller has alone.
+    pub(crate) fn give_back(&self, part: &Range<usize>) -> Result<(), Errno> {
+        self.memory.discard(part.clone())?;
+        let gone = self.records.forget(pages(part));
+        if let Some(budget) = &self.backing.budget {
+            budget.give(gone);
+        }
+        Ok(())
+    }
+
+    /// Joins the VMAs at these addresses with their neighbours, where they are alike and were cut
+    /// for an operation that is over.
+    pub(crate) fn join(&self, addresses: &Range<usize>) {
+        let whole = self.memory.range();
+        let with_neighbours = addresses.start.saturating_sub(PAGE).max(whole.start)
+            ..(addresses.end + PAGE).min(whole.end);
+        // Refused where something is not mapped, or without memory: then they stay apart, which
+        // nobody notices but the next operation.
+        let _ = SPACE.update(with_neighbours, |_, piece| piece.clone());
+    }
+
+    /// The offset of an address of the memory.
+    #[inline]
+    pub(crate) fn offset_of(&self, addr: usize) -> usize {
+        addr - self.memory.range().start
+    }
+
+    /// What a fault at `addr` fills: its granule, clipped to the VMA.
+    #[inline]
+    pub(crate) fn granule_at(&self, addr: usize, vma: &Range<usize>) -> Range<usize> {
+        let base = self.memory.range().start;
+        let granule = self.backing.granule;
+        let start = (addr - base) / granule * granule;
+        start.max(vma.start - base)..(start + granule).min(vma.end - base)
+    }
+
+    /// The kernel's page at an offset.
+    #[inline]
+    pub(crate) fn page_at(&self, offset: usize) -> Range<usize> {
+        let size = self.backing.page_size.bytes();
+        let start = offset / size * size;
+        start..start + size
+    }
+
+    /// What is missing next, from `from.start` on: at most `most` bytes, of which the page `wanted`
+    /// is one whatever its record says.
+    #[inline]
+    pub(crate) fn next_missing(
+        &self,
+        from: Range<usize>,
+        wanted: &Range<usize>,
+        most: usize,
+    ) -> Option<Range<usize>> {
+        let missing = |records: &Records, page| {
+            wanted.contains(&(page * PAGE))
+                || !records.is_present(page) && !records.has_failed(page)
+        };
+        let run = self.records.runs(pages(&from), missing).next()?;
+        let run = run.start * PAGE..run.end * PAGE;
+        Some(run.start..run.end.min(run.start.saturating_add(most)))
+    }
+
+    /// Fills the missing pages at `range` with `bytes`, the caller being inside of its VMA, and says
+    /// how many came by that. The page `written`, of a tracked mapping, may be written then.
+    pub(crate) fn install(
+        &self,
+        range: &Range<usize>,
+        bytes: &[u8],
+        written: Option<&Range<usize>>,
+    ) -> (usize, Outcome) {
+        let time = self.backing.budget.is_some().then(|| self.records.tick());
+        let page_size = self.backing.page_size.bytes();
+        // A page by itself is filled as it is wanted, one among others is let be written by a call
+        // of its own.
+        let dirty = written == Some(range);
+        let fill = Fill {
+            // Those who sleep for a granule of several pages are woken when all is there.
+            wake: self.backing.is_threaded && self.backing.fills_single_pages(),
+            write_protected: self.backing.is_tracked && !dirty,
+        };
+        let mut new = 0;
+        let mut at = range.start;
+        while at < range.end {
+            let rest = &bytes[at - range.start..];
+            let (copied, next) = match self.backing.uffd.copy(&self.memory, at, rest, fill) {
+                Ok(()) => (rest.len(), range.end),
+                Err(CopyError::AlreadyPresent) => (0, at + page_size),
+                Err(CopyError::Again { copied: 0 }) => return (new, Outcome::Again),
+                Err(CopyError::Again { copied }) => (copied, at + copied),
+                Err(_) => return (new, Outcome::Refused),
+            };
+            if copied > 0 {
+                new += self.records.fill(pages(&(at..at + copied)), dirty, time);
+            }
+            at = next;
+        }
+        let outcome = match written {
+            Some(page) if !dirty && range.contains(&page.start) => self.let_write(page),
+            _ => Outcome::Done,
+        };
+        (new, outcome)
+    }
+
+    /// Lets a page be written that is there, and remembers that it was. The caller is inside of its
+    /// VMA.
+    pub(crate) fn let_write(&self, page: &Range<usize>) -> Outcome {
+        // Before the kernel lets anyone write: an exclusion must see it.
+        for page in pages(page) {
+            if !self.records.mark_dirty(page) {
+                return Outcome::Gone;
+            }
+        }
+        match self.backing.uffd.write_protect(&self.memory, page.clone(), false) {
+            Ok(()) => Outcome::Done,
+            Err(Errno::AGAIN) => Outcome::Again,
+            Err(_) => Outcome::Refused,
+        }
+    }
+
+    /// Makes accesses to a page fail from now on. The caller is inside of its VMA.
+    pub(crate) fn poison(&self, page: &Range<usize>) {
+        for page in pages(page) {
+            self.records.mark_failed(page);
+        }
+        // On a kernel that cannot, each access asks the records.
+        let _ = self.backing.uffd.poison(&self.memory, page.clone());
+    }
+
+    /// The addresses of a part.
+    pub(crate) fn addresses(&self, part: &Range<usize>) -> Range<usize> {
+        let base = self.memory.range().start;
+        base + part.start..base + part.end
+    }
+}
+
+/// The records of a range of offsets, whole pages.
+#[inline]
+pub(crate) fn pages(range: &Range<usize>) -> Range<usize> {
+    range.start / PAGE..range.end / PAGE
 }

@@ -32,64 +32,73 @@ static COUNTERS: [Shard; SHARDS] = [const { Shard::new() }; SHARDS];
 #[non_exhaustive]
 pub struct Stats {
     /// Faults of regions after which the page was there, filled by this fault or by another
-    /// thread's at the same time.
+    /// thread's at the same time; and first writes to pages whose writes are tracked.
     pub faults: u64,
+    /// Pages of 4096 bytes that faults filled; with granules, several a fault.
+    pub pages: u64,
+    /// Accesses whose page could not be had.
+    pub failures: u64,
+    /// Pages of 4096 bytes that were given back to stay within a bound.
+    pub evicted: u64,
+    /// Pages of 4096 bytes that were written to their source.
+    pub written_back: u64,
     /// Lookups that found the region in their first walk.
     pub lookups_first_try: u64,
     /// Lookups that needed more walks.
     pub lookups_retried: u64,
-    /// Lookups that changes in the address space kept from an answer: the thread yielded and the
+    /// Lookups that changes in the address space kept from an answer: the thread rested and the
     /// access was repeated.
     pub lookups_slow: u64,
 }
 
-impl Sub for Stats {
-    type Output = Self;
+macro_rules! counters {
+    ($($field:ident),* $(,)?) => {
+        impl Sub for Stats {
+            type Output = Self;
 
-    fn sub(self, earlier: Self) -> Self {
-        Self {
-            faults: self.faults.saturating_sub(earlier.faults),
-            lookups_first_try: self.lookups_first_try.saturating_sub(earlier.lookups_first_try),
-            lookups_retried: self.lookups_retried.saturating_sub(earlier.lookups_retried),
-            lookups_slow: self.lookups_slow.saturating_sub(earlier.lookups_slow),
+            fn sub(self, earlier: Self) -> Self {
+                Self { $($field: self.$field.saturating_sub(earlier.$field)),* }
+            }
         }
-    }
+
+        /// What has been counted so far in this process, all threads together.
+        #[must_use]
+        pub fn stats() -> Stats {
+            let mut sum = Stats::default();
+            for shard in &COUNTERS {
+                // RELAXED: a thread sees its own counts and those of the threads it has joined.
+                $(sum.$field += shard.$field.load(Relaxed);)*
+            }
+            sum
+        }
+
+        /// The counters of the threads that share a shard, apart from all others (two lines, since
+        /// processors fetch lines in pairs).
+        #[repr(align(128))]
+        pub(crate) struct Shard {
+            $($field: AtomicU64,)*
+        }
+
+        impl Shard {
+            const fn new() -> Self {
+                Self { $($field: AtomicU64::new(0)),* }
+            }
+        }
+    };
 }
 
-/// What has been counted so far in this process, all threads together.
-#[must_use]
-pub fn stats() -> Stats {
-    let mut sum = Stats::default();
-    for shard in &COUNTERS {
-        // RELAXED: a thread sees its own counts and those of the threads it has joined.
-        sum.faults += shard.faults.load(Relaxed);
-        sum.lookups_first_try += shard.lookups_first_try.load(Relaxed);
-        sum.lookups_retried += shard.lookups_retried.load(Relaxed);
-        sum.lookups_slow += shard.lookups_slow.load(Relaxed);
-    }
-    sum
-}
-
-/// The counters of the threads that share a shard, apart from all others (two lines, since
-/// processors fetch lines in pairs).
-#[repr(align(128))]
-pub(crate) struct Shard {
-    faults: AtomicU64,
-    lookups_first_try: AtomicU64,
-    lookups_retried: AtomicU64,
-    lookups_slow: AtomicU64,
-}
+counters!(
+    faults,
+    pages,
+    failures,
+    evicted,
+    written_back,
+    lookups_first_try,
+    lookups_retried,
+    lookups_slow,
+);
 
 impl Shard {
-    const fn new() -> Self {
-        Self {
-            faults: AtomicU64::new(0),
-            lookups_first_try: AtomicU64::new(0),
-            lookups_retried: AtomicU64::new(0),
-            lookups_slow: AtomicU64::new(0),
-        }
-    }
-
     /// The running thread's. Legal in a signal handler: a plain cell, dealt in turn.
     #[inline]
     pub(crate) fn mine() -> &'static Self {
@@ -125,6 +134,32 @@ impl Shard {
     #[inline]
     pub(crate) fn count_fault(&self) {
         self.faults.fetch_add(1, Relaxed);
+    }
+
+    /// The faults of the threads that share the shard.
+    pub(crate) fn faults(&self) -> u64 {
+        self.faults.load(Relaxed)
+    }
+
+    /// Counts pages that a fault filled.
+    #[inline]
+    pub(crate) fn count_pages(&self, pages: usize) {
+        self.pages.fetch_add(pages as u64, Relaxed);
+    }
+
+    /// Counts an access whose page cannot be had.
+    pub(crate) fn count_failure(&self) {
+        self.failures.fetch_add(1, Relaxed);
+    }
+
+    /// Counts pages that were given back.
+    pub(crate) fn count_evicted(&self, pages: usize) {
+        self.evicted.fetch_add(pages as u64, Relaxed);
+    }
+
+    /// Counts pages that were written to their source.
+    pub(crate) fn count_written_back(&self, pages: usize) {
+        self.written_back.fetch_add(pages as u64, Relaxed);
     }
 }
 

@@ -9,7 +9,7 @@ use std::io::Write;
 
 use common::{PAGE, child_case, run_child};
 use pervma::{AddressSpace, HandlerScope, Std};
-use pervma_pager::{FileSource, MemorySource, ReadFailed, Region, Source};
+use pervma_pager::{FileSource, MemorySource, ReadFailed, Region, SignalSafe, Source};
 
 /// Aborts inside a marked handler.
 struct NotInHandler;
@@ -60,7 +60,9 @@ fn faults_do_not_allocate() {
 struct Forbidden(fn());
 
 // SAFETY: deliberately broken; the process that uses it ends at once.
-unsafe impl Source for Forbidden {
+unsafe impl SignalSafe for Forbidden {}
+
+impl Source for Forbidden {
     fn size(&self) -> u64 {
         1
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 
 use common::{PAGE, random_bytes};
-use pervma_pager::{Error, FileSource, MemorySource, ReadFailed, Region, Source};
+use pervma_pager::{Error, FileSource, MemorySource, ReadFailed, Region, SignalSafe, Source};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -115,7 +115,9 @@ fn a_region_can_be_dropped_by_another_thread_and_unread() {
 struct Told(Option<mpsc::Sender<std::thread::ThreadId>>);
 
 // SAFETY: writes to the buffer it is given.
-unsafe impl Source for Told {
+unsafe impl SignalSafe for Told {}
+
+impl Source for Told {
     fn size(&self) -> u64 {
         PAGE as u64
     }
@@ -180,7 +182,9 @@ fn system_calls_get_efault_until_the_page_is_filled() {
 struct Careless;
 
 // SAFETY: one system call, and writes to the buffer it is given.
-unsafe impl Source for Careless {
+unsafe impl SignalSafe for Careless {}
+
+impl Source for Careless {
     fn size(&self) -> u64 {
         PAGE as u64
     }
@@ -209,7 +213,9 @@ fn errno_is_preserved_by_a_fault() {
 struct Huge(u64);
 
 // SAFETY: touches nothing.
-unsafe impl Source for Huge {
+unsafe impl SignalSafe for Huge {}
+
+impl Source for Huge {
     fn size(&self) -> u64 {
         self.0
     }
@@ -233,5 +239,5 @@ fn a_region_can_be_sent_and_shared_and_shown_unread() {
     fn sent_and_shared<T: Send + Sync>() {}
     sent_and_shared::<Region>();
     let region = Region::map(Huge(5)).unwrap();
-    assert!(format!("{region:?}").ends_with("len: 5 }"));
+    assert!(format!("{region:?}").ends_with("len: 5 })"));
 }

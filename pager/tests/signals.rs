@@ -10,7 +10,7 @@ use std::ptr;
 
 use common::{PAGE, child_case, run_child};
 use libc::{SIGBUS, siginfo_t};
-use pervma_pager::{Error, FileSource, MemorySource, ReadFailed, Region, Source};
+use pervma_pager::{Error, FileSource, MemorySource, ReadFailed, Region, SignalSafe, Source};
 use rustix::mm::{MapFlags, ProtFlags};
 
 /// What the handlers of these tests exit with.
@@ -174,7 +174,9 @@ fn a_signal_that_was_sent_is_not_taken_for_a_fault() {
 struct Broken;
 
 // SAFETY: touches nothing.
-unsafe impl Source for Broken {
+unsafe impl SignalSafe for Broken {}
+
+impl Source for Broken {
     fn size(&self) -> u64 {
         PAGE as u64
     }

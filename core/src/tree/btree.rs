@@ -103,7 +103,7 @@ impl BTree {
     }
 
     /// The slot with the largest key not above `addr`, or nothing; see the guarantee.
-    #[inline(always)]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub fn walk<T: Platform>(&self, nodes: &Arena<Node, T>, addr: usize) -> Option<u32> {
         let mut target = self.root.follow();
         for _ in 0..=MAX_DEPTH {
@@ -125,7 +125,7 @@ impl BTree {
     }
 
     /// The slot with the smallest key not below `addr`, or nothing; see the guarantee.
-    #[inline(always)]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub fn walk_from<T: Platform>(&self, nodes: &Arena<Node, T>, addr: usize) -> Option<u32> {
         let mut right = None; // the subtree next to the path
         let mut target = self.root.follow();

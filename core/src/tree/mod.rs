@@ -45,7 +45,7 @@ impl Tree {
 
     /// Walks, with no lock, to the slot that may hold `addr`. It may have been recycled meanwhile;
     /// during an edit it may be any slot of the slab, or nothing.
-    #[inline(always)]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub fn walk<'s, P, T: Platform>(
         &self,
         slab: &'s Slab<P, T>,

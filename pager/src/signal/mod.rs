@@ -3,14 +3,18 @@
 
 mod previous;
 
+use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::sync::OnceLock;
 
 use libc::{SIGBUS, siginfo_t};
 use pervma::{HandlerScope, Std};
+use rustix::thread::Timespec;
 
 use self::previous::Previous;
-use crate::fault::{self, Verdict};
+use crate::failure::Response;
+use crate::fault::{self, Cause, Scratch, Verdict};
+use crate::stats::Shard;
 use crate::sys::Errno;
 
 /// Whoever handled SIGBUS before us. Set before our handler is installed, so that the handler can
@@ -64,6 +68,24 @@ pub(crate) fn is_blocked() -> bool {
     unsafe { libc::sigismember(&raw const mask, SIGBUS) == 1 }
 }
 
+/// Runs `start` with all signals blocked but those of faults: so has a thread that it starts.
+pub(crate) fn with_signals_blocked<V>(start: impl FnOnce() -> V) -> V {
+    // SAFETY: a C structure of integers: all zeros is valid.
+    let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
+    // SAFETY: writes the set that it is given.
+    unsafe { libc::sigfillset(&raw mut all) };
+    for fault in [SIGBUS, libc::SIGSEGV, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP] {
+        // SAFETY: a valid set and a signal.
+        unsafe { libc::sigdelset(&raw mut all, fault) };
+    }
+    // SAFETY: valid sets, of which the second is written.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) };
+    let started = start();
+    // SAFETY: the set that was written.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
+    started
+}
+
 /// The handler. It leaves `errno` as it was.
 ///
 /// # Safety
@@ -76,11 +98,12 @@ unsafe extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mu
     let saved = unsafe { errno.read() };
     // SAFETY: a delivered signal comes with a `siginfo_t`.
     let about = unsafe { &*info };
-    let served = about.si_code == libc::BUS_ADRERR && {
-        // SAFETY: with this code the kernel reports a fault, and a fault has an address.
+    let served = matches!(about.si_code, libc::BUS_ADRERR | libc::BUS_MCEERR_AR) && {
+        // SAFETY: with these codes the kernel reports a fault, and a fault has an address.
         let addr = unsafe { about.si_addr() }.addr();
-        let _inside = HandlerScope::<Std>::enter();
-        fault::serve(addr) == Verdict::Repeat
+        // SAFETY: a delivered signal comes with the interrupted thread's context.
+        let cause = unsafe { cause(context) };
+        respond(addr, cause, context)
     };
     if !served && let Some(previous) = PREVIOUS.get() {
         // SAFETY: signal, info and context are passed on as they came.
@@ -88,4 +111,86 @@ unsafe extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mu
     }
     // SAFETY: as for the read.
     unsafe { errno.write(saved) };
+}
+
+/// Serves a fault; whether the thread may go on.
+#[inline]
+fn respond(addr: usize, cause: Cause, context: *mut c_void) -> bool {
+    thread_local! {
+        static SERVING: Cell<bool> = const { Cell::new(false) };
+    }
+    if SERVING.replace(true) {
+        // A fault inside a fault of this thread, which all signals being blocked prevents: a
+        // handler that was installed later has called ours with a smaller mask.
+        return false;
+    }
+    let verdict = {
+        let _inside = HandlerScope::<Std>::enter();
+        fault::serve(addr, cause, Scratch::OfThread)
+    };
+    SERVING.set(false);
+    match verdict {
+        Verdict::Filled { is_new: true, .. } => true,
+        Verdict::Filled { number, is_new: false, .. } => !fault::is_stuck_at(number, addr),
+        Verdict::Later => {
+            rest();
+            true
+        }
+        // No scope is open and nothing is locked: a hook need not return.
+        Verdict::Failed { on_failure, offset } => {
+            on_failure.respond(addr, offset, context) == Response::Resume
+        }
+        Verdict::PassOn => false,
+    }
+}
+
+/// Lets others go on: whoever changes the mapping, or makes room. The more often it happens in a
+/// row, the longer it takes, so that a thread that waits for a disk does not spin.
+#[cold]
+fn rest() {
+    const SPINS: u32 = 64;
+    thread_local! {
+        static LAST: Cell<(u64, u32)> = const { Cell::new((0, 0)) };
+    }
+    let faults = Shard::mine().faults();
+    let (last, times) = LAST.get();
+    let times = if last == faults { times.saturating_add(1) } else { 1 };
+    LAST.set((faults, times));
+    if times < SPINS {
+        rustix::thread::sched_yield();
+    } else {
+        let nanos = i64::from(times.min(20 * SPINS)) * 1000;
+        // Interrupted is as good as done: the access decides.
+        let _ = rustix::thread::nanosleep(&Timespec { tv_sec: 0, tv_nsec: nanos });
+    }
+}
+
+/// Why the access faulted, as the processor says.
+///
+/// # Safety
+///
+/// `context` is that of a fault's signal.
+#[cfg(target_arch = "x86_64")]
+unsafe fn cause(context: *mut c_void) -> Cause {
+    /// Bits of a page fault's error code.
+    const PRESENT: i64 = 1;
+    const WRITE: i64 = 2;
+    // SAFETY: a handler's argument (contract).
+    let context = unsafe { &*context.cast::<libc::ucontext_t>() };
+    let code = context.uc_mcontext.gregs[libc::REG_ERR as usize];
+    if code & (PRESENT | WRITE) == PRESENT | WRITE {
+        Cause::WriteProtected
+    } else {
+        Cause::Missing { is_write: code & WRITE != 0 }
+    }
+}
+
+/// As above, for processors whose contexts this crate does not read.
+///
+/// # Safety
+///
+/// None.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn cause(_context: *mut c_void) -> Cause {
+    Cause::Unknown
 }

@@ -1,16 +1,22 @@
 //! A file, read page by page.
 
 use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 
+use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::{Errno, pread};
 
-use super::{ReadFailed, Source};
+use super::{ReadFailed, SignalSafe, Source};
 use crate::Error;
 
-/// A regular file, read with `pread`.
+/// A regular file, read with `pread` and written with `pwrite`.
 ///
-/// Each page is read once, when it is first touched; what the file becomes afterwards does not
-/// show. A file that has shrunk below a page that is touched is an error of that access.
+/// A page is read when it is first touched, and again when it is touched after it was given back;
+/// what the file becomes between does not show. A file that has shrunk below a page that is touched
+/// is a failure of that access.
+///
+/// It is writable if the file was opened for writing.
 ///
 /// ```
 /// use std::io::Write;
@@ -26,10 +32,11 @@ use crate::Error;
 pub struct FileSource {
     file: File,
     size: u64,
+    is_writable: bool,
 }
 
 impl FileSource {
-    /// Takes the file in its present size.
+    /// Takes the file. Its size is asked for when a region is mapped.
     ///
     /// # Errors
     ///
@@ -40,7 +47,9 @@ impl FileSource {
         if !metadata.is_file() {
             return Err(Error::NotARegularFile);
         }
-        let source = Self { file, size: metadata.len() };
+        let flags = fcntl_getfl(&file).map_err(|error| Error::File(error.into()))?;
+        let is_writable = flags.intersection(OFlags::RWMODE) == OFlags::RDWR;
+        let source = Self { file, size: metadata.len(), is_writable };
         if let Some(last) = source.size.checked_sub(1) {
             let read = pread(&source.file, &mut [0; 1], last).map_err(|e| Error::File(e.into()))?;
             if read == 0 {
@@ -51,12 +60,10 @@ impl FileSource {
     }
 }
 
-// SAFETY: a loop around one system call and the caller's buffer; rustix makes the call itself,
-// with no state of its own.
-#[expect(unsafe_code, reason = "the contract of a source")]
-unsafe impl Source for FileSource {
+impl Source for FileSource {
     fn size(&self) -> u64 {
-        self.size
+        // It may have grown; if it has shrunk, so be it.
+        self.file.metadata().map_or(self.size, |metadata| metadata.len())
     }
 
     #[inline]
@@ -75,7 +82,20 @@ unsafe impl Source for FileSource {
         }
         Ok(())
     }
+
+    fn is_writable(&self) -> bool {
+        self.is_writable
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
 }
+
+// SAFETY: a loop around one system call and the caller's buffer; rustix makes the call itself,
+// with no state of its own.
+#[expect(unsafe_code, reason = "the contract of a source")]
+unsafe impl SignalSafe for FileSource {}
 
 #[cfg(test)]
 mod tests {

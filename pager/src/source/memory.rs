@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{ReadFailed, Source};
+use super::{ReadFailed, SignalSafe, Source};
 
 /// Bytes in memory, shared with whoever else has the `Arc`.
 ///
@@ -25,9 +25,7 @@ impl MemorySource {
     }
 }
 
-// SAFETY: reads of immutable bytes, and writes to the caller's buffer.
-#[expect(unsafe_code, reason = "the contract of a source")]
-unsafe impl Source for MemorySource {
+impl Source for MemorySource {
     fn size(&self) -> u64 {
         self.bytes.len() as u64
     }
@@ -45,6 +43,10 @@ unsafe impl Source for MemorySource {
         Some(&self.bytes)
     }
 }
+
+// SAFETY: reads of immutable bytes, and writes to the caller's buffer.
+#[expect(unsafe_code, reason = "the contract of a source")]
+unsafe impl SignalSafe for MemorySource {}
 
 #[cfg(test)]
 mod tests {

@@ -1,65 +1,57 @@
 //! Where the bytes of a region come from.
-#![expect(unsafe_code, reason = "a source's contract is what the fault path relies on")]
+#![expect(unsafe_code, reason = "what the signal handler may call is a contract")]
 
 mod file;
 mod memory;
 
+use std::io;
 use std::sync::Arc;
 
 pub use file::FileSource;
 pub use memory::MemorySource;
 
-/// The bytes behind a [`Region`](crate::Region), read when a page is touched for the first time.
+/// The bytes behind a region, read when a page is touched for the first time, or again after it
+/// was given back.
 ///
-/// # Safety
-///
-/// [`read_at`](Self::read_at) and [`bytes`](Self::bytes) run in a signal handler, on a thread that
-/// was interrupted at any instruction that touches the region, with all signals blocked. They are
-/// async-signal-safe:
-/// - no lock and no wait for another thread of this process: the interrupted thread may hold
-///   what is waited for;
-/// - no allocation and no deallocation, so no destructor that does it;
-/// - no thread-local with a lazy initialiser or a destructor, and no state that the interrupted
-///   code may be half-way through changing;
-/// - no access to a region of this crate (SIGBUS is blocked: the process would be killed), no
-///   jump out of the call, and a small stack: alternate signal stacks are a few KiB.
-///
-/// They may make system calls. A panic ends the process. While `read_at` runs, the region cannot
-/// be unmapped.
+/// A region that is served by handler threads takes any source. One that is served in the signal
+/// handler takes those that are [`SignalSafe`].
 ///
 /// ```
-/// #![allow(unsafe_code)]
-/// use pervma_pager::{ReadFailed, Region, Source};
+/// use pervma_pager::{Options, ReadFailed, Source};
 ///
 /// /// Every byte is the number of its page.
 /// struct Pages(u64);
 ///
-/// // SAFETY: arithmetic, and writes to the buffer it was given.
-/// unsafe impl Source for Pages {
+/// impl Source for Pages {
 ///     fn size(&self) -> u64 {
 ///         self.0 * 4096
 ///     }
 ///
 ///     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed> {
-///         buf.fill((offset / 4096) as u8);
+///         for (page, part) in (offset / 4096..).zip(buf.chunks_mut(4096)) {
+///             part.fill(page as u8); // anything a thread may do: this is no signal handler
+///         }
 ///         Ok(())
 ///     }
 /// }
 ///
-/// let region = Region::map(Pages(100))?;
+/// let region = Options::threaded().map(Pages(100))?.freeze()?;
 /// assert_eq!((region[0], region[99 * 4096]), (0, 99));
 /// # Ok::<(), pervma_pager::Error>(())
 /// ```
-pub unsafe trait Source: Send + Sync {
-    /// The size in bytes. Asked once, when the region is mapped, not in a handler.
+pub trait Source: Send + Sync {
+    /// The size in bytes. Asked when the region is mapped or made larger, not in a handler.
     fn size(&self) -> u64;
 
     /// Fills `buf` with the bytes from `offset` on; they lie within the size.
     ///
+    /// Both are whole pages, but for the end of the source. It is called by several threads at
+    /// once, and may not touch the region.
+    ///
     /// # Errors
     ///
-    /// When the bytes cannot be had. The access that wanted them then ends as it does where an
-    /// ordinary mapping's file fails: with SIGBUS for whoever handled that before.
+    /// When the bytes cannot be had. The page is then poisoned: the access ends as the region's
+    /// [`OnFailure`](crate::OnFailure) says, and so do others until the page is discarded.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed>;
 
     /// All bytes at once, where they are in ordinary memory: pages are then copied from there
@@ -68,7 +60,67 @@ pub unsafe trait Source: Send + Sync {
     fn bytes(&self) -> Option<&[u8]> {
         None
     }
+
+    /// Whether [`write_at`](Self::write_at) can work.
+    fn is_writable(&self) -> bool {
+        false
+    }
+
+    /// Writes what was written to pages of the region: `bytes`, whole pages but for the end of the
+    /// source, belong at `offset`. Never called in a signal handler. It may not touch the region.
+    ///
+    /// # Errors
+    ///
+    /// The pages are still what is to be written then.
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let _ = (offset, bytes);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
+
+/// A source that may be read in a signal handler.
+///
+/// # Safety
+///
+/// [`read_at`](Source::read_at) and [`bytes`](Source::bytes) run in a signal handler, on a thread
+/// that was interrupted at any instruction that touches the region, with all signals blocked. They
+/// are async-signal-safe:
+/// - no lock and no wait for another thread of this process: the interrupted thread may hold
+///   what is waited for;
+/// - no allocation and no deallocation, so no destructor that does it;
+/// - no thread-local with a lazy initialiser or a destructor, and no state that the interrupted
+///   code may be half-way through changing;
+/// - no access to a region of this crate (SIGBUS is blocked: the process would be killed), no
+///   jump out of the call, and a small stack: alternate signal stacks are a few KiB.
+///
+/// They may make system calls. A panic ends the process. While `read_at` runs, the source is not
+/// dropped, and nothing of the address space is locked: the region may be changed, or other
+/// regions come and go.
+///
+/// ```
+/// #![allow(unsafe_code)]
+/// use pervma_pager::{ReadFailed, Region, SignalSafe, Source};
+///
+/// struct Sevens(u64);
+///
+/// impl Source for Sevens {
+///     fn size(&self) -> u64 {
+///         self.0
+///     }
+///
+///     fn read_at(&self, _offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed> {
+///         buf.fill(7);
+///         Ok(())
+///     }
+/// }
+///
+/// // SAFETY: it only writes to the buffer it was given.
+/// unsafe impl SignalSafe for Sevens {}
+///
+/// assert_eq!(Region::map(Sevens(10_000))?[9_999], 7);
+/// # Ok::<(), pervma_pager::Error>(())
+/// ```
+pub unsafe trait SignalSafe: Source {}
 
 /// A source could not deliver.
 ///
@@ -77,8 +129,7 @@ pub unsafe trait Source: Send + Sync {
 #[error("the source could not deliver the bytes")]
 pub struct ReadFailed;
 
-// SAFETY: the methods only forward to a source that keeps the contract; the count is not touched.
-unsafe impl<S: Source + ?Sized> Source for Arc<S> {
+impl<S: Source + ?Sized> Source for Arc<S> {
     fn size(&self) -> u64 {
         (**self).size()
     }
@@ -92,4 +143,15 @@ unsafe impl<S: Source + ?Sized> Source for Arc<S> {
     fn bytes(&self) -> Option<&[u8]> {
         (**self).bytes()
     }
+
+    fn is_writable(&self) -> bool {
+        (**self).is_writable()
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        (**self).write_at(offset, bytes)
+    }
 }
+
+// SAFETY: the methods only forward to a source that keeps the contract; the count is not touched.
+unsafe impl<S: SignalSafe + ?Sized> SignalSafe for Arc<S> {}

@@ -7,12 +7,32 @@ use rustix::ioctl::{Opcode, opcode};
 pub(super) const USER_MODE_ONLY: u32 = 1;
 /// `UFFD_API`: the protocol's version.
 pub(super) const API_VERSION: u64 = 0xAA;
+/// `UFFD_FEATURE_PAGEFAULT_FLAG_WP`.
+pub(super) const FEATURE_WRITE_PROTECT: u64 = 1;
+/// `UFFD_FEATURE_MISSING_HUGETLBFS`.
+pub(super) const FEATURE_MISSING_HUGETLBFS: u64 = 1 << 4;
 /// `UFFD_FEATURE_SIGBUS`.
 pub(super) const FEATURE_SIGBUS: u64 = 1 << 7;
+/// `UFFD_FEATURE_WP_HUGETLBFS_SHMEM`.
+pub(super) const FEATURE_WRITE_PROTECT_HUGETLBFS: u64 = 1 << 12;
+/// `UFFD_FEATURE_POISON`.
+pub(super) const FEATURE_POISON: u64 = 1 << 14;
 /// `UFFDIO_REGISTER_MODE_MISSING`.
 pub(super) const REGISTER_MISSING: u64 = 1;
+/// `UFFDIO_REGISTER_MODE_WP`.
+pub(super) const REGISTER_WRITE_PROTECT: u64 = 1 << 1;
 /// `UFFDIO_COPY_MODE_DONTWAKE`.
 pub(super) const COPY_DONT_WAKE: u64 = 1;
+/// `UFFDIO_COPY_MODE_WP`.
+pub(super) const COPY_WRITE_PROTECTED: u64 = 1 << 1;
+/// `UFFDIO_WRITEPROTECT_MODE_WP`.
+pub(super) const WRITE_PROTECT_ON: u64 = 1;
+/// `UFFD_EVENT_PAGEFAULT`.
+pub(super) const EVENT_PAGEFAULT: u8 = 0x12;
+/// `UFFD_PAGEFAULT_FLAG_WRITE`.
+pub(super) const FAULT_WRITE: u64 = 1;
+/// `UFFD_PAGEFAULT_FLAG_WP`.
+pub(super) const FAULT_WRITE_PROTECTED: u64 = 1 << 1;
 
 /// `struct uffdio_api`.
 #[repr(C)]
@@ -31,6 +51,13 @@ pub(super) struct Register {
     pub(super) ioctls: u64,
 }
 
+/// `struct uffdio_range`.
+#[repr(C)]
+pub(super) struct Range {
+    pub(super) start: u64,
+    pub(super) len: u64,
+}
+
 /// `struct uffdio_copy`.
 #[repr(C)]
 pub(super) struct Copy {
@@ -42,19 +69,57 @@ pub(super) struct Copy {
     pub(super) copy: i64,
 }
 
+/// `struct uffdio_writeprotect`, its range written out.
+#[repr(C)]
+pub(super) struct WriteProtect {
+    pub(super) start: u64,
+    pub(super) len: u64,
+    pub(super) mode: u64,
+}
+
+/// `struct uffdio_poison`, its range written out.
+#[repr(C)]
+pub(super) struct Poison {
+    pub(super) start: u64,
+    pub(super) len: u64,
+    pub(super) mode: u64,
+    /// Out: the bytes poisoned, or a negative error number.
+    pub(super) updated: i64,
+}
+
+/// `struct uffd_msg`, as it is for a page fault.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Message {
+    pub(super) event: u8,
+    pub(super) reserved: [u8; 7],
+    pub(super) flags: u64,
+    pub(super) address: u64,
+    pub(super) thread: u64,
+}
+
 const TYPE: u8 = 0xAA;
 
 /// `UFFDIO_API`.
 pub(super) const API: Opcode = opcode::read_write::<Api>(TYPE, 0x3F);
 /// `UFFDIO_REGISTER`.
 pub(super) const REGISTER: Opcode = opcode::read_write::<Register>(TYPE, 0x00);
+/// `UFFDIO_WAKE`. It is declared as one that reads.
+pub(super) const WAKE: Opcode = opcode::read::<Range>(TYPE, 0x02);
 /// `UFFDIO_COPY`.
 pub(super) const COPY: Opcode = opcode::read_write::<Copy>(TYPE, 0x03);
+/// `UFFDIO_WRITEPROTECT`.
+pub(super) const WRITE_PROTECT: Opcode = opcode::read_write::<WriteProtect>(TYPE, 0x06);
+/// `UFFDIO_POISON`.
+pub(super) const POISON: Opcode = opcode::read_write::<Poison>(TYPE, 0x08);
+/// `USERFAULTFD_IOC_NEW`, of `/dev/userfaultfd`.
+pub(super) const NEW: Opcode = opcode::none(TYPE, 0x00);
 
 const _: () = {
     assert!(size_of::<Api>() == 24);
     assert!(size_of::<Register>() == 32);
     assert!(size_of::<Copy>() == 40);
+    assert!(size_of::<Message>() == 32);
 };
 
 // How a number is put together differs on a few architectures.
@@ -62,5 +127,9 @@ const _: () = {
 const _: () = {
     assert!(API == 0xC018_AA3F);
     assert!(REGISTER == 0xC020_AA00);
+    assert!(WAKE == 0x8010_AA02);
     assert!(COPY == 0xC028_AA03);
+    assert!(WRITE_PROTECT == 0xC018_AA06);
+    assert!(POISON == 0xC020_AA08);
+    assert!(NEW == 0xAA00);
 };

@@ -1,5 +1,5 @@
 //! Anonymous memory, owned.
-#![expect(unsafe_code, reason = "mapping and unmapping memory")]
+#![expect(unsafe_code, reason = "mapping, protecting and unmapping memory")]
 
 use std::ops::Range;
 use std::ptr::{self, NonNull};
@@ -7,22 +7,52 @@ use std::ptr::{self, NonNull};
 use rustix::ffi::c_void;
 use rustix::io::Errno;
 use rustix::mm::{
-    Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap_anonymous, mprotect, munmap,
+    Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap_anonymous, mprotect, munlock, munmap,
 };
 use rustix::process::{Pid, getpid};
 
+/// What accesses memory lets through. Everything else is SIGSEGV.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// None.
+    None,
+    /// Reads.
+    Read,
+    /// Reads and writes.
+    ReadWrite,
+}
+
+/// Of what size the kernel's pages of a memory are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageSize {
+    /// 4096 bytes.
+    Small,
+    /// 2 MiB, from the pool of hugetlbfs (`vm.nr_hugepages`).
+    Huge,
+}
+
+impl PageSize {
+    /// The size in bytes.
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Small => 4096,
+            Self::Huge => 2 << 20,
+        }
+    }
+}
+
 /// Private anonymous memory; unmapped when dropped.
 ///
-/// It cannot be accessed before it is registered
-/// ([`register_missing`](super::Userfaultfd::register_missing)), and only be read afterwards:
-/// under `mlockall(MCL_FUTURE)` the kernel fills memory that can be accessed with zeros at once.
-/// Nothing is reserved for it, and a forked child does not get it: there its registration would be
-/// lost, and missing pages would read as zeros.
+/// It cannot be accessed before it is registered with a [`Userfaultfd`](super::Userfaultfd) and
+/// [protected](Self::protect) otherwise: under `mlockall(MCL_FUTURE)` the kernel fills memory that
+/// can be accessed with zeros at once. Nothing is reserved for it, and a forked child does not get
+/// it: there its registration would be lost, and missing pages would read as zeros.
 ///
 /// ```
-/// use pervma_pager::sys::Memory;
+/// use pervma_pager::sys::{Memory, PageSize};
 ///
-/// let memory = Memory::map(8192)?;
+/// let memory = Memory::map(8192, PageSize::Small)?;
 /// assert_eq!(memory.range().len(), 8192);
 /// # Ok::<(), pervma_pager::sys::Errno>(())
 /// ```
@@ -36,19 +66,26 @@ pub struct Memory {
 
 // SAFETY: the mapping belongs to the process, not to a thread, and `Memory` owns it.
 unsafe impl Send for Memory {}
-// SAFETY: nothing is written through a `Memory`; its fields are constant.
+// SAFETY: the calls on it may be made by several threads; its fields are constant while shared.
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// Maps `len` bytes, rounded up to whole pages by the kernel.
+    /// Maps `len` bytes, a multiple of the page size.
     ///
     /// # Errors
     ///
-    /// The kernel's: no room in the address space or too many mappings (`ENOMEM`), or `len` is 0
-    /// (`EINVAL`).
+    /// The kernel's: no room in the address space or too many mappings (`ENOMEM`), or `len` is 0 or
+    /// not whole pages (`EINVAL`).
     #[doc(alias = "mmap")]
-    pub fn map(len: usize) -> Result<Self, Errno> {
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    pub fn map(len: usize, page_size: PageSize) -> Result<Self, Errno> {
+        if !len.is_multiple_of(page_size.bytes()) {
+            return Err(Errno::INVAL);
+        }
+        let pages = match page_size {
+            PageSize::Small => MapFlags::empty(),
+            PageSize::Huge => MapFlags::HUGETLB | MapFlags::HUGE_2MB,
+        };
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | pages;
         // SAFETY: without MAP_FIXED the kernel chooses addresses that nothing is mapped at.
         let start = unsafe { mmap_anonymous(ptr::null_mut(), len, ProtFlags::empty(), flags) }?;
         let start = NonNull::new(start).ok_or(Errno::NOMEM)?;
@@ -65,10 +102,74 @@ impl Memory {
         start..start + self.len
     }
 
-    /// Lets the memory be read, now that it is registered.
-    pub(super) fn make_readable(&self) -> Result<(), Errno> {
-        // SAFETY: the range is ours (invariant of `start`), and nothing was accessible before.
-        unsafe { mprotect(self.start.as_ptr(), self.len, MprotectFlags::READ) }
+    /// Its first byte. What may be accessed, and what is there, is the business of whoever
+    /// registered it.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.start.as_ptr().cast()
+    }
+
+    /// Lets accesses to the bytes at `range`, whole pages, through or not.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: too many mappings (`ENOMEM`), or not whole pages (`EINVAL`). Some of the pages
+    /// may have changed then.
+    ///
+    /// # Panics
+    ///
+    /// When the range is not within the memory.
+    #[doc(alias = "mprotect")]
+    pub fn protect(&self, range: Range<usize>, access: Access) -> Result<(), Errno> {
+        let flags = match access {
+            Access::None => MprotectFlags::empty(),
+            Access::Read => MprotectFlags::READ,
+            Access::ReadWrite => MprotectFlags::READ | MprotectFlags::WRITE,
+        };
+        let (start, len) = self.part(range);
+        if access == Access::ReadWrite {
+            // Memory that is locked the kernel would fill now, with faults that nobody can serve.
+            // SAFETY: the range is ours (invariant of `start`), and its content stays.
+            unsafe { munlock(start, len) }?;
+        }
+        // SAFETY: the range is ours (invariant of `start`). An access that is not let through ends
+        // in a signal, not in another value.
+        unsafe { mprotect(start, len, flags) }
+    }
+
+    /// Gives back the pages at `range`, locked ones too: the next access to each is a fault, as for memory that was
+    /// never touched.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: not whole pages (`EINVAL`), or hugetlbfs before Linux 5.18.
+    ///
+    /// # Panics
+    ///
+    /// When the range is not within the memory.
+    #[doc(alias = "MADV_DONTNEED")]
+    pub fn discard(&self, range: Range<usize>) -> Result<(), Errno> {
+        if !self.is_of_this_process() {
+            return Err(Errno::SRCH);
+        }
+        let (start, len) = self.part(range);
+        let discard = |advice| {
+            // SAFETY: the range is ours (invariant of `start`), and whoever made a slice of it keeps
+            // from this (contract of `bytes`).
+            unsafe { madvise(start, len, advice) }
+        };
+        match discard(Advice::LinuxDontNeed) {
+            // Locked memory wants to be asked by another name.
+            Err(Errno::INVAL) => discard(Advice::LinuxDontneedLocked),
+            done => done,
+        }
+    }
+
+    /// A part of it that is not empty.
+    fn part(&self, range: Range<usize>) -> (*mut c_void, usize) {
+        let inside = range.start < range.end && range.end <= self.len;
+        assert!(inside, "{range:?} is not within {} bytes", self.len);
+        (self.start.as_ptr().wrapping_byte_add(range.start), range.len())
     }
 
     /// Whether this is the process that mapped it; a forked child has other things there.
@@ -80,9 +181,10 @@ impl Memory {
     ///
     /// # Safety
     ///
-    /// The memory is registered, in this process. While the slice lives, no page's content changes after it could be read: a registered
-    /// page is filled at most once, its userfaultfd stays open, and a SIGBUS handler sees to it
-    /// that an access completes only when its page is filled.
+    /// The memory is registered, in this process, and may be read. While the slice lives, no page's
+    /// content changes after it could be read: a page is filled at most once and not discarded,
+    /// nobody writes, the userfaultfd stays open, and an access completes only when its page is
+    /// filled.
     #[must_use]
     pub unsafe fn bytes(&self) -> &[u8] {
         // SAFETY: readable memory of this length is mapped there for as long as `self` lives
@@ -108,12 +210,20 @@ mod tests {
 
     #[test]
     fn memory_has_the_size_asked_for() {
-        assert_eq!(Memory::map(3 * 4096).unwrap().range().len(), 3 * 4096);
+        assert_eq!(Memory::map(3 * 4096, PageSize::Small).unwrap().range().len(), 3 * 4096);
     }
 
     #[test]
-    fn nothing_and_too_much_are_errors() {
-        assert_eq!(Memory::map(0).unwrap_err(), Errno::INVAL);
-        assert_eq!(Memory::map(usize::MAX & !4095).unwrap_err(), Errno::NOMEM);
+    fn nothing_half_pages_and_too_much_are_errors() {
+        assert_eq!(Memory::map(0, PageSize::Small).unwrap_err(), Errno::INVAL);
+        assert_eq!(Memory::map(5, PageSize::Small).unwrap_err(), Errno::INVAL);
+        assert_eq!(Memory::map(4096, PageSize::Huge).unwrap_err(), Errno::INVAL);
+        assert_eq!(Memory::map(usize::MAX & !4095, PageSize::Small).unwrap_err(), Errno::NOMEM);
+    }
+
+    #[test]
+    #[should_panic(expected = "is not within")]
+    fn other_memory_is_out_of_reach() {
+        let _ = Memory::map(4096, PageSize::Small).unwrap().discard(0..8192);
     }
 }

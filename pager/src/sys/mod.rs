@@ -1,20 +1,23 @@
 //! userfaultfd, typed: the system layer under [`Region`](crate::Region), for those who write a
 //! pager of their own.
 //!
-//! Only what this crate uses is here: a context in SIGBUS mode, anonymous [`Memory`] to register
-//! with it, and the filling of missing pages, whose outcomes are told apart ([`CopyError`]).
-//! [`Userfaultfd::copy`] is one system call that leaves `errno` alone, so it may be called in a
-//! signal handler.
+//! Only what this crate uses is here: contexts in SIGBUS mode and contexts whose faults are read,
+//! anonymous [`Memory`] to register with them, and the filling, write-protecting and poisoning of
+//! pages. The outcomes of filling are told apart ([`CopyError`]). Each call on a [`Userfaultfd`]
+//! that is open is one system call that leaves `errno` alone, so it may be made in a signal
+//! handler.
 //!
 //! ```
-//! use pervma_pager::sys::{CopyError, Memory, Userfaultfd};
+//! use pervma_pager::sys::{Access, CopyError, Fill, Memory, PageSize, Userfaultfd};
 //!
-//! let memory = Memory::map(8192)?;
-//! let uffd = Userfaultfd::open_sigbus()?;
+//! let memory = Memory::map(8192, PageSize::Small)?;
+//! let uffd = Userfaultfd::open_sigbus(PageSize::Small, false)?;
 //! uffd.register_missing(&memory)?;
+//! memory.protect(0..8192, Access::Read)?;
 //!
-//! uffd.copy(&memory, 4096, &[7; 4096])?;
-//! assert_eq!(uffd.copy(&memory, 4096, &[8; 4096]), Err(CopyError::AlreadyPresent));
+//! let fill = Fill::default();
+//! uffd.copy(&memory, 4096, &[7; 4096], fill)?;
+//! assert_eq!(uffd.copy(&memory, 4096, &[8; 4096], fill), Err(CopyError::AlreadyPresent));
 //!
 //! // SAFETY: the page is filled, and nothing changes it afterwards.
 //! let bytes = unsafe { memory.bytes() };
@@ -26,6 +29,6 @@ mod abi;
 mod memory;
 mod userfaultfd;
 
-pub use memory::Memory;
+pub use memory::{Access, Memory, PageSize};
 pub use rustix::io::Errno;
-pub use userfaultfd::{CopyError, OpenError, Userfaultfd};
+pub use userfaultfd::{CopyError, FaultMessage, Fill, OpenError, Userfaultfd};

@@ -1,22 +1,26 @@
 //! A userfaultfd context and the calls on it.
 #![expect(unsafe_code, reason = "opening a userfaultfd and the ioctls on it")]
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::fs::File;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use rustix::ffi::c_void;
 use rustix::io::Errno;
-use rustix::ioctl::{Opcode, Updater, ioctl};
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Updater, ioctl};
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
 
-use super::Memory;
 use super::abi;
+use super::{Memory, PageSize};
 
-/// A userfaultfd in SIGBUS mode, for faults of user code only.
-///
-/// An access to a missing page of memory that is registered with it raises SIGBUS in the thread
-/// that made it. A system call that makes such an access fails with `EFAULT`.
+/// A userfaultfd. How an access to a missing page of memory that is registered with it is told is
+/// settled when it is opened.
 #[derive(Debug)]
 pub struct Userfaultfd {
     fd: OwnedFd,
+    serves_system_calls: bool,
+    can_poison: bool,
 }
 
 /// Why no userfaultfd could be had.
@@ -35,19 +39,19 @@ pub enum OpenError {
          vm.unprivileged_userfaultfd=1"
     )]
     Refused(Errno),
-    /// The kernel, or a filter, has userfaultfd but not its SIGBUS mode.
+    /// The kernel, or a filter, has userfaultfd but not what this crate needs of it.
     #[error(
-        "userfaultfd has no SIGBUS mode here ({0}): it needs Linux 4.14 or later and a filter that \
-         lets its ioctls through"
+        "userfaultfd has not the features that are needed ({0}): write protection needs Linux \
+         5.19, serving by a thread Linux 6.6, and a filter must let its ioctls through"
     )]
-    NoSigbusMode(Errno),
+    NoFeatures(Errno),
 }
 
 /// Why pages were not filled, or not all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CopyError {
-    /// The first page is there already (`EEXIST`); nothing was copied.
+    /// The first page is there already (`EEXIST`); nothing was copied, and nobody was woken.
     #[error("the page is already present")]
     AlreadyPresent,
     /// The kernel stopped (`EAGAIN`): mappings are changing, or a later page is already present.
@@ -68,30 +72,82 @@ pub enum CopyError {
     Other(Errno),
 }
 
+/// What filling a page does beside filling it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fill {
+    /// Threads that sleep for the pages are woken. In SIGBUS mode nobody sleeps.
+    pub wake: bool,
+    /// The pages are write-protected; the memory is registered with
+    /// [`register_tracked`](Userfaultfd::register_tracked).
+    pub write_protected: bool,
+}
+
+/// A fault that a thread sleeps for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultMessage {
+    /// The address of the page.
+    pub addr: usize,
+    /// Whether the access is a write.
+    pub is_write: bool,
+    /// Whether the page is there, and write-protected.
+    pub is_write_protected: bool,
+}
+
+/// Messages at a time, so that events of a busy userfaultfd do not cost a system call each.
+const BATCH: usize = 32;
+
 impl Userfaultfd {
-    /// Opens one, close-on-exec and user-mode-only, and agrees with the kernel on SIGBUS mode.
+    /// Opens one in SIGBUS mode, close-on-exec and user-mode-only: an access to a missing page
+    /// raises SIGBUS in the thread that made it, and a system call that makes one fails with
+    /// `EFAULT`. It needs no privilege. With `track`, memory can be registered with write
+    /// protection too.
     ///
     /// # Errors
     ///
     /// When the system call is refused or the kernel is too old.
-    pub fn open_sigbus() -> Result<Self, OpenError> {
-        let flags = UserfaultfdFlags::CLOEXEC
-            | UserfaultfdFlags::NONBLOCK
-            | UserfaultfdFlags::from_bits_retain(abi::USER_MODE_ONLY);
-        // SAFETY: the descriptor changes no memory until some is registered with it.
-        let fd = unsafe { userfaultfd(flags) }.map_err(|errno| match errno {
-            Errno::MFILE | Errno::NFILE | Errno::NOMEM => OpenError::Exhausted(errno),
-            _ => OpenError::Refused(errno),
-        })?;
-        let mut api = abi::Api { api: abi::API_VERSION, features: abi::FEATURE_SIGBUS, ioctls: 0 };
-        // SAFETY: `Api` is what UFFDIO_API reads and writes.
-        unsafe { update::<{ abi::API }, _>(fd.as_fd(), &mut api) }
-            .map_err(OpenError::NoSigbusMode)?;
-        Ok(Self { fd })
+    pub fn open_sigbus(page_size: PageSize, track: bool) -> Result<Self, OpenError> {
+        let fd = open_plain(abi::USER_MODE_ONLY).map_err(refused)?;
+        Self::agree(fd, false, abi::FEATURE_SIGBUS | features(page_size, track))
     }
 
-    /// Registers `memory` and lets it be read: the first access to each of its pages raises SIGBUS
-    /// until the page is filled.
+    /// Opens one, close-on-exec, whose faults are [read](Self::read_faults): the thread that made
+    /// the access sleeps until somebody fills the page.
+    ///
+    /// Faults of system calls are served if that is granted: access to `/dev/userfaultfd`,
+    /// `CAP_SYS_PTRACE`, or `vm.unprivileged_userfaultfd=1`. If not, a system call that touches a
+    /// missing page fails with `EFAULT`; [`serves_system_calls`](Self::serves_system_calls) tells.
+    ///
+    /// # Errors
+    ///
+    /// When the system call is refused or the kernel is too old.
+    pub fn open(page_size: PageSize, track: bool) -> Result<Self, OpenError> {
+        let granted = open_device().or_else(|_| open_plain(0));
+        let (fd, serves_system_calls) = match granted {
+            Ok(fd) => (fd, true),
+            Err(_) => (open_plain(abi::USER_MODE_ONLY).map_err(refused)?, false),
+        };
+        let features = abi::FEATURE_POISON | features(page_size, track);
+        Self::agree(fd, serves_system_calls, features)
+    }
+
+    fn agree(fd: OwnedFd, serves_system_calls: bool, features: u64) -> Result<Self, OpenError> {
+        let mut api = abi::Api { api: abi::API_VERSION, features, ioctls: 0 };
+        // SAFETY: `Api` is what UFFDIO_API reads and writes.
+        unsafe { update::<{ abi::API }, _>(fd.as_fd(), &mut api) }
+            .map_err(OpenError::NoFeatures)?;
+        // The kernel answers with all the features that it has.
+        let can_poison = api.features & abi::FEATURE_POISON != 0;
+        Ok(Self { fd, serves_system_calls, can_poison })
+    }
+
+    /// Whether system calls that touch missing pages are served too, by whoever reads the faults.
+    #[must_use]
+    pub fn serves_system_calls(&self) -> bool {
+        self.serves_system_calls
+    }
+
+    /// Registers `memory`: the first access to each of its pages that
+    /// [`protect`](Memory::protect) lets through is a fault, until the page is filled.
     ///
     /// # Errors
     ///
@@ -99,25 +155,32 @@ impl Userfaultfd {
     /// process that mapped it.
     #[doc(alias = "UFFDIO_REGISTER")]
     pub fn register_missing(&self, memory: &Memory) -> Result<(), Errno> {
+        self.register(memory, abi::REGISTER_MISSING)
+    }
+
+    /// Registers `memory` as [`register_missing`](Self::register_missing) does, and so that its
+    /// pages can be write-protected: the first write to such a page is a fault too.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn register_tracked(&self, memory: &Memory) -> Result<(), Errno> {
+        self.register(memory, abi::REGISTER_MISSING | abi::REGISTER_WRITE_PROTECT)
+    }
+
+    fn register(&self, memory: &Memory, mode: u64) -> Result<(), Errno> {
         if !memory.is_of_this_process() {
             return Err(Errno::SRCH);
         }
         let range = memory.range();
-        let mut register = abi::Register {
-            start: range.start as u64,
-            len: range.len() as u64,
-            mode: abi::REGISTER_MISSING,
-            ioctls: 0,
-        };
+        let mut register =
+            abi::Register { start: range.start as u64, len: range.len() as u64, mode, ioctls: 0 };
         // SAFETY: `Register` is what UFFDIO_REGISTER reads and writes. What it does to the memory
         // is part of the contract of `Memory::bytes`, the only way to the content.
-        unsafe { update::<{ abi::REGISTER }, _>(self.fd.as_fd(), &mut register) }?;
-        memory.make_readable()
+        unsafe { update::<{ abi::REGISTER }, _>(self.fd.as_fd(), &mut register) }
     }
 
     /// Fills the missing pages of `memory` from `offset` on with `bytes`: whole pages both.
-    ///
-    /// Nobody is woken: in SIGBUS mode nobody sleeps.
     ///
     /// # Errors
     ///
@@ -128,15 +191,23 @@ impl Userfaultfd {
     /// When the bytes would reach beyond the memory.
     #[doc(alias = "UFFDIO_COPY")]
     #[inline]
-    pub fn copy(&self, memory: &Memory, offset: usize, bytes: &[u8]) -> Result<(), CopyError> {
+    pub fn copy(
+        &self,
+        memory: &Memory,
+        offset: usize,
+        bytes: &[u8],
+        fill: Fill,
+    ) -> Result<(), CopyError> {
         let range = memory.range();
         let fits = offset <= range.len() && bytes.len() <= range.len() - offset;
         assert!(fits, "{} bytes at {offset} do not fit in {}", bytes.len(), range.len());
+        let wake = if fill.wake { 0 } else { abi::COPY_DONT_WAKE };
+        let protected = if fill.write_protected { abi::COPY_WRITE_PROTECTED } else { 0 };
         let mut copy = abi::Copy {
             dst: (range.start + offset) as u64,
             src: bytes.as_ptr().expose_provenance() as u64,
             len: bytes.len() as u64,
-            mode: abi::COPY_DONT_WAKE,
+            mode: wake | protected,
             copy: 0,
         };
         // SAFETY: `Copy` is what UFFDIO_COPY reads and writes. It reads `bytes`, which are
@@ -154,6 +225,167 @@ impl Userfaultfd {
             Err(other) => Err(CopyError::Other(other)),
         }
     }
+
+    /// Write-protects the pages at `range` of `memory` that are there, or lets them be written
+    /// and wakes whoever sleeps for that. The memory is registered with
+    /// [`register_tracked`](Self::register_tracked).
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: `ENOENT` when it is not, `EAGAIN` when it is to be tried again.
+    ///
+    /// # Panics
+    ///
+    /// When the range is not within the memory.
+    #[doc(alias = "UFFDIO_WRITEPROTECT")]
+    pub fn write_protect(
+        &self,
+        memory: &Memory,
+        range: Range<usize>,
+        protected: bool,
+    ) -> Result<(), Errno> {
+        let (start, len) = part(memory, &range);
+        let mode = if protected { abi::WRITE_PROTECT_ON } else { 0 };
+        let mut argument = abi::WriteProtect { start, len, mode };
+        // SAFETY: `WriteProtect` is what UFFDIO_WRITEPROTECT reads; it changes no content.
+        unsafe { update::<{ abi::WRITE_PROTECT }, _>(self.fd.as_fd(), &mut argument) }
+    }
+
+    /// Makes every access to the missing pages at `range` of `memory` raise SIGBUS from now on,
+    /// until they are discarded, and wakes whoever sleeps for them. System calls get `EFAULT` or
+    /// `EHWPOISON`.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: `EEXIST` when a page is there, `EINVAL` before Linux 6.6.
+    ///
+    /// # Panics
+    ///
+    /// When the range is not within the memory.
+    #[doc(alias = "UFFDIO_POISON")]
+    pub fn poison(&self, memory: &Memory, range: Range<usize>) -> Result<(), Errno> {
+        if !self.can_poison {
+            return Err(Errno::INVAL);
+        }
+        let (start, len) = part(memory, &range);
+        let mut argument = abi::Poison { start, len, mode: 0, updated: 0 };
+        // SAFETY: `Poison` is what UFFDIO_POISON reads and writes; it touches missing pages only.
+        unsafe { update::<{ abi::POISON }, _>(self.fd.as_fd(), &mut argument) }
+    }
+
+    /// Wakes whoever sleeps for the page at `addr`, of whatever memory: the access is repeated.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: `EINVAL` for an address that is not that of a page.
+    #[doc(alias = "UFFDIO_WAKE")]
+    pub fn wake(&self, addr: usize, len: usize) -> Result<(), Errno> {
+        let mut argument = abi::Range { start: addr as u64, len: len as u64 };
+        // SAFETY: `Range` is what UFFDIO_WAKE reads; it changes no content.
+        unsafe { update::<{ abi::WAKE }, _>(self.fd.as_fd(), &mut argument) }
+    }
+
+    /// Takes the faults that wait to be read, some at a time; none if there are none now.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's. A userfaultfd in SIGBUS mode has nothing to read.
+    pub fn read_faults(&self, mut each: impl FnMut(FaultMessage)) -> Result<(), Errno> {
+        let mut messages = [MaybeUninit::<abi::Message>::uninit(); BATCH];
+        let bytes = {
+            let (start, len) =
+                (messages.as_mut_ptr().cast::<MaybeUninit<u8>>(), size_of_val(&messages));
+            // SAFETY: the memory of `messages`, uninitialised as they may be.
+            unsafe { std::slice::from_raw_parts_mut(start, len) }
+        };
+        let read = match rustix::io::read(&self.fd, bytes) {
+            Ok((read, _)) => read.len(),
+            Err(Errno::AGAIN | Errno::INTR) => 0,
+            Err(error) => return Err(error),
+        };
+        for message in &messages[..read / size_of::<abi::Message>()] {
+            // SAFETY: the kernel has written so many whole messages, and all bytes are valid ones.
+            let message = unsafe { message.assume_init_ref() };
+            if message.event == abi::EVENT_PAGEFAULT {
+                each(FaultMessage {
+                    addr: message.address as usize,
+                    is_write: message.flags & abi::FAULT_WRITE != 0,
+                    is_write_protected: message.flags & abi::FAULT_WRITE_PROTECTED != 0,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What memory of such pages needs.
+fn features(page_size: PageSize, track: bool) -> u64 {
+    match (page_size, track) {
+        (PageSize::Small, false) => 0,
+        (PageSize::Small, true) => abi::FEATURE_WRITE_PROTECT,
+        (PageSize::Huge, false) => abi::FEATURE_MISSING_HUGETLBFS,
+        (PageSize::Huge, true) => {
+            abi::FEATURE_MISSING_HUGETLBFS
+                | abi::FEATURE_WRITE_PROTECT
+                | abi::FEATURE_WRITE_PROTECT_HUGETLBFS
+        }
+    }
+}
+
+fn refused(errno: Errno) -> OpenError {
+    match errno {
+        Errno::MFILE | Errno::NFILE | Errno::NOMEM => OpenError::Exhausted(errno),
+        _ => OpenError::Refused(errno),
+    }
+}
+
+fn flags(more: u32) -> UserfaultfdFlags {
+    UserfaultfdFlags::CLOEXEC
+        | UserfaultfdFlags::NONBLOCK
+        | UserfaultfdFlags::from_bits_retain(more)
+}
+
+fn open_plain(more: u32) -> Result<OwnedFd, Errno> {
+    // SAFETY: the descriptor changes no memory until some is registered with it.
+    unsafe { userfaultfd(flags(more)) }
+}
+
+fn open_device() -> Result<OwnedFd, Errno> {
+    let device = File::options().read(true).write(true).open("/dev/userfaultfd");
+    let device = device.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::NODEV))?;
+    // SAFETY: `New` is the call that this device has.
+    unsafe { ioctl(&device, New) }
+}
+
+/// USERFAULTFD_IOC_NEW: its argument is the flags, its result a descriptor.
+struct New;
+
+// SAFETY: the number is that of the call, whose argument is no pointer.
+unsafe impl Ioctl for New {
+    type Output = OwnedFd;
+
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        abi::NEW
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        std::ptr::without_provenance_mut(flags(0).bits() as usize)
+    }
+
+    unsafe fn output_from_ptr(fd: IoctlOutput, _: *mut c_void) -> Result<OwnedFd, Errno> {
+        // SAFETY: the call succeeded (contract), so this is a new descriptor that nobody owns.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
+/// The addresses of a part of the memory.
+fn part(memory: &Memory, range: &Range<usize>) -> (u64, u64) {
+    let whole = memory.range();
+    let inside = range.start <= range.end && range.end <= whole.len();
+    assert!(inside, "{range:?} is not within {} bytes", whole.len());
+    ((whole.start + range.start) as u64, range.len() as u64)
 }
 
 impl AsFd for Userfaultfd {
@@ -178,22 +410,27 @@ unsafe fn update<const OPCODE: Opcode, T>(fd: BorrowedFd<'_>, value: &mut T) -> 
 
 #[cfg(test)]
 mod tests {
+    use super::super::Access;
     use super::*;
 
     const PAGE: usize = 4096;
 
     fn registered(pages: usize) -> (Userfaultfd, Memory) {
-        let memory = Memory::map(pages * PAGE).unwrap();
-        let uffd = Userfaultfd::open_sigbus().unwrap();
-        uffd.register_missing(&memory).unwrap();
+        let memory = Memory::map(pages * PAGE, PageSize::Small).unwrap();
+        let uffd = Userfaultfd::open_sigbus(PageSize::Small, true).unwrap();
+        uffd.register_tracked(&memory).unwrap();
+        memory.protect(0..pages * PAGE, Access::ReadWrite).unwrap();
         (uffd, memory)
     }
 
     #[test]
     fn a_page_is_filled_once() {
         let (uffd, memory) = registered(2);
-        uffd.copy(&memory, PAGE, &[1; PAGE]).unwrap();
-        assert_eq!(uffd.copy(&memory, PAGE, &[2; PAGE]), Err(CopyError::AlreadyPresent));
+        uffd.copy(&memory, PAGE, &[1; PAGE], Fill::default()).unwrap();
+        assert_eq!(
+            uffd.copy(&memory, PAGE, &[2; PAGE], Fill::default()),
+            Err(CopyError::AlreadyPresent)
+        );
         // SAFETY: only the filled page is read, and nothing changes it.
         let bytes = unsafe { memory.bytes() };
         assert!(bytes[PAGE..].iter().all(|&byte| byte == 1));
@@ -202,28 +439,34 @@ mod tests {
     #[test]
     fn a_partial_copy_reports_what_it_did() {
         let (uffd, memory) = registered(3);
-        uffd.copy(&memory, 2 * PAGE, &[1; PAGE]).unwrap();
-        let outcome = uffd.copy(&memory, 0, &[2; 3 * PAGE]);
+        uffd.copy(&memory, 2 * PAGE, &[1; PAGE], Fill::default()).unwrap();
+        let outcome = uffd.copy(&memory, 0, &[2; 3 * PAGE], Fill::default());
         assert_eq!(outcome, Err(CopyError::Again { copied: 2 * PAGE }));
     }
 
     #[test]
     fn memory_that_is_not_registered_is_told_apart() {
-        let uffd = Userfaultfd::open_sigbus().unwrap();
-        let memory = Memory::map(PAGE).unwrap();
-        assert_eq!(uffd.copy(&memory, 0, &[0; PAGE]), Err(CopyError::NotRegistered));
+        let uffd = Userfaultfd::open_sigbus(PageSize::Small, false).unwrap();
+        let memory = Memory::map(PAGE, PageSize::Small).unwrap();
+        assert_eq!(
+            uffd.copy(&memory, 0, &[0; PAGE], Fill::default()),
+            Err(CopyError::NotRegistered)
+        );
     }
 
     #[test]
     fn half_pages_are_refused() {
         let (uffd, memory) = registered(1);
-        assert_eq!(uffd.copy(&memory, 0, &[0; 10]), Err(CopyError::Other(Errno::INVAL)));
+        assert_eq!(
+            uffd.copy(&memory, 0, &[0; 10], Fill::default()),
+            Err(CopyError::Other(Errno::INVAL))
+        );
     }
 
     #[test]
     fn memory_has_one_userfaultfd_at_a_time() {
         let (_uffd, memory) = registered(1);
-        let second = Userfaultfd::open_sigbus().unwrap();
+        let second = Userfaultfd::open_sigbus(PageSize::Small, false).unwrap();
         assert_eq!(second.register_missing(&memory), Err(Errno::BUSY));
     }
 
@@ -231,6 +474,54 @@ mod tests {
     #[should_panic(expected = "do not fit")]
     fn filling_beyond_the_memory_panics() {
         let (uffd, memory) = registered(1);
-        let _ = uffd.copy(&memory, PAGE, &[0; PAGE]);
+        let _ = uffd.copy(&memory, PAGE, &[0; PAGE], Fill::default());
+    }
+
+    #[test]
+    fn a_page_is_write_protected_until_it_is_not() {
+        let (uffd, memory) = registered(2);
+        let fill = Fill { write_protected: true, ..Fill::default() };
+        uffd.copy(&memory, 0, &[1; 2 * PAGE], fill).unwrap();
+        uffd.write_protect(&memory, 0..PAGE, false).unwrap();
+        // SAFETY: the page may be written, and nobody else looks.
+        unsafe { memory.as_ptr().write_volatile(2) };
+        memory.discard(0..PAGE).unwrap();
+        uffd.copy(&memory, 0, &[3; PAGE], Fill::default()).unwrap();
+        // SAFETY: the page is filled, and nothing changes it.
+        assert_eq!(unsafe { memory.bytes() }[0], 3);
+    }
+
+    #[test]
+    fn what_is_poisoned_can_be_discarded_and_what_is_there_not_poisoned() {
+        let (uffd, memory) = registered(2);
+        match uffd.poison(&memory, 0..PAGE) {
+            Err(Errno::INVAL) => return println!("skipped: this kernel cannot poison"),
+            poisoned => poisoned.unwrap(),
+        }
+        memory.discard(0..PAGE).unwrap();
+        uffd.copy(&memory, 0, &[1; PAGE], Fill::default()).unwrap();
+        assert_eq!(uffd.poison(&memory, 0..PAGE), Err(Errno::EXIST));
+    }
+
+    #[test]
+    fn a_sleeping_thread_is_told_of_and_woken() {
+        let memory = Memory::map(PAGE, PageSize::Small).unwrap();
+        let uffd = Userfaultfd::open(PageSize::Small, false).unwrap();
+        uffd.register_missing(&memory).unwrap();
+        memory.protect(0..PAGE, Access::Read).unwrap();
+        std::thread::scope(|threads| {
+            // SAFETY: the page is filled once.
+            let reader = threads.spawn(|| unsafe { memory.bytes() }[5]);
+            let mut faults = Vec::new();
+            while faults.is_empty() {
+                uffd.read_faults(|fault| faults.push(fault)).unwrap();
+            }
+            let addr = memory.range().start;
+            let expected = FaultMessage { addr, is_write: false, is_write_protected: false };
+            assert_eq!(faults, [expected]);
+            uffd.copy(&memory, 0, &[7; PAGE], Fill::default()).unwrap();
+            uffd.wake(addr, PAGE).unwrap();
+            assert_eq!(reader.join().unwrap(), 7);
+        });
     }
 }

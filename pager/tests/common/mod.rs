@@ -1,9 +1,12 @@
 //! What the tests share: random bytes, and children of the test itself that may die.
-#![expect(dead_code, reason = "each test binary uses a part")]
+#![allow(dead_code, reason = "each test binary uses a part")]
 
+use std::fs::File;
+use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
 
+use pervma_pager::{FileSource, LiveRegion, MemorySource, Options};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -49,4 +52,45 @@ pub fn child_case() -> Option<String> {
     // SAFETY: no condition.
     unsafe { libc::alarm(30) };
     Some(case)
+}
+
+pub fn file_with(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file
+}
+
+/// Who serves a region's faults.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mode {
+    Signal,
+    Thread,
+}
+
+pub const MODES: [Mode; 2] = [Mode::Signal, Mode::Thread];
+
+/// Memory and file, with these bytes and options that both modes have.
+pub fn regions(bytes: &[u8], mode: Mode, set: fn(Options) -> Options) -> [LiveRegion; 2] {
+    let memory = MemorySource::new(bytes);
+    let file = FileSource::new(file_with(bytes)).unwrap();
+    match mode {
+        Mode::Signal => [set(Options::new()).map(memory), set(Options::new()).map(file)],
+        Mode::Thread => {
+            let set = set(Options::new()).in_thread();
+            [set.clone().map(memory), set.map(file)]
+        }
+    }
+    .map(|region| region.unwrap())
+}
+
+pub fn byte(region: &LiveRegion, offset: usize) -> u8 {
+    let mut byte = [0];
+    region.read(offset, &mut byte);
+    byte[0]
+}
+
+pub fn bytes(region: &LiveRegion) -> Vec<u8> {
+    let mut bytes = vec![0; region.len()];
+    region.read(0, &mut bytes);
+    bytes
 }

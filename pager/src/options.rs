@@ -1,0 +1,270 @@
+//! How a region is mapped.
+
+use std::sync::Arc;
+
+use crate::budget::Budget;
+use crate::failure::OnFailure;
+use crate::live::LiveRegion;
+use crate::mapping::{Backing, PAGE};
+use crate::source::{SignalSafe, Source};
+use crate::sys::{PageSize, Userfaultfd};
+use crate::{Error, signal};
+
+/// Faults are served in the signal handler, by the thread that faults: the default.
+#[derive(Clone, Copy, Debug)]
+pub enum InSignal {}
+
+/// Faults are served by threads of the region.
+#[derive(Clone, Copy, Debug)]
+pub enum InThread {}
+
+/// Which sources a way of serving takes.
+pub trait Serves<S>: sealed::Sealed {}
+
+impl<S: SignalSafe> Serves<S> for InSignal {}
+impl<S: Source> Serves<S> for InThread {}
+
+mod sealed {
+    pub trait Sealed {
+        /// Whether a thread serves.
+        const THREADED: bool;
+    }
+    impl Sealed for super::InSignal {
+        const THREADED: bool = false;
+    }
+    impl Sealed for super::InThread {
+        const THREADED: bool = true;
+    }
+}
+
+/// How a region is mapped: who serves its faults, and what else it can do.
+///
+/// ```
+/// use pervma_pager::{MemorySource, Options};
+///
+/// let region = Options::new()
+///     .granule(64 << 10) // one fault fills 16 pages
+///     .resident(1 << 20) // and at most 1 MiB is there at a time
+///     .map(MemorySource::new(vec![7; 10 << 20]))?;
+/// let mut bytes = [0; 3];
+/// region.read(5 << 20, &mut bytes);
+/// assert_eq!(bytes, [7; 3]);
+/// # Ok::<(), pervma_pager::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Options<M = InSignal> {
+    granule: Option<usize>,
+    page_size: PageSize,
+    is_writable: bool,
+    capacity: usize,
+    resident: Option<usize>,
+    on_failure: OnFailure,
+    threads: usize,
+    mode: std::marker::PhantomData<M>,
+}
+
+impl Default for Options<InSignal> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Options<InSignal> {
+    /// Faults are served in the signal handler, on the thread that faults. It needs no privilege,
+    /// and is several times as fast; but a system call that touches a page that is not there fails
+    /// with `EFAULT`.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self::of_mode()
+    }
+
+    /// The same, but [threaded](Options::threaded).
+    #[must_use]
+    pub const fn in_thread(self) -> Options<InThread> {
+        let Self { granule, page_size, is_writable, capacity, resident, on_failure, .. } = self;
+        Options {
+            granule,
+            page_size,
+            is_writable,
+            capacity,
+            resident,
+            on_failure,
+            ..Options::of_mode()
+        }
+    }
+}
+
+impl Options<InThread> {
+    /// Faults are served by a thread of the region, or [several](Self::threads): for memory that
+    /// system calls touch, and for sources that are not [`SignalSafe`]. It needs Linux 6.6.
+    ///
+    /// Without privilege the kernel lets it serve accesses of user code only;
+    /// [`LiveRegion::serves_system_calls`] tells. Privilege is access to `/dev/userfaultfd`,
+    /// `CAP_SYS_PTRACE`, or `vm.unprivileged_userfaultfd=1`.
+    #[must_use]
+    pub const fn threaded() -> Self {
+        Self::of_mode()
+    }
+
+    /// How many threads serve the region, at least one, as by default. More are for sources that
+    /// are slow.
+    #[must_use]
+    pub const fn threads(mut self, threads: usize) -> Self {
+        self.threads = if threads == 0 { 1 } else { threads };
+        self
+    }
+}
+
+impl<M> Options<M> {
+    const fn of_mode() -> Self {
+        Self {
+            granule: None,
+            page_size: PageSize::Small,
+            is_writable: false,
+            capacity: 0,
+            resident: None,
+            on_failure: OnFailure::pass_on(),
+            threads: 1,
+            mode: std::marker::PhantomData,
+        }
+    }
+
+    /// A fault fills the aligned part of so many bytes that it is in, as far as that is missing. By
+    /// default, a page. A power of two.
+    ///
+    /// A larger granule is fewer faults for the same bytes, and more bytes for the same faults: the
+    /// strongest lever there is, if neighbours are wanted too.
+    #[must_use]
+    pub const fn granule(mut self, bytes: usize) -> Self {
+        self.granule = Some(bytes);
+        self
+    }
+
+    /// The memory is made of huge pages of hugetlbfs (2 MiB), and a granule is at least that. The
+    /// system must have some free: `vm.nr_hugepages`. A fault that finds none fails.
+    ///
+    /// In signal mode it needs a source whose bytes are in memory ([`Source::bytes`]).
+    #[must_use]
+    pub const fn huge_pages(mut self) -> Self {
+        self.page_size = PageSize::Huge;
+        self
+    }
+
+    /// The region can be written, and knows which pages were
+    /// ([`written`](LiveRegion::written)): the first write to a page is a fault of its own.
+    #[must_use]
+    pub const fn writable(mut self) -> Self {
+        self.is_writable = true;
+        self
+    }
+
+    /// Addresses are reserved for so many bytes, so that the region can become as long in its
+    /// place ([`resize`](LiveRegion::resize)). By default, and at least, for the source's present
+    /// size.
+    #[must_use]
+    pub const fn capacity(mut self, bytes: usize) -> Self {
+        self.capacity = bytes;
+        self
+    }
+
+    /// At most so many bytes are there at a time. A thread of the region gives back what was
+    /// filled longest ago, and writes to the source what was written first.
+    ///
+    /// It must be at least four granules. A fault that finds no room waits; if no room can be made,
+    /// since the source takes no writes, it fails.
+    #[must_use]
+    pub const fn resident(mut self, bytes: usize) -> Self {
+        self.resident = Some(bytes);
+        self
+    }
+
+    /// What becomes of an access whose page cannot be had. By default the SIGBUS goes to whoever
+    /// handled it before.
+    #[must_use]
+    pub const fn on_failure(mut self, on_failure: OnFailure) -> Self {
+        self.on_failure = on_failure;
+        self
+    }
+
+    /// Maps the source. The first region of a process installs the SIGBUS handler.
+    ///
+    /// # Errors
+    ///
+    /// When the source is empty or too large, when the kernel refuses userfaultfd or memory, when
+    /// SIGBUS is blocked, when options do not go together: see [`Error`]. Nothing is left behind
+    /// but the handler; the source is dropped.
+    ///
+    /// # Panics
+    ///
+    /// In a signal handler.
+    pub fn map<S: Source + 'static>(self, source: S) -> Result<LiveRegion, Error>
+    where
+        M: Serves<S>,
+    {
+        let found = rustix::param::page_size();
+        if found != PAGE {
+            return Err(Error::PageSize { found });
+        }
+        let bytes = source.size();
+        let len = usize::try_from(bytes).map_err(|_| Error::TooLarge { bytes })?;
+        if len == 0 {
+            return Err(Error::Empty);
+        }
+        let page = self.page_size.bytes();
+        let granule = self.granule.unwrap_or(page);
+        if !granule.is_power_of_two() || granule < page {
+            return Err(Error::Granule { granule, page });
+        }
+        let is_threaded = M::THREADED;
+        if self.page_size == PageSize::Huge && !is_threaded && source.bytes().is_none() {
+            return Err(Error::HugeNeedsMemory);
+        }
+        if self.is_writable && self.resident.is_some() && !source.is_writable() {
+            return Err(Error::SourceNotWritable);
+        }
+        if signal::is_blocked() {
+            return Err(Error::SignalBlocked);
+        }
+        let budget = self.budget(granule)?;
+        signal::install().map_err(Error::Handler)?;
+        let uffd = if is_threaded {
+            Userfaultfd::open(self.page_size, self.is_writable)?
+        } else {
+            Userfaultfd::open_sigbus(self.page_size, self.is_writable)?
+        };
+        let backing = Arc::new(Backing {
+            number: Backing::<S>::next_number(),
+            len: len.into(),
+            uffd,
+            granule,
+            is_tracked: self.is_writable,
+            is_threaded,
+            page_size: self.page_size,
+            on_failure: self.on_failure,
+            budget,
+            tail: tail(source.bytes(), page),
+            source,
+        });
+        LiveRegion::new(backing, self.capacity.max(len), self.threads)
+    }
+
+    fn budget(&self, granule: usize) -> Result<Option<Budget>, Error> {
+        let Some(bytes) = self.resident else {
+            return Ok(None);
+        };
+        let least = granule.saturating_mul(4);
+        if bytes < least {
+            return Err(Error::Resident { bytes, least });
+        }
+        let budget = Budget::new(bytes / PAGE);
+        budget.map(Some).map_err(|errno| Error::Memory { bytes: 0, errno })
+    }
+}
+
+/// The last bytes, if they do not fill a page, as a page.
+fn tail(bytes: Option<&[u8]>, page: usize) -> Box<[u8]> {
+    let rest = bytes.map_or(&[][..], |bytes| &bytes[bytes.len() / page * page..]);
+    let mut tail = rest.to_vec();
+    tail.resize(rest.len().next_multiple_of(page), 0);
+    tail.into()
+}

@@ -1,0 +1,227 @@
+//! What is known of each page of a mapping: whether this crate has filled it, whether it was
+//! written since, and when it last changed.
+//!
+//! A record is for deciding what to give back, to write, and whether what was read from a source is
+//! still wanted. It never answers a fault: the kernel knows what is there.
+//!
+//! # Invariants
+//!
+//! - **R1** A record changes under the read lock of the page's VMA (filled, written, failed) or
+//!   under an exclusion of it (given back, written to the source). So an exclusion sees records that
+//!   nobody changes.
+//! - **R2** Under an exclusion, what is not `PRESENT` was not filled by this crate; what is `PRESENT`
+//!   and not `DIRTY` is write-protected, if the mapping is tracked.
+//! - **R3** The time of a page only grows, and grows whenever the page is given back.
+//!
+//! Records are atomic for readers of one VMA beside each other; everything else that they say is
+//! ordered by the VMA's lock.
+#![expect(unsafe_code, reason = "takes zeroed memory for atomics as it is")]
+#![expect(
+    clippy::disallowed_types,
+    reason = "relaxed words: the VMA's lock orders what they tell of (R1)"
+)]
+
+use std::alloc::{Layout, alloc_zeroed};
+use std::ops::Range;
+use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// The page is there, filled by this crate.
+const PRESENT: u64 = 1;
+/// It was written since it was filled or last written to the source.
+const DIRTY: u64 = 2;
+/// Its bytes could not be had.
+const FAILED: u64 = 4;
+const FLAGS: u64 = PRESENT | DIRTY | FAILED;
+/// A time is a multiple of this.
+const TICK: u64 = 8;
+
+/// The records of the pages of a mapping.
+#[derive(Debug)]
+pub(crate) struct Records {
+    pages: Box<[AtomicU64]>,
+    clock: AtomicU64,
+}
+
+impl Records {
+    /// Of so many pages, none of which is there. `None` without memory.
+    ///
+    /// It is the kernel's zeroed memory, so what is never touched costs none.
+    pub(crate) fn new(pages: usize) -> Option<Self> {
+        let layout = Layout::array::<AtomicU64>(pages).ok().filter(|layout| layout.size() > 0)?;
+        // SAFETY: the layout has a size.
+        let start = unsafe { alloc_zeroed(layout) }.cast::<AtomicU64>();
+        if start.is_null() {
+            return None;
+        }
+        let slice = ptr::slice_from_raw_parts_mut(start, pages);
+        // SAFETY: allocated with the layout of this slice, and zeros are valid atomics.
+        let pages = unsafe { Box::from_raw(slice) };
+        Some(Self { pages, clock: AtomicU64::new(0) })
+    }
+
+    /// A time that is later than all before.
+    #[inline]
+    pub(crate) fn tick(&self) -> u64 {
+        // RELAXED: its values are distinct whatever the order.
+        (self.clock.fetch_add(1, Relaxed) + 1) * TICK
+    }
+
+    /// The latest time at which one of the pages was given back, or filled at a time.
+    #[inline]
+    pub(crate) fn time(&self, pages: Range<usize>) -> u64 {
+        // RELAXED: R1.
+        self.pages[pages].iter().map(|page| page.load(Relaxed) & !FLAGS).max().unwrap_or(0)
+    }
+
+    #[inline]
+    pub(crate) fn is_present(&self, page: usize) -> bool {
+        self.has(page, PRESENT)
+    }
+
+    #[inline]
+    pub(crate) fn is_dirty(&self, page: usize) -> bool {
+        self.has(page, DIRTY)
+    }
+
+    pub(crate) fn has_failed(&self, page: usize) -> bool {
+        self.has(page, FAILED)
+    }
+
+    #[inline]
+    fn has(&self, page: usize, flag: u64) -> bool {
+        // RELAXED: R1.
+        self.pages[page].load(Relaxed) & flag != 0
+    }
+
+    /// The pages were filled by the caller, who holds the read lock; at that time, if it matters
+    /// when. How many were not there before.
+    #[inline]
+    pub(crate) fn fill(&self, pages: Range<usize>, dirty: bool, time: Option<u64>) -> usize {
+        let mut new = 0;
+        for page in &self.pages[pages] {
+            // RELAXED: R1. Only one fill of a missing page succeeds, and others mark writes only when
+            // this has been stored.
+            let old = page.load(Relaxed);
+            let time = time.unwrap_or(old & !FLAGS);
+            page.store(time | PRESENT | if dirty { DIRTY } else { old & DIRTY }, Relaxed);
+            new += usize::from(old & PRESENT == 0);
+        }
+        new
+    }
+
+    /// A page that is there is about to be written, by a holder of the read lock; whether it is
+    /// there.
+    pub(crate) fn mark_dirty(&self, page: usize) -> bool {
+        // It cannot go between the two steps (R1).
+        let present = self.is_present(page);
+        if present {
+            // RELAXED: R1.
+            self.pages[page].fetch_or(DIRTY, Relaxed);
+        }
+        present
+    }
+
+    pub(crate) fn mark_failed(&self, page: usize) {
+        // RELAXED: R1.
+        self.pages[page].fetch_or(FAILED, Relaxed);
+    }
+
+    /// The pages were written to the source, by the caller, who has them alone.
+    pub(crate) fn mark_clean(&self, pages: Range<usize>) {
+        for page in &self.pages[pages] {
+            // RELAXED: R1.
+            page.fetch_and(!DIRTY, Relaxed);
+        }
+    }
+
+    /// The pages were given back, by the caller, who has them alone. How many were there.
+    pub(crate) fn forget(&self, pages: Range<usize>) -> usize {
+        let time = self.tick();
+        let mut gone = 0;
+        for page in &self.pages[pages] {
+            // RELAXED: R1.
+            gone += (page.swap(time, Relaxed) & PRESENT) as usize;
+        }
+        gone
+    }
+
+    /// Goes on from the times of `other`, of whose pages none is here.
+    pub(crate) fn inherit_times(&self, other: &Self) {
+        // RELAXED: nobody else has these records yet, and the caller has the other pages alone.
+        self.clock.store(other.clock.load(Relaxed), Relaxed);
+        for (page, theirs) in self.pages.iter().zip(&other.pages) {
+            let time = theirs.load(Relaxed) & !FLAGS;
+            // What is zero stays memory that nobody has touched.
+            if time != 0 {
+                page.store(time, Relaxed);
+            }
+        }
+    }
+
+    /// The runs of pages in `within` that have the property, one after the other.
+    pub(crate) fn runs(
+        &self,
+        within: Range<usize>,
+        property: impl Fn(&Self, usize) -> bool,
+    ) -> impl Iterator<Item = Range<usize>> {
+        let mut next = within.start;
+        std::iter::from_fn(move || {
+            let start = (next..within.end).find(|&page| property(self, page))?;
+            let end = (start..within.end).find(|&page| !property(self, page));
+            next = end.unwrap_or(within.end);
+            Some(start..next)
+        })
+    }
+
+    /// The times of the pages that are there, in the order of the pages.
+    pub(crate) fn present_times(&self) -> impl Iterator<Item = u64> {
+        // RELAXED: a choice of what to give back is a guess.
+        let records = self.pages.iter().map(|page| page.load(Relaxed));
+        records.filter(|record| record & PRESENT != 0).map(|record| record & !FLAGS)
+    }
+
+    /// Whether a page is there and clean, and of this time or earlier.
+    pub(crate) fn is_older(&self, page: usize, time: u64) -> bool {
+        // RELAXED: as above.
+        let record = self.pages[page].load(Relaxed);
+        record & PRESENT != 0 && record & !FLAGS <= time
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.pages.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_has_a_history() {
+        let records = Records::new(10).unwrap();
+        assert_eq!(records.time(0..10), 0);
+        assert_eq!(records.fill(2..5, false, None), 3);
+        assert_eq!(records.fill(4..6, true, Some(records.tick())), 1);
+        assert!(!records.mark_dirty(0), "it is not there");
+        assert!(records.mark_dirty(2));
+        let runs = |property: fn(&Records, usize) -> bool| {
+            records.runs(0..10, property).collect::<Vec<_>>()
+        };
+        assert_eq!(runs(Records::is_present), [2..6]);
+        assert_eq!(runs(Records::is_dirty), [2..3, 4..6]);
+        records.mark_clean(4..5);
+        assert_eq!(runs(Records::is_dirty), [2..3, 5..6]);
+        let before = records.time(0..10);
+        assert_eq!(records.forget(0..5), 3);
+        assert!(records.time(0..5) > before && records.time(5..6) == before);
+        assert_eq!(runs(Records::is_present), [5..6]);
+        assert_eq!(records.present_times().collect::<Vec<_>>(), [before]);
+        records.mark_failed(9);
+        let moved = Records::new(20).unwrap();
+        moved.inherit_times(&records);
+        assert_eq!(moved.time(0..20), records.time(0..10));
+        assert!(moved.tick() > moved.time(0..20));
+        assert!(!moved.has_failed(9) && !moved.is_present(5));
+    }
+}

@@ -1,0 +1,155 @@
+//! Writing pages to the source, and giving pages back: under an exclusion of just those pages.
+#![expect(unsafe_code, reason = "lends written pages to the source")]
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use pervma::ChangeError;
+
+use crate::Error;
+use crate::copy;
+use crate::mapping::{Mapping, PAGE, Piece, SPACE, pages};
+use crate::stats::Shard;
+use crate::sys::Access;
+
+/// Bytes that are written at a time at most: for so long faults in them wait.
+const MOST: usize = 1 << 20;
+
+/// Writes what was written in a part; returns the bytes.
+pub(crate) fn write_back(mapping: &Arc<Mapping>, part: &Range<usize>) -> Result<usize, Error> {
+    let mut bytes = 0;
+    for run in runs(mapping, part, |mapping, page| mapping.records.is_dirty(page)) {
+        let written =
+            isolated(mapping, &run, |mapping, accesses| write_alone(mapping, &run, accesses));
+        bytes += written?.unwrap_or(Ok(0))?;
+    }
+    Ok(bytes)
+}
+
+/// Gives back the pages of a run, but for those that were written and cannot be written back; how
+/// many went.
+pub(crate) fn evict(mapping: &Arc<Mapping>, run: &Range<usize>) -> Result<usize, Error> {
+    let is_dirty = |mapping: &Mapping| pages(run).any(|page| mapping.records.is_dirty(page));
+    let evicted = if is_dirty(mapping) {
+        isolated(mapping, run, |mapping, accesses| {
+            let written = write_alone(mapping, run, accesses);
+            let gone = give_back_clean(mapping, run)?;
+            // An error matters only where it is all that came of it.
+            if gone > 0 { Ok(gone) } else { written.map(|_bytes| 0) }
+        })?
+    } else {
+        // Nothing slow is done, so the whole VMA may wait for it.
+        excluded(mapping, run, |mapping, _| give_back_clean(mapping, run))?.map(|(gone, _)| gone)
+    };
+    let gone = evicted.unwrap_or(Ok(0))?;
+    Shard::mine().count_evicted(gone);
+    Ok(gone)
+}
+
+/// The runs of whole pages with a property, none longer than [`MOST`].
+pub(crate) fn runs(
+    mapping: &Mapping,
+    part: &Range<usize>,
+    property: impl Fn(&Mapping, usize) -> bool,
+) -> impl Iterator<Item = Range<usize>> {
+    let most = MOST.max(mapping.backing.page_size.bytes()) / PAGE;
+    let runs = mapping.records.runs(pages(part), move |_, page| property(mapping, page));
+    runs.flat_map(move |run| {
+        run.clone().step_by(most).map(move |start| start * PAGE..(start + most).min(run.end) * PAGE)
+    })
+}
+
+/// What may be accessed where, of what is excluded.
+type Accesses = [(Range<usize>, Access)];
+
+/// Does `work` while nobody is inside of the VMAs of a part. `None` if it is not mapped any more.
+fn excluded<V>(
+    mapping: &Mapping,
+    part: &Range<usize>,
+    work: impl FnOnce(&Mapping, &Accesses) -> V,
+) -> Result<Option<(V, pervma::Exclusion<'static, Piece>)>, Error> {
+    let alone = match SPACE.exclude(mapping.addresses(part)) {
+        Ok(alone) => alone,
+        Err(ChangeError::NotMapped { .. }) => return Ok(None),
+        Err(error) => return Err(Error::Space(error.into())),
+    };
+    alone.wait();
+    let accesses: Vec<_> = alone.iter().map(|(vma, piece)| (vma, piece.access)).collect();
+    let done = work(mapping, &accesses);
+    Ok(Some((done, alone)))
+}
+
+/// Does `work` as [`excluded`] does, with the part set off from its VMA: faults beside it do not
+/// wait.
+fn isolated<V>(
+    mapping: &Mapping,
+    part: &Range<usize>,
+    work: impl FnOnce(&Mapping, &Accesses) -> V,
+) -> Result<Option<V>, Error> {
+    let addresses = mapping.addresses(part);
+    let set_off = |_, piece: &Piece| Piece { is_isolated: true, ..piece.clone() };
+    match SPACE.update(addresses.clone(), set_off) {
+        Ok(_whole) => {}
+        Err(ChangeError::NotMapped { .. }) => return Ok(None),
+        Err(error) => return Err(Error::Space(error.into())),
+    }
+    let done = excluded(mapping, part, work);
+    let done = done.map(|done| {
+        done.map(|(done, alone)| {
+            let back = |_, piece: &Piece| Piece { is_isolated: false, ..piece.clone() };
+            // Without memory it stays apart, which nobody notices.
+            let _ = alone.update(back);
+            done
+        })
+    });
+    mapping.join(&addresses);
+    done
+}
+
+/// Writes the written pages of a part, which the caller has alone; returns the bytes.
+fn write_alone(
+    mapping: &Mapping,
+    part: &Range<usize>,
+    accesses: &Accesses,
+) -> Result<usize, Error> {
+    // Those who write now fault, and wait for the exclusion to end.
+    mapping
+        .backing
+        .uffd
+        .write_protect(&mapping.memory, part.clone(), true)
+        .map_err(Error::Change)?;
+    let len = mapping.backing.len();
+    let mut bytes = 0;
+    for run in runs(mapping, part, |mapping, page| mapping.records.is_dirty(page)) {
+        let addresses = mapping.addresses(&run);
+        let is_closed = |(vma, access): &(Range<usize>, Access)| {
+            *access == Access::None && vma.start < addresses.end && addresses.start < vma.end
+        };
+        if accesses.iter().any(is_closed) {
+            return Err(Error::NoAccess(run));
+        }
+        let inside = run.start..run.end.min(len);
+        // SAFETY: dirty pages are there (R2) and may be read, the caller has them alone, and they
+        // have just been write-protected.
+        let written = unsafe { copy::alone(mapping, &inside) };
+        let source = &mapping.backing.source;
+        source.write_at(inside.start as u64, written).map_err(Error::WriteBack)?;
+        mapping.records.mark_clean(pages(&run));
+        Shard::mine().count_written_back(run.len() / PAGE);
+        bytes += inside.len();
+    }
+    Ok(bytes)
+}
+
+/// Gives back the clean pages of a part, which the caller has alone; how many there were.
+fn give_back_clean(mapping: &Mapping, part: &Range<usize>) -> Result<usize, Error> {
+    let mut gone = 0;
+    let is_clean = |mapping: &Mapping, page| {
+        mapping.records.is_present(page) && !mapping.records.is_dirty(page)
+    };
+    for run in runs(mapping, part, is_clean) {
+        mapping.give_back(&run).map_err(Error::Change)?;
+        gone += run.len() / PAGE;
+    }
+    Ok(gone)
+}

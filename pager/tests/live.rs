@@ -1,0 +1,412 @@
+//! Regions that are changed: granules, both modes, discarding, protecting, unmapping, moving,
+//! writing, and bounds of what is there.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::disallowed_types, reason = "a source of the test is told what to do")]
+#![expect(clippy::single_range_in_vec_init, reason = "lists of ranges are compared")]
+
+mod common;
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use common::{
+    MODES, Mode, PAGE, byte, bytes, child_case, file_with, random_bytes, regions, run_child,
+};
+use libc::{SIGBUS, SIGSEGV};
+use pervma_pager::sys::Access;
+use pervma_pager::{Error, FileSource, MemorySource, OnFailure, Options, ReadFailed, Source};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+#[test]
+fn a_granule_is_clipped_to_what_is_mapped() {
+    let expected = random_bytes(16 * PAGE, 2);
+    for mode in MODES {
+        for region in regions(&expected, mode, |options| options.granule(16 * PAGE)) {
+            region.unmap(4 * PAGE..8 * PAGE).unwrap();
+            assert_eq!(byte(&region, PAGE), expected[PAGE]);
+            assert_eq!(byte(&region, 15 * PAGE), expected[15 * PAGE]);
+            region.map(4 * PAGE..8 * PAGE).unwrap();
+            assert!(bytes(&region) == expected);
+        }
+    }
+}
+
+#[test]
+fn what_is_discarded_is_what_the_source_has_now() {
+    for mode in MODES {
+        let file = file_with(&[1; 5 * PAGE]);
+        let source = FileSource::new(file.try_clone().unwrap()).unwrap();
+        let region = match mode {
+            Mode::Signal => Options::new().map(source).unwrap(),
+            Mode::Thread => Options::threaded().map(source).unwrap(),
+        };
+        assert!(bytes(&region).iter().all(|&byte| byte == 1));
+        file.write_all_at(&[2; 5 * PAGE], 0).unwrap();
+        region.discard(PAGE..3 * PAGE).unwrap();
+        let pages = [0, 1, 2, 3, 4].map(|page| byte(&region, page * PAGE + 9));
+        assert_eq!(pages, [1, 2, 2, 1, 1]);
+    }
+}
+
+#[test]
+fn ranges_are_whole_pages_of_the_region() {
+    let region = Options::new().map(MemorySource::new(vec![1; 5 * PAGE + 1])).unwrap();
+    for range in [0..1, 1..PAGE, PAGE..PAGE, 0..7 * PAGE, 0..5 * PAGE + 2] {
+        let refused = region.discard(range.clone());
+        assert!(matches!(refused, Err(Error::Range { .. })), "{range:?}");
+    }
+    region.discard(0..5 * PAGE + 1).unwrap();
+    region.discard(5 * PAGE..5 * PAGE + 1).unwrap();
+    region.unmap(0..2 * PAGE).unwrap();
+    assert!(matches!(region.discard(0..PAGE), Err(Error::NotMapped(_))));
+    assert!(matches!(region.unmap(0..2 * PAGE), Err(Error::NotMapped(_))));
+    assert!(matches!(region.map(0..3 * PAGE), Err(Error::Overlap(_))));
+    assert!(matches!(region.protect(0..3 * PAGE, Access::None), Err(Error::NotMapped(_))));
+    region.discard(PAGE..3 * PAGE).unwrap();
+    assert!(matches!(region.protect(3 * PAGE..4 * PAGE, Access::ReadWrite), Err(Error::ReadOnly)));
+}
+
+#[test]
+fn options_that_do_not_fit_are_errors() {
+    let source = || MemorySource::new(vec![1; 5 * PAGE]);
+    for granule in [0, 1, 2048, 3 * PAGE, usize::MAX] {
+        let refused = Options::new().granule(granule).map(source());
+        assert!(matches!(refused, Err(Error::Granule { .. })), "{granule}");
+    }
+    let refused = Options::new().resident(3 * PAGE).map(source());
+    assert!(matches!(refused, Err(Error::Resident { .. })));
+    let refused = Options::new().resident(4 * PAGE).writable().map(source());
+    assert!(matches!(refused, Err(Error::SourceNotWritable)));
+    let refused = Options::new().huge_pages().granule(PAGE).map(source());
+    assert!(matches!(refused, Err(Error::Granule { .. })));
+    let refused = Options::new().huge_pages().map(FileSource::new(file_with(&[1])).unwrap());
+    assert!(matches!(refused, Err(Error::HugeNeedsMemory)));
+    let refused = Options::new().capacity(usize::MAX).map(source());
+    assert!(matches!(refused, Err(Error::TooLarge { .. })));
+}
+
+#[test]
+fn forbidden_accesses_are_sigsegv() {
+    if let Some(case) = child_case() {
+        let region = Options::new().writable().map(MemorySource::new(vec![7; 4 * PAGE])).unwrap();
+        region.write(PAGE, &[1]);
+        match case.as_str() {
+            "protected" => region.protect(PAGE..2 * PAGE, Access::None).unwrap(),
+            "unmapped" => region.unmap(0..2 * PAGE).unwrap(),
+            "read_only" => {
+                region.protect(PAGE..2 * PAGE, Access::Read).unwrap();
+                assert_eq!(byte(&region, PAGE), 1);
+                region.write(PAGE, &[1]);
+            }
+            "frozen" => {
+                let start = region.as_ptr();
+                let region = region.freeze().unwrap();
+                assert_eq!(region[PAGE], 1);
+                // SAFETY: within the region; it may not be written.
+                unsafe { start.write_volatile(1) };
+                return;
+            }
+            "moved" => {
+                let mut region = region;
+                let start = region.as_ptr();
+                region.relocate(0).unwrap();
+                // SAFETY: nothing is there.
+                unsafe { start.write_volatile(1) };
+                return;
+            }
+            _ => unreachable!(),
+        }
+        byte(&region, PAGE);
+        return;
+    }
+    for case in ["protected", "unmapped", "read_only", "frozen", "moved"] {
+        let ended = run_child("forbidden_accesses_are_sigsegv", case);
+        assert_eq!(ended.signal, Some(SIGSEGV), "{case}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn protection_that_comes_back_keeps_everything() {
+    for mode in MODES {
+        let [region, _] = regions(&[7; 10 * PAGE], mode, Options::writable);
+        region.write(5 * PAGE, &[1, 2, 3]);
+        for access in [Access::None, Access::Read, Access::ReadWrite] {
+            region.protect(4 * PAGE..6 * PAGE, access).unwrap();
+        }
+        assert_eq!([0, 1, 2, 3].map(|at| byte(&region, 5 * PAGE + at)), [1, 2, 3, 7]);
+        region.write(0, &[9]);
+        assert_eq!(region.written(0..10 * PAGE).unwrap(), [0..PAGE, 5 * PAGE..6 * PAGE]);
+    }
+}
+
+#[test]
+fn a_region_grows_and_shrinks() {
+    for mode in MODES {
+        let expected = random_bytes(20 * PAGE, 5);
+        let file = file_with(&expected[..3 * PAGE + 100]);
+        let source = FileSource::new(file.try_clone().unwrap()).unwrap();
+        let options = Options::new().writable().capacity(10 * PAGE);
+        let mut region = match mode {
+            Mode::Signal => options.map(source).unwrap(),
+            Mode::Thread => options.in_thread().map(source).unwrap(),
+        };
+        assert!(bytes(&region) == expected[..3 * PAGE + 100]);
+        region.write(PAGE, b"kept");
+        let start = region.as_ptr();
+
+        let refused = region.resize(4 * PAGE);
+        assert!(matches!(refused, Err(Error::BeyondSource { .. })), "{refused:?}");
+        file.write_all_at(&expected, 0).unwrap();
+        region.resize(9 * PAGE + 1).unwrap();
+        assert_eq!((region.as_ptr(), region.len()), (start, 9 * PAGE + 1), "in its place");
+        let mut now = expected.clone();
+        now[PAGE..PAGE + 4].copy_from_slice(b"kept");
+        assert!(bytes(&region) == now[..9 * PAGE + 1]);
+
+        region.resize(20 * PAGE).unwrap();
+        assert_ne!(region.as_ptr(), start, "moved");
+        assert!(bytes(&region) == now);
+        assert_eq!(region.written(0..region.len()).unwrap(), [PAGE..2 * PAGE]);
+
+        region.write(6 * PAGE, b"lost");
+        region.resize(5 * PAGE + 1).unwrap();
+        assert!(bytes(&region) == now[..5 * PAGE + 1]);
+        region.resize(20 * PAGE).unwrap();
+        assert!(bytes(&region) == now);
+        assert!(matches!(region.resize(0), Err(Error::Empty)));
+    }
+}
+
+#[test]
+fn what_was_written_moves() {
+    for mode in MODES {
+        let [region, _] = regions(&[7; 10 * PAGE], mode, Options::writable);
+        let mut region = region;
+        region.write(PAGE - 1, &[1, 2]);
+        region.write(4 * PAGE, &[3]);
+        region.protect(4 * PAGE..5 * PAGE, Access::None).unwrap();
+        region.unmap(8 * PAGE..9 * PAGE).unwrap();
+        for _ in 0..3 {
+            region.relocate(0).unwrap();
+        }
+        region.map(8 * PAGE..9 * PAGE).unwrap();
+        region.protect(4 * PAGE..5 * PAGE, Access::Read).unwrap();
+        assert_eq!([PAGE - 1, PAGE, 4 * PAGE, 8 * PAGE].map(|at| byte(&region, at)), [1, 2, 3, 7]);
+        let written = region.written(0..10 * PAGE).unwrap();
+        assert_eq!(written, [0..2 * PAGE, 4 * PAGE..5 * PAGE]);
+        region.write(0, &[5]);
+        assert_eq!(byte(&region, 0), 5);
+    }
+}
+
+#[test]
+fn pages_are_written_back_once() {
+    for mode in MODES {
+        let file = file_with(&[1; 5 * PAGE + 10]);
+        let source = FileSource::new(file.try_clone().unwrap()).unwrap();
+        let options = Options::new().writable();
+        let region = match mode {
+            Mode::Signal => options.map(source).unwrap(),
+            Mode::Thread => options.in_thread().map(source).unwrap(),
+        };
+        let len = region.len();
+        let on_disk = |at: usize| {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at as u64).unwrap();
+            byte[0]
+        };
+        assert_eq!(byte(&region, 2 * PAGE), 1);
+        assert_eq!(region.write_back(0..len).unwrap(), 0, "nothing was written");
+        for at in [0, 2 * PAGE, 3 * PAGE, 5 * PAGE + 9] {
+            region.write(at, &[2]);
+            assert_eq!(on_disk(at), 1);
+        }
+        assert_eq!(region.write_back(PAGE..3 * PAGE).unwrap(), PAGE);
+        assert_eq!([0, 2 * PAGE, 3 * PAGE].map(on_disk), [1, 2, 1]);
+        assert_eq!(region.write_back(0..len).unwrap(), 2 * PAGE + 10);
+        assert_eq!([0, 2 * PAGE, 3 * PAGE, 5 * PAGE + 9].map(on_disk), [2; 4]);
+        assert_eq!(file.metadata().unwrap().len(), len as u64, "not longer");
+        assert!(region.written(0..len).unwrap().is_empty());
+        // And again.
+        region.write(2 * PAGE, &[3]);
+        assert_eq!(region.written(0..len).unwrap(), [2 * PAGE..3 * PAGE]);
+        region.discard(2 * PAGE..3 * PAGE).unwrap();
+        assert_eq!((byte(&region, 2 * PAGE), region.write_back(0..len).unwrap()), (2, 0));
+    }
+}
+
+#[test]
+fn what_cannot_be_written_back_is_kept() {
+    let file = file_with(&[1; 3 * PAGE]);
+    let region = Options::new().writable().map(FileSource::new(file).unwrap()).unwrap();
+    region.write(PAGE, &[2]);
+    region.protect(0..3 * PAGE, Access::None).unwrap();
+    assert!(matches!(region.write_back(0..3 * PAGE), Err(Error::NoAccess(_))));
+    region.protect(0..3 * PAGE, Access::Read).unwrap();
+    assert_eq!(region.write_back(0..3 * PAGE).unwrap(), PAGE);
+
+    let region = Options::new().writable().map(MemorySource::new(vec![1; PAGE])).unwrap();
+    region.write(0, &[2]);
+    assert!(matches!(region.write_back(0..PAGE), Err(Error::WriteBack(_))));
+    assert_eq!((byte(&region, 0), region.written(0..PAGE).unwrap()), (2, vec![0..PAGE]));
+}
+
+#[test]
+fn a_bounded_region_keeps_what_is_written() {
+    const PAGES: usize = 300;
+    for mode in MODES {
+        let mut expected = random_bytes(PAGES * PAGE, 3);
+        let file = file_with(&expected);
+        let source = FileSource::new(file.try_clone().unwrap()).unwrap();
+        let options = Options::new().writable().resident(20 * PAGE);
+        let region = match mode {
+            Mode::Signal => options.map(source).unwrap(),
+            Mode::Thread => options.in_thread().map(source).unwrap(),
+        };
+        let mut random = StdRng::seed_from_u64(4);
+        for _ in 0..5000 {
+            let at = random.random_range(0..expected.len());
+            if random.random() {
+                let value = random.random();
+                region.write(at, &[value]);
+                expected[at] = value;
+            } else {
+                assert_eq!(byte(&region, at), expected[at]);
+            }
+        }
+        assert!(bytes(&region) == expected);
+        region.write_back(0..PAGES * PAGE).unwrap();
+        let mut on_disk = vec![0; expected.len()];
+        file.read_exact_at(&mut on_disk, 0).unwrap();
+        assert!(on_disk == expected, "{mode:?}");
+    }
+}
+
+/// Delivers, or not.
+struct Moody(AtomicBool);
+
+impl Source for Moody {
+    fn size(&self) -> u64 {
+        20 * PAGE as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed> {
+        let bad = 5 * PAGE as u64..6 * PAGE as u64;
+        let meets = offset < bad.end && bad.start < offset + buf.len() as u64;
+        if meets && self.0.load(Relaxed) {
+            return Err(ReadFailed);
+        }
+        buf.fill(7);
+        Ok(())
+    }
+}
+
+// SAFETY: an atomic, and the buffer it is given.
+unsafe impl pervma_pager::SignalSafe for Moody {}
+
+#[test]
+fn a_failure_is_one_page_and_ends_when_it_is_discarded() {
+    if let Some(case) = child_case() {
+        let moody = Arc::new(Moody(AtomicBool::new(true)));
+        let options = Options::new().granule(16 * PAGE).on_failure(OnFailure::exit(42, "gone\n"));
+        let region = match case.as_str() {
+            "signal" => options.map(Arc::clone(&moody)).unwrap(),
+            "thread" => options.in_thread().map(Arc::clone(&moody)).unwrap(),
+            "pass" => options.on_failure(OnFailure::pass_on()).map(Arc::clone(&moody)).unwrap(),
+            "thread_pass" => {
+                let options = options.on_failure(OnFailure::pass_on()).in_thread();
+                options.map(Arc::clone(&moody)).unwrap()
+            }
+            _ => unreachable!(),
+        };
+        // The others of its granule are there.
+        for page in (0..20).filter(|&page| page != 5) {
+            assert_eq!(byte(&region, page * PAGE), 7);
+        }
+        moody.0.store(false, Relaxed);
+        assert_eq!(byte(&region, 5 * PAGE), 7, "nobody has asked for it before");
+        moody.0.store(true, Relaxed);
+        region.discard(5 * PAGE..6 * PAGE).unwrap();
+        byte(&region, 5 * PAGE);
+        unreachable!("invented bytes");
+    }
+    let name = "a_failure_is_one_page_and_ends_when_it_is_discarded";
+    for case in ["signal", "thread"] {
+        let ended = run_child(name, case);
+        assert_eq!((ended.exit, ended.stderr.as_str()), (Some(42), "gone\n"), "{case}");
+    }
+    for case in ["pass", "thread_pass"] {
+        assert_eq!(run_child(name, case).signal, Some(SIGBUS), "{case}");
+    }
+}
+
+#[test]
+fn a_thread_serves_system_calls_if_it_may() {
+    let bytes = random_bytes(100 * PAGE, 8);
+    let file = tempfile::tempfile().unwrap();
+    for region in regions(&bytes, Mode::Thread, |options| options) {
+        let serves = region.serves_system_calls();
+        let region = region.freeze().unwrap();
+        let written = rustix::io::write(&file, &region[..16 * PAGE]);
+        if serves {
+            assert_eq!(written, Ok(16 * PAGE));
+        } else {
+            assert_eq!(written, Err(rustix::io::Errno::FAULT));
+            println!("not run as a privileged user: user accesses only");
+        }
+        assert!(region[..] == bytes);
+    }
+}
+
+#[test]
+fn several_threads_serve_a_region() {
+    let bytes = random_bytes(500 * PAGE, 8);
+    let region = Options::threaded().threads(3).map(MemorySource::new(&bytes[..])).unwrap();
+    let region = region.freeze().unwrap();
+    std::thread::scope(|threads| {
+        for start in 0..4 {
+            let (region, bytes) = (&region, &bytes);
+            threads.spawn(move || {
+                for page in (start * 100..500).chain(0..start * 100) {
+                    assert_eq!(region[page * PAGE], bytes[page * PAGE]);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn huge_pages_hold_the_bytes() {
+    const HUGE: usize = 2 << 20;
+    let mut expected = random_bytes(2 * HUGE + 12345, 4);
+    for mode in MODES {
+        let options = Options::new().huge_pages().writable();
+        let source = MemorySource::new(&expected[..]);
+        let region = match mode {
+            Mode::Signal => options.map(source),
+            Mode::Thread => {
+                let file = FileSource::new(file_with(&expected)).unwrap();
+                options.in_thread().map(file)
+            }
+        };
+        let region = region.unwrap();
+        let free = std::fs::read_to_string("/proc/meminfo").unwrap();
+        let free = free.lines().find_map(|line| line.strip_prefix("HugePages_Free:")).unwrap();
+        if free.trim().parse::<usize>().unwrap() < 6 {
+            return println!("skipped: vm.nr_hugepages has no 6 free pages");
+        }
+        assert!(bytes(&region) == expected);
+        region.write(HUGE, &[1, 2, 3]);
+        assert_eq!(region.written(0..region.len()).unwrap(), [HUGE..2 * HUGE]);
+        assert!(matches!(region.discard(0..PAGE), Err(Error::Range { .. })));
+        region.discard(0..HUGE).unwrap();
+        let mut region = region;
+        region.relocate(0).unwrap();
+        let before = expected[HUGE..HUGE + 3].to_vec();
+        expected[HUGE..HUGE + 3].copy_from_slice(&[1, 2, 3]);
+        assert!(bytes(&region) == expected);
+        expected[HUGE..HUGE + 3].copy_from_slice(&before);
+    }
+}
