@@ -5,7 +5,8 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 
 use crate::error::{Error, one_line};
 
@@ -34,9 +35,56 @@ pub(crate) struct PageOptions {
     /// How many threads touch pages, 1 to 1024 [default: one per core].
     #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
     pub(crate) threads: Option<NonZeroUsize>,
+    /// What one fault fills: 4K, 64K or 2M.
+    #[arg(long, value_name = "SIZE", default_value = "4K")]
+    pub(crate) granule: Granule,
+    /// Who serves faults: the thread that faults, in a signal handler, or a thread of the region.
+    #[arg(long, value_name = "MODE", default_value = "signal")]
+    pub(crate) mode: Mode,
+    /// At most so many bytes of the file are in memory at a time, beside the copy; with K, M or G.
+    #[arg(long, value_name = "BYTES", value_parser = size, allow_negative_numbers = true)]
+    pub(crate) resident: Option<usize>,
+    /// All the while another thread maps, protects, discards and unmaps ranges inside and beside
+    /// the region; at least a tenth of the pages is faulted again.
+    #[arg(long)]
+    pub(crate) churn: bool,
     /// Print one JSON object on one line.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What one fault fills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Granule {
+    /// A page.
+    #[value(name = "4K", alias = "4k")]
+    Page,
+    /// 16 pages.
+    #[value(name = "64K", alias = "64k")]
+    Pages16,
+    /// 512 pages.
+    #[value(name = "2M", alias = "2m")]
+    Pages512,
+}
+
+impl Granule {
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Self::Page => 4 << 10,
+            Self::Pages16 => 64 << 10,
+            Self::Pages512 => 2 << 20,
+        }
+    }
+}
+
+/// Who serves faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Mode {
+    /// The thread that faults, in a signal handler.
+    Signal,
+    /// A thread of the region.
+    Thread,
 }
 
 /// The command asked for; `None` after help or version was printed.
@@ -68,6 +116,22 @@ fn threads(text: &str) -> Result<NonZeroUsize, String> {
     }
 }
 
+/// A number of bytes, with K, M or G for powers of 1024.
+fn size(text: &str) -> Result<usize, String> {
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&text[..at], 10),
+        Some((at, 'm' | 'M')) => (&text[..at], 20),
+        Some((at, 'g' | 'G')) => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    let number = digits.bytes().all(|digit| digit.is_ascii_digit()).then(|| digits.parse());
+    match number {
+        Some(Ok(number)) => usize::checked_mul(number, 1 << shift),
+        _ => None,
+    }
+    .ok_or_else(|| "give a number of bytes, such as 500000, 64M or 2G".to_owned())
+}
+
 /// What clap says before it comes to usage, for which there is --help; with no colour, on one line.
 fn first_line(error: &clap::Error) -> String {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
@@ -87,6 +151,17 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("1k"), Ok(1 << 10));
+        assert_eq!(size("64M"), Ok(64 << 20));
+        assert_eq!(size("2G"), Ok(2 << 30));
+        for bad in ["", "M", "-1", "+1", "1.5M", "1T", "99999999999999999999", "9999999999999G"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

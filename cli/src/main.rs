@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod churn;
 mod error;
 mod input;
 mod memory;

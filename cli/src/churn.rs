@@ -1,0 +1,83 @@
+//! `page --churn`: a thread that changes the region and its neighbourhood while it is read.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use pervma_pager::sys::Access;
+use pervma_pager::{LiveRegion, MemorySource, Options};
+use rand::RngExt;
+
+use crate::error::Error;
+use crate::page::PAGE;
+
+/// The pages that one change is about, at most.
+const MOST: usize = 16;
+
+/// What the thread did.
+#[derive(Debug, Default)]
+pub(crate) struct Churned {
+    /// Changes of the region, and regions mapped, changed and dropped beside it.
+    pub(crate) ops: u64,
+    pub(crate) time: Duration,
+    /// Whether its own pages always came back right.
+    pub(crate) matches: bool,
+}
+
+/// Changes the region until `done`: discards what others read, and unmaps, maps, protects and reads
+/// the pages of `own`, which are nobody else's and hold `expected`.
+pub(crate) fn churn(
+    region: &LiveRegion,
+    own: Range<usize>,
+    expected: &[u8],
+    done: &OnceLock<()>,
+) -> Result<Churned, Error> {
+    let start = Instant::now();
+    let mut churned = Churned { matches: true, ..Churned::default() };
+    let mut random = rand::rng();
+    let mut buffer = vec![0; MOST * PAGE];
+    let beside = MemorySource::new(vec![1; 4 * MOST * PAGE]);
+    let others = 0..own.start;
+    while done.get().is_none() {
+        // What is read by others may only be discarded, and protected as it is.
+        if !others.is_empty() {
+            let part = random_part(others.clone(), &mut random);
+            region.discard(part.clone())?;
+            region.protect(part, Access::Read)?;
+            churned.ops += 2;
+        }
+        if !own.is_empty() {
+            let part = random_part(own.clone(), &mut random);
+            let as_expected = |buffer: &mut [u8]| {
+                let buffer = &mut buffer[..part.len()];
+                region.read(part.start, buffer);
+                *buffer == expected[part.start - own.start..][..part.len()]
+            };
+            region.unmap(part.clone())?;
+            region.map(part.clone())?;
+            churned.matches &= as_expected(&mut buffer);
+            region.protect(part.clone(), Access::None)?;
+            region.protect(part.clone(), Access::Read)?;
+            churned.matches &= as_expected(&mut buffer);
+            churned.ops += 4;
+        }
+        if random.random_range(0..8) == 0 {
+            let other = Options::new().map(beside.clone())?;
+            other.unmap(MOST * PAGE..2 * MOST * PAGE)?;
+            other.protect(2 * MOST * PAGE..3 * MOST * PAGE, Access::None)?;
+            drop(other);
+            churned.ops += 4;
+        }
+    }
+    churned.time = start.elapsed();
+    Ok(churned)
+}
+
+/// Some pages of a range of offsets, which begins with a page and ends with one or with the region.
+fn random_part(within: Range<usize>, random: &mut impl RngExt) -> Range<usize> {
+    let pages = within.len().div_ceil(PAGE);
+    let first = random.random_range(0..pages);
+    let count = random.random_range(1..=MOST.min(pages - first));
+    let start = within.start + first * PAGE;
+    start..(start + count * PAGE).min(within.end)
+}
