@@ -13,7 +13,7 @@ use common::{pervma, run};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 22] = [
     "file",
     "bytes",
     "pages",
@@ -23,10 +23,17 @@ const KEYS: [&str; 15] = [
     "churn",
     "faults",
     "ns_per_fault",
+    "ns_per_page",
     "lookups_first_try",
     "lookups_retried",
     "lookups_slow",
+    "pages_filled",
+    "resident",
+    "most_resident",
+    "evicted",
+    "serves_system_calls",
     "writer_ops",
+    "writer_ops_per_s",
     "sha256",
     "matches",
 ];
@@ -42,10 +49,15 @@ fn sha256(bytes: &[u8]) -> String {
 
 /// Runs with `--json` and returns the object, its keys' order checked.
 fn page_json(file: &Path, threads: Option<usize>) -> Value {
-    let mut command = pervma(["page".as_ref(), file.as_os_str(), "--json".as_ref()]);
-    if let Some(threads) = threads {
-        command.args(["--threads", &threads.to_string()]);
+    match threads {
+        Some(threads) => page_json_with(file, &["--threads", &threads.to_string()]),
+        None => page_json_with(file, &[]),
     }
+}
+
+fn page_json_with(file: &Path, more: &[&str]) -> Value {
+    let mut command = pervma(["page".as_ref(), file.as_os_str(), "--json".as_ref()]);
+    command.args(more);
     let ended = run(command);
     assert_eq!((ended.exit, ended.stderr.as_str()), (Some(0), ""), "{}", ended.stdout);
     assert_eq!(ended.stdout.lines().count(), 1);
@@ -144,5 +156,77 @@ fn help_and_version_are_no_errors() {
         let ended = run(pervma([option]));
         assert_eq!((ended.exit, ended.stderr.as_str()), (Some(0), ""));
         assert!(ended.stdout.contains(text));
+    }
+}
+
+#[test]
+fn every_granule_and_mode_matches_quietly_and_under_changes() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("data");
+    let data = bytes(5_000_003);
+    fs::write(&file, &data).unwrap();
+    for (granule, bytes) in [("4K", 4 << 10), ("64k", 64 << 10), ("2M", 2 << 20)] {
+        for mode in ["signal", "thread"] {
+            let how = ["--granule", granule, "--mode", mode, "--threads", "2"];
+            let json = page_json_with(&file, &how);
+            assert_eq!((&json["granule"], &json["mode"]), (&bytes.into(), &mode.into()));
+            assert_eq!(json["pages_filled"], data.len().div_ceil(4096));
+            // Two threads may fault in one granule at the same time.
+            assert!(json["faults"].as_u64().unwrap() >= data.len().div_ceil(bytes) as u64);
+            assert_eq!(json["sha256"], sha256(&data));
+
+            let json = page_json_with(&file, &[&how[..], &["--churn"]].concat());
+            let number = |key: &str| json[key].as_f64().unwrap();
+            let pages = number("pages");
+            assert_eq!((&json["churn"], &json["sha256"]), (&true.into(), &sha256(&data).into()));
+            assert!(number("pages_filled") >= 1.1 * pages, "{json}");
+            assert!(number("lookups_retried") + number("lookups_slow") > 0.0, "{json}");
+            assert!(number("writer_ops") > 0.0, "{json}");
+        }
+    }
+}
+
+#[test]
+fn the_smallest_file_can_be_churned() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("data");
+    fs::write(&file, [5]).unwrap();
+    let json = page_json_with(&file, &["--churn"]);
+    assert_eq!(json["sha256"], sha256(&[5]));
+}
+
+#[test]
+fn a_bound_far_below_the_size_holds() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("data");
+    let data = bytes(3_000_001);
+    fs::write(&file, &data).unwrap();
+    for more in [&[][..], &["--churn"], &["--mode", "thread"], &["--mode", "thread", "--churn"]] {
+        let json =
+            page_json_with(&file, &[&["--resident", "100K", "--threads", "2"], more].concat());
+        assert_eq!(json["sha256"], sha256(&data));
+        assert!(json["most_resident"].as_u64().unwrap() <= 100 << 10, "{json}");
+        assert!(json["evicted"].as_u64().unwrap() > 0, "{json}");
+    }
+}
+
+/// A file of zeros that takes long enough to page for somebody to shorten it meanwhile.
+#[test]
+fn a_file_that_is_shortened_meanwhile_is_one_line() {
+    for mode in ["signal", "thread"] {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("data");
+        let data = fs::File::create(&file).unwrap();
+        data.set_len(400 << 20).unwrap();
+        let mut command = pervma(["page".as_ref(), file.as_os_str()]);
+        command.args(["--mode", mode, "--resident", "1M", "--threads", "2"]);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        data.set_len(4096).unwrap();
+        let ended = child.wait_with_output().unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(2), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.contains("data") && said.contains("shorten"), "{said}");
     }
 }
