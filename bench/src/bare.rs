@@ -1,9 +1,11 @@
-//! The floor: signal handlers that do nothing but fill the page, as in the usual example code. No
-//! lookup, one region at a time, nothing passed on, `errno` not kept.
+//! The floors, as in the usual example code: a signal handler that does nothing but fill the
+//! granule, and a thread that reads one fault at a time and fills it. No lookup, one region at a
+//! time, nothing passed on, `errno` not kept.
 #![expect(unsafe_code, reason = "installs and is a signal handler")]
 #![expect(clippy::disallowed_types, reason = "a handler finds its region in a static")]
 
-use std::cell::UnsafeCell;
+use std::cell::RefCell;
+use std::error::Error;
 use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::mem::MaybeUninit;
@@ -11,42 +13,55 @@ use std::ops::Deref;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
+use std::thread::JoinHandle;
 
 use libc::{SIGBUS, siginfo_t};
 use pervma_pager::sys::{Access, CopyError, Errno, Fill, Memory, PageSize, Userfaultfd};
+use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::round::PAGE;
+use crate::plan::Mode;
 
-/// What a bare handler fills pages with.
-#[derive(Debug)]
+/// What granules are filled with.
+#[derive(Clone, Debug)]
 pub(crate) enum Filling {
-    /// Always the same page, which stays in the processor's cache: only the ioctl.
-    OnePage(Box<[u8; PAGE]>),
-    /// The page's own bytes from memory: only the ioctl, and the cache misses of the copy.
+    /// The bytes from memory: only the ioctl.
     Bytes(Arc<[u8]>),
-    /// `pread` of the page from a file, then the ioctl.
-    File(File),
+    /// `pread` from a file, then the ioctl.
+    File(Arc<File>),
 }
 
-/// Memory whose faults a bare handler serves while it lives.
+/// Memory whose faults are served in a bare way while it lives.
 pub(crate) struct BareRegion {
-    /// What `SERVING` points to: a box, given back when the region is dropped.
-    serving: *mut Serving,
-    before: libc::sigaction,
+    /// What `SERVING` points to, in signal mode.
+    serving: Arc<Serving>,
+    /// The action before.
+    before: Option<libc::sigaction>,
+    thread: Option<(JoinHandle<()>, std::io::PipeWriter)>,
 }
 
 struct Serving {
     memory: Memory,
     uffd: Userfaultfd,
     filling: Filling,
+    granule: usize,
 }
 
 /// What the handler serves. Set while a [`BareRegion`] lives, by the thread that then starts those
 /// that touch it.
 static SERVING: AtomicPtr<Serving> = AtomicPtr::new(ptr::null_mut());
 
+thread_local! {
+    /// Where a file is read to.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Gives the running thread a buffer to read files to, before it touches anything.
+pub(crate) fn prepare_thread(granule: usize) {
+    BUFFER.with(|buffer| buffer.borrow_mut().resize(granule, 0));
+}
+
 impl BareRegion {
-    /// Maps `pages` and installs the handler.
+    /// Maps `bytes` and installs the handler, or starts the thread.
     ///
     /// # Errors
     ///
@@ -55,25 +70,41 @@ impl BareRegion {
     /// # Panics
     ///
     /// When there is one already.
-    pub(crate) fn map(pages: usize, filling: Filling) -> Result<Self, Box<dyn std::error::Error>> {
-        let memory = Memory::map(pages * PAGE, PageSize::Small)?;
-        let uffd = Userfaultfd::open_sigbus(PageSize::Small, false)?;
-        uffd.register_missing(&memory)?;
-        memory.protect(0..pages * PAGE, Access::Read)?;
-        let handler: unsafe extern "C" fn(c_int, *mut siginfo_t, *mut c_void) = match filling {
-            Filling::OnePage(_) | Filling::Bytes(_) => only_ioctl,
-            Filling::File(_) => pread_and_ioctl,
+    pub(crate) fn map(
+        bytes: usize,
+        granule: usize,
+        mode: Mode,
+        filling: Filling,
+    ) -> Result<Self, Box<dyn Error>> {
+        let memory = Memory::map(bytes, PageSize::Small)?;
+        let uffd = match mode {
+            Mode::Signal => Userfaultfd::open_sigbus(PageSize::Small, false)?,
+            Mode::Thread => Userfaultfd::open(PageSize::Small, false)?,
         };
-        // SAFETY: a C structure of integers and an optional function: all zeros is valid.
-        let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
-        action.sa_sigaction = handler as usize;
-        action.sa_flags = libc::SA_SIGINFO;
-        let before = exchange_action(&action)?;
-        let serving = Box::into_raw(Box::new(Serving { memory, uffd, filling }));
-        // RELAXED: read by this thread and by threads that it starts later.
-        let other = SERVING.swap(serving, Relaxed);
-        assert!(other.is_null(), "one bare region at a time");
-        Ok(Self { serving, before })
+        uffd.register_missing(&memory)?;
+        memory.protect(0..bytes, Access::Read)?;
+        let serving = Arc::new(Serving { memory, uffd, filling, granule });
+        let (mut before, mut thread) = (None, None);
+        match mode {
+            Mode::Signal => {
+                // SAFETY: a C structure of integers and an optional function: all zeros is valid.
+                let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+                action.sa_sigaction =
+                    on_sigbus as unsafe extern "C" fn(c_int, *mut siginfo_t, *mut c_void) as usize;
+                action.sa_flags = libc::SA_SIGINFO;
+                before = Some(exchange_action(&action)?);
+                // RELAXED: read by this thread and by threads that it starts later.
+                let other = SERVING.swap(Arc::as_ptr(&serving).cast_mut(), Relaxed);
+                assert!(other.is_null(), "one bare region at a time");
+            }
+            Mode::Thread => {
+                let (stopped, stop) = std::io::pipe()?;
+                let serving = Arc::clone(&serving);
+                let poller = move || serve_by_thread(&serving, &stopped);
+                thread = Some((std::thread::Builder::new().spawn(poller)?, stop));
+            }
+        }
+        Ok(Self { serving, before, thread })
     }
 }
 
@@ -81,21 +112,23 @@ impl Deref for BareRegion {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: from a box that is given back when `self` is dropped.
-        let serving = unsafe { &*self.serving };
-        // SAFETY: the handler fills each page once, and is installed while `self` lives.
-        unsafe { serving.memory.bytes() }
+        // SAFETY: each page is filled once, by a handler or thread that serves while `self` lives.
+        unsafe { self.serving.memory.bytes() }
     }
 }
 
 impl Drop for BareRegion {
     fn drop(&mut self) {
-        // RELAXED: the threads that touched the region have ended.
-        SERVING.store(ptr::null_mut(), Relaxed);
-        let restored = exchange_action(&self.before);
-        assert!(restored.is_ok(), "an action that was there can be restored");
-        // SAFETY: from `Box::into_raw` in `map`, and nobody uses it any more.
-        drop(unsafe { Box::from_raw(self.serving) });
+        if let Some(before) = &self.before {
+            // RELAXED: the threads that touched the region have ended.
+            SERVING.store(ptr::null_mut(), Relaxed);
+            let restored = exchange_action(before);
+            assert!(restored.is_ok(), "an action that was there can be restored");
+        }
+        if let Some((thread, stop)) = self.thread.take() {
+            drop(stop);
+            assert!(thread.join().is_ok(), "the handler thread has served everything");
+        }
     }
 }
 
@@ -110,59 +143,68 @@ fn exchange_action(action: &libc::sigaction) -> Result<libc::sigaction, std::io:
     }
 }
 
-/// What is served, and the offset of the page that faulted.
+/// The handler.
 ///
 /// # Safety
 ///
-/// In a handler for faults of a living [`BareRegion`], with its `info`.
-unsafe fn fault(info: *mut siginfo_t) -> (&'static Serving, usize) {
+/// For the kernel only: for faults of a living [`BareRegion`].
+unsafe extern "C" fn on_sigbus(_signal: c_int, info: *mut siginfo_t, _context: *mut c_void) {
     // SAFETY: set, and alive, while a region is (contract).
     let serving = unsafe { &*SERVING.load(Relaxed) };
-    // SAFETY: a handler's argument (contract).
+    // SAFETY: a handler's argument.
     let info = unsafe { &*info };
-    // SAFETY: a fault has an address (contract).
+    // SAFETY: a fault has an address.
     let addr = unsafe { info.si_addr() }.addr();
-    (serving, (addr - serving.memory.range().start) & !(PAGE - 1))
+    BUFFER.with(|buffer| serving.serve(addr, &mut buffer.borrow_mut(), false));
 }
 
-fn fill(serving: &Serving, offset: usize, page: &[u8]) {
-    match serving.uffd.copy(&serving.memory, offset, page, Fill::default()) {
-        Ok(()) | Err(CopyError::AlreadyPresent) => {}
-        Err(_) => std::process::abort(),
+/// The thread: one fault at a time, until the other end of `stopped` is closed.
+fn serve_by_thread(serving: &Serving, stopped: &std::io::PipeReader) {
+    let mut buffer = vec![0; serving.granule];
+    loop {
+        let mut both =
+            [PollFd::new(&serving.uffd, PollFlags::IN), PollFd::new(stopped, PollFlags::IN)];
+        match poll(&mut both, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(_) => std::process::abort(),
+        }
+        if !both[1].revents().is_empty() {
+            return;
+        }
+        let read = serving.uffd.read_faults(|fault| serving.serve(fault.addr, &mut buffer, true));
+        assert!(read.is_ok(), "a userfaultfd can be read");
     }
 }
 
-/// # Safety
-///
-/// For the kernel only.
-unsafe extern "C" fn only_ioctl(_signal: c_int, info: *mut siginfo_t, _context: *mut c_void) {
-    // SAFETY: only faults of the region raise SIGBUS here.
-    let (serving, offset) = unsafe { fault(info) };
-    match &serving.filling {
-        Filling::OnePage(page) => fill(serving, offset, &page[..]),
-        Filling::Bytes(bytes) => fill(serving, offset, &bytes[offset..offset + PAGE]),
-        Filling::File(_) => {}
-    }
-}
-
-/// # Safety
-///
-/// For the kernel only.
-unsafe extern "C" fn pread_and_ioctl(_signal: c_int, info: *mut siginfo_t, _context: *mut c_void) {
-    thread_local! {
-        static BUFFER: UnsafeCell<[u8; PAGE]> = const { UnsafeCell::new([0; PAGE]) };
-    }
-    // SAFETY: only faults of the region raise SIGBUS here.
-    let (serving, offset) = unsafe { fault(info) };
-    if let Filling::File(file) = &serving.filling {
-        BUFFER.with(|buffer| {
-            // SAFETY: the thread's own, and the handler is not entered again while it runs.
-            let buffer = unsafe { &mut *buffer.get() };
-            match rustix::io::pread(file, &mut *buffer, offset as u64) {
-                Ok(PAGE) => fill(serving, offset, buffer),
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(_) => std::process::abort(),
+impl Serving {
+    fn serve(&self, addr: usize, buffer: &mut [u8], wake: bool) {
+        let range = self.memory.range();
+        let start = (addr - range.start) / self.granule * self.granule;
+        let end = (start + self.granule).min(range.len());
+        match &self.filling {
+            Filling::Bytes(bytes) => self.fill(start, &bytes[start..end], wake),
+            Filling::File(file) => {
+                let buffer = &mut buffer[..end - start];
+                match rustix::io::pread(file, &mut *buffer, start as u64) {
+                    Ok(read) if read == end - start => self.fill(start, buffer, wake),
+                    // The access faults again; the files of rounds are whole.
+                    Err(Errno::INTR) if !wake => {}
+                    _ => std::process::abort(),
+                }
             }
-        });
+        }
+    }
+
+    fn fill(&self, start: usize, bytes: &[u8], wake: bool) {
+        match self.uffd.copy(&self.memory, start, bytes, Fill { wake, ..Fill::default() }) {
+            Ok(()) => {}
+            // Another thread is filling it, or has.
+            Err(CopyError::AlreadyPresent | CopyError::Again { .. }) if !wake => {}
+            Err(CopyError::AlreadyPresent) => {
+                let addr = self.memory.range().start + start;
+                assert!(self.uffd.wake(addr, bytes.len()).is_ok(), "whole pages can be woken");
+            }
+            Err(_) => std::process::abort(),
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! The cost of a page fault, beside the floor: a signal handler that does nothing but fill.
+//! The cost of a page fault, beside the floors: a signal handler, and a thread, that do nothing but
+//! fill.
 //!
 //! The ways to serve faults take turns, round by round, in one process and on the same bytes; each
 //! round maps fresh memory and touches its pages once, in random order. What is measured is
@@ -7,6 +8,7 @@
 
 mod bare;
 mod machine;
+mod plan;
 mod report;
 mod round;
 mod summary;
@@ -17,10 +19,10 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::machine::Machine;
+use crate::plan::Plan;
 use crate::report::Report;
-use crate::round::Plan;
 
-/// Measure page faults: pervma's regions beside bare signal handlers.
+/// Measure page faults: pervma's regions beside bare signal handlers and handler threads.
 #[derive(Debug, Parser)]
 #[command(name = "pervma-bench")]
 struct Arguments {
@@ -48,9 +50,9 @@ fn run() -> Result<(), Box<dyn Error>> {
     }
     let arguments = Arguments::parse();
     let plan = if arguments.quick {
-        Plan { rounds: 5, pages: 512 }
+        Plan { rounds: 3, pages: 1024 }
     } else {
-        Plan { rounds: 101, pages: 4096 }
+        Plan { rounds: 51, pages: 4096 }
     };
     let report = Report::new(Machine::detect(), plan, &plan.run()?);
     if arguments.json {

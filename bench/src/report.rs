@@ -5,7 +5,8 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::machine::Machine;
-use crate::round::{Floor, Plan, Samples};
+use crate::plan::{Case, From, Mode, Plan};
+use crate::round::Samples;
 use crate::summary::Summary;
 
 #[derive(Debug, Serialize)]
@@ -18,21 +19,20 @@ pub(crate) struct Report {
 
 #[derive(Debug, Serialize)]
 struct Row {
-    floor: Floor,
-    threads: usize,
-    /// ns per fault.
+    #[serde(flatten)]
+    case: Case,
+    /// ns per page.
     bare: Summary,
-    /// ns per fault.
+    /// ns per page.
     pervma: Summary,
-    /// pervma's time over the bare handler's, round by round.
+    /// pervma's time over the floor's, round by round.
     ratio: Summary,
 }
 
 impl Report {
     pub(crate) fn new(machine: Machine, plan: Plan, samples: &[Samples]) -> Self {
         let rows = samples.iter().map(|sample| Row {
-            floor: sample.floor,
-            threads: sample.threads,
+            case: sample.case,
             bare: Summary::of(sample.bare.iter().copied()),
             pervma: Summary::of(sample.pervma.iter().copied()),
             ratio: Summary::of(sample.pervma.iter().zip(&sample.bare).map(|(a, b)| a / b)),
@@ -46,23 +46,29 @@ impl fmt::Display for Report {
         writeln!(f, "{}", self.machine)?;
         writeln!(
             f,
-            "ns per fault, medians (quartiles) of {} rounds of {} pages in random order\n",
+            "ns per page of 4096 bytes, medians (quartiles) of {} rounds of {} pages in random \
+             order;\nthe floor is a signal handler or a thread that does nothing but fill\n",
             self.plan.rounds, self.plan.pages
         )?;
-        let head = ["source", "threads", "bare handler", "", "pervma", "ratio"];
+        let head = ["served by", "granule", "source", "threads", "floor", "pervma", "ratio"];
         line(f, head.map(str::to_owned))?;
         for row in &self.rows {
-            let (source, handler) = match row.floor {
-                Floor::IoctlOfOnePage => ("memory", "ioctl, one page"),
-                Floor::IoctlOfSameBytes => ("memory", "ioctl, same bytes"),
-                Floor::PreadAndIoctl => ("file", "pread + ioctl"),
+            let Case { mode, granule, from, threads } = row.case;
+            let served = match mode {
+                Mode::Signal => "signal",
+                Mode::Thread => "thread",
+            };
+            let source = match from {
+                From::Memory => "memory",
+                From::File => "file",
             };
             line(
                 f,
                 [
+                    served.to_owned(),
+                    format!("{}K", granule >> 10),
                     source.to_owned(),
-                    row.threads.to_string(),
-                    handler.to_owned(),
+                    threads.to_string(),
                     cell(&row.bare, 0),
                     cell(&row.pervma, 0),
                     cell(&row.ratio, 3),
@@ -78,8 +84,8 @@ fn cell(summary: &Summary, digits: usize) -> String {
     format!("{median:.digits$} ({lower_quartile:.digits$}..{upper_quartile:.digits$})")
 }
 
-fn line(f: &mut fmt::Formatter<'_>, cells: [String; 6]) -> fmt::Result {
-    let [source, threads, handler, bare, pervma, ratio] = cells;
-    let text = format!("{source:8}{threads:9}{handler:19}{bare:21}{pervma:21}{ratio}");
+fn line(f: &mut fmt::Formatter<'_>, cells: [String; 7]) -> fmt::Result {
+    let [served, granule, source, threads, bare, pervma, ratio] = cells;
+    let text = format!("{served:10}{granule:9}{source:8}{threads:9}{bare:23}{pervma:23}{ratio}");
     writeln!(f, "{}", text.trim_end())
 }

@@ -8,45 +8,26 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pervma_pager::{FileSource, MemorySource, Region};
+use pervma_pager::{FileSource, MemorySource, Options, Region};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
-use serde::Serialize;
 
-use crate::bare::{BareRegion, Filling};
+use crate::bare::{self, BareRegion, Filling};
+use crate::plan::{Case, From, Mode, PAGE, Plan};
 
-/// The size of a page in bytes.
-pub(crate) const PAGE: usize = 4096;
-
-/// How much is measured.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub(crate) struct Plan {
-    pub(crate) rounds: usize,
-    /// Touched in each round.
-    pub(crate) pages: usize,
-}
-
-/// What pervma is measured beside.
-#[derive(Clone, Copy, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Floor {
-    /// A memory source beside a handler that fills every page from the same one: the ioctl alone,
-    /// without the cache misses of reading what is copied.
-    IoctlOfOnePage,
-    /// A memory source beside a handler that copies the same bytes.
-    IoctlOfSameBytes,
-    /// A file source beside a handler that reads the same file.
-    PreadAndIoctl,
-}
-
-/// Times of the bare handler and of pervma, in ns per fault, one of each per round.
+/// Times of the floor and of pervma, in ns per page, one of each per round.
 #[derive(Debug)]
 pub(crate) struct Samples {
-    pub(crate) floor: Floor,
-    pub(crate) threads: usize,
+    pub(crate) case: Case,
     pub(crate) bare: Vec<f64>,
     pub(crate) pervma: Vec<f64>,
+}
+
+/// The same bytes in memory and in a file.
+struct Content {
+    bytes: Arc<[u8]>,
+    file: Arc<File>,
 }
 
 impl Plan {
@@ -62,21 +43,17 @@ impl Plan {
         random.fill(bytes.as_mut_slice());
         let mut file = tempfile::tempfile()?;
         file.write_all(&bytes)?;
-        let bytes: Arc<[u8]> = bytes.into();
+        let content = Content { bytes: bytes.into(), file: Arc::new(file) };
 
-        let mut samples = Vec::new();
-        for threads in [1, 2] {
-            for floor in [Floor::IoctlOfOnePage, Floor::IoctlOfSameBytes, Floor::PreadAndIoctl] {
-                samples.push(Samples { floor, threads, bare: vec![], pervma: vec![] });
-            }
-        }
+        let empty = |case| Samples { case, bare: vec![], pervma: vec![] };
+        let mut samples: Vec<_> = Case::all().into_iter().map(empty).collect();
         let mut order: Vec<usize> = (0..self.pages).collect();
         for round in 0..=self.rounds {
             for sample in &mut samples {
                 order.shuffle(&mut random);
-                let deal = order.chunks(self.pages.div_ceil(sample.threads));
-                let bare = || touch(&bare(sample.floor, &bytes, &file)?, deal.clone());
-                let pervma = || touch(&pervma(sample.floor, &bytes, &file)?, deal.clone());
+                let case = sample.case;
+                let bare = || touch(&content.bare(case)?, case, &order);
+                let pervma = || touch(&content.pervma(case)?, case, &order);
                 // Who goes first changes with every round.
                 let (bare, pervma) = if round % 2 == 0 {
                     (bare()?, pervma()?)
@@ -86,9 +63,9 @@ impl Plan {
                 };
                 // The first round warms up.
                 if round > 0 {
-                    let per_fault = |time: Duration| time.as_nanos() as f64 / self.pages as f64;
-                    sample.bare.push(per_fault(bare));
-                    sample.pervma.push(per_fault(pervma));
+                    let per_page = |time: Duration| time.as_nanos() as f64 / self.pages as f64;
+                    sample.bare.push(per_page(bare));
+                    sample.pervma.push(per_page(pervma));
                 }
             }
         }
@@ -96,33 +73,45 @@ impl Plan {
     }
 }
 
-fn bare(floor: Floor, bytes: &Arc<[u8]>, file: &File) -> Result<BareRegion, Box<dyn Error>> {
-    let filling = match floor {
-        Floor::IoctlOfOnePage => Filling::OnePage(Box::new([1; PAGE])),
-        Floor::IoctlOfSameBytes => Filling::Bytes(Arc::clone(bytes)),
-        Floor::PreadAndIoctl => Filling::File(file.try_clone()?),
-    };
-    BareRegion::map(bytes.len() / PAGE, filling)
+impl Content {
+    fn bare(&self, case: Case) -> Result<BareRegion, Box<dyn Error>> {
+        let filling = match case.from {
+            From::Memory => Filling::Bytes(Arc::clone(&self.bytes)),
+            From::File => Filling::File(Arc::clone(&self.file)),
+        };
+        BareRegion::map(self.bytes.len(), case.granule, case.mode, filling)
+    }
+
+    fn pervma(&self, case: Case) -> Result<Region, Box<dyn Error>> {
+        let options = Options::new().granule(case.granule);
+        let live = match (case.from, case.mode) {
+            (From::Memory, mode) => {
+                let source = MemorySource::new(Arc::clone(&self.bytes));
+                match mode {
+                    Mode::Signal => options.map(source)?,
+                    Mode::Thread => options.in_thread().map(source)?,
+                }
+            }
+            (From::File, mode) => {
+                let source = FileSource::new(self.file.try_clone()?)?;
+                match mode {
+                    Mode::Signal => options.map(source)?,
+                    Mode::Thread => options.in_thread().map(source)?,
+                }
+            }
+        };
+        Ok(live.freeze()?)
+    }
 }
 
-fn pervma(floor: Floor, bytes: &Arc<[u8]>, file: &File) -> Result<Region, Box<dyn Error>> {
-    Ok(match floor {
-        Floor::IoctlOfOnePage | Floor::IoctlOfSameBytes => {
-            Region::map(MemorySource::new(Arc::clone(bytes)))?
-        }
-        Floor::PreadAndIoctl => Region::map(FileSource::new(file.try_clone()?)?)?,
-    })
-}
-
-/// Touches the pages that each thread was dealt, and adds up the threads' times.
-fn touch<'a>(
-    memory: &[u8],
-    deal: impl Iterator<Item = &'a [usize]>,
-) -> Result<Duration, Box<dyn Error>> {
+/// Touches the pages, dealt to the threads, and adds up the threads' times.
+fn touch(memory: &[u8], case: Case, order: &[usize]) -> Result<Duration, Box<dyn Error>> {
     thread::scope(|threads| {
+        let deal = order.chunks(order.len().div_ceil(case.threads));
         let workers: Vec<_> = deal
             .map(|pages| {
                 threads.spawn(move || {
+                    bare::prepare_thread(case.granule);
                     let start = Instant::now();
                     for &page in pages {
                         black_box(memory[page * PAGE]);

@@ -40,6 +40,10 @@ pub(crate) fn run(options: &PageOptions) -> Result<Report, Error> {
 
     let before = pervma_pager::stats();
     let paged = Paging { region: &region, threads, churn: options.churn }.run(&mut copy)?;
+    let (serves_system_calls, most_resident) =
+        (region.serves_system_calls(), region.most_resident());
+    // All of its faults are counted then.
+    drop(region);
     let counted = pervma_pager::stats() - before;
 
     let mut hash = Sha256::new();
@@ -53,11 +57,11 @@ pub(crate) fn run(options: &PageOptions) -> Result<Report, Error> {
         threads,
         mode: options.mode,
         granule: options.granule.bytes(),
-        serves_system_calls: region.serves_system_calls(),
+        serves_system_calls,
         resident: options.resident,
-        most_resident: region.most_resident(),
+        most_resident,
         touching: paged.touching,
-        first_faults: paged.first_faults,
+        first_faults: if options.churn { paged.first_faults } else { counted.faults },
         same_again: paged.same_again,
         counted,
         churned: paged.churned,

@@ -198,7 +198,6 @@ mod tests {
     use super::*;
 
     #[test]
-    #[expect(clippy::single_range_in_vec_init, reason = "lists of ranges are compared")]
     fn a_page_has_a_history() {
         let records = Records::new(10).unwrap();
         assert_eq!(records.time(0..10), 0);

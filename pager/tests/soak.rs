@@ -11,6 +11,7 @@ mod common;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -48,12 +49,24 @@ fn pattern(at: usize) -> u8 {
     ((at as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 37) as u8
 }
 
-fn patterns(range: Range<usize>) -> Vec<u8> {
-    range.map(pattern).collect()
+fn patterns(range: Range<usize>) -> &'static [u8] {
+    static ALL: LazyLock<Vec<u8>> = LazyLock::new(|| (0..LEN).map(pattern).collect());
+    &ALL[range]
 }
 
 fn file() -> File {
-    common::file_with(&patterns(0..LEN))
+    common::file_with(patterns(0..LEN))
+}
+
+/// A file that the kernel keeps in folios of a page each: when a file is cut inside of a larger one,
+/// a `pread` that is under way gets zeros for what was cut, and no error.
+fn file_of_small_folios() -> File {
+    let file = tempfile::tempfile().unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();
+    for at in (0..LEN).step_by(PAGE) {
+        file.write_all_at(patterns(at..(at + PAGE).min(LEN)), at as u64).unwrap();
+    }
+    file
 }
 
 fn map<S: Source + SignalSafe + 'static>(mode: Mode, options: Options, source: S) -> LiveRegion {
@@ -183,19 +196,25 @@ fn fork_and_touch(region: &LiveRegion) {
     assert_eq!(libc::WTERMSIG(status), libc::SIGSEGV);
 }
 
-/// Shortens the file and writes it anew, and lets those go on who met that.
-fn shorten(file: &File, region: &LiveRegion, flaky: &LiveRegion, random: &mut StdRng) {
-    let len = random.random_range(0..LEN);
+/// Shortens the file and writes it anew.
+fn shorten(file: &File, random: &mut StdRng) {
+    // Whole pages: of a page that is cut, the kernel lets a read that races see zeros.
+    let len = random.random_range(0..PAGES) * PAGE;
     file.set_len(len as u64).unwrap();
     std::thread::sleep(Duration::from_micros(random.random_range(0..2000)));
     // In order, so that nobody reads anything but the pattern or the end.
     for at in (len..LEN).step_by(PAGE) {
-        file.write_all_at(&patterns(at..(at + PAGE).min(LEN)), at as u64).unwrap();
+        file.write_all_at(patterns(at..(at + PAGE).min(LEN)), at as u64).unwrap();
     }
-    region.discard(0..LEN).unwrap();
-    flaky.discard(0..LEN).unwrap();
-    std::thread::sleep(Duration::from_millis(2));
+}
+
+/// Lets those go on who met a failure.
+fn repair(regions: [&LiveRegion; 2]) {
+    for region in regions {
+        region.discard(0..LEN).unwrap();
+    }
     REPAIRED.fetch_add(1, Relaxed);
+    std::thread::sleep(Duration::from_millis(2));
 }
 
 /// Moves, grows and shrinks a region of its own while its evictor works, and knows what is there.
@@ -230,7 +249,7 @@ fn soak(mode: Mode, time: Duration) {
 
     let options = Options::new().granule(4 * PAGE).resident(LEN / 3).writable();
     let live = map(mode, options.clone(), FileSource::new(file()).unwrap());
-    let shortened = file();
+    let shortened = file_of_small_folios();
     // SAFETY: an atomic, and a sleep.
     let hook = unsafe { OnFailure::call(wait_for_repair, 0) };
     let failing = Options::new().granule(4 * PAGE).on_failure(hook);
@@ -266,22 +285,23 @@ fn soak(mode: Mode, time: Duration) {
         });
         threads.spawn(move || {
             let mut random = StdRng::seed_from_u64(11);
-            let mut known = patterns(0..LEN);
+            let mut known = patterns(0..LEN).to_vec();
             while running() {
                 write(live, &mut known, counts, &mut random);
             }
             live.write_back(0..LEN).unwrap();
-            for at in (0..PAGES).step_by(4).flat_map(|page| page * PAGE..(page + 1) * PAGE) {
-                let mut found = [0];
-                live.read(at, &mut found);
-                assert_eq!(found[0], known[at], "at {at:#x}");
+            for page in (0..PAGES).step_by(4) {
+                let part = page * PAGE..(page + 1) * PAGE;
+                let mut found = vec![0; PAGE];
+                live.read(part.start, &mut found);
+                assert!(found == known[part], "page {page}");
             }
         });
         threads.spawn(move || {
             let mut random = StdRng::seed_from_u64(12);
             let options = Options::new().resident(LEN / 4).writable().capacity(LEN / 2);
             let mut region = map(mode, options, FileSource::new(file()).unwrap());
-            let mut known = patterns(0..LEN);
+            let mut known = patterns(0..LEN).to_vec();
             while running() {
                 carry(&mut region, &mut known, counts, &mut random);
             }
@@ -310,7 +330,10 @@ fn soak(mode: Mode, time: Duration) {
             let mut random = StdRng::seed_from_u64(13);
             // Until the readers have ended, who may wait for it.
             while readers.iter().any(|reader| !reader.is_finished()) {
-                shorten(shortened, short, flaky, &mut random);
+                if running() {
+                    shorten(shortened, &mut random);
+                }
+                repair([short, flaky]);
                 count(&counts.repairs);
             }
             readers.into_iter().for_each(|reader| reader.join().unwrap());

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::fs::{OFlags, fcntl_getfl, fstat};
 use rustix::io::{Errno, pread};
 
 use super::{ReadFailed, SignalSafe, Source};
@@ -14,7 +14,8 @@ use crate::Error;
 ///
 /// A page is read when it is first touched, and again when it is touched after it was given back;
 /// what the file becomes between does not show. A file that has shrunk below a page that is touched
-/// is a failure of that access.
+/// is a failure of that access. (One that is cut short and written anew during a single read can be
+/// read as zeros: the kernel's `read` has no better answer while it cuts what it keeps of a file.)
 ///
 /// It is writable if the file was opened for writing.
 ///
@@ -68,6 +69,7 @@ impl Source for FileSource {
 
     #[inline]
     fn read_at(&self, mut offset: u64, mut buf: &mut [u8]) -> Result<(), ReadFailed> {
+        let end = offset + buf.len() as u64;
         while !buf.is_empty() {
             match pread(&self.file, &mut *buf, offset) {
                 // Within the size there is no end of file, unless the file has shrunk.
@@ -80,7 +82,11 @@ impl Source for FileSource {
                 Err(_) => return Err(ReadFailed),
             }
         }
-        Ok(())
+        // While a file is cut short, a read that is under way can get zeros for what was cut.
+        match fstat(&self.file) {
+            Ok(now) if now.st_size.cast_unsigned() >= end => Ok(()),
+            _ => Err(ReadFailed),
+        }
     }
 
     fn is_writable(&self) -> bool {

@@ -1,0 +1,62 @@
+//! What is measured.
+
+use serde::Serialize;
+
+/// The size of a page in bytes.
+pub(crate) const PAGE: usize = 4096;
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Plan {
+    pub(crate) rounds: usize,
+    /// Touched in each round.
+    pub(crate) pages: usize,
+}
+
+/// Who serves faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Mode {
+    /// The faulting thread, in a signal handler.
+    Signal,
+    /// A thread.
+    Thread,
+}
+
+/// Where bytes come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum From {
+    /// Memory: the floor is the ioctl alone.
+    Memory,
+    /// A file in the page cache: the floor is `pread` and the ioctl.
+    File,
+}
+
+/// One way to fault, which pervma and a floor have in common.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Case {
+    pub(crate) mode: Mode,
+    /// Bytes that a fault fills.
+    pub(crate) granule: usize,
+    pub(crate) from: From,
+    /// Threads that touch.
+    pub(crate) threads: usize,
+}
+
+impl Case {
+    /// All of them.
+    pub(crate) fn all() -> Vec<Self> {
+        let mut cases = Vec::new();
+        for mode in [Mode::Signal, Mode::Thread] {
+            for granule in [4 << 10, 64 << 10, 2 << 20] {
+                for from in [From::Memory, From::File] {
+                    for threads in [1, 2] {
+                        cases.push(Self { mode, granule, from, threads });
+                    }
+                }
+            }
+        }
+        cases
+    }
+}
