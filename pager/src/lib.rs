@@ -1,9 +1,9 @@
-//! Memory that is filled when it is first touched, on the thread that touches it.
+//! Memory that is filled when it is touched: from files, from memory, or from anything that can be
+//! read.
 //!
-//! A [`Region`] is a slice of bytes that come from a [`Source`]: a file, memory, or anything that
-//! can be read in a signal handler. Touching a page of it for the first time is a real page
-//! fault, and the fault is served right there, by the faulting thread, without another thread and
-//! without a lock: the mapping is found and read-locked in a [`pervma::AddressSpace`].
+//! A region's bytes come from a [`Source`]. Touching a page of it that is not there is a real page
+//! fault, and it is served through [`pervma::AddressSpace`]s: the VMA is found and read-locked without
+//! a lock of the space, so faults are served in parallel, also while other ranges change.
 //!
 //! ```
 //! use pervma_pager::{MemorySource, Region};
@@ -14,65 +14,117 @@
 //! # Ok::<(), pervma_pager::Error>(())
 //! ```
 //!
+//! # What to use
+//!
+//! | you want | use |
+//! |---|---|
+//! | a slice of bytes that comes page by page | [`Region::map`] |
+//! | more pages a fault, huge pages, a bound of what is there, a hook for failures | [`Options`] |
+//! | to discard, protect, unmap, resize, move or write while others read | [`LiveRegion`] |
+//! | system calls on such memory, or a source that locks or allocates | [`Options::threaded`] |
+//! | the kernel's interface, for a pager of your own | [`sys`] |
+//!
+//! And when not to: for a local file that is in the page cache, the kernel's own `mmap` is the better
+//! tool. It maps what is there (a quarter of a microsecond a page) where this copies it (a
+//! microsecond a page in large granules, five for single ones), shares it between processes, and
+//! gives it back under memory pressure by itself. The case for this crate is what the kernel cannot
+//! map: what is remote, compressed, made up or put together; and control: what is there, what is
+//! written back and when, what a failure does.
+//!
+//! # Signal mode and thread mode
+//!
+//! | | signal mode | thread mode |
+//! |---|---|---|
+//! | who serves a fault | the thread that made it, in the SIGBUS handler | a thread of the region |
+//! | cost of a fault of one page | 4 to 5 µs | 8 µs and more, two changes of thread |
+//! | privilege | none | none for user code; for system calls see [`Options::threaded`] |
+//! | a system call that touches what is missing | fails with `EFAULT` | is served, if privileged |
+//! | sources | [`SignalSafe`] ones | all |
+//! | kernel | Linux 5.11 | Linux 6.6 |
+//!
 //! # Guarantee
 //!
-//! - Every byte of a region reads as the source's byte. A page is read from the source at most
-//!   once per fault, and filled once; what has been read never changes.
-//! - On the fault path nothing locks, allocates or runs a destructor, and `errno` is preserved.
-//! - Mapping or dropping a region does not hold up faults in others. (It does hold up mapping and
-//!   dropping others: dropping a region waits for the faults in it.)
-//! - What a region owns is dropped by the thread that drops the region, never in a handler.
+//! - Every byte of a region is the source's byte, or what was written to it. Nothing is invented: a
+//!   page whose bytes cannot be had is an error of the access ([`OnFailure`]), and stays one until it
+//!   is discarded. It is never asked for again and again.
+//! - What is in a [`Region`] never changes. What is in a [`LiveRegion`] changes when it is written,
+//!   or read from the source again after it was given back.
+//! - No lock is held while a source is read. What was read is used only if the page was not given
+//!   back, unmapped or moved meanwhile.
+//! - An operation on a range waits for the faults in the VMAs that it touches, and holds up those
+//!   only; writing back, which is slow, sets its pages off from the others first.
+//! - On the fault path of signal mode nothing locks, allocates or runs a destructor, and `errno` is
+//!   preserved.
+//! - What a region owns is dropped by the thread that drops the region.
 //! - A SIGBUS that is not a region's fault goes to whoever handled the signal before.
-//! - No privilege is needed.
 //!
 //! # Actors
 //!
-//! - *Threads that touch regions*: the signal handler runs on them and looks up, reads, fills.
-//! - *Threads that map and drop regions*: they edit the one address space of the process that
-//!   holds all regions. They wait for each other, and for faults in the region they drop.
-//! - *The kernel*: one userfaultfd for each region, in SIGBUS mode, for faults of user code.
+//! - *Threads that touch regions*: in signal mode the handler runs on them, looks up, reads, fills.
+//! - *Handler threads*, of regions in thread mode: they read faults and do the same.
+//! - *Evictors*, one for each region with a bound: they give back what was filled longest ago, and
+//!   write it to the source first if it was written.
+//! - *Threads that map, change and drop regions*: they edit the one address space of the process
+//!   that holds all regions, and exclude faults from the VMAs they change.
+//! - *The kernel*: a userfaultfd for each region, so that regions share no queue.
 //!
 //! # A fault, step by step
 //!
-//! 1. A thread touches a missing page. The kernel raises SIGBUS in it and runs the handler with
-//!    all signals blocked, on the thread's alternate stack if it has one.
-//! 2. Not a page fault (`si_code`): step 7. The thread is marked as being inside a handler
-//!    ([`pervma::HandlerScope`]): from here on, taking the address space's lock would panic.
-//! 3. [`try_read`](pervma::AddressSpace::try_read) with the address. Nothing mapped: step 7.
-//!    Changes in the way: yield and return, so that the access faults again.
-//! 4. The region is read-locked: it cannot be unmapped, nor its source be dropped.
-//! 5. The page is read from the source into a buffer of the thread; if the source is in memory,
-//!    nothing is read. Failed: step 7, after unlocking.
-//! 6. One `UFFDIO_COPY`. The page is there, or another thread was faster: unlock, return, and the
-//!    access goes on.
-//! 7. To the handler that was there before. If there was none, the default action is restored and
-//!    the access, repeated, ends the process.
+//! 1. A thread touches a missing page, or writes one that is write-protected. In signal mode the
+//!    kernel raises SIGBUS in it and runs the handler with all signals blocked, on the thread's
+//!    alternate stack if it has one; in thread mode it puts it to sleep and a handler thread reads
+//!    of it.
+//! 2. [`try_read`](pervma::AddressSpace::try_read) with the address. Nothing mapped: step 7. Changes
+//!    in the way: the access is repeated a little later.
+//! 3. A write to a protected page: the page's record says now that it was written; the page may be
+//!    written; done.
+//! 4. If the region has a bound, pages are taken from its budget; if none are left, the access is
+//!    repeated when the evictor has made room.
+//! 5. What is missing of the granule is read, 64 KiB at a time: the VMA is unlocked for it, and what
+//!    keeps the source is a VMA of its own, in a second address space. Then the VMA is locked again,
+//!    and the record of the pages must say that nothing of them was given back meanwhile. Memory
+//!    sources are not read: the kernel copies from there.
+//! 6. `UFFDIO_COPY`. The pages are there, or another thread was faster: unlock, and the access goes
+//!    on.
+//! 7. Failed: the page is poisoned, and the region's [`OnFailure`] is asked. Not ours, or passed on:
+//!    to the handler that was there before. If there was none, the default action is restored and the
+//!    access, repeated, ends the process.
 //!
 //! # Trade-offs
 //!
-//! - A *system call* that touches a page not yet filled fails with `EFAULT`; so does reading it
-//!   through `/proc/pid/mem`. Touch each page first, or copy.
+//! - In signal mode a *system call* that touches a page that is missing, or protected for tracking,
+//!   fails with `EFAULT`; so does reading it through `/proc/pid/mem`. Touch each page first, or use
+//!   thread mode.
+//! - *Writes are tracked by write protection*: the first write to a page that was filled for a read
+//!   is a fault of its own.
 //! - A SIGBUS handler that is installed *later* must pass on what is not its own, and must block
 //!   all signals (`sa_mask`, no `SA_NODEFER`), as ours does: under a smaller mask another handler
 //!   can interrupt a fault, and if it touches a region the process ends. One that is installed at
 //!   the very moment at which the first region is mapped can be missed.
-//! - *SIGBUS must not be blocked* in a thread that touches a region: the kernel ends the process
-//!   then. Mapping a region from such a thread is an error.
+//! - *SIGBUS must not be blocked* in a thread that touches a region in signal mode, or one that
+//!   fails: the kernel ends the process then. Mapping a region from such a thread is an error.
 //! - A SIGBUS that is *sent* (by `kill`) goes to the handler before ours, which in a Rust program is
 //!   the standard library's; that one restores the default action, and the next fault of a region
 //!   ends the process.
-//! - A *forked child* does not have the regions: touching one there is SIGSEGV. It cannot map or
-//!   drop regions either: mapping fails or waits for ever.
-//! - A *slow source* holds up its thread, with all signals blocked, and the drop of its region.
-//! - Each region takes a descriptor: `ulimit -n` bounds their number.
-//! - The handler needs stack beside the signal frame: less than 1 KiB in a release build, a
-//!   few KiB in a debug build. Each thread of the process has a page of 4 KiB in its thread-local
-//!   memory, touched at its first fault; glibc takes it from the thread's stack.
+//! - A *forked child* does not have the regions: touching one there is SIGSEGV, never zeros. It
+//!   cannot map or drop regions either: mapping fails or waits for ever.
+//! - A *slow source* holds up the threads that want the same granule (in thread mode, all faults that
+//!   a handler thread has read with it), and the drop of its region; in signal mode with all signals
+//!   blocked.
+//! - *`madvise`, `munmap`, `mprotect` and the like* are this crate's to call on a region's memory:
+//!   called by others they leave its records wrong.
+//! - *Moving* a region copies what was written and leaves the rest to the source; *discarding* is not
+//!   shared with other mappings of the same source.
+//! - *Evicting* looks at 8 bytes for each page of the region, as many times as an eighth of the
+//!   bound is filled: choose a bound that is not tiny beside the region.
+//! - Each region takes a descriptor, and one or two more with threads: `ulimit -n` bounds their
+//!   number. Its pages take 8 bytes each of memory once they are touched.
+//! - The handler needs stack beside the signal frame: less than 1 KiB in a release build, some 5 KiB
+//!   in a debug build. Each thread of the process has 64 KiB in its thread-local memory, of which a
+//!   fault touches what it reads at a time; glibc takes it from the thread's stack.
 //! - In a library that is loaded at run time the first fault of a thread may allocate its
 //!   thread-locals: touch a region once on each thread, outside of allocators and handlers.
-//! - For a local file that is in the page cache `mmap` is faster: it maps what is there, this
-//!   copies it. The case for this crate is what the kernel cannot map.
-//! - Pages are 4096 bytes; other page sizes are an error.
+//! - The kernel's pages are 4096 bytes, or 2 MiB of hugetlbfs; other page sizes are an error.
 #![deny(unsafe_code)]
 
 #[cfg(not(target_os = "linux"))]
