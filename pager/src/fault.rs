@@ -31,9 +31,10 @@ pub(crate) enum Cause {
 /// What is to become of the access that faulted.
 #[derive(Clone, Debug)]
 pub(crate) enum Verdict {
-    /// Its page is there, in the region of this number. Unless `is_new`, nothing had to be done for
-    /// it, and the access is to be repeated; at these addresses threads may sleep for it.
-    Filled { number: usize, is_new: bool, granule: Range<usize> },
+    /// Its page is there, in the region of this number, with a record of this time before. Unless
+    /// `is_new`, nothing had to be done for it, and the access is to be repeated; at these addresses
+    /// threads may sleep for it.
+    Filled { number: usize, time: u64, is_new: bool, granule: Range<usize> },
     /// Nothing could be done now: it is to fault again, later.
     Later,
     /// Its page cannot be had, and is poisoned.
@@ -56,7 +57,7 @@ pub(crate) enum Scratch<'a> {
 /// would not fit on an alternate signal stack beside those of the lookup.
 #[inline]
 pub(crate) fn serve(addr: usize, cause: Cause, scratch: Scratch<'_>) -> Verdict {
-    let (vma, fault) = match find(addr, cause) {
+    let (vma, fault) = match find(addr, cause, &scratch) {
         Ok(found) => found,
         Err(verdict) => return verdict,
     };
@@ -82,6 +83,8 @@ struct Fault {
     base: usize,
     /// The kernel's page, as offsets in the mapping.
     page: Range<usize>,
+    /// The time of its record.
+    time: u64,
     /// What is to be filled, as offsets.
     granule: Range<usize>,
     /// Whether the page is to be written, and that is tracked.
@@ -93,6 +96,20 @@ impl Fault {
         self.is_written.then_some(&self.page)
     }
 
+    fn granule(&self) -> Range<usize> {
+        self.base + self.granule.start..self.base + self.granule.end
+    }
+
+    /// Nothing was done: the access is to be repeated.
+    fn repeated(&self) -> Verdict {
+        Verdict::Filled {
+            number: self.number,
+            time: self.time,
+            is_new: false,
+            granule: self.granule(),
+        }
+    }
+
     fn failed(&self) -> Verdict {
         Shard::mine().count_failure();
         Verdict::Failed { on_failure: self.on_failure, offset: self.addr - self.base }
@@ -101,7 +118,11 @@ impl Fault {
 
 /// Finds and read-locks the VMA.
 #[inline]
-fn find(addr: usize, cause: Cause) -> Result<(ReadGuard<'static, Piece>, Fault), Verdict> {
+fn find(
+    addr: usize,
+    cause: Cause,
+    scratch: &Scratch<'_>,
+) -> Result<(ReadGuard<'static, Piece>, Fault), Verdict> {
     let count = Shard::mine();
     let vma = match SPACE.try_read(addr) {
         Ok(vma) => vma,
@@ -122,11 +143,16 @@ fn find(addr: usize, cause: Cause) -> Result<(ReadGuard<'static, Piece>, Fault),
         is_tracked: backing.is_tracked,
         base: addr - offset,
         page: mapping.page_at(offset),
+        time: mapping.records.time(offset / PAGE..offset / PAGE + 1),
         granule: mapping.granule_at(addr, &vma.range()),
         is_written: backing.is_tracked && cause == Cause::Missing { is_write: true },
     };
     if mapping.records.has_failed(offset / PAGE) {
         return Err(fault.failed());
+    }
+    if backing.is_threaded && matches!(scratch, Scratch::OfThread) {
+        // It had failed, and was discarded since: its source is not for signal handlers.
+        return Err(fault.repeated());
     }
     Ok((vma, fault))
 }
@@ -136,18 +162,19 @@ fn find(addr: usize, cause: Cause) -> Result<(ReadGuard<'static, Piece>, Fault),
 fn conclude(fault: &Fault, cause: Cause, new: usize, end: End) -> Verdict {
     let count = Shard::mine();
     count.count_pages(new);
-    let Fault { number, base, ref granule, .. } = *fault;
-    let granule = base + granule.start..base + granule.end;
     match end {
         End::Done => {
             count.count_fault();
             if new == 0 && fault.is_tracked && cause == Cause::Unknown {
                 let_write_perhaps(fault);
             }
-            let is_new = new > 0 || cause == Cause::WriteProtected;
-            Verdict::Filled { number, is_new, granule }
+            if new == 0 && cause != Cause::WriteProtected {
+                return fault.repeated();
+            }
+            let Fault { number, time, .. } = *fault;
+            Verdict::Filled { number, time, is_new: true, granule: fault.granule() }
         }
-        End::Gone => Verdict::Filled { number, is_new: false, granule },
+        End::Gone => fault.repeated(),
         End::Later => Verdict::Later,
         End::Failed => fault.failed(),
     }
@@ -277,10 +304,9 @@ fn read_and_fill(
                 (from, until) = (fault.page.clone(), fault.page.end);
                 continue;
             }
-            Err(ReadFailed) => {
-                vma.mapping.poison(&fault.page);
-                End::Failed
-            }
+            Err(ReadFailed) if vma.mapping.poison(&fault.page) => End::Failed,
+            // It is there, by somebody who could read it.
+            Err(ReadFailed) => End::Gone,
         };
         if !matches!(end, End::Done) {
             return (new, end);
@@ -368,21 +394,24 @@ impl Scratch<'_> {
     }
 }
 
-/// Whether this thread has faulted at a present page of a region again and again.
+/// Whether this thread has faulted at a present page of a region again and again, while its record
+/// was of this time.
 ///
 /// Once is a race that another thread won: what is present stays present until it is given back,
-/// so the access succeeds when it is repeated. For ever is a page that cannot be read although it
-/// is "there": swap that fails, or the addresses of a region in a forked child.
+/// which makes it of another time, so the access succeeds when it is repeated. For ever is a page
+/// that cannot be read although it is "there": swap that fails, or the addresses of a region in a
+/// forked child.
 #[cold]
-pub(crate) fn is_stuck_at(region: usize, addr: usize) -> bool {
+pub(crate) fn is_stuck_at(region: usize, addr: usize, time: u64) -> bool {
     const LIMIT: u32 = 1000;
+    type Place = (usize, usize, u64);
     thread_local! {
-        static LAST: Cell<(usize, usize, u32)> = const { Cell::new((0, 0, 0)) };
+        static LAST: Cell<(Place, u32)> = const { Cell::new(((0, 0, 0), 0)) };
     }
-    let page = addr & !(PAGE - 1);
-    let (last_region, last_page, times) = LAST.get();
-    let times = if (region, page) == (last_region, last_page) { times + 1 } else { 1 };
-    LAST.set((region, page, times % LIMIT));
+    let place = (region, addr & !(PAGE - 1), time);
+    let (last, times) = LAST.get();
+    let times = if place == last { times + 1 } else { 1 };
+    LAST.set((place, times % LIMIT));
     times == LIMIT
 }
 
@@ -398,10 +427,11 @@ mod tests {
 
     #[test]
     fn only_the_same_page_of_one_region_again_and_again_is_stuck() {
-        assert!((1..2000).all(|page| !is_stuck_at(1, page * PAGE)));
-        assert!((2..2000).all(|region| !is_stuck_at(region, 0)), "addresses are used again");
-        assert!((1..1000).all(|byte| !is_stuck_at(1, byte)));
-        assert!(is_stuck_at(1, 5));
-        assert!(!is_stuck_at(1, 5));
+        assert!((1..2000).all(|page| !is_stuck_at(1, page * PAGE, 7)));
+        assert!((2..2000).all(|region| !is_stuck_at(region, 0, 7)), "addresses are used again");
+        assert!((1..2000).all(|time| !is_stuck_at(1, 0, time)), "it was given back between");
+        assert!((1..1000).all(|byte| !is_stuck_at(1, byte, 7)));
+        assert!(is_stuck_at(1, 5, 7));
+        assert!(!is_stuck_at(1, 5, 7));
     }
 }

@@ -106,6 +106,8 @@
 //! - A SIGBUS that is *sent* (by `kill`) goes to the handler before ours, which in a Rust program is
 //!   the standard library's; that one restores the default action, and the next fault of a region
 //!   ends the process.
+//! - A *signal handler* that interrupts its own thread inside an operation on a region, and touches
+//!   what that operation changes, waits for itself: the process ends.
 //! - A *forked child* does not have the regions: touching one there is SIGSEGV, never zeros. It
 //!   cannot map or drop regions either: mapping fails or waits for ever.
 //! - A *slow source* holds up the threads that want the same granule (in thread mode, all faults that

@@ -151,8 +151,9 @@ impl Mapping {
     /// for an operation that is over.
     pub(crate) fn join(&self, addresses: &Range<usize>) {
         let whole = self.memory.range();
-        let with_neighbours = addresses.start.saturating_sub(PAGE).max(whole.start)
-            ..(addresses.end + PAGE).min(whole.end);
+        let page = self.backing.page_size.bytes();
+        let with_neighbours = addresses.start.saturating_sub(page).max(whole.start)
+            ..(addresses.end + page).min(whole.end);
         // Refused where something is not mapped, or without memory: then they stay apart, which
         // nobody notices but the next operation.
         let _ = SPACE.update(with_neighbours, |_, piece| piece.clone());
@@ -256,13 +257,19 @@ impl Mapping {
         }
     }
 
-    /// Makes accesses to a page fail from now on. The caller is inside of its VMA.
-    pub(crate) fn poison(&self, page: &Range<usize>) {
-        for page in pages(page) {
-            self.records.mark_failed(page);
+    /// Makes accesses to a page fail from now on, unless it is there by now; whether they will. The
+    /// caller is inside of its VMA.
+    pub(crate) fn poison(&self, page: &Range<usize>) -> bool {
+        let fails = match self.backing.uffd.poison(&self.memory, page.clone()) {
+            // Somebody else has filled it, or poisoned it and is about to say so.
+            Err(Errno::EXIST) => false,
+            // On a kernel that cannot, each access asks the records.
+            Ok(()) | Err(_) => true,
+        };
+        if fails {
+            pages(page).for_each(|page| self.records.mark_failed(page));
         }
-        // On a kernel that cannot, each access asks the records.
-        let _ = self.backing.uffd.poison(&self.memory, page.clone());
+        fails
     }
 
     /// The addresses of a part.

@@ -84,6 +84,7 @@ impl Records {
         self.has(page, DIRTY)
     }
 
+    #[inline]
     pub(crate) fn has_failed(&self, page: usize) -> bool {
         self.has(page, FAILED)
     }
@@ -122,9 +123,11 @@ impl Records {
         present
     }
 
+    /// The bytes of a page could not be had, unless somebody else had them and filled it.
     pub(crate) fn mark_failed(&self, page: usize) {
-        // RELAXED: R1.
-        self.pages[page].fetch_or(FAILED, Relaxed);
+        let failed = |record| (record & PRESENT == 0).then_some(record | FAILED);
+        // RELAXED: R1. It failed already if it is there by now, and nothing is to be done.
+        let _ = self.pages[page].fetch_update(Relaxed, Relaxed, failed);
     }
 
     /// The pages were written to the source, by the caller, who has them alone.
@@ -218,6 +221,8 @@ mod tests {
         assert_eq!(runs(Records::is_present), vec![5..6]);
         assert_eq!(records.present_times().collect::<Vec<_>>(), [before]);
         records.mark_failed(9);
+        records.mark_failed(5);
+        assert!(records.has_failed(9) && !records.has_failed(5), "it is there");
         let moved = Records::new(20).unwrap();
         moved.inherit_times(&records);
         assert_eq!(moved.time(0..20), records.time(0..10));

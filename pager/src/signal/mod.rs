@@ -131,7 +131,7 @@ fn respond(addr: usize, cause: Cause, context: *mut c_void) -> bool {
     SERVING.set(false);
     match verdict {
         Verdict::Filled { is_new: true, .. } => true,
-        Verdict::Filled { number, is_new: false, .. } => !fault::is_stuck_at(number, addr),
+        Verdict::Filled { number, time, .. } => !fault::is_stuck_at(number, addr, time),
         Verdict::Later => {
             rest();
             true
