@@ -394,7 +394,8 @@ impl<P, T: Platform> AddressSpace<P, T> {
         addr: usize,
     ) -> Option<ReadGuard<'s, P, T>> {
         let admitted = Inside::<P, T>::enter(slot).ok()?.admit(&self.mm).ok()?;
-        admitted.span().contains(addr).then(|| ReadGuard::new(self, admitted, 0))
+        let holds = admitted.span().contains(addr) || !keep(Step::CheckRange);
+        holds.then(|| ReadGuard::new(self, admitted, 0))
     }
 
     /// *Locked* in the words of a thread that would wait for itself.
@@ -438,8 +439,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
                 }
                 Err(Blocked::Excluded(sleeper)) => sleeper,
             };
-            drop(section);
-            sleeper.sleep::<T>();
+            sleeper.sleep::<T>(section);
         }
     }
 
@@ -510,7 +510,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
                 match slot.map(|slot| self.enter(slot, before)) {
                     Some(Met::Vma(admitted)) => {
                         let span = admitted.span();
-                        if below && span.contains(addr) {
+                        if below && (span.contains(addr) || !keep(Step::CheckRange)) {
                             return Ok(Some((admitted, walk)));
                         }
                         if !below {
@@ -833,6 +833,7 @@ mod tests {
     use super::*;
     use crate::lock::LIMIT;
 
+    /// B15g.
     #[test]
     fn at_the_limit_of_readers_one_more_is_told_busy() {
         let space = AddressSpace::new(1);
