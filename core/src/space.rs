@@ -848,4 +848,22 @@ mod tests {
         assert!(space.try_read(10).is_ok(), "a place is free again");
         slot.pretend_readers(0);
     }
+    /// For `.ci/races`: Miri and ThreadSanitizer must each report it.
+    #[test]
+    #[ignore = "has a race: a reader's put is no release"]
+    fn planted_race() {
+        let space = AddressSpace::new(1);
+        space.edit().unwrap().insert(10..20, 1_u64).unwrap();
+        const EDITS: u64 = if cfg!(miri) { 100 } else { 10_000 };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                crate::facade::PLANTED.set("READ_PUT");
+                while space.read(10).is_ok_and(|vma| *vma < EDITS) {}
+            });
+            for _ in 0..EDITS {
+                *space.edit().unwrap().start_write(10).unwrap() += 1;
+                std::thread::yield_now();
+            }
+        });
+    }
 }

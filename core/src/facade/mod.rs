@@ -22,6 +22,9 @@ use model as imp;
 #[cfg(not(pervma_model))]
 use real as imp;
 
+#[cfg(all(test, not(pervma_model)))]
+pub use real::PLANTED;
+
 pub use imp::{Cell, ConstPtr, MmapLock, MmapReadGuard, MmapWriteGuard, WaitWord, keep, resolve};
 
 /// No ordering, with the reason why none is needed.
