@@ -110,7 +110,7 @@ impl SpaceSeq {
             self.0.store(even + 1, Relaxed("mutant"));
             even
         };
-        debug_assert!(even.is_multiple_of(2), "one edit at a time");
+        check(even.is_multiple_of(2), "one edit at a time");
         EditSeq(even + 1)
     }
 

@@ -70,7 +70,7 @@ pub const REUSE: Model = Model {
     name: "reuse",
     property: "a reader that comes late finds its own VMA or none, never the slot's next tenant",
     threads: 2,
-    preemptions: Some(5),
+    preemptions: Some(4),
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();

@@ -259,7 +259,7 @@ pub const DOWNGRADE: Model = Model {
     name: "downgrade",
     property: "a view that was an edit sees the space as that edit left it, and so do readers",
     threads: 2,
-    preemptions: None,
+    preemptions: Some(4),
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
@@ -291,7 +291,7 @@ pub const TAG_IN_WORD: Model = Model {
     name: "tag_in_word",
     property: "a walker in a recycled node takes no node for a VMA and no VMA for a node",
     threads: 2,
-    preemptions: Some(3),
+    preemptions: Some(2),
     run: || {
         let slab = std::sync::Arc::new(Slab::new());
         let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
