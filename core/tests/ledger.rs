@@ -72,7 +72,7 @@ fn every_edge_is_one_operation_of_the_source() {
     for name in EDGES.iter().map(|edge| edge.name) {
         let places = [format!(",{name})"), format!("({name})")];
         let places: usize = places.iter().map(|place| source.matches(place.as_str()).count()).sum();
-        assert_eq!(places, 1, "{name} is the ordering of so many operations");
+        assert_eq!(places, 1, "so many operations carry {name}");
     }
 }
 
