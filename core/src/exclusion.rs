@@ -84,10 +84,8 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
                 Err(Refusal::Error(error)) => return Err(error),
                 Err(Refusal::Excluded(entry)) => entry,
             };
-            let sleeper = Sleeper::register(space.slab().slot_arena(), refused);
-            drop(section);
-            if let Some(sleeper) = sleeper {
-                sleeper.sleep::<T>();
+            if let Some(sleeper) = Sleeper::register(space.slab().slot_arena(), refused) {
+                sleeper.sleep::<T>(section);
             }
         }
     }

@@ -164,6 +164,65 @@ edges! {
         without "a walker in a node that another space has recycled turns by that space's keys, finds its own sequence unchanged and reports a hole";
 }
 
+/// An ordering that the crate relies on and no model can show.
+#[derive(Clone, Copy, Debug)]
+pub struct Argued {
+    /// Its name.
+    pub name: &'static str,
+    /// What is relied on.
+    pub what: &'static str,
+    /// Why it holds.
+    pub because: &'static str,
+    /// The test that tries it with real threads: a file, and a function in it.
+    pub test: &'static str,
+}
+
+/// Every ordering that is argued, not modelled.
+///
+/// ```
+/// use pervma::ledger::{ARGUED, EDGES};
+///
+/// assert!(ARGUED.iter().all(|argued| EDGES.iter().all(|edge| edge.name != argued.name)));
+/// ```
+pub const ARGUED: &[Argued] = &[
+    Argued {
+        name: "LOCKS",
+        what: "the mmap lock and the arenas' locks hand on what was done under them",
+        because: "they are locks of the platform (`lock_api`), whose acquire and release are taken as given; in the models loom's own lock stands in for them",
+        test: "core/tests/stress.rs::readers_and_editors_of_all_kinds",
+    },
+    Argued {
+        name: "SHARED_SLAB",
+        what: "whoever drops the last handle to a slab sees all that was done with it",
+        because: "a shared slab is kept alive by `alloc`'s `Arc`, which orders its drops; loom does not see into it",
+        test: "core/tests/stress.rs::readers_and_editors_of_all_kinds",
+    },
+    Argued {
+        name: "FUTEX",
+        what: "a sleeper that compares after the word has changed does not sleep, and one that compared before is woken",
+        because: "the kernel compares and enqueues in one step, under the lock that a wake takes; the models' stand-in is made of a mutex and a condition variable, which order more than that, so models in which somebody sleeps judge wake-ups and not orderings",
+        test: "core/tests/waiting.rs::overlapping_exclusions_take_turns",
+    },
+    Argued {
+        name: "SIGNAL_FENCE",
+        what: "a signal handler sees the accesses of the thread it interrupts in the order of the program",
+        because: "a processor shows a thread its own accesses in order, and the compiler fences keep them so; what a handler can find half done is harmless to it (`core/src/thread.rs`), and it leaves everything as it found it",
+        test: "core/tests/signals.rs::a_handler_reads_in_the_middle_of_everything",
+    },
+    Argued {
+        name: "THREAD_IDENTITY",
+        what: "a thread never takes itself for the editor that another thread is or was",
+        because: "the identity is the address of the thread's state; another thread's can come to lie there only when the first has ended and its memory was handed on, which orders all it did, its last store to `Editors::current` included",
+        test: "core/tests/stress.rs::threads_that_come_and_go_are_told_apart",
+    },
+    Argued {
+        name: "LOAD_BUFFERING",
+        what: "no relaxed load returns a value that is stored only because of what it returned",
+        because: "loom runs the accesses of a thread in order, so it never shows this; but the only stores of a reader are to the count and the gate, by read-modify-writes: the increment is an acquire, so no later load moves in front of it; the put is a release, so no earlier load moves behind it; and what is loaded before the increment (keys, the hint) only decides where to look",
+        test: "core/tests/stress.rs::readers_and_editors_of_all_kinds",
+    },
+];
+
 macro_rules! steps {
     ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
         /// A step of the protocol that a model can leave out, to show that it is needed.
@@ -199,8 +258,18 @@ steps! {
     CheckSeq,
     /// The reader checks the range.
     CheckRange,
+    /// A reader under the mmap lock checks that the range is not only reserved.
+    CheckReserved,
+    /// A hole is believed only if no edit was under way before the walk.
+    CheckEven,
     /// A hole is believed only if the sequence has not moved.
     CheckHole,
+    /// A reader's increment fails at 0.
+    RefuseDetached,
+    /// A reader's increment fails at the limit.
+    RefuseFull,
+    /// A reader's increment fails from X on.
+    RefuseExcluded,
     /// A merged node is given back only when its entries have been copied.
     FreeLast,
     /// A leaving reader wakes the writer that waits for it.
@@ -215,6 +284,10 @@ steps! {
     TestExcluded,
     /// X stays until the detached VMA's count goes to 0, in one step.
     KeepExcluded,
+    /// X stays until `lock_seq` says that the VMA is write-locked.
+    MarkBeforeEnd,
+    /// Whoever gives up an exclusion gives X back.
+    GiveBack,
     /// The drop of a space waits for late readers of its VMAs, also those of other spaces.
     DrainOnDrop,
     /// An exclusion ends on the VMAs of its own list, not on those of its range.
@@ -225,6 +298,10 @@ steps! {
     LinkBeforeEnd,
     /// A refused reader looks again after it has registered at the gate.
     LookAgain,
+    /// The gate opens after X is gone.
+    OpenLast,
+    /// Whoever an exclusion refuses lets the mmap lock go before it sleeps.
+    SleepOutside,
     /// What a word of the tree points to is told by that very word.
     TagInWord,
 }

@@ -9,7 +9,7 @@
 //!
 //! # Values of the count (`refcnt`)
 //!
-//! X is [`EXCLUDED`], bit 30; LIMIT is X-1.
+//! X is [`EXCLUDED`], bit 30 (bit 2 under the models, so that the count fills); LIMIT is X-1.
 //!
 //! | refcnt | meaning | a reader that comes now gets | left by |
 //! |---|---|---|---|
@@ -67,7 +67,7 @@ use crate::platform::Platform;
 
 /// X, the bit in the count that keeps readers out.
 #[doc(alias("VMA_LOCK_OFFSET", "VM_REFCNT_EXCLUDE_READERS_FLAG"))]
-pub const EXCLUDED: u32 = 1 << 30;
+pub const EXCLUDED: u32 = if cfg!(pervma_model) { 1 << 2 } else { 1 << 30 };
 
 /// The most the count can hold: one attachment and LIMIT-1 readers.
 pub const LIMIT: u32 = EXCLUDED - 1;
@@ -110,7 +110,7 @@ impl SpaceSeq {
             self.0.store(even + 1, Relaxed("mutant"));
             even
         };
-        debug_assert!(even.is_multiple_of(2), "one edit at a time");
+        check(even.is_multiple_of(2), "one edit at a time");
         EditSeq(even + 1)
     }
 
@@ -136,7 +136,8 @@ impl SpaceSeq {
     pub fn undisturbed(&self, before: Glimpse) -> bool {
         fence(HOLE_CHECK);
         let now = self.0.load(Relaxed("HOLE_CHECK stands in front of it"));
-        before.0.is_multiple_of(2) && (before.0 == now || !keep(Step::CheckHole))
+        let even = before.0.is_multiple_of(2) || !keep(Step::CheckEven);
+        even && (before.0 == now || !keep(Step::CheckHole))
     }
 }
 
@@ -198,10 +199,10 @@ impl VmaLock {
         let mut count = self.refcnt.load(Relaxed("only the increment that follows admits"));
         for _ in 0..ENTER_TRIES {
             match count {
-                0 => return Err(Refused::Detached),
-                LIMIT => return Err(Refused::Busy),
-                EXCLUDED.. => return Err(Refused::Excluded),
-                1..LIMIT => {}
+                0 if keep(Step::RefuseDetached) => return Err(Refused::Detached),
+                LIMIT if keep(Step::RefuseFull) => return Err(Refused::Busy),
+                EXCLUDED.. if keep(Step::RefuseExcluded) => return Err(Refused::Excluded),
+                _ => {}
             }
             match self.refcnt.compare_exchange_weak(count, count + 1, READ_ADMIT) {
                 Ok(_) => return Ok(()),
@@ -264,25 +265,39 @@ impl VmaLock {
     /// Once true it stays so: nobody enters.
     #[doc(alias = "rcuwait_wait_event")]
     pub fn wait_alone<T: Platform>(&self, deadline: Option<T::Deadline>) -> bool {
-        loop {
-            let count = self.refcnt.load(EXCLUDE_WAIT);
-            if count == EXCLUDED + 1 || !keep(Step::WaitForReaders) {
+        while let Err(count) = self.alone() {
+            if !keep(Step::WaitForReaders) {
                 return true;
             }
             if !T::wait(&self.refcnt, count, deadline) && deadline.is_some() {
                 return self.is_alone();
             }
         }
+        true
     }
 
     /// Whether the readers of an excluded VMA have left.
     pub fn is_alone(&self) -> bool {
-        self.refcnt.load(EXCLUDE_WAIT) == EXCLUDED + 1
+        self.alone().is_ok()
     }
 
-    /// Write-locks for the rest of `edit` a VMA that the caller has alone.
-    pub fn mark_locked(&self, edit: EditSeq) {
-        self.lock_seq.store(edit.0, Relaxed("published by EXCLUDE_END"));
+    /// The count, if the readers of an excluded VMA have not left.
+    fn alone(&self) -> Result<(), u32> {
+        let count = self.refcnt.load(EXCLUDE_WAIT);
+        if count == EXCLUDED + 1 { Ok(()) } else { Err(count) }
+    }
+
+    /// Write-locks a VMA that the caller has alone, for the rest of `edit`, and takes X away: from
+    /// here the sequence refuses readers.
+    pub fn lock_until_end_of(&self, edit: EditSeq) {
+        let mark = || self.lock_seq.store(edit.0, Relaxed("published by EXCLUDE_END"));
+        if keep(Step::MarkBeforeEnd) {
+            mark();
+        }
+        self.readmit();
+        if !keep(Step::MarkBeforeEnd) {
+            mark();
+        }
     }
 
     /// Ends what [`exclude`](Self::exclude) began: readers come in again, unless the VMA is
@@ -305,7 +320,7 @@ impl VmaLock {
     #[doc(alias = "vma_mark_detached")]
     pub fn detach(&self) {
         if !keep(Step::KeepExcluded) {
-            self.refcnt.fetch_sub(EXCLUDED, EXCLUDE_END);
+            self.readmit();
         }
         self.refcnt.store(
             0,
@@ -383,6 +398,7 @@ mod tests {
         (lock, seq)
     }
 
+    /// B15i.
     #[test]
     fn every_row_of_the_value_table() {
         let (lock, seq) = (VmaLock::new(), SpaceSeq::new());
@@ -417,8 +433,7 @@ mod tests {
         assert!(lock.unlocked(&seq), "an edit locks nothing by itself");
         lock.exclude();
         assert!(lock.is_excluded() && lock.wait_alone::<Std>(None));
-        lock.mark_locked(edit);
-        lock.readmit();
+        lock.lock_until_end_of(edit);
         assert!(lock.is_locked_by(edit));
         assert_eq!(lock.count(), 1, "the sequence refuses, not the count");
         assert!(!lock.unlocked(&seq) && lock.looks_locked(seq.glimpse()));

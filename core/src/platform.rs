@@ -179,7 +179,7 @@ macro_rules! with_default_platform {
 }
 pub(crate) use with_default_platform;
 
-/// The platform of the models: loom's threads, the stand-in futex.
+/// The platform of the models: the checker's threads, the stand-in futex.
 #[cfg(pervma_model)]
 #[derive(Debug)]
 pub enum Model {}
@@ -207,7 +207,7 @@ unsafe impl Platform for Model {
     }
 
     fn with_thread<R>(f: impl FnOnce(&ThreadState) -> R) -> Option<R> {
-        loom::thread_local! {
+        crate::facade::model::checker::thread_local! {
             static STATE: ThreadState = ThreadState::new();
         }
         Some(STATE.with(f))

@@ -376,7 +376,7 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
     ) -> Result<Admitted<'s, P, T>, Turned> {
         // SAFETY: as in `admit`.
         let space = self.slot.space.with(|space| unsafe { *space });
-        if space.is_reserved() {
+        if space.is_reserved() && keep(Step::CheckReserved) {
             return Err(Turned::Reserved(Admitted(self).span()));
         }
         Ok(Admitted(self))
@@ -522,9 +522,16 @@ impl<'s, P> Sleeper<'s, P> {
         Some(Self { slot, ticket: slot.lock.register()? })
     }
 
-    /// Sleeps until the exclusion is over. The mmap lock is not held.
-    pub fn sleep<T: Platform>(self) {
+    /// Lets the mmap lock go and sleeps until the exclusion is over.
+    pub fn sleep<T: Platform>(self, section: impl Section) {
+        let kept = if keep(Step::SleepOutside) {
+            drop(section);
+            None
+        } else {
+            Some(section)
+        };
         self.slot.lock.sleep::<T>(self.ticket);
+        drop(kept);
     }
 }
 
@@ -569,8 +576,7 @@ impl<'m, P> Attached<'m, P> {
         if !lock.is_locked_by(section.edit()) {
             lock.exclude();
             lock.wait_alone::<T>(None);
-            lock.mark_locked(section.edit());
-            lock.readmit();
+            lock.lock_until_end_of(section.edit());
         }
         Some(WriteLocked(self))
     }
@@ -585,8 +591,7 @@ impl<'m, P> Attached<'m, P> {
             if !lock.exclude_idle() {
                 return None;
             }
-            lock.mark_locked(section.edit());
-            lock.readmit();
+            lock.lock_until_end_of(section.edit());
         }
         Some(WriteLocked(self))
     }
@@ -754,14 +759,24 @@ impl<P, T: Platform> Excluded<'_, P, T> {
             if keep(Step::LinkBeforeEnd) {
                 self.first = self.next(index);
             }
-            lock.readmit();
-            if self.gated {
-                lock.open_gate::<T>();
+            if keep(Step::GiveBack) {
+                end_exclusion::<T>(lock, self.gated, VmaLock::readmit);
             }
             if !keep(Step::LinkBeforeEnd) {
                 self.first = self.next(index);
             }
         }
+    }
+}
+
+/// Ends an exclusion, then opens the gate for those who may sleep there.
+fn end_exclusion<T: Platform>(lock: &VmaLock, gated: bool, end: impl FnOnce(&VmaLock)) {
+    if gated && !keep(Step::OpenLast) {
+        lock.open_gate::<T>();
+    }
+    end(lock);
+    if gated && keep(Step::OpenLast) {
+        lock.open_gate::<T>();
     }
 }
 
@@ -799,19 +814,12 @@ impl<'s, P> Emptied<'s, P> {
         slot.space.with_mut(|space| unsafe { *space = owner });
         // SAFETY: as above.
         slot.span.with_mut(|at| unsafe { *at = span });
-        slot.lock.mark_locked(section.edit());
-        slot.lock.readmit();
-        if gated {
-            slot.lock.open_gate::<T>();
-        }
+        end_exclusion::<T>(&slot.lock, gated, |lock| lock.lock_until_end_of(section.edit()));
     }
 
     /// Detaches it and gives the slot to `arena`. The tree no longer leads here.
     pub fn detach<T: Platform>(self, arena: &Arena<Slot<P>, T>) {
-        self.slot.lock.detach();
-        if self.gated {
-            self.slot.lock.open_gate::<T>();
-        }
+        end_exclusion::<T>(&self.slot.lock, self.gated, VmaLock::detach);
         arena.free(self.index);
     }
 }

@@ -24,6 +24,10 @@ pub struct ThreadState {
     pub(crate) guards: Holdings,
     pub(crate) exclusions: Holdings,
     in_handler: AtomicUsize,
+    /// Never given twice, where an address would be: that the end of a thread orders what the next
+    /// does in its place is argued (`THREAD_IDENTITY`), and loom does not know it.
+    #[cfg(pervma_model)]
+    id: usize,
 }
 
 /// How many of something a thread holds in each of a few spaces.
@@ -100,13 +104,19 @@ impl ThreadState {
                 guards: Holdings::none(),
                 exclusions: Holdings::none(),
                 in_handler: AtomicUsize::new(0),
+                #[cfg(pervma_model)]
+                id: crate::facade::model::new_identity(),
             }
         }
     }
 
     /// The thread's identity, never 0.
     pub(crate) fn id(&self) -> usize {
-        core::ptr::from_ref(self).addr()
+        #[cfg(not(pervma_model))]
+        let id = core::ptr::from_ref(self).addr();
+        #[cfg(pervma_model)]
+        let id = self.id;
+        id
     }
 }
 

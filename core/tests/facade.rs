@@ -70,6 +70,12 @@ fn a_bare_ordering_does_not() {
 }
 
 #[test]
+fn a_relaxed_access_without_a_reason_does_not() {
+    let errors = compile("reason", "word.load(facade::Relaxed);").unwrap_err();
+    assert!(errors.contains("LoadOrder` is not satisfied"), "{errors}");
+}
+
+#[test]
 fn an_edge_of_the_wrong_kind_does_not() {
     let errors = compile("kind", "word.load(ledger::ATTACH_PUBLISH);").unwrap_err();
     assert!(errors.contains("LoadOrder` is not satisfied"), "{errors}");

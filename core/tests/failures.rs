@@ -234,6 +234,7 @@ fn a_panic_of_user_code_changes_nothing() {
     });
 }
 
+/// B8, B27.
 #[test]
 fn a_refused_allocation_changes_nothing() {
     quiet(|| {

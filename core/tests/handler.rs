@@ -31,6 +31,7 @@ fn assert_outside() {
 #[global_allocator]
 static ALLOCATOR: NotInHandlers = NotInHandlers;
 
+/// B16.
 #[test]
 fn a_lookup_neither_locks_nor_allocates_whatever_its_outcome() {
     let space = AddressSpace::new(4096);

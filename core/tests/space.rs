@@ -201,6 +201,7 @@ fn payloads_are_dropped_outside_of_the_lock() {
     assert_eq!(Arc::strong_count(&slab), 1);
 }
 
+/// B20.
 #[test]
 fn a_reader_with_a_guard_does_not_wait_for_an_edit() {
     let space = space_with(&[pages(1, 1), pages(3, 1)]);
@@ -237,6 +238,7 @@ fn insert_remove_insert_uses_the_same_slot() {
     assert_eq!(space.slab().nodes().made, 1);
 }
 
+/// B28.
 #[test]
 fn lookups_elsewhere_do_not_notice_an_edit() {
     const LOOKUPS: usize = if cfg!(miri) { 100 } else { 1_000_000 };
@@ -336,7 +338,7 @@ fn a_destructor_that_panics_does_not_keep_the_rest_alive() {
     assert_eq!((drops.load(Ordering::Relaxed), slab.vmas().in_use), (10, 0));
 }
 
-/// Readers beside an editor that moves mappings about, with two spaces on one slab so that slots
+/// B9. Readers beside an editor that moves mappings about, with two spaces on one slab so that slots
 /// and nodes go from one to the other all the time.
 #[test]
 fn readers_hold_what_they_found_while_slots_migrate() {

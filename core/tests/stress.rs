@@ -398,3 +398,27 @@ fn ten_million_operations_use_the_memory_of_the_first_thousand() {
     (100..rounds).for_each(round);
     assert_eq!((space.slab().vmas(), space.slab().nodes()), before);
 }
+
+/// A thread's identity is the address of its state, which the next thread may get.
+#[test]
+fn threads_that_come_and_go_are_told_apart() {
+    let space = AddressSpace::<u32>::new(1);
+    space.edit().unwrap().insert(0..1, 0).unwrap();
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for _ in 0..500 {
+                    let edited = thread::scope(|scope| {
+                        // Ends while the other half may be asking who edits.
+                        scope.spawn(|| {
+                            space.edit().map(|mut edit| *edit.start_write(0).unwrap() += 1)
+                        });
+                        scope.spawn(|| space.read(0).map(|vma| *vma)).join().unwrap()
+                    });
+                    assert!(edited.is_ok(), "took itself for somebody else: {edited:?}");
+                }
+            });
+        }
+    });
+    assert_eq!(*space.read(0).unwrap(), 1000);
+}

@@ -95,6 +95,7 @@ fn median(operation: impl Fn()) -> Duration {
     times[50]
 }
 
+/// B18.
 #[test]
 fn whatever_ends_an_exclusion_readers_come_in_again() {
     let space = space();
@@ -201,6 +202,7 @@ fn a_replacement_starts_over_when_a_hole_is_filled() {
     assert_eq!(space.try_read(0x4000).unwrap().range(), A.start..B.end);
 }
 
+/// B8.
 #[test]
 fn a_neighbour_with_readers_is_merged_by_an_edit_and_not_by_an_exclusion() {
     let space = AddressSpace::new(4096);
@@ -245,6 +247,7 @@ fn overlapping_exclusions_take_turns() {
     assert_eq!(sum, rounds * (1 + 2 + 3 + 4));
 }
 
+/// B20.
 #[test]
 fn a_thread_is_told_what_of_its_own_is_in_the_way() {
     let space = space();
@@ -412,6 +415,7 @@ impl Drop for Ending {
     }
 }
 
+/// B19.
 #[test]
 fn no_destructor_runs_while_a_lock_or_an_exclusion_is_held() {
     static SPACE: AddressSpace<Ending> = AddressSpace::new(1);
@@ -567,6 +571,7 @@ fn many_reservations_in_a_row_are_passed_over() {
     drop(reservations);
 }
 
+/// B22.
 #[test]
 fn user_code_runs_when_the_readers_have_left() {
     let space = space();

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use pervma_models::ledger::{EDGES, STEPS};
+use pervma_models::ledger::{ARGUED, EDGES, STEPS};
 
 use crate::harness::{Change, Model};
 use crate::models;
@@ -15,7 +15,9 @@ pub fn page() -> String {
          `core/src/ledger.rs` and `models/src/models/`; a test fails when it is stale. Everything else\n\
          that is atomic is relaxed, with its reason at the place.\n\n\
          ## Edges\n\n\
-         An edge is one ordered operation. Each model named beside it fails when the edge is relaxed.\n\n\
+         An edge is one ordered operation, at one place in the source. Each model named beside it fails\n\
+         when the edge is relaxed, and by what it is meant to show: the race or the assertion that the\n\
+         model's mutant names.\n\n\
          | edge | operation | pairs with | without it | models |\n|---|---|---|---|---|\n",
     );
     for edge in EDGES {
@@ -32,6 +34,14 @@ pub fn page() -> String {
     for &step in STEPS {
         let models = those_that(|change| matches!(change, Change::Drop(left) if *left == step));
         row(&mut page, &[&format!("{step:?}"), step.what(), &models]);
+    }
+    page.push_str(
+        "\n## Argued, not modelled\n\nWhat the crate relies on and loom cannot show. Each is tried with real threads.\n\n\
+         | name | what is relied on | why it holds | tried in |\n|---|---|---|---|\n",
+    );
+    for argued in ARGUED {
+        let test = format!("`{}`", argued.test);
+        row(&mut page, &[argued.name, argued.what, argued.because, &test]);
     }
     page
 }

@@ -1,7 +1,8 @@
 //! The only door of this crate to atomics, fences, cells and the mmap lock.
 //!
-//! Two back ends stand behind it: `real` (the processor's) and `model` (loom's, under the
-//! `pervma_model` cfg that the models package emits). Nothing here decides anything: an atomic
+//! Two back ends stand behind it: `real` (the processor's) and `model` (a checker's: loom's under the
+//! cfg `pervma_model` that the models package emits, shuttle's under `pervma_shuttle` beside it, from
+//! the schedules package). Nothing here decides anything: an atomic
 //! takes an edge of the [`ledger`](crate::ledger), or [`Relaxed`] with its reason, and passes the
 //! ordering on. A bare `Ordering` is not accepted, so an operation that the ledger does not know
 //! does not compile (`tests/facade.rs` holds that to it).
@@ -11,6 +12,8 @@ use core::sync::atomic::Ordering;
 
 #[cfg(pervma_model)]
 pub mod model;
+#[cfg(any(not(pervma_model), pervma_shuttle))]
+mod plain;
 #[cfg(not(pervma_model))]
 mod real;
 
@@ -18,6 +21,9 @@ mod real;
 use model as imp;
 #[cfg(not(pervma_model))]
 use real as imp;
+
+#[cfg(all(test, not(pervma_model)))]
+pub use real::PLANTED;
 
 pub use imp::{Cell, ConstPtr, MmapLock, MmapReadGuard, MmapWriteGuard, WaitWord, keep, resolve};
 

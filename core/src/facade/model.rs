@@ -1,6 +1,9 @@
-//! loom's atomics, and the two things a model may change while it runs: an edge's ordering and
-//! whether a step of the protocol is taken. The one piece of logic is the stand-in for the futex
-//! (compare, enqueue, wake), which the litmus model `futex` checks by itself.
+//! A checker's atomics and locks, and the two things a model may change while it runs: an edge's
+//! ordering and whether a step of the protocol is taken. The one piece of logic is the stand-in for
+//! the futex (compare, enqueue, wake), which the litmus model `futex` checks by itself.
+//!
+//! The checker is loom, which tries every schedule and every outcome that the memory model allows; or
+//! shuttle, which tries random schedules of larger programs and knows no memory model.
 #![expect(
     clippy::unwrap_used,
     clippy::missing_panics_doc,
@@ -10,14 +13,24 @@
 use core::marker::PhantomData;
 use core::ops::Deref;
 use core::sync::atomic::Ordering;
-use std::sync::OnceLock;
 
-use loom::sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use checker::sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::ledger::Step;
 use crate::platform::Platform;
 
-pub use loom::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
+pub use checker::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
+
+#[cfg(pervma_shuttle)]
+pub use {
+    super::plain::{Cell, ConstPtr},
+    shuttle as checker,
+};
+#[cfg(not(pervma_shuttle))]
+pub use {
+    cells::{Cell, ConstPtr},
+    loom as checker,
+};
 
 /// What one run of a model changes of the shipped protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,74 +41,47 @@ pub enum Mutation {
     Drop(Step),
 }
 
-static MUTATION: OnceLock<Mutation> = OnceLock::new();
-
-/// Applies `mutation` to every model that this process runs from now on; once a process.
-///
-/// # Panics
-///
-/// When a mutation was set before.
-pub fn mutate(mutation: Mutation) {
-    assert!(MUTATION.set(mutation).is_ok(), "one mutation a process");
+std::thread_local! {
+    static MUTATION: core::cell::Cell<Option<Mutation>> = const { core::cell::Cell::new(None) };
 }
 
-/// The ordering an edge has in this process.
+/// Applies `mutation` to every model that this thread runs from now on. A model's own threads are
+/// coroutines of the thread that runs it.
+pub fn mutate(mutation: Mutation) {
+    MUTATION.set(Some(mutation));
+}
+
+/// A number that no thread was ever known by.
+pub fn new_identity() -> usize {
+    std::thread_local! {
+        static LAST: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
+    }
+    LAST.set(LAST.get() + 1);
+    LAST.get()
+}
+
+/// The ordering that an edge has in this model.
 pub fn resolve(name: &'static str, stated: Ordering) -> Ordering {
     match MUTATION.get() {
-        Some(&Mutation::Weaken(weak, order)) if weak == name => order,
+        Some(Mutation::Weaken(weak, order)) if weak == name => order,
         _ => stated,
     }
 }
 
-/// Whether a step of the protocol is taken in this process.
+/// Whether a step of the protocol is taken in this model.
 pub fn keep(step: Step) -> bool {
-    MUTATION.get() != Some(&Mutation::Drop(step))
+    MUTATION.get() != Some(Mutation::Drop(step))
 }
 
 pub(super) fn fence(order: Ordering) {
-    // A fence weakened all the way is no fence; loom, like the language, has no relaxed one.
+    // A fence weakened all the way is no fence; the language has no relaxed one.
     if order != Ordering::Relaxed {
-        loom::sync::atomic::fence(order);
+        checker::sync::atomic::fence(order);
     }
 }
 
-/// loom has no signals.
+/// No checker has signals.
 pub(super) fn signal_fence() {}
-
-/// A plain field whose accesses loom checks.
-pub struct Cell<T>(loom::cell::UnsafeCell<T>);
-
-/// A pointer into a [`Cell`] that stays open for reading while it lives.
-pub struct ConstPtr<T>(loom::cell::ConstPtr<T>);
-
-impl<T> Cell<T> {
-    /// A cell that holds `value`.
-    pub fn new(value: T) -> Self {
-        Self(loom::cell::UnsafeCell::new(value))
-    }
-
-    /// Opens the cell for reading.
-    pub fn with<R>(&self, f: impl FnOnce(*const T) -> R) -> R {
-        self.0.with(f)
-    }
-
-    /// Opens the cell for writing.
-    pub fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
-        self.0.with_mut(f)
-    }
-
-    /// Opens the cell for reading until the pointer is dropped.
-    pub fn get(&self) -> ConstPtr<T> {
-        ConstPtr(self.0.get())
-    }
-}
-
-impl<T> ConstPtr<T> {
-    /// The address of the value.
-    pub fn as_ptr(&self) -> *const T {
-        self.0.with(|p| p)
-    }
-}
 
 /// A 32-bit atomic with the futex's two calls.
 pub struct WaitWord {
@@ -142,7 +128,7 @@ impl Deref for WaitWord {
 /// The mmap lock.
 pub struct MmapLock<T> {
     lock: RwLock<()>,
-    /// Held by a writer until it has gone or become a reader: loom's lock cannot be downgraded.
+    /// Held by a writer until it has gone or become a reader: the checkers' locks cannot be downgraded.
     writers: Mutex<()>,
     platform: PhantomData<T>,
 }
@@ -189,5 +175,44 @@ impl<T: Platform> MmapLock<T> {
         let MmapWriteGuard { guard, _writers, lock } = guard;
         drop(guard);
         lock.read()
+    }
+}
+
+/// Cells whose accesses loom checks.
+#[cfg(not(pervma_shuttle))]
+mod cells {
+    /// A plain field whose accesses loom checks.
+    pub struct Cell<T>(loom::cell::UnsafeCell<T>);
+
+    /// A pointer into a [`Cell`] that stays open for reading while it lives.
+    pub struct ConstPtr<T>(loom::cell::ConstPtr<T>);
+
+    impl<T> Cell<T> {
+        /// A cell that holds `value`.
+        pub fn new(value: T) -> Self {
+            Self(loom::cell::UnsafeCell::new(value))
+        }
+
+        /// Opens the cell for reading.
+        pub fn with<R>(&self, f: impl FnOnce(*const T) -> R) -> R {
+            self.0.with(f)
+        }
+
+        /// Opens the cell for writing.
+        pub fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
+            self.0.with_mut(f)
+        }
+
+        /// Opens the cell for reading until the pointer is dropped.
+        pub fn get(&self) -> ConstPtr<T> {
+            ConstPtr(self.0.get())
+        }
+    }
+
+    impl<T> ConstPtr<T> {
+        /// The address of the value.
+        pub fn as_ptr(&self) -> *const T {
+            self.0.with(|p| p)
+        }
     }
 }

@@ -1,19 +1,32 @@
 //! The processor's atomics. Everything here inlines to the bare operation.
 #![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the facade")]
 
-use core::cell::UnsafeCell;
 use core::ops::Deref;
 use core::sync::atomic::Ordering;
 
 use crate::ledger::Step;
 use crate::platform::Platform;
 
+pub use super::plain::{Cell, ConstPtr};
 pub use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 
 /// The ordering an edge has: the one the ledger states.
+#[cfg(not(test))]
 #[inline(always)]
 pub const fn resolve(_name: &'static str, stated: Ordering) -> Ordering {
     stated
+}
+
+#[cfg(test)]
+std::thread_local! {
+    /// An edge that this thread leaves out, to show that its absence is noticed.
+    pub static PLANTED: core::cell::Cell<&'static str> = const { core::cell::Cell::new("") };
+}
+
+/// The ordering an edge has: the one the ledger states, unless a test plants a race.
+#[cfg(test)]
+pub fn resolve(name: &'static str, stated: Ordering) -> Ordering {
+    if PLANTED.get() == name { Ordering::Relaxed } else { stated }
 }
 
 /// Whether a step of the protocol is taken: always.
@@ -30,46 +43,6 @@ pub(super) fn fence(order: Ordering) {
 #[inline(always)]
 pub(super) fn signal_fence() {
     core::sync::atomic::compiler_fence(Ordering::SeqCst);
-}
-
-/// A plain field whose accesses the protocol keeps apart. loom checks the same calls.
-#[repr(transparent)]
-pub struct Cell<T>(UnsafeCell<T>);
-
-/// A pointer into a [`Cell`] that stays open for reading while it lives.
-pub struct ConstPtr<T>(*const T);
-
-impl<T> Cell<T> {
-    /// A cell that holds `value`.
-    pub const fn new(value: T) -> Self {
-        Self(UnsafeCell::new(value))
-    }
-
-    /// Opens the cell for reading.
-    #[inline(always)]
-    pub fn with<R>(&self, f: impl FnOnce(*const T) -> R) -> R {
-        f(self.0.get())
-    }
-
-    /// Opens the cell for writing.
-    #[inline(always)]
-    pub fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
-        f(self.0.get())
-    }
-
-    /// Opens the cell for reading until the pointer is dropped.
-    #[inline(always)]
-    pub fn get(&self) -> ConstPtr<T> {
-        ConstPtr(self.0.get())
-    }
-}
-
-impl<T> ConstPtr<T> {
-    /// The address of the value.
-    #[inline(always)]
-    pub fn as_ptr(&self) -> *const T {
-        self.0
-    }
 }
 
 /// A word of a VMA that threads sleep on, as they see it: a futex word.

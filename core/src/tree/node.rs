@@ -49,14 +49,18 @@ impl TreeWord {
     /// Loads the word as a walker does: what it points to is visible.
     #[inline(always)]
     pub fn follow(&self) -> Target {
-        let word = self.0.load(NODE_FOLLOW);
+        let word = self.load();
         Self::target(word, word)
     }
 
     /// What a mutant sees that believes one word to tell the kind of all words in a node.
     pub fn follow_as(&self, first: &Self) -> Target {
-        let word = self.0.load(NODE_FOLLOW);
-        Self::target(word, first.0.load(NODE_FOLLOW))
+        Self::target(self.load(), first.load())
+    }
+
+    #[inline(always)]
+    fn load(&self) -> u32 {
+        self.0.load(NODE_FOLLOW)
     }
 
     #[inline(always)]
@@ -203,8 +207,8 @@ impl Node {
     /// the first word is what tells an empty leaf from an inner node.
     pub fn clear(&self) {
         self.children[0].link(Target::Empty);
-        for key in &self.keys {
-            key.store(NO_KEY, NODE_KEY);
+        for entry in 0..FANOUT {
+            self.set_key(entry, NO_KEY);
         }
         self.len.store(0, ALONE);
     }

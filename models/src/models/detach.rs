@@ -5,21 +5,26 @@ use loom::sync::Arc;
 use loom::sync::atomic::AtomicU32;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
+use pervma_models::internals::Model as Platform;
 use pervma_models::ledger::Step;
 use pervma_models::{AddressSpace, Slab};
 
+use super::lock::Vma;
 use crate::harness::{Model, RACE, drop_step, weaken};
 
 const OTHER: &str = "a reader is admitted to a VMA that does not hold its address";
 const FOREIGN: &str = "a reader of one space is admitted to a VMA of another";
 const TAKEN: &str = "a slot or a node was taken while its owner was at it";
 const EARLY: &str = "a reader is inside before the edit ends";
+const TENANT: &str = "a stale reader's put changes the count of the slot's next tenant";
+const OWN: &str = "a writer takes a VMA for its own because of a stale lock_seq";
 
-/// Two editors, each of its own space, of which one removes while the other inserts.
+/// B12. Two editors, each of its own space, of which one removes while the other inserts.
 pub const TWO_EDITORS: Model = Model {
     name: "two_editors",
     property: "a slot or a node is another space's only when its last owner is done with it",
-    preemptions: Some(2),
+    threads: 2,
+    preemptions: None,
     run: || {
         let slab = std::sync::Arc::new(Slab::new());
         let mine = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
@@ -60,10 +65,11 @@ fn look(space: &AddressSpace<u32>, addr: usize, payload: u32, wrong: &str) {
     }
 }
 
-/// One reader of the address that goes, one editor.
+/// B4, B7, B15d. One reader of the address that goes, one editor.
 pub const REUSE: Model = Model {
     name: "reuse",
     property: "a reader that comes late finds its own VMA or none, never the slot's next tenant",
+    threads: 2,
     preemptions: Some(4),
     run: || {
         let space = Arc::new(AddressSpace::new(1));
@@ -89,10 +95,11 @@ pub const REUSE: Model = Model {
     ],
 };
 
-/// One reader of an address that an edit maps, in a slot that was used before.
+/// B4, B15h. One reader of an address that an edit maps, in a slot that was used before.
 pub const APPEAR: Model = Model {
     name: "appear",
     property: "what an edit inserts is found complete, and not before the edit ends",
+    threads: 2,
     preemptions: None,
     run: || {
         let space = Arc::new(AddressSpace::new(1));
@@ -120,6 +127,7 @@ pub const APPEAR: Model = Model {
 pub const REUSE_ELSEWHERE: Model = Model {
     name: "reuse_elsewhere",
     property: "a slot that has gone to another space is refused, whatever its lock says",
+    threads: 2,
     preemptions: Some(4),
     run: || {
         let slab = std::sync::Arc::new(Slab::new());
@@ -139,4 +147,69 @@ pub const REUSE_ELSEWHERE: Model = Model {
         assert_eq!(slab.vmas().made, 1, "the slot was used again");
     },
     mutants: &[drop_step(Step::CheckSpace, FOREIGN), weaken("ATTACH_PUBLISH", RACE)],
+};
+
+/// A slot comes from a space where the edit had a number that the next one's edit has now.
+pub const STALE_NUMBER: Model = Model {
+    name: "stale_number",
+    property: "a lock_seq from another space is never taken for the number of the running edit",
+    threads: 2,
+    preemptions: None,
+    run: || {
+        let slab = std::sync::Arc::new(Slab::new());
+        let first = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
+        first.edit().unwrap().insert(10..20, 0).unwrap();
+        *first.edit().unwrap().start_write(10).unwrap() += 1; // edit number 3
+        first.edit().unwrap().remove(10..20).unwrap();
+        let space = Arc::new(AddressSpace::on_slab(1, slab));
+        space.edit().unwrap().insert(10..20, 1).unwrap();
+        let inside = Arc::new(AtomicU32::new(0));
+        let editor = thread::spawn({
+            let (space, inside) = (Arc::clone(&space), Arc::clone(&inside));
+            move || {
+                let mut edit = space.edit().unwrap(); // edit number 3
+                let vma = edit.start_write(10).unwrap();
+                assert_eq!((inside.fetch_add(0, Relaxed), vma.range()), (0, 10..20), "{OWN}");
+            }
+        });
+        if let Ok(_vma) = space.try_read(10) {
+            inside.fetch_add(1, Relaxed);
+            inside.fetch_sub(1, Relaxed);
+        }
+        editor.join().unwrap();
+    },
+    mutants: &[drop_step(Step::AttachLocked, OWN)],
+};
+
+/// B15a. A late reader of a slot whose VMA goes and which is used again, at the lock alone.
+pub const LATE_PUT: Model = Model {
+    name: "late_put",
+    property: "a reader's put goes to the count that it took a reference from",
+    threads: 2,
+    preemptions: None,
+    run: || {
+        let vma = Vma::attached();
+        let editor = thread::spawn({
+            let vma = Arc::clone(&vma);
+            move || {
+                let edit = vma.seq.begin();
+                vma.lock.exclude();
+                vma.lock.wait_alone::<Platform>(None);
+                vma.lock.detach();
+                vma.lock.attach(edit);
+                vma.seq.end(edit);
+            }
+        });
+        if vma.lock.enter().is_ok() {
+            vma.lock.leave::<Platform>();
+        }
+        editor.join().unwrap();
+        assert!(vma.lock.exclude_idle(), "{TENANT}");
+    },
+    mutants: &[
+        drop_step(Step::WaitForReaders, TENANT),
+        drop_step(Step::KeepExcluded, TENANT),
+        drop_step(Step::RefuseExcluded, TENANT),
+        drop_step(Step::RefuseDetached, TENANT),
+    ],
 };

@@ -5,7 +5,7 @@ use loom::sync::atomic::AtomicU32;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
 use pervma_models::ledger::Step;
-use pervma_models::{AddressSpace, ChangeError, ReadError};
+use pervma_models::{AddressSpace, ChangeError, ReadError, WriteError};
 
 use crate::harness::{DEADLOCK, Model, RACE, drop_step, weaken};
 
@@ -28,10 +28,11 @@ fn none_inside(inside: &AtomicU32, otherwise: &str) {
     assert_eq!(inside.fetch_add(0, Relaxed), 0, "{otherwise}");
 }
 
-/// A reader against a removal that waits without the mmap lock.
+/// B9. A reader against a removal that waits without the mmap lock.
 pub const EXCLUDE_REMOVE: Model = Model {
     name: "exclude_remove",
     property: "when a removal returns, nobody is inside and nobody enters",
+    threads: 2,
     preemptions: None,
     run: || {
         let space = Arc::new(AddressSpace::new(1));
@@ -57,10 +58,11 @@ pub const EXCLUDE_REMOVE: Model = Model {
     ],
 };
 
-/// A reader against a change of the payload under an exclusion.
+/// B23. A reader against a change of the payload under an exclusion.
 pub const EXCLUDE_UPDATE: Model = Model {
     name: "exclude_update",
     property: "a payload changes while nobody is inside, and the new one is read only when its edit is over",
+    threads: 2,
     preemptions: None,
     run: || {
         let space = Arc::new(AddressSpace::new(1));
@@ -91,7 +93,8 @@ pub const EXCLUDE_UPDATE: Model = Model {
 pub const GATE: Model = Model {
     name: "gate",
     property: "whoever an exclusion refuses goes on when it ends",
-    preemptions: Some(3),
+    threads: 2,
+    preemptions: None,
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
@@ -106,6 +109,7 @@ pub const GATE: Model = Model {
         weaken("GATE_REGISTER", DEADLOCK),
         weaken("GATE_OPEN", DEADLOCK),
         drop_step(Step::LookAgain, DEADLOCK),
+        drop_step(Step::OpenLast, DEADLOCK),
     ],
 };
 
@@ -113,7 +117,8 @@ pub const GATE: Model = Model {
 pub const ABANDON: Model = Model {
     name: "abandon",
     property: "an exclusion that gives up touches nothing of the next one's",
-    preemptions: Some(3),
+    threads: 2,
+    preemptions: None,
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
@@ -136,6 +141,7 @@ pub const ABANDON: Model = Model {
 pub const TWO_REMOVALS: Model = Model {
     name: "two_removals",
     property: "exclusions and edits of the same VMAs neither wait for each other for ever nor both have them",
+    threads: 2,
     preemptions: None,
     run: || {
         let space = Arc::new(AddressSpace::new(1));
@@ -157,13 +163,14 @@ pub const TWO_REMOVALS: Model = Model {
         assert_eq!(here + other.join().unwrap(), 2, "{LOST}");
         assert_eq!(space.slab().vmas().in_use, 0);
     },
-    mutants: &[drop_step(Step::TestExcluded, TWICE)],
+    mutants: &[drop_step(Step::TestExcluded, TWICE), drop_step(Step::SleepOutside, DEADLOCK)],
 };
 
-/// A reader inside, one excluder that waits for it, one more whom that refuses.
+/// B15j. A reader inside, one excluder that waits for it, one more whom that refuses.
 pub const TWO_WAITERS: Model = Model {
     name: "two_waiters",
     property: "the last reader wakes the excluder, and not somebody whom the exclusion refuses",
+    threads: 3,
     preemptions: Some(3),
     run: || {
         let space = Arc::new(AddressSpace::new(1));
@@ -189,6 +196,7 @@ pub const TWO_WAITERS: Model = Model {
 pub const HOLE_IN_RANGE: Model = Model {
     name: "hole_in_range",
     property: "an exclusion ends on its own VMAs, whatever has come into its range",
+    threads: 2,
     preemptions: None,
     run: || {
         let space = Arc::new(AddressSpace::new(1));
@@ -212,10 +220,11 @@ pub const HOLE_IN_RANGE: Model = Model {
     mutants: &[drop_step(Step::OwnList, RACE)],
 };
 
-/// A reader against a write lock that does not wait.
+/// B10. A reader against a write lock that does not wait.
 pub const IDLE: Model = Model {
     name: "idle",
     property: "a VMA that is write-locked because it was idle is idle",
+    threads: 2,
     preemptions: None,
     run: || {
         let space = Arc::new(AddressSpace::new(1));
@@ -235,4 +244,83 @@ pub const IDLE: Model = Model {
         editor.join().unwrap();
     },
     mutants: &[weaken("EXCLUDE_IDLE", RACE), weaken("EXCLUDE_END", RACE)],
+};
+
+/// A reader, an editor and an excluder of one VMA.
+pub const THREE_WAYS: Model = Model {
+    name: "three_ways",
+    property: "of a reader, an edit and an exclusion at most one has the VMA, and each of them ends",
+    threads: 3,
+    preemptions: Some(2),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(10..20, 1).unwrap();
+        let inside = Arc::new(AtomicU32::new(0));
+        let editor = thread::spawn({
+            let (space, inside) = (Arc::clone(&space), Arc::clone(&inside));
+            move || {
+                let mut edit = space.edit().unwrap();
+                match edit.start_write(10) {
+                    Ok(mut vma) => {
+                        none_inside(&inside, INSIDE);
+                        *vma += 1;
+                        1
+                    }
+                    Err(error) => {
+                        assert_eq!(error, WriteError::Excluded { addr: 10 });
+                        0
+                    }
+                }
+            }
+        });
+        let excluder = thread::spawn({
+            let (space, inside) = (Arc::clone(&space), Arc::clone(&inside));
+            move || {
+                space
+                    .update(10..20, |_, payload| {
+                        none_inside(&inside, INSIDE);
+                        payload + 1
+                    })
+                    .unwrap();
+            }
+        });
+        if let Ok(_vma) = space.try_read(10) {
+            inside.fetch_add(1, Relaxed);
+            inside.fetch_sub(1, Relaxed);
+        }
+        excluder.join().unwrap();
+        let written = editor.join().unwrap();
+        assert_eq!(*space.try_read(10).unwrap(), 2 + written, "{LOST}");
+    },
+    mutants: &[
+        drop_step(Step::WaitForReaders, RACE),
+        drop_step(Step::RefuseExcluded, RACE),
+        drop_step(Step::TestExcluded, TWICE),
+        drop_step(Step::WakeWaiter, DEADLOCK),
+    ],
+};
+
+/// B2, B8. A reader of a VMA that an exclusion of its neighbour would merge with.
+pub const NEIGHBOUR: Model = Model {
+    name: "neighbour",
+    property: "an exclusion merges a neighbour only while nobody is inside that",
+    threads: 2,
+    preemptions: None,
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        let mut edit = space.edit().unwrap();
+        edit.insert(10..20, 1).unwrap();
+        edit.insert(20..30, 2).unwrap();
+        drop(edit);
+        let excluder = thread::spawn({
+            let space = Arc::clone(&space);
+            move || drop(space.update(20..30, |_, _| 1).unwrap())
+        });
+        if let Ok(vma) = space.try_read(10) {
+            assert!(vma.range() == (10..20) || vma.range() == (10..30));
+            assert_eq!(*vma, 1);
+        }
+        excluder.join().unwrap();
+    },
+    mutants: &[weaken("READ_PUT", RACE)],
 };

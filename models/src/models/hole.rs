@@ -1,4 +1,4 @@
-//! "Nothing is mapped there", said while the tree changes. Two threads.
+//! "Nothing is mapped there", said while the tree changes.
 
 use loom::sync::Arc;
 use loom::thread;
@@ -21,6 +21,7 @@ fn look(space: &AddressSpace<()>, addr: usize) {
 pub const SPLIT: Model = Model {
     name: "split",
     property: "an address that stays mapped while its leaf splits is never reported as a hole",
+    threads: 2,
     preemptions: None,
     run: || {
         let space = Arc::new(AddressSpace::new(1));
@@ -39,6 +40,7 @@ pub const SPLIT: Model = Model {
     },
     mutants: &[
         drop_step(Step::CheckHole, HOLE),
+        drop_step(Step::CheckEven, HOLE),
         weaken("HOLE_BEGIN", HOLE),
         weaken("HOLE_CHECK", HOLE),
         weaken("EDIT_END", HOLE),
@@ -48,37 +50,78 @@ pub const SPLIT: Model = Model {
     ],
 };
 
-/// A node that is merged away is used by another space while a walker is in it.
-pub const RECYCLED_NODE: Model = Model {
-    name: "recycled_node",
-    property: "a walker in a node that another space has recycled does not report a hole",
+/// Entries shift to the left and to the right in the leaf of the one that is looked up.
+pub const SHIFT: Model = Model {
+    name: "shift",
+    property: "an address that stays mapped while its entry shifts is never reported as a hole",
+    threads: 2,
     preemptions: Some(3),
     run: || {
-        let slab = std::sync::Arc::new(Slab::new());
-        let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
-        let other = AddressSpace::on_slab(1, slab);
-        let mut edit = mine.edit().unwrap();
-        for start in [10, 20, 30, 40, 50] {
+        let space = Arc::new(AddressSpace::new(1));
+        let mut edit = space.edit().unwrap();
+        for start in [10, 20, 30] {
             edit.insert(start..start + 5, ()).unwrap();
-        }
-        for start in [50, 40, 20] {
-            edit.remove(start..start + 5).unwrap();
         }
         drop(edit);
         let editor = thread::spawn({
-            let mine = Arc::clone(&mine);
+            let space = Arc::clone(&space);
             move || {
-                // The other space's edit has begun before the node becomes free.
-                let mut edit = other.edit().unwrap();
-                // Two leaves of one entry each become one, and the old root is free.
-                mine.edit().unwrap().remove(10..15).unwrap();
-                edit.insert(90..95, ()).unwrap();
-                drop(edit);
-                other
+                let mut edit = space.edit().unwrap();
+                edit.remove(10..15).unwrap();
+                edit.insert(5..10, ()).unwrap();
             }
         });
-        look(&mine, 30);
+        look(&space, 20);
         editor.join().unwrap();
+        look(&space, 20);
     },
+    mutants: &[drop_step(Step::CheckHole, HOLE)],
+};
+
+/// A space with two leaves of one VMA each loses one of them: two nodes become free, and another
+/// space, whose edit has begun before, uses one for what it maps at 90. The other VMA is looked up.
+fn recycle(gone: usize, stays: usize) {
+    let slab = std::sync::Arc::new(Slab::new());
+    let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
+    let other = AddressSpace::on_slab(1, slab);
+    let mut edit = mine.edit().unwrap();
+    for start in [10, 20, 30, 40, 50] {
+        edit.insert(start..start + 5, ()).unwrap();
+    }
+    for start in [50, 40, 20] {
+        edit.remove(start..start + 5).unwrap();
+    }
+    drop(edit);
+    let editor = thread::spawn({
+        let mine = Arc::clone(&mine);
+        move || {
+            let mut edit = other.edit().unwrap();
+            mine.edit().unwrap().remove(gone..gone + 5).unwrap();
+            edit.insert(90..95, ()).unwrap();
+            drop(edit);
+            other
+        }
+    });
+    look(&mine, stays);
+    editor.join().unwrap();
+}
+
+/// B1. The root that the walker is in turns by another space's keys.
+pub const RECYCLED_NODE: Model = Model {
+    name: "recycled_node",
+    property: "a walker in a node that another space has recycled does not report a hole",
+    threads: 2,
+    preemptions: Some(3),
+    run: || recycle(10, 30),
     mutants: &[weaken("NODE_KEY", HOLE), weaken("HOLE_CHECK", HOLE)],
+};
+
+/// The root that the walker is in has another space's word, where it had the way to the VMA.
+pub const RECYCLED_WORD: Model = Model {
+    name: "recycled_word",
+    property: "a walker that meets another space's word in a recycled node does not report a hole",
+    threads: 2,
+    preemptions: Some(3),
+    run: || recycle(30, 10),
+    mutants: &[weaken("NODE_LINK", HOLE)],
 };

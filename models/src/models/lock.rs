@@ -1,4 +1,4 @@
-//! Readers against the write lock of one VMA. Two threads, all interleavings.
+//! Readers against the write lock of one VMA.
 
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicU32;
@@ -6,25 +6,27 @@ use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
 use pervma_models::internals::{Cell, Model as Platform, SpaceSeq, VmaLock};
 use pervma_models::ledger::Step;
+use pervma_models::{AddressSpace, ReadError};
 
 use crate::harness::{Model, RACE, drop_step, weaken};
 
 /// The failure that the January 2025 exchange is about.
-const INSIDE: &str = "a write-locked VMA is read-locked";
+pub const INSIDE: &str = "a write-locked VMA is read-locked";
+const OVER: &str = "more readers are inside than the count can hold";
 
 /// A space reduced to one VMA with one field.
-struct Vma {
-    seq: SpaceSeq,
-    lock: VmaLock,
+pub struct Vma {
+    pub seq: SpaceSeq,
+    pub lock: VmaLock,
     field: Cell<u32>,
-    /// Raised while a writer has the VMA; loom's own atomic, read by read-modify-write, so that
+    /// Raised while a writer has the VMA or it is detached; loom's own atomic, read by read-modify-write, so that
     /// it orders nothing and shows the newest value.
-    written: AtomicU32,
+    pub written: AtomicU32,
 }
 
 impl Vma {
     /// Attached in an edit that is over.
-    fn attached() -> Arc<Self> {
+    pub fn attached() -> Arc<Self> {
         let vma = Self {
             seq: SpaceSeq::new(),
             lock: VmaLock::new(),
@@ -38,7 +40,7 @@ impl Vma {
     }
 
     /// One try of a reader; `read` runs if it was admitted.
-    fn try_read<R>(&self, read: impl FnOnce(&Cell<u32>) -> R) -> Option<R> {
+    pub fn try_read<R>(&self, read: impl FnOnce(&Cell<u32>) -> R) -> Option<R> {
         let before = self.seq.glimpse();
         if self.lock.looks_locked(before) || self.lock.enter().is_err() {
             return None;
@@ -53,12 +55,11 @@ impl Vma {
     }
 
     /// One edit; `write` runs while the VMA is write-locked.
-    fn write(&self, write: impl FnOnce(&Cell<u32>)) {
+    pub fn write(&self, write: impl FnOnce(&Cell<u32>)) {
         let edit = self.seq.begin();
         self.lock.exclude();
         assert!(self.lock.wait_alone::<Platform>(None));
-        self.lock.mark_locked(edit);
-        self.lock.readmit();
+        self.lock.lock_until_end_of(edit);
         self.written.fetch_add(1, Relaxed);
         write(&self.field);
         self.written.fetch_sub(1, Relaxed);
@@ -76,32 +77,11 @@ fn set(field: &Cell<u32>) {
     field.with_mut(|field| unsafe { *field = 1 });
 }
 
-/// One reader, one writer, no field: only who is admitted.
-pub const ADMISSION: Model = Model {
-    name: "admission",
-    property: "nobody is admitted while a writer has the VMA",
-    preemptions: None,
-    run: || {
-        let vma = Vma::attached();
-        let writer = thread::spawn({
-            let vma = Arc::clone(&vma);
-            move || vma.write(|_| ())
-        });
-        vma.try_read(|_| ());
-        writer.join().unwrap();
-        assert!(vma.try_read(|_| ()).is_some(), "the write lock ends with the edit");
-    },
-    mutants: &[
-        weaken("READ_ADMIT", INSIDE),
-        weaken("EXCLUDE_END", INSIDE),
-        drop_step(Step::CheckSeq, INSIDE),
-    ],
-};
-
-/// One reader, one writer, one field.
+/// B6. One reader, one writer, one field.
 pub const READ_AGAINST_WRITE: Model = Model {
     name: "read_against_write",
     property: "nobody is admitted while a writer has the VMA, and no field is read while it changes",
+    threads: 2,
     preemptions: None,
     run: || {
         let vma = Vma::attached();
@@ -122,6 +102,8 @@ pub const READ_AGAINST_WRITE: Model = Model {
         weaken("EXCLUDE_WAIT", RACE),
         weaken("READ_SEQ", RACE),
         weaken("EDIT_END", RACE),
+        drop_step(Step::RefuseExcluded, RACE),
+        drop_step(Step::MarkBeforeEnd, RACE),
     ],
 };
 
@@ -129,6 +111,7 @@ pub const READ_AGAINST_WRITE: Model = Model {
 pub const READ_ACROSS_EDITS: Model = Model {
     name: "read_across_edits",
     property: "a reader that sees the number of the next edit also sees what the last one wrote",
+    threads: 2,
     preemptions: None,
     run: || {
         let vma = Vma::attached();
@@ -144,4 +127,64 @@ pub const READ_ACROSS_EDITS: Model = Model {
         writer.join().unwrap();
     },
     mutants: &[drop_step(Step::BeginByRmw, RACE), weaken("EDIT_END", RACE)],
+};
+
+/// Two readers, one writer.
+pub const TWO_READERS: Model = Model {
+    name: "two_readers",
+    property: "a writer waits for the last reader, whichever that is, and sees the reads of both over",
+    threads: 3,
+    preemptions: Some(2),
+    run: || {
+        let vma = Vma::attached();
+        let reader = thread::spawn({
+            let vma = Arc::clone(&vma);
+            move || vma.try_read(get)
+        });
+        let writer = thread::spawn({
+            let vma = Arc::clone(&vma);
+            move || vma.write(set)
+        });
+        vma.try_read(get);
+        reader.join().unwrap();
+        writer.join().unwrap();
+    },
+    mutants: &[
+        weaken("READ_ADMIT", RACE),
+        weaken("READ_PUT", RACE),
+        weaken("EXCLUDE_WAIT", RACE),
+        drop_step(Step::WaitForReaders, RACE),
+        drop_step(Step::RefuseExcluded, RACE),
+    ],
+};
+
+/// B15g. As many readers as the count holds, and one more.
+pub const FULL: Model = Model {
+    name: "full",
+    property: "the count never holds more readers than its limit, and is never taken for X",
+    threads: 3,
+    preemptions: None,
+    run: || {
+        let space = std::sync::Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(10..20, 1).unwrap();
+        let one = space.try_read(10).unwrap();
+        // X is 4 here: 1 for the attachment, and room for two readers.
+        let inside = Arc::new(AtomicU32::new(1));
+        let readers = [0, 1].map(|_| {
+            let (space, inside) = (std::sync::Arc::clone(&space), Arc::clone(&inside));
+            thread::spawn(move || match space.try_read(10) {
+                Ok(_vma) => {
+                    assert!(inside.fetch_add(1, Relaxed) < 2, "{OVER}");
+                    inside.fetch_sub(1, Relaxed);
+                }
+                Err(error) => assert_eq!(error, ReadError::Busy { addr: 10 }, "{OVER}"),
+            })
+        });
+        for reader in readers {
+            reader.join().unwrap();
+        }
+        drop(one);
+        assert!(space.edit().unwrap().try_start_write(10).is_ok(), "{OVER}");
+    },
+    mutants: &[drop_step(Step::RefuseFull, OVER)],
 };

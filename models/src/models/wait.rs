@@ -6,16 +6,19 @@ use loom::sync::atomic::AtomicU32;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
 use pervma_models::AddressSpace;
-use pervma_models::internals::{Relaxed as NoOrder, WaitWord};
+use pervma_models::internals::{Cell, Relaxed as NoOrder, WaitWord};
 use pervma_models::ledger::Step;
 
-use crate::harness::{DEADLOCK, Model, drop_step};
+use crate::harness::{DEADLOCK, Model, RACE, drop_step, weaken};
+
+const KEPT: &str = "readers are kept out by nobody";
 
 /// The stand-in itself: a sleeper that saw the old value is woken, one that comes late does not
 /// sleep.
 pub const FUTEX: Model = Model {
     name: "futex",
     property: "the stand-in for the futex loses no wake-up",
+    threads: 2,
     preemptions: None,
     run: || {
         let word = Arc::new(WaitWord::new(0));
@@ -38,7 +41,8 @@ pub const FUTEX: Model = Model {
 pub const WAKE: Model = Model {
     name: "wake",
     property: "a writer that waits for readers is woken by the last of them",
-    preemptions: Some(3),
+    threads: 2,
+    preemptions: None,
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
@@ -67,7 +71,8 @@ pub const WAKE: Model = Model {
 pub const BLOCKING_READ: Model = Model {
     name: "blocking_read",
     property: "a blocking read of an address that stays mapped returns it, whatever an edit does",
-    preemptions: Some(3),
+    threads: 2,
+    preemptions: None,
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
@@ -81,4 +86,42 @@ pub const BLOCKING_READ: Model = Model {
         assert_eq!(*space.try_read(10).unwrap(), 2);
     },
     mutants: &[drop_step(Step::WakeWaiter, DEADLOCK)],
+};
+
+/// B18. An exclusion that waits until a deadline, against a reader that uses what the VMA stands for.
+pub const CANCELLED_WAIT: Model = Model {
+    name: "cancelled_wait",
+    property: "a wait that gives up leaves nothing behind, and one that does not has seen the readers leave",
+    threads: 2,
+    preemptions: Some(3),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(10..20, ()).unwrap();
+        let memory = Arc::new(Cell::new(1));
+        let reader = thread::spawn({
+            let (space, memory) = (Arc::clone(&space), Arc::clone(&memory));
+            move || {
+                if let Ok(_vma) = space.try_read(10) {
+                    // SAFETY: what the model is about; loom reports it where it is wrong.
+                    assert!(memory.with(|memory| unsafe { *memory }) < 3);
+                }
+            }
+        });
+        let exclusion = space.exclude(10..20).unwrap();
+        if exclusion.wait_until(()) {
+            // SAFETY: as above.
+            memory.with_mut(|memory| unsafe { *memory = 2 });
+        }
+        drop(exclusion);
+        assert!(space.try_read(10).is_ok(), "{KEPT}");
+        assert!(space.edit().unwrap().start_write(10).is_ok(), "{KEPT}");
+        reader.join().unwrap();
+    },
+    mutants: &[
+        drop_step(Step::GiveBack, KEPT),
+        weaken("EXCLUDE_WAIT", RACE),
+        weaken("EXCLUDE_END", RACE),
+        weaken("READ_ADMIT", RACE),
+        weaken("READ_PUT", RACE),
+    ],
 };

@@ -10,16 +10,18 @@ use pervma_models::{AddressSpace, ReadError, Slab};
 use crate::harness::{Model, RACE, drop_step, weaken};
 
 const TENANT: &str = "a stale reader's put takes the count of the slot's next tenant to 0";
+const UNCOMMITTED: &str = "a reservation is read as if it were a VMA";
 const UNMAPPED: &str = "what is read at a reserved address is neither the reservation nor its VMA";
-const SKIPPED: &str = "iteration passes over a VMA that is mapped throughout";
+const SKIPPED: &str = "what is shown as the next VMA is not the next that is mapped throughout";
 const OTHER: &str = "a cursor is admitted to a VMA that does not hold its address";
 const COPIED: &str = "a reader is inside a VMA that is being copied";
 const TAG: &str = "a node is taken for a VMA, or a VMA for a node";
 
-/// A space ends while a reader of another is late on one of its slots, which a third then uses.
+/// B13, B15c. A space ends while a reader of another is late on one of its slots, which a third then uses.
 pub const SPACE_END: Model = Model {
     name: "space_end",
     property: "the end of a space waits for late readers of its slots, of whatever space",
+    threads: 2,
     preemptions: Some(3),
     run: || {
         let slab = std::sync::Arc::new(Slab::new());
@@ -45,14 +47,44 @@ pub const SPACE_END: Model = Model {
     mutants: &[drop_step(Step::DrainOnDrop, RACE)],
 };
 
+/// B15c. The same, of a space in which somebody has forgotten an exclusion.
+pub const FORGOTTEN: Model = Model {
+    name: "forgotten",
+    property: "a space in which an exclusion was forgotten ends, and still waits for late readers",
+    threads: 2,
+    preemptions: Some(3),
+    run: || {
+        let slab = std::sync::Arc::new(Slab::new());
+        let on_slab = || AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
+        let (mine, next) = (Arc::new(on_slab()), on_slab());
+        mine.edit().unwrap().insert(10..20, 1).unwrap();
+        let short = on_slab();
+        let editor = thread::spawn({
+            let mine = Arc::clone(&mine);
+            move || {
+                mine.edit().unwrap().remove(10..20).unwrap();
+                short.edit().unwrap().insert(10..20, 2).unwrap();
+                std::mem::forget(short.exclude(10..20).unwrap());
+                drop(short);
+                next.edit().unwrap().insert(10..20, 3).unwrap();
+                next
+            }
+        });
+        drop(mine.try_read(10));
+        let next = editor.join().unwrap();
+        assert_eq!(next.try_read(10).map(|vma| *vma), Ok(3), "{TENANT}");
+    },
+    mutants: &[drop_step(Step::DrainOnDrop, RACE)],
+};
+
 /// A reader of a range that is reserved and then committed.
 pub const RESERVE: Model = Model {
     name: "reserve",
     property: "a reserved address is reported so until its VMA is there, complete",
+    threads: 2,
     preemptions: Some(4),
     run: || {
         let space = Arc::new(AddressSpace::new(1));
-        drop(space.edit().unwrap()); // this thread's identity is never the editor's
         let reserved = Arc::new(AtomicU32::new(0));
         let editor = thread::spawn({
             let (space, reserved) = (Arc::clone(&space), Arc::clone(&reserved));
@@ -79,11 +111,38 @@ pub const RESERVE: Model = Model {
     ],
 };
 
+/// A blocking reader of a range that is reserved and then committed.
+pub const RESERVED_READ: Model = Model {
+    name: "reserved_read",
+    property: "a reader under the mmap lock takes no reservation for a VMA",
+    threads: 2,
+    preemptions: Some(4),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        let reserved = Arc::new(AtomicU32::new(0));
+        let editor = thread::spawn({
+            let (space, reserved) = (Arc::clone(&space), Arc::clone(&reserved));
+            move || {
+                let reservation = space.edit().unwrap().reserve(10..20).unwrap();
+                reserved.fetch_add(1, Relaxed);
+                reserved.fetch_sub(1, Relaxed);
+                reservation.commit(1).unwrap();
+            }
+        });
+        if let Ok(_vma) = space.read(10) {
+            assert_eq!(reserved.fetch_add(0, Relaxed), 0, "{UNCOMMITTED}");
+        }
+        editor.join().unwrap();
+    },
+    mutants: &[drop_step(Step::CheckReserved, UNCOMMITTED)],
+};
+
 /// A reservation is dropped while somebody else edits.
 pub const ROLL_BACK: Model = Model {
     name: "roll_back",
     property: "a reservation that is dropped waits for nobody, and its range is free in the next edit",
-    preemptions: Some(3),
+    threads: 2,
+    preemptions: None,
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         let mut edit = space.edit().unwrap();
@@ -102,10 +161,11 @@ pub const ROLL_BACK: Model = Model {
     mutants: &[weaken("LEAVE_BEHIND", RACE), weaken("TAKE_ON", RACE)],
 };
 
-/// The next VMA is asked for while entries shift in its leaf.
+/// B26. The next VMA is asked for while entries shift in its leaf.
 pub const ITERATION: Model = Model {
     name: "iteration",
     property: "asking for the next VMA never passes over one that is mapped throughout",
+    threads: 2,
     preemptions: Some(3),
     run: || {
         let space = Arc::new(AddressSpace::new(1));
@@ -126,15 +186,17 @@ pub const ITERATION: Model = Model {
     },
     mutants: &[
         drop_step(Step::CheckHole, SKIPPED),
+        drop_step(Step::CheckRange, SKIPPED),
         weaken("HOLE_CHECK", SKIPPED),
         weaken("HOLE_BEGIN", SKIPPED),
     ],
 };
 
-/// A cursor whose slot becomes another VMA's.
+/// B17. A cursor whose slot becomes another VMA's.
 pub const CURSOR: Model = Model {
     name: "cursor",
     property: "a cursor finds its own VMA or none, never the slot's next tenant",
+    threads: 2,
     preemptions: Some(3),
     run: || {
         let space = Arc::new(AddressSpace::new(1));
@@ -155,13 +217,18 @@ pub const CURSOR: Model = Model {
         }
         editor.join().unwrap();
     },
-    mutants: &[weaken("ATTACH_PUBLISH", RACE), weaken("READ_ADMIT", RACE)],
+    mutants: &[
+        weaken("ATTACH_PUBLISH", RACE),
+        weaken("READ_ADMIT", RACE),
+        drop_step(Step::CheckRange, OTHER),
+    ],
 };
 
-/// A reader against a fork.
+/// B3, B15b. A reader against a fork.
 pub const FORK: Model = Model {
     name: "fork",
     property: "nobody is inside a VMA of the parent while it is copied",
+    threads: 2,
     preemptions: None,
     run: || {
         let space = Arc::new(AddressSpace::new(1));
@@ -187,11 +254,12 @@ pub const FORK: Model = Model {
     mutants: &[drop_step(Step::WaitForReaders, COPIED), drop_step(Step::CheckSeq, COPIED)],
 };
 
-/// An edit becomes a view: what it wrote is read, and no other edit comes in between.
+/// B5. An edit becomes a view: what it wrote is read, and no other edit comes in between.
 pub const DOWNGRADE: Model = Model {
     name: "downgrade",
     property: "a view that was an edit sees the space as that edit left it, and so do readers",
-    preemptions: Some(3),
+    threads: 2,
+    preemptions: Some(4),
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
@@ -218,11 +286,12 @@ pub const DOWNGRADE: Model = Model {
     mutants: &[weaken("EDIT_END", RACE)],
 };
 
-/// A leaf that a walker is in becomes the inner node of another tree.
+/// B1, B25. A leaf that a walker is in becomes the inner node of another tree.
 pub const TAG_IN_WORD: Model = Model {
     name: "tag_in_word",
     property: "a walker in a recycled node takes no node for a VMA and no VMA for a node",
-    preemptions: Some(3),
+    threads: 2,
+    preemptions: Some(2),
     run: || {
         let slab = std::sync::Arc::new(Slab::new());
         let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));

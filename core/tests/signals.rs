@@ -1,0 +1,92 @@
+//! A signal handler that looks addresses up while its own thread looks up, edits and excludes: real
+//! signals at any instruction, as fast as they can be sent.
+//!
+//! It must never be told *locked*, for nobody would unlock while it waits, nor shown a hole that is
+//! none; and it leaves what the thread notes of itself as it was.
+#![cfg(target_os = "linux")]
+#![expect(clippy::disallowed_types, reason = "tests")]
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pervma::{AddressSpace, HandlerScope, ReadError, Std};
+
+/// Each payload is the start of its VMA.
+static SPACE: AddressSpace<usize> = AddressSpace::new(1);
+/// Mapped throughout, in the middle of what changes.
+const CONSTANT: usize = 100;
+
+static HANDLED: AtomicU64 = AtomicU64::new(0);
+static READ: AtomicU64 = AtomicU64::new(0);
+static HOLES: AtomicU64 = AtomicU64::new(0);
+static IN_OWN_EDIT: AtomicU64 = AtomicU64::new(0);
+static IN_OWN_EXCLUSION: AtomicU64 = AtomicU64::new(0);
+static WRONG: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn look(_signal: libc::c_int) {
+    let _scope = HandlerScope::<Std>::enter();
+    let turn = HANDLED.fetch_add(1, Relaxed);
+    for addr in [CONSTANT, turn as usize % 200] {
+        let count = match SPACE.try_read(addr) {
+            Ok(vma) if *vma == vma.range().start && vma.range().contains(&addr) => &READ,
+            Err(ReadError::NotMapped { .. }) if addr != CONSTANT => &HOLES,
+            Err(ReadError::OwnEdit { .. }) => &IN_OWN_EDIT,
+            Err(ReadError::OwnExclusion { .. }) => &IN_OWN_EXCLUSION,
+            Ok(_) | Err(_) => &WRONG,
+        };
+        count.fetch_add(1, Relaxed);
+    }
+}
+
+#[test]
+fn a_handler_reads_in_the_middle_of_everything() {
+    // SAFETY: `sigaction` is plain data, for which zeros are a value.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = look as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    action.sa_flags = libc::SA_RESTART;
+    // SAFETY: the handler only makes lookups and counts, which are async-signal-safe.
+    let installed = unsafe { libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()) };
+    assert_eq!(installed, 0);
+
+    SPACE.edit().unwrap().insert(CONSTANT..CONSTANT + 1, CONSTANT).unwrap();
+    // SAFETY: no precondition.
+    let target = unsafe { libc::pthread_self() };
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for sent in 0.. {
+                // One at a time: those that come back to back would hit the same instruction.
+                while HANDLED.load(Relaxed) < sent && !stop.load(Relaxed) {
+                    std::hint::spin_loop();
+                }
+                if stop.load(Relaxed) {
+                    break;
+                }
+                // SAFETY: the thread waits for this one at the end of the scope, so it lives.
+                assert_eq!(unsafe { libc::pthread_kill(target, libc::SIGUSR1) }, 0);
+            }
+        });
+        let end = Instant::now() + Duration::from_millis(500);
+        let mut round = 0;
+        while Instant::now() < end {
+            let start = round * 7 % 90 + 101 * (round % 2);
+            round += 1;
+            // Were a guard of the handler still noted, or one of ours forgotten, this would fail.
+            let mut edit = SPACE.edit().unwrap();
+            edit.insert(start..start + 3, start).unwrap();
+            *edit.start_write(start).unwrap() = start;
+            drop(edit);
+            assert_eq!(*SPACE.try_read(start).unwrap(), start);
+            let exclusion = SPACE.exclude(start..start + 3).unwrap();
+            exclusion.wait();
+            assert_eq!(exclusion.remove().unwrap().len(), 1);
+        }
+        stop.store(true, Relaxed);
+    });
+    let counts = [&READ, &HOLES, &IN_OWN_EDIT, &IN_OWN_EXCLUSION].map(|count| count.load(Relaxed));
+    println!("read, holes, in an edit, in an exclusion: {counts:?}");
+    assert_eq!(WRONG.load(Relaxed), 0, "a handler was told what it must not be told");
+    // The others are rarer, and on one processor may not happen.
+    assert!(counts[0] > 0 && counts[2] > 0, "something never happened: {counts:?}");
+}

@@ -1,0 +1,404 @@
+//! Whole operations with real waiting, under random schedules: nobody sleeps for ever, and nobody is
+//! held up by who has nothing to do with it.
+//!
+//! Half of the schedules are drawn at random, half by the priorities of PCT, all from fixed seeds.
+//! shuttle reports the schedule in which every thread sleeps, and one that does not come to an end.
+//! Each claim has mutants that break it. `PERVMA_SCHEDULES` sets how many schedules are tried.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Arc, Once};
+
+use pervma_schedules::internals::{Mutation, mutate};
+use pervma_schedules::ledger::Step;
+use pervma_schedules::{AddressSpace, ChangeError, GapSearch, ReadError, WriteError};
+use shuttle::rand::{Rng as _, thread_rng};
+use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
+use shuttle::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use shuttle::sync::{Condvar, Mutex};
+use shuttle::thread;
+use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
+
+type Space = AddressSpace<u32>;
+
+/// Two VMAs, with a hole between them.
+const A: Range<usize> = 10..20;
+const B: Range<usize> = 30..40;
+
+const INSIDE: &str = "a reader is inside while somebody has the VMA alone";
+const TORN: &str = "a hole was shown where something is mapped throughout";
+const LEFT: &str = "somebody is left inside";
+const DEADLOCK: &str = "deadlock! blocked tasks";
+const ENDLESS: &str = "exceeded max_steps bound";
+
+fn space() -> Arc<Space> {
+    let space = Space::new(1);
+    space.edit().unwrap().insert(A, 1).unwrap();
+    space.edit().unwrap().insert(B, 2).unwrap();
+    Arc::new(space)
+}
+
+/// Runs `program` under the schedules that were asked for.
+fn try_schedules(program: fn()) {
+    try_so_many(std::env::var("PERVMA_SCHEDULES").map_or(2_000, |n| n.parse().unwrap()), program);
+}
+
+fn try_so_many(schedules: usize, program: fn()) {
+    const BATCH: usize = 500;
+    for seed in 0..schedules.div_ceil(2 * BATCH) as u64 {
+        let schedulers: [Box<dyn Scheduler + Send>; 2] = [
+            Box::new(RandomScheduler::new_from_seed(seed, BATCH)),
+            Box::new(PctScheduler::new_from_seed(seed, 3, BATCH)),
+        ];
+        for scheduler in schedulers {
+            let mut config = Config::new();
+            config.max_steps = MaxSteps::FailAfter(100_000);
+            config.failure_persistence = FailurePersistence::None;
+            config.silence_warnings = true;
+            Runner::new(scheduler, config).run(program);
+        }
+    }
+}
+
+/// Checks that `program` fails by `how`, and by nothing else, without each of `steps`.
+fn fails_without(steps: &[Step], how: &str, program: fn()) {
+    for &step in steps {
+        mutate(Mutation::Drop(step));
+        fails(how, program);
+    }
+}
+
+std::thread_local! {
+    /// What the first panic of this thread said: later ones can be consequences of its unwinding.
+    static FIRST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+fn fails(how: &str, program: fn()) {
+    static NOTE_PANICS: Once = Once::new();
+    NOTE_PANICS.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            FIRST_PANIC.with_borrow_mut(|first| _ = first.get_or_insert_with(|| info.to_string()));
+            before(info);
+        }));
+    });
+    FIRST_PANIC.set(None);
+    // The first schedule that fails ends it.
+    let outcome = panic::catch_unwind(AssertUnwindSafe(|| try_so_many(200_000, program)));
+    assert!(outcome.is_err(), "SURVIVED");
+    let said = FIRST_PANIC.take().unwrap_or_default();
+    assert!(said.contains(how), "failed by {said:?}");
+}
+
+/// Reads the VMA at `addr` and waits for whoever has it; stays a while.
+fn read(space: &Space, addr: usize, inside: &AtomicU32) {
+    if let Ok(vma) = space.read(addr) {
+        inside.fetch_add(1, SeqCst);
+        thread::yield_now();
+        assert!(vma.range().contains(&addr));
+        inside.fetch_sub(1, SeqCst);
+    }
+}
+
+/// Readers, an editor and two excluders of one VMA. All of them wait for each other.
+fn everybody_waits() {
+    let space = space();
+    let inside = Arc::new(AtomicU32::new(0));
+    let run = |body: fn(&Space, &AtomicU32)| {
+        let (space, inside) = (Arc::clone(&space), Arc::clone(&inside));
+        thread::spawn(move || body(&space, &inside))
+    };
+    let threads = [
+        run(|space, inside| (0..3).for_each(|_| read(space, A.start, inside))),
+        run(|space, inside| (0..3).for_each(|_| read(space, A.start, inside))),
+        run(|space, inside| {
+            for _ in 0..2 {
+                let mut edit = space.edit().unwrap();
+                match edit.start_write(A.start) {
+                    Ok(mut payload) => {
+                        assert_eq!(inside.load(SeqCst), 0, "{INSIDE}");
+                        *payload += 1;
+                    }
+                    Err(error) => assert_eq!(error, WriteError::Excluded { addr: A.start }),
+                }
+            }
+        }),
+        run(|space, inside| {
+            let updated = space.update(A, |_, payload| {
+                assert_eq!(inside.load(SeqCst), 0, "{INSIDE}");
+                payload + 1
+            });
+            updated.unwrap();
+        }),
+        run(|space, _| {
+            let exclusion = space.exclude(A.start..B.end).unwrap();
+            if !exclusion.wait_until(()) {
+                drop(exclusion); // the readers of A go on
+            }
+        }),
+    ];
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert!(space.edit().unwrap().try_start_write(A.start).is_ok(), "{LEFT}");
+}
+
+/// B15j, B18. No wake-up is lost, and what was given up is given back.
+#[test]
+fn everybody_who_waits_goes_on() {
+    try_schedules(everybody_waits);
+}
+
+#[test]
+fn everybody_who_waits_goes_on_and_each_step_of_that_is_needed() {
+    let steps = [Step::WakeWaiter, Step::LookAgain, Step::OpenLast, Step::SeparateGate];
+    fails_without(&steps, DEADLOCK, everybody_waits);
+    fails_without(&[Step::SleepOutside], DEADLOCK, everybody_waits);
+    fails_without(&[Step::GiveBack], LEFT, everybody_waits);
+    fails_without(&[Step::WaitForReaders, Step::RefuseExcluded], INSIDE, everybody_waits);
+}
+
+/// What an operation may say when others are in its way.
+fn in_the_way<V>(result: Result<V, ChangeError>) -> Option<V> {
+    match result {
+        Ok(value) => Some(value),
+        Err(
+            ChangeError::NotMapped { .. }
+            | ChangeError::Overlap { .. }
+            | ChangeError::Reserved { .. }
+            | ChangeError::Excluded { .. },
+        ) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// One operation of any kind; `A` and `B` and what becomes of them is all there is.
+fn anything(space: &Space) {
+    let mut random = thread_rng();
+    let start = random.gen_range(8..36);
+    let range = start..start + random.gen_range(1..14);
+    let payload = random.gen_range(0..3);
+    match random.gen_range(0..16) {
+        0 => drop(in_the_way(space.edit().unwrap().insert(range, payload).map_err(|e| e.kind))),
+        1 => drop(in_the_way(space.edit().unwrap().remove(range))),
+        2 => drop(in_the_way(space.remove(range))),
+        3 => drop(in_the_way(space.edit().unwrap().update(range, |_, _| payload))),
+        4 => drop(in_the_way(space.update(range, |_, _| payload))),
+        5 => drop(in_the_way(space.edit().unwrap().replace(range, payload).map_err(|e| e.kind))),
+        6 => drop(in_the_way(space.replace(range, payload).map_err(|e| e.kind))),
+        7 => drop(in_the_way(space.relocate(range, random.gen_range(50..60), |_, &p| p))),
+        8 => {
+            let reservation = in_the_way(space.edit().unwrap().reserve(range));
+            if let (Some(reservation), true) = (reservation, random.r#gen()) {
+                reservation.commit(payload).unwrap();
+            }
+        }
+        9 => {
+            if let Some(exclusion) = in_the_way(space.exclude(range))
+                && exclusion.wait_until(())
+            {
+                drop(in_the_way(exclusion.remove_reserving()));
+            }
+        }
+        10 => {
+            if let Some(child) = in_the_way(space.edit().unwrap().fork(|_, &payload| Some(payload)))
+            {
+                assert!(child.iter().all(|vma| vma.is_ok()));
+            }
+        }
+        11 => {
+            let mut edit = space.edit().unwrap();
+            let gap = edit.find_gap(&GapSearch::new(3).within(0..60)).unwrap();
+            edit.insert(gap, payload).unwrap();
+            assert!(edit.downgrade().iter().count() > 0);
+        }
+        12 => assert!(space.view().unwrap().iter().all(|(_, &payload)| payload < 3)),
+        13 => {
+            for vma in space.iter() {
+                match vma {
+                    Ok(vma) => assert!(*vma < 3),
+                    Err(error) => assert!(matches!(error, ReadError::Busy { .. }), "{error}"),
+                }
+            }
+        }
+        _ => match space.read(start) {
+            Ok(vma) => assert!(*vma < 3 && vma.range().contains(&start)),
+            Err(
+                ReadError::NotMapped { .. } | ReadError::Reserved { .. } | ReadError::Busy { .. },
+            ) => {}
+            Err(error) => panic!("{error}"),
+        },
+    }
+}
+
+/// Three threads, a few operations each, and the end of the space.
+fn anything_at_once() {
+    let space = space();
+    let threads = [0; 3].map(|_| {
+        let space = Arc::clone(&space);
+        thread::spawn(move || (0..4).for_each(|_| anything(&space)))
+    });
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    let mut edit = space.edit().unwrap();
+    let vmas: Vec<_> = edit.iter().map(|(range, _)| range).collect();
+    assert!(vmas.is_sorted_by(|one, next| one.end <= next.start), "{vmas:?}");
+    assert_eq!(space.slab().vmas().in_use, vmas.len(), "a slot is lost");
+    for range in vmas {
+        assert!(edit.try_start_write(range.start).is_ok(), "{LEFT}");
+    }
+}
+
+/// B15j, B19, B20. Whatever is done at once, nobody waits for somebody who waits for him.
+#[test]
+fn whatever_is_done_at_once_ends() {
+    try_schedules(anything_at_once);
+}
+
+#[test]
+fn whatever_is_done_at_once_ends_and_each_step_of_that_is_needed() {
+    fails_without(&[Step::WakeWaiter, Step::SleepOutside], DEADLOCK, anything_at_once);
+    fails_without(&[Step::TestExcluded], "X is added once", anything_at_once);
+}
+
+/// Writers of `range`, while readers of `B` do not leave before all is over.
+fn beside_readers_of_b(range: fn() -> Range<usize>) {
+    let space = space();
+    let over = Arc::new((Mutex::new(false), Condvar::new()));
+    let readers = [0; 2].map(|_| {
+        let (space, over) = (Arc::clone(&space), Arc::clone(&over));
+        thread::spawn(move || {
+            let vma = space.try_read(B.start);
+            let (done, wake) = &*over;
+            drop(wake.wait_while(done.lock().unwrap(), |done| !*done).unwrap());
+            drop(vma);
+        })
+    });
+    let wide = range();
+    *space.edit().unwrap().start_write(A.start).unwrap() += 1;
+    space.update(wide.clone(), |_, payload| payload + 1).unwrap();
+    space.edit().unwrap().update(wide.clone(), |_, payload| payload + 1).unwrap();
+    space.replace(wide.clone(), 3).unwrap();
+    space.remove(wide.clone()).unwrap();
+    space.edit().unwrap().insert(wide.clone(), 4).unwrap();
+    space.relocate(wide.clone(), 50, |_, &payload| payload).unwrap();
+    drop(space.edit().unwrap().remove(50..50 + wide.len()).unwrap());
+    *over.0.lock().unwrap() = true;
+    over.1.notify_all();
+    for reader in readers {
+        reader.join().unwrap();
+    }
+}
+
+/// A writer is not held up by the readers of other VMAs, though they never leave.
+#[test]
+fn readers_of_other_vmas_do_not_starve_a_writer() {
+    try_schedules(|| beside_readers_of_b(|| A));
+}
+
+#[test]
+fn readers_of_its_own_vmas_would() {
+    fails(DEADLOCK, || beside_readers_of_b(|| B));
+}
+
+/// A writer of A and readers of A of whom there is always one inside, for as long as they get in.
+fn beside_readers_of_a() {
+    let space = space();
+    let over = Arc::new(AtomicBool::new(false));
+    let readers = [0; 2].map(|_| {
+        let (space, over) = (Arc::clone(&space), Arc::clone(&over));
+        thread::spawn(move || {
+            let mut held = None;
+            while !over.load(SeqCst) {
+                // Hand over hand: the next guard is taken before the last one goes.
+                held = space.try_read_owned(A.start).ok();
+                thread::yield_now();
+            }
+            drop(held);
+        })
+    });
+    space.update(A, |_, payload| payload + 1).unwrap();
+    *space.edit().unwrap().start_write(A.start).unwrap() += 1;
+    over.store(true, SeqCst);
+    for reader in readers {
+        reader.join().unwrap();
+    }
+    assert_eq!(*space.read(A.start).unwrap(), 3);
+}
+
+/// Nor by an endless line of readers of its own, since nobody enters while it waits.
+#[test]
+fn an_endless_line_of_readers_does_not_starve_a_writer() {
+    try_schedules(beside_readers_of_a);
+}
+
+#[test]
+fn an_endless_line_of_readers_would_if_they_got_in() {
+    fails_without(&[Step::RefuseExcluded], ENDLESS, beside_readers_of_a);
+}
+
+/// The ten ways in which a change can tear an iteration: the middle of three VMAs is merged with both
+/// neighbours, with the left one (whole, in part), with the right one (whole, in part); a VMA that
+/// comes into a hole between two is merged with both, the left, the right; the middle one is split,
+/// below and above.
+fn iterate_beside_a_change(case: u32) {
+    let (left, right) = (1, if matches!(case, 1 | 6) { 1 } else { 3 });
+    let (part, becomes) = match case {
+        1 | 2 | 6 | 7 => (20..30, left),
+        3 => (20..25, left),
+        4 | 8 => (20..30, right),
+        5 => (25..30, right),
+        9 => (20..25, 7),
+        _ => (25..30, 7),
+    };
+    let comes_into_a_hole = matches!(case, 6..=8);
+    let space = Arc::new(Space::new(1));
+    let mut edit = space.edit().unwrap();
+    edit.insert(10..20, left).unwrap();
+    if !comes_into_a_hole {
+        edit.insert(20..30, 2).unwrap();
+    }
+    edit.insert(30..40, right).unwrap();
+    drop(edit);
+    let outside = !comes_into_a_hole && thread_rng().r#gen();
+    let editor = thread::spawn({
+        let space = Arc::clone(&space);
+        move || {
+            if outside {
+                space.update(part, |_, _| becomes).unwrap();
+                return;
+            }
+            let mut edit = space.edit().unwrap();
+            if comes_into_a_hole {
+                edit.insert(20..30, 2).unwrap();
+            }
+            edit.update(part, |_, _| becomes).unwrap();
+        }
+    });
+    let mut shown = 0;
+    for vma in space.iter() {
+        let range = vma.unwrap().range();
+        // What lies between was shown as a hole; this much was mapped before and after.
+        let hole = shown..range.start;
+        let mapped =
+            |addr| (10..40).contains(&addr) && !(comes_into_a_hole && (20..30).contains(&addr));
+        assert!(!hole.clone().any(mapped), "{TORN}: {hole:?} in case {case}");
+        shown = range.end;
+    }
+    assert_eq!(shown, 40, "{TORN}");
+    editor.join().unwrap();
+}
+
+/// B26. Iteration may show a VMA twice, never a hole that was not there.
+#[test]
+fn iteration_shows_no_hole_that_was_not_there() {
+    try_schedules(|| iterate_beside_a_change(thread_rng().gen_range(1..=10)));
+}
+
+#[test]
+fn iteration_would_show_one_if_it_did_not_look_again() {
+    fails_without(&[Step::CheckHole], TORN, || iterate_beside_a_change(6));
+}
