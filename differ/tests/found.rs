@@ -111,3 +111,30 @@ fn a_wiped_child_has_no_guard_pages() {
         Op::Mlock2 { addr: 0x1000_0037_0000, len: 0xb_0000, flags: 0 },
     ]);
 }
+
+#[test]
+fn a_guarded_mapping_that_grows_stays_marked() {
+    let map = |addr, len| Op::Mmap { addr, len, prot: 3, flags: 0x38, file: None, offset: 0 };
+    same(&[
+        map(0x1000_0001_c000, 0x4000),
+        Op::Madvise { addr: 0x1000_0001_d000, len: 0x3000, advice: 102 },
+        map(0x1000_0001_9000, 0x5000),
+    ]);
+}
+
+#[test]
+fn an_old_length_that_wraps_round_unmaps_the_source() {
+    let (addr, new_addr) = (0x1000_0000_7000, 0x1000_0000_6000);
+    let old_len = usize::MAX - 0xfff;
+    same(&[
+        Op::Mmap {
+            addr: new_addr,
+            len: 0x5000,
+            prot: 1,
+            flags: 0x12,
+            file: Some(6),
+            offset: 0xb000,
+        },
+        Op::Mremap { addr, old_len, new_len: 0x3000, flags: 3, new_addr },
+    ]);
+}

@@ -198,10 +198,11 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         }
         let mut flags = vma.flags;
         self.map(range.clone(), vma, Joins::Both)?;
-        if flags.has(VmFlags::DROPPABLE) {
-            // Only now is it noticed that it cannot be locked, so it has not merged if it was to be.
+        if flags.has(VmFlags::DROPPABLE | VmFlags::LOCKED) {
+            // Only now is it noticed that it cannot be locked, so it has not merged.
             flags &= !VmFlags::LOCKED_MASK;
-            self.edit.start_write(range.start).map_err(|_| Errno::ENOMEM)?.flags = flags;
+            let mut vma = self.edit.start_write(range.start).map_err(|_| Errno::ENOMEM)?;
+            vma.flags &= !VmFlags::LOCKED_MASK;
         }
         self.count_new(flags, len);
         Ok(())

@@ -189,6 +189,8 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         let delta = request.delta();
         if request.has(MREMAP_FIXED) {
             self.munmap(request.new_addr, request.new_len)?;
+            // An old length that wraps round hides that the source was there.
+            self.source(request)?;
         }
         if request.new_len < request.old_len {
             self.munmap(request.addr + request.new_len, delta)?;
