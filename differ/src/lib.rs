@@ -23,5 +23,5 @@ pub use machine::Machine;
 pub use model::{Model, Subject};
 pub use op::{Op, Which};
 pub use outcome::Outcome;
-pub use run::{Divergence, Options, Report, Tally, replay, run};
+pub use run::{Divergence, Options, Report, Tally, replay, replay_after, run};
 pub use session::Difference;

@@ -190,11 +190,32 @@ pub fn replay<S: Subject>(
     make: &impl Fn(&Config, &[Arc<File>]) -> S,
     steps: &[Op],
 ) -> io::Result<Option<(usize, Difference)>> {
+    replay_after(machine, make, &[], steps)
+}
+
+/// As [`replay`], after other steps of which only the results are compared: with many mappings it
+/// takes long to compare them all.
+///
+/// # Errors
+///
+/// As for [`replay`].
+pub fn replay_after<S: Subject>(
+    machine: &Machine,
+    make: &impl Fn(&Config, &[Arc<File>]) -> S,
+    before: &[Op],
+    steps: &[Op],
+) -> io::Result<Option<(usize, Difference)>> {
     let mut session = Session::begin(machine, make)?;
-    for (made, op) in steps.iter().enumerate() {
-        if let (_, Some(difference)) = session.step(op)? {
+    for (made, op) in before.iter().enumerate() {
+        if let (_, Some(difference)) = session.step_alone(op)? {
             return Ok(Some((made + 1, difference)));
         }
     }
-    Ok(session.compare_slow()?.map(|difference| (steps.len(), difference)))
+    for (made, op) in steps.iter().enumerate() {
+        if let (_, Some(difference)) = session.step(op)? {
+            return Ok(Some((before.len() + made + 1, difference)));
+        }
+    }
+    let difference = session.compare_slow()?;
+    Ok(difference.map(|difference| (before.len() + steps.len(), difference)))
 }
