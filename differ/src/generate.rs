@@ -367,7 +367,10 @@ impl Generator {
         };
         let access =
             self.random.weighted(&[(8, Access::Read), (12, Access::Write), (1, Access::Execute)]);
-        Op::Touch { addr: addr + self.random.below(PAGE), access }
+        let within = self.random.below(PAGE);
+        // An instruction is not to reach into the next page.
+        let within = if access == Access::Execute { within & !0xf } else { within };
+        Op::Touch { addr: addr + within, access }
     }
 
     fn fork(&mut self, _scene: &Scene) -> Op {
