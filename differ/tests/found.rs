@@ -138,3 +138,21 @@ fn an_old_length_that_wraps_round_unmaps_the_source() {
         Op::Mremap { addr, old_len, new_len: 0x3000, flags: 3, new_addr },
     ]);
 }
+
+#[test]
+fn the_heap_does_not_merge_with_what_lies_below_it() {
+    let Some(machine) = common::machine() else { return };
+    let start_brk = std::cell::Cell::new(0);
+    let make = |config: &pervma_linux::Config, files: &[_]| {
+        start_brk.set(config.layout.start_brk);
+        Model::new(config, files)
+    };
+    replay(&machine, &make, &[]).unwrap();
+    // Where addresses are random the heap may be elsewhere the next time, and this shows nothing.
+    let heap = start_brk.get();
+    same(&[
+        Op::Mmap { addr: heap - 0x1000, len: 0x1000, prot: 3, flags: 0x22, file: None, offset: 0 },
+        Op::Brk { addr: heap + 0x4000 },
+        Op::Brk { addr: heap + 0x5000 },
+    ]);
+}

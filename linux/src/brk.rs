@@ -68,7 +68,9 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         self.may_commit(pages(len))?;
         let page_offset = pages(old) as u64;
         let vma = Vma { flags, page_offset, source: Source::Anonymous, anon: None, name: None };
-        self.map(old..new, vma, Joins::LeftOnly)?;
+        // What lies below the heap is not looked at.
+        let joins = if old > layout.start_brk { Joins::LeftOnly } else { Joins::Neither };
+        self.map(old..new, vma, joins)?;
         self.count_new(flags, len);
         self.state.brk = brk;
         if flags.has(VmFlags::LOCKED) {

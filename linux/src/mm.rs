@@ -267,8 +267,13 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
     ) -> Result<Range<usize>, Errno> {
         let hands_on = joins == Joins::Swallowing;
         let proposed = Proposed { range: range.clone(), vma: &vma, hands_on };
-        let prev = self.ending_at(range.start);
-        let next = self.starting_at(range.end).filter(|_| joins != Joins::LeftOnly);
+        let (to_left, to_right) = match joins {
+            Joins::Both | Joins::Swallowing => (true, true),
+            Joins::LeftOnly => (true, false),
+            Joins::Neither => (false, false),
+        };
+        let prev = self.ending_at(range.start).filter(|_| to_left);
+        let next = self.starting_at(range.end).filter(|_| to_right);
         let merge = merge::decide(as_pair(&prev), &proposed, as_pair(&next));
         match joined(prev, &proposed, next, merge) {
             Some((hull, vma)) => self.replace(hull, vma),
@@ -361,6 +366,8 @@ pub(crate) enum Joins {
     Both,
     /// The one below: so does the heap.
     LeftOnly,
+    /// None: so does the heap's first page.
+    Neither,
     /// It is the end of a VMA that becomes longer, which swallows the next with fewer questions.
     Swallowing,
 }

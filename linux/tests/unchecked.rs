@@ -1,5 +1,4 @@
 //! Rules that the kernel at hand may not show: it was built without them, or asks for privilege.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 
