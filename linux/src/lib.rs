@@ -28,6 +28,12 @@
 //! `pervma differ` makes random calls here and, in a child process, on the running kernel, and compares
 //! results, errors and the whole map after every call.
 //!
+//! # What a call costs
+//!
+//! Steps logarithmic in the mappings, with two exceptions: where nothing is mapped at an address, the
+//! next mapping is found by a look at all of them; and in strict mode a call is tried on a copy of the
+//! map first.
+//!
 //! # Which Linux
 //!
 //! The rules are those of Linux 6.18 on x86-64 with four levels of page tables.
