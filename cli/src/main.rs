@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+#[cfg_attr(not(all(target_os = "linux", target_arch = "x86_64")), path = "differ_absent.rs")]
 mod differ;
 mod error;
 mod input;
