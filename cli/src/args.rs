@@ -26,6 +26,22 @@ pub(crate) enum Command {
     /// Page a file in: read every page in random order, each first touch a real page fault, and
     /// check every byte.
     Page(PageOptions),
+    /// Make random mapping calls on the running kernel and on pervma-linux, and compare results,
+    /// errors and the whole map after each.
+    Differ(DifferOptions),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DifferOptions {
+    /// How many steps: calls, touches of memory, forks.
+    #[arg(long, value_name = "N", default_value_t = 100_000, allow_negative_numbers = true)]
+    pub(crate) ops: u64,
+    /// Which steps: the same seed makes the same ones.
+    #[arg(long, value_name = "S", default_value_t = 1, allow_negative_numbers = true)]
+    pub(crate) seed: u64,
+    /// Print one JSON object on one line.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args, Debug)]

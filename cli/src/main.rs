@@ -3,6 +3,8 @@
 
 mod args;
 mod churn;
+#[cfg_attr(not(all(target_os = "linux", target_arch = "x86_64")), path = "differ_absent.rs")]
+mod differ;
 mod error;
 mod input;
 mod memory;
@@ -18,7 +20,7 @@ use crate::error::Error;
 
 /// Everything matched.
 const MATCHED: u8 = 0;
-/// Bytes differed, or pages were not faulted in.
+/// Bytes differed, or pages were not faulted in; or the kernel and the model differ.
 const MISMATCHED: u8 = 1;
 /// Nothing could be measured: one line on standard error says why.
 const BAD_INPUT: u8 = 2;
@@ -36,8 +38,14 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<u8, Error> {
-    let Some(Command::Page(options)) = args::parse()? else {
-        return Ok(MATCHED);
+    let options = match args::parse()? {
+        None => return Ok(MATCHED),
+        Some(Command::Differ(options)) => {
+            let (text, same) = differ::compare(&options)?;
+            args::print(&text)?;
+            return Ok(if same { MATCHED } else { MISMATCHED });
+        }
+        Some(Command::Page(options)) => options,
     };
     let report = page::run(&options)?;
     let text =

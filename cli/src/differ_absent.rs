@@ -1,0 +1,9 @@
+//! `pervma differ` where there is nothing to compare with.
+
+use crate::args::DifferOptions;
+use crate::error::Error;
+
+/// Says that it cannot be done here.
+pub(crate) fn compare(_: &DifferOptions) -> Result<(String, bool), Error> {
+    Err(Error::Unfit("it needs Linux on x86-64".to_owned()))
+}

@@ -1,0 +1,79 @@
+//! Whether two maps are the same.
+
+use std::collections::HashMap;
+
+use pervma_linux::Counts;
+
+/// What the maps file says of nameless shared memory.
+const NAMELESS: &str = "/dev/zero (deleted)";
+/// What every process has and no call touches.
+const GATE: &str = "[vsyscall]";
+
+/// Which inode of the kernel's is which object of the model's. Both count as they like; but what is
+/// one must stay one.
+#[derive(Debug, Default)]
+pub struct Objects {
+    inodes: HashMap<u64, u64>,
+    objects: HashMap<u64, u64>,
+}
+
+impl Objects {
+    fn are_one(&mut self, inode: u64, object: u64) -> bool {
+        *self.inodes.entry(inode).or_insert(object) == object
+            && *self.objects.entry(object).or_insert(inode) == inode
+    }
+
+    /// Whether the texts of the kernel's maps file and of the model's say the same.
+    pub fn same_maps(&mut self, kernel: &str, model: &str) -> bool {
+        let mut kernel = kernel.lines().filter(|line| !line.ends_with(GATE));
+        let mut model = model.lines();
+        loop {
+            match (kernel.next(), model.next()) {
+                (None, None) => return true,
+                (Some(a), Some(b)) if a == b && !a.ends_with(NAMELESS) => {}
+                (Some(a), Some(b)) if self.same_object(a, b) => {}
+                _ => return false,
+            }
+        }
+    }
+
+    fn same_object(&mut self, kernel: &str, model: &str) -> bool {
+        /// Range, access, offset, device, inode and name.
+        fn fields(line: &str) -> Option<([&str; 4], u64, &str)> {
+            let mut parts = line.splitn(6, ' ');
+            let fields = [parts.next()?, parts.next()?, parts.next()?, parts.next()?];
+            Some((fields, parts.next()?.parse().ok()?, parts.next()?.trim_start()))
+        }
+        match (fields(kernel), fields(model)) {
+            (Some((a, inode, NAMELESS)), Some((b, object, NAMELESS))) => {
+                a == b && self.are_one(inode, object)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The flags of each mapping in the text of `smaps`.
+pub fn flags_of_smaps(smaps: &str) -> Vec<String> {
+    let is_gate = |line: &str| line.ends_with(GATE);
+    let end = smaps.lines().position(is_gate).unwrap_or(usize::MAX);
+    let lines = smaps.lines().take(end);
+    let flags = lines.filter_map(|line| line.strip_prefix("VmFlags:"));
+    flags.map(|flags| flags.trim().to_owned()).collect()
+}
+
+/// The counts in the text of `status`.
+pub fn counts_of_status(status: &str) -> Counts {
+    let pages = |name: &str| -> usize {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.and_then(|line| line.split_ascii_whitespace().next());
+        number.and_then(|number| number.parse::<usize>().ok()).unwrap_or(0) / 4
+    };
+    Counts {
+        total: pages("VmSize:"),
+        data: pages("VmData:"),
+        stack: pages("VmStk:"),
+        exec: pages("VmExe:") + pages("VmLib:"),
+        locked: pages("VmLck:"),
+    }
+}

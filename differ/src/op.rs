@@ -1,0 +1,166 @@
+//! What is done, on both sides.
+#![expect(missing_docs, reason = "the fields are the arguments of the calls, by their usual names")]
+
+use std::fmt;
+
+use pervma_linux::Access;
+
+/// One step: a system call, a touch of memory, or what happens to a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// `mmap`; the file by its place in the list.
+    Mmap { addr: usize, len: usize, prot: u64, flags: u64, file: Option<usize>, offset: u64 },
+    /// `munmap`.
+    Munmap { addr: usize, len: usize },
+    /// `mprotect`.
+    Mprotect { addr: usize, len: usize, prot: u64 },
+    /// `pkey_mprotect`.
+    PkeyMprotect { addr: usize, len: usize, prot: u64, key: i32 },
+    /// `mremap`.
+    Mremap { addr: usize, old_len: usize, new_len: usize, flags: u64, new_addr: usize },
+    /// `madvise`.
+    Madvise { addr: usize, len: usize, advice: i32 },
+    /// `mlock`.
+    Mlock { addr: usize, len: usize },
+    /// `mlock2`.
+    Mlock2 { addr: usize, len: usize, flags: i32 },
+    /// `munlock`.
+    Munlock { addr: usize, len: usize },
+    /// `mlockall`.
+    Mlockall { flags: i32 },
+    /// `munlockall`.
+    Munlockall,
+    /// `brk`.
+    Brk { addr: usize },
+    /// `mseal`.
+    Mseal { addr: usize, len: usize, flags: u64 },
+    /// `msync`.
+    Msync { addr: usize, len: usize, flags: i32 },
+    /// `mincore`.
+    Mincore { addr: usize, len: usize, vector: usize },
+    /// `prctl(PR_SET_VMA_ANON_NAME)`: takes a name away.
+    Unname { addr: usize, len: usize },
+    /// A byte is touched.
+    Touch { addr: usize, access: Access },
+    /// The process forks, and the child goes on in its place; or the child is looked at and ends.
+    Fork { child_goes_on: bool },
+    /// `setrlimit`.
+    Limit { which: Which, bytes: u64 },
+}
+
+/// A limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// `RLIMIT_AS`.
+    AddressSpace,
+    /// `RLIMIT_DATA`.
+    Data,
+    /// `RLIMIT_MEMLOCK`.
+    Locked,
+    /// `RLIMIT_STACK`.
+    Stack,
+}
+
+impl Op {
+    /// The name of the call.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Mmap { .. } => "mmap",
+            Self::Munmap { .. } => "munmap",
+            Self::Mprotect { .. } => "mprotect",
+            Self::PkeyMprotect { .. } => "pkey_mprotect",
+            Self::Mremap { .. } => "mremap",
+            Self::Madvise { .. } => "madvise",
+            Self::Mlock { .. } => "mlock",
+            Self::Mlock2 { .. } => "mlock2",
+            Self::Munlock { .. } => "munlock",
+            Self::Mlockall { .. } => "mlockall",
+            Self::Munlockall => "munlockall",
+            Self::Brk { .. } => "brk",
+            Self::Mseal { .. } => "mseal",
+            Self::Msync { .. } => "msync",
+            Self::Mincore { .. } => "mincore",
+            Self::Unname { .. } => "prctl",
+            Self::Touch { .. } => "touch",
+            Self::Fork { .. } => "fork",
+            Self::Limit { .. } => "setrlimit",
+        }
+    }
+}
+
+/// As an expression of Rust, with addresses in hexadecimal.
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let range = |f: &mut fmt::Formatter<'_>, name: &str, addr: &usize, len: &usize| {
+            write!(f, "Op::{name} {{ addr: {addr:#x}, len: {len:#x}")
+        };
+        match self {
+            Self::Mmap { addr, len, prot, flags, file, offset } => {
+                range(f, "Mmap", addr, len)?;
+                write!(f, ", prot: {prot:#x}, flags: {flags:#x}, file: {file:?}, ")?;
+                write!(f, "offset: {offset:#x} }}")
+            }
+            Self::Munmap { addr, len } => {
+                range(f, "Munmap", addr, len)?;
+                f.write_str(" }")
+            }
+            Self::Mprotect { addr, len, prot } => {
+                range(f, "Mprotect", addr, len)?;
+                write!(f, ", prot: {prot:#x} }}")
+            }
+            Self::PkeyMprotect { addr, len, prot, key } => {
+                range(f, "PkeyMprotect", addr, len)?;
+                write!(f, ", prot: {prot:#x}, key: {key} }}")
+            }
+            Self::Mremap { addr, old_len, new_len, flags, new_addr } => {
+                write!(f, "Op::Mremap {{ addr: {addr:#x}, old_len: {old_len:#x}, ")?;
+                write!(f, "new_len: {new_len:#x}, flags: {flags:#x}, new_addr: {new_addr:#x} }}")
+            }
+            Self::Madvise { addr, len, advice } => {
+                range(f, "Madvise", addr, len)?;
+                write!(f, ", advice: {advice} }}")
+            }
+            Self::Mlock { addr, len } => {
+                range(f, "Mlock", addr, len)?;
+                f.write_str(" }")
+            }
+            Self::Mlock2 { addr, len, flags } => {
+                range(f, "Mlock2", addr, len)?;
+                write!(f, ", flags: {flags} }}")
+            }
+            Self::Munlock { addr, len } => {
+                range(f, "Munlock", addr, len)?;
+                f.write_str(" }")
+            }
+            Self::Mlockall { flags } => write!(f, "Op::Mlockall {{ flags: {flags} }}"),
+            Self::Munlockall => f.write_str("Op::Munlockall"),
+            Self::Brk { addr } => write!(f, "Op::Brk {{ addr: {addr:#x} }}"),
+            Self::Mseal { addr, len, flags } => {
+                range(f, "Mseal", addr, len)?;
+                write!(f, ", flags: {flags} }}")
+            }
+            Self::Msync { addr, len, flags } => {
+                range(f, "Msync", addr, len)?;
+                write!(f, ", flags: {flags} }}")
+            }
+            Self::Mincore { addr, len, vector } => {
+                range(f, "Mincore", addr, len)?;
+                write!(f, ", vector: {vector:#x} }}")
+            }
+            Self::Unname { addr, len } => {
+                range(f, "Unname", addr, len)?;
+                f.write_str(" }")
+            }
+            Self::Touch { addr, access } => {
+                write!(f, "Op::Touch {{ addr: {addr:#x}, access: Access::{access:?} }}")
+            }
+            Self::Fork { child_goes_on } => {
+                write!(f, "Op::Fork {{ child_goes_on: {child_goes_on} }}")
+            }
+            Self::Limit { which, bytes } => {
+                write!(f, "Op::Limit {{ which: Which::{which:?}, bytes: {bytes:#x} }}")
+            }
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! What came of a step, and what can be seen afterwards.
+
+use std::fmt;
+
+use pervma_linux::{Errno, Signal};
+
+/// What came of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// What the system call returned; negative numbers are errors.
+    Returned(i64),
+    /// Whether memory could be touched.
+    Touched(Result<(), Signal>),
+    /// It is done, and returns nothing that could be compared.
+    Done,
+}
+
+impl Outcome {
+    /// The outcome of a call of the model.
+    pub fn of(result: Result<usize, Errno>) -> Self {
+        Self::Returned(match result {
+            Ok(value) => i64::try_from(value).unwrap_or(i64::MAX),
+            Err(error) => -i64::from(error.number()),
+        })
+    }
+
+    /// The error number, if it is one.
+    #[must_use]
+    pub fn errno(self) -> Option<i32> {
+        match self {
+            Self::Returned(error @ -4095..0) => i32::try_from(-error).ok(),
+            _ => None,
+        }
+    }
+
+    /// Whether it did what it was asked for.
+    #[must_use]
+    pub fn is_success(self) -> bool {
+        self.errno().is_none() && !matches!(self, Self::Touched(Err(_)))
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Returned(value) => match self.errno() {
+                Some(error) => f.write_str(errno_name(error)),
+                None => write!(f, "{value:#x}"),
+            },
+            Self::Touched(Ok(())) | Self::Done => f.write_str("done"),
+            Self::Touched(Err(signal)) => write!(f, "{signal:?}"),
+        }
+    }
+}
+
+/// The name of an error number that mapping calls return.
+#[must_use]
+pub fn errno_name(error: i32) -> &'static str {
+    use Errno::*;
+    const KNOWN: [Errno; 12] = [
+        EPERM, EBADF, EAGAIN, ENOMEM, EACCES, EFAULT, EBUSY, EEXIST, ENODEV, EINVAL, EOVERFLOW,
+        EOPNOTSUPP,
+    ];
+    const NAMES: [&str; 12] = [
+        "EPERM",
+        "EBADF",
+        "EAGAIN",
+        "ENOMEM",
+        "EACCES",
+        "EFAULT",
+        "EBUSY",
+        "EEXIST",
+        "ENODEV",
+        "EINVAL",
+        "EOVERFLOW",
+        "EOPNOTSUPP",
+    ];
+    let found = KNOWN.iter().position(|known| known.number() == error);
+    found.map_or("another error", |found| NAMES[found])
+}

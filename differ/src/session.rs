@@ -1,0 +1,215 @@
+//! Both sides together, step by step.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use libc::c_long;
+use pervma_linux::{Config, File};
+
+use crate::child::{Born, Child, FIRST_FD};
+use crate::compare::{self, Objects};
+use crate::files;
+use crate::machine::Machine;
+use crate::model::{self, Subject};
+use crate::op::{Op, Which};
+use crate::outcome::Outcome;
+
+/// `mseal`, which the bindings do not know everywhere.
+const SYS_MSEAL: c_long = 462;
+/// `PR_SET_VMA`, and of it `PR_SET_VMA_ANON_NAME`.
+const PR_SET_VMA: u64 = 0x5356_4d41;
+/// How many steps there are between two looks at what is slow to read: flags and counts.
+const SLOW_LOOKS: usize = 32;
+
+/// A process and what is to be the same.
+pub struct Session<S> {
+    child: Child,
+    subject: S,
+    objects: Objects,
+    steps: usize,
+    /// The map of the child that was looked at last and has ended.
+    ended_child: Option<String>,
+    files: Vec<Arc<File>>,
+    born: Born,
+}
+
+/// Where the two sides differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// What differs.
+    pub what: &'static str,
+    /// On the kernel.
+    pub kernel: String,
+    /// Here.
+    pub model: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, kernel, model } = self;
+        if kernel.contains('\n') || model.contains('\n') {
+            write!(f, "{what}: the kernel has\n{kernel}and the model has\n{model}")
+        } else {
+            write!(f, "{what}: the kernel says {kernel}, the model says {model}")
+        }
+    }
+}
+
+impl<S: Subject> Session<S> {
+    /// A new process, and what `make` makes to be compared with it.
+    pub fn begin(
+        machine: &Machine,
+        make: impl FnOnce(&Config, &[Arc<File>]) -> S,
+    ) -> io::Result<Self> {
+        let files = files::make()?;
+        let (descriptors, files): (Vec<_>, Vec<_>) =
+            files.into_iter().map(|both| (both.descriptor, both.file)).unzip();
+        let (child, born) = Child::spawn(&descriptors)?;
+        let subject = make(&model::config(&born, machine), &files);
+        let objects = Objects::default();
+        Ok(Self { child, subject, objects, steps: 0, ended_child: None, files, born })
+    }
+
+    /// What is known about the process.
+    pub fn born(&self) -> &Born {
+        &self.born
+    }
+
+    /// The files, by their numbers in steps.
+    pub fn files(&self) -> &[Arc<File>] {
+        &self.files
+    }
+
+    /// What is compared with it.
+    pub fn subject(&self) -> &S {
+        &self.subject
+    }
+
+    /// Makes a step on both sides, and compares what can be seen afterwards.
+    pub fn step(&mut self, op: &Op) -> io::Result<(Outcome, Option<Difference>)> {
+        match self.step_alone(op)? {
+            (outcome, None) => Ok((outcome, self.compare()?)),
+            differing => Ok(differing),
+        }
+    }
+
+    /// Makes a step on both sides, and compares the results only.
+    pub fn step_alone(&mut self, op: &Op) -> io::Result<(Outcome, Option<Difference>)> {
+        let kernel = self.on_kernel(op)?;
+        let model = self.subject.step(op);
+        self.steps += 1;
+        let difference = (kernel != model).then(|| Difference {
+            what: "result",
+            kernel: kernel.to_string(),
+            model: model.to_string(),
+        });
+        Ok((kernel, difference))
+    }
+
+    fn compare(&mut self) -> io::Result<Option<Difference>> {
+        let maps = self.subject.maps();
+        let bytes = self.child.maps()?;
+        let kernel = String::from_utf8_lossy(bytes);
+        if !self.objects.same_maps(&kernel, &maps) {
+            let kernel = kernel.into_owned();
+            return Ok(Some(Difference { what: "map", kernel, model: maps }));
+        }
+        if let Some(kernel) = self.ended_child.take() {
+            let model = self.subject.ended_child();
+            if !self.objects.same_maps(&kernel, model) {
+                let model = model.to_owned();
+                return Ok(Some(Difference { what: "map of the fork's child", kernel, model }));
+            }
+        }
+        if !self.steps.is_multiple_of(SLOW_LOOKS) {
+            return Ok(None);
+        }
+        self.compare_slow()
+    }
+
+    /// Compares flags and counts.
+    pub fn compare_slow(&mut self) -> io::Result<Option<Difference>> {
+        let flags = compare::flags_of_smaps(&self.child.file("smaps")?);
+        let model = self.subject.flags();
+        if flags != model {
+            let lines = |flags: Vec<String>| flags.into_iter().map(|line| line + "\n").collect();
+            let (kernel, model) = (lines(flags), lines(model));
+            return Ok(Some(Difference { what: "flags", kernel, model }));
+        }
+        let counts = compare::counts_of_status(&self.child.file("status")?);
+        let model = self.subject.counts();
+        Ok((counts != model).then(|| Difference {
+            what: "counts",
+            kernel: format!("{counts:?}"),
+            model: format!("{model:?}"),
+        }))
+    }
+
+    fn on_kernel(&mut self, op: &Op) -> io::Result<Outcome> {
+        let (number, arguments) = match *op {
+            Op::Touch { addr, access } => {
+                return self.child.touch(addr, access).map(Outcome::Touched);
+            }
+            Op::Fork { child_goes_on } => {
+                let mut child = self.child.fork()?;
+                if child_goes_on {
+                    self.child = child;
+                } else {
+                    let maps = String::from_utf8_lossy(child.maps()?).into_owned();
+                    self.ended_child = Some(maps);
+                }
+                return Ok(Outcome::Done);
+            }
+            Op::Limit { which, bytes } => {
+                let resource = match which {
+                    Which::AddressSpace => libc::RLIMIT_AS,
+                    Which::Data => libc::RLIMIT_DATA,
+                    Which::Locked => libc::RLIMIT_MEMLOCK,
+                    Which::Stack => libc::RLIMIT_STACK,
+                };
+                self.child.limit(resource, bytes)?;
+                return Ok(Outcome::Done);
+            }
+            ref call => system_call(call),
+        };
+        self.child.call(number, arguments).map(Outcome::Returned)
+    }
+}
+
+/// The number of the system call, and its arguments.
+fn system_call(op: &Op) -> (c_long, [u64; 6]) {
+    let word = |word: usize| word as u64;
+    let int = |int: i32| i64::from(int).cast_unsigned();
+    let three = |addr, len, third| [word(addr), word(len), third, 0, 0, 0];
+    match *op {
+        Op::Mmap { addr, len, prot, flags, file, offset } => {
+            // Whatever is not in the list is not open.
+            let index = file.and_then(|file| i32::try_from(file).ok());
+            let file = int(index.map_or(-1, |index| FIRST_FD + index));
+            (libc::SYS_mmap, [word(addr), word(len), prot, flags, file, offset])
+        }
+        Op::Munmap { addr, len } => (libc::SYS_munmap, three(addr, len, 0)),
+        Op::Mprotect { addr, len, prot } => (libc::SYS_mprotect, three(addr, len, prot)),
+        Op::PkeyMprotect { addr, len, prot, key } => {
+            (libc::SYS_pkey_mprotect, [word(addr), word(len), prot, int(key), 0, 0])
+        }
+        Op::Mremap { addr, old_len, new_len, flags, new_addr } => {
+            let new = word(new_addr);
+            (libc::SYS_mremap, [word(addr), word(old_len), word(new_len), flags, new, 0])
+        }
+        Op::Madvise { addr, len, advice } => (libc::SYS_madvise, three(addr, len, int(advice))),
+        Op::Mlock { addr, len } => (libc::SYS_mlock, three(addr, len, 0)),
+        Op::Mlock2 { addr, len, flags } => (libc::SYS_mlock2, three(addr, len, int(flags))),
+        Op::Munlock { addr, len } => (libc::SYS_munlock, three(addr, len, 0)),
+        Op::Mlockall { flags } => (libc::SYS_mlockall, [int(flags), 0, 0, 0, 0, 0]),
+        Op::Munlockall => (libc::SYS_munlockall, [0; 6]),
+        Op::Brk { addr } => (libc::SYS_brk, [word(addr), 0, 0, 0, 0, 0]),
+        Op::Mseal { addr, len, flags } => (SYS_MSEAL, three(addr, len, flags)),
+        Op::Msync { addr, len, flags } => (libc::SYS_msync, three(addr, len, int(flags))),
+        Op::Mincore { addr, len, vector } => (libc::SYS_mincore, three(addr, len, word(vector))),
+        Op::Unname { addr, len } => (libc::SYS_prctl, [PR_SET_VMA, 0, word(addr), word(len), 0, 0]),
+        // Not system calls of the process itself.
+        Op::Touch { .. } | Op::Fork { .. } | Op::Limit { .. } => (libc::SYS_getpid, [0; 6]),
+    }
+}

@@ -1,0 +1,112 @@
+//! The shortest way to a difference.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use pervma_linux::{Config, File, Source, VmFlags, Vma, abi};
+
+use crate::child::CODE;
+use crate::machine::Machine;
+use crate::model::Subject;
+use crate::op::Op;
+use crate::run::replay;
+use crate::session::{Difference, Session};
+
+/// How many of the last steps a restated scene may keep.
+const KEPT: usize = 4;
+
+/// Makes steps fewer, as long as something differs after them: whatever it is.
+pub struct Shrinker<'a, F> {
+    /// Where.
+    pub machine: &'a Machine,
+    /// What makes that which differs.
+    pub make: &'a F,
+}
+
+/// Steps, and what differs after them.
+pub type Found = (Difference, Vec<Op>);
+
+impl<S: Subject, F: Fn(&Config, &[Arc<File>]) -> S> Shrinker<'_, F> {
+    /// Leaves out what can be left out; then maps at once what the first steps have led to, and
+    /// leaves out again.
+    pub fn shrink(&self, found: Found) -> io::Result<Found> {
+        let shortest = self.leave_out(found)?;
+        for kept in 1..=KEPT.min(shortest.1.len()) {
+            let (first, last) = shortest.1.split_at(shortest.1.len() - kept);
+            let mut steps = self.restate(first)?;
+            steps.extend_from_slice(last);
+            if let Some((made, difference)) = replay(self.machine, self.make, &steps)? {
+                steps.truncate(made);
+                let restated = self.leave_out((difference, steps))?;
+                if restated.1.len() < shortest.1.len() {
+                    return self.shrink(restated);
+                }
+            }
+        }
+        Ok(shortest)
+    }
+
+    /// First large parts, then smaller ones, down to single steps.
+    fn leave_out(&self, (mut difference, mut steps): Found) -> io::Result<Found> {
+        let mut part = steps.len().div_ceil(2);
+        loop {
+            let (mut start, mut shorter) = (0, false);
+            while start < steps.len() {
+                let end = (start + part).min(steps.len());
+                let mut rest = steps.clone();
+                rest.drain(start..end);
+                match replay(self.machine, self.make, &rest)? {
+                    Some((made, found)) => {
+                        rest.truncate(made);
+                        (steps, difference, shorter) = (rest, found, true);
+                    }
+                    None => start = end,
+                }
+            }
+            if part <= 1 && !shorter {
+                return Ok((difference, steps));
+            }
+            part = part.div_ceil(2);
+        }
+    }
+
+    /// Maps at once what the steps lead to.
+    fn restate(&self, steps: &[Op]) -> io::Result<Vec<Op>> {
+        let mut session = Session::begin(self.machine, self.make)?;
+        for op in steps {
+            session.step(op)?;
+        }
+        let vmas = session.subject().vmas();
+        let others = vmas.iter().filter(|(range, _)| range.start != CODE);
+        Ok(others.map(|(range, vma)| mapped(range, vma, session.files())).collect())
+    }
+}
+
+/// The call that maps what there is.
+fn mapped(range: &Range<usize>, vma: &Vma, files: &[Arc<File>]) -> Op {
+    let shared = if vma.flags.has(VmFlags::SHARED) { abi::MAP_SHARED } else { abi::MAP_PRIVATE };
+    let (file, anonymous) = match &vma.source {
+        Source::File(file) => (files.iter().position(|known| Arc::ptr_eq(known, file)), 0),
+        _ => (None, abi::MAP_ANONYMOUS),
+    };
+    let mut flags = shared | anonymous | abi::MAP_FIXED;
+    let mut prot = abi::PROT_NONE;
+    for (flag, bit) in [
+        (VmFlags::GROWSDOWN, abi::MAP_GROWSDOWN),
+        (VmFlags::NORESERVE, abi::MAP_NORESERVE),
+        (VmFlags::NOHUGEPAGE, abi::MAP_STACK),
+    ] {
+        flags |= if vma.flags.has(flag) { bit } else { 0 };
+    }
+    for (flag, bit) in [
+        (VmFlags::READ, abi::PROT_READ),
+        (VmFlags::WRITE, abi::PROT_WRITE),
+        (VmFlags::EXEC, abi::PROT_EXEC),
+    ] {
+        prot |= if vma.flags.has(flag) { bit } else { 0 };
+    }
+    let offset = if file.is_some() { vma.page_offset * abi::PAGE as u64 } else { 0 };
+    let len = range.end - range.start;
+    Op::Mmap { addr: range.start, len, prot, flags, file, offset }
+}

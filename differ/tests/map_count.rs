@@ -1,0 +1,121 @@
+//! At the limit of mappings the model and the kernel do the same. The results are compared after each
+//! step, the maps at the end: there are many mappings.
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use pervma_differ::{Difference, Model, Op, replay_after};
+use pervma_linux::abi::*;
+
+/// Above it this test would take too long.
+const MOST: usize = 100_000;
+const BASE: usize = 0x1000_0000_0000;
+/// The part where everything happens: one mapping of many pages.
+const STAGE: usize = BASE - 64 * PAGE;
+const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
+
+fn mmap(addr: usize, count: usize, prot: u64, flags: u64) -> Op {
+    Op::Mmap { addr, len: count * PAGE, prot, flags: ANONYMOUS | flags, file: None, offset: 0 }
+}
+
+fn mprotect(page: usize, count: usize, prot: u64) -> Op {
+    Op::Mprotect { addr: STAGE + page * PAGE, len: count * PAGE, prot }
+}
+
+fn munmap(page: usize, count: usize) -> Op {
+    Op::Munmap { addr: STAGE + page * PAGE, len: count * PAGE }
+}
+
+fn mremap(page: usize, old: usize, new: usize, flags: u64, to: usize) -> Op {
+    Op::Mremap {
+        addr: STAGE + page * PAGE,
+        old_len: old * PAGE,
+        new_len: new * PAGE,
+        flags,
+        new_addr: STAGE + to * PAGE,
+    }
+}
+
+fn madvise(page: usize, count: usize, advice: i32) -> Op {
+    Op::Madvise { addr: STAGE + page * PAGE, len: count * PAGE, advice }
+}
+
+/// Steps that make `count` mappings: the page of instructions, the stage, a hole behind it, and a
+/// mapping whose every second page is different.
+fn fill(count: usize) -> Vec<Op> {
+    let pages = count - 2;
+    let mut steps = vec![
+        mmap(STAGE, 56, PROT_READ | PROT_WRITE, MAP_FIXED),
+        mmap(BASE, pages, PROT_NONE, MAP_FIXED | MAP_NORESERVE),
+    ];
+    let every_second = (1..pages).step_by(2).map(|page| Op::Mprotect {
+        addr: BASE + page * PAGE,
+        len: PAGE,
+        prot: PROT_READ,
+    });
+    steps.extend(every_second);
+    steps
+}
+
+#[test]
+fn at_the_limit_of_mappings() {
+    let Some(machine) = common::machine() else { return };
+    let most = machine.max_map_count;
+    if most > MOST {
+        println!("NOT RUN: vm.max_map_count is {most}");
+        return;
+    }
+    let may_move = MREMAP_MAYMOVE;
+    let fixed = MREMAP_MAYMOVE | MREMAP_FIXED;
+    let scenes: [(usize, &[Op]); 3] = [
+        // Room for one cut, not for two.
+        (most - 1, &[mprotect(10, 5, PROT_READ), mprotect(30, 1, PROT_READ)]),
+        // Room for none.
+        (
+            most,
+            &[
+                mprotect(10, 5, PROT_READ),
+                madvise(10, 5, MADV_DONTFORK),
+                Op::Mlock { addr: STAGE + 10 * PAGE, len: PAGE },
+                Op::Mseal { addr: STAGE + 10 * PAGE, len: PAGE, flags: 0 },
+                munmap(10, 5),
+                mremap(0, 4, 8, may_move, 0),
+                mremap(0, 4, 4, fixed, 57),
+                // One at the edge takes no cut; one mapping more is let through, and no further.
+                munmap(54, 2),
+                mmap(STAGE + 54 * PAGE, 1, PROT_READ, MAP_FIXED),
+                mmap(STAGE + 60 * PAGE, 1, PROT_READ, MAP_FIXED),
+                mmap(STAGE + 62 * PAGE, 1, PROT_READ, MAP_FIXED),
+                munmap(0, 56),
+                mmap(0, 1, PROT_READ, 0),
+                Op::Brk { addr: 0 },
+            ],
+        ),
+        // Each move adds two, until it wants more to be free than there is.
+        (
+            most - 12,
+            &[
+                mremap(8, 1, 1, fixed, 57),
+                mremap(12, 1, 1, fixed, 59),
+                mremap(16, 1, 1, fixed, 61),
+                mprotect(0, 1, PROT_READ),
+                mremap(20, 1, 1, fixed, 63),
+                mremap(24, 1, 2, may_move, 0),
+                mremap(28, 1, 2, may_move, 0),
+                mprotect(32, 1, PROT_READ),
+                mremap(36, 1, 2, may_move, 0),
+            ],
+        ),
+    ];
+    for (count, steps) in scenes {
+        let (last, before) = steps.split_last().unwrap();
+        let mut first = fill(count);
+        first.extend_from_slice(before);
+        let differing = replay_after(&machine, &Model::new, &first, std::slice::from_ref(last));
+        if let Some((made, Difference { what, kernel, model })) = differing.unwrap() {
+            let apart = kernel.lines().zip(model.lines()).find(|(kernel, model)| kernel != model);
+            panic!("{count} mappings, after {made} steps: {what}: {apart:?}");
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The tester is tested: each wrong rule is found, and in few steps.
+//!
+//! A wrong rule is made around the model: it makes another step than it was asked to, or has learnt
+//! something else about the machine.
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use pervma_differ::{Model, Op, Options, Outcome, Subject, Which, run};
+use pervma_linux::{Access, Config, Counts, Errno, File, VmFlags, Vma, abi::*};
+
+/// A rule got wrong.
+struct Planted {
+    name: &'static str,
+    /// What it believes of the machine.
+    belief: fn(&mut Config),
+    /// What it does; `None` for what it was asked.
+    step: fn(&mut Model, &Op) -> Option<Outcome>,
+}
+
+/// The model with a wrong rule.
+struct Wrong {
+    model: Model,
+    step: fn(&mut Model, &Op) -> Option<Outcome>,
+}
+
+impl Subject for Wrong {
+    fn step(&mut self, op: &Op) -> Outcome {
+        (self.step)(&mut self.model, op).unwrap_or_else(|| self.model.step(op))
+    }
+
+    fn maps(&self) -> String {
+        self.model.maps()
+    }
+
+    fn flags(&self) -> Vec<String> {
+        self.model.flags()
+    }
+
+    fn counts(&self) -> Counts {
+        self.model.counts()
+    }
+
+    fn vmas(&self) -> Vec<(Range<usize>, Vma)> {
+        self.model.vmas()
+    }
+
+    fn ended_child(&self) -> &str {
+        self.model.ended_child()
+    }
+}
+
+fn no_belief(_: &mut Config) {}
+
+fn as_asked(_: &mut Model, _: &Op) -> Option<Outcome> {
+    None
+}
+
+const fn belief(name: &'static str, belief: fn(&mut Config)) -> Planted {
+    Planted { name, belief, step: as_asked }
+}
+
+const fn rule(name: &'static str, step: fn(&mut Model, &Op) -> Option<Outcome>) -> Planted {
+    Planted { name, belief: no_belief, step }
+}
+
+/// `mmap` with other flags.
+fn mmap_flags(model: &mut Model, op: &Op, change: impl Fn(u64) -> u64) -> Option<Outcome> {
+    let Op::Mmap { addr, len, prot, flags, file, offset } = *op else { return None };
+    Some(model.step(&Op::Mmap { addr, len, prot, flags: change(flags), file, offset }))
+}
+
+/// `madvise` with this advice does nothing.
+fn ignores(op: &Op, ignored: i32) -> Option<Outcome> {
+    matches!(op, Op::Madvise { advice, .. } if *advice == ignored).then(|| Outcome::of(Ok(0)))
+}
+
+const PLANTED: &[Planted] = &[
+    belief("a failed call changes nothing", |config| config.strict = true),
+    belief("no gap is kept below a stack", |config| config.layout.stack_guard_gap = 0),
+    belief("huge mappings are placed like small ones", |config| config.huge_pages = false),
+    belief("RLIMIT_MEMLOCK does not count", |config| config.may_lock = true),
+    belief("any amount of memory is promised", |config| config.commit_limit = usize::MAX),
+    belief("anonymous memory has names", |config| config.anon_names = true),
+    rule("pages of one's own keep nothing from merging", |model, op| {
+        let Op::Touch { addr, access: Access::Write } = *op else { return None };
+        let vmas = model.vmas();
+        let (_, vma) = vmas.iter().find(|(range, _)| range.contains(&addr))?;
+        let allowed = vma.flags.has(VmFlags::WRITE);
+        allowed.then(|| model.step(&Op::Touch { addr, access: Access::Read }))
+    }),
+    rule("a fork's child merges as its parent", |_, op| match op {
+        Op::Fork { child_goes_on: true } => Some(Outcome::Done),
+        _ => None,
+    }),
+    rule("MAP_FIXED_NOREPLACE replaces", |model, op| {
+        mmap_flags(model, op, |flags| match flags & MAP_FIXED_NOREPLACE {
+            0 => flags,
+            _ => flags & !MAP_FIXED_NOREPLACE | MAP_FIXED,
+        })
+    }),
+    rule("hints are ignored", |model, op| match *op {
+        Op::Mmap { len, prot, flags, file, offset, .. }
+            if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) == 0 =>
+        {
+            Some(model.step(&Op::Mmap { addr: 0, len, prot, flags, file, offset }))
+        }
+        _ => None,
+    }),
+    rule("MAP_NORESERVE is forgotten", |model, op| {
+        mmap_flags(model, op, |flags| flags & !MAP_NORESERVE)
+    }),
+    rule("MAP_STACK means nothing", |model, op| mmap_flags(model, op, |flags| flags & !MAP_STACK)),
+    rule("MAP_POPULATE means nothing", |model, op| {
+        mmap_flags(model, op, |flags| flags & !MAP_POPULATE)
+    }),
+    rule("munmap rounds lengths down", |model, op| match *op {
+        Op::Munmap { addr, len } if len > PAGE => {
+            Some(model.step(&Op::Munmap { addr, len: len & !(PAGE - 1) }))
+        }
+        _ => None,
+    }),
+    rule("MREMAP_DONTUNMAP unmaps", |model, op| match *op {
+        Op::Mremap { addr, old_len, new_len, flags, new_addr }
+            if flags == MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP =>
+        {
+            let flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+            Some(model.step(&Op::Mremap { addr, old_len, new_len, flags, new_addr }))
+        }
+        _ => None,
+    }),
+    rule("mremap copies nothing", |_, op| match op {
+        Op::Mremap { old_len: 0, .. } => Some(Outcome::of(Err(Errno::EINVAL))),
+        _ => None,
+    }),
+    rule("MADV_DONTFORK is ignored", |_, op| ignores(op, MADV_DONTFORK)),
+    rule("MADV_WIPEONFORK is ignored", |_, op| ignores(op, MADV_WIPEONFORK)),
+    rule("guard pages are ignored", |_, op| ignores(op, MADV_GUARD_INSTALL)),
+    rule("madvise stops at a hole", |model, op| {
+        let Op::Madvise { addr, len, .. } = *op else { return None };
+        let vmas = model.vmas();
+        let end = addr.checked_add(len)?;
+        let mut at = addr;
+        for (range, _) in vmas.iter().filter(|(range, _)| range.end > addr) {
+            if at < range.start && range.start < end {
+                return Some(Outcome::of(Err(Errno::ENOMEM)));
+            }
+            at = range.end;
+        }
+        None
+    }),
+    rule("MLOCK_ONFAULT locks at once", |model, op| match *op {
+        Op::Mlock2 { addr, len, flags: MLOCK_ONFAULT } => {
+            Some(model.step(&Op::Mlock2 { addr, len, flags: 0 }))
+        }
+        _ => None,
+    }),
+    rule("nothing is sealed", |_, op| match op {
+        Op::Mseal { flags: 0, .. } => Some(Outcome::of(Ok(0))),
+        _ => None,
+    }),
+    rule("MS_INVALIDATE is ignored", |model, op| match *op {
+        Op::Msync { addr, len, flags } => {
+            Some(model.step(&Op::Msync { addr, len, flags: flags & !MS_INVALIDATE }))
+        }
+        _ => None,
+    }),
+    rule("RLIMIT_STACK does not count", |_, op| match op {
+        Op::Limit { which: Which::Stack, .. } => Some(Outcome::Done),
+        _ => None,
+    }),
+    rule("RLIMIT_AS does not count", |_, op| match op {
+        Op::Limit { which: Which::AddressSpace, .. } => Some(Outcome::Done),
+        _ => None,
+    }),
+    rule("what is not allowed comes before what is not mapped", |model, op| {
+        let outcome = model.step(op);
+        let forbidden = matches!(op, Op::Mprotect { .. }) && outcome.errno() == Some(13);
+        Some(if forbidden { Outcome::of(Err(Errno::ENOMEM)) } else { outcome })
+    }),
+];
+
+fn found(planted: &Planted) -> Result<(u64, usize), String> {
+    let Some(machine) = common::machine() else { return Ok((0, 0)) };
+    let make = |config: &Config, files: &[Arc<File>]| {
+        let mut config = config.clone();
+        (planted.belief)(&mut config);
+        Wrong { model: Model::new(&config, files), step: planted.step }
+    };
+    let report = run(&machine, Options { ops: 100_000, seed: 1 }, make).unwrap();
+    match report.divergence {
+        None => Err(format!("{}: not found", planted.name)),
+        Some(divergence) if divergence.steps.len() > 6 => {
+            Err(format!("{}: {} steps: {divergence}", planted.name, divergence.steps.len()))
+        }
+        Some(divergence) => Ok((report.ops, divergence.steps.len())),
+    }
+}
+
+#[test]
+fn every_wrong_rule_is_found_and_shown_in_few_steps() {
+    assert!(PLANTED.len() >= 15);
+    let mut failures = Vec::new();
+    for planted in PLANTED {
+        match found(planted) {
+            Ok((ops, steps)) => println!("{:>7} ops, {steps} steps: {}", ops, planted.name),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}

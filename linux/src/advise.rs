@@ -1,0 +1,266 @@
+//! `madvise`, and names for anonymous memory.
+
+use alloc::sync::Arc;
+use core::ops::Range;
+
+use pervma::Platform;
+
+use crate::abi::*;
+use crate::backing::{Access, Backing, Part};
+use crate::errno::Errno;
+use crate::flags::VmFlags;
+use crate::mm::{Change, Mm};
+use crate::vma::{Source, Vma};
+
+/// The longest name, with the byte that ends it.
+const NAME_SIZE: usize = 80;
+
+impl<B: Backing, T: Platform> Mm<B, T> {
+    /// Advice about a range: some changes how its mappings are treated, the rest goes to the
+    /// [`Backing`].
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Mm, NoBacking, VmFlags, abi::*};
+    ///
+    /// let mm = Mm::new(NoBacking, Config::default());
+    /// let addr = mm.mmap(0, 8192, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)?;
+    /// mm.madvise(addr, 4096, MADV_DONTFORK)?;
+    /// assert!(mm.lookup(addr).is_some_and(|(_, vma)| vma.flags.has(VmFlags::DONTCOPY)));
+    /// # Ok::<(), pervma_linux::Errno>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of the system call. A hole is reported after everything else has been done.
+    #[doc(alias = "do_madvise")]
+    pub fn madvise(&self, addr: usize, len: usize, advice: i32) -> Result<(), Errno> {
+        let Some(range) = check_arguments(addr, len, self.is_known(advice))? else {
+            return Ok(());
+        };
+        match advice {
+            MADV_HWPOISON | MADV_SOFT_OFFLINE if !self.config.may_poison => Err(Errno::EPERM),
+            MADV_POPULATE_READ => self.change(|change| change.fault_in(&range, Access::Read)),
+            MADV_POPULATE_WRITE => self.change(|change| change.fault_in(&range, Access::Write)),
+            _ => self.change(|change| {
+                change.advise_all(range.clone(), |change, part| change.advise(part, advice))
+            }),
+        }
+    }
+
+    /// Names anonymous memory, or takes its name away (`prctl(PR_SET_VMA_ANON_NAME)`).
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Mm, NoBacking, abi::*};
+    ///
+    /// let mm = Mm::new(NoBacking, Config::default());
+    /// let addr = mm.mmap(0, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)?;
+    /// mm.set_anon_name(addr, 4096, Some("arena"))?;
+    /// assert!(mm.maps().contains("[anon:arena]"));
+    /// # Ok::<(), pervma_linux::Errno>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of the system call; `EINVAL` on a kernel without such names.
+    #[doc(alias = "set_anon_vma_name")]
+    pub fn set_anon_name(&self, addr: usize, len: usize, name: Option<&str>) -> Result<(), Errno> {
+        let valid = |byte: u8| (0x20..0x7f).contains(&byte) && !b"\\`$[]".contains(&byte);
+        if !self.config.anon_names
+            || name.is_some_and(|name| name.len() >= NAME_SIZE || !name.bytes().all(valid))
+        {
+            return Err(Errno::EINVAL);
+        }
+        let Some(range) = check_arguments(addr, len, true)? else { return Ok(()) };
+        let name: Option<Arc<str>> = name.map(Arc::from);
+        self.change(|change| {
+            change.advise_all(range.clone(), |change, part| change.name(part, name.clone()))
+        })
+    }
+
+    fn is_known(&self, advice: i32) -> bool {
+        match advice {
+            MADV_NORMAL..=MADV_DONTNEED
+            | MADV_FREE..=MADV_UNMERGEABLE
+            | MADV_DONTDUMP..=MADV_DONTNEED_LOCKED
+            | MADV_HWPOISON..=MADV_GUARD_REMOVE => true,
+            MADV_HUGEPAGE | MADV_NOHUGEPAGE | MADV_COLLAPSE => self.config.huge_pages,
+            _ => false,
+        }
+    }
+}
+
+/// The range, in whole pages; `None` if it is empty.
+fn check_arguments(addr: usize, len: usize, known: bool) -> Result<Option<Range<usize>>, Errno> {
+    let aligned = page_align(len);
+    if !known || off_page(addr) || (len != 0 && aligned == 0) {
+        return Err(Errno::EINVAL);
+    }
+    let end = addr.checked_add(aligned).ok_or(Errno::EINVAL)?;
+    Ok((addr != end).then_some(addr..end))
+}
+
+impl<B: Backing, T: Platform> Change<'_, B, T> {
+    /// Goes through the VMAs of a range. Holes are reported at the end, other errors at once. `each`
+    /// returns the whole VMA that the part is in afterwards.
+    #[doc(alias = "madvise_walk_vmas")]
+    fn advise_all(
+        &mut self,
+        range: Range<usize>,
+        each: impl Fn(&mut Self, Range<usize>) -> Result<Range<usize>, Errno>,
+    ) -> Result<(), Errno> {
+        let (mut at, mut result) = (range.start, Ok(()));
+        while at < range.end {
+            let Some((whole, _)) = self.first_in(&(at..range.end)) else {
+                return Err(Errno::ENOMEM);
+            };
+            if at < whole.start {
+                result = Err(Errno::ENOMEM);
+            }
+            let part = at.max(whole.start)..whole.end.min(range.end);
+            at = each(self, part)?.end;
+        }
+        result
+    }
+
+    #[doc(alias = "madvise_vma_behavior")]
+    fn advise(&mut self, part: Range<usize>, advice: i32) -> Result<Range<usize>, Errno> {
+        let (whole, vma) = self.holding(part.start).ok_or(Errno::ENOMEM)?;
+        if vma.flags.has(VmFlags::SEALED) && is_lost_by(advice, vma) {
+            return Err(Errno::EPERM);
+        }
+        let vma = vma.from(part.start - whole.start);
+        match new_flags(&vma, advice)? {
+            Some(flags) => self.relabel(part, Vma { flags, ..vma }),
+            None => {
+                self.advise_pages(&whole, part.clone(), &vma, advice)?;
+                Ok(part)
+            }
+        }
+    }
+
+    /// Gives a part of a VMA other flags or another name. What fails for want of memory may be tried
+    /// again.
+    #[doc(alias = "madvise_update_vma")]
+    fn relabel(&mut self, part: Range<usize>, vma: Vma) -> Result<Range<usize>, Errno> {
+        match self.holding(part.start) {
+            Some((_, old)) if old.flags == vma.flags && old.name == vma.name => Ok(part),
+            _ => self.modify(part, vma).map_err(|_| Errno::EAGAIN),
+        }
+    }
+
+    fn name(&mut self, part: Range<usize>, name: Option<Arc<str>>) -> Result<Range<usize>, Errno> {
+        let (whole, vma) = self.holding(part.start).ok_or(Errno::ENOMEM)?;
+        if matches!(vma.source, Source::File(_)) {
+            return Err(Errno::EBADF);
+        }
+        let vma = vma.from(part.start - whole.start);
+        self.relabel(part, Vma { name, ..vma })
+    }
+
+    /// Advice about pages, with the checks that come before the backing.
+    fn advise_pages(
+        &mut self,
+        whole: &Range<usize>,
+        part: Range<usize>,
+        vma: &Vma,
+        advice: i32,
+    ) -> Result<(), Errno> {
+        let locked = vma.flags.has(VmFlags::LOCKED);
+        match advice {
+            MADV_DONTNEED | MADV_COLD | MADV_PAGEOUT | MADV_GUARD_INSTALL if locked => {
+                return Err(Errno::EINVAL);
+            }
+            MADV_FREE if locked || !vma.is_anonymous() => return Err(Errno::EINVAL),
+            MADV_REMOVE if locked || vma.is_anonymous() => return Err(Errno::EINVAL),
+            MADV_REMOVE if !vma.flags.has(VmFlags::SHARED | VmFlags::MAYWRITE) => {
+                return Err(Errno::EACCES);
+            }
+            MADV_COLLAPSE if !may_collapse(whole, vma) => return Err(Errno::EINVAL),
+            MADV_GUARD_INSTALL => self.may_guard(part.start, vma.is_anonymous())?,
+            _ => {}
+        }
+        let part = Part::new(&part.clone(), vma, part);
+        self.backing.map_or(Ok(()), |backing| backing.advise(part, advice))
+    }
+
+    /// From now on there may be guard pages in the VMA at `addr`.
+    fn may_guard(&mut self, addr: usize, anonymous: bool) -> Result<(), Errno> {
+        if self.config.marks_guards {
+            let mut vma = self.edit.start_write(addr).map_err(|_| Errno::ENOMEM)?;
+            vma.flags |= VmFlags::MAYBE_GUARD;
+        }
+        if anonymous || !self.config.marks_guards { self.give_group(addr) } else { Ok(()) }
+    }
+
+    /// Makes pages present, as if each had been touched.
+    #[doc(alias = "madvise_populate")]
+    fn fault_in(&mut self, range: &Range<usize>, access: Access) -> Result<(), Errno> {
+        let mut at = range.start;
+        while at < range.end {
+            let (whole, vma) = self.holding(at).ok_or(Errno::ENOMEM)?;
+            let needed = if access == Access::Write { VmFlags::WRITE } else { VmFlags::READ };
+            if !vma.flags.has(needed) {
+                return Err(Errno::EINVAL);
+            }
+            let part = at..whole.end.min(range.end);
+            at = part.end;
+            self.populate_part(part, access)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the contents of a sealed VMA would be lost although they cannot be written.
+#[doc(alias = "can_madvise_modify")]
+fn is_lost_by(advice: i32, vma: &Vma) -> bool {
+    let discards = matches!(
+        advice,
+        MADV_FREE
+            | MADV_DONTNEED
+            | MADV_DONTNEED_LOCKED
+            | MADV_REMOVE
+            | MADV_DONTFORK
+            | MADV_WIPEONFORK
+            | MADV_GUARD_INSTALL
+    );
+    discards && vma.is_anonymous() && !vma.flags.has(VmFlags::WRITE)
+}
+
+/// Whether a huge page could be there at all.
+#[doc(alias = "thp_vma_allowable_order")]
+fn may_collapse(whole: &Range<usize>, vma: &Vma) -> bool {
+    let fits = whole
+        .start
+        .checked_next_multiple_of(HUGE)
+        .is_some_and(|start| start.checked_add(HUGE).is_some_and(|end| end <= whole.end));
+    fits && !vma.flags.has(VmFlags::NOHUGEPAGE)
+}
+
+/// The flags that the advice leads to; `None` if it is about pages.
+fn new_flags(vma: &Vma, advice: i32) -> Result<Option<VmFlags>, Errno> {
+    let flags = vma.flags;
+    let reading = VmFlags::SEQ_READ | VmFlags::RAND_READ;
+    let huge = VmFlags::HUGEPAGE | VmFlags::NOHUGEPAGE;
+    let never_merged = VmFlags::SHARED | VmFlags::MAYSHARE | VmFlags::DROPPABLE;
+    Ok(Some(match advice {
+        MADV_NORMAL => flags & !reading,
+        MADV_SEQUENTIAL => (flags & !reading) | VmFlags::SEQ_READ,
+        MADV_RANDOM => (flags & !reading) | VmFlags::RAND_READ,
+        MADV_DONTFORK => flags | VmFlags::DONTCOPY,
+        MADV_DOFORK => flags & !VmFlags::DONTCOPY,
+        MADV_WIPEONFORK if !vma.is_anonymous() => return Err(Errno::EINVAL),
+        MADV_WIPEONFORK => flags | VmFlags::WIPEONFORK,
+        MADV_KEEPONFORK | MADV_DODUMP if flags.has(VmFlags::DROPPABLE) => {
+            return Err(Errno::EINVAL);
+        }
+        MADV_KEEPONFORK => flags & !VmFlags::WIPEONFORK,
+        MADV_DONTDUMP => flags | VmFlags::DONTDUMP,
+        MADV_DODUMP => flags & !VmFlags::DONTDUMP,
+        MADV_MERGEABLE if flags.any(never_merged) => flags,
+        MADV_MERGEABLE => flags | VmFlags::MERGEABLE,
+        MADV_UNMERGEABLE => flags & !VmFlags::MERGEABLE,
+        MADV_HUGEPAGE => (flags & !huge) | VmFlags::HUGEPAGE,
+        MADV_NOHUGEPAGE => (flags & !huge) | VmFlags::NOHUGEPAGE,
+        _ => return Ok(None),
+    }))
+}

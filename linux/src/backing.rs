@@ -1,0 +1,131 @@
+//! The memory behind the map.
+
+use core::ops::Range;
+
+use crate::errno::Errno;
+use crate::vma::Vma;
+
+/// How memory is touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Read.
+    Read,
+    /// Written.
+    Write,
+    /// Executed.
+    Execute,
+}
+
+/// Why a page cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It lies behind the end of the file, or cannot be read: SIGBUS.
+    Bus,
+    /// It is a guard page: SIGSEGV.
+    Guard {
+        /// Where the page is.
+        addr: usize,
+    },
+    /// No memory.
+    OutOfMemory,
+}
+
+/// A part of a VMA.
+#[derive(Clone, Debug)]
+pub struct Part<'a> {
+    /// The VMA.
+    pub vma: &'a Vma,
+    /// Where the part is.
+    pub range: Range<usize>,
+    /// The page of the file at its start; see [`Vma::page_offset`].
+    pub page_offset: u64,
+}
+
+impl<'a> Part<'a> {
+    /// `range` of the VMA that is at `whole`.
+    pub(crate) fn new(whole: &Range<usize>, vma: &'a Vma, range: Range<usize>) -> Self {
+        Self { vma, page_offset: vma.page_after(range.start - whole.start), range }
+    }
+}
+
+/// What [`Mm`](crate::Mm) asks of the memory behind the map. The map is its own business; pages are
+/// the backing's. Every method has a default that does nothing.
+///
+/// The methods run while the range that they are about is locked: [`fault`](Self::fault) under the
+/// lock of the VMA or of the space, the others under the lock of the space. They must not call the
+/// same `Mm`.
+///
+/// ```
+/// use core::ops::Range;
+/// use std::sync::Mutex;
+/// use pervma_linux::{Backing, Config, Mm, abi};
+///
+/// /// Notes what is unmapped.
+/// #[derive(Default)]
+/// struct Pages(Mutex<Vec<Range<usize>>>);
+///
+/// impl Backing for Pages {
+///     fn unmap(&self, range: Range<usize>) {
+///         self.0.lock().unwrap().push(range);
+///     }
+/// }
+///
+/// let mm = Mm::new(Pages::default(), Config::default());
+/// let addr = mm.mmap(0, 8192, 0, abi::MAP_PRIVATE | abi::MAP_ANONYMOUS, None, 0)?;
+/// mm.munmap(addr, 4096)?;
+/// assert_eq!(mm.backing().0.lock().unwrap()[0], addr..addr + 4096);
+/// # Ok::<(), pervma_linux::Errno>(())
+/// ```
+pub trait Backing {
+    /// Makes every page of `part` present for `access`, which the VMA allows.
+    ///
+    /// # Errors
+    ///
+    /// When a page cannot be had; those before it may be present.
+    fn fault(&self, part: Part<'_>, access: Access) -> Result<(), Refusal> {
+        let _ = (part, access);
+        Ok(())
+    }
+
+    /// Nothing is mapped in `range` any more.
+    fn unmap(&self, range: Range<usize>) {
+        let _ = range;
+    }
+
+    /// What is in `from` is at `to` from now on, which is free. The VMA at `from` may stay, empty.
+    fn relocate(&self, from: Range<usize>, to: usize) {
+        let _ = (from, to);
+    }
+
+    /// What is allowed in `part` has changed.
+    fn protect(&self, part: Part<'_>) {
+        let _ = part;
+    }
+
+    /// Advice about pages (`MADV_DONTNEED`, `MADV_REMOVE`, `MADV_GUARD_INSTALL` and the like). The checks of
+    /// Linux have passed.
+    ///
+    /// # Errors
+    ///
+    /// What `madvise` is to return.
+    fn advise(&self, part: Part<'_>, advice: i32) -> Result<(), Errno> {
+        let _ = (part, advice);
+        Ok(())
+    }
+
+    /// Writes a part of a file back, as `msync` with `MS_SYNC` does.
+    ///
+    /// # Errors
+    ///
+    /// What `msync` is to return.
+    fn sync(&self, part: Part<'_>) -> Result<(), Errno> {
+        let _ = part;
+        Ok(())
+    }
+}
+
+/// No memory: only the map matters, and every page can be had.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoBacking;
+
+impl Backing for NoBacking {}

@@ -1,0 +1,135 @@
+//! What a call's result depends on beside the map: the machine, the process, its limits.
+
+/// Where things are in the address space.
+///
+/// The default is that of a process without address randomisation.
+///
+/// ```
+/// let layout = pervma_linux::Layout::default();
+/// assert!(layout.mmap_base < layout.task_size);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// The end of the address space.
+    pub task_size: usize,
+    /// Room is looked for below this address, the highest first.
+    pub mmap_base: usize,
+    /// Where the search from below starts, when there is no room below `mmap_base`.
+    pub mmap_legacy_base: usize,
+    /// The lowest address that is chosen.
+    pub lowest_choice: usize,
+    /// The lowest address that may be mapped (`vm.mmap_min_addr`). Security modules may want choices
+    /// to be higher.
+    pub mmap_min_addr: usize,
+    /// Bytes kept free below a mapping that grows downwards.
+    pub stack_guard_gap: usize,
+    /// Where the heap of `brk` starts.
+    pub start_brk: usize,
+    /// Where it ends at first.
+    pub brk: usize,
+    /// Bytes of the program's initialised data, which RLIMIT_DATA counts with the heap.
+    pub data_size: usize,
+    /// The initial stack pointer, by which the stack is named when it is shown.
+    pub start_stack: usize,
+}
+
+impl Default for Layout {
+    fn default() -> Self {
+        Self {
+            task_size: 0x7fff_ffff_f000,
+            mmap_base: 0x7fff_f7ff_f000,
+            mmap_legacy_base: 0x2aaa_aaaa_b000,
+            lowest_choice: 0x1_0000,
+            mmap_min_addr: 0x1_0000,
+            stack_guard_gap: 256 * crate::abi::PAGE,
+            start_brk: 0x5555_5580_0000,
+            brk: 0x5555_5580_0000,
+            data_size: 0,
+            start_stack: 0x7fff_ffff_e000,
+        }
+    }
+}
+
+/// The resource limits that mapping calls look at, in bytes; `u64::MAX` is none.
+///
+/// ```
+/// assert_eq!(pervma_linux::Limits::default().address_space, u64::MAX);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// `RLIMIT_AS`.
+    pub address_space: u64,
+    /// `RLIMIT_DATA`.
+    pub data: u64,
+    /// `RLIMIT_MEMLOCK`.
+    pub locked: u64,
+    /// `RLIMIT_STACK`.
+    pub stack: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { address_space: u64::MAX, data: u64::MAX, locked: 8 << 20, stack: 8 << 20 }
+    }
+}
+
+/// The kernel, the machine and the process that calls are made on.
+///
+/// ```
+/// use pervma_linux::{Config, Errno, Mm, NoBacking, abi};
+///
+/// // No call changes half: here, none of the range is made read-only.
+/// let mm = Mm::new(NoBacking, Config { strict: true, ..Config::default() });
+/// let addr = mm.mmap(0, 4096, abi::PROT_WRITE, abi::MAP_PRIVATE | abi::MAP_ANONYMOUS, None, 0)?;
+/// let hole_behind = mm.mprotect(addr, 8192, abi::PROT_READ);
+/// # mm.munmap(addr + 4096, 4096)?;
+/// # let hole_behind = mm.mprotect(addr, 8192, abi::PROT_READ);
+/// assert_eq!(hole_behind, Err(Errno::ENOMEM));
+/// assert!(mm.maps().contains("-w-p"));
+/// # Ok::<(), Errno>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where things are.
+    pub layout: Layout,
+    /// The limits at first; see [`Mm::set_limits`](crate::Mm::set_limits).
+    pub limits: Limits,
+    /// How many VMAs there may be (`vm.max_map_count`).
+    pub max_map_count: usize,
+    /// The most pages that one call may promise: those of the machine, when `vm.overcommit_memory`
+    /// is 0; `usize::MAX` when it is 1.
+    pub commit_limit: usize,
+    /// Whether the process has `CAP_IPC_LOCK`: no limit on locking.
+    pub may_lock: bool,
+    /// Whether it has `CAP_SYS_RAWIO`: it may map below `mmap_min_addr`.
+    pub may_map_low: bool,
+    /// Whether it has `CAP_SYS_ADMIN`: it may damage memory for tests.
+    pub may_poison: bool,
+    /// Whether the kernel knows names of anonymous memory (`CONFIG_ANON_VMA_NAME`).
+    pub anon_names: bool,
+    /// Whether the kernel was built with huge pages, on or off.
+    pub huge_pages: bool,
+    /// Whether a mapping with guard pages is marked, as since Linux 6.19 and in later releases of
+    /// 6.18. Before, it got a group of its own pages instead, whatever it maps.
+    pub marks_guards: bool,
+    /// No call changes half: when one fails, the map is as it was. Linux is not like that.
+    pub strict: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            layout: Layout::default(),
+            limits: Limits::default(),
+            max_map_count: 65530,
+            commit_limit: usize::MAX,
+            may_lock: false,
+            may_map_low: false,
+            may_poison: false,
+            anon_names: true,
+            huge_pages: true,
+            marks_guards: true,
+            strict: false,
+        }
+    }
+}

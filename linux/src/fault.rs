@@ -1,0 +1,158 @@
+//! Page faults.
+
+use core::ops::Range;
+
+use pervma::Platform;
+
+use crate::abi::{PAGE, pages};
+use crate::backing::{Access, Backing, Part, Refusal};
+use crate::errno::Errno;
+use crate::flags::VmFlags;
+use crate::mm::{Change, Mm};
+use crate::populate::is_guard_at;
+use crate::vma::Vma;
+
+/// The signal that a thread gets for touching what it may not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Signal {
+    /// SIGSEGV with the code `SEGV_MAPERR`: nothing is mapped there, or a guard page.
+    NotMapped,
+    /// SIGSEGV with the code `SEGV_ACCERR`: the mapping does not allow it.
+    NotAllowed,
+    /// SIGSEGV from the processor, with the code `SI_KERNEL` and no address: not an address at all.
+    NotAnAddress,
+    /// SIGBUS with the code `BUS_ADRERR`: behind the end of the file.
+    Bus,
+    /// Memory has run out.
+    OutOfMemory,
+}
+
+impl<B: Backing, T: Platform> Mm<B, T> {
+    /// A thread touches `addr`: its page is made present, or the thread gets a signal.
+    ///
+    /// Normally it locks nothing but the VMA, for reading. Where nothing is mapped (a stack may grow
+    /// there), where a private VMA is written for the first time, and while a call is under way it
+    /// takes a call's turn.
+    ///
+    /// ```
+    /// use pervma_linux::{Access, Config, Mm, NoBacking, Signal, abi::*};
+    ///
+    /// let mm = Mm::new(NoBacking, Config::default());
+    /// let addr = mm.mmap(0, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)?;
+    /// assert_eq!(mm.fault(addr, Access::Read), Ok(()));
+    /// assert_eq!(mm.fault(addr, Access::Write), Err(Signal::NotAllowed));
+    /// assert_eq!(mm.fault(addr - 1, Access::Read), Err(Signal::NotMapped));
+    /// # Ok::<(), pervma_linux::Errno>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The signal.
+    #[doc(alias("handle_mm_fault", "do_user_addr_fault"))]
+    pub fn fault(&self, addr: usize, access: Access) -> Result<(), Signal> {
+        // The processor sign-extends 48 bits.
+        if (1..0x1_ffff).contains(&(addr >> 47)) {
+            return Err(Signal::NotAnAddress);
+        }
+        if addr >= self.config.layout.task_size {
+            return Err(Signal::NotMapped);
+        }
+        if let Ok(vma) = self.core.space.try_read(addr) {
+            check_access(&vma, access)?;
+            if !needs_group(&vma, access) {
+                let had = ask(&self.backing, &vma.range(), &vma, addr, access);
+                return signal(&vma, access, had);
+            }
+        }
+        let change = self.core.change(&self.config, Some(&self.backing));
+        change.map_err(|_| Signal::OutOfMemory)?.fault(&self.backing, addr, access)
+    }
+}
+
+impl<B: Backing, T: Platform> Change<'_, B, T> {
+    pub(crate) fn fault(&mut self, backing: &B, addr: usize, access: Access) -> Result<(), Signal> {
+        let (range, _) = self.first_from(addr).ok_or(Signal::NotMapped)?;
+        if addr < range.start {
+            self.grow_down(range.start, addr & !(PAGE - 1)).map_err(|_| Signal::NotMapped)?;
+        }
+        let (whole, vma) = self.holding(addr).ok_or(Signal::NotMapped)?;
+        check_access(vma, access)?;
+        let had = ask(backing, &whole, vma, addr, access);
+        let signal = signal(vma, access, had);
+        if needs_group(vma, access) && !is_guard_at(addr & !(PAGE - 1), had) {
+            self.give_group(addr).map_err(|_| Signal::OutOfMemory)?;
+        }
+        signal
+    }
+
+    /// Makes the VMA that starts at `start` start at `addr`, if it grows downwards.
+    #[doc(alias = "expand_downwards")]
+    fn grow_down(&mut self, start: usize, addr: usize) -> Result<(), Errno> {
+        let layout = self.config.layout;
+        let (range, vma) = self.holding(start).ok_or(Errno::EFAULT)?;
+        let vma = vma.clone();
+        if !vma.flags.has(VmFlags::GROWSDOWN) {
+            return Err(Errno::EFAULT);
+        }
+        if addr < layout.lowest_choice {
+            return Err(Errno::EPERM);
+        }
+        let below = addr.saturating_sub(layout.stack_guard_gap)..addr;
+        let too_near = self.last_in(&below).is_some_and(|(_, near)| {
+            !near.flags.has(VmFlags::GROWSDOWN) && near.flags.any(VmFlags::ACCESS)
+        });
+        if too_near {
+            return Err(Errno::ENOMEM);
+        }
+        self.give_group(start)?;
+        let more = start - addr;
+        let page_offset = vma.page_offset.checked_sub(pages(more) as u64).ok_or(Errno::ENOMEM)?;
+        let allowed = self.may_expand(vma.flags, pages(more))
+            && (range.end - addr) as u64 <= self.state.limits.stack
+            && self.may_lock(vma.flags, more);
+        if !allowed {
+            return Err(Errno::ENOMEM);
+        }
+        self.may_commit(pages(more))?;
+        let anon = self.holding(start).and_then(|(_, vma)| vma.anon);
+        self.replace(addr..range.end, Vma { page_offset, anon, ..vma.clone() })?;
+        self.count_new(vma.flags, more);
+        Ok(())
+    }
+}
+
+/// Whether the VMA allows the access. On this machine what may be written or executed may be read;
+/// and a page that is not there is fetched before it is known that it must not be executed.
+#[doc(alias = "access_error")]
+fn check_access(vma: &Vma, access: Access) -> Result<(), Signal> {
+    let sufficient = if access == Access::Write { VmFlags::WRITE } else { VmFlags::ACCESS };
+    if vma.flags.any(sufficient) { Ok(()) } else { Err(Signal::NotAllowed) }
+}
+
+/// Whether the access makes the first page of the VMA's own.
+fn needs_group(vma: &Vma, access: Access) -> bool {
+    access == Access::Write && vma.flags.is_private() && vma.anon.is_none()
+}
+
+fn ask<B: Backing>(
+    backing: &B,
+    whole: &Range<usize>,
+    vma: &Vma,
+    addr: usize,
+    access: Access,
+) -> Result<(), Refusal> {
+    let page = addr & !(PAGE - 1);
+    backing.fault(Part::new(whole, vma, page..page + PAGE), access)
+}
+
+fn signal(vma: &Vma, access: Access, had: Result<(), Refusal>) -> Result<(), Signal> {
+    match had {
+        Err(Refusal::Bus) => Err(Signal::Bus),
+        Err(Refusal::Guard { .. }) => Err(Signal::NotMapped),
+        Err(Refusal::OutOfMemory) => Err(Signal::OutOfMemory),
+        Ok(()) if access == Access::Execute && !vma.flags.has(VmFlags::EXEC) => {
+            Err(Signal::NotAllowed)
+        }
+        Ok(()) => Ok(()),
+    }
+}

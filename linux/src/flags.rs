@@ -1,0 +1,206 @@
+//! The flags of a VMA.
+
+use core::fmt;
+use core::ops::{BitAnd, BitAndAssign, BitOr, BitOrAssign, Not};
+
+use crate::abi::{PROT_EXEC, PROT_READ, PROT_WRITE};
+
+/// The flags of a VMA: what may be done with it, and how calls treat it.
+///
+/// ```
+/// use pervma_linux::VmFlags;
+///
+/// let flags = VmFlags::READ | VmFlags::WRITE;
+/// assert!(flags.has(VmFlags::WRITE) && !flags.has(VmFlags::EXEC));
+/// assert_eq!(flags.to_string(), "rd wr");
+/// ```
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[doc(alias = "vm_flags")]
+pub struct VmFlags(u32);
+
+macro_rules! flags {
+    ($($(#[$doc:meta])* $name:ident = $bit:literal, $short:literal;)*) => {
+        impl VmFlags {
+            $($(#[$doc])* pub const $name: Self = Self(1 << $bit);)*
+
+            /// Each flag with the two letters that `VmFlags:` in `/proc/PID/smaps` has for it, in
+            /// that order; nothing for flags that are not shown.
+            const NAMES: &'static [(Self, &'static str)] = &[$((Self::$name, $short),)*];
+        }
+    };
+}
+
+flags! {
+    /// Reading is allowed.
+    READ = 0, "rd";
+    /// Writing is allowed.
+    WRITE = 1, "wr";
+    /// Executing is allowed.
+    EXEC = 2, "ex";
+    /// Writes go to the file, or to memory that others share.
+    SHARED = 3, "sh";
+    /// Reading can be allowed.
+    MAYREAD = 4, "mr";
+    /// Writing can be allowed.
+    MAYWRITE = 5, "mw";
+    /// Executing can be allowed.
+    MAYEXEC = 6, "me";
+    /// Mapped shared, even if the file is open for reading only.
+    MAYSHARE = 7, "ms";
+    /// It grows towards lower addresses when touched below its start.
+    GROWSDOWN = 8, "gd";
+    /// There may be guard pages in it. It keeps nothing from merging, and passes to what it merges
+    /// with.
+    MAYBE_GUARD = 9, "gu";
+    /// Its pages stay in memory.
+    LOCKED = 10, "lo";
+    /// Read sequentially.
+    SEQ_READ = 11, "sr";
+    /// Read at random.
+    RAND_READ = 12, "rr";
+    /// Not copied by fork.
+    DONTCOPY = 13, "dc";
+    /// Pages are locked when they are touched, not before.
+    LOCKONFAULT = 14, "lf";
+    /// Counted against the memory that may be promised.
+    ACCOUNT = 15, "ac";
+    /// Never counted against it.
+    NORESERVE = 16, "nr";
+    /// Page tables are written synchronously, where the file can.
+    SYNC = 17, "sf";
+    /// Empty in a fork's child.
+    WIPEONFORK = 18, "wf";
+    /// Left out of core dumps.
+    DONTDUMP = 19, "dd";
+    /// Huge pages are wanted.
+    HUGEPAGE = 20, "hg";
+    /// Huge pages are not wanted.
+    NOHUGEPAGE = 21, "nh";
+    /// Pages with equal contents may be merged.
+    MERGEABLE = 22, "mg";
+    /// Pages may be dropped when memory is short.
+    DROPPABLE = 23, "dp";
+    /// Sealed: it stays where it is and as it is.
+    SEALED = 24, "sl";
+}
+
+impl VmFlags {
+    /// Reading, writing and executing.
+    pub const ACCESS: Self = Self(Self::READ.0 | Self::WRITE.0 | Self::EXEC.0);
+    /// What `mlock` sets.
+    pub const LOCKED_MASK: Self = Self(Self::LOCKED.0 | Self::LOCKONFAULT.0);
+    /// What a mapping without a file may become.
+    pub const MAYALL: Self = Self(Self::MAYREAD.0 | Self::MAYWRITE.0 | Self::MAYEXEC.0);
+
+    /// Whether all of `flags` are set.
+    ///
+    /// ```
+    /// use pervma_linux::VmFlags;
+    /// assert!(VmFlags::ACCESS.has(VmFlags::EXEC));
+    /// ```
+    #[must_use]
+    pub const fn has(self, flags: Self) -> bool {
+        self.0 & flags.0 == flags.0
+    }
+
+    /// Whether any of `flags` is set.
+    ///
+    /// ```
+    /// use pervma_linux::VmFlags;
+    /// assert!(VmFlags::READ.any(VmFlags::ACCESS));
+    /// ```
+    #[must_use]
+    pub const fn any(self, flags: Self) -> bool {
+        self.0 & flags.0 != 0
+    }
+
+    /// The flags for the protection bits of a call.
+    pub(crate) fn of_prot(prot: u64) -> Self {
+        let mut flags = Self::default();
+        for (bit, flag) in
+            [(PROT_READ, Self::READ), (PROT_WRITE, Self::WRITE), (PROT_EXEC, Self::EXEC)]
+        {
+            if prot & bit != 0 {
+                flags |= flag;
+            }
+        }
+        flags
+    }
+
+    /// Whether what is allowed could be forbidden to become: access without its MAY flag.
+    pub(crate) fn exceeds_may(self) -> bool {
+        self.0 & !(self.0 >> 4) & Self::ACCESS.0 != 0
+    }
+
+    /// Private and writable: its pages are this process's own, and RLIMIT_DATA counts them.
+    pub(crate) fn is_data(self) -> bool {
+        self & (Self::WRITE | Self::SHARED | Self::GROWSDOWN) == Self::WRITE
+    }
+
+    pub(crate) fn is_stack(self) -> bool {
+        self.has(Self::GROWSDOWN)
+    }
+
+    pub(crate) fn is_exec(self) -> bool {
+        self & (Self::EXEC | Self::WRITE | Self::GROWSDOWN) == Self::EXEC
+    }
+
+    /// Whether writes make pages of one's own.
+    pub(crate) fn is_private(self) -> bool {
+        !self.has(Self::SHARED)
+    }
+}
+
+impl BitOr for VmFlags {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl BitOrAssign for VmFlags {
+    fn bitor_assign(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}
+
+impl BitAnd for VmFlags {
+    type Output = Self;
+
+    fn bitand(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+}
+
+impl BitAndAssign for VmFlags {
+    fn bitand_assign(&mut self, other: Self) {
+        self.0 &= other.0;
+    }
+}
+
+impl Not for VmFlags {
+    type Output = Self;
+
+    fn not(self) -> Self {
+        Self(!self.0)
+    }
+}
+
+impl fmt::Display for VmFlags {
+    /// As in `/proc/PID/smaps`, without the space at the end.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut between = "";
+        for (_, name) in Self::NAMES.iter().filter(|(flag, _)| self.has(*flag)) {
+            write!(f, "{between}{name}")?;
+            between = " ";
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for VmFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VmFlags({self})")
+    }
+}

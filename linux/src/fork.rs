@@ -1,0 +1,52 @@
+//! `fork`.
+
+use lock_api::RwLock;
+use pervma::Platform;
+
+use crate::abi::pages;
+use crate::backing::Backing;
+use crate::errno::Errno;
+use crate::flags::VmFlags;
+use crate::mm::{Core, Mm, no_memory};
+use crate::vma::Vma;
+
+impl<B: Backing, T: Platform> Mm<B, T> {
+    /// The address space of a child, with `backing` behind it. Nothing in it is locked; what is
+    /// marked `DONTFORK` is not in it; what is marked `WIPEONFORK` is empty.
+    ///
+    /// Pages are the backing's business: what the parent has, the child is to see as its own copy, or
+    /// with a shared mapping as the same.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Mm, NoBacking, abi::*};
+    ///
+    /// let mm = Mm::new(NoBacking, Config::default());
+    /// let addr = mm.mmap(0, 8192, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)?;
+    /// mm.madvise(addr, 4096, MADV_DONTFORK)?;
+    /// let child = mm.fork(NoBacking)?;
+    /// assert_eq!((mm.counts().total, child.counts().total), (2, 1));
+    /// # Ok::<(), pervma_linux::Errno>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` when memory runs out.
+    #[doc(alias("dup_mmap", "dup_mm"))]
+    pub fn fork(&self, backing: B) -> Result<Self, Errno> {
+        let mut change = self.core.change(&self.config, Some(&self.backing))?;
+        let mut state = change.state.clone();
+        state.future = VmFlags::default();
+        state.counts.locked = 0;
+        let space = change.edit.fork(|range, vma| {
+            if vma.flags.has(VmFlags::DONTCOPY) {
+                state.counts.remove(vma.flags, pages(range.end - range.start));
+                return None;
+            }
+            let wiped = vma.flags.has(VmFlags::WIPEONFORK);
+            let anon = vma.anon.filter(|_| !wiped).map(|_| state.new_group(true));
+            Some(Vma { flags: vma.flags & !VmFlags::LOCKED_MASK, anon, ..vma.clone() })
+        });
+        let core = Core { space: space.map_err(no_memory)?, state: RwLock::new(state) };
+        Ok(Self { core, backing, config: self.config.clone() })
+    }
+}

@@ -1,0 +1,223 @@
+//! `mlock`, `mlock2`, `munlock`, `mlockall`, `munlockall`.
+
+use core::ops::Range;
+
+use pervma::Platform;
+
+use crate::abi::*;
+use crate::backing::Backing;
+use crate::counts::in_pages;
+use crate::errno::Errno;
+use crate::flags::VmFlags;
+use crate::mm::{Change, Mm};
+use crate::vma::Vma;
+
+impl<B: Backing, T: Platform> Mm<B, T> {
+    /// Locks a range into memory and makes its pages present.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Mm, NoBacking, abi::*};
+    ///
+    /// let mm = Mm::new(NoBacking, Config::default());
+    /// let addr = mm.mmap(0, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)?;
+    /// mm.mlock(addr, 4096)?;
+    /// assert_eq!(mm.counts().locked, 1);
+    /// # Ok::<(), pervma_linux::Errno>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of the system call. What was locked before the cause of an error stays locked.
+    #[doc(alias = "do_mlock")]
+    pub fn mlock(&self, addr: usize, len: usize) -> Result<(), Errno> {
+        self.change(|change| change.mlock(addr, len, VmFlags::LOCKED))
+    }
+
+    /// As [`mlock`](Self::mlock); with `MLOCK_ONFAULT` pages are locked when they are touched.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Errno, Mm, NoBacking};
+    ///
+    /// let mm = Mm::new(NoBacking, Config::default());
+    /// assert_eq!(mm.mlock2(0x1000, 4096, 2), Err(Errno::EINVAL));
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`mlock`](Self::mlock), and `EINVAL` for unknown flags.
+    pub fn mlock2(&self, addr: usize, len: usize, flags: i32) -> Result<(), Errno> {
+        match flags {
+            0 => self.mlock(addr, len),
+            MLOCK_ONFAULT => self.change(|change| change.mlock(addr, len, VmFlags::LOCKED_MASK)),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Unlocks a range.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Errno, Mm, NoBacking};
+    ///
+    /// let mm = Mm::new(NoBacking, Config::default());
+    /// assert_eq!(mm.munlock(0x1000, 4096), Err(Errno::ENOMEM));
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of the system call. What was unlocked before the cause of an error stays unlocked.
+    pub fn munlock(&self, addr: usize, len: usize) -> Result<(), Errno> {
+        let range = whole_pages(addr, len);
+        self.change(|change| change.apply_lock(&range, VmFlags::default()))
+    }
+
+    /// Locks all there is, all there will be, or both.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Mm, NoBacking, abi::*};
+    ///
+    /// let mm = Mm::new(NoBacking, Config::default());
+    /// mm.mlockall(MCL_FUTURE)?;
+    /// mm.mmap(0, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)?;
+    /// assert_eq!(mm.counts().locked, 1);
+    /// # Ok::<(), pervma_linux::Errno>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of the system call.
+    #[doc(alias = "apply_mlockall_flags")]
+    pub fn mlockall(&self, flags: i32) -> Result<(), Errno> {
+        let known = MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT;
+        if flags & !known != 0 || flags & (MCL_CURRENT | MCL_FUTURE) == 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.change(|change| {
+            if !change.can_lock() {
+                return Err(Errno::EPERM);
+            }
+            let limit = in_pages(change.state.limits.locked);
+            let within = change.state.counts.total <= limit || change.config.may_lock;
+            if flags & MCL_CURRENT != 0 && !within {
+                return Err(Errno::ENOMEM);
+            }
+            change.mlockall(flags);
+            Ok(())
+        })
+    }
+
+    /// Unlocks everything, and what is mapped from now on is not locked.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Mm, NoBacking};
+    ///
+    /// assert_eq!(Mm::new(NoBacking, Config::default()).munlockall(), Ok(()));
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// None of the system call.
+    pub fn munlockall(&self) -> Result<(), Errno> {
+        self.change(|change| {
+            change.mlockall(0);
+            Ok(())
+        })
+    }
+}
+
+/// The pages that the bytes lie in. It may wrap round; then it ends before it starts.
+fn whole_pages(addr: usize, len: usize) -> Range<usize> {
+    let start = addr & !(PAGE - 1);
+    start..start.wrapping_add(page_align(len.wrapping_add(addr - start)))
+}
+
+impl<B: Backing, T: Platform> Change<'_, B, T> {
+    fn mlock(&mut self, addr: usize, len: usize, flags: VmFlags) -> Result<(), Errno> {
+        if !self.can_lock() {
+            return Err(Errno::EPERM);
+        }
+        let range = whole_pages(addr, len);
+        let limit = in_pages(self.state.limits.locked);
+        let count = pages(range.end.wrapping_sub(range.start));
+        let mut locked = count.wrapping_add(self.state.counts.locked);
+        if locked > limit && !self.config.may_lock {
+            locked = locked.wrapping_sub(self.locked_in(&range));
+            if locked > limit {
+                return Err(Errno::ENOMEM);
+            }
+        }
+        self.apply_lock(&range, flags)?;
+        // The standard wants another number for a page that cannot be had.
+        self.populate(range).map_err(|_| Errno::ENOMEM)
+    }
+
+    /// Locked pages in a range.
+    #[doc(alias = "count_mm_mlocked_page_nr")]
+    fn locked_in(&self, range: &Range<usize>) -> usize {
+        let end = if range.end < range.start { usize::MAX } else { range.end };
+        let (mut at, mut count) = (range.start, 0);
+        while let Some((whole, vma)) = self.first_in(&(at..end)) {
+            if vma.flags.has(VmFlags::LOCKED) {
+                count += pages(whole.end.min(end) - whole.start.max(range.start));
+            }
+            at = whole.end;
+        }
+        count
+    }
+
+    #[doc(alias = "apply_vma_lock_flags")]
+    fn apply_lock(&mut self, range: &Range<usize>, flags: VmFlags) -> Result<(), Errno> {
+        if range.end < range.start {
+            return Err(Errno::EINVAL);
+        }
+        let mut at = range.start;
+        while at < range.end {
+            let (whole, vma) = self.holding(at).ok_or(Errno::ENOMEM)?;
+            let part = at..whole.end.min(range.end);
+            let vma = vma.from(at - whole.start);
+            at = self.lock_one(part, vma, flags)?.end;
+        }
+        Ok(())
+    }
+
+    /// Returns the whole VMA that the part is in now.
+    #[doc(alias = "mlock_fixup")]
+    fn lock_one(
+        &mut self,
+        part: Range<usize>,
+        mut vma: Vma,
+        flags: VmFlags,
+    ) -> Result<Range<usize>, Errno> {
+        let old = vma.flags;
+        vma.flags = (old & !VmFlags::LOCKED_MASK) | flags;
+        if vma.flags == old || old.has(VmFlags::DROPPABLE) {
+            return Ok(part);
+        }
+        let whole = self.modify(part.clone(), vma)?;
+        let count = pages(part.end - part.start);
+        let locked = &mut self.state.counts.locked;
+        match (old.has(VmFlags::LOCKED), flags.has(VmFlags::LOCKED)) {
+            (_, false) => *locked = locked.wrapping_sub(count),
+            (false, true) => *locked = locked.wrapping_add(count),
+            (true, true) => {}
+        }
+        Ok(whole)
+    }
+
+    fn mlockall(&mut self, flags: i32) {
+        let wanted = if flags & MCL_ONFAULT != 0 { VmFlags::LOCKED_MASK } else { VmFlags::LOCKED };
+        let of = |when: i32| if flags & when != 0 { wanted } else { VmFlags::default() };
+        self.state.future = of(MCL_FUTURE);
+        if flags & MCL_FUTURE != 0 && flags & MCL_CURRENT == 0 {
+            return;
+        }
+        let mut at = 0;
+        while let Some((whole, vma)) = self.first_from(at) {
+            let vma = vma.clone();
+            // Errors are ignored.
+            at = self.lock_one(whole.clone(), vma, of(MCL_CURRENT)).unwrap_or(whole).end;
+        }
+        if flags & MCL_CURRENT != 0 {
+            self.populate_what_can_be(0..self.config.layout.task_size);
+        }
+    }
+}

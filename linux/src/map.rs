@@ -1,0 +1,294 @@
+//! `mmap`.
+
+use alloc::sync::Arc;
+use core::ops::Range;
+
+use pervma::Platform;
+
+use crate::abi::*;
+use crate::backing::Backing;
+use crate::errno::Errno;
+use crate::file::File;
+use crate::flags::VmFlags;
+use crate::mm::{Change, Joins, Mm};
+use crate::place::Wanted;
+use crate::vma::{Source, Vma};
+
+/// The flags that `MAP_SHARED` and older types know; they ignore others.
+const KNOWN_OF_OLD: u64 = MAP_SHARED
+    | MAP_PRIVATE
+    | MAP_FIXED
+    | MAP_ANONYMOUS
+    | MAP_DENYWRITE
+    | MAP_EXECUTABLE
+    | MAP_GROWSDOWN
+    | MAP_LOCKED
+    | MAP_NORESERVE
+    | MAP_POPULATE
+    | MAP_NONBLOCK
+    | MAP_STACK
+    | MAP_HUGETLB
+    | MAP_32BIT
+    | MAP_ABOVE4G
+    | 21 << 26
+    | 30 << 26;
+
+/// The arguments of `mmap`.
+#[derive(Clone, Copy)]
+struct Request<'a> {
+    hint: usize,
+    len: usize,
+    prot: u64,
+    flags: u64,
+    file: Option<&'a Arc<File>>,
+    page_offset: u64,
+}
+
+impl<B: Backing, T: Platform> Mm<B, T> {
+    /// Maps a file, or with `MAP_ANONYMOUS` memory; returns the address. `offset` is in bytes.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, File, Mm, NoBacking, abi::*};
+    /// use std::sync::Arc;
+    ///
+    /// let mm = Mm::new(NoBacking, Config::default());
+    /// let file = Arc::new(File::new("/bin/true"));
+    /// let first = mm.mmap(0, 4096, PROT_READ, MAP_PRIVATE, Some(&file), 0)?;
+    /// // Top-down: the next one goes below.
+    /// let second = mm.mmap(0, 4096, PROT_READ, MAP_PRIVATE, Some(&file), 0)?;
+    /// assert_eq!(second, first - 4096);
+    /// # Ok::<(), pervma_linux::Errno>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of the system call. With `MAP_FIXED` it may fail when what was there is gone already.
+    #[doc(alias("do_mmap", "mmap_region"))]
+    pub fn mmap(
+        &self,
+        addr: usize,
+        len: usize,
+        prot: u64,
+        flags: u64,
+        file: Option<&Arc<File>>,
+        offset: u64,
+    ) -> Result<usize, Errno> {
+        if !offset.is_multiple_of(PAGE as u64) {
+            return Err(Errno::EINVAL);
+        }
+        let file = if flags & MAP_ANONYMOUS != 0 { None } else { file };
+        if flags & MAP_ANONYMOUS == 0 && file.is_none() {
+            return Err(Errno::EBADF);
+        }
+        if flags & MAP_HUGETLB != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let page_offset = offset / PAGE as u64;
+        self.change(|change| {
+            change.mmap(Request { hint: addr, len, prot, flags, file, page_offset })
+        })
+    }
+}
+
+impl<B: Backing, T: Platform> Change<'_, B, T> {
+    fn mmap(&mut self, request: Request<'_>) -> Result<usize, Errno> {
+        let Request { prot, file, .. } = request;
+        let mut flags = request.flags;
+        if request.len == 0 {
+            return Err(Errno::EINVAL);
+        }
+        if flags & MAP_FIXED_NOREPLACE != 0 {
+            flags |= MAP_FIXED;
+        }
+        let hint = match request.hint {
+            hint if flags & MAP_FIXED != 0 => hint,
+            hint => self.round_hint(hint),
+        };
+        let len = page_align(request.len);
+        if len == 0 {
+            return Err(Errno::ENOMEM);
+        }
+        if request.page_offset.checked_add(pages(len) as u64).is_none() {
+            return Err(Errno::EOVERFLOW);
+        }
+        if self.map_count() > self.config.max_map_count {
+            return Err(Errno::ENOMEM);
+        }
+        let mut vm_flags = VmFlags::of_prot(prot) | VmFlags::MAYALL | self.state.future;
+        let by_flag = [
+            (MAP_GROWSDOWN, VmFlags::GROWSDOWN),
+            (MAP_LOCKED, VmFlags::LOCKED),
+            (MAP_SYNC, VmFlags::SYNC),
+            (MAP_STACK, VmFlags::NOHUGEPAGE),
+        ];
+        for (bit, flag) in by_flag {
+            if flags & bit != 0 && (flag != VmFlags::NOHUGEPAGE || self.config.huge_pages) {
+                vm_flags |= flag;
+            }
+        }
+        let source = match file {
+            Some(file) => Source::File(Arc::clone(file)),
+            // Whatever the type is: one that is not known is refused later.
+            None if flags & MAP_SHARED != 0 => self.state.new_object(len),
+            None => Source::Anonymous,
+        };
+        let wanted = Wanted { hint, len, flags, source: &source, page_offset: request.page_offset };
+        let addr = self.choose(wanted)?;
+        let range = addr..addr + len;
+        if flags & MAP_FIXED_NOREPLACE != 0 && self.first_in(&range).is_some() {
+            return Err(Errno::EEXIST);
+        }
+        if flags & MAP_LOCKED != 0 && !self.can_lock() {
+            return Err(Errno::EPERM);
+        }
+        if !self.may_lock(vm_flags, len) {
+            return Err(Errno::EAGAIN);
+        }
+        let page_offset = match file {
+            Some(file) => {
+                check_file(file, prot, &mut flags, &mut vm_flags, len, request.page_offset)?;
+                request.page_offset
+            }
+            None => check_anonymous(flags, &mut vm_flags, addr)?,
+        };
+        if flags & MAP_NORESERVE != 0 {
+            vm_flags |= VmFlags::NORESERVE;
+        }
+        let vma = Vma { flags: vm_flags, page_offset, source, anon: None, name: None };
+        self.map_over(range.clone(), vma)?;
+        let populate = flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE;
+        if populate || vm_flags.has(VmFlags::LOCKED) {
+            self.populate_what_can_be(range);
+        }
+        Ok(addr)
+    }
+
+    /// A hint below what may be mapped is a hint to the lowest address that may be.
+    #[doc(alias = "round_hint_to_min")]
+    fn round_hint(&self, hint: usize) -> usize {
+        let hint = hint & !(PAGE - 1);
+        let lowest = self.config.layout.lowest_choice;
+        if hint != 0 && hint < lowest { page_align(lowest) } else { hint }
+    }
+
+    /// Maps over whatever is there. Once that has been removed, a failure leaves a hole.
+    #[doc(alias = "__mmap_region")]
+    fn map_over(&mut self, range: Range<usize>, mut vma: Vma) -> Result<(), Errno> {
+        let len = range.end - range.start;
+        let removal = self.check_removal(&range)?;
+        let more = pages(len).wrapping_sub(removal.total);
+        let promised = is_promised(&vma);
+        let allowed = if self.may_expand(vma.flags, more) {
+            let promise = pages(len).saturating_sub(removal.promised);
+            if promised { self.may_commit(promise) } else { Ok(()) }
+        } else {
+            Err(Errno::ENOMEM)
+        };
+        if let Err(error) = allowed {
+            self.cut(range.start)?;
+            self.cut(range.end)?;
+            return Err(error);
+        }
+        if promised {
+            vma.flags |= VmFlags::ACCOUNT;
+        }
+        self.remove(range.clone(), removal)?;
+        if matches!(vma.source, Source::SharedAnonymous(_)) && !vma.flags.has(VmFlags::NORESERVE) {
+            self.may_commit(pages(len))?;
+        }
+        let mut flags = vma.flags;
+        self.map(range.clone(), vma, Joins::Both)?;
+        if flags.has(VmFlags::DROPPABLE | VmFlags::LOCKED) {
+            // Only now is it noticed that it cannot be locked, so it has not merged.
+            flags &= !VmFlags::LOCKED_MASK;
+            let mut vma = self.edit.start_write(range.start).map_err(|_| Errno::ENOMEM)?;
+            vma.flags &= !VmFlags::LOCKED_MASK;
+        }
+        self.count_new(flags, len);
+        Ok(())
+    }
+}
+
+/// Whether the memory is promised when it is mapped: private, writable, and nobody has waived it.
+#[doc(alias = "accountable_mapping")]
+fn is_promised(vma: &Vma) -> bool {
+    vma.flags & (VmFlags::NORESERVE | VmFlags::SHARED | VmFlags::WRITE) == VmFlags::WRITE
+}
+
+fn check_file(
+    file: &File,
+    prot: u64,
+    flags: &mut u64,
+    vm_flags: &mut VmFlags,
+    len: usize,
+    page_offset: u64,
+) -> Result<(), Errno> {
+    let room = file.max_bytes.checked_sub(len as u64).ok_or(Errno::EOVERFLOW)?;
+    if page_offset > room / PAGE as u64 {
+        return Err(Errno::EOVERFLOW);
+    }
+    match *flags & MAP_TYPE {
+        kind @ (MAP_SHARED | MAP_SHARED_VALIDATE) => {
+            if kind == MAP_SHARED {
+                *flags &= KNOWN_OF_OLD;
+            } else if *flags & !(KNOWN_OF_OLD | MAP_SHARED_VALIDATE) != 0 {
+                return Err(Errno::EOPNOTSUPP);
+            }
+            if prot & PROT_WRITE != 0 && !file.writable {
+                return Err(Errno::EACCES);
+            }
+            if file.append_only && file.writable {
+                return Err(Errno::EACCES);
+            }
+            *vm_flags |= VmFlags::SHARED | VmFlags::MAYSHARE;
+            if !file.writable {
+                *vm_flags &= !(VmFlags::MAYWRITE | VmFlags::SHARED);
+            }
+        }
+        MAP_PRIVATE => {}
+        _ => return Err(Errno::EINVAL),
+    }
+    if !file.readable {
+        return Err(Errno::EACCES);
+    }
+    if file.noexec {
+        if vm_flags.has(VmFlags::EXEC) {
+            return Err(Errno::EPERM);
+        }
+        *vm_flags &= !VmFlags::MAYEXEC;
+    }
+    if !file.mappable {
+        return Err(Errno::ENODEV);
+    }
+    if vm_flags.has(VmFlags::GROWSDOWN) {
+        return Err(Errno::EINVAL);
+    }
+    if (file.seal_write || file.seal_future_write) && vm_flags.has(VmFlags::SHARED) {
+        if vm_flags.has(VmFlags::WRITE) {
+            return Err(Errno::EPERM);
+        }
+        *vm_flags &= !VmFlags::MAYWRITE;
+    }
+    Ok(())
+}
+
+/// Returns the page offset: memory of the process's own is offset by its address.
+fn check_anonymous(flags: u64, vm_flags: &mut VmFlags, addr: usize) -> Result<u64, Errno> {
+    match flags & MAP_TYPE {
+        MAP_SHARED if vm_flags.has(VmFlags::GROWSDOWN) => Err(Errno::EINVAL),
+        MAP_SHARED => {
+            *vm_flags |= VmFlags::SHARED | VmFlags::MAYSHARE;
+            Ok(0)
+        }
+        MAP_DROPPABLE => {
+            if flags & MAP_LOCKED != 0 || vm_flags.has(VmFlags::GROWSDOWN) {
+                return Err(Errno::EINVAL);
+            }
+            *vm_flags |=
+                VmFlags::DROPPABLE | VmFlags::NORESERVE | VmFlags::WIPEONFORK | VmFlags::DONTDUMP;
+            Ok(pages(addr) as u64)
+        }
+        MAP_PRIVATE => Ok(pages(addr) as u64),
+        _ => Err(Errno::EINVAL),
+    }
+}

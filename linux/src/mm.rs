@@ -1,0 +1,415 @@
+//! The address space and its calls' common ground.
+
+use alloc::sync::Arc;
+use core::fmt;
+use core::ops::Range;
+
+use lock_api::{RwLock, RwLockWriteGuard};
+use pervma::{AddressSpace, ChangeError, Edit, Platform};
+
+use crate::abi::{PAGE, pages};
+use crate::backing::Backing;
+use crate::config::{Config, Limits};
+use crate::counts::Counts;
+use crate::errno::Errno;
+use crate::flags::VmFlags;
+use crate::merge::{self, Merge, Proposed};
+use crate::vma::{AnonVma, Object, Source, Vma};
+
+/// An address space on which Linux's mapping calls are made, with Linux's results.
+///
+/// The calls take what the system calls take, whatever it is, and return what they return. All of
+/// them may be made from several threads at once; changes take turns, and [`fault`](Self::fault)
+/// normally locks nothing but the VMA that it is about. A call from inside a method of the
+/// [`Backing`] on the same `Mm` fails with `EAGAIN`.
+///
+/// ```
+/// use pervma_linux::{Config, Errno, Mm, NoBacking, abi::*};
+///
+/// let mm = Mm::new(NoBacking, Config::default());
+/// let anonymous = MAP_PRIVATE | MAP_ANONYMOUS;
+/// let addr = mm.mmap(0, 3 * 4096, PROT_READ | PROT_WRITE, anonymous, None, 0)?;
+/// mm.mprotect(addr + 4096, 4096, PROT_READ)?;
+/// mm.munmap(addr + 8192, 4096)?;
+/// assert_eq!(mm.mprotect(addr, 3 * 4096, PROT_NONE), Err(Errno::ENOMEM));
+/// // As in Linux, the call has changed what comes before the hole.
+/// assert_eq!(mm.maps().lines().count(), 1);
+/// # Ok::<(), Errno>(())
+/// ```
+#[doc(alias = "mm_struct")]
+pub struct Mm<B, T: Platform> {
+    pub(crate) core: Core<T>,
+    pub(crate) backing: B,
+    pub(crate) config: Config,
+}
+
+/// The map and what is counted beside it.
+pub(crate) struct Core<T: Platform> {
+    pub(crate) space: AddressSpace<Vma, T>,
+    pub(crate) state: RwLock<T::Lock, State>,
+}
+
+/// What belongs to the address space as a whole. Written in edits only.
+#[derive(Clone)]
+pub(crate) struct State {
+    pub(crate) counts: Counts,
+    pub(crate) limits: Limits,
+    /// The end of the heap.
+    pub(crate) brk: usize,
+    /// Flags of all mappings to come (`mlockall` with `MCL_FUTURE`).
+    pub(crate) future: VmFlags,
+    next_group: u64,
+    next_object: u64,
+}
+
+impl State {
+    fn new(config: &Config) -> Self {
+        Self {
+            counts: Counts::default(),
+            limits: config.limits,
+            brk: config.layout.brk,
+            future: VmFlags::default(),
+            next_group: 0,
+            next_object: 0,
+        }
+    }
+
+    /// A group that no VMA is in yet.
+    pub(crate) fn new_group(&mut self, from_parent: bool) -> AnonVma {
+        self.next_group += 1;
+        AnonVma { number: self.next_group, from_parent }
+    }
+
+    pub(crate) fn new_object(&mut self, size: usize) -> Source {
+        self.next_object += 1;
+        Source::SharedAnonymous(Arc::new(Object { number: self.next_object, size }))
+    }
+}
+
+#[cfg(feature = "std")]
+impl<B: Backing> Mm<B, pervma::Std> {
+    /// An empty address space.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Mm, NoBacking};
+    /// assert_eq!(Mm::new(NoBacking, Config::default()).maps(), "");
+    /// ```
+    pub fn new(backing: B, config: Config) -> Self {
+        Self::with_platform(backing, config)
+    }
+}
+
+impl<B: Backing, T: Platform> Mm<B, T> {
+    /// An empty address space on the platform `T`.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Mm, NoBacking};
+    /// let mm = Mm::<_, pervma::Std>::with_platform(NoBacking, Config::default());
+    /// assert_eq!(mm.counts().total, 0);
+    /// ```
+    pub fn with_platform(backing: B, config: Config) -> Self {
+        let state = RwLock::new(State::new(&config));
+        let core = Core { space: AddressSpace::with_platform(PAGE), state };
+        Self { core, backing, config }
+    }
+
+    /// The memory behind the map.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Mm, NoBacking};
+    /// let NoBacking = Mm::new(NoBacking, Config::default()).backing();
+    /// ```
+    pub fn backing(&self) -> &B {
+        &self.backing
+    }
+
+    /// What calls are made on.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Mm, NoBacking};
+    /// assert!(!Mm::new(NoBacking, Config::default()).config().strict);
+    /// ```
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What is counted.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Mm, NoBacking};
+    /// assert_eq!(Mm::new(NoBacking, Config::default()).counts().locked, 0);
+    /// ```
+    pub fn counts(&self) -> Counts {
+        self.core.state.read().counts
+    }
+
+    /// The limits.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Mm, NoBacking};
+    /// assert_eq!(Mm::new(NoBacking, Config::default()).limits().locked, 8 << 20);
+    /// ```
+    pub fn limits(&self) -> Limits {
+        self.core.state.read().limits
+    }
+
+    /// Sets the limits (`setrlimit`).
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Errno, Limits, Mm, NoBacking, abi};
+    /// let mm = Mm::new(NoBacking, Config::default());
+    /// mm.set_limits(Limits { address_space: 4096, ..mm.limits() });
+    /// let flags = abi::MAP_PRIVATE | abi::MAP_ANONYMOUS;
+    /// assert_eq!(mm.mmap(0, 8192, 0, flags, None, 0), Err(Errno::ENOMEM));
+    /// ```
+    pub fn set_limits(&self, limits: Limits) {
+        self.core.state.write().limits = limits;
+    }
+
+    /// Runs one call. In strict mode on a copy of the map first, so that it fails before anything
+    /// has changed.
+    pub(crate) fn change<R>(
+        &self,
+        call: impl Fn(&mut Change<'_, B, T>) -> Result<R, Errno>,
+    ) -> Result<R, Errno> {
+        let mut change = self.core.change(&self.config, Some(&self.backing))?;
+        if self.config.strict {
+            let draft = change.draft()?;
+            call(&mut draft.change::<B>(&self.config, None)?)?;
+        }
+        call(&mut change)
+    }
+}
+
+impl<T: Platform> Core<T> {
+    pub(crate) fn change<'m, B: Backing>(
+        &'m self,
+        config: &'m Config,
+        backing: Option<&'m B>,
+    ) -> Result<Change<'m, B, T>, Errno> {
+        let edit = self.space.edit().map_err(|_| Errno::EAGAIN)?;
+        Ok(Change { space: &self.space, edit, state: self.state.write(), config, backing })
+    }
+}
+
+/// A call under way: the space is locked for writing.
+pub(crate) struct Change<'m, B, T: Platform> {
+    // Dropped in this order: the state's lock is taken inside of the edit.
+    pub(crate) state: RwLockWriteGuard<'m, T::Lock, State>,
+    pub(crate) edit: Edit<'m, Vma, T>,
+    space: &'m AddressSpace<Vma, T>,
+    pub(crate) config: &'m Config,
+    /// None when the call is only tried.
+    pub(crate) backing: Option<&'m B>,
+}
+
+impl<B: Backing, T: Platform> Change<'_, B, T> {
+    /// A copy to try the call on.
+    fn draft(&self) -> Result<Core<T>, Errno> {
+        let space = AddressSpace::with_platform(PAGE);
+        let mut edit = space.edit().map_err(|_| Errno::EAGAIN)?;
+        for (range, vma) in self.edit.iter() {
+            edit.insert(range, vma.clone()).map_err(|error| no_memory(error.kind))?;
+        }
+        drop(edit);
+        Ok(Core { space, state: RwLock::new(self.state.clone()) })
+    }
+
+    /// The VMA that holds `addr`.
+    pub(crate) fn holding(&self, addr: usize) -> Option<(Range<usize>, &Vma)> {
+        self.edit.get(addr)
+    }
+
+    /// The first VMA that ends above `addr`.
+    #[doc(alias = "find_vma")]
+    pub(crate) fn first_from(&self, addr: usize) -> Option<(Range<usize>, &Vma)> {
+        self.edit.get(addr).or_else(|| self.edit.iter().find(|(range, _)| range.start > addr))
+    }
+
+    /// The first VMA that touches `range`; none if the range is empty.
+    #[doc(alias = "find_vma_intersection")]
+    pub(crate) fn first_in(&self, range: &Range<usize>) -> Option<(Range<usize>, &Vma)> {
+        let found = self.first_from(range.start).filter(|(at, _)| at.start < range.end);
+        found.filter(|_| !range.is_empty())
+    }
+
+    /// The last VMA that touches `range`.
+    pub(crate) fn last_in(&self, range: &Range<usize>) -> Option<(Range<usize>, &Vma)> {
+        let (mut last, mut at) = (None, range.start);
+        while let Some((found, vma)) = self.first_in(&(at..range.end)) {
+            at = found.end;
+            last = Some((found, vma));
+        }
+        last
+    }
+
+    /// The VMA that ends where `addr` is.
+    pub(crate) fn ending_at(&self, addr: usize) -> Option<(Range<usize>, &Vma)> {
+        self.edit.get(addr.checked_sub(1)?).filter(|(range, _)| range.end == addr)
+    }
+
+    /// The VMA that starts where `addr` is.
+    pub(crate) fn starting_at(&self, addr: usize) -> Option<(Range<usize>, &Vma)> {
+        self.edit.get(addr).filter(|(range, _)| range.start == addr)
+    }
+
+    /// How many VMAs there are.
+    pub(crate) fn map_count(&self) -> usize {
+        self.space.slab().vmas().in_use
+    }
+
+    /// Maps `range`, which is free, joining neighbours; returns the whole VMA that it is in now.
+    pub(crate) fn map(
+        &mut self,
+        range: Range<usize>,
+        vma: Vma,
+        joins: Joins,
+    ) -> Result<Range<usize>, Errno> {
+        let hands_on = joins == Joins::Swallowing;
+        let proposed = Proposed { range: range.clone(), vma: &vma, hands_on };
+        let (to_left, to_right) = match joins {
+            Joins::Both | Joins::Swallowing => (true, true),
+            Joins::LeftOnly => (true, false),
+            Joins::Neither => (false, false),
+        };
+        let prev = self.ending_at(range.start).filter(|_| to_left);
+        let next = self.starting_at(range.end).filter(|_| to_right);
+        let merge = merge::decide(as_pair(&prev), &proposed, as_pair(&next));
+        match joined(prev, &proposed, next, merge) {
+            Some((hull, vma)) => self.replace(hull, vma),
+            None => {
+                let inserted = self.edit.insert(range.clone(), vma);
+                inserted.map(|()| range).map_err(|error| no_memory(error.kind))
+            }
+        }
+    }
+
+    pub(crate) fn replace(&mut self, range: Range<usize>, vma: Vma) -> Result<Range<usize>, Errno> {
+        let replaced = self.edit.replace(range.clone(), vma);
+        replaced.map(|_| range).map_err(|error| no_memory(error.kind))
+    }
+
+    /// Gives `range`, which lies in one VMA, another look: merges it with its neighbours or else cuts
+    /// it out, first at its start, then at its end. Returns the whole VMA that it is in now.
+    #[doc(alias = "vma_modify")]
+    pub(crate) fn modify(&mut self, range: Range<usize>, vma: Vma) -> Result<Range<usize>, Errno> {
+        let (whole, _) = self.holding(range.start).ok_or(Errno::ENOMEM)?;
+        let proposed = Proposed { range: range.clone(), vma: &vma, hands_on: false };
+        // Where the range ends inside its VMA, it has no neighbour to merge with.
+        let prev = self.ending_at(range.start).filter(|_| whole.start == range.start);
+        let next = self.starting_at(range.end).filter(|_| whole.end == range.end);
+        let merge = merge::decide(as_pair(&prev), &proposed, as_pair(&next));
+        if let Some((hull, vma)) = joined(prev, &proposed, next, merge) {
+            return self.replace(hull, vma);
+        }
+        let inner_ends = [(range.start, whole.start), (range.end, whole.end)];
+        for (cut, end) in inner_ends {
+            if cut != end {
+                self.split(cut)?;
+            }
+        }
+        self.replace(range, vma)
+    }
+
+    /// Cuts the VMA that holds `addr` in two.
+    #[doc(alias = "split_vma")]
+    fn split(&mut self, addr: usize) -> Result<(), Errno> {
+        if self.map_count() >= self.config.max_map_count {
+            return Err(Errno::ENOMEM);
+        }
+        self.cut(addr)
+    }
+
+    /// Cuts without a look at how many VMAs there are; does nothing where none would be cut.
+    pub(crate) fn cut(&mut self, addr: usize) -> Result<(), Errno> {
+        let Some((range, _)) = self.holding(addr).filter(|(range, _)| range.start != addr) else {
+            return Ok(());
+        };
+        let cut = self.edit.update(addr..range.end, |_, vma| vma.clone());
+        cut.map(drop).map_err(no_memory)
+    }
+
+    /// Whether `count` more pages may be promised.
+    #[doc(alias = "security_vm_enough_memory_mm")]
+    pub(crate) fn may_commit(&self, count: usize) -> Result<(), Errno> {
+        if count > self.config.commit_limit { Err(Errno::ENOMEM) } else { Ok(()) }
+    }
+
+    pub(crate) fn may_expand(&self, flags: VmFlags, pages: usize) -> bool {
+        self.state.counts.may_expand(&self.state.limits, flags, pages)
+    }
+
+    pub(crate) fn may_lock(&self, flags: VmFlags, bytes: usize) -> bool {
+        self.state.counts.may_lock(self.config, &self.state.limits, flags, bytes)
+    }
+
+    /// Whether the process may lock anything at all.
+    #[doc(alias = "can_do_mlock")]
+    pub(crate) fn can_lock(&self) -> bool {
+        self.state.limits.locked != 0 || self.config.may_lock
+    }
+
+    /// A new mapping of `bytes` is counted.
+    pub(crate) fn count_new(&mut self, flags: VmFlags, bytes: usize) {
+        let counts = &mut self.state.counts;
+        counts.add(flags, pages(bytes));
+        if flags.has(VmFlags::LOCKED) {
+            counts.locked = counts.locked.wrapping_add(pages(bytes));
+        }
+    }
+}
+
+/// With what a new mapping may merge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Joins {
+    /// Both neighbours.
+    Both,
+    /// The one below: so does the heap.
+    LeftOnly,
+    /// None: so does the heap's first page.
+    Neither,
+    /// It is the end of a VMA that becomes longer, which swallows the next with fewer questions.
+    Swallowing,
+}
+
+/// The VMA that a proposed range and those it merges with become.
+fn joined(
+    prev: Option<(Range<usize>, &Vma)>,
+    proposed: &Proposed<'_>,
+    next: Option<(Range<usize>, &Vma)>,
+    merge: Merge,
+) -> Option<(Range<usize>, Vma)> {
+    let prev = prev.filter(|_| merge.left);
+    let next = next.filter(|_| merge.right);
+    if prev.is_none() && next.is_none() {
+        return None;
+    }
+    let Proposed { range, vma, .. } = proposed;
+    let (mut hull, mut merged) = (range.clone(), (*vma).clone());
+    if let Some((at, prev)) = prev {
+        (hull.start, merged.page_offset) = (at.start, prev.page_offset);
+        merged.anon = prev.anon.or(merged.anon);
+        merged.flags |= prev.flags;
+    }
+    if let Some((at, next)) = next {
+        hull.end = at.end;
+        merged.anon = merged.anon.or(next.anon);
+        merged.flags |= next.flags;
+    }
+    Some((hull, merged))
+}
+
+fn as_pair<'a>(vma: &'a Option<(Range<usize>, &'a Vma)>) -> Option<(&'a Range<usize>, &'a Vma)> {
+    vma.as_ref().map(|(range, vma)| (range, *vma))
+}
+
+/// Nothing else can go wrong with ranges that have been checked.
+pub(crate) fn no_memory(_: ChangeError) -> Errno {
+    Errno::ENOMEM
+}
+
+impl<B: fmt::Debug, T: Platform> fmt::Debug for Mm<B, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mm").field("backing", &self.backing).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,122 @@
+//! Looking at the map from outside.
+
+use alloc::string::String;
+use core::fmt::{self, Write};
+use core::ops::Range;
+
+use pervma::Platform;
+
+use crate::abi::PAGE;
+use crate::backing::Backing;
+use crate::config::Layout;
+use crate::flags::VmFlags;
+use crate::mm::Mm;
+use crate::vma::{Source, Vma};
+
+/// Where the name of a mapping starts in a line of the maps file.
+const NAME_COLUMN: usize = 73;
+
+impl<B: Backing, T: Platform> Mm<B, T> {
+    /// The VMA that holds `addr`.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Mm, NoBacking};
+    /// assert!(Mm::new(NoBacking, Config::default()).lookup(0x1000).is_none());
+    /// ```
+    #[doc(alias("PROCMAP_QUERY", "vma_lookup"))]
+    pub fn lookup(&self, addr: usize) -> Option<(Range<usize>, Vma)> {
+        let vma = self.core.space.read(addr).ok()?;
+        Some((vma.range(), (*vma).clone()))
+    }
+
+    /// The first VMA that ends above `addr`.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Mm, NoBacking};
+    /// assert!(Mm::new(NoBacking, Config::default()).lookup_from(0).is_none());
+    /// ```
+    #[doc(alias("PROCMAP_QUERY_COVERING_OR_NEXT_VMA", "find_vma"))]
+    pub fn lookup_from(&self, addr: usize) -> Option<(Range<usize>, Vma)> {
+        let vma = self.core.space.read_from(addr).ok()??;
+        Some((vma.range(), (*vma).clone()))
+    }
+
+    /// Shows `visit` all VMAs in order of address, while nobody changes them. It must not call the
+    /// same `Mm`.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Mm, NoBacking};
+    /// Mm::new(NoBacking, Config::default()).for_each(|_, _| unreachable!("nothing is mapped"));
+    /// ```
+    pub fn for_each(&self, mut visit: impl FnMut(Range<usize>, &Vma)) {
+        if let Ok(view) = self.core.space.view() {
+            view.iter().for_each(|(range, vma)| visit(range, vma));
+        }
+    }
+
+    /// The map as `/proc/PID/maps` shows it.
+    ///
+    /// Memory that is shared and has no name is shown with its number in place of an inode's.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Mm, NoBacking, abi::*};
+    ///
+    /// let mm = Mm::new(NoBacking, Config::default());
+    /// mm.mmap(0x10000, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)?;
+    /// assert_eq!(mm.maps(), "00010000-00011000 r--p 00000000 00:00 0 \n");
+    /// # Ok::<(), pervma_linux::Errno>(())
+    /// ```
+    pub fn maps(&self) -> String {
+        let brk = self.core.state.read().brk;
+        let mut text = String::new();
+        self.for_each(|range, vma| {
+            // Writing to a string does not fail.
+            let _ = show(&mut text, &self.config.layout, brk, &range, vma);
+        });
+        text
+    }
+}
+
+fn show(
+    text: &mut String,
+    layout: &Layout,
+    brk: usize,
+    range: &Range<usize>,
+    vma: &Vma,
+) -> fmt::Result {
+    let line = text.len();
+    let may = |flag, letter| if vma.flags.has(flag) { letter } else { '-' };
+    let (device, inode, offset) = match &vma.source {
+        Source::Anonymous => ((0, 0), 0, 0),
+        Source::SharedAnonymous(object) => ((0, 1), object.number, vma.page_offset),
+        Source::File(file) => (file.device, file.inode, vma.page_offset),
+    };
+    write!(
+        text,
+        "{:08x}-{:08x} {}{}{}{} {:08x} {:02x}:{:02x} {inode} ",
+        range.start,
+        range.end,
+        may(VmFlags::READ, 'r'),
+        may(VmFlags::WRITE, 'w'),
+        may(VmFlags::EXEC, 'x'),
+        if vma.flags.has(VmFlags::MAYSHARE) { 's' } else { 'p' },
+        offset.wrapping_mul(PAGE as u64),
+        device.0,
+        device.1,
+    )?;
+    let given = vma.shown_name();
+    let name = match &given {
+        Some(name) => name.as_str(),
+        None if range.start < brk && range.end > layout.start_brk => "[heap]",
+        None if range.start <= layout.start_stack && range.end >= layout.start_stack => "[stack]",
+        None => "",
+    };
+    if !name.is_empty() {
+        while text.len() - line < NAME_COLUMN {
+            text.push(' ');
+        }
+        text.push_str(name);
+    }
+    text.push('\n');
+    Ok(())
+}
