@@ -16,6 +16,11 @@ pub(crate) enum Error {
         one_line(file)
     )]
     TooLarge { file: PathBuf, bytes: u64, needed: u64, available: u64 },
+    #[error(
+        "{}: its bytes cannot be read any more: give a file that nobody shortens",
+        one_line(file)
+    )]
+    Shortened { file: PathBuf },
     #[error("no memory for a copy of {bytes} bytes: give a smaller file or check ulimit -v")]
     NoMemory { bytes: usize },
     #[error("{}: {reason}", one_line(file))]

@@ -50,6 +50,12 @@ impl Input {
         self.file.try_clone().map_err(|error| cannot_read(self.path.clone(), error))
     }
 
+    /// Its bytes now.
+    pub(crate) fn size(&self) -> Result<u64, Error> {
+        let metadata = self.file.metadata();
+        metadata.map(|data| data.len()).map_err(|error| cannot_read(self.path.clone(), error))
+    }
+
     /// The SHA-256 of what ordinary reads get, to the end of the file.
     pub(crate) fn sha256(&self) -> Result<String, Error> {
         let mut hash = Sha256::new();

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::args::{Mode, PageOptions};
 use crate::churn::{Churned, churn};
-use crate::error::{Error, one_line};
+use crate::error::Error;
 use crate::input::{Input, hex};
 use crate::memory;
 use crate::progress::Progress;
@@ -48,9 +48,13 @@ pub(crate) fn run(options: &PageOptions) -> Result<Report, Error> {
 
     let mut hash = Sha256::new();
     hash.update(&copy);
+    let file_sha256 = input.sha256()?;
+    if input.size()? < bytes as u64 {
+        return Err(Error::Shortened { file: input.path });
+    }
     Ok(Report {
         sha256: hex(hash),
-        file_sha256: input.sha256()?,
+        file_sha256,
         file: input.path,
         bytes,
         pages,
@@ -83,11 +87,7 @@ fn map(input: &Input, options: &PageOptions) -> Result<LiveRegion, Error> {
     }
     // The process ends with it, and so does the text.
     let gone = Box::leak(
-        format!(
-            "pervma: {}: its bytes cannot be read any more: give a file that nobody shortens\n",
-            one_line(&input.path)
-        )
-        .into_boxed_str(),
+        format!("pervma: {}\n", Error::Shortened { file: input.path.clone() }).into_boxed_str(),
     );
     let how: Options<InSignal> = Options::new()
         .granule(options.granule.bytes())

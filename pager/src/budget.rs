@@ -25,6 +25,15 @@ pub(crate) struct Budget {
     pub(crate) wakeup: Wakeup,
 }
 
+/// What the evictor is to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    /// So many pages are to go, so that faults find room.
+    pub(crate) pages: usize,
+    /// Some fault has found none.
+    pub(crate) is_short: bool,
+}
+
 /// What a fault is told that wants pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
@@ -79,19 +88,21 @@ impl Budget {
     }
 
     /// How many pages should go now, so that faults find room.
-    pub(crate) fn wanted(&self) -> usize {
+    pub(crate) fn wanted(&self) -> Wanted {
         self.asked.store(false, Relaxed);
         let limit = self.limit.load(Relaxed);
         let resident = self.resident.load(Relaxed);
-        if self.short.swap(false, Relaxed) || resident > limit - limit / 8 {
+        let is_short = self.short.swap(false, Relaxed);
+        let pages = if is_short || resident > limit - limit / 8 {
             // A quarter is room for a granule, and for threads to go on while the next pages go.
             resident.saturating_sub(limit - limit / 4)
         } else {
             0
-        }
+        };
+        Wanted { pages, is_short }
     }
 
-    /// Nothing could be given back: faults that find no room are to fail.
+    /// Nothing could be given back although a fault found no room: it is to fail.
     pub(crate) fn give_up(&self) {
         self.exhausted.store(true, Relaxed);
     }

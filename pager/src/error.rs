@@ -97,6 +97,9 @@ pub enum Error {
     /// The source is a file that cannot be examined or read.
     #[error("the file cannot be read: {0}")]
     File(#[source] io::Error),
+    /// The source could not deliver what a longer region needs of it.
+    #[error("the source could not deliver what the region gains")]
+    ReadFailed,
     /// Pages could not be written to the source; those that were not are still to be written.
     #[error("writing pages to the source failed: {0}")]
     WriteBack(#[source] io::Error),

@@ -4,8 +4,10 @@ use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use crate::budget::Wanted;
 use crate::live::Place;
 use crate::mapping::{Backing, Mapping, PAGE};
+use crate::poller::aborting;
 use crate::signal;
 use crate::source::Source;
 use crate::write_back::{evict, runs};
@@ -21,7 +23,8 @@ impl Evictor {
         let own = Arc::clone(&backing);
         let thread = thread::Builder::new().name("pervma-evictor".to_owned());
         // A signal's handler could touch the region, for which this thread makes room.
-        let thread = signal::with_signals_blocked(|| thread.spawn(move || run(&place, &own)))?;
+        let thread =
+            signal::with_signals_blocked(|| thread.spawn(move || aborting(|| run(&place, &own))))?;
         Ok(Self { backing, thread: Some(thread) })
     }
 }
@@ -42,8 +45,8 @@ fn run(place: &Place, backing: &Backing<dyn Source>) {
     let Some(budget) = &backing.budget else { return };
     let mut times = Vec::new();
     while budget.wakeup.wait() {
-        let wanted = budget.wanted();
-        if wanted > 0 && give_back_oldest(&place.lock(), wanted, &mut times).is_err() {
+        let Wanted { pages, is_short } = budget.wanted();
+        if pages > 0 && give_back_oldest(&place.lock(), pages, &mut times).is_err() && is_short {
             budget.give_up();
         }
     }

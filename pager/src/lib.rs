@@ -107,7 +107,8 @@
 //!   the standard library's; that one restores the default action, and the next fault of a region
 //!   ends the process.
 //! - A *signal handler* that interrupts its own thread inside an operation on a region, and touches
-//!   what that operation changes, waits for itself: the process ends.
+//!   the VMAs that it changes, waits for itself: in signal mode its SIGBUS is passed on, in thread
+//!   mode it hangs. Block such signals around the operation.
 //! - A *forked child* does not have the regions: touching one there is SIGSEGV, never zeros. It
 //!   cannot map or drop regions either: mapping fails or waits for ever.
 //! - A *slow source* holds up the threads that want the same granule (in thread mode, all faults that

@@ -4,11 +4,11 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pervma::Exclusion;
+use pervma::{ChangeError, Exclusion};
 
 use crate::copy;
 use crate::evict::Evictor;
-use crate::mapping::{Backing, Mapping, PAGE, Piece, SOURCES, SPACE, pages};
+use crate::mapping::{Backing, Mapping, Outcome, PAGE, Piece, SOURCES, SPACE, pages};
 use crate::poller::Pollers;
 use crate::source::Source;
 use crate::sys::{Access, Errno};
@@ -204,7 +204,7 @@ impl LiveRegion {
         }
         let part = self.part(range)?;
         let alone = self.exclude(&part)?;
-        let before = Accesses::of(&alone, &self.mapping);
+        let before = Accesses::of(&alone, &self.mapping)?;
         if let Some(gap) = before.gap() {
             return Err(Error::NotMapped(gap));
         }
@@ -227,7 +227,7 @@ impl LiveRegion {
     pub fn unmap(&self, range: Range<usize>) -> Result<(), Error> {
         let part = self.part(range)?;
         let alone = self.exclude(&part)?;
-        let before = Accesses::of(&alone, &self.mapping);
+        let before = Accesses::of(&alone, &self.mapping)?;
         before.change(&part, Access::None)?;
         // Reserved until its pages are gone: nobody maps it before.
         let (removed, reservation) = alone.remove_reserving().map_err(|error| {
@@ -276,12 +276,12 @@ impl LiveRegion {
     /// [capacity](Self::capacity) it moves; otherwise it stays where it is.
     ///
     /// What it loses is unmapped. What it gains is mapped as after the region was made; the source
-    /// must have that many bytes by now. The page in which it ended is filled from the source again
-    /// then, unless it was written.
+    /// must have that many bytes by now. What it gains in the page in which it ended is the source's
+    /// as well, also if that page was written.
     ///
     /// # Errors
     ///
-    /// When the source is too short, or the length 0; when the kernel or memory run out.
+    /// When the source is too short or fails, or the length is 0; when the kernel or memory run out.
     #[doc(alias = "mremap")]
     pub fn resize(&mut self, len: usize) -> Result<(), Error> {
         let bytes = self.mapping.backing.source.size();
@@ -310,11 +310,15 @@ impl LiveRegion {
         let last = mapped - page..mapped;
         match self.exclude(&last) {
             Ok(alone) => {
-                self.mapping.backing.set_len(len);
                 let is_dirty = pages(&last).any(|page| self.mapping.records.is_dirty(page));
-                if before < mapped && !is_dirty {
-                    self.mapping.give_back(&last).map_err(Error::Change)?;
+                if before < mapped {
+                    if is_dirty {
+                        self.read_behind(before..len.min(mapped), &last, &alone)?;
+                    } else {
+                        self.mapping.give_back(&last).map_err(Error::Change)?;
+                    }
                 }
+                self.mapping.backing.set_len(len);
                 drop(alone);
             }
             Err(Error::NotMapped(_)) => self.mapping.backing.set_len(len),
@@ -327,6 +331,28 @@ impl LiveRegion {
             return Err(error);
         }
         Ok(())
+    }
+
+    /// Reads from the source what lies behind the region's end so far, in its last page, which was
+    /// written and is excluded.
+    fn read_behind(
+        &self,
+        behind: Range<usize>,
+        last: &Range<usize>,
+        alone: &Exclusion<'static, Piece>,
+    ) -> Result<(), Error> {
+        let mut bytes = vec![0; behind.len()];
+        let source = &self.mapping.backing.source;
+        source.read_at(behind.start as u64, &mut bytes).map_err(|_| Error::ReadFailed)?;
+        let before = Accesses::of(alone, &self.mapping)?;
+        before.change(last, Access::ReadWrite)?;
+        let page = self.mapping.page_at(behind.start);
+        let outcome = self.mapping.let_write(&page);
+        if outcome == Outcome::Done {
+            copy::to_shared(&self.mapping.memory, behind.start, &bytes);
+        }
+        before.restore();
+        if outcome == Outcome::Done { Ok(()) } else { Err(Error::Change(Errno::AGAIN)) }
     }
 
     /// Moves the region to other addresses, with room for `capacity` bytes there, and at least for
@@ -368,7 +394,7 @@ impl LiveRegion {
         alone: Exclusion<'static, Piece>,
     ) -> Result<usize, Error> {
         let old = &self.mapping;
-        let before = Accesses::of(&alone, old);
+        let before = Accesses::of(&alone, old)?;
         new.records.inherit_times(&old.records);
         let copied = before.make_readable().and_then(|()| copy::dirty_pages(old, new));
         let moved = copied.map_err(Error::Change).and_then(|copied| {
@@ -434,7 +460,7 @@ impl LiveRegion {
         self.evictor = None;
         if self.mapping.backing.is_tracked {
             let writable = match self.exclude(&self.part(0..self.len())?) {
-                Ok(alone) => Accesses::of(&alone, &self.mapping),
+                Ok(alone) => Accesses::of(&alone, &self.mapping)?,
                 Err(Error::NotMapped(_)) => return Ok(Region::new(self)),
                 Err(error) => return Err(error),
             };
@@ -465,13 +491,20 @@ impl LiveRegion {
 
     /// Nobody is inside of the VMAs of a part, or comes in, until what is returned is dropped.
     fn exclude(&self, part: &Range<usize>) -> Result<Exclusion<'static, Piece>, Error> {
-        let alone = SPACE.exclude(self.mapping.addresses(part));
-        let alone = alone.map_err(|error| self.of_change(error))?;
-        alone.wait();
-        Ok(alone)
+        loop {
+            match SPACE.exclude(self.mapping.addresses(part)) {
+                Ok(alone) => {
+                    alone.wait();
+                    return Ok(alone);
+                }
+                // Another thread is about to map or unmap some of it, and soon done.
+                Err(ChangeError::Reserved { .. }) => std::thread::yield_now(),
+                Err(error) => return Err(self.of_change(error)),
+            }
+        }
     }
 
-    fn of_change(&self, error: pervma::ChangeError) -> Error {
+    fn of_change(&self, error: ChangeError) -> Error {
         Error::of_change(error, self.mapping.memory.range().start)
     }
 }
@@ -484,9 +517,11 @@ struct Accesses<'m> {
 }
 
 impl<'m> Accesses<'m> {
-    fn of(alone: &Exclusion<'static, Piece>, mapping: &'m Mapping) -> Self {
+    fn of(alone: &Exclusion<'static, Piece>, mapping: &'m Mapping) -> Result<Self, Error> {
         let within = alone.range();
         let mut parts = Vec::new();
+        let most = 2 * alone.iter().count() + 1;
+        parts.try_reserve_exact(most).map_err(|_| Error::Change(Errno::NOMEM))?;
         let mut next = within.start;
         for (vma, piece) in alone.iter() {
             let vma = vma.start.max(within.start)..vma.end.min(within.end);
@@ -499,7 +534,7 @@ impl<'m> Accesses<'m> {
         for (part, _) in &mut parts {
             *part = mapping.offset_of(part.start)..mapping.offset_of(part.end);
         }
-        Self { mapping, parts }
+        Ok(Self { mapping, parts })
     }
 
     /// The first part that is not mapped.

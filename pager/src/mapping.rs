@@ -224,6 +224,12 @@ impl Mapping {
             let rest = &bytes[at - range.start..];
             let (copied, next) = match self.backing.uffd.copy(&self.memory, at, rest, fill) {
                 Ok(()) => (rest.len(), range.end),
+                // What the kernel also says when the pool of huge pages is empty.
+                Err(CopyError::AlreadyPresent)
+                    if self.backing.page_size == PageSize::Huge && !self.memory.is_resident(at) =>
+                {
+                    return (new, Outcome::Refused);
+                }
                 Err(CopyError::AlreadyPresent) => (0, at + page_size),
                 Err(CopyError::Again { copied: 0 }) => return (new, Outcome::Again),
                 Err(CopyError::Again { copied }) => (copied, at + copied),

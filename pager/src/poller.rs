@@ -26,14 +26,15 @@ pub(crate) struct Pollers {
 impl Pollers {
     pub(crate) fn start(backing: &Arc<Backing<dyn Source>>, threads: usize) -> io::Result<Self> {
         let stop = Arc::new(Wakeup::new()?);
-        let mut pollers = Self { stop, threads: Vec::with_capacity(threads) };
+        let mut pollers = Self { stop, threads: Vec::new() };
         for _ in 0..threads {
             let (backing, stop) = (Arc::clone(backing), Arc::clone(&pollers.stop));
             let buffer = vec![0; CHUNK.max(backing.page_size.bytes())];
             let thread = thread::Builder::new().name("pervma-pager".to_owned());
             // A signal's handler could touch the region, for which this thread would wait.
+            let poller = Poller { backing, buffer, deferred: Vec::new() };
             let thread = signal::with_signals_blocked(|| {
-                thread.spawn(move || Poller { backing, buffer, deferred: Vec::new() }.run(&stop))
+                thread.spawn(move || aborting(|| poller.run(&stop)))
             })?;
             pollers.threads.push(thread);
         }
@@ -49,6 +50,21 @@ impl Drop for Pollers {
             let _ = thread.join();
         }
     }
+}
+
+/// Runs what a thread of a region does. If it panics, in a source for example, the process ends:
+/// nobody else would serve those who wait.
+pub(crate) fn aborting(work: impl FnOnce()) {
+    struct Aborting;
+    impl Drop for Aborting {
+        fn drop(&mut self) {
+            if thread::panicking() {
+                std::process::abort();
+            }
+        }
+    }
+    let _aborting = Aborting;
+    work();
 }
 
 struct Poller {
@@ -93,9 +109,10 @@ impl Poller {
         };
         let page = fault.addr & !(PAGE - 1);
         match fault::serve(page, cause, Scratch::Given(&mut self.buffer)) {
-            Verdict::Filled { is_new, granule, .. } => {
-                // Otherwise filling it has woken them.
-                if !is_new || !self.backing.fills_single_pages() {
+            Verdict::Filled { number, is_new, granule, .. } => {
+                // Otherwise filling it has woken them. (Another region may be at the address by now.)
+                let is_other = number != self.backing.number;
+                if !is_new || !self.backing.fills_single_pages() || is_other {
                     self.wake(granule.start, granule.len());
                 }
             }

@@ -179,6 +179,130 @@ fn a_region_grows_and_shrinks() {
     }
 }
 
+/// Found in review: what lay behind the end was zeros, and was written back as such.
+#[test]
+fn the_rest_of_a_written_page_is_the_sources() {
+    for mode in MODES {
+        let file = file_with(&[3; 3 * PAGE]);
+        let source = FileSource::new(file.try_clone().unwrap()).unwrap();
+        let options = Options::new().writable();
+        let mut region = match mode {
+            Mode::Signal => options.map(source).unwrap(),
+            Mode::Thread => options.in_thread().map(source).unwrap(),
+        };
+        region.resize(6000).unwrap();
+        region.discard(PAGE..6000).unwrap();
+        region.write(5000, &[9]);
+        region.protect(PAGE..6000, Access::Read).unwrap();
+        region.resize(3 * PAGE).unwrap();
+        assert_eq!([4999, 5000, 5999, 6000, 8191].map(|at| byte(&region, at)), [3, 9, 3, 3, 3]);
+        region.write_back(0..3 * PAGE).unwrap();
+        let mut on_disk = vec![0; 3 * PAGE];
+        file.read_exact_at(&mut on_disk, 0).unwrap();
+        let expected = |at| if at == 5000 { 9 } else { 3 };
+        assert!(on_disk.iter().enumerate().all(|(at, &byte)| byte == expected(at)), "{mode:?}");
+    }
+}
+
+/// Found in review: a thread that loses races for a page is not stuck at it.
+#[test]
+fn a_page_that_is_discarded_again_and_again_can_be_read() {
+    let region = Options::new().map(MemorySource::new(vec![7; PAGE])).unwrap();
+    std::thread::scope(|threads| {
+        for _ in 0..3 {
+            threads.spawn(|| {
+                for _ in 0..3000 {
+                    assert_eq!(byte(&region, 5), 7);
+                    region.discard(0..PAGE).unwrap();
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_file_that_has_shrunk_is_not_written_beyond_its_end() {
+    let file = file_with(&[1; 5 * PAGE]);
+    let source = FileSource::new(file.try_clone().unwrap()).unwrap();
+    let region = Options::new().writable().map(source).unwrap();
+    region.write(3 * PAGE, &[2]);
+    file.set_len(PAGE as u64).unwrap();
+    assert!(matches!(region.write_back(0..5 * PAGE), Err(Error::WriteBack(_))));
+    assert_eq!(file.metadata().unwrap().len(), PAGE as u64);
+}
+
+/// Panics when it is read.
+struct Panicking;
+
+impl Source for Panicking {
+    fn size(&self) -> u64 {
+        PAGE as u64
+    }
+
+    fn read_at(&self, _offset: u64, _buf: &mut [u8]) -> Result<(), ReadFailed> {
+        panic!("the source is out of order");
+    }
+}
+
+#[test]
+fn a_source_that_panics_ends_the_process() {
+    if child_case().is_some() {
+        byte(&Options::threaded().map(Panicking).unwrap(), 0);
+        return;
+    }
+    let ended = run_child("a_source_that_panics_ends_the_process", "panic");
+    assert_eq!(ended.signal, Some(libc::SIGABRT), "{}", ended.stderr);
+}
+
+/// Takes writes, or not.
+struct Refusing(AtomicBool);
+
+impl Source for Refusing {
+    fn size(&self) -> u64 {
+        64 * PAGE as u64
+    }
+
+    fn read_at(&self, _offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed> {
+        buf.fill(1);
+        Ok(())
+    }
+
+    fn is_writable(&self) -> bool {
+        true
+    }
+
+    fn write_at(&self, _offset: u64, _bytes: &[u8]) -> std::io::Result<()> {
+        if self.0.load(Relaxed) { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+}
+
+// SAFETY: writes to the buffer it is given.
+unsafe impl pervma_pager::SignalSafe for Refusing {}
+
+#[test]
+fn a_bound_that_cannot_be_kept_fails_accesses_until_it_can() {
+    if let Some(case) = child_case() {
+        let source = Arc::new(Refusing(AtomicBool::new(true)));
+        let options = Options::new().writable().resident(16 * PAGE);
+        let options = options.on_failure(OnFailure::exit(42, "full\n"));
+        let region = options.map(Arc::clone(&source)).unwrap();
+        for page in 0..16 {
+            region.write(page * PAGE, &[9]);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        if case == "recovered" {
+            source.0.store(false, Relaxed);
+        }
+        for page in 16..64 {
+            assert_eq!(byte(&region, page * PAGE), 1);
+        }
+        return;
+    }
+    let name = "a_bound_that_cannot_be_kept_fails_accesses_until_it_can";
+    assert_eq!(run_child(name, "recovered").exit, Some(0));
+    assert_eq!(run_child(name, "full").exit, Some(42));
+}
+
 #[test]
 fn what_was_written_moves() {
     for mode in MODES {

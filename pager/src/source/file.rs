@@ -94,6 +94,13 @@ impl Source for FileSource {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        // It would become longer, with zeros between.
+        if self.file.metadata()?.len() < offset + bytes.len() as u64 {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file has become shorter",
+            ));
+        }
         self.file.write_all_at(bytes, offset)
     }
 }

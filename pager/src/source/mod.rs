@@ -46,7 +46,7 @@ pub trait Source: Send + Sync {
     /// Fills `buf` with the bytes from `offset` on; they lie within the size.
     ///
     /// Both are whole pages, but for the end of the source. It is called by several threads at
-    /// once, and may not touch the region.
+    /// once, and may not touch the region. A panic ends the process.
     ///
     /// # Errors
     ///
@@ -67,7 +67,8 @@ pub trait Source: Send + Sync {
     }
 
     /// Writes what was written to pages of the region: `bytes`, whole pages but for the end of the
-    /// source, belong at `offset`. Never called in a signal handler. It may not touch the region.
+    /// source, belong at `offset`. Never called in a signal handler. It may not touch the region. A
+    /// panic in the thread that keeps a bound ends the process.
     ///
     /// # Errors
     ///

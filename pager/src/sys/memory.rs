@@ -165,6 +165,20 @@ impl Memory {
         }
     }
 
+    /// Whether the page at an offset is there. One system call, which may change `errno`.
+    ///
+    /// # Panics
+    ///
+    /// When the offset is not within the memory.
+    #[doc(alias = "mincore")]
+    #[must_use]
+    pub fn is_resident(&self, offset: usize) -> bool {
+        let (page, _) = self.part(offset / 4096 * 4096..offset / 4096 * 4096 + 4096);
+        let mut resident = 0;
+        // SAFETY: asks of one page, and writes the byte that it has for it.
+        unsafe { libc::mincore(page, 1, &raw mut resident) == 0 && resident & 1 != 0 }
+    }
+
     /// A part of it that is not empty.
     fn part(&self, range: Range<usize>) -> (*mut c_void, usize) {
         let inside = range.start < range.end && range.end <= self.len;
