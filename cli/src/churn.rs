@@ -55,11 +55,13 @@ pub(crate) fn churn(
             };
             region.unmap(part.clone())?;
             region.map(part.clone())?;
-            churned.matches &= as_expected(&mut buffer);
             region.protect(part.clone(), Access::None)?;
             region.protect(part.clone(), Access::Read)?;
-            churned.matches &= as_expected(&mut buffer);
             churned.ops += 4;
+            // Not always: changes are to be many, and reads are slow.
+            if random.random_range(0..8) == 0 {
+                churned.matches &= as_expected(&mut buffer);
+            }
         }
         if random.random_range(0..8) == 0 {
             let other = Options::new().map(beside.clone())?;

@@ -266,16 +266,12 @@ impl Mapping {
     /// Makes accesses to a page fail from now on, unless it is there by now; whether they will. The
     /// caller is inside of its VMA.
     pub(crate) fn poison(&self, page: &Range<usize>) -> bool {
-        let fails = match self.backing.uffd.poison(&self.memory, page.clone()) {
-            // Somebody else has filled it, or poisoned it and is about to say so.
-            Err(Errno::EXIST) => false,
-            // On a kernel that cannot, each access asks the records.
-            Ok(()) | Err(_) => true,
-        };
-        if fails {
-            pages(page).for_each(|page| self.records.mark_failed(page));
-        }
-        fails
+        // Before the kernel wakes anyone, who would ask the record. A fill by somebody else takes it
+        // back.
+        pages(page).for_each(|page| self.records.mark_failed(page));
+        // On a kernel that cannot, each access asks the record.
+        let _ = self.backing.uffd.poison(&self.memory, page.clone());
+        self.records.has_failed(page.start / PAGE)
     }
 
     /// The addresses of a part.
