@@ -185,9 +185,9 @@ impl LiveRegion {
     pub fn discard(&self, range: Range<usize>) -> Result<(), Error> {
         let part = self.part(range)?;
         let alone = self.exclude(&part)?;
-        self.mapping.give_back(&part).map_err(Error::Change)?;
+        let given_back = Accesses::of(&alone, &self.mapping)?.give_back();
         drop(alone);
-        Ok(())
+        given_back.map_err(Error::Change)
     }
 
     /// Lets accesses to the pages of a range through or not. All of it must be mapped.
@@ -208,7 +208,7 @@ impl LiveRegion {
         if let Some(gap) = before.gap() {
             return Err(Error::NotMapped(gap));
         }
-        before.change(&part, access)?;
+        before.change(access)?;
         let changed = alone.update(|_, piece| Piece { access, ..piece.clone() });
         changed.map(drop).map_err(|error| {
             before.restore();
@@ -226,19 +226,31 @@ impl LiveRegion {
     #[doc(alias = "munmap")]
     pub fn unmap(&self, range: Range<usize>) -> Result<(), Error> {
         let part = self.part(range)?;
-        let alone = self.exclude(&part)?;
-        let before = Accesses::of(&alone, &self.mapping)?;
-        before.change(&part, Access::None)?;
-        // Reserved until its pages are gone: nobody maps it before.
-        let (removed, reservation) = alone.remove_reserving().map_err(|error| {
-            before.restore();
-            self.of_change(error)
-        })?;
-        let gone = self.mapping.give_back(&part);
-        debug_assert!(gone.is_ok(), "whole pages can be given back");
-        drop(reservation);
-        drop(removed);
-        Ok(())
+        loop {
+            let alone = self.exclude(&part)?;
+            let before = Accesses::of(&alone, &self.mapping)?;
+            before.change(Access::None)?;
+            // Reserved until its pages are gone: nobody maps it before.
+            match alone.remove_reserving() {
+                Ok((removed, reservation)) => {
+                    let gone = before.give_back();
+                    debug_assert!(gone.is_ok(), "whole pages can be given back");
+                    drop(reservation);
+                    drop(removed);
+                    return Ok(());
+                }
+                // Another thread is mapping a part of it that was not mapped.
+                Err(
+                    ChangeError::Reserved { .. }
+                    | ChangeError::Overlap { .. }
+                    | ChangeError::Excluded { .. },
+                ) => before.restore(),
+                Err(error) => {
+                    before.restore();
+                    return Err(self.of_change(error));
+                }
+            }
+        }
     }
 
     /// Maps the pages of a range again, none of which is mapped. They are filled from the source,
@@ -256,7 +268,14 @@ impl LiveRegion {
         let mut edit = SPACE.edit().map_err(|error| Error::Space(error.into()))?;
         let reservation = edit.reserve(addresses.clone());
         drop(edit);
-        let reservation = reservation.map_err(|error| self.of_change(error))?;
+        let reservation = match reservation {
+            Ok(reservation) => reservation,
+            // What another thread is about to change is mapped, as far as anyone can tell.
+            Err(ChangeError::Excluded { vma }) => {
+                return Err(self.of_change(ChangeError::Overlap { existing: vma }));
+            }
+            Err(error) => return Err(self.of_change(error)),
+        };
         // Accesses from here on find it reserved, and try again.
         mapping.memory.protect(part.clone(), access).map_err(|errno| {
             // Nothing to restore, whatever the kernel has done.
@@ -313,7 +332,7 @@ impl LiveRegion {
                 let is_dirty = pages(&last).any(|page| self.mapping.records.is_dirty(page));
                 if before < mapped {
                     if is_dirty {
-                        self.read_behind(before..len.min(mapped), &last, &alone)?;
+                        self.read_behind(before..len.min(mapped), &alone)?;
                     } else {
                         self.mapping.give_back(&last).map_err(Error::Change)?;
                     }
@@ -338,14 +357,13 @@ impl LiveRegion {
     fn read_behind(
         &self,
         behind: Range<usize>,
-        last: &Range<usize>,
         alone: &Exclusion<'static, Piece>,
     ) -> Result<(), Error> {
         let mut bytes = vec![0; behind.len()];
         let source = &self.mapping.backing.source;
         source.read_at(behind.start as u64, &mut bytes).map_err(|_| Error::ReadFailed)?;
         let before = Accesses::of(alone, &self.mapping)?;
-        before.change(last, Access::ReadWrite)?;
+        before.change(Access::ReadWrite)?;
         let page = self.mapping.page_at(behind.start);
         let outcome = self.mapping.let_write(&page);
         if outcome == Outcome::Done {
@@ -547,12 +565,21 @@ impl<'m> Accesses<'m> {
         self.parts.iter().filter_map(|(part, access)| Some((part.clone(), (*access)?)))
     }
 
-    /// Changes `part`, or nothing.
-    fn change(&self, part: &Range<usize>, access: Access) -> Result<(), Error> {
-        self.mapping.memory.protect(part.clone(), access).map_err(|errno| {
-            self.restore();
-            Error::Change(errno)
-        })
+    /// Changes what is mapped, all of it or nothing. The rest is not excluded, and perhaps somebody
+    /// else's by now.
+    fn change(&self, access: Access) -> Result<(), Error> {
+        for (part, _) in self.mapped() {
+            if let Err(errno) = self.mapping.memory.protect(part, access) {
+                self.restore();
+                return Err(Error::Change(errno));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back the pages of what is mapped.
+    fn give_back(&self) -> Result<(), Errno> {
+        self.mapped().try_for_each(|(part, _)| self.mapping.give_back(&part))
     }
 
     /// Lets what was written be read.
@@ -566,12 +593,11 @@ impl<'m> Accesses<'m> {
         Ok(())
     }
 
-    /// Makes everything as it was. It only undoes, so the kernel needs no more mappings for it
+    /// Makes what is mapped as it was. It only undoes, so the kernel needs no more mappings for it
     /// than it had.
     fn restore(&self) {
-        for (part, access) in &self.parts {
-            let access = access.unwrap_or(Access::None);
-            let restored = self.mapping.memory.protect(part.clone(), access);
+        for (part, access) in self.mapped() {
+            let restored = self.mapping.memory.protect(part, access);
             debug_assert!(restored.is_ok(), "what was possible before is possible");
         }
     }
