@@ -46,7 +46,7 @@ impl File {
     /// An ordinary file, open for reading and writing.
     ///
     /// ```
-    /// assert!(pervma_linux::File::new("/tmp/data").writable);
+    /// assert!(pervma_linux::File::new("data").writable);
     /// ```
     #[must_use]
     pub fn new(path: impl Into<String>) -> Self {

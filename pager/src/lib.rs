@@ -122,8 +122,8 @@
 //!   bound is filled: choose a bound that is not tiny beside the region.
 //! - Each region takes a descriptor, and one or two more with threads: `ulimit -n` bounds their
 //!   number. Its pages take 8 bytes each of memory once they are touched.
-//! - The handler needs stack beside the signal frame: less than 1 KiB in a release build, some 5 KiB
-//!   in a debug build. Each thread of the process has 64 KiB in its thread-local memory, of which a
+//! - The handler needs stack beside the signal frame: an alternate stack as the standard library
+//!   gives its threads (8 KiB or more) is enough, in a debug build too. Each thread of the process has 64 KiB in its thread-local memory, of which a
 //!   fault touches what it reads at a time; glibc takes it from the thread's stack.
 //! - In a library that is loaded at run time the first fault of a thread may allocate its
 //!   thread-locals: touch a region once on each thread, outside of allocators and handlers.
