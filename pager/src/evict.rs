@@ -8,7 +8,7 @@ use crate::budget::Wanted;
 use crate::live::Place;
 use crate::mapping::{Backing, Mapping, PAGE};
 use crate::poller::aborting;
-use crate::signal;
+use crate::signal::SignalsBlocked;
 use crate::source::Source;
 use crate::write_back::{evict, runs};
 
@@ -23,8 +23,8 @@ impl Evictor {
         let own = Arc::clone(&backing);
         let thread = thread::Builder::new().name("pervma-evictor".to_owned());
         // A signal's handler could touch the region, for which this thread makes room.
-        let thread =
-            signal::with_signals_blocked(|| thread.spawn(move || aborting(|| run(&place, &own))))?;
+        let _blocked = SignalsBlocked::new();
+        let thread = thread.spawn(move || aborting(|| run(&place, &own)))?;
         Ok(Self { backing, thread: Some(thread) })
     }
 }

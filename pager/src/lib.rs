@@ -106,9 +106,9 @@
 //! - A SIGBUS that is *sent* (by `kill`) goes to the handler before ours, which in a Rust program is
 //!   the standard library's; that one restores the default action, and the next fault of a region
 //!   ends the process.
-//! - A *signal handler* that interrupts its own thread inside an operation on a region, and touches
-//!   the VMAs that it changes, waits for itself: in signal mode its SIGBUS is passed on, in thread
-//!   mode it hangs. Block such signals around the operation.
+//! - *Operations on a region block signals* in their thread while faults wait for them, but those of
+//!   faults: a handler that touched the region would wait for its own thread. A source is written
+//!   with signals blocked.
 //! - A *forked child* does not have the regions: touching one there is SIGSEGV, never zeros. It
 //!   cannot map or drop regions either: mapping fails or waits for ever.
 //! - A *slow source* holds up the threads that want the same granule (in thread mode, all faults that

@@ -10,6 +10,7 @@ use crate::copy;
 use crate::evict::Evictor;
 use crate::mapping::{Backing, Mapping, Outcome, PAGE, Piece, SOURCES, SPACE, pages};
 use crate::poller::Pollers;
+use crate::signal::SignalsBlocked;
 use crate::source::Source;
 use crate::sys::{Access, Errno};
 use crate::write_back::write_back;
@@ -184,6 +185,7 @@ impl LiveRegion {
     #[doc(alias = "MADV_DONTNEED")]
     pub fn discard(&self, range: Range<usize>) -> Result<(), Error> {
         let part = self.part(range)?;
+        let _blocked = SignalsBlocked::new();
         let alone = self.exclude(&part)?;
         let given_back = Accesses::of(&alone, &self.mapping)?.give_back();
         drop(alone);
@@ -203,6 +205,7 @@ impl LiveRegion {
             return Err(Error::ReadOnly);
         }
         let part = self.part(range)?;
+        let _blocked = SignalsBlocked::new();
         let alone = self.exclude(&part)?;
         let before = Accesses::of(&alone, &self.mapping)?;
         if let Some(gap) = before.gap() {
@@ -226,6 +229,7 @@ impl LiveRegion {
     #[doc(alias = "munmap")]
     pub fn unmap(&self, range: Range<usize>) -> Result<(), Error> {
         let part = self.part(range)?;
+        let _blocked = SignalsBlocked::new();
         loop {
             let alone = self.exclude(&part)?;
             let before = Accesses::of(&alone, &self.mapping)?;
@@ -262,6 +266,7 @@ impl LiveRegion {
     /// out.
     pub fn map(&self, range: Range<usize>) -> Result<(), Error> {
         let part = self.part(range)?;
+        let _blocked = SignalsBlocked::new();
         let mapping = &self.mapping;
         let access = if mapping.backing.is_tracked { Access::ReadWrite } else { Access::Read };
         let addresses = mapping.addresses(&part);
@@ -327,6 +332,7 @@ impl LiveRegion {
             return Ok(());
         }
         let last = mapped - page..mapped;
+        let _blocked = SignalsBlocked::new();
         match self.exclude(&last) {
             Ok(alone) => {
                 let is_dirty = pages(&last).any(|page| self.mapping.records.is_dirty(page));
@@ -383,6 +389,7 @@ impl LiveRegion {
     /// When the kernel or memory run out.
     #[doc(alias = "mremap")]
     pub fn relocate(&mut self, capacity: usize) -> Result<(), Error> {
+        let _blocked = SignalsBlocked::new();
         let old = Arc::clone(&self.mapping);
         let page = self.page_size();
         let room = self.len().next_multiple_of(page);
@@ -460,6 +467,7 @@ impl LiveRegion {
     #[doc(alias = "msync")]
     pub fn write_back(&self, range: Range<usize>) -> Result<usize, Error> {
         let part = self.part(range)?;
+        let _blocked = SignalsBlocked::new();
         write_back(&self.mapping, &part)
     }
 
@@ -476,6 +484,7 @@ impl LiveRegion {
             budget.lift();
         }
         self.evictor = None;
+        let _blocked = SignalsBlocked::new();
         if self.mapping.backing.is_tracked {
             let writable = match self.exclude(&self.part(0..self.len())?) {
                 Ok(alone) => Accesses::of(&alone, &self.mapping)?,
@@ -609,6 +618,7 @@ fn insert<P>(
     range: Range<usize>,
     payload: P,
 ) -> Result<(), Error> {
+    let _blocked = SignalsBlocked::new();
     let mut edit = space.edit().map_err(|error| Error::Space(error.into()))?;
     let inserted = edit.insert(range, payload);
     drop(edit);
@@ -619,6 +629,7 @@ fn insert<P>(
 impl Drop for LiveRegion {
     fn drop(&mut self) {
         self.evictor = None;
+        let blocked = SignalsBlocked::new();
         // Refused in a source's methods, which may not drop regions, and when there is no memory
         // for the list of what was removed: then the mapping stays as it is, a leak. Or nothing is
         // mapped. Waits for faults in this region only; other regions come and go meanwhile.
@@ -626,6 +637,7 @@ impl Drop for LiveRegion {
         // And for those who read its source.
         let number = self.mapping.backing.number;
         let source = SOURCES.remove(number..number + 1);
+        drop(blocked);
         self.pollers = None;
         // No fault is inside: these and `self` are the last to own the mapping and the source.
         drop(removed);

@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::fault::{self, CHUNK, Cause, Scratch, Verdict};
 use crate::mapping::{Backing, PAGE};
-use crate::signal;
+use crate::signal::SignalsBlocked;
 use crate::source::Source;
 use crate::sys::{Errno, FaultMessage};
 use crate::wakeup::Wakeup;
@@ -27,16 +27,14 @@ impl Pollers {
     pub(crate) fn start(backing: &Arc<Backing<dyn Source>>, threads: usize) -> io::Result<Self> {
         let stop = Arc::new(Wakeup::new()?);
         let mut pollers = Self { stop, threads: Vec::new() };
+        // A signal's handler could touch the region, for which its thread would wait.
+        let _blocked = SignalsBlocked::new();
         for _ in 0..threads {
             let (backing, stop) = (Arc::clone(backing), Arc::clone(&pollers.stop));
             let buffer = vec![0; CHUNK.max(backing.page_size.bytes())];
             let thread = thread::Builder::new().name("pervma-pager".to_owned());
-            // A signal's handler could touch the region, for which this thread would wait.
             let poller = Poller { backing, buffer, deferred: Vec::new() };
-            let thread = signal::with_signals_blocked(|| {
-                thread.spawn(move || aborting(|| poller.run(&stop)))
-            })?;
-            pollers.threads.push(thread);
+            pollers.threads.push(thread.spawn(move || aborting(|| poller.run(&stop)))?);
         }
         Ok(pollers)
     }

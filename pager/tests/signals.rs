@@ -1,5 +1,6 @@
 //! Signals that are not a region's, faults that cannot be served, and forked children.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::disallowed_types, reason = "a handler and its test share counters")]
 
 mod common;
 
@@ -7,10 +8,15 @@ use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::mem::MaybeUninit;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use common::{PAGE, child_case, run_child};
 use libc::{SIGBUS, siginfo_t};
-use pervma_pager::{Error, FileSource, MemorySource, ReadFailed, Region, SignalSafe, Source};
+use pervma_pager::sys::Access;
+use pervma_pager::{
+    Error, FileSource, MemorySource, Options, ReadFailed, Region, SignalSafe, Source,
+};
 use rustix::mm::{MapFlags, ProtFlags};
 
 /// What the handlers of these tests exit with.
@@ -346,4 +352,68 @@ fn mapping_with_sigbus_blocked_is_an_error() {
     mask_sigbus(libc::SIG_UNBLOCK);
     assert!(matches!(refused, Err(Error::SignalBlocked)));
     assert_eq!(Region::map(MemorySource::new(vec![1])).unwrap()[..], [1]);
+}
+
+/// What the handler below touches: the start of two pages, of ones and of twos.
+static TOUCHED: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+static INTERRUPTED: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn touches_both(_signal: c_int) {
+    let pages = TOUCHED.load(Relaxed);
+    for page in [0, 1] {
+        // SAFETY: the test's region, which it neither unmaps nor moves.
+        let byte = unsafe { pages.wrapping_add(page * PAGE).read_volatile() };
+        if usize::from(byte) != page + 1 {
+            exit_now(2);
+        }
+    }
+    INTERRUPTED.fetch_add(1, Relaxed);
+}
+
+#[test]
+fn a_handler_may_touch_what_its_thread_is_changing() {
+    if let Some(case) = child_case() {
+        let source = MemorySource::new([[1; PAGE], [2; PAGE]].concat());
+        let region = match case.as_str() {
+            "signal" => Options::new().writable().map(source),
+            "thread" => Options::threaded().writable().map(source),
+            _ => unreachable!(),
+        };
+        let region = region.unwrap();
+        TOUCHED.store(region.as_ptr(), Relaxed);
+        // SAFETY: a C structure of integers and an optional function: all zeros is valid.
+        let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+        action.sa_sigaction = touches_both as Plain as usize;
+        action.sa_flags = libc::SA_RESTART;
+        let (action, none) = (&raw const action, ptr::null_mut());
+        // SAFETY: the function fits the flags.
+        assert_eq!(unsafe { libc::sigaction(libc::SIGUSR2, action, none) }, 0);
+        // SAFETY: no condition.
+        let changing = unsafe { libc::pthread_self() };
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Relaxed) {
+                    // SAFETY: the thread waits for this one.
+                    unsafe { libc::pthread_kill(changing, libc::SIGUSR2) };
+                    std::thread::sleep(Duration::from_micros(20));
+                }
+            });
+            while INTERRUPTED.load(Relaxed) < 2000 {
+                region.discard(0..PAGE).unwrap();
+                region.protect(0..PAGE, Access::Read).unwrap();
+                region.protect(0..PAGE, Access::ReadWrite).unwrap();
+                region.write(PAGE, &[2]);
+                region.discard(PAGE..2 * PAGE).unwrap();
+            }
+            over.store(true, Relaxed);
+        });
+        exit_now(CALLED);
+    }
+
+    let name = "a_handler_may_touch_what_its_thread_is_changing";
+    for case in ["signal", "thread"] {
+        let ended = run_child(name, case);
+        assert_eq!(ended.exit, Some(CALLED), "{case}: {ended:?}");
+    }
 }

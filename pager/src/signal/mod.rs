@@ -5,6 +5,7 @@ mod previous;
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
+use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use libc::{SIGBUS, siginfo_t};
@@ -68,22 +69,38 @@ pub(crate) fn is_blocked() -> bool {
     unsafe { libc::sigismember(&raw const mask, SIGBUS) == 1 }
 }
 
-/// Runs `start` with all signals blocked but those of faults: so has a thread that it starts.
-pub(crate) fn with_signals_blocked<V>(start: impl FnOnce() -> V) -> V {
-    // SAFETY: a C structure of integers: all zeros is valid.
-    let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
-    // SAFETY: writes the set that it is given.
-    unsafe { libc::sigfillset(&raw mut all) };
-    for fault in [SIGBUS, libc::SIGSEGV, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP] {
-        // SAFETY: a valid set and a signal.
-        unsafe { libc::sigdelset(&raw mut all, fault) };
+/// While it lives, its thread takes no signal but those of faults, and neither will a thread that it
+/// starts.
+///
+/// For whoever is about to close VMAs to others: a handler that touched them would wait for the
+/// thread that it interrupted.
+pub(crate) struct SignalsBlocked {
+    before: libc::sigset_t,
+    _of_thread: PhantomData<*const ()>,
+}
+
+impl SignalsBlocked {
+    pub(crate) fn new() -> Self {
+        // SAFETY: a C structure of integers: all zeros is valid.
+        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
+        // SAFETY: writes the set that it is given.
+        unsafe { libc::sigfillset(&raw mut all) };
+        for fault in [SIGBUS, libc::SIGSEGV, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP] {
+            // SAFETY: a valid set and a signal.
+            unsafe { libc::sigdelset(&raw mut all, fault) };
+        }
+        // SAFETY: valid sets, of which the second is written.
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, &raw mut before) };
+        Self { before, _of_thread: PhantomData }
     }
-    // SAFETY: valid sets, of which the second is written.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) };
-    let started = start();
-    // SAFETY: the set that was written.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
-    started
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        let before = &raw const self.before;
+        // SAFETY: the set that was written, on the thread whose it is.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before, std::ptr::null_mut()) };
+    }
 }
 
 /// The handler. It leaves `errno` as it was.
