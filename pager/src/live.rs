@@ -478,7 +478,8 @@ impl LiveRegion {
     ///
     /// # Errors
     ///
-    /// When the kernel or memory run out.
+    /// When the kernel or memory run out. The region is dropped then: [write
+    /// back](Self::write_back) first what must not be lost.
     pub fn freeze(mut self) -> Result<Region, Error> {
         if let Some(budget) = &self.mapping.backing.budget {
             budget.lift();
