@@ -760,9 +760,12 @@ impl<P, T: Platform> AddressSpace<P, T> {
     pub(crate) fn vmas<'m>(
         &'m self,
         section: &'m impl Section,
+        range: Range<usize>,
     ) -> impl Iterator<Item = (Range<usize>, &'m P)> {
-        let everything = Span { start: 0, end: usize::MAX };
-        self.entries(section, everything)
+        let Range { start, end } = range;
+        // What is empty overlaps nothing, also where it lies inside of a VMA.
+        let span = if start < end { Span { start, end } } else { Span { start: 0, end: 0 } };
+        self.entries(section, span)
             .filter_map(Entry::vma)
             .map(|vma| (vma.span().range(), vma.payload()))
     }

@@ -74,7 +74,22 @@ impl<'s, P, T: Platform> View<'s, P, T> {
     /// ```
     #[doc(alias = "for_each_vma")]
     pub fn iter(&self) -> impl Iterator<Item = (Range<usize>, &P)> {
-        self.space.vmas(&self.section)
+        self.space.vmas(&self.section, 0..usize::MAX)
+    }
+
+    /// The VMAs that overlap `range`, in order of address, each as a whole. The first of
+    /// `addr..usize::MAX` is the one that holds `addr`, or else the next.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x3000, "text")?;
+    /// assert!(space.view()?.overlapping(0x2000..0x8000).eq([(0x1000..0x3000, &"text")]));
+    /// assert_eq!(space.view()?.overlapping(0x3000..usize::MAX).next(), None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias("find_vma", "find_vma_intersection", "for_each_vma_range"))]
+    pub fn overlapping(&self, range: Range<usize>) -> impl Iterator<Item = (Range<usize>, &P)> {
+        self.space.vmas(&self.section, range)
     }
 
     /// Finds room; see [`GapSearch`]. It may be gone when the view is.

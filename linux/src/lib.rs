@@ -30,9 +30,8 @@
 //!
 //! # What a call costs
 //!
-//! Steps logarithmic in the mappings, with two exceptions: where nothing is mapped at an address, the
-//! next mapping is found by a look at all of them; and in strict mode a call is tried on a copy of the
-//! map first.
+//! Steps logarithmic in the mappings, for each mapping that it touches; in strict mode a call is tried
+//! on a copy of the map first.
 //!
 //! # Which Linux
 //!

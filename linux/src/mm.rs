@@ -223,24 +223,18 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
     /// The first VMA that ends above `addr`.
     #[doc(alias = "find_vma")]
     pub(crate) fn first_from(&self, addr: usize) -> Option<(Range<usize>, &Vma)> {
-        self.edit.get(addr).or_else(|| self.edit.iter().find(|(range, _)| range.start > addr))
+        self.edit.overlapping(addr..usize::MAX).next()
     }
 
     /// The first VMA that touches `range`; none if the range is empty.
     #[doc(alias = "find_vma_intersection")]
     pub(crate) fn first_in(&self, range: &Range<usize>) -> Option<(Range<usize>, &Vma)> {
-        let found = self.first_from(range.start).filter(|(at, _)| at.start < range.end);
-        found.filter(|_| !range.is_empty())
+        self.edit.overlapping(range.clone()).next()
     }
 
     /// The last VMA that touches `range`.
     pub(crate) fn last_in(&self, range: &Range<usize>) -> Option<(Range<usize>, &Vma)> {
-        let (mut last, mut at) = (None, range.start);
-        while let Some((found, vma)) = self.first_in(&(at..range.end)) {
-            at = found.end;
-            last = Some((found, vma));
-        }
-        last
+        self.edit.overlapping(range.clone()).last()
     }
 
     /// The VMA that ends where `addr` is.

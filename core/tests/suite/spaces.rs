@@ -293,10 +293,17 @@ impl<'w, T: Platform, const WAY: u8> Subject for Space<'w, T, WAY> {
 
     fn read_from(&mut self, addr: usize) -> Option<(Range<usize>, Part)> {
         if !self.free() {
-            return self.edit().iter().map(cloned).find(|(range, _)| addr < range.end);
+            return self.edit().overlapping(addr..usize::MAX).next().map(cloned);
         }
         let found = sure(self.space.try_read_from(addr)).map(held);
         assert_eq!(sure(self.space.read_from(addr)).map(held), found);
+        let view = sure(self.space.view());
+        assert_eq!(view.overlapping(addr..usize::MAX).next().map(cloned), found);
+        if let Some((range, _)) = &found {
+            let up_to = |end| view.overlapping(addr..end).count();
+            assert_eq!([up_to(addr), up_to(range.start), up_to(range.end)], [0, 0, 1]);
+        }
+        drop(view);
         found
     }
 
