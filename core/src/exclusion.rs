@@ -15,7 +15,7 @@ use crate::range::Span;
 use crate::reserve::Reservation;
 use crate::slots::{Excluded, Sleeper};
 use crate::space::AddressSpace;
-use crate::thread::HandlerScope;
+use crate::thread::{HandlerScope, Noted};
 
 with_default_platform! {
     /// The VMAs that touched a range when it was made, with no reader coming in any more, from
@@ -54,8 +54,8 @@ with_default_platform! {
         space: &'s AddressSpace<P, T>,
         vmas: Excluded<'s, P, T>,
         request: Request,
-        /// Whether the thread's record has it.
-        noted: bool,
+        /// Where the thread's record has it.
+        noted: Noted,
         thread: PhantomData<*const ()>,
     }
 }
@@ -71,7 +71,8 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
             return Err(ChangeError::OwnExclusion);
         }
         // Noted before it is true, so that a handler of this thread is never told to try again.
-        let noted = T::with_thread(|thread| thread.exclusions.note(space.name())).unwrap_or(false);
+        let noted = T::with_thread(|thread| thread.exclusions.note(space.name()));
+        let noted = noted.unwrap_or(Noted::NOWHERE);
         let vmas = Excluded::new(space.slab().slot_arena(), true);
         let mut exclusion = Self { space, vmas, request, noted, thread: PhantomData };
         loop {
@@ -418,8 +419,8 @@ impl<P, T: Platform> Drop for Exclusion<'_, P, T> {
     fn drop(&mut self) {
         // The readers come in before the record forgets, as in `new` the other way round.
         self.vmas.give_up();
-        if self.noted {
-            T::with_thread(|thread| thread.exclusions.forget(self.space.name()));
+        if self.noted != Noted::NOWHERE {
+            T::with_thread(|thread| thread.exclusions.forget(self.noted));
         }
     }
 }

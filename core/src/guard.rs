@@ -10,6 +10,7 @@ use crate::facade::ConstPtr;
 use crate::platform::{Platform, with_default_platform};
 use crate::slots::{Admitted, Slot};
 use crate::space::AddressSpace;
+use crate::thread::Noted;
 
 with_default_platform! {
     /// A read-locked VMA. Until it is dropped, its range and payload do not change and are not
@@ -37,8 +38,8 @@ with_default_platform! {
         admitted: Admitted<'s, P, T>,
         space: &'s AddressSpace<P, T>,
         walks: u32,
-        /// Whether the thread's record has it.
-        noted: bool,
+        /// Where the thread's record has it.
+        noted: Noted,
         thread: PhantomData<*const ()>,
     }
 }
@@ -51,7 +52,8 @@ impl<'s, P, T: Platform> ReadGuard<'s, P, T> {
         admitted: Admitted<'s, P, T>,
         walks: u32,
     ) -> Self {
-        let noted = T::with_thread(|thread| thread.guards.note(space.name())).unwrap_or(false);
+        let noted = T::with_thread(|thread| thread.guards.note(space.name()));
+        let noted = noted.unwrap_or(Noted::NOWHERE);
         Self { payload: admitted.payload(), admitted, space, walks, noted, thread: PhantomData }
     }
 
@@ -102,8 +104,8 @@ impl<P, T: Platform> Deref for ReadGuard<'_, P, T> {
 impl<P, T: Platform> Drop for ReadGuard<'_, P, T> {
     #[inline(always)]
     fn drop(&mut self) {
-        if self.noted {
-            T::with_thread(|thread| thread.guards.forget(self.space.name()));
+        if self.noted != Noted::NOWHERE {
+            T::with_thread(|thread| thread.guards.forget(self.noted));
         }
     }
 }

@@ -33,7 +33,16 @@ pub struct ThreadState {
 /// How many of something a thread holds in each of a few spaces.
 pub(crate) struct Holdings([Row; TRACKED_SPACES]);
 
-/// Free when `held` is 0.
+/// Where something was noted: the number of a row, or [`Noted::NOWHERE`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Noted(u8);
+
+impl Noted {
+    /// There was no row left, or the thread has none.
+    pub(crate) const NOWHERE: Self = Self(TRACKED_SPACES as u8);
+}
+
+/// Free when `held` is 0. A space may have several.
 struct Row {
     space: AtomicUsize,
     held: AtomicUsize,
@@ -46,6 +55,7 @@ impl Row {
         }
     }
 
+    #[inline(always)]
     fn is_of(&self, space: usize) -> bool {
         self.held.load(OWN) != 0 && self.space.load(OWN) == space
     }
@@ -58,28 +68,32 @@ impl Holdings {
         }
     }
 
-    /// Notes one more in `space`; `false` if there is no row left for it.
+    /// Notes one more in `space`, if there is a row left for it.
     ///
     /// A signal handler may run between any two accesses. It takes and returns guards in pairs, so
     /// it restores what it finds; the count is raised before the name is written so that it never
     /// takes a row that is being claimed.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub(crate) fn note(&self, space: usize) -> bool {
-        if let Some(row) = self.0.iter().find(|row| row.is_of(space)) {
-            row.held.store(row.held.load(OWN) + 1, OWN);
-            return true;
+    pub(crate) fn note(&self, space: usize) -> Noted {
+        for (number, row) in self.0.iter().enumerate() {
+            if row.held.load(OWN) == 0 {
+                row.held.store(1, OWN);
+                signal_fence();
+                row.space.store(space, OWN);
+                return Noted(number as u8);
+            }
+            if row.is_of(space) {
+                row.held.store(row.held.load(OWN) + 1, OWN);
+                return Noted(number as u8);
+            }
         }
-        let Some(row) = self.0.iter().find(|row| row.held.load(OWN) == 0) else { return false };
-        row.held.store(1, OWN);
-        signal_fence();
-        row.space.store(space, OWN);
-        true
+        Noted::NOWHERE
     }
 
-    /// Forgets one in `space` that was noted.
+    /// Forgets one that was noted.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub(crate) fn forget(&self, space: usize) {
-        if let Some(row) = self.0.iter().find(|row| row.is_of(space)) {
+    pub(crate) fn forget(&self, noted: Noted) {
+        if let Some(row) = self.0.get(usize::from(noted.0)) {
             row.held.store(row.held.load(OWN) - 1, OWN);
         }
     }
@@ -204,23 +218,29 @@ mod tests {
     #[test]
     fn guards_are_counted_by_space() {
         let guards = Holdings::none();
-        assert!(guards.note(8) && guards.note(16) && guards.note(8));
-        guards.forget(8);
+        let [eight, sixteen, again] = [8, 16, 8].map(|space| guards.note(space));
+        assert!(eight == again && eight != sixteen);
+        guards.forget(eight);
         assert!(guards.any(8) && guards.any(16));
-        guards.forget(8);
+        guards.forget(again);
         assert!(!guards.any(8) && guards.any(16));
-        assert!(guards.note(24) && guards.any(24));
-        // Row 0 is free again, and 16 has one of its own.
-        guards.forget(24);
-        assert!(guards.note(16) && guards.note(32) && guards.note(40) && guards.note(48));
+        assert_eq!(guards.note(24), eight, "its row is free again");
+        guards.forget(eight);
+        // In a second row, since the free one is found first.
+        let second = guards.note(16);
+        guards.forget(sixteen);
+        assert!(guards.any(16));
+        guards.forget(second);
+        assert!(!guards.any(16));
     }
 
     #[test]
     fn a_guard_beyond_the_rows_goes_unreported_and_harms_nothing() {
         let guards = Holdings::none();
         for space in 1..=TRACKED_SPACES + 1 {
-            assert_eq!(guards.note(space), space <= TRACKED_SPACES);
+            assert_eq!(guards.note(space) == Noted::NOWHERE, space > TRACKED_SPACES);
         }
+        guards.forget(Noted::NOWHERE);
         assert!(!guards.any(TRACKED_SPACES + 1));
         assert!((1..=TRACKED_SPACES).all(|space| guards.any(space)));
     }

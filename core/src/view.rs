@@ -9,6 +9,7 @@ use crate::gap::{GapError, GapSearch};
 use crate::mm::ReadSection;
 use crate::platform::{Platform, with_default_platform};
 use crate::space::AddressSpace;
+use crate::thread::Noted;
 
 with_default_platform! {
     /// The mmap lock held for reading, from [`view`](AddressSpace::view) or
@@ -34,8 +35,8 @@ with_default_platform! {
         section: ReadSection<'s, T>,
         /// What the edit that this was has cut or merged away: dropped after the section.
         _leftover: Vec<P>,
-        /// Whether the thread's record has it.
-        noted: bool,
+        /// Where the thread's record has it.
+        noted: Noted,
         // The mmap lock belongs to the thread that took it, whatever raw lock it is.
         thread: PhantomData<*const ()>,
     }
@@ -47,7 +48,8 @@ impl<'s, P, T: Platform> View<'s, P, T> {
         section: ReadSection<'s, T>,
         leftover: Vec<P>,
     ) -> Self {
-        let noted = T::with_thread(|thread| thread.guards.note(space.name())).unwrap_or(false);
+        let noted = T::with_thread(|thread| thread.guards.note(space.name()));
+        let noted = noted.unwrap_or(Noted::NOWHERE);
         Self { space, section, _leftover: leftover, noted, thread: PhantomData }
     }
 
@@ -112,8 +114,8 @@ impl<'s, P, T: Platform> View<'s, P, T> {
 
 impl<P, T: Platform> Drop for View<'_, P, T> {
     fn drop(&mut self) {
-        if self.noted {
-            T::with_thread(|thread| thread.guards.forget(self.space.name()));
+        if self.noted != Noted::NOWHERE {
+            T::with_thread(|thread| thread.guards.forget(self.noted));
         }
     }
 }
