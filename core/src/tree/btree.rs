@@ -202,13 +202,13 @@ impl BTree {
         gap: usize,
     ) -> Result<(), OutOfMemory> {
         let mut path = Path::new();
-        let mut index = self.root_with_room(nodes)?;
+        let mut index = self.root_with_room(nodes, key)?;
         loop {
             let node = nodes.get(index);
             let mut entry = node.search(key).unwrap_or(0);
             let Some(mut child) = node.child_node(entry) else { break };
             if nodes.get(child).is_full() {
-                split(nodes, node, entry, nodes.alloc()?);
+                split(nodes, node, entry, nodes.alloc()?, key);
                 entry = node.search(key).unwrap_or(0);
                 child = node.child_node(entry).unwrap_or(child);
             }
@@ -230,6 +230,7 @@ impl BTree {
     fn root_with_room<T: Platform>(
         &self,
         nodes: &Arena<Node, T>,
+        key: usize,
     ) -> Result<Idx<Node>, OutOfMemory> {
         let Target::Node(root) = self.root.follow() else {
             let root = nodes.alloc()?;
@@ -252,7 +253,7 @@ impl BTree {
         node.clear();
         node.insert(child.key(0), Target::Node(root), child.max_gap());
         self.root.link(Target::Node(top));
-        split(nodes, node, 0, right);
+        split(nodes, node, 0, right, key);
         Ok(top)
     }
 
@@ -333,14 +334,29 @@ fn find_gap<T: Platform>(
     }
 }
 
-/// Moves the upper half of `parent`'s full child at `entry` to the new node `right`.
-fn split<T: Platform>(nodes: &Arena<Node, T>, parent: &Node, entry: usize, right: Idx<Node>) {
+/// Moves the upper part of `parent`'s full child at `entry` to the new node `right`, to make room
+/// for `key`: half of it, or where keys come in order, all or nothing but one, since what is left
+/// behind is never added to again.
+fn split<T: Platform>(
+    nodes: &Arena<Node, T>,
+    parent: &Node,
+    entry: usize,
+    right: Idx<Node>,
+    key: usize,
+) {
     let Some(child) = parent.child_node(entry) else { return };
     let (left, new) = (nodes.get(child), nodes.get(right));
+    let at = if key > left.key(FANOUT - 1) {
+        FANOUT - 1
+    } else if key < left.key(0) {
+        1
+    } else {
+        FANOUT / 2
+    };
     new.clear();
-    left.copy_tail_to(FANOUT / 2, new);
+    left.copy_tail_to(at, new);
     parent.insert(new.key(0), Target::Node(right), new.max_gap());
-    left.truncate(FANOUT / 2);
+    left.truncate(at);
     parent.set_gap(entry, left.max_gap());
 }
 
