@@ -155,8 +155,10 @@ fn first_line(error: &clap::Error) -> String {
     }
     let text = error.to_string();
     let message = text.split("\n\n").next().unwrap_or_default();
-    let message = message.strip_prefix("error: ").unwrap_or(message).trim_end();
-    one_line(Path::new(message))
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    // Its own lines; one that comes of an argument is shown as it is.
+    let message = message.split("\n  ").collect::<Vec<_>>().join(" ");
+    one_line(Path::new(message.trim_end()))
 }
 
 #[cfg(test)]

@@ -165,8 +165,7 @@ impl Paging<'_> {
                     let touching = self.touch(hand, progress);
                     // The other end waits for all of them.
                     let _ = passed.send(());
-                    drop(passed);
-                    (touching, !self.churn || self.reread(hand, done))
+                    (touching, !self.churn || self.reread(hand, passed, done))
                 };
                 let worker = memory::headroom()
                     .and_then(|()| thread::Builder::new().spawn_scoped(scope, work))
@@ -187,9 +186,12 @@ impl Paging<'_> {
             *dealing = pages.chunks_mut(share);
             drop(dealing);
 
-            while passes.recv().is_ok() {}
+            // Of those that have panicked nothing comes.
+            let passes = || (0..threads).all(|_| passes.recv().is_ok());
+            passes();
             let first_faults = (pervma_pager::stats() - before).faults;
             if self.churn {
+                passes();
                 self.wait_for_churn(before);
             }
             drop(ending);
@@ -219,20 +221,21 @@ impl Paging<'_> {
         touching
     }
 
-    /// Reads the pages of a hand again and again, until `done`; whether they were always the same.
-    fn reread(&self, hand: &[Task<'_>], done: &OnceLock<()>) -> bool {
+    /// Reads the pages of a hand again, and once more, until `done`; tells when all were read
+    /// again, and returns whether they were always the same.
+    fn reread(&self, hand: &[Task<'_>], passed: mpsc::Sender<()>, done: &OnceLock<()>) -> bool {
         let mut page = [0; PAGE];
-        for (at, copy) in hand.iter().cycle() {
-            if done.get().is_some() {
-                break;
-            }
+        let mut is_same = |(at, copy): &Task<'_>| {
             let page = &mut page[..copy.len()];
             self.region.read(*at, page);
-            if page != &**copy {
-                return false;
-            }
-        }
-        true
+            page == &**copy
+        };
+        let same_again = hand.iter().all(&mut is_same);
+        // As above.
+        let _ = passed.send(());
+        drop(passed);
+        let mut undone = hand.iter().cycle().take_while(|_| done.get().is_none());
+        same_again && undone.all(is_same)
     }
 
     /// Waits until the region was churned enough, or for so long that it will never be.
