@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::ptr;
 
-use crate::mapping::{Mapping, PAGE, pages};
+use crate::mapping::Mapping;
 use crate::sys::{CopyError, Errno, Fill, Memory};
 
 /// Words at a time where both ends allow it.
@@ -89,7 +89,7 @@ pub(crate) unsafe fn alone<'m>(mapping: &'m Mapping, part: &Range<usize>) -> &'m
 }
 
 /// Fills a new place of a region with what was written at the old one, which the caller has alone
-/// and which may be read. How many pages that were.
+/// and which may be read. How many of the kernel's pages that were.
 pub(crate) fn dirty_pages(old: &Mapping, new: &Mapping) -> Result<usize, Errno> {
     let uffd = &old.backing.uffd;
     if old.backing.is_tracked {
@@ -99,7 +99,7 @@ pub(crate) fn dirty_pages(old: &Mapping, new: &Mapping) -> Result<usize, Errno> 
     let mut copied = 0;
     let all = 0..old.records.len().min(new.records.len());
     for run in old.records.runs(all, |records, page| records.is_dirty(page)) {
-        let part = run.start * PAGE..run.end * PAGE;
+        let part = old.offsets(run);
         // SAFETY: dirty pages are there (R2), the caller lets them be read and has them alone, and
         // they have just been write-protected.
         let bytes = unsafe { alone(old, &part) };
@@ -112,7 +112,7 @@ pub(crate) fn dirty_pages(old: &Mapping, new: &Mapping) -> Result<usize, Errno> 
                 Err(_) => return Err(Errno::INVAL),
             }
         }
-        copied += new.records.fill(pages(&part), true, Some(new.records.tick()));
+        copied += new.records.fill(new.pages(&part), true, Some(new.records.tick()));
     }
     Ok(copied)
 }

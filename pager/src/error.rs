@@ -82,8 +82,9 @@ pub enum Error {
     /// Something is mapped in the range already.
     #[error("already mapped: {0:#x?} in the region")]
     Overlap(Range<usize>),
-    /// Written pages in the range may not be accessed, so they cannot be read to be kept.
-    #[error("written pages at {0:#x?} in the region cannot be read: protect them otherwise first")]
+    /// Pages in the range are protected against reads, and would have to be read: to keep what was
+    /// written, or as a part of a slice.
+    #[error("pages at {0:#x?} in the region cannot be read: protect them otherwise first")]
     NoAccess(Range<usize>),
     /// The source is a directory, a pipe or a device.
     #[error("not a regular file")]
@@ -129,7 +130,9 @@ pub enum Error {
     #[error("the SIGBUS handler could not be installed ({0})")]
     Handler(Errno),
     /// A thread of the region could not be started.
-    #[error("a thread to serve the region could not be started: {0}")]
+    #[error(
+        "a thread to serve the region could not be started: {0}; check ulimit -u and ulimit -n"
+    )]
     Thread(#[source] io::Error),
     /// The address space could not take the change.
     #[error("the address space could not take the change: {0}")]

@@ -6,8 +6,9 @@ use std::thread::{self, JoinHandle};
 
 use crate::budget::Wanted;
 use crate::live::Place;
-use crate::mapping::{Backing, Mapping, PAGE};
+use crate::mapping::{Backing, Mapping};
 use crate::poller::aborting;
+use crate::records::Records;
 use crate::signal::SignalsBlocked;
 use crate::source::Source;
 use crate::write_back::{evict, runs};
@@ -31,10 +32,8 @@ impl Evictor {
 
 impl Drop for Evictor {
     fn drop(&mut self) {
-        if let Some(budget) = &self.backing.budget {
-            budget.wakeup.stop();
-        }
-        if let Some(thread) = self.thread.take() {
+        let ours = self.backing.budget.as_ref().is_some_and(|budget| budget.wakeup.stop());
+        if let Some(thread) = self.thread.take().filter(|_| ours) {
             // It has told of its panic, and nothing of it is used.
             let _ = thread.join();
         }
@@ -63,13 +62,14 @@ fn give_back_oldest(
 ) -> Result<(), Stuck> {
     times.clear();
     times.extend(mapping.records.present_times());
+    let wanted = wanted.div_ceil(mapping.backing.counted(1));
     let Some(last) = times.len().min(wanted).checked_sub(1) else {
         // What counts as resident is being filled.
         return Ok(());
     };
     let (_, &mut youngest, _) = times.select_nth_unstable(last);
-    let all = 0..mapping.records.len() * PAGE;
-    let is_old = |mapping: &Mapping, page| mapping.records.is_older(page, youngest);
+    let all = mapping.offsets(0..mapping.records.len());
+    let is_old = |records: &Records, page| records.is_older(page, youngest);
     let (mut gone, mut failed) = (0, false);
     for run in runs(mapping, &all, is_old) {
         match evict(mapping, &run) {

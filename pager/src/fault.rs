@@ -10,7 +10,7 @@ use pervma::{ReadError, ReadGuard};
 
 use crate::budget::Admission;
 use crate::failure::OnFailure;
-use crate::mapping::{Backing, Mapping, Outcome, PAGE, Piece, SOURCES, SPACE, pages};
+use crate::mapping::{Backing, Mapping, Outcome, PAGE, Piece, SOURCES, SPACE};
 use crate::source::{ReadFailed, Source};
 use crate::stats::Shard;
 
@@ -31,10 +31,13 @@ pub(crate) enum Cause {
 /// What is to become of the access that faulted.
 #[derive(Clone, Debug)]
 pub(crate) enum Verdict {
-    /// Its page is there, in the region of this number, with a record of this time before. Unless
-    /// `is_new`, nothing had to be done for it, and the access is to be repeated; at these addresses
-    /// threads may sleep for it.
-    Filled { number: usize, time: u64, is_new: bool, granule: Range<usize> },
+    /// Its page came, in the region of this number; at these addresses threads may sleep for it.
+    Filled { number: usize, granule: Range<usize> },
+    /// Its page was there, with a record of this time: the access is to be repeated.
+    There { number: usize, time: u64, granule: Range<usize> },
+    /// Its page has gone meanwhile, or another thread is about to fill it: the access is to be
+    /// repeated, and whoever is about it let go on.
+    Changed { granule: Range<usize> },
     /// Nothing could be done now: it is to fault again, later.
     Later,
     /// Its page cannot be had, and is poisoned.
@@ -100,14 +103,12 @@ impl Fault {
         self.base + self.granule.start..self.base + self.granule.end
     }
 
-    /// Nothing was done: the access is to be repeated.
-    fn repeated(&self) -> Verdict {
-        Verdict::Filled {
-            number: self.number,
-            time: self.time,
-            is_new: false,
-            granule: self.granule(),
-        }
+    fn there(&self) -> Verdict {
+        Verdict::There { number: self.number, time: self.time, granule: self.granule() }
+    }
+
+    fn changed(&self) -> Verdict {
+        Verdict::Changed { granule: self.granule() }
     }
 
     fn failed(&self) -> Verdict {
@@ -136,6 +137,7 @@ fn find(
     let mapping = &*vma.mapping;
     let backing = &*mapping.backing;
     let offset = mapping.offset_of(addr);
+    let number = mapping.page_of(offset);
     let fault = Fault {
         addr,
         number: backing.number,
@@ -143,16 +145,16 @@ fn find(
         is_tracked: backing.is_tracked,
         base: addr - offset,
         page: mapping.page_at(offset),
-        time: mapping.records.time(offset / PAGE..offset / PAGE + 1),
+        time: mapping.records.time(number..number + 1),
         granule: mapping.granule_at(addr, &vma.range()),
         is_written: backing.is_tracked && cause == Cause::Missing { is_write: true },
     };
-    if mapping.records.has_failed(offset / PAGE) {
+    if mapping.records.has_failed(number) {
         return Err(fault.failed());
     }
     if backing.is_threaded && matches!(scratch, Scratch::OfThread) {
         // It had failed, and was discarded since: its source is not for signal handlers.
-        return Err(fault.repeated());
+        return Err(fault.there());
     }
     Ok((vma, fault))
 }
@@ -165,16 +167,16 @@ fn conclude(fault: &Fault, cause: Cause, new: usize, end: End) -> Verdict {
     match end {
         End::Done => {
             count.count_fault();
-            if new == 0 && fault.is_tracked && cause == Cause::Unknown {
-                let_write_perhaps(fault);
+            let was_there = new == 0 && cause != Cause::WriteProtected;
+            if was_there && fault.is_tracked && cause == Cause::Unknown {
+                return let_write_perhaps(fault);
             }
-            if new == 0 && cause != Cause::WriteProtected {
-                return fault.repeated();
+            if was_there {
+                return fault.there();
             }
-            let Fault { number, time, .. } = *fault;
-            Verdict::Filled { number, time, is_new: true, granule: fault.granule() }
+            Verdict::Filled { number: fault.number, granule: fault.granule() }
         }
-        End::Gone => fault.repeated(),
+        End::Gone => fault.changed(),
         End::Later => Verdict::Later,
         End::Failed => fault.failed(),
     }
@@ -249,11 +251,16 @@ fn fill_from(mapping: &Mapping, bytes: &[u8], fault: &Fault) -> (usize, End) {
     let mut from = fault.granule.clone();
     let mut new = 0;
     while let Some(mut chunk) = mapping.next_missing(from.clone(), &fault.page, usize::MAX) {
+        let tail = &*mapping.backing.tail;
         let bytes = if chunk.start < tail_at {
             chunk.end = chunk.end.min(tail_at);
             &bytes[chunk.clone()]
+        } else if chunk.start < tail_at + tail.len() {
+            chunk.end = chunk.end.min(tail_at + tail.len());
+            tail
         } else {
-            &mapping.backing.tail
+            // It has fewer bytes than it says.
+            return (new, End::Failed);
         };
         let end = match Taken::take(&mapping.backing, chunk.len()) {
             Ok(taken) => taken.install(mapping, &chunk, bytes, fault, &mut new),
@@ -329,7 +336,7 @@ impl Wanted {
     /// The next of what is missing. The caller is inside of the VMA.
     fn next(mapping: &Mapping, from: Range<usize>, fault: &Fault, most: usize) -> Option<Self> {
         let chunk = mapping.next_missing(from, &fault.page, most)?;
-        let time = mapping.records.time(pages(&chunk));
+        let time = mapping.records.time(mapping.pages(&chunk));
         Some(Self { chunk, time, len: mapping.backing.len() })
     }
 
@@ -346,7 +353,7 @@ impl Wanted {
         let chunk = fault.base + self.chunk.start..fault.base + self.chunk.end;
         mapping.backing.number == fault.number
             && mapping.memory.range().start == fault.base
-            && mapping.records.time(pages(&self.chunk)) == self.time
+            && mapping.records.time(mapping.pages(&self.chunk)) == self.time
             && vma.range().start <= chunk.start
             && chunk.end <= vma.range().end
     }
@@ -354,10 +361,11 @@ impl Wanted {
 
 /// A page that is there, at a processor that does not say whether it is to be written.
 #[cold]
-fn let_write_perhaps(fault: &Fault) {
-    if let Ok(vma) = SPACE.try_read(fault.addr) {
+fn let_write_perhaps(fault: &Fault) -> Verdict {
+    match SPACE.try_read(fault.addr).map(|vma| vma.mapping.let_write(&fault.page)) {
+        Ok(Outcome::Done) => fault.there(),
         // If it failed, the access faults again.
-        let _ = vma.mapping.let_write(&fault.page);
+        _ => fault.changed(),
     }
 }
 
@@ -394,25 +402,23 @@ impl Scratch<'_> {
     }
 }
 
-/// Whether this thread has faulted at a present page of a region again and again, while its record
-/// was of this time.
+/// How often in a row this thread has faulted at a page that was there, its record being of this time.
 ///
-/// Once is a race that another thread won: what is present stays present until it is given back,
-/// which makes it of another time, so the access succeeds when it is repeated. For ever is a page
-/// that cannot be read although it is "there": swap that fails, or the addresses of a region in a
-/// forked child.
+/// Once or a few times is a race that another thread won: what is there stays until it is given
+/// back, which makes it of another time, so the access succeeds when it is repeated. For ever is a
+/// page that cannot be read although it is "there": swap that fails, or the addresses of a region in
+/// a forked child.
 #[cold]
-pub(crate) fn is_stuck_at(region: usize, addr: usize, time: u64) -> bool {
-    const LIMIT: u32 = 1000;
+pub(crate) fn times_there(region: usize, addr: usize, time: u64) -> u32 {
     type Place = (usize, usize, u64);
     thread_local! {
         static LAST: Cell<(Place, u32)> = const { Cell::new(((0, 0, 0), 0)) };
     }
     let place = (region, addr & !(PAGE - 1), time);
     let (last, times) = LAST.get();
-    let times = if place == last { times + 1 } else { 1 };
-    LAST.set((place, times % LIMIT));
-    times == LIMIT
+    let times = if place == last { times.saturating_add(1) } else { 1 };
+    LAST.set((place, times));
+    times
 }
 
 #[cfg(test)]
@@ -426,12 +432,10 @@ mod tests {
     }
 
     #[test]
-    fn only_the_same_page_of_one_region_again_and_again_is_stuck() {
-        assert!((1..2000).all(|page| !is_stuck_at(1, page * PAGE, 7)));
-        assert!((2..2000).all(|region| !is_stuck_at(region, 0, 7)), "addresses are used again");
-        assert!((1..2000).all(|time| !is_stuck_at(1, 0, time)), "it was given back between");
-        assert!((1..1000).all(|byte| !is_stuck_at(1, byte, 7)));
-        assert!(is_stuck_at(1, 5, 7));
-        assert!(!is_stuck_at(1, 5, 7));
+    fn only_the_same_page_of_one_region_is_counted() {
+        assert!((1..9).all(|page| times_there(1, page * PAGE, 7) == 1));
+        assert!((2..9).all(|region| times_there(region, 0, 7) == 1), "addresses are used again");
+        assert!((8..17).all(|time| times_there(8, 0, time) == 1), "it was given back between");
+        assert!((1..9).all(|times| times_there(1, times as usize, 7) == times));
     }
 }

@@ -8,8 +8,9 @@ use pervma::{ChangeError, Exclusion};
 
 use crate::copy;
 use crate::evict::Evictor;
-use crate::mapping::{Backing, Mapping, Outcome, PAGE, Piece, SOURCES, SPACE, pages};
+use crate::mapping::{Backing, Mapping, Outcome, PAGE, Piece, SOURCES, SPACE};
 use crate::poller::Pollers;
+use crate::records::Records;
 use crate::signal::SignalsBlocked;
 use crate::source::Source;
 use crate::sys::{Access, Errno};
@@ -335,7 +336,8 @@ impl LiveRegion {
         let _blocked = SignalsBlocked::new();
         match self.exclude(&last) {
             Ok(alone) => {
-                let is_dirty = pages(&last).any(|page| self.mapping.records.is_dirty(page));
+                let is_dirty =
+                    self.mapping.pages(&last).any(|page| self.mapping.records.is_dirty(page));
                 if before < mapped {
                     if is_dirty {
                         self.read_behind(before..len.min(mapped), &alone)?;
@@ -404,7 +406,8 @@ impl LiveRegion {
             Ok(alone) => self.move_alone(&new, alone)?,
         };
         if let Some(budget) = &old.backing.budget {
-            budget.give(old.records.present_times().count().saturating_sub(copied));
+            let gone = old.records.present_times().count().saturating_sub(copied);
+            budget.give(old.backing.counted(gone));
         }
         *place = Arc::clone(&new);
         drop(place);
@@ -448,11 +451,13 @@ impl LiveRegion {
     ///
     /// # Errors
     ///
-    /// When the range is not whole pages.
+    /// When the range is not whole pages; when memory runs out.
     pub fn written(&self, range: Range<usize>) -> Result<Vec<Range<usize>>, Error> {
         let part = self.part(range)?;
-        let dirty = self.mapping.records.runs(pages(&part), |records, page| records.is_dirty(page));
-        Ok(dirty.map(|run| run.start * PAGE..run.end * PAGE).collect())
+        self.settle(&part)?;
+        let mapping = &self.mapping;
+        let dirty = mapping.records.runs(mapping.pages(&part), Records::is_dirty);
+        Ok(dirty.map(|run| mapping.offsets(run)).collect())
     }
 
     /// Writes the pages of a range that were written to the source, and returns how many bytes that
@@ -467,6 +472,7 @@ impl LiveRegion {
     #[doc(alias = "msync")]
     pub fn write_back(&self, range: Range<usize>) -> Result<usize, Error> {
         let part = self.part(range)?;
+        self.settle(&part)?;
         let _blocked = SignalsBlocked::new();
         write_back(&self.mapping, &part)
     }
@@ -478,22 +484,26 @@ impl LiveRegion {
     ///
     /// # Errors
     ///
-    /// When the kernel or memory run out. The region is dropped then: [write
-    /// back](Self::write_back) first what must not be lost.
+    /// When some of it is not mapped or [protected](Self::protect) against reads; when the kernel or
+    /// memory run out. The region is dropped then: [write back](Self::write_back) first what must
+    /// not be lost.
     pub fn freeze(mut self) -> Result<Region, Error> {
         if let Some(budget) = &self.mapping.backing.budget {
             budget.lift();
         }
         self.evictor = None;
         let _blocked = SignalsBlocked::new();
-        if self.mapping.backing.is_tracked {
-            let writable = match self.exclude(&self.part(0..self.len())?) {
-                Ok(alone) => Accesses::of(&alone, &self.mapping)?,
-                Err(Error::NotMapped(_)) => return Ok(Region::new(self)),
-                Err(error) => return Err(error),
-            };
-            for (part, access) in writable.mapped() {
-                if access == Access::ReadWrite {
+        let alone = self.exclude(&self.part(0..self.len())?)?;
+        let parts = Accesses::of(&alone, &self.mapping)?;
+        drop(alone);
+        if let Some(gap) = parts.gap() {
+            return Err(Error::NotMapped(gap));
+        }
+        for (part, access) in parts.mapped() {
+            match access {
+                Access::None => return Err(Error::NoAccess(part)),
+                Access::Read => {}
+                Access::ReadWrite => {
                     self.protect(part.start..part.end.min(self.len()), Access::Read)?;
                 }
             }
@@ -529,6 +539,16 @@ impl LiveRegion {
                 Err(ChangeError::Reserved { .. }) => std::thread::yield_now(),
                 Err(error) => return Err(self.of_change(error)),
             }
+        }
+    }
+
+    /// Waits for the faults that are inside of a part: a write may be over although the fault that let
+    /// it through has not told of it yet.
+    fn settle(&self, part: &Range<usize>) -> Result<(), Error> {
+        let _blocked = SignalsBlocked::new();
+        match self.exclude(part) {
+            Ok(_) | Err(Error::NotMapped(_)) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
@@ -596,7 +616,9 @@ impl<'m> Accesses<'m> {
     fn make_readable(&self) -> Result<(), Errno> {
         let records = &self.mapping.records;
         for (part, access) in self.mapped() {
-            if access == Access::None && pages(&part).any(|page| records.is_dirty(page)) {
+            if access == Access::None
+                && self.mapping.pages(&part).any(|page| records.is_dirty(page))
+            {
                 self.mapping.memory.protect(part, Access::Read)?;
             }
         }
@@ -630,6 +652,10 @@ fn insert<P>(
 impl Drop for LiveRegion {
     fn drop(&mut self) {
         self.evictor = None;
+        if !self.mapping.memory.is_of_this_process() {
+            // In a forked child others may be inside of it for ever, as its parent left it.
+            return;
+        }
         let blocked = SignalsBlocked::new();
         // Refused in a source's methods, which may not drop regions, and when there is no memory
         // for the list of what was removed: then the mapping stays as it is, a leak. Or nothing is

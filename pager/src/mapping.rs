@@ -14,7 +14,7 @@ use crate::records::Records;
 use crate::source::Source;
 use crate::sys::{Access, CopyError, Errno, Fill, Memory, PageSize, Userfaultfd};
 
-/// The size of a page in bytes; of the unit of records and ranges, also where pages are huge.
+/// The size of a page in bytes, and the unit of all counts, also where pages are huge.
 pub(crate) const PAGE: usize = 4096;
 
 /// All regions of this process.
@@ -65,6 +65,12 @@ impl<S: Source + ?Sized> Backing<S> {
         self.granule == self.page_size.bytes()
     }
 
+    /// So many of the kernel's pages, counted in pages of [`PAGE`] bytes.
+    #[inline]
+    pub(crate) fn counted(&self, pages: usize) -> usize {
+        pages * (self.page_size.bytes() / PAGE)
+    }
+
     /// A number that no other region of this process has had.
     pub(crate) fn next_number() -> usize {
         static LAST: Mutex<usize> = Mutex::new(0);
@@ -113,7 +119,7 @@ pub(crate) enum Outcome {
     Done,
     /// Not now: try again.
     Again,
-    /// The page has gone since the access faulted: it is to fault again.
+    /// The page has gone since the access faulted, or is just coming: it is to fault again.
     Gone,
     /// The kernel refused: it has no memory, or the memory is not what it was.
     Refused,
@@ -133,16 +139,17 @@ impl Mapping {
             backing.uffd.register_missing(&memory)
         };
         registered.map_err(Error::Register)?;
-        let records = Records::new(room / PAGE).ok_or_else(|| no_memory(Errno::NOMEM))?;
+        let records =
+            Records::new(room >> page_size.shift()).ok_or_else(|| no_memory(Errno::NOMEM))?;
         Ok(Self { memory, records, backing })
     }
 
     /// Gives back the pages of a part, which the caller has alone.
     pub(crate) fn give_back(&self, part: &Range<usize>) -> Result<(), Errno> {
         self.memory.discard(part.clone())?;
-        let gone = self.records.forget(pages(part));
+        let gone = self.records.forget(self.pages(part));
         if let Some(budget) = &self.backing.budget {
-            budget.give(gone);
+            budget.give(self.backing.counted(gone));
         }
         Ok(())
     }
@@ -191,17 +198,16 @@ impl Mapping {
         wanted: &Range<usize>,
         most: usize,
     ) -> Option<Range<usize>> {
+        let wanted = self.page_of(wanted.start);
         let missing = |records: &Records, page| {
-            wanted.contains(&(page * PAGE))
-                || !records.is_present(page) && !records.has_failed(page)
+            page == wanted || !records.is_present(page) && !records.has_failed(page)
         };
-        let run = self.records.runs(pages(&from), missing).next()?;
-        let run = run.start * PAGE..run.end * PAGE;
+        let run = self.offsets(self.records.runs(self.pages(&from), missing).next()?);
         Some(run.start..run.end.min(run.start.saturating_add(most)))
     }
 
-    /// Fills the missing pages at `range` with `bytes`, the caller being inside of its VMA, and says
-    /// how many came by that. The page `written`, of a tracked mapping, may be written then.
+    /// Fills the missing pages at `range` with `bytes`, the caller being inside of its VMA, and counts
+    /// what came by that. The page `written`, of a tracked mapping, may be written then.
     pub(crate) fn install(
         &self,
         range: &Range<usize>,
@@ -236,7 +242,8 @@ impl Mapping {
                 Err(_) => return (new, Outcome::Refused),
             };
             if copied > 0 {
-                new += self.records.fill(pages(&(at..at + copied)), dirty, time);
+                let filled = self.records.fill(self.pages(&(at..at + copied)), dirty, time);
+                new += self.backing.counted(filled);
             }
             at = next;
         }
@@ -251,10 +258,8 @@ impl Mapping {
     /// VMA.
     pub(crate) fn let_write(&self, page: &Range<usize>) -> Outcome {
         // Before the kernel lets anyone write: an exclusion must see it.
-        for page in pages(page) {
-            if !self.records.mark_dirty(page) {
-                return Outcome::Gone;
-            }
+        if !self.records.mark_dirty(self.page_of(page.start)) {
+            return Outcome::Gone;
         }
         match self.backing.uffd.write_protect(&self.memory, page.clone(), false) {
             Ok(()) => Outcome::Done,
@@ -268,10 +273,30 @@ impl Mapping {
     pub(crate) fn poison(&self, page: &Range<usize>) -> bool {
         // Before the kernel wakes anyone, who would ask the record. A fill by somebody else takes it
         // back.
-        pages(page).for_each(|page| self.records.mark_failed(page));
+        let number = self.page_of(page.start);
+        self.records.mark_failed(number);
         // On a kernel that cannot, each access asks the record.
         let _ = self.backing.uffd.poison(&self.memory, page.clone());
-        self.records.has_failed(page.start / PAGE)
+        self.records.has_failed(number)
+    }
+
+    /// The number of the kernel's page at an offset, which is that of its record.
+    #[inline]
+    pub(crate) fn page_of(&self, offset: usize) -> usize {
+        offset >> self.backing.page_size.shift()
+    }
+
+    /// The numbers of the pages of a part, which is whole pages.
+    #[inline]
+    pub(crate) fn pages(&self, part: &Range<usize>) -> Range<usize> {
+        self.page_of(part.start)..self.page_of(part.end)
+    }
+
+    /// The part that is made of these pages.
+    #[inline]
+    pub(crate) fn offsets(&self, pages: Range<usize>) -> Range<usize> {
+        let shift = self.backing.page_size.shift();
+        pages.start << shift..pages.end << shift
     }
 
     /// The addresses of a part.
@@ -279,10 +304,4 @@ impl Mapping {
         let base = self.memory.range().start;
         base + part.start..base + part.end
     }
-}
-
-/// The records of a range of offsets, whole pages.
-#[inline]
-pub(crate) fn pages(range: &Range<usize>) -> Range<usize> {
-    range.start / PAGE..range.end / PAGE
 }

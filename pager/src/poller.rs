@@ -4,10 +4,12 @@
 //! serves a little later, and goes on reading meanwhile.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
 
 use crate::fault::{self, CHUNK, Cause, Scratch, Verdict};
 use crate::mapping::{Backing, PAGE};
@@ -19,22 +21,44 @@ use crate::wakeup::Wakeup;
 /// The threads that serve a region. Dropping it ends them.
 #[derive(Debug)]
 pub(crate) struct Pollers {
-    stop: Arc<Wakeup>,
+    watch: Arc<Watch>,
     threads: Vec<JoinHandle<()>>,
+}
+
+/// What the threads wait for: faults, or the end.
+///
+/// Not `poll`, which refuses two descriptors in a process that may open none (`ulimit -n`).
+#[derive(Debug)]
+struct Watch {
+    both: OwnedFd,
+    stop: Wakeup,
+}
+
+const STOP: u64 = 1;
+
+impl Watch {
+    fn new(backing: &Backing<dyn Source>) -> Result<Self, Errno> {
+        let watch =
+            Self { both: epoll::create(epoll::CreateFlags::CLOEXEC)?, stop: Wakeup::new()? };
+        let is_readable = epoll::EventFlags::IN;
+        epoll::add(&watch.both, &backing.uffd, epoll::EventData::new_u64(0), is_readable)?;
+        epoll::add(&watch.both, &watch.stop, epoll::EventData::new_u64(STOP), is_readable)?;
+        Ok(watch)
+    }
 }
 
 impl Pollers {
     pub(crate) fn start(backing: &Arc<Backing<dyn Source>>, threads: usize) -> io::Result<Self> {
-        let stop = Arc::new(Wakeup::new()?);
-        let mut pollers = Self { stop, threads: Vec::new() };
+        let watch = Arc::new(Watch::new(backing)?);
+        let mut pollers = Self { watch, threads: Vec::new() };
         // A signal's handler could touch the region, for which its thread would wait.
         let _blocked = SignalsBlocked::new();
         for _ in 0..threads {
-            let (backing, stop) = (Arc::clone(backing), Arc::clone(&pollers.stop));
+            let (backing, watch) = (Arc::clone(backing), Arc::clone(&pollers.watch));
             let buffer = vec![0; CHUNK.max(backing.page_size.bytes())];
             let thread = thread::Builder::new().name("pervma-pager".to_owned());
-            let poller = Poller { backing, buffer, deferred: Vec::new() };
-            pollers.threads.push(thread.spawn(move || aborting(|| poller.run(&stop)))?);
+            let poller = Poller { backing, watch, buffer, deferred: Vec::new() };
+            pollers.threads.push(thread.spawn(move || aborting(|| poller.run()))?);
         }
         Ok(pollers)
     }
@@ -42,8 +66,8 @@ impl Pollers {
 
 impl Drop for Pollers {
     fn drop(&mut self) {
-        self.stop.stop();
-        for thread in self.threads.drain(..) {
+        let ours = self.watch.stop.stop();
+        for thread in self.threads.drain(..).filter(|_| ours) {
             // It has told of its panic, and nothing of it is used.
             let _ = thread.join();
         }
@@ -67,19 +91,22 @@ pub(crate) fn aborting(work: impl FnOnce()) {
 
 struct Poller {
     backing: Arc<Backing<dyn Source>>,
+    watch: Arc<Watch>,
     buffer: Vec<u8>,
     /// Faults that could not be served yet.
     deferred: Vec<FaultMessage>,
 }
 
 impl Poller {
-    fn run(mut self, stop: &Wakeup) {
+    /// Ends when it is told to; if it cannot go on, it panics, which ends the process: whoever
+    /// touches the region would wait for ever.
+    fn run(mut self) {
         let mut faults = Vec::new();
-        while self.wait(stop) {
+        let mut events = Vec::with_capacity(2);
+        while self.wait(&mut events) {
             faults.append(&mut self.deferred);
-            if self.backing.uffd.read_faults(|fault| faults.push(fault)).is_err() {
-                // Nothing can be read from it any more: it is about to be closed.
-                return;
+            if let Err(errno) = self.backing.uffd.read_faults(|fault| faults.push(fault)) {
+                panic!("the faults of a region cannot be read: {errno}");
             }
             for fault in faults.drain(..) {
                 self.serve(fault);
@@ -88,14 +115,13 @@ impl Poller {
     }
 
     /// Waits for faults, or until those that were put off are due; `false` when it is time to end.
-    fn wait(&self, stop: &Wakeup) -> bool {
+    fn wait(&self, events: &mut Vec<epoll::Event>) -> bool {
         const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000 };
         let timeout = (!self.deferred.is_empty()).then_some(&SOON);
-        let mut both =
-            [PollFd::new(&self.backing.uffd, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
-        match poll(&mut both, timeout) {
-            Ok(_) | Err(Errno::INTR) => both[1].revents().is_empty(),
-            Err(_) => false,
+        events.clear();
+        match epoll::wait(&self.watch.both, spare_capacity(events), timeout) {
+            Ok(_) | Err(Errno::INTR) => events.iter().all(|event| event.data.u64() != STOP),
+            Err(errno) => panic!("the faults of a region cannot be waited for: {errno}"),
         }
     }
 
@@ -107,12 +133,14 @@ impl Poller {
         };
         let page = fault.addr & !(PAGE - 1);
         match fault::serve(page, cause, Scratch::Given(&mut self.buffer)) {
-            Verdict::Filled { number, is_new, granule, .. } => {
+            Verdict::Filled { number, granule } => {
                 // Otherwise filling it has woken them. (Another region may be at the address by now.)
-                let is_other = number != self.backing.number;
-                if !is_new || !self.backing.fills_single_pages() || is_other {
+                if !self.backing.fills_single_pages() || number != self.backing.number {
                     self.wake(granule.start, granule.len());
                 }
+            }
+            Verdict::There { granule, .. } | Verdict::Changed { granule } => {
+                self.wake(granule.start, granule.len());
             }
             Verdict::Later => self.deferred.push(fault),
             Verdict::Failed { .. } => {

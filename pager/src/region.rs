@@ -60,7 +60,8 @@ impl Deref for Region {
         // SAFETY: the memory is registered, with a userfaultfd that lives as long as it does. A
         // page is filled once, and an access goes on only when its page is there (or is tried
         // again). Whoever could discard, write or move has a `LiveRegion`, and nothing else has
-        // this one; it has no evictor, and no page that may be written (`freeze`).
+        // this one; it has no evictor, all of it is mapped and may be read, and none of it written
+        // (`freeze`).
         let memory = unsafe { self.live.mapping().memory.bytes() };
         &memory[..self.live.len()]
     }

@@ -3,19 +3,23 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::process::{Pid, getpid};
 
 use crate::sys::Errno;
 
 /// Rings add up until they are heard.
 #[derive(Debug)]
-pub(crate) struct Wakeup(OwnedFd);
+pub(crate) struct Wakeup {
+    bell: OwnedFd,
+    owner: Pid,
+}
 
 /// More than all other rings together.
 const STOP: u64 = 1 << 40;
 
 impl Wakeup {
     pub(crate) fn new() -> Result<Self, Errno> {
-        eventfd(0, EventfdFlags::CLOEXEC).map(Self)
+        Ok(Self { bell: eventfd(0, EventfdFlags::CLOEXEC)?, owner: getpid() })
     }
 
     /// Wakes the sleeper. One system call that leaves `errno` alone.
@@ -23,24 +27,33 @@ impl Wakeup {
         self.add(1);
     }
 
-    /// Wakes the sleeper for the last time.
-    pub(crate) fn stop(&self) {
-        self.add(STOP);
+    /// Wakes the sleeper for the last time. Not in a forked child, and it is told so: the sleeper is
+    /// its parent's thread.
+    pub(crate) fn stop(&self) -> bool {
+        let ours = getpid() == self.owner;
+        if ours {
+            self.add(STOP);
+        }
+        ours
     }
 
     fn add(&self, rings: u64) {
         // It could fail only when 2^64 rings were not heard.
-        let _ = rustix::io::write(&self.0, &rings.to_ne_bytes());
+        let _ = rustix::io::write(&self.bell, &rings.to_ne_bytes());
     }
 
     /// Sleeps until somebody rings. `false` if that was the last time.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel lets nobody sleep there any more: then somebody has closed the descriptor.
     pub(crate) fn wait(&self) -> bool {
         let mut rings = [0; 8];
         loop {
-            match rustix::io::read(&self.0, &mut rings) {
+            match rustix::io::read(&self.bell, &mut rings) {
                 Ok(_) => return u64::from_ne_bytes(rings) < STOP,
                 Err(Errno::INTR) => {}
-                Err(_) => return false,
+                Err(errno) => panic!("an eventfd of a region cannot be read: {errno}"),
             }
         }
     }
@@ -48,6 +61,6 @@ impl Wakeup {
 
 impl AsFd for Wakeup {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.bell.as_fd()
     }
 }

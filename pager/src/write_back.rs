@@ -3,12 +3,14 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::thread;
 
 use pervma::ChangeError;
 
 use crate::Error;
 use crate::copy;
-use crate::mapping::{Mapping, PAGE, Piece, SPACE, pages};
+use crate::mapping::{Mapping, PAGE, Piece, SPACE};
+use crate::records::Records;
 use crate::stats::Shard;
 use crate::sys::Access;
 
@@ -17,20 +19,27 @@ const MOST: usize = 1 << 20;
 
 /// Writes what was written in a part; returns the bytes.
 pub(crate) fn write_back(mapping: &Arc<Mapping>, part: &Range<usize>) -> Result<usize, Error> {
-    let mut bytes = 0;
-    for run in runs(mapping, part, |mapping, page| mapping.records.is_dirty(page)) {
-        let written =
-            isolated(mapping, &run, |mapping, accesses| write_alone(mapping, &run, accesses));
-        bytes += written?.unwrap_or(Ok(0))?;
+    let (mut rest, mut bytes) = (part.clone(), 0);
+    loop {
+        let next = runs(mapping, &rest, Records::is_dirty).next();
+        let Some(run) = next else { return Ok(bytes) };
+        let write = |mapping: &Mapping, accesses: &Accesses| write_alone(mapping, &run, accesses);
+        match isolated(mapping, &run, write)? {
+            Some(written) => {
+                bytes += written?;
+                rest.start = run.end;
+            }
+            // Another thread is unmapping some of it, and its records go as well.
+            None => thread::yield_now(),
+        }
     }
-    Ok(bytes)
 }
 
 /// Gives back the pages of a run, but for those that were written and cannot be written back; how
 /// many went.
 pub(crate) fn evict(mapping: &Arc<Mapping>, run: &Range<usize>) -> Result<usize, Error> {
-    let is_dirty = |mapping: &Mapping| pages(run).any(|page| mapping.records.is_dirty(page));
-    let evicted = if is_dirty(mapping) {
+    let is_dirty = mapping.pages(run).any(|page| mapping.records.is_dirty(page));
+    let evicted = if is_dirty {
         isolated(mapping, run, |mapping, accesses| {
             let written = write_alone(mapping, run, accesses);
             let gone = give_back_clean(mapping, run)?;
@@ -50,12 +59,13 @@ pub(crate) fn evict(mapping: &Arc<Mapping>, run: &Range<usize>) -> Result<usize,
 pub(crate) fn runs(
     mapping: &Mapping,
     part: &Range<usize>,
-    property: impl Fn(&Mapping, usize) -> bool,
+    property: impl Fn(&Records, usize) -> bool,
 ) -> impl Iterator<Item = Range<usize>> {
-    let most = MOST.max(mapping.backing.page_size.bytes()) / PAGE;
-    let runs = mapping.records.runs(pages(part), move |_, page| property(mapping, page));
+    let most = mapping.page_of(MOST).max(1);
+    let runs = mapping.records.runs(mapping.pages(part), property);
     runs.flat_map(move |run| {
-        run.clone().step_by(most).map(move |start| start * PAGE..(start + most).min(run.end) * PAGE)
+        let starts = run.clone().step_by(most);
+        starts.map(move |start| mapping.offsets(start..(start + most).min(run.end)))
     })
 }
 
@@ -68,15 +78,26 @@ fn excluded<V>(
     part: &Range<usize>,
     work: impl FnOnce(&Mapping, &Accesses) -> V,
 ) -> Result<Option<(V, pervma::Exclusion<'static, Piece>)>, Error> {
-    let alone = match SPACE.exclude(mapping.addresses(part)) {
-        Ok(alone) => alone,
-        Err(ChangeError::NotMapped { .. }) => return Ok(None),
-        Err(error) => return Err(Error::Space(error.into())),
+    let Some(alone) = if_mapped(|| SPACE.exclude(mapping.addresses(part)))? else {
+        return Ok(None);
     };
     alone.wait();
     let accesses: Vec<_> = alone.iter().map(|(vma, piece)| (vma, piece.access)).collect();
     let done = work(mapping, &accesses);
     Ok(Some((done, alone)))
+}
+
+/// What `change` does, when nobody is mapping or unmapping any of its range; `None` if that is not
+/// mapped any more.
+fn if_mapped<V>(mut change: impl FnMut() -> Result<V, ChangeError>) -> Result<Option<V>, Error> {
+    loop {
+        match change() {
+            Ok(done) => return Ok(Some(done)),
+            Err(ChangeError::NotMapped { .. }) => return Ok(None),
+            Err(ChangeError::Reserved { .. }) => thread::yield_now(),
+            Err(error) => return Err(Error::Space(error.into())),
+        }
+    }
 }
 
 /// Does `work` as [`excluded`] does, with the part set off from its VMA: faults beside it do not
@@ -88,10 +109,8 @@ fn isolated<V>(
 ) -> Result<Option<V>, Error> {
     let addresses = mapping.addresses(part);
     let set_off = |_, piece: &Piece| Piece { is_isolated: true, ..piece.clone() };
-    match SPACE.update(addresses.clone(), set_off) {
-        Ok(_whole) => {}
-        Err(ChangeError::NotMapped { .. }) => return Ok(None),
-        Err(error) => return Err(Error::Space(error.into())),
+    if if_mapped(|| SPACE.update(addresses.clone(), set_off))?.is_none() {
+        return Ok(None);
     }
     let done = excluded(mapping, part, work);
     let done = done.map(|done| {
@@ -120,7 +139,7 @@ fn write_alone(
         .map_err(Error::Change)?;
     let len = mapping.backing.len();
     let mut bytes = 0;
-    for run in runs(mapping, part, |mapping, page| mapping.records.is_dirty(page)) {
+    for run in runs(mapping, part, Records::is_dirty) {
         let addresses = mapping.addresses(&run);
         let is_closed = |(vma, access): &(Range<usize>, Access)| {
             *access == Access::None && vma.start < addresses.end && addresses.start < vma.end
@@ -134,7 +153,7 @@ fn write_alone(
         let written = unsafe { copy::alone(mapping, &inside) };
         let source = &mapping.backing.source;
         source.write_at(inside.start as u64, written).map_err(Error::WriteBack)?;
-        mapping.records.mark_clean(pages(&run));
+        mapping.records.mark_clean(mapping.pages(&run));
         Shard::mine().count_written_back(run.len() / PAGE);
         bytes += inside.len();
     }
@@ -144,9 +163,7 @@ fn write_alone(
 /// Gives back the clean pages of a part, which the caller has alone; how many there were.
 fn give_back_clean(mapping: &Mapping, part: &Range<usize>) -> Result<usize, Error> {
     let mut gone = 0;
-    let is_clean = |mapping: &Mapping, page| {
-        mapping.records.is_present(page) && !mapping.records.is_dirty(page)
-    };
+    let is_clean = |records: &Records, page| records.is_present(page) && !records.is_dirty(page);
     for run in runs(mapping, part, is_clean) {
         mapping.give_back(&run).map_err(Error::Change)?;
         gone += run.len() / PAGE;

@@ -254,6 +254,75 @@ fn a_source_that_panics_ends_the_process() {
     assert_eq!(ended.signal, Some(libc::SIGABRT), "{}", ended.stderr);
 }
 
+/// Has fewer bytes than it says.
+struct Short(Vec<u8>);
+
+impl Source for Short {
+    fn size(&self) -> u64 {
+        5 * PAGE as u64
+    }
+
+    fn read_at(&self, _offset: u64, _buf: &mut [u8]) -> Result<(), ReadFailed> {
+        Err(ReadFailed)
+    }
+
+    fn bytes(&self) -> Option<&[u8]> {
+        Some(&self.0)
+    }
+}
+
+#[test]
+fn bytes_that_a_source_does_not_have_are_not_invented() {
+    if let Some(case) = child_case() {
+        let bytes = if case == "whole" { 2 * PAGE } else { 2 * PAGE + 9 };
+        let options = Options::threaded().on_failure(OnFailure::exit(42, "gone\n"));
+        let region = options.granule(4 * PAGE).map(Short(vec![1; bytes])).unwrap();
+        let last = bytes - 1;
+        assert_eq!((byte(&region, 0), byte(&region, last)), (1, 1));
+        byte(&region, 3 * PAGE);
+        unreachable!("invented bytes");
+    }
+    for case in ["whole", "part"] {
+        let ended = run_child("bytes_that_a_source_does_not_have_are_not_invented", case);
+        assert_eq!((ended.exit, ended.stderr.as_str()), (Some(42), "gone\n"), "{case}");
+    }
+}
+
+#[test]
+fn what_cannot_be_read_is_no_slice() {
+    for mode in MODES {
+        for region in regions(&[1; 4 * PAGE], mode, |options| options) {
+            region.unmap(PAGE..2 * PAGE).unwrap();
+            let gap = PAGE..2 * PAGE;
+            assert!(matches!(region.freeze(), Err(Error::NotMapped(found)) if found == gap));
+        }
+        for region in regions(&[1; 4 * PAGE], mode, Options::writable) {
+            region.protect(PAGE..2 * PAGE, Access::None).unwrap();
+            let closed = PAGE..2 * PAGE;
+            assert!(matches!(region.freeze(), Err(Error::NoAccess(found)) if found == closed));
+        }
+        for region in regions(&[1; 4 * PAGE], mode, Options::writable) {
+            region.write(PAGE, &[2]);
+            assert_eq!(region.freeze().unwrap()[PAGE - 1..PAGE + 2], [1, 2, 1]);
+        }
+    }
+}
+
+/// What a program may do that shuts itself in once it has all it needs.
+#[test]
+fn faults_are_served_where_no_descriptor_may_be_opened() {
+    if child_case().is_some() {
+        let region = Options::threaded().resident(8 * PAGE);
+        let region = region.map(MemorySource::new(vec![7; 64 * PAGE])).unwrap();
+        let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, none).unwrap();
+        assert!((0..64).all(|page| byte(&region, page * PAGE) == 7));
+        return;
+    }
+    let ended = run_child("faults_are_served_where_no_descriptor_may_be_opened", "none");
+    assert_eq!(ended.exit, Some(0), "{}", ended.stderr);
+}
+
 /// Takes writes, or not.
 struct Refusing(AtomicBool);
 
@@ -516,9 +585,7 @@ fn huge_pages_hold_the_bytes() {
             }
         };
         let region = region.unwrap();
-        let free = std::fs::read_to_string("/proc/meminfo").unwrap();
-        let free = free.lines().find_map(|line| line.strip_prefix("HugePages_Free:")).unwrap();
-        if free.trim().parse::<usize>().unwrap() < 6 {
+        if common::free_huge_pages() < 6 {
             return println!("skipped: vm.nr_hugepages has no 6 free pages");
         }
         assert!(bytes(&region) == expected);

@@ -295,6 +295,37 @@ fn a_forked_child_that_drops_a_region_leaves_what_it_has_there_now() {
 }
 
 #[test]
+fn a_forked_child_that_drops_a_region_leaves_its_parents_threads_alone() {
+    if let Some(case) = child_case() {
+        let source = MemorySource::new(vec![7; 64 * PAGE]);
+        let options = Options::new().resident(8 * PAGE);
+        let region = match case.as_str() {
+            "signal" => options.map(source),
+            "thread" => options.in_thread().map(source),
+            _ => unreachable!(),
+        };
+        let region = region.unwrap();
+        let mut byte = [0];
+        region.read(0, &mut byte);
+        // SAFETY: read in the child only, and the parent's is used no more there.
+        let twin = unsafe { ptr::read(&raw const region) };
+        let twin = std::mem::ManuallyDrop::new(twin);
+        let ended = forked(|| drop(std::mem::ManuallyDrop::into_inner(twin)));
+        assert_eq!(ended, Ok(0));
+        for page in 0..64 {
+            region.read(page * PAGE, &mut byte);
+            assert_eq!(byte, [7]);
+        }
+        exit_now(CALLED);
+    }
+    let name = "a_forked_child_that_drops_a_region_leaves_its_parents_threads_alone";
+    for case in ["signal", "thread"] {
+        let ended = run_child(name, case);
+        assert_eq!(ended.exit, Some(CALLED), "{case}: {ended:?}");
+    }
+}
+
+#[test]
 fn a_forked_child_whose_own_sigbus_hits_a_regions_addresses_dies_of_it() {
     if child_case().is_some() {
         handle_sigbus(libc::SIG_DFL, 0);

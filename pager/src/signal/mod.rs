@@ -130,6 +130,11 @@ unsafe extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mu
     unsafe { errno.write(saved) };
 }
 
+/// So many faults in a row at a page that is there are nothing unusual.
+const FEW: u32 = 16;
+/// And so many, with rests between them of about a second together, mean that it cannot be read.
+const TOO_MANY: u32 = 2000;
+
 /// Serves a fault; whether the thread may go on.
 #[inline]
 fn respond(addr: usize, cause: Cause, context: *mut c_void) -> bool {
@@ -147,10 +152,17 @@ fn respond(addr: usize, cause: Cause, context: *mut c_void) -> bool {
     };
     SERVING.set(false);
     match verdict {
-        Verdict::Filled { is_new: true, .. } => true,
-        Verdict::Filled { number, time, .. } => !fault::is_stuck_at(number, addr, time),
-        Verdict::Later => {
-            rest();
+        Verdict::Filled { .. } => true,
+        Verdict::There { number, time, .. } => match fault::times_there(number, addr, time) {
+            1..FEW => true,
+            times if times < TOO_MANY => {
+                rest(times);
+                true
+            }
+            _ => false,
+        },
+        Verdict::Changed { .. } | Verdict::Later => {
+            rest(times_in_a_row());
             true
         }
         // No scope is open and nothing is locked: a hook need not return.
@@ -161,18 +173,12 @@ fn respond(addr: usize, cause: Cause, context: *mut c_void) -> bool {
     }
 }
 
-/// Lets others go on: whoever changes the mapping, or makes room. The more often it happens in a
-/// row, the longer it takes, so that a thread that waits for a disk does not spin.
+/// Lets others go on: whoever changes the mapping, fills the page, or makes room. The more often it
+/// happens in a row, the longer it takes, so that a thread that waits for a disk does not spin, and
+/// one of more weight than the one it waits for lets it run.
 #[cold]
-fn rest() {
+fn rest(times: u32) {
     const SPINS: u32 = 64;
-    thread_local! {
-        static LAST: Cell<(u64, u32)> = const { Cell::new((0, 0)) };
-    }
-    let faults = Shard::mine().faults();
-    let (last, times) = LAST.get();
-    let times = if last == faults { times.saturating_add(1) } else { 1 };
-    LAST.set((faults, times));
     if times < SPINS {
         rustix::thread::sched_yield();
     } else {
@@ -180,6 +186,18 @@ fn rest() {
         // Interrupted is as good as done: the access decides.
         let _ = rustix::thread::nanosleep(&Timespec { tv_sec: 0, tv_nsec: nanos });
     }
+}
+
+/// How often this thread has been put off since it had a fault served.
+fn times_in_a_row() -> u32 {
+    thread_local! {
+        static LAST: Cell<(u64, u32)> = const { Cell::new((0, 0)) };
+    }
+    let faults = Shard::mine().faults();
+    let (last, times) = LAST.get();
+    let times = if last == faults { times.saturating_add(1) } else { 1 };
+    LAST.set((faults, times));
+    times
 }
 
 /// Why the access faulted, as the processor says.

@@ -40,6 +40,14 @@ impl PageSize {
             Self::Huge => 2 << 20,
         }
     }
+
+    /// Its logarithm.
+    pub(crate) const fn shift(self) -> u32 {
+        match self {
+            Self::Small => 12,
+            Self::Huge => 21,
+        }
+    }
 }
 
 /// Private anonymous memory; unmapped when dropped.
@@ -187,7 +195,7 @@ impl Memory {
     }
 
     /// Whether this is the process that mapped it; a forked child has other things there.
-    pub(super) fn is_of_this_process(&self) -> bool {
+    pub(crate) fn is_of_this_process(&self) -> bool {
         getpid() == self.owner
     }
 

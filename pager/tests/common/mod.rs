@@ -60,6 +60,13 @@ pub fn file_with(bytes: &[u8]) -> File {
     file
 }
 
+/// How many huge pages the system could give out.
+pub fn free_huge_pages() -> usize {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let free = text.lines().find_map(|line| line.strip_prefix("HugePages_Free:")).unwrap();
+    free.trim().parse().unwrap()
+}
+
 /// Who serves a region's faults.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mode {
