@@ -76,9 +76,13 @@ where
 {
     let refuse = |error| Err(Refusal::Error(error));
     let span = request.span;
+    let touched = || {
+        let entries = space.tree().from(space.slab(), section, span.start);
+        entries.take_while(|entry| entry.span().start < span.end)
+    };
     let (mut entries, mut mapped_to, mut hole) = (0_usize, span.start, None);
-    let (mut reserved, mut excluded) = (None, None);
-    for entry in space.entries(section, span) {
+    let (mut first, mut reserved, mut excluded) = (None, None, None);
+    for entry in touched() {
         let at = entry.span();
         if mapped_to < at.start && hole.is_none() {
             hole = Some(mapped_to..at.start);
@@ -86,8 +90,13 @@ where
         (entries, mapped_to) = (entries + 1, at.end);
         if excluded.is_none() && entry.is_excluded() {
             excluded = Some(entry);
-        } else if reserved.is_none() && entry.vma().is_none() {
+        } else if let Some(vma) = entry.vma() {
+            first.get_or_insert(vma);
+        } else if reserved.is_none() {
             reserved = Some(at.range());
+        }
+        if span.end <= at.end {
+            break;
         }
     }
     if mapped_to < span.end && hole.is_none() {
@@ -108,8 +117,15 @@ where
     }
     space.check_target(section, request).map_err(Refusal::Error)?;
     let mut list = Excluded::new(space.slab().slot_arena(), gated);
-    for vma in space.entries(section, span).filter_map(Entry::vma) {
-        list.push(vma, section);
+    match first {
+        Some(only) if entries == 1 => {
+            list.push(only, section);
+        }
+        _ => {
+            for vma in touched().filter_map(Entry::vma) {
+                list.push(vma, section);
+            }
+        }
     }
     Ok(list)
 }
@@ -182,13 +198,12 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         let vmas = excluded.iter().count();
         let out_of_memory = |_| request.out_of_memory();
         change.removed.try_reserve_exact(vmas).map_err(out_of_memory)?;
-        change.pieces.try_reserve_exact(vmas + 3).map_err(out_of_memory)?;
         for vma in excluded.iter() {
             let at = vma.span();
             let Some(part) = request.span.overlap(at) else { continue };
             if part == at {
                 let placed = place(part, vma.payload());
-                change.push(placed, true);
+                change.push(placed, true)?;
             } else {
                 change.cut_one(&vma, part, &mut place)?;
             }
@@ -212,30 +227,36 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         if at.start < part.start {
             let (left, right) = vma.payload().split(part.start - at.start).ok_or_else(undivided)?;
             self.parts[which] = Some(right);
-            self.push(Some((Span { start: at.start, end: part.start }, left)), false);
+            self.push(Some((Span { start: at.start, end: part.start }, left)), false)?;
         }
         if part.end < at.end {
             let whole = self.parts[which].as_ref().unwrap_or(vma.payload());
             let (left, right) = whole.split(part.len()).ok_or_else(undivided)?;
             let whole = self.parts[which].replace(left);
-            self.push(Some((Span { start: part.end, end: at.end }, right)), false);
+            self.push(Some((Span { start: part.end, end: at.end }, right)), false)?;
             self.leave_over_all(whole)?;
         }
         let placed = self.parts[which].as_ref().and_then(|payload| place(part, payload));
-        self.push(placed, true);
-        Ok(())
+        self.push(placed, true)
     }
 
-    fn push(&mut self, piece: Option<(Span, P)>, changed: bool) {
-        self.pieces.extend(piece.map(|(span, payload)| Piece::new(span, Some(payload), changed)));
+    fn push(&mut self, piece: Option<(Span, P)>, changed: bool) -> Result<(), ChangeError> {
+        let Some((span, payload)) = piece else { return Ok(()) };
+        if self.pieces.try_reserve(1).is_err() {
+            return self.leave_over(payload).and(Err(self.request.out_of_memory()));
+        }
+        self.pieces.push(Piece::new(span, Some(payload), changed));
+        Ok(())
     }
 
     /// Adds a piece over the whole range: a reservation, unless it is [`fill`](Self::fill)ed when
     /// nothing fails any more, since until then the payload is still its owner's.
-    pub fn add(&mut self) {
+    pub fn add(&mut self) -> Result<(), ChangeError> {
         let span = self.request.span;
+        self.pieces.try_reserve(1).map_err(|_| self.request.out_of_memory())?;
         let at = self.pieces.partition_point(|piece| piece.span.start < span.start);
         self.pieces.insert(at, Piece::new(span, None, false));
+        Ok(())
     }
 
     /// Gives the piece that was [`add`](Self::add)ed its payload.
@@ -356,7 +377,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
             piece.takes_over = old.is_some_and(|old| old.span().start == start);
         }
         for piece in self.pieces.iter_mut().filter(|piece| !piece.takes_over) {
-            match space.tree().link(space.slab(), piece.span.start, 0) {
+            match space.tree().link(space.slab(), piece.span) {
                 Ok(slot) => piece.home = Some(slot),
                 Err(OutOfMemory) => {
                     self.unlink_all();
@@ -407,6 +428,10 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
                 Some(payload) => emptied.fill(section, piece.span, payload),
                 None => reserved = Some(emptied.reserve(section, piece.span)),
             }
+        }
+        if self.pieces.is_empty() {
+            // What was taken out has left its room behind.
+            return (core::mem::take(&mut self.removed), None);
         }
         // Two ranges, since between the ends of a relocation there may be any number of VMAs.
         let mut hulls = [Some(self.request.span), self.request.target];

@@ -129,7 +129,8 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// Checks that nothing is in the way of an insertion.
     fn check_free(&self, range: &Range<usize>) -> Result<Span, ChangeError> {
         let span = self.space.span(range.clone())?;
-        match self.space.entries(&self.section, span).next() {
+        let mut entries = self.space.tree().from(self.space.slab(), &*self.section, span.start);
+        match entries.next().filter(|entry| entry.span().start < span.end) {
             None => Ok(span),
             Some(entry) if entry.is_excluded() => {
                 Err(ChangeError::Excluded { vma: entry.span().range() })
@@ -298,7 +299,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
             let excluded = exclude_now(space, section, &request)?;
             let mut change =
                 Change::cut(space, request, &excluded, &mut self.leftover, |_, _| None)?;
-            change.add();
+            change.add()?;
             change.prepare(section)?;
             Ok((change, excluded))
         });

@@ -20,10 +20,12 @@
 //!
 //! # How the writer works
 //!
-//! From the root down, in one pass: an insertion splits every full node it meets, a removal
-//! refills every sparse one. Either leaves a valid tree at each step, so running out of memory in
-//! the middle of an insertion changes nothing that a caller can see. An entry's new copy is linked
-//! before the old one goes: that saves walkers retries, correctness does not rest on it.
+//! Where the leaf has room for an entry, or entries enough without one, nothing changes but the leaf,
+//! and above it gaps. Else from the root down, in one pass: an insertion splits every full node it
+//! meets, a removal refills every sparse one. Either leaves a valid tree at each step, so running
+//! out of memory in the middle of an insertion changes nothing that a caller can see. An entry's new
+//! copy is linked before the old one goes: that saves walkers retries, correctness does not rest on
+//! it.
 //!
 //! # Rejected
 //!
@@ -38,47 +40,159 @@ use crate::slots::{Arena, Idx};
 
 use super::node::{FANOUT, Node, SPARSE, Target, TreeWord};
 
-/// More nodes than any path has: every node but the root keeps [`SPARSE`] entries or more, and with
-/// four of them each, sixteen levels hold the 2³⁰ entries that an arena can name.
-pub const MAX_DEPTH: usize = 32;
+/// As many nodes as a path can have: every node but the root keeps [`SPARSE`] entries or more, and
+/// with four of them each, sixteen levels hold the 2³⁰ entries that an arena can name. The small
+/// nodes of tests are deeper.
+pub const MAX_DEPTH: usize = if FANOUT < 16 { 32 } else { 16 };
 
 /// The root of a tree; the nodes are in an arena.
 pub struct BTree {
     root: TreeWord,
 }
 
-/// The way from the root to a leaf: nodes, and the entry taken in each.
-struct Path {
-    steps: [Option<(Idx<Node>, usize)>; MAX_DEPTH],
-    len: usize,
+/// An entry of a leaf and the way to it from the root, for the writer; good until the tree changes.
+pub struct Position<'n> {
+    /// The nodes on the way, and the entry taken in each.
+    nodes: [&'n Node; MAX_DEPTH],
+    entries: [u8; MAX_DEPTH],
+    /// Which of them is the leaf.
+    leaf: usize,
 }
 
-impl Path {
-    fn new() -> Self {
-        Self { steps: [None; MAX_DEPTH], len: 0 }
+impl<'n> Position<'n> {
+    #[inline]
+    fn at_root(root: &'n Node) -> Self {
+        Self { nodes: [root; MAX_DEPTH], entries: [0; MAX_DEPTH], leaf: 0 }
     }
 
-    fn push(&mut self, node: Idx<Node>, entry: usize) {
-        self.steps[self.len] = Some((node, entry));
-        self.len += 1;
+    /// Takes an entry of the last node, and goes on to the node below it.
+    #[inline]
+    fn descend(&mut self, entry: usize, child: &'n Node) {
+        self.entries[self.leaf] = entry as u8;
+        self.leaf += 1;
+        self.nodes[self.leaf] = child;
     }
 
-    fn iter(&self) -> impl DoubleEndedIterator<Item = (Idx<Node>, usize)> {
-        self.steps[..self.len].iter().flatten().copied()
+    #[inline]
+    fn step(&self, step: usize) -> (&'n Node, usize) {
+        (self.nodes[step], usize::from(self.entries[step]))
     }
 
-    /// Restores T4 above `leaf`, at the end of this path, where a gap went from `old` to `new`; 0
-    /// stands for no entry.
-    fn gap_changed<'n, T: Platform>(
-        &self,
-        nodes: &'n Arena<Node, T>,
-        leaf: &'n Node,
-        old: usize,
-        mut new: usize,
-    ) {
-        let mut child = leaf;
-        for (node, entry) in self.iter().rev() {
-            let node = nodes.get(node);
+    /// The leaf, and the entry.
+    #[inline]
+    fn last(&self) -> (&'n Node, usize) {
+        self.step(self.leaf)
+    }
+
+    /// The nodes above the leaf, from below, and the entry taken in each.
+    #[inline]
+    fn above(&self) -> impl Iterator<Item = (&'n Node, usize)> {
+        (0..self.leaf).rev().map(|step| self.step(step))
+    }
+
+    /// What the entry's word points to.
+    #[inline]
+    pub fn slot(&self) -> Option<u32> {
+        let (leaf, entry) = self.last();
+        match leaf.child(entry).follow() {
+            Target::Slot(slot) => Some(slot),
+            Target::Empty | Target::Node(_) => None,
+        }
+    }
+
+    /// The deepest step behind whose entry there is another.
+    #[inline]
+    fn turn(&self) -> Option<usize> {
+        (0..self.leaf + 1).rev().find(|&step| {
+            let (node, entry) = self.step(step);
+            entry + 1 < node.len()
+        })
+    }
+
+    /// The key of the next entry.
+    #[inline]
+    pub fn next_key(&self) -> Option<usize> {
+        // Where the next one is in another leaf, by T1.
+        let (node, entry) = self.step(self.turn()?);
+        Some(node.key(entry + 1))
+    }
+
+    /// Goes on to the next entry; `false` if there is none.
+    #[inline]
+    pub fn next<T: Platform>(&mut self, nodes: &'n Arena<Node, T>) -> bool {
+        let Some(turn) = self.turn() else { return false };
+        self.leaf = turn;
+        self.entries[turn] += 1;
+        let (mut node, mut entry) = self.last();
+        while let Some(child) = node.child_node(entry) {
+            (node, entry) = (nodes.get(child), 0);
+            self.descend(usize::from(self.entries[self.leaf]), node);
+            self.entries[self.leaf] = 0;
+        }
+        true
+    }
+
+    #[inline]
+    fn key(&self) -> usize {
+        let (leaf, entry) = self.last();
+        leaf.key(entry)
+    }
+
+    /// From the entry's key to the next entry's.
+    #[inline]
+    fn room(&self) -> usize {
+        self.next_key().unwrap_or(usize::MAX) - self.key()
+    }
+
+    /// Changes the entry's gap.
+    #[inline]
+    pub fn set_gap(&self, gap: usize) {
+        self.update_gap(|_| gap);
+    }
+
+    #[inline]
+    fn update_gap(&self, new: impl FnOnce(usize) -> usize) {
+        let (leaf, entry) = self.last();
+        let old = leaf.gap(entry);
+        let new = new(old);
+        leaf.set_gap(entry, new);
+        self.gap_changed(old, new);
+    }
+
+    /// Inserts an entry beside this one, which is that with the largest key below the new one's, or
+    /// else the first of all, into a leaf that is not full.
+    #[inline]
+    fn insert(&self, key: usize, slot: u32, len: usize) {
+        let (leaf, entry) = self.last();
+        if key < leaf.key(entry) {
+            let gap = (leaf.key(entry) - key).saturating_sub(len);
+            leaf.insert(key, Target::Slot(slot), gap);
+            self.above().for_each(|(above, entry)| above.set_key(entry, key));
+            self.gap_changed(0, gap);
+        } else {
+            let room = self.next_key().unwrap_or(usize::MAX) - key;
+            let (old, gap) = (leaf.gap(entry), room.saturating_sub(len));
+            let before = old.saturating_sub(room);
+            leaf.set_gap(entry, before);
+            leaf.insert(key, Target::Slot(slot), gap);
+            self.gap_changed(old, gap.max(before));
+        }
+    }
+
+    /// Removes an entry that is not the first of its leaf.
+    #[inline]
+    fn remove(&self) {
+        let (leaf, entry) = self.last();
+        let gap = leaf.gap(entry - 1).saturating_add(self.room());
+        leaf.set_gap(entry - 1, gap);
+        leaf.remove(entry);
+        self.gap_changed(0, gap);
+    }
+
+    /// Restores T4 above the leaf, where a gap went from `old` to `new`; 0 stands for no entry.
+    fn gap_changed(&self, old: usize, mut new: usize) {
+        let (mut child, _) = self.last();
+        for (node, entry) in self.above() {
             let before = node.gap(entry);
             if new < before {
                 if old < before {
@@ -171,40 +285,75 @@ impl BTree {
         find_gap(nodes, root, below, size, Side::Below)
     }
 
-    /// Changes the gap of the entry with exactly this `key`, if there is one.
-    pub fn set_gap<T: Platform>(&self, nodes: &Arena<Node, T>, key: usize, gap: usize) {
-        let Target::Node(mut index) = self.root.follow() else { return };
-        let mut path = Path::new();
+    /// The entry with the largest key not above `addr`, or else the first.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    pub fn seek<'n, T: Platform>(
+        &self,
+        nodes: &'n Arena<Node, T>,
+        addr: usize,
+    ) -> Option<Position<'n>> {
+        let Target::Node(root) = self.root.follow() else { return None };
+        let mut node = nodes.get(root);
+        let mut position = Position::at_root(node);
         loop {
-            let node = nodes.get(index);
-            let Some(entry) = node.search(key) else { return };
-            if let Some(child) = node.child_node(entry) {
-                path.push(index, entry);
-                index = child;
-                continue;
-            }
-            if node.key(entry) == key {
-                let old = node.gap(entry);
-                node.set_gap(entry, gap);
-                path.gap_changed(nodes, node, old, gap);
-            }
-            return;
+            let entry = node.search(addr).unwrap_or(0);
+            let Some(child) = node.child_node(entry) else {
+                position.entries[position.leaf] = entry as u8;
+                return Some(position);
+            };
+            node = nodes.get(child);
+            position.descend(entry, node);
         }
     }
 
-    /// Inserts `slot` with its gap at `key`, which no entry has. When memory runs out nothing has
-    /// changed.
+    /// Inserts `slot` at `key`, which no entry has, with `len` bytes from there taken. The room that is
+    /// left behind them becomes its gap, and that much of the gap before it goes. When memory runs
+    /// out nothing has changed.
     pub fn insert<T: Platform>(
         &self,
         nodes: &Arena<Node, T>,
         key: usize,
         slot: u32,
-        gap: usize,
+        len: usize,
     ) -> Result<(), OutOfMemory> {
-        let mut path = Path::new();
-        let mut index = self.root_with_room(nodes, key)?;
+        match self.seek(nodes, key) {
+            Some(beside) if !beside.last().0.is_full() => beside.insert(key, slot, len),
+            _ => {
+                self.insert_from_root(nodes, key, slot)?;
+                let room = self.seek(nodes, key).map_or(0, |at| {
+                    let room = at.room();
+                    at.set_gap(room.saturating_sub(len));
+                    room
+                });
+                self.update_gap_before(nodes, key, |gap| gap.saturating_sub(room));
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes the gap of the last entry before `key`, if there is one.
+    fn update_gap_before<T: Platform>(
+        &self,
+        nodes: &Arena<Node, T>,
+        key: usize,
+        new: impl FnOnce(usize) -> usize,
+    ) {
+        let before = key.checked_sub(1).and_then(|addr| self.seek(nodes, addr));
+        if let Some(before) = before.filter(|before| before.key() < key) {
+            before.update_gap(new);
+        }
+    }
+
+    /// Inserts `slot` at `key`, with no gap, making room on the way down.
+    fn insert_from_root<T: Platform>(
+        &self,
+        nodes: &Arena<Node, T>,
+        key: usize,
+        slot: u32,
+    ) -> Result<(), OutOfMemory> {
+        let mut node = nodes.get(self.root_with_room(nodes, key)?);
+        let mut position = Position::at_root(node);
         loop {
-            let node = nodes.get(index);
             let mut entry = node.search(key).unwrap_or(0);
             let Some(mut child) = node.child_node(entry) else { break };
             if nodes.get(child).is_full() {
@@ -212,17 +361,15 @@ impl BTree {
                 entry = node.search(key).unwrap_or(0);
                 child = node.child_node(entry).unwrap_or(child);
             }
-            path.push(index, entry);
-            index = child;
+            node = nodes.get(child);
+            position.descend(entry, node);
         }
-        let leaf = nodes.get(index);
-        leaf.insert(key, Target::Slot(slot), gap);
-        for (above, entry) in path.iter() {
-            if key < nodes.get(above).key(entry) {
-                nodes.get(above).set_key(entry, key);
+        node.insert(key, Target::Slot(slot), 0);
+        for (above, entry) in position.above() {
+            if key < above.key(entry) {
+                above.set_key(entry, key);
             }
         }
-        path.gap_changed(nodes, leaf, 0, gap);
         Ok(())
     }
 
@@ -257,35 +404,47 @@ impl BTree {
         Ok(top)
     }
 
-    /// Removes the entry with exactly this `key`, if there is one.
+    /// Removes the entry with exactly this `key`, if there is one. All of its room goes to the gap
+    /// before it.
     pub fn remove<T: Platform>(&self, nodes: &Arena<Node, T>, key: usize) {
-        let Target::Node(mut index) = self.root.follow() else { return };
-        let mut path = Path::new();
-        let leaf = loop {
-            let node = nodes.get(index);
-            let Some(entry) = node.search(key) else { return };
-            let Some(mut child) = node.child_node(entry) else { break node };
-            let mut taken = entry;
+        let Some(at) = self.seek(nodes, key).filter(|at| at.key() == key) else { return };
+        let (leaf, entry) = at.last();
+        if entry > 0 && leaf.len() > SPARSE {
+            return at.remove();
+        }
+        let room = at.room();
+        self.remove_from_root(nodes, key);
+        self.update_gap_before(nodes, key, |gap| gap.saturating_add(room));
+    }
+
+    /// Removes the entry with this `key`, refilling sparse nodes on the way down.
+    fn remove_from_root<T: Platform>(&self, nodes: &Arena<Node, T>, key: usize) {
+        let Target::Node(root) = self.root.follow() else { return };
+        let mut node = nodes.get(root);
+        let mut position = Position::at_root(node);
+        loop {
+            let Some(mut entry) = node.search(key) else { return };
+            let Some(mut child) = node.child_node(entry) else { break };
             if nodes.get(child).len() <= SPARSE {
                 refill(nodes, node, entry);
-                taken = node.search(key).unwrap_or(0);
-                child = node.child_node(taken).unwrap_or(child);
+                entry = node.search(key).unwrap_or(0);
+                child = node.child_node(entry).unwrap_or(child);
             }
-            path.push(index, taken);
-            index = child;
-        };
-        let Some(entry) = leaf.search(key).filter(|&entry| leaf.key(entry) == key) else { return };
-        let gap = leaf.gap(entry);
-        leaf.remove(entry);
-        if leaf.len() != 0 {
-            let smallest = leaf.key(0);
-            for (above, entry) in path.iter() {
-                if nodes.get(above).key(entry) == key {
-                    nodes.get(above).set_key(entry, smallest);
+            node = nodes.get(child);
+            position.descend(entry, node);
+        }
+        let Some(entry) = node.search(key) else { return };
+        let gap = node.gap(entry);
+        node.remove(entry);
+        if node.len() != 0 {
+            let smallest = node.key(0);
+            for (above, entry) in position.above() {
+                if above.key(entry) == key {
+                    above.set_key(entry, smallest);
                 }
             }
         }
-        path.gap_changed(nodes, leaf, gap, 0);
+        position.gap_changed(gap, 0);
         self.lower_root(nodes);
     }
 
@@ -335,8 +494,8 @@ fn find_gap<T: Platform>(
 }
 
 /// Moves the upper part of `parent`'s full child at `entry` to the new node `right`, to make room
-/// for `key`: half of it, or where keys come in order, all or nothing but one, since what is left
-/// behind is never added to again.
+/// for `key`: half of it, or where keys come in order, as little or as much as there may be, since
+/// what is left behind is never added to again.
 fn split<T: Platform>(
     nodes: &Arena<Node, T>,
     parent: &Node,
@@ -347,9 +506,9 @@ fn split<T: Platform>(
     let Some(child) = parent.child_node(entry) else { return };
     let (left, new) = (nodes.get(child), nodes.get(right));
     let at = if key > left.key(FANOUT - 1) {
-        FANOUT - 1
+        FANOUT - SPARSE
     } else if key < left.key(0) {
-        1
+        SPARSE
     } else {
         FANOUT / 2
     };
@@ -464,14 +623,14 @@ mod tests {
         let nodes = Arena::<Node, Std>::new();
         let (tree, other) = (BTree::new(), BTree::new());
         for key in 0..=FANOUT {
-            tree.insert(&nodes, key, key as u32, 0).unwrap();
+            tree.insert(&nodes, key, key as u32, 1).unwrap();
         }
         for key in 1..=FANOUT {
             tree.remove(&nodes, key); // until one leaf is left, and the inner node is free
         }
-        other.insert(&nodes, 90, 9, 7).unwrap();
+        other.insert(&nodes, 90, 9, usize::MAX - 97).unwrap();
         let entries = (tree.checked(&nodes), other.checked(&nodes));
-        assert_eq!(entries, (vec![(0, (0, 0))], vec![(90, (9, 7))]));
+        assert_eq!(entries, (vec![(0, (0, usize::MAX - 1))], vec![(90, (9, 7))]));
     }
 
     /// What a walker can meet where nodes are recycled under it.
@@ -503,19 +662,28 @@ mod tests {
                 let insert = dice.roll(10)
                     < if (step / 500 + which as u32).is_multiple_of(2) { 7 } else { 3 };
                 let key = dice.roll(400) as usize * 10;
-                // Few sizes, so that a node often has its largest gap twice.
-                let (gap, size) = (dice.roll(8) as usize, dice.roll(9) as usize);
+                // Few lengths, so that a node often has its largest gap twice.
+                let (len, size) = (1 + dice.roll(9) as usize, dice.roll(30) as usize);
                 if insert && !map.contains_key(&key) {
-                    tree.insert(&nodes, key, step, gap).unwrap();
-                    map.insert(key, (step, gap));
+                    tree.insert(&nodes, key, step, len).unwrap();
+                    map.insert(key, (step, len));
                 } else if !insert {
                     tree.remove(&nodes, key);
                     map.remove(&key);
                 }
-                let (key, gap) = (dice.roll(400) as usize * 10, dice.roll(8) as usize);
-                tree.set_gap(&nodes, key, gap);
-                map.entry(key).and_modify(|entry| entry.1 = gap);
+                let (key, len) = (dice.roll(400) as usize * 10, 1 + dice.roll(9) as usize);
+                if let Some(entry) = map.get_mut(&key) {
+                    let at = tree.seek(&nodes, key).unwrap();
+                    at.set_gap(at.room() - len);
+                    entry.1 = len;
+                }
 
+                let mut entries: Vec<Entry> = Vec::new();
+                for (&key, &(slot, len)) in map.iter().rev() {
+                    let next = entries.last().map_or(usize::MAX, |next| next.0);
+                    entries.push((key, (slot, next - key - len)));
+                }
+                entries.reverse();
                 let probe = dice.roll(4_100) as usize;
                 let found = [
                     tree.walk(&nodes, probe),
@@ -523,17 +691,28 @@ mod tests {
                     tree.first_gap(&nodes, probe, size),
                     tree.last_gap(&nodes, probe, size),
                 ];
-                let roomy = |entry: &(_, &(_, usize))| entry.1.1 >= size;
+                let split = |at: usize| entries.split_at(entries.partition_point(|e| e.0 < at));
+                let ((below, from), (up_to, _)) = (split(probe), split(probe + 1));
+                let roomy = |entry: &&Entry| entry.1.1 >= size;
                 let expected = [
-                    map.range(..=probe).next_back(),
-                    map.range(probe..).next(),
-                    map.range(probe..).find(roomy),
-                    map.range(..probe).rfind(roomy),
+                    up_to.last(),
+                    from.first(),
+                    from.iter().find(roomy),
+                    below.iter().rfind(roomy),
                 ];
-                let expected = expected.map(|entry| entry.map(|(_, &(slot, _))| slot));
+                let expected = expected.map(|entry| entry.map(|&(_, (slot, _))| slot));
                 assert_eq!(found, expected, "seed {seed}, step {step}");
+                let mut position = tree.seek(&nodes, probe);
+                let from = map.range(..=probe).next_back().or(map.first_key_value());
+                for (_, &(slot, _)) in from.iter().flat_map(|(from, _)| map.range(*from..)).take(9)
+                {
+                    let position = position.as_mut().unwrap();
+                    assert_eq!(position.slot(), Some(slot), "seed {seed}, step {step}");
+                    let next = position.next_key();
+                    let moved = position.next(&nodes);
+                    assert_eq!(next.is_some(), moved, "seed {seed}, step {step}");
+                }
                 if step % 50 == 0 {
-                    let entries: Vec<_> = map.clone().into_iter().collect();
                     assert_eq!(tree.checked(&nodes), entries, "seed {seed}, step {step}");
                 }
             }

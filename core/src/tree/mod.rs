@@ -15,7 +15,7 @@ use crate::range::Span;
 use crate::slab::Slab;
 use crate::slots::{Admitted, Entry, FreeSlot, Idx, Inside, Reserved, Sleeper, Slot, Turned};
 
-use btree::BTree;
+use btree::{BTree, Position};
 
 pub use node::Node;
 
@@ -143,7 +143,7 @@ impl Tree {
         span: Span,
         payload: P,
     ) -> Result<(), (OutOfMemory, P)> {
-        match self.link_new(slab, section, span) {
+        match self.link(slab, span) {
             Ok(slot) => slot.attach(section, span, payload),
             Err(error) => return Err((error, payload)),
         }
@@ -157,41 +157,39 @@ impl Tree {
         section: &WriteSection<'_, T>,
         span: Span,
     ) -> Result<Reserved<'s, P>, OutOfMemory> {
-        Ok(self.link_new(slab, section, span)?.reserve(section, span))
+        Ok(self.link(slab, span)?.reserve(section, span))
     }
 
-    /// Links a slot for `span`, where nothing is, and settles the gaps beside it.
-    fn link_new<'s, P, T: Platform>(
-        &self,
-        slab: &'s Slab<P, T>,
-        section: &WriteSection<'_, T>,
-        span: Span,
-    ) -> Result<FreeSlot<'s, P, T>, OutOfMemory> {
-        let next = self.first_from(slab, section, span.start).map(|next| next.span().start);
-        let slot = self.link(slab, span.start, next.unwrap_or(usize::MAX) - span.end)?;
-        let before = span.start.checked_sub(1).and_then(|addr| self.floor(slab, section, addr));
-        if let Some(before) = before.map(|before| before.span()) {
-            self.btree.set_gap(slab.node_arena(), before.start, span.start - before.end);
-        }
-        Ok(slot)
-    }
-
-    /// Links a free slot at `start`, which is no other's, to be attached at once: a walker that
-    /// gets here finds it detached, or locked.
+    /// Links a free slot for `span`, whose start is no other's, to be attached at once: a walker that
+    /// gets here finds it detached, or locked. The gaps are right if nothing else is in the span.
     pub fn link<'s, P, T: Platform>(
         &self,
         slab: &'s Slab<P, T>,
-        start: usize,
-        gap: usize,
+        span: Span,
     ) -> Result<FreeSlot<'s, P, T>, OutOfMemory> {
         let slot = FreeSlot::alloc(slab.slot_arena())?;
-        self.btree.insert(slab.node_arena(), start, slot.index().raw(), gap)?;
+        self.btree.insert(slab.node_arena(), span.start, slot.index().raw(), span.len())?;
         Ok(slot)
     }
 
-    /// Takes the entry at `start` out.
+    /// Takes the entry at `start` out; its room goes to the gap before it.
     pub fn unlink<P, T: Platform>(&self, slab: &Slab<P, T>, start: usize) {
         self.btree.remove(slab.node_arena(), start);
+    }
+
+    /// The entries from the one that holds `addr` on, or else from the next, in one walk.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    pub fn from<'m, P, T: Platform, S: Section>(
+        &self,
+        slab: &'m Slab<P, T>,
+        section: &'m S,
+        addr: usize,
+    ) -> Entries<'m, P, T, S> {
+        let at = self.btree.seek(slab.node_arena(), addr);
+        let mut entries = Entries { slab, section, at, behind: false };
+        let before = |entry: Entry<'_, P>| entry.span().end <= addr;
+        entries.behind = entries.here().is_some_and(before);
+        entries
     }
 
     /// Sets the gaps right after changes within `hull`: that of the last entry before it, and those
@@ -202,13 +200,50 @@ impl Tree {
         section: &WriteSection<'_, T>,
         hull: Span,
     ) {
-        let before = hull.start.checked_sub(1).and_then(|addr| self.floor(slab, section, addr));
-        let mut next = before.or_else(|| self.first_from(slab, section, hull.start));
-        while let Some(span) = next.map(|entry| entry.span()).filter(|s| s.start < hull.end) {
-            next = self.first_from(slab, section, span.start + 1);
-            let end = next.as_ref().map_or(usize::MAX, |next| next.span().start);
-            self.btree.set_gap(slab.node_arena(), span.start, end - span.end);
+        let nodes = slab.node_arena();
+        let before = hull.start.saturating_sub(1);
+        let Some(mut position) = self.btree.seek(nodes, before) else { return };
+        while let Some(slot) = position.slot() {
+            let span = entry(slab, section, slot).span();
+            if span.start >= hull.end {
+                break; // the first of all, and behind the hull
+            }
+            let next = position.next_key().unwrap_or(usize::MAX);
+            position.set_gap(next - span.end);
+            if next >= hull.end {
+                break;
+            }
+            position.next(nodes);
         }
+    }
+}
+
+/// Entries in order of address. For as long as nobody changes the tree: nothing of the user's may run
+/// meanwhile.
+pub struct Entries<'m, P, T: Platform, S> {
+    slab: &'m Slab<P, T>,
+    section: &'m S,
+    at: Option<Position<'m>>,
+    /// Whether the entry there has had its turn.
+    behind: bool,
+}
+
+impl<'m, P, T: Platform, S: Section> Entries<'m, P, T, S> {
+    fn here(&self) -> Option<Entry<'m, P>> {
+        let slot = self.at.as_ref()?.slot()?;
+        Some(entry(self.slab, self.section, slot))
+    }
+}
+
+impl<'m, P, T: Platform, S: Section> Iterator for Entries<'m, P, T, S> {
+    type Item = Entry<'m, P>;
+
+    fn next(&mut self) -> Option<Entry<'m, P>> {
+        if self.behind && !self.at.as_mut()?.next(self.slab.node_arena()) {
+            self.at = None;
+        }
+        self.behind = true;
+        self.here()
     }
 }
 
