@@ -1,12 +1,9 @@
 //! What is measured.
 
-use serde::Serialize;
-
-/// The size of a page in bytes.
-pub(crate) const PAGE: usize = 4096;
+pub(crate) use crate::layout::PAGE;
 
 /// How much is measured.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) rounds: usize,
     /// Touched in each round.
@@ -14,8 +11,7 @@ pub(crate) struct Plan {
 }
 
 /// Who serves faults.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// The faulting thread, in a signal handler.
     Signal,
@@ -24,8 +20,7 @@ pub(crate) enum Mode {
 }
 
 /// Where bytes come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum From {
     /// Memory: the floor is the ioctl alone.
     Memory,
@@ -34,7 +29,7 @@ pub(crate) enum From {
 }
 
 /// One way to fault, which pervma and a floor have in common.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Case {
     pub(crate) mode: Mode,
     /// Bytes that a fault fills.

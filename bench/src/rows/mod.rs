@@ -1,0 +1,38 @@
+//! The rows of the benchmark: what is measured, and what it ought to be.
+
+mod lookup;
+
+use std::error::Error;
+
+use clap::ValueEnum;
+
+use crate::contest::{Effort, Goal};
+use crate::faults;
+use crate::report::{Section, Table};
+
+/// What a row returns: what was done, the tables, and the goals.
+pub(crate) type Figures = (&'static str, Vec<Table>, Vec<Goal>);
+
+/// One row, in the order in which they are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Row {
+    /// Find, lock and unlock at random addresses.
+    Lookup,
+    /// Page faults of this process, beside bare handlers.
+    Faults,
+}
+
+impl Row {
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(crate) fn measure(self, effort: &Effort) -> Result<Section, Box<dyn Error>> {
+        let row =
+            self.to_possible_value().map_or_else(String::new, |row| row.get_name().to_owned());
+        let section = |(about, tables, goals)| Section { row, about, tables, goals };
+        Ok(section(match self {
+            Self::Lookup => lookup::measure(effort),
+            Self::Faults => faults::measure(effort)?,
+        }))
+    }
+}
