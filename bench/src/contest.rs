@@ -167,6 +167,27 @@ impl Goal {
         let holds = bound.missed_by(figure.median) <= 0.0;
         Self { what: what.into(), bound, figure, holds }
     }
+
+    /// For a measure of a contestant, if it has it.
+    pub(crate) fn summary(
+        what: impl Into<String>,
+        bound: Bound,
+        outcome: &Outcome,
+        of: (&str, usize),
+    ) -> Option<Self> {
+        Some(Self::new(what, bound, outcome.summary(of.0, of.1)?))
+    }
+
+    /// For one measure over another.
+    pub(crate) fn ratio(
+        what: impl Into<String>,
+        bound: Bound,
+        outcome: &Outcome,
+        of: (&str, usize),
+        to: (&str, usize),
+    ) -> Option<Self> {
+        Some(Self::new(what, bound, outcome.ratio(of, to)?))
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! The rows of the benchmark: what is measured, and what it ought to be.
 
+mod edits;
 mod lookup;
+mod threads;
+mod writer;
 
 use std::error::Error;
 
@@ -18,6 +21,16 @@ pub(crate) type Figures = (&'static str, Vec<Table>, Vec<Goal>);
 pub(crate) enum Row {
     /// Find, lock and unlock at random addresses.
     Lookup,
+    /// The same with a cursor, at addresses that lie close together.
+    Cursor,
+    /// Insert + remove, split + merge.
+    Edits,
+    /// Threads that read different VMAs.
+    Different,
+    /// Threads that read the same VMA.
+    Same,
+    /// A reader beside a writer that never pauses.
+    Writer,
     /// Page faults of this process, beside bare handlers.
     Faults,
 }
@@ -31,7 +44,12 @@ impl Row {
             self.to_possible_value().map_or_else(String::new, |row| row.get_name().to_owned());
         let section = |(about, tables, goals)| Section { row, about, tables, goals };
         Ok(section(match self {
-            Self::Lookup => lookup::measure(effort),
+            Self::Lookup => lookup::random(effort),
+            Self::Cursor => lookup::cursor(effort),
+            Self::Edits => edits::measure(effort),
+            Self::Different => threads::different(effort),
+            Self::Same => threads::same(effort),
+            Self::Writer => writer::measure(effort),
             Self::Faults => faults::measure(effort)?,
         }))
     }
