@@ -4,16 +4,19 @@
 //! with `--release`.
 #![deny(unsafe_code)]
 
+mod allocator;
 mod contest;
 mod faults;
 mod layout;
 mod machine;
 mod peers;
+mod plot;
 mod report;
 mod rows;
 mod summary;
 
 use std::error::Error;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
@@ -33,6 +36,9 @@ struct Arguments {
     /// One JSON object instead of tables.
     #[arg(long)]
     json: bool,
+    /// Draw an SVG for each row into this folder.
+    #[arg(long, value_name = "DIR")]
+    plot: Option<PathBuf>,
     /// This row only; may be given more than once.
     #[arg(long, value_enum, value_name = "ROW")]
     only: Vec<Row>,
@@ -61,6 +67,9 @@ fn run() -> Result<(), Box<dyn Error>> {
     let (machine, timer_cost) = (Machine::detect(), timer_cost());
     let rows: Result<Vec<_>, _> = chosen.iter().map(|row| row.measure(&effort)).collect();
     let report = Report { machine, effort, timer_cost, rows: rows? };
+    if let Some(folder) = &arguments.plot {
+        plot::draw(&report, folder)?;
+    }
     if arguments.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {

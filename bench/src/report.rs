@@ -204,7 +204,7 @@ fn cell(summary: &Summary) -> String {
 }
 
 /// With about three digits that count.
-fn number(figure: f64) -> String {
+pub(crate) fn number(figure: f64) -> String {
     let digits = match figure.abs() {
         0.0 => 0,
         100.0.. => 0,

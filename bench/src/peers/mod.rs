@@ -19,6 +19,7 @@ pub(crate) use self::locked::{LockedEntries, ParkingLot, StdLock};
 pub(crate) use self::pervma::{Pervma, PervmaCursor, PervmaOutside};
 
 pub(crate) use self::ordered::{SccTree, Skiplist};
+pub(crate) use self::tree::Tree;
 use crate::layout::Vma;
 
 /// What looks addresses up.

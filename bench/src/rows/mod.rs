@@ -1,7 +1,11 @@
 //! The rows of the benchmark: what is measured, and what it ought to be.
 
 mod edits;
+mod end;
+mod gap;
 mod lookup;
+mod memory;
+mod removal;
 mod threads;
 mod writer;
 
@@ -31,6 +35,14 @@ pub(crate) enum Row {
     Same,
     /// A reader beside a writer that never pauses.
     Writer,
+    /// The end of an edit over many VMAs.
+    End,
+    /// Finding room among many VMAs.
+    Gap,
+    /// Removals and edits while a reader stays elsewhere, or a removal waits.
+    Removal,
+    /// Bytes of a VMA, of an empty space, and after many changes.
+    Memory,
     /// Page faults of this process, beside bare handlers.
     Faults,
 }
@@ -50,6 +62,10 @@ impl Row {
             Self::Different => threads::different(effort),
             Self::Same => threads::same(effort),
             Self::Writer => writer::measure(effort),
+            Self::End => end::measure(effort),
+            Self::Gap => gap::measure(effort),
+            Self::Removal => removal::measure(effort),
+            Self::Memory => memory::measure(effort),
             Self::Faults => faults::measure(effort)?,
         }))
     }

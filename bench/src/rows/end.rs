@@ -1,0 +1,69 @@
+//! What the end of an edit costs, by the number of VMAs that it has locked.
+
+use std::time::Instant;
+
+use super::Figures;
+use crate::contest::{Bound, Contest, Effort, Goal};
+use crate::layout::{self, Build, Layout};
+use crate::peers::{Find, LockedEntries, Pervma};
+use crate::report::{Table, all};
+
+/// VMAs locked in one edit.
+const LOCKED: [usize; 5] = [1, 16, 256, 4_096, 65_000];
+
+/// What the end may take with the most of them locked, over what it takes with one.
+const LIMIT: f64 = 1.2;
+
+pub(crate) fn measure(effort: &Effort) -> Figures {
+    let vmas = Layout { vmas: LOCKED[LOCKED.len() - 1] }.build(Build::Random);
+    let (space, entries) = (<Pervma>::of(&vmas).0, LockedEntries::of(&vmas));
+    let mut contest = Contest::new();
+    contest.enter(<Pervma>::NAME, |(): &()| {
+        let one = |locked| {
+            let edit = space.edit();
+            assert!(edit.is_ok(), "this thread holds nothing");
+            let Ok(mut edit) = edit else { return f64::NAN };
+            for number in 0..locked {
+                let lock = edit.start_write(layout::vma(number).start);
+                assert!(lock.is_ok(), "nobody reads");
+            }
+            let start = Instant::now();
+            drop(edit);
+            start.elapsed().as_nanos() as f64
+        };
+        LOCKED.map(|locked| mean(locked, || one(locked))).to_vec()
+    });
+    contest.enter(LockedEntries::NAME, |(): &()| {
+        let one = |locked| {
+            let tree = entries.0.write();
+            let range = layout::vma(0).start..layout::vma(locked).start;
+            let locks: Vec<_> = tree.starting_in(range).map(|(_, entry)| entry.0.write()).collect();
+            let start = Instant::now();
+            drop(locks);
+            drop(tree);
+            start.elapsed().as_nanos() as f64
+        };
+        LOCKED.map(|locked| mean(locked, || one(locked))).to_vec()
+    });
+    let outcome = contest.run("end of an edit", effort.rounds, |_| ());
+    let mut times = Table::new("VMAs locked, of 65,000", "ns");
+    for (measure, locked) in LOCKED.into_iter().enumerate() {
+        times.point(locked, all(&outcome, measure));
+    }
+    let goal = Goal::ratio(
+        "pervma's end with 65,000 VMAs locked over that with 1",
+        Bound::AtMost(LIMIT),
+        &outcome,
+        (<Pervma>::NAME, LOCKED.len() - 1),
+        (<Pervma>::NAME, 0),
+    );
+    let about = "The end of an edit that has write-locked so many VMAs, timed alone, the timer included. \
+                 The peer lets go of so many entry locks, one by one, and of the map's.";
+    (about, vec![times], goal.into_iter().collect())
+}
+
+/// The mean of as many ends as make up for their timer, fewer where they take long to prepare.
+fn mean(locked: usize, one: impl Fn() -> f64) -> f64 {
+    let ends = (4_096 / locked).clamp(4, 64);
+    (0..ends).map(|_| one()).sum::<f64>() / ends as f64
+}
