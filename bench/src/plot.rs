@@ -7,11 +7,15 @@ use std::path::Path;
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::report::{Report, Section, Table, number};
 
 /// Of a table, in pixels.
 const PANEL: (u32, u32) = (960, 360);
+
+/// Of that, what the contestants' names take.
+const LEGEND: u32 = 260;
 
 type Panel<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
@@ -54,63 +58,53 @@ fn draw_table<'a>(
         None => (0..table.cases.len()).map(|case| case as f64).collect(),
     };
     let last = places.last().copied().unwrap_or_default();
-    let mut chart = ChartBuilder::on(panel)
+    let (picture, legend) = panel.split_horizontally(PANEL.0 - LEGEND);
+    let mut chart = ChartBuilder::on(&picture)
         .caption(format!("{}, {}", table.title, table.unit), ("sans-serif", 16))
         .margin(10)
-        .margin_right(300)
-        .x_label_area_size(30)
+        .margin_bottom(30)
         .y_label_area_size(70)
         .build_cartesian_2d(-0.5..last + 0.5, up.range.clone())?;
     chart
         .configure_mesh()
         .disable_x_mesh()
-        .disable_x_axis()
-        .y_label_formatter(&|at| number(up.figure(*at)))
+        .y_label_formatter(&|height| number(up.figure(*height)))
         .draw()?;
-    // Names of the cases below their places, whatever ticks there would be.
-    for (case, &place) in table.cases.iter().zip(&places) {
-        let (across, _) = chart.backend_coord(&(place, up.range.start));
-        let below = panel.get_pixel_range().1.end - 30;
-        let (left, top) = panel.get_base_pixel();
-        let width = i32::try_from(case.len() * 3).unwrap_or_default();
-        panel.draw(&Text::new(
-            case.clone(),
-            (across - left - width, below - top),
-            ("sans-serif", 12),
-        ))?;
-    }
+    // The cases stand where they are, not where ticks would be.
+    let centered = TextStyle::from(("sans-serif", 12)).pos(Pos::new(HPos::Center, VPos::Top));
+    chart.draw_series(table.cases.iter().zip(&places).map(|(case, &place)| {
+        EmptyElement::at((place, up.range.start)) + Text::new(case.clone(), (0, 6), &centered)
+    }))?;
+
     let thickness = 0.8 / table.lines.len() as f64;
     for (number, line) in table.lines.iter().enumerate() {
         let color = Palette99::pick(number).to_rgba();
-        let shift = match table.scale {
-            Some(_) => 0.0,
-            None => (number as f64 - table.lines.len() as f64 / 2.0) * thickness,
-        };
         let points = places.iter().zip(&line.figures).filter_map(|(place, figure)| {
             let figure = figure.as_ref()?;
             let heights = [figure.lower_quartile, figure.median, figure.upper_quartile];
-            Some((place + shift, heights.map(|height| up.height(height))))
+            Some((*place, heights.map(|figure| up.height(figure))))
         });
-        let points: Vec<_> = points.collect();
-        let drawn = match table.scale {
-            Some(_) => {
-                let medians = points.iter().map(|(at, [_, median, _])| (*at, *median));
-                chart.draw_series(LineSeries::new(medians, color.stroke_width(2)))?
-            }
-            None => chart.draw_series(points.iter().map(|(at, [_, median, _])| {
-                Rectangle::new([(*at, up.range.start), (at + thickness, *median)], color.filled())
-            }))?,
-        };
-        let mark = move |(x, y): (i32, i32)| {
-            Rectangle::new([(x, y - 4), (x + 12, y + 4)], color.filled())
-        };
-        drawn.label(line.contestant).legend(mark);
-        let middle = if table.scale.is_some() { 0.0 } else { thickness / 2.0 };
+        // Bars of a case stand beside each other.
+        let shift =
+            if table.scale.is_some() { 0.0 } else { (number as f64 + 0.5) * thickness - 0.4 };
+        let points: Vec<_> = points.map(|(at, heights)| (at + shift, heights)).collect();
+        if table.scale.is_some() {
+            let medians = points.iter().map(|(at, [_, median, _])| (*at, *median));
+            let curve = PathElement::new(medians.collect::<Vec<_>>(), color.stroke_width(2));
+            chart.draw_series([curve])?;
+        } else {
+            let half = thickness / 2.0;
+            chart.draw_series(points.iter().map(|(at, [_, median, _])| {
+                Rectangle::new([(at - half, up.range.start), (at + half, *median)], color.filled())
+            }))?;
+        }
         chart.draw_series(points.iter().map(|(at, [lower, _, upper])| {
-            PathElement::new([(at + middle, *lower), (at + middle, *upper)], BLACK)
+            PathElement::new([(*at, *lower), (*at, *upper)], BLACK)
         }))?;
+        let y = i32::try_from(number).unwrap_or_default() * 18 + 40;
+        legend.draw(&Rectangle::new([(0, y), (12, y + 12)], color.filled()))?;
+        legend.draw(&Text::new(line.contestant, (18, y), ("sans-serif", 12)))?;
     }
-    let _ = chart;
     Ok(())
 }
 
