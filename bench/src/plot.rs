@@ -68,6 +68,7 @@ fn draw_table<'a>(
     chart
         .configure_mesh()
         .disable_x_mesh()
+        .max_light_lines(1)
         .y_label_formatter(&|height| number(up.figure(*height)))
         .draw()?;
     // The cases stand where they are, not where ticks would be.
