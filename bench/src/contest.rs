@@ -17,12 +17,28 @@ pub(crate) struct Effort {
     pub(crate) batch: usize,
     /// What a batch takes at most, and what a measurement of fixed time takes.
     pub(crate) span: Duration,
+    /// Pairs of changes after which memory is looked at again.
+    pub(crate) pairs: usize,
+    /// Pages that fault in a round.
+    pub(crate) pages: usize,
 }
 
 impl Effort {
-    pub(crate) const FULL: Self =
-        Self { rounds: 51, batch: 20_000, span: Duration::from_millis(20) };
-    pub(crate) const QUICK: Self = Self { rounds: 3, batch: 2_000, span: Duration::from_millis(3) };
+    pub(crate) const FULL: Self = Self {
+        rounds: 51,
+        batch: 20_000,
+        span: Duration::from_millis(20),
+        pairs: 1_000_000,
+        pages: 4_096,
+    };
+
+    pub(crate) const QUICK: Self = Self {
+        rounds: 3,
+        batch: 2_000,
+        span: Duration::from_millis(3),
+        pairs: 100_000,
+        pages: 1_024,
+    };
 }
 
 type Turn<'a, I> = Box<dyn FnMut(&I) -> Vec<f64> + 'a>;

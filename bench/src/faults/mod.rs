@@ -11,6 +11,7 @@ mod round;
 use std::error::Error;
 
 use self::plan::{Case, From, Mode, Plan};
+use self::round::Samples;
 use crate::contest::{Bound, Effort, Goal};
 use crate::report::Table;
 use crate::rows::Figures;
@@ -23,42 +24,32 @@ const LIMIT: f64 = 1.15;
 ///
 /// The kernel's: no userfaultfd, no memory, no temporary file.
 pub(crate) fn measure(effort: &Effort) -> Result<Figures, Box<dyn Error>> {
-    let pages = if effort.rounds < Effort::FULL.rounds { 1024 } else { 4096 };
-    let plan = Plan { rounds: effort.rounds, pages };
-    let mut goals = Vec::new();
-    let mut times = Vec::new();
-    let mut ratios = Vec::new();
-    for mode in [Mode::Signal, Mode::Thread] {
-        let by = match mode {
-            Mode::Signal => "by signal",
-            Mode::Thread => "by a thread",
-        };
-        times.push((mode, Table::new(format!("served {by}"), "ns per page")));
-        ratios.push((mode, Table::new(format!("served {by}: pervma over the floor"), "ratio")));
-    }
-    for sample in plan.run()? {
-        let (case, name) = (sample.case, sample.case.name());
-        let table = |tables: &mut Vec<(Mode, Table)>, figures: Vec<_>| {
-            let table = tables.iter_mut().find(|(mode, _)| *mode == case.mode);
-            if let Some((_, table)) = table {
-                table.case(name.clone(), figures);
+    let samples = Plan { rounds: effort.rounds, pages: effort.pages }.run()?;
+    let (mut tables, mut goals) = (Vec::new(), Vec::new());
+    for (mode, by) in [(Mode::Signal, "by a signal handler"), (Mode::Thread, "by a thread")] {
+        for granule in plan::GRANULES {
+            let title = format!("{} KiB a fault, served {by}", granule >> 10);
+            let mut times = Table::new(&title, "ns a page");
+            let mut ratios = Table::new(format!("{title}: over the floor"), "ratio");
+            let of_this = |case: &Case| case.mode == mode && case.granule == granule;
+            for Samples { case, bare, pervma } in samples.iter().filter(|of| of_this(&of.case)) {
+                let name = case.name();
+                let ratio =
+                    Summary::of(pervma.iter().zip(bare).map(|(pervma, bare)| pervma / bare));
+                let figures = [("floor", bare), ("pervma", pervma)];
+                times.case(&name, figures.map(|(who, of)| (who, Summary::of(of.iter().copied()))));
+                ratios.case(&name, [("pervma", ratio)]);
+                if mode == Mode::Signal && granule == plan::PAGE {
+                    let what = format!("{title}, {name}: pervma over the floor");
+                    goals.extend(ratio.map(|ratio| Goal::new(what, Bound::AtMost(LIMIT), ratio)));
+                }
             }
-        };
-        let ratio = Summary::of(sample.pervma.iter().zip(&sample.bare).map(|(a, b)| a / b));
-        let bare = Summary::of(sample.bare);
-        table(&mut times, vec![("floor", bare), ("pervma", Summary::of(sample.pervma))]);
-        table(&mut ratios, vec![("pervma", ratio)]);
-        if case.mode == Mode::Signal
-            && case.granule == plan::PAGE
-            && let Some(ratio) = ratio
-        {
-            let what = format!("served by signal, {name}: pervma over the floor");
-            goals.push(Goal::new(what, Bound::AtMost(LIMIT), ratio));
+            tables.extend([times, ratios]);
         }
     }
     let about = "Page faults of this process: pages of fresh memory touched once, in random order. The \
-                 floor is a signal handler or a thread that does nothing but fill.";
-    let tables = times.into_iter().chain(ratios).map(|(_, table)| table).collect();
+                 floor is a signal handler or a thread that does nothing but fill. A case is where \
+                 the bytes come from, and how many threads touch.";
     Ok((about, tables, goals))
 }
 
@@ -68,6 +59,6 @@ impl Case {
             From::Memory => "memory",
             From::File => "file",
         };
-        format!("{}K {from} x{}", self.granule >> 10, self.threads)
+        format!("{from} x{}", self.threads)
     }
 }

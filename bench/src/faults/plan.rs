@@ -2,6 +2,9 @@
 
 pub(crate) use crate::layout::PAGE;
 
+/// Bytes that a fault fills.
+pub(crate) const GRANULES: [usize; 3] = [PAGE, 64 << 10, 2 << 20];
+
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
@@ -44,7 +47,7 @@ impl Case {
     pub(crate) fn all() -> Vec<Self> {
         let mut cases = Vec::new();
         for mode in [Mode::Signal, Mode::Thread] {
-            for granule in [4 << 10, 64 << 10, 2 << 20] {
+            for granule in GRANULES {
                 for from in [From::Memory, From::File] {
                     for threads in [1, 2] {
                         cases.push(Self { mode, granule, from, threads });

@@ -10,11 +10,8 @@ use crate::summary::Summary;
 
 const SIZES: [usize; 2] = [1_000, 65_000];
 
-/// Pairs of insert and remove.
-const PAIRS: usize = 1_000_000;
-
-/// After so many, memory is not to grow any more.
-const SETTLED: usize = PAIRS / 10;
+/// After this part of the pairs, memory is not to grow any more.
+const SETTLED: usize = 10;
 
 pub(crate) fn measure(effort: &Effort) -> Figures {
     let mut table = Table::new("memory by contestant", "bytes");
@@ -34,7 +31,7 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
         table.case(format!("a VMA, of {size}"), figures);
     }
 
-    let pairs = if effort.rounds < Effort::FULL.rounds { PAIRS / 10 } else { PAIRS };
+    let pairs = effort.pairs;
     let layout = Layout { vmas: SIZES[0] };
     let map = <Pervma>::of(&layout.build(Build::Random));
     let mut number = 0;
@@ -50,10 +47,10 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
         });
         Summary::exactly(grown.1 as f64)
     };
-    let settling = change(SETTLED.min(pairs / 10));
+    let settling = change(pairs / SETTLED);
     let growth = change(pairs);
     let mut changes = Table::new(format!("growth of a space of {} VMAs", layout.vmas), "bytes");
-    changes.case("first pairs", [(<Pervma>::NAME, Some(settling))]);
+    changes.case(format!("first {} pairs", pairs / SETTLED), [(<Pervma>::NAME, Some(settling))]);
     changes.case(format!("next {pairs} pairs"), [(<Pervma>::NAME, Some(growth))]);
     let goal = Goal::new(
         format!("growth over {pairs} pairs of insert + remove, bytes"),
