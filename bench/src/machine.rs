@@ -1,16 +1,22 @@
-//! What the figures were measured on.
+//! What the figures were measured on, and with.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::thread;
 
 use serde::Serialize;
 
+/// Those of the crates that are measured.
+const PEERS: [&str; 4] = ["parking_lot", "arc-swap", "crossbeam-skiplist", "scc"];
+
 #[derive(Debug, Serialize)]
 pub(crate) struct Machine {
     kernel: String,
     cpu: String,
     cpus: usize,
+    rustc: &'static str,
+    versions: BTreeMap<&'static str, &'static str>,
 }
 
 impl Machine {
@@ -26,12 +32,41 @@ impl Machine {
         let cpu =
             model.map_or("unknown processor", |rest| rest.trim_start_matches([' ', '\t', ':']));
         let cpus = thread::available_parallelism().map_or(1, usize::from);
-        Self { kernel, cpu: cpu.to_owned(), cpus }
+        let lock = include_str!("../../Cargo.lock");
+        let versions = PEERS.iter().filter_map(|name| Some((*name, version(lock, name)?)));
+        Self {
+            kernel,
+            cpu: cpu.to_owned(),
+            cpus,
+            rustc: env!("BENCH_RUSTC"),
+            versions: versions.collect(),
+        }
     }
+}
+
+/// The version of a package in a lock file.
+fn version<'l>(lock: &'l str, name: &str) -> Option<&'l str> {
+    let header = format!("name = \"{name}\"\nversion = \"");
+    let (_, rest) = lock.split_once(&header)?;
+    rest.split_once('"').map(|(version, _)| version)
 }
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, {} CPUs, {}", self.cpu, self.cpus, self.kernel)
+        writeln!(f, "{}, {} CPUs, {}", self.cpu, self.cpus, self.kernel)?;
+        write!(f, "{}", self.rustc)?;
+        self.versions.iter().try_for_each(|(name, version)| write!(f, ", {name} {version}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_peer_has_a_version() {
+        let machine = Machine::detect();
+        assert_eq!(machine.versions.len(), PEERS.len());
+        assert!(machine.versions.values().all(|version| version.contains('.')));
     }
 }

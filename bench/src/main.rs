@@ -1,37 +1,47 @@
-//! The cost of a page fault, beside the floors: a signal handler, and a thread, that do nothing but
-//! fill.
+//! pervma measured beside what people use instead, and beside floors.
 //!
-//! The ways to serve faults take turns, round by round, in one process and on the same bytes; each
-//! round maps fresh memory and touches its pages once, in random order. What is measured is
-//! the time of the touching reads. Run it with `--release`.
+//! Contestants of one case take turns, round by round, in one process and on the same input. Run it
+//! with `--release`.
 #![deny(unsafe_code)]
 
-mod bare;
+mod allocator;
+mod contest;
+mod faults;
+mod layout;
 mod machine;
-mod plan;
+mod peers;
+mod plot;
 mod report;
-mod round;
+mod rows;
 mod summary;
 
 use std::error::Error;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 
+use crate::contest::{Effort, timer_cost};
 use crate::machine::Machine;
-use crate::plan::Plan;
 use crate::report::Report;
+use crate::rows::Row;
 
-/// Measure page faults: pervma's regions beside bare signal handlers and handler threads.
+/// Measure pervma beside what people use instead.
 #[derive(Debug, Parser)]
 #[command(name = "pervma-bench")]
 struct Arguments {
     /// A few short rounds, to see that it works.
     #[arg(long)]
     quick: bool,
-    /// One JSON object instead of a table.
+    /// One JSON object instead of tables.
     #[arg(long)]
     json: bool,
+    /// Draw an SVG for each row into this folder.
+    #[arg(long, value_name = "DIR")]
+    plot: Option<PathBuf>,
+    /// This row only; may be given more than once.
+    #[arg(long, value_enum, value_name = "ROW")]
+    only: Vec<Row>,
 }
 
 fn main() -> ExitCode {
@@ -45,16 +55,21 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn Error>> {
+    let arguments = Arguments::parse();
     if cfg!(debug_assertions) {
         eprintln!("pervma-bench: this is a debug build, run it with --release");
     }
-    let arguments = Arguments::parse();
-    let plan = if arguments.quick {
-        Plan { rounds: 3, pages: 1024 }
-    } else {
-        Plan { rounds: 51, pages: 4096 }
+    let effort = if arguments.quick { Effort::QUICK } else { Effort::FULL };
+    let chosen = match arguments.only.as_slice() {
+        [] => Row::value_variants(),
+        only => only,
     };
-    let report = Report::new(Machine::detect(), plan, &plan.run()?);
+    let (machine, timer_cost) = (Machine::detect(), timer_cost());
+    let rows: Result<Vec<_>, _> = chosen.iter().map(|row| row.measure(&effort)).collect();
+    let report = Report { machine, effort, timer_cost, rows: rows? };
+    if let Some(folder) = &arguments.plot {
+        plot::draw(&report, folder)?;
+    }
     if arguments.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {

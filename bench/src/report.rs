@@ -1,44 +1,117 @@
-//! The figures, as a table or as JSON.
+//! The figures, as text.
 
 use std::fmt;
 
 use serde::Serialize;
 
+use crate::contest::{Bound, Effort, Goal, Outcome};
 use crate::machine::Machine;
-use crate::plan::{Case, From, Mode, Plan};
-use crate::round::Samples;
 use crate::summary::Summary;
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    machine: Machine,
+    pub(crate) machine: Machine,
     #[serde(flatten)]
-    plan: Plan,
-    rows: Vec<Row>,
+    pub(crate) effort: Effort,
+    /// ns.
+    pub(crate) timer_cost: Option<Summary>,
+    pub(crate) rows: Vec<Section>,
+}
+
+/// What a row has measured.
+#[derive(Debug, Serialize)]
+pub(crate) struct Section {
+    pub(crate) row: String,
+    /// What was done.
+    pub(crate) about: &'static str,
+    pub(crate) tables: Vec<Table>,
+    pub(crate) goals: Vec<Goal>,
+}
+
+/// Figures of one kind: a line for each contestant, a column for each case.
+#[derive(Debug, Serialize)]
+pub(crate) struct Table {
+    pub(crate) title: String,
+    pub(crate) unit: &'static str,
+    pub(crate) cases: Vec<String>,
+    /// The cases as numbers, where they are points of a curve.
+    pub(crate) scale: Option<Vec<f64>>,
+    pub(crate) lines: Vec<Line>,
 }
 
 #[derive(Debug, Serialize)]
-struct Row {
-    #[serde(flatten)]
-    case: Case,
-    /// ns per page.
-    bare: Summary,
-    /// ns per page.
-    pervma: Summary,
-    /// pervma's time over the floor's, round by round.
-    ratio: Summary,
+pub(crate) struct Line {
+    pub(crate) contestant: &'static str,
+    /// One for each case; `None` where the contestant has none.
+    pub(crate) figures: Vec<Option<Summary>>,
 }
 
-impl Report {
-    pub(crate) fn new(machine: Machine, plan: Plan, samples: &[Samples]) -> Self {
-        let rows = samples.iter().map(|sample| Row {
-            case: sample.case,
-            bare: Summary::of(sample.bare.iter().copied()),
-            pervma: Summary::of(sample.pervma.iter().copied()),
-            ratio: Summary::of(sample.pervma.iter().zip(&sample.bare).map(|(a, b)| a / b)),
-        });
-        Self { machine, plan, rows: rows.collect() }
+impl Table {
+    pub(crate) fn new(title: impl Into<String>, unit: &'static str) -> Self {
+        Self { title: title.into(), unit, cases: Vec::new(), scale: None, lines: Vec::new() }
     }
+
+    /// Adds a column.
+    pub(crate) fn case(
+        &mut self,
+        case: impl Into<String>,
+        figures: impl IntoIterator<Item = (&'static str, Option<Summary>)>,
+    ) {
+        let column = self.cases.len();
+        self.cases.push(case.into());
+        for (contestant, figure) in figures {
+            let line = match self.lines.iter_mut().find(|line| line.contestant == contestant) {
+                Some(line) => line,
+                None => {
+                    self.lines.push(Line { contestant, figures: Vec::new() });
+                    let last = self.lines.len() - 1;
+                    &mut self.lines[last]
+                }
+            };
+            line.figures.resize(column, None);
+            line.figures.push(figure);
+        }
+        self.lines.iter_mut().for_each(|line| line.figures.resize(column + 1, None));
+    }
+
+    /// Adds a column that is a point of curves.
+    pub(crate) fn point(
+        &mut self,
+        at: usize,
+        figures: impl IntoIterator<Item = (&'static str, Option<Summary>)>,
+    ) {
+        self.scale.get_or_insert_default().push(at as f64);
+        self.case(at.to_string(), figures);
+    }
+}
+
+/// A measure of all contestants.
+pub(crate) fn all(
+    outcome: &Outcome,
+    measure: usize,
+) -> impl Iterator<Item = (&'static str, Option<Summary>)> {
+    outcome.names().map(move |name| (name, outcome.summary(name, measure)))
+}
+
+/// A measure of all contestants over one contestant's.
+pub(crate) fn over(
+    outcome: &Outcome,
+    measure: usize,
+    reference: &'static str,
+) -> impl Iterator<Item = (&'static str, Option<Summary>)> {
+    outcome
+        .names()
+        .filter(move |name| *name != reference)
+        .map(move |name| (name, outcome.ratio((name, measure), (reference, measure))))
+}
+
+/// One measure over another, of all contestants.
+pub(crate) fn growth(
+    outcome: &Outcome,
+    of: usize,
+    to: usize,
+) -> impl Iterator<Item = (&'static str, Option<Summary>)> {
+    outcome.names().map(move |name| (name, outcome.ratio((name, of), (name, to))))
 }
 
 impl fmt::Display for Report {
@@ -46,46 +119,124 @@ impl fmt::Display for Report {
         writeln!(f, "{}", self.machine)?;
         writeln!(
             f,
-            "ns per page of 4096 bytes, medians (quartiles) of {} rounds of {} pages in random \
-             order;\nthe floor is a signal handler or a thread that does nothing but fill\n",
-            self.plan.rounds, self.plan.pages
+            "Medians (quartiles) of {} rounds in which the contestants take turns; ratios are computed \
+             round by round.",
+            self.effort.rounds
         )?;
-        let head = ["served by", "granule", "source", "threads", "floor", "pervma", "ratio"];
-        line(f, head.map(str::to_owned))?;
-        for row in &self.rows {
-            let Case { mode, granule, from, threads } = row.case;
-            let served = match mode {
-                Mode::Signal => "signal",
-                Mode::Thread => "thread",
-            };
-            let source = match from {
-                From::Memory => "memory",
-                From::File => "file",
-            };
-            line(
+        writeln!(
+            f,
+            "\"Memory only\": keeps an entry's memory while it is read, not the entry in the map; its \
+             removal does not wait."
+        )?;
+        if let Some(cost) = &self.timer_cost {
+            writeln!(
                 f,
-                [
-                    served.to_owned(),
-                    format!("{}K", granule >> 10),
-                    source.to_owned(),
-                    threads.to_string(),
-                    cell(&row.bare, 0),
-                    cell(&row.pervma, 0),
-                    cell(&row.ratio, 3),
-                ],
+                "Reading the clock twice adds {} ns to an operation timed alone.",
+                cell(cost)
             )?;
+        }
+        for section in &self.rows {
+            write!(f, "\n{section}")?;
         }
         Ok(())
     }
 }
 
-fn cell(summary: &Summary, digits: usize) -> String {
-    let Summary { median, lower_quartile, upper_quartile } = summary;
-    format!("{median:.digits$} ({lower_quartile:.digits$}..{upper_quartile:.digits$})")
+impl fmt::Display for Section {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "== {}\n{}", self.row, self.about)?;
+        for table in &self.tables {
+            write!(f, "\n{table}")?;
+        }
+        if !self.goals.is_empty() {
+            writeln!(f, "\ngoals")?;
+        }
+        self.goals.iter().try_for_each(|goal| write!(f, "{goal}"))
+    }
 }
 
-fn line(f: &mut fmt::Formatter<'_>, cells: [String; 7]) -> fmt::Result {
-    let [served, granule, source, threads, bare, pervma, ratio] = cells;
-    let text = format!("{served:10}{granule:9}{source:8}{threads:9}{bare:23}{pervma:23}{ratio}");
-    writeln!(f, "{}", text.trim_end())
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}, {}", self.title, self.unit)?;
+        let cells = |line: &Line| -> Vec<String> {
+            line.figures.iter().map(|figure| figure.as_ref().map_or("-".into(), cell)).collect()
+        };
+        let lines: Vec<_> = self.lines.iter().map(|line| (line.contestant, cells(line))).collect();
+        let width = |column: usize| {
+            let cells = lines.iter().map(|(_, cells)| cells[column].chars().count());
+            cells.chain([self.cases[column].chars().count()]).max().unwrap_or(0) + 2
+        };
+        let widths: Vec<_> = (0..self.cases.len()).map(width).collect();
+        let names = self.lines.iter().map(|line| line.contestant.len()).max().unwrap_or(0);
+        let mut line = |name: &str, cells: &[String]| {
+            write!(f, "  {name:names$}")?;
+            for (cell, width) in cells.iter().zip(&widths) {
+                write!(f, "{cell:>width$}")?;
+            }
+            writeln!(f)
+        };
+        line("", &self.cases)?;
+        lines.iter().try_for_each(|(name, cells)| line(name, cells))
+    }
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (sign, bound) = match self.bound {
+            Bound::AtMost(bound) => ("≤", bound),
+            Bound::AtLeast(bound) => ("≥", bound),
+        };
+        let verdict = match self.bound.missed_by(self.figure.median) {
+            _ if self.holds => "holds".to_owned(),
+            missed if bound == 0.0 => format!("misses by {}", number(missed)),
+            missed => format!("misses by {:.0} %", (missed * 100.0).ceil()),
+        };
+        writeln!(f, "  {verdict:15} {sign} {bound}: {}  {}", cell(&self.figure), self.what)
+    }
+}
+
+fn cell(summary: &Summary) -> String {
+    let Summary { median, lower_quartile, upper_quartile } = *summary;
+    if lower_quartile == upper_quartile {
+        return number(median);
+    }
+    format!("{} ({}..{})", number(median), number(lower_quartile), number(upper_quartile))
+}
+
+/// With about three digits that count.
+pub(crate) fn number(figure: f64) -> String {
+    let digits = match figure.abs() {
+        0.0 => 0,
+        100.0.. => 0,
+        10.0.. => 1,
+        1.0.. => 2,
+        _ => 3,
+    };
+    format!("{figure:.digits$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_contestant_may_miss_a_case() {
+        let mut table = Table::new("title", "ns");
+        table.case("a", [("x", Some(Summary::exactly(1.0)))]);
+        table.case("b", [("y", Some(Summary::exactly(250.0)))]);
+        assert_eq!(
+            table.to_string(),
+            "title, ns\n        a    b\n  x  1.00    -\n  y     -  250\n"
+        );
+    }
+
+    #[test]
+    fn goals_say_by_how_much() {
+        let goal = |bound, figure| {
+            Goal::new("w", bound, Summary::exactly(figure)).to_string().trim().to_owned()
+        };
+        assert_eq!(goal(Bound::AtMost(0.5), 0.4), "holds           ≤ 0.5: 0.400  w");
+        assert_eq!(goal(Bound::AtLeast(2.0), 1.0), "misses by 50 %  ≥ 2: 1.00  w");
+        assert_eq!(goal(Bound::AtMost(0.0), 12.0), "misses by 12.0  ≤ 0: 12.0  w");
+    }
 }

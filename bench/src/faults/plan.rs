@@ -1,12 +1,12 @@
 //! What is measured.
 
-use serde::Serialize;
+pub(crate) use crate::layout::PAGE;
 
-/// The size of a page in bytes.
-pub(crate) const PAGE: usize = 4096;
+/// Bytes that a fault fills.
+pub(crate) const GRANULES: [usize; 3] = [PAGE, 64 << 10, 2 << 20];
 
 /// How much is measured.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) rounds: usize,
     /// Touched in each round.
@@ -14,8 +14,7 @@ pub(crate) struct Plan {
 }
 
 /// Who serves faults.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// The faulting thread, in a signal handler.
     Signal,
@@ -24,8 +23,7 @@ pub(crate) enum Mode {
 }
 
 /// Where bytes come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum From {
     /// Memory: the floor is the ioctl alone.
     Memory,
@@ -34,7 +32,7 @@ pub(crate) enum From {
 }
 
 /// One way to fault, which pervma and a floor have in common.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Case {
     pub(crate) mode: Mode,
     /// Bytes that a fault fills.
@@ -49,7 +47,7 @@ impl Case {
     pub(crate) fn all() -> Vec<Self> {
         let mut cases = Vec::new();
         for mode in [Mode::Signal, Mode::Thread] {
-            for granule in [4 << 10, 64 << 10, 2 << 20] {
+            for granule in GRANULES {
                 for from in [From::Memory, From::File] {
                     for threads in [1, 2] {
                         cases.push(Self { mode, granule, from, threads });

@@ -13,8 +13,8 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
-use crate::bare::{self, BareRegion, Filling};
-use crate::plan::{Case, From, Mode, PAGE, Plan};
+use super::bare::{self, BareRegion, Filling};
+use super::plan::{Case, From, Mode, PAGE, Plan};
 
 /// Times of the floor and of pervma, in ns per page, one of each per round.
 #[derive(Debug)]

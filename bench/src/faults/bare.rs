@@ -19,7 +19,7 @@ use libc::{SIGBUS, siginfo_t};
 use pervma_pager::sys::{Access, CopyError, Errno, Fill, Memory, PageSize, Userfaultfd};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::plan::Mode;
+use super::plan::Mode;
 
 /// What granules are filled with.
 #[derive(Clone, Debug)]

@@ -1,0 +1,90 @@
+//! The contestants: maps from ranges to payloads, each used as its authors advise.
+
+#[cfg(test)]
+mod tests;
+
+mod arc_swap;
+mod floors;
+mod locked;
+mod ordered;
+mod pervma;
+
+mod tree;
+
+use std::ops::Range;
+
+pub(crate) use self::arc_swap::Snapshots;
+pub(crate) use self::floors::{Array, CountPair};
+pub(crate) use self::locked::{LockedEntries, ParkingLot, StdLock};
+pub(crate) use self::pervma::{Pervma, PervmaCursor, PervmaOutside};
+
+pub(crate) use self::ordered::{SccTree, Skiplist};
+pub(crate) use self::tree::Tree;
+use crate::layout::Vma;
+
+/// What looks addresses up.
+pub(crate) trait Find: Send + Sync + Sized {
+    /// In the tables.
+    const NAME: &'static str;
+
+    /// What a thread keeps between lookups.
+    type Reader<'m>: Reader
+    where
+        Self: 'm;
+
+    /// A map of `vmas`, inserted in this order.
+    fn of(vmas: &[Vma]) -> Self;
+
+    fn reader(&self) -> Self::Reader<'_>;
+}
+
+/// A thread's way to look addresses up.
+pub(crate) trait Reader {
+    /// Finds the range that holds `addr` and keeps it from going away (or only its memory: then the
+    /// contestant's name says so) while `visit` looks at its payload; `None` in a hole.
+    fn visit<R>(&mut self, addr: usize, visit: impl FnOnce(Option<u64>) -> R) -> R;
+
+    /// Reads the payload at `addr`.
+    #[inline(always)]
+    fn read(&mut self, addr: usize) -> Option<u64> {
+        self.visit(addr, |payload| payload)
+    }
+
+    /// Looks `addr` up, and says whether that needed more than one attempt; `None` where there is
+    /// but one way.
+    fn hindered(&mut self, addr: usize) -> Option<bool> {
+        let _ = addr;
+        None
+    }
+}
+
+/// What can be changed, too.
+pub(crate) trait Map: Find {
+    /// Maps a free range, after a look that it is free.
+    fn insert(&self, vma: Vma);
+
+    /// Unmaps what is mapped at exactly `range`.
+    fn remove(&self, range: Range<usize>);
+
+    /// Gives `range`, which lies in one entry, another payload: divides the entry, and joins what
+    /// then has the same payload as a neighbour that it touches.
+    fn update(&self, range: Range<usize>, payload: u64);
+}
+
+/// Evaluates an expression for each map, with the type `$map`. A new contestant is one more line.
+macro_rules! each_map {
+    ($map:ident => $run:expr) => {{
+        $crate::peers::each_map! { @($crate::peers::Pervma) $map => $run }
+        $crate::peers::each_map! { @($crate::peers::ParkingLot) $map => $run }
+        $crate::peers::each_map! { @($crate::peers::StdLock) $map => $run }
+        $crate::peers::each_map! { @($crate::peers::LockedEntries) $map => $run }
+        $crate::peers::each_map! { @($crate::peers::Snapshots) $map => $run }
+        $crate::peers::each_map! { @($crate::peers::Skiplist) $map => $run }
+        $crate::peers::each_map! { @($crate::peers::SccTree) $map => $run }
+    }};
+    (@($contestant:path) $map:ident => $run:expr) => {{
+        type $map = $contestant;
+        $run;
+    }};
+}
+pub(crate) use each_map;

@@ -1,0 +1,72 @@
+//! The rows of the benchmark: what is measured, and what it ought to be.
+
+mod edits;
+mod end;
+mod gap;
+mod lookup;
+mod memory;
+mod removal;
+mod threads;
+mod writer;
+
+use std::error::Error;
+
+use clap::ValueEnum;
+
+use crate::contest::{Effort, Goal};
+use crate::faults;
+use crate::report::{Section, Table};
+
+/// What a row returns: what was done, the tables, and the goals.
+pub(crate) type Figures = (&'static str, Vec<Table>, Vec<Goal>);
+
+/// One row, in the order in which they are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Row {
+    /// Find, lock and unlock at random addresses.
+    Lookup,
+    /// The same with a cursor, at addresses that lie close together.
+    Cursor,
+    /// Insert + remove, split + merge.
+    Edits,
+    /// Threads that read different VMAs.
+    Different,
+    /// Threads that read the same VMA.
+    Same,
+    /// A reader beside a writer that never pauses.
+    Writer,
+    /// The end of an edit over many VMAs.
+    End,
+    /// Finding room among many VMAs.
+    Gap,
+    /// Removals and edits while a reader stays elsewhere, or a removal waits.
+    Removal,
+    /// Bytes of a VMA, of an empty space, and after many changes.
+    Memory,
+    /// Page faults of this process, beside bare handlers.
+    Faults,
+}
+
+impl Row {
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(crate) fn measure(self, effort: &Effort) -> Result<Section, Box<dyn Error>> {
+        let row =
+            self.to_possible_value().map_or_else(String::new, |row| row.get_name().to_owned());
+        let section = |(about, tables, goals)| Section { row, about, tables, goals };
+        Ok(section(match self {
+            Self::Lookup => lookup::random(effort),
+            Self::Cursor => lookup::cursor(effort),
+            Self::Edits => edits::measure(effort),
+            Self::Different => threads::different(effort),
+            Self::Same => threads::same(effort),
+            Self::Writer => writer::measure(effort),
+            Self::End => end::measure(effort),
+            Self::Gap => gap::measure(effort),
+            Self::Removal => removal::measure(effort),
+            Self::Memory => memory::measure(effort),
+            Self::Faults => faults::measure(effort)?,
+        }))
+    }
+}

@@ -1,0 +1,35 @@
+//! The command, as a script would use it. No figure is judged.
+
+use std::error::Error;
+use std::process::Command;
+
+use serde_json::Value;
+
+#[test]
+fn one_row_as_json_and_as_a_picture() -> Result<(), Box<dyn Error>> {
+    let folder = tempfile::tempdir()?;
+    let output = Command::new(env!("CARGO_BIN_EXE_pervma-bench"))
+        .args(["--quick", "--json", "--only", "cursor", "--plot"])
+        .arg(folder.path())
+        .output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    assert!(report["machine"]["versions"]["scc"].is_string());
+    let rows = report["rows"].as_array().ok_or("rows")?;
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0]["row"], "cursor");
+    for table in rows[0]["tables"].as_array().ok_or("tables")? {
+        let cases = table["cases"].as_array().ok_or("cases")?.len();
+        for line in table["lines"].as_array().ok_or("lines")? {
+            let figures = line["figures"].as_array().ok_or("figures")?;
+            let positive = |figure: &&Value| figure["median"].as_f64() > Some(0.0);
+            assert_eq!(figures.iter().filter(positive).count(), cases, "{line}");
+        }
+    }
+    assert_eq!(rows[0]["goals"].as_array().map(Vec::len), Some(6));
+
+    let picture = std::fs::read_to_string(folder.path().join("cursor.svg"))?;
+    assert!(picture.contains("<svg") && picture.contains("pervma, cursor"));
+    Ok(())
+}
