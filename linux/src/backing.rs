@@ -51,9 +51,18 @@ impl<'a> Part<'a> {
 /// What [`Mm`](crate::Mm) asks of the memory behind the map. The map is its own business; pages are
 /// the backing's. Every method has a default that does nothing.
 ///
-/// The methods run while the range that they are about is locked: [`fault`](Self::fault) under the
-/// lock of the VMA or of the space, the others under the lock of the space. They must not call the
-/// same `Mm`.
+/// All methods run inside of a call or a fault, and this is what else may run meanwhile:
+///
+/// | method | locked | faults of the same range |
+/// |---|---|---|
+/// | [`fault`](Self::fault) | the VMA for reading, or the space | may run, even of the same page |
+/// | [`advise`](Self::advise), [`sync`](Self::sync) | the space | may run |
+/// | [`unmap`](Self::unmap), [`protect`](Self::protect), [`relocate`](Self::relocate) | the space, and the VMAs for writing | have ended; the next begins when the call is over |
+///
+/// As in Linux, where page tables have locks of their own, advice may come to pages that are faulted
+/// in at that moment: it is the backing that gives them an order.
+///
+/// No method may call the same `Mm`; see [there](crate::Mm) what happens if one does.
 ///
 /// ```
 /// use core::ops::Range;
@@ -92,7 +101,8 @@ pub trait Backing {
         let _ = range;
     }
 
-    /// What is in `from` is at `to` from now on, which is free. The VMA at `from` may stay, empty.
+    /// What is in `from` is at `to` from now on, where nothing is yet. The VMA at `from` may stay,
+    /// empty. Neither there nor here is anything faulted in before the call is over.
     fn relocate(&self, from: Range<usize>, to: usize) {
         let _ = (from, to);
     }

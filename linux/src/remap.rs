@@ -251,6 +251,8 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         }
         let (whole, vma) = self.source(request)?;
         let stays = request.has(MREMAP_DONTUNMAP);
+        // From here on nothing is to become present at the source: it would be lost.
+        drop(self.edit.start_write(request.addr).map_err(|_| Errno::ENOMEM)?);
         if vma.flags.has(VmFlags::ACCOUNT) {
             self.may_commit(pages(if stays { request.new_len } else { delta }))?;
         }
