@@ -112,7 +112,14 @@ pub struct Config {
     /// Whether a mapping with guard pages is marked, as since Linux 6.19 and in later releases of
     /// 6.18. Before, it got a group of its own pages instead, whatever it maps.
     pub marks_guards: bool,
-    /// No call changes half: when one fails, the map is as it was. Linux is not like that.
+    /// No call changes half: when one fails, what is mapped is as it was, and so are flags and
+    /// counts. Linux is not like that.
+    ///
+    /// Pages are the backing's: what it did before it refused something stays done (pages are
+    /// present, advice is followed), and so do [`Vma::anon`](crate::Vma::anon) and
+    /// [`MAYBE_GUARD`](crate::VmFlags::MAYBE_GUARD), which say what pages there may be. A touch is no
+    /// call: a stack may have grown for a page that cannot be had. And the map is put back as long as
+    /// there is memory to do so.
     pub strict: bool,
 }
 

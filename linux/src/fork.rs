@@ -34,7 +34,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     #[doc(alias("dup_mmap", "dup_mm"))]
     pub fn fork(&self, backing: B) -> Result<Self, Errno> {
         let mut change = self.core.change(&self.config, Some(&self.backing))?;
-        let mut state = change.state.clone();
+        let mut state = change.state;
         state.future = VmFlags::default();
         state.counts.locked = 0;
         let space = change.edit.fork(|range, vma| {

@@ -67,9 +67,10 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     /// # Ok::<(), pervma_linux::Errno>(())
     /// ```
     pub fn maps(&self) -> String {
-        let brk = self.core.state.read().brk;
-        let mut text = String::new();
+        let (mut text, mut brk) = (String::new(), None);
         self.for_each(|range, vma| {
+            // Nobody moves it while the map is looked at.
+            let brk = *brk.get_or_insert_with(|| self.core.state.read().brk);
             // Writing to a string does not fail.
             let _ = show(&mut text, &self.config.layout, brk, &range, vma);
         });
