@@ -22,12 +22,12 @@ const GIANT: usize = 1 << 46;
 pub struct Generator {
     random: Random,
     born: Born,
-    /// Whether one call may promise any amount of memory.
-    overcommits: bool,
+    /// The most pages that one call may promise.
+    commit_limit: usize,
 }
 
 /// What there is to do something with.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Scene {
     /// The mappings.
     pub vmas: Vec<(Range<usize>, Vma)>,
@@ -38,8 +38,8 @@ pub struct Scene {
 impl Generator {
     /// The same seed makes the same steps up, on the same scenes.
     #[must_use]
-    pub fn new(seed: u64, born: Born, overcommits: bool) -> Self {
-        Self { random: Random::new(seed), born, overcommits }
+    pub fn new(seed: u64, born: Born, commit_limit: usize) -> Self {
+        Self { random: Random::new(seed), born, commit_limit }
     }
 
     /// The next step.
@@ -201,7 +201,7 @@ impl Generator {
             4..=7 if flags & (MAP_POPULATE | MAP_LOCKED) == 0 => {
                 len = HUGE * (1 + self.random.below(2));
             }
-            8 if !self.overcommits && kind == MAP_PRIVATE | MAP_ANONYMOUS => {
+            8 if self.commit_limit != usize::MAX && kind == MAP_PRIVATE | MAP_ANONYMOUS => {
                 (len, prot) = (GIANT, PROT_WRITE);
                 flags &= !MAP_NORESERVE;
             }

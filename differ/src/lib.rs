@@ -23,5 +23,5 @@ pub use machine::Machine;
 pub use model::{Model, Subject};
 pub use op::{Op, Which};
 pub use outcome::Outcome;
-pub use run::{Divergence, Options, Report, Tally, replay, replay_after, run};
+pub use run::{Divergence, Found, Options, Report, Tally, replay, replay_after, run, run_after};
 pub use session::Difference;

@@ -107,7 +107,8 @@ impl<S: Subject> Session<S> {
         Ok((kernel, difference))
     }
 
-    fn compare(&mut self) -> io::Result<Option<Difference>> {
+    /// Compares the maps, and at intervals flags and counts.
+    pub fn compare(&mut self) -> io::Result<Option<Difference>> {
         let maps = self.subject.maps();
         let bytes = self.child.maps()?;
         let kernel = String::from_utf8_lossy(bytes);
