@@ -1,5 +1,6 @@
 //! Looking at the map from outside.
 
+use alloc::format;
 use alloc::string::String;
 use core::fmt::{self, Write};
 use core::ops::Range;
@@ -105,18 +106,30 @@ fn show(
         device.0,
         device.1,
     )?;
-    let given = vma.shown_name();
-    let name = match &given {
-        Some(name) => name.as_str(),
-        None if range.start < brk && range.end > layout.start_brk => "[heap]",
-        None if range.start <= layout.start_stack && range.end >= layout.start_stack => "[stack]",
-        None => "",
+    let name = match &vma.source {
+        // The one character that would end the line.
+        Source::File(file) => file.path.replace('\n', "\\012"),
+        Source::SharedAnonymous(_) => match &vma.name {
+            Some(name) => format!("[anon_shmem:{name}]"),
+            None => String::from("/dev/zero (deleted)"),
+        },
+        Source::Anonymous if range.start < brk && range.end > layout.start_brk => {
+            String::from("[heap]")
+        }
+        Source::Anonymous
+            if range.start <= layout.start_stack && range.end >= layout.start_stack =>
+        {
+            String::from("[stack]")
+        }
+        Source::Anonymous => {
+            vma.name.as_ref().map_or_else(String::new, |name| format!("[anon:{name}]"))
+        }
     };
     if !name.is_empty() {
         while text.len() - line < NAME_COLUMN {
             text.push(' ');
         }
-        text.push_str(name);
+        text.push_str(&name);
     }
     text.push('\n');
     Ok(())
