@@ -9,8 +9,15 @@ use std::sync::Arc;
 
 use pervma_linux::{File, abi};
 
-/// Pages in each file.
+/// Pages in each file but one.
 pub const PAGES: usize = 12;
+/// Pages in the second, so that huge pages of it are mapped whole.
+pub const LARGE: usize = 1500;
+
+/// Pages in a file, which has a name of its own.
+pub fn pages(file: &File) -> usize {
+    if file.path.contains("second") { LARGE } else { PAGES }
+}
 
 /// A file as the child has it and as the model has it.
 #[derive(Debug)]
@@ -23,10 +30,10 @@ pub struct Both {
 
 /// Makes the files. Their order is part of what a sequence of calls means.
 pub fn make() -> io::Result<Vec<Both>> {
-    let first = memory(c"first", 0)?;
-    let second = memory(c"second", 0)?;
-    let sealed = memory(c"sealed", libc::F_SEAL_WRITE)?;
-    let closing = memory(c"closing", libc::F_SEAL_FUTURE_WRITE)?;
+    let first = memory(c"first", PAGES, 0)?;
+    let second = memory(c"second", LARGE, 0)?;
+    let sealed = memory(c"sealed", PAGES, libc::F_SEAL_WRITE)?;
+    let closing = memory(c"closing", PAGES, libc::F_SEAL_FUTURE_WRITE)?;
     let read_only = reopen(&first, libc::O_RDONLY)?;
     let write_only = reopen(&first, libc::O_WRONLY)?;
     let again = reopen(&first, libc::O_RDWR)?;
@@ -57,13 +64,13 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-fn memory(name: &CStr, seals: libc::c_int) -> io::Result<OwnedFd> {
+fn memory(name: &CStr, pages: usize, seals: libc::c_int) -> io::Result<OwnedFd> {
     let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     // SAFETY: a string that ends with a zero.
     let number = check(unsafe { libc::memfd_create(name.as_ptr(), flags) })?;
     // SAFETY: just opened, nobody else's.
     let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
-    let size = i64::try_from(PAGES * abi::PAGE).map_err(io::Error::other)?;
+    let size = i64::try_from(pages * abi::PAGE).map_err(io::Error::other)?;
     // SAFETY: takes numbers.
     check(unsafe { libc::ftruncate(number, size) })?;
     if seals != 0 {

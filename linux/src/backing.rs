@@ -57,7 +57,7 @@ impl<'a> Part<'a> {
 /// |---|---|---|
 /// | [`fault`](Self::fault) | the VMA for reading, or the space | may run, even of the same page |
 /// | [`advise`](Self::advise), [`sync`](Self::sync) | the space | may run |
-/// | [`unmap`](Self::unmap), [`protect`](Self::protect), [`relocate`](Self::relocate) | the space, and the VMAs for writing | have ended; the next begins when the call is over |
+/// | [`unmap`](Self::unmap), [`protect`](Self::protect), [`relocate`](Self::relocate), [`copy`](Self::copy) | the space, and the VMAs for writing | have ended; the next begins when the call is over |
 ///
 /// As in Linux, where page tables have locks of their own, advice may come to pages that are faulted
 /// in at that moment: it is the backing that gives them an order.
@@ -110,6 +110,16 @@ pub trait Backing {
     /// What is allowed in `part` has changed.
     fn protect(&self, part: Part<'_>) {
         let _ = part;
+    }
+
+    /// A fork copies the pages of one's own that are in `part`, a whole VMA, to `child`, the backing of
+    /// the child, at the same addresses; guard pages too. Not called for a VMA that has none, or whose
+    /// copy is to be empty. So pages and map are from the same moment.
+    fn copy(&self, part: Part<'_>, child: &Self)
+    where
+        Self: Sized,
+    {
+        let _ = (part, child);
     }
 
     /// Advice about pages (`MADV_DONTNEED`, `MADV_REMOVE`, `MADV_GUARD_INSTALL` and the like). The checks of

@@ -6,8 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use pervma_linux::{
-    Access, Backing, Config, Counts, Errno, Limits, Mm, Part, Refusal, Signal, Std, VmFlags,
-    abi::*,
+    Access, Backing, Config, Counts, Errno, Limits, Mm, Part, Refusal, Signal, Std, VmFlags, abi::*,
 };
 
 const ADDR: usize = 0x1000_0000;
