@@ -4,6 +4,11 @@
 //! model. After each the result, the error and the whole map must be the same; flags and counts at
 //! intervals. The model never learns anything from the kernel after the process was born. On a
 //! difference the steps to it are made as few as possible.
+//!
+//! What is not compared: what is in pages; calls of several threads; rules for the privileged, since
+//! the process has given its capabilities up; names of anonymous memory, but for taking them away;
+//! files on disks, with their attributes and huge pages (the files are all in memory); what happens
+//! when memory runs out. Such rules are tried by hand in `linux/tests`.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 mod child;
