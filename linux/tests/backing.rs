@@ -1,4 +1,5 @@
 //! What comes of it when the memory behind the map refuses something, or calls the map.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};

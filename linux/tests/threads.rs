@@ -1,5 +1,6 @@
 //! Faults go on while mappings change.
 #![expect(clippy::disallowed_types, reason = "a test has no ledger")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::ops::Range;
 use std::sync::Mutex;
