@@ -1,10 +1,10 @@
-//! The files that are mapped: nameless ones in memory, opened in different ways.
+//! The files that are mapped: nameless ones in memory, opened in different ways, and one on a disk.
 
 use std::ffi::CStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::Arc;
 
 use pervma_linux::{File, abi};
@@ -37,7 +37,8 @@ pub fn make() -> io::Result<Vec<Both>> {
     let read_only = reopen(&first, libc::O_RDONLY)?;
     let write_only = reopen(&first, libc::O_WRONLY)?;
     let again = reopen(&first, libc::O_RDWR)?;
-    let opened = [first, second, sealed, closing, read_only, write_only, again];
+    let disk = on_disk()?.map_or_else(|| memory(c"no disk", PAGES, 0), Ok)?;
+    let opened = [first, second, sealed, closing, read_only, write_only, again, disk];
     opened.into_iter().enumerate().map(|(index, descriptor)| both(index, descriptor)).collect()
 }
 
@@ -45,15 +46,15 @@ fn both(index: usize, descriptor: OwnedFd) -> io::Result<Both> {
     let link = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
     let about = fs::metadata(&link)?;
     let path = fs::read_link(&link)?.to_string_lossy().into_owned();
-    let number = |number: u64| u32::try_from(number).map_err(io::Error::other);
     let device = about.dev();
     let file = File {
         readable: index != 5,
         writable: index != 4,
         seal_write: index == 2,
         seal_future_write: index == 3,
-        // The device numbers of memory are small.
-        device: (number(device >> 8 & 0xfff)?, number(device & 0xff)?),
+        // Memory is not placed so that huge pages fit, unless the machine is told to.
+        huge_aligned: is_ext4(&descriptor)?,
+        device: (libc::major(device), libc::minor(device)),
         inode: about.ino(),
         ..File::new(path)
     };
@@ -78,6 +79,33 @@ fn memory(name: &CStr, pages: usize, seals: libc::c_int) -> io::Result<OwnedFd> 
         check(unsafe { libc::fcntl(number, libc::F_ADD_SEALS, seals) })?;
     }
     Ok(descriptor)
+}
+
+/// A file without a name where temporary files are, if the rules of that file system are known.
+fn on_disk() -> io::Result<Option<OwnedFd>> {
+    let opened = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_TMPFILE)
+        .open(std::env::temp_dir());
+    // Not every file system can do it.
+    let Ok(file) = opened else { return Ok(None) };
+    file.set_len((PAGES * abi::PAGE) as u64)?;
+    let file = file.into();
+    Ok(is_ext4(&file)?.then_some(file))
+}
+
+/// Whether it is on a disk with ext4, of which files may be executed.
+fn is_ext4(file: &OwnedFd) -> io::Result<bool> {
+    // SAFETY: integers, for which zero is a value.
+    let mut about: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes to where there is room.
+    check(unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut about) })?;
+    // SAFETY: integers, for which zero is a value.
+    let mut mount: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: as above.
+    check(unsafe { libc::fstatvfs(file.as_raw_fd(), &raw mut mount) })?;
+    Ok(about.f_type == libc::EXT4_SUPER_MAGIC && mount.f_flag & libc::ST_NOEXEC == 0)
 }
 
 fn reopen(file: &OwnedFd, mode: libc::c_int) -> io::Result<OwnedFd> {

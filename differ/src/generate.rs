@@ -15,7 +15,9 @@ const WINDOW: Range<usize> = 0x1000_0000_0000..0x1000_0000_0000 + 40 * PAGE;
 /// Mappings of half of all memory go here.
 const HALVES: usize = 0x2000_0000_0000;
 /// Files, of which the last one is not open.
-const FILES: usize = 8;
+const FILES: usize = 9;
+/// The one that may be on a disk.
+const ON_DISK: usize = 7;
 /// A length that cannot be had.
 const GIANT: usize = 1 << 46;
 
@@ -184,8 +186,13 @@ impl Generator {
         let file = (kind & MAP_ANONYMOUS == 0).then(|| match self.random.below(40) {
             0..=16 => 0,
             17..=26 => 1,
+            27..=30 => ON_DISK,
             other => other % FILES,
         });
+        if file == Some(ON_DISK) {
+            // A disk could do it, if it were memory.
+            flags &= !MAP_SYNC;
+        }
         let most = if file == Some(1) { files::LARGE } else { files::PAGES };
         let most = if self.random.one_in(2) { most } else { files::PAGES };
         let mut offset = self.random.below(most) * PAGE;

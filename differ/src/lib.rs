@@ -7,8 +7,8 @@
 //!
 //! What is not compared: what is in pages; calls of several threads; rules for the privileged, since
 //! the process has given its capabilities up; names of anonymous memory, but for taking them away;
-//! files on disks, with their attributes and huge pages (the files are all in memory); what happens
-//! when memory runs out. Such rules are tried by hand in `linux/tests`.
+//! attributes of files, and files on other disks than those with ext4 (the others are in memory); what
+//! happens when memory runs out. Such rules are tried by hand in `linux/tests`.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 mod child;

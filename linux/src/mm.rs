@@ -139,7 +139,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
         &self.config
     }
 
-    /// What is counted.
+    /// What is counted, as it was when the last call ended.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking};
