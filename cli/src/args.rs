@@ -33,8 +33,9 @@ pub(crate) enum Command {
 
 #[derive(Args, Debug)]
 pub(crate) struct DifferOptions {
-    /// How many steps: calls, touches of memory, forks.
-    #[arg(long, value_name = "N", default_value_t = 100_000, allow_negative_numbers = true)]
+    /// How many steps, at least 1: calls, touches of memory, forks.
+    #[arg(long, value_name = "N", default_value_t = 100_000, allow_negative_numbers = true,
+        value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) ops: u64,
     /// Which steps: the same seed makes the same ones.
     #[arg(long, value_name = "S", default_value_t = 1, allow_negative_numbers = true)]

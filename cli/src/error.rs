@@ -31,7 +31,7 @@ pub(crate) enum Error {
     Thread { number: usize, reason: io::Error },
     #[error("this program's own file cannot be found ({0}): give a FILE")]
     NoExecutable(io::Error),
-    #[error("there is no comparison with this kernel: {0}")]
+    #[error("no comparison can be made here: {0}")]
     Unfit(String),
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     #[error("the comparison could not be made ({0}): it needs /proc and ptrace")]

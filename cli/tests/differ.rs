@@ -30,7 +30,7 @@ fn a_short_comparison_finds_nothing() {
 
 #[test]
 fn numbers_are_asked_for() {
-    for bad in [["--ops", "many"], ["--ops", "-1"], ["--seed", "x"]] {
+    for bad in [["--ops", "many"], ["--ops", "-1"], ["--ops", "0"], ["--seed", "x"]] {
         let ended = run(pervma(["differ", bad[0], bad[1]]));
         assert_eq!((ended.exit, ended.stdout.as_str()), (Some(2), ""));
         assert!(ended.stderr.starts_with("pervma: ") && ended.stderr.contains(bad[1]));

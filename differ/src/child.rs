@@ -49,11 +49,32 @@ pub struct Born {
     pub randomized: bool,
     /// Whether the kernel marks mappings with guard pages.
     pub marks_guards: bool,
+    /// What it has not been able to drop, as a set of bits.
+    capabilities: u64,
+}
+
+/// Memory may be locked without limit.
+pub const CAP_IPC_LOCK: u32 = 14;
+/// Low addresses may be mapped.
+pub const CAP_SYS_RAWIO: u32 = 17;
+/// Memory may be damaged.
+pub const CAP_SYS_ADMIN: u32 = 21;
+
+impl Born {
+    /// Whether it has the capability.
+    pub fn has(&self, capability: u32) -> bool {
+        self.capabilities >> capability & 1 != 0
+    }
 }
 
 /// Bytes of a stack, and of locked memory, if no limit is in the way: where the search for room
 /// begins depends on it.
 const EIGHT_MIB: u64 = 8 << 20;
+
+/// Whether the processor takes it for an address: it extends 48 bits by their sign.
+fn is_canonical(addr: usize) -> bool {
+    matches!(addr >> 47, 0 | 0x1_ffff)
+}
 
 fn check(result: c_long) -> io::Result<c_long> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -144,10 +165,16 @@ impl Child {
         let limits = Limits {
             address_space: read_limit(self.pid, libc::RLIMIT_AS)?.rlim_cur,
             data: read_limit(self.pid, libc::RLIMIT_DATA)?.rlim_cur,
+            data_max: read_limit(self.pid, libc::RLIMIT_DATA)?.rlim_max,
             locked: read_limit(self.pid, libc::RLIMIT_MEMLOCK)?.rlim_cur,
             stack: read_limit(self.pid, libc::RLIMIT_STACK)?.rlim_cur,
         };
-        Ok(Born { layout, limits, randomized: personality & no_random == 0, marks_guards })
+        let status = self.file("status")?;
+        let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        let capabilities = u64::from_str_radix(capabilities.unwrap_or_default().trim(), 16)
+            .map_err(io::Error::other)?;
+        let randomized = personality & no_random == 0;
+        Ok(Born { layout, limits, randomized, marks_guards, capabilities })
     }
 
     /// Makes a system call; returns what the processor has in `rax` then.
@@ -214,16 +241,16 @@ impl Child {
         Ok(match (signal, info.si_code) {
             (libc::SIGSEGV, 1) => Err(Signal::NotMapped),
             (libc::SIGSEGV, 2) => Err(Signal::NotAllowed),
-            // The instruction was fetched, and went no further.
-            (libc::SIGSEGV, KERNEL) if access == Access::Execute => Ok(()),
+            // The instruction was fetched, and went no further; if there can be one.
+            (libc::SIGSEGV, KERNEL) if access == Access::Execute && is_canonical(addr) => Ok(()),
             (libc::SIGSEGV, KERNEL) => Err(Signal::NotAnAddress),
             (libc::SIGBUS, _) => Err(Signal::Bus),
             _ => return Err(io::Error::other(format!("unexpected signal {signal}"))),
         })
     }
 
-    /// Forks; the child is a child of this process too, and stopped.
-    pub fn fork(&mut self) -> io::Result<Self> {
+    /// Forks; the child is a child of this process too, and stopped. Or the error number, negated.
+    pub fn fork(&mut self) -> io::Result<Result<Self, i64>> {
         let flags = u64::try_from(libc::CLONE_PARENT | libc::SIGCHLD).unwrap_or(0);
         self.step(user_regs_struct {
             rdi: flags,
@@ -235,7 +262,9 @@ impl Child {
             orig_rax: u64::MAX,
             ..self.registers
         })?;
-        self.wait()?;
+        if self.wait_for_status()? >> 16 != libc::PTRACE_EVENT_FORK {
+            return Ok(Err(self.read_registers()?.rax.cast_signed()));
+        }
         let mut number: libc::c_ulong = 0;
         let to = std::ptr::from_mut(&mut number);
         // SAFETY: the kernel writes a long to where there is one.
@@ -252,18 +281,24 @@ impl Child {
         // The parent is still inside of the call.
         self.request(libc::PTRACE_SINGLESTEP, 0, 0)?;
         self.wait()?;
-        Ok(child)
+        Ok(Ok(child))
     }
 
-    /// Sets a limit, as far as the hard one allows; returns what it is then.
-    pub fn limit(&self, resource: libc::__rlimit_resource_t, soft: u64) -> io::Result<u64> {
-        let old = read_limit(self.pid, resource)?;
-        let new = libc::rlimit { rlim_cur: soft.min(old.rlim_max), ..old };
+    /// A limit, soft and hard.
+    pub fn limit(&self, resource: libc::__rlimit_resource_t) -> io::Result<libc::rlimit> {
+        read_limit(self.pid, resource)
+    }
+
+    /// Sets a limit.
+    pub fn set_limit(
+        &self,
+        resource: libc::__rlimit_resource_t,
+        new: libc::rlimit,
+    ) -> io::Result<()> {
         // SAFETY: reads from a limit that is there.
         let set =
             unsafe { libc::prlimit(self.pid, resource, &raw const new, std::ptr::null_mut()) };
-        check(c_long::from(set))?;
-        Ok(new.rlim_cur)
+        check(c_long::from(set)).map(drop)
     }
 
     /// Its maps file, as it is.
@@ -321,18 +356,24 @@ impl Child {
 
     /// Waits until it has stopped; returns the signal that stopped it.
     fn wait(&self) -> io::Result<c_int> {
+        self.wait_for_status().map(|status| libc::WSTOPSIG(status))
+    }
+
+    /// Waits until it has stopped; returns the signal and the event that stopped it.
+    fn wait_for_status(&self) -> io::Result<c_int> {
         let mut status = 0;
         // SAFETY: the kernel writes a status to where there is one.
         let waited = unsafe { libc::waitpid(self.pid, &raw mut status, libc::__WALL) };
         check(c_long::from(waited))?;
         if libc::WIFSTOPPED(status) {
-            return Ok(libc::WSTOPSIG(status));
+            return Ok(status);
         }
         Err(io::Error::other(format!("the child has ended with status {status:#x}")))
     }
 }
 
-fn read_limit(pid: pid_t, resource: libc::__rlimit_resource_t) -> io::Result<libc::rlimit> {
+/// Of a process; 0 is this one.
+pub fn read_limit(pid: pid_t, resource: libc::__rlimit_resource_t) -> io::Result<libc::rlimit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: writes to a limit that is there.
     let read = unsafe { libc::prlimit(pid, resource, std::ptr::null(), &raw mut limit) };
@@ -357,12 +398,10 @@ fn prepare(files: &[c_int]) -> io::Result<()> {
         // SAFETY: descriptors of this process; the copy stays open across the exec.
         check(c_long::from(unsafe { libc::dup2(*file, number) }))?;
     }
-    /// Capabilities: to lock memory, to map low, to administer.
-    const DROPPED: [libc::c_ulong; 3] = [14, 17, 21];
-    for capability in DROPPED {
+    for capability in [CAP_IPC_LOCK, CAP_SYS_RAWIO, CAP_SYS_ADMIN] {
         // Fails without privilege, when there is nothing to drop.
         // SAFETY: changes this process's capabilities only.
-        unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+        unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) };
     }
     for resource in [libc::RLIMIT_STACK, libc::RLIMIT_MEMLOCK] {
         let old = read_limit(0, resource)?;

@@ -5,15 +5,19 @@ use std::ops::Range;
 
 use pervma_linux::{Access, Counts, Limits, VmFlags, Vma, abi::*};
 
-use crate::child::{Born, CODE};
+use crate::child::{Born, CAP_SYS_ADMIN, CODE};
 use crate::files;
 use crate::op::{Op, Which};
 use crate::random::Random;
 
 /// Fixed mappings go here.
 const WINDOW: Range<usize> = 0x1000_0000_0000..0x1000_0000_0000 + 40 * PAGE;
+/// Mappings of half of all memory go here.
+const HALVES: usize = 0x2000_0000_0000;
 /// Files, of which the last one is not open.
-const FILES: usize = 8;
+const FILES: usize = 9;
+/// The one that may be on a disk.
+const ON_DISK: usize = 7;
 /// A length that cannot be had.
 const GIANT: usize = 1 << 46;
 
@@ -22,12 +26,12 @@ const GIANT: usize = 1 << 46;
 pub struct Generator {
     random: Random,
     born: Born,
-    /// Whether one call may promise any amount of memory.
-    overcommits: bool,
+    /// The most pages that one call may promise.
+    commit_limit: usize,
 }
 
 /// What there is to do something with.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Scene {
     /// The mappings.
     pub vmas: Vec<(Range<usize>, Vma)>,
@@ -38,8 +42,8 @@ pub struct Scene {
 impl Generator {
     /// The same seed makes the same steps up, on the same scenes.
     #[must_use]
-    pub fn new(seed: u64, born: Born, overcommits: bool) -> Self {
-        Self { random: Random::new(seed), born, overcommits }
+    pub fn new(seed: u64, born: Born, commit_limit: usize) -> Self {
+        Self { random: Random::new(seed), born, commit_limit }
     }
 
     /// The next step.
@@ -182,9 +186,16 @@ impl Generator {
         let file = (kind & MAP_ANONYMOUS == 0).then(|| match self.random.below(40) {
             0..=16 => 0,
             17..=26 => 1,
+            27..=30 => ON_DISK,
             other => other % FILES,
         });
-        let mut offset = self.random.below(files::PAGES) * PAGE;
+        if file == Some(ON_DISK) {
+            // A disk could do it, if it were memory.
+            flags &= !MAP_SYNC;
+        }
+        let most = if file == Some(1) { files::LARGE } else { files::PAGES };
+        let most = if self.random.one_in(2) { most } else { files::PAGES };
+        let mut offset = self.random.below(most) * PAGE;
         if file.is_some() && self.random.one_in(2) {
             // What continues a neighbour may merge with it.
             if let Some((range, vma)) = scene.vmas.iter().find(|(range, _)| range.end == addr) {
@@ -201,7 +212,7 @@ impl Generator {
             4..=7 if flags & (MAP_POPULATE | MAP_LOCKED) == 0 => {
                 len = HUGE * (1 + self.random.below(2));
             }
-            8 if !self.overcommits && kind == MAP_PRIVATE | MAP_ANONYMOUS => {
+            8 if self.commit_limit != usize::MAX && kind == MAP_PRIVATE | MAP_ANONYMOUS => {
                 (len, prot) = (GIANT, PROT_WRITE);
                 flags &= !MAP_NORESERVE;
             }
@@ -209,6 +220,14 @@ impl Generator {
             10 => addr = self.pages(2) - PAGE,
             11 => offset = usize::MAX & !(PAGE - 1),
             12 => addr = self.born.layout.start_brk + self.pages(12),
+            // An address in the last page is taken for an error.
+            13 => addr = usize::MAX - self.random.below(PAGE),
+            // Two of these may merge, and are more then than can be promised.
+            14..=17 if self.commit_limit != usize::MAX && kind == MAP_PRIVATE | MAP_ANONYMOUS => {
+                len = self.commit_limit / 8 * 5 * PAGE;
+                addr = HALVES + self.random.below(2) * len;
+                (prot, flags) = (PROT_READ | PROT_WRITE, kind | MAP_FIXED);
+            }
             _ => {}
         }
         Op::Mmap { addr, len, prot, flags, file, offset: offset as u64 }
@@ -271,6 +290,9 @@ impl Generator {
             _ => self.spot(scene),
         };
         let new_len = if equal { old_len } else { new_len };
+        // Not over the page of instructions.
+        let over = new_addr <= CODE && new_len > CODE - new_addr;
+        let new_addr = if over { WINDOW.start } else { new_addr };
         Op::Mremap { addr, old_len, new_len, flags, new_addr }
     }
 
@@ -302,11 +324,21 @@ impl Generator {
             (1, MADV_COLLAPSE),
             (4, MADV_GUARD_INSTALL),
             (3, MADV_GUARD_REMOVE),
+            (1, MADV_HWPOISON),
+            (1, MADV_SOFT_OFFLINE),
             (1, 7),
         ]);
-        // Where huge pages are is not in the map.
-        let is_large = |(range, _): &(Range<usize>, Vma)| range.end - range.start >= HUGE / 2;
-        if matches!(advice, MADV_HUGEPAGE | MADV_COLLAPSE) && scene.vmas.iter().any(is_large) {
+        let largest = scene.vmas.iter().map(|(range, _)| range.end - range.start).max();
+        let largest = largest.unwrap_or(0);
+        let harmful = match advice {
+            // Where huge pages are is not in the map.
+            MADV_HUGEPAGE | MADV_COLLAPSE => largest >= HUGE / 2,
+            // Half of all memory is only promised.
+            MADV_POPULATE_READ | MADV_POPULATE_WRITE | MADV_GUARD_INSTALL => largest >= 64 * HUGE,
+            MADV_HWPOISON | MADV_SOFT_OFFLINE => self.born.has(CAP_SYS_ADMIN),
+            _ => false,
+        };
+        if harmful {
             advice = MADV_NOHUGEPAGE;
         }
         Op::Madvise { addr, len, advice }
@@ -391,20 +423,27 @@ impl Generator {
     }
 
     fn limit(&mut self, scene: &Scene) -> Op {
-        let Limits { address_space, data, locked, stack } = self.born.limits;
-        let which =
-            self.random.pick(&[Which::AddressSpace, Which::Data, Which::Locked, Which::Stack]);
+        let Limits { address_space, data, data_max, locked, stack } = self.born.limits;
+        let which = self.random.weighted(&[
+            (12, Which::AddressSpace),
+            (12, Which::Data),
+            (1, Which::DataMax),
+            (12, Which::Locked),
+            (12, Which::Stack),
+        ]);
         let free = self.random.one_in(2);
         let more = self.random.below(12);
         let (now, most) = match which {
             Which::AddressSpace => (scene.counts.total, address_space),
-            Which::Data => (scene.counts.data, data),
+            // None at all is a special case.
+            Which::Data => (scene.counts.data * self.random.below(8).min(1), data),
+            Which::DataMax => (scene.counts.data, data_max),
             Which::Locked => (scene.counts.locked * self.random.below(2), locked),
             Which::Stack => (0, stack),
         };
+        let more = if now == 0 && self.random.one_in(2) { 0 } else { more };
         let bytes = if free { most } else { (((now + more) * PAGE) as u64).min(most) };
-        // Linux treats no data at all as a special case, for the sake of one program.
-        Op::Limit { which, bytes: if which == Which::Data { bytes.max(1) } else { bytes } }
+        Op::Limit { which, bytes }
     }
 
     fn rarities(&mut self, scene: &Scene) -> Op {

@@ -5,6 +5,8 @@ use std::io;
 
 use pervma_linux::abi;
 
+use crate::child::read_limit;
+
 /// The machine.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -18,7 +20,14 @@ pub struct Machine {
     pub commit_limit: usize,
     /// Whether anonymous memory can have names.
     pub anon_names: bool,
+    /// Whether the kernel was built with huge pages.
+    pub huge_pages: bool,
+    /// Whether it can be told that memory fails.
+    pub memory_failure: bool,
 }
+
+/// How many files it takes: they have certain numbers in the process.
+const MOST_FILES: u64 = 64;
 
 /// The first version whose rules the model has.
 pub const OLDEST: (u32, u32) = (6, 17);
@@ -45,6 +54,8 @@ impl Machine {
             max_map_count: number("/proc/sys/vm/max_map_count")?,
             commit_limit,
             anon_names: has_anon_names(),
+            huge_pages: knows_advice(abi::MADV_HUGEPAGE),
+            memory_failure: knows_advice(abi::MADV_HWPOISON),
         })
     }
 
@@ -61,6 +72,12 @@ impl Machine {
             let (major, minor) = self.version;
             return Ok(Some(format!(
                 "the rules are those of Linux 6.17 and 6.18, not {major}.{minor}"
+            )));
+        }
+        let files = read_limit(0, libc::RLIMIT_NOFILE)?.rlim_cur;
+        if files < MOST_FILES {
+            return Ok(Some(format!(
+                "{files} files may be open (ulimit -n), and {MOST_FILES} are needed"
             )));
         }
         if number("/proc/sys/vm/overcommit_memory")? == 2 {
@@ -86,6 +103,12 @@ fn memory() -> io::Result<usize> {
         number.and_then(|number| number.parse().ok()).unwrap_or(0)
     };
     Ok((kilobytes("MemTotal:") + kilobytes("SwapTotal:")) * 1024 / abi::PAGE)
+}
+
+/// Tries: advice about nothing.
+fn knows_advice(advice: i32) -> bool {
+    // SAFETY: an empty range, so that nothing happens to any memory.
+    unsafe { libc::madvise(std::ptr::null_mut(), 0, advice) == 0 }
 }
 
 /// Tries: nothing is mapped where it asks for.

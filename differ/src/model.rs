@@ -5,11 +5,10 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pervma_linux::{
-    Access, Backing, Config, Counts, Errno, File, Limits, Mm, Part, Refusal, Source, VmFlags, Vma,
-    abi,
+    Access, Backing, Config, Counts, Errno, File, Limits, Mm, Part, Refusal, Source, Vma, abi,
 };
 
-use crate::child::{Born, CODE};
+use crate::child::{Born, CAP_IPC_LOCK, CAP_SYS_ADMIN, CAP_SYS_RAWIO, CODE};
 use crate::files;
 use crate::op::{Op, Which};
 use crate::outcome::Outcome;
@@ -69,7 +68,7 @@ impl Backing for Pages {
         let size = match &part.vma.source {
             Source::Anonymous => usize::MAX,
             Source::SharedAnonymous(object) => object.size / abi::PAGE,
-            Source::File(_) => files::PAGES,
+            Source::File(file) => files::pages(file),
         };
         let first = usize::try_from(part.page_offset).unwrap_or(usize::MAX);
         // A guard page is met before the file is asked.
@@ -90,6 +89,11 @@ impl Backing for Pages {
         let start = from.start;
         let moved = self.take(from);
         self.with(|guards| guards.extend(moved.iter().map(|page| page - start + to)));
+    }
+
+    fn copy(&self, part: Part<'_>, child: &Self) {
+        let copied: Vec<usize> = self.with(|guards| guards.range(part.range).copied().collect());
+        child.with(|guards| guards.extend(copied));
     }
 
     fn advise(&self, part: Part<'_>, advice: i32) -> Result<(), Errno> {
@@ -157,20 +161,7 @@ impl Model {
     }
 
     fn fork(&mut self, child_goes_on: bool) -> Result<usize, Errno> {
-        let guards = self.mm.backing().with(|guards| guards.clone());
-        let child = self.mm.fork(Pages { guards: Mutex::new(guards) })?;
-        // What the child has not got, or has empty, has no guard pages in it.
-        let pages = child.backing();
-        let guards = pages.with(|guards| guards.clone());
-        for page in guards {
-            let kept = child.lookup(page).is_some_and(|(_, vma)| {
-                let copied = vma.anon.is_some() || vma.flags.has(VmFlags::MAYBE_GUARD);
-                copied && !vma.flags.has(VmFlags::WIPEONFORK)
-            });
-            if !kept {
-                pages.take(page..page + abi::PAGE);
-            }
-        }
+        let child = self.mm.fork(Pages::default())?;
         if child_goes_on {
             self.mm = child;
         } else {
@@ -193,6 +184,9 @@ impl Subject for Model {
                 self.mm.set_limits(match which {
                     Which::AddressSpace => Limits { address_space: bytes, ..limits },
                     Which::Data => Limits { data: bytes, ..limits },
+                    Which::DataMax => {
+                        Limits { data: limits.data.min(bytes), data_max: bytes, ..limits }
+                    }
                     Which::Locked => Limits { locked: bytes, ..limits },
                     Which::Stack => Limits { stack: bytes, ..limits },
                 });
@@ -234,7 +228,12 @@ pub fn config(born: &Born, machine: &crate::machine::Machine) -> Config {
         limits: born.limits,
         max_map_count: machine.max_map_count,
         commit_limit: machine.commit_limit,
+        may_lock: born.has(CAP_IPC_LOCK),
+        may_map_low: born.has(CAP_SYS_RAWIO),
+        may_poison: born.has(CAP_SYS_ADMIN),
         anon_names: machine.anon_names,
+        huge_pages: machine.huge_pages,
+        memory_failure: machine.memory_failure,
         marks_guards: born.marks_guards,
         ..Config::default()
     }

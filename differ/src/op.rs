@@ -44,7 +44,7 @@ pub enum Op {
     Touch { addr: usize, access: Access },
     /// The process forks, and the child goes on in its place; or the child is looked at and ends.
     Fork { child_goes_on: bool },
-    /// `setrlimit`.
+    /// `setrlimit`; no higher than the hard limit.
     Limit { which: Which, bytes: u64 },
 }
 
@@ -55,6 +55,8 @@ pub enum Which {
     AddressSpace,
     /// `RLIMIT_DATA`.
     Data,
+    /// The hard limit of it, which the other is lowered to.
+    DataMax,
     /// `RLIMIT_MEMLOCK`.
     Locked,
     /// `RLIMIT_STACK`.
@@ -62,6 +64,9 @@ pub enum Which {
 }
 
 impl Op {
+    /// How many kinds of steps there are.
+    pub const KINDS: usize = 19;
+
     /// The name of the call.
     #[must_use]
     pub fn name(&self) -> &'static str {

@@ -44,7 +44,7 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Returned(value) => match self.errno() {
-                Some(error) => f.write_str(errno_name(error)),
+                Some(error) => write!(f, "{} ({error})", errno_name(error)),
                 None => write!(f, "{value:#x}"),
             },
             Self::Touched(Ok(())) | Self::Done => f.write_str("done"),
@@ -56,25 +56,6 @@ impl fmt::Display for Outcome {
 /// The name of an error number that mapping calls return.
 #[must_use]
 pub fn errno_name(error: i32) -> &'static str {
-    use Errno::*;
-    const KNOWN: [Errno; 12] = [
-        EPERM, EBADF, EAGAIN, ENOMEM, EACCES, EFAULT, EBUSY, EEXIST, ENODEV, EINVAL, EOVERFLOW,
-        EOPNOTSUPP,
-    ];
-    const NAMES: [&str; 12] = [
-        "EPERM",
-        "EBADF",
-        "EAGAIN",
-        "ENOMEM",
-        "EACCES",
-        "EFAULT",
-        "EBUSY",
-        "EEXIST",
-        "ENODEV",
-        "EINVAL",
-        "EOVERFLOW",
-        "EOPNOTSUPP",
-    ];
-    let found = KNOWN.iter().position(|known| known.number() == error);
-    found.map_or("another error", |found| NAMES[found])
+    let known = u16::try_from(error).ok().and_then(Errno::new);
+    known.and_then(Errno::name).unwrap_or("another error")
 }

@@ -15,10 +15,13 @@ use crate::model::Subject;
 use crate::op::Op;
 use crate::outcome::{self, Outcome};
 use crate::session::{Difference, Session};
-use crate::shrink::{Found, Shrinker};
+use crate::shrink::Shrinker;
 
 /// Steps in an episode, which begins with a new process.
 const EPISODE: u64 = 400;
+
+/// Steps between two looks at what there is, where it takes long to look.
+const NEWS: u64 = 8;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +63,9 @@ pub struct Report {
     /// What differed, if something did: the run ends there.
     pub divergence: Option<Divergence>,
 }
+
+/// What differs, and the steps to it.
+pub type Found = (Difference, Vec<Op>);
 
 /// A difference, and the shortest way to it that was found.
 #[derive(Clone, Debug)]
@@ -145,8 +151,7 @@ fn run_episode<S: Subject>(
     report: &mut Report,
 ) -> io::Result<Option<Found>> {
     let mut session = Session::begin(machine, make)?;
-    let overcommits = machine.commit_limit == usize::MAX;
-    let mut generator = Generator::new(seed, *session.born(), overcommits);
+    let mut generator = Generator::new(seed, *session.born(), machine.commit_limit);
     let mut made = Vec::new();
     let mut before = session.subject().vmas();
     for _ in 0..steps {
@@ -165,6 +170,48 @@ fn run_episode<S: Subject>(
         before = after;
     }
     let difference = session.compare_slow()?;
+    Ok(difference.map(|difference| (difference, made)))
+}
+
+/// Random steps after others, which have left mappings in `apart` that are not to be touched. Of the
+/// steps the results are compared, and the map at the end: it may be large. Not made any fewer.
+///
+/// # Errors
+///
+/// As for [`run`].
+pub fn run_after<S: Subject>(
+    machine: &Machine,
+    make: &impl Fn(&Config, &[Arc<File>]) -> S,
+    before: &[Op],
+    apart: &Range<usize>,
+    options: Options,
+) -> io::Result<Option<Found>> {
+    let mut session = Session::begin(machine, make)?;
+    let mut made = Vec::new();
+    for op in before {
+        made.push(op.clone());
+        if let (_, Some(difference)) = session.step_alone(op)? {
+            return Ok(Some((difference, made)));
+        }
+    }
+    let mut generator = Generator::new(options.seed, *session.born(), machine.commit_limit);
+    let mut scene = Scene::default();
+    for step in 0..options.ops {
+        if step % NEWS == 0 {
+            let subject = session.subject();
+            scene = Scene { vmas: subject.vmas(), counts: subject.counts() };
+            scene.vmas.retain(|(range, _)| !apart.contains(&range.start));
+        }
+        let op = generator.next(&mut scene);
+        made.push(op.clone());
+        if let (_, Some(difference)) = session.step_alone(&op)? {
+            return Ok(Some((difference, made)));
+        }
+    }
+    let difference = match session.compare()? {
+        None => session.compare_slow()?,
+        found => found,
+    };
     Ok(difference.map(|difference| (difference, made)))
 }
 

@@ -96,6 +96,7 @@ impl<S: Subject> Session<S> {
 
     /// Makes a step on both sides, and compares the results only.
     pub fn step_alone(&mut self, op: &Op) -> io::Result<(Outcome, Option<Difference>)> {
+        let op = &self.possible(op)?;
         let kernel = self.on_kernel(op)?;
         let model = self.subject.step(op);
         self.steps += 1;
@@ -107,7 +108,8 @@ impl<S: Subject> Session<S> {
         Ok((kernel, difference))
     }
 
-    fn compare(&mut self) -> io::Result<Option<Difference>> {
+    /// Compares the maps, and at intervals flags and counts.
+    pub fn compare(&mut self) -> io::Result<Option<Difference>> {
         let maps = self.subject.maps();
         let bytes = self.child.maps()?;
         let kernel = String::from_utf8_lossy(bytes);
@@ -146,13 +148,27 @@ impl<S: Subject> Session<S> {
         }))
     }
 
+    /// No limit can be set higher than the hard one is.
+    fn possible(&self, op: &Op) -> io::Result<Op> {
+        Ok(match *op {
+            Op::Limit { which, bytes } => {
+                let most = self.child.limit(resource(which))?.rlim_max;
+                Op::Limit { which, bytes: bytes.min(most) }
+            }
+            ref other => other.clone(),
+        })
+    }
+
     fn on_kernel(&mut self, op: &Op) -> io::Result<Outcome> {
         let (number, arguments) = match *op {
             Op::Touch { addr, access } => {
                 return self.child.touch(addr, access).map(Outcome::Touched);
             }
             Op::Fork { child_goes_on } => {
-                let mut child = self.child.fork()?;
+                let mut child = match self.child.fork()? {
+                    Ok(child) => child,
+                    Err(error) => return Ok(Outcome::Returned(error)),
+                };
                 if child_goes_on {
                     self.child = child;
                 } else {
@@ -162,18 +178,28 @@ impl<S: Subject> Session<S> {
                 return Ok(Outcome::Done);
             }
             Op::Limit { which, bytes } => {
-                let resource = match which {
-                    Which::AddressSpace => libc::RLIMIT_AS,
-                    Which::Data => libc::RLIMIT_DATA,
-                    Which::Locked => libc::RLIMIT_MEMLOCK,
-                    Which::Stack => libc::RLIMIT_STACK,
+                let old = self.child.limit(resource(which))?;
+                let new = match which {
+                    Which::DataMax => {
+                        libc::rlimit { rlim_cur: old.rlim_cur.min(bytes), rlim_max: bytes }
+                    }
+                    _ => libc::rlimit { rlim_cur: bytes, ..old },
                 };
-                self.child.limit(resource, bytes)?;
+                self.child.set_limit(resource(which), new)?;
                 return Ok(Outcome::Done);
             }
             ref call => system_call(call),
         };
         self.child.call(number, arguments).map(Outcome::Returned)
+    }
+}
+
+fn resource(which: Which) -> libc::__rlimit_resource_t {
+    match which {
+        Which::AddressSpace => libc::RLIMIT_AS,
+        Which::Data | Which::DataMax => libc::RLIMIT_DATA,
+        Which::Locked => libc::RLIMIT_MEMLOCK,
+        Which::Stack => libc::RLIMIT_STACK,
     }
 }
 

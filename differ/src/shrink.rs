@@ -10,8 +10,8 @@ use crate::child::CODE;
 use crate::machine::Machine;
 use crate::model::Subject;
 use crate::op::Op;
-use crate::run::replay;
-use crate::session::{Difference, Session};
+use crate::run::{Found, replay};
+use crate::session::Session;
 
 /// How many of the last steps a restated scene may keep.
 const KEPT: usize = 4;
@@ -23,9 +23,6 @@ pub struct Shrinker<'a, F> {
     /// What makes that which differs.
     pub make: &'a F,
 }
-
-/// Steps, and what differs after them.
-pub type Found = (Difference, Vec<Op>);
 
 impl<S: Subject, F: Fn(&Config, &[Arc<File>]) -> S> Shrinker<'_, F> {
     /// Leaves out what can be left out; then maps at once what the first steps have led to, and

@@ -4,7 +4,7 @@
 
 mod common;
 
-use pervma_differ::{Model, Op, replay};
+use pervma_differ::{Model, Op, Which, replay};
 use pervma_linux::Access;
 
 fn same(steps: &[Op]) {
@@ -155,4 +155,115 @@ fn the_heap_does_not_merge_with_what_lies_below_it() {
         Op::Brk { addr: heap + 0x4000 },
         Op::Brk { addr: heap + 0x5000 },
     ]);
+}
+
+const fn mmap(addr: usize, len: usize, prot: u64, flags: u64) -> Op {
+    Op::Mmap { addr, len, prot, flags, file: None, offset: 0 }
+}
+
+#[test]
+fn a_fork_promises_each_mapping_again() {
+    let Some(machine) = common::machine() else { return };
+    if machine.commit_limit == usize::MAX {
+        println!("NOT RUN: any amount of memory is promised");
+        return;
+    }
+    let (addr, half) = (0x2000_0000_0000, machine.commit_limit / 8 * 5 * 0x1000);
+    let both = Op::Madvise { addr, len: 2 * half, advice: 10 };
+    let fork = Op::Fork { child_goes_on: true };
+    same(&[mmap(addr, half, 3, 0x32), mmap(addr + half, half, 3, 0x32), fork.clone(), both, fork]);
+}
+
+#[test]
+fn no_data_at_all_is_as_much_as_can_be_allowed_but_no_heap() {
+    let data = |bytes| Op::Limit { which: Which::Data, bytes };
+    let most = Op::Limit { which: Which::DataMax, bytes: 0x6000 };
+    let addr = 0x1000_0000_0000;
+    let map = |page: usize| mmap(addr + page * 0x1000, 0x2000, 3, 0x32);
+    let heap = Op::Brk { addr: 0x5555_5580_2000 };
+    let full = [map(4), map(8), map(12), map(16)];
+    same(&[data(0), map(0), heap.clone(), data(1), map(2), most, data(0), heap]);
+    same(&[&[data(0), Op::Limit { which: Which::DataMax, bytes: 0x6000 }], &full[..]].concat());
+    same(&[&[data(0x6fff)], &full[..], &[data(u64::MAX), map(20)]].concat());
+}
+
+#[test]
+fn an_address_in_the_last_page_is_taken_for_an_error() {
+    for below in [1_usize, 2, 9, 12, 22, 75, 132, 4095] {
+        let addr = 0_usize.wrapping_sub(below);
+        let file = Op::Mmap { addr, len: 0x1000, prot: 1, flags: 0x12, file: Some(0), offset: 0 };
+        same(&[
+            mmap(addr, 0x1000, 3, 0x32),
+            mmap(addr, 0x1000, 3, 0x10_0022),
+            mmap(addr, 0x1000, 3, 0x22),
+            mmap(addr, 0x1000, 3, 0x31),
+            file,
+        ]);
+    }
+    same(&[mmap(usize::MAX - 0xfff, 0x1000, 3, 0x32), mmap(usize::MAX, 0, 3, 0x32)]);
+}
+
+#[test]
+fn memory_fails_only_for_the_privileged_and_where_the_kernel_knows_it() {
+    let (addr, len) = (0x1000_0000_0000, 0x2000);
+    let damage = |addr, advice| Op::Madvise { addr, len: 0x1000, advice };
+    let Some(machine) = common::machine() else { return };
+    if machine.memory_failure {
+        // The process may be one that can still do it.
+        same(&[damage(addr + 1, 100), damage(addr + 1, 101)]);
+    } else {
+        same(&[mmap(addr, len, 3, 0x32), damage(addr, 100), damage(addr, 101)]);
+    }
+}
+
+#[test]
+fn what_is_no_address_cannot_be_executed() {
+    for addr in [0x8000_0000_0000, 0xffff_7fff_ffff_fff0, 1 << 63, 0x7fff_ffff_f000] {
+        same(&[Op::Touch { addr, access: Access::Execute }]);
+    }
+}
+
+/// One step of each kind, as `pervma differ` prints it: that it compiles is the test.
+#[rustfmt::skip]
+fn one_of_each() -> Vec<Op> {
+    vec![
+        Op::Mmap { addr: 0x100000000000, len: 0x3000, prot: 0x3, flags: 0x12, file: Some(0), offset: 0x1000 },
+        Op::Mprotect { addr: 0x100000000000, len: 0x1000, prot: 0x1 },
+        Op::PkeyMprotect { addr: 0x100000000000, len: 0x1000, prot: 0x3, key: -1 },
+        Op::Madvise { addr: 0x100000001000, len: 0x1000, advice: 10 },
+        Op::Mlock { addr: 0x100000000000, len: 0x1000 },
+        Op::Mlock2 { addr: 0x100000001000, len: 0x1000, flags: 1 },
+        Op::Munlock { addr: 0x100000000000, len: 0x2000 },
+        Op::Mlockall { flags: 2 },
+        Op::Munlockall,
+        Op::Brk { addr: 0x555555801000 },
+        Op::Msync { addr: 0x100000000000, len: 0x1000, flags: 4 },
+        Op::Mincore { addr: 0x100000000000, len: 0x1000, vector: 0x100000000005 },
+        Op::Unname { addr: 0x100000000000, len: 0x1000 },
+        Op::Touch { addr: 0x100000000001, access: Access::Write },
+        Op::Limit { which: Which::AddressSpace, bytes: 0xffffffffffffffff },
+        Op::Limit { which: Which::Data, bytes: 0x10000 },
+        Op::Limit { which: Which::DataMax, bytes: 0x100000 },
+        Op::Limit { which: Which::Locked, bytes: 0x0 },
+        Op::Limit { which: Which::Stack, bytes: 0x8000 },
+        Op::Fork { child_goes_on: true },
+        Op::Mremap { addr: 0x100000000000, old_len: 0x1000, new_len: 0x1000, flags: 0x3, new_addr: 0x100000009000 },
+        Op::Mseal { addr: 0x100000009000, len: 0x1000, flags: 0 },
+        Op::Munmap { addr: 0x100000009000, len: 0x1000 },
+        Op::Mmap { addr: 0x0, len: 0x1000, prot: 0x0, flags: 0x22, file: None, offset: 0x0 },
+    ]
+}
+
+#[test]
+fn every_kind_of_step_can_be_pasted() {
+    let steps = one_of_each();
+    let source = include_str!("found.rs");
+    for step in &steps {
+        assert!(source.contains(&format!("        {step},\n")), "{step}");
+    }
+    let mut names: Vec<&str> = steps.iter().map(Op::name).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), Op::KINDS, "{names:?}");
+    same(&steps);
 }

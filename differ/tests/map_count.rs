@@ -5,12 +5,12 @@
 
 mod common;
 
-use pervma_differ::{Difference, Model, Op, replay_after};
+use pervma_differ::{Difference, Machine, Model, Op, Options, replay_after, run_after};
 use pervma_linux::abi::*;
 
 /// Above it this test would take too long.
 const MOST: usize = 100_000;
-const BASE: usize = 0x1000_0000_0000;
+const BASE: usize = 0x1800_0000_0000;
 /// The part where everything happens: one mapping of many pages.
 const STAGE: usize = BASE - 64 * PAGE;
 const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
@@ -58,17 +58,39 @@ fn fill(count: usize) -> Vec<Op> {
     steps
 }
 
+/// The machine, if it has a limit that can be reached in reasonable time.
+fn machine() -> Option<Machine> {
+    let machine = common::machine()?;
+    if machine.max_map_count > MOST {
+        println!("NOT RUN: vm.max_map_count is {}", machine.max_map_count);
+        return None;
+    }
+    Some(machine)
+}
+
 #[test]
 fn at_the_limit_of_mappings() {
-    let Some(machine) = common::machine() else { return };
+    let Some(machine) = machine() else { return };
     let most = machine.max_map_count;
-    if most > MOST {
-        println!("NOT RUN: vm.max_map_count is {most}");
-        return;
-    }
     let may_move = MREMAP_MAYMOVE;
     let fixed = MREMAP_MAYMOVE | MREMAP_FIXED;
-    let scenes: [(usize, &[Op]); 3] = [
+    let stays = MREMAP_MAYMOVE | MREMAP_DONTUNMAP;
+    let scenes: [(usize, &[Op]); 4] = [
+        // A move wants room before anything else is looked at. First there is some, then there is not,
+        // whatever is wrong with the source.
+        (
+            most - 8,
+            &[
+                Op::Mseal { addr: STAGE + 40 * PAGE, len: PAGE, flags: 0 },
+                mremap(60, 1, 1, fixed, 62),
+                mremap(60, 1, 1, stays, 0),
+                mmap(STAGE + 58 * PAGE, 1, PROT_READ, MAP_FIXED),
+                mremap(60, 1, 1, fixed, 62),
+                mremap(60, 1, 1, stays, 0),
+                mremap(40, 1, 1, fixed, 62),
+                mremap(50, 14, 14, fixed, 80),
+            ],
+        ),
         // Room for one cut, not for two.
         (most - 1, &[mprotect(10, 5, PROT_READ), mprotect(30, 1, PROT_READ)]),
         // Room for none.
@@ -117,5 +139,20 @@ fn at_the_limit_of_mappings() {
             let apart = kernel.lines().zip(model.lines()).find(|(kernel, model)| kernel != model);
             panic!("{count} mappings, after {made} steps: {what}: {apart:?}");
         }
+    }
+}
+
+#[test]
+fn random_steps_near_the_limit_of_mappings() {
+    let Some(machine) = machine() else { return };
+    // Not so near that a move is never possible.
+    let before = fill(machine.max_map_count - 16);
+    let apart = BASE..BASE + machine.max_map_count * PAGE;
+    let options = Options { ops: 300, seed: 4 };
+    let found = run_after(&machine, &Model::new, &before, &apart, options).unwrap();
+    if let Some((Difference { what, kernel, model }, steps)) = found {
+        let apart = kernel.lines().zip(model.lines()).find(|(kernel, model)| kernel != model);
+        let last = steps.last().unwrap();
+        panic!("after {} steps, of which the last is {last}: {what}: {apart:?}", steps.len());
     }
 }

@@ -177,6 +177,25 @@ const PLANTED: &[Planted] = &[
         Op::Limit { which: Which::AddressSpace, .. } => Some(Outcome::Done),
         _ => None,
     }),
+    rule("no data at all means none", |model, op| match *op {
+        Op::Limit { which: Which::Data, bytes: 0 } => {
+            Some(model.step(&Op::Limit { which: Which::Data, bytes: 1 }))
+        }
+        _ => None,
+    }),
+    rule("an address in the last page is no room", |_, op| match *op {
+        Op::Mmap { addr, flags, .. } if addr > usize::MAX - PAGE && flags & MAP_FIXED != 0 => {
+            Some(Outcome::of(Err(Errno::ENOMEM)))
+        }
+        _ => None,
+    }),
+    rule("a fork promises nothing", |model, op| match op {
+        Op::Fork { .. } => {
+            model.step(op);
+            Some(Outcome::Done)
+        }
+        _ => None,
+    }),
     rule("what is not allowed comes before what is not mapped", |model, op| {
         let outcome = model.step(op);
         let forbidden = matches!(op, Op::Mprotect { .. }) && outcome.errno() == Some(13);

@@ -4,7 +4,7 @@
 
 mod common;
 
-use pervma_differ::{Model, Options, run};
+use pervma_differ::{Model, Op, Options, run};
 
 #[test]
 fn random_steps_do_the_same_here_and_on_the_kernel() {
@@ -16,7 +16,7 @@ fn random_steps_do_the_same_here_and_on_the_kernel() {
         }
         assert!(report.success_rate() > 0.6, "{}", report.success_rate());
         assert!(report.merges > 1000 && report.splits > 1000);
-        assert!(report.by_call.len() == 19, "every kind of step: {:?}", report.by_call);
+        assert!(report.by_call.len() == Op::KINDS, "every kind of step: {:?}", report.by_call);
     }
 }
 

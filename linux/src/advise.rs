@@ -39,6 +39,9 @@ impl<B: Backing, T: Platform> Mm<B, T> {
         };
         match advice {
             MADV_HWPOISON | MADV_SOFT_OFFLINE if !self.config.may_poison => Err(Errno::EPERM),
+            MADV_HWPOISON | MADV_SOFT_OFFLINE => {
+                self.change(|change| change.damage(&range, advice))
+            }
             MADV_POPULATE_READ => self.change(|change| change.fault_in(&range, Access::Read)),
             MADV_POPULATE_WRITE => self.change(|change| change.fault_in(&range, Access::Write)),
             _ => self.change(|change| {
@@ -82,8 +85,10 @@ impl<B: Backing, T: Platform> Mm<B, T> {
             MADV_NORMAL..=MADV_DONTNEED
             | MADV_FREE..=MADV_UNMERGEABLE
             | MADV_DONTDUMP..=MADV_DONTNEED_LOCKED
-            | MADV_HWPOISON..=MADV_GUARD_REMOVE => true,
+            | MADV_GUARD_INSTALL
+            | MADV_GUARD_REMOVE => true,
             MADV_HUGEPAGE | MADV_NOHUGEPAGE | MADV_COLLAPSE => self.config.huge_pages,
+            MADV_HWPOISON | MADV_SOFT_OFFLINE => self.config.memory_failure,
             _ => false,
         }
     }
@@ -190,6 +195,24 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
             vma.flags |= VmFlags::MAYBE_GUARD;
         }
         if anonymous || !self.config.marks_guards { self.give_group(addr) } else { Ok(()) }
+    }
+
+    /// Damages pages for tests: each must be there and readable.
+    #[doc(alias = "madvise_inject_error")]
+    fn damage(&mut self, range: &Range<usize>, advice: i32) -> Result<(), Errno> {
+        let mut at = range.start;
+        while at < range.end {
+            let (whole, vma) = self.holding(at).ok_or(Errno::EFAULT)?;
+            if !vma.flags.has(VmFlags::READ) {
+                return Err(Errno::EFAULT);
+            }
+            let (part, vma) = (at..whole.end.min(range.end), vma.clone());
+            at = part.end;
+            self.populate_part(part.clone(), Access::Read)?;
+            let part = Part::new(&whole, &vma, part);
+            self.backing.map_or(Ok(()), |backing| backing.advise(part, advice))?;
+        }
+        Ok(())
     }
 
     /// Makes pages present, as if each had been touched.

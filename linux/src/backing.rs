@@ -51,9 +51,18 @@ impl<'a> Part<'a> {
 /// What [`Mm`](crate::Mm) asks of the memory behind the map. The map is its own business; pages are
 /// the backing's. Every method has a default that does nothing.
 ///
-/// The methods run while the range that they are about is locked: [`fault`](Self::fault) under the
-/// lock of the VMA or of the space, the others under the lock of the space. They must not call the
-/// same `Mm`.
+/// All methods run inside of a call or a fault, and this is what else may run meanwhile:
+///
+/// | method | locked | faults of the same range |
+/// |---|---|---|
+/// | [`fault`](Self::fault) | the VMA for reading, or the space | may run, even of the same page |
+/// | [`advise`](Self::advise), [`sync`](Self::sync) | the space | may run |
+/// | [`unmap`](Self::unmap), [`protect`](Self::protect), [`relocate`](Self::relocate), [`copy`](Self::copy) | the space, and the VMAs for writing | have ended; the next begins when the call is over |
+///
+/// As in Linux, where page tables have locks of their own, advice may come to pages that are faulted
+/// in at that moment: it is the backing that gives them an order.
+///
+/// No method may call the same `Mm`; see [there](crate::Mm) what happens if one does.
 ///
 /// ```
 /// use core::ops::Range;
@@ -92,7 +101,8 @@ pub trait Backing {
         let _ = range;
     }
 
-    /// What is in `from` is at `to` from now on, which is free. The VMA at `from` may stay, empty.
+    /// What is in `from` is at `to` from now on, where nothing is yet. The VMA at `from` may stay,
+    /// empty. Neither there nor here is anything faulted in before the call is over.
     fn relocate(&self, from: Range<usize>, to: usize) {
         let _ = (from, to);
     }
@@ -100,6 +110,16 @@ pub trait Backing {
     /// What is allowed in `part` has changed.
     fn protect(&self, part: Part<'_>) {
         let _ = part;
+    }
+
+    /// A fork copies the pages of one's own that are in `part`, a whole VMA, to `child`, the backing of
+    /// the child, at the same addresses; guard pages too. Not called for a VMA that has none, or whose
+    /// copy is to be empty. So pages and map are from the same moment.
+    fn copy(&self, part: Part<'_>, child: &Self)
+    where
+        Self: Sized,
+    {
+        let _ = (part, child);
     }
 
     /// Advice about pages (`MADV_DONTNEED`, `MADV_REMOVE`, `MADV_GUARD_INSTALL` and the like). The checks of

@@ -61,6 +61,8 @@ pub struct Limits {
     pub address_space: u64,
     /// `RLIMIT_DATA`.
     pub data: u64,
+    /// The hard limit of `RLIMIT_DATA`, which counts for mappings where the other is 0.
+    pub data_max: u64,
     /// `RLIMIT_MEMLOCK`.
     pub locked: u64,
     /// `RLIMIT_STACK`.
@@ -69,7 +71,8 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { address_space: u64::MAX, data: u64::MAX, locked: 8 << 20, stack: 8 << 20 }
+        let none = u64::MAX;
+        Self { address_space: none, data: none, data_max: none, locked: 8 << 20, stack: 8 << 20 }
     }
 }
 
@@ -109,10 +112,19 @@ pub struct Config {
     pub anon_names: bool,
     /// Whether the kernel was built with huge pages, on or off.
     pub huge_pages: bool,
+    /// Whether it can be told that memory fails (`CONFIG_MEMORY_FAILURE`).
+    pub memory_failure: bool,
     /// Whether a mapping with guard pages is marked, as since Linux 6.19 and in later releases of
     /// 6.18. Before, it got a group of its own pages instead, whatever it maps.
     pub marks_guards: bool,
-    /// No call changes half: when one fails, the map is as it was. Linux is not like that.
+    /// No call changes half: when one fails, what is mapped is as it was, and so are flags and
+    /// counts. Linux is not like that.
+    ///
+    /// Pages are the backing's: what it did before it refused something stays done (pages are
+    /// present, advice is followed), and so do [`Vma::anon`](crate::Vma::anon) and
+    /// [`MAYBE_GUARD`](crate::VmFlags::MAYBE_GUARD), which say what pages there may be. A touch is no
+    /// call: a stack may have grown for a page that cannot be had. And the map is put back as long as
+    /// there is memory to do so.
     pub strict: bool,
 }
 
@@ -128,6 +140,7 @@ impl Default for Config {
             may_poison: false,
             anon_names: true,
             huge_pages: true,
+            memory_failure: true,
             marks_guards: true,
             strict: false,
         }

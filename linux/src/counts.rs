@@ -64,8 +64,10 @@ impl Counts {
     /// negative, as a wrapped one.
     #[doc(alias = "may_expand_vm")]
     pub(crate) fn may_expand(&self, limits: &Limits, flags: VmFlags, pages: usize) -> bool {
+        // For the sake of one program, no data at all means as much as can be allowed.
+        let data = if limits.data == 0 { limits.data_max } else { limits.data };
         self.total.wrapping_add(pages) <= in_pages(limits.address_space)
-            && (!flags.is_data() || self.data.wrapping_add(pages) <= in_pages(limits.data))
+            && (!flags.is_data() || self.data.wrapping_add(pages) <= in_pages(data))
     }
 
     /// Whether `bytes` more that are locked, if the flags say so, stay within RLIMIT_MEMLOCK.

@@ -11,18 +11,26 @@ macro_rules! errno {
         ///
         /// assert_eq!(Errno::ENOMEM.number(), 12);
         /// assert_eq!(Errno::ENOMEM.to_string(), "ENOMEM");
+        /// assert_eq!(Errno::new(12), Some(Errno::ENOMEM));
+        /// assert_eq!(Errno::new(0), None);
         /// ```
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[non_exhaustive]
-        pub enum Errno {
-            $($(#[$doc])* $name = $number,)*
-        }
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct Errno(u16);
 
-        impl fmt::Display for Errno {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(match self {
-                    $(Self::$name => stringify!($name),)*
-                })
+        impl Errno {
+            $($(#[$doc])* pub const $name: Self = Self($number);)*
+
+            /// The name, of those that calls are known to return.
+            ///
+            /// ```
+            /// assert_eq!(pervma_linux::Errno::EPERM.name(), Some("EPERM"));
+            /// ```
+            #[must_use]
+            pub const fn name(self) -> Option<&'static str> {
+                match self.0 {
+                    $($number => Some(stringify!($name)),)*
+                    _ => None,
+                }
             }
         }
     };
@@ -56,6 +64,30 @@ errno! {
 }
 
 impl Errno {
+    /// The highest number.
+    const LAST: u16 = 4095;
+
+    /// The error with this number: calls may also return one that has no name here.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Errno, Mm, NoBacking, abi::*};
+    ///
+    /// // Linux takes an address in the last page for the error with that number.
+    /// let mm = Mm::new(NoBacking, Config::default());
+    /// let fixed = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    /// assert_eq!(mm.mmap(usize::MAX - 1, 4096, 0, fixed, None, 0).err(), Errno::new(2));
+    /// ```
+    #[must_use]
+    pub const fn new(number: u16) -> Option<Self> {
+        if 1 <= number && number <= Self::LAST { Some(Self(number)) } else { None }
+    }
+
+    /// The error that an address is taken for.
+    #[doc(alias = "IS_ERR_VALUE")]
+    pub(crate) fn of_address(addr: usize) -> Option<Self> {
+        u16::try_from(addr.wrapping_neg()).ok().and_then(Self::new)
+    }
+
     /// The number that a system call returns, negated.
     ///
     /// ```
@@ -63,7 +95,22 @@ impl Errno {
     /// ```
     #[must_use]
     pub const fn number(self) -> i32 {
-        self as i32
+        self.0 as i32
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => f.write_str(name),
+            None => write!(f, "error {}", self.0),
+        }
+    }
+}
+
+impl fmt::Debug for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
     }
 }
 

@@ -60,24 +60,24 @@ impl<B: Backing, T: Platform> Mm<B, T> {
         if let Ok(vma) = self.core.space.try_read(addr) {
             check_access(&vma, access)?;
             if !needs_group(&vma, access) {
-                let had = ask(&self.backing, &vma.range(), &vma, addr, access);
+                let had = ask(Some(&self.backing), &vma.range(), &vma, addr, access);
                 return signal(&vma, access, had);
             }
         }
         let change = self.core.change(&self.config, Some(&self.backing));
-        change.map_err(|_| Signal::OutOfMemory)?.fault(&self.backing, addr, access)
+        change.map_err(|_| Signal::OutOfMemory)?.fault(addr, access)
     }
 }
 
 impl<B: Backing, T: Platform> Change<'_, B, T> {
-    pub(crate) fn fault(&mut self, backing: &B, addr: usize, access: Access) -> Result<(), Signal> {
+    pub(crate) fn fault(&mut self, addr: usize, access: Access) -> Result<(), Signal> {
         let (range, _) = self.first_from(addr).ok_or(Signal::NotMapped)?;
         if addr < range.start {
             self.grow_down(range.start, addr & !(PAGE - 1)).map_err(|_| Signal::NotMapped)?;
         }
         let (whole, vma) = self.holding(addr).ok_or(Signal::NotMapped)?;
         check_access(vma, access)?;
-        let had = ask(backing, &whole, vma, addr, access);
+        let had = ask(self.backing, &whole, vma, addr, access);
         let signal = signal(vma, access, had);
         if needs_group(vma, access) && !is_guard_at(addr & !(PAGE - 1), had) {
             self.give_group(addr).map_err(|_| Signal::OutOfMemory)?;
@@ -135,14 +135,15 @@ fn needs_group(vma: &Vma, access: Access) -> bool {
 }
 
 fn ask<B: Backing>(
-    backing: &B,
+    backing: Option<&B>,
     whole: &Range<usize>,
     vma: &Vma,
     addr: usize,
     access: Access,
 ) -> Result<(), Refusal> {
     let page = addr & !(PAGE - 1);
-    backing.fault(Part::new(whole, vma, page..page + PAGE), access)
+    let part = Part::new(whole, vma, page..page + PAGE);
+    backing.map_or(Ok(()), |backing| backing.fault(part, access))
 }
 
 fn signal(vma: &Vma, access: Access, had: Result<(), Refusal>) -> Result<(), Signal> {

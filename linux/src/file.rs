@@ -19,7 +19,8 @@ pub struct File {
     pub readable: bool,
     /// Open for writing.
     pub writable: bool,
-    /// Open for appending only, which forbids shared mappings when it is also writable.
+    /// Marked as one that can only be appended to (`chattr +a`), which forbids shared mappings when it
+    /// is open for writing. That it was opened with `O_APPEND` is not meant, and forbids nothing.
     pub append_only: bool,
     /// On a file system that forbids executing.
     pub noexec: bool,

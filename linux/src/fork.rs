@@ -4,7 +4,7 @@ use lock_api::RwLock;
 use pervma::Platform;
 
 use crate::abi::pages;
-use crate::backing::Backing;
+use crate::backing::{Backing, Part};
 use crate::errno::Errno;
 use crate::flags::VmFlags;
 use crate::mm::{Core, Mm, no_memory};
@@ -14,8 +14,8 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     /// The address space of a child, with `backing` behind it. Nothing in it is locked; what is
     /// marked `DONTFORK` is not in it; what is marked `WIPEONFORK` is empty.
     ///
-    /// Pages are the backing's business: what the parent has, the child is to see as its own copy, or
-    /// with a shared mapping as the same.
+    /// Pages are the backing's business: with a shared mapping the child is to see what the parent
+    /// sees; of its own pages it gets copies, VMA by VMA, by [`Backing::copy`].
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking, abi::*};
@@ -30,11 +30,17 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     ///
     /// # Errors
     ///
-    /// `ENOMEM` when memory runs out.
+    /// `ENOMEM` when memory runs out, or a mapping is larger than what may be promised at once: two
+    /// that have merged may be.
     #[doc(alias("dup_mmap", "dup_mm"))]
     pub fn fork(&self, backing: B) -> Result<Self, Errno> {
         let mut change = self.core.change(&self.config, Some(&self.backing))?;
-        let mut state = change.state.clone();
+        for (range, vma) in change.edit.iter() {
+            if vma.flags & (VmFlags::ACCOUNT | VmFlags::DONTCOPY) == VmFlags::ACCOUNT {
+                change.may_commit(pages(range.end - range.start))?;
+            }
+        }
+        let mut state = change.state;
         state.future = VmFlags::default();
         state.counts.locked = 0;
         let space = change.edit.fork(|range, vma| {
@@ -43,6 +49,9 @@ impl<B: Backing, T: Platform> Mm<B, T> {
                 return None;
             }
             let wiped = vma.flags.has(VmFlags::WIPEONFORK);
+            if !wiped && (vma.anon.is_some() || vma.flags.has(VmFlags::MAYBE_GUARD)) {
+                self.backing.copy(Part::new(&range, vma, range.clone()), &backing);
+            }
             let anon = vma.anon.filter(|_| !wiped).map(|_| state.new_group(true));
             Some(Vma { flags: vma.flags & !VmFlags::LOCKED_MASK, anon, ..vma.clone() })
         });

@@ -20,8 +20,8 @@
 //!
 //! The map alone is this crate's: pages are a [`Backing`]'s, files are an identity ([`File`]). What the
 //! results depend on beside the map (layout, limits, privileges, the machine's memory) is a
-//! [`Config`]. With [`Config::strict`] no call ever changes half; the faithful default does what Linux
-//! does.
+//! [`Config`]. With [`Config::strict`] no call ever changes the map half; the faithful default does
+//! what Linux does.
 //!
 //! # How it is checked
 //!
@@ -35,13 +35,17 @@
 //!
 //! # Which Linux
 //!
-//! The rules are those of Linux 6.18 on x86-64 with four levels of page tables.
+//! The rules are those of Linux 6.18 on x86-64 with four levels of page tables. There is no setting
+//! for the version. What a kernel's configuration decides is in [`Config`]: names of anonymous memory,
+//! huge pages, failing memory, and the mark of guard pages.
+//!
 //! What is known to differ by version:
 //!
-//! - `mremap` moves several mappings at once since 6.17;
+//! - `mremap` moves several mappings at once, and asks for room before it looks at any, since 6.17;
 //! - sealed memory: the rules of 6.17 and later for `madvise`;
-//! - `MADV_GUARD_INSTALL` on files: 6.15 and later; since 6.19 guard pages mark the whole mapping, here
-//!   they do not;
+//! - `MADV_GUARD_INSTALL` on files: 6.15 and later;
+//! - guard pages mark the whole mapping since 6.19 and in later releases of 6.18: only this can be
+//!   chosen ([`Config::marks_guards`]);
 //! - touched and untouched neighbours merge on either side since 6.16;
 //! - anonymous mappings are placed on huge pages if their length is a multiple of one: 6.13 and later.
 //!
@@ -54,8 +58,15 @@
 //! - *Protection keys and shadow stacks*: the machines at hand have none.
 //! - *Device memory, `userfaultfd`, DAX, secret memory*: the mappings are made by drivers.
 //! - *`vm.overcommit_memory=2`*, where every process of the machine counts.
-//! - *Where huge pages are*: a read of a hole in a `MADV_HUGEPAGE` mapping, where a huge page fits,
+//! - *Where huge pages are*, shared memory on huge pages (`shmem_enabled`) included: a read of a hole in a `MADV_HUGEPAGE` mapping, where a huge page fits,
 //!   makes pages of one's own in Linux, and `MADV_COLLAPSE` is the backing's to answer.
+//! - *What `prctl` and boot parameters set for a whole process or machine*: `PR_SET_MDWE`,
+//!   `PR_SET_MEMORY_MERGE`, `PR_SET_THP_DISABLE`, `ignore_rlimit_data`, the old layout that is searched
+//!   from below. A caller that has them can look at the arguments first.
+//! - *Kernels without swap*, where `MADV_WILLNEED` of memory without a file is `EBADF`, *or without
+//!   KSM*, where `MADV_MERGEABLE` is `EINVAL`; none has been at hand.
+//! - *Soft-dirty tracking*, a flag that `/proc/PID/clear_refs` resets.
+//! - *The `[vsyscall]` page*, which lies above all that can be mapped: here nothing is there.
 //! - *`READ_IMPLIES_EXEC`* and 32-bit processes.
 #![no_std]
 #![forbid(unsafe_code)]

@@ -146,8 +146,11 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
             }
         }
         self.apply_lock(&range, flags)?;
-        // The standard wants another number for a page that cannot be had.
-        self.populate(range).map_err(|_| Errno::ENOMEM)
+        // The standard wants other numbers for a page that cannot be had.
+        self.populate(range).map_err(|error| match error {
+            Errno::ENOMEM => Errno::EAGAIN,
+            _ => Errno::ENOMEM,
+        })
     }
 
     /// Locked pages in a range.

@@ -1,10 +1,11 @@
 //! The address space and its calls' common ground.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 
-use lock_api::{RwLock, RwLockWriteGuard};
+use lock_api::RwLock;
 use pervma::{AddressSpace, ChangeError, Edit, Platform};
 
 use crate::abi::{PAGE, pages};
@@ -20,8 +21,12 @@ use crate::vma::{AnonVma, Object, Source, Vma};
 ///
 /// The calls take what the system calls take, whatever it is, and return what they return. All of
 /// them may be made from several threads at once; changes take turns, and [`fault`](Self::fault)
-/// normally locks nothing but the VMA that it is about. A call from inside a method of the
-/// [`Backing`] on the same `Mm` fails with `EAGAIN`.
+/// normally locks nothing but the VMA that it is about.
+///
+/// From inside a method of the [`Backing`] nothing of the same `Mm` is to be called. Where that is
+/// done nevertheless, nothing hangs, as far as the platform can tell threads apart: a call fails with
+/// `EAGAIN`, a touch that would have to wait with [`OutOfMemory`](crate::Signal::OutOfMemory), nothing
+/// is found to be mapped, counts are those before the call, and limits are set for the next one.
 ///
 /// ```
 /// use pervma_linux::{Config, Errno, Mm, NoBacking, abi::*};
@@ -49,8 +54,9 @@ pub(crate) struct Core<T: Platform> {
     pub(crate) state: RwLock<T::Lock, State>,
 }
 
-/// What belongs to the address space as a whole. Written in edits only.
-#[derive(Clone)]
+/// What belongs to the address space as a whole. A call works on a copy, so that nobody has to wait
+/// to look at it; but for the limits, which are set between calls, it is written in edits only.
+#[derive(Clone, Copy)]
 pub(crate) struct State {
     pub(crate) counts: Counts,
     pub(crate) limits: Limits,
@@ -133,7 +139,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
         &self.config
     }
 
-    /// What is counted.
+    /// What is counted, as it was when the last call ended.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking};
@@ -167,17 +173,22 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     }
 
     /// Runs one call. In strict mode on a copy of the map first, so that it fails before anything
-    /// has changed.
+    /// has changed; and if the backing refuses something later, the map is put back as it was.
     pub(crate) fn change<R>(
         &self,
         call: impl Fn(&mut Change<'_, B, T>) -> Result<R, Errno>,
     ) -> Result<R, Errno> {
         let mut change = self.core.change(&self.config, Some(&self.backing))?;
-        if self.config.strict {
-            let draft = change.draft()?;
-            call(&mut draft.change::<B>(&self.config, None)?)?;
+        if !self.config.strict {
+            return call(&mut change);
         }
-        call(&mut change)
+        let before = change.picture()?;
+        let draft = before.copy()?;
+        call(&mut draft.change::<B>(&self.config, None)?)?;
+        call(&mut change).or_else(|error| {
+            change.put_back(before)?;
+            Err(error)
+        })
     }
 }
 
@@ -188,31 +199,85 @@ impl<T: Platform> Core<T> {
         backing: Option<&'m B>,
     ) -> Result<Change<'m, B, T>, Errno> {
         let edit = self.space.edit().map_err(|_| Errno::EAGAIN)?;
-        Ok(Change { space: &self.space, edit, state: self.state.write(), config, backing })
+        Ok(Change { core: self, state: *self.state.read(), edit, config, backing })
     }
 }
 
 /// A call under way: the space is locked for writing.
 pub(crate) struct Change<'m, B, T: Platform> {
-    // Dropped in this order: the state's lock is taken inside of the edit.
-    pub(crate) state: RwLockWriteGuard<'m, T::Lock, State>,
+    core: &'m Core<T>,
+    pub(crate) state: State,
     pub(crate) edit: Edit<'m, Vma, T>,
-    space: &'m AddressSpace<Vma, T>,
     pub(crate) config: &'m Config,
     /// None when the call is only tried.
     pub(crate) backing: Option<&'m B>,
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
-    /// A copy to try the call on.
-    fn draft(&self) -> Result<Core<T>, Errno> {
+impl<B, T: Platform> Drop for Change<'_, B, T> {
+    /// The state is written before the edit ends.
+    fn drop(&mut self) {
+        let mut state = self.core.state.write();
+        *state = State { limits: state.limits, ..self.state };
+    }
+}
+
+/// The map as it was.
+struct Picture {
+    vmas: Vec<(Range<usize>, Vma)>,
+    state: State,
+}
+
+impl Picture {
+    /// A copy to try a call on.
+    fn copy<T: Platform>(&self) -> Result<Core<T>, Errno> {
         let space = AddressSpace::with_platform(PAGE);
         let mut edit = space.edit().map_err(|_| Errno::EAGAIN)?;
-        for (range, vma) in self.edit.iter() {
-            edit.insert(range, vma.clone()).map_err(|error| no_memory(error.kind))?;
+        for (range, vma) in &self.vmas {
+            edit.insert(range.clone(), vma.clone()).map_err(|error| no_memory(error.kind))?;
         }
         drop(edit);
-        Ok(Core { space, state: RwLock::new(self.state.clone()) })
+        Ok(Core { space, state: RwLock::new(self.state) })
+    }
+}
+
+impl<B: Backing, T: Platform> Change<'_, B, T> {
+    fn picture(&self) -> Result<Picture, Errno> {
+        let mut vmas = Vec::new();
+        vmas.try_reserve_exact(self.map_count()).map_err(|_| Errno::ENOMEM)?;
+        vmas.extend(self.edit.iter().map(|(range, vma)| (range, vma.clone())));
+        Ok(Picture { vmas, state: self.state })
+    }
+
+    /// Puts the map back as it was. What says something about pages stays, since they do: groups
+    /// that VMAs have got, and that there may be guard pages.
+    fn put_back(&mut self, before: Picture) -> Result<(), Errno> {
+        let State { next_group, next_object, .. } = self.state;
+        self.state = State { next_group, next_object, ..before.state };
+        let mut end = 0;
+        for (range, mut vma) in before.vmas {
+            self.clear(end..range.start)?;
+            end = range.end;
+            for (_, now) in self.edit.overlapping(range.clone()) {
+                vma.anon = vma.anon.or(now.anon);
+                vma.flags |= now.flags & VmFlags::MAYBE_GUARD;
+            }
+            if self.holding(range.start) != Some((range.clone(), &vma)) {
+                self.replace(range, vma)?;
+            }
+        }
+        self.clear(end..self.config.layout.task_size)
+    }
+
+    /// Unmaps what a stack has grown over.
+    fn clear(&mut self, gap: Range<usize>) -> Result<(), Errno> {
+        if self.first_in(&gap).is_none() {
+            return Ok(());
+        }
+        self.edit.remove(gap.clone()).map_err(no_memory)?;
+        if let Some(backing) = self.backing {
+            backing.unmap(gap);
+        }
+        Ok(())
     }
 
     /// The VMA that holds `addr`.
@@ -249,7 +314,7 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
 
     /// How many VMAs there are.
     pub(crate) fn map_count(&self) -> usize {
-        self.space.slab().vmas().in_use
+        self.core.space.slab().vmas().in_use
     }
 
     /// Maps `range`, which is free, joining neighbours; returns the whole VMA that it is in now.

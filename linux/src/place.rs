@@ -49,6 +49,10 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
             Some(addr) => addr,
             None => self.room(wanted).ok_or(Errno::ENOMEM)?,
         };
+        // Only an address that was asked for can be so high.
+        if let Some(error) = Errno::of_address(addr) {
+            return Err(error);
+        }
         if addr > layout.task_size - len {
             return Err(Errno::ENOMEM);
         }

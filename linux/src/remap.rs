@@ -97,6 +97,11 @@ fn check_arguments(request: Request, task_size: usize) -> Result<(), Errno> {
 
 impl<B: Backing, T: Platform> Change<'_, B, T> {
     fn mremap(&mut self, request: Request) -> Result<usize, Errno> {
+        // Whatever is there, and once only, however many mappings are moved.
+        let most = self.config.max_map_count.saturating_sub(3);
+        if request.goes_elsewhere() && self.map_count() + 2 >= most {
+            return Err(Errno::ENOMEM);
+        }
         if request.has(MREMAP_FIXED) && request.old_len == request.new_len {
             return self.move_all(request);
         }
@@ -183,9 +188,6 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
     /// Moves to where it was asked to go.
     #[doc(alias = "mremap_to")]
     fn remap_to(&mut self, mut request: Request) -> Result<usize, Errno> {
-        if self.map_count() + 2 >= self.config.max_map_count.saturating_sub(3) {
-            return Err(Errno::ENOMEM);
-        }
         let delta = request.delta();
         if request.has(MREMAP_FIXED) {
             self.munmap(request.new_addr, request.new_len)?;
@@ -251,6 +253,8 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         }
         let (whole, vma) = self.source(request)?;
         let stays = request.has(MREMAP_DONTUNMAP);
+        // From here on nothing is to become present at the source: it would be lost.
+        drop(self.edit.start_write(request.addr).map_err(|_| Errno::ENOMEM)?);
         if vma.flags.has(VmFlags::ACCOUNT) {
             self.may_commit(pages(if stays { request.new_len } else { delta }))?;
         }

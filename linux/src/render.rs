@@ -1,5 +1,6 @@
 //! Looking at the map from outside.
 
+use alloc::format;
 use alloc::string::String;
 use core::fmt::{self, Write};
 use core::ops::Range;
@@ -67,9 +68,10 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     /// # Ok::<(), pervma_linux::Errno>(())
     /// ```
     pub fn maps(&self) -> String {
-        let brk = self.core.state.read().brk;
-        let mut text = String::new();
+        let (mut text, mut brk) = (String::new(), None);
         self.for_each(|range, vma| {
+            // Nobody moves it while the map is looked at.
+            let brk = *brk.get_or_insert_with(|| self.core.state.read().brk);
             // Writing to a string does not fail.
             let _ = show(&mut text, &self.config.layout, brk, &range, vma);
         });
@@ -104,18 +106,30 @@ fn show(
         device.0,
         device.1,
     )?;
-    let given = vma.shown_name();
-    let name = match &given {
-        Some(name) => name.as_str(),
-        None if range.start < brk && range.end > layout.start_brk => "[heap]",
-        None if range.start <= layout.start_stack && range.end >= layout.start_stack => "[stack]",
-        None => "",
+    let name = match &vma.source {
+        // The one character that would end the line.
+        Source::File(file) => file.path.replace('\n', "\\012"),
+        Source::SharedAnonymous(_) => match &vma.name {
+            Some(name) => format!("[anon_shmem:{name}]"),
+            None => String::from("/dev/zero (deleted)"),
+        },
+        Source::Anonymous if range.start < brk && range.end > layout.start_brk => {
+            String::from("[heap]")
+        }
+        Source::Anonymous
+            if range.start <= layout.start_stack && range.end >= layout.start_stack =>
+        {
+            String::from("[stack]")
+        }
+        Source::Anonymous => {
+            vma.name.as_ref().map_or_else(String::new, |name| format!("[anon:{name}]"))
+        }
     };
     if !name.is_empty() {
         while text.len() - line < NAME_COLUMN {
             text.push(' ');
         }
-        text.push_str(name);
+        text.push_str(&name);
     }
     text.push('\n');
     Ok(())

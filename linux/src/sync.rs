@@ -6,7 +6,7 @@ use crate::abi::*;
 use crate::backing::{Access, Backing, Part};
 use crate::errno::Errno;
 use crate::flags::VmFlags;
-use crate::mm::Mm;
+use crate::mm::{Change, Mm};
 
 impl<B: Backing, T: Platform> Mm<B, T> {
     /// Writes shared mappings of files back.
@@ -79,10 +79,16 @@ impl<B: Backing, T: Platform> Mm<B, T> {
         if reaches(vector, count) {
             return Err(Errno::EFAULT);
         }
+        self.change(|change| change.mincore(addr, count, vector))
+    }
+}
+
+impl<B: Backing, T: Platform> Change<'_, B, T> {
+    fn mincore(&mut self, addr: usize, count: usize, vector: usize) -> Result<(), Errno> {
         let (mut done, end) = (0, addr + count * PAGE);
         while done < count {
             let at = addr + done * PAGE;
-            let (range, _) = self.lookup(at).ok_or(Errno::ENOMEM)?;
+            let (range, _) = self.holding(at).ok_or(Errno::ENOMEM)?;
             // One VMA, or one page of answers, at a time.
             let some = pages(range.end.min(end) - at).min(PAGE);
             let answers = vector + done..vector + done + some;

@@ -1,6 +1,5 @@
 //! What a VMA holds.
 
-use alloc::string::String;
 use alloc::sync::Arc;
 
 use pervma::Payload;
@@ -106,18 +105,6 @@ impl Vma {
     /// The page offset `offset` bytes after its start.
     pub(crate) fn page_after(&self, offset: usize) -> u64 {
         self.page_offset.wrapping_add(pages(offset) as u64)
-    }
-
-    /// The name that the maps file shows, if the VMA itself gives it one.
-    pub(crate) fn shown_name(&self) -> Option<String> {
-        match &self.source {
-            Source::File(file) => Some(file.path.clone()),
-            Source::SharedAnonymous(_) => Some(match &self.name {
-                Some(name) => alloc::format!("[anon_shmem:{name}]"),
-                None => String::from("/dev/zero (deleted)"),
-            }),
-            Source::Anonymous => self.name.as_ref().map(|name| alloc::format!("[anon:{name}]")),
-        }
     }
 }
 

@@ -1,10 +1,14 @@
 //! Faults go on while mappings change.
 #![expect(clippy::disallowed_types, reason = "a test has no ledger")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
-use pervma_linux::{Access, Config, Mm, NoBacking, Signal, abi::*};
+use pervma_linux::{Access, Backing, Config, Mm, NoBacking, Part, Refusal, Signal, abi::*};
 
 #[test]
 fn faults_find_what_is_mapped_throughout() {
@@ -53,4 +57,107 @@ fn faults_find_what_is_mapped_throughout() {
         assert!(faulting.join().unwrap() > 0);
     });
     assert_eq!(mm.maps().lines().count(), 1, "{}", mm.maps());
+}
+
+/// Notes the faults that run while pages are moved, unmapped or protected.
+#[derive(Default)]
+struct Watch {
+    /// What no fault may be in.
+    closed: Mutex<Vec<Range<usize>>>,
+    /// What is moved from is not unmapped.
+    stays: AtomicBool,
+    faulting: Mutex<Vec<usize>>,
+    faults: AtomicUsize,
+    intruders: AtomicUsize,
+}
+
+impl Watch {
+    /// Looks for some time whether a fault is in a range, or comes.
+    fn close(&self, range: Range<usize>) {
+        self.closed.lock().unwrap().push(range.clone());
+        let inside = self.faulting.lock().unwrap().iter().any(|addr| range.contains(addr));
+        self.intruders.fetch_add(usize::from(inside), Ordering::Relaxed);
+        let begin = Instant::now();
+        while self.intruders.load(Ordering::Relaxed) == 0
+            && begin.elapsed() < Duration::from_millis(2)
+        {
+            thread::yield_now();
+        }
+    }
+
+    fn open(&self) {
+        self.closed.lock().unwrap().clear();
+    }
+}
+
+impl Backing for Watch {
+    fn fault(&self, part: Part<'_>, _access: Access) -> Result<(), Refusal> {
+        let addr = part.range.start;
+        self.faulting.lock().unwrap().push(addr);
+        let closed = self.closed.lock().unwrap().iter().any(|range| range.contains(&addr));
+        self.intruders.fetch_add(usize::from(closed), Ordering::Relaxed);
+        self.faults.fetch_add(1, Ordering::Relaxed);
+        thread::yield_now();
+        self.faulting.lock().unwrap().retain(|other| *other != addr);
+        Ok(())
+    }
+
+    fn unmap(&self, range: Range<usize>) {
+        self.close(range);
+        self.open();
+    }
+
+    fn protect(&self, part: Part<'_>) {
+        self.close(part.range);
+        self.open();
+    }
+
+    fn relocate(&self, from: Range<usize>, to: usize) {
+        self.close(to..to + from.len());
+        self.close(from);
+        if self.stays.load(Ordering::Relaxed) {
+            self.open();
+        }
+    }
+}
+
+#[test]
+fn nothing_is_faulted_in_where_pages_are_moved_unmapped_or_protected() {
+    const HERE: usize = 0x1000_0000;
+    const THERE: usize = 0x2000_0000;
+    let mm = Mm::new(Watch::default(), Config::default());
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    mm.mmap(HERE, 2 * PAGE, PROT_READ, flags, None, 0).unwrap();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // The other page keeps what is moved a part of a mapping.
+        for addr in [HERE, HERE + PAGE, THERE] {
+            let (mm, over) = (&mm, &over);
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    let _ = mm.fault(addr, Access::Read);
+                }
+            });
+        }
+        let faults = || mm.backing().faults.load(Ordering::Relaxed);
+        for round in 0..20 {
+            let before = faults();
+            while faults() < before + 10 {
+                thread::yield_now();
+            }
+            let fixed = MREMAP_MAYMOVE | MREMAP_FIXED;
+            mm.backing().stays.store(round % 2 == 1, Ordering::Relaxed);
+            if round % 2 == 0 {
+                mm.mremap(HERE, PAGE, PAGE, fixed, THERE).unwrap();
+                mm.mremap(THERE, PAGE, PAGE, fixed, HERE).unwrap();
+            } else {
+                mm.mremap(HERE, PAGE, PAGE, fixed | MREMAP_DONTUNMAP, THERE).unwrap();
+                mm.munmap(THERE, PAGE).unwrap();
+            }
+            mm.mprotect(HERE, PAGE, PROT_READ | PROT_EXEC).unwrap();
+            mm.mprotect(HERE, PAGE, PROT_READ).unwrap();
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(mm.backing().intruders.load(Ordering::Relaxed), 0);
 }

@@ -1,8 +1,11 @@
 //! Rules that the kernel at hand may not show: it was built without them, or asks for privilege.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
-use pervma_linux::{Config, Errno, File, Mm, NoBacking, VmFlags, abi::*};
+use pervma_linux::{
+    Access, Backing, Config, Errno, File, Mm, NoBacking, Part, Refusal, VmFlags, abi::*,
+};
 
 const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
 
@@ -66,7 +69,105 @@ fn a_privileged_process_knows_no_limits() {
     assert_eq!(mm.mmap(0, PAGE, PROT_READ, ANONYMOUS | MAP_FIXED, None, 0), Ok(0));
     assert_eq!(mm.mlock(0, PAGE), Ok(()));
     assert!(mm.lookup(0).unwrap().1.flags.has(VmFlags::LOCKED));
-    let poisoning = Mm::new(NoBacking, Config { may_poison: true, ..Config::default() });
-    assert_eq!(poisoning.madvise(0, PAGE, MADV_HWPOISON), Err(Errno::ENOMEM));
-    assert_eq!(mm.madvise(0, PAGE, MADV_HWPOISON), Err(Errno::EPERM));
+}
+
+#[test]
+fn the_privileged_damage_memory_where_the_kernel_knows_how() {
+    for advice in [MADV_HWPOISON, MADV_SOFT_OFFLINE] {
+        let mm = Mm::new(NoBacking, Config { may_poison: true, ..Config::default() });
+        let addr = mm.mmap(0, PAGE, PROT_READ, ANONYMOUS, None, 0).unwrap();
+        let below = mm.mmap(addr - PAGE, PAGE, PROT_WRITE, ANONYMOUS, None, 0).unwrap();
+        assert_eq!(mm.madvise(addr, PAGE, advice), Ok(()));
+        assert_eq!(mm.madvise(addr, 2 * PAGE, advice), Err(Errno::EFAULT), "a hole");
+        assert_eq!(mm.madvise(below, PAGE, advice), Err(Errno::EFAULT), "cannot be read");
+        assert_eq!(mm.madvise(addr, 0, advice), Ok(()));
+
+        let unprivileged = Mm::new(NoBacking, Config::default());
+        assert_eq!(unprivileged.madvise(addr, PAGE, advice), Err(Errno::EPERM));
+        let config = Config { may_poison: true, memory_failure: false, ..Config::default() };
+        assert_eq!(Mm::new(NoBacking, config).madvise(addr, PAGE, advice), Err(Errno::EINVAL));
+    }
+}
+
+#[test]
+fn heap_and_stack_are_known_before_names_are_looked_at() {
+    let mm = Mm::new(NoBacking, Config::default());
+    let (heap, stack) = (mm.brk(0), mm.config().layout.start_stack);
+    mm.brk(heap + PAGE);
+    let prot = PROT_READ | PROT_WRITE;
+    mm.mmap(stack, PAGE, prot, ANONYMOUS | MAP_FIXED | MAP_GROWSDOWN, None, 0).unwrap();
+    for addr in [heap, stack] {
+        mm.set_anon_name(addr, PAGE, Some("name")).unwrap();
+    }
+    let maps = mm.maps();
+    let names: Vec<&str> = maps.lines().map(|line| line[73..].trim()).collect();
+    assert_eq!(names, ["[heap]", "[stack]"]);
+}
+
+#[test]
+fn a_name_stays_on_its_line() {
+    let mm = Mm::new(NoBacking, Config::default());
+    let file = Arc::new(File::new("/a\nb\\c\td"));
+    mm.mmap(0, PAGE, PROT_READ, MAP_PRIVATE, Some(&file), 0).unwrap();
+    assert!(mm.maps().ends_with(" /a\\012b\\c\td\n"), "{}", mm.maps());
+}
+
+#[test]
+fn a_page_that_cannot_be_had_has_other_errors_for_mlock() {
+    struct Without(Refusal);
+    impl Backing for Without {
+        fn fault(&self, _part: Part<'_>, _access: Access) -> Result<(), Refusal> {
+            Err(self.0)
+        }
+    }
+    for (refusal, locked, populated) in [
+        (Refusal::OutOfMemory, Errno::EAGAIN, Errno::ENOMEM),
+        (Refusal::Bus, Errno::ENOMEM, Errno::EFAULT),
+    ] {
+        let mm = Mm::new(Without(refusal), Config::default());
+        let addr = mm.mmap(0, PAGE, PROT_READ, ANONYMOUS, None, 0).unwrap();
+        assert_eq!(mm.mlock(addr, PAGE), Err(locked));
+        assert_eq!(mm.madvise(addr, PAGE, MADV_POPULATE_READ), Err(populated));
+    }
+}
+
+#[test]
+fn pages_are_copied_by_a_fork_while_nothing_changes_them() {
+    #[derive(Default)]
+    struct Copies(Mutex<Vec<Range<usize>>>);
+    impl Backing for Copies {
+        fn copy(&self, part: Part<'_>, child: &Self) {
+            child.0.lock().unwrap().push(part.range);
+        }
+    }
+    let mm = Mm::new(Copies::default(), Config::default());
+    let prot = PROT_READ | PROT_WRITE;
+    let base = 0x1000_0000;
+    for page in 0..5 {
+        let addr = base + 2 * page * PAGE;
+        mm.mmap(addr, PAGE, prot, ANONYMOUS | MAP_FIXED, None, 0).unwrap();
+    }
+    // Untouched; touched; touched and wiped; touched and not copied; untouched, with guard pages.
+    for page in 1..4 {
+        mm.fault(base + 2 * page * PAGE, Access::Write).unwrap();
+    }
+    mm.madvise(base + 4 * PAGE, PAGE, MADV_WIPEONFORK).unwrap();
+    mm.madvise(base + 6 * PAGE, PAGE, MADV_DONTFORK).unwrap();
+    mm.madvise(base + 8 * PAGE, PAGE, MADV_GUARD_INSTALL).unwrap();
+    let child = mm.fork(Copies::default()).unwrap();
+    let copied = [base + 2 * PAGE, base + 8 * PAGE].map(|addr| addr..addr + PAGE);
+    assert_eq!(*child.backing().0.lock().unwrap(), copied);
+}
+
+#[test]
+fn a_fork_promises_what_has_merged() {
+    let mm = Mm::new(NoBacking, Config { commit_limit: 3, ..Config::default() });
+    let prot = PROT_READ | PROT_WRITE;
+    let upper = mm.mmap(0, 2 * PAGE, prot, ANONYMOUS, None, 0).unwrap();
+    assert!(mm.fork(NoBacking).is_ok());
+    let addr = mm.mmap(0, 2 * PAGE, prot, ANONYMOUS, None, 0).unwrap();
+    assert_eq!(addr + 2 * PAGE, upper);
+    assert_eq!(mm.fork(NoBacking).err(), Some(Errno::ENOMEM));
+    mm.madvise(addr, 4 * PAGE, MADV_DONTFORK).unwrap();
+    assert!(mm.fork(NoBacking).is_ok());
 }

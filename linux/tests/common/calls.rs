@@ -3,7 +3,31 @@
 
 use std::sync::Arc;
 
-use pervma_linux::{Access, Config, Counts, Errno, File, Mm, NoBacking, Std, VmFlags, abi};
+use pervma_linux::{
+    Access, Backing, Config, Counts, Errno, File, Mm, Part, Refusal, Std, VmFlags, abi,
+};
+
+/// Memory of which some pages cannot be had, and some advice cannot be followed.
+struct Unwilling;
+
+impl Backing for Unwilling {
+    fn fault(&self, part: Part<'_>, _access: Access) -> Result<(), Refusal> {
+        match part.range.clone().step_by(abi::PAGE).take(64).find(|addr| addr >> 12 & 7 == 5) {
+            None => Ok(()),
+            Some(addr) if addr & 0x8000 != 0 => Err(Refusal::Guard { addr }),
+            Some(addr) if addr & 0x1_0000 != 0 => Err(Refusal::Bus),
+            Some(_) => Err(Refusal::OutOfMemory),
+        }
+    }
+
+    fn advise(&self, part: Part<'_>, _advice: i32) -> Result<(), Errno> {
+        if part.range.end >> 12 & 7 == 6 { Err(Errno::EBUSY) } else { Ok(()) }
+    }
+
+    fn sync(&self, part: Part<'_>) -> Result<(), Errno> {
+        self.advise(part, 0)
+    }
+}
 
 /// Reads arguments from bytes; zeros when there are no more.
 struct Arguments<'a>(&'a [u8]);
@@ -74,7 +98,7 @@ pub fn run(bytes: &[u8]) {
         ..Config::default()
     };
     let file = Arc::new(File::new("/file"));
-    let mut mm = Mm::new(NoBacking, config);
+    let mut mm = Mm::new(Unwilling, config);
     while !arguments.0.is_empty() {
         let before = (mm.config().strict).then(|| state(&mm));
         let result = call(&mut mm, &mut arguments, &file);
@@ -85,20 +109,21 @@ pub fn run(bytes: &[u8]) {
     }
 }
 
-fn state(mm: &Mm<NoBacking, Std>) -> (String, Vec<VmFlags>, Counts) {
+/// What may not change when a call fails. Whether there may be guard pages is about pages.
+fn state(mm: &Mm<Unwilling, Std>) -> (String, Vec<VmFlags>, Counts) {
     let mut flags = Vec::new();
-    mm.for_each(|_, vma| flags.push(vma.flags));
+    mm.for_each(|_, vma| flags.push(vma.flags | VmFlags::MAYBE_GUARD));
     (mm.maps(), flags, mm.counts())
 }
 
 fn call(
-    mm: &mut Mm<NoBacking, Std>,
+    mm: &mut Mm<Unwilling, Std>,
     arguments: &mut Arguments<'_>,
     file: &Arc<File>,
 ) -> Result<(), Errno> {
     let [which] = arguments.bytes();
     let (addr, len) = (arguments.addr(), arguments.len());
-    match which % 20 {
+    match which % 21 {
         0..5 => {
             let (prot, flags) = (arguments.word(), arguments.flags());
             let file = (which & 0x80 != 0).then_some(file);
@@ -129,15 +154,16 @@ fn call(
             let _ = mm.fault(addr, access);
             Ok(())
         }
+        19 => mm.mincore(addr, len % (1 << 30), arguments.addr()),
         _ => {
-            *mm = mm.fork(NoBacking)?;
+            *mm = mm.fork(Unwilling)?;
             Ok(())
         }
     }
 }
 
 /// What is counted is what is there; and no two mappings are where one would do.
-fn check(mm: &Mm<NoBacking, Std>) {
+fn check(mm: &Mm<Unwilling, Std>) {
     let mut counted = Counts::default();
     let mut last_end = 0;
     mm.for_each(|range, vma| {

@@ -1,0 +1,160 @@
+//! What comes of it when the memory behind the map refuses something, or calls the map.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use pervma_linux::{
+    Access, Backing, Config, Counts, Errno, Limits, Mm, Part, Refusal, Signal, Std, VmFlags, abi::*,
+};
+
+const ADDR: usize = 0x1000_0000;
+const FIXED: u64 = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+
+/// Refuses whatever is about this address.
+struct Refusing(usize, Refusal);
+
+impl Backing for Refusing {
+    fn fault(&self, part: Part<'_>, _access: Access) -> Result<(), Refusal> {
+        if part.range.contains(&self.0) { Err(self.1) } else { Ok(()) }
+    }
+
+    fn advise(&self, part: Part<'_>, _advice: i32) -> Result<(), Errno> {
+        if part.range.contains(&self.0) { Err(Errno::EBUSY) } else { Ok(()) }
+    }
+}
+
+fn seen<B: Backing>(mm: &Mm<B, Std>) -> (String, Vec<VmFlags>, Counts) {
+    let mut flags = Vec::new();
+    mm.for_each(|_, vma| flags.push(vma.flags));
+    (mm.maps(), flags, mm.counts())
+}
+
+/// Two mappings, of which the second refuses its second page; a stack; and names of calls that are
+/// refused half-way.
+fn refused_half_way(strict: bool) -> Vec<(&'static str, Errno, bool)> {
+    type Call = fn(&Mm<Refusing, Std>) -> Result<(), Errno>;
+    const STACK: usize = 2 * ADDR;
+    let calls: [(&str, Call); 6] = [
+        ("mlock", |mm| mm.mlock(ADDR, 4 * PAGE)),
+        ("mlock of a part", |mm| mm.mlock(ADDR + PAGE, 3 * PAGE)),
+        ("mlock2", |mm| mm.mlock2(ADDR, 4 * PAGE, 0)),
+        ("populate", |mm| mm.madvise(ADDR, 4 * PAGE, MADV_POPULATE_WRITE)),
+        ("pages out", |mm| mm.madvise(ADDR, 4 * PAGE, MADV_PAGEOUT)),
+        ("mincore", |mm| mm.mincore(ADDR, 3 * PAGE, STACK - 2)),
+    ];
+    calls
+        .into_iter()
+        .map(|(name, call)| {
+            let refused = if name == "mincore" { STACK } else { ADDR + 3 * PAGE };
+            let config = Config { strict, ..Config::default() };
+            let mm = Mm::new(Refusing(refused, Refusal::Bus), config);
+            let prot = PROT_READ | PROT_WRITE;
+            mm.mmap(ADDR, 2 * PAGE, prot, FIXED, None, 0).unwrap();
+            mm.mmap(ADDR + 2 * PAGE, 2 * PAGE, prot, FIXED | MAP_NORESERVE, None, 0).unwrap();
+            mm.mmap(STACK, PAGE, prot, FIXED | MAP_GROWSDOWN, None, 0).unwrap();
+            let before = seen(&mm);
+            let error = call(&mm).expect_err(name);
+            (name, error, seen(&mm) == before)
+        })
+        .collect()
+}
+
+#[test]
+fn a_strict_call_that_is_refused_half_way_leaves_the_map_as_it_was() {
+    for (name, error, as_it_was) in refused_half_way(true) {
+        assert!(as_it_was, "{name}: {error}");
+    }
+    let changed = refused_half_way(false).iter().filter(|(.., as_it_was)| !as_it_was).count();
+    assert_eq!(changed, 4, "as in Linux, locks stay and stacks have grown");
+}
+
+#[test]
+fn pages_that_were_made_before_a_refusal_keep_their_group() {
+    let config = Config { strict: true, ..Config::default() };
+    let mm = Mm::new(Refusing(ADDR + PAGE, Refusal::OutOfMemory), config);
+    mm.mmap(ADDR, PAGE, PROT_READ | PROT_WRITE, FIXED, None, 0).unwrap();
+    mm.mmap(ADDR + PAGE, PAGE, PROT_READ, FIXED, None, 0).unwrap();
+    mm.mlock(ADDR, 2 * PAGE).unwrap_err();
+    assert!(mm.lookup(ADDR).unwrap().1.anon.is_some());
+    assert!(mm.lookup(ADDR + PAGE).unwrap().1.anon.is_none());
+}
+
+/// Calls the map it is behind.
+#[derive(Default)]
+struct Calling {
+    mm: OnceLock<Weak<Mm<Calling, Std>>>,
+    seen: Mutex<Vec<Seen>>,
+}
+
+/// What calls from inside a backing come to.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    mmap: Result<usize, Errno>,
+    fault: Result<(), Signal>,
+    found: bool,
+    maps: String,
+    total: usize,
+    limit: u64,
+}
+
+impl Calling {
+    fn look(&self) {
+        let Some(mm) = self.mm.get().and_then(Weak::upgrade) else { return };
+        mm.set_limits(Limits { data: 1 << 40, ..mm.limits() });
+        let seen = Seen {
+            mmap: mm.mmap(0, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, None, 0),
+            fault: mm.fault(ADDR + PAGE, Access::Write),
+            found: mm.lookup(ADDR + PAGE).is_some(),
+            maps: mm.maps(),
+            total: mm.counts().total,
+            limit: mm.limits().data,
+        };
+        self.seen.lock().unwrap().push(seen);
+    }
+}
+
+impl Backing for Calling {
+    fn fault(&self, part: Part<'_>, access: Access) -> Result<(), Refusal> {
+        if access == Access::Read && part.range.start == ADDR {
+            self.look();
+        }
+        Ok(())
+    }
+
+    fn unmap(&self, _range: Range<usize>) {
+        self.look();
+    }
+}
+
+#[test]
+fn a_backing_that_calls_its_map_is_refused_and_does_not_hang() {
+    let (done, wait) = mpsc::channel();
+    thread::spawn(move || {
+        let mm = Arc::new(Mm::new(Calling::default(), Config::default()));
+        mm.mmap(ADDR, 2 * PAGE, PROT_READ | PROT_WRITE, FIXED, None, 0).unwrap();
+        let below = ADDR - PAGE;
+        mm.mmap(below, PAGE, PROT_READ | PROT_WRITE, FIXED, None, 0).unwrap();
+        mm.backing().mm.set(Arc::downgrade(&mm)).unwrap();
+        mm.fault(ADDR, Access::Read).unwrap();
+        mm.munmap(below, PAGE).unwrap();
+        let seen = std::mem::take(&mut *mm.backing().seen.lock().unwrap());
+        done.send((seen, mm.counts().total, mm.limits().data)).unwrap();
+    });
+    let (seen, total, limit) = wait.recv_timeout(Duration::from_secs(60)).expect("it hangs");
+    let nothing = Seen {
+        mmap: Err(Errno::EAGAIN),
+        fault: Err(Signal::OutOfMemory),
+        found: false,
+        maps: String::new(),
+        total: 3,
+        limit: 1 << 40,
+    };
+    // Beside a fault, what is there can still be found.
+    let [in_fault, in_unmap] = &seen[..] else { panic!("{seen:?}") };
+    assert_eq!((in_fault.mmap, in_fault.total), (Err(Errno::EAGAIN), 3));
+    assert_eq!(in_unmap, &nothing);
+    assert_eq!((total, limit), (2, 1 << 40));
+}
