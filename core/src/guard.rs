@@ -36,7 +36,6 @@ with_default_platform! {
         // Closed before the put: fields are dropped in this order.
         payload: ConstPtr<MaybeUninit<P>>,
         admitted: Admitted<'s, P, T>,
-        space: &'s AddressSpace<P, T>,
         walks: u32,
         /// Where the thread's record has it.
         noted: Noted,
@@ -54,7 +53,7 @@ impl<'s, P, T: Platform> ReadGuard<'s, P, T> {
     ) -> Self {
         let noted = T::with_thread(|thread| thread.guards.note(space.name()));
         let noted = noted.unwrap_or(Noted::NOWHERE);
-        Self { payload: admitted.payload(), admitted, space, walks, noted, thread: PhantomData }
+        Self { payload: admitted.payload(), admitted, walks, noted, thread: PhantomData }
     }
 
     /// The range of the VMA.
