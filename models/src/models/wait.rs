@@ -34,7 +34,7 @@ pub const FUTEX: Model = Model {
         }
         waker.join().unwrap();
     },
-    mutants: &[],
+    mutants: &[drop_step(Step::WakeUnderLock, DEADLOCK)],
 };
 
 /// A writer waits for the last of two readers.
