@@ -67,7 +67,7 @@ pub const RESERVE: Model = Model {
     name: "reserve",
     property: "a reserved address is reported so until its VMA is there, complete",
     threads: 2,
-    preemptions: Some(4),
+    preemptions: Some(5),
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         let reserved = Arc::new(AtomicU32::new(0));
@@ -128,7 +128,7 @@ pub const RESERVED_READ: Model = Model {
     name: "reserved_read",
     property: "a reader under the mmap lock takes no reservation for a VMA",
     threads: 2,
-    preemptions: Some(4),
+    preemptions: Some(5),
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         let reserved = Arc::new(AtomicU32::new(0));
