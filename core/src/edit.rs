@@ -7,7 +7,9 @@ use core::ops::{Deref, DerefMut, Range};
 
 use crate::change::{Change, Mapped, Refusal, Request, exclude};
 use crate::error::{ChangeError, InsertError, OutOfMemory, WriteError};
+use crate::facade::keep;
 use crate::gap::{GapError, GapSearch};
+use crate::ledger::Step;
 use crate::mm::{WriteLock, WriteSection};
 use crate::payload::Payload;
 use crate::platform::{Platform, with_default_platform};
@@ -499,12 +501,20 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         if let Some(entry) = entries().find(Entry::is_excluded) {
             return Err(ChangeError::Excluded { vma: entry.span().range() });
         }
-        for vma in entries().filter_map(Entry::vma) {
-            vma.start_write(section);
+        let lock = |span| {
+            for vma in space.entries(section, span).filter_map(Entry::vma) {
+                vma.start_write(section);
+            }
+        };
+        if keep(Step::LockBeforeCopy) {
+            lock(everything);
         }
         let child = space.empty_copy();
         for vma in entries().filter_map(Entry::vma) {
             let span = vma.span();
+            if !keep(Step::LockBeforeCopy) {
+                lock(span);
+            }
             let Some(payload) = copy(span.range(), vma.payload()) else { continue };
             let copied = child.adopt(span, payload);
             copied.map_err(|_| ChangeError::OutOfMemory { range: span.range() })?;

@@ -258,6 +258,8 @@ steps! {
     CheckSeq,
     /// The reader checks the range.
     CheckRange,
+    /// The reader compares `lock_seq` with the sequence before it believes a reservation, too.
+    CheckSeqReserved,
     /// A reader under the mmap lock checks that the range is not only reserved.
     CheckReserved,
     /// A hole is believed only if no edit was under way before the walk.
@@ -272,6 +274,8 @@ steps! {
     RefuseExcluded,
     /// A merged node is given back only when its entries have been copied.
     FreeLast,
+    /// A slot is given back only when its count is 0.
+    FreeDetached,
     /// A leaving reader wakes the writer that waits for it.
     WakeWaiter,
     /// An edit begins by a read-modify-write, which carries on the release sequence of the last end.
@@ -300,8 +304,18 @@ steps! {
     LookAgain,
     /// The gate opens after X is gone.
     OpenLast,
+    /// The end of an exclusion wakes all who sleep on its gate.
+    WakeAll,
+    /// The end of an exclusion gives the gate a new number.
+    AdvanceGate,
     /// Whoever an exclusion refuses lets the mmap lock go before it sleeps.
     SleepOutside,
     /// What a word of the tree points to is told by that very word.
     TagInWord,
+    /// A fork write-locks every VMA before it copies the first.
+    LockBeforeCopy,
+    /// An edit becomes a view without letting the mmap lock go.
+    DowngradeAtOnce,
+    /// The models' stand-in for the futex wakes under the lock of its queue.
+    WakeUnderLock,
 }

@@ -58,7 +58,9 @@
 
 use core::hint;
 
-use crate::facade::{AtomicU64, Relaxed, WaitWord, check, const_unless_model, fence, keep};
+#[cfg(all(test, not(pervma_model)))]
+use crate::facade::TEST;
+use crate::facade::{AtomicU64, MUTANT, Relaxed, WaitWord, check, const_unless_model, fence, keep};
 use crate::ledger::{
     ATTACH_PUBLISH, EDIT_END, EXCLUDE_BEGIN, EXCLUDE_END, EXCLUDE_IDLE, EXCLUDE_WAIT, GATE_OPEN,
     GATE_REGISTER, HOLE_BEGIN, HOLE_CHECK, READ_ADMIT, READ_PUT, READ_SEQ, Step,
@@ -106,8 +108,8 @@ impl SpaceSeq {
             self.0
                 .fetch_add(1, Relaxed("each store that a walker can meet is a release of its own"))
         } else {
-            let even = self.0.load(Relaxed("mutant"));
-            self.0.store(even + 1, Relaxed("mutant"));
+            let even = self.0.load(MUTANT);
+            self.0.store(even + 1, MUTANT);
             even
         };
         check(even.is_multiple_of(2), "one edit at a time");
@@ -307,6 +309,11 @@ impl VmaLock {
         self.refcnt.fetch_sub(EXCLUDED, EXCLUDE_END);
     }
 
+    /// Whether nothing is attached, for the slot's owner.
+    pub fn is_detached(&self) -> bool {
+        self.refcnt.load(Relaxed("the owner knows of the store of 0, and nobody else stores")) == 0
+    }
+
     /// Attaches a VMA that the slot's owner has just written, write-locked by `edit`.
     #[doc(alias = "vma_mark_attached")]
     pub fn attach(&self, edit: EditSeq) {
@@ -336,14 +343,16 @@ impl VmaLock {
         let mut gate = self.gate.load(Relaxed("the exchange that follows decides"));
         loop {
             // The next number, and nobody asleep.
-            let open = (gate | 1).wrapping_add(1);
+            let open = if keep(Step::AdvanceGate) { (gate | 1).wrapping_add(1) } else { gate & !1 };
             match self.gate.compare_exchange(gate, open, GATE_OPEN) {
                 Ok(_) => break,
                 Err(now) => gate = now,
             }
         }
-        if gate & 1 != 0 {
+        if gate & 1 != 0 && keep(Step::WakeAll) {
             T::wake_all(&self.gate);
+        } else if gate & 1 != 0 {
+            T::wake(&self.gate);
         }
     }
 
@@ -352,7 +361,7 @@ impl VmaLock {
     /// go.
     pub fn register(&self) -> Option<Ticket> {
         if !keep(Step::SeparateGate) {
-            return Some(Ticket(self.refcnt.load(Relaxed("mutant"))));
+            return Some(Ticket(self.refcnt.load(MUTANT)));
         }
         let gate = self.gate.fetch_or(1, GATE_REGISTER) | 1;
         let now = self.refcnt.load(Relaxed("GATE_REGISTER stands in front of it"));
@@ -377,7 +386,12 @@ pub struct Ticket(u32);
 impl VmaLock {
     /// Pretends that `readers` are inside.
     pub(crate) fn pretend_readers(&self, readers: u32) {
-        self.refcnt.store(1 + readers, Relaxed("test"));
+        self.refcnt.store(1 + readers, TEST);
+    }
+
+    /// A put that is no release: a race.
+    pub(crate) fn leave_unordered(&self) {
+        self.refcnt.fetch_sub(1, TEST);
     }
 
     pub(crate) fn count(&self) -> u32 {

@@ -8,8 +8,9 @@ use core::ops::Deref;
 
 use crate::facade::{
     AtomicU32, AtomicUsize, MmapLock, MmapReadGuard, MmapWriteGuard, Relaxed, const_unless_model,
-    signal_fence,
+    keep, signal_fence,
 };
+use crate::ledger::Step;
 use crate::lock::{EditSeq, SpaceSeq};
 use crate::platform::Platform;
 use crate::thread::HandlerScope;
@@ -172,7 +173,12 @@ impl<'m, T: Platform> WriteLock<'m, T> {
     #[doc(alias = "mmap_write_downgrade")]
     pub fn downgrade(self) -> ReadSection<'m, T> {
         let Self { ending, _lock } = self;
+        let mm = ending.0.mm;
         drop(ending);
+        if !keep(Step::DowngradeAtOnce) {
+            drop(_lock);
+            return mm.read();
+        }
         ReadSection { _lock: MmapLock::<T>::downgrade(_lock) }
     }
 }

@@ -313,6 +313,12 @@ impl<P> Slot<P> {
     pub(crate) fn pretend_readers(&self, readers: u32) {
         self.lock.pretend_readers(readers);
     }
+
+    /// A put that is no release.
+    #[cfg(all(test, not(pervma_model)))]
+    pub(crate) fn leave_unordered(&self) {
+        self.lock.leave_unordered();
+    }
 }
 
 /// A reference to a slot, held: whatever is attached there stays attached. Dropping it is the put.
@@ -358,7 +364,8 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
 
     #[cold]
     fn turn(self, mm: &Mm<T>, space: SpaceId) -> Turned {
-        if space == mm.id().reserved() && self.slot.lock.unlocked(mm.seq()) {
+        let over = || self.slot.lock.unlocked(mm.seq()) || !keep(Step::CheckSeqReserved);
+        if space == mm.id().reserved() && over() {
             return Turned::Reserved(Admitted(self).span());
         }
         Turned::Away
@@ -819,8 +826,13 @@ impl<'s, P> Emptied<'s, P> {
 
     /// Detaches it and gives the slot to `arena`. The tree no longer leads here.
     pub fn detach<T: Platform>(self, arena: &Arena<Slot<P>, T>) {
+        if !keep(Step::FreeDetached) {
+            arena.free(self.index);
+        }
         end_exclusion::<T>(&self.slot.lock, self.gated, VmaLock::detach);
-        arena.free(self.index);
+        if keep(Step::FreeDetached) {
+            arena.free(self.index);
+        }
     }
 }
 
@@ -910,6 +922,7 @@ impl<'a, P, T: Platform> FreeSlot<'a, P, T> {
 
     fn publish(self, section: &WriteSection<'_, T>, owner: SpaceId, span: Span) {
         let slot = self.arena.get(self.index);
+        check(slot.lock.is_detached(), "a slot is used again whose count is not 0");
         // SAFETY: S2, as in `attach`.
         slot.space.with_mut(|space| unsafe { *space = owner });
         // SAFETY: S2, as above.

@@ -469,29 +469,28 @@ impl<P, T: Platform> AddressSpace<P, T> {
         let mut busy = false;
         for walk in 1..=MAX_WALKS {
             let before = self.mm.seq().glimpse();
-            let ends = match self.tree.walk(self.slab.get(), addr) {
-                None => 0,
-                Some(slot) => match self.enter(slot, before) {
+            if let Some(slot) = self.tree.walk(self.slab.get(), addr) {
+                match self.enter(slot, before) {
                     Met::Vma(admitted) => {
-                        let span = admitted.span();
-                        if span.contains(addr) || !keep(Step::CheckRange) {
+                        if admitted.span().contains(addr) || !keep(Step::CheckRange) {
                             return Ok((admitted, walk));
                         }
-                        span.end
                     }
-                    Met::Reserved(span) if span.contains(addr) => {
-                        return Err(ReadError::Reserved { addr });
+                    Met::Reserved(span) => {
+                        if span.contains(addr) {
+                            return Err(ReadError::Reserved { addr });
+                        }
                     }
-                    Met::Reserved(span) => span.end,
                     Met::Busy => {
                         busy = true;
                         continue;
                     }
                     Met::Locked => continue,
-                },
-            };
-            // What ends before the address is its predecessor, if nothing has moved.
-            if ends <= addr && self.mm.seq().undisturbed(before) {
+                }
+            }
+            // If nothing has moved, the walk was right: what it met, if anything, is the
+            // predecessor, and ends at or below the address.
+            if self.mm.seq().undisturbed(before) {
                 return Err(ReadError::NotMapped { addr });
             }
         }
@@ -509,22 +508,17 @@ impl<P, T: Platform> AddressSpace<P, T> {
             let mut below = true;
             for _ in 0..MAX_PASSED + 2 {
                 match slot.map(|slot| self.enter(slot, before)) {
-                    Some(Met::Vma(admitted)) => {
-                        let span = admitted.span();
-                        if below && (span.contains(addr) || !keep(Step::CheckRange)) {
+                    Some(Met::Vma(admitted)) if below => {
+                        if admitted.span().contains(addr) || !keep(Step::CheckRange) {
                             return Ok(Some((admitted, walk)));
                         }
-                        if !below {
-                            // The hole before it is believed only if nothing has moved by now.
-                            if from <= span.start && self.mm.seq().undisturbed(before) {
-                                return Ok(Some((admitted, walk)));
-                            }
-                            continue 'walks;
-                        }
-                        if addr < span.start {
-                            continue 'walks;
-                        }
                     }
+                    // If nothing has moved by now, the walks were right: this is the next one, and
+                    // between it and the address there is a hole.
+                    Some(Met::Vma(admitted)) if self.mm.seq().undisturbed(before) => {
+                        return Ok(Some((admitted, walk)));
+                    }
+                    Some(Met::Vma(_)) => continue 'walks,
                     Some(Met::Reserved(span)) => from = from.max(span.end),
                     Some(Met::Busy) => {
                         busy = true;
@@ -862,13 +856,15 @@ mod tests {
         const MET: u64 = if cfg!(miri) { 20 } else { 1000 };
         std::thread::scope(|scope| {
             let reader = scope.spawn(|| {
-                crate::facade::PLANTED.set("READ_PUT");
                 let (mut met, mut last) = (0, 0);
                 while met < MET {
-                    if let Ok(vma) = space.try_read(10)
-                        && *vma != last
-                    {
-                        (met, last) = (met + 1, *vma);
+                    if let Ok(vma) = space.try_read(10) {
+                        if *vma != last {
+                            (met, last) = (met + 1, *vma);
+                        }
+                        let slot = vma.slot();
+                        core::mem::forget(vma);
+                        slot.leave_unordered();
                     }
                 }
             });

@@ -1,22 +1,38 @@
-//! An atomic operation that bypasses the ledger does not compile.
+//! The facade accepts nothing but edges of the ledger, and gives each the ordering that the ledger
+//! states: an atomic operation that bypasses the ledger does not compile, and what does compile is
+//! read in the code that the compiler makes of it.
 //!
-//! The facade is compiled by itself, with one line of use behind it: once with an edge of the
-//! ledger, which must compile, and once with a bare ordering, which must not.
-#![expect(clippy::unwrap_used, reason = "tests")]
+//! The facade is compiled by itself, as it is shipped, with lines of use behind it.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+use std::fmt::Write;
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Compiles the facade and the ledger with `line` behind them; the compiler's errors, if any.
-fn compile(name: &str, line: &str) -> Result<(), String> {
+use pervma::ledger::{EDGES, Kind, Ordering};
+
+/// A file of the facade, a piece of it, and what stands there instead.
+type Plant = (&'static str, &'static str, &'static str);
+
+/// Compiles the facade and the ledger with `items` behind them: LLVM's text, or the compiler's errors.
+fn compile(name: &str, items: &str, plant: Option<Plant>) -> Result<String, String> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    std::fs::create_dir_all(&dir).unwrap();
+    fs::create_dir_all(dir.join("facade")).unwrap();
+    for file in ["ledger.rs", "facade/mod.rs", "facade/real.rs", "facade/plain.rs"] {
+        let mut text = fs::read_to_string(src.join(file)).unwrap();
+        if let Some((_, from, to)) = plant.filter(|plant| plant.0 == file) {
+            assert_eq!(text.matches(from).count(), 1, "{from:?} in {file}");
+            text = text.replace(from, to);
+        }
+        fs::write(dir.join(file), text).unwrap();
+    }
     let program = format!(
         r#"
-        #![allow(dead_code, unused_imports, unused_macros)]
-        #[path = {facade:?}] mod facade;
-        #[path = {ledger:?}] mod ledger;
+        #![allow(dead_code, unused_imports, unused_macros, non_snake_case)]
+        mod facade;
+        mod ledger;
         // What the facade's mmap lock needs of the rest of the crate, and of lock_api.
         mod platform {{ pub unsafe trait Platform {{ type Lock: crate::lock_api::RawRwLock; }} }}
         extern crate self as lock_api;
@@ -33,59 +49,152 @@ fn compile(name: &str, line: &str) -> Result<(), String> {
         impl<'a, R, T> RwLockWriteGuard<'a, R, T> {{
             pub fn downgrade(guard: Self) -> RwLockReadGuard<'a, R, T> {{ RwLockReadGuard(guard.0) }}
         }}
-        pub fn line(word: &facade::AtomicU32) {{ {line} }}
+        {items}
         "#,
-        facade = src.join("facade/mod.rs"),
-        ledger = src.join("ledger.rs"),
     );
     let file = dir.join("program.rs");
-    std::fs::write(&file, program).unwrap();
+    fs::write(&file, program).unwrap();
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let output = Command::new(rustc)
-        .args(["--edition=2024", "--crate-type=lib", "--emit=metadata", "--crate-name=probe"])
-        .arg("--out-dir")
+        .args(["--edition=2024", "--crate-type=lib", "--emit=llvm-ir", "--crate-name=probe"])
+        .args(["-O", "-Ccodegen-units=1", "--out-dir"])
         .arg(&dir)
         .arg(&file)
         .output()
         .unwrap();
     if output.status.success() {
-        Ok(())
+        Ok(fs::read_to_string(dir.join("probe.ll")).unwrap())
     } else {
         Err(String::from_utf8_lossy(&output.stderr).into_owned())
     }
 }
 
+/// The errors of one line of use, if any.
+fn line(name: &str, line: &str) -> Result<(), String> {
+    let item = format!("pub fn line(word: &facade::AtomicU32) {{ {line} }}");
+    compile(name, &item, None).map(drop)
+}
+
+/// The operations of the facade: what carries them, how they are called (on the word `a`, with the
+/// edge `E` and a number `N` that makes each function another), how many orderings their code names.
+const OPERATIONS: &[(Kind, &str, &str, usize)] = &[
+    (Kind::Load, "AtomicU32", "u64::from(a.load(E)) + N", 1),
+    (Kind::Load, "AtomicU64", "a.load(E) ^ N", 1),
+    (Kind::Load, "AtomicUsize", "a.load(E) as u64 ^ N", 1),
+    (Kind::Store, "AtomicU32", "{ a.store(N, E); N }", 1),
+    (Kind::Store, "AtomicU64", "{ a.store(N, E); N }", 1),
+    (Kind::Store, "AtomicUsize", "{ a.store(N, E); N }", 1),
+    (Kind::Rmw, "AtomicU32", "u64::from(a.fetch_add(N, E))", 1),
+    (Kind::Rmw, "AtomicU32", "u64::from(a.fetch_sub(N, E))", 1),
+    (Kind::Rmw, "AtomicU32", "u64::from(a.swap(N, E))", 1),
+    (Kind::Rmw, "AtomicU32", "u64::from(a.fetch_or(N, E))", 1),
+    (Kind::Rmw, "AtomicU32", "u64::from(a.compare_exchange(0, N, E).is_ok())", 2),
+    (Kind::Rmw, "AtomicU32", "u64::from(a.compare_exchange_weak(0, N, E).is_ok())", 2),
+    (Kind::Rmw, "AtomicU64", "a.fetch_add(N, E)", 1),
+    (
+        Kind::Fence,
+        "AtomicU32",
+        "{ facade::fence(E); u64::from(a.load(facade::Relaxed(\"\"))) ^ N }",
+        2,
+    ),
+];
+
+/// What is wrong with the code that the compiler makes of the edges and of relaxed accesses.
+fn wrong_orderings(name: &str, plant: Option<Plant>) -> Vec<String> {
+    let mut items = String::new();
+    let mut expected = Vec::new();
+    let mut add = |edge: String, (_, atomic, call, named): &(Kind, &str, &str, usize), ordering| {
+        let number = expected.len() + 1;
+        let call = call.replace('N', &number.to_string()).replace("E)", &format!("{edge})"));
+        let item = format!("pub fn f{number}(a: &facade::{atomic}) -> u64 {{ {call} }}");
+        writeln!(items, "#[unsafe(no_mangle)] {item}").unwrap();
+        // A failed exchange is relaxed, and so is the load behind a fence.
+        let orderings = [ordering, "monotonic"].into_iter().take(*named).collect::<Vec<_>>();
+        expected.push((format!("{edge}: {call}"), orderings));
+    };
+    for operation in OPERATIONS {
+        for edge in EDGES.iter().filter(|edge| edge.kind == operation.0) {
+            let ordering = match edge.ordering {
+                Ordering::Acquire => "acquire",
+                Ordering::Release => "release",
+                other => panic!("{other:?}"),
+            };
+            add(format!("ledger::{}", edge.name), operation, ordering);
+        }
+        if operation.0 != Kind::Fence {
+            add("facade::Relaxed(\"\")".to_owned(), operation, "monotonic");
+        }
+    }
+    let code = compile(name, &items, plant).unwrap();
+    let mut wrong = Vec::new();
+    for (number, (what, orderings)) in expected.into_iter().enumerate() {
+        let start = format!("@f{}(", number + 1);
+        let function = code.split("\ndefine ").find(|function| {
+            function.lines().next().is_some_and(|signature| signature.contains(&start))
+        });
+        let body = function.unwrap_or_else(|| panic!("{what} has no code")).split("\n}").next();
+        let words = body.unwrap().split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        let all = ["unordered", "monotonic", "acquire", "release", "acq_rel", "seq_cst"];
+        let found: Vec<_> = words.filter(|word| all.contains(word)).collect();
+        if found != orderings {
+            wrong.push(format!("{what}: {found:?}"));
+        }
+    }
+    wrong
+}
+
+#[test]
+fn every_edge_has_in_the_code_the_ordering_that_the_ledger_states() {
+    assert_eq!(wrong_orderings("orderings", None), [""; 0]);
+}
+
+#[test]
+fn a_facade_that_weakens_is_noticed() {
+    let stated = "    stated\n";
+    let acquires = "    match stated { Ordering::Acquire => Ordering::Relaxed, other => other }\n";
+    let wrong = wrong_orderings("acquire", Some(("facade/real.rs", stated, acquires)));
+    let acquires = EDGES.iter().filter(|edge| edge.ordering == Ordering::Acquire);
+    for edge in acquires.filter(|edge| edge.kind != Kind::Fence) {
+        let name = format!("ledger::{}:", edge.name);
+        assert!(wrong.iter().any(|wrong| wrong.starts_with(&name)), "{name} {wrong:?}");
+    }
+
+    let fence = "pub(super) use core::sync::atomic::fence;";
+    let nothing = "pub(super) fn fence(_: Ordering) {}";
+    let wrong = wrong_orderings("no_fence", Some(("facade/real.rs", fence, nothing)));
+    assert!(wrong[0].starts_with("ledger::HOLE_CHECK:") && wrong.len() == 1, "{wrong:?}");
+}
+
 #[test]
 fn a_named_edge_or_a_reason_compiles() {
-    compile("named", "word.load(ledger::EXCLUDE_WAIT); word.store(1, ledger::ATTACH_PUBLISH);")
+    line("named", "word.load(ledger::EXCLUDE_WAIT); word.store(1, ledger::ATTACH_PUBLISH);")
         .unwrap();
-    compile("relaxed", "word.load(facade::Relaxed(\"a reason\"));").unwrap();
+    line("relaxed", "word.load(facade::Relaxed(\"a reason\"));").unwrap();
 }
 
 #[test]
 fn a_bare_ordering_does_not() {
     let bare = "word.load(core::sync::atomic::Ordering::Acquire);";
-    let errors = compile("bare", bare).unwrap_err();
+    let errors = line("bare", bare).unwrap_err();
     assert!(errors.contains("LoadOrder` is not satisfied"), "{errors}");
 }
 
 #[test]
 fn a_relaxed_access_without_a_reason_does_not() {
-    let errors = compile("reason", "word.load(facade::Relaxed);").unwrap_err();
+    let errors = line("reason", "word.load(facade::Relaxed);").unwrap_err();
     assert!(errors.contains("LoadOrder` is not satisfied"), "{errors}");
 }
 
 #[test]
 fn an_edge_of_the_wrong_kind_does_not() {
-    let errors = compile("kind", "word.load(ledger::ATTACH_PUBLISH);").unwrap_err();
+    let errors = line("kind", "word.load(ledger::ATTACH_PUBLISH);").unwrap_err();
     assert!(errors.contains("LoadOrder` is not satisfied"), "{errors}");
-    let errors = compile("fence", "facade::fence(facade::Relaxed(\"?\"));").unwrap_err();
+    let errors = line("fence", "facade::fence(facade::Relaxed(\"?\"));").unwrap_err();
     assert!(errors.contains("FenceOrder` is not satisfied"), "{errors}");
 }
 
 #[test]
 fn the_atomic_behind_the_facade_is_out_of_reach() {
-    let errors =
-        compile("inner", "word.0.load(core::sync::atomic::Ordering::Acquire);").unwrap_err();
+    let errors = line("inner", "word.0.load(core::sync::atomic::Ordering::Acquire);").unwrap_err();
     assert!(errors.contains("private"), "{errors}");
 }

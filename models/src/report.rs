@@ -145,7 +145,17 @@ fn complaints(ran: &[Ran]) -> Vec<String> {
             });
         }
     }
+    complaints.extend(gaps());
     complaints
+}
+
+/// What the models leave open, whatever comes of running them.
+fn gaps() -> impl Iterator<Item = String> {
+    let idle = models::ALL.iter().filter(|model| model.mutants.is_empty());
+    let idle = idle.map(|model| format!("{} has no mutant: it may hold for no reason", model.name));
+    let pairs = EDGES.iter().flat_map(|edge| edge.pairs.iter().map(|other| (edge.name, *other)));
+    let apart = pairs.filter(|&(edge, other)| models::that_meet(edge, other).next().is_none());
+    idle.chain(apart.map(|(edge, other)| format!("{edge} and {other} meet in no model")))
 }
 
 /// The sums of a run.

@@ -6,7 +6,10 @@
 //! takes an edge of the [`ledger`](crate::ledger), or [`Relaxed`] with its reason, and passes the
 //! ordering on. A bare `Ordering` is not accepted, so an operation that the ledger does not know
 //! does not compile (`tests/facade.rs` holds that to it).
-#![cfg_attr(not(pervma_model), expect(clippy::disallowed_types, reason = "this is the facade"))]
+#![cfg_attr(
+    not(pervma_model),
+    expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the facade")
+)]
 
 use core::sync::atomic::Ordering;
 
@@ -22,9 +25,6 @@ use model as imp;
 #[cfg(not(pervma_model))]
 use real as imp;
 
-#[cfg(all(test, not(pervma_model)))]
-pub use real::PLANTED;
-
 pub use imp::{Cell, ConstPtr, MmapLock, MmapReadGuard, MmapWriteGuard, WaitWord, keep, resolve};
 
 /// No ordering, with the reason why none is needed.
@@ -36,6 +36,13 @@ pub struct Relaxed(
     )]
     pub &'static str,
 );
+
+/// For accesses that only mutants make. `tests/ledger.rs` knows how many there are.
+pub const MUTANT: Relaxed = Relaxed("a mutant's");
+
+/// For what tests do to an atomic.
+#[cfg(all(test, not(pervma_model)))]
+pub const TEST: Relaxed = Relaxed("a test's");
 
 /// What an atomic load accepts.
 pub trait LoadOrder: Copy {

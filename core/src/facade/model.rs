@@ -106,7 +106,9 @@ impl WaitWord {
 
     /// Wakes one sleeper.
     pub fn futex_wake(&self) {
-        drop(self.queue.lock().unwrap());
+        if keep(Step::WakeUnderLock) {
+            drop(self.queue.lock().unwrap());
+        }
         self.woken.notify_one();
     }
 

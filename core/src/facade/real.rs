@@ -8,36 +8,19 @@ use crate::ledger::Step;
 use crate::platform::Platform;
 
 pub use super::plain::{Cell, ConstPtr};
+pub(super) use core::sync::atomic::fence;
 pub use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 
-/// The ordering an edge has: the one the ledger states.
-#[cfg(not(test))]
+/// The ordering an edge has: the one the ledger states. `tests/facade.rs` reads what comes of it.
 #[inline(always)]
 pub const fn resolve(_name: &'static str, stated: Ordering) -> Ordering {
     stated
-}
-
-#[cfg(test)]
-std::thread_local! {
-    /// An edge that this thread leaves out, to show that its absence is noticed.
-    pub static PLANTED: core::cell::Cell<&'static str> = const { core::cell::Cell::new("") };
-}
-
-/// The ordering an edge has: the one the ledger states, unless a test plants a race.
-#[cfg(test)]
-pub fn resolve(name: &'static str, stated: Ordering) -> Ordering {
-    if PLANTED.get() == name { Ordering::Relaxed } else { stated }
 }
 
 /// Whether a step of the protocol is taken: always.
 #[inline(always)]
 pub const fn keep(_step: Step) -> bool {
     true
-}
-
-#[inline(always)]
-pub(super) fn fence(order: Ordering) {
-    core::sync::atomic::fence(order);
 }
 
 #[inline(always)]

@@ -85,7 +85,8 @@ fn recycle(gone: usize, stays: usize) {
     let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
     let other = AddressSpace::on_slab(1, slab);
     let mut edit = mine.edit().unwrap();
-    for start in [10, 20, 30, 40, 50] {
+    // 40 comes last: a leaf is divided in the middle, since keys do not come in order.
+    for start in [10, 20, 30, 50, 40] {
         edit.insert(start..start + 5, ()).unwrap();
     }
     for start in [50, 40, 20] {

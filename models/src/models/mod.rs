@@ -9,10 +9,10 @@ mod lock;
 mod wait;
 mod whole;
 
-use crate::harness::Model;
+use crate::harness::{Change, Model};
 
 /// All of them.
-pub const ALL: [Model; 41] = [
+pub static ALL: [Model; 45] = [
     exchange::INCREMENT,
     exchange::CLAIM,
     exchange::SLEEPER,
@@ -37,16 +37,20 @@ pub const ALL: [Model; 41] = [
     exclude::EXCLUDE_REMOVE,
     exclude::EXCLUDE_UPDATE,
     exclude::GATE,
+    exclude::TWO_SLEEPERS,
+    exclude::LATE_SLEEPER,
     exclude::ABANDON,
     exclude::TWO_REMOVALS,
     exclude::TWO_WAITERS,
     exclude::HOLE_IN_RANGE,
     exclude::IDLE,
+    exclude::TAKEN_IN,
     exclude::NEIGHBOUR,
     exclude::THREE_WAYS,
     whole::SPACE_END,
     whole::FORGOTTEN,
     whole::RESERVE,
+    whole::RESERVED_TOO_EARLY,
     whole::RESERVED_READ,
     whole::ROLL_BACK,
     whole::ITERATION,
@@ -55,3 +59,13 @@ pub const ALL: [Model; 41] = [
     whole::DOWNGRADE,
     whole::TAG_IN_WORD,
 ];
+
+/// The models in which two edges meet: each fails if either of the two is weakened.
+pub fn that_meet(one: &str, other: &str) -> impl Iterator<Item = &'static Model> {
+    ALL.iter().filter(move |model| {
+        [one, other].iter().all(|edge| {
+            let weakens = |change| matches!(change, Change::Weaken(name) if name == *edge);
+            model.mutants.iter().any(|mutant| weakens(mutant.change))
+        })
+    })
+}

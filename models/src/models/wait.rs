@@ -34,7 +34,7 @@ pub const FUTEX: Model = Model {
         }
         waker.join().unwrap();
     },
-    mutants: &[],
+    mutants: &[drop_step(Step::WakeUnderLock, DEADLOCK)],
 };
 
 /// A writer waits for the last of two readers.
@@ -93,7 +93,7 @@ pub const CANCELLED_WAIT: Model = Model {
     name: "cancelled_wait",
     property: "a wait that gives up leaves nothing behind, and one that does not has seen the readers leave",
     threads: 2,
-    preemptions: Some(3),
+    preemptions: Some(4),
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, ()).unwrap();
