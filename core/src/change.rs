@@ -380,7 +380,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
             match space.tree().link(space.slab(), piece.span) {
                 Ok(slot) => piece.home = Some(slot),
                 Err(OutOfMemory) => {
-                    self.unlink_all();
+                    self.unlink_all(section);
                     return Err(self.request.out_of_memory());
                 }
             }
@@ -388,11 +388,16 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         Ok(())
     }
 
-    fn unlink_all(&mut self) {
+    fn unlink_all(&mut self, section: &WriteSection<'_, T>) {
+        let (tree, slab) = (self.space.tree(), self.space.slab());
         for piece in &mut self.pieces {
             if piece.home.take().is_some() {
-                self.space.tree().unlink(self.space.slab(), piece.span.start);
+                tree.unlink(slab, piece.span.start);
             }
+        }
+        // They were linked among VMAs that have not made room.
+        for hull in [Some(self.request.span), self.request.target].into_iter().flatten() {
+            tree.settle(slab, section, hull);
         }
     }
 
