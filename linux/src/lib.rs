@@ -58,8 +58,9 @@
 //! - *Protection keys and shadow stacks*: the machines at hand have none.
 //! - *Device memory, `userfaultfd`, DAX, secret memory*: the mappings are made by drivers.
 //! - *`vm.overcommit_memory=2`*, where every process of the machine counts.
-//! - *Where huge pages are*, shared memory on huge pages (`shmem_enabled`) included: a read of a hole in a `MADV_HUGEPAGE` mapping, where a huge page fits,
-//!   makes pages of one's own in Linux, and `MADV_COLLAPSE` is the backing's to answer.
+//! - *Where huge pages are*, shared memory on huge pages (`shmem_enabled`) included: a read of a hole
+//!   in a `MADV_HUGEPAGE` mapping, where a huge page fits, makes pages of one's own in Linux, and
+//!   `MADV_COLLAPSE` is the backing's to answer.
 //! - *What `prctl` and boot parameters set for a whole process or machine*: `PR_SET_MDWE`,
 //!   `PR_SET_MEMORY_MERGE`, `PR_SET_THP_DISABLE`, `ignore_rlimit_data`, the old layout that is searched
 //!   from below. A caller that has them can look at the arguments first.
