@@ -390,8 +390,10 @@ impl VmaLock {
     }
 
     /// A put that is no release: a race.
-    pub(crate) fn leave_unordered(&self) {
-        self.refcnt.fetch_sub(1, TEST);
+    pub(crate) fn leave_unordered<T: Platform>(&self) {
+        if self.refcnt.fetch_sub(1, TEST) == EXCLUDED + 2 {
+            T::wake(&self.refcnt);
+        }
     }
 
     pub(crate) fn count(&self) -> u32 {

@@ -316,8 +316,8 @@ impl<P> Slot<P> {
 
     /// A put that is no release.
     #[cfg(all(test, not(pervma_model)))]
-    pub(crate) fn leave_unordered(&self) {
-        self.lock.leave_unordered();
+    pub(crate) fn leave_unordered<T: Platform>(&self) {
+        self.lock.leave_unordered::<T>();
     }
 }
 

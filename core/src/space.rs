@@ -846,6 +846,7 @@ mod tests {
         assert!(space.try_read(10).is_ok(), "a place is free again");
         slot.pretend_readers(0);
     }
+
     /// For `.ci/races`: Miri and ThreadSanitizer must each report it.
     #[test]
     #[ignore = "has a race: a reader's put is no release"]
@@ -864,7 +865,7 @@ mod tests {
                         }
                         let slot = vma.slot();
                         core::mem::forget(vma);
-                        slot.leave_unordered();
+                        slot.leave_unordered::<crate::Std>();
                     }
                 }
             });
