@@ -1,14 +1,13 @@
 //! Threads that look up at the same time.
 
-use std::hint::black_box;
 use std::sync::Barrier;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::Figures;
+use super::{Figures, pace};
 use crate::contest::{Bound, Contest, Effort, Goal};
 use crate::layout::{self, Build, Layout};
-use crate::peers::{Array, CountPair, Find, Pervma, PervmaCursor, Reader, each_map};
+use crate::peers::{Array, CountPair, Find, Pervma, PervmaCursor, each_map};
 use crate::report::{Table, all, growth};
 
 const VMAS: usize = 1_000;
@@ -97,21 +96,8 @@ fn rate<F: Find>(map: &F, addresses: &[Vec<usize>], span: Duration) -> f64 {
     let barrier = &Barrier::new(addresses.len());
     let run = |addresses: &[usize]| {
         let mut reader = map.reader();
-        let mut done = 0;
         barrier.wait();
-        let start = Instant::now();
-        loop {
-            for stretch in addresses.chunks(STRETCH) {
-                for &addr in stretch {
-                    black_box(reader.read(addr));
-                }
-                done += stretch.len();
-                let elapsed = start.elapsed();
-                if elapsed >= span {
-                    return done as f64 / elapsed.as_secs_f64() / 1e6;
-                }
-            }
-        }
+        1e3 / pace(&mut reader, addresses, STRETCH, span)
     };
     thread::scope(|threads| {
         let workers: Vec<_> =

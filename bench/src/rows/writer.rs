@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::Figures;
+use super::{Figures, pace};
 use crate::contest::{Bound, Contest, Effort, Goal};
 use crate::layout::{self, Build, Layout};
 use crate::peers::{Find, Map, Pervma, Reader, each_map};
@@ -189,19 +189,7 @@ fn times<F: Find>(
     samples: &mut Vec<u64>,
 ) -> [f64; 3] {
     let mut reader = map.reader();
-    let (mut done, start) = (0, Instant::now());
-    let mean = 'mean: loop {
-        for stretch in addresses.chunks(STRETCH) {
-            for &addr in stretch {
-                black_box(reader.read(addr));
-            }
-            done += stretch.len();
-            let elapsed = start.elapsed();
-            if elapsed >= span {
-                break 'mean elapsed.as_nanos() as f64 / done as f64;
-            }
-        }
-    };
+    let mean = pace(&mut reader, addresses, STRETCH, span);
     samples.clear();
     let begin = Instant::now();
     for &addr in addresses.iter().cycle().take(ALONE) {
