@@ -85,9 +85,17 @@ edges! {
     READ_ADMIT: Rmw Acquire, pairs [ATTACH_PUBLISH, EXCLUDE_END],
         without "the sequence test moves in front of the increment and a write-locked VMA is read-locked; a reader of a recycled slot sees its previous tenant";
 
-    /// A reader inside compares `lock_seq` with the space's sequence. If it reads the even number
-    /// that an edit's end stored, or anything later, it also sees what that edit wrote.
+    /// A reader that meets something newer than the settled number loads the sequence. All edits
+    /// below it are over, and what they wrote is visible.
     READ_SEQ: Load Acquire, pairs [EDIT_END],
+        without "a reader believes that an edit has ended and reads fields from the middle of it";
+
+    /// That reader passes on what it saw: all edits up to this number are over.
+    SEQ_SETTLE: Store Release, pairs [READ_SETTLED],
+        without "a reader believes that an edit has ended and reads fields from the middle of it";
+
+    /// Another reader compares `lock_seq`, or the stamp of a node, with the settled number.
+    READ_SETTLED: Load Acquire, pairs [SEQ_SETTLE],
         without "a reader believes that an edit has ended and reads fields from the middle of it";
 
     /// A reader leaves. Its reads are over before a writer can see the lower count.
@@ -136,18 +144,13 @@ edges! {
         without "a reader that still holds the address of the recycled slot reads fields of its previous tenant";
 
     /// The sequence becomes even: all write locks of the edit end, all it wrote is published.
-    EDIT_END: Store Release, pairs [READ_SEQ, HOLE_BEGIN],
+    EDIT_END: Store Release, pairs [READ_SEQ],
         without "a reader is admitted to a VMA whose fields are still on their way";
 
-    /// A walker loads the sequence before its walk. An even value makes everything earlier edits
-    /// wrote visible to the walk.
-    HOLE_BEGIN: Load Acquire, pairs [EDIT_END],
-        without "a walk that began after an edit misses what the edit inserted and reports a hole";
-
-    /// The acquire fence between the walk and the second load of the sequence. Whoever has met a
-    /// store of an edit sees that the edit has begun: every such store is a release.
+    /// The acquire fence between the walk and a look at the stamps of the nodes on its way. Whoever
+    /// has met a change of a node sees the stamp that was set before: every such store is a release.
     HOLE_CHECK: Fence Acquire, pairs [NODE_KEY],
-        without "the second load of the sequence moves into the walk, and a change that the walk has met goes unnoticed";
+        without "the look at the stamps moves into the walk, and a change that the walk has met goes unnoticed";
 
     /// A walker follows a word of the tree to a node or a slot.
     NODE_FOLLOW: Load Acquire, pairs [NODE_LINK],
@@ -155,13 +158,13 @@ edges! {
 
     /// The writer links a node or a VMA into the tree.
     NODE_LINK: Store Release, pairs [NODE_FOLLOW],
-        without "a walker reaches a node or a slot before its first initialisation; or it meets another space's use of a recycled node and does not learn that its own space has changed";
+        without "a walker reaches a node or a slot before its first initialisation; or it meets another space's use of a recycled node and does not learn that its own tree has changed";
 
     /// The writer stores a key. Release on every one of them, not a single fence where the edit
     /// begins: the node may be recycled from another space whose edit began, and with it that
     /// fence, before this space gave the node away.
     NODE_KEY: Store Release, pairs [HOLE_CHECK],
-        without "a walker in a node that another space has recycled turns by that space's keys, finds its own sequence unchanged and reports a hole";
+        without "a walker in a node that another space has recycled turns by that space's keys, finds the way to the node unchanged and reports a hole";
 }
 
 /// An ordering that the crate relies on and no model can show.
@@ -254,18 +257,22 @@ macro_rules! steps {
 steps! {
     /// The reader checks that the slot belongs to its space.
     CheckSpace,
-    /// The reader compares `lock_seq` with the sequence while inside.
+    /// The reader checks while inside that the edit of `lock_seq` is over.
     CheckSeq,
     /// The reader checks the range.
     CheckRange,
-    /// The reader compares `lock_seq` with the sequence before it believes a reservation, too.
+    /// The reader checks that before it believes a reservation, too.
     CheckSeqReserved,
     /// A reader under the mmap lock checks that the range is not only reserved.
     CheckReserved,
-    /// A hole is believed only if no edit was under way before the walk.
+    /// The edit under way is not taken for over.
     CheckEven,
-    /// A hole is believed only if the sequence has not moved.
+    /// A hole is believed only if no node on the way to it has changed since the settled number.
     CheckHole,
+    /// A change of a node is announced by its stamp.
+    StampNode,
+    /// The search for the next VMA passes over what has been reserved since the settled number.
+    CheckReservedSince,
     /// A reader's increment fails at 0.
     RefuseDetached,
     /// A reader's increment fails at the limit.

@@ -60,10 +60,12 @@ use core::hint;
 
 #[cfg(all(test, not(pervma_model)))]
 use crate::facade::TEST;
-use crate::facade::{AtomicU64, MUTANT, Relaxed, WaitWord, check, const_unless_model, fence, keep};
+use crate::facade::{
+    AtomicU64, MUTANT, Meeting, Relaxed, WaitWord, check, const_unless_model, keep,
+};
 use crate::ledger::{
     ATTACH_PUBLISH, EDIT_END, EXCLUDE_BEGIN, EXCLUDE_END, EXCLUDE_IDLE, EXCLUDE_WAIT, GATE_OPEN,
-    GATE_REGISTER, HOLE_BEGIN, HOLE_CHECK, READ_ADMIT, READ_PUT, READ_SEQ, Step,
+    GATE_REGISTER, READ_ADMIT, READ_PUT, READ_SEQ, READ_SETTLED, SEQ_SETTLE, Step,
 };
 use crate::platform::Platform;
 
@@ -79,37 +81,96 @@ const ENTER_TRIES: u32 = 64;
 
 /// The sequence number of a space: odd while an edit is under way.
 ///
-/// It counts edits twice and has 64 bits, so it never comes back to a value.
+/// It counts edits twice and has 64 bits, so it never comes back to a value. Beside it, on a line
+/// that editors leave alone, stands a number that no edit up to it is under way: what an edit up to
+/// there has written can be read without a look at the sequence, whose line a busy editor keeps
+/// taking away. Readers move it on, when they meet something newer.
 #[doc(alias = "mm_lock_seq")]
-pub struct SpaceSeq(AtomicU64);
+#[repr(C)]
+pub struct SpaceSeq {
+    current: Line<AtomicU64>,
+    settled: AtomicU64,
+    meeting: Meeting,
+}
+
+/// A value with its cache lines to itself.
+#[repr(align(128))]
+pub struct Line<V>(pub V);
 
 /// The odd number that names an edit; only [`SpaceSeq::begin`] makes one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EditSeq(u64);
 
-/// What a walker remembers of the sequence from before its walk.
-#[derive(Clone, Copy)]
-pub struct Glimpse(u64);
+/// A number such that all edits up to it are over.
+#[derive(Clone, Copy, Debug)]
+pub struct Settled(u64);
+
+impl Settled {
+    /// Whether `edit` is one of them.
+    #[inline(always)]
+    pub fn covers(self, edit: EditSeq) -> bool {
+        edit.0 <= self.0
+    }
+}
+
+/// The edit that last changed something which walkers read: a node of the tree, or its root.
+///
+/// It is stored before the change, so whoever has met a store of the change sees it behind
+/// HOLE_CHECK.
+pub struct Stamp(AtomicU64);
+
+impl Stamp {
+    const_unless_model! {
+        /// Of something that no edit has changed.
+        pub fn new() -> Self {
+            Self(AtomicU64::new(0))
+        }
+    }
+
+    /// Announces changes by `edit`.
+    #[inline]
+    pub fn set(&self, edit: EditSeq) {
+        if keep(Step::StampNode) {
+            self.0.store(
+                edit.0,
+                Relaxed("published by each change that follows: NODE_KEY, NODE_LINK"),
+            );
+        }
+    }
+
+    /// Whether the last change was over at `settled`.
+    #[inline]
+    pub fn is_settled(&self, settled: Settled) -> bool {
+        let edit = EditSeq(self.0.load(Relaxed("HOLE_CHECK stands in front of it")));
+        settled.covers(edit) || !keep(Step::CheckHole)
+    }
+}
 
 impl SpaceSeq {
     const_unless_model! {
         /// The sequence of a space that was never edited.
         pub fn new() -> Self {
-            Self(AtomicU64::new(0))
+            Self {
+                current: Line(AtomicU64::new(0)),
+                settled: AtomicU64::new(0),
+                meeting: Meeting::new(),
+            }
         }
     }
 
     /// Begins an edit. The caller holds the mmap lock for writing.
     #[doc(alias = "mmap_write_lock")]
     pub fn begin(&self) -> EditSeq {
+        self.meeting.pass();
+        let current = &self.current.0;
         // A read-modify-write: whoever loads this odd number (READ_SEQ) still synchronizes with the
         // EDIT_END before it.
         let even = if keep(Step::BeginByRmw) {
-            self.0
+            current
                 .fetch_add(1, Relaxed("each store that a walker can meet is a release of its own"))
         } else {
-            let even = self.0.load(MUTANT);
-            self.0.store(even + 1, MUTANT);
+            let even = current.load(MUTANT);
+            current.store(even + 1, MUTANT);
             even
         };
         check(even.is_multiple_of(2), "one edit at a time");
@@ -118,28 +179,46 @@ impl SpaceSeq {
 
     /// The edit that is under way, for the thread whose edit it is.
     pub fn running(&self) -> EditSeq {
-        EditSeq(self.0.load(Relaxed("this thread stored it")))
+        EditSeq(self.current.0.load(Relaxed("this thread stored it")))
     }
 
     /// Ends the edit that `begin` named, and with it all its write locks.
     #[doc(alias = "vma_end_write_all")]
     pub fn end(&self, edit: EditSeq) {
-        self.0.store(edit.0 + 1, EDIT_END);
+        self.current.0.store(edit.0 + 1, EDIT_END);
     }
 
-    /// Looks before a walk.
+    /// Where a walk and the begin of an edit meet, for a checker.
     #[inline(always)]
-    pub fn glimpse(&self) -> Glimpse {
-        Glimpse(self.0.load(HOLE_BEGIN))
+    pub fn meeting(&self) -> &Meeting {
+        &self.meeting
     }
 
-    /// Whether no edit was under way before the walk and none has begun since: only then is
-    /// "nothing is mapped there" true.
-    pub fn undisturbed(&self, before: Glimpse) -> bool {
-        fence(HOLE_CHECK);
-        let now = self.0.load(Relaxed("HOLE_CHECK stands in front of it"));
-        let even = before.0.is_multiple_of(2) || !keep(Step::CheckEven);
-        even && (before.0 == now || !keep(Step::CheckHole))
+    /// What edits up to the result have written is visible.
+    #[inline(always)]
+    pub fn settled(&self) -> Settled {
+        Settled(self.settled.load(READ_SETTLED))
+    }
+
+    /// The same, up to the last edit that is over by now, where `known` was not enough.
+    #[cold]
+    pub fn settle(&self, known: Settled) -> Settled {
+        let current = self.current.0.load(READ_SEQ);
+        // The edit with an odd number is not over.
+        let over = if keep(Step::CheckEven) { current & !1 } else { current };
+        // Without news, other readers are spared the store. Several may store out of order: each
+        // number is as true as the next.
+        if over > known.0 {
+            self.settled.store(over, SEQ_SETTLE);
+        }
+        Settled(over)
+    }
+
+    /// Whether `edit` is over, and what it wrote visible.
+    #[inline(always)]
+    fn is_over(&self, edit: EditSeq) -> bool {
+        let settled = self.settled();
+        settled.covers(edit) || self.settle(settled).covers(edit)
     }
 }
 
@@ -183,8 +262,10 @@ impl VmaLock {
 
     /// Whether the VMA looks write-locked. May be wrong either way, and then costs a retry.
     #[inline(always)]
-    pub fn looks_locked(&self, before: Glimpse) -> bool {
-        self.lock_seq.load(Relaxed("a hint: `unlocked` decides")) == before.0
+    pub fn looks_locked(&self, seq: &SpaceSeq) -> bool {
+        let lock_seq = self.lock_seq.load(Relaxed("a hint: `unlocked` decides"));
+        let settled = seq.settled.load(Relaxed("a hint, as above"));
+        lock_seq > settled && lock_seq == seq.current.0.load(Relaxed("a hint, as above"))
     }
 
     /// Takes a reference, unless the VMA is detached, excluded or full.
@@ -219,12 +300,16 @@ impl VmaLock {
     /// belongs to the space of `seq`.
     ///
     /// May say "locked" wrongly, when an edit ends meanwhile; never "unlocked" wrongly: `lock_seq`
-    /// stays while the reader is inside, and a `seq` other than it means that the edit which
-    /// stored it is over.
+    /// stays while the reader is inside, and the edit that stored it is over.
     #[inline(always)]
     pub fn unlocked(&self, seq: &SpaceSeq) -> bool {
         let lock_seq = self.lock_seq.load(Relaxed("READ_ADMIT made it visible, and it stays"));
-        lock_seq != seq.0.load(READ_SEQ) || !keep(Step::CheckSeq)
+        seq.is_over(EditSeq(lock_seq)) || !keep(Step::CheckSeq)
+    }
+
+    /// The edit that last write-locked or attached the VMA, for a reader that was admitted.
+    pub fn changed_by(&self) -> EditSeq {
+        EditSeq(self.lock_seq.load(Relaxed("as in `unlocked`")))
     }
 
     /// Leaves. Nothing of the VMA may be read afterwards; waking touches the slot's memory, which
@@ -452,9 +537,9 @@ mod tests {
         lock.lock_until_end_of(edit);
         assert!(lock.is_locked_by(edit));
         assert_eq!(lock.count(), 1, "the sequence refuses, not the count");
-        assert!(!lock.unlocked(&seq) && lock.looks_locked(seq.glimpse()));
+        assert!(!lock.unlocked(&seq) && lock.looks_locked(&seq));
         seq.end(edit);
-        assert!(lock.unlocked(&seq) && !lock.looks_locked(seq.glimpse()));
+        assert!(lock.unlocked(&seq) && !lock.looks_locked(&seq));
     }
 
     #[test]
@@ -471,15 +556,18 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_is_believed_only_when_undisturbed() {
-        let seq = SpaceSeq::new();
-        let before = seq.glimpse();
-        assert!(seq.undisturbed(before));
+    fn a_change_is_settled_when_its_edit_is_over_and_somebody_has_looked() {
+        let (seq, stamp) = (SpaceSeq::new(), Stamp::new());
+        assert!(stamp.is_settled(seq.settled()), "never changed");
         let edit = seq.begin();
-        assert!(!seq.undisturbed(before), "an edit has begun");
-        assert!(!seq.undisturbed(seq.glimpse()), "an edit is under way");
+        stamp.set(edit);
+        assert!(!stamp.is_settled(seq.settle(seq.settled())), "an edit is under way");
         seq.end(edit);
-        assert!(!seq.undisturbed(before), "an edit has come and gone");
+        assert!(!stamp.is_settled(seq.settled()), "nobody has looked");
+        assert!(stamp.is_settled(seq.settle(seq.settled())) && stamp.is_settled(seq.settled()));
+        let next = seq.begin();
+        assert!(stamp.is_settled(seq.settle(seq.settled())), "another edit does not matter");
+        seq.end(next);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::facade::{
     keep, signal_fence,
 };
 use crate::ledger::Step;
-use crate::lock::{EditSeq, SpaceSeq};
+use crate::lock::{EditSeq, Line, SpaceSeq};
 use crate::platform::Platform;
 use crate::thread::HandlerScope;
 
@@ -34,13 +34,9 @@ impl SpaceId {
     }
 }
 
-/// A value with its cache lines to itself: readers poll the sequence, editors write the rest.
-#[repr(align(128))]
-struct Line<V>(V);
-
 /// The shared state of one space.
 pub struct Mm<T: Platform> {
-    seq: Line<SpaceSeq>,
+    seq: SpaceSeq,
     editors: Line<Editors<T>>,
     /// Read in every lookup, so on no line that an edit writes.
     id: SpaceId,
@@ -60,7 +56,7 @@ impl<T: Platform> Mm<T> {
     const_unless_model! {
         pub fn new(id: SpaceId) -> Self {
             Self {
-                seq: Line(SpaceSeq::new()),
+                seq: SpaceSeq::new(),
                 editors: Line(Editors {
                     lock: MmapLock::new(),
                     current: AtomicUsize::new(0),
@@ -78,7 +74,7 @@ impl<T: Platform> Mm<T> {
 
     #[inline(always)]
     pub fn seq(&self) -> &SpaceSeq {
-        &self.seq.0
+        &self.seq
     }
 
     /// Whether the running thread is the one that edits.

@@ -42,7 +42,7 @@ use crate::facade::{
     AtomicU32, Cell, ConstPtr, MmapLock, Relaxed, check, const_unless_model, keep,
 };
 use crate::ledger::{LEAVE_BEHIND, Step, TAKE_ON};
-use crate::lock::{Glimpse, Refused, Ticket, VmaLock};
+use crate::lock::{EditSeq, Refused, SpaceSeq, Ticket, VmaLock};
 use crate::memory::SlabMemory;
 use crate::mm::{Mm, ReadSection, Section, SpaceId, WriteSection};
 use crate::platform::Platform;
@@ -304,8 +304,8 @@ unsafe impl<P: Send + Sync> Send for Slot<P> {}
 impl<P> Slot<P> {
     /// Whether its VMA looks write-locked; a hint.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn looks_locked(&self, before: Glimpse) -> bool {
-        self.lock.looks_locked(before)
+    pub fn looks_locked(&self, seq: &SpaceSeq) -> bool {
+        self.lock.looks_locked(seq)
     }
 
     /// Pretends that `readers` are inside.
@@ -333,8 +333,8 @@ pub struct Inside<'s, P, T: Platform> {
 pub enum Turned {
     /// The slot is another space's, or write-locked.
     Away,
-    /// This range is reserved.
-    Reserved(Span),
+    /// This range is reserved, since this edit.
+    Reserved(Span, EditSeq),
 }
 
 impl<'s, P, T: Platform> Inside<'s, P, T> {
@@ -366,7 +366,7 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
     fn turn(self, mm: &Mm<T>, space: SpaceId) -> Turned {
         let over = || self.slot.lock.unlocked(mm.seq()) || !keep(Step::CheckSeqReserved);
         if space == mm.id().reserved() && over() {
-            return Turned::Reserved(Admitted(self).span());
+            return Admitted(self).reserved();
         }
         Turned::Away
     }
@@ -384,7 +384,7 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
         // SAFETY: as in `admit`.
         let space = self.slot.space.with(|space| unsafe { *space });
         if space.is_reserved() && keep(Step::CheckReserved) {
-            return Err(Turned::Reserved(Admitted(self).span()));
+            return Err(Admitted(self).reserved());
         }
         Ok(Admitted(self))
     }
@@ -407,6 +407,11 @@ impl<'s, P, T: Platform> Admitted<'s, P, T> {
     pub fn span(&self) -> Span {
         // SAFETY: admitted, so nobody write-locks or detaches it (L2), and only they write it.
         self.0.slot.span.with(|span| unsafe { *span })
+    }
+
+    /// Leaves it, since it is only reserved.
+    fn reserved(self) -> Turned {
+        Turned::Reserved(self.span(), self.0.slot.lock.changed_by())
     }
 
     /// Its payload, open for reading while the pointer lives.

@@ -13,17 +13,21 @@ use crate::facade::{Relaxed, const_unless_model, keep};
 use crate::gap::{GapError, GapSearch};
 use crate::guard::{OwnedReadGuard, ReadGuard};
 use crate::ledger::Step;
-use crate::lock::{Glimpse, Refused};
+use crate::lock::{EditSeq, Refused};
 use crate::mm::{Mm, ReadSection, Section, WriteLock, WriteSection};
 use crate::platform::{Platform, with_default_platform};
 use crate::range::Span;
 use crate::slab::{OWNER, Slab, SlabRef};
 use crate::slots::{Admitted, Entry, Inside, Reserved, Slot, Turned};
-use crate::tree::{Blocked, Tree};
+use crate::tree::{Blocked, Passed, Trail, Tree};
 use crate::view::View;
 
-/// Walks in a lookup before it is told *locked*.
-const MAX_WALKS: u32 = if cfg!(pervma_model) { 1 } else { 8 };
+/// Walks in a lookup, after the first, before it is told *locked*.
+const MORE_WALKS: u32 = if cfg!(pervma_model) { 2 } else { 7 };
+
+/// Whether it walks again when it meets something locked. Under the models it does not: a walk does
+/// not depend on the one before.
+const RETRY: bool = !cfg!(pervma_model);
 
 /// Reservations that one walk to the next VMA passes over.
 const MAX_PASSED: u32 = 512;
@@ -35,7 +39,9 @@ type Found<'s, P, T> = (Admitted<'s, P, T>, u32);
 enum Met<'s, P, T: Platform> {
     /// A VMA of the space, read-locked now.
     Vma(Admitted<'s, P, T>),
-    Reserved(Span),
+    /// A range that was reserved by this edit.
+    Reserved(Span, EditSeq),
+    Nothing,
     Busy,
     /// Write-locked, excluded, detached, or another space's.
     Locked,
@@ -228,7 +234,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         match self.lookup(addr) {
             Err(ReadError::Locked { .. }) => {
                 let found = self.wait_for(addr, |section| self.holding(section, addr))?;
-                Ok((found.ok_or(ReadError::NotMapped { addr })?, MAX_WALKS + 1))
+                Ok((found.ok_or(ReadError::NotMapped { addr })?, MORE_WALKS + 2))
             }
             decided => decided,
         }
@@ -339,7 +345,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
                 let found = self.wait_for(addr, |section| {
                     self.entries(section, above).find(|entry| !entry.is_reserved())
                 })?;
-                Ok(found.map(|admitted| ReadGuard::new(self, admitted, MAX_WALKS + 1)))
+                Ok(found.map(|admitted| ReadGuard::new(self, admitted, MORE_WALKS + 2)))
             }
             Err(error) => Err(error),
         }
@@ -443,10 +449,18 @@ impl<P, T: Platform> AddressSpace<P, T> {
         }
     }
 
+    /// Walks, and tries to read-lock what it arrives at.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    fn walk<'s>(&'s self, addr: usize, trail: &mut impl Trail<'s>) -> Met<'s, P, T> {
+        self.mm.seq().meeting().pass();
+        self.enter(self.tree.walk(self.slab.get(), addr, trail))
+    }
+
     /// Tries to read-lock what a walk has arrived at.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    fn enter<'s>(&'s self, slot: &'s Slot<P>, before: Glimpse) -> Met<'s, P, T> {
-        if slot.looks_locked(before) {
+    fn enter<'s>(&'s self, slot: Option<&'s Slot<P>>) -> Met<'s, P, T> {
+        let Some(slot) = slot else { return Met::Nothing };
+        if slot.looks_locked(self.mm.seq()) {
             return Met::Locked;
         }
         match Inside::enter(slot) {
@@ -454,7 +468,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
             // read.
             Ok(inside) => match inside.admit(&self.mm) {
                 Ok(admitted) => Met::Vma(admitted),
-                Err(Turned::Reserved(span)) => Met::Reserved(span),
+                Err(Turned::Reserved(span, since)) => Met::Reserved(span, since),
                 Err(Turned::Away) => Met::Locked,
             },
             Err(Refused::Busy) => Met::Busy,
@@ -466,33 +480,50 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// for an alternate signal stack.
     #[cfg_attr(not(debug_assertions), inline(always))]
     fn lookup(&self, addr: usize) -> Result<Found<'_, P, T>, ReadError> {
+        // The models begin with the next walk: this one differs from it by what it does not note.
+        if !cfg!(pervma_model)
+            && let Met::Vma(admitted) = self.walk(addr, &mut ())
+            && admitted.span().contains(addr)
+        {
+            return Ok((admitted, 1));
+        }
+        self.lookup_again(addr)
+    }
+
+    /// The walks that follow the first. They note which nodes they pass: if none of those has changed
+    /// since all that was visible before the walk, the walk was right, and what it met, if
+    /// anything, is the predecessor.
+    #[cold]
+    #[inline(never)]
+    fn lookup_again(&self, addr: usize) -> Result<Found<'_, P, T>, ReadError> {
         let mut busy = false;
-        for walk in 1..=MAX_WALKS {
-            let before = self.mm.seq().glimpse();
-            if let Some(slot) = self.tree.walk(self.slab.get(), addr) {
-                match self.enter(slot, before) {
-                    Met::Vma(admitted) => {
-                        if admitted.span().contains(addr) || !keep(Step::CheckRange) {
-                            return Ok((admitted, walk));
-                        }
+        let mut settled = self.mm.seq().settled();
+        for walk in 2..=1 + MORE_WALKS {
+            let mut passed = Passed::none();
+            match self.walk(addr, &mut passed) {
+                Met::Vma(admitted) => {
+                    if admitted.span().contains(addr) || !keep(Step::CheckRange) {
+                        return Ok((admitted, walk));
                     }
-                    Met::Reserved(span) => {
-                        if span.contains(addr) {
-                            return Err(ReadError::Reserved { addr });
-                        }
+                }
+                Met::Reserved(span, _) => {
+                    if span.contains(addr) {
+                        return Err(ReadError::Reserved { addr });
                     }
-                    Met::Busy => {
-                        busy = true;
+                }
+                Met::Nothing => {}
+                met @ (Met::Busy | Met::Locked) => {
+                    busy |= matches!(met, Met::Busy);
+                    if RETRY {
                         continue;
                     }
-                    Met::Locked => continue,
+                    break;
                 }
             }
-            // If nothing has moved, the walk was right: what it met, if anything, is the
-            // predecessor, and ends at or below the address.
-            if self.mm.seq().undisturbed(before) {
+            if self.tree.is_settled(&passed, settled) {
                 return Err(ReadError::NotMapped { addr });
             }
+            settled = self.mm.seq().settle(settled);
         }
         Err(if busy { ReadError::Busy { addr } } else { ReadError::Locked { addr } })
     }
@@ -500,37 +531,49 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// One lookup of the first VMA that ends above `addr`.
     fn lookup_from(&self, addr: usize) -> Result<Option<Found<'_, P, T>>, ReadError> {
         let mut busy = false;
-        'walks: for walk in 1..=MAX_WALKS {
-            let before = self.mm.seq().glimpse();
+        let mut settled = self.mm.seq().settled();
+        'walks: for walk in 1..=MORE_WALKS {
             let mut from = addr;
             // First what starts at or below the address, then what starts above what was passed.
-            let mut slot = self.tree.walk(self.slab.get(), addr);
             let mut below = true;
+            let mut passed = Passed::none();
+            let mut met = self.walk(addr, &mut passed);
             for _ in 0..MAX_PASSED + 2 {
-                match slot.map(|slot| self.enter(slot, before)) {
-                    Some(Met::Vma(admitted)) if below => {
+                match met {
+                    Met::Vma(admitted) if below => {
                         if admitted.span().contains(addr) || !keep(Step::CheckRange) {
                             return Ok(Some((admitted, walk)));
                         }
                     }
-                    // If nothing has moved by now, the walks were right: this is the next one, and
-                    // between it and the address there is a hole.
-                    Some(Met::Vma(admitted)) if self.mm.seq().undisturbed(before) => {
+                    // If nothing that was passed has changed, this is the next one, and between it
+                    // and the address there is a hole.
+                    Met::Vma(admitted) if self.tree.is_settled(&passed, settled) => {
                         return Ok(Some((admitted, walk)));
                     }
-                    Some(Met::Vma(_)) => continue 'walks,
-                    Some(Met::Reserved(span)) => from = from.max(span.end),
-                    Some(Met::Busy) => {
-                        busy = true;
+                    // It has been reserved for as long as the walks were right.
+                    Met::Reserved(span, since)
+                        if (settled.covers(since) || !keep(Step::CheckReservedSince))
+                            && self.tree.is_settled(&passed, settled) =>
+                    {
+                        from = from.max(span.end);
+                        passed = Passed::none();
+                    }
+                    Met::Nothing if below => {}
+                    Met::Nothing if self.tree.is_settled(&passed, settled) => return Ok(None),
+                    met @ (Met::Busy | Met::Locked) => {
+                        busy |= matches!(met, Met::Busy);
+                        if RETRY {
+                            continue 'walks;
+                        }
+                        break 'walks;
+                    }
+                    Met::Vma(_) | Met::Reserved(..) | Met::Nothing => {
+                        settled = self.mm.seq().settle(settled);
                         continue 'walks;
                     }
-                    Some(Met::Locked) => continue 'walks,
-                    None if below => {}
-                    None if self.mm.seq().undisturbed(before) => return Ok(None),
-                    None => continue 'walks,
                 }
                 below = false;
-                slot = self.tree.walk_from(self.slab.get(), from);
+                met = self.enter(self.tree.walk_from(self.slab.get(), from, &mut passed));
             }
         }
         Err(if busy { ReadError::Busy { addr } } else { ReadError::Locked { addr } })
@@ -631,7 +674,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// Ends a reservation.
     pub(crate) fn give_back(&self, section: &WriteSection<'_, T>, slot: &Reserved<'_, P>) {
         let (slab, span) = (self.slab.get(), slot.span());
-        self.tree.unlink(slab, span.start);
+        self.tree.unlink(slab, section, span.start);
         slot.alone(section).detach(slab.slot_arena());
         self.tree.settle(slab, section, span);
     }
@@ -792,7 +835,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         let entry = self.tree.first_from(self.slab.get(), &section, 0)?;
         let start = entry.span().start;
         let (payload, emptied) = entry.take_at_end::<T>();
-        self.tree.unlink(self.slab.get(), start);
+        self.tree.unlink(self.slab.get(), &section, start);
         emptied.detach(self.slab.get().slot_arena());
         Some(payload)
     }
@@ -836,7 +879,7 @@ mod tests {
     fn at_the_limit_of_readers_one_more_is_told_busy() {
         let space = AddressSpace::new(1);
         space.edit().unwrap().insert(10..20, ()).unwrap();
-        let slot = space.tree.walk(space.slab(), 10).unwrap();
+        let slot = space.tree.walk(space.slab(), 10, &mut ()).unwrap();
 
         slot.pretend_readers(LIMIT - 2);
         let last = space.try_read(10).unwrap();

@@ -25,7 +25,9 @@ use model as imp;
 #[cfg(not(pervma_model))]
 use real as imp;
 
-pub use imp::{Cell, ConstPtr, MmapLock, MmapReadGuard, MmapWriteGuard, WaitWord, keep, resolve};
+pub use imp::{
+    Cell, ConstPtr, Meeting, MmapLock, MmapReadGuard, MmapWriteGuard, WaitWord, keep, resolve,
+};
 
 /// No ordering, with the reason why none is needed.
 #[derive(Clone, Copy)]

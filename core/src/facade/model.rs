@@ -83,6 +83,25 @@ pub(super) fn fence(order: Ordering) {
 /// No checker has signals.
 pub(super) fn signal_fence() {}
 
+/// Where two threads come past that loom is to try in both orders.
+///
+/// To find out which steps of others it must try before one, loom looks at the last access of a word
+/// only. A writer that looks at the words of the tree before it stores hides that a walker has looked
+/// too: without a meeting before the walk, no edit would be tried in the middle of one.
+pub struct Meeting(AtomicU32);
+
+impl Meeting {
+    /// Nobody was there.
+    pub fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+
+    /// Comes past. That orders nothing.
+    pub fn pass(&self) {
+        self.0.fetch_add(0, Ordering::Relaxed);
+    }
+}
+
 /// A 32-bit atomic with the futex's two calls.
 pub struct WaitWord {
     word: super::AtomicU32,

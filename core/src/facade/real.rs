@@ -28,6 +28,20 @@ pub(super) fn signal_fence() {
     core::sync::atomic::compiler_fence(Ordering::SeqCst);
 }
 
+/// See the model's.
+pub struct Meeting;
+
+impl Meeting {
+    /// Nothing.
+    pub const fn new() -> Self {
+        Self
+    }
+
+    /// Does nothing.
+    #[inline(always)]
+    pub const fn pass(&self) {}
+}
+
 /// A word of a VMA that threads sleep on, as they see it: a futex word.
 ///
 /// The platform's [`wait`](Platform::wait) and [`wake`](Platform::wake) receive one.

@@ -33,8 +33,9 @@
 //! validation is needed anyway, and the writer pays for the copy.
 
 use crate::error::OutOfMemory;
-use crate::facade::keep;
-use crate::ledger::Step;
+use crate::facade::{fence, keep};
+use crate::ledger::{HOLE_CHECK, Step};
+use crate::lock::{EditSeq, Settled, Stamp};
 use crate::platform::Platform;
 use crate::slots::{Arena, Idx};
 
@@ -48,6 +49,45 @@ pub const MAX_DEPTH: usize = if FANOUT < 16 { 32 } else { 16 };
 /// The root of a tree; the nodes are in an arena.
 pub struct BTree {
     root: TreeWord,
+    /// The edit that last changed the root.
+    stamp: Stamp,
+}
+
+/// Where a walk leaves word of the nodes it passes.
+pub trait Trail<'n> {
+    /// The walk is about to read this node.
+    fn pass(&mut self, node: &'n Node);
+}
+
+/// A walk that is not asked whether it was right: what it finds is checked.
+impl Trail<'_> for () {
+    #[inline(always)]
+    fn pass(&mut self, _node: &Node) {}
+}
+
+/// The nodes that one walk has passed, or a walk to an address and one to the next entry: so that
+/// "nothing is there" can be checked.
+pub struct Passed<'n> {
+    // Down, and to the next entry down and down again.
+    nodes: [Option<&'n Node>; 3 * (MAX_DEPTH + 1)],
+    len: usize,
+}
+
+impl Passed<'_> {
+    /// No node yet.
+    pub fn none() -> Self {
+        Self { nodes: [None; _], len: 0 }
+    }
+}
+
+impl<'n> Trail<'n> for Passed<'n> {
+    fn pass(&mut self, node: &'n Node) {
+        // There is a place: walks are that short.
+        if let Some(place) = self.nodes.get_mut(self.len) {
+            *place = Some(node);
+        }
+        self.len += 1;
+    }
 }
 
 /// An entry of a leaf and the way to it from the root, for the writer; good until the tree changes.
@@ -162,30 +202,30 @@ impl<'n> Position<'n> {
     /// Inserts an entry beside this one, which is that with the largest key below the new one's, or
     /// else the first of all, into a leaf that is not full.
     #[inline]
-    fn insert(&self, key: usize, slot: u32, len: usize) {
+    fn insert(&self, edit: EditSeq, key: usize, slot: u32, len: usize) {
         let (leaf, entry) = self.last();
         if key < leaf.key(entry) {
             let gap = (leaf.key(entry) - key).saturating_sub(len);
-            leaf.insert(key, Target::Slot(slot), gap);
-            self.above().for_each(|(above, entry)| above.set_key(entry, key));
+            leaf.insert(edit, key, Target::Slot(slot), gap);
+            self.above().for_each(|(above, entry)| above.set_key(edit, entry, key));
             self.gap_changed(0, gap);
         } else {
             let room = self.next_key().unwrap_or(usize::MAX) - key;
             let (old, gap) = (leaf.gap(entry), room.saturating_sub(len));
             let before = old.saturating_sub(room);
             leaf.set_gap(entry, before);
-            leaf.insert(key, Target::Slot(slot), gap);
+            leaf.insert(edit, key, Target::Slot(slot), gap);
             self.gap_changed(old, gap.max(before));
         }
     }
 
     /// Removes an entry that is not the first of its leaf.
     #[inline]
-    fn remove(&self) {
+    fn remove(&self, edit: EditSeq) {
         let (leaf, entry) = self.last();
         let gap = leaf.gap(entry - 1).saturating_add(self.room());
         leaf.set_gap(entry - 1, gap);
-        leaf.remove(entry);
+        leaf.remove(edit, entry);
         self.gap_changed(0, gap);
     }
 
@@ -212,13 +252,31 @@ impl<'n> Position<'n> {
 impl BTree {
     crate::facade::const_unless_model! {
         pub fn new() -> Self {
-            Self { root: TreeWord::empty() }
+            Self { root: TreeWord::empty(), stamp: Stamp::new() }
         }
+    }
+
+    fn set_root(&self, edit: EditSeq, target: Target) {
+        self.stamp.set(edit);
+        self.root.link(target);
+    }
+
+    /// Whether what walks found is what the tree held when the edits up to `settled` were over, and
+    /// still holds: none of the nodes they passed has changed since.
+    pub fn is_settled(&self, passed: &Passed<'_>, settled: Settled) -> bool {
+        fence(HOLE_CHECK);
+        let mut nodes = passed.nodes.iter().take(passed.len).flatten();
+        self.stamp.is_settled(settled) && nodes.all(|node| node.stamp().is_settled(settled))
     }
 
     /// The slot with the largest key not above `addr`, or nothing; see the guarantee.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn walk<T: Platform>(&self, nodes: &Arena<Node, T>, addr: usize) -> Option<u32> {
+    pub fn walk<'n, T: Platform>(
+        &self,
+        nodes: &'n Arena<Node, T>,
+        addr: usize,
+        trail: &mut impl Trail<'n>,
+    ) -> Option<u32> {
         let mut target = self.root.follow();
         for _ in 0..=MAX_DEPTH {
             match target {
@@ -226,6 +284,7 @@ impl BTree {
                 Target::Slot(slot) => return Some(slot),
                 Target::Node(node) => {
                     let node = nodes.get(node);
+                    trail.pass(node);
                     let word = node.child(node.search(addr)?);
                     target = if keep(Step::TagInWord) {
                         word.follow()
@@ -240,12 +299,18 @@ impl BTree {
 
     /// The slot with the smallest key not below `addr`, or nothing; see the guarantee.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn walk_from<T: Platform>(&self, nodes: &Arena<Node, T>, addr: usize) -> Option<u32> {
+    pub fn walk_from<'n, T: Platform>(
+        &self,
+        nodes: &'n Arena<Node, T>,
+        addr: usize,
+        trail: &mut impl Trail<'n>,
+    ) -> Option<u32> {
         let mut right = None; // the subtree next to the path
         let mut target = self.root.follow();
         for _ in 0..=MAX_DEPTH {
             let Target::Node(node) = target else { break };
             let node = nodes.get(node);
+            trail.pass(node);
             let before = addr.checked_sub(1).and_then(|last| node.search(last));
             right = node.used(before.map_or(0, |entry| entry + 1)).or(right);
             let Some(entry) = before else { break };
@@ -257,7 +322,11 @@ impl BTree {
             match target {
                 Target::Empty => return None,
                 Target::Slot(slot) => return Some(slot),
-                Target::Node(node) => target = nodes.get(node).child(0).follow(),
+                Target::Node(node) => {
+                    let node = nodes.get(node);
+                    trail.pass(node);
+                    target = node.child(0).follow();
+                }
             }
         }
         None // only a walk through recycled nodes is that long
@@ -312,14 +381,15 @@ impl BTree {
     pub fn insert<T: Platform>(
         &self,
         nodes: &Arena<Node, T>,
+        edit: EditSeq,
         key: usize,
         slot: u32,
         len: usize,
     ) -> Result<(), OutOfMemory> {
         match self.seek(nodes, key) {
-            Some(beside) if !beside.last().0.is_full() => beside.insert(key, slot, len),
+            Some(beside) if !beside.last().0.is_full() => beside.insert(edit, key, slot, len),
             _ => {
-                self.insert_from_root(nodes, key, slot)?;
+                self.insert_from_root(nodes, edit, key, slot)?;
                 let room = self.seek(nodes, key).map_or(0, |at| {
                     let room = at.room();
                     at.set_gap(room.saturating_sub(len));
@@ -348,26 +418,27 @@ impl BTree {
     fn insert_from_root<T: Platform>(
         &self,
         nodes: &Arena<Node, T>,
+        edit: EditSeq,
         key: usize,
         slot: u32,
     ) -> Result<(), OutOfMemory> {
-        let mut node = nodes.get(self.root_with_room(nodes, key)?);
+        let mut node = nodes.get(self.root_with_room(nodes, edit, key)?);
         let mut position = Position::at_root(node);
         loop {
             let mut entry = node.search(key).unwrap_or(0);
             let Some(mut child) = node.child_node(entry) else { break };
             if nodes.get(child).is_full() {
-                split(nodes, node, entry, nodes.alloc()?, key);
+                split(nodes, edit, node, entry, nodes.alloc()?, key);
                 entry = node.search(key).unwrap_or(0);
                 child = node.child_node(entry).unwrap_or(child);
             }
             node = nodes.get(child);
             position.descend(entry, node);
         }
-        node.insert(key, Target::Slot(slot), 0);
+        node.insert(edit, key, Target::Slot(slot), 0);
         for (above, entry) in position.above() {
             if key < above.key(entry) {
-                above.set_key(entry, key);
+                above.set_key(edit, entry, key);
             }
         }
         Ok(())
@@ -377,12 +448,13 @@ impl BTree {
     fn root_with_room<T: Platform>(
         &self,
         nodes: &Arena<Node, T>,
+        edit: EditSeq,
         key: usize,
     ) -> Result<Idx<Node>, OutOfMemory> {
         let Target::Node(root) = self.root.follow() else {
             let root = nodes.alloc()?;
-            nodes.get(root).clear();
-            self.root.link(Target::Node(root));
+            nodes.get(root).clear(edit);
+            self.set_root(edit, Target::Node(root));
             return Ok(root);
         };
         if !nodes.get(root).is_full() {
@@ -397,28 +469,28 @@ impl BTree {
             }
         };
         let (node, child) = (nodes.get(top), nodes.get(root));
-        node.clear();
-        node.insert(child.key(0), Target::Node(root), child.max_gap());
-        self.root.link(Target::Node(top));
-        split(nodes, node, 0, right, key);
+        node.clear(edit);
+        node.insert(edit, child.key(0), Target::Node(root), child.max_gap());
+        self.set_root(edit, Target::Node(top));
+        split(nodes, edit, node, 0, right, key);
         Ok(top)
     }
 
     /// Removes the entry with exactly this `key`, if there is one. All of its room goes to the gap
     /// before it.
-    pub fn remove<T: Platform>(&self, nodes: &Arena<Node, T>, key: usize) {
+    pub fn remove<T: Platform>(&self, nodes: &Arena<Node, T>, edit: EditSeq, key: usize) {
         let Some(at) = self.seek(nodes, key).filter(|at| at.key() == key) else { return };
         let (leaf, entry) = at.last();
         if entry > 0 && leaf.len() > SPARSE {
-            return at.remove();
+            return at.remove(edit);
         }
         let room = at.room();
-        self.remove_from_root(nodes, key);
+        self.remove_from_root(nodes, edit, key);
         self.update_gap_before(nodes, key, |gap| gap.saturating_add(room));
     }
 
     /// Removes the entry with this `key`, refilling sparse nodes on the way down.
-    fn remove_from_root<T: Platform>(&self, nodes: &Arena<Node, T>, key: usize) {
+    fn remove_from_root<T: Platform>(&self, nodes: &Arena<Node, T>, edit: EditSeq, key: usize) {
         let Target::Node(root) = self.root.follow() else { return };
         let mut node = nodes.get(root);
         let mut position = Position::at_root(node);
@@ -426,7 +498,7 @@ impl BTree {
             let Some(mut entry) = node.search(key) else { return };
             let Some(mut child) = node.child_node(entry) else { break };
             if nodes.get(child).len() <= SPARSE {
-                refill(nodes, node, entry);
+                refill(nodes, edit, node, entry);
                 entry = node.search(key).unwrap_or(0);
                 child = node.child_node(entry).unwrap_or(child);
             }
@@ -435,26 +507,26 @@ impl BTree {
         }
         let Some(entry) = node.search(key) else { return };
         let gap = node.gap(entry);
-        node.remove(entry);
+        node.remove(edit, entry);
         if node.len() != 0 {
             let smallest = node.key(0);
             for (above, entry) in position.above() {
                 if above.key(entry) == key {
-                    above.set_key(entry, smallest);
+                    above.set_key(edit, entry, smallest);
                 }
             }
         }
         position.gap_changed(gap, 0);
-        self.lower_root(nodes);
+        self.lower_root(nodes, edit);
     }
 
     /// Drops a root with a single child, or an empty one.
-    fn lower_root<T: Platform>(&self, nodes: &Arena<Node, T>) {
+    fn lower_root<T: Platform>(&self, nodes: &Arena<Node, T>, edit: EditSeq) {
         while let Target::Node(root) = self.root.follow() {
             let node = nodes.get(root);
             match (node.len(), node.child_node(0)) {
-                (1, Some(child)) => self.root.link(Target::Node(child)),
-                (0, _) => self.root.link(Target::Empty),
+                (1, Some(child)) => self.set_root(edit, Target::Node(child)),
+                (0, _) => self.set_root(edit, Target::Empty),
                 _ => return,
             }
             nodes.free(root);
@@ -498,6 +570,7 @@ fn find_gap<T: Platform>(
 /// what is left behind is never added to again.
 fn split<T: Platform>(
     nodes: &Arena<Node, T>,
+    edit: EditSeq,
     parent: &Node,
     entry: usize,
     right: Idx<Node>,
@@ -512,15 +585,15 @@ fn split<T: Platform>(
     } else {
         FANOUT / 2
     };
-    new.clear();
-    left.copy_tail_to(at, new);
-    parent.insert(new.key(0), Target::Node(right), new.max_gap());
-    left.truncate(at);
+    new.clear(edit);
+    left.copy_tail_to(edit, at, new);
+    parent.insert(edit, new.key(0), Target::Node(right), new.max_gap());
+    left.truncate(edit, at);
     parent.set_gap(entry, left.max_gap());
 }
 
 /// Merges `parent`'s sparse child at `entry` with a neighbour, or takes entries from it.
-fn refill<T: Platform>(nodes: &Arena<Node, T>, parent: &Node, entry: usize) {
+fn refill<T: Platform>(nodes: &Arena<Node, T>, edit: EditSeq, parent: &Node, entry: usize) {
     let at = entry.saturating_sub(1);
     let (Some(left), Some(right)) = (parent.child_node(at), parent.child_node(at + 1)) else {
         return;
@@ -531,23 +604,23 @@ fn refill<T: Platform>(nodes: &Arena<Node, T>, parent: &Node, entry: usize) {
         if !keep(Step::FreeLast) {
             nodes.free(right);
         }
-        r.copy_tail_to(0, l);
-        parent.remove(at + 1);
+        r.copy_tail_to(edit, 0, l);
+        parent.remove(edit, at + 1);
         if keep(Step::FreeLast) {
             nodes.free(right);
         }
     } else {
         if l.len() < r.len() {
             for _ in l.len()..total / 2 {
-                l.insert(r.key(0), r.child(0).follow(), r.gap(0));
-                parent.set_key(at + 1, r.key(1));
-                r.remove(0);
+                l.insert(edit, r.key(0), r.child(0).follow(), r.gap(0));
+                parent.set_key(edit, at + 1, r.key(1));
+                r.remove(edit, 0);
             }
         } else {
             let keep = total / 2;
-            l.copy_tail_to(keep, r);
-            parent.set_key(at + 1, r.key(0));
-            l.truncate(keep);
+            l.copy_tail_to(edit, keep, r);
+            parent.set_key(edit, at + 1, r.key(0));
+            l.truncate(edit, keep);
         }
         parent.set_gap(at + 1, r.max_gap());
     }
@@ -557,6 +630,7 @@ fn refill<T: Platform>(nodes: &Arena<Node, T>, parent: &Node, entry: usize) {
 #[cfg(all(test, not(pervma_model)))]
 mod tests {
     use super::*;
+    use crate::lock::SpaceSeq;
     use crate::platform::Std;
     use std::collections::BTreeMap;
 
@@ -604,6 +678,11 @@ mod tests {
         depth
     }
 
+    /// An edit that is under way for as long as it is asked for.
+    fn edit() -> EditSeq {
+        SpaceSeq::new().begin()
+    }
+
     /// A small generator; the seed is in the message of what fails.
     struct Dice(u64);
 
@@ -623,12 +702,12 @@ mod tests {
         let nodes = Arena::<Node, Std>::new();
         let (tree, other) = (BTree::new(), BTree::new());
         for key in 0..=FANOUT {
-            tree.insert(&nodes, key, key as u32, 1).unwrap();
+            tree.insert(&nodes, edit(), key, key as u32, 1).unwrap();
         }
         for key in 1..=FANOUT {
-            tree.remove(&nodes, key); // until one leaf is left, and the inner node is free
+            tree.remove(&nodes, edit(), key); // until one leaf is left, and the inner node is free
         }
-        other.insert(&nodes, 90, 9, usize::MAX - 97).unwrap();
+        other.insert(&nodes, edit(), 90, 9, usize::MAX - 97).unwrap();
         let entries = (tree.checked(&nodes), other.checked(&nodes));
         assert_eq!(entries, (vec![(0, (0, usize::MAX - 1))], vec![(90, (9, 7))]));
     }
@@ -638,13 +717,16 @@ mod tests {
     fn a_walk_in_circles_ends() {
         let (nodes, tree) = (Arena::<Node, Std>::new(), BTree::new());
         let root = nodes.alloc().unwrap();
-        nodes.get(root).clear();
+        nodes.get(root).clear(edit());
         for key in 1..=FANOUT {
-            nodes.get(root).insert(key, Target::Node(root), 0);
+            nodes.get(root).insert(edit(), key, Target::Node(root), 0);
         }
-        tree.root.link(Target::Node(root));
+        tree.set_root(edit(), Target::Node(root));
         for addr in [0, 1, 2, usize::MAX] {
-            assert_eq!((tree.walk(&nodes, addr), tree.walk_from(&nodes, addr)), (None, None));
+            assert_eq!(
+                (tree.walk(&nodes, addr, &mut ()), tree.walk_from(&nodes, addr, &mut ())),
+                (None, None)
+            );
         }
     }
 
@@ -665,10 +747,10 @@ mod tests {
                 // Few lengths, so that a node often has its largest gap twice.
                 let (len, size) = (1 + dice.roll(9) as usize, dice.roll(30) as usize);
                 if insert && !map.contains_key(&key) {
-                    tree.insert(&nodes, key, step, len).unwrap();
+                    tree.insert(&nodes, edit(), key, step, len).unwrap();
                     map.insert(key, (step, len));
                 } else if !insert {
-                    tree.remove(&nodes, key);
+                    tree.remove(&nodes, edit(), key);
                     map.remove(&key);
                 }
                 let (key, len) = (dice.roll(400) as usize * 10, 1 + dice.roll(9) as usize);
@@ -686,8 +768,8 @@ mod tests {
                 entries.reverse();
                 let probe = dice.roll(4_100) as usize;
                 let found = [
-                    tree.walk(&nodes, probe),
-                    tree.walk_from(&nodes, probe),
+                    tree.walk(&nodes, probe, &mut ()),
+                    tree.walk_from(&nodes, probe, &mut ()),
                     tree.first_gap(&nodes, probe, size),
                     tree.last_gap(&nodes, probe, size),
                 ];
@@ -718,7 +800,7 @@ mod tests {
             }
             for (tree, map) in trees.iter().zip(maps) {
                 for key in map.into_keys() {
-                    tree.remove(&nodes, key);
+                    tree.remove(&nodes, edit(), key);
                     tree.checked(&nodes);
                 }
             }

@@ -8,7 +8,7 @@ mod btree;
 mod node;
 
 use crate::error::OutOfMemory;
-use crate::lock::Refused;
+use crate::lock::{Refused, Settled};
 use crate::mm::{ReadSection, Section, WriteSection};
 use crate::platform::Platform;
 use crate::range::Span;
@@ -17,6 +17,7 @@ use crate::slots::{Admitted, Entry, FreeSlot, Idx, Inside, Reserved, Sleeper, Sl
 
 use btree::{BTree, Position};
 
+pub use btree::{Passed, Trail};
 pub use node::Node;
 
 /// The tree of one space. Always used with the slab of that space.
@@ -50,8 +51,9 @@ impl Tree {
         &self,
         slab: &'s Slab<P, T>,
         addr: usize,
+        trail: &mut impl Trail<'s>,
     ) -> Option<&'s Slot<P>> {
-        let raw = self.btree.walk(slab.node_arena(), addr)?;
+        let raw = self.btree.walk(slab.node_arena(), addr, trail)?;
         // SAFETY: out of a word of the tree, loaded with acquire.
         Some(slab.slot_arena().get(unsafe { Idx::from_raw(raw) }))
     }
@@ -61,10 +63,17 @@ impl Tree {
         &self,
         slab: &'s Slab<P, T>,
         addr: usize,
+        trail: &mut impl Trail<'s>,
     ) -> Option<&'s Slot<P>> {
-        let raw = self.btree.walk_from(slab.node_arena(), addr)?;
+        let raw = self.btree.walk_from(slab.node_arena(), addr, trail)?;
         // SAFETY: out of a word of the tree, loaded with acquire.
         Some(slab.slot_arena().get(unsafe { Idx::from_raw(raw) }))
+    }
+
+    /// Whether what walks found is what the tree held when the edits up to `settled` were over, and
+    /// still holds.
+    pub fn is_settled(&self, passed: &Passed<'_>, settled: Settled) -> bool {
+        self.btree.is_settled(passed, settled)
     }
 
     /// What starts at `addr` or last before it.
@@ -74,7 +83,7 @@ impl Tree {
         section: &'m impl Section,
         addr: usize,
     ) -> Option<Entry<'m, P>> {
-        Some(entry(slab, section, self.btree.walk(slab.node_arena(), addr)?))
+        Some(entry(slab, section, self.btree.walk(slab.node_arena(), addr, &mut ())?))
     }
 
     /// What starts at `addr` or first after it.
@@ -84,7 +93,7 @@ impl Tree {
         section: &'m impl Section,
         addr: usize,
     ) -> Option<Entry<'m, P>> {
-        Some(entry(slab, section, self.btree.walk_from(slab.node_arena(), addr)?))
+        Some(entry(slab, section, self.btree.walk_from(slab.node_arena(), addr, &mut ())?))
     }
 
     /// What starts at `addr` or first after it and has `size` free bytes behind it.
@@ -124,7 +133,7 @@ impl Tree {
             // SAFETY: T3: the slot is attached to this tree's space, whose mmap lock is held.
             Ok(inside) => match unsafe { inside.admit_locked(section) } {
                 Ok(admitted) => Ok(admitted),
-                Err(Turned::Reserved(_)) => Err(Blocked::Reserved),
+                Err(Turned::Reserved(..)) => Err(Blocked::Reserved),
                 Err(Turned::Away) => Err(Blocked::Changed),
             },
             Err(Refused::Busy) => Err(Blocked::Busy),
@@ -143,7 +152,7 @@ impl Tree {
         span: Span,
         payload: P,
     ) -> Result<(), (OutOfMemory, P)> {
-        match self.link(slab, span) {
+        match self.link(slab, section, span) {
             Ok(slot) => slot.attach(section, span, payload),
             Err(error) => return Err((error, payload)),
         }
@@ -157,7 +166,7 @@ impl Tree {
         section: &WriteSection<'_, T>,
         span: Span,
     ) -> Result<Reserved<'s, P>, OutOfMemory> {
-        Ok(self.link(slab, span)?.reserve(section, span))
+        Ok(self.link(slab, section, span)?.reserve(section, span))
     }
 
     /// Links a free slot for `span`, whose start is no other's, to be attached at once: a walker that
@@ -165,16 +174,28 @@ impl Tree {
     pub fn link<'s, P, T: Platform>(
         &self,
         slab: &'s Slab<P, T>,
+        section: &WriteSection<'_, T>,
         span: Span,
     ) -> Result<FreeSlot<'s, P, T>, OutOfMemory> {
         let slot = FreeSlot::alloc(slab.slot_arena())?;
-        self.btree.insert(slab.node_arena(), span.start, slot.index().raw(), span.len())?;
+        self.btree.insert(
+            slab.node_arena(),
+            section.edit(),
+            span.start,
+            slot.index().raw(),
+            span.len(),
+        )?;
         Ok(slot)
     }
 
     /// Takes the entry at `start` out; its room goes to the gap before it.
-    pub fn unlink<P, T: Platform>(&self, slab: &Slab<P, T>, start: usize) {
-        self.btree.remove(slab.node_arena(), start);
+    pub fn unlink<P, T: Platform>(
+        &self,
+        slab: &Slab<P, T>,
+        section: &WriteSection<'_, T>,
+        start: usize,
+    ) {
+        self.btree.remove(slab.node_arena(), section.edit(), start);
     }
 
     /// The entries from the one that holds `addr` on, or else from the next, in one walk.

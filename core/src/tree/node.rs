@@ -4,6 +4,7 @@ use core::mem::offset_of;
 
 use crate::facade::{AtomicU32, AtomicUsize, Cell, Relaxed};
 use crate::ledger::{NODE_FOLLOW, NODE_KEY, NODE_LINK};
+use crate::lock::{EditSeq, Stamp};
 use crate::slots::{Idx, Object};
 
 /// Entries in a node. Small in tests and under the models, so that nodes split, merge and are
@@ -98,6 +99,8 @@ pub struct Node {
     gaps: [AtomicUsize; FANOUT],
     /// How many entries are used; for the writer.
     len: AtomicU32,
+    /// The edit that last changed a key or a word. For walkers that have found nothing.
+    stamp: Stamp,
     link: Cell<u32>,
 }
 
@@ -112,6 +115,7 @@ impl Object for Node {
             children: core::array::from_fn(|_| TreeWord::empty()),
             gaps: core::array::from_fn(|_| AtomicUsize::new(0)),
             len: AtomicU32::new(0),
+            stamp: Stamp::new(),
             link: Cell::new(0),
         }
     }
@@ -162,6 +166,12 @@ impl Node {
         (entry < FANOUT && self.walker_key(entry) != NO_KEY).then(|| self.child(entry))
     }
 
+    /// The edit that last changed it.
+    #[inline]
+    pub fn stamp(&self) -> &Stamp {
+        &self.stamp
+    }
+
     // What follows is for the writer.
 
     #[inline]
@@ -198,8 +208,15 @@ impl Node {
         }
     }
 
+    /// Changes the key of an entry, in `edit`.
     #[inline]
-    pub fn set_key(&self, entry: usize, key: usize) {
+    pub fn set_key(&self, edit: EditSeq, entry: usize, key: usize) {
+        self.stamp.set(edit);
+        self.store_key(entry, key);
+    }
+
+    #[inline]
+    fn store_key(&self, entry: usize, key: usize) {
         self.keys[entry].store(key, NODE_KEY);
     }
 
@@ -210,52 +227,56 @@ impl Node {
 
     /// Empties a node fresh from its arena, where it may have been an inner node of another tree:
     /// the first word is what tells an empty leaf from an inner node.
-    pub fn clear(&self) {
+    pub fn clear(&self, edit: EditSeq) {
+        self.stamp.set(edit);
         self.children[0].link(Target::Empty);
         for entry in 0..FANOUT {
-            self.set_key(entry, NO_KEY);
+            self.store_key(entry, NO_KEY);
         }
         self.len.store(0, ALONE);
     }
 
     /// Inserts an entry at its place in a node that is not full.
-    pub fn insert(&self, key: usize, target: Target, gap: usize) {
+    pub fn insert(&self, edit: EditSeq, key: usize, target: Target, gap: usize) {
+        self.stamp.set(edit);
         let len = self.len();
         let at = (0..len).find(|&entry| self.key(entry) > key).unwrap_or(len);
         for entry in (at..len).rev() {
             self.children[entry + 1].link(self.children[entry].follow());
-            self.set_key(entry + 1, self.key(entry));
+            self.store_key(entry + 1, self.key(entry));
             self.set_gap(entry + 1, self.gap(entry));
         }
         self.children[at].link(target);
-        self.set_key(at, key);
+        self.store_key(at, key);
         self.set_gap(at, gap);
         self.len.store(len as u32 + 1, ALONE);
     }
 
     /// Removes an entry.
-    pub fn remove(&self, at: usize) {
+    pub fn remove(&self, edit: EditSeq, at: usize) {
+        self.stamp.set(edit);
         let len = self.len();
         for entry in at..len - 1 {
-            self.set_key(entry, self.key(entry + 1));
+            self.store_key(entry, self.key(entry + 1));
             self.children[entry].link(self.children[entry + 1].follow());
             self.set_gap(entry, self.gap(entry + 1));
         }
-        self.truncate(len - 1);
+        self.truncate(edit, len - 1);
     }
 
     /// Forgets all entries from `len` on.
-    pub fn truncate(&self, len: usize) {
+    pub fn truncate(&self, edit: EditSeq, len: usize) {
+        self.stamp.set(edit);
         for entry in (len..self.len()).rev() {
-            self.set_key(entry, NO_KEY);
+            self.store_key(entry, NO_KEY);
         }
         self.len.store(len as u32, ALONE);
     }
 
     /// Copies the entries from `from` on to the end of `other`, which has room for them.
-    pub fn copy_tail_to(&self, from: usize, other: &Self) {
+    pub fn copy_tail_to(&self, edit: EditSeq, from: usize, other: &Self) {
         for entry in from..self.len() {
-            other.insert(self.key(entry), self.children[entry].follow(), self.gap(entry));
+            other.insert(edit, self.key(entry), self.children[entry].follow(), self.gap(entry));
         }
     }
 }

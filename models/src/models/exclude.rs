@@ -39,6 +39,7 @@ pub const EXCLUDE_REMOVE: Model = Model {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
         let inside = Arc::new(AtomicU32::new(0));
+        drop(space.try_read(10).unwrap()); // moves the settled number on
         let remover = thread::spawn({
             let (space, inside) = (Arc::clone(&space), Arc::clone(&inside));
             move || {
@@ -68,6 +69,7 @@ pub const EXCLUDE_UPDATE: Model = Model {
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
+        drop(space.try_read(10).unwrap()); // moves the settled number on
         let editor = thread::spawn({
             let space = Arc::clone(&space);
             move || assert_eq!(space.update(10..20, |_, _| 2).unwrap()[0].payload, 1)
@@ -94,6 +96,7 @@ pub const GATE: Model = Model {
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
+        drop(space.try_read(10).unwrap()); // moves the settled number on
         let excluder = thread::spawn({
             let space = Arc::clone(&space);
             move || drop(space.exclude(10..20).unwrap())
@@ -323,6 +326,7 @@ pub const THREE_WAYS: Model = Model {
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
+        drop(space.try_read(10).unwrap()); // moves the settled number on
         let editor = thread::spawn({
             let space = Arc::clone(&space);
             move || {
@@ -370,6 +374,7 @@ pub const NEIGHBOUR: Model = Model {
         edit.insert(10..20, 1).unwrap();
         edit.insert(20..30, 2).unwrap();
         drop(edit);
+        drop(space.try_read(10).unwrap()); // moves the settled number on
         let excluder = thread::spawn({
             let space = Arc::clone(&space);
             move || drop(space.update(20..30, |_, _| 1).unwrap())

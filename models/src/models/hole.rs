@@ -9,12 +9,25 @@ use crate::harness::{Model, RACE, drop_step, weaken};
 
 const HOLE: &str = "a mapped address is reported as a hole";
 
-/// Looks up an address that is mapped throughout.
+/// Looks up an address that is mapped throughout. Before an editor starts, that moves the settled
+/// number on to all that was done so far.
 fn look(space: &AddressSpace<()>, addr: usize) {
     match space.try_read(addr) {
         Ok(vma) => assert!(vma.range().contains(&addr)),
         Err(error) => assert_ne!(error, ReadError::NotMapped { addr }, "{HOLE}"),
     }
+}
+
+/// A leaf with these four VMAs and no room.
+fn full() -> Arc<AddressSpace<()>> {
+    let space = Arc::new(AddressSpace::new(1));
+    let mut edit = space.edit().unwrap();
+    for start in [10, 20, 30, 40] {
+        edit.insert(start..start + 5, ()).unwrap();
+    }
+    drop(edit);
+    look(&space, 40);
+    space
 }
 
 /// A leaf splits while one of the entries that move is looked up.
@@ -24,12 +37,7 @@ pub const SPLIT: Model = Model {
     threads: 2,
     preemptions: None,
     run: || {
-        let space = Arc::new(AddressSpace::new(1));
-        let mut edit = space.edit().unwrap();
-        for start in [10, 20, 30, 40] {
-            edit.insert(start..start + 5, ()).unwrap();
-        }
-        drop(edit);
+        let space = full();
         let editor = thread::spawn({
             let space = Arc::clone(&space);
             move || space.edit().unwrap().insert(50..55, ()).unwrap()
@@ -40,13 +48,36 @@ pub const SPLIT: Model = Model {
     },
     mutants: &[
         drop_step(Step::CheckHole, HOLE),
-        drop_step(Step::CheckEven, HOLE),
-        weaken("HOLE_BEGIN", HOLE),
+        drop_step(Step::StampNode, HOLE),
         weaken("HOLE_CHECK", HOLE),
-        weaken("EDIT_END", HOLE),
         // The new nodes are the first of their chunk.
         weaken("NODE_FOLLOW", RACE),
         weaken("NODE_LINK", RACE),
+    ],
+};
+
+/// The same, and before that a hole, which moves the settled number on: perhaps as far as the
+/// editor's edit.
+pub const SPLIT_SETTLED: Model = Model {
+    name: "split_settled",
+    property: "a walker that believes an edit to be over has all of its changes behind it",
+    threads: 2,
+    preemptions: Some(2),
+    run: || {
+        let space = full();
+        let editor = thread::spawn({
+            let space = Arc::clone(&space);
+            move || space.edit().unwrap().insert(50..55, ()).unwrap()
+        });
+        let hole = space.try_read(5).err().unwrap();
+        assert!(matches!(hole, ReadError::NotMapped { .. } | ReadError::Locked { .. }));
+        look(&space, 40);
+        editor.join().unwrap();
+    },
+    mutants: &[
+        drop_step(Step::CheckEven, HOLE),
+        weaken("READ_SEQ", HOLE),
+        weaken("EDIT_END", HOLE),
     ],
 };
 
@@ -63,6 +94,7 @@ pub const SHIFT: Model = Model {
             edit.insert(start..start + 5, ()).unwrap();
         }
         drop(edit);
+        look(&space, 20);
         let editor = thread::spawn({
             let space = Arc::clone(&space);
             move || {
@@ -93,6 +125,7 @@ fn recycle(gone: usize, stays: usize) {
         edit.remove(start..start + 5).unwrap();
     }
     drop(edit);
+    look(&mine, stays);
     let editor = thread::spawn({
         let mine = Arc::clone(&mine);
         move || {

@@ -41,8 +41,7 @@ impl Vma {
 
     /// One try of a reader; `read` runs if it was admitted.
     pub fn try_read<R>(&self, read: impl FnOnce(&Cell<u32>) -> R) -> Option<R> {
-        let before = self.seq.glimpse();
-        if self.lock.looks_locked(before) || self.lock.enter().is_err() {
+        if self.lock.looks_locked(&self.seq) || self.lock.enter().is_err() {
             return None;
         }
         let unlocked = self.lock.unlocked(&self.seq);
@@ -104,6 +103,34 @@ pub const READ_AGAINST_WRITE: Model = Model {
         weaken("EDIT_END", RACE),
         drop_step(Step::RefuseExcluded, RACE),
         drop_step(Step::MarkBeforeEnd, RACE),
+        drop_step(Step::CheckEven, RACE),
+    ],
+};
+
+/// A reader that learns from another, the writer itself, that the edit is over.
+pub const SETTLED: Model = Model {
+    name: "settled",
+    property: "a reader that is told by another that an edit is over sees what it wrote",
+    threads: 2,
+    preemptions: None,
+    run: || {
+        let vma = Vma::attached();
+        let writer = thread::spawn({
+            let vma = Arc::clone(&vma);
+            move || {
+                vma.write(set);
+                vma.try_read(get);
+            }
+        });
+        vma.try_read(get);
+        writer.join().unwrap();
+    },
+    mutants: &[
+        weaken("READ_SETTLED", RACE),
+        weaken("SEQ_SETTLE", RACE),
+        weaken("READ_SEQ", RACE),
+        weaken("EDIT_END", RACE),
+        drop_step(Step::CheckEven, RACE),
     ],
 };
 

@@ -12,21 +12,22 @@ mod whole;
 use crate::harness::{Change, Model};
 
 /// All of them.
-pub static ALL: [Model; 45] = [
+pub static ALL: [Model; 47] = [
     exchange::INCREMENT,
     exchange::CLAIM,
     exchange::SLEEPER,
     lock::READ_AGAINST_WRITE,
     lock::READ_ACROSS_EDITS,
+    lock::SETTLED,
     lock::TWO_READERS,
     lock::FULL,
     detach::REUSE,
     detach::APPEAR,
     detach::REUSE_ELSEWHERE,
     detach::TWO_EDITORS,
-    detach::STALE_NUMBER,
     detach::LATE_PUT,
     hole::SPLIT,
+    hole::SPLIT_SETTLED,
     hole::SHIFT,
     hole::RECYCLED_NODE,
     hole::RECYCLED_WORD,
@@ -54,6 +55,7 @@ pub static ALL: [Model; 45] = [
     whole::RESERVED_READ,
     whole::ROLL_BACK,
     whole::ITERATION,
+    whole::PASSING,
     whole::CURSOR,
     whole::FORK,
     whole::DOWNGRADE,

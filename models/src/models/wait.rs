@@ -98,6 +98,7 @@ pub const CANCELLED_WAIT: Model = Model {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, ()).unwrap();
         let memory = Arc::new(Cell::new(1));
+        drop(space.try_read(10).unwrap()); // moves the settled number on
         let reader = thread::spawn({
             let (space, memory) = (Arc::clone(&space), Arc::clone(&memory));
             move || {
