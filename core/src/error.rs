@@ -9,7 +9,7 @@ use crate::range::RangeError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// Nothing is mapped there, and nothing was during the whole lookup.
+    /// Nothing was mapped there, between two edits, at a moment during the lookup.
     NotMapped {
         /// The address that was looked up.
         addr: usize,

@@ -188,9 +188,9 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ///
     /// # Errors
     ///
-    /// [`NotMapped`](ReadError::NotMapped) only if nothing was mapped there throughout the lookup;
-    /// while an edit is under way that cannot be known, and holes are [`Locked`](ReadError::Locked)
-    /// too. [`OwnEdit`](ReadError::OwnEdit) and [`OwnExclusion`](ReadError::OwnExclusion) in place of
+    /// [`NotMapped`](ReadError::NotMapped) only if, between two edits, nothing was mapped there at a
+    /// moment during the lookup; while an edit inserts or removes VMAs nearby, that cannot be known,
+    /// and holes are [`Locked`](ReadError::Locked) too. [`OwnEdit`](ReadError::OwnEdit) and [`OwnExclusion`](ReadError::OwnExclusion) in place of
     /// `Locked` on a thread that edits, or excludes something. [`Reserved`](ReadError::Reserved).
     /// [`Busy`](ReadError::Busy) at the limit of readers.
     #[doc(alias("lock_vma_under_rcu", "vma_start_read", "vma_lookup"))]
