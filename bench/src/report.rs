@@ -23,7 +23,7 @@ pub(crate) struct Report {
 pub(crate) struct Section {
     pub(crate) row: String,
     /// What was done.
-    pub(crate) about: &'static str,
+    pub(crate) about: String,
     pub(crate) tables: Vec<Table>,
     pub(crate) goals: Vec<Goal>,
 }
@@ -32,7 +32,7 @@ pub(crate) struct Section {
 #[derive(Debug, Serialize)]
 pub(crate) struct Table {
     pub(crate) title: String,
-    pub(crate) unit: &'static str,
+    pub(crate) unit: String,
     pub(crate) cases: Vec<String>,
     /// The cases as numbers, where they are points of a curve.
     pub(crate) scale: Option<Vec<f64>>,
@@ -41,25 +41,32 @@ pub(crate) struct Table {
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Line {
-    pub(crate) contestant: &'static str,
+    pub(crate) contestant: String,
     /// One for each case; `None` where the contestant has none.
     pub(crate) figures: Vec<Option<Summary>>,
 }
 
 impl Table {
-    pub(crate) fn new(title: impl Into<String>, unit: &'static str) -> Self {
-        Self { title: title.into(), unit, cases: Vec::new(), scale: None, lines: Vec::new() }
+    pub(crate) fn new(title: impl Into<String>, unit: &str) -> Self {
+        Self {
+            title: title.into(),
+            unit: unit.to_owned(),
+            cases: Vec::new(),
+            scale: None,
+            lines: Vec::new(),
+        }
     }
 
     /// Adds a column.
     pub(crate) fn case(
         &mut self,
         case: impl Into<String>,
-        figures: impl IntoIterator<Item = (&'static str, Option<Summary>)>,
+        figures: impl IntoIterator<Item = (impl Into<String>, Option<Summary>)>,
     ) {
         let column = self.cases.len();
         self.cases.push(case.into());
         for (contestant, figure) in figures {
+            let contestant = contestant.into();
             let line = match self.lines.iter_mut().find(|line| line.contestant == contestant) {
                 Some(line) => line,
                 None => {
@@ -78,7 +85,7 @@ impl Table {
     pub(crate) fn point(
         &mut self,
         at: usize,
-        figures: impl IntoIterator<Item = (&'static str, Option<Summary>)>,
+        figures: impl IntoIterator<Item = (impl Into<String>, Option<Summary>)>,
     ) {
         self.scale.get_or_insert_default().push(at as f64);
         self.case(at.to_string(), figures);
@@ -161,7 +168,7 @@ impl fmt::Display for Table {
         let cells = |line: &Line| -> Vec<String> {
             line.figures.iter().map(|figure| figure.as_ref().map_or("-".into(), cell)).collect()
         };
-        let lines: Vec<_> = self.lines.iter().map(|line| (line.contestant, cells(line))).collect();
+        let lines: Vec<_> = self.lines.iter().map(|line| (&line.contestant, cells(line))).collect();
         let width = |column: usize| {
             let cells = lines.iter().map(|(_, cells)| cells[column].chars().count());
             cells.chain([self.cases[column].chars().count()]).max().unwrap_or(0) + 2

@@ -33,3 +33,14 @@ fn one_row_as_json_and_as_a_picture() -> Result<(), Box<dyn Error>> {
     assert!(picture.contains("<svg") && picture.contains("pervma, cursor"));
     Ok(())
 }
+
+#[test]
+fn without_valgrind_its_row_is_absent() -> Result<(), Box<dyn Error>> {
+    let output = Command::new(env!("CARGO_BIN_EXE_pervma-bench"))
+        .args(["--only", "instructions", "--check"])
+        .env("PATH", "")
+        .output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8(output.stdout)?.contains("ABSENT: valgrind"));
+    Ok(())
+}
