@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::contest::{Bound, Effort, Goal, Outcome};
 use crate::machine::Machine;
 use crate::summary::Summary;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) machine: Machine,
     #[serde(flatten)]
@@ -19,7 +19,7 @@ pub(crate) struct Report {
 }
 
 /// What a row has measured.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Section {
     pub(crate) row: String,
     /// What was done.
@@ -29,7 +29,7 @@ pub(crate) struct Section {
 }
 
 /// Figures of one kind: a line for each contestant, a column for each case.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Table {
     pub(crate) title: String,
     pub(crate) unit: String,
@@ -39,7 +39,7 @@ pub(crate) struct Table {
     pub(crate) lines: Vec<Line>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Line {
     pub(crate) contestant: String,
     /// One for each case; `None` where the contestant has none.
@@ -121,31 +121,33 @@ pub(crate) fn growth(
     outcome.names().map(move |name| (name, outcome.ratio((name, of), (name, to))))
 }
 
+impl Report {
+    /// What it was measured on and how, line by line.
+    pub(crate) fn preamble(&self) -> String {
+        let mut text = format!(
+            "{}\nMedians (quartiles) of {} rounds in which the contestants take turns; ratios are \
+             computed round by round.\n\"Memory only\": keeps an entry's memory while it is read, not \
+             the entry in the map; its removal does not wait.\n",
+            self.machine, self.effort.rounds
+        );
+        if let Some(cost) = &self.timer_cost {
+            text += "Reading the clock twice adds ";
+            text += &cell(cost);
+            text += " ns to an operation timed alone.\n";
+        }
+        text
+    }
+
+    /// Each goal, by its row's name and its own.
+    pub(crate) fn goals(&self) -> impl Iterator<Item = (&str, &Goal)> {
+        self.rows.iter().flat_map(|row| row.goals.iter().map(|goal| (row.row.as_str(), goal)))
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.machine)?;
-        writeln!(
-            f,
-            "Medians (quartiles) of {} rounds in which the contestants take turns; ratios are computed \
-             round by round.",
-            self.effort.rounds
-        )?;
-        writeln!(
-            f,
-            "\"Memory only\": keeps an entry's memory while it is read, not the entry in the map; its \
-             removal does not wait."
-        )?;
-        if let Some(cost) = &self.timer_cost {
-            writeln!(
-                f,
-                "Reading the clock twice adds {} ns to an operation timed alone.",
-                cell(cost)
-            )?;
-        }
-        for section in &self.rows {
-            write!(f, "\n{section}")?;
-        }
-        Ok(())
+        write!(f, "{}", self.preamble())?;
+        self.rows.iter().try_for_each(|section| write!(f, "\n{section}"))
     }
 }
 
@@ -187,22 +189,34 @@ impl fmt::Display for Table {
     }
 }
 
-impl fmt::Display for Goal {
+impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (sign, bound) = match self.bound {
-            Bound::AtMost(bound) => ("≤", bound),
-            Bound::AtLeast(bound) => ("≥", bound),
-        };
-        let verdict = match self.bound.missed_by(self.figure.median) {
-            _ if self.holds => "holds".to_owned(),
-            missed if bound == 0.0 => format!("misses by {}", number(missed)),
-            missed => format!("misses by {:.0} %", (missed * 100.0).ceil()),
-        };
-        writeln!(f, "  {verdict:15} {sign} {bound}: {}  {}", cell(&self.figure), self.what)
+        match self {
+            Self::AtMost(bound) => write!(f, "≤ {bound}"),
+            Self::AtLeast(bound) => write!(f, "≥ {bound}"),
+        }
     }
 }
 
-fn cell(summary: &Summary) -> String {
+impl Goal {
+    /// Whether it holds, or else by how much it is missed.
+    pub(crate) fn verdict(&self) -> String {
+        match self.bound.missed_by(self.figure.median) {
+            _ if self.holds => "holds".to_owned(),
+            missed if self.bound == Bound::AtMost(0.0) => format!("misses by {}", number(missed)),
+            missed => format!("misses by {:.0} %", (missed * 100.0).ceil()),
+        }
+    }
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, bound, figure, .. } = self;
+        writeln!(f, "  {:15} {bound}: {}  {what}", self.verdict(), cell(figure))
+    }
+}
+
+pub(crate) fn cell(summary: &Summary) -> String {
     let Summary { median, lower_quartile, upper_quartile } = *summary;
     if lower_quartile == upper_quartile {
         return number(median);
