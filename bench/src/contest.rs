@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::summary::Summary;
 
 /// How much is measured.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Effort {
     pub(crate) rounds: usize,
     /// Short operations timed as one, at most.
@@ -150,7 +150,7 @@ pub(crate) fn timer_cost() -> Option<Summary> {
 }
 
 /// A bound that a figure ought to keep.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Goal {
     pub(crate) what: String,
     pub(crate) bound: Bound,
@@ -159,7 +159,7 @@ pub(crate) struct Goal {
     pub(crate) holds: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Bound {
     AtMost(f64),

@@ -5,18 +5,18 @@ use std::fmt;
 use std::fs;
 use std::thread;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-/// Those of the crates that are measured.
-const PEERS: [&str; 4] = ["parking_lot", "arc-swap", "crossbeam-skiplist", "scc"];
+/// The crates that are measured.
+const CRATES: [&str; 5] = ["pervma", "parking_lot", "arc-swap", "crossbeam-skiplist", "scc"];
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Machine {
     kernel: String,
     cpu: String,
     cpus: usize,
-    rustc: &'static str,
-    versions: BTreeMap<&'static str, &'static str>,
+    rustc: String,
+    versions: BTreeMap<String, String>,
 }
 
 impl Machine {
@@ -33,13 +33,13 @@ impl Machine {
             model.map_or("unknown processor", |rest| rest.trim_start_matches([' ', '\t', ':']));
         let cpus = thread::available_parallelism().map_or(1, usize::from);
         let lock = include_str!("../../Cargo.lock");
-        let versions = PEERS.iter().filter_map(|name| Some((*name, version(lock, name)?)));
+        let of_crate = |name: &str| Some((name.to_owned(), version(lock, name)?.to_owned()));
         Self {
             kernel,
             cpu: cpu.to_owned(),
             cpus,
-            rustc: env!("BENCH_RUSTC"),
-            versions: versions.collect(),
+            rustc: env!("BENCH_RUSTC").to_owned(),
+            versions: CRATES.into_iter().filter_map(of_crate).collect(),
         }
     }
 }
@@ -64,9 +64,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_peer_has_a_version() {
+    fn every_crate_has_a_version() {
         let machine = Machine::detect();
-        assert_eq!(machine.versions.len(), PEERS.len());
+        assert_eq!(machine.versions.len(), CRATES.len());
         assert!(machine.versions.values().all(|version| version.contains('.')));
     }
 }

@@ -9,6 +9,7 @@ mod contest;
 mod faults;
 mod layout;
 mod machine;
+mod page;
 mod peers;
 mod plot;
 mod report;
@@ -16,19 +17,21 @@ mod rows;
 mod summary;
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::contest::{Effort, timer_cost};
 use crate::machine::Machine;
 use crate::report::Report;
 use crate::rows::Row;
+use crate::rows::instructions::{self, Case};
 
 /// Measure pervma beside what people use instead.
 #[derive(Debug, Parser)]
-#[command(name = "pervma-bench")]
+#[command(name = "pervma-bench", args_conflicts_with_subcommands = true)]
 struct Arguments {
     /// A few short rounds, to see that it works.
     #[arg(long)]
@@ -42,6 +45,26 @@ struct Arguments {
     /// This row only; may be given more than once.
     #[arg(long, value_enum, value_name = "ROW")]
     only: Vec<Row>,
+    /// Fail where a goal is missed.
+    #[arg(long)]
+    check: bool,
+    #[command(subcommand)]
+    instead: Option<Instead>,
+}
+
+/// What is done instead of measuring.
+#[derive(Debug, Subcommand)]
+enum Instead {
+    /// Print docs/benchmarks.md, made of runs that were saved with `--json`.
+    Page {
+        #[arg(required = true)]
+        runs: Vec<PathBuf>,
+    },
+    /// Print the counts that the row `instructions` is to be held to.
+    Record,
+    /// What that row runs under callgrind.
+    #[command(hide = true)]
+    Perform(Case),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +82,25 @@ fn run() -> Result<(), Box<dyn Error>> {
     if cfg!(debug_assertions) {
         eprintln!("pervma-bench: this is a debug build, run it with --release");
     }
+    match &arguments.instead {
+        None => return measure(&arguments),
+        Some(Instead::Page { runs }) => {
+            let runs: Result<Vec<_>, _> = runs.iter().map(|path| saved(path)).collect();
+            print!("{}", page::page(&runs?, page::BY_HAND)?);
+        }
+        Some(Instead::Record) => print!("{}", instructions::record()?),
+        Some(Instead::Perform(case)) => case.perform(),
+    }
+    Ok(())
+}
+
+fn saved(path: &Path) -> Result<Report, Box<dyn Error>> {
+    let named = |error: &dyn Error| format!("{}: {error}", path.display());
+    let text = fs::read_to_string(path).map_err(|error| named(&error))?;
+    Ok(serde_json::from_str(&text).map_err(|error| named(&error))?)
+}
+
+fn measure(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let effort = if arguments.quick { Effort::QUICK } else { Effort::FULL };
     let chosen = match arguments.only.as_slice() {
         [] => Row::value_variants(),
@@ -74,6 +116,10 @@ fn run() -> Result<(), Box<dyn Error>> {
         println!("{}", serde_json::to_string(&report)?);
     } else {
         print!("{report}");
+    }
+    let missed = report.goals().filter(|(_, goal)| !goal.holds).count();
+    if arguments.check && missed > 0 {
+        return Err(format!("goals missed: {missed}").into());
     }
     Ok(())
 }

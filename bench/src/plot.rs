@@ -104,7 +104,7 @@ fn draw_table<'a>(
         }))?;
         let y = i32::try_from(number).unwrap_or_default() * 18 + 40;
         legend.draw(&Rectangle::new([(0, y), (12, y + 12)], color.filled()))?;
-        legend.draw(&Text::new(line.contestant, (18, y), ("sans-serif", 12)))?;
+        legend.draw(&Text::new(line.contestant.as_str(), (18, y), ("sans-serif", 12)))?;
     }
     Ok(())
 }

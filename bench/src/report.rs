@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::contest::{Bound, Effort, Goal, Outcome};
 use crate::machine::Machine;
 use crate::summary::Summary;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) machine: Machine,
     #[serde(flatten)]
@@ -19,47 +19,54 @@ pub(crate) struct Report {
 }
 
 /// What a row has measured.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Section {
     pub(crate) row: String,
     /// What was done.
-    pub(crate) about: &'static str,
+    pub(crate) about: String,
     pub(crate) tables: Vec<Table>,
     pub(crate) goals: Vec<Goal>,
 }
 
 /// Figures of one kind: a line for each contestant, a column for each case.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Table {
     pub(crate) title: String,
-    pub(crate) unit: &'static str,
+    pub(crate) unit: String,
     pub(crate) cases: Vec<String>,
     /// The cases as numbers, where they are points of a curve.
     pub(crate) scale: Option<Vec<f64>>,
     pub(crate) lines: Vec<Line>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Line {
-    pub(crate) contestant: &'static str,
+    pub(crate) contestant: String,
     /// One for each case; `None` where the contestant has none.
     pub(crate) figures: Vec<Option<Summary>>,
 }
 
 impl Table {
-    pub(crate) fn new(title: impl Into<String>, unit: &'static str) -> Self {
-        Self { title: title.into(), unit, cases: Vec::new(), scale: None, lines: Vec::new() }
+    pub(crate) fn new(title: impl Into<String>, unit: &str) -> Self {
+        Self {
+            title: title.into(),
+            unit: unit.to_owned(),
+            cases: Vec::new(),
+            scale: None,
+            lines: Vec::new(),
+        }
     }
 
     /// Adds a column.
     pub(crate) fn case(
         &mut self,
         case: impl Into<String>,
-        figures: impl IntoIterator<Item = (&'static str, Option<Summary>)>,
+        figures: impl IntoIterator<Item = (impl Into<String>, Option<Summary>)>,
     ) {
         let column = self.cases.len();
         self.cases.push(case.into());
         for (contestant, figure) in figures {
+            let contestant = contestant.into();
             let line = match self.lines.iter_mut().find(|line| line.contestant == contestant) {
                 Some(line) => line,
                 None => {
@@ -78,7 +85,7 @@ impl Table {
     pub(crate) fn point(
         &mut self,
         at: usize,
-        figures: impl IntoIterator<Item = (&'static str, Option<Summary>)>,
+        figures: impl IntoIterator<Item = (impl Into<String>, Option<Summary>)>,
     ) {
         self.scale.get_or_insert_default().push(at as f64);
         self.case(at.to_string(), figures);
@@ -114,31 +121,33 @@ pub(crate) fn growth(
     outcome.names().map(move |name| (name, outcome.ratio((name, of), (name, to))))
 }
 
+impl Report {
+    /// What it was measured on and how, line by line.
+    pub(crate) fn preamble(&self) -> String {
+        let mut text = format!(
+            "{}\nMedians (quartiles) of {} rounds in which the contestants take turns; ratios are \
+             computed round by round.\n\"Memory only\": keeps an entry's memory while it is read, not \
+             the entry in the map; its removal does not wait.\n",
+            self.machine, self.effort.rounds
+        );
+        if let Some(cost) = &self.timer_cost {
+            text += "Reading the clock twice adds ";
+            text += &cell(cost);
+            text += " ns to an operation timed alone.\n";
+        }
+        text
+    }
+
+    /// Each goal, by its row's name and its own.
+    pub(crate) fn goals(&self) -> impl Iterator<Item = (&str, &Goal)> {
+        self.rows.iter().flat_map(|row| row.goals.iter().map(|goal| (row.row.as_str(), goal)))
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}", self.machine)?;
-        writeln!(
-            f,
-            "Medians (quartiles) of {} rounds in which the contestants take turns; ratios are computed \
-             round by round.",
-            self.effort.rounds
-        )?;
-        writeln!(
-            f,
-            "\"Memory only\": keeps an entry's memory while it is read, not the entry in the map; its \
-             removal does not wait."
-        )?;
-        if let Some(cost) = &self.timer_cost {
-            writeln!(
-                f,
-                "Reading the clock twice adds {} ns to an operation timed alone.",
-                cell(cost)
-            )?;
-        }
-        for section in &self.rows {
-            write!(f, "\n{section}")?;
-        }
-        Ok(())
+        write!(f, "{}", self.preamble())?;
+        self.rows.iter().try_for_each(|section| write!(f, "\n{section}"))
     }
 }
 
@@ -161,7 +170,7 @@ impl fmt::Display for Table {
         let cells = |line: &Line| -> Vec<String> {
             line.figures.iter().map(|figure| figure.as_ref().map_or("-".into(), cell)).collect()
         };
-        let lines: Vec<_> = self.lines.iter().map(|line| (line.contestant, cells(line))).collect();
+        let lines: Vec<_> = self.lines.iter().map(|line| (&line.contestant, cells(line))).collect();
         let width = |column: usize| {
             let cells = lines.iter().map(|(_, cells)| cells[column].chars().count());
             cells.chain([self.cases[column].chars().count()]).max().unwrap_or(0) + 2
@@ -180,22 +189,34 @@ impl fmt::Display for Table {
     }
 }
 
-impl fmt::Display for Goal {
+impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (sign, bound) = match self.bound {
-            Bound::AtMost(bound) => ("≤", bound),
-            Bound::AtLeast(bound) => ("≥", bound),
-        };
-        let verdict = match self.bound.missed_by(self.figure.median) {
-            _ if self.holds => "holds".to_owned(),
-            missed if bound == 0.0 => format!("misses by {}", number(missed)),
-            missed => format!("misses by {:.0} %", (missed * 100.0).ceil()),
-        };
-        writeln!(f, "  {verdict:15} {sign} {bound}: {}  {}", cell(&self.figure), self.what)
+        match self {
+            Self::AtMost(bound) => write!(f, "≤ {bound}"),
+            Self::AtLeast(bound) => write!(f, "≥ {bound}"),
+        }
     }
 }
 
-fn cell(summary: &Summary) -> String {
+impl Goal {
+    /// Whether it holds, or else by how much it is missed.
+    pub(crate) fn verdict(&self) -> String {
+        match self.bound.missed_by(self.figure.median) {
+            _ if self.holds => "holds".to_owned(),
+            missed if self.bound == Bound::AtMost(0.0) => format!("misses by {}", number(missed)),
+            missed => format!("misses by {:.0} %", (missed * 100.0).ceil()),
+        }
+    }
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, bound, figure, .. } = self;
+        writeln!(f, "  {:15} {bound}: {}  {what}", self.verdict(), cell(figure))
+    }
+}
+
+pub(crate) fn cell(summary: &Summary) -> String {
     let Summary { median, lower_quartile, upper_quartile } = *summary;
     if lower_quartile == upper_quartile {
         return number(median);

@@ -1,9 +1,9 @@
 //! The middle of many samples, and how far they spread.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Median and quartiles.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Summary {
     pub(crate) median: f64,
     pub(crate) lower_quartile: f64,

@@ -14,7 +14,7 @@ fn one_row_as_json_and_as_a_picture() -> Result<(), Box<dyn Error>> {
         .output()?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 
-    let report: Value = serde_json::from_slice(&output.stdout)?;
+    let mut report: Value = serde_json::from_slice(&output.stdout)?;
     assert!(report["machine"]["versions"]["scc"].is_string());
     let rows = report["rows"].as_array().ok_or("rows")?;
     assert_eq!(rows.len(), 1);
@@ -31,5 +31,28 @@ fn one_row_as_json_and_as_a_picture() -> Result<(), Box<dyn Error>> {
 
     let picture = std::fs::read_to_string(folder.path().join("cursor.svg"))?;
     assert!(picture.contains("<svg") && picture.contains("pervma, cursor"));
+
+    // A page, without words for goals that this build misses.
+    for goal in report["rows"][0]["goals"].as_array_mut().ok_or("goals")? {
+        goal["holds"] = true.into();
+    }
+    let saved = folder.path().join("run.json");
+    std::fs::write(&saved, report.to_string())?;
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_pervma-bench")).arg("page").arg(&saved).output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let page = String::from_utf8(output.stdout)?;
+    assert!(page.contains("Of 6 goals, 6 hold") && page.contains("| pervma, cursor | "), "{page}");
+    Ok(())
+}
+
+#[test]
+fn without_valgrind_its_row_is_absent() -> Result<(), Box<dyn Error>> {
+    let output = Command::new(env!("CARGO_BIN_EXE_pervma-bench"))
+        .args(["--only", "instructions", "--check"])
+        .env("PATH", "")
+        .output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8(output.stdout)?.contains("ABSENT: valgrind"));
     Ok(())
 }

@@ -39,7 +39,7 @@ pub(crate) fn measure(effort: &Effort) -> Result<Figures, Box<dyn Error>> {
                 let figures = [("floor", bare), ("pervma", pervma)];
                 times.case(&name, figures.map(|(who, of)| (who, Summary::of(of.iter().copied()))));
                 ratios.case(&name, [("pervma", ratio)]);
-                if mode == Mode::Signal && granule == plan::PAGE {
+                if mode == Mode::Signal {
                     let what = format!("{title}, {name}: pervma over the floor");
                     goals.extend(ratio.map(|ratio| Goal::new(what, Bound::AtMost(LIMIT), ratio)));
                 }

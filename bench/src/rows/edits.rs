@@ -3,14 +3,14 @@
 use super::Figures;
 use crate::contest::{Batch, Bound, Contest, Effort, Goal};
 use crate::layout::{self, Build, Layout};
-use crate::peers::{Find, Map, ParkingLot, Pervma, PervmaOutside, each_map};
+use crate::peers::{Find, Map, ParkingLot, Pervma, PervmaOutside, StdLock, each_map};
 use crate::report::{Table, all, over};
 
 const SIZES: [usize; 3] = [16, 1_000, 65_000];
 
 /// What is done, and what it may take at 1,000 VMAs, in ns.
 #[derive(Clone, Copy, Debug)]
-enum Pair {
+pub(super) enum Pair {
     InsertRemove,
     SplitMerge,
 }
@@ -30,7 +30,7 @@ impl Pair {
         }
     }
 
-    fn run(self, map: &impl Map, number: usize) {
+    pub(super) fn run(self, map: &impl Map, number: usize) {
         match self {
             Self::InsertRemove => {
                 let guest = layout::guest(number);
@@ -71,13 +71,15 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
                     (<Pervma>::NAME, 0),
                 ));
             }
-            goals.extend(Goal::ratio(
-                format!("{size} VMAs, {name}: pervma over {}", ParkingLot::NAME),
-                Bound::AtMost(1.0),
-                &outcome,
-                (<Pervma>::NAME, 0),
-                (ParkingLot::NAME, 0),
-            ));
+            for lock in [ParkingLot::NAME, StdLock::NAME] {
+                goals.extend(Goal::ratio(
+                    format!("{size} VMAs, {name}: pervma over {lock}"),
+                    Bound::AtMost(1.0),
+                    &outcome,
+                    (<Pervma>::NAME, 0),
+                    (lock, 0),
+                ));
+            }
         }
         tables.extend([times, ratios]);
     }

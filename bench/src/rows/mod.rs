@@ -3,6 +3,7 @@
 mod edits;
 mod end;
 mod gap;
+pub(crate) mod instructions;
 mod lookup;
 mod memory;
 mod removal;
@@ -66,16 +67,23 @@ pub(crate) enum Row {
     Memory,
     /// Page faults of this process, beside bare handlers.
     Faults,
+    /// Instructions of lookups and changes, counted by callgrind if it is installed.
+    Instructions,
 }
 
 impl Row {
     /// # Errors
     ///
-    /// The kernel's.
+    /// The kernel's, and valgrind's.
     pub(crate) fn measure(self, effort: &Effort) -> Result<Section, Box<dyn Error>> {
         let row =
             self.to_possible_value().map_or_else(String::new, |row| row.get_name().to_owned());
-        let section = |(about, tables, goals)| Section { row, about, tables, goals };
+        let section = |(about, tables, goals): Figures| Section {
+            row,
+            about: about.to_owned(),
+            tables,
+            goals,
+        };
         Ok(section(match self {
             Self::Lookup => lookup::random(effort),
             Self::Cursor => lookup::cursor(effort),
@@ -88,6 +96,7 @@ impl Row {
             Self::Removal => removal::measure(effort),
             Self::Memory => memory::measure(effort),
             Self::Faults => faults::measure(effort)?,
+            Self::Instructions => instructions::measure()?,
         }))
     }
 }
