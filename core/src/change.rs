@@ -377,7 +377,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
             piece.takes_over = old.is_some_and(|old| old.span().start == start);
         }
         for piece in self.pieces.iter_mut().filter(|piece| !piece.takes_over) {
-            match space.tree().link(space.slab(), piece.span) {
+            match space.tree().link(space.slab(), section, piece.span) {
                 Ok(slot) => piece.home = Some(slot),
                 Err(OutOfMemory) => {
                     self.unlink_all(section);
@@ -391,8 +391,9 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     fn unlink_all(&mut self, section: &WriteSection<'_, T>) {
         let (tree, slab) = (self.space.tree(), self.space.slab());
         for piece in &mut self.pieces {
-            if piece.home.take().is_some() {
-                tree.unlink(slab, piece.span.start);
+            if let Some(home) = piece.home.take() {
+                tree.unlink(slab, section, piece.span.start);
+                home.give_back(section);
             }
         }
         // They were linked among VMAs that have not made room.
@@ -425,8 +426,8 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
             }
             let found = self.pieces.binary_search_by_key(&at.start, |piece| piece.span.start);
             let Some(piece) = found.ok().and_then(|found| self.pieces.get_mut(found)) else {
-                tree.unlink(slab, at.start);
-                emptied.detach(slab.slot_arena());
+                tree.unlink(slab, section, at.start);
+                emptied.detach(slab.slot_arena(), section);
                 continue;
             };
             match piece.payload.take() {

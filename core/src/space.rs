@@ -109,7 +109,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
             Self {
                 mm: Mm::new(OWNER),
                 tree: Tree::new(),
-                slab: SlabRef::Own(Slab::with_platform()),
+                slab: SlabRef::own(),
                 granularity,
             }
         }
@@ -631,8 +631,8 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// Ends a reservation.
     pub(crate) fn give_back(&self, section: &WriteSection<'_, T>, slot: &Reserved<'_, P>) {
         let (slab, span) = (self.slab.get(), slot.span());
-        self.tree.unlink(slab, span.start);
-        slot.alone(section).detach(slab.slot_arena());
+        self.tree.unlink(slab, section, span.start);
+        slot.alone(section).detach(slab.slot_arena(), section);
         self.tree.settle(slab, section, span);
     }
 
@@ -792,8 +792,8 @@ impl<P, T: Platform> AddressSpace<P, T> {
         let entry = self.tree.first_from(self.slab.get(), &section, 0)?;
         let start = entry.span().start;
         let (payload, emptied) = entry.take_at_end::<T>();
-        self.tree.unlink(self.slab.get(), start);
-        emptied.detach(self.slab.get().slot_arena());
+        self.tree.unlink(self.slab.get(), &section, start);
+        emptied.detach(self.slab.get().slot_arena(), &section);
         Some(payload)
     }
 }

@@ -35,6 +35,7 @@
 use crate::error::OutOfMemory;
 use crate::facade::keep;
 use crate::ledger::Step;
+use crate::mm::WriteSection;
 use crate::platform::Platform;
 use crate::slots::{Arena, Idx};
 
@@ -312,6 +313,7 @@ impl BTree {
     pub fn insert<T: Platform>(
         &self,
         nodes: &Arena<Node, T>,
+        section: &WriteSection<'_, T>,
         key: usize,
         slot: u32,
         len: usize,
@@ -319,7 +321,7 @@ impl BTree {
         match self.seek(nodes, key) {
             Some(beside) if !beside.last().0.is_full() => beside.insert(key, slot, len),
             _ => {
-                self.insert_from_root(nodes, key, slot)?;
+                self.insert_from_root(nodes, section, key, slot)?;
                 let room = self.seek(nodes, key).map_or(0, |at| {
                     let room = at.room();
                     at.set_gap(room.saturating_sub(len));
@@ -348,16 +350,17 @@ impl BTree {
     fn insert_from_root<T: Platform>(
         &self,
         nodes: &Arena<Node, T>,
+        section: &WriteSection<'_, T>,
         key: usize,
         slot: u32,
     ) -> Result<(), OutOfMemory> {
-        let mut node = nodes.get(self.root_with_room(nodes, key)?);
+        let mut node = nodes.get(self.root_with_room(nodes, section, key)?);
         let mut position = Position::at_root(node);
         loop {
             let mut entry = node.search(key).unwrap_or(0);
             let Some(mut child) = node.child_node(entry) else { break };
             if nodes.get(child).is_full() {
-                split(nodes, node, entry, nodes.alloc()?, key);
+                split(nodes, node, entry, nodes.alloc(section)?, key);
                 entry = node.search(key).unwrap_or(0);
                 child = node.child_node(entry).unwrap_or(child);
             }
@@ -377,10 +380,11 @@ impl BTree {
     fn root_with_room<T: Platform>(
         &self,
         nodes: &Arena<Node, T>,
+        section: &WriteSection<'_, T>,
         key: usize,
     ) -> Result<Idx<Node>, OutOfMemory> {
         let Target::Node(root) = self.root.follow() else {
-            let root = nodes.alloc()?;
+            let root = nodes.alloc(section)?;
             nodes.get(root).clear();
             self.root.link(Target::Node(root));
             return Ok(root);
@@ -388,11 +392,11 @@ impl BTree {
         if !nodes.get(root).is_full() {
             return Ok(root);
         }
-        let top = nodes.alloc()?;
-        let right = match nodes.alloc() {
+        let top = nodes.alloc(section)?;
+        let right = match nodes.alloc(section) {
             Ok(right) => right,
             Err(error) => {
-                nodes.free(top);
+                nodes.free(top, section);
                 return Err(error);
             }
         };
@@ -406,19 +410,29 @@ impl BTree {
 
     /// Removes the entry with exactly this `key`, if there is one. All of its room goes to the gap
     /// before it.
-    pub fn remove<T: Platform>(&self, nodes: &Arena<Node, T>, key: usize) {
+    pub fn remove<T: Platform>(
+        &self,
+        nodes: &Arena<Node, T>,
+        section: &WriteSection<'_, T>,
+        key: usize,
+    ) {
         let Some(at) = self.seek(nodes, key).filter(|at| at.key() == key) else { return };
         let (leaf, entry) = at.last();
         if entry > 0 && leaf.len() > SPARSE {
             return at.remove();
         }
         let room = at.room();
-        self.remove_from_root(nodes, key);
+        self.remove_from_root(nodes, section, key);
         self.update_gap_before(nodes, key, |gap| gap.saturating_add(room));
     }
 
     /// Removes the entry with this `key`, refilling sparse nodes on the way down.
-    fn remove_from_root<T: Platform>(&self, nodes: &Arena<Node, T>, key: usize) {
+    fn remove_from_root<T: Platform>(
+        &self,
+        nodes: &Arena<Node, T>,
+        section: &WriteSection<'_, T>,
+        key: usize,
+    ) {
         let Target::Node(root) = self.root.follow() else { return };
         let mut node = nodes.get(root);
         let mut position = Position::at_root(node);
@@ -426,7 +440,7 @@ impl BTree {
             let Some(mut entry) = node.search(key) else { return };
             let Some(mut child) = node.child_node(entry) else { break };
             if nodes.get(child).len() <= SPARSE {
-                refill(nodes, node, entry);
+                refill(nodes, section, node, entry);
                 entry = node.search(key).unwrap_or(0);
                 child = node.child_node(entry).unwrap_or(child);
             }
@@ -445,11 +459,11 @@ impl BTree {
             }
         }
         position.gap_changed(gap, 0);
-        self.lower_root(nodes);
+        self.lower_root(nodes, section);
     }
 
     /// Drops a root with a single child, or an empty one.
-    fn lower_root<T: Platform>(&self, nodes: &Arena<Node, T>) {
+    fn lower_root<T: Platform>(&self, nodes: &Arena<Node, T>, section: &WriteSection<'_, T>) {
         while let Target::Node(root) = self.root.follow() {
             let node = nodes.get(root);
             match (node.len(), node.child_node(0)) {
@@ -457,7 +471,7 @@ impl BTree {
                 (0, _) => self.root.link(Target::Empty),
                 _ => return,
             }
-            nodes.free(root);
+            nodes.free(root, section);
         }
     }
 }
@@ -520,7 +534,12 @@ fn split<T: Platform>(
 }
 
 /// Merges `parent`'s sparse child at `entry` with a neighbour, or takes entries from it.
-fn refill<T: Platform>(nodes: &Arena<Node, T>, parent: &Node, entry: usize) {
+fn refill<T: Platform>(
+    nodes: &Arena<Node, T>,
+    section: &WriteSection<'_, T>,
+    parent: &Node,
+    entry: usize,
+) {
     let at = entry.saturating_sub(1);
     let (Some(left), Some(right)) = (parent.child_node(at), parent.child_node(at + 1)) else {
         return;
@@ -529,12 +548,12 @@ fn refill<T: Platform>(nodes: &Arena<Node, T>, parent: &Node, entry: usize) {
     let total = l.len() + r.len();
     if total <= FANOUT {
         if !keep(Step::FreeLast) {
-            nodes.free(right);
+            nodes.free(right, section);
         }
         r.copy_tail_to(0, l);
         parent.remove(at + 1);
         if keep(Step::FreeLast) {
-            nodes.free(right);
+            nodes.free(right, section);
         }
     } else {
         if l.len() < r.len() {
@@ -557,7 +576,10 @@ fn refill<T: Platform>(nodes: &Arena<Node, T>, parent: &Node, entry: usize) {
 #[cfg(all(test, not(pervma_model)))]
 mod tests {
     use super::*;
+    use crate::mm::Mm;
     use crate::platform::Std;
+    use crate::slab::OWNER;
+    use crate::slots::Users;
     use std::collections::BTreeMap;
 
     /// A key, its slot and its gap.
@@ -604,6 +626,11 @@ mod tests {
         depth
     }
 
+    /// An arena, and what its writer holds.
+    fn arena() -> (Arena<Node, Std>, Mm<Std>) {
+        (Arena::new(Users::OneSpace), Mm::new(OWNER))
+    }
+
     /// A small generator; the seed is in the message of what fails.
     struct Dice(u64);
 
@@ -620,15 +647,16 @@ mod tests {
     /// The model `recycled_node` found this: the new root took the old inner node for what it was.
     #[test]
     fn an_inner_node_comes_back_as_the_root_of_another_tree() {
-        let nodes = Arena::<Node, Std>::new();
+        let (nodes, mm) = arena();
+        let section = mm.write();
         let (tree, other) = (BTree::new(), BTree::new());
         for key in 0..=FANOUT {
-            tree.insert(&nodes, key, key as u32, 1).unwrap();
+            tree.insert(&nodes, &section, key, key as u32, 1).unwrap();
         }
         for key in 1..=FANOUT {
-            tree.remove(&nodes, key); // until one leaf is left, and the inner node is free
+            tree.remove(&nodes, &section, key); // until one leaf is left, and the inner node is free
         }
-        other.insert(&nodes, 90, 9, usize::MAX - 97).unwrap();
+        other.insert(&nodes, &section, 90, 9, usize::MAX - 97).unwrap();
         let entries = (tree.checked(&nodes), other.checked(&nodes));
         assert_eq!(entries, (vec![(0, (0, usize::MAX - 1))], vec![(90, (9, 7))]));
     }
@@ -636,8 +664,9 @@ mod tests {
     /// What a walker can meet where nodes are recycled under it.
     #[test]
     fn a_walk_in_circles_ends() {
-        let (nodes, tree) = (Arena::<Node, Std>::new(), BTree::new());
-        let root = nodes.alloc().unwrap();
+        let ((nodes, mm), tree) = (arena(), BTree::new());
+        let section = mm.write();
+        let root = nodes.alloc(&section).unwrap();
         nodes.get(root).clear();
         for key in 1..=FANOUT {
             nodes.get(root).insert(key, Target::Node(root), 0);
@@ -653,7 +682,8 @@ mod tests {
         let (seeds, steps) = if cfg!(miri) { (1, 200) } else { (30, 6_000) };
         for seed in 0..seeds {
             // Two trees in one arena, so that the nodes of one become those of the other.
-            let (nodes, trees) = (Arena::<Node, Std>::new(), [BTree::new(), BTree::new()]);
+            let ((nodes, mm), trees) = (arena(), [BTree::new(), BTree::new()]);
+            let section = mm.write();
             let (mut maps, mut dice) = ([BTreeMap::new(), BTreeMap::new()], Dice(seed));
             for step in 0..steps {
                 let which = dice.roll(2) as usize;
@@ -665,10 +695,10 @@ mod tests {
                 // Few lengths, so that a node often has its largest gap twice.
                 let (len, size) = (1 + dice.roll(9) as usize, dice.roll(30) as usize);
                 if insert && !map.contains_key(&key) {
-                    tree.insert(&nodes, key, step, len).unwrap();
+                    tree.insert(&nodes, &section, key, step, len).unwrap();
                     map.insert(key, (step, len));
                 } else if !insert {
-                    tree.remove(&nodes, key);
+                    tree.remove(&nodes, &section, key);
                     map.remove(&key);
                 }
                 let (key, len) = (dice.roll(400) as usize * 10, 1 + dice.roll(9) as usize);
@@ -718,7 +748,7 @@ mod tests {
             }
             for (tree, map) in trees.iter().zip(maps) {
                 for key in map.into_keys() {
-                    tree.remove(&nodes, key);
+                    tree.remove(&nodes, &section, key);
                     tree.checked(&nodes);
                 }
             }

@@ -143,7 +143,7 @@ impl Tree {
         span: Span,
         payload: P,
     ) -> Result<(), (OutOfMemory, P)> {
-        match self.link(slab, span) {
+        match self.link(slab, section, span) {
             Ok(slot) => slot.attach(section, span, payload),
             Err(error) => return Err((error, payload)),
         }
@@ -157,7 +157,7 @@ impl Tree {
         section: &WriteSection<'_, T>,
         span: Span,
     ) -> Result<Reserved<'s, P>, OutOfMemory> {
-        Ok(self.link(slab, span)?.reserve(section, span))
+        Ok(self.link(slab, section, span)?.reserve(section, span))
     }
 
     /// Links a free slot for `span`, whose start is no other's, to be attached at once: a walker that
@@ -165,16 +165,28 @@ impl Tree {
     pub fn link<'s, P, T: Platform>(
         &self,
         slab: &'s Slab<P, T>,
+        section: &WriteSection<'_, T>,
         span: Span,
     ) -> Result<FreeSlot<'s, P, T>, OutOfMemory> {
-        let slot = FreeSlot::alloc(slab.slot_arena())?;
-        self.btree.insert(slab.node_arena(), span.start, slot.index().raw(), span.len())?;
-        Ok(slot)
+        let slot = FreeSlot::alloc(slab.slot_arena(), section)?;
+        let raw = slot.index().raw();
+        match self.btree.insert(slab.node_arena(), section, span.start, raw, span.len()) {
+            Ok(()) => Ok(slot),
+            Err(error) => {
+                slot.give_back(section);
+                Err(error)
+            }
+        }
     }
 
     /// Takes the entry at `start` out; its room goes to the gap before it.
-    pub fn unlink<P, T: Platform>(&self, slab: &Slab<P, T>, start: usize) {
-        self.btree.remove(slab.node_arena(), start);
+    pub fn unlink<P, T: Platform>(
+        &self,
+        slab: &Slab<P, T>,
+        section: &WriteSection<'_, T>,
+        start: usize,
+    ) {
+        self.btree.remove(slab.node_arena(), section, start);
     }
 
     /// The entries from the one that holds `addr` on, or else from the next, in one walk.
