@@ -17,9 +17,10 @@
 //! are detached.
 
 use alloc::vec::Vec;
+use core::mem::needs_drop;
 
 use crate::edit::Removed;
-use crate::error::{ChangeError, OutOfMemory};
+use crate::error::ChangeError;
 use crate::mm::WriteSection;
 use crate::payload::Payload;
 use crate::platform::Platform;
@@ -76,13 +77,9 @@ where
 {
     let refuse = |error| Err(Refusal::Error(error));
     let span = request.span;
-    let touched = || {
-        let entries = space.tree().from(space.slab(), section, span.start);
-        entries.take_while(|entry| entry.span().start < span.end)
-    };
     let (mut entries, mut mapped_to, mut hole) = (0_usize, span.start, None);
     let (mut first, mut reserved, mut excluded) = (None, None, None);
-    for entry in touched() {
+    space.tree().visit(space.slab(), section, span, |entry| {
         let at = entry.span();
         if mapped_to < at.start && hole.is_none() {
             hole = Some(mapped_to..at.start);
@@ -95,10 +92,8 @@ where
         } else if reserved.is_none() {
             reserved = Some(at.range());
         }
-        if span.end <= at.end {
-            break;
-        }
-    }
+        at.end < span.end
+    });
     if mapped_to < span.end && hole.is_none() {
         hole = Some(mapped_to..span.end);
     }
@@ -122,9 +117,9 @@ where
             list.push(only, section);
         }
         _ => {
-            for vma in touched().filter_map(Entry::vma) {
-                list.push(vma, section);
-            }
+            space.tree().visit(space.slab(), section, span, |entry| {
+                entry.vma().is_some_and(|vma| list.push(vma, section))
+            });
         }
     }
     Ok(list)
@@ -160,8 +155,8 @@ struct Piece<'s, P, T: Platform> {
 }
 
 impl<P, T: Platform> Piece<'_, P, T> {
-    fn new(span: Span, payload: Option<P>, changed: bool) -> Self {
-        Self { span, payload, changed, takes_over: false, home: None }
+    fn new(span: Span, payload: Option<P>, changed: bool, takes_over: bool) -> Self {
+        Self { span, payload, changed, takes_over, home: None }
     }
 
     /// The payload of this piece and that of `next` as one, if they touch and one is new.
@@ -203,7 +198,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
             let Some(part) = request.span.overlap(at) else { continue };
             if part == at {
                 let placed = place(part, vma.payload());
-                change.push(placed, true)?;
+                change.push(placed, true, at)?;
             } else {
                 change.cut_one(&vma, part, &mut place)?;
             }
@@ -227,35 +222,43 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         if at.start < part.start {
             let (left, right) = vma.payload().split(part.start - at.start).ok_or_else(undivided)?;
             self.parts[which] = Some(right);
-            self.push(Some((Span { start: at.start, end: part.start }, left)), false)?;
+            self.push(Some((Span { start: at.start, end: part.start }, left)), false, at)?;
         }
         if part.end < at.end {
             let whole = self.parts[which].as_ref().unwrap_or(vma.payload());
             let (left, right) = whole.split(part.len()).ok_or_else(undivided)?;
             let whole = self.parts[which].replace(left);
-            self.push(Some((Span { start: part.end, end: at.end }, right)), false)?;
+            self.push(Some((Span { start: part.end, end: at.end }, right)), false, at)?;
             self.leave_over_all(whole)?;
         }
         let placed = self.parts[which].as_ref().and_then(|payload| place(part, payload));
-        self.push(placed, true)
+        self.push(placed, true, at)
     }
 
-    fn push(&mut self, piece: Option<(Span, P)>, changed: bool) -> Result<(), ChangeError> {
+    /// Adds a piece made of the excluded VMA at `vma`.
+    fn push(
+        &mut self,
+        piece: Option<(Span, P)>,
+        changed: bool,
+        vma: Span,
+    ) -> Result<(), ChangeError> {
         let Some((span, payload)) = piece else { return Ok(()) };
         if self.pieces.try_reserve(1).is_err() {
             return self.leave_over(payload).and(Err(self.request.out_of_memory()));
         }
-        self.pieces.push(Piece::new(span, Some(payload), changed));
+        let takes_over = span.start == vma.start;
+        self.pieces.push(Piece::new(span, Some(payload), changed, takes_over));
         Ok(())
     }
 
     /// Adds a piece over the whole range: a reservation, unless it is [`fill`](Self::fill)ed when
     /// nothing fails any more, since until then the payload is still its owner's.
-    pub fn add(&mut self) -> Result<(), ChangeError> {
+    pub fn add(&mut self, excluded: &Excluded<'_, P, T>) -> Result<(), ChangeError> {
         let span = self.request.span;
         self.pieces.try_reserve(1).map_err(|_| self.request.out_of_memory())?;
         let at = self.pieces.partition_point(|piece| piece.span.start < span.start);
-        self.pieces.insert(at, Piece::new(span, None, false));
+        let takes_over = excluded.iter().next().is_some_and(|vma| vma.span().start == span.start);
+        self.pieces.insert(at, Piece::new(span, None, false, takes_over));
         Ok(())
     }
 
@@ -306,7 +309,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         let Some(merged) = vma.payload().merge(at.len(), payload) else { return Ok(()) };
         if !space.holds_guard() && excluded.join(vma, section) {
             self.owed += 1;
-            piece.span.start = at.start;
+            (piece.span.start, piece.takes_over) = (at.start, true);
             let old = piece.payload.replace(merged);
             self.leave_over_all(old)
         } else {
@@ -357,9 +360,19 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     }
 
     fn leave_over(&mut self, payload: P) -> Result<(), ChangeError> {
+        if !needs_drop::<P>() {
+            return Ok(());
+        }
         self.leftover.try_reserve(1).map_err(|_| self.request.out_of_memory())?;
         self.leftover.push(payload);
         Ok(())
+    }
+
+    /// Leaves over a payload for which [`prepare`](Self::prepare) has made room.
+    fn leave_over_owed(&mut self, payload: P) {
+        if needs_drop::<P>() {
+            self.leftover.push(payload);
+        }
     }
 
     fn leave_over_all(&mut self, payloads: impl IntoIterator<Item = P>) -> Result<(), ChangeError> {
@@ -369,17 +382,13 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     /// Finds room for everything, so that nothing can fail afterwards.
     pub fn prepare(&mut self, section: &WriteSection<'_, T>) -> Result<(), ChangeError> {
         let space = self.space;
-        self.leftover.try_reserve(self.owed).map_err(|_| self.request.out_of_memory())?;
-        // Who needs a slot is asked before any is linked: a linked slot is not yet an entry.
-        for piece in &mut self.pieces {
-            let start = piece.span.start;
-            let old = space.tree().floor(space.slab(), section, start);
-            piece.takes_over = old.is_some_and(|old| old.span().start == start);
+        if needs_drop::<P>() {
+            self.leftover.try_reserve(self.owed).map_err(|_| self.request.out_of_memory())?;
         }
         for piece in self.pieces.iter_mut().filter(|piece| !piece.takes_over) {
             match space.tree().link(space.slab(), section, piece.span) {
                 Ok(slot) => piece.home = Some(slot),
-                Err(OutOfMemory) => {
+                Err(_) => {
                     self.unlink_all(section);
                     return Err(self.request.out_of_memory());
                 }
@@ -417,12 +426,12 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
                     self.removed.push(Removed { range: at.range(), payload })
                 }
                 Some(part) => {
-                    self.leftover.push(payload);
+                    self.leave_over_owed(payload);
                     let payload = self.parts.iter_mut().find_map(Option::take);
                     let range = part.range();
                     self.removed.extend(payload.map(|payload| Removed { range, payload }));
                 }
-                None => self.leftover.push(payload),
+                None => self.leave_over_owed(payload),
             }
             let found = self.pieces.binary_search_by_key(&at.start, |piece| piece.span.start);
             let Some(piece) = found.ok().and_then(|found| self.pieces.get_mut(found)) else {
@@ -480,7 +489,7 @@ impl<P, T: Platform> Drop for Change<'_, '_, P, T> {
         let parts = self.parts.iter_mut().filter_map(Option::take);
         for payload in pieces.chain(parts) {
             // No destructor runs inside an edit, unless there is no room to keep the payload.
-            if self.leftover.try_reserve(1).is_ok() {
+            if needs_drop::<P>() && self.leftover.try_reserve(1).is_ok() {
                 self.leftover.push(payload);
             }
         }

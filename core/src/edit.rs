@@ -6,7 +6,7 @@ use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut, Range};
 
 use crate::change::{Change, Mapped, Refusal, Request, exclude};
-use crate::error::{ChangeError, InsertError, OutOfMemory, WriteError};
+use crate::error::{ChangeError, InsertError, WriteError};
 use crate::facade::keep;
 use crate::gap::{GapError, GapSearch};
 use crate::ledger::Step;
@@ -15,7 +15,7 @@ use crate::payload::Payload;
 use crate::platform::{Platform, with_default_platform};
 use crate::range::Span;
 use crate::reserve::Reservation;
-use crate::slots::{Attached, Entry, Excluded, WriteLocked};
+use crate::slots::{Attached, Entry, Excluded, FreeSlot, WriteLocked};
 use crate::space::AddressSpace;
 use crate::view::View;
 
@@ -92,15 +92,13 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// payload comes back.
     #[doc(alias("vma_mark_attached", "vma_link", "mmap_region"))]
     pub fn insert(&mut self, range: Range<usize>, payload: P) -> Result<(), InsertError<P>> {
-        let span = match self.check_free(&range) {
-            Ok(span) => span,
-            Err(kind) => return Err(InsertError { kind, range, payload }),
-        };
-        let inserted = self.space.tree().insert(self.space.slab(), &self.section, span, payload);
-        inserted.map_err(|(OutOfMemory, payload)| {
-            let kind = ChangeError::OutOfMemory { range: range.clone() };
-            InsertError { kind, range, payload }
-        })
+        match self.link(range.clone()) {
+            Ok((span, slot)) => {
+                slot.attach(&self.section, span, payload);
+                Ok(())
+            }
+            Err(kind) => Err(InsertError { kind, range, payload }),
+        }
     }
 
     /// Takes `range` while something outside is prepared, a system call for example: it is no gap
@@ -121,23 +119,18 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     ///
     /// As for [`insert`](Self::insert).
     pub fn reserve(&mut self, range: Range<usize>) -> Result<Reservation<'s, P, T>, ChangeError> {
-        let span = self.check_free(&range)?;
-        match self.space.tree().reserve(self.space.slab(), &self.section, span) {
-            Ok(slot) => Ok(Reservation::new(self.space, span, Some(slot))),
-            Err(OutOfMemory) => Err(ChangeError::OutOfMemory { range }),
-        }
+        let (span, slot) = self.link(range)?;
+        Ok(Reservation::new(self.space, span, Some(slot.reserve(&self.section, span))))
     }
 
-    /// Checks that nothing is in the way of an insertion.
-    fn check_free(&self, range: &Range<usize>) -> Result<Span, ChangeError> {
-        let span = self.space.span(range.clone())?;
-        let mut entries = self.space.tree().from(self.space.slab(), &*self.section, span.start);
-        match entries.next().filter(|entry| entry.span().start < span.end) {
-            None => Ok(span),
-            Some(entry) if entry.is_excluded() => {
-                Err(ChangeError::Excluded { vma: entry.span().range() })
-            }
-            Some(entry) => Err(ChangeError::Overlap { existing: entry.span().range() }),
+    /// A slot for a free range, to be attached at once.
+    #[inline]
+    fn link(&self, range: Range<usize>) -> Result<(Span, FreeSlot<'s, P, T>), ChangeError> {
+        let space = self.space;
+        let span = space.span(range)?;
+        match space.tree().link_free(space.slab(), &self.section, span) {
+            Ok(slot) => Ok((span, slot)),
+            Err(unlinked) => Err(space.not_linked(&*self.section, span, unlinked)),
         }
     }
 
@@ -301,7 +294,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
             let excluded = exclude_now(space, section, &request)?;
             let mut change =
                 Change::cut(space, request, &excluded, &mut self.leftover, |_, _| None)?;
-            change.add()?;
+            change.add(&excluded)?;
             change.prepare(section)?;
             Ok((change, excluded))
         });
@@ -516,8 +509,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
                 lock(span);
             }
             let Some(payload) = copy(span.range(), vma.payload()) else { continue };
-            let copied = child.adopt(span, payload);
-            copied.map_err(|_| ChangeError::OutOfMemory { range: span.range() })?;
+            child.adopt(span, payload)?;
         }
         Ok(child)
     }

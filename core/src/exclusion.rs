@@ -380,7 +380,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         space.check_not_own(request.span)?; // user code may have taken something
         let section = space.write();
         self.check_not_filled(&*section)?;
-        change.add()?;
+        change.add(&self.vmas)?;
         change.prepare(&section)?;
         Ok((section, change))
     }

@@ -8,7 +8,7 @@ use core::ops::Range;
 use crate::change::{Mapped, Request};
 use crate::cursor::Cursor;
 use crate::edit::Edit;
-use crate::error::{ChangeError, EditError, OutOfMemory, ReadError};
+use crate::error::{ChangeError, EditError, ReadError};
 use crate::facade::{Relaxed, const_unless_model, keep};
 use crate::gap::{GapError, GapSearch};
 use crate::guard::{OwnedReadGuard, ReadGuard};
@@ -19,7 +19,7 @@ use crate::platform::{Platform, with_default_platform};
 use crate::range::Span;
 use crate::slab::{OWNER, Slab, SlabRef};
 use crate::slots::{Admitted, Entry, Inside, Reserved, Slot, Turned};
-use crate::tree::{Blocked, Tree};
+use crate::tree::{Blocked, Tree, Unlinked};
 use crate::view::View;
 
 /// Walks in a lookup before it is told *locked*.
@@ -781,8 +781,34 @@ impl<P, T: Platform> AddressSpace<P, T> {
     }
 
     /// Maps a free range in a space that nobody else knows yet.
-    pub(crate) fn adopt(&self, span: Span, payload: P) -> Result<(), (OutOfMemory, P)> {
-        self.tree.insert(self.slab.get(), &self.mm.write(), span, payload)
+    pub(crate) fn adopt(&self, span: Span, payload: P) -> Result<(), ChangeError> {
+        let section = self.mm.write();
+        match self.tree.link_free(self.slab.get(), &section, span) {
+            Ok(slot) => slot.attach(&section, span, payload),
+            Err(unlinked) => return Err(self.not_linked(&section, span, unlinked)),
+        }
+        Ok(())
+    }
+
+    /// Why nothing could be linked in `span`, with the addresses.
+    #[cold]
+    pub(crate) fn not_linked(
+        &self,
+        section: &impl Section,
+        span: Span,
+        unlinked: Unlinked,
+    ) -> ChangeError {
+        let taken = match unlinked {
+            Unlinked::Taken => self.entries(section, span).next(),
+            Unlinked::OutOfMemory => None,
+        };
+        match taken {
+            None => ChangeError::OutOfMemory { range: span.range() },
+            Some(entry) if entry.is_excluded() => {
+                ChangeError::Excluded { vma: entry.span().range() }
+            }
+            Some(entry) => ChangeError::Overlap { existing: entry.span().range() },
+        }
     }
 
     /// Removes what has the smallest address, in an edit of its own, and gives its payload out if it

@@ -37,6 +37,7 @@ use crate::facade::keep;
 use crate::ledger::Step;
 use crate::mm::WriteSection;
 use crate::platform::Platform;
+use crate::range::Span;
 use crate::slots::{Arena, Idx};
 
 use super::node::{FANOUT, Node, SPARSE, Target, TreeWord};
@@ -61,9 +62,27 @@ pub struct Position<'n> {
 }
 
 impl<'n> Position<'n> {
-    #[inline]
-    fn at_root(root: &'n Node) -> Self {
+    /// At the root, from where [`seek`](Self::seek) goes on. A position is made where it is used and
+    /// not passed on: it is large.
+    #[inline(always)]
+    pub fn at_root(root: &'n Node) -> Self {
         Self { nodes: [root; MAX_DEPTH], entries: [0; MAX_DEPTH], leaf: 0 }
+    }
+
+    /// Goes to the entry with the largest key not above `addr`, or else to the first.
+    #[inline]
+    pub fn seek<T: Platform>(&mut self, nodes: &'n Arena<Node, T>, addr: usize) {
+        self.leaf = 0;
+        let mut node = self.nodes[0];
+        loop {
+            let entry = node.search(addr).unwrap_or(0);
+            let Some(child) = node.child_node(entry) else {
+                self.entries[self.leaf] = entry as u8;
+                return;
+            };
+            node = nodes.get(child);
+            self.descend(entry, node);
+        }
     }
 
     /// Takes an entry of the last node, and goes on to the node below it.
@@ -133,8 +152,9 @@ impl<'n> Position<'n> {
         true
     }
 
+    /// The key of the entry.
     #[inline]
-    fn key(&self) -> usize {
+    pub fn key(&self) -> usize {
         let (leaf, entry) = self.last();
         leaf.key(entry)
     }
@@ -156,14 +176,33 @@ impl<'n> Position<'n> {
         let (leaf, entry) = self.last();
         let old = leaf.gap(entry);
         let new = new(old);
-        leaf.set_gap(entry, new);
-        self.gap_changed(old, new);
+        if old != new {
+            leaf.set_gap(entry, new);
+            self.gap_changed(old, new);
+        }
+    }
+
+    /// Whether nothing is in `span`, to whose start this position was sought.
+    #[inline]
+    pub fn is_free(&self, span: Span) -> bool {
+        let (leaf, entry) = self.last();
+        if span.start < leaf.key(entry) {
+            return span.end <= leaf.key(entry);
+        }
+        let next = self.next_key().unwrap_or(usize::MAX);
+        next - leaf.gap(entry) <= span.start && span.end <= next
+    }
+
+    /// Whether an entry can be inserted into the leaf as it is.
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        !self.last().0.is_full()
     }
 
     /// Inserts an entry beside this one, which is that with the largest key below the new one's, or
-    /// else the first of all, into a leaf that is not full.
+    /// else the first of all, into a leaf that [`has_room`](Self::has_room).
     #[inline]
-    fn insert(&self, key: usize, slot: u32, len: usize) {
+    pub fn insert(&self, key: usize, slot: u32, len: usize) {
         let (leaf, entry) = self.last();
         if key < leaf.key(entry) {
             let gap = (leaf.key(entry) - key).saturating_sub(len);
@@ -180,9 +219,16 @@ impl<'n> Position<'n> {
         }
     }
 
-    /// Removes an entry that is not the first of its leaf.
+    /// Whether the entry can be removed from the leaf as it is.
     #[inline]
-    fn remove(&self) {
+    pub fn is_spare(&self) -> bool {
+        let (leaf, entry) = self.last();
+        entry > 0 && leaf.len() > SPARSE
+    }
+
+    /// Removes an entry that [`is_spare`](Self::is_spare). All of its room goes to the gap before it.
+    #[inline]
+    pub fn remove(&self) {
         let (leaf, entry) = self.last();
         let gap = leaf.gap(entry - 1).saturating_add(self.room());
         leaf.set_gap(entry - 1, gap);
@@ -286,30 +332,33 @@ impl BTree {
         find_gap(nodes, root, below, size, Side::Below)
     }
 
+    /// The root, unless the tree is empty.
+    #[inline]
+    pub fn root<'n, T: Platform>(&self, nodes: &'n Arena<Node, T>) -> Option<&'n Node> {
+        match self.root.follow() {
+            Target::Node(root) => Some(nodes.get(root)),
+            Target::Empty | Target::Slot(_) => None,
+        }
+    }
+
     /// The entry with the largest key not above `addr`, or else the first.
-    #[cfg_attr(not(debug_assertions), inline(always))]
+    #[inline]
     pub fn seek<'n, T: Platform>(
         &self,
         nodes: &'n Arena<Node, T>,
         addr: usize,
     ) -> Option<Position<'n>> {
-        let Target::Node(root) = self.root.follow() else { return None };
-        let mut node = nodes.get(root);
-        let mut position = Position::at_root(node);
-        loop {
-            let entry = node.search(addr).unwrap_or(0);
-            let Some(child) = node.child_node(entry) else {
-                position.entries[position.leaf] = entry as u8;
-                return Some(position);
-            };
-            node = nodes.get(child);
-            position.descend(entry, node);
-        }
+        let mut position = Position::at_root(self.root(nodes)?);
+        position.seek(nodes, addr);
+        Some(position)
     }
 
     /// Inserts `slot` at `key`, which no entry has, with `len` bytes from there taken. The room that is
     /// left behind them becomes its gap, and that much of the gap before it goes. When memory runs
     /// out nothing has changed.
+    ///
+    /// Where the leaf has room, [`Position::insert`] does the same.
+    #[cold]
     pub fn insert<T: Platform>(
         &self,
         nodes: &Arena<Node, T>,
@@ -318,18 +367,13 @@ impl BTree {
         slot: u32,
         len: usize,
     ) -> Result<(), OutOfMemory> {
-        match self.seek(nodes, key) {
-            Some(beside) if !beside.last().0.is_full() => beside.insert(key, slot, len),
-            _ => {
-                self.insert_from_root(nodes, section, key, slot)?;
-                let room = self.seek(nodes, key).map_or(0, |at| {
-                    let room = at.room();
-                    at.set_gap(room.saturating_sub(len));
-                    room
-                });
-                self.update_gap_before(nodes, key, |gap| gap.saturating_sub(room));
-            }
-        }
+        self.insert_from_root(nodes, section, key, slot)?;
+        let room = self.seek(nodes, key).map_or(0, |at| {
+            let room = at.room();
+            at.set_gap(room.saturating_sub(len));
+            room
+        });
+        self.update_gap_before(nodes, key, |gap| gap.saturating_sub(room));
         Ok(())
     }
 
@@ -410,6 +454,9 @@ impl BTree {
 
     /// Removes the entry with exactly this `key`, if there is one. All of its room goes to the gap
     /// before it.
+    ///
+    /// Where the entry is spare, [`Position::remove`] does the same.
+    #[cold]
     pub fn remove<T: Platform>(
         &self,
         nodes: &Arena<Node, T>,
@@ -417,10 +464,6 @@ impl BTree {
         key: usize,
     ) {
         let Some(at) = self.seek(nodes, key).filter(|at| at.key() == key) else { return };
-        let (leaf, entry) = at.last();
-        if entry > 0 && leaf.len() > SPARSE {
-            return at.remove();
-        }
         let room = at.room();
         self.remove_from_root(nodes, section, key);
         self.update_gap_before(nodes, key, |gap| gap.saturating_add(room));

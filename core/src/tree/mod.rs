@@ -13,7 +13,7 @@ use crate::mm::{ReadSection, Section, WriteSection};
 use crate::platform::Platform;
 use crate::range::Span;
 use crate::slab::Slab;
-use crate::slots::{Admitted, Entry, FreeSlot, Idx, Inside, Reserved, Sleeper, Slot, Turned};
+use crate::slots::{Admitted, Entry, FreeSlot, Idx, Inside, Sleeper, Slot, Turned};
 
 use btree::{BTree, Position};
 
@@ -34,6 +34,20 @@ pub enum Blocked<'s, P> {
     Excluded(Sleeper<'s, P>),
     /// Something changed meanwhile: look again at once.
     Changed,
+}
+
+/// Why no slot was linked.
+#[derive(Debug)]
+pub enum Unlinked {
+    /// Something is there.
+    Taken,
+    OutOfMemory,
+}
+
+impl From<OutOfMemory> for Unlinked {
+    fn from(OutOfMemory: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
 }
 
 impl Tree {
@@ -134,47 +148,60 @@ impl Tree {
         }
     }
 
-    /// Inserts a VMA where nothing is, write-locked by the edit. When memory runs out nothing has
-    /// changed and the payload comes back.
-    pub fn insert<P, T: Platform>(
-        &self,
-        slab: &Slab<P, T>,
-        section: &WriteSection<'_, T>,
-        span: Span,
-        payload: P,
-    ) -> Result<(), (OutOfMemory, P)> {
-        match self.link(slab, section, span) {
-            Ok(slot) => slot.attach(section, span, payload),
-            Err(error) => return Err((error, payload)),
-        }
-        Ok(())
-    }
-
-    /// Reserves a range where nothing is. When memory runs out nothing has changed.
-    pub fn reserve<'s, P, T: Platform>(
+    /// Links a free slot for `span`, if nothing is there, to be attached at once: a walker that gets
+    /// here finds it detached, or locked. Else nothing has changed.
+    #[inline]
+    pub fn link_free<'s, P, T: Platform>(
         &self,
         slab: &'s Slab<P, T>,
         section: &WriteSection<'_, T>,
         span: Span,
-    ) -> Result<Reserved<'s, P>, OutOfMemory> {
-        Ok(self.link(slab, section, span)?.reserve(section, span))
+    ) -> Result<FreeSlot<'s, P, T>, Unlinked> {
+        self.link_if(slab, section, span, |at| at.is_free(span))
     }
 
-    /// Links a free slot for `span`, whose start is no other's, to be attached at once: a walker that
-    /// gets here finds it detached, or locked. The gaps are right if nothing else is in the span.
+    /// Links a free slot for `span`, whose start is no other's, as [`link_free`](Self::link_free)
+    /// does. The gaps are right if nothing else is in the span.
     pub fn link<'s, P, T: Platform>(
         &self,
         slab: &'s Slab<P, T>,
         section: &WriteSection<'_, T>,
         span: Span,
-    ) -> Result<FreeSlot<'s, P, T>, OutOfMemory> {
-        let slot = FreeSlot::alloc(slab.slot_arena(), section)?;
+    ) -> Result<FreeSlot<'s, P, T>, Unlinked> {
+        self.link_if(slab, section, span, |_| true)
+    }
+
+    #[inline(always)]
+    fn link_if<'s, P, T: Platform>(
+        &self,
+        slab: &'s Slab<P, T>,
+        section: &WriteSection<'_, T>,
+        span: Span,
+        free: impl FnOnce(&Position<'_>) -> bool,
+    ) -> Result<FreeSlot<'s, P, T>, Unlinked> {
+        let nodes = slab.node_arena();
+        let alloc = || FreeSlot::alloc(slab.slot_arena(), section);
+        let slot = if let Some(root) = self.btree.root(nodes) {
+            let mut at = Position::at_root(root);
+            at.seek(nodes, span.start);
+            if !free(&at) {
+                return Err(Unlinked::Taken);
+            }
+            let slot = alloc()?;
+            if at.has_room() {
+                at.insert(span.start, slot.index().raw(), span.len());
+                return Ok(slot);
+            }
+            slot
+        } else {
+            alloc()?
+        };
         let raw = slot.index().raw();
-        match self.btree.insert(slab.node_arena(), section, span.start, raw, span.len()) {
+        match self.btree.insert(nodes, section, span.start, raw, span.len()) {
             Ok(()) => Ok(slot),
-            Err(error) => {
+            Err(OutOfMemory) => {
                 slot.give_back(section);
-                Err(error)
+                Err(Unlinked::OutOfMemory)
             }
         }
     }
@@ -186,22 +213,39 @@ impl Tree {
         section: &WriteSection<'_, T>,
         start: usize,
     ) {
-        self.btree.remove(slab.node_arena(), section, start);
+        let nodes = slab.node_arena();
+        let Some(root) = self.btree.root(nodes) else { return };
+        let mut at = Position::at_root(root);
+        at.seek(nodes, start);
+        if at.key() == start && at.is_spare() {
+            at.remove();
+        } else {
+            self.btree.remove(nodes, section, start);
+        }
     }
 
-    /// The entries from the one that holds `addr` on, or else from the next, in one walk.
-    #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn from<'m, P, T: Platform, S: Section>(
+    /// Shows what has a byte in `span`, in order of address and in one walk, as long as `visit` says so.
+    /// Nothing of the user's may run meanwhile.
+    #[inline]
+    pub fn visit<'m, P, T: Platform>(
         &self,
         slab: &'m Slab<P, T>,
-        section: &'m S,
-        addr: usize,
-    ) -> Entries<'m, P, T, S> {
-        let at = self.btree.seek(slab.node_arena(), addr);
-        let mut entries = Entries { slab, section, at, behind: false };
-        let before = |entry: Entry<'_, P>| entry.span().end <= addr;
-        entries.behind = entries.here().is_some_and(before);
-        entries
+        section: &'m impl Section,
+        span: Span,
+        mut visit: impl FnMut(Entry<'m, P>) -> bool,
+    ) {
+        let nodes = slab.node_arena();
+        let Some(root) = self.btree.root(nodes) else { return };
+        let mut at = Position::at_root(root);
+        at.seek(nodes, span.start);
+        while let Some(slot) = at.slot() {
+            let entry = entry(slab, section, slot);
+            let vma = entry.span();
+            // The first may lie before the span.
+            if vma.start >= span.end || (vma.end > span.start && !visit(entry)) || !at.next(nodes) {
+                return;
+            }
+        }
     }
 
     /// Sets the gaps right after changes within `hull`: that of the last entry before it, and those
@@ -213,8 +257,9 @@ impl Tree {
         hull: Span,
     ) {
         let nodes = slab.node_arena();
-        let before = hull.start.saturating_sub(1);
-        let Some(mut position) = self.btree.seek(nodes, before) else { return };
+        let Some(root) = self.btree.root(nodes) else { return };
+        let mut position = Position::at_root(root);
+        position.seek(nodes, hull.start.saturating_sub(1));
         while let Some(slot) = position.slot() {
             let span = entry(slab, section, slot).span();
             if span.start >= hull.end {
@@ -227,35 +272,6 @@ impl Tree {
             }
             position.next(nodes);
         }
-    }
-}
-
-/// Entries in order of address. For as long as nobody changes the tree: nothing of the user's may run
-/// meanwhile.
-pub struct Entries<'m, P, T: Platform, S> {
-    slab: &'m Slab<P, T>,
-    section: &'m S,
-    at: Option<Position<'m>>,
-    /// Whether the entry there has had its turn.
-    behind: bool,
-}
-
-impl<'m, P, T: Platform, S: Section> Entries<'m, P, T, S> {
-    fn here(&self) -> Option<Entry<'m, P>> {
-        let slot = self.at.as_ref()?.slot()?;
-        Some(entry(self.slab, self.section, slot))
-    }
-}
-
-impl<'m, P, T: Platform, S: Section> Iterator for Entries<'m, P, T, S> {
-    type Item = Entry<'m, P>;
-
-    fn next(&mut self) -> Option<Entry<'m, P>> {
-        if self.behind && !self.at.as_mut()?.next(self.slab.node_arena()) {
-            self.at = None;
-        }
-        self.behind = true;
-        self.here()
     }
 }
 
