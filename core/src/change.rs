@@ -172,40 +172,39 @@ impl<P, T: Platform> Piece<'_, P, T> {
 }
 
 impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
+    /// A change with nothing in it.
+    #[inline]
+    pub fn new(space: &'s AddressSpace<P, T>, request: Request, leftover: &'l mut Vec<P>) -> Self {
+        let (pieces, removed) = (Vec::new(), Vec::new());
+        Self { space, request, pieces, parts: [None, None], removed, leftover, owed: 0 }
+    }
+
     /// Cuts the excluded VMAs at the ends of the range. `place` says where a part of the range goes
     /// and with what payload, if it stays.
+    #[inline]
     pub fn cut(
-        space: &'s AddressSpace<P, T>,
-        request: Request,
+        &mut self,
         excluded: &Excluded<'_, P, T>,
-        leftover: &'l mut Vec<P>,
         mut place: impl FnMut(Span, &P) -> Option<(Span, P)>,
-    ) -> Result<Self, ChangeError> {
-        let mut change = Self {
-            space,
-            request,
-            pieces: Vec::new(),
-            parts: [None, None],
-            removed: Vec::new(),
-            leftover,
-            owed: 0,
-        };
+    ) -> Result<(), ChangeError> {
+        let request = self.request;
         let vmas = excluded.iter().count();
-        let out_of_memory = |_| request.out_of_memory();
-        change.removed.try_reserve_exact(vmas).map_err(out_of_memory)?;
+        self.removed.try_reserve_exact(vmas).map_err(|_| request.out_of_memory())?;
         for vma in excluded.iter() {
             let at = vma.span();
             let Some(part) = request.span.overlap(at) else { continue };
             if part == at {
                 let placed = place(part, vma.payload());
-                change.push(placed, true, at)?;
+                self.push(placed, true, at)?;
             } else {
-                change.cut_one(&vma, part, &mut place)?;
+                self.cut_one(&vma, part, &mut place)?;
             }
         }
-        // A relocation's pieces are not made in order.
-        change.pieces.sort_unstable_by_key(|piece| piece.span.start);
-        Ok(change)
+        // A part is placed after what is left on both of its sides, and anywhere in a relocation.
+        if !self.pieces.is_sorted_by_key(|piece| piece.span.start) {
+            self.pieces.sort_unstable_by_key(|piece| piece.span.start);
+        }
+        Ok(())
     }
 
     fn cut_one(

@@ -255,7 +255,8 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         let (space, section) = (self.space, &self.section);
         space.check_no_guard(request.span)?;
         let mut excluded = exclude_now(space, section, &request)?;
-        let mut change = Change::cut(space, request, &excluded, &mut self.leftover, place)?;
+        let mut change = Change::new(space, request, &mut self.leftover);
+        change.cut(&excluded, place)?;
         change.join(section, &mut excluded)?;
         change.prepare(section)?;
         Ok(change.commit(section, &mut excluded).0)
@@ -292,8 +293,8 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
             space.check_no_guard(span)?;
             let request = Request::new(span, Mapped::Anything);
             let excluded = exclude_now(space, section, &request)?;
-            let mut change =
-                Change::cut(space, request, &excluded, &mut self.leftover, |_, _| None)?;
+            let mut change = Change::new(space, request, &mut self.leftover);
+            change.cut(&excluded, |_, _| None)?;
             change.add(&excluded)?;
             change.prepare(section)?;
             Ok((change, excluded))

@@ -280,7 +280,8 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         if request.target.is_some() {
             space.check_target(&*space.write(), &request)?;
         }
-        let mut change = Change::cut(space, request, &self.vmas, leftover, place)?;
+        let mut change = Change::new(space, request, leftover);
+        change.cut(&self.vmas, place)?;
         space.check_not_own(request.span)?; // user code may have taken something
         let section = space.write();
         space.check_target(&*section, &request)?;
@@ -376,7 +377,8 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         let (space, request) = (self.space, self.request);
         self.wait_to_finish(&request)?;
         self.check_not_filled(&*space.write())?;
-        let mut change = Change::cut(space, request, &self.vmas, leftover, |_, _| None)?;
+        let mut change = Change::new(space, request, leftover);
+        change.cut(&self.vmas, |_, _| None)?;
         space.check_not_own(request.span)?; // user code may have taken something
         let section = space.write();
         self.check_not_filled(&*section)?;
