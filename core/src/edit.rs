@@ -162,8 +162,19 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     where
         P: Payload,
     {
-        let request = Request::new(self.space.span(range)?, Mapped::Something);
-        self.change(request, |_, _| None)
+        let space = self.space;
+        let span = space.span(range)?;
+        space.check_no_guard(span)?;
+        // A whole VMA, and nothing else: nothing to divide, no piece to put anywhere.
+        let mut removed = Vec::new();
+        let ready = || removed.try_reserve_exact(1).is_ok();
+        match space.tree().take_whole(space.slab(), &self.section, span, ready) {
+            Some(payload) => {
+                removed.push(Removed { range: span.range(), payload });
+                Ok(removed)
+            }
+            None => self.change(Request::new(span, Mapped::Something), |_, _| None),
+        }
     }
 
     /// Changes the payload of every part of `range` to what `change` makes of it, waiting for

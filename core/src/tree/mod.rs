@@ -13,7 +13,7 @@ use crate::mm::{ReadSection, Section, WriteSection};
 use crate::platform::Platform;
 use crate::range::Span;
 use crate::slab::Slab;
-use crate::slots::{Admitted, Entry, FreeSlot, Idx, Inside, Sleeper, Slot, Turned};
+use crate::slots::{Admitted, Entry, Excluded, FreeSlot, Idx, Inside, Sleeper, Slot, Turned};
 
 use btree::{BTree, Position};
 
@@ -217,11 +217,48 @@ impl Tree {
         let Some(root) = self.btree.root(nodes) else { return };
         let mut at = Position::at_root(root);
         at.seek(nodes, start);
-        if at.key() == start && at.is_spare() {
+        if at.key() == start {
+            self.unlink_at(slab, section, &at);
+        }
+    }
+
+    #[inline]
+    fn unlink_at<P, T: Platform>(
+        &self,
+        slab: &Slab<P, T>,
+        section: &WriteSection<'_, T>,
+        at: &Position<'_>,
+    ) {
+        if at.is_spare() {
             at.remove();
         } else {
-            self.btree.remove(nodes, section, start);
+            self.btree.remove(slab.node_arena(), section, at.key());
         }
+    }
+
+    /// Takes out the VMA at `span`, waiting for its readers, if there is exactly one and nobody else
+    /// excludes it; else nothing has changed. `ready` is asked before the first step.
+    #[inline]
+    pub fn take_whole<P, T: Platform>(
+        &self,
+        slab: &Slab<P, T>,
+        section: &WriteSection<'_, T>,
+        span: Span,
+        ready: impl FnOnce() -> bool,
+    ) -> Option<P> {
+        let nodes = slab.node_arena();
+        let mut at = Position::at_root(self.btree.root(nodes)?);
+        at.seek(nodes, span.start);
+        let entry = entry(slab, section, at.slot()?);
+        if entry.span() != span || !ready() {
+            return None;
+        }
+        let mut alone = Excluded::new(slab.slot_arena(), false);
+        alone.push(entry.vma()?, section).then_some(())?;
+        let (_, payload, emptied) = alone.take_first()?;
+        self.unlink_at(slab, section, &at);
+        emptied.detach(slab.slot_arena(), section);
+        Some(payload)
     }
 
     /// Shows what has a byte in `span`, in order of address and in one walk, as long as `visit` says so.
