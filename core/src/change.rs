@@ -27,6 +27,7 @@ use crate::platform::Platform;
 use crate::range::Span;
 use crate::slots::{Attached, Entry, Excluded, FreeSlot, Reserved};
 use crate::space::AddressSpace;
+use crate::tree::Editor;
 
 /// What a change is about.
 #[derive(Clone, Copy)]
@@ -379,16 +380,15 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     }
 
     /// Finds room for everything, so that nothing can fail afterwards.
-    pub fn prepare(&mut self, section: &WriteSection<'_, T>) -> Result<(), ChangeError> {
-        let space = self.space;
+    pub fn prepare(&mut self, tree: &mut Editor<'s, '_, P, T>) -> Result<(), ChangeError> {
         if needs_drop::<P>() {
             self.leftover.try_reserve(self.owed).map_err(|_| self.request.out_of_memory())?;
         }
         for piece in self.pieces.iter_mut().filter(|piece| !piece.takes_over) {
-            match space.tree().link(space.slab(), section, piece.span) {
+            match tree.link(piece.span) {
                 Ok(slot) => piece.home = Some(slot),
                 Err(_) => {
-                    self.unlink_all(section);
+                    self.unlink_all(tree);
                     return Err(self.request.out_of_memory());
                 }
             }
@@ -396,17 +396,17 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         Ok(())
     }
 
-    fn unlink_all(&mut self, section: &WriteSection<'_, T>) {
-        let (tree, slab) = (self.space.tree(), self.space.slab());
+    #[cold]
+    fn unlink_all(&mut self, tree: &mut Editor<'s, '_, P, T>) {
         for piece in &mut self.pieces {
             if let Some(home) = piece.home.take() {
-                tree.unlink(slab, section, piece.span.start);
-                home.give_back(section);
+                tree.unlink(piece.span.start);
+                home.give_back(tree.section());
             }
         }
         // They were linked among VMAs that have not made room.
         for hull in [Some(self.request.span), self.request.target].into_iter().flatten() {
-            tree.settle(slab, section, hull);
+            tree.settle(hull);
         }
     }
 
@@ -414,10 +414,10 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     /// reservation if there is one.
     pub fn commit(
         mut self,
-        section: &WriteSection<'_, T>,
+        tree: &mut Editor<'s, '_, P, T>,
         excluded: &mut Excluded<'s, P, T>,
     ) -> (Vec<Removed<P>>, Option<Reserved<'s, P>>) {
-        let (tree, slab) = (self.space.tree(), self.space.slab());
+        let (slots, section) = (self.space.slab().slot_arena(), tree.section());
         let mut reserved = None;
         while let Some((at, payload, emptied)) = excluded.take_first() {
             match self.request.span.overlap(at) {
@@ -434,8 +434,8 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
             }
             let found = self.pieces.binary_search_by_key(&at.start, |piece| piece.span.start);
             let Some(piece) = found.ok().and_then(|found| self.pieces.get_mut(found)) else {
-                tree.unlink(slab, section, at.start);
-                emptied.detach(slab.slot_arena(), section);
+                tree.unlink(at.start);
+                emptied.detach(slots, section);
                 continue;
             };
             match piece.payload.take() {
@@ -463,7 +463,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
             }
         }
         for hull in hulls.into_iter().flatten() {
-            tree.settle(slab, section, hull);
+            tree.settle(hull);
         }
         (core::mem::take(&mut self.removed), reserved)
     }

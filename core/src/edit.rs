@@ -128,7 +128,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     fn link(&self, range: Range<usize>) -> Result<(Span, FreeSlot<'s, P, T>), ChangeError> {
         let space = self.space;
         let span = space.span(range)?;
-        match space.tree().link_free(space.slab(), &self.section, span) {
+        match space.tree().editor(space.slab(), &self.section).link_free(span) {
             Ok(slot) => Ok((span, slot)),
             Err(unlinked) => Err(space.not_linked(&*self.section, span, unlinked)),
         }
@@ -168,7 +168,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         // A whole VMA, and nothing else: nothing to divide, no piece to put anywhere.
         let mut removed = Vec::new();
         let ready = || removed.try_reserve_exact(1).is_ok();
-        match space.tree().take_whole(space.slab(), &self.section, span, ready) {
+        match space.tree().editor(space.slab(), &self.section).take_whole(span, ready) {
             Some(payload) => {
                 removed.push(Removed { range: span.range(), payload });
                 Ok(removed)
@@ -269,8 +269,9 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         let mut change = Change::new(space, request, &mut self.leftover);
         change.cut(&excluded, place)?;
         change.join(section, &mut excluded)?;
-        change.prepare(section)?;
-        Ok(change.commit(section, &mut excluded).0)
+        let mut tree = space.tree().editor(space.slab(), section);
+        change.prepare(&mut tree)?;
+        Ok(change.commit(&mut tree, &mut excluded).0)
     }
 
     /// Maps `range` with `payload` in the place of whatever is mapped there, waiting for its
@@ -307,13 +308,14 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
             let mut change = Change::new(space, request, &mut self.leftover);
             change.cut(&excluded, |_, _| None)?;
             change.add(&excluded)?;
-            change.prepare(section)?;
+            change.prepare(&mut space.tree().editor(space.slab(), section))?;
             Ok((change, excluded))
         });
         match prepared {
             Ok((mut change, mut excluded)) => {
                 change.fill(payload);
-                Ok(change.commit(section, &mut excluded).0)
+                let mut tree = space.tree().editor(space.slab(), section);
+                Ok(change.commit(&mut tree, &mut excluded).0)
             }
             Err(kind) => Err(InsertError { kind, range, payload }),
         }

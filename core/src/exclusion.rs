@@ -290,8 +290,9 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
             self.vmas.take_over(space.entries(&*section, request.span));
         }
         change.join(&section, &mut self.vmas)?;
-        change.prepare(&section)?;
-        Ok(change.commit(&section, &mut self.vmas).0)
+        let mut tree = space.tree().editor(space.slab(), &section);
+        change.prepare(&mut tree)?;
+        Ok(change.commit(&mut tree, &mut self.vmas).0)
     }
 
     /// Waits until the VMAs can be changed, if that is possible.
@@ -361,7 +362,8 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         let (space, span) = (self.space, self.request.span);
         match self.prepare_put(leftover) {
             Ok((section, change)) => {
-                let (removed, slot) = change.commit(&section, &mut self.vmas);
+                let mut tree = space.tree().editor(space.slab(), &section);
+                let (removed, slot) = change.commit(&mut tree, &mut self.vmas);
                 Ok((removed, Reservation::new(space, span, slot)))
             }
             Err(Unput::Error(error)) => Err(error),
@@ -383,7 +385,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         let section = space.write();
         self.check_not_filled(&*section)?;
         change.add(&self.vmas)?;
-        change.prepare(&section)?;
+        change.prepare(&mut space.tree().editor(space.slab(), &section))?;
         Ok((section, change))
     }
 
@@ -620,7 +622,8 @@ impl<P, T: Platform> AddressSpace<P, T> {
         match exclusion.prepare_put(leftover) {
             Ok((section, mut change)) => {
                 change.fill(payload);
-                Ok(change.commit(&section, &mut exclusion.vmas).0)
+                let mut tree = self.tree().editor(self.slab(), &section);
+                Ok(change.commit(&mut tree, &mut exclusion.vmas).0)
             }
             Err(unput) => Err((unput, payload)),
         }

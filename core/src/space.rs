@@ -631,9 +631,10 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// Ends a reservation.
     pub(crate) fn give_back(&self, section: &WriteSection<'_, T>, slot: &Reserved<'_, P>) {
         let (slab, span) = (self.slab.get(), slot.span());
-        self.tree.unlink(slab, section, span.start);
+        let mut tree = self.tree.editor(slab, section);
+        tree.unlink(span.start);
         slot.alone(section).detach(slab.slot_arena(), section);
-        self.tree.settle(slab, section, span);
+        tree.settle(span);
     }
 
     pub(crate) fn mm(&self) -> &Mm<T> {
@@ -783,7 +784,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// Maps a free range in a space that nobody else knows yet.
     pub(crate) fn adopt(&self, span: Span, payload: P) -> Result<(), ChangeError> {
         let section = self.mm.write();
-        match self.tree.link_free(self.slab.get(), &section, span) {
+        match self.tree.editor(self.slab.get(), &section).link_free(span) {
             Ok(slot) => slot.attach(&section, span, payload),
             Err(unlinked) => return Err(self.not_linked(&section, span, unlinked)),
         }
@@ -818,7 +819,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         let entry = self.tree.first_from(self.slab.get(), &section, 0)?;
         let start = entry.span().start;
         let (payload, emptied) = entry.take_at_end::<T>();
-        self.tree.unlink(self.slab.get(), &section, start);
+        self.tree.editor(self.slab.get(), &section).unlink(start);
         emptied.detach(self.slab.get().slot_arena(), &section);
         Some(payload)
     }

@@ -69,11 +69,16 @@ impl<'n> Position<'n> {
         Self { nodes: [root; MAX_DEPTH], entries: [0; MAX_DEPTH], leaf: 0 }
     }
 
-    /// Goes to the entry with the largest key not above `addr`, or else to the first.
+    /// Goes to the entry with the largest key not above `addr`, or else to the first. The nodes on
+    /// the way here are what they were, but for entries of this leaf.
     #[inline]
     pub fn seek<T: Platform>(&mut self, nodes: &'n Arena<Node, T>, addr: usize) {
-        self.leaf = 0;
-        let mut node = self.nodes[0];
+        let (mut node, _) = self.last();
+        let here = node.key(0) <= addr && addr <= node.key(node.len() - 1);
+        if !here {
+            self.leaf = 0;
+            node = self.nodes[0];
+        }
         loop {
             let entry = node.search(addr).unwrap_or(0);
             let Some(child) = node.child_node(entry) else {

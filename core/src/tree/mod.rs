@@ -148,119 +148,6 @@ impl Tree {
         }
     }
 
-    /// Links a free slot for `span`, if nothing is there, to be attached at once: a walker that gets
-    /// here finds it detached, or locked. Else nothing has changed.
-    #[inline]
-    pub fn link_free<'s, P, T: Platform>(
-        &self,
-        slab: &'s Slab<P, T>,
-        section: &WriteSection<'_, T>,
-        span: Span,
-    ) -> Result<FreeSlot<'s, P, T>, Unlinked> {
-        self.link_if(slab, section, span, |at| at.is_free(span))
-    }
-
-    /// Links a free slot for `span`, whose start is no other's, as [`link_free`](Self::link_free)
-    /// does. The gaps are right if nothing else is in the span.
-    pub fn link<'s, P, T: Platform>(
-        &self,
-        slab: &'s Slab<P, T>,
-        section: &WriteSection<'_, T>,
-        span: Span,
-    ) -> Result<FreeSlot<'s, P, T>, Unlinked> {
-        self.link_if(slab, section, span, |_| true)
-    }
-
-    #[inline(always)]
-    fn link_if<'s, P, T: Platform>(
-        &self,
-        slab: &'s Slab<P, T>,
-        section: &WriteSection<'_, T>,
-        span: Span,
-        free: impl FnOnce(&Position<'_>) -> bool,
-    ) -> Result<FreeSlot<'s, P, T>, Unlinked> {
-        let nodes = slab.node_arena();
-        let alloc = || FreeSlot::alloc(slab.slot_arena(), section);
-        let slot = if let Some(root) = self.btree.root(nodes) {
-            let mut at = Position::at_root(root);
-            at.seek(nodes, span.start);
-            if !free(&at) {
-                return Err(Unlinked::Taken);
-            }
-            let slot = alloc()?;
-            if at.has_room() {
-                at.insert(span.start, slot.index().raw(), span.len());
-                return Ok(slot);
-            }
-            slot
-        } else {
-            alloc()?
-        };
-        let raw = slot.index().raw();
-        match self.btree.insert(nodes, section, span.start, raw, span.len()) {
-            Ok(()) => Ok(slot),
-            Err(OutOfMemory) => {
-                slot.give_back(section);
-                Err(Unlinked::OutOfMemory)
-            }
-        }
-    }
-
-    /// Takes the entry at `start` out; its room goes to the gap before it.
-    pub fn unlink<P, T: Platform>(
-        &self,
-        slab: &Slab<P, T>,
-        section: &WriteSection<'_, T>,
-        start: usize,
-    ) {
-        let nodes = slab.node_arena();
-        let Some(root) = self.btree.root(nodes) else { return };
-        let mut at = Position::at_root(root);
-        at.seek(nodes, start);
-        if at.key() == start {
-            self.unlink_at(slab, section, &at);
-        }
-    }
-
-    #[inline]
-    fn unlink_at<P, T: Platform>(
-        &self,
-        slab: &Slab<P, T>,
-        section: &WriteSection<'_, T>,
-        at: &Position<'_>,
-    ) {
-        if at.is_spare() {
-            at.remove();
-        } else {
-            self.btree.remove(slab.node_arena(), section, at.key());
-        }
-    }
-
-    /// Takes out the VMA at `span`, waiting for its readers, if there is exactly one and nobody else
-    /// excludes it; else nothing has changed. `ready` is asked before the first step.
-    #[inline]
-    pub fn take_whole<P, T: Platform>(
-        &self,
-        slab: &Slab<P, T>,
-        section: &WriteSection<'_, T>,
-        span: Span,
-        ready: impl FnOnce() -> bool,
-    ) -> Option<P> {
-        let nodes = slab.node_arena();
-        let mut at = Position::at_root(self.btree.root(nodes)?);
-        at.seek(nodes, span.start);
-        let entry = entry(slab, section, at.slot()?);
-        if entry.span() != span || !ready() {
-            return None;
-        }
-        let mut alone = Excluded::new(slab.slot_arena(), false);
-        alone.push(entry.vma()?, section).then_some(())?;
-        let (_, payload, emptied) = alone.take_first()?;
-        self.unlink_at(slab, section, &at);
-        emptied.detach(slab.slot_arena(), section);
-        Some(payload)
-    }
-
     /// Shows what has a byte in `span`, in order of address and in one walk, as long as `visit` says so.
     /// Nothing of the user's may run meanwhile.
     #[inline]
@@ -285,29 +172,128 @@ impl Tree {
         }
     }
 
+    /// The tree for the holder of the section.
+    #[inline]
+    pub fn editor<'s, 'm, P, T: Platform>(
+        &'m self,
+        slab: &'s Slab<P, T>,
+        section: &'m WriteSection<'m, T>,
+    ) -> Editor<'s, 'm, P, T> {
+        Editor { btree: &self.btree, slab, section, at: None }
+    }
+}
+
+/// A tree in the hands of who edits its space. It knows its way from where it was last, so nothing of
+/// the user's may run while one lives: that could end a reservation.
+pub struct Editor<'s, 'm, P, T: Platform> {
+    btree: &'m BTree,
+    slab: &'s Slab<P, T>,
+    section: &'m WriteSection<'m, T>,
+    /// None before the first step, and after one that has changed more than a leaf.
+    at: Option<Position<'s>>,
+}
+
+impl<'s, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
+    /// What is held.
+    #[inline]
+    pub fn section(&self) -> &'m WriteSection<'m, T> {
+        self.section
+    }
+
+    /// The entry with the largest key not above `addr`, or else the first.
+    #[inline]
+    fn seek(&mut self, addr: usize) -> Option<&mut Position<'s>> {
+        let nodes = self.slab.node_arena();
+        let at = match &mut self.at {
+            Some(at) => at,
+            none => none.insert(Position::at_root(self.btree.root(nodes)?)),
+        };
+        at.seek(nodes, addr);
+        Some(at)
+    }
+
+    /// Links a free slot for `span`, if nothing is there, to be attached at once: a walker that gets
+    /// here finds it detached, or locked. Else nothing has changed.
+    #[inline]
+    pub fn link_free(&mut self, span: Span) -> Result<FreeSlot<'s, P, T>, Unlinked> {
+        match self.seek(span.start) {
+            Some(at) if !at.is_free(span) => Err(Unlinked::Taken),
+            _ => self.link_here(span),
+        }
+    }
+
+    /// Links a free slot for `span`, whose start is no other's, as [`link_free`](Self::link_free)
+    /// does. The gaps are right if nothing else is in the span.
+    pub fn link(&mut self, span: Span) -> Result<FreeSlot<'s, P, T>, Unlinked> {
+        self.seek(span.start);
+        self.link_here(span)
+    }
+
+    /// Links a free slot where the start of `span` was sought.
+    #[inline]
+    fn link_here(&mut self, span: Span) -> Result<FreeSlot<'s, P, T>, Unlinked> {
+        let slot = FreeSlot::alloc(self.slab.slot_arena(), self.section)?;
+        let raw = slot.index().raw();
+        if let Some(at) = self.at.as_ref().filter(|at| at.has_room()) {
+            at.insert(span.start, raw, span.len());
+            return Ok(slot);
+        }
+        self.at = None;
+        let nodes = self.slab.node_arena();
+        match self.btree.insert(nodes, self.section, span.start, raw, span.len()) {
+            Ok(()) => Ok(slot),
+            Err(OutOfMemory) => {
+                slot.give_back(self.section);
+                Err(Unlinked::OutOfMemory)
+            }
+        }
+    }
+
+    /// Takes the entry at `start` out; its room goes to the gap before it.
+    #[inline]
+    pub fn unlink(&mut self, start: usize) {
+        match self.seek(start) {
+            Some(at) if at.key() == start && at.is_spare() => at.remove(),
+            _ => {
+                self.at = None;
+                self.btree.remove(self.slab.node_arena(), self.section, start);
+            }
+        }
+    }
+
+    /// Takes out the VMA at `span`, waiting for its readers, if there is exactly one and nobody else
+    /// excludes it; else nothing has changed. `ready` is asked before the first step.
+    #[inline]
+    pub fn take_whole(&mut self, span: Span, ready: impl FnOnce() -> bool) -> Option<P> {
+        let slot = self.seek(span.start)?.slot()?;
+        let entry = entry(self.slab, self.section, slot);
+        if entry.span() != span || !ready() {
+            return None;
+        }
+        let mut alone = Excluded::new(self.slab.slot_arena(), false);
+        alone.push(entry.vma()?, self.section).then_some(())?;
+        let (_, payload, emptied) = alone.take_first()?;
+        self.unlink(span.start);
+        emptied.detach(self.slab.slot_arena(), self.section);
+        Some(payload)
+    }
+
     /// Sets the gaps right after changes within `hull`: that of the last entry before it, and those
     /// of all that start in it.
-    pub fn settle<P, T: Platform>(
-        &self,
-        slab: &Slab<P, T>,
-        section: &WriteSection<'_, T>,
-        hull: Span,
-    ) {
-        let nodes = slab.node_arena();
-        let Some(root) = self.btree.root(nodes) else { return };
-        let mut position = Position::at_root(root);
-        position.seek(nodes, hull.start.saturating_sub(1));
-        while let Some(slot) = position.slot() {
+    pub fn settle(&mut self, hull: Span) {
+        let (slab, section) = (self.slab, self.section);
+        let Some(at) = self.seek(hull.start.saturating_sub(1)) else { return };
+        while let Some(slot) = at.slot() {
             let span = entry(slab, section, slot).span();
             if span.start >= hull.end {
                 break; // the first of all, and behind the hull
             }
-            let next = position.next_key().unwrap_or(usize::MAX);
-            position.set_gap(next - span.end);
+            let next = at.next_key().unwrap_or(usize::MAX);
+            at.set_gap(next - span.end);
             if next >= hull.end {
                 break;
             }
-            position.next(nodes);
+            at.next(slab.node_arena());
         }
     }
 }
