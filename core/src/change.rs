@@ -66,13 +66,14 @@ pub enum Refusal<'m, P> {
     Excluded(Entry<'m, P>),
 }
 
-/// Keeps readers out of all VMAs that touch the range, or of none; waits for nobody.
+/// Keeps readers out of all VMAs that touch the range, or of none, and puts them on the empty `list`;
+/// waits for nobody.
 pub fn exclude<'s, 'm, P, T: Platform>(
     space: &'s AddressSpace<P, T>,
     section: &'m WriteSection<'_, T>,
     request: &Request,
-    gated: bool,
-) -> Result<Excluded<'s, P, T>, Refusal<'m, P>>
+    list: &mut Excluded<'s, P, T>,
+) -> Result<(), Refusal<'m, P>>
 where
     's: 'm,
 {
@@ -112,7 +113,6 @@ where
         return Err(Refusal::Excluded(entry));
     }
     space.check_target(section, request).map_err(Refusal::Error)?;
-    let mut list = Excluded::new(space.slab().slot_arena(), gated);
     match first {
         Some(only) if entries == 1 => {
             list.push(only, section);
@@ -123,7 +123,7 @@ where
             });
         }
     }
-    Ok(list)
+    Ok(())
 }
 
 /// A change that has not happened yet. Dropping it forgets it.
@@ -384,7 +384,8 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         if needs_drop::<P>() {
             self.leftover.try_reserve(self.owed).map_err(|_| self.request.out_of_memory())?;
         }
-        for piece in self.pieces.iter_mut().filter(|piece| !piece.takes_over) {
+        // From right to left: the room that is left goes to the last one, and stays there.
+        for piece in self.pieces.iter_mut().rev().filter(|piece| !piece.takes_over) {
             match tree.link(piece.span) {
                 Ok(slot) => piece.home = Some(slot),
                 Err(_) => {

@@ -265,7 +265,8 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     {
         let (space, section) = (self.space, &self.section);
         space.check_no_guard(request.span)?;
-        let mut excluded = exclude_now(space, section, &request)?;
+        let mut excluded = Excluded::new(space.slab().slot_arena(), false);
+        exclude_now(space, section, &request, &mut excluded)?;
         let mut change = Change::new(space, request, &mut self.leftover);
         change.cut(&excluded, place)?;
         change.join(section, &mut excluded)?;
@@ -304,7 +305,8 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         let prepared = space.span(range.clone()).and_then(|span| {
             space.check_no_guard(span)?;
             let request = Request::new(span, Mapped::Anything);
-            let excluded = exclude_now(space, section, &request)?;
+            let mut excluded = Excluded::new(space.slab().slot_arena(), false);
+            exclude_now(space, section, &request, &mut excluded)?;
             let mut change = Change::new(space, request, &mut self.leftover);
             change.cut(&excluded, |_, _| None)?;
             change.add(&excluded)?;
@@ -534,11 +536,12 @@ fn exclude_now<'s, P, T: Platform>(
     space: &'s AddressSpace<P, T>,
     section: &WriteSection<'_, T>,
     request: &Request,
-) -> Result<Excluded<'s, P, T>, ChangeError> {
-    match exclude(space, section, request, false) {
-        Ok(excluded) => {
-            excluded.wait(None);
-            Ok(excluded)
+    list: &mut Excluded<'s, P, T>,
+) -> Result<(), ChangeError> {
+    match exclude(space, section, request, list) {
+        Ok(()) => {
+            list.wait(None);
+            Ok(())
         }
         Err(Refusal::Error(error)) => Err(error),
         Err(Refusal::Excluded(entry)) => Err(ChangeError::Excluded { vma: entry.span().range() }),

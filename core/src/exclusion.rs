@@ -77,11 +77,8 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         let mut exclusion = Self { space, vmas, request, noted, thread: PhantomData };
         loop {
             let section = space.write();
-            let refused = match exclude(space, &section, &request, true) {
-                Ok(vmas) => {
-                    exclusion.vmas = vmas;
-                    return Ok(exclusion);
-                }
+            let refused = match exclude(space, &section, &request, &mut exclusion.vmas) {
+                Ok(()) => return Ok(exclusion),
                 Err(Refusal::Error(error)) => return Err(error),
                 Err(Refusal::Excluded(entry)) => entry,
             };

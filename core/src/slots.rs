@@ -767,6 +767,7 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
 
     /// Takes the first VMA off the list, once it is alone: its range, its payload, and what is left
     /// to be filled again or detached.
+    #[inline]
     pub fn take_first(&mut self) -> Option<(Span, P, Emptied<'s, P>)> {
         let index = self.first?;
         self.first = self.next(index);

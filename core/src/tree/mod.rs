@@ -252,7 +252,14 @@ impl<'s, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
     /// Takes the entry at `start` out; its room goes to the gap before it.
     #[inline]
     pub fn unlink(&mut self, start: usize) {
-        match self.seek(start) {
+        self.seek(start);
+        self.unlink_here(start);
+    }
+
+    /// Takes the entry at `start` out, which was sought.
+    #[inline]
+    fn unlink_here(&mut self, start: usize) {
+        match &self.at {
             Some(at) if at.key() == start && at.is_spare() => at.remove(),
             _ => {
                 self.at = None;
@@ -273,16 +280,16 @@ impl<'s, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
         let mut alone = Excluded::new(self.slab.slot_arena(), false);
         alone.push(entry.vma()?, self.section).then_some(())?;
         let (_, payload, emptied) = alone.take_first()?;
-        self.unlink(span.start);
+        self.unlink_here(span.start);
         emptied.detach(self.slab.slot_arena(), self.section);
         Some(payload)
     }
 
-    /// Sets the gaps right after changes within `hull`: that of the last entry before it, and those
-    /// of all that start in it.
+    /// Sets the gaps right after changes within `hull`: those of all that start in it, and where
+    /// nothing starts with it, that of the last entry before it.
     pub fn settle(&mut self, hull: Span) {
         let (slab, section) = (self.slab, self.section);
-        let Some(at) = self.seek(hull.start.saturating_sub(1)) else { return };
+        let Some(at) = self.seek(hull.start) else { return };
         while let Some(slot) = at.slot() {
             let span = entry(slab, section, slot).span();
             if span.start >= hull.end {
