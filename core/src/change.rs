@@ -411,10 +411,10 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         }
     }
 
-    /// Puts the pieces in the place of the excluded VMAs; gives out what stood in the range, and the
-    /// reservation if there is one.
+    /// Puts the pieces in the place of the excluded VMAs, once; gives out what stood in the range, and
+    /// the reservation if there is one.
     pub fn commit(
-        mut self,
+        &mut self,
         tree: &mut Editor<'s, '_, P, T>,
         excluded: &mut Excluded<'s, P, T>,
     ) -> (Vec<Removed<P>>, Option<Reserved<'s, P>>) {

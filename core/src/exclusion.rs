@@ -358,7 +358,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     {
         let (space, span) = (self.space, self.request.span);
         match self.prepare_put(leftover) {
-            Ok((section, change)) => {
+            Ok((section, mut change)) => {
                 let mut tree = space.tree().editor(space.slab(), &section);
                 let (removed, slot) = change.commit(&mut tree, &mut self.vmas);
                 Ok((removed, Reservation::new(space, span, slot)))

@@ -556,6 +556,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ///
     /// Inside a [`HandlerScope`](crate::HandlerScope).
     #[doc(alias("mmap_write_lock", "mmap_lock"))]
+    #[inline]
     pub fn edit(&self) -> Result<Edit<'_, P, T>, EditError> {
         self.check_may_wait()?;
         Ok(Edit::new(self, self.write()))
