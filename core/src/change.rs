@@ -283,14 +283,19 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         let start = self.pieces[first].span.start;
         // What is left of a VMA that was cut, or else a VMA outside; not one behind the other.
         let left = self.pieces[..first].iter().position(|piece| piece.span.end == start);
-        if left.is_none() {
-            self.join_left(first, section, excluded)?;
-        }
         let end = self.pieces[last].span.end;
         let alone = self.pieces.get(last + 1).is_none_or(|next| next.span.start != end);
+        // Both are VMAs, so they stay where they are while user code runs.
+        let mut tree = self.space.tree().editor(self.space.slab(), section);
+        let before = if left.is_none() { start.checked_sub(1) } else { None };
+        let before = before.and_then(|addr| neighbour(&mut tree, &self.request, addr));
+        let behind = if alone { neighbour(&mut tree, &self.request, end) } else { None };
+        if let Some(vma) = before {
+            self.join_left(first, vma, section, excluded)?;
+        }
         self.join_inside(left.unwrap_or(first))?;
-        if alone {
-            self.join_right(end, section, excluded)?;
+        if let Some(vma) = behind {
+            self.join_right(end, vma, section, excluded)?;
         }
         Ok(())
     }
@@ -298,13 +303,12 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     fn join_left(
         &mut self,
         index: usize,
+        vma: Attached<'_, P>,
         section: &WriteSection<'_, T>,
         excluded: &mut Excluded<'_, P, T>,
     ) -> Result<(), ChangeError> {
         let space = self.space;
         let piece = &mut self.pieces[index];
-        let Some(addr) = piece.span.start.checked_sub(1) else { return Ok(()) };
-        let Some(vma) = neighbour(space, section, &self.request, addr) else { return Ok(()) };
         let (at, Some(payload)) = (vma.span(), &piece.payload) else { return Ok(()) };
         let Some(merged) = vma.payload().merge(at.len(), payload) else { return Ok(()) };
         if !space.holds_guard() && excluded.join(vma, section) {
@@ -320,6 +324,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     fn join_right(
         &mut self,
         end: usize,
+        vma: Attached<'_, P>,
         section: &WriteSection<'_, T>,
         excluded: &mut Excluded<'_, P, T>,
     ) -> Result<(), ChangeError> {
@@ -327,7 +332,6 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         let Some(piece) = self.pieces.iter_mut().find(|piece| piece.span.end == end) else {
             return Ok(());
         };
-        let Some(vma) = neighbour(space, section, &self.request, end) else { return Ok(()) };
         let (at, Some(payload)) = (vma.span(), &piece.payload) else { return Ok(()) };
         let Some(merged) = payload.merge(piece.span.len(), vma.payload()) else { return Ok(()) };
         if !space.holds_guard() && excluded.join(vma, section) {
@@ -473,12 +477,11 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
 /// The VMA at `addr`, if it has nothing to do with the change and nobody excludes it. In the range
 /// itself there may be one that has come into a hole of an exclusion.
 fn neighbour<'m, P, T: Platform>(
-    space: &'m AddressSpace<P, T>,
-    section: &'m WriteSection<'_, T>,
+    tree: &mut Editor<'_, 'm, P, T>,
     request: &Request,
     addr: usize,
 ) -> Option<Attached<'m, P>> {
-    let entry = space.holding(section, addr)?;
+    let entry = tree.holding(addr)?;
     let apart = !entry.is_excluded() && entry.span().overlap(request.span).is_none();
     entry.vma().filter(|_| apart)
 }

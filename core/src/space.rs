@@ -596,8 +596,11 @@ impl<P, T: Platform> AddressSpace<P, T> {
 
     /// Waits for the mmap lock for writing, begins an edit, and gives back the ranges of reservations
     /// that were dropped meanwhile.
+    #[inline]
     pub(crate) fn write(&self) -> WriteLock<'_, T> {
-        self.take_on(self.mm.write())
+        let section = self.mm.write();
+        self.take_on(&section);
+        section
     }
 
     /// Runs `f` in the edit that the running thread has open, else in a new one.
@@ -613,23 +616,25 @@ impl<P, T: Platform> AddressSpace<P, T> {
         if self.mm.edited_by_me() {
             return Some(self.mm.in_own_edit(f));
         }
-        let section = self.take_on(self.mm.try_write()?);
+        let section = self.mm.try_write()?;
+        self.take_on(&section);
         Some(f(&section))
     }
 
-    fn take_on<'m>(&self, section: WriteLock<'m, T>) -> WriteLock<'m, T> {
+    #[inline]
+    fn take_on(&self, section: &WriteSection<'_, T>) {
         let left_behind = self.mm.left_behind();
         if left_behind.load(Relaxed("a hint: what is missed waits for the next edit")) != 0 {
             for slot in Reserved::take_on(self.slab.get().slot_arena(), left_behind) {
-                self.give_back(&section, &slot);
+                self.give_back(section, &slot);
             }
         }
         #[cfg(all(test, not(pervma_model)))]
-        self.tree.check(self.slab.get(), &section);
-        section
+        self.tree.check(self.slab.get(), section);
     }
 
     /// Ends a reservation.
+    #[cold]
     pub(crate) fn give_back(&self, section: &WriteSection<'_, T>, slot: &Reserved<'_, P>) {
         let (slab, span) = (self.slab.get(), slot.span());
         let mut tree = self.tree.editor(slab, section);

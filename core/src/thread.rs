@@ -99,6 +99,7 @@ impl Holdings {
     }
 
     /// Whether this thread holds one in `space` that was noted.
+    #[inline]
     pub(crate) fn any(&self, space: usize) -> bool {
         self.0.iter().any(|row| row.is_of(space))
     }

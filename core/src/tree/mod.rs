@@ -185,7 +185,7 @@ impl Tree {
 
 /// A tree in the hands of who edits its space. It knows its way from where it was last, so nothing of
 /// the user's may run while one lives: that could end a reservation.
-pub struct Editor<'s, 'm, P, T: Platform> {
+pub struct Editor<'s: 'm, 'm, P, T: Platform> {
     btree: &'m BTree,
     slab: &'s Slab<P, T>,
     section: &'m WriteSection<'m, T>,
@@ -193,7 +193,7 @@ pub struct Editor<'s, 'm, P, T: Platform> {
     at: Option<Position<'s>>,
 }
 
-impl<'s, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
+impl<'s: 'm, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
     /// What is held.
     #[inline]
     pub fn section(&self) -> &'m WriteSection<'m, T> {
@@ -210,6 +210,14 @@ impl<'s, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
         };
         at.seek(nodes, addr);
         Some(at)
+    }
+
+    /// What holds `addr`.
+    #[inline]
+    pub fn holding(&mut self, addr: usize) -> Option<Entry<'m, P>> {
+        let slot = self.seek(addr)?.slot()?;
+        let entry = entry(self.slab, self.section, slot);
+        entry.span().contains(addr).then_some(entry)
     }
 
     /// Links a free slot for `span`, if nothing is there, to be attached at once: a walker that gets
