@@ -363,6 +363,12 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         Ok(())
     }
 
+    /// Whether all that was mapped stays mapped, and nothing else comes: linking and unlinking hand all
+    /// room on then, so no gap needs to be settled.
+    fn keeps_room(&self) -> bool {
+        self.request.mapped == Mapped::Everything
+    }
+
     fn leave_over(&mut self, payload: P) -> Result<(), ChangeError> {
         if !needs_drop::<P>() {
             return Ok(());
@@ -405,7 +411,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     fn unlink_all(&mut self, tree: &mut Editor<'s, '_, P, T>) {
         for piece in &mut self.pieces {
             if let Some(home) = piece.home.take() {
-                tree.unlink(piece.span.start);
+                tree.unlink(piece.span.start, 0);
                 home.give_back(tree.section());
             }
         }
@@ -439,7 +445,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
             }
             let found = self.pieces.binary_search_by_key(&at.start, |piece| piece.span.start);
             let Some(piece) = found.ok().and_then(|found| self.pieces.get_mut(found)) else {
-                tree.unlink(at.start);
+                tree.unlink(at.start, if self.keeps_room() { at.len() } else { 0 });
                 emptied.detach(slots, section);
                 continue;
             };
@@ -467,8 +473,10 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
                 (None, _) => {}
             }
         }
-        for hull in hulls.into_iter().flatten() {
-            tree.settle(hull);
+        if !self.keeps_room() {
+            for hull in hulls.into_iter().flatten() {
+                tree.settle(hull);
+            }
         }
         (core::mem::take(&mut self.removed), reserved)
     }

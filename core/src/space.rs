@@ -638,7 +638,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     pub(crate) fn give_back(&self, section: &WriteSection<'_, T>, slot: &Reserved<'_, P>) {
         let (slab, span) = (self.slab.get(), slot.span());
         let mut tree = self.tree.editor(slab, section);
-        tree.unlink(span.start);
+        tree.unlink(span.start, 0);
         slot.alone(section).detach(slab.slot_arena(), section);
         tree.settle(span);
     }
@@ -825,7 +825,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         let entry = self.tree.first_from(self.slab.get(), &section, 0)?;
         let start = entry.span().start;
         let (payload, emptied) = entry.take_at_end::<T>();
-        self.tree.editor(self.slab.get(), &section).unlink(start);
+        self.tree.editor(self.slab.get(), &section).unlink(start, 0);
         emptied.detach(self.slab.get().slot_arena(), &section);
         Some(payload)
     }

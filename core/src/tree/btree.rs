@@ -231,14 +231,16 @@ impl<'n> Position<'n> {
         entry > 0 && leaf.len() > SPARSE
     }
 
-    /// Removes an entry that [`is_spare`](Self::is_spare). All of its room goes to the gap before it.
+    /// Removes an entry that [`is_spare`](Self::is_spare). Its room, but for what is `kept` of it, goes
+    /// to the gap before it.
     #[inline]
-    pub fn remove(&self) {
+    pub fn remove(&self, kept: usize) {
         let (leaf, entry) = self.last();
-        let gap = leaf.gap(entry - 1).saturating_add(self.room());
+        let old = leaf.gap(entry).max(leaf.gap(entry - 1));
+        let gap = leaf.gap(entry - 1).saturating_add(self.room().saturating_sub(kept));
         leaf.set_gap(entry - 1, gap);
         leaf.remove(entry);
-        self.gap_changed(0, gap);
+        self.gap_changed(old, gap);
     }
 
     /// Restores T4 above the leaf, where a gap went from `old` to `new`; 0 stands for no entry.
@@ -457,8 +459,8 @@ impl BTree {
         Ok(top)
     }
 
-    /// Removes the entry with exactly this `key`, if there is one. All of its room goes to the gap
-    /// before it.
+    /// Removes the entry with exactly this `key`, if there is one. Its room, but for what is `kept` of
+    /// it, goes to the gap before it.
     ///
     /// Where the entry is spare, [`Position::remove`] does the same.
     #[cold]
@@ -467,9 +469,10 @@ impl BTree {
         nodes: &Arena<Node, T>,
         section: &WriteSection<'_, T>,
         key: usize,
+        kept: usize,
     ) {
         let Some(at) = self.seek(nodes, key).filter(|at| at.key() == key) else { return };
-        let room = at.room();
+        let room = at.room().saturating_sub(kept);
         self.remove_from_root(nodes, section, key);
         self.update_gap_before(nodes, key, |gap| gap.saturating_add(room));
     }
@@ -702,7 +705,7 @@ mod tests {
             tree.insert(&nodes, &section, key, key as u32, 1).unwrap();
         }
         for key in 1..=FANOUT {
-            tree.remove(&nodes, &section, key); // until one leaf is left, and the inner node is free
+            tree.remove(&nodes, &section, key, 0); // until one leaf is left, and the inner node is free
         }
         other.insert(&nodes, &section, 90, 9, usize::MAX - 97).unwrap();
         let entries = (tree.checked(&nodes), other.checked(&nodes));
@@ -746,7 +749,7 @@ mod tests {
                     tree.insert(&nodes, &section, key, step, len).unwrap();
                     map.insert(key, (step, len));
                 } else if !insert {
-                    tree.remove(&nodes, &section, key);
+                    tree.remove(&nodes, &section, key, 0);
                     map.remove(&key);
                 }
                 let (key, len) = (dice.roll(400) as usize * 10, 1 + dice.roll(9) as usize);
@@ -796,7 +799,7 @@ mod tests {
             }
             for (tree, map) in trees.iter().zip(maps) {
                 for key in map.into_keys() {
-                    tree.remove(&nodes, &section, key);
+                    tree.remove(&nodes, &section, key, 0);
                     tree.checked(&nodes);
                 }
             }

@@ -257,21 +257,22 @@ impl<'s: 'm, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
         }
     }
 
-    /// Takes the entry at `start` out; its room goes to the gap before it.
+    /// Takes the entry at `start` out. Its room, but for what is `kept` of it by what lies before, goes
+    /// to the gap before it.
     #[inline]
-    pub fn unlink(&mut self, start: usize) {
+    pub fn unlink(&mut self, start: usize, kept: usize) {
         self.seek(start);
-        self.unlink_here(start);
+        self.unlink_here(start, kept);
     }
 
     /// Takes the entry at `start` out, which was sought.
     #[inline]
-    fn unlink_here(&mut self, start: usize) {
+    fn unlink_here(&mut self, start: usize, kept: usize) {
         match &self.at {
-            Some(at) if at.key() == start && at.is_spare() => at.remove(),
+            Some(at) if at.key() == start && at.is_spare() => at.remove(kept),
             _ => {
                 self.at = None;
-                self.btree.remove(self.slab.node_arena(), self.section, start);
+                self.btree.remove(self.slab.node_arena(), self.section, start, kept);
             }
         }
     }
@@ -288,7 +289,7 @@ impl<'s: 'm, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
         let mut alone = Excluded::new(self.slab.slot_arena(), false);
         alone.push(entry.vma()?, self.section).then_some(())?;
         let (_, payload, emptied) = alone.take_first()?;
-        self.unlink_here(span.start);
+        self.unlink_here(span.start, 0);
         emptied.detach(self.slab.slot_arena(), self.section);
         Some(payload)
     }
