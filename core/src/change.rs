@@ -70,18 +70,15 @@ pub enum Refusal<'m, P> {
 /// waits for nobody.
 pub fn exclude<'s, 'm, P, T: Platform>(
     space: &'s AddressSpace<P, T>,
-    section: &'m WriteSection<'_, T>,
+    tree: &mut Editor<'s, 'm, P, T>,
     request: &Request,
     list: &mut Excluded<'s, P, T>,
-) -> Result<(), Refusal<'m, P>>
-where
-    's: 'm,
-{
+) -> Result<(), Refusal<'m, P>> {
     let refuse = |error| Err(Refusal::Error(error));
     let span = request.span;
     let (mut entries, mut mapped_to, mut hole) = (0_usize, span.start, None);
     let (mut first, mut reserved, mut excluded) = (None, None, None);
-    space.tree().visit(space.slab(), section, span, |entry| {
+    tree.visit(span, |entry| {
         let at = entry.span();
         if mapped_to < at.start && hole.is_none() {
             hole = Some(mapped_to..at.start);
@@ -112,15 +109,14 @@ where
     if let Some(entry) = excluded {
         return Err(Refusal::Excluded(entry));
     }
+    let section = tree.section();
     space.check_target(section, request).map_err(Refusal::Error)?;
     match first {
         Some(only) if entries == 1 => {
             list.push(only, section);
         }
         _ => {
-            space.tree().visit(space.slab(), section, span, |entry| {
-                entry.vma().is_some_and(|vma| list.push(vma, section))
-            });
+            tree.visit(span, |entry| entry.vma().is_some_and(|vma| list.push(vma, section)));
         }
     }
     Ok(())
@@ -275,7 +271,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     /// does whose own code has just taken a guard.
     pub fn join(
         &mut self,
-        section: &WriteSection<'_, T>,
+        tree: &mut Editor<'s, '_, P, T>,
         excluded: &mut Excluded<'_, P, T>,
     ) -> Result<(), ChangeError> {
         let Some(first) = self.pieces.iter().position(|piece| piece.changed) else { return Ok(()) };
@@ -286,10 +282,10 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         let end = self.pieces[last].span.end;
         let alone = self.pieces.get(last + 1).is_none_or(|next| next.span.start != end);
         // Both are VMAs, so they stay where they are while user code runs.
-        let mut tree = self.space.tree().editor(self.space.slab(), section);
+        let section = tree.section();
         let before = if left.is_none() { start.checked_sub(1) } else { None };
-        let before = before.and_then(|addr| neighbour(&mut tree, &self.request, addr));
-        let behind = if alone { neighbour(&mut tree, &self.request, end) } else { None };
+        let before = before.and_then(|addr| neighbour(tree, &self.request, addr));
+        let behind = if alone { neighbour(tree, &self.request, end) } else { None };
         if let Some(vma) = before {
             self.join_left(first, vma, section, excluded)?;
         }

@@ -10,13 +10,14 @@ use crate::error::{ChangeError, InsertError, WriteError};
 use crate::facade::keep;
 use crate::gap::{GapError, GapSearch};
 use crate::ledger::Step;
-use crate::mm::{WriteLock, WriteSection};
+use crate::mm::WriteLock;
 use crate::payload::Payload;
 use crate::platform::{Platform, with_default_platform};
 use crate::range::Span;
 use crate::reserve::Reservation;
 use crate::slots::{Attached, Entry, Excluded, FreeSlot, WriteLocked};
 use crate::space::AddressSpace;
+use crate::tree::Editor;
 use crate::view::View;
 
 with_default_platform! {
@@ -266,11 +267,11 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         let (space, section) = (self.space, &self.section);
         space.check_no_guard(request.span)?;
         let mut excluded = Excluded::new(space.slab().slot_arena(), false);
-        exclude_now(space, section, &request, &mut excluded)?;
+        let mut tree = space.tree().editor(space.slab(), section);
+        exclude_now(space, &mut tree, &request, &mut excluded)?;
         let mut change = Change::new(space, request, &mut self.leftover);
         change.cut(&excluded, place)?;
-        change.join(section, &mut excluded)?;
-        let mut tree = space.tree().editor(space.slab(), section);
+        change.join(&mut tree, &mut excluded)?;
         change.prepare(&mut tree)?;
         Ok(change.commit(&mut tree, &mut excluded).0)
     }
@@ -302,21 +303,21 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         P: Payload,
     {
         let (space, section) = (self.space, &self.section);
+        let mut tree = space.tree().editor(space.slab(), section);
         let prepared = space.span(range.clone()).and_then(|span| {
             space.check_no_guard(span)?;
             let request = Request::new(span, Mapped::Anything);
             let mut excluded = Excluded::new(space.slab().slot_arena(), false);
-            exclude_now(space, section, &request, &mut excluded)?;
+            exclude_now(space, &mut tree, &request, &mut excluded)?;
             let mut change = Change::new(space, request, &mut self.leftover);
             change.cut(&excluded, |_, _| None)?;
             change.add(&excluded)?;
-            change.prepare(&mut space.tree().editor(space.slab(), section))?;
+            change.prepare(&mut tree)?;
             Ok((change, excluded))
         });
         match prepared {
             Ok((mut change, mut excluded)) => {
                 change.fill(payload);
-                let mut tree = space.tree().editor(space.slab(), section);
                 Ok(change.commit(&mut tree, &mut excluded).0)
             }
             Err(kind) => Err(InsertError { kind, range, payload }),
@@ -534,11 +535,11 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
 /// Excludes what a change of the running edit is about, and waits for its readers.
 fn exclude_now<'s, P, T: Platform>(
     space: &'s AddressSpace<P, T>,
-    section: &WriteSection<'_, T>,
+    tree: &mut Editor<'s, '_, P, T>,
     request: &Request,
     list: &mut Excluded<'s, P, T>,
 ) -> Result<(), ChangeError> {
-    match exclude(space, section, request, list) {
+    match exclude(space, tree, request, list) {
         Ok(()) => {
             list.wait(None);
             Ok(())

@@ -77,7 +77,8 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         let mut exclusion = Self { space, vmas, request, noted, thread: PhantomData };
         loop {
             let section = space.write();
-            let refused = match exclude(space, &section, &request, &mut exclusion.vmas) {
+            let mut tree = space.tree().editor(space.slab(), &section);
+            let refused = match exclude(space, &mut tree, &request, &mut exclusion.vmas) {
                 Ok(()) => return Ok(exclusion),
                 Err(Refusal::Error(error)) => return Err(error),
                 Err(Refusal::Excluded(entry)) => entry,
@@ -286,8 +287,8 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         if !crate::facade::keep(crate::ledger::Step::OwnList) {
             self.vmas.take_over(space.entries(&*section, request.span));
         }
-        change.join(&section, &mut self.vmas)?;
         let mut tree = space.tree().editor(space.slab(), &section);
+        change.join(&mut tree, &mut self.vmas)?;
         change.prepare(&mut tree)?;
         Ok(change.commit(&mut tree, &mut self.vmas).0)
     }

@@ -33,7 +33,7 @@
 //! validation is needed anyway, and the writer pays for the copy.
 
 use crate::error::OutOfMemory;
-use crate::facade::keep;
+use crate::facade::{AtomicU64, Relaxed, keep};
 use crate::ledger::Step;
 use crate::mm::WriteSection;
 use crate::platform::Platform;
@@ -50,9 +50,16 @@ pub const MAX_DEPTH: usize = if FANOUT < 16 { 32 } else { 16 };
 /// The root of a tree; the nodes are in an arena.
 pub struct BTree {
     root: TreeWord,
+    /// See [`Shape`]; for the writer.
+    shape: AtomicU64,
 }
 
-/// An entry of a leaf and the way to it from the root, for the writer; good until the tree changes.
+/// Which nodes a tree has, and how they hang together: a number that changes with it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Shape(u64);
+
+/// An entry of a leaf and the way to it from the root, for the writer; good while nothing changes but
+/// that leaf.
 pub struct Position<'n> {
     /// The nodes on the way, and the entry taken in each.
     nodes: [&'n Node; MAX_DEPTH],
@@ -266,7 +273,7 @@ impl<'n> Position<'n> {
 impl BTree {
     crate::facade::const_unless_model! {
         pub fn new() -> Self {
-            Self { root: TreeWord::empty() }
+            Self { root: TreeWord::empty(), shape: AtomicU64::new(0) }
         }
     }
 
@@ -339,6 +346,16 @@ impl BTree {
         find_gap(nodes, root, below, size, Side::Below)
     }
 
+    /// The shape it has.
+    #[inline]
+    pub fn shape(&self) -> Shape {
+        Shape(self.shape.load(Relaxed("only the writer changes the shape")))
+    }
+
+    fn new_shape(&self) {
+        self.shape.store(self.shape().0 + 1, Relaxed("only the writer asks for the shape"));
+    }
+
     /// The root, unless the tree is empty.
     #[inline]
     pub fn root<'n, T: Platform>(&self, nodes: &'n Arena<Node, T>) -> Option<&'n Node> {
@@ -374,6 +391,7 @@ impl BTree {
         slot: u32,
         len: usize,
     ) -> Result<(), OutOfMemory> {
+        self.new_shape();
         self.insert_from_root(nodes, section, key, slot)?;
         let room = self.seek(nodes, key).map_or(0, |at| {
             let room = at.room();
@@ -473,6 +491,7 @@ impl BTree {
     ) {
         let Some(at) = self.seek(nodes, key).filter(|at| at.key() == key) else { return };
         let room = at.room().saturating_sub(kept);
+        self.new_shape();
         self.remove_from_root(nodes, section, key);
         self.update_gap_before(nodes, key, |gap| gap.saturating_add(room));
     }

@@ -15,7 +15,7 @@ use crate::range::Span;
 use crate::slab::Slab;
 use crate::slots::{Admitted, Entry, Excluded, FreeSlot, Idx, Inside, Sleeper, Slot, Turned};
 
-use btree::{BTree, Position};
+use btree::{BTree, Position, Shape};
 
 pub use node::Node;
 
@@ -148,30 +148,6 @@ impl Tree {
         }
     }
 
-    /// Shows what has a byte in `span`, in order of address and in one walk, as long as `visit` says so.
-    /// Nothing of the user's may run meanwhile.
-    #[inline]
-    pub fn visit<'m, P, T: Platform>(
-        &self,
-        slab: &'m Slab<P, T>,
-        section: &'m impl Section,
-        span: Span,
-        mut visit: impl FnMut(Entry<'m, P>) -> bool,
-    ) {
-        let nodes = slab.node_arena();
-        let Some(root) = self.btree.root(nodes) else { return };
-        let mut at = Position::at_root(root);
-        at.seek(nodes, span.start);
-        while let Some(slot) = at.slot() {
-            let entry = entry(slab, section, slot);
-            let vma = entry.span();
-            // The first may lie before the span.
-            if vma.start >= span.end || (vma.end > span.start && !visit(entry)) || !at.next(nodes) {
-                return;
-            }
-        }
-    }
-
     /// The tree for the holder of the section.
     #[inline]
     pub fn editor<'s, 'm, P, T: Platform>(
@@ -179,18 +155,20 @@ impl Tree {
         slab: &'s Slab<P, T>,
         section: &'m WriteSection<'m, T>,
     ) -> Editor<'s, 'm, P, T> {
-        Editor { btree: &self.btree, slab, section, at: None }
+        Editor { btree: &self.btree, slab, section, at: None, shape: self.btree.shape() }
     }
 }
 
-/// A tree in the hands of who edits its space. It knows its way from where it was last, so nothing of
-/// the user's may run while one lives: that could end a reservation.
+/// A tree in the hands of who edits its space. It goes from where it was last, as long as no node was
+/// split or refilled meanwhile.
 pub struct Editor<'s: 'm, 'm, P, T: Platform> {
     btree: &'m BTree,
     slab: &'s Slab<P, T>,
     section: &'m WriteSection<'m, T>,
-    /// None before the first step, and after one that has changed more than a leaf.
+    /// Where it was last; good while the tree has this shape. What of the user's runs in an edit can
+    /// change that: it may end a reservation.
     at: Option<Position<'s>>,
+    shape: Shape,
 }
 
 impl<'s: 'm, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
@@ -203,13 +181,33 @@ impl<'s: 'm, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
     /// The entry with the largest key not above `addr`, or else the first.
     #[inline]
     fn seek(&mut self, addr: usize) -> Option<&mut Position<'s>> {
-        let nodes = self.slab.node_arena();
+        let (nodes, shape) = (self.slab.node_arena(), self.btree.shape());
+        if self.shape != shape {
+            (self.at, self.shape) = (None, shape);
+        }
         let at = match &mut self.at {
             Some(at) => at,
             none => none.insert(Position::at_root(self.btree.root(nodes)?)),
         };
         at.seek(nodes, addr);
         Some(at)
+    }
+
+    /// Shows what has a byte in `span`, in order of address and in one walk, as long as `visit` says so.
+    /// Nothing of the user's may run meanwhile.
+    #[inline]
+    pub fn visit(&mut self, span: Span, mut visit: impl FnMut(Entry<'m, P>) -> bool) {
+        let (slab, section) = (self.slab, self.section);
+        let Some(at) = self.seek(span.start) else { return };
+        while let Some(slot) = at.slot() {
+            let entry = entry(slab, section, slot);
+            let vma = entry.span();
+            // The first may lie before the span.
+            let shown = vma.start < span.end && (vma.end <= span.start || visit(entry));
+            if !shown || !at.next(slab.node_arena()) {
+                return;
+            }
+        }
     }
 
     /// What holds `addr`.
@@ -246,7 +244,6 @@ impl<'s: 'm, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
             at.insert(span.start, raw, span.len());
             return Ok(slot);
         }
-        self.at = None;
         let nodes = self.slab.node_arena();
         match self.btree.insert(nodes, self.section, span.start, raw, span.len()) {
             Ok(()) => Ok(slot),
@@ -270,10 +267,7 @@ impl<'s: 'm, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
     fn unlink_here(&mut self, start: usize, kept: usize) {
         match &self.at {
             Some(at) if at.key() == start && at.is_spare() => at.remove(kept),
-            _ => {
-                self.at = None;
-                self.btree.remove(self.slab.node_arena(), self.section, start, kept);
-            }
+            _ => self.btree.remove(self.slab.node_arena(), self.section, start, kept),
         }
     }
 
