@@ -764,11 +764,19 @@ mod tests {
                 let key = dice.roll(400) as usize * 10;
                 // Few lengths, so that a node often has its largest gap twice.
                 let (len, size) = (1 + dice.roll(9) as usize, dice.roll(30) as usize);
+                // In the leaf as it is, if that can be; or from the root, which always can.
+                let at = tree.seek(&nodes, key).filter(|_| dice.roll(2) == 0);
                 if insert && !map.contains_key(&key) {
-                    tree.insert(&nodes, &section, key, step, len).unwrap();
+                    match at.filter(Position::has_room) {
+                        Some(at) => at.insert(key, step, len),
+                        None => tree.insert(&nodes, &section, key, step, len).unwrap(),
+                    }
                     map.insert(key, (step, len));
                 } else if !insert {
-                    tree.remove(&nodes, &section, key, 0);
+                    match at.filter(|at| at.key() == key && at.is_spare()) {
+                        Some(at) => at.remove(0),
+                        None => tree.remove(&nodes, &section, key, 0),
+                    }
                     map.remove(&key);
                 }
                 let (key, len) = (dice.roll(400) as usize * 10, 1 + dice.roll(9) as usize);
@@ -812,6 +820,13 @@ mod tests {
                     let moved = position.next(&nodes);
                     assert_eq!(next.is_some(), moved, "seed {seed}, step {step}");
                 }
+                let addr = dice.roll(4_100) as usize;
+                let from = map.range(..=addr).next_back().or(map.first_key_value());
+                let slot = position.and_then(|mut position| {
+                    position.seek(&nodes, addr); // from where it is
+                    position.slot()
+                });
+                assert_eq!(slot, from.map(|(_, &(slot, _))| slot), "seed {seed}, step {step}");
                 if step % 50 == 0 {
                     assert_eq!(tree.checked(&nodes), entries, "seed {seed}, step {step}");
                 }
