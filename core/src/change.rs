@@ -17,15 +17,17 @@
 //! are detached.
 
 use alloc::vec::Vec;
+use core::mem::needs_drop;
 
 use crate::edit::Removed;
-use crate::error::{ChangeError, OutOfMemory};
+use crate::error::ChangeError;
 use crate::mm::WriteSection;
 use crate::payload::Payload;
 use crate::platform::Platform;
 use crate::range::Span;
 use crate::slots::{Attached, Entry, Excluded, FreeSlot, Reserved};
 use crate::space::AddressSpace;
+use crate::tree::Editor;
 
 /// What a change is about.
 #[derive(Clone, Copy)]
@@ -64,25 +66,19 @@ pub enum Refusal<'m, P> {
     Excluded(Entry<'m, P>),
 }
 
-/// Keeps readers out of all VMAs that touch the range, or of none; waits for nobody.
+/// Keeps readers out of all VMAs that touch the range, or of none, and puts them on the empty `list`;
+/// waits for nobody.
 pub fn exclude<'s, 'm, P, T: Platform>(
     space: &'s AddressSpace<P, T>,
-    section: &'m WriteSection<'_, T>,
+    tree: &mut Editor<'s, 'm, P, T>,
     request: &Request,
-    gated: bool,
-) -> Result<Excluded<'s, P, T>, Refusal<'m, P>>
-where
-    's: 'm,
-{
+    list: &mut Excluded<'s, P, T>,
+) -> Result<(), Refusal<'m, P>> {
     let refuse = |error| Err(Refusal::Error(error));
     let span = request.span;
-    let touched = || {
-        let entries = space.tree().from(space.slab(), section, span.start);
-        entries.take_while(|entry| entry.span().start < span.end)
-    };
     let (mut entries, mut mapped_to, mut hole) = (0_usize, span.start, None);
     let (mut first, mut reserved, mut excluded) = (None, None, None);
-    for entry in touched() {
+    tree.visit(span, |entry| {
         let at = entry.span();
         if mapped_to < at.start && hole.is_none() {
             hole = Some(mapped_to..at.start);
@@ -95,10 +91,8 @@ where
         } else if reserved.is_none() {
             reserved = Some(at.range());
         }
-        if span.end <= at.end {
-            break;
-        }
-    }
+        at.end < span.end
+    });
     if mapped_to < span.end && hole.is_none() {
         hole = Some(mapped_to..span.end);
     }
@@ -115,19 +109,17 @@ where
     if let Some(entry) = excluded {
         return Err(Refusal::Excluded(entry));
     }
+    let section = tree.section();
     space.check_target(section, request).map_err(Refusal::Error)?;
-    let mut list = Excluded::new(space.slab().slot_arena(), gated);
     match first {
         Some(only) if entries == 1 => {
             list.push(only, section);
         }
         _ => {
-            for vma in touched().filter_map(Entry::vma) {
-                list.push(vma, section);
-            }
+            tree.visit(span, |entry| entry.vma().is_some_and(|vma| list.push(vma, section)));
         }
     }
-    Ok(list)
+    Ok(())
 }
 
 /// A change that has not happened yet. Dropping it forgets it.
@@ -160,8 +152,8 @@ struct Piece<'s, P, T: Platform> {
 }
 
 impl<P, T: Platform> Piece<'_, P, T> {
-    fn new(span: Span, payload: Option<P>, changed: bool) -> Self {
-        Self { span, payload, changed, takes_over: false, home: None }
+    fn new(span: Span, payload: Option<P>, changed: bool, takes_over: bool) -> Self {
+        Self { span, payload, changed, takes_over, home: None }
     }
 
     /// The payload of this piece and that of `next` as one, if they touch and one is new.
@@ -177,40 +169,39 @@ impl<P, T: Platform> Piece<'_, P, T> {
 }
 
 impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
+    /// A change with nothing in it.
+    #[inline]
+    pub fn new(space: &'s AddressSpace<P, T>, request: Request, leftover: &'l mut Vec<P>) -> Self {
+        let (pieces, removed) = (Vec::new(), Vec::new());
+        Self { space, request, pieces, parts: [None, None], removed, leftover, owed: 0 }
+    }
+
     /// Cuts the excluded VMAs at the ends of the range. `place` says where a part of the range goes
     /// and with what payload, if it stays.
+    #[inline]
     pub fn cut(
-        space: &'s AddressSpace<P, T>,
-        request: Request,
+        &mut self,
         excluded: &Excluded<'_, P, T>,
-        leftover: &'l mut Vec<P>,
         mut place: impl FnMut(Span, &P) -> Option<(Span, P)>,
-    ) -> Result<Self, ChangeError> {
-        let mut change = Self {
-            space,
-            request,
-            pieces: Vec::new(),
-            parts: [None, None],
-            removed: Vec::new(),
-            leftover,
-            owed: 0,
-        };
+    ) -> Result<(), ChangeError> {
+        let request = self.request;
         let vmas = excluded.iter().count();
-        let out_of_memory = |_| request.out_of_memory();
-        change.removed.try_reserve_exact(vmas).map_err(out_of_memory)?;
+        self.removed.try_reserve_exact(vmas).map_err(|_| request.out_of_memory())?;
         for vma in excluded.iter() {
             let at = vma.span();
             let Some(part) = request.span.overlap(at) else { continue };
             if part == at {
                 let placed = place(part, vma.payload());
-                change.push(placed, true)?;
+                self.push(placed, true, at)?;
             } else {
-                change.cut_one(&vma, part, &mut place)?;
+                self.cut_one(&vma, part, &mut place)?;
             }
         }
-        // A relocation's pieces are not made in order.
-        change.pieces.sort_unstable_by_key(|piece| piece.span.start);
-        Ok(change)
+        // A part is placed after what is left on both of its sides, and anywhere in a relocation.
+        if !self.pieces.is_sorted_by_key(|piece| piece.span.start) {
+            self.pieces.sort_unstable_by_key(|piece| piece.span.start);
+        }
+        Ok(())
     }
 
     fn cut_one(
@@ -227,35 +218,43 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         if at.start < part.start {
             let (left, right) = vma.payload().split(part.start - at.start).ok_or_else(undivided)?;
             self.parts[which] = Some(right);
-            self.push(Some((Span { start: at.start, end: part.start }, left)), false)?;
+            self.push(Some((Span { start: at.start, end: part.start }, left)), false, at)?;
         }
         if part.end < at.end {
             let whole = self.parts[which].as_ref().unwrap_or(vma.payload());
             let (left, right) = whole.split(part.len()).ok_or_else(undivided)?;
             let whole = self.parts[which].replace(left);
-            self.push(Some((Span { start: part.end, end: at.end }, right)), false)?;
+            self.push(Some((Span { start: part.end, end: at.end }, right)), false, at)?;
             self.leave_over_all(whole)?;
         }
         let placed = self.parts[which].as_ref().and_then(|payload| place(part, payload));
-        self.push(placed, true)
+        self.push(placed, true, at)
     }
 
-    fn push(&mut self, piece: Option<(Span, P)>, changed: bool) -> Result<(), ChangeError> {
+    /// Adds a piece made of the excluded VMA at `vma`.
+    fn push(
+        &mut self,
+        piece: Option<(Span, P)>,
+        changed: bool,
+        vma: Span,
+    ) -> Result<(), ChangeError> {
         let Some((span, payload)) = piece else { return Ok(()) };
         if self.pieces.try_reserve(1).is_err() {
             return self.leave_over(payload).and(Err(self.request.out_of_memory()));
         }
-        self.pieces.push(Piece::new(span, Some(payload), changed));
+        let takes_over = span.start == vma.start;
+        self.pieces.push(Piece::new(span, Some(payload), changed, takes_over));
         Ok(())
     }
 
     /// Adds a piece over the whole range: a reservation, unless it is [`fill`](Self::fill)ed when
     /// nothing fails any more, since until then the payload is still its owner's.
-    pub fn add(&mut self) -> Result<(), ChangeError> {
+    pub fn add(&mut self, excluded: &Excluded<'_, P, T>) -> Result<(), ChangeError> {
         let span = self.request.span;
         self.pieces.try_reserve(1).map_err(|_| self.request.out_of_memory())?;
         let at = self.pieces.partition_point(|piece| piece.span.start < span.start);
-        self.pieces.insert(at, Piece::new(span, None, false));
+        let takes_over = excluded.iter().next().is_some_and(|vma| vma.span().start == span.start);
+        self.pieces.insert(at, Piece::new(span, None, false, takes_over));
         Ok(())
     }
 
@@ -272,7 +271,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     /// does whose own code has just taken a guard.
     pub fn join(
         &mut self,
-        section: &WriteSection<'_, T>,
+        tree: &mut Editor<'s, '_, P, T>,
         excluded: &mut Excluded<'_, P, T>,
     ) -> Result<(), ChangeError> {
         let Some(first) = self.pieces.iter().position(|piece| piece.changed) else { return Ok(()) };
@@ -280,14 +279,19 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         let start = self.pieces[first].span.start;
         // What is left of a VMA that was cut, or else a VMA outside; not one behind the other.
         let left = self.pieces[..first].iter().position(|piece| piece.span.end == start);
-        if left.is_none() {
-            self.join_left(first, section, excluded)?;
-        }
         let end = self.pieces[last].span.end;
         let alone = self.pieces.get(last + 1).is_none_or(|next| next.span.start != end);
+        // Both are VMAs, so they stay where they are while user code runs.
+        let section = tree.section();
+        let before = if left.is_none() { start.checked_sub(1) } else { None };
+        let before = before.and_then(|addr| neighbour(tree, &self.request, addr));
+        let behind = if alone { neighbour(tree, &self.request, end) } else { None };
+        if let Some(vma) = before {
+            self.join_left(first, vma, section, excluded)?;
+        }
         self.join_inside(left.unwrap_or(first))?;
-        if alone {
-            self.join_right(end, section, excluded)?;
+        if let Some(vma) = behind {
+            self.join_right(end, vma, section, excluded)?;
         }
         Ok(())
     }
@@ -295,18 +299,17 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     fn join_left(
         &mut self,
         index: usize,
+        vma: Attached<'_, P>,
         section: &WriteSection<'_, T>,
         excluded: &mut Excluded<'_, P, T>,
     ) -> Result<(), ChangeError> {
         let space = self.space;
         let piece = &mut self.pieces[index];
-        let Some(addr) = piece.span.start.checked_sub(1) else { return Ok(()) };
-        let Some(vma) = neighbour(space, section, &self.request, addr) else { return Ok(()) };
         let (at, Some(payload)) = (vma.span(), &piece.payload) else { return Ok(()) };
         let Some(merged) = vma.payload().merge(at.len(), payload) else { return Ok(()) };
         if !space.holds_guard() && excluded.join(vma, section) {
             self.owed += 1;
-            piece.span.start = at.start;
+            (piece.span.start, piece.takes_over) = (at.start, true);
             let old = piece.payload.replace(merged);
             self.leave_over_all(old)
         } else {
@@ -317,6 +320,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     fn join_right(
         &mut self,
         end: usize,
+        vma: Attached<'_, P>,
         section: &WriteSection<'_, T>,
         excluded: &mut Excluded<'_, P, T>,
     ) -> Result<(), ChangeError> {
@@ -324,7 +328,6 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         let Some(piece) = self.pieces.iter_mut().find(|piece| piece.span.end == end) else {
             return Ok(());
         };
-        let Some(vma) = neighbour(space, section, &self.request, end) else { return Ok(()) };
         let (at, Some(payload)) = (vma.span(), &piece.payload) else { return Ok(()) };
         let Some(merged) = payload.merge(piece.span.len(), vma.payload()) else { return Ok(()) };
         if !space.holds_guard() && excluded.join(vma, section) {
@@ -356,10 +359,26 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         Ok(())
     }
 
+    /// Whether all that was mapped stays mapped, and nothing else comes: linking and unlinking hand all
+    /// room on then, so no gap needs to be settled.
+    fn keeps_room(&self) -> bool {
+        self.request.mapped == Mapped::Everything
+    }
+
     fn leave_over(&mut self, payload: P) -> Result<(), ChangeError> {
+        if !needs_drop::<P>() {
+            return Ok(());
+        }
         self.leftover.try_reserve(1).map_err(|_| self.request.out_of_memory())?;
         self.leftover.push(payload);
         Ok(())
+    }
+
+    /// Leaves over a payload for which [`prepare`](Self::prepare) has made room.
+    fn leave_over_owed(&mut self, payload: P) {
+        if needs_drop::<P>() {
+            self.leftover.push(payload);
+        }
     }
 
     fn leave_over_all(&mut self, payloads: impl IntoIterator<Item = P>) -> Result<(), ChangeError> {
@@ -367,20 +386,16 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     }
 
     /// Finds room for everything, so that nothing can fail afterwards.
-    pub fn prepare(&mut self, section: &WriteSection<'_, T>) -> Result<(), ChangeError> {
-        let space = self.space;
-        self.leftover.try_reserve(self.owed).map_err(|_| self.request.out_of_memory())?;
-        // Who needs a slot is asked before any is linked: a linked slot is not yet an entry.
-        for piece in &mut self.pieces {
-            let start = piece.span.start;
-            let old = space.tree().floor(space.slab(), section, start);
-            piece.takes_over = old.is_some_and(|old| old.span().start == start);
+    pub fn prepare(&mut self, tree: &mut Editor<'s, '_, P, T>) -> Result<(), ChangeError> {
+        if needs_drop::<P>() {
+            self.leftover.try_reserve(self.owed).map_err(|_| self.request.out_of_memory())?;
         }
-        for piece in self.pieces.iter_mut().filter(|piece| !piece.takes_over) {
-            match space.tree().link(space.slab(), section, piece.span) {
+        // From right to left: the room that is left goes to the last one, and stays there.
+        for piece in self.pieces.iter_mut().rev().filter(|piece| !piece.takes_over) {
+            match tree.link(piece.span) {
                 Ok(slot) => piece.home = Some(slot),
-                Err(OutOfMemory) => {
-                    self.unlink_all(section);
+                Err(_) => {
+                    self.unlink_all(tree);
                     return Err(self.request.out_of_memory());
                 }
             }
@@ -388,27 +403,28 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         Ok(())
     }
 
-    fn unlink_all(&mut self, section: &WriteSection<'_, T>) {
-        let (tree, slab) = (self.space.tree(), self.space.slab());
+    #[cold]
+    fn unlink_all(&mut self, tree: &mut Editor<'s, '_, P, T>) {
         for piece in &mut self.pieces {
-            if piece.home.take().is_some() {
-                tree.unlink(slab, section, piece.span.start);
+            if let Some(home) = piece.home.take() {
+                tree.unlink(piece.span.start, 0);
+                home.give_back(tree.section());
             }
         }
         // They were linked among VMAs that have not made room.
         for hull in [Some(self.request.span), self.request.target].into_iter().flatten() {
-            tree.settle(slab, section, hull);
+            tree.settle(hull);
         }
     }
 
-    /// Puts the pieces in the place of the excluded VMAs; gives out what stood in the range, and the
-    /// reservation if there is one.
+    /// Puts the pieces in the place of the excluded VMAs, once; gives out what stood in the range, and
+    /// the reservation if there is one.
     pub fn commit(
-        mut self,
-        section: &WriteSection<'_, T>,
+        &mut self,
+        tree: &mut Editor<'s, '_, P, T>,
         excluded: &mut Excluded<'s, P, T>,
     ) -> (Vec<Removed<P>>, Option<Reserved<'s, P>>) {
-        let (tree, slab) = (self.space.tree(), self.space.slab());
+        let (slots, section) = (self.space.slab().slot_arena(), tree.section());
         let mut reserved = None;
         while let Some((at, payload, emptied)) = excluded.take_first() {
             match self.request.span.overlap(at) {
@@ -416,17 +432,17 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
                     self.removed.push(Removed { range: at.range(), payload })
                 }
                 Some(part) => {
-                    self.leftover.push(payload);
+                    self.leave_over_owed(payload);
                     let payload = self.parts.iter_mut().find_map(Option::take);
                     let range = part.range();
                     self.removed.extend(payload.map(|payload| Removed { range, payload }));
                 }
-                None => self.leftover.push(payload),
+                None => self.leave_over_owed(payload),
             }
             let found = self.pieces.binary_search_by_key(&at.start, |piece| piece.span.start);
             let Some(piece) = found.ok().and_then(|found| self.pieces.get_mut(found)) else {
-                tree.unlink(slab, section, at.start);
-                emptied.detach(slab.slot_arena());
+                tree.unlink(at.start, if self.keeps_room() { at.len() } else { 0 });
+                emptied.detach(slots, section);
                 continue;
             };
             match piece.payload.take() {
@@ -453,8 +469,10 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
                 (None, _) => {}
             }
         }
-        for hull in hulls.into_iter().flatten() {
-            tree.settle(slab, section, hull);
+        if !self.keeps_room() {
+            for hull in hulls.into_iter().flatten() {
+                tree.settle(hull);
+            }
         }
         (core::mem::take(&mut self.removed), reserved)
     }
@@ -463,12 +481,11 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
 /// The VMA at `addr`, if it has nothing to do with the change and nobody excludes it. In the range
 /// itself there may be one that has come into a hole of an exclusion.
 fn neighbour<'m, P, T: Platform>(
-    space: &'m AddressSpace<P, T>,
-    section: &'m WriteSection<'_, T>,
+    tree: &mut Editor<'_, 'm, P, T>,
     request: &Request,
     addr: usize,
 ) -> Option<Attached<'m, P>> {
-    let entry = space.holding(section, addr)?;
+    let entry = tree.holding(addr)?;
     let apart = !entry.is_excluded() && entry.span().overlap(request.span).is_none();
     entry.vma().filter(|_| apart)
 }
@@ -479,7 +496,7 @@ impl<P, T: Platform> Drop for Change<'_, '_, P, T> {
         let parts = self.parts.iter_mut().filter_map(Option::take);
         for payload in pieces.chain(parts) {
             // No destructor runs inside an edit, unless there is no room to keep the payload.
-            if self.leftover.try_reserve(1).is_ok() {
+            if needs_drop::<P>() && self.leftover.try_reserve(1).is_ok() {
                 self.leftover.push(payload);
             }
         }

@@ -6,17 +6,18 @@ use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut, Range};
 
 use crate::change::{Change, Mapped, Refusal, Request, exclude};
-use crate::error::{ChangeError, InsertError, OutOfMemory, WriteError};
+use crate::error::{ChangeError, InsertError, WriteError};
 use crate::facade::keep;
 use crate::gap::{GapError, GapSearch};
 use crate::ledger::Step;
-use crate::mm::{WriteLock, WriteSection};
+use crate::mm::WriteLock;
 use crate::payload::Payload;
 use crate::platform::{Platform, with_default_platform};
 use crate::range::Span;
 use crate::reserve::Reservation;
-use crate::slots::{Attached, Entry, Excluded, WriteLocked};
+use crate::slots::{Attached, Entry, Excluded, FreeSlot, WriteLocked};
 use crate::space::AddressSpace;
+use crate::tree::Editor;
 use crate::view::View;
 
 with_default_platform! {
@@ -92,15 +93,13 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// payload comes back.
     #[doc(alias("vma_mark_attached", "vma_link", "mmap_region"))]
     pub fn insert(&mut self, range: Range<usize>, payload: P) -> Result<(), InsertError<P>> {
-        let span = match self.check_free(&range) {
-            Ok(span) => span,
-            Err(kind) => return Err(InsertError { kind, range, payload }),
-        };
-        let inserted = self.space.tree().insert(self.space.slab(), &self.section, span, payload);
-        inserted.map_err(|(OutOfMemory, payload)| {
-            let kind = ChangeError::OutOfMemory { range: range.clone() };
-            InsertError { kind, range, payload }
-        })
+        match self.link(range.clone()) {
+            Ok((span, slot)) => {
+                slot.attach(&self.section, span, payload);
+                Ok(())
+            }
+            Err(kind) => Err(InsertError { kind, range, payload }),
+        }
     }
 
     /// Takes `range` while something outside is prepared, a system call for example: it is no gap
@@ -121,23 +120,18 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     ///
     /// As for [`insert`](Self::insert).
     pub fn reserve(&mut self, range: Range<usize>) -> Result<Reservation<'s, P, T>, ChangeError> {
-        let span = self.check_free(&range)?;
-        match self.space.tree().reserve(self.space.slab(), &self.section, span) {
-            Ok(slot) => Ok(Reservation::new(self.space, span, Some(slot))),
-            Err(OutOfMemory) => Err(ChangeError::OutOfMemory { range }),
-        }
+        let (span, slot) = self.link(range)?;
+        Ok(Reservation::new(self.space, span, Some(slot.reserve(&self.section, span))))
     }
 
-    /// Checks that nothing is in the way of an insertion.
-    fn check_free(&self, range: &Range<usize>) -> Result<Span, ChangeError> {
-        let span = self.space.span(range.clone())?;
-        let mut entries = self.space.tree().from(self.space.slab(), &*self.section, span.start);
-        match entries.next().filter(|entry| entry.span().start < span.end) {
-            None => Ok(span),
-            Some(entry) if entry.is_excluded() => {
-                Err(ChangeError::Excluded { vma: entry.span().range() })
-            }
-            Some(entry) => Err(ChangeError::Overlap { existing: entry.span().range() }),
+    /// A slot for a free range, to be attached at once.
+    #[inline]
+    fn link(&self, range: Range<usize>) -> Result<(Span, FreeSlot<'s, P, T>), ChangeError> {
+        let space = self.space;
+        let span = space.span(range)?;
+        match space.tree().editor(space.slab(), &self.section).link_free(span) {
+            Ok(slot) => Ok((span, slot)),
+            Err(unlinked) => Err(space.not_linked(&*self.section, span, unlinked)),
         }
     }
 
@@ -169,8 +163,19 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     where
         P: Payload,
     {
-        let request = Request::new(self.space.span(range)?, Mapped::Something);
-        self.change(request, |_, _| None)
+        let space = self.space;
+        let span = space.span(range)?;
+        space.check_no_guard(span)?;
+        // A whole VMA, and nothing else: nothing to divide, no piece to put anywhere.
+        let mut removed = Vec::new();
+        let ready = || removed.try_reserve_exact(1).is_ok();
+        match space.tree().editor(space.slab(), &self.section).take_whole(span, ready) {
+            Some(payload) => {
+                removed.push(Removed { range: span.range(), payload });
+                Ok(removed)
+            }
+            None => self.change(Request::new(span, Mapped::Something), |_, _| None),
+        }
     }
 
     /// Changes the payload of every part of `range` to what `change` makes of it, waiting for
@@ -261,11 +266,14 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     {
         let (space, section) = (self.space, &self.section);
         space.check_no_guard(request.span)?;
-        let mut excluded = exclude_now(space, section, &request)?;
-        let mut change = Change::cut(space, request, &excluded, &mut self.leftover, place)?;
-        change.join(section, &mut excluded)?;
-        change.prepare(section)?;
-        Ok(change.commit(section, &mut excluded).0)
+        let mut excluded = Excluded::new(space.slab().slot_arena(), false);
+        let mut tree = space.tree().editor(space.slab(), section);
+        exclude_now(space, &mut tree, &request, &mut excluded)?;
+        let mut change = Change::new(space, request, &mut self.leftover);
+        change.cut(&excluded, place)?;
+        change.join(&mut tree, &mut excluded)?;
+        change.prepare(&mut tree)?;
+        Ok(change.commit(&mut tree, &mut excluded).0)
     }
 
     /// Maps `range` with `payload` in the place of whatever is mapped there, waiting for its
@@ -295,20 +303,22 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         P: Payload,
     {
         let (space, section) = (self.space, &self.section);
+        let mut tree = space.tree().editor(space.slab(), section);
         let prepared = space.span(range.clone()).and_then(|span| {
             space.check_no_guard(span)?;
             let request = Request::new(span, Mapped::Anything);
-            let excluded = exclude_now(space, section, &request)?;
-            let mut change =
-                Change::cut(space, request, &excluded, &mut self.leftover, |_, _| None)?;
-            change.add()?;
-            change.prepare(section)?;
+            let mut excluded = Excluded::new(space.slab().slot_arena(), false);
+            exclude_now(space, &mut tree, &request, &mut excluded)?;
+            let mut change = Change::new(space, request, &mut self.leftover);
+            change.cut(&excluded, |_, _| None)?;
+            change.add(&excluded)?;
+            change.prepare(&mut tree)?;
             Ok((change, excluded))
         });
         match prepared {
             Ok((mut change, mut excluded)) => {
                 change.fill(payload);
-                Ok(change.commit(section, &mut excluded).0)
+                Ok(change.commit(&mut tree, &mut excluded).0)
             }
             Err(kind) => Err(InsertError { kind, range, payload }),
         }
@@ -516,8 +526,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
                 lock(span);
             }
             let Some(payload) = copy(span.range(), vma.payload()) else { continue };
-            let copied = child.adopt(span, payload);
-            copied.map_err(|_| ChangeError::OutOfMemory { range: span.range() })?;
+            child.adopt(span, payload)?;
         }
         Ok(child)
     }
@@ -526,13 +535,14 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
 /// Excludes what a change of the running edit is about, and waits for its readers.
 fn exclude_now<'s, P, T: Platform>(
     space: &'s AddressSpace<P, T>,
-    section: &WriteSection<'_, T>,
+    tree: &mut Editor<'s, '_, P, T>,
     request: &Request,
-) -> Result<Excluded<'s, P, T>, ChangeError> {
-    match exclude(space, section, request, false) {
-        Ok(excluded) => {
-            excluded.wait(None);
-            Ok(excluded)
+    list: &mut Excluded<'s, P, T>,
+) -> Result<(), ChangeError> {
+    match exclude(space, tree, request, list) {
+        Ok(()) => {
+            list.wait(None);
+            Ok(())
         }
         Err(Refusal::Error(error)) => Err(error),
         Err(Refusal::Excluded(entry)) => Err(ChangeError::Excluded { vma: entry.span().range() }),

@@ -77,11 +77,9 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         let mut exclusion = Self { space, vmas, request, noted, thread: PhantomData };
         loop {
             let section = space.write();
-            let refused = match exclude(space, &section, &request, true) {
-                Ok(vmas) => {
-                    exclusion.vmas = vmas;
-                    return Ok(exclusion);
-                }
+            let mut tree = space.tree().editor(space.slab(), &section);
+            let refused = match exclude(space, &mut tree, &request, &mut exclusion.vmas) {
+                Ok(()) => return Ok(exclusion),
                 Err(Refusal::Error(error)) => return Err(error),
                 Err(Refusal::Excluded(entry)) => entry,
             };
@@ -280,7 +278,8 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         if request.target.is_some() {
             space.check_target(&*space.write(), &request)?;
         }
-        let mut change = Change::cut(space, request, &self.vmas, leftover, place)?;
+        let mut change = Change::new(space, request, leftover);
+        change.cut(&self.vmas, place)?;
         space.check_not_own(request.span)?; // user code may have taken something
         let section = space.write();
         space.check_target(&*section, &request)?;
@@ -288,9 +287,10 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         if !crate::facade::keep(crate::ledger::Step::OwnList) {
             self.vmas.take_over(space.entries(&*section, request.span));
         }
-        change.join(&section, &mut self.vmas)?;
-        change.prepare(&section)?;
-        Ok(change.commit(&section, &mut self.vmas).0)
+        let mut tree = space.tree().editor(space.slab(), &section);
+        change.join(&mut tree, &mut self.vmas)?;
+        change.prepare(&mut tree)?;
+        Ok(change.commit(&mut tree, &mut self.vmas).0)
     }
 
     /// Waits until the VMAs can be changed, if that is possible.
@@ -359,8 +359,9 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     {
         let (space, span) = (self.space, self.request.span);
         match self.prepare_put(leftover) {
-            Ok((section, change)) => {
-                let (removed, slot) = change.commit(&section, &mut self.vmas);
+            Ok((section, mut change)) => {
+                let mut tree = space.tree().editor(space.slab(), &section);
+                let (removed, slot) = change.commit(&mut tree, &mut self.vmas);
                 Ok((removed, Reservation::new(space, span, slot)))
             }
             Err(Unput::Error(error)) => Err(error),
@@ -376,12 +377,13 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         let (space, request) = (self.space, self.request);
         self.wait_to_finish(&request)?;
         self.check_not_filled(&*space.write())?;
-        let mut change = Change::cut(space, request, &self.vmas, leftover, |_, _| None)?;
+        let mut change = Change::new(space, request, leftover);
+        change.cut(&self.vmas, |_, _| None)?;
         space.check_not_own(request.span)?; // user code may have taken something
         let section = space.write();
         self.check_not_filled(&*section)?;
-        change.add()?;
-        change.prepare(&section)?;
+        change.add(&self.vmas)?;
+        change.prepare(&mut space.tree().editor(space.slab(), &section))?;
         Ok((section, change))
     }
 
@@ -618,7 +620,8 @@ impl<P, T: Platform> AddressSpace<P, T> {
         match exclusion.prepare_put(leftover) {
             Ok((section, mut change)) => {
                 change.fill(payload);
-                Ok(change.commit(&section, &mut exclusion.vmas).0)
+                let mut tree = self.tree().editor(self.slab(), &section);
+                Ok(change.commit(&mut tree, &mut exclusion.vmas).0)
             }
             Err(unput) => Err((unput, payload)),
         }

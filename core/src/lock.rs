@@ -160,6 +160,7 @@ impl SpaceSeq {
 
     /// Begins an edit. The caller holds the mmap lock for writing.
     #[doc(alias = "mmap_write_lock")]
+    #[inline]
     pub fn begin(&self) -> EditSeq {
         self.meeting.pass();
         let current = &self.current.0;
@@ -184,6 +185,7 @@ impl SpaceSeq {
 
     /// Ends the edit that `begin` named, and with it all its write locks.
     #[doc(alias = "vma_end_write_all")]
+    #[inline]
     pub fn end(&self, edit: EditSeq) {
         self.current.0.store(edit.0 + 1, EDIT_END);
     }
@@ -324,6 +326,7 @@ impl VmaLock {
     }
 
     /// Whether somebody excludes readers. The caller holds the mmap lock: nobody begins meanwhile.
+    #[inline]
     pub fn is_excluded(&self) -> bool {
         let count =
             self.refcnt.load(Relaxed("only under the mmap lock is X added; EXCLUDE_BEGIN follows"));
@@ -331,6 +334,7 @@ impl VmaLock {
     }
 
     /// Whether `edit` has write-locked this VMA.
+    #[inline]
     pub fn is_locked_by(&self, edit: EditSeq) -> bool {
         self.lock_seq.load(Relaxed("written under the mmap lock, which is held")) == edit.0
     }
@@ -338,12 +342,14 @@ impl VmaLock {
     /// Keeps readers from coming in to an attached VMA that nobody excludes. The mmap lock is held
     /// for writing.
     #[doc(alias("__vma_enter_locked", "__vma_start_exclude_readers"))]
+    #[inline]
     pub fn exclude(&self) {
         let old = self.refcnt.fetch_add(EXCLUDED, EXCLUDE_BEGIN);
         check((1..EXCLUDED).contains(&old), "X is added once, to what is attached");
     }
 
     /// As [`exclude`](Self::exclude), if nobody is inside: then the caller is alone.
+    #[inline]
     pub fn exclude_idle(&self) -> bool {
         self.refcnt.compare_exchange(1, EXCLUDED + 1, EXCLUDE_IDLE).is_ok()
     }
@@ -364,11 +370,13 @@ impl VmaLock {
     }
 
     /// Whether the readers of an excluded VMA have left.
+    #[inline]
     pub fn is_alone(&self) -> bool {
         self.alone().is_ok()
     }
 
     /// The count, if the readers of an excluded VMA have not left.
+    #[inline]
     fn alone(&self) -> Result<(), u32> {
         let count = self.refcnt.load(EXCLUDE_WAIT);
         if count == EXCLUDED + 1 { Ok(()) } else { Err(count) }
@@ -376,6 +384,7 @@ impl VmaLock {
 
     /// Write-locks a VMA that the caller has alone, for the rest of `edit`, and takes X away: from
     /// here the sequence refuses readers.
+    #[inline]
     pub fn lock_until_end_of(&self, edit: EditSeq) {
         let mark = || self.lock_seq.store(edit.0, Relaxed("published by EXCLUDE_END"));
         if keep(Step::MarkBeforeEnd) {
@@ -390,17 +399,20 @@ impl VmaLock {
     /// Ends what [`exclude`](Self::exclude) began: readers come in again, unless the VMA is
     /// write-locked.
     #[doc(alias("__vma_exit_locked", "__vma_end_exclude_readers"))]
+    #[inline]
     pub fn readmit(&self) {
         self.refcnt.fetch_sub(EXCLUDED, EXCLUDE_END);
     }
 
     /// Whether nothing is attached, for the slot's owner.
+    #[inline]
     pub fn is_detached(&self) -> bool {
         self.refcnt.load(Relaxed("the owner knows of the store of 0, and nobody else stores")) == 0
     }
 
     /// Attaches a VMA that the slot's owner has just written, write-locked by `edit`.
     #[doc(alias = "vma_mark_attached")]
+    #[inline]
     pub fn attach(&self, edit: EditSeq) {
         if keep(Step::AttachLocked) {
             self.lock_seq.store(edit.0, Relaxed("published by ATTACH_PUBLISH"));
@@ -410,6 +422,7 @@ impl VmaLock {
 
     /// Detaches a VMA that the caller has alone. Afterwards the slot's fields are the caller's.
     #[doc(alias = "vma_mark_detached")]
+    #[inline]
     pub fn detach(&self) {
         if !keep(Step::KeepExcluded) {
             self.readmit();

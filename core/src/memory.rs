@@ -7,7 +7,8 @@ use core::alloc::Layout;
 /// # Safety
 ///
 /// `alloc` returns null or memory of the layout that is nobody else's until it is given to
-/// `dealloc`, and that stays where it is meanwhile. Neither unwinds.
+/// `dealloc`, and that stays where it is meanwhile. Neither unwinds, nor uses an address space: a
+/// slab may be in the middle of something.
 pub unsafe trait SlabMemory {
     /// A chunk of `layout`, whose size is never 0; null when there is none.
     fn alloc(layout: Layout) -> *mut u8;

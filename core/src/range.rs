@@ -37,6 +37,7 @@ pub enum RangeError {
 
 impl Span {
     /// Checks `range` for a space of `granularity` bytes, a power of two.
+    #[inline]
     pub fn check(range: Range<usize>, granularity: usize) -> Result<Self, RangeError> {
         let Range { start, end } = range;
         if end < start {
@@ -51,20 +52,24 @@ impl Span {
         }
     }
 
+    #[inline]
     pub fn range(self) -> Range<usize> {
         self.start..self.end
     }
 
+    #[inline]
     pub fn len(self) -> usize {
         self.end - self.start
     }
 
     /// The bytes that lie in both, if there are any.
+    #[inline]
     pub fn overlap(self, other: Self) -> Option<Self> {
         let both = Self { start: self.start.max(other.start), end: self.end.min(other.end) };
         (both.start < both.end).then_some(both)
     }
 
+    #[inline]
     pub fn contains(self, addr: usize) -> bool {
         self.start <= addr && addr < self.end
     }

@@ -6,7 +6,7 @@ use core::fmt;
 use crate::facade::{AtomicU64, Relaxed, const_unless_model};
 use crate::mm::SpaceId;
 use crate::platform::{Platform, with_default_platform};
-use crate::slots::{Arena, Slot, Usage};
+use crate::slots::{Arena, Slot, Usage, Users};
 use crate::tree::Node;
 
 with_default_platform! {
@@ -79,9 +79,15 @@ impl<P, T: Platform> Slab<P, T> {
         /// ```
         #[must_use]
         pub fn with_platform() -> Self {
+            Self::for_users(Users::Spaces)
+        }
+    }
+
+    const_unless_model! {
+        fn for_users(users: Users) -> Self {
             Self {
-                slots: Arena::new(),
-                nodes: Arena::new(),
+                slots: Arena::new(users),
+                nodes: Arena::new(users),
                 next_space: AtomicU64::new(OWNER.0 + 1),
             }
         }
@@ -95,10 +101,6 @@ impl<P, T: Platform> Slab<P, T> {
     /// assert_eq!(space.slab().vmas().in_use, 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    ///
-    /// # Panics
-    ///
-    /// Inside a [`HandlerScope`](crate::HandlerScope): it takes a lock.
     pub fn vmas(&self) -> Usage {
         self.slots.usage()
     }
@@ -111,10 +113,6 @@ impl<P, T: Platform> Slab<P, T> {
     /// assert_eq!(space.slab().nodes().in_use, 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    ///
-    /// # Panics
-    ///
-    /// Inside a [`HandlerScope`](crate::HandlerScope): it takes a lock.
     pub fn nodes(&self) -> Usage {
         self.nodes.usage()
     }
@@ -151,6 +149,13 @@ pub enum SlabRef<P, T: Platform> {
 }
 
 impl<P, T: Platform> SlabRef<P, T> {
+    const_unless_model! {
+        /// A slab for one space only.
+        pub fn own() -> Self {
+            Self::Own(Slab::for_users(Users::OneSpace))
+        }
+    }
+
     #[inline(always)]
     pub fn get(&self) -> &Slab<P, T> {
         match self {

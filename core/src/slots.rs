@@ -15,16 +15,19 @@
 //! | `space` | a reference (`refcnt` raised), or the mmap lock of the space it names | being free (before attach); alone at X+1 |
 //! | `span`, `payload` | an admitted reference, X, or the mmap lock | being free; write-locked; alone at X+1 |
 //! | `chain` | X; owning a reservation | X, in an edit or by the exclusion that has it; owning a reservation |
-//! | `link` | the arena's lock | the arena's lock |
+//! | `link` | what guards the arena (A3) | what guards the arena (A3) |
 //!
 //! # Invariants
 //!
 //! - **A1** An [`Idx`] names an object that its arena has allocated before. It travels from the
-//!   thread that allocated it through the arena's lock, the mmap lock, or a release store into a
+//!   thread that allocated it through what guards the arena, the mmap lock, or a release store into a
 //!   word of the tree that is loaded with acquire (NODE_LINK, NODE_FOLLOW); so the chunk pointer
 //!   and the object's first initialisation are visible to whoever holds it. An index is only used
 //!   with the arena that made it: a tree refers to one slab for life.
 //! - **A2** A chunk is never freed, moved or opened for unique access before the arena is dropped.
+//! - **A3** An arena's state, every `link` and the making of chunks are guarded by the arena's lock;
+//!   or, where it is one space's alone ([`Users::OneSpace`]), by the mmap lock of that space, which
+//!   is held for writing whenever that space allocates and frees.
 //! - **S1** `payload` is initialised exactly while the slot is attached and `space` does not say
 //!   *reserved*, except in the hands of who has it alone ([`Emptied`]).
 //! - **S2** A [`FreeSlot`] is the only handle to a slot whose count is 0.
@@ -39,7 +42,8 @@ use core::alloc::Layout;
 
 use crate::error::OutOfMemory;
 use crate::facade::{
-    AtomicU32, Cell, ConstPtr, MmapLock, Relaxed, check, const_unless_model, keep,
+    AtomicU32, AtomicU64, Cell, ConstPtr, MmapLock, MmapWriteGuard, Relaxed, check,
+    const_unless_model, keep,
 };
 use crate::ledger::{LEAVE_BEHIND, Step, TAKE_ON};
 use crate::lock::{EditSeq, Refused, SpaceSeq, Ticket, VmaLock};
@@ -47,7 +51,6 @@ use crate::memory::SlabMemory;
 use crate::mm::{Mm, ReadSection, Section, SpaceId, WriteSection};
 use crate::platform::Platform;
 use crate::range::Span;
-use crate::thread::HandlerScope;
 
 /// Objects in the first chunk; each further chunk is twice as large. Small under the models, so
 /// that a second chunk is reached.
@@ -99,9 +102,21 @@ pub trait Object {
 /// Type-stable memory for objects of one kind.
 pub struct Arena<O, T: Platform> {
     chunks: [Cell<*mut O>; CHUNKS],
-    /// Guards `state`, every `link`, and the making of chunks.
+    users: Users,
+    /// See A3.
     lock: MmapLock<T>,
     state: Cell<ArenaState>,
+    /// How many objects were made, in the upper half, and how many are in use: for everybody.
+    usage: AtomicU64,
+}
+
+/// Who allocates from an arena.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Users {
+    /// One space, only in its edits.
+    OneSpace,
+    /// Any number of spaces.
+    Spaces,
 }
 
 #[derive(Clone, Copy)]
@@ -128,14 +143,16 @@ fn chunk_layout<O>(chunk: usize) -> Result<Layout, OutOfMemory> {
 
 impl<O: Object, T: Platform> Arena<O, T> {
     const_unless_model! {
-        pub fn new() -> Self {
+        pub fn new(users: Users) -> Self {
             Self {
                 #[cfg(not(pervma_model))]
                 chunks: [const { Cell::new(ptr::null_mut()) }; CHUNKS],
                 #[cfg(pervma_model)]
                 chunks: core::array::from_fn(|_| Cell::new(ptr::null_mut())),
+                users,
                 lock: MmapLock::new(),
                 state: Cell::new(ArenaState { free: 0, made: 0, live: 0 }),
+                usage: AtomicU64::new(0),
             }
         }
     }
@@ -154,16 +171,24 @@ impl<O: Object, T: Platform> Arena<O, T> {
         unsafe { &*object }
     }
 
-    /// An object that nobody else was given: the one freed last, else a new one.
-    pub fn alloc(&self) -> Result<Idx<O>, OutOfMemory> {
-        let _lock = self.lock.write();
-        // SAFETY: `state` is only touched under `lock`, which is held.
+    /// What guards the arena, beside the section that the caller has (A3).
+    #[inline]
+    fn guard(&self, _section: &WriteSection<'_, T>) -> Option<MmapWriteGuard<'_, T>> {
+        (self.users == Users::Spaces).then(|| self.lock.write())
+    }
+
+    /// An object that nobody else was given: the one freed last, else a new one. The section is one
+    /// of the space that the object is for.
+    #[inline]
+    pub fn alloc(&self, section: &WriteSection<'_, T>) -> Result<Idx<O>, OutOfMemory> {
+        let _guard = self.guard(section);
+        // SAFETY: A3.
         let mut state = self.state.with(|state| unsafe { *state });
         let index = if state.free != 0 {
             let index = state.free - 1;
-            // SAFETY: A1: it was allocated before, and came here through `lock`.
+            // SAFETY: A1: it was allocated before, and came here under the guard.
             let object = self.get(unsafe { Idx::from_raw(index) });
-            // SAFETY: links are only touched under `lock`, which is held.
+            // SAFETY: A3.
             state.free = object.link().with(|link| unsafe { *link });
             index
         } else {
@@ -172,12 +197,21 @@ impl<O: Object, T: Platform> Arena<O, T> {
             state.made - 1
         };
         state.live += 1;
-        // SAFETY: `state` is only touched under `lock`, which is held.
-        self.state.with_mut(|at| unsafe { *at = state });
+        self.set_state(state);
         Ok(Idx(index, PhantomData))
     }
 
+    /// Sets the state, for those who have the guard.
+    #[inline]
+    fn set_state(&self, state: ArenaState) {
+        // SAFETY: A3.
+        self.state.with_mut(|at| unsafe { *at = state });
+        let usage = u64::from(state.made) << 32 | u64::from(state.live);
+        self.usage.store(usage, Relaxed("a count to look at, which says nothing of the objects"));
+    }
+
     /// Makes object number `index`, and its chunk if it is the first in it.
+    #[cold]
     fn make(&self, index: u32) -> Result<(), OutOfMemory> {
         if index >= MOST_OBJECTS {
             return Err(OutOfMemory);
@@ -189,11 +223,11 @@ impl<O: Object, T: Platform> Arena<O, T> {
             if base.is_null() {
                 return Err(OutOfMemory);
             }
-            // SAFETY: under `lock`; readers look only at chunks of which they hold an index, and
+            // SAFETY: A3; readers look only at chunks of which they hold an index, and
             // there is none of this chunk yet (A1).
             self.chunks[chunk].with_mut(|at| unsafe { *at = base });
         }
-        // SAFETY: only written under `lock`, which is held.
+        // SAFETY: only written here, so A3.
         let base = self.chunks[chunk].with(|base| unsafe { *base });
         // SAFETY: `offset` lies within the chunk.
         let object = unsafe { base.add(offset) };
@@ -203,25 +237,22 @@ impl<O: Object, T: Platform> Arena<O, T> {
     }
 
     /// Makes `index`, which the caller was given by `alloc` and gives up, free again.
-    pub fn free(&self, index: Idx<O>) {
-        let _lock = self.lock.write();
-        // SAFETY: `state` is only touched under `lock`, which is held.
+    #[inline]
+    pub fn free(&self, index: Idx<O>, section: &WriteSection<'_, T>) {
+        let _guard = self.guard(section);
+        // SAFETY: A3.
         let mut state = self.state.with(|state| unsafe { *state });
-        // SAFETY: links are only touched under `lock`, which is held.
+        // SAFETY: A3.
         self.get(index).link().with_mut(|link| unsafe { *link = state.free });
         state.free = index.0 + 1;
         state.live -= 1;
-        // SAFETY: `state` is only touched under `lock`, which is held.
-        self.state.with_mut(|at| unsafe { *at = state });
+        self.set_state(state);
     }
 
     /// How many objects were made, and how many of them are in use.
     pub fn usage(&self) -> Usage {
-        HandlerScope::<T>::assert_may_wait();
-        let _lock = self.lock.read();
-        // SAFETY: `state` is only changed under `lock` held for writing.
-        let state = self.state.with(|state| unsafe { *state });
-        Usage { made: state.made as usize, in_use: state.live as usize }
+        let usage = self.usage.load(Relaxed("the caller may be late anyway"));
+        Usage { made: (usage >> 32) as usize, in_use: (usage as u32) as usize }
     }
 }
 
@@ -258,8 +289,8 @@ impl<O, T: Platform> Drop for Arena<O, T> {
     }
 }
 
-// SAFETY: an arena hands out shared references and indices. Its cells are touched as invariant A1
-// and the lock say, from any thread.
+// SAFETY: an arena hands out shared references and indices. Its cells are touched as invariants A1
+// and A3 say, from any thread.
 unsafe impl<O: Send + Sync, T: Platform> Sync for Arena<O, T> {}
 // SAFETY: an arena owns its objects; nothing in it belongs to a thread.
 unsafe impl<O: Send + Sync, T: Platform> Send for Arena<O, T> {}
@@ -741,6 +772,7 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
 
     /// Takes the first VMA off the list, once it is alone: its range, its payload, and what is left
     /// to be filled again or detached.
+    #[inline]
     pub fn take_first(&mut self) -> Option<(Span, P, Emptied<'s, P>)> {
         let index = self.first?;
         self.first = self.next(index);
@@ -830,13 +862,13 @@ impl<'s, P> Emptied<'s, P> {
     }
 
     /// Detaches it and gives the slot to `arena`. The tree no longer leads here.
-    pub fn detach<T: Platform>(self, arena: &Arena<Slot<P>, T>) {
+    pub fn detach<T: Platform>(self, arena: &Arena<Slot<P>, T>, section: &WriteSection<'_, T>) {
         if !keep(Step::FreeDetached) {
-            arena.free(self.index);
+            arena.free(self.index, section);
         }
         end_exclusion::<T>(&self.slot.lock, self.gated, VmaLock::detach);
         if keep(Step::FreeDetached) {
-            arena.free(self.index);
+            arena.free(self.index, section);
         }
     }
 }
@@ -891,7 +923,8 @@ impl<'s, P> Reserved<'s, P> {
     }
 }
 
-/// A slot with nothing in it, ours to fill. Dropping it gives it back.
+/// A slot with nothing in it, ours to fill or to [`give_back`](Self::give_back). One that is dropped
+/// is used again by nobody.
 #[must_use]
 pub struct FreeSlot<'a, P, T: Platform> {
     arena: &'a Arena<Slot<P>, T>,
@@ -900,8 +933,16 @@ pub struct FreeSlot<'a, P, T: Platform> {
 
 impl<'a, P, T: Platform> FreeSlot<'a, P, T> {
     /// A free slot of `arena`.
-    pub fn alloc(arena: &'a Arena<Slot<P>, T>) -> Result<Self, OutOfMemory> {
-        Ok(Self { arena, index: arena.alloc()? })
+    pub fn alloc(
+        arena: &'a Arena<Slot<P>, T>,
+        section: &WriteSection<'_, T>,
+    ) -> Result<Self, OutOfMemory> {
+        Ok(Self { arena, index: arena.alloc(section)? })
+    }
+
+    /// Makes it free again. The tree does not lead here.
+    pub fn give_back(self, section: &WriteSection<'_, T>) {
+        self.arena.free(self.index, section);
     }
 
     /// The name it will be linked by.
@@ -933,12 +974,5 @@ impl<'a, P, T: Platform> FreeSlot<'a, P, T> {
         // SAFETY: S2, as above.
         slot.span.with_mut(|at| unsafe { *at = span });
         slot.lock.attach(section.edit());
-        core::mem::forget(self);
-    }
-}
-
-impl<P, T: Platform> Drop for FreeSlot<'_, P, T> {
-    fn drop(&mut self) {
-        self.arena.free(self.index);
     }
 }

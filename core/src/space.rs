@@ -8,7 +8,7 @@ use core::ops::Range;
 use crate::change::{Mapped, Request};
 use crate::cursor::Cursor;
 use crate::edit::Edit;
-use crate::error::{ChangeError, EditError, OutOfMemory, ReadError};
+use crate::error::{ChangeError, EditError, ReadError};
 use crate::facade::{Relaxed, const_unless_model, keep};
 use crate::gap::{GapError, GapSearch};
 use crate::guard::{OwnedReadGuard, ReadGuard};
@@ -19,7 +19,7 @@ use crate::platform::{Platform, with_default_platform};
 use crate::range::Span;
 use crate::slab::{OWNER, Slab, SlabRef};
 use crate::slots::{Admitted, Entry, Inside, Reserved, Slot, Turned};
-use crate::tree::{Blocked, Passed, Trail, Tree};
+use crate::tree::{Blocked, Passed, Trail, Tree, Unlinked};
 use crate::view::View;
 
 /// Walks in a lookup, after the first, before it is told *locked*.
@@ -115,7 +115,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
             Self {
                 mm: Mm::new(OWNER),
                 tree: Tree::new(),
-                slab: SlabRef::Own(Slab::with_platform()),
+                slab: SlabRef::own(),
                 granularity,
             }
         }
@@ -599,6 +599,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ///
     /// Inside a [`HandlerScope`](crate::HandlerScope).
     #[doc(alias("mmap_write_lock", "mmap_lock"))]
+    #[inline]
     pub fn edit(&self) -> Result<Edit<'_, P, T>, EditError> {
         self.check_may_wait()?;
         Ok(Edit::new(self, self.write()))
@@ -638,8 +639,11 @@ impl<P, T: Platform> AddressSpace<P, T> {
 
     /// Waits for the mmap lock for writing, begins an edit, and gives back the ranges of reservations
     /// that were dropped meanwhile.
+    #[inline]
     pub(crate) fn write(&self) -> WriteLock<'_, T> {
-        self.take_on(self.mm.write())
+        let section = self.mm.write();
+        self.take_on(&section);
+        section
     }
 
     /// Runs `f` in the edit that the running thread has open, else in a new one.
@@ -655,28 +659,31 @@ impl<P, T: Platform> AddressSpace<P, T> {
         if self.mm.edited_by_me() {
             return Some(self.mm.in_own_edit(f));
         }
-        let section = self.take_on(self.mm.try_write()?);
+        let section = self.mm.try_write()?;
+        self.take_on(&section);
         Some(f(&section))
     }
 
-    fn take_on<'m>(&self, section: WriteLock<'m, T>) -> WriteLock<'m, T> {
+    #[inline]
+    fn take_on(&self, section: &WriteSection<'_, T>) {
         let left_behind = self.mm.left_behind();
         if left_behind.load(Relaxed("a hint: what is missed waits for the next edit")) != 0 {
             for slot in Reserved::take_on(self.slab.get().slot_arena(), left_behind) {
-                self.give_back(&section, &slot);
+                self.give_back(section, &slot);
             }
         }
         #[cfg(all(test, not(pervma_model)))]
-        self.tree.check(self.slab.get(), &section);
-        section
+        self.tree.check(self.slab.get(), section);
     }
 
     /// Ends a reservation.
+    #[cold]
     pub(crate) fn give_back(&self, section: &WriteSection<'_, T>, slot: &Reserved<'_, P>) {
         let (slab, span) = (self.slab.get(), slot.span());
-        self.tree.unlink(slab, section, span.start);
-        slot.alone(section).detach(slab.slot_arena());
-        self.tree.settle(slab, section, span);
+        let mut tree = self.tree.editor(slab, section);
+        tree.unlink(span.start, 0);
+        slot.alone(section).detach(slab.slot_arena(), section);
+        tree.settle(span);
     }
 
     pub(crate) fn mm(&self) -> &Mm<T> {
@@ -824,8 +831,34 @@ impl<P, T: Platform> AddressSpace<P, T> {
     }
 
     /// Maps a free range in a space that nobody else knows yet.
-    pub(crate) fn adopt(&self, span: Span, payload: P) -> Result<(), (OutOfMemory, P)> {
-        self.tree.insert(self.slab.get(), &self.mm.write(), span, payload)
+    pub(crate) fn adopt(&self, span: Span, payload: P) -> Result<(), ChangeError> {
+        let section = self.mm.write();
+        match self.tree.editor(self.slab.get(), &section).link_free(span) {
+            Ok(slot) => slot.attach(&section, span, payload),
+            Err(unlinked) => return Err(self.not_linked(&section, span, unlinked)),
+        }
+        Ok(())
+    }
+
+    /// Why nothing could be linked in `span`, with the addresses.
+    #[cold]
+    pub(crate) fn not_linked(
+        &self,
+        section: &impl Section,
+        span: Span,
+        unlinked: Unlinked,
+    ) -> ChangeError {
+        let taken = match unlinked {
+            Unlinked::Taken => self.entries(section, span).next(),
+            Unlinked::OutOfMemory => None,
+        };
+        match taken {
+            None => ChangeError::OutOfMemory { range: span.range() },
+            Some(entry) if entry.is_excluded() => {
+                ChangeError::Excluded { vma: entry.span().range() }
+            }
+            Some(entry) => ChangeError::Overlap { existing: entry.span().range() },
+        }
     }
 
     /// Removes what has the smallest address, in an edit of its own, and gives its payload out if it
@@ -835,8 +868,8 @@ impl<P, T: Platform> AddressSpace<P, T> {
         let entry = self.tree.first_from(self.slab.get(), &section, 0)?;
         let start = entry.span().start;
         let (payload, emptied) = entry.take_at_end::<T>();
-        self.tree.unlink(self.slab.get(), &section, start);
-        emptied.detach(self.slab.get().slot_arena());
+        self.tree.editor(self.slab.get(), &section).unlink(start, 0);
+        emptied.detach(self.slab.get().slot_arena(), &section);
         Some(payload)
     }
 }

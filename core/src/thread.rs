@@ -99,6 +99,7 @@ impl Holdings {
     }
 
     /// Whether this thread holds one in `space` that was noted.
+    #[inline]
     pub(crate) fn any(&self, space: usize) -> bool {
         self.0.iter().any(|row| row.is_of(space))
     }
@@ -149,7 +150,7 @@ impl fmt::Debug for ThreadState {
 /// Marks the running thread as being inside a signal handler.
 ///
 /// While it lives, the thread must not wait: whatever takes a lock of this crate (an edit, the slow
-/// path of a blocking read, the end of a reservation or of a space, the usage of a slab) panics, which in an
+/// path of a blocking read, the end of a reservation or of a space) panics, which in an
 /// `extern "C"` handler ends the process. That turns "this path never locks" from a promise into a
 /// check.
 ///

@@ -131,7 +131,11 @@ fn a_thread_that_would_wait_for_itself_is_told() {
     assert_eq!(*space.try_read(3 * PAGE).unwrap(), 3 * PAGE, "what it has not locked is readable");
     assert_eq!(space.read(0).unwrap_err(), ReadError::NotMapped { addr: 0 }, "and a hole known");
     edit.insert(pages(5, 1), 5).unwrap();
-    assert_eq!(space.read(0).unwrap_err(), ReadError::OwnEdit { addr: 0 }, "a hole beside a change");
+    assert_eq!(
+        space.read(0).unwrap_err(),
+        ReadError::OwnEdit { addr: 0 },
+        "a hole beside a change"
+    );
     drop(edit);
 
     let guard = space.try_read(PAGE).unwrap();

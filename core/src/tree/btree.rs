@@ -33,10 +33,12 @@
 //! validation is needed anyway, and the writer pays for the copy.
 
 use crate::error::OutOfMemory;
-use crate::facade::{fence, keep};
+use crate::facade::{AtomicU64, Relaxed, fence, keep};
 use crate::ledger::{HOLE_CHECK, Step};
 use crate::lock::{EditSeq, Settled, Stamp};
+use crate::mm::WriteSection;
 use crate::platform::Platform;
+use crate::range::Span;
 use crate::slots::{Arena, Idx};
 
 use super::node::{FANOUT, Node, SPARSE, Target, TreeWord};
@@ -51,6 +53,8 @@ pub struct BTree {
     root: TreeWord,
     /// The edit that last changed the root.
     stamp: Stamp,
+    /// See [`Shape`]; for the writer.
+    shape: AtomicU64,
 }
 
 /// Where a walk leaves word of the nodes it passes.
@@ -90,7 +94,12 @@ impl<'n> Trail<'n> for Passed<'n> {
     }
 }
 
-/// An entry of a leaf and the way to it from the root, for the writer; good until the tree changes.
+/// Which nodes a tree has, and how they hang together: a number that changes with it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Shape(u64);
+
+/// An entry of a leaf and the way to it from the root, for the writer; good while nothing changes but
+/// that leaf.
 pub struct Position<'n> {
     /// The nodes on the way, and the entry taken in each.
     nodes: [&'n Node; MAX_DEPTH],
@@ -100,9 +109,32 @@ pub struct Position<'n> {
 }
 
 impl<'n> Position<'n> {
-    #[inline]
-    fn at_root(root: &'n Node) -> Self {
+    /// At the root, from where [`seek`](Self::seek) goes on. A position is made where it is used and
+    /// not passed on: it is large.
+    #[inline(always)]
+    pub fn at_root(root: &'n Node) -> Self {
         Self { nodes: [root; MAX_DEPTH], entries: [0; MAX_DEPTH], leaf: 0 }
+    }
+
+    /// Goes to the entry with the largest key not above `addr`, or else to the first. The nodes on
+    /// the way here are what they were, but for entries of this leaf.
+    #[inline]
+    pub fn seek<T: Platform>(&mut self, nodes: &'n Arena<Node, T>, addr: usize) {
+        let (mut node, _) = self.last();
+        let here = node.key(0) <= addr && addr <= node.key(node.len() - 1);
+        if !here {
+            self.leaf = 0;
+            node = self.nodes[0];
+        }
+        loop {
+            let entry = node.search(addr).unwrap_or(0);
+            let Some(child) = node.child_node(entry) else {
+                self.entries[self.leaf] = entry as u8;
+                return;
+            };
+            node = nodes.get(child);
+            self.descend(entry, node);
+        }
     }
 
     /// Takes an entry of the last node, and goes on to the node below it.
@@ -172,8 +204,9 @@ impl<'n> Position<'n> {
         true
     }
 
+    /// The key of the entry.
     #[inline]
-    fn key(&self) -> usize {
+    pub fn key(&self) -> usize {
         let (leaf, entry) = self.last();
         leaf.key(entry)
     }
@@ -195,14 +228,33 @@ impl<'n> Position<'n> {
         let (leaf, entry) = self.last();
         let old = leaf.gap(entry);
         let new = new(old);
-        leaf.set_gap(entry, new);
-        self.gap_changed(old, new);
+        if old != new {
+            leaf.set_gap(entry, new);
+            self.gap_changed(old, new);
+        }
+    }
+
+    /// Whether nothing is in `span`, to whose start this position was sought.
+    #[inline]
+    pub fn is_free(&self, span: Span) -> bool {
+        let (leaf, entry) = self.last();
+        if span.start < leaf.key(entry) {
+            return span.end <= leaf.key(entry);
+        }
+        let next = self.next_key().unwrap_or(usize::MAX);
+        next - leaf.gap(entry) <= span.start && span.end <= next
+    }
+
+    /// Whether an entry can be inserted into the leaf as it is.
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        !self.last().0.is_full()
     }
 
     /// Inserts an entry beside this one, which is that with the largest key below the new one's, or
-    /// else the first of all, into a leaf that is not full.
+    /// else the first of all, into a leaf that [`has_room`](Self::has_room).
     #[inline]
-    fn insert(&self, edit: EditSeq, key: usize, slot: u32, len: usize) {
+    pub fn insert(&self, edit: EditSeq, key: usize, slot: u32, len: usize) {
         let (leaf, entry) = self.last();
         if key < leaf.key(entry) {
             let gap = (leaf.key(entry) - key).saturating_sub(len);
@@ -219,14 +271,23 @@ impl<'n> Position<'n> {
         }
     }
 
-    /// Removes an entry that is not the first of its leaf.
+    /// Whether the entry can be removed from the leaf as it is.
     #[inline]
-    fn remove(&self, edit: EditSeq) {
+    pub fn is_spare(&self) -> bool {
         let (leaf, entry) = self.last();
-        let gap = leaf.gap(entry - 1).saturating_add(self.room());
+        entry > 0 && leaf.len() > SPARSE
+    }
+
+    /// Removes an entry that [`is_spare`](Self::is_spare). Its room, but for what is `kept` of it, goes
+    /// to the gap before it.
+    #[inline]
+    pub fn remove(&self, edit: EditSeq, kept: usize) {
+        let (leaf, entry) = self.last();
+        let old = leaf.gap(entry).max(leaf.gap(entry - 1));
+        let gap = leaf.gap(entry - 1).saturating_add(self.room().saturating_sub(kept));
         leaf.set_gap(entry - 1, gap);
         leaf.remove(edit, entry);
-        self.gap_changed(0, gap);
+        self.gap_changed(old, gap);
     }
 
     /// Restores T4 above the leaf, where a gap went from `old` to `new`; 0 stands for no entry.
@@ -252,7 +313,7 @@ impl<'n> Position<'n> {
 impl BTree {
     crate::facade::const_unless_model! {
         pub fn new() -> Self {
-            Self { root: TreeWord::empty(), stamp: Stamp::new() }
+            Self { root: TreeWord::empty(), stamp: Stamp::new(), shape: AtomicU64::new(0) }
         }
     }
 
@@ -354,50 +415,59 @@ impl BTree {
         find_gap(nodes, root, below, size, Side::Below)
     }
 
+    /// The shape it has.
+    #[inline]
+    pub fn shape(&self) -> Shape {
+        Shape(self.shape.load(Relaxed("only the writer changes the shape")))
+    }
+
+    fn new_shape(&self) {
+        self.shape.store(self.shape().0 + 1, Relaxed("only the writer asks for the shape"));
+    }
+
+    /// The root, unless the tree is empty.
+    #[inline]
+    pub fn root<'n, T: Platform>(&self, nodes: &'n Arena<Node, T>) -> Option<&'n Node> {
+        match self.root.follow() {
+            Target::Node(root) => Some(nodes.get(root)),
+            Target::Empty | Target::Slot(_) => None,
+        }
+    }
+
     /// The entry with the largest key not above `addr`, or else the first.
-    #[cfg_attr(not(debug_assertions), inline(always))]
+    #[inline]
     pub fn seek<'n, T: Platform>(
         &self,
         nodes: &'n Arena<Node, T>,
         addr: usize,
     ) -> Option<Position<'n>> {
-        let Target::Node(root) = self.root.follow() else { return None };
-        let mut node = nodes.get(root);
-        let mut position = Position::at_root(node);
-        loop {
-            let entry = node.search(addr).unwrap_or(0);
-            let Some(child) = node.child_node(entry) else {
-                position.entries[position.leaf] = entry as u8;
-                return Some(position);
-            };
-            node = nodes.get(child);
-            position.descend(entry, node);
-        }
+        let mut position = Position::at_root(self.root(nodes)?);
+        position.seek(nodes, addr);
+        Some(position)
     }
 
     /// Inserts `slot` at `key`, which no entry has, with `len` bytes from there taken. The room that is
     /// left behind them becomes its gap, and that much of the gap before it goes. When memory runs
     /// out nothing has changed.
+    ///
+    /// Where the leaf has room, [`Position::insert`] does the same.
+    #[cold]
     pub fn insert<T: Platform>(
         &self,
         nodes: &Arena<Node, T>,
-        edit: EditSeq,
+        section: &WriteSection<'_, T>,
         key: usize,
         slot: u32,
         len: usize,
     ) -> Result<(), OutOfMemory> {
-        match self.seek(nodes, key) {
-            Some(beside) if !beside.last().0.is_full() => beside.insert(edit, key, slot, len),
-            _ => {
-                self.insert_from_root(nodes, edit, key, slot)?;
-                let room = self.seek(nodes, key).map_or(0, |at| {
-                    let room = at.room();
-                    at.set_gap(room.saturating_sub(len));
-                    room
-                });
-                self.update_gap_before(nodes, key, |gap| gap.saturating_sub(room));
-            }
-        }
+        self.new_shape();
+        self.insert_from_root(nodes, section, key, slot)?;
+        let room = self.seek(nodes, key).map_or(0, |at| {
+            let room = at.room();
+            at.set_gap(room.saturating_sub(len));
+            room
+        });
+        self.update_gap_before(nodes, key, |gap| gap.saturating_sub(room));
         Ok(())
     }
 
@@ -418,27 +488,27 @@ impl BTree {
     fn insert_from_root<T: Platform>(
         &self,
         nodes: &Arena<Node, T>,
-        edit: EditSeq,
+        section: &WriteSection<'_, T>,
         key: usize,
         slot: u32,
     ) -> Result<(), OutOfMemory> {
-        let mut node = nodes.get(self.root_with_room(nodes, edit, key)?);
+        let mut node = nodes.get(self.root_with_room(nodes, section, key)?);
         let mut position = Position::at_root(node);
         loop {
             let mut entry = node.search(key).unwrap_or(0);
             let Some(mut child) = node.child_node(entry) else { break };
             if nodes.get(child).is_full() {
-                split(nodes, edit, node, entry, nodes.alloc()?, key);
+                split(nodes, section.edit(), node, entry, nodes.alloc(section)?, key);
                 entry = node.search(key).unwrap_or(0);
                 child = node.child_node(entry).unwrap_or(child);
             }
             node = nodes.get(child);
             position.descend(entry, node);
         }
-        node.insert(edit, key, Target::Slot(slot), 0);
+        node.insert(section.edit(), key, Target::Slot(slot), 0);
         for (above, entry) in position.above() {
             if key < above.key(entry) {
-                above.set_key(edit, entry, key);
+                above.set_key(section.edit(), entry, key);
             }
         }
         Ok(())
@@ -448,49 +518,60 @@ impl BTree {
     fn root_with_room<T: Platform>(
         &self,
         nodes: &Arena<Node, T>,
-        edit: EditSeq,
+        section: &WriteSection<'_, T>,
         key: usize,
     ) -> Result<Idx<Node>, OutOfMemory> {
         let Target::Node(root) = self.root.follow() else {
-            let root = nodes.alloc()?;
-            nodes.get(root).clear(edit);
-            self.set_root(edit, Target::Node(root));
+            let root = nodes.alloc(section)?;
+            nodes.get(root).clear(section.edit());
+            self.set_root(section.edit(), Target::Node(root));
             return Ok(root);
         };
         if !nodes.get(root).is_full() {
             return Ok(root);
         }
-        let top = nodes.alloc()?;
-        let right = match nodes.alloc() {
+        let top = nodes.alloc(section)?;
+        let right = match nodes.alloc(section) {
             Ok(right) => right,
             Err(error) => {
-                nodes.free(top);
+                nodes.free(top, section);
                 return Err(error);
             }
         };
         let (node, child) = (nodes.get(top), nodes.get(root));
-        node.clear(edit);
-        node.insert(edit, child.key(0), Target::Node(root), child.max_gap());
-        self.set_root(edit, Target::Node(top));
-        split(nodes, edit, node, 0, right, key);
+        node.clear(section.edit());
+        node.insert(section.edit(), child.key(0), Target::Node(root), child.max_gap());
+        self.set_root(section.edit(), Target::Node(top));
+        split(nodes, section.edit(), node, 0, right, key);
         Ok(top)
     }
 
-    /// Removes the entry with exactly this `key`, if there is one. All of its room goes to the gap
-    /// before it.
-    pub fn remove<T: Platform>(&self, nodes: &Arena<Node, T>, edit: EditSeq, key: usize) {
+    /// Removes the entry with exactly this `key`, if there is one. Its room, but for what is `kept` of
+    /// it, goes to the gap before it.
+    ///
+    /// Where the entry is spare, [`Position::remove`] does the same.
+    #[cold]
+    pub fn remove<T: Platform>(
+        &self,
+        nodes: &Arena<Node, T>,
+        section: &WriteSection<'_, T>,
+        key: usize,
+        kept: usize,
+    ) {
         let Some(at) = self.seek(nodes, key).filter(|at| at.key() == key) else { return };
-        let (leaf, entry) = at.last();
-        if entry > 0 && leaf.len() > SPARSE {
-            return at.remove(edit);
-        }
-        let room = at.room();
-        self.remove_from_root(nodes, edit, key);
+        let room = at.room().saturating_sub(kept);
+        self.new_shape();
+        self.remove_from_root(nodes, section, key);
         self.update_gap_before(nodes, key, |gap| gap.saturating_add(room));
     }
 
     /// Removes the entry with this `key`, refilling sparse nodes on the way down.
-    fn remove_from_root<T: Platform>(&self, nodes: &Arena<Node, T>, edit: EditSeq, key: usize) {
+    fn remove_from_root<T: Platform>(
+        &self,
+        nodes: &Arena<Node, T>,
+        section: &WriteSection<'_, T>,
+        key: usize,
+    ) {
         let Target::Node(root) = self.root.follow() else { return };
         let mut node = nodes.get(root);
         let mut position = Position::at_root(node);
@@ -498,7 +579,7 @@ impl BTree {
             let Some(mut entry) = node.search(key) else { return };
             let Some(mut child) = node.child_node(entry) else { break };
             if nodes.get(child).len() <= SPARSE {
-                refill(nodes, edit, node, entry);
+                refill(nodes, section, node, entry);
                 entry = node.search(key).unwrap_or(0);
                 child = node.child_node(entry).unwrap_or(child);
             }
@@ -507,29 +588,29 @@ impl BTree {
         }
         let Some(entry) = node.search(key) else { return };
         let gap = node.gap(entry);
-        node.remove(edit, entry);
+        node.remove(section.edit(), entry);
         if node.len() != 0 {
             let smallest = node.key(0);
             for (above, entry) in position.above() {
                 if above.key(entry) == key {
-                    above.set_key(edit, entry, smallest);
+                    above.set_key(section.edit(), entry, smallest);
                 }
             }
         }
         position.gap_changed(gap, 0);
-        self.lower_root(nodes, edit);
+        self.lower_root(nodes, section);
     }
 
     /// Drops a root with a single child, or an empty one.
-    fn lower_root<T: Platform>(&self, nodes: &Arena<Node, T>, edit: EditSeq) {
+    fn lower_root<T: Platform>(&self, nodes: &Arena<Node, T>, section: &WriteSection<'_, T>) {
         while let Target::Node(root) = self.root.follow() {
             let node = nodes.get(root);
             match (node.len(), node.child_node(0)) {
-                (1, Some(child)) => self.set_root(edit, Target::Node(child)),
-                (0, _) => self.set_root(edit, Target::Empty),
+                (1, Some(child)) => self.set_root(section.edit(), Target::Node(child)),
+                (0, _) => self.set_root(section.edit(), Target::Empty),
                 _ => return,
             }
-            nodes.free(root);
+            nodes.free(root, section);
         }
     }
 }
@@ -593,21 +674,26 @@ fn split<T: Platform>(
 }
 
 /// Merges `parent`'s sparse child at `entry` with a neighbour, or takes entries from it.
-fn refill<T: Platform>(nodes: &Arena<Node, T>, edit: EditSeq, parent: &Node, entry: usize) {
+fn refill<T: Platform>(
+    nodes: &Arena<Node, T>,
+    section: &WriteSection<'_, T>,
+    parent: &Node,
+    entry: usize,
+) {
     let at = entry.saturating_sub(1);
     let (Some(left), Some(right)) = (parent.child_node(at), parent.child_node(at + 1)) else {
         return;
     };
-    let (l, r) = (nodes.get(left), nodes.get(right));
+    let (l, r, edit) = (nodes.get(left), nodes.get(right), section.edit());
     let total = l.len() + r.len();
     if total <= FANOUT {
         if !keep(Step::FreeLast) {
-            nodes.free(right);
+            nodes.free(right, section);
         }
         r.copy_tail_to(edit, 0, l);
         parent.remove(edit, at + 1);
         if keep(Step::FreeLast) {
-            nodes.free(right);
+            nodes.free(right, section);
         }
     } else {
         if l.len() < r.len() {
@@ -630,8 +716,10 @@ fn refill<T: Platform>(nodes: &Arena<Node, T>, edit: EditSeq, parent: &Node, ent
 #[cfg(all(test, not(pervma_model)))]
 mod tests {
     use super::*;
-    use crate::lock::SpaceSeq;
+    use crate::mm::Mm;
     use crate::platform::Std;
+    use crate::slab::OWNER;
+    use crate::slots::Users;
     use std::collections::BTreeMap;
 
     /// A key, its slot and its gap.
@@ -678,9 +766,9 @@ mod tests {
         depth
     }
 
-    /// An edit that is under way for as long as it is asked for.
-    fn edit() -> EditSeq {
-        SpaceSeq::new().begin()
+    /// An arena, and what its writer holds.
+    fn arena() -> (Arena<Node, Std>, Mm<Std>) {
+        (Arena::new(Users::OneSpace), Mm::new(OWNER))
     }
 
     /// A small generator; the seed is in the message of what fails.
@@ -699,15 +787,16 @@ mod tests {
     /// The model `recycled_node` found this: the new root took the old inner node for what it was.
     #[test]
     fn an_inner_node_comes_back_as_the_root_of_another_tree() {
-        let nodes = Arena::<Node, Std>::new();
+        let (nodes, mm) = arena();
+        let section = mm.write();
         let (tree, other) = (BTree::new(), BTree::new());
         for key in 0..=FANOUT {
-            tree.insert(&nodes, edit(), key, key as u32, 1).unwrap();
+            tree.insert(&nodes, &section, key, key as u32, 1).unwrap();
         }
         for key in 1..=FANOUT {
-            tree.remove(&nodes, edit(), key); // until one leaf is left, and the inner node is free
+            tree.remove(&nodes, &section, key, 0); // until one leaf is left, and the inner node is free
         }
-        other.insert(&nodes, edit(), 90, 9, usize::MAX - 97).unwrap();
+        other.insert(&nodes, &section, 90, 9, usize::MAX - 97).unwrap();
         let entries = (tree.checked(&nodes), other.checked(&nodes));
         assert_eq!(entries, (vec![(0, (0, usize::MAX - 1))], vec![(90, (9, 7))]));
     }
@@ -715,13 +804,14 @@ mod tests {
     /// What a walker can meet where nodes are recycled under it.
     #[test]
     fn a_walk_in_circles_ends() {
-        let (nodes, tree) = (Arena::<Node, Std>::new(), BTree::new());
-        let root = nodes.alloc().unwrap();
-        nodes.get(root).clear(edit());
+        let ((nodes, mm), tree) = (arena(), BTree::new());
+        let section = mm.write();
+        let root = nodes.alloc(&section).unwrap();
+        nodes.get(root).clear(section.edit());
         for key in 1..=FANOUT {
-            nodes.get(root).insert(edit(), key, Target::Node(root), 0);
+            nodes.get(root).insert(section.edit(), key, Target::Node(root), 0);
         }
-        tree.set_root(edit(), Target::Node(root));
+        tree.set_root(section.edit(), Target::Node(root));
         for addr in [0, 1, 2, usize::MAX] {
             assert_eq!(
                 (tree.walk(&nodes, addr, &mut ()), tree.walk_from(&nodes, addr, &mut ())),
@@ -735,7 +825,8 @@ mod tests {
         let (seeds, steps) = if cfg!(miri) { (1, 200) } else { (30, 6_000) };
         for seed in 0..seeds {
             // Two trees in one arena, so that the nodes of one become those of the other.
-            let (nodes, trees) = (Arena::<Node, Std>::new(), [BTree::new(), BTree::new()]);
+            let ((nodes, mm), trees) = (arena(), [BTree::new(), BTree::new()]);
+            let section = mm.write();
             let (mut maps, mut dice) = ([BTreeMap::new(), BTreeMap::new()], Dice(seed));
             for step in 0..steps {
                 let which = dice.roll(2) as usize;
@@ -746,11 +837,19 @@ mod tests {
                 let key = dice.roll(400) as usize * 10;
                 // Few lengths, so that a node often has its largest gap twice.
                 let (len, size) = (1 + dice.roll(9) as usize, dice.roll(30) as usize);
+                // In the leaf as it is, if that can be; or from the root, which always can.
+                let at = tree.seek(&nodes, key).filter(|_| dice.roll(2) == 0);
                 if insert && !map.contains_key(&key) {
-                    tree.insert(&nodes, edit(), key, step, len).unwrap();
+                    match at.filter(Position::has_room) {
+                        Some(at) => at.insert(section.edit(), key, step, len),
+                        None => tree.insert(&nodes, &section, key, step, len).unwrap(),
+                    }
                     map.insert(key, (step, len));
                 } else if !insert {
-                    tree.remove(&nodes, edit(), key);
+                    match at.filter(|at| at.key() == key && at.is_spare()) {
+                        Some(at) => at.remove(section.edit(), 0),
+                        None => tree.remove(&nodes, &section, key, 0),
+                    }
                     map.remove(&key);
                 }
                 let (key, len) = (dice.roll(400) as usize * 10, 1 + dice.roll(9) as usize);
@@ -794,13 +893,20 @@ mod tests {
                     let moved = position.next(&nodes);
                     assert_eq!(next.is_some(), moved, "seed {seed}, step {step}");
                 }
+                let addr = dice.roll(4_100) as usize;
+                let from = map.range(..=addr).next_back().or(map.first_key_value());
+                let slot = position.and_then(|mut position| {
+                    position.seek(&nodes, addr); // from where it is
+                    position.slot()
+                });
+                assert_eq!(slot, from.map(|(_, &(slot, _))| slot), "seed {seed}, step {step}");
                 if step % 50 == 0 {
                     assert_eq!(tree.checked(&nodes), entries, "seed {seed}, step {step}");
                 }
             }
             for (tree, map) in trees.iter().zip(maps) {
                 for key in map.into_keys() {
-                    tree.remove(&nodes, edit(), key);
+                    tree.remove(&nodes, &section, key, 0);
                     tree.checked(&nodes);
                 }
             }

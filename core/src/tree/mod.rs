@@ -13,9 +13,9 @@ use crate::mm::{ReadSection, Section, WriteSection};
 use crate::platform::Platform;
 use crate::range::Span;
 use crate::slab::Slab;
-use crate::slots::{Admitted, Entry, FreeSlot, Idx, Inside, Reserved, Sleeper, Slot, Turned};
+use crate::slots::{Admitted, Entry, Excluded, FreeSlot, Idx, Inside, Sleeper, Slot, Turned};
 
-use btree::{BTree, Position};
+use btree::{BTree, Position, Shape};
 
 pub use btree::{Passed, Trail};
 pub use node::Node;
@@ -35,6 +35,20 @@ pub enum Blocked<'s, P> {
     Excluded(Sleeper<'s, P>),
     /// Something changed meanwhile: look again at once.
     Changed,
+}
+
+/// Why no slot was linked.
+#[derive(Debug)]
+pub enum Unlinked {
+    /// Something is there.
+    Taken,
+    OutOfMemory,
+}
+
+impl From<OutOfMemory> for Unlinked {
+    fn from(OutOfMemory: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
 }
 
 impl Tree {
@@ -143,128 +157,163 @@ impl Tree {
         }
     }
 
-    /// Inserts a VMA where nothing is, write-locked by the edit. When memory runs out nothing has
-    /// changed and the payload comes back.
-    pub fn insert<P, T: Platform>(
-        &self,
-        slab: &Slab<P, T>,
-        section: &WriteSection<'_, T>,
-        span: Span,
-        payload: P,
-    ) -> Result<(), (OutOfMemory, P)> {
-        match self.link(slab, section, span) {
-            Ok(slot) => slot.attach(section, span, payload),
-            Err(error) => return Err((error, payload)),
+    /// The tree for the holder of the section.
+    #[inline]
+    pub fn editor<'s, 'm, P, T: Platform>(
+        &'m self,
+        slab: &'s Slab<P, T>,
+        section: &'m WriteSection<'m, T>,
+    ) -> Editor<'s, 'm, P, T> {
+        Editor { btree: &self.btree, slab, section, at: None, shape: self.btree.shape() }
+    }
+}
+
+/// A tree in the hands of who edits its space. It goes from where it was last, as long as no node was
+/// split or refilled meanwhile.
+pub struct Editor<'s: 'm, 'm, P, T: Platform> {
+    btree: &'m BTree,
+    slab: &'s Slab<P, T>,
+    section: &'m WriteSection<'m, T>,
+    /// Where it was last; good while the tree has this shape. What of the user's runs in an edit can
+    /// change that: it may end a reservation.
+    at: Option<Position<'s>>,
+    shape: Shape,
+}
+
+impl<'s: 'm, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
+    /// What is held.
+    #[inline]
+    pub fn section(&self) -> &'m WriteSection<'m, T> {
+        self.section
+    }
+
+    /// The entry with the largest key not above `addr`, or else the first.
+    #[inline]
+    fn seek(&mut self, addr: usize) -> Option<&mut Position<'s>> {
+        let (nodes, shape) = (self.slab.node_arena(), self.btree.shape());
+        if self.shape != shape {
+            (self.at, self.shape) = (None, shape);
         }
-        Ok(())
+        let at = match &mut self.at {
+            Some(at) => at,
+            none => none.insert(Position::at_root(self.btree.root(nodes)?)),
+        };
+        at.seek(nodes, addr);
+        Some(at)
     }
 
-    /// Reserves a range where nothing is. When memory runs out nothing has changed.
-    pub fn reserve<'s, P, T: Platform>(
-        &self,
-        slab: &'s Slab<P, T>,
-        section: &WriteSection<'_, T>,
-        span: Span,
-    ) -> Result<Reserved<'s, P>, OutOfMemory> {
-        Ok(self.link(slab, section, span)?.reserve(section, span))
+    /// Shows what has a byte in `span`, in order of address and in one walk, as long as `visit` says so.
+    /// Nothing of the user's may run meanwhile.
+    #[inline]
+    pub fn visit(&mut self, span: Span, mut visit: impl FnMut(Entry<'m, P>) -> bool) {
+        let (slab, section) = (self.slab, self.section);
+        let Some(at) = self.seek(span.start) else { return };
+        while let Some(slot) = at.slot() {
+            let entry = entry(slab, section, slot);
+            let vma = entry.span();
+            // The first may lie before the span.
+            let shown = vma.start < span.end && (vma.end <= span.start || visit(entry));
+            if !shown || !at.next(slab.node_arena()) {
+                return;
+            }
+        }
     }
 
-    /// Links a free slot for `span`, whose start is no other's, to be attached at once: a walker that
-    /// gets here finds it detached, or locked. The gaps are right if nothing else is in the span.
-    pub fn link<'s, P, T: Platform>(
-        &self,
-        slab: &'s Slab<P, T>,
-        section: &WriteSection<'_, T>,
-        span: Span,
-    ) -> Result<FreeSlot<'s, P, T>, OutOfMemory> {
-        let slot = FreeSlot::alloc(slab.slot_arena())?;
-        self.btree.insert(
-            slab.node_arena(),
-            section.edit(),
-            span.start,
-            slot.index().raw(),
-            span.len(),
-        )?;
-        Ok(slot)
+    /// What holds `addr`.
+    #[inline]
+    pub fn holding(&mut self, addr: usize) -> Option<Entry<'m, P>> {
+        let slot = self.seek(addr)?.slot()?;
+        let entry = entry(self.slab, self.section, slot);
+        entry.span().contains(addr).then_some(entry)
     }
 
-    /// Takes the entry at `start` out; its room goes to the gap before it.
-    pub fn unlink<P, T: Platform>(
-        &self,
-        slab: &Slab<P, T>,
-        section: &WriteSection<'_, T>,
-        start: usize,
-    ) {
-        self.btree.remove(slab.node_arena(), section.edit(), start);
+    /// Links a free slot for `span`, if nothing is there, to be attached at once: a walker that gets
+    /// here finds it detached, or locked. Else nothing has changed.
+    #[inline]
+    pub fn link_free(&mut self, span: Span) -> Result<FreeSlot<'s, P, T>, Unlinked> {
+        match self.seek(span.start) {
+            Some(at) if !at.is_free(span) => Err(Unlinked::Taken),
+            _ => self.link_here(span),
+        }
     }
 
-    /// The entries from the one that holds `addr` on, or else from the next, in one walk.
-    #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn from<'m, P, T: Platform, S: Section>(
-        &self,
-        slab: &'m Slab<P, T>,
-        section: &'m S,
-        addr: usize,
-    ) -> Entries<'m, P, T, S> {
-        let at = self.btree.seek(slab.node_arena(), addr);
-        let mut entries = Entries { slab, section, at, behind: false };
-        let before = |entry: Entry<'_, P>| entry.span().end <= addr;
-        entries.behind = entries.here().is_some_and(before);
-        entries
+    /// Links a free slot for `span`, whose start is no other's, as [`link_free`](Self::link_free)
+    /// does. The gaps are right if nothing else is in the span.
+    pub fn link(&mut self, span: Span) -> Result<FreeSlot<'s, P, T>, Unlinked> {
+        self.seek(span.start);
+        self.link_here(span)
     }
 
-    /// Sets the gaps right after changes within `hull`: that of the last entry before it, and those
-    /// of all that start in it.
-    pub fn settle<P, T: Platform>(
-        &self,
-        slab: &Slab<P, T>,
-        section: &WriteSection<'_, T>,
-        hull: Span,
-    ) {
-        let nodes = slab.node_arena();
-        let before = hull.start.saturating_sub(1);
-        let Some(mut position) = self.btree.seek(nodes, before) else { return };
-        while let Some(slot) = position.slot() {
+    /// Links a free slot where the start of `span` was sought.
+    #[inline]
+    fn link_here(&mut self, span: Span) -> Result<FreeSlot<'s, P, T>, Unlinked> {
+        let slot = FreeSlot::alloc(self.slab.slot_arena(), self.section)?;
+        let raw = slot.index().raw();
+        if let Some(at) = self.at.as_ref().filter(|at| at.has_room()) {
+            at.insert(self.section.edit(), span.start, raw, span.len());
+            return Ok(slot);
+        }
+        let nodes = self.slab.node_arena();
+        match self.btree.insert(nodes, self.section, span.start, raw, span.len()) {
+            Ok(()) => Ok(slot),
+            Err(OutOfMemory) => {
+                slot.give_back(self.section);
+                Err(Unlinked::OutOfMemory)
+            }
+        }
+    }
+
+    /// Takes the entry at `start` out. Its room, but for what is `kept` of it by what lies before, goes
+    /// to the gap before it.
+    #[inline]
+    pub fn unlink(&mut self, start: usize, kept: usize) {
+        self.seek(start);
+        self.unlink_here(start, kept);
+    }
+
+    /// Takes the entry at `start` out, which was sought.
+    #[inline]
+    fn unlink_here(&mut self, start: usize, kept: usize) {
+        match &self.at {
+            Some(at) if at.key() == start && at.is_spare() => at.remove(self.section.edit(), kept),
+            _ => self.btree.remove(self.slab.node_arena(), self.section, start, kept),
+        }
+    }
+
+    /// Takes out the VMA at `span`, waiting for its readers, if there is exactly one and nobody else
+    /// excludes it; else nothing has changed. `ready` is asked before the first step.
+    #[inline]
+    pub fn take_whole(&mut self, span: Span, ready: impl FnOnce() -> bool) -> Option<P> {
+        let slot = self.seek(span.start)?.slot()?;
+        let entry = entry(self.slab, self.section, slot);
+        if entry.span() != span || !ready() {
+            return None;
+        }
+        let mut alone = Excluded::new(self.slab.slot_arena(), false);
+        alone.push(entry.vma()?, self.section).then_some(())?;
+        let (_, payload, emptied) = alone.take_first()?;
+        self.unlink_here(span.start, 0);
+        emptied.detach(self.slab.slot_arena(), self.section);
+        Some(payload)
+    }
+
+    /// Sets the gaps right after changes within `hull`: those of all that start in it, and where
+    /// nothing starts with it, that of the last entry before it.
+    pub fn settle(&mut self, hull: Span) {
+        let (slab, section) = (self.slab, self.section);
+        let Some(at) = self.seek(hull.start) else { return };
+        while let Some(slot) = at.slot() {
             let span = entry(slab, section, slot).span();
             if span.start >= hull.end {
                 break; // the first of all, and behind the hull
             }
-            let next = position.next_key().unwrap_or(usize::MAX);
-            position.set_gap(next - span.end);
+            let next = at.next_key().unwrap_or(usize::MAX);
+            at.set_gap(next - span.end);
             if next >= hull.end {
                 break;
             }
-            position.next(nodes);
+            at.next(slab.node_arena());
         }
-    }
-}
-
-/// Entries in order of address. For as long as nobody changes the tree: nothing of the user's may run
-/// meanwhile.
-pub struct Entries<'m, P, T: Platform, S> {
-    slab: &'m Slab<P, T>,
-    section: &'m S,
-    at: Option<Position<'m>>,
-    /// Whether the entry there has had its turn.
-    behind: bool,
-}
-
-impl<'m, P, T: Platform, S: Section> Entries<'m, P, T, S> {
-    fn here(&self) -> Option<Entry<'m, P>> {
-        let slot = self.at.as_ref()?.slot()?;
-        Some(entry(self.slab, self.section, slot))
-    }
-}
-
-impl<'m, P, T: Platform, S: Section> Iterator for Entries<'m, P, T, S> {
-    type Item = Entry<'m, P>;
-
-    fn next(&mut self) -> Option<Entry<'m, P>> {
-        if self.behind && !self.at.as_mut()?.next(self.slab.node_arena()) {
-            self.at = None;
-        }
-        self.behind = true;
-        self.here()
     }
 }
 

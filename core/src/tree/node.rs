@@ -125,7 +125,7 @@ impl Object for Node {
     }
 }
 
-// SAFETY: everything but `link` is atomic, and `link` is touched only under the arena's lock.
+// SAFETY: everything but `link` is atomic, and `link` is touched only under what guards the arena.
 unsafe impl Sync for Node {}
 // SAFETY: nothing in a node belongs to a thread.
 unsafe impl Send for Node {}
