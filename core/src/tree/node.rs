@@ -67,11 +67,22 @@ impl TreeWord {
     #[inline(always)]
     fn target(word: u32, kind: u32) -> Target {
         match kind & 3 {
-            // SAFETY: stored by `link` below, loaded with acquire.
+            // SAFETY: stored by `store` below, loaded with acquire.
             1 => Target::Node(unsafe { Idx::from_raw(word >> 2) }),
             2 => Target::Slot(word >> 2),
             _ => Target::Empty,
         }
+    }
+
+    /// Points to what `other` points to.
+    #[inline]
+    fn copy(&self, other: &Self) {
+        self.store(other.load());
+    }
+
+    #[inline]
+    fn store(&self, word: u32) {
+        self.0.store(word, NODE_LINK);
     }
 
     /// Stores what the word points to.
@@ -81,7 +92,7 @@ impl TreeWord {
             Target::Node(node) => node.raw() << 2 | 1,
             Target::Slot(slot) => slot << 2 | 2,
         };
-        self.0.store(word, NODE_LINK);
+        self.store(word);
     }
 }
 
@@ -240,11 +251,12 @@ impl Node {
     pub fn insert(&self, edit: EditSeq, key: usize, target: Target, gap: usize) {
         self.stamp.set(edit);
         let len = self.len();
-        let at = (0..len).find(|&entry| self.key(entry) > key).unwrap_or(len);
-        for entry in (at..len).rev() {
-            self.children[entry + 1].link(self.children[entry].follow());
-            self.store_key(entry + 1, self.key(entry));
-            self.set_gap(entry + 1, self.gap(entry));
+        let mut at = len;
+        while at > 0 && self.key(at - 1) > key {
+            self.children[at].copy(&self.children[at - 1]);
+            self.store_key(at, self.key(at - 1));
+            self.set_gap(at, self.gap(at - 1));
+            at -= 1;
         }
         self.children[at].link(target);
         self.store_key(at, key);
@@ -258,7 +270,7 @@ impl Node {
         let len = self.len();
         for entry in at..len - 1 {
             self.store_key(entry, self.key(entry + 1));
-            self.children[entry].link(self.children[entry + 1].follow());
+            self.children[entry].copy(&self.children[entry + 1]);
             self.set_gap(entry, self.gap(entry + 1));
         }
         self.truncate(edit, len - 1);
