@@ -46,7 +46,7 @@ use crate::facade::{
     const_unless_model, keep,
 };
 use crate::ledger::{LEAVE_BEHIND, Step, TAKE_ON};
-use crate::lock::{EditSeq, Refused, SpaceSeq, Ticket, VmaLock};
+use crate::lock::{EditSeq, Line, Refused, SpaceSeq, Ticket, VmaLock};
 use crate::memory::SlabMemory;
 use crate::mm::{Mm, ReadSection, Section, SpaceId, WriteSection};
 use crate::platform::Platform;
@@ -103,6 +103,12 @@ pub trait Object {
 pub struct Arena<O, T: Platform> {
     chunks: [Cell<*mut O>; CHUNKS],
     users: Users,
+    /// Written in every edit, so on no line that readers load.
+    free: Line<FreeList<T>>,
+}
+
+/// What allocations change.
+struct FreeList<T: Platform> {
     /// See A3.
     lock: MmapLock<T>,
     state: Cell<ArenaState>,
@@ -150,9 +156,11 @@ impl<O: Object, T: Platform> Arena<O, T> {
                 #[cfg(pervma_model)]
                 chunks: core::array::from_fn(|_| Cell::new(ptr::null_mut())),
                 users,
-                lock: MmapLock::new(),
-                state: Cell::new(ArenaState { free: 0, made: 0, live: 0 }),
-                usage: AtomicU64::new(0),
+                free: Line(FreeList {
+                    lock: MmapLock::new(),
+                    state: Cell::new(ArenaState { free: 0, made: 0, live: 0 }),
+                    usage: AtomicU64::new(0),
+                }),
             }
         }
     }
@@ -174,7 +182,7 @@ impl<O: Object, T: Platform> Arena<O, T> {
     /// What guards the arena, beside the section that the caller has (A3).
     #[inline]
     fn guard(&self, _section: &WriteSection<'_, T>) -> Option<MmapWriteGuard<'_, T>> {
-        (self.users == Users::Spaces).then(|| self.lock.write())
+        (self.users == Users::Spaces).then(|| self.free.0.lock.write())
     }
 
     /// An object that nobody else was given: the one freed last, else a new one. The section is one
@@ -183,7 +191,7 @@ impl<O: Object, T: Platform> Arena<O, T> {
     pub fn alloc(&self, section: &WriteSection<'_, T>) -> Result<Idx<O>, OutOfMemory> {
         let _guard = self.guard(section);
         // SAFETY: A3.
-        let mut state = self.state.with(|state| unsafe { *state });
+        let mut state = self.free.0.state.with(|state| unsafe { *state });
         let index = if state.free != 0 {
             let index = state.free - 1;
             // SAFETY: A1: it was allocated before, and came here under the guard.
@@ -205,9 +213,12 @@ impl<O: Object, T: Platform> Arena<O, T> {
     #[inline]
     fn set_state(&self, state: ArenaState) {
         // SAFETY: A3.
-        self.state.with_mut(|at| unsafe { *at = state });
+        self.free.0.state.with_mut(|at| unsafe { *at = state });
         let usage = u64::from(state.made) << 32 | u64::from(state.live);
-        self.usage.store(usage, Relaxed("a count to look at, which says nothing of the objects"));
+        self.free
+            .0
+            .usage
+            .store(usage, Relaxed("a count to look at, which says nothing of the objects"));
     }
 
     /// Makes object number `index`, and its chunk if it is the first in it.
@@ -241,7 +252,7 @@ impl<O: Object, T: Platform> Arena<O, T> {
     pub fn free(&self, index: Idx<O>, section: &WriteSection<'_, T>) {
         let _guard = self.guard(section);
         // SAFETY: A3.
-        let mut state = self.state.with(|state| unsafe { *state });
+        let mut state = self.free.0.state.with(|state| unsafe { *state });
         // SAFETY: A3.
         self.get(index).link().with_mut(|link| unsafe { *link = state.free });
         state.free = index.0 + 1;
@@ -251,7 +262,7 @@ impl<O: Object, T: Platform> Arena<O, T> {
 
     /// How many objects were made, and how many of them are in use.
     pub fn usage(&self) -> Usage {
-        let usage = self.usage.load(Relaxed("the caller may be late anyway"));
+        let usage = self.free.0.usage.load(Relaxed("the caller may be late anyway"));
         Usage { made: (usage >> 32) as usize, in_use: (usage as u32) as usize }
     }
 }
@@ -268,7 +279,7 @@ pub struct Usage {
 impl<O, T: Platform> Drop for Arena<O, T> {
     fn drop(&mut self) {
         // SAFETY: `&mut self`: nobody else looks.
-        let made = self.state.with(|state| unsafe { (*state).made });
+        let made = self.free.0.state.with(|state| unsafe { (*state).made });
         for index in 0..made {
             let (chunk, offset) = place(index);
             // SAFETY: `&mut self`: nobody else looks.
