@@ -152,6 +152,14 @@ edges! {
     HOLE_CHECK: Fence Acquire, pairs [NODE_KEY],
         without "the look at the stamps moves into the walk, and a change that the walk has met goes unnoticed";
 
+    /// Behind it, the stamps are looked at, from the last node of the walk up to the root.
+    STAMP_CHECK: Load Acquire, pairs [NODE_STAMP],
+        without "a node has gone to another space, whose number is taken for one of ours; that it was taken out of our tree before is not seen in the stamp of the node above it";
+
+    /// The writer announces that it is going to change a node, or the root.
+    NODE_STAMP: Store Release, pairs [STAMP_CHECK],
+        without "whoever sees the stamp of a node's next space does not see that the node was taken out of its own tree before";
+
     /// A walker follows a word of the tree to a node or a slot.
     NODE_FOLLOW: Load Acquire, pairs [NODE_LINK],
         without "a walker reaches a node or a slot before its first initialisation";
@@ -221,7 +229,7 @@ pub const ARGUED: &[Argued] = &[
     Argued {
         name: "LOAD_BUFFERING",
         what: "no relaxed load returns a value that is stored only because of what it returned",
-        because: "loom runs the accesses of a thread in order, so it never shows this; but the only stores of a reader are to the count and the gate, by read-modify-writes: the increment is an acquire, so no later load moves in front of it; the put is a release, so no earlier load moves behind it; and what is loaded before the increment (keys, the hint) only decides where to look",
+        because: "loom runs the accesses of a thread in order, so it never shows this; but the only stores of a reader are to the count, the gate and the settled number: the increment is an acquire, so no later load moves in front of it; the put and the store of the settled number are releases, so no earlier load moves behind them; and what is loaded before the increment (keys, the hint) only decides where to look",
         test: "core/tests/stress.rs::readers_and_editors_of_all_kinds",
     },
 ];
@@ -267,10 +275,16 @@ steps! {
     CheckReserved,
     /// The edit under way is not taken for over.
     CheckEven,
-    /// A hole is believed only if no node on the way to it has changed since the settled number.
+    /// A hole is believed only if neither the root nor a node on the way to it has changed since the settled number.
     CheckHole,
+    /// The nodes on the way are looked at from the last one up, the root at the end.
+    CheckUpwards,
+    /// The next VMA is believed to be that only if it has not changed since the settled number.
+    CheckNextSince,
     /// A change of a node is announced by its stamp.
     StampNode,
+    /// So is a change of nothing but a key.
+    StampKey,
     /// The search for the next VMA passes over what has been reserved since the settled number.
     CheckReservedSince,
     /// A reader's increment fails at 0.

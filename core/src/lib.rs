@@ -21,7 +21,7 @@
 //!
 //! - A held VMA ([`ReadGuard`]) keeps its range and payload; nobody changes or drops them.
 //! - What an edit does appears to readers when the edit ends, all of it.
-//! - "Nothing is mapped there" is said only if it was true throughout the lookup.
+//! - "Nothing is mapped there" is said only if it was true at a moment during the lookup.
 //! - An operation happens completely or not at all, whatever fails: memory, or user code that panics.
 //! - Payloads come back: refused ones in the error, removed ones in the result. None is dropped in a
 //!   put; those that an operation cuts or merges away are dropped when its edit has ended.

@@ -65,7 +65,8 @@ use crate::facade::{
 };
 use crate::ledger::{
     ATTACH_PUBLISH, EDIT_END, EXCLUDE_BEGIN, EXCLUDE_END, EXCLUDE_IDLE, EXCLUDE_WAIT, GATE_OPEN,
-    GATE_REGISTER, READ_ADMIT, READ_PUT, READ_SEQ, READ_SETTLED, SEQ_SETTLE, Step,
+    GATE_REGISTER, NODE_STAMP, READ_ADMIT, READ_PUT, READ_SEQ, READ_SETTLED, SEQ_SETTLE,
+    STAMP_CHECK, Step,
 };
 use crate::platform::Platform;
 
@@ -116,7 +117,8 @@ impl Settled {
 /// The edit that last changed something which walkers read: a node of the tree, or its root.
 ///
 /// It is stored before the change, so whoever has met a store of the change sees it behind
-/// HOLE_CHECK.
+/// HOLE_CHECK. Where a node has gone to another space, it is a number of that space, which says nothing
+/// here; but whoever sees that one also sees the stamp of what led to the node.
 pub struct Stamp(AtomicU64);
 
 impl Stamp {
@@ -131,17 +133,14 @@ impl Stamp {
     #[inline]
     pub fn set(&self, edit: EditSeq) {
         if keep(Step::StampNode) {
-            self.0.store(
-                edit.0,
-                Relaxed("published by each change that follows: NODE_KEY, NODE_LINK"),
-            );
+            self.0.store(edit.0, NODE_STAMP);
         }
     }
 
     /// Whether the last change was over at `settled`.
     #[inline]
     pub fn is_settled(&self, settled: Settled) -> bool {
-        let edit = EditSeq(self.0.load(Relaxed("HOLE_CHECK stands in front of it")));
+        let edit = EditSeq(self.0.load(STAMP_CHECK));
         settled.covers(edit) || !keep(Step::CheckHole)
     }
 }

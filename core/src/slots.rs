@@ -451,9 +451,14 @@ impl<'s, P, T: Platform> Admitted<'s, P, T> {
         self.0.slot.span.with(|span| unsafe { *span })
     }
 
+    /// The edit that last changed it.
+    pub fn changed_by(&self) -> EditSeq {
+        self.0.slot.lock.changed_by()
+    }
+
     /// Leaves it, since it is only reserved.
     fn reserved(self) -> Turned {
-        Turned::Reserved(self.span(), self.0.slot.lock.changed_by())
+        Turned::Reserved(self.span(), self.changed_by())
     }
 
     /// Its payload, open for reading while the pointer lives.

@@ -189,8 +189,10 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// # Errors
     ///
     /// [`NotMapped`](ReadError::NotMapped) only if, between two edits, nothing was mapped there at a
-    /// moment during the lookup; while an edit inserts or removes VMAs nearby, that cannot be known,
-    /// and holes are [`Locked`](ReadError::Locked) too. [`OwnEdit`](ReadError::OwnEdit) and [`OwnExclusion`](ReadError::OwnExclusion) in place of
+    /// moment during the lookup. Where that cannot be known, holes are [`Locked`](ReadError::Locked)
+    /// too: while the VMA before the hole is write-locked or excluded, and while an edit changes a
+    /// node of the tree on the way (it inserts or removes VMAs nearby, or the first one below a node,
+    /// which for the lowest VMA of all are all nodes on the left). [`OwnEdit`](ReadError::OwnEdit) and [`OwnExclusion`](ReadError::OwnExclusion) in place of
     /// `Locked` on a thread that edits, or excludes something. [`Reserved`](ReadError::Reserved).
     /// [`Busy`](ReadError::Busy) at the limit of readers.
     #[doc(alias("lock_vma_under_rcu", "vma_start_read", "vma_lookup"))]
@@ -293,7 +295,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     }
 
     /// Finds and read-locks the first VMA that ends above `addr`, without waiting; `None` only if
-    /// there was none throughout the lookup.
+    /// there was none at a moment during the lookup.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -545,9 +547,13 @@ impl<P, T: Platform> AddressSpace<P, T> {
                             return Ok(Some((admitted, walk)));
                         }
                     }
-                    // If nothing that was passed has changed, this is the next one, and between it
-                    // and the address there is a hole.
-                    Met::Vma(admitted) if self.tree.is_settled(&passed, settled) => {
+                    // If neither this one nor what was passed has changed, it is the next one, and
+                    // between it and the address there is a hole.
+                    Met::Vma(admitted)
+                        if (settled.covers(admitted.changed_by())
+                            || !keep(Step::CheckNextSince))
+                            && self.tree.is_settled(&passed, settled) =>
+                    {
                         return Ok(Some((admitted, walk)));
                     }
                     // It has been reserved for as long as the walks were right.

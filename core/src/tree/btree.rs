@@ -322,12 +322,20 @@ impl BTree {
         self.root.link(target);
     }
 
-    /// Whether what walks found is what the tree held when the edits up to `settled` were over, and
-    /// still holds: none of the nodes they passed has changed since.
+    /// Whether what walks found is what the tree held when the edits up to `settled` were over: since
+    /// then, until after it was passed, none of the nodes has changed.
+    ///
+    /// From the last node up to the root: a node is this tree's for as long as what led to it is
+    /// unchanged, and before it can be another's, that was changed.
     pub fn is_settled(&self, passed: &Passed<'_>, settled: Settled) -> bool {
         fence(HOLE_CHECK);
+        let root = || self.stamp.is_settled(settled);
         let mut nodes = passed.nodes.iter().take(passed.len).flatten();
-        self.stamp.is_settled(settled) && nodes.all(|node| node.stamp().is_settled(settled))
+        if keep(Step::CheckUpwards) {
+            nodes.rev().all(|node| node.stamp().is_settled(settled)) && root()
+        } else {
+            root() && nodes.all(|node| node.stamp().is_settled(settled))
+        }
     }
 
     /// The slot with the largest key not above `addr`, or nothing; see the guarantee.

@@ -85,7 +85,7 @@ impl Tree {
     }
 
     /// Whether what walks found is what the tree held when the edits up to `settled` were over, and
-    /// still holds.
+    /// until after each of its nodes was passed.
     pub fn is_settled(&self, passed: &Passed<'_>, settled: Settled) -> bool {
         self.btree.is_settled(passed, settled)
     }

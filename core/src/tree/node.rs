@@ -2,8 +2,8 @@
 
 use core::mem::offset_of;
 
-use crate::facade::{AtomicU32, AtomicUsize, Cell, Relaxed};
-use crate::ledger::{NODE_FOLLOW, NODE_KEY, NODE_LINK};
+use crate::facade::{AtomicU32, AtomicUsize, Cell, Relaxed, keep};
+use crate::ledger::{NODE_FOLLOW, NODE_KEY, NODE_LINK, Step};
 use crate::lock::{EditSeq, Stamp};
 use crate::slots::{Idx, Object};
 
@@ -222,7 +222,9 @@ impl Node {
     /// Changes the key of an entry, in `edit`.
     #[inline]
     pub fn set_key(&self, edit: EditSeq, entry: usize, key: usize) {
-        self.stamp.set(edit);
+        if keep(Step::StampKey) {
+            self.stamp.set(edit);
+        }
         self.store_key(entry, key);
     }
 

@@ -159,3 +159,61 @@ pub const RECYCLED_WORD: Model = Model {
     run: || recycle(30, 10),
     mutants: &[weaken("NODE_LINK", HOLE)],
 };
+
+/// An edit takes the only VMA out and puts it back; in between, another space, whose edits have lower
+/// numbers, takes the node.
+pub const RECYCLED_STAMP: Model = Model {
+    name: "recycled_stamp",
+    property: "an address that one edit replaces is never reported as a hole, whoever has its node",
+    threads: 2,
+    preemptions: Some(3),
+    run: || {
+        let slab = std::sync::Arc::new(Slab::new());
+        let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
+        let other = AddressSpace::on_slab(1, slab);
+        mine.edit().unwrap().insert(10..15, ()).unwrap();
+        look(&mine, 10);
+        let editor = thread::spawn({
+            let mine = Arc::clone(&mine);
+            move || {
+                let mut edit = mine.edit().unwrap();
+                edit.remove(10..15).unwrap();
+                other.edit().unwrap().insert(90..95, ()).unwrap();
+                edit.insert(10..15, ()).unwrap();
+                drop(edit);
+                other
+            }
+        });
+        look(&mine, 10);
+        editor.join().unwrap();
+    },
+    mutants: &[
+        drop_step(Step::CheckUpwards, HOLE),
+        weaken("NODE_STAMP", HOLE),
+        weaken("STAMP_CHECK", HOLE),
+    ],
+};
+
+/// A leaf loses its first entry and gets it back: above the leaf, nothing but a key changes.
+pub const REPLACED: Model = Model {
+    name: "replaced",
+    property: "what one edit takes out and puts back is never reported as a hole",
+    threads: 2,
+    preemptions: Some(2),
+    run: || {
+        let space = full();
+        space.edit().unwrap().insert(50..55, ()).unwrap();
+        look(&space, 40);
+        let editor = thread::spawn({
+            let space = Arc::clone(&space);
+            move || {
+                let mut edit = space.edit().unwrap();
+                edit.remove(40..45).unwrap();
+                edit.insert(40..45, ()).unwrap();
+            }
+        });
+        look(&space, 40);
+        editor.join().unwrap();
+    },
+    mutants: &[drop_step(Step::StampKey, HOLE), drop_step(Step::StampNode, HOLE)],
+};

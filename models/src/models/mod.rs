@@ -12,7 +12,7 @@ mod whole;
 use crate::harness::{Change, Model};
 
 /// All of them.
-pub static ALL: [Model; 47] = [
+pub static ALL: [Model; 51] = [
     exchange::INCREMENT,
     exchange::CLAIM,
     exchange::SLEEPER,
@@ -31,6 +31,8 @@ pub static ALL: [Model; 47] = [
     hole::SHIFT,
     hole::RECYCLED_NODE,
     hole::RECYCLED_WORD,
+    hole::RECYCLED_STAMP,
+    hole::REPLACED,
     wait::FUTEX,
     wait::WAKE,
     wait::BLOCKING_READ,
@@ -55,6 +57,8 @@ pub static ALL: [Model; 47] = [
     whole::RESERVED_READ,
     whole::ROLL_BACK,
     whole::ITERATION,
+    whole::LAST,
+    whole::TORN,
     whole::PASSING,
     whole::CURSOR,
     whole::FORK,

@@ -13,6 +13,7 @@ const UNCOMMITTED: &str = "a reservation is read as if it were a VMA";
 const UNMAPPED: &str = "what is read at a reserved address is neither the reservation nor its VMA";
 const EARLY: &str = "a reservation is reported in the middle of the edit that makes it";
 const SKIPPED: &str = "what is shown as the next VMA is not the next that is mapped throughout";
+const HALF: &str = "half of what one edit did is shown";
 const OTHER: &str = "a cursor is admitted to a VMA that does not hold its address";
 const COPIED: &str = "a reader is inside a VMA that is being copied";
 const BETWEEN: &str = "another edit has come between an edit and the view that it became";
@@ -203,6 +204,59 @@ pub const ITERATION: Model = Model {
         weaken("HOLE_CHECK", SKIPPED),
         drop_step(Step::StampNode, SKIPPED),
     ],
+};
+
+/// The next VMA is asked for while something is inserted before it, which is the last of all.
+pub const LAST: Model = Model {
+    name: "last",
+    property: "that there is no next VMA is said only if there is none",
+    threads: 2,
+    preemptions: Some(2),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(20..25, ()).unwrap();
+        drop(space.try_read(20).unwrap()); // moves the settled number on
+        let editor = thread::spawn({
+            let space = Arc::clone(&space);
+            move || space.edit().unwrap().insert(10..15, ()).unwrap()
+        });
+        if let Ok(next) = space.try_read_from(16) {
+            assert_eq!(next.map(|vma| vma.range()), Some(20..25), "{SKIPPED}");
+        }
+        editor.join().unwrap();
+    },
+    mutants: &[drop_step(Step::CheckHole, SKIPPED)],
+};
+
+/// The next VMA is asked for while one edit fills the hole before it and changes it.
+pub const TORN: Model = Model {
+    name: "torn",
+    property: "the first VMA that ends above an address is shown as it was when it was the first",
+    threads: 2,
+    preemptions: Some(3),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        let mut edit = space.edit().unwrap();
+        edit.insert(10..20, 1).unwrap();
+        edit.insert(30..40, 1).unwrap();
+        drop(edit);
+        drop(space.try_read(10).unwrap()); // moves the settled number on
+        let editor = thread::spawn({
+            let space = Arc::clone(&space);
+            move || {
+                let mut edit = space.edit().unwrap();
+                edit.replace(10..30, 2).unwrap();
+                *edit.start_write(30).unwrap() = 2;
+            }
+        });
+        if let Ok(Some(vma)) = space.try_read_from(25)
+            && vma.range() == (30..40)
+        {
+            assert_eq!(*vma, 1, "{HALF}");
+        }
+        editor.join().unwrap();
+    },
+    mutants: &[drop_step(Step::CheckNextSince, HALF)],
 };
 
 /// The next VMA is asked for while a reservation becomes a VMA, and then a VMA a reservation.
