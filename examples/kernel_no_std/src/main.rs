@@ -199,9 +199,11 @@ fn check_one_processor(process: &Process) -> Result<usize, &'static str> {
     ensure(process.munmap(middle.clone()).is_ok() && vmas() == 2, "munmap cuts")?;
     ensure(!faults(middle.start, false) && faults(middle.end, true), "munmap")?;
 
-    // A fault inside an edit of the same processor: an error, where a spin lock would hang.
-    let edit = space.edit().map_err(|_| "no edit")?;
-    let noticed = match process.fault(middle.start, false) {
+    // A fault of the same processor on what its own edit has locked: an error, where a spin lock
+    // would hang.
+    let mut edit = space.edit().map_err(|_| "no edit")?;
+    ensure(edit.start_write(start).is_ok(), "nothing to lock")?;
+    let noticed = match process.fault(start, false) {
         Err(Fault::Broken(why)) => why == IN_EDIT,
         _ => false,
     };
