@@ -275,12 +275,17 @@ impl Node {
             self.children[entry].copy(&self.children[entry + 1]);
             self.set_gap(entry, self.gap(entry + 1));
         }
-        self.truncate(edit, len - 1);
+        self.forget(len - 1);
     }
 
     /// Forgets all entries from `len` on.
     pub fn truncate(&self, edit: EditSeq, len: usize) {
         self.stamp.set(edit);
+        self.forget(len);
+    }
+
+    /// The same, in a node whose change was announced.
+    fn forget(&self, len: usize) {
         for entry in (len..self.len()).rev() {
             self.store_key(entry, NO_KEY);
         }
