@@ -116,7 +116,9 @@ pub fn exclude<'s, 'm, P, T: Platform>(
             list.push(only, section);
         }
         _ => {
-            tree.visit(span, |entry| entry.vma().is_some_and(|vma| list.push(vma, section)));
+            list.push_all(section, |push| {
+                tree.visit(span, |entry| entry.vma().is_some_and(&mut *push))
+            });
         }
     }
     Ok(())
@@ -424,7 +426,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         tree: &mut Editor<'s, '_, P, T>,
         excluded: &mut Excluded<'s, P, T>,
     ) -> (Vec<Removed<P>>, Option<Reserved<'s, P>>) {
-        let (slots, section) = (self.space.slab().slot_arena(), tree.section());
+        let (slots, section) = (self.space.slab().slots(), tree.section());
         let mut reserved = None;
         while let Some((at, payload, emptied)) = excluded.take_first() {
             match self.request.span.overlap(at) {

@@ -266,7 +266,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     {
         let (space, section) = (self.space, &self.section);
         space.check_no_guard(request.span)?;
-        let mut excluded = Excluded::new(space.slab().slot_arena(), false);
+        let mut excluded = Excluded::new(space.slab().slots(), false);
         let mut tree = space.tree().editor(space.slab(), section);
         exclude_now(space, &mut tree, &request, &mut excluded)?;
         let mut change = Change::new(space, request, &mut self.leftover);
@@ -307,7 +307,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         let prepared = space.span(range.clone()).and_then(|span| {
             space.check_no_guard(span)?;
             let request = Request::new(span, Mapped::Anything);
-            let mut excluded = Excluded::new(space.slab().slot_arena(), false);
+            let mut excluded = Excluded::new(space.slab().slots(), false);
             exclude_now(space, &mut tree, &request, &mut excluded)?;
             let mut change = Change::new(space, request, &mut self.leftover);
             change.cut(&excluded, |_, _| None)?;
@@ -419,7 +419,8 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         if self.space.holds_guard() {
             return Err(WriteError::GuardHeld { addr });
         }
-        let vma = vma.start_write(&self.section).ok_or(WriteError::Excluded { addr })?;
+        let slots = self.space.slab().slots();
+        let vma = vma.start_write(slots, &self.section).ok_or(WriteError::Excluded { addr })?;
         Ok(WriteGuard { vma })
     }
 
@@ -447,7 +448,9 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     #[doc(alias = "vma_try_start_write")]
     pub fn try_start_write(&mut self, addr: usize) -> Result<WriteGuard<'_, P>, WriteError> {
         let vma = self.to_write(addr)?;
-        let vma = vma.try_start_write(&self.section).ok_or(WriteError::WouldWait { addr })?;
+        let slots = self.space.slab().slots();
+        let vma =
+            vma.try_start_write(slots, &self.section).ok_or(WriteError::WouldWait { addr })?;
         Ok(WriteGuard { vma })
     }
 
@@ -512,9 +515,12 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
             return Err(ChangeError::Excluded { vma: entry.span().range() });
         }
         let lock = |span| {
-            for vma in space.entries(section, span).filter_map(Entry::vma) {
-                vma.start_write(section);
-            }
+            let mut all = Excluded::new(space.slab().slots(), false);
+            let mut vmas = space.entries(section, span).filter_map(Entry::vma);
+            all.push_all(section, |push| {
+                vmas.all(push);
+            });
+            all.start_write(section);
         };
         if keep(Step::LockBeforeCopy) {
             lock(everything);

@@ -96,6 +96,45 @@ impl fmt::Display for EditError {
 
 impl core::error::Error for EditError {}
 
+/// Why a reader was not registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RegisterError {
+    /// The thread already edits this space: it would wait for itself.
+    OwnEdit,
+    /// The thread holds a guard of this space, and an edit that it would wait for could wait for that.
+    GuardHeld,
+    /// No memory was left.
+    OutOfMemory,
+}
+
+impl fmt::Display for RegisterError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OwnEdit => EditError::OwnEdit.fmt(f),
+            Self::GuardHeld => EditError::GuardHeld.fmt(f),
+            Self::OutOfMemory => f.write_str("no memory to register a reader"),
+        }
+    }
+}
+
+impl core::error::Error for RegisterError {}
+
+impl From<EditError> for RegisterError {
+    fn from(error: EditError) -> Self {
+        match error {
+            EditError::OwnEdit => Self::OwnEdit,
+            EditError::GuardHeld => Self::GuardHeld,
+        }
+    }
+}
+
+impl From<OutOfMemory> for RegisterError {
+    fn from(OutOfMemory: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
 /// No slot, no tree node or no memory was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfMemory;

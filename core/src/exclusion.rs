@@ -73,7 +73,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         // Noted before it is true, so that a handler of this thread is never told to try again.
         let noted = T::with_thread(|thread| thread.exclusions.note(space.name()));
         let noted = noted.unwrap_or(Noted::NOWHERE);
-        let vmas = Excluded::new(space.slab().slot_arena(), true);
+        let vmas = Excluded::new(space.slab().slots(), true);
         let mut exclusion = Self { space, vmas, request, noted, thread: PhantomData };
         loop {
             let section = space.write();
@@ -83,7 +83,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
                 Err(Refusal::Error(error)) => return Err(error),
                 Err(Refusal::Excluded(entry)) => entry,
             };
-            if let Some(sleeper) = Sleeper::register(space.slab().slot_arena(), refused) {
+            if let Some(sleeper) = Sleeper::register(space.slab().slots(), refused) {
                 sleeper.sleep::<T>(section);
             }
         }

@@ -99,28 +99,64 @@ edges! {
         without "a reader believes that an edit has ended and reads fields from the middle of it";
 
     /// A reader leaves. Its reads are over before a writer can see the lower count.
-    READ_PUT: Rmw Release, pairs [EXCLUDE_IDLE, EXCLUDE_WAIT],
+    READ_PUT: Rmw Release, pairs [EXCLUDE_WAIT],
         without "a writer changes fields that a reader is still reading";
 
-    /// A writer or excluder adds X. It gets the slot's link from the last that had X; the last
+    /// A writer or excluder adds X, whoever is inside. It gets the slot's link from the last that had X; the last
     /// reader it sees leave in the look at the count that follows.
     EXCLUDE_BEGIN: Rmw Acquire, pairs [EXCLUDE_END],
         without "an excluder writes the slot's link while the last one is still reading it";
 
-    /// The count goes from 1 to X+1 in one step: nobody was inside, and here the last reader is
-    /// seen to have left.
-    EXCLUDE_IDLE: Rmw Acquire, pairs [READ_PUT, EXCLUDE_END],
-        without "a VMA that was found idle is changed while its last reader's reads are still under way";
-
-    /// A writer or excluder looks, at once and after each wait, whether the count is X+1.
-    EXCLUDE_WAIT: Load Acquire, pairs [READ_PUT],
+    /// A writer or excluder looks, at once and after each wait, whether the count is X+1. Here it sees
+    /// the last reader leave, and where X was added only if nobody was inside, the last that had X.
+    EXCLUDE_WAIT: Load Acquire, pairs [READ_PUT, EXCLUDE_END],
         without "a writer that finds nobody inside, or has waited for the last reader, races with what that read";
 
     /// X is taken away again; from here the sequence refuses readers, if an edit has write-locked
     /// the VMA. Publishes `lock_seq` and the odd sequence to any reader that comes in afterwards,
     /// and hands the slot's link to the next that adds X.
-    EXCLUDE_END: Rmw Release, pairs [READ_ADMIT, EXCLUDE_BEGIN, EXCLUDE_IDLE],
+    EXCLUDE_END: Rmw Release, pairs [READ_ADMIT, HAZARD_ADMIT, EXCLUDE_BEGIN, EXCLUDE_WAIT],
         without "a reader comes in after the exclusion, sees the old lock_seq and believes the VMA unlocked; the next excluder overwrites a link that is still to be read";
+
+    /// A registered reader publishes which VMA it visits. Its visit before is over.
+    HAZARD_SET: Store Release, pairs [HAZARD_SCAN],
+        without "a writer that sees only the next visit changes fields that the reader is still reading";
+
+    /// It has published, and is going to look at the count.
+    HAZARD_SET_FENCE: Fence SeqCst, pairs [HAZARD_SCAN_FENCE],
+        without "the reader looks at the count before anyone can see it, and both go on";
+
+    /// It looks at the count: attached, and nobody has added X. What READ_ADMIT is to a counted reader.
+    HAZARD_ADMIT: Load Acquire, pairs [ATTACH_PUBLISH, EXCLUDE_END],
+        without "a registered reader is admitted to a write-locked VMA, or reads fields of the previous tenant";
+
+    /// It leaves. Its reads are over before a writer can see that.
+    HAZARD_CLEAR: Store Release, pairs [HAZARD_SCAN],
+        without "a writer changes fields that a registered reader is still reading";
+
+    /// It has left, and is going to look whether somebody has marked it.
+    HAZARD_CLEAR_FENCE: Fence SeqCst, pairs [HAZARD_MARK_FENCE],
+        without "the writer that has counted the reader still sees it inside, and waits for a put that nobody makes";
+
+    /// Whoever has added X is going to look for published visits.
+    HAZARD_SCAN_FENCE: Fence SeqCst, pairs [HAZARD_SET_FENCE],
+        without "a writer looks for readers before they can see that it has come, and both go on";
+
+    /// It looks at one.
+    HAZARD_SCAN: Load Acquire, pairs [HAZARD_SET, HAZARD_CLEAR],
+        without "a writer that sees a reader gone changes what that is still reading";
+
+    /// It has marked those that it has counted, and is going to look whether they are still there.
+    HAZARD_MARK_FENCE: Fence SeqCst, pairs [HAZARD_CLEAR_FENCE],
+        without "a reader leaves before it is marked, the writer still sees it inside, and waits for ever";
+
+    /// A record is given up, with nothing published.
+    RECORD_GIVE_UP: Store Release, pairs [RECORD_LOOK],
+        without "a writer that looks at no hazard of a record that was given up changes what its last owner is still reading";
+
+    /// Somebody looks whether a record is claimed.
+    RECORD_LOOK: Load Acquire, pairs [RECORD_GIVE_UP],
+        without "a writer that looks at no hazard of a record that was given up changes what its last owner is still reading";
 
     /// Whoever was refused by an exclusion says in the gate that it is going to sleep, then looks
     /// whether the exclusion is still on.
@@ -140,7 +176,7 @@ edges! {
         without "the edit that takes the reservation on follows a link that is still on its way";
 
     /// A new VMA appears in a slot: one reference, nobody inside.
-    ATTACH_PUBLISH: Store Release, pairs [READ_ADMIT],
+    ATTACH_PUBLISH: Store Release, pairs [READ_ADMIT, HAZARD_ADMIT],
         without "a reader that still holds the address of the recycled slot reads fields of its previous tenant";
 
     /// The sequence becomes even: all write locks of the edit end, all it wrote is published.
@@ -203,6 +239,18 @@ pub const ARGUED: &[Argued] = &[
         test: "core/tests/stress.rs::readers_and_editors_of_all_kinds",
     },
     Argued {
+        name: "MEMBARRIER",
+        what: "`membarrier(2)` makes each running thread of the process pass a full barrier between call and return",
+        because: "that is what it is for; a thread that is not running passes one when it is scheduled. The models have a stand-in that makes a reader come past at any place between its accesses",
+        test: "core/tests/registered.rs::registered_readers_and_writers_of_one_vma",
+    },
+    Argued {
+        name: "REGISTRATION",
+        what: "who excludes a VMA that a registered reader can get to either knows of the registration by then, or the reader sees its X",
+        because: "a registration is made under the mmap lock of its space. What the reader's walk leads to was linked by an edit before it, and then belonged to that space at the registration, or by an edit that knows of it: of the same space by the mmap lock, of another since it was given the node or the slot by one that knew, through the arena's lock. The edits that own a slot follow each other in the same way: those before such an edit are over for the reader, those after it know",
+        test: "core/tests/registered.rs::registered_readers_of_spaces_that_share_a_slab",
+    },
+    Argued {
         name: "SHARED_SLAB",
         what: "whoever drops the last handle to a slab sees all that was done with it",
         because: "a shared slab is kept alive by `alloc`'s `Arc`, which orders its drops; loom does not see into it",
@@ -229,7 +277,7 @@ pub const ARGUED: &[Argued] = &[
     Argued {
         name: "LOAD_BUFFERING",
         what: "no relaxed load returns a value that is stored only because of what it returned",
-        because: "loom runs the accesses of a thread in order, so it never shows this; but the only stores of a reader are to the count, the gate and the settled number: the increment is an acquire, so no later load moves in front of it; the put and the store of the settled number are releases, so no earlier load moves behind them; and what is loaded before the increment (keys, the hint) only decides where to look",
+        because: "loom runs the accesses of a thread in order, so it never shows this; but the only stores of a reader are to the count, the gate, its hazards and the settled number: the increment is an acquire, so no later load moves in front of it; the put, the two stores to a hazard and that of the settled number are releases, so no earlier load moves behind them; a mark that is met makes a put, which may come before the increment that the mark stands for, and the sum is the same; and what is loaded before the increment (keys, the hint) only decides where to look",
         test: "core/tests/stress.rs::readers_and_editors_of_all_kinds",
     },
 ];
@@ -293,6 +341,18 @@ steps! {
     RefuseFull,
     /// A reader's increment fails from X on.
     RefuseExcluded,
+    /// Whoever adds X looks for registered readers.
+    CountVisits,
+    /// A VMA that counted nobody is idle only if nobody has published a visit either.
+    LookAfterIdle,
+    /// Where a reader has no fence behind its publication, who looks for it has a barrier.
+    BarrierToScan,
+    /// Where a reader has no fence behind its leave, who has marked it has a barrier.
+    BarrierToMark,
+    /// A visit that was counted before is not counted again.
+    SkipMarked,
+    /// Whoever has counted a reader that was leaving takes that back.
+    TakeMarkBack,
     /// A merged node is given back only when its entries have been copied.
     FreeLast,
     /// A slot is given back only when its count is 0.

@@ -70,6 +70,7 @@ compile_error!("pervma needs 64-bit atomics: its sequence numbers must never com
 
 extern crate alloc;
 
+mod arena;
 mod change;
 mod cursor;
 mod edit;
@@ -78,6 +79,7 @@ mod exclusion;
 mod facade;
 mod gap;
 mod guard;
+mod hazard;
 pub mod ledger;
 mod lock;
 mod memory;
@@ -85,6 +87,7 @@ mod mm;
 mod payload;
 mod platform;
 mod range;
+mod reader;
 mod reserve;
 mod slab;
 mod slots;
@@ -93,9 +96,10 @@ mod thread;
 mod tree;
 mod view;
 
+pub use arena::Usage;
 pub use cursor::Cursor;
 pub use edit::{Edit, Removed, WriteGuard};
-pub use error::{ChangeError, EditError, InsertError, ReadError, WriteError};
+pub use error::{ChangeError, EditError, InsertError, ReadError, RegisterError, WriteError};
 pub use exclusion::Exclusion;
 pub use facade::WaitWord;
 pub use gap::{GapError, GapSearch};
@@ -106,9 +110,9 @@ pub use platform::Platform;
 #[cfg(all(feature = "std", not(pervma_model)))]
 pub use platform::Std;
 pub use range::RangeError;
+pub use reader::Reader;
 pub use reserve::{CommitError, Reservation};
 pub use slab::Slab;
-pub use slots::Usage;
 pub use space::AddressSpace;
 pub use thread::{HandlerScope, ThreadState};
 pub use view::View;
@@ -130,7 +134,7 @@ pub struct Readme;
 pub mod internals {
     pub use crate::facade::{
         Cell, Relaxed, WaitWord,
-        model::{Mutation, mutate},
+        model::{Barrier, Mutation, mutate},
     };
     pub use crate::lock::{SpaceSeq, VmaLock};
     pub use crate::platform::Model;

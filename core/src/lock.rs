@@ -64,8 +64,8 @@ use crate::facade::{
     AtomicU64, MUTANT, Meeting, Relaxed, WaitWord, check, const_unless_model, keep,
 };
 use crate::ledger::{
-    ATTACH_PUBLISH, EDIT_END, EXCLUDE_BEGIN, EXCLUDE_END, EXCLUDE_IDLE, EXCLUDE_WAIT, GATE_OPEN,
-    GATE_REGISTER, NODE_STAMP, READ_ADMIT, READ_PUT, READ_SEQ, READ_SETTLED, SEQ_SETTLE,
+    ATTACH_PUBLISH, EDIT_END, EXCLUDE_BEGIN, EXCLUDE_END, EXCLUDE_WAIT, GATE_OPEN, GATE_REGISTER,
+    HAZARD_ADMIT, NODE_STAMP, READ_ADMIT, READ_PUT, READ_SEQ, READ_SETTLED, SEQ_SETTLE,
     STAMP_CHECK, Step,
 };
 use crate::platform::Platform;
@@ -297,6 +297,37 @@ impl VmaLock {
         Err(Refused::Contended)
     }
 
+    /// What a reader that has published its visit calls the VMA: it stays where it is, and is never 0.
+    #[inline(always)]
+    pub fn name(&self) -> usize {
+        core::ptr::from_ref(self).addr()
+    }
+
+    /// As [`enter`](Self::enter), for a reader that has published its visit and takes no reference.
+    ///
+    /// # Errors
+    ///
+    /// As for `enter`, but that it is neither contended nor busy.
+    #[inline(always)]
+    pub fn visit(&self) -> Result<(), Refused> {
+        match self.refcnt.load(HAZARD_ADMIT) {
+            0 if keep(Step::RefuseDetached) => Err(Refused::Detached),
+            EXCLUDED.. if keep(Step::RefuseExcluded) => Err(Refused::Excluded),
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts a reader that has published its visit, for who has added X.
+    pub fn count_in(&self) {
+        self.refcnt
+            .fetch_add(1, Relaxed("its put is the release, and the caller waits afterwards"));
+    }
+
+    /// Takes that back.
+    pub fn count_out(&self) {
+        self.refcnt.fetch_sub(1, Relaxed("HAZARD_SCAN has shown that it left, to the only waiter"));
+    }
+
     /// Whether the VMA is not write-locked, for a reader that is inside and knows that the slot
     /// belongs to the space of `seq`.
     ///
@@ -347,10 +378,12 @@ impl VmaLock {
         check((1..EXCLUDED).contains(&old), "X is added once, to what is attached");
     }
 
-    /// As [`exclude`](Self::exclude), if nobody is inside: then the caller is alone.
+    /// As [`exclude`](Self::exclude), if nobody is counted. Then the caller counts those who have
+    /// published a visit, and looks whether it [`is_alone`](Self::is_alone).
     #[inline]
     pub fn exclude_idle(&self) -> bool {
-        self.refcnt.compare_exchange(1, EXCLUDED + 1, EXCLUDE_IDLE).is_ok()
+        let excluded = EXCLUDED + 1;
+        self.refcnt.compare_exchange(1, excluded, Relaxed("the look is the acquire")).is_ok()
     }
 
     /// Waits until the readers of an excluded VMA have left; `false` if the deadline came first.

@@ -45,6 +45,8 @@ use crate::thread::ThreadState;
 /// - [`with_thread`](Self::with_thread) lends each thread a state of its own: no other thread is lent
 ///   the same one, or one at the same address, before the thread has ended and all it did happens
 ///   before. Where a thread finds itself to be the editor of a space, it edits without a further lock.
+/// - Once [`prepare_barrier`](Self::prepare_barrier) has returned `true`, [`barrier`](Self::barrier) does
+///   what it says.
 /// - None of the functions unwinds by itself, nor do those of the lock and of the memory: a change of
 ///   the tree may be half done.
 pub unsafe trait Platform: Sized + 'static {
@@ -77,13 +79,25 @@ pub unsafe trait Platform: Sized + 'static {
     /// It must not allocate and not run a lazy initialiser: readers in signal handlers call it.
     /// Without it, self-deadlocks are not reported.
     fn with_thread<R>(f: impl FnOnce(&ThreadState) -> R) -> Option<R>;
+
+    /// Prepares [`barrier`](Self::barrier); whether it can be relied on from now on. Asked at each
+    /// registration of a [`Reader`](crate::Reader): one that was told so leaves its fences out.
+    fn prepare_barrier() -> bool {
+        false
+    }
+
+    /// Makes each running thread that may hold a [`Reader`](crate::Reader) pass a full memory barrier
+    /// before it returns, and the calling thread too. Runs where a VMA is excluded, if such a reader is
+    /// registered.
+    fn barrier() {}
 }
 
 /// The platform of a program with an operating system.
 ///
 /// The mmap lock is `parking_lot`'s; waiting is the futex on Linux and Android and a sleep of
 /// 50 µs at a time elsewhere; a thread's state is a constant-initialised thread-local without a
-/// destructor. In a shared library that was loaded at run time, the first use of a thread-local
+/// destructor; the barrier for registered readers is `membarrier(2)` on Linux and Android, where the
+/// kernel has it (4.14), and if a filter forbids it later, the process aborts. In a shared library that was loaded at run time, the first use of a thread-local
 /// by a thread may allocate, so there a thread that reads in signal handlers should read once
 /// before.
 #[cfg(all(feature = "std", not(pervma_model)))]
@@ -155,6 +169,27 @@ unsafe impl Platform for Std {
         }
         Some(STATE.with(f))
     }
+
+    /// Registers the process for `membarrier(2)`.
+    #[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
+    fn prepare_barrier() -> bool {
+        use rustix::thread::{MembarrierCommand, membarrier};
+
+        membarrier(MembarrierCommand::RegisterPrivateExpedited).is_ok()
+    }
+
+    #[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
+    fn barrier() {
+        use rustix::thread::{MembarrierCommand, membarrier};
+
+        // A child process may have to register anew.
+        let done = membarrier(MembarrierCommand::PrivateExpedited).is_ok()
+            || (Self::prepare_barrier() && membarrier(MembarrierCommand::PrivateExpedited).is_ok());
+        if !done {
+            // Readers rely on it, and nothing else would do.
+            std::process::abort();
+        }
+    }
 }
 
 /// The platform that types name when none is given.
@@ -211,5 +246,13 @@ unsafe impl Platform for Model {
             static STATE: ThreadState = ThreadState::new();
         }
         Some(STATE.with(f))
+    }
+
+    fn prepare_barrier() -> bool {
+        crate::facade::model::has_barrier()
+    }
+
+    fn barrier() {
+        crate::facade::model::ask_for_barrier();
     }
 }

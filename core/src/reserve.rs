@@ -103,8 +103,9 @@ impl<'s, P, T: Platform> Reservation<'s, P, T> {
             return Err(CommitError { reservation: self, payload });
         }
         if let Some(slot) = self.slot.take() {
+            let slots = self.space.slab().slots();
             self.space.within_edit(|section| {
-                slot.alone(section).fill(section, slot.span(), payload);
+                slot.alone(slots, section).fill(section, slot.span(), payload);
             });
         }
         Ok(())

@@ -3,10 +3,11 @@
 use alloc::sync::Arc;
 use core::fmt;
 
+use crate::arena::{Arena, Usage, Users};
 use crate::facade::{AtomicU64, Relaxed, const_unless_model};
 use crate::mm::SpaceId;
 use crate::platform::{Platform, with_default_platform};
-use crate::slots::{Arena, Slot, Usage, Users};
+use crate::slots::Slots;
 use crate::tree::Node;
 
 with_default_platform! {
@@ -34,7 +35,7 @@ with_default_platform! {
     /// ```
     #[doc(alias("vm_area_cachep", "SLAB_TYPESAFE_BY_RCU"))]
     pub struct Slab<P, T> {
-        slots: Arena<Slot<P>, T>,
+        slots: Slots<P, T>,
         nodes: Arena<Node, T>,
         /// The identity of the next space on this slab; [`OWNER`] is taken.
         next_space: AtomicU64,
@@ -86,7 +87,7 @@ impl<P, T: Platform> Slab<P, T> {
     const_unless_model! {
         fn for_users(users: Users) -> Self {
             Self {
-                slots: Arena::new(users),
+                slots: Slots::new(users),
                 nodes: Arena::new(users),
                 next_space: AtomicU64::new(OWNER.0 + 1),
             }
@@ -118,7 +119,7 @@ impl<P, T: Platform> Slab<P, T> {
     }
 
     #[inline(always)]
-    pub(crate) fn slot_arena(&self) -> &Arena<Slot<P>, T> {
+    pub(crate) fn slots(&self) -> &Slots<P, T> {
         &self.slots
     }
 

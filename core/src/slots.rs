@@ -1,11 +1,4 @@
-//! Type-stable memory: slots for VMAs and nodes for trees, reused at once, never returned while
-//! anyone may look.
-//!
-//! # Guarantee
-//!
-//! An object of an [`Arena`] is an object of that type from its first allocation until the arena
-//! is dropped. So a reader that comes too late finds a valid slot, perhaps with another VMA in it,
-//! perhaps of another space, and notices by checking; it is never waited for.
+//! Slots: where VMAs live, in memory that is theirs for ever (see [`arena`](crate::arena)).
 //!
 //! # Who may touch what in a slot
 //!
@@ -19,15 +12,6 @@
 //!
 //! # Invariants
 //!
-//! - **A1** An [`Idx`] names an object that its arena has allocated before. It travels from the
-//!   thread that allocated it through what guards the arena, the mmap lock, or a release store into a
-//!   word of the tree that is loaded with acquire (NODE_LINK, NODE_FOLLOW); so the chunk pointer
-//!   and the object's first initialisation are visible to whoever holds it. An index is only used
-//!   with the arena that made it: a tree refers to one slab for life.
-//! - **A2** A chunk is never freed, moved or opened for unique access before the arena is dropped.
-//! - **A3** An arena's state, every `link` and the making of chunks are guarded by the arena's lock;
-//!   or, where it is one space's alone ([`Users::OneSpace`]), by the mmap lock of that space, which
-//!   is held for writing whenever that space allocates and frees.
 //! - **S1** `payload` is initialised exactly while the slot is attached and `space` does not say
 //!   *reserved*, except in the hands of who has it alone ([`Emptied`]).
 //! - **S2** A [`FreeSlot`] is the only handle to a slot whose count is 0.
@@ -36,275 +20,63 @@
 
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
-use core::ptr;
+use core::{iter, ptr};
 
-use core::alloc::Layout;
-
+use crate::arena::{Arena, Idx, Object, Usage, Users};
 use crate::error::OutOfMemory;
-use crate::facade::{
-    AtomicU32, AtomicU64, Cell, ConstPtr, MmapLock, MmapWriteGuard, Relaxed, check,
-    const_unless_model, keep,
-};
+use crate::facade::{AtomicU32, Cell, ConstPtr, Relaxed, check, const_unless_model, keep};
+use crate::hazard::{Record, Registry};
 use crate::ledger::{LEAVE_BEHIND, Step, TAKE_ON};
-use crate::lock::{EditSeq, Line, Refused, SpaceSeq, Ticket, VmaLock};
-use crate::memory::SlabMemory;
+use crate::lock::{EditSeq, Refused, SpaceSeq, Ticket, VmaLock};
 use crate::mm::{Mm, ReadSection, Section, SpaceId, WriteSection};
 use crate::platform::Platform;
 use crate::range::Span;
 
-/// Objects in the first chunk; each further chunk is twice as large. Small under the models, so
-/// that a second chunk is reached.
-const FIRST_CHUNK: u32 = if cfg!(pervma_model) { 2 } else { 64 };
-
-/// Chunks in an arena: enough for the 2³⁰ objects that a word of the tree can name.
-const CHUNKS: usize = 25;
-
-/// The most objects in an arena: an index shares its word with a two-bit tag.
-const MOST_OBJECTS: u32 = 1 << 30;
-
-/// The name of an object of one arena.
-pub struct Idx<O>(u32, PhantomData<fn() -> O>);
-
-impl<O> Clone for Idx<O> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<O> Copy for Idx<O> {}
-
-impl<O> Idx<O> {
-    /// The number, for a word of the tree.
-    #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn raw(self) -> u32 {
-        self.0
-    }
-
-    /// An index out of a word of the tree.
-    ///
-    /// # Safety
-    ///
-    /// `raw` was stored there by [`raw`](Self::raw) and loaded with acquire, or under the mmap
-    /// lock (A1).
-    #[cfg_attr(not(debug_assertions), inline(always))]
-    pub unsafe fn from_raw(raw: u32) -> Self {
-        Self(raw, PhantomData)
-    }
+/// The slots of a slab, and the readers that publish which of them they visit.
+pub struct Slots<P, T: Platform> {
+    arena: Arena<Slot<P>, T>,
+    /// Of all spaces on the slab: a reader that comes late is perhaps another space's.
+    readers: Registry<T>,
 }
 
-/// What an arena holds.
-pub trait Object {
-    /// An object in its first state.
-    fn new() -> Self;
-    /// The next free object, when this one is free.
-    fn link(&self) -> &Cell<u32>;
-}
-
-/// Type-stable memory for objects of one kind.
-pub struct Arena<O, T: Platform> {
-    chunks: [Cell<*mut O>; CHUNKS],
-    users: Users,
-    /// Written in every edit, so on no line that readers load.
-    free: Line<FreeList<T>>,
-}
-
-/// What allocations change.
-struct FreeList<T: Platform> {
-    /// See A3.
-    lock: MmapLock<T>,
-    state: Cell<ArenaState>,
-    /// How many objects were made, in the upper half, and how many are in use: for everybody.
-    usage: AtomicU64,
-}
-
-/// Who allocates from an arena.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Users {
-    /// One space, only in its edits.
-    OneSpace,
-    /// Any number of spaces.
-    Spaces,
-}
-
-#[derive(Clone, Copy)]
-struct ArenaState {
-    /// The free object that was freed last, plus 1; 0 for none.
-    free: u32,
-    /// How many objects have ever been made.
-    made: u32,
-    /// How many are neither free nor unmade.
-    live: u32,
-}
-
-/// Which chunk holds the object `index`, and where in it.
-#[cfg_attr(not(debug_assertions), inline(always))]
-const fn place(index: u32) -> (usize, usize) {
-    let number = index + FIRST_CHUNK;
-    let chunk = number.ilog2() - FIRST_CHUNK.ilog2();
-    (chunk as usize, (number - (FIRST_CHUNK << chunk)) as usize)
-}
-
-fn chunk_layout<O>(chunk: usize) -> Result<Layout, OutOfMemory> {
-    Layout::array::<O>((FIRST_CHUNK as usize) << chunk).map_err(|_| OutOfMemory)
-}
-
-impl<O: Object, T: Platform> Arena<O, T> {
+impl<P, T: Platform> Slots<P, T> {
     const_unless_model! {
         pub fn new(users: Users) -> Self {
-            Self {
-                #[cfg(not(pervma_model))]
-                chunks: [const { Cell::new(ptr::null_mut()) }; CHUNKS],
-                #[cfg(pervma_model)]
-                chunks: core::array::from_fn(|_| Cell::new(ptr::null_mut())),
-                users,
-                free: Line(FreeList {
-                    lock: MmapLock::new(),
-                    state: Cell::new(ArenaState { free: 0, made: 0, live: 0 }),
-                    usage: AtomicU64::new(0),
-                }),
-            }
+            Self { arena: Arena::new(users), readers: Registry::new(users) }
         }
     }
 
-    /// The object that `index` names.
+    /// The slot that `index` names.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn get(&self, index: Idx<O>) -> &O {
-        let (chunk, offset) = place(index.0);
-        debug_assert!(chunk < CHUNKS);
-        // SAFETY: A1: the chunk pointer was written before the index came to us.
-        let base = self.chunks[chunk].with(|base| unsafe { *base });
-        check(!base.is_null(), "a node is taken for a VMA, or a VMA for a node");
-        // SAFETY: A1: the object lies within its chunk.
-        let object = unsafe { base.add(offset) };
-        // SAFETY: A1: it is initialised; A2: it stays, and is only ever shared.
-        unsafe { &*object }
+    pub fn get(&self, index: Idx<Slot<P>>) -> &Slot<P> {
+        self.arena.get(index)
     }
 
-    /// What guards the arena, beside the section that the caller has (A3).
+    /// The readers that publish.
+    pub fn readers(&self) -> &Registry<T> {
+        &self.readers
+    }
+
+    /// Excludes a VMA that nobody is inside of, counted or not.
     #[inline]
-    fn guard(&self, _section: &WriteSection<'_, T>) -> Option<MmapWriteGuard<'_, T>> {
-        (self.users == Users::Spaces).then(|| self.free.0.lock.write())
-    }
-
-    /// An object that nobody else was given: the one freed last, else a new one. The section is one
-    /// of the space that the object is for.
-    #[inline]
-    pub fn alloc(&self, section: &WriteSection<'_, T>) -> Result<Idx<O>, OutOfMemory> {
-        let _guard = self.guard(section);
-        // SAFETY: A3.
-        let mut state = self.free.0.state.with(|state| unsafe { *state });
-        let index = if state.free != 0 {
-            let index = state.free - 1;
-            // SAFETY: A1: it was allocated before, and came here under the guard.
-            let object = self.get(unsafe { Idx::from_raw(index) });
-            // SAFETY: A3.
-            state.free = object.link().with(|link| unsafe { *link });
-            index
-        } else {
-            self.make(state.made)?;
-            state.made += 1;
-            state.made - 1
-        };
-        state.live += 1;
-        self.set_state(state);
-        Ok(Idx(index, PhantomData))
-    }
-
-    /// Sets the state, for those who have the guard.
-    #[inline]
-    fn set_state(&self, state: ArenaState) {
-        // SAFETY: A3.
-        self.free.0.state.with_mut(|at| unsafe { *at = state });
-        let usage = u64::from(state.made) << 32 | u64::from(state.live);
-        self.free
-            .0
-            .usage
-            .store(usage, Relaxed("a count to look at, which says nothing of the objects"));
-    }
-
-    /// Makes object number `index`, and its chunk if it is the first in it.
-    #[cold]
-    fn make(&self, index: u32) -> Result<(), OutOfMemory> {
-        if index >= MOST_OBJECTS {
-            return Err(OutOfMemory);
+    fn exclude_idle(&self, lock: &VmaLock, section: &WriteSection<'_, T>) -> bool {
+        if !lock.exclude_idle() {
+            return false;
         }
-        let (chunk, offset) = place(index);
-        if offset == 0 {
-            const { assert!(size_of::<O>() != 0) };
-            let base = T::Memory::alloc(chunk_layout::<O>(chunk)?).cast::<O>();
-            if base.is_null() {
-                return Err(OutOfMemory);
-            }
-            // SAFETY: A3; readers look only at chunks of which they hold an index, and
-            // there is none of this chunk yet (A1).
-            self.chunks[chunk].with_mut(|at| unsafe { *at = base });
+        self.readers.count_in(section, iter::once(lock));
+        let alone = lock.is_alone() || !keep(Step::LookAfterIdle);
+        if !alone {
+            // Nobody sleeps because of it: that takes the mmap lock.
+            lock.readmit();
         }
-        // SAFETY: only written here, so A3.
-        let base = self.chunks[chunk].with(|base| unsafe { *base });
-        // SAFETY: `offset` lies within the chunk.
-        let object = unsafe { base.add(offset) };
-        // SAFETY: allocated above for this type, and not yet an object to anyone.
-        unsafe { object.write(O::new()) };
-        Ok(())
+        alone
     }
 
-    /// Makes `index`, which the caller was given by `alloc` and gives up, free again.
-    #[inline]
-    pub fn free(&self, index: Idx<O>, section: &WriteSection<'_, T>) {
-        let _guard = self.guard(section);
-        // SAFETY: A3.
-        let mut state = self.free.0.state.with(|state| unsafe { *state });
-        // SAFETY: A3.
-        self.get(index).link().with_mut(|link| unsafe { *link = state.free });
-        state.free = index.0 + 1;
-        state.live -= 1;
-        self.set_state(state);
-    }
-
-    /// How many objects were made, and how many of them are in use.
+    /// How many slots there are and how many of them are in use.
     pub fn usage(&self) -> Usage {
-        let usage = self.free.0.usage.load(Relaxed("the caller may be late anyway"));
-        Usage { made: (usage >> 32) as usize, in_use: (usage as u32) as usize }
+        self.arena.usage()
     }
 }
-
-/// How much of a slab's memory has been made and how much is in use, counted in objects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Usage {
-    /// Objects that exist, in use or free. Never falls.
-    pub made: usize,
-    /// Objects in use.
-    pub in_use: usize,
-}
-
-impl<O, T: Platform> Drop for Arena<O, T> {
-    fn drop(&mut self) {
-        // SAFETY: `&mut self`: nobody else looks.
-        let made = self.free.0.state.with(|state| unsafe { (*state).made });
-        for index in 0..made {
-            let (chunk, offset) = place(index);
-            // SAFETY: `&mut self`: nobody else looks.
-            let base = self.chunks[chunk].with(|base| unsafe { *base });
-            // SAFETY: object number `index` lies there.
-            let object = unsafe { base.add(offset) };
-            // SAFETY: it was made, and this is the end of A2.
-            unsafe { ptr::drop_in_place(object) };
-        }
-        for (chunk, base) in self.chunks.iter().enumerate() {
-            // SAFETY: `&mut self`: nobody else looks.
-            let base = base.with(|base| unsafe { *base });
-            if let (false, Ok(layout)) = (base.is_null(), chunk_layout::<O>(chunk)) {
-                // SAFETY: allocated in `make` with this layout; its objects are dropped.
-                unsafe { T::Memory::dealloc(base.cast(), layout) };
-            }
-        }
-    }
-}
-
-// SAFETY: an arena hands out shared references and indices. Its cells are touched as invariants A1
-// and A3 say, from any thread.
-unsafe impl<O: Send + Sync, T: Platform> Sync for Arena<O, T> {}
-// SAFETY: an arena owns its objects; nothing in it belongs to a thread.
-unsafe impl<O: Send + Sync, T: Platform> Send for Arena<O, T> {}
 
 /// The place of one VMA. Aligned to a cache line, so that readers of one VMA do not disturb those
 /// of the next.
@@ -367,6 +139,8 @@ impl<P> Slot<P> {
 #[must_use]
 pub struct Inside<'s, P, T: Platform> {
     slot: &'s Slot<P>,
+    /// Where the visit was published, if it was not counted.
+    published: Option<&'s Record>,
     _platform: PhantomData<T>,
 }
 
@@ -380,11 +154,29 @@ pub enum Turned {
 }
 
 impl<'s, P, T: Platform> Inside<'s, P, T> {
-    /// Takes a reference.
+    /// Takes a reference: publishes it in `record` if there is one with a free hazard, else counts.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn enter(slot: &'s Slot<P>) -> Result<Self, Refused> {
+    pub fn enter(slot: &'s Slot<P>, record: Option<&'s Record>) -> Result<Self, Refused> {
+        match record {
+            None => Self::enter_counted(slot),
+            Some(record) if record.publish(&slot.lock) => {
+                let inside = Self { slot, published: Some(record), _platform: PhantomData };
+                slot.lock.visit()?;
+                Ok(inside)
+            }
+            Some(_) => Self::enter_unpublished(slot),
+        }
+    }
+
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    fn enter_counted(slot: &'s Slot<P>) -> Result<Self, Refused> {
         slot.lock.enter()?;
-        Ok(Self { slot, _platform: PhantomData })
+        Ok(Self { slot, published: None, _platform: PhantomData })
+    }
+
+    #[cold]
+    fn enter_unpublished(slot: &'s Slot<P>) -> Result<Self, Refused> {
+        Self::enter_counted(slot)
     }
 
     /// Checks that the VMA belongs to the space of `mm` and is not write-locked there.
@@ -435,7 +227,10 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
 impl<P, T: Platform> Drop for Inside<'_, P, T> {
     #[cfg_attr(not(debug_assertions), inline(always))]
     fn drop(&mut self) {
-        self.slot.lock.leave::<T>();
+        match self.published {
+            Some(record) => record.retract::<T>(&self.slot.lock),
+            None => self.slot.lock.leave::<T>(),
+        }
     }
 }
 
@@ -490,16 +285,17 @@ impl<'s, P, T: Platform> Admitted<'s, P, T> {
     ///
     /// # Safety
     ///
-    /// It is dropped before the slab.
+    /// It is dropped before the slab, and was counted.
     pub unsafe fn outliving(self) -> Admitted<'static, P, T>
     where
         P: 'static,
     {
         let slot = ptr::from_ref(self.0.slot);
+        check(self.0.published.is_none(), "a record does not outlive its thread");
         core::mem::forget(self);
         // SAFETY: slots stay where they are while the slab lives (A2), as the caller promises.
         let slot = unsafe { &*slot };
-        Admitted(Inside { slot, _platform: PhantomData })
+        Admitted(Inside { slot, published: None, _platform: PhantomData })
     }
 }
 
@@ -552,9 +348,14 @@ impl<'m, P> Entry<'m, P> {
 
     /// Empties it in the drop of its space: waits for late readers of other spaces, and where an
     /// exclusion or a reservation was forgotten, takes it over.
-    pub fn take_at_end<T: Platform>(self) -> (Option<P>, Emptied<'m, P>) {
+    pub fn take_at_end<T: Platform>(
+        self,
+        slots: &Slots<P, T>,
+        section: &WriteSection<'_, T>,
+    ) -> (Option<P>, Emptied<'m, P>) {
         if !self.is_excluded() {
             self.slot.lock.exclude();
+            slots.readers.count_in(section, iter::once(&self.slot.lock));
         }
         if keep(Step::DrainOnDrop) {
             self.slot.lock.wait_alone::<T>(None);
@@ -573,11 +374,8 @@ pub struct Sleeper<'s, P> {
 
 impl<'s, P> Sleeper<'s, P> {
     /// Announces it at the gate of an excluded entry; `None` if the exclusion is over.
-    pub fn register<T: Platform>(
-        arena: &'s Arena<Slot<P>, T>,
-        entry: Entry<'_, P>,
-    ) -> Option<Self> {
-        let slot = arena.get(entry.index);
+    pub fn register<T: Platform>(slots: &'s Slots<P, T>, entry: Entry<'_, P>) -> Option<Self> {
+        let slot = slots.get(entry.index);
         Some(Self { slot, ticket: slot.lock.register()? })
     }
 
@@ -626,6 +424,7 @@ impl<'m, P> Attached<'m, P> {
     #[doc(alias("vma_start_write"))]
     pub fn start_write<T: Platform>(
         self,
+        slots: &Slots<P, T>,
         section: &WriteSection<'_, T>,
     ) -> Option<WriteLocked<'m, P>> {
         let lock = &self.slot.lock;
@@ -634,6 +433,7 @@ impl<'m, P> Attached<'m, P> {
         }
         if !lock.is_locked_by(section.edit()) {
             lock.exclude();
+            slots.readers.count_in(section, iter::once(lock));
             lock.wait_alone::<T>(None);
             lock.lock_until_end_of(section.edit());
         }
@@ -643,11 +443,12 @@ impl<'m, P> Attached<'m, P> {
     /// The same, if it has no readers just now.
     pub fn try_start_write<T: Platform>(
         self,
+        slots: &Slots<P, T>,
         section: &WriteSection<'_, T>,
     ) -> Option<WriteLocked<'m, P>> {
         let lock = &self.slot.lock;
         if !lock.is_locked_by(section.edit()) {
-            if !lock.exclude_idle() {
+            if !slots.exclude_idle(lock, section) {
                 return None;
             }
             lock.lock_until_end_of(section.edit());
@@ -698,7 +499,7 @@ impl<P> WriteLocked<'_, P> {
 /// without the mmap lock.
 #[must_use]
 pub struct Excluded<'s, P, T: Platform> {
-    arena: &'s Arena<Slot<P>, T>,
+    slots: &'s Slots<P, T>,
     first: Option<Idx<Slot<P>>>,
     last: Option<Idx<Slot<P>>>,
     /// Whether it outlives its edit, so that somebody may sleep on the gates.
@@ -707,12 +508,36 @@ pub struct Excluded<'s, P, T: Platform> {
 
 impl<'s, P, T: Platform> Excluded<'s, P, T> {
     /// An empty list.
-    pub fn new(arena: &'s Arena<Slot<P>, T>, gated: bool) -> Self {
-        Self { arena, first: None, last: None, gated }
+    pub fn new(slots: &'s Slots<P, T>, gated: bool) -> Self {
+        Self { slots, first: None, last: None, gated }
     }
 
     /// Excludes `vma` and appends it; `false` if somebody excludes it already.
-    pub fn push(&mut self, vma: Attached<'_, P>, _section: &WriteSection<'_, T>) -> bool {
+    #[inline]
+    pub fn push(&mut self, vma: Attached<'_, P>, section: &WriteSection<'_, T>) -> bool {
+        let lock = &vma.slot.lock;
+        let pushed = self.push_uncounted(&vma);
+        if pushed {
+            self.slots.readers.count_in(section, iter::once(lock));
+        }
+        pushed
+    }
+
+    /// Excludes and appends, on an empty list, what `each` gives to its argument. That says whether it
+    /// could be done, as [`push`](Self::push) does. Registered readers are looked for once.
+    pub fn push_all(
+        &mut self,
+        section: &WriteSection<'_, T>,
+        each: impl FnOnce(&mut dyn FnMut(Attached<'_, P>) -> bool),
+    ) {
+        check(self.first.is_none(), "what is on the list was looked for already");
+        each(&mut |vma| self.push_uncounted(&vma));
+        self.slots.readers.count_in(section, self.all().map(|index| &self.slots.get(index).lock));
+    }
+
+    /// Excludes and appends one; its registered readers must be counted before anyone waits.
+    #[inline]
+    fn push_uncounted(&mut self, vma: &Attached<'_, P>) -> bool {
         if vma.is_excluded() {
             return false;
         }
@@ -727,7 +552,7 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
         if !self.gated {
             return self.push(vma, section);
         }
-        let idle = vma.slot.lock.exclude_idle();
+        let idle = self.slots.exclude_idle(&vma.slot.lock, section);
         if idle {
             self.append(vma.index);
         }
@@ -744,26 +569,25 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
     }
 
     fn set_next(&self, index: Idx<Slot<P>>, next: Option<Idx<Slot<P>>>) {
-        let next = next.map_or(0, |next| next.0 + 1);
+        let next = next.map_or(0, |next| next.raw() + 1);
         // SAFETY: S3: we have X on it, so the link is ours.
-        self.arena.get(index).chain.with_mut(|chain| unsafe { *chain = next });
+        self.slots.get(index).chain.with_mut(|chain| unsafe { *chain = next });
     }
 
     fn next(&self, index: Idx<Slot<P>>) -> Option<Idx<Slot<P>>> {
         // SAFETY: S3: we have X on it, so the link is ours.
-        let next = self.arena.get(index).chain.with(|chain| unsafe { *chain });
+        let next = self.slots.get(index).chain.with(|chain| unsafe { *chain });
         // SAFETY: stored by `set_next`, out of an index (A1).
         next.checked_sub(1).map(|raw| unsafe { Idx::from_raw(raw) })
     }
 
     /// The VMAs. Readers may still be inside.
     pub fn iter(&self) -> impl Iterator<Item = Attached<'_, P>> {
-        let mut next = self.first;
-        core::iter::from_fn(move || {
-            let index = next?;
-            next = self.next(index);
-            Some(Attached { slot: self.arena.get(index), index })
-        })
+        self.all().map(|index| Attached { slot: self.slots.get(index), index })
+    }
+
+    fn all(&self) -> impl Iterator<Item = Idx<Slot<P>>> + Clone {
+        iter::successors(self.first, |index| self.next(*index))
     }
 
     /// Waits until the readers of all of them have left; `false` if the deadline came first.
@@ -774,6 +598,16 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
     /// Whether the readers of all of them have left.
     pub fn is_alone(&self) -> bool {
         self.iter().all(|vma| vma.slot.lock.is_alone())
+    }
+
+    /// Write-locks all of them until the end of the edit, waiting for their readers.
+    pub fn start_write(mut self, section: &WriteSection<'_, T>) {
+        while let Some(index) = self.first {
+            let lock = &self.slots.get(index).lock;
+            lock.wait_alone::<T>(None);
+            self.first = self.next(index);
+            lock.lock_until_end_of(section.edit());
+        }
     }
 
     /// What the mutant without a list of its own believes: that all in the range is its own.
@@ -795,7 +629,7 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
         if self.first.is_none() {
             self.last = None;
         }
-        let slot = self.arena.get(index);
+        let slot = self.slots.get(index);
         slot.lock.wait_alone::<T>(None);
         let vma = Attached { slot, index };
         // SAFETY: alone, and the list was the only handle.
@@ -815,7 +649,7 @@ impl<P, T: Platform> Excluded<'_, P, T> {
     pub fn give_up(&mut self) {
         self.last = None;
         while let Some(index) = self.first {
-            let lock = &self.arena.get(index).lock;
+            let lock = &self.slots.get(index).lock;
             if keep(Step::LinkBeforeEnd) {
                 self.first = self.next(index);
             }
@@ -877,14 +711,14 @@ impl<'s, P> Emptied<'s, P> {
         end_exclusion::<T>(&slot.lock, gated, |lock| lock.lock_until_end_of(section.edit()));
     }
 
-    /// Detaches it and gives the slot to `arena`. The tree no longer leads here.
-    pub fn detach<T: Platform>(self, arena: &Arena<Slot<P>, T>, section: &WriteSection<'_, T>) {
+    /// Detaches it and gives the slot to `slots`. The tree no longer leads here.
+    pub fn detach<T: Platform>(self, slots: &Slots<P, T>, section: &WriteSection<'_, T>) {
         if !keep(Step::FreeDetached) {
-            arena.free(self.index, section);
+            slots.arena.free(self.index, section);
         }
         end_exclusion::<T>(&self.slot.lock, self.gated, VmaLock::detach);
         if keep(Step::FreeDetached) {
-            arena.free(self.index, section);
+            slots.arena.free(self.index, section);
         }
     }
 }
@@ -908,7 +742,7 @@ impl<'s, P> Reserved<'s, P> {
         loop {
             // SAFETY: nobody else has a handle, and nobody excludes a reservation but its owner.
             self.slot.chain.with_mut(|chain| unsafe { *chain = next });
-            match head.compare_exchange(next, self.index.0 + 1, LEAVE_BEHIND) {
+            match head.compare_exchange(next, self.index.raw() + 1, LEAVE_BEHIND) {
                 Ok(_) => return,
                 Err(now) => next = now,
             }
@@ -917,14 +751,14 @@ impl<'s, P> Reserved<'s, P> {
 
     /// Takes what was left behind on the list that begins at `head`.
     pub fn take_on<T: Platform>(
-        arena: &'s Arena<Slot<P>, T>,
+        slots: &'s Slots<P, T>,
         head: &AtomicU32,
     ) -> impl Iterator<Item = Self> {
         let mut next = head.swap(0, TAKE_ON);
-        core::iter::from_fn(move || {
+        iter::from_fn(move || {
             // SAFETY: stored by `leave_behind`, out of an index (A1).
             let index = unsafe { Idx::from_raw(next.checked_sub(1)?) };
-            let slot = arena.get(index);
+            let slot = slots.get(index);
             // SAFETY: the handle is ours now.
             next = slot.chain.with(|chain| unsafe { *chain });
             Some(Self { slot, index })
@@ -932,8 +766,13 @@ impl<'s, P> Reserved<'s, P> {
     }
 
     /// Has it alone: waits for lookups that are on their way out again.
-    pub fn alone<T: Platform>(&self, _section: &WriteSection<'_, T>) -> Emptied<'s, P> {
+    pub fn alone<T: Platform>(
+        &self,
+        slots: &Slots<P, T>,
+        section: &WriteSection<'_, T>,
+    ) -> Emptied<'s, P> {
         self.slot.lock.exclude();
+        slots.readers.count_in(section, iter::once(&self.slot.lock));
         self.slot.lock.wait_alone::<T>(None);
         Emptied { slot: self.slot, index: self.index, gated: false }
     }
@@ -943,22 +782,22 @@ impl<'s, P> Reserved<'s, P> {
 /// is used again by nobody.
 #[must_use]
 pub struct FreeSlot<'a, P, T: Platform> {
-    arena: &'a Arena<Slot<P>, T>,
+    slots: &'a Slots<P, T>,
     index: Idx<Slot<P>>,
 }
 
 impl<'a, P, T: Platform> FreeSlot<'a, P, T> {
-    /// A free slot of `arena`.
+    /// A free slot of `slots`.
     pub fn alloc(
-        arena: &'a Arena<Slot<P>, T>,
+        slots: &'a Slots<P, T>,
         section: &WriteSection<'_, T>,
     ) -> Result<Self, OutOfMemory> {
-        Ok(Self { arena, index: arena.alloc(section)? })
+        Ok(Self { slots, index: slots.arena.alloc(section)? })
     }
 
     /// Makes it free again. The tree does not lead here.
     pub fn give_back(self, section: &WriteSection<'_, T>) {
-        self.arena.free(self.index, section);
+        self.slots.arena.free(self.index, section);
     }
 
     /// The name it will be linked by.
@@ -968,7 +807,7 @@ impl<'a, P, T: Platform> FreeSlot<'a, P, T> {
 
     /// Attaches a VMA to the space under edit, write-locked: nobody enters before the edit ends.
     pub fn attach(self, section: &WriteSection<'_, T>, span: Span, payload: P) {
-        let slot = self.arena.get(self.index);
+        let slot = self.slots.get(self.index);
         // SAFETY: S2: the count is 0, so the fields are ours. What was there before is not
         // initialised (S1).
         slot.payload.with_mut(|at| unsafe { at.write(MaybeUninit::new(payload)) });
@@ -977,13 +816,13 @@ impl<'a, P, T: Platform> FreeSlot<'a, P, T> {
 
     /// Attaches a reservation, write-locked.
     pub fn reserve(self, section: &WriteSection<'_, T>, span: Span) -> Reserved<'a, P> {
-        let (slot, index) = (self.arena.get(self.index), self.index);
+        let (slot, index) = (self.slots.get(self.index), self.index);
         self.publish(section, section.space_id().reserved(), span);
         Reserved { slot, index }
     }
 
     fn publish(self, section: &WriteSection<'_, T>, owner: SpaceId, span: Span) {
-        let slot = self.arena.get(self.index);
+        let slot = self.slots.get(self.index);
         check(slot.lock.is_detached(), "a slot is used again whose count is not 0");
         // SAFETY: S2, as in `attach`.
         slot.space.with_mut(|space| unsafe { *space = owner });

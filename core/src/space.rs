@@ -8,15 +8,17 @@ use core::ops::Range;
 use crate::change::{Mapped, Request};
 use crate::cursor::Cursor;
 use crate::edit::Edit;
-use crate::error::{ChangeError, EditError, ReadError};
+use crate::error::{ChangeError, EditError, ReadError, RegisterError};
 use crate::facade::{Relaxed, const_unless_model, keep};
 use crate::gap::{GapError, GapSearch};
 use crate::guard::{OwnedReadGuard, ReadGuard};
+use crate::hazard::Record;
 use crate::ledger::Step;
 use crate::lock::{EditSeq, Refused};
 use crate::mm::{Mm, ReadSection, Section, WriteLock, WriteSection};
 use crate::platform::{Platform, with_default_platform};
 use crate::range::Span;
+use crate::reader::Reader;
 use crate::slab::{OWNER, Slab, SlabRef};
 use crate::slots::{Admitted, Entry, Inside, Reserved, Slot, Turned};
 use crate::tree::{Blocked, Passed, Trail, Tree, Unlinked};
@@ -198,7 +200,17 @@ impl<P, T: Platform> AddressSpace<P, T> {
     #[doc(alias("lock_vma_under_rcu", "vma_start_read", "vma_lookup"))]
     #[inline]
     pub fn try_read(&self, addr: usize) -> Result<ReadGuard<'_, P, T>, ReadError> {
-        match self.lookup(addr) {
+        self.try_read_by(None, addr)
+    }
+
+    /// The same, published in `record` if there is one.
+    #[inline(always)]
+    pub(crate) fn try_read_by<'s>(
+        &'s self,
+        record: Option<&'s Record>,
+        addr: usize,
+    ) -> Result<ReadGuard<'s, P, T>, ReadError> {
+        match self.lookup(addr, record) {
             Ok((admitted, walks)) => Ok(ReadGuard::new(self, admitted, walks)),
             Err(error) => Err(self.own(error)),
         }
@@ -228,12 +240,26 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// When it would have to wait inside a [`HandlerScope`](crate::HandlerScope).
     #[doc(alias("lock_mm_and_find_vma", "vma_start_read_locked"))]
     pub fn read(&self, addr: usize) -> Result<ReadGuard<'_, P, T>, ReadError> {
-        let (admitted, walks) = self.find(addr)?;
+        self.read_by(None, addr)
+    }
+
+    /// The same, published in `record` if there is one.
+    #[inline]
+    pub(crate) fn read_by<'s>(
+        &'s self,
+        record: Option<&'s Record>,
+        addr: usize,
+    ) -> Result<ReadGuard<'s, P, T>, ReadError> {
+        let (admitted, walks) = self.find(addr, record)?;
         Ok(ReadGuard::new(self, admitted, walks))
     }
 
-    fn find(&self, addr: usize) -> Result<Found<'_, P, T>, ReadError> {
-        match self.lookup(addr) {
+    fn find<'s>(
+        &'s self,
+        addr: usize,
+        record: Option<&'s Record>,
+    ) -> Result<Found<'s, P, T>, ReadError> {
+        match self.lookup(addr, record) {
             Err(ReadError::Locked { .. }) => {
                 let found = self.wait_for(addr, |section| self.holding(section, addr))?;
                 Ok((found.ok_or(ReadError::NotMapped { addr })?, MORE_WALKS + 2))
@@ -266,7 +292,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     where
         P: 'static,
     {
-        let (admitted, _) = self.find(addr)?;
+        let (admitted, _) = self.find(addr, None)?;
         Ok(OwnedReadGuard::new(Arc::clone(self), admitted))
     }
 
@@ -290,7 +316,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     where
         P: 'static,
     {
-        let (admitted, _) = self.lookup(addr).map_err(|error| self.own(error))?;
+        let (admitted, _) = self.lookup(addr, None).map_err(|error| self.own(error))?;
         Ok(OwnedReadGuard::new(Arc::clone(self), admitted))
     }
 
@@ -391,7 +417,32 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn cursor(&self) -> Cursor<'_, P, T> {
-        Cursor::new(self)
+        Cursor::new(self, None)
+    }
+
+    /// Registers the running thread as a reader that does not count itself in the VMAs that it reads.
+    /// See [`Reader`].
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// let reader = space.register()?;
+    /// assert_eq!(*reader.try_read(0x1000)?, "text");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// It waits for the mmap lock, so not while the thread edits this space or holds a guard of it; and
+    /// it may need memory. See [`RegisterError`].
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    pub fn register(&self) -> Result<Reader<'_, P, T>, RegisterError> {
+        self.check_may_wait()?;
+        let record = self.slab.get().slots().readers().claim(&self.write())?;
+        Ok(Reader::new(self, record))
     }
 
     /// Read-locks the VMA in `slot` if it is of this space and holds `addr`.
@@ -400,8 +451,9 @@ impl<P, T: Platform> AddressSpace<P, T> {
         &'s self,
         slot: &'s Slot<P>,
         addr: usize,
+        record: Option<&'s Record>,
     ) -> Option<ReadGuard<'s, P, T>> {
-        let admitted = Inside::<P, T>::enter(slot).ok()?.admit(&self.mm).ok()?;
+        let admitted = Inside::<P, T>::enter(slot, record).ok()?.admit(&self.mm).ok()?;
         let holds = admitted.span().contains(addr) || !keep(Step::CheckRange);
         holds.then(|| ReadGuard::new(self, admitted, 0))
     }
@@ -453,19 +505,24 @@ impl<P, T: Platform> AddressSpace<P, T> {
 
     /// Walks, and tries to read-lock what it arrives at.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    fn walk<'s>(&'s self, addr: usize, trail: &mut impl Trail<'s>) -> Met<'s, P, T> {
+    fn walk<'s>(
+        &'s self,
+        addr: usize,
+        record: Option<&'s Record>,
+        trail: &mut impl Trail<'s>,
+    ) -> Met<'s, P, T> {
         self.mm.seq().meeting().pass();
-        self.enter(self.tree.walk(self.slab.get(), addr, trail))
+        self.enter(self.tree.walk(self.slab.get(), addr, trail), record)
     }
 
     /// Tries to read-lock what a walk has arrived at.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    fn enter<'s>(&'s self, slot: Option<&'s Slot<P>>) -> Met<'s, P, T> {
+    fn enter<'s>(&'s self, slot: Option<&'s Slot<P>>, record: Option<&'s Record>) -> Met<'s, P, T> {
         let Some(slot) = slot else { return Met::Nothing };
         if slot.looks_locked(self.mm.seq()) {
             return Met::Locked;
         }
-        match Inside::enter(slot) {
+        match Inside::enter(slot, record) {
             // The space before the sequence, both before the range: only then is the range ours to
             // read.
             Ok(inside) => match inside.admit(&self.mm) {
@@ -481,15 +538,19 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// One lookup. Unoptimised, it has a frame of its own: with its callers' they would be too much
     /// for an alternate signal stack.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    fn lookup(&self, addr: usize) -> Result<Found<'_, P, T>, ReadError> {
+    fn lookup<'s>(
+        &'s self,
+        addr: usize,
+        record: Option<&'s Record>,
+    ) -> Result<Found<'s, P, T>, ReadError> {
         // The models begin with the next walk: this one differs from it by what it does not note.
         if !cfg!(pervma_model)
-            && let Met::Vma(admitted) = self.walk(addr, &mut ())
+            && let Met::Vma(admitted) = self.walk(addr, record, &mut ())
             && admitted.span().contains(addr)
         {
             return Ok((admitted, 1));
         }
-        self.lookup_again(addr)
+        self.lookup_again(addr, record)
     }
 
     /// The walks that follow the first. They note which nodes they pass: if none of those has changed
@@ -497,12 +558,16 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// anything, is the predecessor.
     #[cold]
     #[inline(never)]
-    fn lookup_again(&self, addr: usize) -> Result<Found<'_, P, T>, ReadError> {
+    fn lookup_again<'s>(
+        &'s self,
+        addr: usize,
+        record: Option<&'s Record>,
+    ) -> Result<Found<'s, P, T>, ReadError> {
         let mut busy = false;
         let mut settled = self.mm.seq().settled();
         for walk in 2..=1 + MORE_WALKS {
             let mut passed = Passed::none();
-            match self.walk(addr, &mut passed) {
+            match self.walk(addr, record, &mut passed) {
                 Met::Vma(admitted) => {
                     if admitted.span().contains(addr) || !keep(Step::CheckRange) {
                         return Ok((admitted, walk));
@@ -539,7 +604,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
             // First what starts at or below the address, then what starts above what was passed.
             let mut below = true;
             let mut passed = Passed::none();
-            let mut met = self.walk(addr, &mut passed);
+            let mut met = self.walk(addr, None, &mut passed);
             for _ in 0..MAX_PASSED + 2 {
                 match met {
                     Met::Vma(admitted) if below => {
@@ -579,7 +644,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
                     }
                 }
                 below = false;
-                met = self.enter(self.tree.walk_from(self.slab.get(), from, &mut passed));
+                met = self.enter(self.tree.walk_from(self.slab.get(), from, &mut passed), None);
             }
         }
         Err(if busy { ReadError::Busy { addr } } else { ReadError::Locked { addr } })
@@ -674,7 +739,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     fn take_on(&self, section: &WriteSection<'_, T>) {
         let left_behind = self.mm.left_behind();
         if left_behind.load(Relaxed("a hint: what is missed waits for the next edit")) != 0 {
-            for slot in Reserved::take_on(self.slab.get().slot_arena(), left_behind) {
+            for slot in Reserved::take_on(self.slab.get().slots(), left_behind) {
                 self.give_back(section, &slot);
             }
         }
@@ -688,7 +753,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         let (slab, span) = (self.slab.get(), slot.span());
         let mut tree = self.tree.editor(slab, section);
         tree.unlink(span.start, 0);
-        slot.alone(section).detach(slab.slot_arena(), section);
+        slot.alone(slab.slots(), section).detach(slab.slots(), section);
         tree.settle(span);
     }
 
@@ -873,9 +938,9 @@ impl<P, T: Platform> AddressSpace<P, T> {
         let section = self.mm.write();
         let entry = self.tree.first_from(self.slab.get(), &section, 0)?;
         let start = entry.span().start;
-        let (payload, emptied) = entry.take_at_end::<T>();
+        let (payload, emptied) = entry.take_at_end(self.slab.get().slots(), &section);
         self.tree.editor(self.slab.get(), &section).unlink(start, 0);
-        emptied.detach(self.slab.get().slot_arena(), &section);
+        emptied.detach(self.slab.get().slots(), &section);
         Some(payload)
     }
 }

@@ -6,16 +6,20 @@
 #![cfg(target_os = "linux")]
 #![expect(clippy::disallowed_types, reason = "tests")]
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pervma::{AddressSpace, HandlerScope, ReadError, Std};
+use pervma::{AddressSpace, HandlerScope, ReadError, Reader, Std};
 
 /// Each payload is the start of its VMA.
 static SPACE: AddressSpace<usize> = AddressSpace::new(1);
 /// Mapped throughout, in the middle of what changes.
 const CONSTANT: usize = 100;
+
+/// The registered reader of the thread that is interrupted, while it has one.
+static READER: AtomicPtr<Reader<'static, usize>> = AtomicPtr::new(ptr::null_mut());
 
 static HANDLED: AtomicU64 = AtomicU64::new(0);
 static READ: AtomicU64 = AtomicU64::new(0);
@@ -27,8 +31,14 @@ static WRONG: AtomicU64 = AtomicU64::new(0);
 extern "C" fn look(_signal: libc::c_int) {
     let _scope = HandlerScope::<Std>::enter();
     let turn = HANDLED.fetch_add(1, Relaxed);
+    // SAFETY: it is the thread's that runs this, and is taken away before it goes.
+    let reader = unsafe { READER.load(Relaxed).as_ref() };
     for addr in [CONSTANT, turn as usize % 200] {
-        let count = match SPACE.try_read(addr) {
+        let read = match reader {
+            Some(reader) if turn.is_multiple_of(2) => reader.try_read(addr),
+            _ => SPACE.try_read(addr),
+        };
+        let count = match read {
             Ok(vma) if *vma == vma.range().start && vma.range().contains(&addr) => &READ,
             Err(ReadError::NotMapped { .. }) if addr != CONSTANT => &HOLES,
             Err(ReadError::OwnEdit { .. }) => &IN_OWN_EDIT,
@@ -69,6 +79,8 @@ fn a_handler_reads_in_the_middle_of_everything() {
         });
         let end = Instant::now() + Duration::from_millis(500);
         let mut round = 0;
+        let mut reader = SPACE.register().unwrap();
+        READER.store(&raw mut reader, Relaxed);
         while Instant::now() < end {
             let start = round * 7 % 90 + 101 * (round % 2);
             round += 1;
@@ -78,11 +90,18 @@ fn a_handler_reads_in_the_middle_of_everything() {
             *edit.start_write(start).unwrap() = start;
             drop(edit);
             assert_eq!(*SPACE.try_read(start).unwrap(), start);
+            // Were a visit of the handler's still published, or one of ours taken back by it, the
+            // exclusion below would wait for ever, or not for us.
+            // SAFETY: the handler only shares it.
+            let reader = unsafe { &*READER.load(Relaxed) };
+            assert_eq!(*reader.try_read(start).unwrap(), start);
             let exclusion = SPACE.exclude(start..start + 3).unwrap();
             exclusion.wait();
             assert_eq!(exclusion.remove().unwrap().len(), 1);
         }
         stop.store(true, Relaxed);
+        READER.store(ptr::null_mut(), Relaxed);
+        drop(reader);
     });
     let counts = [&READ, &HOLES, &IN_OWN_EDIT, &IN_OWN_EXCLUSION].map(|count| count.load(Relaxed));
     println!("read, holes, in an edit, in an exclusion: {counts:?}");

@@ -88,6 +88,7 @@ fn check(space: usize, addr: Option<usize>, range: &Range<usize>, place: &Place,
 fn reader(arena: &Arena, seed: u64) -> Seen {
     let (mut random, mut seen) = (SmallRng::seed_from_u64(seed), Seen::new());
     let mut cursors: Vec<_> = arena.spaces.iter().map(|space| space.cursor()).collect();
+    let mut registered: Vec<_> = arena.spaces.iter().map(|_| None).collect();
     while !arena.stop.load(Relaxed) {
         let number = random.random_range(0..arena.spaces.len());
         let space = &arena.spaces[number];
@@ -120,7 +121,24 @@ fn reader(arena: &Arena, seed: u64) -> Seen {
                     read.map(|vma| check(number, Some(addr), &vma.range(), &vma, linger)),
                 );
             }
-            70..80 => {
+            70..75 => {
+                if random.random_ratio(1, 20) {
+                    registered[number] = None;
+                }
+                let reader = registered[number].get_or_insert_with(|| space.register().unwrap());
+                // Twice the same, so that the first is published and the next beside it, or counted.
+                let read = reader.try_read(addr);
+                let again = reader.try_read(CONSTANT);
+                judge(
+                    "registered",
+                    again.map(|vma| check(number, Some(CONSTANT), &vma.range(), &vma, linger)),
+                );
+                judge(
+                    "registered",
+                    read.map(|vma| check(number, Some(addr), &vma.range(), &vma, linger)),
+                );
+            }
+            75..80 => {
                 let addr = if addr.is_multiple_of(8) { CONSTANT } else { addr };
                 let read = space.read(addr);
                 judge(
@@ -347,7 +365,17 @@ fn readers_and_editors_of_all_kinds() {
     for what in ["changed", "excluded", "reserved", "overlap", "nothing there", "a VMA was read"] {
         assert!(seen.contains_key(what), "nobody was told: {what}");
     }
-    for what in ["try_read", "cursor", "read", "owned", "try_read_from", "iter", "view", "a hole"] {
+    for what in [
+        "try_read",
+        "cursor",
+        "read",
+        "owned",
+        "try_read_from",
+        "iter",
+        "view",
+        "registered",
+        "a hole",
+    ] {
         assert!(seen.contains_key(what), "{what} never happened");
     }
     // At most one VMA an address, and a few on their way.

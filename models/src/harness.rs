@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pervma_models::internals::{Mutation, mutate};
-use pervma_models::ledger::{Ordering, Step};
+use pervma_models::ledger::{EDGES, Ordering, Step};
 
 /// A model: threads of the shipped source under every interleaving, up to so many preemptions of a
 /// thread, and every outcome of its loads that the memory model allows.
@@ -34,8 +34,9 @@ pub struct Mutant {
 /// What a mutant changes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// The edge of this name becomes relaxed; a fence disappears. There is no step between: an edge
-    /// is an acquire or a release, never both (`core/tests/ledger.rs`).
+    /// The edge of this name becomes the next that is weaker: an acquire or a release relaxed (a fence
+    /// disappears), a sequentially consistent fence one that acquires and releases. An edge is never
+    /// both an acquire and a release (`core/tests/ledger.rs`).
     Weaken(&'static str),
     /// The step is left out.
     Drop(Step),
@@ -63,9 +64,18 @@ impl Mutant {
     /// What it is called in the table.
     pub fn name(&self) -> String {
         match self.change {
+            Change::Weaken(edge) if weaker(edge) == Ordering::AcqRel => format!("{edge} acq_rel"),
             Change::Weaken(edge) => format!("{edge} relaxed"),
             Change::Drop(step) => format!("without {step:?}"),
         }
+    }
+}
+
+/// The ordering next to that of the edge.
+fn weaker(name: &str) -> Ordering {
+    match EDGES.iter().find(|edge| edge.name == name).map(|edge| edge.ordering) {
+        Some(Ordering::SeqCst) => Ordering::AcqRel,
+        _ => Ordering::Relaxed,
     }
 }
 
@@ -77,7 +87,7 @@ pub fn run_here(model: &Model, mutant: Option<usize>) -> ExitCode {
             return ExitCode::from(2);
         };
         mutate(match mutant.change {
-            Change::Weaken(edge) => Mutation::Weaken(edge, Ordering::Relaxed),
+            Change::Weaken(edge) => Mutation::Weaken(edge, weaker(edge)),
             Change::Drop(step) => Mutation::Drop(step),
         });
     }

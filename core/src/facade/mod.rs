@@ -218,6 +218,19 @@ impl AtomicU32 {
     }
 }
 
+impl AtomicUsize {
+    /// Replaces `current` by `new`. A failure orders nothing.
+    #[inline(always)]
+    pub fn compare_exchange(
+        &self,
+        current: usize,
+        new: usize,
+        edge: impl RmwOrder,
+    ) -> Result<usize, usize> {
+        self.0.compare_exchange(current, new, edge.order(), Ordering::Relaxed)
+    }
+}
+
 impl AtomicU64 {
     /// Adds `value`, wrapping; returns what was there.
     #[inline(always)]

@@ -14,6 +14,8 @@ use core::marker::PhantomData;
 use core::ops::Deref;
 use core::sync::atomic::Ordering;
 
+use alloc::sync::Arc;
+
 use checker::sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::ledger::Step;
@@ -80,8 +82,85 @@ pub(super) fn fence(order: Ordering) {
     }
 }
 
-/// No checker has signals.
-pub(super) fn signal_fence() {}
+/// No checker has signals. But here a reader that relies on [`Barrier`] can come to one.
+pub(super) fn signal_fence() {
+    if let Some(barrier) = barrier() {
+        barrier.pass();
+    }
+}
+
+checker::thread_local! {
+    static BARRIER: core::cell::RefCell<Option<Arc<Barrier>>> = core::cell::RefCell::new(None);
+}
+
+fn barrier() -> Option<Arc<Barrier>> {
+    BARRIER.with(|barrier| barrier.borrow().clone())
+}
+
+/// A stand-in for `membarrier(2)` between one thread that asks for barriers and one that passes them.
+///
+/// The system call returns when the other thread has come past a full barrier, at a place of its program
+/// that nobody knows: what it did before is visible, what it does behind it sees what was done before
+/// the call. Here it comes past at the first of its fences for signal handlers, or of the places that a
+/// model gives it, after the barrier was asked for, or when it ends.
+pub struct Barrier {
+    state: Mutex<Barriers>,
+    passed: Condvar,
+}
+
+struct Barriers {
+    wanted: bool,
+    over: bool,
+}
+
+impl Barrier {
+    /// For two threads: each [`join`](Self::join)s.
+    pub fn new() -> Arc<Self> {
+        let state = Mutex::new(Barriers { wanted: false, over: false });
+        Arc::new(Self { state, passed: Condvar::new() })
+    }
+
+    /// From now on the running thread registers its readers for barriers, asks for them, and passes them.
+    pub fn join(self: &Arc<Self>) {
+        BARRIER.with(|barrier| *barrier.borrow_mut() = Some(Arc::clone(self)));
+    }
+
+    /// Passes the barrier, if one is wanted.
+    pub fn pass(&self) {
+        let mut state = self.state.lock().unwrap();
+        if state.wanted {
+            state.wanted = false;
+            self.passed.notify_all();
+        }
+    }
+
+    /// The thread that passes barriers is not going to do anything else.
+    pub fn end(&self) {
+        let mut state = self.state.lock().unwrap();
+        (state.wanted, state.over) = (false, true);
+        self.passed.notify_all();
+    }
+
+    fn ask(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.wanted = !state.over;
+        while state.wanted {
+            state = self.passed.wait(state).unwrap();
+        }
+    }
+}
+
+/// Whether there is one for the running thread.
+pub fn has_barrier() -> bool {
+    barrier().is_some()
+}
+
+/// Asks for a barrier.
+pub fn ask_for_barrier() {
+    if let Some(barrier) = barrier() {
+        barrier.ask();
+    }
+}
 
 /// Where two threads come past that loom is to try in both orders.
 ///

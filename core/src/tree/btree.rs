@@ -32,6 +32,7 @@
 //! Copying a node for each change: readers elsewhere gain nothing from it, since the end
 //! validation is needed anyway, and the writer pays for the copy.
 
+use crate::arena::{Arena, Idx};
 use crate::error::OutOfMemory;
 use crate::facade::{AtomicU64, Relaxed, fence, keep};
 use crate::ledger::{HOLE_CHECK, Step};
@@ -39,7 +40,6 @@ use crate::lock::{EditSeq, Settled, Stamp};
 use crate::mm::WriteSection;
 use crate::platform::Platform;
 use crate::range::Span;
-use crate::slots::{Arena, Idx};
 
 use super::node::{FANOUT, Node, SPARSE, Target, TreeWord};
 
@@ -724,10 +724,10 @@ fn refill<T: Platform>(
 #[cfg(all(test, not(pervma_model)))]
 mod tests {
     use super::*;
+    use crate::arena::Users;
     use crate::mm::Mm;
     use crate::platform::Std;
     use crate::slab::OWNER;
-    use crate::slots::Users;
     use std::collections::BTreeMap;
 
     /// A key, its slot and its gap.

@@ -7,13 +7,14 @@
 mod btree;
 mod node;
 
+use crate::arena::Idx;
 use crate::error::OutOfMemory;
 use crate::lock::{Refused, Settled};
 use crate::mm::{ReadSection, Section, WriteSection};
 use crate::platform::Platform;
 use crate::range::Span;
 use crate::slab::Slab;
-use crate::slots::{Admitted, Entry, Excluded, FreeSlot, Idx, Inside, Sleeper, Slot, Turned};
+use crate::slots::{Admitted, Entry, Excluded, FreeSlot, Inside, Sleeper, Slot, Turned};
 
 use btree::{BTree, Position, Shape};
 
@@ -69,7 +70,7 @@ impl Tree {
     ) -> Option<&'s Slot<P>> {
         let raw = self.btree.walk(slab.node_arena(), addr, trail)?;
         // SAFETY: out of a word of the tree, loaded with acquire.
-        Some(slab.slot_arena().get(unsafe { Idx::from_raw(raw) }))
+        Some(slab.slots().get(unsafe { Idx::from_raw(raw) }))
     }
 
     /// Walks, with no lock, to the first slot at or above `addr`; as little reliable.
@@ -81,7 +82,7 @@ impl Tree {
     ) -> Option<&'s Slot<P>> {
         let raw = self.btree.walk_from(slab.node_arena(), addr, trail)?;
         // SAFETY: out of a word of the tree, loaded with acquire.
-        Some(slab.slot_arena().get(unsafe { Idx::from_raw(raw) }))
+        Some(slab.slots().get(unsafe { Idx::from_raw(raw) }))
     }
 
     /// Whether what walks found is what the tree held when the edits up to `settled` were over, and
@@ -140,10 +141,10 @@ impl Tree {
         entry: Entry<'_, P>,
     ) -> Result<Admitted<'s, P, T>, Blocked<'s, P>> {
         if entry.is_excluded() {
-            let sleeper = Sleeper::register(slab.slot_arena(), entry);
+            let sleeper = Sleeper::register(slab.slots(), entry);
             return Err(sleeper.map_or(Blocked::Changed, Blocked::Excluded));
         }
-        match Inside::enter(slab.slot_arena().get(entry.index())) {
+        match Inside::enter(slab.slots().get(entry.index()), None) {
             // SAFETY: T3: the slot is attached to this tree's space, whose mmap lock is held.
             Ok(inside) => match unsafe { inside.admit_locked(section) } {
                 Ok(admitted) => Ok(admitted),
@@ -247,7 +248,7 @@ impl<'s: 'm, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
     /// Links a free slot where the start of `span` was sought.
     #[inline]
     fn link_here(&mut self, span: Span) -> Result<FreeSlot<'s, P, T>, Unlinked> {
-        let slot = FreeSlot::alloc(self.slab.slot_arena(), self.section)?;
+        let slot = FreeSlot::alloc(self.slab.slots(), self.section)?;
         let raw = slot.index().raw();
         if let Some(at) = self.at.as_ref().filter(|at| at.has_room()) {
             at.insert(self.section.edit(), span.start, raw, span.len());
@@ -289,11 +290,11 @@ impl<'s: 'm, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
         if entry.span() != span || !ready() {
             return None;
         }
-        let mut alone = Excluded::new(self.slab.slot_arena(), false);
+        let mut alone = Excluded::new(self.slab.slots(), false);
         alone.push(entry.vma()?, self.section).then_some(())?;
         let (_, payload, emptied) = alone.take_first()?;
         self.unlink_here(span.start, 0);
-        emptied.detach(self.slab.slot_arena(), self.section);
+        emptied.detach(self.slab.slots(), self.section);
         Some(payload)
     }
 
@@ -340,5 +341,5 @@ fn entry<'m, P, T: Platform>(
     let index = unsafe { Idx::from_raw(raw) };
     // SAFETY: T3, and the section is one of this tree's space. Unique access to a payload is given
     // out only by `Edit`, which is borrowed mutably for as long.
-    unsafe { Entry::new(slab.slot_arena().get(index), index, section) }
+    unsafe { Entry::new(slab.slots().get(index), index, section) }
 }

@@ -2,10 +2,10 @@
 
 use core::mem::offset_of;
 
+use crate::arena::{Idx, Object};
 use crate::facade::{AtomicU32, AtomicUsize, Cell, Relaxed, keep};
 use crate::ledger::{NODE_FOLLOW, NODE_KEY, NODE_LINK, Step};
 use crate::lock::{EditSeq, Stamp};
-use crate::slots::{Idx, Object};
 
 /// Entries in a node. Small in tests and under the models, so that nodes split, merge and are
 /// recycled after a few operations.

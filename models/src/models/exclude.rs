@@ -288,7 +288,7 @@ pub const IDLE: Model = Model {
         editor.join().unwrap();
     },
     mutants: &[
-        weaken("EXCLUDE_IDLE", RACE),
+        weaken("EXCLUDE_WAIT", RACE),
         weaken("EXCLUDE_END", RACE),
         weaken("READ_PUT", RACE),
         drop_step(Step::CheckSeq, RACE),
@@ -314,7 +314,7 @@ pub const TAKEN_IN: Model = Model {
         drop(space.update(20..30, |_, _| 1).unwrap());
         other.join().unwrap();
     },
-    mutants: &[weaken("EXCLUDE_IDLE", RACE), weaken("EXCLUDE_END", RACE)],
+    mutants: &[weaken("EXCLUDE_WAIT", RACE), weaken("EXCLUDE_END", RACE)],
 };
 
 /// A reader, an editor and an excluder of one VMA.

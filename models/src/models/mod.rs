@@ -4,6 +4,7 @@
 mod detach;
 mod exchange;
 mod exclude;
+mod hazard;
 mod hole;
 mod lock;
 mod wait;
@@ -12,7 +13,7 @@ mod whole;
 use crate::harness::{Change, Model};
 
 /// All of them.
-pub static ALL: [Model; 51] = [
+pub static ALL: [Model; 62] = [
     exchange::INCREMENT,
     exchange::CLAIM,
     exchange::SLEEPER,
@@ -50,6 +51,17 @@ pub static ALL: [Model; 51] = [
     exclude::TAKEN_IN,
     exclude::NEIGHBOUR,
     exclude::THREE_WAYS,
+    hazard::PUBLISHED,
+    hazard::NEXT_VISIT,
+    hazard::COUNTED_ONCE,
+    hazard::NOT_IDLE,
+    hazard::GIVEN_UP,
+    hazard::TAKEN_OVER,
+    hazard::REGISTER,
+    hazard::ELSEWHERE,
+    hazard::BARRIER,
+    hazard::BARRIER_NEXT_VISIT,
+    hazard::BARRIER_GIVEN_UP,
     whole::SPACE_END,
     whole::FORGOTTEN,
     whole::RESERVE,

@@ -1,0 +1,320 @@
+//! Type-stable memory: objects of one kind, reused at once, never returned while anyone may look.
+//!
+//! # Guarantee
+//!
+//! An object of an [`Arena`] is an object of that type from its first allocation until the arena
+//! is dropped. So a reader that comes too late finds a valid object, perhaps with another's contents,
+//! and notices by checking; it is never waited for.
+//!
+//! # Invariants
+//!
+//! - **A1** An [`Idx`] names an object that its arena has allocated before. It travels from the
+//!   thread that allocated it through what guards the arena, the mmap lock, or a release store into a
+//!   word of the tree that is loaded with acquire (NODE_LINK, NODE_FOLLOW); so the chunk pointer
+//!   and the object's first initialisation are visible to whoever holds it. An index is only used
+//!   with the arena that made it: a tree refers to one slab for life.
+//! - **A2** A chunk is never freed, moved or opened for unique access before the arena is dropped.
+//! - **A3** An arena's state, every `link` and the making of chunks are guarded by the arena's lock;
+//!   or, where it is one space's alone ([`Users::OneSpace`]), by the mmap lock of that space, which
+//!   is held for writing whenever that space allocates and frees.
+
+use core::alloc::Layout;
+use core::marker::PhantomData;
+use core::ops::Range;
+use core::ptr;
+
+use crate::error::OutOfMemory;
+use crate::facade::{
+    AtomicU64, Cell, MmapLock, MmapWriteGuard, Relaxed, check, const_unless_model,
+};
+use crate::lock::Line;
+use crate::memory::SlabMemory;
+use crate::mm::WriteSection;
+use crate::platform::Platform;
+
+/// Objects in the first chunk; each further chunk is twice as large. Small under the models, so
+/// that a second chunk is reached.
+const FIRST_CHUNK: u32 = if cfg!(pervma_model) { 2 } else { 64 };
+
+/// Chunks in an arena: enough for the 2³⁰ objects that a word of the tree can name.
+const CHUNKS: usize = 25;
+
+/// The most objects in an arena: an index shares its word with a two-bit tag.
+const MOST_OBJECTS: u32 = 1 << 30;
+
+/// The name of an object of one arena.
+pub struct Idx<O>(u32, PhantomData<fn() -> O>);
+
+impl<O> Clone for Idx<O> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<O> Copy for Idx<O> {}
+
+impl<O> Idx<O> {
+    /// The number, for a word of the tree.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    pub fn raw(self) -> u32 {
+        self.0
+    }
+
+    /// An index out of a word of the tree.
+    ///
+    /// # Safety
+    ///
+    /// `raw` was stored there by [`raw`](Self::raw) and loaded with acquire, or under the mmap
+    /// lock (A1).
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    pub unsafe fn from_raw(raw: u32) -> Self {
+        Self(raw, PhantomData)
+    }
+}
+
+/// What an arena holds.
+pub trait Object {
+    /// An object in its first state.
+    fn new() -> Self;
+    /// The next free object, when this one is free.
+    fn link(&self) -> &Cell<u32>;
+}
+
+/// Type-stable memory for objects of one kind.
+pub struct Arena<O, T: Platform> {
+    chunks: [Cell<*mut O>; CHUNKS],
+    users: Users,
+    /// Written in every edit, so on no line that readers load.
+    free: Line<FreeList<T>>,
+}
+
+/// What allocations change.
+struct FreeList<T: Platform> {
+    /// See A3.
+    lock: MmapLock<T>,
+    state: Cell<ArenaState>,
+    /// How many objects were made, in the upper half, and how many are in use: for everybody.
+    usage: AtomicU64,
+}
+
+/// Who allocates from an arena.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Users {
+    /// One space, only in its edits.
+    OneSpace,
+    /// Any number of spaces.
+    Spaces,
+}
+
+#[derive(Clone, Copy)]
+struct ArenaState {
+    /// The free object that was freed last, plus 1; 0 for none.
+    free: u32,
+    /// How many objects have ever been made.
+    made: u32,
+    /// How many are neither free nor unmade.
+    live: u32,
+}
+
+/// Which chunk holds the object `index`, and where in it.
+#[cfg_attr(not(debug_assertions), inline(always))]
+const fn place(index: u32) -> (usize, usize) {
+    let number = index + FIRST_CHUNK;
+    let chunk = number.ilog2() - FIRST_CHUNK.ilog2();
+    (chunk as usize, (number - (FIRST_CHUNK << chunk)) as usize)
+}
+
+fn chunk_layout<O>(chunk: usize) -> Result<Layout, OutOfMemory> {
+    Layout::array::<O>((FIRST_CHUNK as usize) << chunk).map_err(|_| OutOfMemory)
+}
+
+impl<O: Object, T: Platform> Arena<O, T> {
+    const_unless_model! {
+        pub fn new(users: Users) -> Self {
+            Self {
+                #[cfg(not(pervma_model))]
+                chunks: [const { Cell::new(ptr::null_mut()) }; CHUNKS],
+                #[cfg(pervma_model)]
+                chunks: core::array::from_fn(|_| Cell::new(ptr::null_mut())),
+                users,
+                free: Line(FreeList {
+                    lock: MmapLock::new(),
+                    state: Cell::new(ArenaState { free: 0, made: 0, live: 0 }),
+                    usage: AtomicU64::new(0),
+                }),
+            }
+        }
+    }
+
+    /// The object that `index` names.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    pub fn get(&self, index: Idx<O>) -> &O {
+        let (chunk, offset) = place(index.0);
+        debug_assert!(chunk < CHUNKS);
+        // SAFETY: A1: the chunk pointer was written before the index came to us.
+        let base = self.chunks[chunk].with(|base| unsafe { *base });
+        check(!base.is_null(), "a node is taken for a VMA, or a VMA for a node");
+        // SAFETY: A1: the object lies within its chunk.
+        let object = unsafe { base.add(offset) };
+        // SAFETY: A1: it is initialised; A2: it stays, and is only ever shared.
+        unsafe { &*object }
+    }
+
+    /// What guards the arena, beside the section that the caller has (A3).
+    #[inline]
+    fn guard(&self, _section: &WriteSection<'_, T>) -> Option<MmapWriteGuard<'_, T>> {
+        (self.users == Users::Spaces).then(|| self.free.0.lock.write())
+    }
+
+    /// An object that nobody else was given: the one freed last, else a new one. The section is one
+    /// of the space that the object is for.
+    #[inline]
+    pub fn alloc(&self, section: &WriteSection<'_, T>) -> Result<Idx<O>, OutOfMemory> {
+        let _guard = self.guard(section);
+        // SAFETY: A3.
+        let mut state = self.free.0.state.with(|state| unsafe { *state });
+        let index = if state.free != 0 {
+            let index = state.free - 1;
+            // SAFETY: A1: it was allocated before, and came here under the guard.
+            let object = self.get(unsafe { Idx::from_raw(index) });
+            // SAFETY: A3.
+            state.free = object.link().with(|link| unsafe { *link });
+            index
+        } else {
+            self.make(state.made)?;
+            state.made += 1;
+            state.made - 1
+        };
+        state.live += 1;
+        self.set_state(state);
+        Ok(Idx(index, PhantomData))
+    }
+
+    /// Sets the state, for those who have the guard.
+    #[inline]
+    fn set_state(&self, state: ArenaState) {
+        // SAFETY: A3.
+        self.free.0.state.with_mut(|at| unsafe { *at = state });
+        let usage = u64::from(state.made) << 32 | u64::from(state.live);
+        self.free
+            .0
+            .usage
+            .store(usage, Relaxed("a count to look at, which says nothing of the objects"));
+    }
+
+    /// Makes object number `index`, and its chunk if it is the first in it.
+    #[cold]
+    fn make(&self, index: u32) -> Result<(), OutOfMemory> {
+        if index >= MOST_OBJECTS {
+            return Err(OutOfMemory);
+        }
+        let (chunk, offset) = place(index);
+        if offset == 0 {
+            const { assert!(size_of::<O>() != 0) };
+            let base = T::Memory::alloc(chunk_layout::<O>(chunk)?).cast::<O>();
+            if base.is_null() {
+                return Err(OutOfMemory);
+            }
+            // SAFETY: A3; readers look only at chunks of which they hold an index, and
+            // there is none of this chunk yet (A1).
+            self.chunks[chunk].with_mut(|at| unsafe { *at = base });
+        }
+        // SAFETY: only written here, so A3.
+        let base = self.chunks[chunk].with(|base| unsafe { *base });
+        // SAFETY: `offset` lies within the chunk.
+        let object = unsafe { base.add(offset) };
+        // SAFETY: allocated above for this type, and not yet an object to anyone.
+        unsafe { object.write(O::new()) };
+        Ok(())
+    }
+
+    /// Makes `index`, which the caller was given by `alloc` and gives up, free again.
+    #[inline]
+    pub fn free(&self, index: Idx<O>, section: &WriteSection<'_, T>) {
+        let _guard = self.guard(section);
+        // SAFETY: A3.
+        let mut state = self.free.0.state.with(|state| unsafe { *state });
+        // SAFETY: A3.
+        self.get(index).link().with_mut(|link| unsafe { *link = state.free });
+        state.free = index.0 + 1;
+        state.live -= 1;
+        self.set_state(state);
+    }
+
+    /// Shows all objects that were made; meanwhile nobody makes one, or runs this.
+    pub fn with_all<'a, R>(
+        &'a self,
+        section: &WriteSection<'_, T>,
+        run: impl FnOnce(All<'a, O, T>) -> R,
+    ) -> R {
+        let _guard = self.guard(section);
+        // SAFETY: A3.
+        let made = self.free.0.state.with(|state| unsafe { (*state).made });
+        run(All { arena: self, rest: 0..made })
+    }
+
+    /// How many objects were made, and how many of them are in use.
+    pub fn usage(&self) -> Usage {
+        let usage = self.free.0.usage.load(Relaxed("the caller may be late anyway"));
+        Usage { made: (usage >> 32) as usize, in_use: (usage as u32) as usize }
+    }
+}
+
+/// The objects of an arena.
+pub struct All<'a, O, T: Platform> {
+    arena: &'a Arena<O, T>,
+    rest: Range<u32>,
+}
+
+impl<'a, O: Object, T: Platform> Iterator for All<'a, O, T> {
+    type Item = &'a O;
+
+    fn next(&mut self) -> Option<&'a O> {
+        // SAFETY: it was made, as was known under the guard (A3).
+        self.rest.next().map(|index| self.arena.get(unsafe { Idx::from_raw(index) }))
+    }
+}
+
+impl<O, T: Platform> Clone for All<'_, O, T> {
+    fn clone(&self) -> Self {
+        Self { arena: self.arena, rest: self.rest.clone() }
+    }
+}
+
+/// How much of a slab's memory has been made and how much is in use, counted in objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Objects that exist, in use or free. Never falls.
+    pub made: usize,
+    /// Objects in use.
+    pub in_use: usize,
+}
+
+impl<O, T: Platform> Drop for Arena<O, T> {
+    fn drop(&mut self) {
+        // SAFETY: `&mut self`: nobody else looks.
+        let made = self.free.0.state.with(|state| unsafe { (*state).made });
+        for index in 0..made {
+            let (chunk, offset) = place(index);
+            // SAFETY: `&mut self`: nobody else looks.
+            let base = self.chunks[chunk].with(|base| unsafe { *base });
+            // SAFETY: object number `index` lies there.
+            let object = unsafe { base.add(offset) };
+            // SAFETY: it was made, and this is the end of A2.
+            unsafe { ptr::drop_in_place(object) };
+        }
+        for (chunk, base) in self.chunks.iter().enumerate() {
+            // SAFETY: `&mut self`: nobody else looks.
+            let base = base.with(|base| unsafe { *base });
+            if let (false, Ok(layout)) = (base.is_null(), chunk_layout::<O>(chunk)) {
+                // SAFETY: allocated in `make` with this layout; its objects are dropped.
+                unsafe { T::Memory::dealloc(base.cast(), layout) };
+            }
+        }
+    }
+}
+
+// SAFETY: an arena hands out shared references and indices. Its cells are touched as invariants A1
+// and A3 say, from any thread.
+unsafe impl<O: Send + Sync, T: Platform> Sync for Arena<O, T> {}
+// SAFETY: an arena owns its objects; nothing in it belongs to a thread.
+unsafe impl<O: Send + Sync, T: Platform> Send for Arena<O, T> {}

@@ -1,0 +1,126 @@
+//! Readers that do not count themselves.
+
+use core::fmt;
+use core::marker::PhantomData;
+
+use crate::cursor::Cursor;
+use crate::error::ReadError;
+use crate::guard::ReadGuard;
+use crate::hazard::Record;
+use crate::platform::{Platform, with_default_platform};
+use crate::space::AddressSpace;
+
+with_default_platform! {
+    /// A registered reader of a space, from [`register`](AddressSpace::register): for threads that
+    /// read the same VMA at the same time.
+    ///
+    /// A lookup without it raises a count in the VMA, so threads that read one VMA take turns at the
+    /// cache line of that count. A registered reader writes to a place of its own instead, and leaves
+    /// the VMA's line to all. What it costs is paid by edits: as long as a reader is registered, each
+    /// operation that excludes readers or write-locks makes all running threads of the process pass a
+    /// barrier (`membarrier(2)`; see [`Platform::barrier`]), and looks through the places of all who
+    /// are registered with the slab. So: for VMAs that many threads read and few edits change.
+    ///
+    /// A thread can hold four guards of one reader at a time in this way; with more, in
+    /// [`read`](Self::read) if it has to wait, and in whatever is not offered here, it counts as others
+    /// do. In a signal handler it is as legal as [`AddressSpace::try_read`]; a guard that is taken there
+    /// must be dropped there.
+    ///
+    /// It belongs to the thread that made it. One that is forgotten ([`core::mem::forget`]), or of which
+    /// a guard was, stays registered for as long as the slab.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "guest memory")?;
+    /// std::thread::scope(|scope| {
+    ///     for vcpu in 0..2 {
+    ///         let space = &space;
+    ///         scope.spawn(move || {
+    ///             let reader = space.register().expect("no edit, no guard, and memory");
+    ///             for page in [0x1000, 0x2000, 0x3000] {
+    ///                 assert_eq!(*reader.try_read(page + vcpu).expect("mapped"), "guest memory");
+    ///             }
+    ///         });
+    ///     }
+    /// });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias("hazard pointer", "BRAVO", "brlock"))]
+    pub struct Reader<'s, P, T> {
+        space: &'s AddressSpace<P, T>,
+        record: &'s Record,
+        thread: PhantomData<*const ()>,
+    }
+}
+
+impl<'s, P, T: Platform> Reader<'s, P, T> {
+    pub(crate) fn new(space: &'s AddressSpace<P, T>, record: &'s Record) -> Self {
+        Self { space, record, thread: PhantomData }
+    }
+
+    /// Finds and read-locks the VMA that holds `addr`, without waiting.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// let reader = space.register()?;
+    /// assert_eq!(*reader.try_read(0x1000)?, "text");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`AddressSpace::try_read`].
+    #[inline]
+    pub fn try_read(&self, addr: usize) -> Result<ReadGuard<'_, P, T>, ReadError> {
+        self.space.try_read_by(Some(self.record), addr)
+    }
+
+    /// Finds and read-locks the VMA that holds `addr`; waits for the edit or exclusion that has it.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// assert_eq!(space.register()?.read(0x1000)?.range(), 0x1000..0x4000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`AddressSpace::read`].
+    ///
+    /// # Panics
+    ///
+    /// When it would have to wait inside a [`HandlerScope`](crate::HandlerScope).
+    #[inline]
+    pub fn read(&self, addr: usize) -> Result<ReadGuard<'_, P, T>, ReadError> {
+        self.space.read_by(Some(self.record), addr)
+    }
+
+    /// A way to look up addresses that often fall into the same VMA. See [`Cursor`].
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// let reader = space.register()?;
+    /// let mut cursor = reader.cursor();
+    /// assert_eq!(cursor.try_read(0x1000)?.walks(), 1);
+    /// assert_eq!(cursor.try_read(0x2000)?.walks(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn cursor(&self) -> Cursor<'_, P, T> {
+        Cursor::new(self.space, Some(self.record))
+    }
+}
+
+impl<P, T: Platform> Drop for Reader<'_, P, T> {
+    fn drop(&mut self) {
+        self.record.give_up();
+    }
+}
+
+impl<P, T: Platform> fmt::Debug for Reader<'_, P, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader").field("space", self.space).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,294 @@
+//! Registered readers: what they hold stays, whoever waits for them is woken, and what they cannot
+//! publish they count.
+#![expect(clippy::unwrap_used, clippy::disallowed_types, reason = "tests")]
+
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pervma::{
+    AddressSpace, HandlerScope, Payload, Platform, ReadError, RegisterError, Slab, Std,
+    ThreadState, WaitWord, WriteError,
+};
+
+/// The platform of this system without its barrier: readers fence.
+enum Fences {}
+
+// SAFETY: as `Std`, and it never says that there is a barrier.
+unsafe impl Platform for Fences {
+    type Lock = <Std as Platform>::Lock;
+    type Memory = <Std as Platform>::Memory;
+    type Deadline = Instant;
+
+    fn wait(word: &WaitWord, seen: u32, deadline: Option<Instant>) -> bool {
+        Std::wait(word, seen, deadline)
+    }
+    fn wake(word: &WaitWord) {
+        Std::wake(word);
+    }
+    fn wake_all(word: &WaitWord) {
+        Std::wake_all(word);
+    }
+    fn with_thread<R>(f: impl FnOnce(&ThreadState) -> R) -> Option<R> {
+        Std::with_thread(f)
+    }
+}
+
+/// How often something is done.
+const TURNS: u64 = if cfg!(miri) { 50 } else { 20_000 };
+
+/// All the same, or somebody sees half of a change.
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Words([u64; 6]);
+
+impl Payload for Words {
+    fn split(&self, _: usize) -> Option<(Self, Self)> {
+        Some((*self, *self))
+    }
+
+    fn merge(&self, _: usize, next: &Self) -> Option<Self> {
+        (self == next).then_some(*self)
+    }
+}
+
+fn one_vma<T: Platform>() -> AddressSpace<Words, T> {
+    let space = AddressSpace::with_platform(1);
+    space.edit().unwrap().insert(10..20, Words([0; 6])).unwrap();
+    space
+}
+
+/// Readers come and go, registered and not, while the VMA is changed in all ways.
+fn contend<T: Platform>() {
+    let space = &one_vma::<T>();
+    let (stop, read) = (&AtomicBool::new(false), &AtomicU64::new(0));
+    thread::scope(|scope| {
+        for which in 0..3 {
+            scope.spawn(move || {
+                let check = |vma: &Words| {
+                    assert!(vma.0.iter().all(|word| *word == vma.0[0]), "torn: {vma:?}");
+                    read.fetch_add(1, Relaxed);
+                };
+                while !stop.load(Relaxed) {
+                    if which == 2 {
+                        space.read(15).map(|vma| check(&vma)).unwrap();
+                        thread::yield_now(); // a lock that is fair to nobody
+                        continue;
+                    }
+                    let reader = space.register().unwrap();
+                    let mut cursor = reader.cursor();
+                    for _ in 0..100 {
+                        if let Ok(vma) = cursor.try_read(15) {
+                            check(&vma);
+                        }
+                        if let Ok(vma) = reader.try_read(15) {
+                            check(&vma);
+                        }
+                    }
+                    reader.read(15).map(|vma| check(&vma)).unwrap();
+                }
+            });
+        }
+        for turn in 0..TURNS {
+            match turn % 5 {
+                0 => {
+                    space.update(10..20, |_, words| Words(words.0.map(|word| word + 1))).unwrap();
+                }
+                1 => {
+                    // A change of what is not copied: its words differ meanwhile.
+                    if let Ok(mut vma) = space.edit().unwrap().try_start_write(15) {
+                        vma.0.iter_mut().for_each(|word| *word += 1);
+                    }
+                }
+                2 => drop(space.exclude(10..20).unwrap()),
+                3 => {
+                    let mut edit = space.edit().unwrap();
+                    let was = edit.remove(10..20).unwrap();
+                    edit.insert(10..20, was[0].payload).unwrap();
+                }
+                _ => {
+                    let mut edit = space.edit().unwrap();
+                    edit.start_write(15).unwrap().0.iter_mut().for_each(|word| *word += 1);
+                }
+            }
+        }
+        stop.store(true, Relaxed);
+    });
+    assert!(read.load(Relaxed) > 0);
+    assert!(space.edit().unwrap().try_start_write(15).is_ok(), "somebody has left no put");
+}
+
+#[test]
+fn registered_readers_and_writers_of_one_vma() {
+    contend::<Std>();
+}
+
+#[test]
+fn registered_readers_that_fence() {
+    contend::<Fences>();
+}
+
+#[test]
+fn registered_readers_of_spaces_that_share_a_slab() {
+    let slab = Arc::new(Slab::new());
+    let spaces = &[0, 1].map(|_| AddressSpace::on_slab(1, Arc::clone(&slab)));
+    let (stop, read) = (&AtomicBool::new(false), &AtomicU64::new(0));
+    thread::scope(|scope| {
+        let readers = [0, 1].map(|mine: usize| {
+            scope.spawn(move || {
+                while !stop.load(Relaxed) {
+                    let reader = spaces[mine].register().unwrap();
+                    let mut cursor = reader.cursor();
+                    for _ in 0..50 {
+                        match cursor.try_read(15) {
+                            Ok(vma) => assert_eq!(*vma, mine, "another space's"),
+                            Err(ReadError::NotMapped { .. } | ReadError::Locked { .. }) => continue,
+                            Err(error) => panic!("{error}"),
+                        }
+                        read.fetch_add(1, Relaxed);
+                    }
+                }
+            })
+        });
+        // The slot goes from space to space, and each time to readers who know it.
+        for mine in [0, 1].into_iter().cycle().take(TURNS as usize / 2) {
+            let before = read.load(Relaxed);
+            spaces[mine].edit().unwrap().insert(10..20, mine).unwrap();
+            for _ in 0..10 {
+                if read.load(Relaxed) == before {
+                    thread::yield_now();
+                }
+            }
+            spaces[mine].edit().unwrap().remove(10..20).unwrap();
+            if readers.iter().any(thread::ScopedJoinHandle::is_finished) {
+                break; // it has panicked
+            }
+        }
+        stop.store(true, Relaxed);
+    });
+    assert!(read.load(Relaxed) > 0);
+    assert_eq!(slab.vmas().made, 1);
+}
+
+#[test]
+fn what_does_not_fit_into_the_record_is_counted() {
+    let space = one_vma::<Std>();
+    let reader = space.register().unwrap();
+    let mut guards: Vec<_> = (0..7).map(|_| reader.try_read(15).unwrap()).collect();
+    let waiter = thread::scope(|scope| {
+        let waiter = scope.spawn(|| {
+            let exclusion = space.exclude(10..20).unwrap();
+            let soon = Instant::now() + Duration::from_millis(20);
+            assert!(!exclusion.wait_until(soon), "seven are inside");
+            exclusion.remove().unwrap().len()
+        });
+        while reader.try_read(15).is_ok() {
+            thread::yield_now();
+        }
+        // The first ones, the last ones, and from the middle.
+        while !guards.is_empty() {
+            thread::sleep(Duration::from_millis(5));
+            assert!(!waiter.is_finished(), "{} are inside", guards.len());
+            drop(guards.remove(guards.len() / 2));
+        }
+        waiter.join().unwrap()
+    });
+    assert_eq!(waiter, 1);
+    assert_eq!(reader.try_read(15).unwrap_err(), ReadError::NotMapped { addr: 15 });
+}
+
+#[test]
+fn a_vma_is_not_idle_while_a_registered_reader_is_inside() {
+    let space = one_vma::<Std>();
+    let reader = space.register().unwrap();
+    let vma = reader.try_read(15).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut edit = space.edit().unwrap();
+            for _ in 0..3 {
+                let refused = edit.try_start_write(15).err();
+                assert_eq!(refused, Some(WriteError::WouldWait { addr: 15 }));
+            }
+        });
+    });
+    assert_eq!(reader.try_read(15).unwrap().range(), 10..20, "nothing has changed for readers");
+    drop(vma);
+    assert!(space.edit().unwrap().try_start_write(15).is_ok());
+    // Nor is a neighbour merged that somebody reads, if that would have to be waited for.
+    space.edit().unwrap().insert(20..30, Words([1; 6])).unwrap();
+    let vma = reader.try_read(15).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| space.update(20..30, |_, _| Words([0; 6])).unwrap());
+    });
+    assert_eq!(vma.range(), 10..20);
+}
+
+#[test]
+fn who_would_wait_for_itself_is_not_registered() {
+    let space = one_vma::<Std>();
+    let edit = space.edit().unwrap();
+    assert_eq!(space.register().unwrap_err(), RegisterError::OwnEdit);
+    drop(edit);
+    let vma = space.try_read(15).unwrap();
+    assert_eq!(space.register().unwrap_err(), RegisterError::GuardHeld);
+    drop(vma);
+    // A registered reader's guard is one as well.
+    let reader = space.register().unwrap();
+    let vma = reader.try_read(15).unwrap();
+    assert!(space.edit().is_err() && space.register().is_err());
+    drop(vma);
+    // And one thread can have several.
+    let another = space.register().unwrap();
+    let guards = [reader.try_read(15).unwrap(), another.try_read(15).unwrap()];
+    drop(guards);
+    drop((reader, another));
+    let scope = HandlerScope::<Std>::enter();
+    let registered = catch_unwind(AssertUnwindSafe(|| space.register().is_ok()));
+    drop(scope);
+    assert!(registered.is_err(), "it would have waited");
+}
+
+#[test]
+fn a_forgotten_guard_keeps_its_vma_whoever_registers_next() {
+    let space = one_vma::<Std>();
+    let reader = space.register().unwrap();
+    mem::forget(reader.try_read(15).unwrap());
+    drop(reader);
+    // The thread's record of its guards has it, too.
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let next = space.register().unwrap();
+            assert!(next.try_read(15).is_ok());
+            drop(next);
+            assert!(!space.exclude(10..20).unwrap().is_alone());
+            let refused = space.edit().unwrap().try_start_write(15).err();
+            assert_eq!(refused, Some(WriteError::WouldWait { addr: 15 }));
+        });
+    });
+    mem::forget(space); // its end would wait for the guard
+}
+
+#[test]
+fn a_copy_and_the_end_of_a_space_wait_for_registered_readers() {
+    let slab = Arc::new(Slab::new());
+    let parent = AddressSpace::on_slab(1, Arc::clone(&slab));
+    for start in (0..100).step_by(10) {
+        parent.edit().unwrap().insert(start..start + 5, start).unwrap();
+    }
+    let reader = parent.register().unwrap();
+    let vma = reader.try_read(50).unwrap();
+    let child = thread::scope(|scope| {
+        let fork = scope.spawn(|| parent.edit().unwrap().fork(|_, start| Some(*start)).unwrap());
+        thread::sleep(Duration::from_millis(20));
+        assert!(!fork.is_finished() && *vma == 50);
+        assert!(reader.try_read(0).is_err(), "all of them are locked");
+        drop(vma);
+        fork.join().unwrap()
+    });
+    assert_eq!(child.view().unwrap().iter().count(), 10);
+    drop(reader);
+    drop((parent, child));
+    assert_eq!(slab.vmas().in_use, 0);
+}

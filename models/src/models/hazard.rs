@@ -1,0 +1,341 @@
+//! Registered readers against who write-locks, excludes or removes what they visit.
+//!
+//! Most readers have a cursor that knows the VMA: what a walk may meet is shown by other models.
+
+use loom::sync::Arc;
+use loom::thread::{self, JoinHandle};
+use pervma_models::internals::Barrier;
+use pervma_models::ledger::Step;
+use pervma_models::{AddressSpace, ReadError, Slab};
+
+use crate::harness::{DEADLOCK, Model, RACE, drop_step, weaken};
+
+const FOREIGN: &str = "a registered reader is admitted to another space's VMA";
+const LATE: &str = "a registered reader is admitted to what was removed";
+
+/// A space with two VMAs.
+fn space() -> Arc<AddressSpace<u32>> {
+    let space = Arc::new(AddressSpace::new(1));
+    let mut edit = space.edit().unwrap();
+    edit.insert(10..20, 1).unwrap();
+    edit.insert(30..40, 1).unwrap();
+    drop(edit);
+    drop(space.try_read(30).unwrap()); // moves the settled number on
+    space
+}
+
+/// One reader, one writer.
+pub const PUBLISHED: Model = Model {
+    name: "published",
+    property: "a writer waits for the reader whose visit is published, or the reader sees that it has come",
+    threads: 2,
+    preemptions: Some(4),
+    run: || {
+        let space = space();
+        let reader = space.register().unwrap();
+        let mut cursor = reader.cursor();
+        drop(cursor.try_read(10).unwrap());
+        let writer = thread::spawn({
+            let space = Arc::clone(&space);
+            move || *space.edit().unwrap().start_write(10).unwrap() = 2
+        });
+        if let Ok(vma) = cursor.try_read(10) {
+            assert!(*vma < 3);
+        }
+        writer.join().unwrap();
+        assert_eq!(*cursor.try_read(10).unwrap(), 2);
+    },
+    mutants: &[
+        weaken("HAZARD_SET_FENCE", RACE),
+        weaken("HAZARD_SCAN_FENCE", RACE),
+        weaken("HAZARD_ADMIT", RACE),
+        weaken("EXCLUDE_END", RACE),
+        weaken("HAZARD_CLEAR", RACE),
+        weaken("HAZARD_SCAN", RACE),
+        weaken("HAZARD_CLEAR_FENCE", DEADLOCK),
+        weaken("HAZARD_MARK_FENCE", DEADLOCK),
+        drop_step(Step::CountVisits, RACE),
+        drop_step(Step::RefuseExcluded, RACE),
+        drop_step(Step::TakeMarkBack, DEADLOCK),
+    ],
+};
+
+/// One reader that goes on to another VMA, one writer of the first.
+pub const NEXT_VISIT: Model = Model {
+    name: "next_visit",
+    property: "a writer that sees the reader elsewhere sees that its reads are over",
+    threads: 2,
+    preemptions: Some(4),
+    run: || {
+        let space = space();
+        let reader = space.register().unwrap();
+        let (mut first, mut second) = (reader.cursor(), reader.cursor());
+        drop(first.try_read(10).unwrap());
+        drop(second.try_read(30).unwrap());
+        let writer = thread::spawn({
+            let space = Arc::clone(&space);
+            move || *space.edit().unwrap().start_write(10).unwrap() = 2
+        });
+        if let Ok(vma) = first.try_read(10) {
+            assert!(*vma < 3);
+        }
+        assert_eq!(*second.try_read(30).unwrap(), 1);
+        writer.join().unwrap();
+    },
+    mutants: &[weaken("HAZARD_SCAN", RACE)],
+};
+
+/// One reader that stays for a while, one thread that excludes twice.
+pub const COUNTED_ONCE: Model = Model {
+    name: "counted_once",
+    property: "a reader that one exclusion has counted is not counted by the next, and makes one put",
+    threads: 2,
+    preemptions: None,
+    run: || {
+        let space = space();
+        let reader = space.register().unwrap();
+        let vma = reader.try_read(10).unwrap();
+        let excluder = thread::spawn({
+            let space = Arc::clone(&space);
+            move || {
+                drop(space.exclude(10..20).unwrap());
+                *space.edit().unwrap().start_write(10).unwrap() = 2;
+            }
+        });
+        assert_eq!(*vma, 1);
+        drop(vma);
+        excluder.join().unwrap();
+    },
+    mutants: &[drop_step(Step::SkipMarked, DEADLOCK)],
+};
+
+/// One reader, one writer that does not want to wait.
+pub const NOT_IDLE: Model = Model {
+    name: "not_idle",
+    property: "a VMA that counts nobody is taken for idle only if nobody has published a visit",
+    threads: 2,
+    preemptions: Some(4),
+    run: || {
+        let space = space();
+        let reader = space.register().unwrap();
+        let mut cursor = reader.cursor();
+        drop(cursor.try_read(10).unwrap());
+        let writer = thread::spawn({
+            let space = Arc::clone(&space);
+            move || {
+                let mut edit = space.edit().unwrap();
+                if let Ok(mut vma) = edit.try_start_write(10) {
+                    *vma = 2;
+                }
+            }
+        });
+        if let Ok(vma) = cursor.try_read(10) {
+            assert!(*vma < 3);
+        }
+        writer.join().unwrap();
+        // Whoever was counted has made its put.
+        assert!(space.edit().unwrap().try_start_write(10).is_ok());
+    },
+    mutants: &[drop_step(Step::LookAfterIdle, RACE), drop_step(Step::CountVisits, RACE)],
+};
+
+/// One reader that gives its record up, one writer.
+pub const GIVEN_UP: Model = Model {
+    name: "given_up",
+    property: "a writer that finds nobody registered sees that the last reader's reads are over",
+    threads: 2,
+    preemptions: Some(4),
+    run: || {
+        let space = space();
+        let reader = space.register().unwrap();
+        let mut cursor = reader.cursor();
+        drop(cursor.try_read(10).unwrap());
+        let writer = thread::spawn({
+            let space = Arc::clone(&space);
+            move || *space.edit().unwrap().start_write(10).unwrap() = 2
+        });
+        if let Ok(vma) = cursor.try_read(10) {
+            assert!(*vma < 3);
+        }
+        drop(reader);
+        writer.join().unwrap();
+    },
+    mutants: &[weaken("RECORD_LOOK", RACE)],
+};
+
+/// Two readers, one after the other in the same record, one writer.
+pub const TAKEN_OVER: Model = Model {
+    name: "taken_over",
+    property: "whoever takes a record over finds its hazards empty, and a mark that is left in it is made up for once",
+    threads: 2,
+    preemptions: Some(4),
+    run: || {
+        let space = space();
+        let reader = space.register().unwrap();
+        let vma = reader.try_read(10).unwrap();
+        let next = thread::spawn({
+            let space = Arc::clone(&space);
+            move || {
+                *space.edit().unwrap().start_write(10).unwrap() = 2;
+                let reader = space.register().unwrap();
+                assert_eq!(*reader.try_read(10).unwrap(), 2);
+            }
+        });
+        assert_eq!(*vma, 1);
+        drop(vma);
+        drop(reader);
+        next.join().unwrap();
+        assert!(space.edit().unwrap().try_start_write(10).is_ok());
+    },
+    mutants: &[drop_step(Step::CountVisits, RACE)],
+};
+
+/// One reader that registers, one writer.
+pub const REGISTER: Model = Model {
+    name: "register",
+    property: "a reader registers before a write lock and is seen, or after it and sees it",
+    threads: 2,
+    preemptions: Some(4),
+    run: || {
+        let space = space();
+        let writer = thread::spawn({
+            let space = Arc::clone(&space);
+            move || *space.edit().unwrap().start_write(10).unwrap() = 2
+        });
+        let reader = space.register().unwrap();
+        if let Ok(vma) = reader.try_read(10) {
+            assert!(*vma < 3);
+        }
+        writer.join().unwrap();
+    },
+    mutants: &[drop_step(Step::CountVisits, RACE)],
+};
+
+/// One reader of a space, one editor that moves its slot to another space on the same slab, and takes
+/// it away there too.
+pub const ELSEWHERE: Model = Model {
+    name: "elsewhere",
+    property: "the writer of one space waits for the late registered reader of another",
+    threads: 2,
+    preemptions: Some(2),
+    run: || {
+        let slab = std::sync::Arc::new(Slab::new());
+        let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
+        let other = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
+        mine.edit().unwrap().insert(10..20, 1).unwrap();
+        let reader = mine.register().unwrap();
+        let mut cursor = reader.cursor();
+        drop(cursor.try_read(10).unwrap());
+        let editor = thread::spawn({
+            let mine = Arc::clone(&mine);
+            move || {
+                mine.edit().unwrap().remove(10..20).unwrap();
+                other.edit().unwrap().insert(10..20, 2).unwrap();
+                other.edit().unwrap().remove(10..20).unwrap();
+                other.edit().unwrap().insert(10..20, 2).unwrap();
+                other
+            }
+        });
+        if let Ok(vma) = cursor.try_read(10) {
+            assert_eq!(*vma, 1, "{FOREIGN}");
+        }
+        editor.join().unwrap();
+        assert_eq!(cursor.try_read(10).unwrap_err(), ReadError::NotMapped { addr: 10 }, "{LATE}");
+    },
+    mutants: &[
+        drop_step(Step::CheckSpace, FOREIGN),
+        drop_step(Step::CountVisits, RACE),
+        weaken("ATTACH_PUBLISH", RACE),
+        weaken("HAZARD_ADMIT", RACE),
+    ],
+};
+
+/// Write-locks the first VMA, and asks for barriers where the reader has no fences.
+fn write_with(space: &Arc<AddressSpace<u32>>, barrier: &std::sync::Arc<Barrier>) -> JoinHandle<()> {
+    let (space, barrier) = (Arc::clone(space), std::sync::Arc::clone(barrier));
+    thread::spawn(move || {
+        barrier.join();
+        *space.edit().unwrap().start_write(10).unwrap() = 2;
+    })
+}
+
+/// `PUBLISHED`, with barriers.
+pub const BARRIER: Model = Model {
+    name: "barrier",
+    property: "a writer waits for the reader whose visit is published, or the reader sees that it has come",
+    threads: 2,
+    preemptions: Some(4),
+    run: || {
+        let (space, barrier) = (space(), Barrier::new());
+        barrier.join();
+        let reader = space.register().unwrap();
+        let mut cursor = reader.cursor();
+        drop(cursor.try_read(10).unwrap());
+        let writer = write_with(&space, &barrier);
+        if let Ok(vma) = cursor.try_read(10) {
+            barrier.pass();
+            assert!(*vma < 3);
+            barrier.pass();
+        }
+        barrier.end();
+        writer.join().unwrap();
+        assert_eq!(*cursor.try_read(10).unwrap(), 2);
+    },
+    mutants: &[
+        weaken("HAZARD_ADMIT", RACE),
+        weaken("HAZARD_CLEAR", RACE),
+        weaken("HAZARD_SCAN", RACE),
+        drop_step(Step::BarrierToScan, RACE),
+        drop_step(Step::BarrierToMark, DEADLOCK),
+        drop_step(Step::TakeMarkBack, DEADLOCK),
+    ],
+};
+
+/// `NEXT_VISIT`, with barriers.
+pub const BARRIER_NEXT_VISIT: Model = Model {
+    name: "barrier_next_visit",
+    property: "a writer that sees the reader elsewhere sees that its reads are over",
+    threads: 2,
+    preemptions: Some(4),
+    run: || {
+        let (space, barrier) = (space(), Barrier::new());
+        barrier.join();
+        let reader = space.register().unwrap();
+        let (mut first, mut second) = (reader.cursor(), reader.cursor());
+        drop(first.try_read(10).unwrap());
+        drop(second.try_read(30).unwrap());
+        let writer = write_with(&space, &barrier);
+        if let Ok(vma) = first.try_read(10) {
+            barrier.pass();
+            assert!(*vma < 3);
+        }
+        drop(second.try_read(30).unwrap());
+        barrier.end();
+        writer.join().unwrap();
+    },
+    mutants: &[weaken("HAZARD_SET", RACE), weaken("HAZARD_SCAN", RACE)],
+};
+
+/// `GIVEN_UP`, with barriers.
+pub const BARRIER_GIVEN_UP: Model = Model {
+    name: "barrier_given_up",
+    property: "a writer that finds nobody registered sees that the last reader's reads are over",
+    threads: 2,
+    preemptions: Some(4),
+    run: || {
+        let (space, barrier) = (space(), Barrier::new());
+        barrier.join();
+        let reader = space.register().unwrap();
+        let mut cursor = reader.cursor();
+        drop(cursor.try_read(10).unwrap());
+        let writer = write_with(&space, &barrier);
+        if let Ok(vma) = cursor.try_read(10) {
+            barrier.pass();
+            assert!(*vma < 3);
+        }
+        drop(reader);
+        barrier.end();
+        writer.join().unwrap();
+    },
+    mutants: &[weaken("RECORD_GIVE_UP", RACE), weaken("RECORD_LOOK", RACE)],
+};
