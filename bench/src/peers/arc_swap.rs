@@ -31,8 +31,9 @@ impl Find for Snapshots {
         Self(ArcSwap::from_pointee(tree))
     }
 
-    fn reader(&self) -> &Self {
-        self
+    #[inline(always)]
+    fn with_reader<R>(&self, run: impl FnOnce(&mut &Self) -> R) -> R {
+        run(&mut &*self)
     }
 }
 

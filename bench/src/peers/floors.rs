@@ -21,8 +21,9 @@ impl Find for CountPair {
         Self::default()
     }
 
-    fn reader(&self) -> &Self {
-        self
+    #[inline(always)]
+    fn with_reader<R>(&self, run: impl FnOnce(&mut &Self) -> R) -> R {
+        run(&mut &*self)
     }
 }
 
@@ -59,8 +60,9 @@ impl Find for Array {
         Self(array)
     }
 
-    fn reader(&self) -> &Self {
-        self
+    #[inline(always)]
+    fn with_reader<R>(&self, run: impl FnOnce(&mut &Self) -> R) -> R {
+        run(&mut &*self)
     }
 }
 

@@ -49,12 +49,9 @@ pub(crate) struct Locked<L>(pub(crate) L);
 pub(crate) type ParkingLot = Locked<parking_lot::RwLock<Tree>>;
 pub(crate) type StdLock = Locked<std::sync::RwLock<Tree>>;
 
-impl<L: RwLock> Find for Locked<L> {
+impl<L: RwLock + 'static> Find for Locked<L> {
     const NAME: &'static str = L::NAME;
-    type Reader<'m>
-        = &'m Self
-    where
-        L: 'm;
+    type Reader<'m> = &'m Self;
 
     fn of(vmas: &[Vma]) -> Self {
         let map = Self(L::default());
@@ -62,8 +59,9 @@ impl<L: RwLock> Find for Locked<L> {
         map
     }
 
-    fn reader(&self) -> &Self {
-        self
+    #[inline(always)]
+    fn with_reader<R>(&self, run: impl FnOnce(&mut &Self) -> R) -> R {
+        run(&mut &*self)
     }
 }
 
@@ -75,7 +73,7 @@ impl<L: RwLock> Reader for &Locked<L> {
     }
 }
 
-impl<L: RwLock> Map for Locked<L> {
+impl<L: RwLock + 'static> Map for Locked<L> {
     fn insert(&self, vma: Vma) {
         self.0.write().insert(vma);
     }
@@ -124,8 +122,9 @@ impl Find for LockedEntries {
         map
     }
 
-    fn reader(&self) -> &Self {
-        self
+    #[inline(always)]
+    fn with_reader<R>(&self, run: impl FnOnce(&mut &Self) -> R) -> R {
+        run(&mut &*self)
     }
 }
 

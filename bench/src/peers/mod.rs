@@ -5,6 +5,7 @@ mod tests;
 
 mod arc_swap;
 mod floors;
+mod host;
 mod locked;
 mod ordered;
 mod pervma;
@@ -15,27 +16,29 @@ use std::ops::Range;
 
 pub(crate) use self::arc_swap::Snapshots;
 pub(crate) use self::floors::{Array, CountPair};
+pub(crate) use self::host::{Fences, Host};
 pub(crate) use self::locked::{LockedEntries, ParkingLot, StdLock};
-pub(crate) use self::pervma::{Pervma, PervmaCursor, PervmaOutside};
+pub(crate) use self::pervma::{
+    CursorOfReader, Pervma, PervmaCursor, PervmaOutside, PervmaRegistered, register,
+};
 
 pub(crate) use self::ordered::{SccTree, Skiplist};
 pub(crate) use self::tree::Tree;
 use crate::layout::Vma;
 
 /// What looks addresses up.
-pub(crate) trait Find: Send + Sync + Sized {
+pub(crate) trait Find: Send + Sync + Sized + 'static {
     /// In the tables.
     const NAME: &'static str;
 
     /// What a thread keeps between lookups.
-    type Reader<'m>: Reader
-    where
-        Self: 'm;
+    type Reader<'m>: Reader;
 
     /// A map of `vmas`, inserted in this order.
     fn of(vmas: &[Vma]) -> Self;
 
-    fn reader(&self) -> Self::Reader<'_>;
+    /// Looks addresses up as one thread does.
+    fn with_reader<R>(&self, run: impl FnOnce(&mut Self::Reader<'_>) -> R) -> R;
 }
 
 /// A thread's way to look addresses up.
@@ -82,9 +85,22 @@ macro_rules! each_map {
         $crate::peers::each_map! { @($crate::peers::Skiplist) $map => $run }
         $crate::peers::each_map! { @($crate::peers::SccTree) $map => $run }
     }};
-    (@($contestant:path) $map:ident => $run:expr) => {{
+    (@($contestant:ty) $map:ident => $run:expr) => {{
         type $map = $contestant;
         $run;
     }};
 }
 pub(crate) use each_map;
+
+/// The same for pervma's registered readers.
+macro_rules! each_registered {
+    ($map:ident => $run:expr) => {{
+        $crate::peers::each_map! { @($crate::peers::PervmaRegistered) $map => $run }
+        $crate::peers::each_map! { @($crate::peers::Pervma<$crate::peers::CursorOfReader>) $map => $run }
+        $crate::peers::each_map! { @($crate::peers::PervmaRegistered<$crate::peers::Fences>) $map => $run }
+        $crate::peers::each_map! {
+            @($crate::peers::Pervma<$crate::peers::CursorOfReader, $crate::peers::Fences>) $map => $run
+        }
+    }};
+}
+pub(crate) use each_registered;

@@ -76,12 +76,9 @@ pub(crate) struct Unlocked<O> {
 pub(crate) type Skiplist = Unlocked<SkipMap<usize, Entry>>;
 pub(crate) type SccTree = Unlocked<TreeIndex<usize, Entry>>;
 
-impl<O: Ordered> Find for Unlocked<O> {
+impl<O: Ordered + 'static> Find for Unlocked<O> {
     const NAME: &'static str = O::NAME;
-    type Reader<'m>
-        = &'m Self
-    where
-        O: 'm;
+    type Reader<'m> = &'m Self;
 
     fn of(vmas: &[Vma]) -> Self {
         let map = Self::default();
@@ -89,8 +86,9 @@ impl<O: Ordered> Find for Unlocked<O> {
         map
     }
 
-    fn reader(&self) -> &Self {
-        self
+    #[inline(always)]
+    fn with_reader<R>(&self, run: impl FnOnce(&mut &Self) -> R) -> R {
+        run(&mut &*self)
     }
 }
 
@@ -107,7 +105,7 @@ impl<O: Ordered> Unlocked<O> {
     }
 }
 
-impl<O: Ordered> Map for Unlocked<O> {
+impl<O: Ordered + 'static> Map for Unlocked<O> {
     fn insert(&self, Vma { range, payload }: Vma) {
         let _turn = self.writers.lock();
         let below = self.last(range.end - 1);

@@ -3,38 +3,51 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use pervma::{AddressSpace, Cursor, ReadError, ReadGuard};
+use pervma::{AddressSpace, Cursor, Platform, ReadError, ReadGuard, Std};
 
-use super::{Find, Map, Reader};
+use super::{Find, Host, Map, Reader};
 use crate::layout::{PAGE, Vma};
 
 /// A space whose readers look addresses up in the way `W`, and whose changes are edits.
-pub(crate) struct Pervma<W = TryRead>(pub(crate) AddressSpace<u64>, PhantomData<W>);
+pub(crate) struct Pervma<W = TryRead, T: Platform = Std>(
+    pub(crate) AddressSpace<u64, T>,
+    PhantomData<W>,
+);
 
 /// With a cursor for each thread.
 pub(crate) type PervmaCursor = Pervma<CursorRead>;
 
+/// With a registration for each thread.
+pub(crate) type PervmaRegistered<T = Std> = Pervma<Registered, T>;
+
 /// A way to look addresses up: another one is another contestant.
-pub(crate) trait Way: Send + Sync {
+pub(crate) trait Way<T: Platform>: Send + Sync + 'static {
     const NAME: &'static str;
     type Reader<'s>: Reader;
 
-    fn reader(space: &AddressSpace<u64>) -> Self::Reader<'_>;
+    fn with_reader<R>(
+        space: &AddressSpace<u64, T>,
+        run: impl FnOnce(&mut Self::Reader<'_>) -> R,
+    ) -> R;
 }
 
 /// `try_read`, and `read` where that does not decide.
 pub(crate) enum TryRead {}
 
-impl Way for TryRead {
+impl<T: Platform> Way<T> for TryRead {
     const NAME: &'static str = "pervma";
-    type Reader<'s> = &'s AddressSpace<u64>;
+    type Reader<'s> = &'s AddressSpace<u64, T>;
 
-    fn reader(space: &AddressSpace<u64>) -> &AddressSpace<u64> {
-        space
+    #[inline(always)]
+    fn with_reader<R>(
+        space: &AddressSpace<u64, T>,
+        run: impl FnOnce(&mut &AddressSpace<u64, T>) -> R,
+    ) -> R {
+        run(&mut &*space)
     }
 }
 
-impl Reader for &AddressSpace<u64> {
+impl<T: Platform> Reader for &AddressSpace<u64, T> {
     #[inline(always)]
     fn visit<R>(&mut self, addr: usize, visit: impl FnOnce(Option<u64>) -> R) -> R {
         decide(self.try_read(addr), || AddressSpace::read(self, addr), visit)
@@ -51,26 +64,76 @@ impl Reader for &AddressSpace<u64> {
 /// The same with a [`Cursor`].
 pub(crate) enum CursorRead {}
 
-impl Way for CursorRead {
+impl<T: Platform> Way<T> for CursorRead {
     const NAME: &'static str = "pervma, cursor";
-    type Reader<'s> = Cursor<'s, u64>;
+    type Reader<'s> = Cursor<'s, u64, T>;
 
-    fn reader(space: &AddressSpace<u64>) -> Cursor<'_, u64> {
-        space.cursor()
+    #[inline(always)]
+    fn with_reader<R>(
+        space: &AddressSpace<u64, T>,
+        run: impl FnOnce(&mut Cursor<'_, u64, T>) -> R,
+    ) -> R {
+        run(&mut space.cursor())
     }
 }
 
-impl Reader for Cursor<'_, u64> {
+impl<T: Platform> Reader for Cursor<'_, u64, T> {
     #[inline(always)]
     fn visit<R>(&mut self, addr: usize, visit: impl FnOnce(Option<u64>) -> R) -> R {
         decide(self.try_read(addr), || self.read(addr), visit)
     }
 }
 
+/// As a registered [`Reader`](pervma::Reader).
+pub(crate) enum Registered {}
+
+impl<T: Host> Way<T> for Registered {
+    const NAME: &'static str = T::REGISTERED;
+    type Reader<'s> = &'s pervma::Reader<'s, u64, T>;
+
+    #[inline(always)]
+    fn with_reader<R>(
+        space: &AddressSpace<u64, T>,
+        run: impl FnOnce(&mut Self::Reader<'_>) -> R,
+    ) -> R {
+        run(&mut &register(space))
+    }
+}
+
+impl<T: Platform> Reader for &pervma::Reader<'_, u64, T> {
+    #[inline(always)]
+    fn visit<R>(&mut self, addr: usize, visit: impl FnOnce(Option<u64>) -> R) -> R {
+        decide(self.try_read(addr), || pervma::Reader::read(self, addr), visit)
+    }
+}
+
+/// With the cursor of a registered reader.
+pub(crate) enum CursorOfReader {}
+
+impl<T: Host> Way<T> for CursorOfReader {
+    const NAME: &'static str = T::CURSOR;
+    type Reader<'s> = Cursor<'s, u64, T>;
+
+    #[inline(always)]
+    fn with_reader<R>(
+        space: &AddressSpace<u64, T>,
+        run: impl FnOnce(&mut Cursor<'_, u64, T>) -> R,
+    ) -> R {
+        run(&mut register(space).cursor())
+    }
+}
+
+pub(crate) fn register<T: Platform>(space: &AddressSpace<u64, T>) -> pervma::Reader<'_, u64, T> {
+    match space.register() {
+        Ok(reader) => reader,
+        Err(error) => panic!("this thread holds nothing: {error}"),
+    }
+}
+
 #[inline(always)]
-fn decide<'s, R>(
-    tried: Result<ReadGuard<'s, u64>, ReadError>,
-    wait: impl FnOnce() -> Result<ReadGuard<'s, u64>, ReadError>,
+fn decide<'s, R, T: Platform>(
+    tried: Result<ReadGuard<'s, u64, T>, ReadError>,
+    wait: impl FnOnce() -> Result<ReadGuard<'s, u64, T>, ReadError>,
     visit: impl FnOnce(Option<u64>) -> R,
 ) -> R {
     match tried {
@@ -81,8 +144,8 @@ fn decide<'s, R>(
 }
 
 #[cold]
-fn waited<R>(
-    found: Result<ReadGuard<'_, u64>, ReadError>,
+fn waited<R, T: Platform>(
+    found: Result<ReadGuard<'_, u64, T>, ReadError>,
     visit: impl FnOnce(Option<u64>) -> R,
 ) -> R {
     match found {
@@ -94,26 +157,23 @@ fn waited<R>(
     }
 }
 
-impl<W: Way> Find for Pervma<W> {
+impl<W: Way<T>, T: Platform> Find for Pervma<W, T> {
     const NAME: &'static str = W::NAME;
-    type Reader<'m>
-        = W::Reader<'m>
-    where
-        W: 'm;
+    type Reader<'m> = W::Reader<'m>;
 
     fn of(vmas: &[Vma]) -> Self {
-        let map = Self(AddressSpace::new(PAGE), PhantomData);
+        let map = Self(AddressSpace::with_platform(PAGE), PhantomData);
         vmas.iter().for_each(|vma| map.insert(vma.clone()));
         map
     }
 
     #[inline(always)]
-    fn reader(&self) -> W::Reader<'_> {
-        W::reader(&self.0)
+    fn with_reader<R>(&self, run: impl FnOnce(&mut W::Reader<'_>) -> R) -> R {
+        W::with_reader(&self.0, run)
     }
 }
 
-impl<W: Way> Map for Pervma<W> {
+impl<W: Way<T>, T: Platform> Map for Pervma<W, T> {
     fn insert(&self, Vma { range, payload }: Vma) {
         let inserted = self.0.edit().map(|mut edit| edit.insert(range, payload));
         assert!(matches!(inserted, Ok(Ok(()))), "a free range can be mapped");
@@ -141,8 +201,8 @@ impl Find for PervmaOutside {
         Self(Pervma::of(vmas))
     }
 
-    fn reader(&self) -> &AddressSpace<u64> {
-        &self.0.0
+    fn with_reader<R>(&self, run: impl FnOnce(&mut &AddressSpace<u64>) -> R) -> R {
+        run(&mut &self.0.0)
     }
 }
 

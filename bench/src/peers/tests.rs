@@ -20,13 +20,14 @@ fn map(pages: &mut Pages, range: Range<usize>, payload: u64) {
 }
 
 fn agrees(find: &impl Find, pages: &Pages) {
-    let mut reader = find.reader();
-    for page in (BASE - STRIDE..LAYOUT.end() + STRIDE).step_by(PAGE) {
-        for addr in [page, page + PAGE - 1] {
-            assert_eq!(reader.read(addr), pages.get(&page).copied(), "at {addr:#x}");
-            assert_ne!(reader.hindered(addr), Some(true));
+    find.with_reader(|reader| {
+        for page in (BASE - STRIDE..LAYOUT.end() + STRIDE).step_by(PAGE) {
+            for addr in [page, page + PAGE - 1] {
+                assert_eq!(reader.read(addr), pages.get(&page).copied(), "at {addr:#x}");
+                assert_ne!(reader.hindered(addr), Some(true));
+            }
         }
-    }
+    });
 }
 
 fn finds<F: Find>() {
@@ -104,7 +105,7 @@ fn what_is_visited_is_kept() {
     fn keeps<M: Map>() {
         let map = M::of(&LAYOUT.build(Build::Ascending));
         thread::scope(|threads| {
-            map.reader().visit(layout::vma(5).start, |payload| {
+            let stay = |payload| {
                 let removal = threads.spawn(|| map.remove(layout::vma(5)));
                 if M::NAME.contains("memory only") {
                     while !removal.is_finished() {
@@ -115,10 +116,14 @@ fn what_is_visited_is_kept() {
                     assert!(!removal.is_finished(), "{} lets it go", M::NAME);
                 }
                 assert_eq!(payload, Some(5));
-            });
+            };
+            map.with_reader(|reader| reader.visit(layout::vma(5).start, stay));
         });
-        assert_eq!(map.reader().read(layout::vma(5).start), None);
+        map.with_reader(|reader| assert_eq!(reader.read(layout::vma(5).start), None));
     }
     each_map!(M => keeps::<M>());
     keeps::<PervmaOutside>();
+    keeps::<PervmaRegistered>();
+    keeps::<PervmaRegistered<Fences>>();
+    keeps::<Pervma<CursorOfReader>>();
 }

@@ -40,9 +40,17 @@ const RECORDED: &str =
 enum Operation {
     Lookup,
     Cursor,
+    Registered,
+    RegisteredCursor,
     Insert,
     Remove,
     SplitMerge,
+}
+
+impl Operation {
+    fn registers(self) -> bool {
+        matches!(self, Self::Registered | Self::RegisteredCursor)
+    }
 }
 
 /// What one run under callgrind counts.
@@ -154,13 +162,26 @@ impl Case {
     /// What runs under callgrind.
     pub(crate) fn perform(self) {
         let map = <Pervma>::of(&Layout { vmas: self.vmas }.build(Build::Random));
-        let (mut reader, mut cursor) = (map.reader(), map.0.cursor());
+        let (mut reader, mut cursor) = (&map.0, map.0.cursor());
+        // Only for the lookups that need it: edits pay for it.
+        let registered = self.operation.registers().then(|| map.0.register().ok()).flatten();
+        let mut registered_cursor = registered.as_ref().map(pervma::Reader::cursor);
         for number in layout::numbers(&mut StdRng::seed_from_u64(3), TIMES, 0..self.vmas) {
             let guest = layout::guest(number);
             let range = guest.range.clone();
             match self.operation {
                 Operation::Lookup => look_up(&mut reader, layout::middle(number).start),
                 Operation::Cursor => look_up(&mut cursor, layout::middle(0).start),
+                Operation::Registered => {
+                    if let Some(reader) = &registered {
+                        look_up(&mut &*reader, layout::middle(number).start);
+                    }
+                }
+                Operation::RegisteredCursor => {
+                    if let Some(cursor) = &mut registered_cursor {
+                        look_up(cursor, layout::middle(0).start);
+                    }
+                }
                 Operation::Insert => {
                     callgrind_counts_this(|| map.insert(guest));
                     map.remove(range);

@@ -6,6 +6,7 @@ mod gap;
 pub(crate) mod instructions;
 mod lookup;
 mod memory;
+mod registered;
 mod removal;
 mod threads;
 mod writer;
@@ -55,6 +56,8 @@ pub(crate) enum Row {
     Different,
     /// Threads that read the same VMA.
     Same,
+    /// What registered readers cost those who edit.
+    Registered,
     /// A reader beside a writer that never pauses.
     Writer,
     /// The end of an edit over many VMAs.
@@ -90,6 +93,7 @@ impl Row {
             Self::Edits => edits::measure(effort),
             Self::Different => threads::different(effort),
             Self::Same => threads::same(effort),
+            Self::Registered => registered::measure(effort),
             Self::Writer => writer::measure(effort),
             Self::End => end::measure(effort),
             Self::Gap => gap::measure(effort),

@@ -87,7 +87,7 @@ fn pairs(map: &impl Map, reads: bool, removes: bool) -> f64 {
                 thread::sleep(STAY);
             };
             if reads {
-                map.reader().visit(removed.range.start, |_| stay());
+                map.with_reader(|reader| reader.visit(removed.range.start, |_| stay()));
             } else {
                 stay();
             }
@@ -133,9 +133,10 @@ mod tests {
             let map = M::of(&Layout { vmas: VMAS }.build(Build::Ascending));
             for (reads, removes) in [(false, false), (true, false), (true, true)] {
                 assert!(pairs(&map, reads, removes) > 0.0);
-                let mut reader = map.reader();
-                assert_eq!(reader.read(layout::vma(READER).start), Some(READER as u64));
-                assert_eq!(reader.read(layout::guest(PAIRS_AT).range.start), None);
+                map.with_reader(|reader| {
+                    assert_eq!(reader.read(layout::vma(READER).start), Some(READER as u64));
+                    assert_eq!(reader.read(layout::guest(PAIRS_AT).range.start), None);
+                });
             }
         }
         each_map!(M => restores::<M>());

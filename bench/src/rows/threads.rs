@@ -7,7 +7,10 @@ use std::time::Duration;
 use super::{Figures, pace};
 use crate::contest::{Bound, Contest, Effort, Goal};
 use crate::layout::{self, Build, Layout};
-use crate::peers::{Array, CountPair, Find, Pervma, PervmaCursor, each_map};
+use crate::peers::{
+    Array, CountPair, CursorOfReader, Find, Pervma, PervmaCursor, PervmaRegistered, each_map,
+    each_registered,
+};
 use crate::report::{Table, all, growth};
 
 const VMAS: usize = 1_000;
@@ -20,6 +23,9 @@ const ADDRESSES: usize = 16 * STRETCH;
 
 /// Throughput of two threads over that of one.
 const GOAL: f64 = 1.9;
+
+/// The same for registered readers of one VMA.
+const SAME_GOAL: f64 = 1.8;
 
 pub(crate) fn different(effort: &Effort) -> Figures {
     let counts = counts();
@@ -42,12 +48,24 @@ pub(crate) fn different(effort: &Effort) -> Figures {
 }
 
 pub(crate) fn same(effort: &Effort) -> Figures {
-    let (tables, _) = measure(effort, &counts(), "the same VMA", |random, _| {
+    let (tables, outcome) = measure(effort, &counts(), "the same VMA", |random, _| {
         layout::addresses(random, ADDRESSES, VMAS / 2..VMAS / 2 + 1, layout::vma)
     });
+    let goals =
+        [<PervmaRegistered>::NAME, <Pervma<CursorOfReader>>::NAME].into_iter().filter_map(|who| {
+            Goal::ratio(
+                format!("2 threads, the same VMA: throughput over one thread's, {who}"),
+                Bound::AtLeast(SAME_GOAL),
+                &outcome,
+                (who, 1),
+                (who, 0),
+            )
+        });
     let about = "Threads look up random addresses of the same VMA, one of 1,000. They start at a barrier \
-                 and run for a fixed time: 20 ms, 3 ms with --quick.";
-    (about, tables, Vec::new())
+                 and run for a fixed time: 20 ms, 3 ms with --quick. Registered readers publish what they \
+                 visit instead of counting, and leave it to edits to make them pass a barrier, or (fences) \
+                 pass one themselves, twice a lookup.";
+    (about, tables, goals.collect())
 }
 
 /// 1, 2, 4, … as many as there are processors, and at least 2.
@@ -67,6 +85,7 @@ fn measure(
     each_map!(M => contest.enter(M::NAME, rates(M::of(&vmas), counts, effort.span)));
     let cursors = PervmaCursor::of(&vmas);
     contest.enter(PervmaCursor::NAME, rates(cursors, counts, effort.span));
+    each_registered!(M => contest.enter(M::NAME, rates(M::of(&vmas), counts, effort.span)));
     contest.enter(Array::NAME, rates(Array::of(&vmas), counts, effort.span));
     contest.enter(CountPair::NAME, rates(CountPair::of(&vmas), counts, effort.span));
     let outcome = contest.run(&format!("threads, {kind}"), effort.rounds, |random| {
@@ -95,9 +114,10 @@ fn rates<F: Find>(
 fn rate<F: Find>(map: &F, addresses: &[Vec<usize>], span: Duration) -> f64 {
     let barrier = &Barrier::new(addresses.len());
     let run = |addresses: &[usize]| {
-        let mut reader = map.reader();
-        barrier.wait();
-        1e3 / pace(&mut reader, addresses, STRETCH, span)
+        map.with_reader(|reader| {
+            barrier.wait();
+            1e3 / pace(reader, addresses, STRETCH, span)
+        })
     };
     thread::scope(|threads| {
         let workers: Vec<_> =

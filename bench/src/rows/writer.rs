@@ -188,38 +188,41 @@ fn times<F: Find>(
     span: Duration,
     samples: &mut Vec<u64>,
 ) -> [f64; 3] {
-    let mut reader = map.reader();
-    let mean = pace(&mut reader, addresses, STRETCH, span);
-    samples.clear();
-    let begin = Instant::now();
-    for &addr in addresses.iter().cycle().take(ALONE) {
-        let start = Instant::now();
-        black_box(reader.read(addr));
-        let end = Instant::now();
-        samples.push((end - start).as_nanos() as u64);
-        if end - begin >= span {
-            break;
+    let mean = map.with_reader(|reader| {
+        let mean = pace(reader, addresses, STRETCH, span);
+        samples.clear();
+        let begin = Instant::now();
+        for &addr in addresses.iter().cycle().take(ALONE) {
+            let start = Instant::now();
+            black_box(reader.read(addr));
+            let end = Instant::now();
+            samples.push((end - start).as_nanos() as u64);
+            if end - begin >= span {
+                break;
+            }
         }
-    }
+        mean
+    });
     samples.sort_unstable();
     [mean, per_mille(samples, 990) as f64, per_mille(samples, 999) as f64]
 }
 
 /// The share of lookups that were hindered, in per cent; not a number where there is but one way.
 fn hindered<F: Find>(map: &F, addresses: &[usize], span: Duration) -> f64 {
-    let mut reader = map.reader();
-    let (mut done, mut hindered, start) = (0_u64, 0_u64, Instant::now());
-    for stretch in addresses.chunks(STRETCH).cycle() {
-        for &addr in stretch {
-            match reader.hindered(addr) {
-                Some(was) => hindered += u64::from(was),
-                None => return f64::NAN,
+    map.with_reader(|reader| {
+        let (mut done, mut hindered, start) = (0_u64, 0_u64, Instant::now());
+        for stretch in addresses.chunks(STRETCH).cycle() {
+            for &addr in stretch {
+                match reader.hindered(addr) {
+                    Some(was) => hindered += u64::from(was),
+                    None => return f64::NAN,
+                }
+            }
+            done += stretch.len() as u64;
+            if start.elapsed() >= span {
+                break;
             }
         }
-        done += stretch.len() as u64;
-        if start.elapsed() >= span {
-            break;
-        }
-    }
-    hindered as f64 / done as f64 * 100.0
+        hindered as f64 / done as f64 * 100.0
+    })
 }
