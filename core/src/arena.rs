@@ -32,15 +32,16 @@ use crate::memory::SlabMemory;
 use crate::mm::WriteSection;
 use crate::platform::Platform;
 
-/// Objects in the first chunk; each further chunk is twice as large. Small under the models, so
+/// Objects in the first chunk; each further chunk is four times as large. Small under the models, so
 /// that a second chunk is reached.
 const FIRST_CHUNK: u32 = if cfg!(pervma_model) { 2 } else { 64 };
 
-/// Chunks in an arena: enough for the 2³⁰ objects that a word of the tree can name.
-const CHUNKS: usize = 25;
+/// Bits of an index that say which chunk: those that a mask takes.
+const CHUNK_BITS: u32 = 4;
 
-/// The most objects in an arena: an index shares its word with a two-bit tag.
-const MOST_OBJECTS: u32 = 1 << 30;
+/// Chunks in an arena: the place in the last still fits beside the chunk, and both beside the two-bit
+/// tag of a word of the tree.
+const CHUNKS: usize = 11;
 
 /// The name of an object of one arena.
 pub struct Idx<O>(u32, PhantomData<fn() -> O>);
@@ -53,7 +54,7 @@ impl<O> Clone for Idx<O> {
 impl<O> Copy for Idx<O> {}
 
 impl<O> Idx<O> {
-    /// The number, for a word of the tree.
+    /// What to store in a word of the tree: less than 2³⁰.
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub fn raw(self) -> u32 {
         self.0
@@ -81,7 +82,8 @@ pub trait Object {
 
 /// Type-stable memory for objects of one kind.
 pub struct Arena<O, T: Platform> {
-    chunks: [Cell<*mut O>; CHUNKS],
+    /// As many as the mask can name.
+    chunks: [Cell<*mut O>; 1 << CHUNK_BITS],
     users: Users,
     /// Written in every edit, so on no line that readers load.
     free: Line<FreeList<T>>,
@@ -115,16 +117,35 @@ struct ArenaState {
     live: u32,
 }
 
-/// Which chunk holds the object `index`, and where in it.
-#[cfg_attr(not(debug_assertions), inline(always))]
-const fn place(index: u32) -> (usize, usize) {
-    let number = index + FIRST_CHUNK;
-    let chunk = number.ilog2() - FIRST_CHUNK.ilog2();
-    (chunk as usize, (number - (FIRST_CHUNK << chunk)) as usize)
+impl<O> Idx<O> {
+    /// The object that was made after `number` others, if there is room for so many.
+    fn of(number: u32) -> Option<Self> {
+        let mut place = number as usize;
+        for chunk in 0..CHUNKS {
+            match place.checked_sub(chunk_len(chunk)) {
+                Some(rest) => place = rest,
+                None => return Some(Self((place << CHUNK_BITS | chunk) as u32, PhantomData)),
+            }
+        }
+        None
+    }
+
+    /// Which chunk holds it, and where in it.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    const fn place(self) -> (usize, usize) {
+        ((self.0 & ((1 << CHUNK_BITS) - 1)) as usize, (self.0 >> CHUNK_BITS) as usize)
+    }
 }
 
+const fn chunk_len(chunk: usize) -> usize {
+    (FIRST_CHUNK as usize) << (2 * chunk)
+}
+
+// What is stored in a word of the tree has 30 bits.
+const _: () = assert!(chunk_len(CHUNKS - 1) << CHUNK_BITS <= 1 << 30);
+
 fn chunk_layout<O>(chunk: usize) -> Result<Layout, OutOfMemory> {
-    Layout::array::<O>((FIRST_CHUNK as usize) << chunk).map_err(|_| OutOfMemory)
+    Layout::array::<O>(chunk_len(chunk)).map_err(|_| OutOfMemory)
 }
 
 impl<O: Object, T: Platform> Arena<O, T> {
@@ -132,7 +153,7 @@ impl<O: Object, T: Platform> Arena<O, T> {
         pub fn new(users: Users) -> Self {
             Self {
                 #[cfg(not(pervma_model))]
-                chunks: [const { Cell::new(ptr::null_mut()) }; CHUNKS],
+                chunks: [const { Cell::new(ptr::null_mut()) }; 1 << CHUNK_BITS],
                 #[cfg(pervma_model)]
                 chunks: core::array::from_fn(|_| Cell::new(ptr::null_mut())),
                 users,
@@ -148,8 +169,7 @@ impl<O: Object, T: Platform> Arena<O, T> {
     /// The object that `index` names.
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub fn get(&self, index: Idx<O>) -> &O {
-        let (chunk, offset) = place(index.0);
-        debug_assert!(chunk < CHUNKS);
+        let (chunk, offset) = index.place();
         // SAFETY: A1: the chunk pointer was written before the index came to us.
         let base = self.chunks[chunk].with(|base| unsafe { *base });
         check(!base.is_null(), "a node is taken for a VMA, or a VMA for a node");
@@ -173,20 +193,20 @@ impl<O: Object, T: Platform> Arena<O, T> {
         // SAFETY: A3.
         let mut state = self.free.0.state.with(|state| unsafe { *state });
         let index = if state.free != 0 {
-            let index = state.free - 1;
             // SAFETY: A1: it was allocated before, and came here under the guard.
-            let object = self.get(unsafe { Idx::from_raw(index) });
+            let index = unsafe { Idx::from_raw(state.free - 1) };
             // SAFETY: A3.
-            state.free = object.link().with(|link| unsafe { *link });
+            state.free = self.get(index).link().with(|link| unsafe { *link });
             index
         } else {
-            self.make(state.made)?;
+            let index = Idx::of(state.made).ok_or(OutOfMemory)?;
+            self.make(index)?;
             state.made += 1;
-            state.made - 1
+            index
         };
         state.live += 1;
         self.set_state(state);
-        Ok(Idx(index, PhantomData))
+        Ok(index)
     }
 
     /// Sets the state, for those who have the guard.
@@ -201,13 +221,10 @@ impl<O: Object, T: Platform> Arena<O, T> {
             .store(usage, Relaxed("a count to look at, which says nothing of the objects"));
     }
 
-    /// Makes object number `index`, and its chunk if it is the first in it.
+    /// Makes the object `index`, and its chunk if it is the first in it.
     #[cold]
-    fn make(&self, index: u32) -> Result<(), OutOfMemory> {
-        if index >= MOST_OBJECTS {
-            return Err(OutOfMemory);
-        }
-        let (chunk, offset) = place(index);
+    fn make(&self, index: Idx<O>) -> Result<(), OutOfMemory> {
+        let (chunk, offset) = index.place();
         if offset == 0 {
             const { assert!(size_of::<O>() != 0) };
             let base = T::Memory::alloc(chunk_layout::<O>(chunk)?).cast::<O>();
@@ -269,8 +286,8 @@ impl<'a, O: Object, T: Platform> Iterator for All<'a, O, T> {
     type Item = &'a O;
 
     fn next(&mut self) -> Option<&'a O> {
-        // SAFETY: it was made, as was known under the guard (A3).
-        self.rest.next().map(|index| self.arena.get(unsafe { Idx::from_raw(index) }))
+        // It was made, as was known under the guard (A3).
+        self.rest.next().and_then(Idx::of).map(|index| self.arena.get(index))
     }
 }
 
@@ -293,8 +310,8 @@ impl<O, T: Platform> Drop for Arena<O, T> {
     fn drop(&mut self) {
         // SAFETY: `&mut self`: nobody else looks.
         let made = self.free.0.state.with(|state| unsafe { (*state).made });
-        for index in 0..made {
-            let (chunk, offset) = place(index);
+        for index in (0..made).filter_map(Idx::<O>::of) {
+            let (chunk, offset) = index.place();
             // SAFETY: `&mut self`: nobody else looks.
             let base = self.chunks[chunk].with(|base| unsafe { *base });
             // SAFETY: object number `index` lies there.

@@ -4,7 +4,8 @@
 //!
 //! [`BTree::walk`] and [`BTree::walk_from`] end after a number of steps that [`MAX_DEPTH`] bounds
 //! and write nothing. While no edit is under way the one finds the entry with the largest key not
-//! above the address, the other that with the smallest key not below it. During an edit they may
+//! above the address (or the first, if they are all above and the trail is not asked), the other that
+//! with the smallest key not below it. During an edit they may
 //! arrive anywhere, also in another space's tree, or nowhere; the caller finds out.
 //!
 //! All else is for the writer and takes a number of steps logarithmic in the entries.
@@ -59,12 +60,18 @@ pub struct BTree {
 
 /// Where a walk leaves word of the nodes it passes.
 pub trait Trail<'n> {
+    /// Whether it will be asked if "nothing is there" was right. Else a walk to an address below all
+    /// entries may as well end at the first one.
+    const ASKED: bool;
+
     /// The walk is about to read this node.
     fn pass(&mut self, node: &'n Node);
 }
 
 /// A walk that is not asked whether it was right: what it finds is checked.
 impl Trail<'_> for () {
+    const ASKED: bool = false;
+
     #[inline(always)]
     fn pass(&mut self, _node: &Node) {}
 }
@@ -85,6 +92,8 @@ impl Passed<'_> {
 }
 
 impl<'n> Trail<'n> for Passed<'n> {
+    const ASKED: bool = true;
+
     fn pass(&mut self, node: &'n Node) {
         // There is a place: walks are that short.
         if let Some(place) = self.nodes.get_mut(self.len) {
@@ -127,7 +136,7 @@ impl<'n> Position<'n> {
             node = self.nodes[0];
         }
         loop {
-            let entry = node.search(addr).unwrap_or(0);
+            let entry = node.search(addr);
             let Some(child) = node.child_node(entry) else {
                 self.entries[self.leaf] = entry as u8;
                 return;
@@ -166,10 +175,7 @@ impl<'n> Position<'n> {
     #[inline]
     pub fn slot(&self) -> Option<u32> {
         let (leaf, entry) = self.last();
-        match leaf.child(entry).follow() {
-            Target::Slot(slot) => Some(slot),
-            Target::Empty | Target::Node(_) => None,
-        }
+        leaf.child(entry).follow().slot()
     }
 
     /// The deepest step behind whose entry there is another.
@@ -258,7 +264,7 @@ impl<'n> Position<'n> {
         let (leaf, entry) = self.last();
         if key < leaf.key(entry) {
             let gap = (leaf.key(entry) - key).saturating_sub(len);
-            leaf.insert(edit, key, Target::Slot(slot), gap);
+            leaf.insert(edit, key, Target::to_slot(slot), gap);
             self.above().for_each(|(above, entry)| above.set_key(edit, entry, key));
             self.gap_changed(0, gap);
         } else {
@@ -266,7 +272,7 @@ impl<'n> Position<'n> {
             let (old, gap) = (leaf.gap(entry), room.saturating_sub(len));
             let before = old.saturating_sub(room);
             leaf.set_gap(entry, before);
-            leaf.insert(edit, key, Target::Slot(slot), gap);
+            leaf.insert(edit, key, Target::to_slot(slot), gap);
             self.gap_changed(old, gap.max(before));
         }
     }
@@ -340,30 +346,29 @@ impl BTree {
 
     /// The slot with the largest key not above `addr`, or nothing; see the guarantee.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn walk<'n, T: Platform>(
+    pub fn walk<'n, T: Platform, Tr: Trail<'n>>(
         &self,
         nodes: &'n Arena<Node, T>,
         addr: usize,
-        trail: &mut impl Trail<'n>,
+        trail: &mut Tr,
     ) -> Option<u32> {
         let mut target = self.root.follow();
-        for _ in 0..=MAX_DEPTH {
-            match target {
-                Target::Empty => return None,
-                Target::Slot(slot) => return Some(slot),
-                Target::Node(node) => {
-                    let node = nodes.get(node);
-                    trail.pass(node);
-                    let word = node.child(node.search(addr)?);
-                    target = if keep(Step::TagInWord) {
-                        word.follow()
-                    } else {
-                        word.follow_as(node.child(0))
-                    };
-                }
+        if Tr::ASKED {
+            let root = nodes.get(target.node()?);
+            if !root.is_up_to(0, addr) {
+                trail.pass(root);
+                return None; // by T1 they are all above
             }
         }
-        None // only a walk through recycled nodes is that long
+        for _ in 0..MAX_DEPTH {
+            let Some(node) = target.node() else { break };
+            let node = nodes.get(node);
+            trail.pass(node);
+            let word = node.child(node.search(addr));
+            target =
+                if keep(Step::TagInWord) { word.follow() } else { word.follow_as(node.child(0)) };
+        }
+        target.slot() // only a walk through recycled nodes is so long that it ends at one of those
     }
 
     /// The slot with the smallest key not below `addr`, or nothing; see the guarantee.
@@ -377,28 +382,24 @@ impl BTree {
         let mut right = None; // the subtree next to the path
         let mut target = self.root.follow();
         for _ in 0..=MAX_DEPTH {
-            let Target::Node(node) = target else { break };
+            let Some(node) = target.node() else { break };
             let node = nodes.get(node);
             trail.pass(node);
-            let before = addr.checked_sub(1).and_then(|last| node.search(last));
-            right = node.used(before.map_or(0, |entry| entry + 1)).or(right);
-            let Some(entry) = before else { break };
+            let before = addr.checked_sub(1).map(|last| (node.search(last), last));
+            let before = before.filter(|&(entry, last)| node.is_up_to(entry, last));
+            right = node.used(before.map_or(0, |(entry, _)| entry + 1)).or(right);
+            let Some((entry, _)) = before else { break };
             target = node.child(entry).follow();
         }
         // By T1 the smallest key below a node is below its first entry.
         let mut target = right?.follow();
         for _ in 0..=MAX_DEPTH {
-            match target {
-                Target::Empty => return None,
-                Target::Slot(slot) => return Some(slot),
-                Target::Node(node) => {
-                    let node = nodes.get(node);
-                    trail.pass(node);
-                    target = node.child(0).follow();
-                }
-            }
+            let Some(node) = target.node() else { break };
+            let node = nodes.get(node);
+            trail.pass(node);
+            target = node.child(0).follow();
         }
-        None // only a walk through recycled nodes is that long
+        target.slot()
     }
 
     /// The slot with the smallest key not below `from` that has `size` bytes of room after it.
@@ -408,7 +409,7 @@ impl BTree {
         from: usize,
         size: usize,
     ) -> Option<u32> {
-        let Target::Node(root) = self.root.follow() else { return None };
+        let root = self.root.follow().node()?;
         find_gap(nodes, root, from, size, Side::Above)
     }
 
@@ -419,7 +420,7 @@ impl BTree {
         below: usize,
         size: usize,
     ) -> Option<u32> {
-        let Target::Node(root) = self.root.follow() else { return None };
+        let root = self.root.follow().node()?;
         find_gap(nodes, root, below, size, Side::Below)
     }
 
@@ -436,10 +437,7 @@ impl BTree {
     /// The root, unless the tree is empty.
     #[inline]
     pub fn root<'n, T: Platform>(&self, nodes: &'n Arena<Node, T>) -> Option<&'n Node> {
-        match self.root.follow() {
-            Target::Node(root) => Some(nodes.get(root)),
-            Target::Empty | Target::Slot(_) => None,
-        }
+        self.root.follow().node().map(|root| nodes.get(root))
     }
 
     /// The entry with the largest key not above `addr`, or else the first.
@@ -503,17 +501,17 @@ impl BTree {
         let mut node = nodes.get(self.root_with_room(nodes, section, key)?);
         let mut position = Position::at_root(node);
         loop {
-            let mut entry = node.search(key).unwrap_or(0);
+            let mut entry = node.search(key);
             let Some(mut child) = node.child_node(entry) else { break };
             if nodes.get(child).is_full() {
                 split(nodes, section.edit(), node, entry, nodes.alloc(section)?, key);
-                entry = node.search(key).unwrap_or(0);
+                entry = node.search(key);
                 child = node.child_node(entry).unwrap_or(child);
             }
             node = nodes.get(child);
             position.descend(entry, node);
         }
-        node.insert(section.edit(), key, Target::Slot(slot), 0);
+        node.insert(section.edit(), key, Target::to_slot(slot), 0);
         for (above, entry) in position.above() {
             if key < above.key(entry) {
                 above.set_key(section.edit(), entry, key);
@@ -529,10 +527,10 @@ impl BTree {
         section: &WriteSection<'_, T>,
         key: usize,
     ) -> Result<Idx<Node>, OutOfMemory> {
-        let Target::Node(root) = self.root.follow() else {
+        let Some(root) = self.root.follow().node() else {
             let root = nodes.alloc(section)?;
             nodes.get(root).clear(section.edit());
-            self.set_root(section.edit(), Target::Node(root));
+            self.set_root(section.edit(), Target::to_node(root));
             return Ok(root);
         };
         if !nodes.get(root).is_full() {
@@ -548,8 +546,8 @@ impl BTree {
         };
         let (node, child) = (nodes.get(top), nodes.get(root));
         node.clear(section.edit());
-        node.insert(section.edit(), child.key(0), Target::Node(root), child.max_gap());
-        self.set_root(section.edit(), Target::Node(top));
+        node.insert(section.edit(), child.key(0), Target::to_node(root), child.max_gap());
+        self.set_root(section.edit(), Target::to_node(top));
         split(nodes, section.edit(), node, 0, right, key);
         Ok(top)
     }
@@ -580,21 +578,21 @@ impl BTree {
         section: &WriteSection<'_, T>,
         key: usize,
     ) {
-        let Target::Node(root) = self.root.follow() else { return };
+        let Some(root) = self.root.follow().node() else { return };
         let mut node = nodes.get(root);
         let mut position = Position::at_root(node);
         loop {
-            let Some(mut entry) = node.search(key) else { return };
+            let mut entry = node.search(key);
             let Some(mut child) = node.child_node(entry) else { break };
             if nodes.get(child).len() <= SPARSE {
                 refill(nodes, section, node, entry);
-                entry = node.search(key).unwrap_or(0);
+                entry = node.search(key);
                 child = node.child_node(entry).unwrap_or(child);
             }
             node = nodes.get(child);
             position.descend(entry, node);
         }
-        let Some(entry) = node.search(key) else { return };
+        let entry = node.search(key);
         let gap = node.gap(entry);
         node.remove(section.edit(), entry);
         if node.len() != 0 {
@@ -611,11 +609,11 @@ impl BTree {
 
     /// Drops a root with a single child, or an empty one.
     fn lower_root<T: Platform>(&self, nodes: &Arena<Node, T>, section: &WriteSection<'_, T>) {
-        while let Target::Node(root) = self.root.follow() {
+        while let Some(root) = self.root.follow().node() {
             let node = nodes.get(root);
             match (node.len(), node.child_node(0)) {
-                (1, Some(child)) => self.set_root(section.edit(), Target::Node(child)),
-                (0, _) => self.set_root(section.edit(), Target::Empty),
+                (1, Some(child)) => self.set_root(section.edit(), Target::to_node(child)),
+                (0, _) => self.set_root(section.edit(), Target::NOTHING),
                 _ => return,
             }
             nodes.free(root, section);
@@ -641,12 +639,16 @@ fn find_gap<T: Platform>(
     side: Side,
 ) -> Option<u32> {
     let node = nodes.get(index);
-    let middle = node.search(addr).unwrap_or(0);
-    let fit = |entry: usize| match node.child(entry).follow() {
-        _ if node.gap(entry) < size => None,
-        Target::Empty => None,
-        Target::Node(child) => find_gap(nodes, child, addr, size, side),
-        Target::Slot(slot) => ((node.key(entry) >= addr) == (side == Side::Above)).then_some(slot),
+    let middle = node.search(addr);
+    let fit = |entry: usize| {
+        if node.gap(entry) < size {
+            return None;
+        }
+        let target = node.child(entry).follow();
+        match target.node() {
+            Some(child) => find_gap(nodes, child, addr, size, side),
+            None => target.slot().filter(|_| (node.key(entry) >= addr) == (side == Side::Above)),
+        }
     };
     match side {
         Side::Below => (0..=middle).rev().find_map(fit),
@@ -676,7 +678,7 @@ fn split<T: Platform>(
     };
     new.clear(edit);
     left.copy_tail_to(edit, at, new);
-    parent.insert(edit, new.key(0), Target::Node(right), new.max_gap());
+    parent.insert(edit, new.key(0), Target::to_node(right), new.max_gap());
     left.truncate(edit, at);
     parent.set_gap(entry, left.max_gap());
 }
@@ -737,7 +739,7 @@ mod tests {
         /// Panics unless T1, T2 and T4 hold; returns the entries in order.
         pub fn checked<T: Platform>(&self, nodes: &Arena<Node, T>) -> Vec<Entry> {
             let mut entries = Vec::new();
-            if let Target::Node(root) = self.root.follow() {
+            if let Some(root) = self.root.follow().node() {
                 check(nodes, root, &mut entries);
             }
             assert!(entries.is_sorted_by(|a, b| a.0 < b.0), "T1: {entries:?}");
@@ -753,21 +755,20 @@ mod tests {
     ) -> usize {
         let node = nodes.get(index);
         assert!((node.len()..FANOUT).all(|unused| node.key(unused) == super::super::node::NO_KEY));
-        let mut depths = (0..node.len()).map(|entry| match node.child(entry).follow() {
-            Target::Node(child) => {
-                let smallest = entries.len();
-                let depth = 1 + check(nodes, child, entries);
-                let below = &entries[smallest..];
-                assert_eq!(below[0].0, node.key(entry), "T1: the smallest key below");
-                let largest = below.iter().map(|&(_, (_, gap))| gap).max();
-                assert_eq!(largest, Some(node.gap(entry)), "T4: the largest gap below");
-                depth
-            }
-            Target::Slot(slot) => {
+        let mut depths = (0..node.len()).map(|entry| {
+            let target = node.child(entry).follow();
+            let Some(child) = target.node() else {
+                let Some(slot) = target.slot() else { panic!("an empty word in use") };
                 entries.push((node.key(entry), (slot, node.gap(entry))));
-                0
-            }
-            Target::Empty => panic!("an empty word in use"),
+                return 0;
+            };
+            let smallest = entries.len();
+            let depth = 1 + check(nodes, child, entries);
+            let below = &entries[smallest..];
+            assert_eq!(below[0].0, node.key(entry), "T1: the smallest key below");
+            let largest = below.iter().map(|&(_, (_, gap))| gap).max();
+            assert_eq!(largest, Some(node.gap(entry)), "T4: the largest gap below");
+            depth
         });
         let Some(depth) = depths.next() else { panic!("T2: an empty node") };
         assert!(depths.all(|other| other == depth), "T2: leaves at unequal depths");
@@ -817,12 +818,15 @@ mod tests {
         let root = nodes.alloc(&section).unwrap();
         nodes.get(root).clear(section.edit());
         for key in 1..=FANOUT {
-            nodes.get(root).insert(section.edit(), key, Target::Node(root), 0);
+            nodes.get(root).insert(section.edit(), key, Target::to_node(root), 0);
         }
-        tree.set_root(section.edit(), Target::Node(root));
+        tree.set_root(section.edit(), Target::to_node(root));
         for addr in [0, 1, 2, usize::MAX] {
             assert_eq!(
-                (tree.walk(&nodes, addr, &mut ()), tree.walk_from(&nodes, addr, &mut ())),
+                (
+                    tree.walk(&nodes, addr, &mut Passed::none()),
+                    tree.walk_from(&nodes, addr, &mut ())
+                ),
                 (None, None)
             );
         }
@@ -875,7 +879,7 @@ mod tests {
                 entries.reverse();
                 let probe = dice.roll(4_100) as usize;
                 let found = [
-                    tree.walk(&nodes, probe, &mut ()),
+                    tree.walk(&nodes, probe, &mut Passed::none()),
                     tree.walk_from(&nodes, probe, &mut ()),
                     tree.first_gap(&nodes, probe, size),
                     tree.last_gap(&nodes, probe, size),

@@ -98,7 +98,8 @@ impl Tree {
         section: &'m impl Section,
         addr: usize,
     ) -> Option<Entry<'m, P>> {
-        Some(entry(slab, section, self.btree.walk(slab.node_arena(), addr, &mut ())?))
+        let entry = entry(slab, section, self.btree.walk(slab.node_arena(), addr, &mut ())?);
+        (entry.span().start <= addr).then_some(entry)
     }
 
     /// What starts at `addr` or first after it.

@@ -20,79 +20,68 @@ pub const NO_KEY: usize = usize::MAX;
 const ALONE: Relaxed = Relaxed("only the writer asks, and only the writer changes it");
 
 /// What a word of the tree points to. The kind is part of the word, so a walker that meets a
-/// recycled node never takes a node for a VMA.
-#[derive(Clone, Copy)]
-pub enum Target {
-    /// Nothing.
-    Empty,
-    /// A node below.
-    Node(Idx<Node>),
-    /// A VMA. The payload's type is known to the tree's owner only.
-    Slot(u32),
-}
-
-/// A word of the tree.
+/// recycled node never takes a node for a VMA. Kept as it is stored, and taken apart when it is asked.
 ///
 /// | value | meaning |
 /// |---|---|
 /// | 0 | nothing |
 /// | `index << 2 \| 1` | the node `index` |
-/// | `index << 2 \| 2` | the slot `index` |
+/// | `index << 2 \| 2` | the slot `index`; the payload's type is known to the tree's owner only |
+#[derive(Clone, Copy)]
+pub struct Target(u32);
+
+impl Target {
+    pub const NOTHING: Self = Self(0);
+
+    #[inline]
+    pub fn to_node(node: Idx<Node>) -> Self {
+        Self(node.raw() << 2 | 1)
+    }
+
+    #[inline]
+    pub fn to_slot(slot: u32) -> Self {
+        Self(slot << 2 | 2)
+    }
+
+    /// The node, if it is one.
+    #[inline(always)]
+    pub fn node(self) -> Option<Idx<Node>> {
+        // SAFETY: put in by `to_node`, and loaded with acquire.
+        (self.0 & 3 == 1).then(|| unsafe { Idx::from_raw(self.0 >> 2) })
+    }
+
+    /// The slot, if it is one.
+    #[inline(always)]
+    pub fn slot(self) -> Option<u32> {
+        (self.0 & 3 == 2).then_some(self.0 >> 2)
+    }
+}
+
+/// A word of the tree.
 pub struct TreeWord(AtomicU32);
 
 impl TreeWord {
     crate::facade::const_unless_model! {
         pub fn empty() -> Self {
-            Self(AtomicU32::new(0))
+            Self(AtomicU32::new(Target::NOTHING.0))
         }
     }
 
     /// Loads the word as a walker does: what it points to is visible.
     #[inline(always)]
     pub fn follow(&self) -> Target {
-        let word = self.load();
-        Self::target(word, word)
+        Target(self.0.load(NODE_FOLLOW))
     }
 
     /// What a mutant sees that believes one word to tell the kind of all words in a node.
     pub fn follow_as(&self, first: &Self) -> Target {
-        Self::target(self.load(), first.load())
-    }
-
-    #[inline(always)]
-    fn load(&self) -> u32 {
-        self.0.load(NODE_FOLLOW)
-    }
-
-    #[inline(always)]
-    fn target(word: u32, kind: u32) -> Target {
-        match kind & 3 {
-            // SAFETY: stored by `store` below, loaded with acquire.
-            1 => Target::Node(unsafe { Idx::from_raw(word >> 2) }),
-            2 => Target::Slot(word >> 2),
-            _ => Target::Empty,
-        }
-    }
-
-    /// Points to what `other` points to.
-    #[inline]
-    fn copy(&self, other: &Self) {
-        self.store(other.load());
-    }
-
-    #[inline]
-    fn store(&self, word: u32) {
-        self.0.store(word, NODE_LINK);
+        Target(self.follow().0 & !3 | first.follow().0 & 3)
     }
 
     /// Stores what the word points to.
+    #[inline]
     pub fn link(&self, target: Target) {
-        let word = match target {
-            Target::Empty => 0,
-            Target::Node(node) => node.raw() << 2 | 1,
-            Target::Slot(slot) => slot << 2 | 2,
-        };
-        self.store(word);
+        self.0.store(target.0, NODE_LINK);
     }
 }
 
@@ -142,20 +131,25 @@ unsafe impl Sync for Node {}
 unsafe impl Send for Node {}
 
 impl Node {
-    /// The last entry whose key is not above `addr`, for a walker: what it finds in the middle of
-    /// a change may be wrong, never out of bounds.
+    /// The last entry whose key is not above `addr`, or else the first one, for a walker: what it finds
+    /// in the middle of a change may be wrong, never out of bounds.
     ///
     /// First the group of keys, then the key in the group, both by counting: no branch depends on a
     /// key, since in a random lookup such a branch is mispredicted at every node.
     #[inline(always)]
-    pub fn search(&self, addr: usize) -> Option<usize> {
+    pub fn search(&self, addr: usize) -> usize {
         const GROUP: usize = 4;
         // The last address is in no half-open range; unused entries must not match it.
         let addr = addr.min(NO_KEY - 1);
         let up_to = |entry| usize::from(self.walker_key(entry) <= addr);
         let group = (1..FANOUT / GROUP).map(|group| up_to(group * GROUP)).sum::<usize>() * GROUP;
-        let below = (group..group + GROUP).map(up_to).sum::<usize>();
-        (group + below).checked_sub(1)
+        group + (group + 1..group + GROUP).map(up_to).sum::<usize>()
+    }
+
+    /// Whether an entry lies at or below `addr`, for a walker: the first one need not.
+    #[inline(always)]
+    pub fn is_up_to(&self, entry: usize, addr: usize) -> bool {
+        self.walker_key(entry) <= addr
     }
 
     #[inline(always)]
@@ -213,10 +207,7 @@ impl Node {
     /// The node below an entry; `None` in a leaf.
     #[inline]
     pub fn child_node(&self, entry: usize) -> Option<Idx<Node>> {
-        match self.children[entry].follow() {
-            Target::Node(node) => Some(node),
-            Target::Empty | Target::Slot(_) => None,
-        }
+        self.children[entry].follow().node()
     }
 
     /// Changes the key of an entry, in `edit`.
@@ -242,7 +233,7 @@ impl Node {
     /// the first word is what tells an empty leaf from an inner node.
     pub fn clear(&self, edit: EditSeq) {
         self.stamp.set(edit);
-        self.children[0].link(Target::Empty);
+        self.children[0].link(Target::NOTHING);
         for entry in 0..FANOUT {
             self.store_key(entry, NO_KEY);
         }
@@ -255,7 +246,7 @@ impl Node {
         let len = self.len();
         let mut at = len;
         while at > 0 && self.key(at - 1) > key {
-            self.children[at].copy(&self.children[at - 1]);
+            self.children[at].link(self.children[at - 1].follow());
             self.store_key(at, self.key(at - 1));
             self.set_gap(at, self.gap(at - 1));
             at -= 1;
@@ -272,7 +263,7 @@ impl Node {
         let len = self.len();
         for entry in at..len - 1 {
             self.store_key(entry, self.key(entry + 1));
-            self.children[entry].copy(&self.children[entry + 1]);
+            self.children[entry].link(self.children[entry + 1].follow());
             self.set_gap(entry, self.gap(entry + 1));
         }
         self.forget(len - 1);

@@ -402,7 +402,7 @@ pub const TAG_IN_WORD: Model = Model {
     run: || {
         let slab = std::sync::Arc::new(Slab::new());
         let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
-        let other = AddressSpace::on_slab(1, slab);
+        let other = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
         let map = |space: &AddressSpace<()>, starts: &[usize]| {
             let mut edit = space.edit().unwrap();
             for &start in starts {
@@ -410,7 +410,9 @@ pub const TAG_IN_WORD: Model = Model {
             }
         };
         map(&other, &[10, 20, 30, 40]);
-        // The second leaf holds slots of higher numbers than there are nodes.
+        // The second leaf holds slots of higher numbers than the chunks of the nodes have.
+        let third = AddressSpace::on_slab(1, slab);
+        map(&third, &[10, 20, 30, 40, 50, 60, 70, 80]);
         // (Not in order of address, so that leaves are divided in the middle.)
         map(&mine, &[10, 20, 30, 50, 40, 70, 60]);
         mine.edit().unwrap().remove(20..25).unwrap();
