@@ -25,8 +25,9 @@ use core::ptr;
 
 use crate::error::OutOfMemory;
 use crate::facade::{
-    AtomicU64, Cell, MmapLock, MmapWriteGuard, Relaxed, check, const_unless_model,
+    AtomicU64, Cell, MmapLock, MmapWriteGuard, Relaxed, check, const_unless_model, keep,
 };
+use crate::ledger::Step;
 use crate::lock::Line;
 use crate::memory::SlabMemory;
 use crate::mm::WriteSection;
@@ -263,7 +264,7 @@ impl<O: Object, T: Platform> Arena<O, T> {
         section: &WriteSection<'_, T>,
         run: impl FnOnce(All<'a, O, T>) -> R,
     ) -> R {
-        let _guard = self.guard(section);
+        let _guard = keep(Step::GuardRecords).then(|| self.guard(section));
         // SAFETY: A3.
         let made = self.free.0.state.with(|state| unsafe { (*state).made });
         run(All { arena: self, rest: 0..made })

@@ -4,14 +4,13 @@ use core::fmt;
 
 use crate::error::ReadError;
 use crate::guard::ReadGuard;
-use crate::hazard::Record;
 use crate::platform::{Platform, with_default_platform};
 use crate::slots::Slot;
 use crate::space::AddressSpace;
 
 with_default_platform! {
     /// Remembers the VMA that was read last and tries it first: for addresses that often fall into
-    /// the same one. From [`AddressSpace::cursor`], or from [`Reader::cursor`](crate::Reader::cursor).
+    /// the same one. From [`cursor`](AddressSpace::cursor).
     ///
     /// What it remembers is checked like the end of any walk, so it need not be told of changes. A
     /// cursor is as legal in a signal handler as [`try_read`](AddressSpace::try_read).
@@ -27,15 +26,13 @@ with_default_platform! {
     /// ```
     pub struct Cursor<'s, P, T> {
         space: &'s AddressSpace<P, T>,
-        /// Of a registered reader.
-        record: Option<&'s Record>,
         hint: Option<&'s Slot<P>>,
     }
 }
 
 impl<'s, P, T: Platform> Cursor<'s, P, T> {
-    pub(crate) fn new(space: &'s AddressSpace<P, T>, record: Option<&'s Record>) -> Self {
-        Self { space, record, hint: None }
+    pub(crate) fn new(space: &'s AddressSpace<P, T>) -> Self {
+        Self { space, hint: None }
     }
 
     /// Finds and read-locks the VMA that holds `addr`, without waiting.
@@ -54,9 +51,9 @@ impl<'s, P, T: Platform> Cursor<'s, P, T> {
     /// As for [`AddressSpace::try_read`].
     #[inline]
     pub fn try_read(&mut self, addr: usize) -> Result<ReadGuard<'s, P, T>, ReadError> {
-        match self.hint.and_then(|slot| self.space.read_in(slot, addr, self.record)) {
+        match self.hint.and_then(|slot| self.space.read_in(slot, addr, None)) {
             Some(guard) => Ok(guard),
-            None => self.remember(self.space.try_read_by(self.record, addr)),
+            None => self.remember(self.space.try_read(addr)),
         }
     }
 
@@ -78,9 +75,9 @@ impl<'s, P, T: Platform> Cursor<'s, P, T> {
     /// When it would have to wait inside a [`HandlerScope`](crate::HandlerScope).
     #[inline]
     pub fn read(&mut self, addr: usize) -> Result<ReadGuard<'s, P, T>, ReadError> {
-        match self.hint.and_then(|slot| self.space.read_in(slot, addr, self.record)) {
+        match self.hint.and_then(|slot| self.space.read_in(slot, addr, None)) {
             Some(guard) => Ok(guard),
-            None => self.remember(self.space.read_by(self.record, addr)),
+            None => self.remember(self.space.read(addr)),
         }
     }
 

@@ -5,10 +5,10 @@
 //!
 //! A reader stores the VMA's name into a *hazard* of its [`Record`], then looks at the count: if a VMA
 //! is attached and nobody excludes it, the reader is inside, as if it had been counted. It leaves by
-//! storing 0. Whoever excludes the VMA adds X, then looks through all records. What it finds there
+//! storing [`LEAVING`]. Whoever excludes the VMA adds X, then looks through all records. What it finds there
 //! it counts ([`VmaLock::count_in`]) and *marks*, in a second word beside the hazard, so that from
 //! then on the count is all that anyone waits for: a reader that finds itself marked when it has left
-//! makes an ordinary put.
+//! makes an ordinary put. Then the hazard is free again.
 //!
 //! Twice somebody stores to one word and looks at another while somebody else does it the other way
 //! round, and at least one of the two must see the other's store:
@@ -39,19 +39,22 @@
 use crate::arena::{All, Arena, Object, Users};
 use crate::error::OutOfMemory;
 use crate::facade::{
-    AtomicU32, AtomicUsize, Cell, FenceOrder, Relaxed, check, const_unless_model, fence, keep,
+    AtomicU32, AtomicUsize, Cell, FenceOrder, Relaxed, const_unless_model, fence, keep,
     signal_fence,
 };
 use crate::ledger::{
-    HAZARD_CLEAR, HAZARD_CLEAR_FENCE, HAZARD_MARK_FENCE, HAZARD_SCAN, HAZARD_SCAN_FENCE,
-    HAZARD_SET, HAZARD_SET_FENCE, RECORD_GIVE_UP, RECORD_LOOK, Step,
+    HAZARD_CLEAR, HAZARD_CLEAR_FENCE, HAZARD_FREE, HAZARD_MARK_FENCE, HAZARD_SCAN,
+    HAZARD_SCAN_FENCE, HAZARD_SET, HAZARD_SET_FENCE, RECORD_GIVE_UP, RECORD_LOOK, Step,
 };
 use crate::lock::VmaLock;
 use crate::mm::WriteSection;
 use crate::platform::Platform;
 
 /// Hazards in a record: guards that a thread can hold at once without counting.
-pub const HAZARDS: usize = if cfg!(pervma_model) { 1 } else { 4 };
+pub const HAZARDS: usize = if cfg!(pervma_model) { 2 } else { 4 };
+
+/// In a hazard: whoever was here has left, and is looking for a mark. No VMA's name: they are aligned.
+const LEAVING: usize = 1;
 
 /// Nobody has claimed the record.
 const FREE: u32 = 0;
@@ -69,7 +72,7 @@ pub struct Record {
 }
 
 struct Hazard {
-    /// The name of the VMA that is visited, or 0.
+    /// The name of the VMA that is visited, [`LEAVING`], or 0 if it is free.
     visit: AtomicUsize,
     /// See H3.
     mark: AtomicUsize,
@@ -78,9 +81,8 @@ struct Hazard {
 impl Hazard {
     /// What its owner visits, for the owner.
     #[inline(always)]
-    fn holds(&self, name: usize) -> bool {
-        self.visit.load(Relaxed("H1: only this thread and its own signal handlers store here"))
-            == name
+    fn is_free(&self) -> bool {
+        self.visit.load(Relaxed("H1: only this thread and its own signal handlers store here")) == 0
     }
 
     /// What its owner visits, for who looks through the records. The visits before are over.
@@ -115,46 +117,35 @@ impl Object for Record {
     }
 }
 
-// SAFETY: all but `link` is atomic, and that is touched as A3 says.
-unsafe impl Sync for Record {}
+/// A visit that is published: the hazard is its own until it is taken back.
+pub struct Visit<'s> {
+    record: &'s Record,
+    hazard: &'s Hazard,
+}
 
 impl Record {
     /// Publishes a visit, if a hazard is free. Afterwards [`VmaLock::visit`] says whether the reader is
     /// inside.
     ///
-    /// A signal handler may run between any two steps. It leaves the hazards as it found them.
+    /// A signal handler may run between any two steps. It takes visits back before it returns, so it
+    /// leaves the hazards as it found them.
     #[inline(always)]
-    pub fn publish(&self, vma: &VmaLock) -> bool {
-        let Some(hazard) = self.find(0) else { return false };
+    pub fn publish(&self, vma: &VmaLock) -> Option<Visit<'_>> {
+        let hazard = self.free_hazard()?;
         hazard.visit.store(vma.name(), HAZARD_SET);
         self.fence(HAZARD_SET_FENCE);
-        true
+        Some(Visit { record: self, hazard })
     }
 
-    /// Takes a visit back. If somebody has counted it, that is a put.
     #[inline(always)]
-    pub fn retract<T: Platform>(&self, vma: &VmaLock) {
-        let Some(hazard) = self.find(vma.name()) else {
-            return check(false, "a visit is taken back that was not published");
-        };
-        hazard.visit.store(0, HAZARD_CLEAR);
-        self.fence(HAZARD_CLEAR_FENCE);
-        let mark = hazard.mark.load(Relaxed("the exchange decides; the fence stands in front"));
-        if mark == vma.name() && hazard.unmark(vma) {
-            vma.leave::<T>();
-        }
-    }
-
-    /// A hazard that holds `name`; all that hold the same are alike.
-    #[inline(always)]
-    fn find(&self, name: usize) -> Option<&Hazard> {
+    fn free_hazard(&self) -> Option<&Hazard> {
         let [first, others @ ..] = &self.hazards;
-        if first.holds(name) { Some(first) } else { Self::find_in(others, name) }
+        if first.is_free() { Some(first) } else { Self::free_among(others) }
     }
 
     #[cold]
-    fn find_in(hazards: &[Hazard], name: usize) -> Option<&Hazard> {
-        hazards.iter().find(|hazard| hazard.holds(name))
+    fn free_among(hazards: &[Hazard]) -> Option<&Hazard> {
+        hazards.iter().find(|hazard| hazard.is_free())
     }
 
     #[inline(always)]
@@ -169,7 +160,7 @@ impl Record {
     /// Gives the record up, unless a guard was forgotten: then it stays claimed, as the VMA stays
     /// read-locked.
     pub fn give_up(&self) {
-        if self.hazards.iter().all(|hazard| hazard.holds(0)) {
+        if self.hazards.iter().all(Hazard::is_free) {
             self.owner.store(FREE, RECORD_GIVE_UP);
         }
     }
@@ -181,8 +172,41 @@ impl Record {
     }
 }
 
+impl Visit<'_> {
+    /// Takes the visit back. If somebody has counted it, that is a put.
+    #[inline(always)]
+    pub fn retract<T: Platform>(&self, vma: &VmaLock) {
+        let Self { record, hazard } = self;
+        // Not free yet: a handler of this thread that took it could have the mark overwritten.
+        hazard.visit.store(LEAVING, HAZARD_CLEAR);
+        record.fence(HAZARD_CLEAR_FENCE);
+        let mark = hazard.mark.load(Relaxed("the exchange decides; the fence stands in front"));
+        if mark == vma.name() && hazard.unmark(vma) {
+            vma.leave::<T>();
+        }
+        hazard.visit.store(0, HAZARD_FREE);
+    }
+}
+
+/// Whether a reader that registers now can leave fences to the platform's barrier. Asked with no lock
+/// held: the first time can take a while.
+#[derive(Clone, Copy)]
+pub struct Fencing(u32);
+
+impl Fencing {
+    pub fn choose<T: Platform>() -> Self {
+        Self(if T::prepare_barrier() { BARRIERS } else { FENCES })
+    }
+}
+
 /// The records of a slab.
 pub struct Registry<T: Platform>(Arena<Record, T>);
+
+// SAFETY: it lends a record, whose words are atomic but for `link` (A3), to the thread that claims it
+// only; a record itself is not `Sync`, so it stays there (H1). Others look at the words.
+unsafe impl<T: Platform> Sync for Registry<T> {}
+// SAFETY: nothing in a record belongs to a thread while nobody has claimed it.
+unsafe impl<T: Platform> Send for Registry<T> {}
 
 impl<T: Platform> Registry<T> {
     const_unless_model! {
@@ -194,9 +218,12 @@ impl<T: Platform> Registry<T> {
     /// A record for the running thread.
     ///
     /// The section is one of the space that it is going to read: what was excluded there before, its
-    /// visits will see; what is excluded later is looked for here.
-    pub fn claim(&self, section: &WriteSection<'_, T>) -> Result<&Record, OutOfMemory> {
-        let owner = if T::prepare_barrier() { BARRIERS } else { FENCES };
+    /// visits will see; who excludes later looks here.
+    pub fn claim(
+        &self,
+        section: &WriteSection<'_, T>,
+        Fencing(owner): Fencing,
+    ) -> Result<&Record, OutOfMemory> {
         loop {
             let free = self.0.with_all(section, |mut records| {
                 let free = records.find(|record| record.owner() == FREE)?;
@@ -247,7 +274,7 @@ fn look_through<'l, T: Platform>(
     let mut counted = false;
     for hazard in hazards() {
         let name = hazard.seen();
-        if name == 0 || (marked(hazard) == name && keep(Step::SkipMarked)) {
+        if name <= LEAVING || (marked(hazard) == name && keep(Step::SkipMarked)) {
             continue;
         }
         if let Some(vma) = find(name) {

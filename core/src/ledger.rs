@@ -134,6 +134,10 @@ edges! {
     HAZARD_CLEAR: Store Release, pairs [HAZARD_SCAN],
         without "a writer changes fields that a registered reader is still reading";
 
+    /// It has looked for a mark, and made the put if it was marked: the hazard is free.
+    HAZARD_FREE: Store Release, pairs [HAZARD_SCAN],
+        without "a writer that sees only that the hazard is free changes what its last visitor is still reading";
+
     /// It has left, and is going to look whether somebody has marked it.
     HAZARD_CLEAR_FENCE: Fence SeqCst, pairs [HAZARD_MARK_FENCE],
         without "the writer that has counted the reader still sees it inside, and waits for a put that nobody makes";
@@ -143,7 +147,7 @@ edges! {
         without "a writer looks for readers before they can see that it has come, and both go on";
 
     /// It looks at one.
-    HAZARD_SCAN: Load Acquire, pairs [HAZARD_SET, HAZARD_CLEAR],
+    HAZARD_SCAN: Load Acquire, pairs [HAZARD_SET, HAZARD_CLEAR, HAZARD_FREE],
         without "a writer that sees a reader gone changes what that is still reading";
 
     /// It has marked those that it has counted, and is going to look whether they are still there.
@@ -277,7 +281,7 @@ pub const ARGUED: &[Argued] = &[
     Argued {
         name: "LOAD_BUFFERING",
         what: "no relaxed load returns a value that is stored only because of what it returned",
-        because: "loom runs the accesses of a thread in order, so it never shows this; but the only stores of a reader are to the count, the gate, its hazards and the settled number: the increment is an acquire, so no later load moves in front of it; the put, the two stores to a hazard and that of the settled number are releases, so no earlier load moves behind them; a mark that is met makes a put, which may come before the increment that the mark stands for, and the sum is the same; and what is loaded before the increment (keys, the hint) only decides where to look",
+        because: "loom runs the accesses of a thread in order, so it never shows this; but the only stores of a reader are to the count, the gate, its hazards and the settled number: the increment is an acquire, so no later load moves in front of it; the put, the stores to a hazard and that of the settled number are releases, so no earlier load moves behind them; a mark that is met makes a put, which may come before the increment that the mark stands for, and the sum is the same; and what is loaded before the increment (keys, the hint) only decides where to look",
         test: "core/tests/stress.rs::readers_and_editors_of_all_kinds",
     },
 ];
@@ -343,6 +347,8 @@ steps! {
     RefuseExcluded,
     /// Whoever adds X looks for registered readers.
     CountVisits,
+    /// Records are made and looked through under what guards their arena.
+    GuardRecords,
     /// A VMA that counted nobody is idle only if nobody has published a visit either.
     LookAfterIdle,
     /// Where a reader has no fence behind its publication, who looks for it has a barrier.

@@ -110,7 +110,7 @@ pub use platform::Platform;
 #[cfg(all(feature = "std", not(pervma_model)))]
 pub use platform::Std;
 pub use range::RangeError;
-pub use reader::Reader;
+pub use reader::{Reader, ReaderCursor};
 pub use reserve::{CommitError, Reservation};
 pub use slab::Slab;
 pub use space::AddressSpace;

@@ -14,11 +14,15 @@
 //! | refcnt | meaning | a reader that comes now gets | left by |
 //! |---|---|---|---|
 //! | 0 | detached | *detached* | attach stores 1 |
-//! | 1 | attached, nobody inside; write-locked if `lock_seq == seq` | in, if `seq` agrees | any transition |
+//! | 1 | attached, nobody counted inside; write-locked if `lock_seq == seq` | in, if `seq` agrees | any transition |
 //! | 2 … LIMIT | attached, value-1 readers inside, some only to find it write-locked and leave | in below LIMIT, *busy* at LIMIT | any transition |
 //! | X | never | | |
 //! | X+1 | attached, a writer or an excluder has it alone | *excluded* | its holder subtracts X, or detaches by storing 0 |
 //! | above X+1 | a writer or an excluder waits for readers | *excluded* | readers leave |
+//!
+//! Registered readers ([`hazard`](crate::hazard)) are inside without being counted, until somebody adds X
+//! and counts them: X comes before the count in all rows above. Should the exclusion be given up then,
+//! the count may pass LIMIT, if 2³⁰ guards or so were forgotten before; readers are refused from there on.
 //!
 //! The count changes by read-modify-write, except 0 → 1 (attach) and X+1 → 0 (detach), when nobody
 //! else may change it: at 0 and at X+1 every reader is refused.
@@ -33,9 +37,9 @@
 //!
 //! # Invariants
 //!
-//! - **L1** An increment succeeds only from 1 … LIMIT-1.
-//! - **L2** Between an admitted reader's increment and its put the VMA stays attached, to the same
-//!   space, and no one changes it: whoever adds X waits for X+1.
+//! - **L1** A reader's increment succeeds only from 1 … LIMIT-1.
+//! - **L2** Between an admitted reader's increment (or the publication of its visit) and its put the VMA
+//!   stays attached, to the same space, and no one changes it: whoever adds X waits for X+1.
 //! - **L3** From the X+1 that its writer saw until the end of the edit, nobody is admitted: first
 //!   the count refuses, then `lock_seq == seq` does.
 //! - **L4** Only the holder of the mmap lock for writing adds X or attaches, and never adds X where

@@ -97,7 +97,8 @@ pub unsafe trait Platform: Sized + 'static {
 /// The mmap lock is `parking_lot`'s; waiting is the futex on Linux and Android and a sleep of
 /// 50 µs at a time elsewhere; a thread's state is a constant-initialised thread-local without a
 /// destructor; the barrier for registered readers is `membarrier(2)` on Linux and Android, where the
-/// kernel has it (4.14), and if a filter forbids it later, the process aborts. In a shared library that was loaded at run time, the first use of a thread-local
+/// kernel has it (4.14) and a filter does not forbid it to the thread that registers; if one forbids it to
+/// a thread that edits, the process aborts. In a shared library that was loaded at run time, the first use of a thread-local
 /// by a thread may allocate, so there a thread that reads in signal handlers should read once
 /// before.
 #[cfg(all(feature = "std", not(pervma_model)))]
@@ -175,7 +176,9 @@ unsafe impl Platform for Std {
     fn prepare_barrier() -> bool {
         use rustix::thread::{MembarrierCommand, membarrier};
 
+        // Tried once: what a filter forbids is not relied on.
         membarrier(MembarrierCommand::RegisterPrivateExpedited).is_ok()
+            && membarrier(MembarrierCommand::PrivateExpedited).is_ok()
     }
 
     #[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
@@ -183,9 +186,8 @@ unsafe impl Platform for Std {
         use rustix::thread::{MembarrierCommand, membarrier};
 
         // A child process may have to register anew.
-        let done = membarrier(MembarrierCommand::PrivateExpedited).is_ok()
-            || (Self::prepare_barrier() && membarrier(MembarrierCommand::PrivateExpedited).is_ok());
-        if !done {
+        let done = membarrier(MembarrierCommand::PrivateExpedited).is_ok();
+        if !done && !Self::prepare_barrier() {
             // Readers rely on it, and nothing else would do.
             std::process::abort();
         }

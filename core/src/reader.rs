@@ -3,11 +3,11 @@
 use core::fmt;
 use core::marker::PhantomData;
 
-use crate::cursor::Cursor;
 use crate::error::ReadError;
 use crate::guard::ReadGuard;
 use crate::hazard::Record;
 use crate::platform::{Platform, with_default_platform};
+use crate::slots::Slot;
 use crate::space::AddressSpace;
 
 with_default_platform! {
@@ -16,10 +16,11 @@ with_default_platform! {
     ///
     /// A lookup without it raises a count in the VMA, so threads that read one VMA take turns at the
     /// cache line of that count. A registered reader writes to a place of its own instead, and leaves
-    /// the VMA's line to all. What it costs is paid by edits: as long as a reader is registered, each
-    /// operation that excludes readers or write-locks makes all running threads of the process pass a
-    /// barrier (`membarrier(2)`; see [`Platform::barrier`]), and looks through the places of all who
-    /// are registered with the slab. So: for VMAs that many threads read and few edits change.
+    /// the VMA's line to all. What it costs is paid by whoever changes or write-locks a VMA of the slab:
+    /// as long as a reader is registered, that makes all running threads of the process pass a
+    /// barrier (`membarrier(2)`; see [`Platform::barrier`]). It looks through as many places as were ever
+    /// in use at once, and on a shared slab takes a lock for it. So: for VMAs that many threads read and
+    /// few edits change.
     ///
     /// A thread can hold four guards of one reader at a time in this way; with more, in
     /// [`read`](Self::read) if it has to wait, and in whatever is not offered here, it counts as others
@@ -97,7 +98,7 @@ impl<'s, P, T: Platform> Reader<'s, P, T> {
         self.space.read_by(Some(self.record), addr)
     }
 
-    /// A way to look up addresses that often fall into the same VMA. See [`Cursor`].
+    /// A way to look up addresses that often fall into the same VMA. See [`ReaderCursor`].
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -108,8 +109,8 @@ impl<'s, P, T: Platform> Reader<'s, P, T> {
     /// assert_eq!(cursor.try_read(0x2000)?.walks(), 0);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn cursor(&self) -> Cursor<'_, P, T> {
-        Cursor::new(self.space, Some(self.record))
+    pub fn cursor(&self) -> ReaderCursor<'_, P, T> {
+        ReaderCursor { reader: self, hint: None }
     }
 }
 
@@ -122,5 +123,100 @@ impl<P, T: Platform> Drop for Reader<'_, P, T> {
 impl<P, T: Platform> fmt::Debug for Reader<'_, P, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reader").field("space", self.space).finish_non_exhaustive()
+    }
+}
+
+with_default_platform! {
+    /// A [`Cursor`](crate::Cursor) of a registered reader, from [`Reader::cursor`].
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x9000, "heap")?;
+    ///
+    /// let reader = space.register()?;
+    /// let mut cursor = reader.cursor();
+    /// for page in (0x1000..0x9000).step_by(0x1000) {
+    ///     assert_eq!(*cursor.try_read(page)?, "heap"); // one walk, for the first
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// Like its reader it stays with its thread:
+    ///
+    /// ```compile_fail,E0277
+    /// fn is_send<V: Send>(_: V) {}
+    /// let space = pervma::AddressSpace::<u32>::new(4096);
+    /// is_send(space.register().unwrap().cursor());
+    /// ```
+    pub struct ReaderCursor<'r, P, T> {
+        reader: &'r Reader<'r, P, T>,
+        hint: Option<&'r Slot<P>>,
+    }
+}
+
+impl<'r, P, T: Platform> ReaderCursor<'r, P, T> {
+    /// Finds and read-locks the VMA that holds `addr`, without waiting.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// let reader = space.register()?;
+    /// assert_eq!(*reader.cursor().try_read(0x1000)?, "text");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`AddressSpace::try_read`].
+    #[inline]
+    pub fn try_read(&mut self, addr: usize) -> Result<ReadGuard<'r, P, T>, ReadError> {
+        match self.read_hint(addr) {
+            Some(guard) => Ok(guard),
+            None => self.remember(self.reader.try_read(addr)),
+        }
+    }
+
+    /// Finds and read-locks the VMA that holds `addr`; waits for the edit or exclusion that has it.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// let reader = space.register()?;
+    /// assert_eq!(*reader.cursor().read(0x1000)?, "text");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`AddressSpace::read`].
+    ///
+    /// # Panics
+    ///
+    /// When it would have to wait inside a [`HandlerScope`](crate::HandlerScope).
+    #[inline]
+    pub fn read(&mut self, addr: usize) -> Result<ReadGuard<'r, P, T>, ReadError> {
+        match self.read_hint(addr) {
+            Some(guard) => Ok(guard),
+            None => self.remember(self.reader.read(addr)),
+        }
+    }
+
+    #[inline(always)]
+    fn read_hint(&self, addr: usize) -> Option<ReadGuard<'r, P, T>> {
+        self.reader.space.read_in(self.hint?, addr, Some(self.reader.record))
+    }
+
+    fn remember(
+        &mut self,
+        found: Result<ReadGuard<'r, P, T>, ReadError>,
+    ) -> Result<ReadGuard<'r, P, T>, ReadError> {
+        self.hint = found.as_ref().ok().map(ReadGuard::slot);
+        found
+    }
+}
+
+impl<P, T: Platform> fmt::Debug for ReaderCursor<'_, P, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReaderCursor").field("reader", self.reader).finish_non_exhaustive()
     }
 }

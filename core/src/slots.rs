@@ -25,7 +25,7 @@ use core::{iter, ptr};
 use crate::arena::{Arena, Idx, Object, Usage, Users};
 use crate::error::OutOfMemory;
 use crate::facade::{AtomicU32, Cell, ConstPtr, Relaxed, check, const_unless_model, keep};
-use crate::hazard::{Record, Registry};
+use crate::hazard::{Record, Registry, Visit};
 use crate::ledger::{LEAVE_BEHIND, Step, TAKE_ON};
 use crate::lock::{EditSeq, Refused, SpaceSeq, Ticket, VmaLock};
 use crate::mm::{Mm, ReadSection, Section, SpaceId, WriteSection};
@@ -140,7 +140,7 @@ impl<P> Slot<P> {
 pub struct Inside<'s, P, T: Platform> {
     slot: &'s Slot<P>,
     /// Where the visit was published, if it was not counted.
-    published: Option<&'s Record>,
+    published: Option<Visit<'s>>,
     _platform: PhantomData<T>,
 }
 
@@ -157,15 +157,11 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
     /// Takes a reference: publishes it in `record` if there is one with a free hazard, else counts.
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub fn enter(slot: &'s Slot<P>, record: Option<&'s Record>) -> Result<Self, Refused> {
-        match record {
-            None => Self::enter_counted(slot),
-            Some(record) if record.publish(&slot.lock) => {
-                let inside = Self { slot, published: Some(record), _platform: PhantomData };
-                slot.lock.visit()?;
-                Ok(inside)
-            }
-            Some(_) => Self::enter_unpublished(slot),
-        }
+        let Some(record) = record else { return Self::enter_counted(slot) };
+        let Some(visit) = record.publish(&slot.lock) else { return Self::enter_unpublished(slot) };
+        let inside = Self { slot, published: Some(visit), _platform: PhantomData };
+        slot.lock.visit()?; // else it is taken back
+        Ok(inside)
     }
 
     #[cfg_attr(not(debug_assertions), inline(always))]
@@ -227,8 +223,8 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
 impl<P, T: Platform> Drop for Inside<'_, P, T> {
     #[cfg_attr(not(debug_assertions), inline(always))]
     fn drop(&mut self) {
-        match self.published {
-            Some(record) => record.retract::<T>(&self.slot.lock),
+        match &self.published {
+            Some(visit) => visit.retract::<T>(&self.slot.lock),
             None => self.slot.lock.leave::<T>(),
         }
     }

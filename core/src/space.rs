@@ -12,7 +12,7 @@ use crate::error::{ChangeError, EditError, ReadError, RegisterError};
 use crate::facade::{Relaxed, const_unless_model, keep};
 use crate::gap::{GapError, GapSearch};
 use crate::guard::{OwnedReadGuard, ReadGuard};
-use crate::hazard::Record;
+use crate::hazard::{Fencing, Record};
 use crate::ledger::Step;
 use crate::lock::{EditSeq, Refused};
 use crate::mm::{Mm, ReadSection, Section, WriteLock, WriteSection};
@@ -21,6 +21,7 @@ use crate::range::Span;
 use crate::reader::Reader;
 use crate::slab::{OWNER, Slab, SlabRef};
 use crate::slots::{Admitted, Entry, Inside, Reserved, Slot, Turned};
+use crate::thread::HandlerScope;
 use crate::tree::{Blocked, Passed, Trail, Tree, Unlinked};
 use crate::view::View;
 
@@ -417,7 +418,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn cursor(&self) -> Cursor<'_, P, T> {
-        Cursor::new(self, None)
+        Cursor::new(self)
     }
 
     /// Registers the running thread as a reader that does not count itself in the VMAs that it reads.
@@ -441,7 +442,9 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// Inside a [`HandlerScope`](crate::HandlerScope).
     pub fn register(&self) -> Result<Reader<'_, P, T>, RegisterError> {
         self.check_may_wait()?;
-        let record = self.slab.get().slots().readers().claim(&self.write())?;
+        HandlerScope::<T>::assert_may_wait();
+        let fencing = Fencing::choose::<T>();
+        let record = self.slab.get().slots().readers().claim(&self.write(), fencing)?;
         Ok(Reader::new(self, record))
     }
 

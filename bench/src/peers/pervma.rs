@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use pervma::{AddressSpace, Cursor, Platform, ReadError, ReadGuard, Std};
+use pervma::{AddressSpace, Cursor, Platform, ReadError, ReadGuard, ReaderCursor, Std};
 
 use super::{Find, Host, Map, Reader};
 use crate::layout::{PAGE, Vma};
@@ -112,14 +112,21 @@ pub(crate) enum CursorOfReader {}
 
 impl<T: Host> Way<T> for CursorOfReader {
     const NAME: &'static str = T::CURSOR;
-    type Reader<'s> = Cursor<'s, u64, T>;
+    type Reader<'s> = ReaderCursor<'s, u64, T>;
 
     #[inline(always)]
     fn with_reader<R>(
         space: &AddressSpace<u64, T>,
-        run: impl FnOnce(&mut Cursor<'_, u64, T>) -> R,
+        run: impl FnOnce(&mut ReaderCursor<'_, u64, T>) -> R,
     ) -> R {
         run(&mut register(space).cursor())
+    }
+}
+
+impl<T: Platform> Reader for ReaderCursor<'_, u64, T> {
+    #[inline(always)]
+    fn visit<R>(&mut self, addr: usize, visit: impl FnOnce(Option<u64>) -> R) -> R {
+        decide(self.try_read(addr), || self.read(addr), visit)
     }
 }
 

@@ -11,7 +11,6 @@ use pervma_models::{AddressSpace, ReadError, Slab};
 use crate::harness::{DEADLOCK, Model, RACE, drop_step, weaken};
 
 const FOREIGN: &str = "a registered reader is admitted to another space's VMA";
-const LATE: &str = "a registered reader is admitted to what was removed";
 
 /// A space with two VMAs.
 fn space() -> Arc<AddressSpace<u32>> {
@@ -240,7 +239,7 @@ pub const ELSEWHERE: Model = Model {
             assert_eq!(*vma, 1, "{FOREIGN}");
         }
         editor.join().unwrap();
-        assert_eq!(cursor.try_read(10).unwrap_err(), ReadError::NotMapped { addr: 10 }, "{LATE}");
+        assert_eq!(cursor.try_read(10).unwrap_err(), ReadError::NotMapped { addr: 10 });
     },
     mutants: &[
         drop_step(Step::CheckSpace, FOREIGN),
@@ -267,8 +266,12 @@ pub const BARRIER: Model = Model {
     preemptions: Some(4),
     run: || {
         let (space, barrier) = (space(), Barrier::new());
+        // Others whom the writer meets first: one that fences, and one that has gone.
+        let fences = space.register().unwrap();
+        let gone = space.register().unwrap();
         barrier.join();
         let reader = space.register().unwrap();
+        drop(gone);
         let mut cursor = reader.cursor();
         drop(cursor.try_read(10).unwrap());
         let writer = write_with(&space, &barrier);
@@ -277,6 +280,7 @@ pub const BARRIER: Model = Model {
             assert!(*vma < 3);
             barrier.pass();
         }
+        drop(fences);
         barrier.end();
         writer.join().unwrap();
         assert_eq!(*cursor.try_read(10).unwrap(), 2);
@@ -316,6 +320,29 @@ pub const BARRIER_NEXT_VISIT: Model = Model {
     mutants: &[weaken("HAZARD_SET", RACE), weaken("HAZARD_SCAN", RACE)],
 };
 
+/// One reader that leaves, and is not seen to before it has left, with barriers.
+pub const BARRIER_LEFT: Model = Model {
+    name: "barrier_left",
+    property: "a writer that finds the hazard free sees that the last reader's reads are over",
+    threads: 2,
+    preemptions: Some(4),
+    run: || {
+        let (space, barrier) = (space(), Barrier::new());
+        barrier.join();
+        let reader = space.register().unwrap();
+        let mut cursor = reader.cursor();
+        drop(cursor.try_read(10).unwrap());
+        let writer = write_with(&space, &barrier);
+        if let Ok(vma) = cursor.try_read(10) {
+            barrier.pass();
+            assert!(*vma < 3);
+        }
+        barrier.end();
+        writer.join().unwrap();
+    },
+    mutants: &[weaken("HAZARD_FREE", RACE), weaken("HAZARD_SCAN", RACE)],
+};
+
 /// `GIVEN_UP`, with barriers.
 pub const BARRIER_GIVEN_UP: Model = Model {
     name: "barrier_given_up",
@@ -338,4 +365,110 @@ pub const BARRIER_GIVEN_UP: Model = Model {
         writer.join().unwrap();
     },
     mutants: &[weaken("RECORD_GIVE_UP", RACE), weaken("RECORD_LOOK", RACE)],
+};
+
+/// One reader that holds the VMA and looks it up again, one excluder.
+pub const AGAIN: Model = Model {
+    name: "again",
+    property: "a lookup that is refused takes back its own visit, and no other of the same VMA",
+    threads: 2,
+    preemptions: Some(4),
+    run: || {
+        let space = space();
+        let reader = space.register().unwrap();
+        let vma = reader.try_read(10).unwrap();
+        let mut cursor = reader.cursor();
+        drop(cursor.try_read(10).unwrap());
+        let writer = thread::spawn({
+            let space = Arc::clone(&space);
+            move || *space.edit().unwrap().start_write(10).unwrap() = 2
+        });
+        drop(cursor.try_read(10));
+        assert_eq!(*vma, 1);
+        drop(vma);
+        writer.join().unwrap();
+    },
+    mutants: &[drop_step(Step::CountVisits, RACE)],
+};
+
+/// One reader that is late at a slot that becomes a reservation, and its owner.
+pub const AT_A_RESERVATION: Model = Model {
+    name: "at_a_reservation",
+    property: "a reservation is filled when no registered reader looks at it any more",
+    threads: 2,
+    preemptions: Some(2),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(10..20, 1).unwrap();
+        let reader = space.register().unwrap();
+        let mut cursor = reader.cursor();
+        drop(cursor.try_read(10).unwrap());
+        space.edit().unwrap().remove(10..20).unwrap();
+        let owner = thread::spawn({
+            let space = Arc::clone(&space);
+            move || {
+                // In the slot that the cursor knows.
+                let reservation = space.edit().unwrap().reserve(30..40).unwrap();
+                reservation.commit(2).unwrap();
+            }
+        });
+        if let Ok(vma) = cursor.try_read(35) {
+            assert_eq!(*vma, 2);
+        }
+        owner.join().unwrap();
+    },
+    mutants: &[drop_step(Step::CountVisits, RACE)],
+};
+
+/// One reader of a space that is late at a slot of another, which ends; the slot is used again.
+pub const AT_THE_END: Model = Model {
+    name: "at_the_end",
+    property: "the end of a space waits for the late registered readers of others",
+    threads: 2,
+    preemptions: Some(3),
+    run: || {
+        let slab = std::sync::Arc::new(Slab::new());
+        let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
+        let other = AddressSpace::on_slab(1, slab);
+        mine.edit().unwrap().insert(10..20, 1).unwrap();
+        let reader = mine.register().unwrap();
+        let mut cursor = reader.cursor();
+        drop(cursor.try_read(10).unwrap());
+        mine.edit().unwrap().remove(10..20).unwrap();
+        other.edit().unwrap().insert(10..20, 2).unwrap();
+        let editor = thread::spawn({
+            let mine = Arc::clone(&mine);
+            move || {
+                drop(other);
+                mine.edit().unwrap().insert(30..40, 3).unwrap();
+            }
+        });
+        drop(cursor.try_read(10));
+        editor.join().unwrap();
+    },
+    mutants: &[drop_step(Step::CountVisits, RACE), drop_step(Step::DrainOnDrop, RACE)],
+};
+
+/// A reader that registers with one space, and a writer of another on the same slab.
+pub const REGISTER_ELSEWHERE: Model = Model {
+    name: "register_elsewhere",
+    property: "records are made and looked through by one thread at a time",
+    threads: 2,
+    preemptions: Some(3),
+    run: || {
+        let slab = std::sync::Arc::new(Slab::new());
+        let mine = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
+        let other = Arc::new(AddressSpace::on_slab(1, slab));
+        mine.edit().unwrap().insert(10..20, 1).unwrap();
+        other.edit().unwrap().insert(10..20, 1).unwrap();
+        let first = mine.register().unwrap();
+        let writer = thread::spawn({
+            let other = Arc::clone(&other);
+            move || *other.edit().unwrap().start_write(10).unwrap() = 2
+        });
+        let second = mine.register().unwrap();
+        drop((first, second));
+        writer.join().unwrap();
+    },
+    mutants: &[drop_step(Step::GuardRecords, RACE)],
 };
