@@ -53,7 +53,7 @@ impl<'s, P, T: Platform> Cursor<'s, P, T> {
     pub fn try_read(&mut self, addr: usize) -> Result<ReadGuard<'s, P, T>, ReadError> {
         match self.hint.and_then(|slot| self.space.read_in(slot, addr, None)) {
             Some(guard) => Ok(guard),
-            None => self.remember(self.space.try_read(addr)),
+            None => self.look_up(|space| space.try_read(addr)),
         }
     }
 
@@ -77,14 +77,18 @@ impl<'s, P, T: Platform> Cursor<'s, P, T> {
     pub fn read(&mut self, addr: usize) -> Result<ReadGuard<'s, P, T>, ReadError> {
         match self.hint.and_then(|slot| self.space.read_in(slot, addr, None)) {
             Some(guard) => Ok(guard),
-            None => self.remember(self.space.read(addr)),
+            None => self.look_up(|space| space.read(addr)),
         }
     }
 
-    fn remember(
+    /// Looks up as if nothing were known, out of the way of the lookups that know.
+    #[cold]
+    #[inline(never)]
+    fn look_up(
         &mut self,
-        found: Result<ReadGuard<'s, P, T>, ReadError>,
+        look: impl FnOnce(&'s AddressSpace<P, T>) -> Result<ReadGuard<'s, P, T>, ReadError>,
     ) -> Result<ReadGuard<'s, P, T>, ReadError> {
+        let found = look(self.space);
         self.hint = found.as_ref().ok().map(ReadGuard::slot);
         found
     }

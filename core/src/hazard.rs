@@ -71,11 +71,14 @@ pub struct Record {
     link: Cell<u32>,
 }
 
-struct Hazard {
+/// Where one visit is published, from before it begins until it is over.
+pub struct Hazard {
     /// The name of the VMA that is visited, [`LEAVING`], or 0 if it is free.
     visit: AtomicUsize,
     /// See H3.
     mark: AtomicUsize,
+    /// What the record's owner is, beside what it is asked with.
+    owner: AtomicU32,
 }
 
 impl Hazard {
@@ -83,6 +86,29 @@ impl Hazard {
     #[inline(always)]
     fn is_free(&self) -> bool {
         self.visit.load(Relaxed("H1: only this thread and its own signal handlers store here")) == 0
+    }
+
+    /// Takes the visit of `vma` back, which was published here. If somebody has counted it, that is a
+    /// put.
+    #[inline(always)]
+    pub fn retract<T: Platform>(&self, vma: &VmaLock) {
+        // Not free yet: a handler of this thread that took it could have the mark overwritten.
+        self.visit.store(LEAVING, HAZARD_CLEAR);
+        self.fence(HAZARD_CLEAR_FENCE);
+        let mark = self.mark.load(Relaxed("the exchange decides; the fence stands in front"));
+        if mark == vma.name() && self.unmark(vma) {
+            vma.leave::<T>();
+        }
+        self.visit.store(0, HAZARD_FREE);
+    }
+
+    #[inline(always)]
+    fn fence(&self, edge: impl FenceOrder) {
+        if self.owner.load(Relaxed("changes only while this thread has no record")) == BARRIERS {
+            signal_fence();
+        } else {
+            fence(edge);
+        }
     }
 
     /// What its owner visits, for who looks through the records. The visits before are over.
@@ -104,7 +130,11 @@ impl Hazard {
 
 impl Object for Record {
     fn new() -> Self {
-        let hazard = |_| Hazard { visit: AtomicUsize::new(0), mark: AtomicUsize::new(0) };
+        let hazard = |_| Hazard {
+            visit: AtomicUsize::new(0),
+            mark: AtomicUsize::new(0),
+            owner: AtomicU32::new(FREE),
+        };
         Self {
             hazards: core::array::from_fn(hazard),
             owner: AtomicU32::new(FREE),
@@ -117,12 +147,6 @@ impl Object for Record {
     }
 }
 
-/// A visit that is published: the hazard is its own until it is taken back.
-pub struct Visit<'s> {
-    record: &'s Record,
-    hazard: &'s Hazard,
-}
-
 impl Record {
     /// Publishes a visit, if a hazard is free. Afterwards [`VmaLock::visit`] says whether the reader is
     /// inside.
@@ -130,11 +154,11 @@ impl Record {
     /// A signal handler may run between any two steps. It takes visits back before it returns, so it
     /// leaves the hazards as it found them.
     #[inline(always)]
-    pub fn publish(&self, vma: &VmaLock) -> Option<Visit<'_>> {
+    pub fn publish(&self, vma: &VmaLock) -> Option<&Hazard> {
         let hazard = self.free_hazard()?;
         hazard.visit.store(vma.name(), HAZARD_SET);
-        self.fence(HAZARD_SET_FENCE);
-        Some(Visit { record: self, hazard })
+        hazard.fence(HAZARD_SET_FENCE);
+        Some(hazard)
     }
 
     #[inline(always)]
@@ -146,15 +170,6 @@ impl Record {
     #[cold]
     fn free_among(hazards: &[Hazard]) -> Option<&Hazard> {
         hazards.iter().find(|hazard| hazard.is_free())
-    }
-
-    #[inline(always)]
-    fn fence(&self, edge: impl FenceOrder) {
-        if self.owner.load(Relaxed("changes only while this thread has no record")) == BARRIERS {
-            signal_fence();
-        } else {
-            fence(edge);
-        }
     }
 
     /// Gives the record up, unless a guard was forgotten: then it stays claimed, as the VMA stays
@@ -169,22 +184,6 @@ impl Record {
     #[inline]
     fn owner(&self) -> u32 {
         self.owner.load(RECORD_LOOK)
-    }
-}
-
-impl Visit<'_> {
-    /// Takes the visit back. If somebody has counted it, that is a put.
-    #[inline(always)]
-    pub fn retract<T: Platform>(&self, vma: &VmaLock) {
-        let Self { record, hazard } = self;
-        // Not free yet: a handler of this thread that took it could have the mark overwritten.
-        hazard.visit.store(LEAVING, HAZARD_CLEAR);
-        record.fence(HAZARD_CLEAR_FENCE);
-        let mark = hazard.mark.load(Relaxed("the exchange decides; the fence stands in front"));
-        if mark == vma.name() && hazard.unmark(vma) {
-            vma.leave::<T>();
-        }
-        hazard.visit.store(0, HAZARD_FREE);
     }
 }
 
@@ -227,7 +226,10 @@ impl<T: Platform> Registry<T> {
         loop {
             let free = self.0.with_all(section, |mut records| {
                 let free = records.find(|record| record.owner() == FREE)?;
-                free.owner.store(owner, Relaxed("H4: what guards the arena publishes it"));
+                let owners = free.hazards.iter().map(|hazard| &hazard.owner).chain([&free.owner]);
+                for word in owners {
+                    word.store(owner, Relaxed("H4: what guards the arena publishes it"));
+                }
                 Some(free)
             });
             if let Some(record) = free {

@@ -172,7 +172,7 @@ impl<'r, P, T: Platform> ReaderCursor<'r, P, T> {
     pub fn try_read(&mut self, addr: usize) -> Result<ReadGuard<'r, P, T>, ReadError> {
         match self.read_hint(addr) {
             Some(guard) => Ok(guard),
-            None => self.remember(self.reader.try_read(addr)),
+            None => self.look_up(|reader| reader.try_read(addr)),
         }
     }
 
@@ -197,7 +197,7 @@ impl<'r, P, T: Platform> ReaderCursor<'r, P, T> {
     pub fn read(&mut self, addr: usize) -> Result<ReadGuard<'r, P, T>, ReadError> {
         match self.read_hint(addr) {
             Some(guard) => Ok(guard),
-            None => self.remember(self.reader.read(addr)),
+            None => self.look_up(|reader| reader.read(addr)),
         }
     }
 
@@ -206,10 +206,14 @@ impl<'r, P, T: Platform> ReaderCursor<'r, P, T> {
         self.reader.space.read_in(self.hint?, addr, Some(self.reader.record))
     }
 
-    fn remember(
+    /// As [`Cursor`](crate::Cursor) does.
+    #[cold]
+    #[inline(never)]
+    fn look_up(
         &mut self,
-        found: Result<ReadGuard<'r, P, T>, ReadError>,
+        look: impl FnOnce(&'r Reader<'r, P, T>) -> Result<ReadGuard<'r, P, T>, ReadError>,
     ) -> Result<ReadGuard<'r, P, T>, ReadError> {
+        let found = look(self.reader);
         self.hint = found.as_ref().ok().map(ReadGuard::slot);
         found
     }

@@ -25,7 +25,7 @@ use core::{iter, ptr};
 use crate::arena::{Arena, Idx, Object, Usage, Users};
 use crate::error::OutOfMemory;
 use crate::facade::{AtomicU32, Cell, ConstPtr, Relaxed, check, const_unless_model, keep};
-use crate::hazard::{Record, Registry, Visit};
+use crate::hazard::{Hazard, Record, Registry};
 use crate::ledger::{LEAVE_BEHIND, Step, TAKE_ON};
 use crate::lock::{EditSeq, Refused, SpaceSeq, Ticket, VmaLock};
 use crate::mm::{Mm, ReadSection, Section, SpaceId, WriteSection};
@@ -140,7 +140,7 @@ impl<P> Slot<P> {
 pub struct Inside<'s, P, T: Platform> {
     slot: &'s Slot<P>,
     /// Where the visit was published, if it was not counted.
-    published: Option<Visit<'s>>,
+    published: Option<&'s Hazard>,
     _platform: PhantomData<T>,
 }
 
@@ -158,8 +158,8 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub fn enter(slot: &'s Slot<P>, record: Option<&'s Record>) -> Result<Self, Refused> {
         let Some(record) = record else { return Self::enter_counted(slot) };
-        let Some(visit) = record.publish(&slot.lock) else { return Self::enter_unpublished(slot) };
-        let inside = Self { slot, published: Some(visit), _platform: PhantomData };
+        let Some(hazard) = record.publish(&slot.lock) else { return Self::enter_unpublished(slot) };
+        let inside = Self { slot, published: Some(hazard), _platform: PhantomData };
         slot.lock.visit()?; // else it is taken back
         Ok(inside)
     }
@@ -223,8 +223,8 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
 impl<P, T: Platform> Drop for Inside<'_, P, T> {
     #[cfg_attr(not(debug_assertions), inline(always))]
     fn drop(&mut self) {
-        match &self.published {
-            Some(visit) => visit.retract::<T>(&self.slot.lock),
+        match self.published {
+            Some(hazard) => hazard.retract::<T>(&self.slot.lock),
             None => self.slot.lock.leave::<T>(),
         }
     }
