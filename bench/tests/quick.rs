@@ -27,7 +27,7 @@ fn one_row_as_json_and_as_a_picture() -> Result<(), Box<dyn Error>> {
             assert_eq!(figures.iter().filter(positive).count(), cases, "{line}");
         }
     }
-    assert_eq!(rows[0]["goals"].as_array().map(Vec::len), Some(6));
+    assert_eq!(rows[0]["goals"].as_array().map(Vec::len), Some(12));
 
     let picture = std::fs::read_to_string(folder.path().join("cursor.svg"))?;
     assert!(picture.contains("<svg") && picture.contains("pervma, cursor"));
@@ -42,7 +42,10 @@ fn one_row_as_json_and_as_a_picture() -> Result<(), Box<dyn Error>> {
         Command::new(env!("CARGO_BIN_EXE_pervma-bench")).arg("page").arg(&saved).output()?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let page = String::from_utf8(output.stdout)?;
-    assert!(page.contains("Of 6 goals, 6 hold") && page.contains("| pervma, cursor | "), "{page}");
+    assert!(
+        page.contains("Of 12 goals, 12 hold") && page.contains("| pervma, cursor | "),
+        "{page}"
+    );
     Ok(())
 }
 

@@ -93,6 +93,7 @@ fn maps() {
     each_map!(M => changes::<M>());
     changes::<PervmaOutside>();
     changes::<PervmaCursor>();
+    each_registered!(M => changes::<M>());
 }
 
 #[test]
@@ -123,7 +124,5 @@ fn what_is_visited_is_kept() {
     }
     each_map!(M => keeps::<M>());
     keeps::<PervmaOutside>();
-    keeps::<PervmaRegistered>();
-    keeps::<PervmaRegistered<Fences>>();
-    keeps::<Pervma<CursorOfReader>>();
+    each_registered!(M => keeps::<M>());
 }
