@@ -155,8 +155,8 @@ fn everybody_who_waits_goes_on() {
 fn everybody_who_waits_goes_on_and_each_step_of_that_is_needed() {
     let steps = [Step::WakeWaiter, Step::LookAgain, Step::OpenLast, Step::SeparateGate];
     fails_without(&steps, DEADLOCK, everybody_waits);
-    fails_without(&[Step::SleepOutside], DEADLOCK, everybody_waits);
-    fails_without(&[Step::GiveBack], LEFT, everybody_waits);
+    // Or somebody is left inside, in schedules in which nobody comes after that one.
+    fails_without(&[Step::SleepOutside, Step::GiveBack], DEADLOCK, everybody_waits);
     fails_without(&[Step::WaitForReaders, Step::RefuseExcluded], INSIDE, everybody_waits);
 }
 
