@@ -142,8 +142,8 @@ const fn chunk_len(chunk: usize) -> usize {
     (FIRST_CHUNK as usize) << (2 * chunk)
 }
 
-// What is stored in a word of the tree has 30 bits.
-const _: () = assert!(chunk_len(CHUNKS - 1) << CHUNK_BITS <= 1 << 30);
+// What is stored in a word of the tree has 30 bits, and the mask names each chunk.
+const _: () = assert!(chunk_len(CHUNKS - 1) << CHUNK_BITS <= 1 << 30 && CHUNKS <= 1 << CHUNK_BITS);
 
 fn chunk_layout<O>(chunk: usize) -> Result<Layout, OutOfMemory> {
     Layout::array::<O>(chunk_len(chunk)).map_err(|_| OutOfMemory)
@@ -336,3 +336,22 @@ impl<O, T: Platform> Drop for Arena<O, T> {
 unsafe impl<O: Send + Sync, T: Platform> Sync for Arena<O, T> {}
 // SAFETY: an arena owns its objects; nothing in it belongs to a thread.
 unsafe impl<O: Send + Sync, T: Platform> Send for Arena<O, T> {}
+
+#[cfg(all(test, not(pervma_model)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_has_a_place_of_its_own_until_there_is_none() {
+        let place = |number| Idx::<u64>::of(number).map(Idx::place);
+        let (mut first, mut chunk) = (0_u32, 0);
+        while chunk < CHUNKS {
+            let len = chunk_len(chunk);
+            assert_eq!(place(first), Some((chunk, 0)));
+            assert_eq!(place(first + len as u32 - 1), Some((chunk, len - 1)));
+            (first, chunk) = (first + len as u32, chunk + 1);
+        }
+        assert_eq!((first, place(first)), (89_478_464, None));
+        assert!(Idx::<u64>::of(first - 1).is_some_and(|last| last.raw() < 1 << 30));
+    }
+}

@@ -444,7 +444,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// # Errors
     ///
     /// When nothing is mapped there, the address is reserved, somebody excludes the VMA's readers,
-    /// or it has readers.
+    /// or it has readers; those count that look for what lies behind it, or before the first of all.
     #[doc(alias = "vma_try_start_write")]
     pub fn try_start_write(&mut self, addr: usize) -> Result<WriteGuard<'_, P>, WriteError> {
         let vma = self.to_write(addr)?;

@@ -36,6 +36,8 @@
 //! readers and keeps them from publishing for a time; here it counts those that it finds, in the word
 //! that it waits on anyway, and the next reader publishes again.
 
+use core::marker::PhantomData;
+
 use crate::arena::{All, Arena, Object, Users};
 use crate::error::OutOfMemory;
 use crate::facade::{
@@ -79,6 +81,8 @@ pub struct Hazard {
     mark: AtomicUsize,
     /// What the record's owner is, beside what it is asked with.
     owner: AtomicU32,
+    /// H1: it is not `Sync`, so a visit stays with its thread.
+    thread: PhantomData<Cell<()>>,
 }
 
 impl Hazard {
@@ -134,6 +138,7 @@ impl Object for Record {
             visit: AtomicUsize::new(0),
             mark: AtomicUsize::new(0),
             owner: AtomicU32::new(FREE),
+            thread: PhantomData,
         };
         Self {
             hazards: core::array::from_fn(hazard),
@@ -202,7 +207,7 @@ impl Fencing {
 pub struct Registry<T: Platform>(Arena<Record, T>);
 
 // SAFETY: it lends a record, whose words are atomic but for `link` (A3), to the thread that claims it
-// only; a record itself is not `Sync`, so it stays there (H1). Others look at the words.
+// only; neither a record nor a hazard is `Sync`, so it stays there (H1). Others look at the words, in here.
 unsafe impl<T: Platform> Sync for Registry<T> {}
 // SAFETY: nothing in a record belongs to a thread while nobody has claimed it.
 unsafe impl<T: Platform> Send for Registry<T> {}

@@ -281,7 +281,7 @@ pub const ARGUED: &[Argued] = &[
     Argued {
         name: "LOAD_BUFFERING",
         what: "no relaxed load returns a value that is stored only because of what it returned",
-        because: "loom runs the accesses of a thread in order, so it never shows this; but the only stores of a reader are to the count, the gate, its hazards and the settled number: the increment is an acquire, so no later load moves in front of it; the put, the stores to a hazard and that of the settled number are releases, so no earlier load moves behind them; a mark that is met makes a put, which may come before the increment that the mark stands for, and the sum is the same; and what is loaded before the increment (keys, the hint) only decides where to look",
+        because: "loom runs the accesses of a thread in order, so it never shows this; but the only stores of a reader are to the count, the gate, its hazards and the settled number: the increment is an acquire, so no later load moves in front of it; the put, the stores to a hazard and that of the settled number are releases, so no earlier load moves behind them; a mark that is met makes a put, which may come before the increment that the mark stands for, and the sum is the same (it cannot come before X: a store waits for the branch it depends on, and a fence stands between X and the mark); and what is loaded before the increment (keys, the hint) only decides where to look",
         test: "core/tests/stress.rs::readers_and_editors_of_all_kinds",
     },
 ];

@@ -46,6 +46,24 @@ with_default_platform! {
     /// });
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    ///
+    /// Neither it nor its guards can be sent to another thread, or shared with one:
+    ///
+    /// ```compile_fail,E0277
+    /// fn is_send<V: Send>(_: V) {}
+    /// let space = pervma::AddressSpace::<u32>::new(4096);
+    /// is_send(space.register().unwrap());
+    /// ```
+    /// ```compile_fail,E0277
+    /// fn is_send<V: Send>(_: V) {}
+    /// let space = pervma::AddressSpace::<u32>::new(4096);
+    /// is_send(&space.register().unwrap());
+    /// ```
+    /// ```compile_fail,E0277
+    /// fn is_send<V: Send>(_: V) {}
+    /// let space = pervma::AddressSpace::<u32>::new(4096);
+    /// is_send(space.register().unwrap().try_read(0).unwrap());
+    /// ```
     #[doc(alias("hazard pointer", "BRAVO", "brlock"))]
     pub struct Reader<'s, P, T> {
         space: &'s AddressSpace<P, T>,

@@ -16,7 +16,8 @@ with_default_platform! {
     /// A space has a slab of its own unless it is given a shared one
     /// ([`AddressSpace::on_slab`](crate::AddressSpace::on_slab)). What a removal frees is used
     /// again by the next insertion, in whichever space that happens. Memory goes back when the
-    /// slab is dropped, never before; it holds at most some 89 million VMAs, and as many nodes.
+    /// slab is dropped, never before; it holds at most some 89 million VMAs, and as many nodes. It is
+    /// asked for in chunks, each four times as large as the one before, the first of 64 objects.
     ///
     /// ```
     /// use pervma::{AddressSpace, Slab};

@@ -287,7 +287,7 @@ impl<'s, P, T: Platform> Admitted<'s, P, T> {
         P: 'static,
     {
         let slot = ptr::from_ref(self.0.slot);
-        check(self.0.published.is_none(), "a record does not outlive its thread");
+        assert!(self.0.published.is_none(), "a visit belongs to its thread");
         core::mem::forget(self);
         // SAFETY: slots stay where they are while the slab lives (A2), as the caller promises.
         let slot = unsafe { &*slot };

@@ -195,7 +195,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// moment during the lookup. Where that cannot be known, holes are [`Locked`](ReadError::Locked)
     /// too: while the VMA before the hole is write-locked or excluded, and while an edit changes a
     /// node of the tree on the way (it inserts or removes VMAs nearby, or the first one below a node,
-    /// which for the lowest VMA of all are all nodes on the left). [`OwnEdit`](ReadError::OwnEdit) and [`OwnExclusion`](ReadError::OwnExclusion) in place of
+    /// which for the lowest VMA of all are all nodes on the left; or it divides or joins nodes below). [`OwnEdit`](ReadError::OwnEdit) and [`OwnExclusion`](ReadError::OwnExclusion) in place of
     /// `Locked` on a thread that edits, or excludes something. [`Reserved`](ReadError::Reserved).
     /// [`Busy`](ReadError::Busy) at the limit of readers.
     #[doc(alias("lock_vma_under_rcu", "vma_start_read", "vma_lookup"))]

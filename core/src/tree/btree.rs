@@ -45,7 +45,7 @@ use crate::range::Span;
 use super::node::{FANOUT, Node, SPARSE, Target, TreeWord};
 
 /// As many nodes as a path can have: every node but the root keeps [`SPARSE`] entries or more, and
-/// with four of them each, sixteen levels hold the 2³⁰ entries that an arena can name. The small
+/// with four of them each, thirteen levels hold as many entries as an arena has objects. The small
 /// nodes of tests are deeper.
 pub const MAX_DEPTH: usize = if FANOUT < 16 { 32 } else { 16 };
 
