@@ -53,7 +53,7 @@ use crate::mm::WriteSection;
 use crate::platform::Platform;
 
 /// Hazards in a record: guards that a thread can hold at once without counting.
-pub const HAZARDS: usize = if cfg!(pervma_model) { 2 } else { 4 };
+const HAZARDS: usize = if cfg!(pervma_model) { 2 } else { 4 };
 
 /// In a hazard: whoever was here has left, and is looking for a mark. No VMA's name: they are aligned.
 const LEAVING: usize = 1;

@@ -6,7 +6,7 @@ use loom::sync::Arc;
 use loom::thread::{self, JoinHandle};
 use pervma_models::internals::Barrier;
 use pervma_models::ledger::Step;
-use pervma_models::{AddressSpace, ReadError, Slab};
+use pervma_models::{AddressSpace, ReadError, Reader, ReaderCursor, Slab};
 
 use crate::harness::{DEADLOCK, Model, RACE, drop_step, weaken};
 
@@ -23,6 +23,28 @@ fn space() -> Arc<AddressSpace<u32>> {
     space
 }
 
+/// A cursor that knows the first VMA.
+fn cursor<'r>(reader: &'r Reader<'r, u32>) -> ReaderCursor<'r, u32> {
+    let mut cursor = reader.cursor();
+    drop(cursor.try_read(10).unwrap());
+    cursor
+}
+
+/// Reads the first VMA, if it can be had; does `inside` before and after.
+fn read(cursor: &mut ReaderCursor<'_, u32>, inside: impl Fn()) {
+    if let Ok(vma) = cursor.try_read(10) {
+        inside();
+        assert!(*vma < 3);
+        inside();
+    }
+}
+
+/// Write-locks the first VMA.
+fn write(space: &Arc<AddressSpace<u32>>) -> JoinHandle<()> {
+    let space = Arc::clone(space);
+    thread::spawn(move || *space.edit().unwrap().start_write(10).unwrap() = 2)
+}
+
 /// One reader, one writer.
 pub const PUBLISHED: Model = Model {
     name: "published",
@@ -32,15 +54,9 @@ pub const PUBLISHED: Model = Model {
     run: || {
         let space = space();
         let reader = space.register().unwrap();
-        let mut cursor = reader.cursor();
-        drop(cursor.try_read(10).unwrap());
-        let writer = thread::spawn({
-            let space = Arc::clone(&space);
-            move || *space.edit().unwrap().start_write(10).unwrap() = 2
-        });
-        if let Ok(vma) = cursor.try_read(10) {
-            assert!(*vma < 3);
-        }
+        let mut cursor = cursor(&reader);
+        let writer = write(&space);
+        read(&mut cursor, || ());
         writer.join().unwrap();
         assert_eq!(*cursor.try_read(10).unwrap(), 2);
     },
@@ -68,16 +84,10 @@ pub const NEXT_VISIT: Model = Model {
     run: || {
         let space = space();
         let reader = space.register().unwrap();
-        let (mut first, mut second) = (reader.cursor(), reader.cursor());
-        drop(first.try_read(10).unwrap());
+        let (mut first, mut second) = (cursor(&reader), reader.cursor());
         drop(second.try_read(30).unwrap());
-        let writer = thread::spawn({
-            let space = Arc::clone(&space);
-            move || *space.edit().unwrap().start_write(10).unwrap() = 2
-        });
-        if let Ok(vma) = first.try_read(10) {
-            assert!(*vma < 3);
-        }
+        let writer = write(&space);
+        read(&mut first, || ());
         assert_eq!(*second.try_read(30).unwrap(), 1);
         writer.join().unwrap();
     },
@@ -117,8 +127,7 @@ pub const NOT_IDLE: Model = Model {
     run: || {
         let space = space();
         let reader = space.register().unwrap();
-        let mut cursor = reader.cursor();
-        drop(cursor.try_read(10).unwrap());
+        let mut cursor = cursor(&reader);
         let writer = thread::spawn({
             let space = Arc::clone(&space);
             move || {
@@ -128,9 +137,7 @@ pub const NOT_IDLE: Model = Model {
                 }
             }
         });
-        if let Ok(vma) = cursor.try_read(10) {
-            assert!(*vma < 3);
-        }
+        read(&mut cursor, || ());
         writer.join().unwrap();
         // Whoever was counted has made its put.
         assert!(space.edit().unwrap().try_start_write(10).is_ok());
@@ -147,15 +154,9 @@ pub const GIVEN_UP: Model = Model {
     run: || {
         let space = space();
         let reader = space.register().unwrap();
-        let mut cursor = reader.cursor();
-        drop(cursor.try_read(10).unwrap());
-        let writer = thread::spawn({
-            let space = Arc::clone(&space);
-            move || *space.edit().unwrap().start_write(10).unwrap() = 2
-        });
-        if let Ok(vma) = cursor.try_read(10) {
-            assert!(*vma < 3);
-        }
+        let mut cursor = cursor(&reader);
+        let writer = write(&space);
+        read(&mut cursor, || ());
         drop(reader);
         writer.join().unwrap();
     },
@@ -197,10 +198,7 @@ pub const REGISTER: Model = Model {
     preemptions: Some(4),
     run: || {
         let space = space();
-        let writer = thread::spawn({
-            let space = Arc::clone(&space);
-            move || *space.edit().unwrap().start_write(10).unwrap() = 2
-        });
+        let writer = write(&space);
         let reader = space.register().unwrap();
         if let Ok(vma) = reader.try_read(10) {
             assert!(*vma < 3);
@@ -223,8 +221,7 @@ pub const ELSEWHERE: Model = Model {
         let other = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
         mine.edit().unwrap().insert(10..20, 1).unwrap();
         let reader = mine.register().unwrap();
-        let mut cursor = reader.cursor();
-        drop(cursor.try_read(10).unwrap());
+        let mut cursor = cursor(&reader);
         let editor = thread::spawn({
             let mine = Arc::clone(&mine);
             move || {
@@ -272,14 +269,9 @@ pub const BARRIER: Model = Model {
         barrier.join();
         let reader = space.register().unwrap();
         drop(gone);
-        let mut cursor = reader.cursor();
-        drop(cursor.try_read(10).unwrap());
+        let mut cursor = cursor(&reader);
         let writer = write_with(&space, &barrier);
-        if let Ok(vma) = cursor.try_read(10) {
-            barrier.pass();
-            assert!(*vma < 3);
-            barrier.pass();
-        }
+        read(&mut cursor, || barrier.pass());
         drop(fences);
         barrier.end();
         writer.join().unwrap();
@@ -288,6 +280,7 @@ pub const BARRIER: Model = Model {
     mutants: &[
         weaken("HAZARD_ADMIT", RACE),
         weaken("HAZARD_CLEAR", RACE),
+        weaken("HAZARD_FREE", RACE),
         weaken("HAZARD_SCAN", RACE),
         drop_step(Step::BarrierToScan, RACE),
         drop_step(Step::BarrierToMark, DEADLOCK),
@@ -305,42 +298,15 @@ pub const BARRIER_NEXT_VISIT: Model = Model {
         let (space, barrier) = (space(), Barrier::new());
         barrier.join();
         let reader = space.register().unwrap();
-        let (mut first, mut second) = (reader.cursor(), reader.cursor());
-        drop(first.try_read(10).unwrap());
+        let (mut first, mut second) = (cursor(&reader), reader.cursor());
         drop(second.try_read(30).unwrap());
         let writer = write_with(&space, &barrier);
-        if let Ok(vma) = first.try_read(10) {
-            barrier.pass();
-            assert!(*vma < 3);
-        }
+        read(&mut first, || barrier.pass());
         drop(second.try_read(30).unwrap());
         barrier.end();
         writer.join().unwrap();
     },
     mutants: &[weaken("HAZARD_SET", RACE), weaken("HAZARD_SCAN", RACE)],
-};
-
-/// One reader that leaves, and is not seen to before it has left, with barriers.
-pub const BARRIER_LEFT: Model = Model {
-    name: "barrier_left",
-    property: "a writer that finds the hazard free sees that the last reader's reads are over",
-    threads: 2,
-    preemptions: Some(4),
-    run: || {
-        let (space, barrier) = (space(), Barrier::new());
-        barrier.join();
-        let reader = space.register().unwrap();
-        let mut cursor = reader.cursor();
-        drop(cursor.try_read(10).unwrap());
-        let writer = write_with(&space, &barrier);
-        if let Ok(vma) = cursor.try_read(10) {
-            barrier.pass();
-            assert!(*vma < 3);
-        }
-        barrier.end();
-        writer.join().unwrap();
-    },
-    mutants: &[weaken("HAZARD_FREE", RACE), weaken("HAZARD_SCAN", RACE)],
 };
 
 /// `GIVEN_UP`, with barriers.
@@ -353,13 +319,9 @@ pub const BARRIER_GIVEN_UP: Model = Model {
         let (space, barrier) = (space(), Barrier::new());
         barrier.join();
         let reader = space.register().unwrap();
-        let mut cursor = reader.cursor();
-        drop(cursor.try_read(10).unwrap());
+        let mut cursor = cursor(&reader);
         let writer = write_with(&space, &barrier);
-        if let Ok(vma) = cursor.try_read(10) {
-            barrier.pass();
-            assert!(*vma < 3);
-        }
+        read(&mut cursor, || barrier.pass());
         drop(reader);
         barrier.end();
         writer.join().unwrap();
@@ -377,12 +339,8 @@ pub const AGAIN: Model = Model {
         let space = space();
         let reader = space.register().unwrap();
         let vma = reader.try_read(10).unwrap();
-        let mut cursor = reader.cursor();
-        drop(cursor.try_read(10).unwrap());
-        let writer = thread::spawn({
-            let space = Arc::clone(&space);
-            move || *space.edit().unwrap().start_write(10).unwrap() = 2
-        });
+        let mut cursor = cursor(&reader);
+        let writer = write(&space);
         drop(cursor.try_read(10));
         assert_eq!(*vma, 1);
         drop(vma);
@@ -401,8 +359,7 @@ pub const AT_A_RESERVATION: Model = Model {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
         let reader = space.register().unwrap();
-        let mut cursor = reader.cursor();
-        drop(cursor.try_read(10).unwrap());
+        let mut cursor = cursor(&reader);
         space.edit().unwrap().remove(10..20).unwrap();
         let owner = thread::spawn({
             let space = Arc::clone(&space);
@@ -432,8 +389,7 @@ pub const AT_THE_END: Model = Model {
         let other = AddressSpace::on_slab(1, slab);
         mine.edit().unwrap().insert(10..20, 1).unwrap();
         let reader = mine.register().unwrap();
-        let mut cursor = reader.cursor();
-        drop(cursor.try_read(10).unwrap());
+        let mut cursor = cursor(&reader);
         mine.edit().unwrap().remove(10..20).unwrap();
         other.edit().unwrap().insert(10..20, 2).unwrap();
         let editor = thread::spawn({
