@@ -23,6 +23,21 @@ const CURSOR_LIMIT: f64 = 1.2;
 /// Nearby addresses: so many in a VMA, then as many in the next.
 const NEARBY: usize = 64;
 
+/// The measures of a turn: once caches hold what the contestant uses, and before.
+const WARM: usize = 0;
+const COLD: usize = 1;
+
+/// How often each VMA is met on average before lookups at random addresses are timed again.
+const VISITS: usize = 4;
+
+/// Addresses of a round: those that are timed first, when caches hold what others used, those that
+/// are not timed, and those that are timed then.
+struct Input {
+    cold: Vec<usize>,
+    warm_up: Vec<usize>,
+    warm: Vec<usize>,
+}
+
 pub(crate) fn random(effort: &Effort) -> Figures {
     let (mut tables, mut goals) = (Vec::new(), Vec::new());
     for (build, built) in
@@ -31,6 +46,7 @@ pub(crate) fn random(effort: &Effort) -> Figures {
         let mut times = Table::new(format!("VMAs, {built}"), "ns");
         let mut ratios =
             Table::new(format!("VMAs, {built}: time over {}'s", ParkingLot::NAME), "ratio");
+        let mut cold = Table::new(format!("VMAs, {built}: after others have run"), "ns");
         for (size, limit, registered_limit) in SIZES {
             let vmas = Layout { vmas: size }.build(build);
             let mut contest = Contest::new();
@@ -43,25 +59,33 @@ pub(crate) fn random(effort: &Effort) -> Figures {
             contest.enter(CountPair::NAME, lookups(CountPair::of(&vmas), effort));
             let title = format!("lookup, {size} VMAs, {built}");
             let outcome = contest.run(&title, effort.rounds, |random| {
-                layout::addresses(random, 2 * effort.batch, 0..size, layout::vma)
+                let mut addresses = |count| layout::addresses(random, count, 0..size, layout::vma);
+                Input {
+                    cold: addresses(effort.batch),
+                    warm_up: addresses(VISITS * size),
+                    warm: addresses(effort.batch),
+                }
             });
-            times.point(size, all(&outcome, 0));
-            ratios.point(size, over(&outcome, 0, ParkingLot::NAME));
+            times.point(size, all(&outcome, WARM));
+            ratios.point(size, over(&outcome, WARM, ParkingLot::NAME));
+            cold.point(size, all(&outcome, COLD));
             for (who, limit) in [(<Pervma>::NAME, limit), (Registered::NAME, registered_limit)] {
                 goals.extend(Goal::ratio(
                     format!("{size} VMAs, {built}: {who} over {}", ParkingLot::NAME),
                     Bound::AtMost(limit),
                     &outcome,
-                    (who, 0),
-                    (ParkingLot::NAME, 0),
+                    (who, WARM),
+                    (ParkingLot::NAME, WARM),
                 ));
             }
         }
-        tables.extend([times, ratios]);
+        tables.extend([times, ratios, cold]);
     }
     let about = "Find the range that holds a random mapped address, keep it, read its payload, let \
-                 go. One thread; new addresses in each round, the same for all; a first half of them \
-                 is not timed, so that caches hold the contestant's own.";
+                 go. One thread; new addresses in each round, the same for all. Timed when the \
+                 contestant's turn begins, after others have run, and again after so many lookups that \
+                 each VMA was met four times on average: ratios and goals are of those, whose caches \
+                 hold the contestant's own.";
     (about, tables, goals)
 }
 
@@ -69,6 +93,7 @@ pub(crate) fn cursor(effort: &Effort) -> Figures {
     let (mut tables, mut goals) = (Vec::new(), Vec::new());
     for (kind, run_length) in [("the same VMA", usize::MAX), ("nearby addresses", NEARBY)] {
         let mut times = Table::new(format!("VMAs, {kind}"), "ns");
+        let mut cold = Table::new(format!("VMAs, {kind}: after others have run"), "ns");
         for (size, ..) in SIZES {
             let vmas = Layout { vmas: size }.build(Build::Random);
             let mut contest = Contest::new();
@@ -83,49 +108,54 @@ pub(crate) fn cursor(effort: &Effort) -> Figures {
             let outcome =
                 contest.run(&format!("cursor, {size} VMAs, {kind}"), effort.rounds, |random| {
                     let first = layout::numbers(random, 1, 0..size)[0];
-                    let runs = (0..2 * effort.batch).step_by(run_length.min(2 * effort.batch));
-                    let addresses = runs.enumerate().flat_map(|(run, from)| {
-                        let number = (first + run) % size;
-                        let count = run_length.min(2 * effort.batch - from);
-                        layout::addresses(random, count, number..number + 1, layout::vma)
-                    });
-                    addresses.collect()
+                    let mut addresses = || {
+                        let runs = (0..effort.batch).step_by(run_length.min(effort.batch));
+                        let addresses = runs.enumerate().flat_map(|(run, from)| {
+                            let number = (first + run) % size;
+                            let count = run_length.min(effort.batch - from);
+                            layout::addresses(random, count, number..number + 1, layout::vma)
+                        });
+                        addresses.collect()
+                    };
+                    Input { cold: addresses(), warm_up: Vec::new(), warm: addresses() }
                 });
-            times.point(size, all(&outcome, 0));
+            times.point(size, all(&outcome, WARM));
+            cold.point(size, all(&outcome, COLD));
             goals.extend(Goal::ratio(
                 format!("{size} VMAs, {kind}: a cursor over one count pair"),
                 Bound::AtMost(CURSOR_LIMIT),
                 &outcome,
-                (PervmaCursor::NAME, 0),
-                (CountPair::NAME, 0),
+                (PervmaCursor::NAME, WARM),
+                (CountPair::NAME, WARM),
             ));
             goals.extend(Goal::ratio(
                 format!("{size} VMAs, {kind}: {} over {}", Registered::NAME, ParkingLot::NAME),
                 Bound::AtMost(REGISTERED_CURSOR_LIMIT),
                 &outcome,
-                (Registered::NAME, 0),
-                (ParkingLot::NAME, 0),
+                (Registered::NAME, WARM),
+                (ParkingLot::NAME, WARM),
             ));
         }
-        tables.push(times);
+        tables.extend([times, cold]);
     }
     let about = "Lookups by a cursor: at random addresses of one VMA, and of 64 in a VMA before it \
-                 goes on to the next. One thread.";
+                 goes on to the next. One thread. Timed when the contestant's turn begins, after others \
+                 have run, and once more at other addresses of the same VMAs: goals are of those.";
     (about, tables, goals)
 }
 
-/// A turn that looks all addresses up, and times the second half.
-fn lookups<F: Find>(map: F, effort: &Effort) -> impl FnMut(&Vec<usize>) -> Vec<f64> {
-    let mut batch = Batch::new(effort);
-    move |addresses| {
-        let (warm_up, timed) = addresses.split_at(addresses.len() / 2);
+/// A turn that looks all addresses up.
+fn lookups<F: Find>(map: F, effort: &Effort) -> impl FnMut(&Input) -> Vec<f64> {
+    let mut batches = [(); 2].map(|()| Batch::new(effort));
+    move |Input { cold, warm_up, warm }| {
         map.with_reader(|reader| {
-            for &addr in warm_up {
-                black_box(reader.read(addr));
-            }
-            vec![batch.time(timed, |&addr| {
-                black_box(reader.read(addr));
-            })]
+            let mut read = |addr: &usize| {
+                black_box(reader.read(*addr));
+            };
+            let [first, last] = &mut batches;
+            let cold = first.time(cold, &mut read);
+            warm_up.iter().for_each(&mut read);
+            vec![last.time(warm, read), cold]
         })
     }
 }
