@@ -51,10 +51,10 @@ impl<'s, P, T: Platform> Cursor<'s, P, T> {
     /// As for [`AddressSpace::try_read`].
     #[inline]
     pub fn try_read(&mut self, addr: usize) -> Result<ReadGuard<'s, P, T>, ReadError> {
-        match self.hint.and_then(|slot| self.space.read_in(slot, addr, None)) {
-            Some(guard) => Ok(guard),
-            None => self.look_up(|space| space.try_read(addr)),
-        }
+        Ok(match self.hint.and_then(|slot| self.space.read_in(slot, addr, None)) {
+            Some(guard) => guard,
+            None => self.look_up(move |space| space.try_read(addr))?,
+        })
     }
 
     /// Finds and read-locks the VMA that holds `addr`; waits for the edit or exclusion that has it.
@@ -75,10 +75,10 @@ impl<'s, P, T: Platform> Cursor<'s, P, T> {
     /// When it would have to wait inside a [`HandlerScope`](crate::HandlerScope).
     #[inline]
     pub fn read(&mut self, addr: usize) -> Result<ReadGuard<'s, P, T>, ReadError> {
-        match self.hint.and_then(|slot| self.space.read_in(slot, addr, None)) {
-            Some(guard) => Ok(guard),
-            None => self.look_up(|space| space.read(addr)),
-        }
+        Ok(match self.hint.and_then(|slot| self.space.read_in(slot, addr, None)) {
+            Some(guard) => guard,
+            None => self.look_up(move |space| space.read(addr))?,
+        })
     }
 
     /// Looks up as if nothing were known, out of the way of the lookups that know.

@@ -188,10 +188,10 @@ impl<'r, P, T: Platform> ReaderCursor<'r, P, T> {
     /// As for [`AddressSpace::try_read`].
     #[inline]
     pub fn try_read(&mut self, addr: usize) -> Result<ReadGuard<'r, P, T>, ReadError> {
-        match self.read_hint(addr) {
-            Some(guard) => Ok(guard),
-            None => self.look_up(|reader| reader.try_read(addr)),
-        }
+        Ok(match self.read_hint(addr) {
+            Some(guard) => guard,
+            None => self.look_up(move |reader| reader.try_read(addr))?,
+        })
     }
 
     /// Finds and read-locks the VMA that holds `addr`; waits for the edit or exclusion that has it.
@@ -213,10 +213,10 @@ impl<'r, P, T: Platform> ReaderCursor<'r, P, T> {
     /// When it would have to wait inside a [`HandlerScope`](crate::HandlerScope).
     #[inline]
     pub fn read(&mut self, addr: usize) -> Result<ReadGuard<'r, P, T>, ReadError> {
-        match self.read_hint(addr) {
-            Some(guard) => Ok(guard),
-            None => self.look_up(|reader| reader.read(addr)),
-        }
+        Ok(match self.read_hint(addr) {
+            Some(guard) => guard,
+            None => self.look_up(move |reader| reader.read(addr))?,
+        })
     }
 
     #[inline(always)]

@@ -175,27 +175,38 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
         Self::enter_counted(slot)
     }
 
-    /// Checks that the VMA belongs to the space of `mm` and is not write-locked there.
+    /// Whether the VMA belongs to the space of `mm` and is not write-locked there.
     ///
     /// In this order: the sequence of one space says nothing about a VMA of another.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn admit(self, mm: &Mm<T>) -> Result<Admitted<'s, P, T>, Turned> {
+    fn is_open(&self, mm: &Mm<T>) -> bool {
+        let here = self.space() == mm.id() || !keep(Step::CheckSpace);
+        here && self.slot.lock.unlocked(mm.seq())
+    }
+
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    fn space(&self) -> SpaceId {
         // SAFETY: `space` is written only while the slot is free or alone, and a reference excludes
         // both (L2).
-        let space = self.slot.space.with(|space| unsafe { *space });
-        if space != mm.id() && keep(Step::CheckSpace) {
-            return Err(self.turn(mm, space));
-        }
-        if !self.slot.lock.unlocked(mm.seq()) {
-            return Err(Turned::Away);
-        }
-        Ok(Admitted(self))
+        self.slot.space.with(|space| unsafe { *space })
+    }
+
+    /// Admits, if the VMA is open to readers of the space of `mm`.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    pub fn admit(self, mm: &Mm<T>) -> Option<Admitted<'s, P, T>> {
+        self.is_open(mm).then_some(Admitted(self))
+    }
+
+    /// The same, or says why not.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    pub fn admit_or_turn(self, mm: &Mm<T>) -> Result<Admitted<'s, P, T>, Turned> {
+        if self.is_open(mm) { Ok(Admitted(self)) } else { Err(self.turn(mm)) }
     }
 
     #[cold]
-    fn turn(self, mm: &Mm<T>, space: SpaceId) -> Turned {
+    fn turn(self, mm: &Mm<T>) -> Turned {
         let over = || self.slot.lock.unlocked(mm.seq()) || !keep(Step::CheckSeqReserved);
-        if space == mm.id().reserved() && over() {
+        if self.space() == mm.id().reserved() && over() {
             return Admitted(self).reserved();
         }
         Turned::Away
@@ -211,9 +222,7 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
         self,
         _section: &ReadSection<'_, T>,
     ) -> Result<Admitted<'s, P, T>, Turned> {
-        // SAFETY: as in `admit`.
-        let space = self.slot.space.with(|space| unsafe { *space });
-        if space.is_reserved() && keep(Step::CheckReserved) {
+        if self.space().is_reserved() && keep(Step::CheckReserved) {
             return Err(Admitted(self).reserved());
         }
         Ok(Admitted(self))

@@ -456,9 +456,21 @@ impl<P, T: Platform> AddressSpace<P, T> {
         addr: usize,
         record: Option<&'s Record>,
     ) -> Option<ReadGuard<'s, P, T>> {
-        let admitted = Inside::<P, T>::enter(slot, record).ok()?.admit(&self.mm).ok()?;
+        Some(ReadGuard::new(self, self.admit(slot, addr, record)?, 0))
+    }
+
+    /// Read-locks the VMA in `slot`, if that is this space's and holds `addr`.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    fn admit<'s>(
+        &'s self,
+        slot: &'s Slot<P>,
+        addr: usize,
+        record: Option<&'s Record>,
+    ) -> Option<Admitted<'s, P, T>> {
+        // The space before the sequence, both before the range: only then is the range ours to read.
+        let admitted = Inside::<P, T>::enter(slot, record).ok()?.admit(&self.mm)?;
         let holds = admitted.span().contains(addr) || !keep(Step::CheckRange);
-        holds.then(|| ReadGuard::new(self, admitted, 0))
+        holds.then_some(admitted)
     }
 
     /// *Locked* in the words of a thread that would wait for itself.
@@ -506,6 +518,14 @@ impl<P, T: Platform> AddressSpace<P, T> {
         }
     }
 
+    /// Walks to a VMA that does not look write-locked.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    fn walk_to_open(&self, addr: usize) -> Option<&Slot<P>> {
+        self.mm.seq().meeting().pass();
+        let slot = self.tree.walk(self.slab.get(), addr, &mut ())?;
+        (!slot.looks_locked(self.mm.seq())).then_some(slot)
+    }
+
     /// Walks, and tries to read-lock what it arrives at.
     #[cfg_attr(not(debug_assertions), inline(always))]
     fn walk<'s>(
@@ -526,9 +546,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
             return Met::Locked;
         }
         match Inside::enter(slot, record) {
-            // The space before the sequence, both before the range: only then is the range ours to
-            // read.
-            Ok(inside) => match inside.admit(&self.mm) {
+            Ok(inside) => match inside.admit_or_turn(&self.mm) {
                 Ok(admitted) => Met::Vma(admitted),
                 Err(Turned::Reserved(span, since)) => Met::Reserved(span, since),
                 Err(Turned::Away) => Met::Locked,
@@ -547,13 +565,11 @@ impl<P, T: Platform> AddressSpace<P, T> {
         record: Option<&'s Record>,
     ) -> Result<Found<'s, P, T>, ReadError> {
         // The models begin with the next walk: this one differs from it by what it does not note.
-        if !cfg!(pervma_model)
-            && let Met::Vma(admitted) = self.walk(addr, record, &mut ())
-            && admitted.span().contains(addr)
-        {
-            return Ok((admitted, 1));
-        }
-        self.lookup_again(addr, record)
+        let slot = if cfg!(pervma_model) { None } else { self.walk_to_open(addr) };
+        Ok(match slot.and_then(|slot| self.admit(slot, addr, record)) {
+            Some(admitted) => (admitted, 1),
+            None => self.lookup_again(addr, record)?,
+        })
     }
 
     /// The walks that follow the first. They note which nodes they pass: if none of those has changed
