@@ -2,7 +2,6 @@
 
 use alloc::vec::Vec;
 use core::fmt;
-use core::marker::PhantomData;
 use core::ops::Range;
 
 use crate::change::{Change, Mapped, Refusal, Request, exclude};
@@ -15,7 +14,7 @@ use crate::range::Span;
 use crate::reserve::Reservation;
 use crate::slots::{Excluded, Sleeper};
 use crate::space::AddressSpace;
-use crate::thread::{HandlerScope, Noted};
+use crate::thread::{Exclusions, HandlerScope, Note};
 
 with_default_platform! {
     /// The VMAs that touched a range when it was made, with no reader coming in any more, from
@@ -54,9 +53,8 @@ with_default_platform! {
         space: &'s AddressSpace<P, T>,
         vmas: Excluded<'s, P, T>,
         request: Request,
-        /// Where the thread's record has it.
-        noted: Noted,
-        thread: PhantomData<*const ()>,
+        /// Dropped last, as it is made first: a handler of this thread is never told to try again.
+        _noted: Note<Exclusions, T>,
     }
 }
 
@@ -70,11 +68,9 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         if space.holds_exclusion() {
             return Err(ChangeError::OwnExclusion);
         }
-        // Noted before it is true, so that a handler of this thread is never told to try again.
-        let noted = T::with_thread(|thread| thread.exclusions.note(space.name()));
-        let noted = noted.unwrap_or(Noted::NOWHERE);
+        let noted = Note::new(space.name());
         let vmas = Excluded::new(space.slab().slots(), true);
-        let mut exclusion = Self { space, vmas, request, noted, thread: PhantomData };
+        let mut exclusion = Self { space, vmas, request, _noted: noted };
         loop {
             let section = space.write();
             let mut tree = space.tree().editor(space.slab(), &section);
@@ -414,16 +410,6 @@ enum Unput {
 impl From<ChangeError> for Unput {
     fn from(error: ChangeError) -> Self {
         Self::Error(error)
-    }
-}
-
-impl<P, T: Platform> Drop for Exclusion<'_, P, T> {
-    fn drop(&mut self) {
-        // The readers come in before the record forgets, as in `new` the other way round.
-        self.vmas.give_up();
-        if self.noted != Noted::NOWHERE {
-            T::with_thread(|thread| thread.exclusions.forget(self.noted));
-        }
     }
 }
 

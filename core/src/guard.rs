@@ -2,7 +2,6 @@
 
 use alloc::sync::Arc;
 use core::fmt;
-use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 use core::ops::{Deref, Range};
 
@@ -10,7 +9,7 @@ use crate::facade::ConstPtr;
 use crate::platform::{Platform, with_default_platform};
 use crate::slots::{Admitted, Slot};
 use crate::space::AddressSpace;
-use crate::thread::Noted;
+use crate::thread::{Guards, Note};
 
 with_default_platform! {
     /// A read-locked VMA. Until it is dropped, its range and payload do not change and are not
@@ -35,11 +34,9 @@ with_default_platform! {
     pub struct ReadGuard<'s, P, T> {
         // Closed before the put: fields are dropped in this order.
         payload: ConstPtr<MaybeUninit<P>>,
+        _noted: Note<Guards, T>,
         admitted: Admitted<'s, P, T>,
         walks: u32,
-        /// Where the thread's record has it.
-        noted: Noted,
-        thread: PhantomData<*const ()>,
     }
 }
 
@@ -51,9 +48,8 @@ impl<'s, P, T: Platform> ReadGuard<'s, P, T> {
         admitted: Admitted<'s, P, T>,
         walks: u32,
     ) -> Self {
-        let noted = T::with_thread(|thread| thread.guards.note(space.name()));
-        let noted = noted.unwrap_or(Noted::NOWHERE);
-        Self { payload: admitted.payload(), admitted, walks, noted, thread: PhantomData }
+        let noted = Note::new(space.name());
+        Self { payload: admitted.payload(), _noted: noted, admitted, walks }
     }
 
     /// The range of the VMA.
@@ -97,15 +93,6 @@ impl<P, T: Platform> Deref for ReadGuard<'_, P, T> {
     fn deref(&self) -> &P {
         // SAFETY: `payload` was opened by this read lock.
         unsafe { self.admitted.deref(&self.payload) }
-    }
-}
-
-impl<P, T: Platform> Drop for ReadGuard<'_, P, T> {
-    #[inline(always)]
-    fn drop(&mut self) {
-        if self.noted != Noted::NOWHERE {
-            T::with_thread(|thread| thread.guards.forget(self.noted));
-        }
     }
 }
 

@@ -21,7 +21,7 @@ use crate::range::Span;
 use crate::reader::Reader;
 use crate::slab::{OWNER, Slab, SlabRef};
 use crate::slots::{Admitted, Entry, Inside, Reserved, Slot, Turned};
-use crate::thread::HandlerScope;
+use crate::thread::{HandlerScope, SpaceName};
 use crate::tree::{Blocked, Passed, Trail, Tree, Unlinked};
 use crate::view::View;
 
@@ -787,8 +787,9 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// What the thread's record of guards calls this space. A guard borrows the space, so it does
     /// not move while the record has it, unless the guard was forgotten.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub(crate) fn name(&self) -> usize {
-        core::ptr::from_ref(self).addr()
+    pub(crate) fn name(&self) -> SpaceName {
+        const { assert!(align_of::<Self>().is_multiple_of(SpaceName::ALIGN)) };
+        SpaceName::at(core::ptr::from_ref(self).addr())
     }
 
     pub(crate) fn holds_guard(&self) -> bool {

@@ -11,7 +11,8 @@ use crate::facade::{AtomicUsize, Relaxed, const_unless_model, signal_fence};
 use crate::platform::Platform;
 
 /// How many spaces a thread can read at once and still have its self-deadlocks reported; and in how
-/// many it can exclude.
+/// many it can exclude. That is with up to 16,383 guards in each (127 where an address has 32 bits);
+/// what goes beyond takes the place of another space.
 pub const TRACKED_SPACES: usize = 4;
 
 const OWN: Relaxed = Relaxed("only this thread and its own signal handlers touch it");
@@ -30,8 +31,9 @@ pub struct ThreadState {
     id: usize,
 }
 
-/// How many of something a thread holds in each of a few spaces.
-pub(crate) struct Holdings([Row; TRACKED_SPACES]);
+/// How many of something a thread holds in each of a few spaces: a row is the space's name and a count
+/// below it, free when that is 0. A space may have several.
+pub(crate) struct Holdings([AtomicUsize; TRACKED_SPACES]);
 
 /// Where something was noted: the number of a row, or [`Noted::NOWHERE`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,48 +44,49 @@ impl Noted {
     pub(crate) const NOWHERE: Self = Self(TRACKED_SPACES as u8);
 }
 
-/// Free when `held` is 0. A space may have several.
-struct Row {
-    space: AtomicUsize,
-    held: AtomicUsize,
-}
+/// What a thread's record calls a space: its address, with room for a count in the low bits.
+///
+/// Where addresses have 64 bits, the upper seven say nothing: they are tags, or like the next lower bit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SpaceName(usize);
 
-impl Row {
-    const_unless_model! {
-        fn free() -> Self {
-            Self { space: AtomicUsize::new(0), held: AtomicUsize::new(0) }
-        }
-    }
+impl SpaceName {
+    /// Addresses of spaces are multiples of this.
+    pub(crate) const ALIGN: usize = 128;
+
+    const SHIFT: u32 = if usize::BITS == 64 { 7 } else { 0 };
+
+    /// The largest count beside a name.
+    const MOST: usize = (Self::ALIGN << Self::SHIFT) - 1;
 
     #[inline(always)]
-    fn is_of(&self, space: usize) -> bool {
-        self.held.load(OWN) != 0 && self.space.load(OWN) == space
+    pub(crate) fn at(addr: usize) -> Self {
+        Self(addr << Self::SHIFT)
     }
 }
 
 impl Holdings {
     const_unless_model! {
         fn none() -> Self {
-            Self([Row::free(), Row::free(), Row::free(), Row::free()])
+            Self([AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0)])
         }
     }
 
     /// Notes one more in `space`, if there is a row left for it.
     ///
-    /// A signal handler may run between any two accesses. It takes and returns guards in pairs, so
-    /// it restores what it finds; the count is raised before the name is written so that it never
-    /// takes a row that is being claimed.
+    /// A signal handler may run between any two accesses. It takes and returns guards in pairs, so a
+    /// row that is in use is what it was; a free one may have had another name.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub(crate) fn note(&self, space: usize) -> Noted {
+    pub(crate) fn note(&self, SpaceName(space): SpaceName) -> Noted {
         for (number, row) in self.0.iter().enumerate() {
-            if row.held.load(OWN) == 0 {
-                row.held.store(1, OWN);
-                signal_fence();
-                row.space.store(space, OWN);
+            let word = row.load(OWN);
+            let held = word & SpaceName::MOST;
+            if held == 0 {
+                row.store(space + 1, OWN);
                 return Noted(number as u8);
             }
-            if row.is_of(space) {
-                row.held.store(row.held.load(OWN) + 1, OWN);
+            if word - held == space && held < SpaceName::MOST {
+                row.store(word + 1, OWN);
                 return Noted(number as u8);
             }
         }
@@ -94,14 +97,64 @@ impl Holdings {
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn forget(&self, noted: Noted) {
         if let Some(row) = self.0.get(usize::from(noted.0)) {
-            row.held.store(row.held.load(OWN) - 1, OWN);
+            row.store(row.load(OWN) - 1, OWN);
         }
     }
 
     /// Whether this thread holds one in `space` that was noted.
     #[inline]
-    pub(crate) fn any(&self, space: usize) -> bool {
-        self.0.iter().any(|row| row.is_of(space))
+    pub(crate) fn any(&self, SpaceName(space): SpaceName) -> bool {
+        let is_held = |word: usize| (space + 1..=space + SpaceName::MOST).contains(&word);
+        self.0.iter().any(|row| is_held(row.load(OWN)))
+    }
+}
+
+/// Which of a thread's holdings.
+pub(crate) trait Kind {
+    fn of(thread: &ThreadState) -> &Holdings;
+}
+
+/// Read locks and views.
+pub(crate) enum Guards {}
+
+/// Exclusions.
+pub(crate) enum Exclusions {}
+
+impl Kind for Guards {
+    #[inline(always)]
+    fn of(thread: &ThreadState) -> &Holdings {
+        &thread.guards
+    }
+}
+
+impl Kind for Exclusions {
+    fn of(thread: &ThreadState) -> &Holdings {
+        &thread.exclusions
+    }
+}
+
+/// That the thread holds something in a space, for as long as this lives.
+pub(crate) struct Note<K: Kind, T: Platform> {
+    noted: Noted,
+    // It is the thread's own.
+    _thread: PhantomData<(*const (), K, T)>,
+}
+
+impl<K: Kind, T: Platform> Note<K, T> {
+    // As for a lookup: unoptimised, a frame of its own.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    pub(crate) fn new(space: SpaceName) -> Self {
+        let noted = T::with_thread(|thread| K::of(thread).note(space));
+        Self { noted: noted.unwrap_or(Noted::NOWHERE), _thread: PhantomData }
+    }
+}
+
+impl<K: Kind, T: Platform> Drop for Note<K, T> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if self.noted != Noted::NOWHERE {
+            T::with_thread(|thread| K::of(thread).forget(self.noted));
+        }
     }
 }
 
@@ -216,33 +269,50 @@ impl<T: Platform> Drop for HandlerScope<T> {
 mod tests {
     use super::*;
 
+    const fn space(number: usize) -> SpaceName {
+        SpaceName((number * SpaceName::ALIGN) << SpaceName::SHIFT)
+    }
+
     #[test]
     fn guards_are_counted_by_space() {
         let guards = Holdings::none();
-        let [eight, sixteen, again] = [8, 16, 8].map(|space| guards.note(space));
-        assert!(eight == again && eight != sixteen);
-        guards.forget(eight);
-        assert!(guards.any(8) && guards.any(16));
+        let [one, two, again] = [1, 2, 1].map(|number| guards.note(space(number)));
+        assert!(one == again && one != two);
+        guards.forget(one);
+        assert!(guards.any(space(1)) && guards.any(space(2)));
         guards.forget(again);
-        assert!(!guards.any(8) && guards.any(16));
-        assert_eq!(guards.note(24), eight, "its row is free again");
-        guards.forget(eight);
+        assert!(!guards.any(space(1)) && guards.any(space(2)));
+        assert_eq!(guards.note(space(3)), one, "its row is free again");
+        guards.forget(one);
         // In a second row, since the free one is found first.
-        let second = guards.note(16);
-        guards.forget(sixteen);
-        assert!(guards.any(16));
+        let second = guards.note(space(2));
+        guards.forget(two);
+        assert!(guards.any(space(2)));
         guards.forget(second);
-        assert!(!guards.any(16));
+        assert!(!guards.any(space(2)));
     }
 
     #[test]
     fn a_guard_beyond_the_rows_goes_unreported_and_harms_nothing() {
         let guards = Holdings::none();
-        for space in 1..=TRACKED_SPACES + 1 {
-            assert_eq!(guards.note(space) == Noted::NOWHERE, space > TRACKED_SPACES);
+        for number in 1..=TRACKED_SPACES + 1 {
+            assert_eq!(guards.note(space(number)) == Noted::NOWHERE, number > TRACKED_SPACES);
         }
         guards.forget(Noted::NOWHERE);
-        assert!(!guards.any(TRACKED_SPACES + 1));
-        assert!((1..=TRACKED_SPACES).all(|space| guards.any(space)));
+        assert!(!guards.any(space(TRACKED_SPACES + 1)));
+        assert!((1..=TRACKED_SPACES).all(|number| guards.any(space(number))));
+    }
+
+    #[test]
+    fn a_row_that_is_full_is_followed_by_another() {
+        let guards = Holdings::none();
+        let notes: Vec<_> = (0..=SpaceName::MOST).map(|_| guards.note(space(1))).collect();
+        assert!(notes.iter().all(|note| *note == notes[0] || *note == notes[SpaceName::MOST]));
+        assert!(!guards.any(space(2)), "a count never runs into a name");
+        for (number, note) in notes.into_iter().enumerate() {
+            assert!(guards.any(space(1)), "{number} are forgotten");
+            guards.forget(note);
+        }
+        assert!(!guards.any(space(1)));
     }
 }

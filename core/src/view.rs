@@ -2,14 +2,13 @@
 
 use alloc::vec::Vec;
 use core::fmt;
-use core::marker::PhantomData;
 use core::ops::Range;
 
 use crate::gap::{GapError, GapSearch};
 use crate::mm::ReadSection;
 use crate::platform::{Platform, with_default_platform};
 use crate::space::AddressSpace;
-use crate::thread::Noted;
+use crate::thread::{Guards, Note};
 
 with_default_platform! {
     /// The mmap lock held for reading, from [`view`](AddressSpace::view) or
@@ -33,12 +32,11 @@ with_default_platform! {
     pub struct View<'s, P, T> {
         space: &'s AddressSpace<P, T>,
         section: ReadSection<'s, T>,
-        /// What the edit that this was has cut or merged away: dropped after the section.
+        // The mmap lock belongs to the thread that took it, whatever raw lock it is; so does the note.
+        _noted: Note<Guards, T>,
+        /// What the edit that this was has cut or merged away: dropped last, since its destructors may
+        /// edit the space.
         _leftover: Vec<P>,
-        /// Where the thread's record has it.
-        noted: Noted,
-        // The mmap lock belongs to the thread that took it, whatever raw lock it is.
-        thread: PhantomData<*const ()>,
     }
 }
 
@@ -48,9 +46,7 @@ impl<'s, P, T: Platform> View<'s, P, T> {
         section: ReadSection<'s, T>,
         leftover: Vec<P>,
     ) -> Self {
-        let noted = T::with_thread(|thread| thread.guards.note(space.name()));
-        let noted = noted.unwrap_or(Noted::NOWHERE);
-        Self { space, section, _leftover: leftover, noted, thread: PhantomData }
+        Self { space, section, _noted: Note::new(space.name()), _leftover: leftover }
     }
 
     /// The range and payload of the VMA that holds `addr`.
@@ -109,14 +105,6 @@ impl<'s, P, T: Platform> View<'s, P, T> {
     /// When there is no such room, or the search asks for something impossible.
     pub fn find_gap(&self, search: &GapSearch) -> Result<Range<usize>, GapError> {
         self.space.find_gap(&self.section, search)
-    }
-}
-
-impl<P, T: Platform> Drop for View<'_, P, T> {
-    fn drop(&mut self) {
-        if self.noted != Noted::NOWHERE {
-            T::with_thread(|thread| thread.guards.forget(self.noted));
-        }
     }
 }
 
