@@ -19,7 +19,9 @@
 use alloc::vec::Vec;
 use core::mem::needs_drop;
 
-use crate::edit::Removed;
+use smallvec::SmallVec;
+
+use crate::edit::{Removed, RemovedVmas};
 use crate::error::ChangeError;
 use crate::mm::WriteSection;
 use crate::payload::Payload;
@@ -129,11 +131,11 @@ pub struct Change<'s, 'l, P, T: Platform> {
     space: &'s AddressSpace<P, T>,
     request: Request,
     /// What there will be, in order of address.
-    pieces: Vec<Piece<'s, P, T>>,
+    pieces: SmallVec<[Piece<'s, P, T>; 3]>,
     /// Of the first and the last VMA, where they are cut, the payloads of the parts in the range.
     parts: [Option<P>; 2],
     /// What stood in the range.
-    removed: Vec<Removed<P>>,
+    removed: RemovedVmas<P>,
     /// Payloads that were cut or merged away. Their owner drops them when the edit has ended.
     leftover: &'l mut Vec<P>,
     /// How many payloads of excluded VMAs will become leftovers.
@@ -174,7 +176,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     /// A change with nothing in it.
     #[inline]
     pub fn new(space: &'s AddressSpace<P, T>, request: Request, leftover: &'l mut Vec<P>) -> Self {
-        let (pieces, removed) = (Vec::new(), Vec::new());
+        let (pieces, removed) = (SmallVec::new(), RemovedVmas::new());
         Self { space, request, pieces, parts: [None, None], removed, leftover, owed: 0 }
     }
 
@@ -199,7 +201,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
                 self.cut_one(&vma, part, &mut place)?;
             }
         }
-        // A part is placed after what is left on both of its sides, and anywhere in a relocation.
+        // A relocation places parts anywhere.
         if !self.pieces.is_sorted_by_key(|piece| piece.span.start) {
             self.pieces.sort_unstable_by_key(|piece| piece.span.start);
         }
@@ -230,7 +232,13 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
             self.leave_over_all(whole)?;
         }
         let placed = self.parts[which].as_ref().and_then(|payload| place(part, payload));
-        self.push(placed, true, at)
+        self.push(placed, true, at)?;
+        if let [.., right, placed] = &mut self.pieces[..]
+            && placed.span.start < right.span.start
+        {
+            core::mem::swap(right, placed); // most parts stay where they were
+        }
+        Ok(())
     }
 
     /// Adds a piece made of the excluded VMA at `vma`.
@@ -425,7 +433,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         &mut self,
         tree: &mut Editor<'s, '_, P, T>,
         excluded: &mut Excluded<'s, P, T>,
-    ) -> (Vec<Removed<P>>, Option<Reserved<'s, P>>) {
+    ) -> (RemovedVmas<P>, Option<Reserved<'s, P>>) {
         let (slots, section) = (self.space.slab().slots(), tree.section());
         let mut reserved = None;
         while let Some((at, payload, emptied)) = excluded.take_first() {

@@ -5,6 +5,8 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut, Range};
 
+use smallvec::SmallVec;
+
 use crate::change::{Change, Mapped, Refusal, Request, exclude};
 use crate::error::{ChangeError, InsertError, WriteError};
 use crate::facade::keep;
@@ -65,6 +67,10 @@ pub struct Removed<P> {
     /// What it held.
     pub payload: P,
 }
+
+/// What a change has taken out of a space, in order of address. One VMA takes no memory of its own, so
+/// that removing it cannot fail for want of memory.
+pub type RemovedVmas<P> = SmallVec<[Removed<P>; 1]>;
 
 impl<'s, P, T: Platform> Edit<'s, P, T> {
     pub(crate) fn new(space: &'s AddressSpace<P, T>, section: WriteLock<'s, T>) -> Self {
@@ -159,7 +165,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     ///
     /// See [`ChangeError`]. Nothing has changed then.
     #[doc(alias("vma_mark_detached", "munmap", "do_vmi_munmap"))]
-    pub fn remove(&mut self, range: Range<usize>) -> Result<Vec<Removed<P>>, ChangeError>
+    pub fn remove(&mut self, range: Range<usize>) -> Result<RemovedVmas<P>, ChangeError>
     where
         P: Payload,
     {
@@ -167,13 +173,8 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         let span = space.span(range)?;
         space.check_no_guard(span)?;
         // A whole VMA, and nothing else: nothing to divide, no piece to put anywhere.
-        let mut removed = Vec::new();
-        let ready = || removed.try_reserve_exact(1).is_ok();
-        match space.tree().editor(space.slab(), &self.section).take_whole(span, ready) {
-            Some(payload) => {
-                removed.push(Removed { range: span.range(), payload });
-                Ok(removed)
-            }
+        match space.tree().editor(space.slab(), &self.section).take_whole(span) {
+            Some(payload) => Ok(RemovedVmas::from_buf([Removed { range: span.range(), payload }])),
             None => self.change(Request::new(span, Mapped::Something), |_, _| None),
         }
     }
@@ -209,7 +210,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         &mut self,
         range: Range<usize>,
         mut change: impl FnMut(Range<usize>, &P) -> P,
-    ) -> Result<Vec<Removed<P>>, ChangeError>
+    ) -> Result<RemovedVmas<P>, ChangeError>
     where
         P: Payload,
     {
@@ -245,7 +246,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         from: Range<usize>,
         to: usize,
         mut change: impl FnMut(Range<usize>, &P) -> P,
-    ) -> Result<Vec<Removed<P>>, ChangeError>
+    ) -> Result<RemovedVmas<P>, ChangeError>
     where
         P: Payload,
     {
@@ -260,7 +261,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         &mut self,
         request: Request,
         place: impl FnMut(Span, &P) -> Option<(Span, P)>,
-    ) -> Result<Vec<Removed<P>>, ChangeError>
+    ) -> Result<RemovedVmas<P>, ChangeError>
     where
         P: Payload,
     {
@@ -298,7 +299,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         &mut self,
         range: Range<usize>,
         payload: P,
-    ) -> Result<Vec<Removed<P>>, InsertError<P>>
+    ) -> Result<RemovedVmas<P>, InsertError<P>>
     where
         P: Payload,
     {

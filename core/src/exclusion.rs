@@ -5,7 +5,7 @@ use core::fmt;
 use core::ops::Range;
 
 use crate::change::{Change, Mapped, Refusal, Request, exclude};
-use crate::edit::Removed;
+use crate::edit::RemovedVmas;
 use crate::error::{ChangeError, InsertError};
 use crate::mm::{Section, WriteLock};
 use crate::payload::Payload;
@@ -175,7 +175,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     /// # Errors
     ///
     /// See [`ChangeError`]. Nothing has changed then, and the exclusion is over.
-    pub fn remove(self) -> Result<Vec<Removed<P>>, ChangeError>
+    pub fn remove(self) -> Result<RemovedVmas<P>, ChangeError>
     where
         P: Payload,
     {
@@ -205,7 +205,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     pub fn update(
         self,
         mut change: impl FnMut(Range<usize>, &P) -> P,
-    ) -> Result<Vec<Removed<P>>, ChangeError>
+    ) -> Result<RemovedVmas<P>, ChangeError>
     where
         P: Payload,
     {
@@ -232,7 +232,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         self,
         to: usize,
         mut change: impl FnMut(Range<usize>, &P) -> P,
-    ) -> Result<Vec<Removed<P>>, ChangeError>
+    ) -> Result<RemovedVmas<P>, ChangeError>
     where
         P: Payload,
     {
@@ -247,7 +247,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         self,
         request: Request,
         place: impl FnMut(Span, &P) -> Option<(Span, P)>,
-    ) -> Result<Vec<Removed<P>>, ChangeError>
+    ) -> Result<RemovedVmas<P>, ChangeError>
     where
         P: Payload,
     {
@@ -264,7 +264,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         leftover: &mut Vec<P>,
         request: Request,
         place: impl FnMut(Span, &P) -> Option<(Span, P)>,
-    ) -> Result<Vec<Removed<P>>, ChangeError>
+    ) -> Result<RemovedVmas<P>, ChangeError>
     where
         P: Payload,
     {
@@ -335,7 +335,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     /// See [`ChangeError`]; [`Overlap`](ChangeError::Overlap) when others have mapped something in a
     /// hole of the range. Nothing has changed then, and the exclusion is over.
     #[expect(clippy::type_complexity, reason = "a name for the pair would say less")]
-    pub fn remove_reserving(self) -> Result<(Vec<Removed<P>>, Reservation<'s, P, T>), ChangeError>
+    pub fn remove_reserving(self) -> Result<(RemovedVmas<P>, Reservation<'s, P, T>), ChangeError>
     where
         P: Payload,
     {
@@ -349,7 +349,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     fn reserve_into(
         mut self,
         leftover: &mut Vec<P>,
-    ) -> Result<(Vec<Removed<P>>, Reservation<'s, P, T>), ChangeError>
+    ) -> Result<(RemovedVmas<P>, Reservation<'s, P, T>), ChangeError>
     where
         P: Payload,
     {
@@ -465,7 +465,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ///
     /// Inside a [`HandlerScope`].
     #[doc(alias = "munmap")]
-    pub fn remove(&self, range: Range<usize>) -> Result<Vec<Removed<P>>, ChangeError>
+    pub fn remove(&self, range: Range<usize>) -> Result<RemovedVmas<P>, ChangeError>
     where
         P: Payload,
     {
@@ -498,7 +498,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         &self,
         range: Range<usize>,
         change: impl FnMut(Range<usize>, &P) -> P,
-    ) -> Result<Vec<Removed<P>>, ChangeError>
+    ) -> Result<RemovedVmas<P>, ChangeError>
     where
         P: Payload,
     {
@@ -533,7 +533,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         from: Range<usize>,
         to: usize,
         change: impl FnMut(Range<usize>, &P) -> P,
-    ) -> Result<Vec<Removed<P>>, ChangeError>
+    ) -> Result<RemovedVmas<P>, ChangeError>
     where
         P: Payload,
     {
@@ -568,7 +568,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         &self,
         range: Range<usize>,
         mut payload: P,
-    ) -> Result<Vec<Removed<P>>, InsertError<P>>
+    ) -> Result<RemovedVmas<P>, InsertError<P>>
     where
         P: Payload,
     {
@@ -595,7 +595,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         span: Span,
         payload: P,
         leftover: &mut Vec<P>,
-    ) -> Result<Vec<Removed<P>>, (Unput, P)>
+    ) -> Result<RemovedVmas<P>, (Unput, P)>
     where
         P: Payload,
     {

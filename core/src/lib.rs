@@ -98,7 +98,7 @@ mod view;
 
 pub use arena::Usage;
 pub use cursor::Cursor;
-pub use edit::{Edit, Removed, WriteGuard};
+pub use edit::{Edit, Removed, RemovedVmas, WriteGuard};
 pub use error::{ChangeError, EditError, InsertError, ReadError, RegisterError, WriteError};
 pub use exclusion::Exclusion;
 pub use facade::WaitWord;

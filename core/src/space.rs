@@ -689,7 +689,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ///
     /// Inside a [`HandlerScope`](crate::HandlerScope).
     #[doc(alias("mmap_write_lock", "mmap_lock"))]
-    #[inline]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub fn edit(&self) -> Result<Edit<'_, P, T>, EditError> {
         self.check_may_wait()?;
         Ok(Edit::new(self, self.write()))
@@ -729,7 +729,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
 
     /// Waits for the mmap lock for writing, begins an edit, and gives back the ranges of reservations
     /// that were dropped meanwhile.
-    #[inline]
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn write(&self) -> WriteLock<'_, T> {
         let section = self.mm.write();
         self.take_on(&section);

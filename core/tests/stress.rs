@@ -12,7 +12,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pervma::{AddressSpace, ChangeError, GapSearch, Payload, ReadError, Removed, Slab};
+use pervma::{
+    AddressSpace, ChangeError, GapSearch, Payload, ReadError, Removed, RemovedVmas, Slab,
+};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -187,7 +189,7 @@ fn reader(arena: &Arena, seed: u64) -> Seen {
 }
 
 /// Checks what was taken out of `space`.
-fn took(space: usize, result: Result<Vec<Removed<Place>>, ChangeError>, seen: &mut Seen) {
+fn took(space: usize, result: Result<RemovedVmas<Place>, ChangeError>, seen: &mut Seen) {
     match result {
         Ok(removed) => {
             for Removed { range, payload } in removed {
@@ -221,7 +223,7 @@ fn editor(arena: &Arena, seed: u64) -> Seen {
         match what {
             0 | 1 => {
                 let inserted = space.edit().unwrap().insert(range.clone(), place(id));
-                took(number, inserted.map(|()| Vec::new()).map_err(|error| error.kind), &mut seen);
+                took(number, inserted.map(|()| RemovedVmas::new()).map_err(|error| error.kind), &mut seen);
             }
             2 => took(number, space.edit().unwrap().remove(range.clone()), &mut seen),
             3 => took(number, space.remove(range.clone()), &mut seen),

@@ -283,12 +283,12 @@ impl<'s: 'm, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
     }
 
     /// Takes out the VMA at `span`, waiting for its readers, if there is exactly one and nobody else
-    /// excludes it; else nothing has changed. `ready` is asked before the first step.
+    /// excludes it; else nothing has changed.
     #[inline]
-    pub fn take_whole(&mut self, span: Span, ready: impl FnOnce() -> bool) -> Option<P> {
+    pub fn take_whole(&mut self, span: Span) -> Option<P> {
         let slot = self.seek(span.start)?.slot()?;
         let entry = entry(self.slab, self.section, slot);
-        if entry.span() != span || !ready() {
+        if entry.span() != span {
             return None;
         }
         let mut alone = Excluded::new(self.slab.slots(), false);

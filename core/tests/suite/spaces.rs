@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use pervma::{
     AddressSpace, ChangeError, Cursor, Edit, Exclusion, GapError, GapSearch, GlobalMemory,
-    InsertError, Payload, Platform, RangeError, ReadError, ReadGuard, Removed, Reservation, Slab,
-    WaitWord,
+    InsertError, Payload, Platform, RangeError, ReadError, ReadGuard, Removed, RemovedVmas,
+    Reservation, Slab, WaitWord,
 };
 use pervma_oracle::{NoGap, Refused, Search};
 
@@ -343,7 +343,7 @@ fn sure<V, E: Debug>(result: Result<V, E>) -> V {
     result.unwrap_or_else(|error| panic!("{error:?}"))
 }
 
-fn map(removed: Vec<Removed<Part>>) -> Map {
+fn map(removed: RemovedVmas<Part>) -> Map {
     removed.into_iter().map(|Removed { range, payload }| (range, payload)).collect()
 }
 
