@@ -58,6 +58,12 @@ impl Request {
     fn out_of_memory(&self) -> ChangeError {
         ChangeError::OutOfMemory { range: self.span.range() }
     }
+
+    /// Whether all that was mapped stays mapped, and nothing else comes: linking and unlinking hand all
+    /// room on then, so no gap needs to be settled.
+    fn keeps_room(&self) -> bool {
+        self.mapped == Mapped::Everything
+    }
 }
 
 /// Why the VMAs of a range were not excluded.
@@ -284,13 +290,14 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         tree: &mut Editor<'s, '_, P, T>,
         excluded: &mut Excluded<'_, P, T>,
     ) -> Result<(), ChangeError> {
-        let Some(first) = self.pieces.iter().position(|piece| piece.changed) else { return Ok(()) };
-        let last = self.pieces.iter().rposition(|piece| piece.changed).unwrap_or(first);
-        let start = self.pieces[first].span.start;
+        let pieces = &self.pieces[..];
+        let Some(first) = pieces.iter().position(|piece| piece.changed) else { return Ok(()) };
+        let last = pieces.iter().rposition(|piece| piece.changed).unwrap_or(first);
+        let start = pieces[first].span.start;
         // What is left of a VMA that was cut, or else a VMA outside; not one behind the other.
-        let left = self.pieces[..first].iter().position(|piece| piece.span.end == start);
-        let end = self.pieces[last].span.end;
-        let alone = self.pieces.get(last + 1).is_none_or(|next| next.span.start != end);
+        let left = pieces[..first].iter().position(|piece| piece.span.end == start);
+        let end = pieces[last].span.end;
+        let alone = pieces.get(last + 1).is_none_or(|next| next.span.start != end);
         // Both are VMAs, so they stay where they are while user code runs.
         let section = tree.section();
         let before = if left.is_none() { start.checked_sub(1) } else { None };
@@ -369,12 +376,6 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         Ok(())
     }
 
-    /// Whether all that was mapped stays mapped, and nothing else comes: linking and unlinking hand all
-    /// room on then, so no gap needs to be settled.
-    fn keeps_room(&self) -> bool {
-        self.request.mapped == Mapped::Everything
-    }
-
     fn leave_over(&mut self, payload: P) -> Result<(), ChangeError> {
         if !needs_drop::<P>() {
             return Ok(());
@@ -382,13 +383,6 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         self.leftover.try_reserve(1).map_err(|_| self.request.out_of_memory())?;
         self.leftover.push(payload);
         Ok(())
-    }
-
-    /// Leaves over a payload for which [`prepare`](Self::prepare) has made room.
-    fn leave_over_owed(&mut self, payload: P) {
-        if needs_drop::<P>() {
-            self.leftover.push(payload);
-        }
     }
 
     fn leave_over_all(&mut self, payloads: impl IntoIterator<Item = P>) -> Result<(), ChangeError> {
@@ -435,53 +429,60 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         excluded: &mut Excluded<'s, P, T>,
     ) -> (RemovedVmas<P>, Option<Reserved<'s, P>>) {
         let (slots, section) = (self.space.slab().slots(), tree.section());
+        let (request, pieces) = (self.request, &mut self.pieces[..]);
+        let keeps_room = request.keeps_room();
         let mut reserved = None;
-        while let Some((at, payload, emptied)) = excluded.take_first() {
-            match self.request.span.overlap(at) {
-                Some(part) if part == at => {
-                    self.removed.push(Removed { range: at.range(), payload })
-                }
-                Some(part) => {
-                    self.leave_over_owed(payload);
-                    let payload = self.parts.iter_mut().find_map(Option::take);
-                    let range = part.range();
-                    self.removed.extend(payload.map(|payload| Removed { range, payload }));
-                }
-                None => self.leave_over_owed(payload),
+        // What has no room of its own in the result; `prepare` has made room for it.
+        let mut leave_over = |payload| {
+            if needs_drop::<P>() {
+                self.leftover.push(payload);
             }
-            let found = self.pieces.binary_search_by_key(&at.start, |piece| piece.span.start);
-            let Some(piece) = found.ok().and_then(|found| self.pieces.get_mut(found)) else {
-                tree.unlink(at.start, if self.keeps_room() { at.len() } else { 0 });
+        };
+        while let Some((at, payload, emptied)) = excluded.take_first() {
+            let removed = match request.span.overlap(at) {
+                Some(part) if part == at => Some((part, payload)),
+                Some(part) => {
+                    leave_over(payload);
+                    self.parts.iter_mut().find_map(Option::take).map(|payload| (part, payload))
+                }
+                None => {
+                    leave_over(payload);
+                    None
+                }
+            };
+            if let Some((part, payload)) = removed {
+                self.removed.push(Removed { range: part.range(), payload });
+            }
+            let Ok(found) = pieces.binary_search_by_key(&at.start, |piece| piece.span.start) else {
+                tree.unlink(at.start, if keeps_room { at.len() } else { 0 });
                 emptied.detach(slots, section);
                 continue;
             };
+            let piece = &mut pieces[found];
             match piece.payload.take() {
                 Some(payload) => emptied.fill(section, piece.span, payload),
                 None => reserved = Some(emptied.reserve(section, piece.span)),
             }
         }
-        if self.pieces.is_empty() {
-            // What was taken out has left its room behind.
-            return (core::mem::take(&mut self.removed), None);
-        }
-        // Two ranges, since between the ends of a relocation there may be any number of VMAs.
-        let mut hulls = [Some(self.request.span), self.request.target];
-        for piece in &mut self.pieces {
-            for hull in hulls.iter_mut().flatten() {
-                if piece.span.start <= hull.end && hull.start <= piece.span.end {
-                    hull.start = hull.start.min(piece.span.start);
-                    hull.end = hull.end.max(piece.span.end);
-                }
-            }
+        for piece in pieces.iter_mut() {
             match (piece.home.take(), piece.payload.take()) {
                 (Some(home), Some(payload)) => home.attach(section, piece.span, payload),
                 (Some(home), None) => reserved = Some(home.reserve(section, piece.span)),
                 (None, _) => {}
             }
         }
-        if !self.keeps_room() {
-            for hull in hulls.into_iter().flatten() {
-                tree.settle(hull);
+        // Where there are no pieces, what was taken out has left its room behind.
+        if !keeps_room && !pieces.is_empty() {
+            // Two ranges, since between the ends of a relocation there may be any number of VMAs.
+            let mut hulls = [Some(request.span), request.target];
+            for hull in hulls.iter_mut().flatten() {
+                for Piece { span, .. } in pieces.iter() {
+                    if span.start <= hull.end && hull.start <= span.end {
+                        hull.start = hull.start.min(span.start);
+                        hull.end = hull.end.max(span.end);
+                    }
+                }
+                tree.settle(*hull);
             }
         }
         (core::mem::take(&mut self.removed), reserved)

@@ -334,7 +334,6 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     ///
     /// See [`ChangeError`]; [`Overlap`](ChangeError::Overlap) when others have mapped something in a
     /// hole of the range. Nothing has changed then, and the exclusion is over.
-    #[expect(clippy::type_complexity, reason = "a name for the pair would say less")]
     pub fn remove_reserving(self) -> Result<(RemovedVmas<P>, Reservation<'s, P, T>), ChangeError>
     where
         P: Payload,
@@ -345,7 +344,6 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         result
     }
 
-    #[expect(clippy::type_complexity, reason = "a name for the pair would say less")]
     fn reserve_into(
         mut self,
         leftover: &mut Vec<P>,

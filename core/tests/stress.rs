@@ -223,7 +223,11 @@ fn editor(arena: &Arena, seed: u64) -> Seen {
         match what {
             0 | 1 => {
                 let inserted = space.edit().unwrap().insert(range.clone(), place(id));
-                took(number, inserted.map(|()| RemovedVmas::new()).map_err(|error| error.kind), &mut seen);
+                took(
+                    number,
+                    inserted.map(|()| RemovedVmas::new()).map_err(|error| error.kind),
+                    &mut seen,
+                );
             }
             2 => took(number, space.edit().unwrap().remove(range.clone()), &mut seen),
             3 => took(number, space.remove(range.clone()), &mut seen),
