@@ -20,7 +20,8 @@ pub const NO_KEY: usize = usize::MAX;
 const ALONE: Relaxed = Relaxed("only the writer asks, and only the writer changes it");
 
 /// What a word of the tree points to. The kind is part of the word, so a walker that meets a
-/// recycled node never takes a node for a VMA. Kept as it is stored, and taken apart when it is asked.
+/// recycled node never takes a node for a VMA. Kept as it is stored, and taken apart when it is asked:
+/// each kind has a bit of its own.
 ///
 /// | value | meaning |
 /// |---|---|
@@ -47,13 +48,13 @@ impl Target {
     #[inline(always)]
     pub fn node(self) -> Option<Idx<Node>> {
         // SAFETY: put in by `to_node`, and loaded with acquire.
-        (self.0 & 3 == 1).then(|| unsafe { Idx::from_raw(self.0 >> 2) })
+        (self.0 & 1 != 0).then(|| unsafe { Idx::from_raw(self.0 >> 2) })
     }
 
     /// The slot, if it is one.
     #[inline(always)]
     pub fn slot(self) -> Option<u32> {
-        (self.0 & 3 == 2).then_some(self.0 >> 2)
+        (self.0 & 2 != 0).then_some(self.0 >> 2)
     }
 }
 
@@ -135,15 +136,18 @@ impl Node {
     /// in the middle of a change may be wrong, never out of bounds.
     ///
     /// First the group of keys, then the key in the group, both by counting: no branch depends on a
-    /// key, since in a random lookup such a branch is mispredicted at every node.
+    /// key, since in a random lookup such a branch is mispredicted at every node. In 32 bits, so that
+    /// the compiler counts before it scales, and not in the address of the word.
     #[inline(always)]
     pub fn search(&self, addr: usize) -> usize {
         const GROUP: usize = 4;
         // The last address is in no half-open range; unused entries must not match it.
         let addr = addr.min(NO_KEY - 1);
-        let up_to = |entry| usize::from(self.walker_key(entry) <= addr);
-        let group = (1..FANOUT / GROUP).map(|group| up_to(group * GROUP)).sum::<usize>() * GROUP;
-        group + (group + 1..group + GROUP).map(up_to).sum::<usize>()
+        let up_to = |entry| u32::from(self.walker_key(entry) <= addr);
+        let group =
+            (1..FANOUT / GROUP).map(|group| up_to(group * GROUP)).sum::<u32>() * GROUP as u32;
+        let first = group as usize;
+        (group + (first + 1..first + GROUP).map(up_to).sum::<u32>()) as usize
     }
 
     /// Whether an entry lies at or below `addr`, for a walker: the first one need not.
