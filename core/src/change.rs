@@ -360,14 +360,17 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     /// Merges the pieces from the `kept`th on.
     fn join_inside(&mut self, mut kept: usize) -> Result<(), ChangeError> {
         for next in kept + 1..self.pieces.len() {
-            let Some(merged) = self.pieces[kept].merge(&self.pieces[next]) else {
+            let pieces = &mut self.pieces[..];
+            let Some(merged) = pieces[kept].merge(&pieces[next]) else {
                 kept += 1;
-                self.pieces.swap(kept, next);
+                if kept < next {
+                    pieces.swap(kept, next);
+                }
                 continue;
             };
-            let gone = self.pieces[next].payload.take();
-            let end = self.pieces[next].span.end;
-            let piece = &mut self.pieces[kept];
+            let gone = pieces[next].payload.take();
+            let end = pieces[next].span.end;
+            let piece = &mut pieces[kept];
             let old = piece.payload.replace(merged);
             (piece.span.end, piece.changed) = (end, true);
             self.leave_over_all(old.into_iter().chain(gone))?;
@@ -503,11 +506,14 @@ fn neighbour<'m, P, T: Platform>(
 
 impl<P, T: Platform> Drop for Change<'_, '_, P, T> {
     fn drop(&mut self) {
+        if !needs_drop::<P>() {
+            return;
+        }
         let pieces = self.pieces.iter_mut().filter_map(|piece| piece.payload.take());
         let parts = self.parts.iter_mut().filter_map(Option::take);
         for payload in pieces.chain(parts) {
             // No destructor runs inside an edit, unless there is no room to keep the payload.
-            if needs_drop::<P>() && self.leftover.try_reserve(1).is_ok() {
+            if self.leftover.try_reserve(1).is_ok() {
                 self.leftover.push(payload);
             }
         }
