@@ -87,7 +87,7 @@ edges! {
 
     /// A reader that meets something newer than the settled number loads the sequence. All edits
     /// below it are over, and what they wrote is visible.
-    READ_SEQ: Load Acquire, pairs [EDIT_END],
+    READ_SEQ: Load Acquire, pairs [EDIT_END, EDIT_BEGIN],
         without "a reader believes that an edit has ended and reads fields from the middle of it";
 
     /// That reader passes on what it saw: all edits up to this number are over.
@@ -182,6 +182,11 @@ edges! {
     /// A new VMA appears in a slot: one reference, nobody inside.
     ATTACH_PUBLISH: Store Release, pairs [READ_ADMIT, HAZARD_ADMIT],
         without "a reader that still holds the address of the recycled slot reads fields of its previous tenant";
+
+    /// The sequence becomes odd. Whoever loads this number sees what the edits before have written, as
+    /// if it had loaded the even one in front.
+    EDIT_BEGIN: Store Release, pairs [READ_SEQ],
+        without "a reader that meets the next edit believes the last one over, and reads fields that are still on their way";
 
     /// The sequence becomes even: all write locks of the edit end, all it wrote is published.
     EDIT_END: Store Release, pairs [READ_SEQ],
@@ -365,8 +370,6 @@ steps! {
     FreeDetached,
     /// A leaving reader wakes the writer that waits for it.
     WakeWaiter,
-    /// An edit begins by a read-modify-write, which carries on the release sequence of the last end.
-    BeginByRmw,
     /// Attach stores `lock_seq`, so that nobody enters before the edit ends.
     AttachLocked,
     /// Whoever excludes a VMA waits for the readers that are inside.

@@ -68,9 +68,9 @@ use crate::facade::{
     AtomicU64, MUTANT, Meeting, Relaxed, WaitWord, check, const_unless_model, keep,
 };
 use crate::ledger::{
-    ATTACH_PUBLISH, EDIT_END, EXCLUDE_BEGIN, EXCLUDE_END, EXCLUDE_WAIT, GATE_OPEN, GATE_REGISTER,
-    HAZARD_ADMIT, NODE_STAMP, READ_ADMIT, READ_PUT, READ_SEQ, READ_SETTLED, SEQ_SETTLE,
-    STAMP_CHECK, Step,
+    ATTACH_PUBLISH, EDIT_BEGIN, EDIT_END, EXCLUDE_BEGIN, EXCLUDE_END, EXCLUDE_WAIT, GATE_OPEN,
+    GATE_REGISTER, HAZARD_ADMIT, NODE_STAMP, READ_ADMIT, READ_PUT, READ_SEQ, READ_SETTLED,
+    SEQ_SETTLE, STAMP_CHECK, Step,
 };
 use crate::platform::Platform;
 
@@ -167,17 +167,9 @@ impl SpaceSeq {
     pub fn begin(&self) -> EditSeq {
         self.meeting.pass();
         let current = &self.current.0;
-        // A read-modify-write: whoever loads this odd number (READ_SEQ) still synchronizes with the
-        // EDIT_END before it.
-        let even = if keep(Step::BeginByRmw) {
-            current
-                .fetch_add(1, Relaxed("each store that a walker can meet is a release of its own"))
-        } else {
-            let even = current.load(MUTANT);
-            current.store(even + 1, MUTANT);
-            even
-        };
+        let even = current.load(Relaxed("stored under the mmap lock, which is held"));
         check(even.is_multiple_of(2), "one edit at a time");
+        current.store(even + 1, EDIT_BEGIN);
         EditSeq(even + 1)
     }
 

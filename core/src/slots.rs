@@ -24,7 +24,9 @@ use core::{iter, ptr};
 
 use crate::arena::{Arena, Idx, Object, Usage, Users};
 use crate::error::OutOfMemory;
-use crate::facade::{AtomicU32, Cell, ConstPtr, Relaxed, check, const_unless_model, keep};
+use crate::facade::{
+    AtomicU32, Cell, ConstPtr, Relaxed, check, const_unless_model, keep, passing_place,
+};
 use crate::hazard::{Hazard, Record, Registry};
 use crate::ledger::{LEAVE_BEHIND, Step, TAKE_ON};
 use crate::lock::{EditSeq, Refused, SpaceSeq, Ticket, VmaLock};
@@ -161,6 +163,7 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
         let Some(hazard) = record.publish(&slot.lock) else { return Self::enter_unpublished(slot) };
         let inside = Self { slot, published: Some(hazard), _platform: PhantomData };
         slot.lock.visit()?; // else it is taken back
+        passing_place();
         Ok(inside)
     }
 

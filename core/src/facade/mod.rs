@@ -102,6 +102,13 @@ pub fn signal_fence() {
     imp::signal_fence();
 }
 
+/// Where a reader may come past a barrier that another thread has asked for, for a checker. It may
+/// anywhere; this is such a place that no fence for signal handlers marks.
+#[inline(always)]
+pub fn passing_place() {
+    imp::passing_place();
+}
+
 /// An assertion of debug builds and of all models, whose mutants fail by what it says.
 #[inline(always)]
 #[track_caller]

@@ -84,6 +84,10 @@ pub(super) fn fence(order: Ordering) {
 
 /// No checker has signals. But here a reader that relies on [`Barrier`] can come to one.
 pub(super) fn signal_fence() {
+    passing_place();
+}
+
+pub(super) fn passing_place() {
     if let Some(barrier) = barrier() {
         barrier.pass();
     }
@@ -101,8 +105,8 @@ fn barrier() -> Option<Arc<Barrier>> {
 ///
 /// The system call returns when the other thread has come past a full barrier, at a place of its program
 /// that nobody knows: what it did before is visible, what it does behind it sees what was done before
-/// the call. Here it comes past at the first of its fences for signal handlers, or of the places that a
-/// model gives it, after the barrier was asked for, or when it ends.
+/// the call. Here it comes past at the first of its fences for signal handlers, its passing places or
+/// those that a model gives it, after the barrier was asked for, or when it ends.
 pub struct Barrier {
     state: Mutex<Barriers>,
     passed: Condvar,

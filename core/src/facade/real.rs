@@ -28,6 +28,9 @@ pub(super) fn signal_fence() {
     core::sync::atomic::compiler_fence(Ordering::SeqCst);
 }
 
+#[inline(always)]
+pub(super) fn passing_place() {}
+
 /// See the model's.
 pub struct Meeting;
 

@@ -153,7 +153,7 @@ pub const READ_ACROSS_EDITS: Model = Model {
         vma.try_read(get);
         writer.join().unwrap();
     },
-    mutants: &[drop_step(Step::BeginByRmw, RACE), weaken("EDIT_END", RACE)],
+    mutants: &[weaken("READ_SEQ", RACE), weaken("EDIT_BEGIN", RACE), weaken("EDIT_END", RACE)],
 };
 
 /// Two readers, one writer.
