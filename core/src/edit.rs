@@ -153,7 +153,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// space.edit()?.insert(0x5000..0x6000, 'b')?;
     ///
     /// let removed = space.edit()?.remove(0x2000..0x8000)?;
-    /// assert_eq!(removed, [
+    /// assert_eq!(*removed, [
     ///     Removed { range: 0x2000..0x3000, payload: 'a' },
     ///     Removed { range: 0x5000..0x6000, payload: 'b' },
     /// ]);
