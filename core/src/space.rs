@@ -22,7 +22,7 @@ use crate::reader::Reader;
 use crate::slab::{OWNER, Slab, SlabRef};
 use crate::slots::{Admitted, Entry, Inside, Reserved, Slot, Turned};
 use crate::thread::{HandlerScope, SpaceName};
-use crate::tree::{Blocked, Passed, Trail, Tree, Unlinked};
+use crate::tree::{Blocked, PassedDown, PassedOn, Trail, Tree, Unlinked};
 use crate::view::View;
 
 /// Walks in a lookup, after the first, before it is told *locked*.
@@ -585,7 +585,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         let mut busy = false;
         let mut settled = self.mm.seq().settled();
         for walk in 2..=1 + MORE_WALKS {
-            let mut passed = Passed::none();
+            let mut passed = PassedDown::none();
             match self.walk(addr, record, &mut passed) {
                 Met::Vma(admitted) => {
                     if admitted.span().contains(addr) || !keep(Step::CheckRange) {
@@ -622,7 +622,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
             let mut from = addr;
             // First what starts at or below the address, then what starts above what was passed.
             let mut below = true;
-            let mut passed = Passed::none();
+            let mut passed = PassedOn::none();
             let mut met = self.walk(addr, None, &mut passed);
             for _ in 0..MAX_PASSED + 2 {
                 match met {
@@ -646,7 +646,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
                             && self.tree.is_settled(&passed, settled) =>
                     {
                         from = from.max(span.end);
-                        passed = Passed::none();
+                        passed = PassedOn::none();
                     }
                     Met::Nothing if below => {}
                     Met::Nothing if self.tree.is_settled(&passed, settled) => return Ok(None),

@@ -76,26 +76,31 @@ impl Trail<'_> for () {
     fn pass(&mut self, _node: &Node) {}
 }
 
-/// The nodes that one walk has passed, or a walk to an address and one to the next entry: so that
-/// "nothing is there" can be checked.
-pub struct Passed<'n> {
-    // Down, and to the next entry down and down again.
-    nodes: [Option<&'n Node>; 3 * (MAX_DEPTH + 1)],
+/// The nodes that walks have passed, at most so many: so that "nothing is there" can be checked.
+pub struct Passed<'n, const MOST: usize> {
+    nodes: [Option<&'n Node>; MOST],
     len: usize,
 }
 
-impl Passed<'_> {
+/// Of a walk to an address.
+pub type PassedDown<'n> = Passed<'n, MAX_DEPTH>;
+
+/// Of a walk to an address, and one to the next entry: down, and down again beside that.
+pub type PassedOn<'n> = Passed<'n, { 3 * (MAX_DEPTH + 1) }>;
+
+impl<const MOST: usize> Passed<'_, MOST> {
     /// No node yet.
     pub fn none() -> Self {
         Self { nodes: [None; _], len: 0 }
     }
 }
 
-impl<'n> Trail<'n> for Passed<'n> {
+impl<'n, const MOST: usize> Trail<'n> for Passed<'n, MOST> {
     const ASKED: bool = true;
 
     fn pass(&mut self, node: &'n Node) {
         // There is a place: walks are that short.
+        debug_assert!(self.len < MOST, "a walk has passed {MOST} nodes");
         if let Some(place) = self.nodes.get_mut(self.len) {
             *place = Some(node);
         }
@@ -333,7 +338,11 @@ impl BTree {
     ///
     /// From the last node up to the root: a node is this tree's for as long as what led to it is
     /// unchanged, and before it can be another's, that was changed.
-    pub fn is_settled(&self, passed: &Passed<'_>, settled: Settled) -> bool {
+    pub fn is_settled<const MOST: usize>(
+        &self,
+        passed: &Passed<'_, MOST>,
+        settled: Settled,
+    ) -> bool {
         fence(HOLE_CHECK);
         let root = || self.stamp.is_settled(settled);
         let mut nodes = passed.nodes.iter().take(passed.len).flatten();
@@ -824,7 +833,7 @@ mod tests {
         for addr in [0, 1, 2, usize::MAX] {
             assert_eq!(
                 (
-                    tree.walk(&nodes, addr, &mut Passed::none()),
+                    tree.walk(&nodes, addr, &mut PassedDown::none()),
                     tree.walk_from(&nodes, addr, &mut ())
                 ),
                 (None, None)
@@ -879,7 +888,7 @@ mod tests {
                 entries.reverse();
                 let probe = dice.roll(4_100) as usize;
                 let found = [
-                    tree.walk(&nodes, probe, &mut Passed::none()),
+                    tree.walk(&nodes, probe, &mut PassedDown::none()),
                     tree.walk_from(&nodes, probe, &mut ()),
                     tree.first_gap(&nodes, probe, size),
                     tree.last_gap(&nodes, probe, size),

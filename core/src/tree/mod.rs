@@ -18,7 +18,7 @@ use crate::slots::{Admitted, Entry, Excluded, FreeSlot, Inside, Sleeper, Slot, T
 
 use btree::{BTree, Position, Shape};
 
-pub use btree::{Passed, Trail};
+pub use btree::{Passed, PassedDown, PassedOn, Trail};
 pub use node::Node;
 
 /// The tree of one space. Always used with the slab of that space.
@@ -87,7 +87,11 @@ impl Tree {
 
     /// Whether what walks found is what the tree held when the edits up to `settled` were over, and
     /// until after each of its nodes was passed.
-    pub fn is_settled(&self, passed: &Passed<'_>, settled: Settled) -> bool {
+    pub fn is_settled<const MOST: usize>(
+        &self,
+        passed: &Passed<'_, MOST>,
+        settled: Settled,
+    ) -> bool {
         self.btree.is_settled(passed, settled)
     }
 
