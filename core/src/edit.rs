@@ -69,7 +69,7 @@ pub struct Removed<P> {
 }
 
 /// What a change has taken out of a space, in order of address. One VMA takes no memory of its own, so
-/// that removing it cannot fail for want of memory.
+/// that removing it cannot fail for want of memory. `into_vec` makes a `Vec` of it.
 pub type RemovedVmas<P> = SmallVec<[Removed<P>; 1]>;
 
 impl<'s, P, T: Platform> Edit<'s, P, T> {

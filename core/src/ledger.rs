@@ -250,7 +250,7 @@ pub const ARGUED: &[Argued] = &[
     Argued {
         name: "MEMBARRIER",
         what: "`membarrier(2)` makes each running thread of the process pass a full barrier between call and return",
-        because: "that is what it is for; a thread that is not running passes one when it is scheduled. The models have a stand-in that makes a reader come past at any place between its accesses",
+        because: "that is what it is for; a thread that is not running passes one when it is scheduled. The models have a stand-in that a reader comes past at places around each of its accesses: its fences for signal handlers, and passing places",
         test: "core/tests/registered.rs::registered_readers_and_writers_of_one_vma",
     },
     Argued {

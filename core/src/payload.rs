@@ -36,6 +36,9 @@ use alloc::sync::Arc;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
+/// Payloads are moved, and a change has several of them on the stack at a time: large ones belong in a
+/// `Box`.
+///
 /// One that stands for something indivisible says nothing more: `impl Payload for Device {}`. A
 /// change that would cut its VMA is refused then.
 ///

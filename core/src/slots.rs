@@ -26,6 +26,7 @@ use crate::arena::{Arena, Idx, Object, Usage, Users};
 use crate::error::OutOfMemory;
 use crate::facade::{
     AtomicU32, Cell, ConstPtr, Relaxed, check, const_unless_model, keep, passing_place,
+    signal_fence,
 };
 use crate::hazard::{Hazard, Record, Registry};
 use crate::ledger::{LEAVE_BEHIND, Step, TAKE_ON};
@@ -647,15 +648,8 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
 }
 
 impl<P, T: Platform> Drop for Excluded<'_, P, T> {
+    /// Lets the readers in again.
     fn drop(&mut self) {
-        self.give_up();
-    }
-}
-
-impl<P, T: Platform> Excluded<'_, P, T> {
-    /// Lets the readers in again, and forgets the VMAs.
-    pub fn give_up(&mut self) {
-        self.last = None;
         while let Some(index) = self.first {
             let lock = &self.slots.get(index).lock;
             if keep(Step::LinkBeforeEnd) {
@@ -668,6 +662,7 @@ impl<P, T: Platform> Excluded<'_, P, T> {
                 self.first = self.next(index);
             }
         }
+        signal_fence(); // an exclusion's thread forgets it then, not before
     }
 }
 

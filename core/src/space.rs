@@ -683,7 +683,8 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// # Errors
     ///
     /// When the thread edits this space already, or holds a guard of it. A thread's guards are
-    /// known for up to four spaces at a time.
+    /// known for up to four spaces at a time, and up to 16,383 in each (127 where addresses have 32
+    /// bits); more of one take the place of another space.
     ///
     /// # Panics
     ///
