@@ -214,6 +214,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         Ok(())
     }
 
+    #[inline]
     fn cut_one(
         &mut self,
         vma: &Attached<'_, P>,
@@ -248,6 +249,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     }
 
     /// Adds a piece made of the excluded VMA at `vma`.
+    #[inline(always)]
     fn push(
         &mut self,
         piece: Option<(Span, P)>,
@@ -494,6 +496,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
 
 /// The VMA at `addr`, if it has nothing to do with the change and nobody excludes it. In the range
 /// itself there may be one that has come into a hole of an exclusion.
+#[inline]
 fn neighbour<'m, P, T: Platform>(
     tree: &mut Editor<'_, 'm, P, T>,
     request: &Request,

@@ -557,6 +557,7 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
 
     /// Takes in one more VMA if it can be had: waiting for its readers in an edit's list, only if
     /// there are none in an exclusion's.
+    #[inline]
     pub fn join(&mut self, vma: Attached<'_, P>, section: &WriteSection<'_, T>) -> bool {
         if !self.gated {
             return self.push(vma, section);
@@ -568,6 +569,7 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
         idle
     }
 
+    #[inline]
     fn append(&mut self, index: Idx<Slot<P>>) {
         self.set_next(index, None);
         match self.last {
@@ -791,6 +793,7 @@ pub struct FreeSlot<'a, P, T: Platform> {
 
 impl<'a, P, T: Platform> FreeSlot<'a, P, T> {
     /// A free slot of `slots`.
+    #[inline]
     pub fn alloc(
         slots: &'a Slots<P, T>,
         section: &WriteSection<'_, T>,

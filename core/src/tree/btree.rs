@@ -302,6 +302,7 @@ impl<'n> Position<'n> {
     }
 
     /// Restores T4 above the leaf, where a gap went from `old` to `new`; 0 stands for no entry.
+    #[inline]
     fn gap_changed(&self, old: usize, mut new: usize) {
         let (mut child, _) = self.last();
         for (node, entry) in self.above() {
