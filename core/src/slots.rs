@@ -717,6 +717,7 @@ impl<'s, P> Emptied<'s, P> {
     }
 
     /// Detaches it and gives the slot to `slots`. The tree no longer leads here.
+    #[inline]
     pub fn detach<T: Platform>(self, slots: &Slots<P, T>, section: &WriteSection<'_, T>) {
         if !keep(Step::FreeDetached) {
             slots.arena.free(self.index, section);
