@@ -251,6 +251,24 @@ fn a_refused_allocation_changes_nothing() {
 }
 
 #[test]
+fn removing_one_whole_vma_asks_for_no_memory() {
+    const ONE: &[Operation] = &[
+        ("it", |space| space.edit().unwrap().remove(200..300).map(drop)),
+        ("what it lies in", |space| space.edit().unwrap().remove(410..450).map(drop)),
+        ("it, outside", |space| space.remove(200..300).map(drop)),
+        ("it, excluded", |space| space.exclude(200..300)?.remove().map(drop)),
+    ];
+    let several: Operation = ("several", |space| space.edit().unwrap().remove(200..400).map(drop));
+    quiet(|| {
+        let refused = |operation| fail_everywhere(operation, &ALLOCATIONS_LEFT, &|| space(None, 0));
+        assert_ne!(refused(several), 0, "an allocation would be noticed");
+        for &operation in ONE {
+            assert_eq!(refused(operation), 0, "{}", operation.0);
+        }
+    });
+}
+
+#[test]
 fn a_full_slab_changes_nothing() {
     quiet(|| {
         let mut failures = 0;
