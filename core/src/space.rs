@@ -521,7 +521,6 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// Walks to a VMA that does not look write-locked.
     #[cfg_attr(not(debug_assertions), inline(always))]
     fn walk_to_open(&self, addr: usize) -> Option<&Slot<P>> {
-        self.mm.seq().meeting().pass();
         let slot = self.tree.walk(self.slab.get(), addr, &mut ())?;
         (!slot.looks_locked(self.mm.seq())).then_some(slot)
     }

@@ -272,8 +272,8 @@ impl<T: Platform> Drop for HandlerScope<T> {
 mod tests {
     use super::*;
 
-    const fn space(number: usize) -> SpaceName {
-        SpaceName((number * SpaceName::ALIGN) << SpaceName::SHIFT)
+    fn space(number: usize) -> SpaceName {
+        SpaceName::at(number * SpaceName::ALIGN)
     }
 
     #[test]
