@@ -2,7 +2,6 @@
 
 use alloc::vec::Vec;
 use core::fmt;
-use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut, Range};
 
 use smallvec::SmallVec;
@@ -53,8 +52,6 @@ with_default_platform! {
         section: WriteLock<'s, T>,
         /// Payloads that were cut or merged away. Fields are dropped in order: after the section.
         leftover: Vec<P>,
-        // The mmap lock belongs to the thread that took it, whatever raw lock it is.
-        thread: PhantomData<*const ()>,
     }
 }
 
@@ -74,7 +71,7 @@ pub type RemovedVmas<P> = SmallVec<[Removed<P>; 1]>;
 
 impl<'s, P, T: Platform> Edit<'s, P, T> {
     pub(crate) fn new(space: &'s AddressSpace<P, T>, section: WriteLock<'s, T>) -> Self {
-        Self { space, section, leftover: Vec::new(), thread: PhantomData }
+        Self { space, section, leftover: Vec::new() }
     }
 
     /// Maps `range` with `payload`, merging nothing. Readers are admitted when the edit ends.
@@ -478,7 +475,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// ```
     #[doc(alias = "mmap_write_downgrade")]
     pub fn downgrade(self) -> View<'s, P, T> {
-        let Self { space, section, leftover, .. } = self;
+        let Self { space, section, leftover } = self;
         View::new(space, section.downgrade(), leftover)
     }
 

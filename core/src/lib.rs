@@ -72,6 +72,8 @@ extern crate alloc;
 
 mod arena;
 mod change;
+#[cfg(doctest)]
+mod compile_fail;
 mod cursor;
 mod edit;
 mod error;

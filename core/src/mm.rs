@@ -4,6 +4,7 @@
 //! moment it exists until it is dropped, and goes even before the lock is released. Whoever holds a
 //! section may rely on lock invariant L4.
 
+use core::marker::PhantomData;
 use core::ops::Deref;
 
 use crate::facade::{
@@ -86,7 +87,7 @@ impl<T: Platform> Mm<T> {
     /// Waits for the mmap lock for reading.
     pub fn read(&self) -> ReadSection<'_, T> {
         HandlerScope::<T>::assert_may_wait();
-        ReadSection { _lock: self.editors.0.lock.read() }
+        ReadSection { _lock: self.editors.0.lock.read(), _thread: PhantomData }
     }
 
     /// Waits for the mmap lock for writing and begins an edit.
@@ -105,7 +106,7 @@ impl<T: Platform> Mm<T> {
             self.editors.0.current.store(me, Relaxed("read back only by this thread"));
         }
         signal_fence(); // as at the end
-        let section = WriteSection { mm: self, edit: self.seq().begin() };
+        let section = WriteSection::new(self, self.seq().begin());
         WriteLock { ending: Ending(section), _lock: lock }
     }
 
@@ -115,7 +116,7 @@ impl<T: Platform> Mm<T> {
     /// may be in the middle of something.
     pub fn in_own_edit<R>(&self, f: impl FnOnce(&WriteSection<'_, T>) -> R) -> R {
         assert!(self.edited_by_me(), "the thread has an edit open");
-        f(&WriteSection { mm: self, edit: self.seq().running() })
+        f(&WriteSection::new(self, self.seq().running()))
     }
 
     /// Reservations that were dropped while somebody had the mmap lock: a list through their slots.
@@ -126,11 +127,19 @@ impl<T: Platform> Mm<T> {
 
 /// The mmap lock held, either way: nothing is attached, detached or write-locked by others, and
 /// nobody begins to exclude.
+///
+/// A section belongs to the thread that took the lock, and so does whatever borrows it: the thread
+/// goes on changing the space in ways that take no further lock (a reservation that it commits or
+/// drops), so another thread may not look through the same section meanwhile.
 pub trait Section {}
+
+/// Neither `Send` nor `Sync`.
+type BelongsToThread = PhantomData<*const ()>;
 
 /// The mmap lock held for reading.
 pub struct ReadSection<'m, T: Platform> {
     _lock: MmapReadGuard<'m, T>,
+    _thread: BelongsToThread,
 }
 
 impl<T: Platform> Section for ReadSection<'_, T> {}
@@ -139,11 +148,16 @@ impl<T: Platform> Section for ReadSection<'_, T> {}
 pub struct WriteSection<'m, T: Platform> {
     mm: &'m Mm<T>,
     edit: EditSeq,
+    _thread: BelongsToThread,
 }
 
 impl<T: Platform> Section for WriteSection<'_, T> {}
 
-impl<T: Platform> WriteSection<'_, T> {
+impl<'m, T: Platform> WriteSection<'m, T> {
+    fn new(mm: &'m Mm<T>, edit: EditSeq) -> Self {
+        Self { mm, edit, _thread: PhantomData }
+    }
+
     /// The number that names this edit.
     pub fn edit(&self) -> EditSeq {
         self.edit
@@ -175,7 +189,7 @@ impl<'m, T: Platform> WriteLock<'m, T> {
             drop(_lock);
             return mm.read();
         }
-        ReadSection { _lock: MmapLock::<T>::downgrade(_lock) }
+        ReadSection { _lock: MmapLock::<T>::downgrade(_lock), _thread: PhantomData }
     }
 }
 

@@ -27,8 +27,8 @@ with_default_platform! {
     /// do. In a signal handler it is as legal as [`AddressSpace::try_read`]; a guard that is taken there
     /// must be dropped there.
     ///
-    /// It belongs to the thread that made it. One that is forgotten ([`core::mem::forget`]), or of which
-    /// a guard was, stays registered for as long as the slab.
+    /// It belongs to the thread that made it, and so do its guards. One that is forgotten
+    /// ([`core::mem::forget`]), or of which a guard was, stays registered for as long as the slab.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -45,24 +45,6 @@ with_default_platform! {
     ///     }
     /// });
     /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// Neither it nor its guards can be sent to another thread, or shared with one:
-    ///
-    /// ```compile_fail,E0277
-    /// fn is_send<V: Send>(_: V) {}
-    /// let space = pervma::AddressSpace::<u32>::new(4096);
-    /// is_send(space.register().unwrap());
-    /// ```
-    /// ```compile_fail,E0277
-    /// fn is_send<V: Send>(_: V) {}
-    /// let space = pervma::AddressSpace::<u32>::new(4096);
-    /// is_send(&space.register().unwrap());
-    /// ```
-    /// ```compile_fail,E0277
-    /// fn is_send<V: Send>(_: V) {}
-    /// let space = pervma::AddressSpace::<u32>::new(4096);
-    /// is_send(space.register().unwrap().try_read(0).unwrap());
     /// ```
     #[doc(alias("hazard pointer", "BRAVO", "brlock"))]
     pub struct Reader<'s, P, T> {
@@ -159,13 +141,7 @@ with_default_platform! {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
-    /// Like its reader it stays with its thread:
-    ///
-    /// ```compile_fail,E0277
-    /// fn is_send<V: Send>(_: V) {}
-    /// let space = pervma::AddressSpace::<u32>::new(4096);
-    /// is_send(space.register().unwrap().cursor());
-    /// ```
+    /// Like its reader it stays on its thread.
     pub struct ReaderCursor<'r, P, T> {
         reader: &'r Reader<'r, P, T>,
         hint: Option<&'r Slot<P>>,

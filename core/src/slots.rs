@@ -513,12 +513,14 @@ pub struct Excluded<'s, P, T: Platform> {
     last: Option<Idx<Slot<P>>>,
     /// Whether it outlives its edit, so that somebody may sleep on the gates.
     gated: bool,
+    /// It belongs to the thread that made it: its thread's record says that it excludes.
+    _thread: PhantomData<*const ()>,
 }
 
 impl<'s, P, T: Platform> Excluded<'s, P, T> {
     /// An empty list.
     pub fn new(slots: &'s Slots<P, T>, gated: bool) -> Self {
-        Self { slots, first: None, last: None, gated }
+        Self { slots, first: None, last: None, gated, _thread: PhantomData }
     }
 
     /// Excludes `vma` and appends it; `false` if somebody excludes it already.

@@ -32,7 +32,6 @@ with_default_platform! {
     pub struct View<'s, P, T> {
         space: &'s AddressSpace<P, T>,
         section: ReadSection<'s, T>,
-        // The mmap lock belongs to the thread that took it, whatever raw lock it is; so does the note.
         _noted: Note<Guards, T>,
         /// What the edit that this was has cut or merged away: dropped last, since its destructors may
         /// edit the space.
