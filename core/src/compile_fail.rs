@@ -45,3 +45,23 @@ stays_on_its_thread! {
     exclusion_iter: "let exclusion = space.exclude(0..4096)?;", "exclusion.iter()";
     handler_scope: "let scope = pervma::HandlerScope::<pervma::Std>::enter();", "scope";
 }
+
+/// A platform reads a word of the lock, and has no way to store to it in safe code: the word has no
+/// such method, and it is no smart pointer to an atomic that has.
+///
+/// ```compile_fail,E0599
+/// fn wait(word: &pervma::WaitWord) -> u32 {
+///     word.store(0)
+/// }
+/// ```
+/// ```compile_fail,E0614
+/// fn wait(word: &pervma::WaitWord) -> u32 {
+///     (**word).value()
+/// }
+/// ```
+/// ```
+/// fn wait(word: &pervma::WaitWord) -> u32 {
+///     (*word).value()
+/// }
+/// ```
+pub struct WaitWordIsReadOnly;

@@ -276,7 +276,7 @@ impl VmaLock {
     #[doc(alias = "vma_start_read")]
     #[inline(always)]
     pub fn enter(&self) -> Result<(), Refused> {
-        let mut count = self.refcnt.load(Relaxed("only the increment that follows admits"));
+        let mut count = self.refcnt.word().load(Relaxed("only the increment that follows admits"));
         for _ in 0..ENTER_TRIES {
             match count {
                 0 if keep(Step::RefuseDetached) => return Err(Refused::Detached),
@@ -284,7 +284,7 @@ impl VmaLock {
                 EXCLUDED.. if keep(Step::RefuseExcluded) => return Err(Refused::Excluded),
                 _ => {}
             }
-            match self.refcnt.compare_exchange_weak(count, count + 1, READ_ADMIT) {
+            match self.refcnt.word().compare_exchange_weak(count, count + 1, READ_ADMIT) {
                 Ok(_) => return Ok(()),
                 Err(now) => count = now,
             }
@@ -306,7 +306,7 @@ impl VmaLock {
     /// As for `enter`, but that it is neither contended nor busy.
     #[inline(always)]
     pub fn visit(&self) -> Result<(), Refused> {
-        match self.refcnt.load(HAZARD_ADMIT) {
+        match self.refcnt.word().load(HAZARD_ADMIT) {
             0 if keep(Step::RefuseDetached) => Err(Refused::Detached),
             EXCLUDED.. if keep(Step::RefuseExcluded) => Err(Refused::Excluded),
             _ => Ok(()),
@@ -316,12 +316,15 @@ impl VmaLock {
     /// Counts a reader that has published its visit, for who has added X.
     pub fn count_in(&self) {
         self.refcnt
+            .word()
             .fetch_add(1, Relaxed("its put is the release, and the caller waits afterwards"));
     }
 
     /// Takes that back.
     pub fn count_out(&self) {
-        self.refcnt.fetch_sub(1, Relaxed("HAZARD_SCAN has shown that it left, to the only waiter"));
+        self.refcnt
+            .word()
+            .fetch_sub(1, Relaxed("HAZARD_SCAN has shown that it left, to the only waiter"));
     }
 
     /// Whether the VMA is not write-locked, for a reader that is inside and knows that the slot
@@ -346,7 +349,7 @@ impl VmaLock {
     #[inline(always)]
     pub fn leave<T: Platform>(&self) {
         // The last but for the attachment, and somebody waits for that.
-        if self.refcnt.fetch_sub(1, READ_PUT) == EXCLUDED + 2 && keep(Step::WakeWaiter) {
+        if self.refcnt.word().fetch_sub(1, READ_PUT) == EXCLUDED + 2 && keep(Step::WakeWaiter) {
             T::wake(&self.refcnt);
         }
     }
@@ -354,8 +357,10 @@ impl VmaLock {
     /// Whether somebody excludes readers. The caller holds the mmap lock: nobody begins meanwhile.
     #[inline]
     pub fn is_excluded(&self) -> bool {
-        let count =
-            self.refcnt.load(Relaxed("only under the mmap lock is X added; EXCLUDE_BEGIN follows"));
+        let count = self
+            .refcnt
+            .word()
+            .load(Relaxed("only under the mmap lock is X added; EXCLUDE_BEGIN follows"));
         count >= EXCLUDED && keep(Step::TestExcluded)
     }
 
@@ -370,7 +375,7 @@ impl VmaLock {
     #[doc(alias("__vma_enter_locked", "__vma_start_exclude_readers"))]
     #[inline]
     pub fn exclude(&self) {
-        let old = self.refcnt.fetch_add(EXCLUDED, EXCLUDE_BEGIN);
+        let old = self.refcnt.word().fetch_add(EXCLUDED, EXCLUDE_BEGIN);
         check((1..EXCLUDED).contains(&old), "X is added once, to what is attached");
     }
 
@@ -379,7 +384,7 @@ impl VmaLock {
     #[inline]
     pub fn exclude_idle(&self) -> bool {
         let excluded = EXCLUDED + 1;
-        self.refcnt.compare_exchange(1, excluded, Relaxed("the look is the acquire")).is_ok()
+        self.refcnt.word().compare_exchange(1, excluded, Relaxed("the look is the acquire")).is_ok()
     }
 
     /// Waits until the readers of an excluded VMA have left; `false` if the deadline came first.
@@ -406,7 +411,7 @@ impl VmaLock {
     /// The count, if the readers of an excluded VMA have not left.
     #[inline]
     fn alone(&self) -> Result<(), u32> {
-        let count = self.refcnt.load(EXCLUDE_WAIT);
+        let count = self.refcnt.word().load(EXCLUDE_WAIT);
         if count == EXCLUDED + 1 { Ok(()) } else { Err(count) }
     }
 
@@ -429,13 +434,16 @@ impl VmaLock {
     #[doc(alias("__vma_exit_locked", "__vma_end_exclude_readers"))]
     #[inline]
     pub fn readmit(&self) {
-        self.refcnt.fetch_sub(EXCLUDED, EXCLUDE_END);
+        self.refcnt.word().fetch_sub(EXCLUDED, EXCLUDE_END);
     }
 
     /// Whether nothing is attached, for the slot's owner.
     #[inline]
     pub fn is_detached(&self) -> bool {
-        self.refcnt.load(Relaxed("the owner knows of the store of 0, and nobody else stores")) == 0
+        self.refcnt
+            .word()
+            .load(Relaxed("the owner knows of the store of 0, and nobody else stores"))
+            == 0
     }
 
     /// Attaches a VMA that the slot's owner has just written, write-locked by `edit`.
@@ -445,7 +453,7 @@ impl VmaLock {
         if keep(Step::AttachLocked) {
             self.lock_seq.store(edit.0, Relaxed("published by ATTACH_PUBLISH"));
         }
-        self.refcnt.store(1, ATTACH_PUBLISH);
+        self.refcnt.word().store(1, ATTACH_PUBLISH);
     }
 
     /// Detaches a VMA that the caller has alone. Afterwards the slot's fields are the caller's.
@@ -455,7 +463,7 @@ impl VmaLock {
         if !keep(Step::KeepExcluded) {
             self.readmit();
         }
-        self.refcnt.store(
+        self.refcnt.word().store(
             0,
             Relaxed("nobody enters at 0; the next tenant is published by ATTACH_PUBLISH"),
         );
@@ -466,11 +474,11 @@ impl VmaLock {
         if !keep(Step::SeparateGate) {
             T::wake_all(&self.refcnt);
         }
-        let mut gate = self.gate.load(Relaxed("the exchange that follows decides"));
+        let mut gate = self.gate.word().load(Relaxed("the exchange that follows decides"));
         loop {
             // The next number, and nobody asleep.
             let open = if keep(Step::AdvanceGate) { (gate | 1).wrapping_add(1) } else { gate & !1 };
-            match self.gate.compare_exchange(gate, open, GATE_OPEN) {
+            match self.gate.word().compare_exchange(gate, open, GATE_OPEN) {
                 Ok(_) => break,
                 Err(now) => gate = now,
             }
@@ -487,19 +495,19 @@ impl VmaLock {
     /// go.
     pub fn register(&self) -> Option<Ticket> {
         if !keep(Step::SeparateGate) {
-            return Some(Ticket(self.refcnt.load(MUTANT)));
+            return Some(Ticket(self.refcnt.word().load(MUTANT)));
         }
-        let gate = self.gate.fetch_or(1, GATE_REGISTER) | 1;
-        let now = self.refcnt.load(Relaxed("GATE_REGISTER stands in front of it"));
+        let gate = self.gate.word().fetch_or(1, GATE_REGISTER) | 1;
+        let now = self.refcnt.word().load(Relaxed("GATE_REGISTER stands in front of it"));
         (now >= EXCLUDED || !keep(Step::LookAgain)).then_some(Ticket(gate))
     }
 
     /// Sleeps until the exclusion is over that the ticket was drawn for. The slot may be another
     /// VMA's by then.
     pub fn sleep<T: Platform>(&self, ticket: Ticket) {
-        let word = if keep(Step::SeparateGate) { &self.gate } else { &self.refcnt };
-        while word.load(Relaxed("the caller walks again, whatever it is")) == ticket.0 {
-            T::wait(word, ticket.0, None);
+        let gate = if keep(Step::SeparateGate) { &self.gate } else { &self.refcnt };
+        while gate.word().load(Relaxed("the caller walks again, whatever it is")) == ticket.0 {
+            T::wait(gate, ticket.0, None);
         }
     }
 }
@@ -512,12 +520,12 @@ pub struct Ticket(u32);
 impl VmaLock {
     /// Pretends that `readers` are inside.
     pub(crate) fn pretend_readers(&self, readers: u32) {
-        self.refcnt.store(1 + readers, TEST);
+        self.refcnt.word().store(1 + readers, TEST);
     }
 
     /// A put that is no release: a race.
     pub(crate) fn leave_unordered<T: Platform>(&self) {
-        if self.refcnt.fetch_sub(1, TEST) == EXCLUDED + 2 {
+        if self.refcnt.word().fetch_sub(1, TEST) == EXCLUDED + 2 {
             T::wake(&self.refcnt);
         }
     }

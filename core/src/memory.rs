@@ -24,13 +24,22 @@ pub unsafe trait SlabMemory {
 }
 
 /// Slab memory out of the global allocator.
+///
+/// ```
+/// use pervma::{GlobalMemory, SlabMemory};
+/// use std::alloc::Layout;
+///
+/// assert!(GlobalMemory::alloc(Layout::new::<()>()).is_null()); // no memory of size 0
+/// ```
 #[derive(Debug)]
 pub enum GlobalMemory {}
 
 // SAFETY: the global allocator's contract.
 unsafe impl SlabMemory for GlobalMemory {
     fn alloc(layout: Layout) -> *mut u8 {
-        debug_assert!(layout.size() != 0);
+        if layout.size() == 0 {
+            return core::ptr::null_mut();
+        }
         // SAFETY: the size is not 0.
         unsafe { alloc::alloc::alloc(layout) }
     }

@@ -15,7 +15,7 @@ use crate::thread::ThreadState;
 /// /// Waits by spinning, and cannot tell threads apart.
 /// enum Spinning {}
 ///
-/// // SAFETY: nothing unwinds, and no states are lent.
+/// // SAFETY: nothing unwinds, no word is written to, and no states are lent.
 /// unsafe impl Platform for Spinning {
 ///     type Lock = parking_lot::RawRwLock;
 ///     type Memory = GlobalMemory;
@@ -47,6 +47,8 @@ use crate::thread::ThreadState;
 ///   before. Where a thread finds itself to be the editor of a space, it edits without a further lock.
 /// - Once [`prepare_barrier`](Self::prepare_barrier) has returned `true`, [`barrier`](Self::barrier) does
 ///   what it says.
+/// - [`wait`](Self::wait), [`wake`](Self::wake) and [`wake_all`](Self::wake_all) do not write to the
+///   word, not through its address either: it is the count of the lock.
 /// - None of the functions unwinds by itself, nor do those of the lock and of the memory: a change of
 ///   the tree may be half done.
 pub unsafe trait Platform: Sized + 'static {
@@ -107,7 +109,7 @@ pub enum Std {}
 
 #[cfg(all(feature = "std", not(pervma_model)))]
 // SAFETY: a thread-local is its thread's alone, and its memory is handed on when the thread has
-// ended. Nothing here unwinds.
+// ended. The futex reads its word. Nothing here unwinds.
 unsafe impl Platform for Std {
     type Lock = parking_lot::RawRwLock;
 

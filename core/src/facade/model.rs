@@ -11,7 +11,6 @@
 )]
 
 use core::marker::PhantomData;
-use core::ops::Deref;
 use core::sync::atomic::Ordering;
 
 use alloc::sync::Arc;
@@ -219,12 +218,9 @@ impl WaitWord {
         drop(self.queue.lock().unwrap());
         self.woken.notify_all();
     }
-}
 
-impl Deref for WaitWord {
-    type Target = super::AtomicU32;
-
-    fn deref(&self) -> &super::AtomicU32 {
+    /// The atomic.
+    pub fn word(&self) -> &super::AtomicU32 {
         &self.word
     }
 }

@@ -1,7 +1,6 @@
 //! The processor's atomics. Everything here inlines to the bare operation.
 #![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the facade")]
 
-use core::ops::Deref;
 use core::sync::atomic::Ordering;
 
 use crate::ledger::Step;
@@ -64,28 +63,24 @@ impl WaitWord {
         self.0.load(super::Relaxed("a waiter looks again, with an ordering of its own"))
     }
 
-    /// The word's address, for a system call that compares and sleeps. The word is an atomic, and
-    /// whoever writes to it breaks the lock.
+    /// The word's address, for a system call that compares and sleeps. Whoever writes through it
+    /// breaks the contract of [`Platform`], and the lock.
     #[inline]
     pub fn as_ptr(&self) -> *const u32 {
         self.0.0.as_ptr()
     }
 
-    /// The word for this crate's own platform. Not public: a platform is safe code, and must not
-    /// be able to store to the count.
+    /// The atomic. Not public: a platform lends sleep and may not store to the count.
+    #[inline(always)]
+    pub(crate) fn word(&self) -> &super::AtomicU32 {
+        &self.0
+    }
+
+    /// The atomic as the standard library knows it, for this crate's own platform.
     #[cfg(all(feature = "std", any(target_os = "linux", target_os = "android")))]
     #[inline]
     pub(crate) fn as_futex(&self) -> &AtomicU32 {
         &self.0.0
-    }
-}
-
-impl Deref for WaitWord {
-    type Target = super::AtomicU32;
-
-    #[inline(always)]
-    fn deref(&self) -> &super::AtomicU32 {
-        &self.0
     }
 }
 

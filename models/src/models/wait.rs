@@ -25,11 +25,11 @@ pub const FUTEX: Model = Model {
         let waker = thread::spawn({
             let word = Arc::clone(&word);
             move || {
-                word.fetch_add(1, NoOrder("the futex's mutex orders the compare"));
+                word.word().fetch_add(1, NoOrder("the futex's mutex orders the compare"));
                 word.futex_wake();
             }
         });
-        while word.load(NoOrder("looked at again after each wait")) == 0 {
+        while word.word().load(NoOrder("looked at again after each wait")) == 0 {
             word.futex_wait(0);
         }
         waker.join().unwrap();
