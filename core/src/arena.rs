@@ -82,18 +82,18 @@ pub trait Object {
 }
 
 /// Type-stable memory for objects of one kind.
-pub struct Arena<O, T: Platform> {
+pub struct Arena<O, P: Platform> {
     /// As many as the mask can name.
     chunks: [Cell<*mut O>; 1 << CHUNK_BITS],
     users: Users,
     /// Written in every edit, so on no line that readers load.
-    free: Line<FreeList<T>>,
+    free: Line<FreeList<P>>,
 }
 
 /// What allocations change.
-struct FreeList<T: Platform> {
+struct FreeList<P: Platform> {
     /// See A3.
-    lock: MmapLock<T>,
+    lock: MmapLock<P>,
     state: Cell<ArenaState>,
     /// How many objects were made, in the upper half, and how many are in use: for everybody.
     usage: AtomicU64,
@@ -149,7 +149,7 @@ fn chunk_layout<O>(chunk: usize) -> Result<Layout, OutOfMemory> {
     Layout::array::<O>(chunk_len(chunk)).map_err(|_| OutOfMemory)
 }
 
-impl<O: Object, T: Platform> Arena<O, T> {
+impl<O: Object, P: Platform> Arena<O, P> {
     const_unless_model! {
         pub fn new(users: Users) -> Self {
             Self {
@@ -182,14 +182,14 @@ impl<O: Object, T: Platform> Arena<O, T> {
 
     /// What guards the arena, beside the section that the caller has (A3).
     #[inline]
-    fn guard(&self, _section: &WriteSection<'_, T>) -> Option<MmapWriteGuard<'_, T>> {
+    fn guard(&self, _section: &WriteSection<'_, P>) -> Option<MmapWriteGuard<'_, P>> {
         (self.users == Users::Spaces).then(|| self.free.0.lock.write())
     }
 
     /// An object that nobody else was given: the one freed last, else a new one. The section is one
     /// of the space that the object is for.
     #[inline]
-    pub fn alloc(&self, section: &WriteSection<'_, T>) -> Result<Idx<O>, OutOfMemory> {
+    pub fn alloc(&self, section: &WriteSection<'_, P>) -> Result<Idx<O>, OutOfMemory> {
         let _guard = self.guard(section);
         // SAFETY: A3.
         let mut state = self.free.0.state.with(|state| unsafe { *state });
@@ -228,7 +228,7 @@ impl<O: Object, T: Platform> Arena<O, T> {
         let (chunk, offset) = index.place();
         if offset == 0 {
             const { assert!(size_of::<O>() != 0) };
-            let base = T::Memory::alloc(chunk_layout::<O>(chunk)?).cast::<O>();
+            let base = P::Memory::alloc(chunk_layout::<O>(chunk)?).cast::<O>();
             if base.is_null() {
                 return Err(OutOfMemory);
             }
@@ -247,7 +247,7 @@ impl<O: Object, T: Platform> Arena<O, T> {
 
     /// Makes `index`, which the caller was given by `alloc` and gives up, free again.
     #[inline]
-    pub fn free(&self, index: Idx<O>, section: &WriteSection<'_, T>) {
+    pub fn free(&self, index: Idx<O>, section: &WriteSection<'_, P>) {
         let _guard = self.guard(section);
         // SAFETY: A3.
         let mut state = self.free.0.state.with(|state| unsafe { *state });
@@ -261,8 +261,8 @@ impl<O: Object, T: Platform> Arena<O, T> {
     /// Shows all objects that were made; meanwhile nobody makes one, or runs this.
     pub fn with_all<'a, R>(
         &'a self,
-        section: &WriteSection<'_, T>,
-        run: impl FnOnce(All<'a, O, T>) -> R,
+        section: &WriteSection<'_, P>,
+        run: impl FnOnce(All<'a, O, P>) -> R,
     ) -> R {
         let _guard = keep(Step::GuardRecords).then(|| self.guard(section));
         // SAFETY: A3.
@@ -278,12 +278,12 @@ impl<O: Object, T: Platform> Arena<O, T> {
 }
 
 /// The objects of an arena.
-pub struct All<'a, O, T: Platform> {
-    arena: &'a Arena<O, T>,
+pub struct All<'a, O, P: Platform> {
+    arena: &'a Arena<O, P>,
     rest: Range<u32>,
 }
 
-impl<'a, O: Object, T: Platform> Iterator for All<'a, O, T> {
+impl<'a, O: Object, P: Platform> Iterator for All<'a, O, P> {
     type Item = &'a O;
 
     fn next(&mut self) -> Option<&'a O> {
@@ -292,7 +292,7 @@ impl<'a, O: Object, T: Platform> Iterator for All<'a, O, T> {
     }
 }
 
-impl<O, T: Platform> Clone for All<'_, O, T> {
+impl<O, P: Platform> Clone for All<'_, O, P> {
     fn clone(&self) -> Self {
         Self { arena: self.arena, rest: self.rest.clone() }
     }
@@ -307,7 +307,7 @@ pub struct Usage {
     pub in_use: usize,
 }
 
-impl<O, T: Platform> Drop for Arena<O, T> {
+impl<O, P: Platform> Drop for Arena<O, P> {
     fn drop(&mut self) {
         // SAFETY: `&mut self`: nobody else looks.
         let made = self.free.0.state.with(|state| unsafe { (*state).made });
@@ -325,7 +325,7 @@ impl<O, T: Platform> Drop for Arena<O, T> {
             let base = base.with(|base| unsafe { *base });
             if let (false, Ok(layout)) = (base.is_null(), chunk_layout::<O>(chunk)) {
                 // SAFETY: allocated in `make` with this layout; its objects are dropped.
-                unsafe { T::Memory::dealloc(base.cast(), layout) };
+                unsafe { P::Memory::dealloc(base.cast(), layout) };
             }
         }
     }
@@ -333,9 +333,9 @@ impl<O, T: Platform> Drop for Arena<O, T> {
 
 // SAFETY: an arena hands out shared references and indices. Its cells are touched as invariants A1
 // and A3 say, from any thread.
-unsafe impl<O: Send + Sync, T: Platform> Sync for Arena<O, T> {}
+unsafe impl<O: Send + Sync, P: Platform> Sync for Arena<O, P> {}
 // SAFETY: an arena owns its objects; nothing in it belongs to a thread.
-unsafe impl<O: Send + Sync, T: Platform> Send for Arena<O, T> {}
+unsafe impl<O: Send + Sync, P: Platform> Send for Arena<O, P> {}
 
 #[cfg(all(test, not(pervma_model)))]
 mod tests {

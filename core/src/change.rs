@@ -67,21 +67,21 @@ impl Request {
 }
 
 /// Why the VMAs of a range were not excluded.
-pub enum Refusal<'m, P> {
+pub enum Refusal<'m, T> {
     /// Nothing will help.
     Error(ChangeError),
     /// An exclusion of somebody else has this one.
-    Excluded(Entry<'m, P>),
+    Excluded(Entry<'m, T>),
 }
 
 /// Keeps readers out of all VMAs that touch the range, or of none, and puts them on the empty `list`;
 /// waits for nobody.
-pub fn exclude<'s, 'm, P, T: Platform>(
-    space: &'s AddressSpace<P, T>,
-    tree: &mut Editor<'s, 'm, P, T>,
+pub fn exclude<'s, 'm, T, P: Platform>(
+    space: &'s AddressSpace<T, P>,
+    tree: &mut Editor<'s, 'm, T, P>,
     request: &Request,
-    list: &mut Excluded<'s, P, T>,
-) -> Result<(), Refusal<'m, P>> {
+    list: &mut Excluded<'s, T, P>,
+) -> Result<(), Refusal<'m, T>> {
     let refuse = |error| Err(Refusal::Error(error));
     let span = request.span;
     let (mut entries, mut mapped_to, mut hole) = (0_usize, span.start, None);
@@ -133,43 +133,43 @@ pub fn exclude<'s, 'm, P, T: Platform>(
 }
 
 /// A change that has not happened yet. Dropping it forgets it.
-pub struct Change<'s, 'l, P, T: Platform> {
-    space: &'s AddressSpace<P, T>,
+pub struct Change<'s, 'l, T, P: Platform> {
+    space: &'s AddressSpace<T, P>,
     request: Request,
     /// What there will be, in order of address.
-    pieces: SmallVec<[Piece<'s, P, T>; 3]>,
+    pieces: SmallVec<[Piece<'s, T, P>; 3]>,
     /// Of the first and the last VMA, where they are cut, the payloads of the parts in the range.
-    parts: [Option<P>; 2],
+    parts: [Option<T>; 2],
     /// What stood in the range.
-    removed: RemovedVmas<P>,
+    removed: RemovedVmas<T>,
     /// Payloads that were cut or merged away. Their owner drops them when the edit has ended.
-    leftover: &'l mut Vec<P>,
+    leftover: &'l mut Vec<T>,
     /// How many payloads of excluded VMAs will become leftovers.
     owed: usize,
 }
 
 /// A VMA to be.
-struct Piece<'s, P, T: Platform> {
+struct Piece<'s, T, P: Platform> {
     span: Span,
     /// `None` until it is known, or after it was put in its place.
-    payload: Option<P>,
+    payload: Option<T>,
     /// Whether it is new, and so to be joined with its neighbours.
     changed: bool,
     /// Whether it starts where an excluded VMA does, and takes over its slot.
     takes_over: bool,
     /// The slot of one that does not.
-    home: Option<FreeSlot<'s, P, T>>,
+    home: Option<FreeSlot<'s, T, P>>,
 }
 
-impl<P, T: Platform> Piece<'_, P, T> {
-    fn new(span: Span, payload: Option<P>, changed: bool, takes_over: bool) -> Self {
+impl<T, P: Platform> Piece<'_, T, P> {
+    fn new(span: Span, payload: Option<T>, changed: bool, takes_over: bool) -> Self {
         Self { span, payload, changed, takes_over, home: None }
     }
 
     /// The payload of this piece and that of `next` as one, if they touch and one is new.
-    fn merge(&self, next: &Self) -> Option<P>
+    fn merge(&self, next: &Self) -> Option<T>
     where
-        P: Payload,
+        T: Payload,
     {
         if self.span.end != next.span.start || !(self.changed || next.changed) {
             return None;
@@ -178,10 +178,10 @@ impl<P, T: Platform> Piece<'_, P, T> {
     }
 }
 
-impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
+impl<'s, 'l, T: Payload, P: Platform> Change<'s, 'l, T, P> {
     /// A change with nothing in it.
     #[inline]
-    pub fn new(space: &'s AddressSpace<P, T>, request: Request, leftover: &'l mut Vec<P>) -> Self {
+    pub fn new(space: &'s AddressSpace<T, P>, request: Request, leftover: &'l mut Vec<T>) -> Self {
         let (pieces, removed) = (SmallVec::new(), RemovedVmas::new());
         Self { space, request, pieces, parts: [None, None], removed, leftover, owed: 0 }
     }
@@ -191,8 +191,8 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     #[inline]
     pub fn cut(
         &mut self,
-        excluded: &Excluded<'_, P, T>,
-        mut place: impl FnMut(Span, &P) -> Option<(Span, P)>,
+        excluded: &Excluded<'_, T, P>,
+        mut place: impl FnMut(Span, &T) -> Option<(Span, T)>,
     ) -> Result<(), ChangeError> {
         let request = self.request;
         let vmas = excluded.iter().count();
@@ -217,9 +217,9 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     #[inline]
     fn cut_one(
         &mut self,
-        vma: &Attached<'_, P>,
+        vma: &Attached<'_, T>,
         part: Span,
-        place: &mut impl FnMut(Span, &P) -> Option<(Span, P)>,
+        place: &mut impl FnMut(Span, &T) -> Option<(Span, T)>,
     ) -> Result<(), ChangeError> {
         let at = vma.span();
         let undivided = || ChangeError::PartlyCovered { vma: at.range() };
@@ -252,7 +252,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     #[inline(always)]
     fn push(
         &mut self,
-        piece: Option<(Span, P)>,
+        piece: Option<(Span, T)>,
         changed: bool,
         vma: Span,
     ) -> Result<(), ChangeError> {
@@ -267,7 +267,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
 
     /// Adds a piece over the whole range: a reservation, unless it is [`fill`](Self::fill)ed when
     /// nothing fails any more, since until then the payload is still its owner's.
-    pub fn add(&mut self, excluded: &Excluded<'_, P, T>) -> Result<(), ChangeError> {
+    pub fn add(&mut self, excluded: &Excluded<'_, T, P>) -> Result<(), ChangeError> {
         let span = self.request.span;
         self.pieces.try_reserve(1).map_err(|_| self.request.out_of_memory())?;
         let at = self.pieces.partition_point(|piece| piece.span.start < span.start);
@@ -277,7 +277,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     }
 
     /// Gives the piece that was [`add`](Self::add)ed its payload.
-    pub fn fill(&mut self, payload: P) {
+    pub fn fill(&mut self, payload: T) {
         let start = self.request.span.start;
         if let Some(piece) = self.pieces.iter_mut().find(|piece| piece.span.start == start) {
             piece.payload = Some(payload);
@@ -289,8 +289,8 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     /// does whose own code has just taken a guard.
     pub fn join(
         &mut self,
-        tree: &mut Editor<'s, '_, P, T>,
-        excluded: &mut Excluded<'_, P, T>,
+        tree: &mut Editor<'s, '_, T, P>,
+        excluded: &mut Excluded<'_, T, P>,
     ) -> Result<(), ChangeError> {
         let pieces = &self.pieces[..];
         let Some(first) = pieces.iter().position(|piece| piece.changed) else { return Ok(()) };
@@ -318,9 +318,9 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     fn join_left(
         &mut self,
         index: usize,
-        vma: Attached<'_, P>,
-        section: &WriteSection<'_, T>,
-        excluded: &mut Excluded<'_, P, T>,
+        vma: Attached<'_, T>,
+        section: &WriteSection<'_, P>,
+        excluded: &mut Excluded<'_, T, P>,
     ) -> Result<(), ChangeError> {
         let space = self.space;
         let piece = &mut self.pieces[index];
@@ -339,9 +339,9 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     fn join_right(
         &mut self,
         end: usize,
-        vma: Attached<'_, P>,
-        section: &WriteSection<'_, T>,
-        excluded: &mut Excluded<'_, P, T>,
+        vma: Attached<'_, T>,
+        section: &WriteSection<'_, P>,
+        excluded: &mut Excluded<'_, T, P>,
     ) -> Result<(), ChangeError> {
         let space = self.space;
         let Some(piece) = self.pieces.iter_mut().find(|piece| piece.span.end == end) else {
@@ -381,8 +381,8 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         Ok(())
     }
 
-    fn leave_over(&mut self, payload: P) -> Result<(), ChangeError> {
-        if !needs_drop::<P>() {
+    fn leave_over(&mut self, payload: T) -> Result<(), ChangeError> {
+        if !needs_drop::<T>() {
             return Ok(());
         }
         self.leftover.try_reserve(1).map_err(|_| self.request.out_of_memory())?;
@@ -390,13 +390,13 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         Ok(())
     }
 
-    fn leave_over_all(&mut self, payloads: impl IntoIterator<Item = P>) -> Result<(), ChangeError> {
+    fn leave_over_all(&mut self, payloads: impl IntoIterator<Item = T>) -> Result<(), ChangeError> {
         payloads.into_iter().try_for_each(|payload| self.leave_over(payload))
     }
 
     /// Finds room for everything, so that nothing can fail afterwards.
-    pub fn prepare(&mut self, tree: &mut Editor<'s, '_, P, T>) -> Result<(), ChangeError> {
-        if needs_drop::<P>() {
+    pub fn prepare(&mut self, tree: &mut Editor<'s, '_, T, P>) -> Result<(), ChangeError> {
+        if needs_drop::<T>() {
             self.leftover.try_reserve(self.owed).map_err(|_| self.request.out_of_memory())?;
         }
         // From right to left: the room that is left goes to the last one, and stays there.
@@ -413,7 +413,7 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     }
 
     #[cold]
-    fn unlink_all(&mut self, tree: &mut Editor<'s, '_, P, T>) {
+    fn unlink_all(&mut self, tree: &mut Editor<'s, '_, T, P>) {
         for piece in &mut self.pieces {
             if let Some(home) = piece.home.take() {
                 tree.unlink(piece.span.start, 0);
@@ -430,16 +430,16 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     /// the reservation if there is one.
     pub fn commit(
         &mut self,
-        tree: &mut Editor<'s, '_, P, T>,
-        excluded: &mut Excluded<'s, P, T>,
-    ) -> (RemovedVmas<P>, Option<Reserved<'s, P>>) {
+        tree: &mut Editor<'s, '_, T, P>,
+        excluded: &mut Excluded<'s, T, P>,
+    ) -> (RemovedVmas<T>, Option<Reserved<'s, T>>) {
         let (slots, section) = (self.space.slab().slots(), tree.section());
         let (request, pieces) = (self.request, &mut self.pieces[..]);
         let keeps_room = request.keeps_room();
         let mut reserved = None;
         // What has no room of its own in the result; `prepare` has made room for it.
         let mut leave_over = |payload| {
-            if needs_drop::<P>() {
+            if needs_drop::<T>() {
                 self.leftover.push(payload);
             }
         };
@@ -497,19 +497,19 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
 /// The VMA at `addr`, if it has nothing to do with the change and nobody excludes it. In the range
 /// itself there may be one that has come into a hole of an exclusion.
 #[inline]
-fn neighbour<'m, P, T: Platform>(
-    tree: &mut Editor<'_, 'm, P, T>,
+fn neighbour<'m, T, P: Platform>(
+    tree: &mut Editor<'_, 'm, T, P>,
     request: &Request,
     addr: usize,
-) -> Option<Attached<'m, P>> {
+) -> Option<Attached<'m, T>> {
     let entry = tree.holding(addr)?;
     let apart = !entry.is_excluded() && entry.span().overlap(request.span).is_none();
     entry.vma().filter(|_| apart)
 }
 
-impl<P, T: Platform> Drop for Change<'_, '_, P, T> {
+impl<T, P: Platform> Drop for Change<'_, '_, T, P> {
     fn drop(&mut self) {
-        if !needs_drop::<P>() {
+        if !needs_drop::<T>() {
             return;
         }
         let pieces = self.pieces.iter_mut().filter_map(|piece| piece.payload.take());

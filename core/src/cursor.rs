@@ -24,14 +24,14 @@ with_default_platform! {
     /// assert_eq!(cursor.try_read(0x8fff)?.walks(), 0); // no walk
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub struct Cursor<'s, P, T> {
-        space: &'s AddressSpace<P, T>,
-        hint: Option<&'s Slot<P>>,
+    pub struct Cursor<'s, T, P> {
+        space: &'s AddressSpace<T, P>,
+        hint: Option<&'s Slot<T>>,
     }
 }
 
-impl<'s, P, T: Platform> Cursor<'s, P, T> {
-    pub(crate) fn new(space: &'s AddressSpace<P, T>) -> Self {
+impl<'s, T, P: Platform> Cursor<'s, T, P> {
+    pub(crate) fn new(space: &'s AddressSpace<T, P>) -> Self {
         Self { space, hint: None }
     }
 
@@ -50,7 +50,7 @@ impl<'s, P, T: Platform> Cursor<'s, P, T> {
     ///
     /// As for [`AddressSpace::try_read`].
     #[inline]
-    pub fn try_read(&mut self, addr: usize) -> Result<ReadGuard<'s, P, T>, ReadError> {
+    pub fn try_read(&mut self, addr: usize) -> Result<ReadGuard<'s, T, P>, ReadError> {
         Ok(match self.hint.and_then(|slot| self.space.read_in(slot, addr, None)) {
             Some(guard) => guard,
             None => self.look_up(move |space| space.try_read(addr))?,
@@ -74,7 +74,7 @@ impl<'s, P, T: Platform> Cursor<'s, P, T> {
     ///
     /// When it would have to wait inside a [`HandlerScope`](crate::HandlerScope).
     #[inline]
-    pub fn read(&mut self, addr: usize) -> Result<ReadGuard<'s, P, T>, ReadError> {
+    pub fn read(&mut self, addr: usize) -> Result<ReadGuard<'s, T, P>, ReadError> {
         Ok(match self.hint.and_then(|slot| self.space.read_in(slot, addr, None)) {
             Some(guard) => guard,
             None => self.look_up(move |space| space.read(addr))?,
@@ -86,15 +86,15 @@ impl<'s, P, T: Platform> Cursor<'s, P, T> {
     #[inline(never)]
     fn look_up(
         &mut self,
-        look: impl FnOnce(&'s AddressSpace<P, T>) -> Result<ReadGuard<'s, P, T>, ReadError>,
-    ) -> Result<ReadGuard<'s, P, T>, ReadError> {
+        look: impl FnOnce(&'s AddressSpace<T, P>) -> Result<ReadGuard<'s, T, P>, ReadError>,
+    ) -> Result<ReadGuard<'s, T, P>, ReadError> {
         let found = look(self.space);
         self.hint = found.as_ref().ok().map(ReadGuard::slot);
         found
     }
 }
 
-impl<P, T: Platform> fmt::Debug for Cursor<'_, P, T> {
+impl<T, P: Platform> fmt::Debug for Cursor<'_, T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cursor").field("space", self.space).finish_non_exhaustive()
     }

@@ -47,30 +47,30 @@ with_default_platform! {
     /// ```
     #[must_use = "an edit ends when it is dropped"]
     #[doc(alias("mm_lock_seq", "vma_end_write_all", "mmap_write_unlock"))]
-    pub struct Edit<'s, P, T> {
-        space: &'s AddressSpace<P, T>,
-        section: WriteLock<'s, T>,
+    pub struct Edit<'s, T, P> {
+        space: &'s AddressSpace<T, P>,
+        section: WriteLock<'s, P>,
         /// Payloads that were cut or merged away. Fields are dropped in order: after the section.
-        leftover: Vec<P>,
+        leftover: Vec<T>,
     }
 }
 
 /// What stood in a range before it was changed: a VMA, or the part of one that lay in the range. Its
 /// payload is the caller's to drop.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Removed<P> {
+pub struct Removed<T> {
     /// Where it was.
     pub range: Range<usize>,
     /// What it held.
-    pub payload: P,
+    pub payload: T,
 }
 
 /// What a change has taken out of a space, in order of address. One VMA takes no memory of its own, so
 /// that removing it cannot fail for want of memory. `into_vec` makes a `Vec` of it.
-pub type RemovedVmas<P> = SmallVec<[Removed<P>; 1]>;
+pub type RemovedVmas<T> = SmallVec<[Removed<T>; 1]>;
 
-impl<'s, P, T: Platform> Edit<'s, P, T> {
-    pub(crate) fn new(space: &'s AddressSpace<P, T>, section: WriteLock<'s, T>) -> Self {
+impl<'s, T, P: Platform> Edit<'s, T, P> {
+    pub(crate) fn new(space: &'s AddressSpace<T, P>, section: WriteLock<'s, P>) -> Self {
         Self { space, section, leftover: Vec::new() }
     }
 
@@ -95,7 +95,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// that is about to be changed); when memory runs out. Nothing has changed then, and the
     /// payload comes back.
     #[doc(alias("vma_mark_attached", "vma_link", "mmap_region"))]
-    pub fn insert(&mut self, range: Range<usize>, payload: P) -> Result<(), InsertError<P>> {
+    pub fn insert(&mut self, range: Range<usize>, payload: T) -> Result<(), InsertError<T>> {
         match self.link(range.clone()) {
             Ok((span, slot)) => {
                 slot.attach(&self.section, span, payload);
@@ -122,14 +122,14 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// # Errors
     ///
     /// As for [`insert`](Self::insert).
-    pub fn reserve(&mut self, range: Range<usize>) -> Result<Reservation<'s, P, T>, ChangeError> {
+    pub fn reserve(&mut self, range: Range<usize>) -> Result<Reservation<'s, T, P>, ChangeError> {
         let (span, slot) = self.link(range)?;
         Ok(Reservation::new(self.space, span, Some(slot.reserve(&self.section, span))))
     }
 
     /// A slot for a free range, to be attached at once.
     #[inline]
-    fn link(&self, range: Range<usize>) -> Result<(Span, FreeSlot<'s, P, T>), ChangeError> {
+    fn link(&self, range: Range<usize>) -> Result<(Span, FreeSlot<'s, T, P>), ChangeError> {
         let space = self.space;
         let span = space.span(range)?;
         match space.tree().editor(space.slab(), &self.section).link_free(span) {
@@ -162,9 +162,9 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     ///
     /// See [`ChangeError`]. Nothing has changed then.
     #[doc(alias("vma_mark_detached", "munmap", "do_vmi_munmap"))]
-    pub fn remove(&mut self, range: Range<usize>) -> Result<RemovedVmas<P>, ChangeError>
+    pub fn remove(&mut self, range: Range<usize>) -> Result<RemovedVmas<T>, ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
         let space = self.space;
         let span = space.span(range)?;
@@ -206,10 +206,10 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     pub fn update(
         &mut self,
         range: Range<usize>,
-        mut change: impl FnMut(Range<usize>, &P) -> P,
-    ) -> Result<RemovedVmas<P>, ChangeError>
+        mut change: impl FnMut(Range<usize>, &T) -> T,
+    ) -> Result<RemovedVmas<T>, ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
         let request = Request::new(self.space.span(range)?, Mapped::Everything);
         self.change(request, |part, payload| Some((part, change(part.range(), payload))))
@@ -242,10 +242,10 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         &mut self,
         from: Range<usize>,
         to: usize,
-        mut change: impl FnMut(Range<usize>, &P) -> P,
-    ) -> Result<RemovedVmas<P>, ChangeError>
+        mut change: impl FnMut(Range<usize>, &T) -> T,
+    ) -> Result<RemovedVmas<T>, ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
         let (request, moved) = self.space.relocation(from, to)?;
         self.change(request, |part, payload| {
@@ -257,10 +257,10 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     fn change(
         &mut self,
         request: Request,
-        place: impl FnMut(Span, &P) -> Option<(Span, P)>,
-    ) -> Result<RemovedVmas<P>, ChangeError>
+        place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+    ) -> Result<RemovedVmas<T>, ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
         let (space, section) = (self.space, &self.section);
         space.check_no_guard(request.span)?;
@@ -295,10 +295,10 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     pub fn replace(
         &mut self,
         range: Range<usize>,
-        payload: P,
-    ) -> Result<RemovedVmas<P>, InsertError<P>>
+        payload: T,
+    ) -> Result<RemovedVmas<T>, InsertError<T>>
     where
-        P: Payload,
+        T: Payload,
     {
         let (space, section) = (self.space, &self.section);
         let mut tree = space.tree().editor(space.slab(), section);
@@ -333,7 +333,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[doc(alias = "vma_lookup")]
-    pub fn get(&self, addr: usize) -> Option<(Range<usize>, &P)> {
+    pub fn get(&self, addr: usize) -> Option<(Range<usize>, &T)> {
         self.space.get(&self.section, addr)
     }
 
@@ -348,7 +348,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[doc(alias = "for_each_vma")]
-    pub fn iter(&self) -> impl Iterator<Item = (Range<usize>, &P)> {
+    pub fn iter(&self) -> impl Iterator<Item = (Range<usize>, &T)> {
         self.space.vmas(&self.section, 0..usize::MAX)
     }
 
@@ -366,7 +366,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[doc(alias("find_vma", "find_vma_intersection", "for_each_vma_range"))]
-    pub fn overlapping(&self, range: Range<usize>) -> impl Iterator<Item = (Range<usize>, &P)> {
+    pub fn overlapping(&self, range: Range<usize>) -> impl Iterator<Item = (Range<usize>, &T)> {
         self.space.vmas(&self.section, range)
     }
 
@@ -412,7 +412,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// When nothing is mapped there, the address is reserved, somebody excludes the VMA's readers,
     /// or the thread holds a guard of this space.
     #[doc(alias("vma_start_write", "__vma_enter_locked", "__vma_start_exclude_readers"))]
-    pub fn start_write(&mut self, addr: usize) -> Result<WriteGuard<'_, P>, WriteError> {
+    pub fn start_write(&mut self, addr: usize) -> Result<WriteGuard<'_, T>, WriteError> {
         let vma = self.to_write(addr)?;
         if self.space.holds_guard() {
             return Err(WriteError::GuardHeld { addr });
@@ -444,7 +444,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// When nothing is mapped there, the address is reserved, somebody excludes the VMA's readers,
     /// or it has readers; those count that look for what lies behind it, or before the first of all.
     #[doc(alias = "vma_try_start_write")]
-    pub fn try_start_write(&mut self, addr: usize) -> Result<WriteGuard<'_, P>, WriteError> {
+    pub fn try_start_write(&mut self, addr: usize) -> Result<WriteGuard<'_, T>, WriteError> {
         let vma = self.to_write(addr)?;
         let slots = self.space.slab().slots();
         let vma =
@@ -452,7 +452,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
         Ok(WriteGuard { vma })
     }
 
-    fn to_write(&self, addr: usize) -> Result<Attached<'_, P>, WriteError> {
+    fn to_write(&self, addr: usize) -> Result<Attached<'_, T>, WriteError> {
         let entry = self.space.holding(&self.section, addr);
         let entry = entry.ok_or(WriteError::NotMapped { addr })?;
         if entry.is_excluded() {
@@ -474,7 +474,7 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[doc(alias = "mmap_write_downgrade")]
-    pub fn downgrade(self) -> View<'s, P, T> {
+    pub fn downgrade(self) -> View<'s, T, P> {
         let Self { space, section, leftover } = self;
         View::new(space, section.downgrade(), leftover)
     }
@@ -503,8 +503,8 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
     #[doc(alias("dup_mmap", "dup_mm", "VM_DONTCOPY"))]
     pub fn fork(
         &mut self,
-        mut copy: impl FnMut(Range<usize>, &P) -> Option<P>,
-    ) -> Result<AddressSpace<P, T>, ChangeError> {
+        mut copy: impl FnMut(Range<usize>, &T) -> Option<T>,
+    ) -> Result<AddressSpace<T, P>, ChangeError> {
         let (space, section) = (self.space, &self.section);
         let everything = Span { start: 0, end: usize::MAX };
         space.check_no_guard(everything)?;
@@ -537,11 +537,11 @@ impl<'s, P, T: Platform> Edit<'s, P, T> {
 }
 
 /// Excludes what a change of the running edit is about, and waits for its readers.
-fn exclude_now<'s, P, T: Platform>(
-    space: &'s AddressSpace<P, T>,
-    tree: &mut Editor<'s, '_, P, T>,
+fn exclude_now<'s, T, P: Platform>(
+    space: &'s AddressSpace<T, P>,
+    tree: &mut Editor<'s, '_, T, P>,
     request: &Request,
-    list: &mut Excluded<'s, P, T>,
+    list: &mut Excluded<'s, T, P>,
 ) -> Result<(), ChangeError> {
     match exclude(space, tree, request, list) {
         Ok(()) => {
@@ -553,7 +553,7 @@ fn exclude_now<'s, P, T: Platform>(
     }
 }
 
-impl<P, T: Platform> fmt::Debug for Edit<'_, P, T> {
+impl<T, P: Platform> fmt::Debug for Edit<'_, T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Edit").field("space", self.space).finish_non_exhaustive()
     }
@@ -564,11 +564,11 @@ impl<P, T: Platform> fmt::Debug for Edit<'_, P, T> {
 /// It borrows the edit, so it is gone when the edit ends.
 #[must_use]
 #[doc(alias = "vm_lock_seq")]
-pub struct WriteGuard<'e, P> {
-    vma: WriteLocked<'e, P>,
+pub struct WriteGuard<'e, T> {
+    vma: WriteLocked<'e, T>,
 }
 
-impl<P> WriteGuard<'_, P> {
+impl<T> WriteGuard<'_, T> {
     /// The range of the VMA.
     ///
     /// ```
@@ -582,21 +582,21 @@ impl<P> WriteGuard<'_, P> {
     }
 }
 
-impl<P> Deref for WriteGuard<'_, P> {
-    type Target = P;
+impl<T> Deref for WriteGuard<'_, T> {
+    type Target = T;
 
-    fn deref(&self) -> &P {
+    fn deref(&self) -> &T {
         self.vma.payload()
     }
 }
 
-impl<P> DerefMut for WriteGuard<'_, P> {
-    fn deref_mut(&mut self) -> &mut P {
+impl<T> DerefMut for WriteGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
         self.vma.payload_mut()
     }
 }
 
-impl<P: fmt::Debug> fmt::Debug for WriteGuard<'_, P> {
+impl<T: fmt::Debug> fmt::Debug for WriteGuard<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WriteGuard")
             .field("range", &self.range())

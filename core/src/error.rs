@@ -230,16 +230,16 @@ impl core::error::Error for ChangeError {}
 
 /// An insertion that changed nothing, with the payload it gives back.
 #[derive(Clone)]
-pub struct InsertError<P> {
+pub struct InsertError<T> {
     /// What was wrong.
     pub kind: ChangeError,
     /// Where it was to be inserted.
     pub range: Range<usize>,
     /// What was to be inserted.
-    pub payload: P,
+    pub payload: T,
 }
 
-impl<P> fmt::Debug for InsertError<P> {
+impl<T> fmt::Debug for InsertError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("InsertError")
             .field("kind", &self.kind)
@@ -248,13 +248,13 @@ impl<P> fmt::Debug for InsertError<P> {
     }
 }
 
-impl<P> fmt::Display for InsertError<P> {
+impl<T> fmt::Display for InsertError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.kind.fmt(f)
     }
 }
 
-impl<P> core::error::Error for InsertError<P> {}
+impl<T> core::error::Error for InsertError<T> {}
 
 /// Why a VMA was not write-locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

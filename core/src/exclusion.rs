@@ -49,19 +49,19 @@ with_default_platform! {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use = "an exclusion is given up when it is dropped"]
-    pub struct Exclusion<'s, P, T> {
-        space: &'s AddressSpace<P, T>,
-        vmas: Excluded<'s, P, T>,
+    pub struct Exclusion<'s, T, P> {
+        space: &'s AddressSpace<T, P>,
+        vmas: Excluded<'s, T, P>,
         request: Request,
         /// Dropped last, as it is made first: a handler of this thread is never told to try again.
-        _noted: Note<Exclusions, T>,
+        _noted: Note<Exclusions, P>,
     }
 }
 
-impl<'s, P, T: Platform> Exclusion<'s, P, T> {
+impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     /// Waits for other exclusions, and for no reader.
     pub(crate) fn new(
-        space: &'s AddressSpace<P, T>,
+        space: &'s AddressSpace<T, P>,
         request: Request,
     ) -> Result<Self, ChangeError> {
         space.check_not_own(request.span)?;
@@ -80,7 +80,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
                 Err(Refusal::Excluded(entry)) => entry,
             };
             if let Some(sleeper) = Sleeper::register(space.slab().slots(), refused) {
-                sleeper.sleep::<T>(section);
+                sleeper.sleep::<P>(section);
             }
         }
     }
@@ -106,7 +106,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     /// assert!(exclusion.iter().eq([(0x1000..0x4000, &"text")]));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn iter(&self) -> impl Iterator<Item = (Range<usize>, &P)> {
+    pub fn iter(&self) -> impl Iterator<Item = (Range<usize>, &T)> {
         self.vmas.iter().map(|vma| (vma.span().range(), vma.payload()))
     }
 
@@ -125,7 +125,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     ///
     /// Inside a [`HandlerScope`].
     pub fn wait(&self) {
-        HandlerScope::<T>::assert_may_wait();
+        HandlerScope::<P>::assert_may_wait();
         self.vmas.wait(None);
     }
 
@@ -144,8 +144,8 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     ///
     /// Inside a [`HandlerScope`].
     #[must_use = "readers may still be inside"]
-    pub fn wait_until(&self, deadline: T::Deadline) -> bool {
-        HandlerScope::<T>::assert_may_wait();
+    pub fn wait_until(&self, deadline: P::Deadline) -> bool {
+        HandlerScope::<P>::assert_may_wait();
         self.vmas.wait(Some(deadline))
     }
 
@@ -175,9 +175,9 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     /// # Errors
     ///
     /// See [`ChangeError`]. Nothing has changed then, and the exclusion is over.
-    pub fn remove(self) -> Result<RemovedVmas<P>, ChangeError>
+    pub fn remove(self) -> Result<RemovedVmas<T>, ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
         let request = Request::new(self.request.span, Mapped::Something);
         self.finish(request, |_, _| None)
@@ -204,10 +204,10 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     /// See [`ChangeError`]. Nothing has changed then, and the exclusion is over.
     pub fn update(
         self,
-        mut change: impl FnMut(Range<usize>, &P) -> P,
-    ) -> Result<RemovedVmas<P>, ChangeError>
+        mut change: impl FnMut(Range<usize>, &T) -> T,
+    ) -> Result<RemovedVmas<T>, ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
         let request = Request::new(self.request.span, Mapped::Everything);
         self.finish(request, |part, payload| Some((part, change(part.range(), payload))))
@@ -231,10 +231,10 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     pub fn relocate(
         self,
         to: usize,
-        mut change: impl FnMut(Range<usize>, &P) -> P,
-    ) -> Result<RemovedVmas<P>, ChangeError>
+        mut change: impl FnMut(Range<usize>, &T) -> T,
+    ) -> Result<RemovedVmas<T>, ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
         let (request, moved) = self.space.relocation(self.range(), to)?;
         self.finish(request, |part, payload| {
@@ -246,10 +246,10 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     fn finish(
         self,
         request: Request,
-        place: impl FnMut(Span, &P) -> Option<(Span, P)>,
-    ) -> Result<RemovedVmas<P>, ChangeError>
+        place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+    ) -> Result<RemovedVmas<T>, ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
         // Dropped when the exclusion and its edit are over; the result is safe by then, should one
         // of their destructors panic.
@@ -261,12 +261,12 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
 
     fn finish_into(
         mut self,
-        leftover: &mut Vec<P>,
+        leftover: &mut Vec<T>,
         request: Request,
-        place: impl FnMut(Span, &P) -> Option<(Span, P)>,
-    ) -> Result<RemovedVmas<P>, ChangeError>
+        place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+    ) -> Result<RemovedVmas<T>, ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
         let space = self.space;
         self.wait_to_finish(&request)?;
@@ -334,9 +334,9 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     ///
     /// See [`ChangeError`]; [`Overlap`](ChangeError::Overlap) when others have mapped something in a
     /// hole of the range. Nothing has changed then, and the exclusion is over.
-    pub fn remove_reserving(self) -> Result<(RemovedVmas<P>, Reservation<'s, P, T>), ChangeError>
+    pub fn remove_reserving(self) -> Result<(RemovedVmas<T>, Reservation<'s, T, P>), ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
         let mut leftover = Vec::new(); // as in `finish`
         let result = self.reserve_into(&mut leftover);
@@ -346,10 +346,10 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
 
     fn reserve_into(
         mut self,
-        leftover: &mut Vec<P>,
-    ) -> Result<(RemovedVmas<P>, Reservation<'s, P, T>), ChangeError>
+        leftover: &mut Vec<T>,
+    ) -> Result<(RemovedVmas<T>, Reservation<'s, T, P>), ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
         let (space, span) = (self.space, self.request.span);
         match self.prepare_put(leftover) {
@@ -364,9 +364,9 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     }
 
     /// Prepares to put one VMA, or a reservation, over the whole range: what is left cannot fail.
-    fn prepare_put<'l>(&self, leftover: &'l mut Vec<P>) -> Result<Put<'s, 'l, P, T>, Unput>
+    fn prepare_put<'l>(&self, leftover: &'l mut Vec<T>) -> Result<Put<'s, 'l, T, P>, Unput>
     where
-        P: Payload,
+        T: Payload,
     {
         let (space, request) = (self.space, self.request);
         self.wait_to_finish(&request)?;
@@ -394,7 +394,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
 }
 
 /// An edit that can put something over a range.
-type Put<'s, 'l, P, T> = (WriteLock<'s, T>, Change<'s, 'l, P, T>);
+type Put<'s, 'l, T, P> = (WriteLock<'s, P>, Change<'s, 'l, T, P>);
 
 /// Why nothing can be put over a range.
 enum Unput {
@@ -411,13 +411,13 @@ impl From<ChangeError> for Unput {
     }
 }
 
-impl<P, T: Platform> fmt::Debug for Exclusion<'_, P, T> {
+impl<T, P: Platform> fmt::Debug for Exclusion<'_, T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Exclusion").field("range", &self.range()).finish_non_exhaustive()
     }
 }
 
-impl<P, T: Platform> AddressSpace<P, T> {
+impl<T, P: Platform> AddressSpace<T, P> {
     /// Keeps new readers out of every VMA that touches `range`. Waits for exclusions of the same
     /// VMAs by other threads, not for readers. See [`Exclusion`].
     ///
@@ -439,7 +439,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ///
     /// Inside a [`HandlerScope`].
     #[doc(alias = "__vma_start_exclude_readers")]
-    pub fn exclude(&self, range: Range<usize>) -> Result<Exclusion<'_, P, T>, ChangeError> {
+    pub fn exclude(&self, range: Range<usize>) -> Result<Exclusion<'_, T, P>, ChangeError> {
         Exclusion::new(self, Request::new(self.span(range)?, Mapped::Something))
     }
 
@@ -463,9 +463,9 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ///
     /// Inside a [`HandlerScope`].
     #[doc(alias = "munmap")]
-    pub fn remove(&self, range: Range<usize>) -> Result<RemovedVmas<P>, ChangeError>
+    pub fn remove(&self, range: Range<usize>) -> Result<RemovedVmas<T>, ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
         self.exclude(range)?.remove()
     }
@@ -495,10 +495,10 @@ impl<P, T: Platform> AddressSpace<P, T> {
     pub fn update(
         &self,
         range: Range<usize>,
-        change: impl FnMut(Range<usize>, &P) -> P,
-    ) -> Result<RemovedVmas<P>, ChangeError>
+        change: impl FnMut(Range<usize>, &T) -> T,
+    ) -> Result<RemovedVmas<T>, ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
         let request = Request::new(self.span(range)?, Mapped::Everything);
         Exclusion::new(self, request)?.update(change)
@@ -530,10 +530,10 @@ impl<P, T: Platform> AddressSpace<P, T> {
         &self,
         from: Range<usize>,
         to: usize,
-        change: impl FnMut(Range<usize>, &P) -> P,
-    ) -> Result<RemovedVmas<P>, ChangeError>
+        change: impl FnMut(Range<usize>, &T) -> T,
+    ) -> Result<RemovedVmas<T>, ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
         let (request, _) = self.relocation(from, to)?;
         Exclusion::new(self, request)?.relocate(to, change)
@@ -565,10 +565,10 @@ impl<P, T: Platform> AddressSpace<P, T> {
     pub fn replace(
         &self,
         range: Range<usize>,
-        mut payload: P,
-    ) -> Result<RemovedVmas<P>, InsertError<P>>
+        mut payload: T,
+    ) -> Result<RemovedVmas<T>, InsertError<T>>
     where
-        P: Payload,
+        T: Payload,
     {
         let span = match self.span(range.clone()) {
             Ok(span) => span,
@@ -591,11 +591,11 @@ impl<P, T: Platform> AddressSpace<P, T> {
     fn replace_once(
         &self,
         span: Span,
-        payload: P,
-        leftover: &mut Vec<P>,
-    ) -> Result<RemovedVmas<P>, (Unput, P)>
+        payload: T,
+        leftover: &mut Vec<T>,
+    ) -> Result<RemovedVmas<T>, (Unput, T)>
     where
-        P: Payload,
+        T: Payload,
     {
         let mut exclusion = match Exclusion::new(self, Request::new(span, Mapped::Anything)) {
             Ok(exclusion) => exclusion,

@@ -105,11 +105,11 @@ impl GapSearch {
     }
 
     /// Runs the search.
-    pub(crate) fn run<P, T: Platform>(
+    pub(crate) fn run<T, P: Platform>(
         &self,
         granularity: usize,
         tree: &Tree,
-        slab: &Slab<P, T>,
+        slab: &Slab<T, P>,
         section: &impl Section,
     ) -> Result<Range<usize>, GapError> {
         let Self { size, align, .. } = *self;
@@ -163,16 +163,16 @@ impl fmt::Display for GapError {
 
 impl core::error::Error for GapError {}
 
-struct Search<'m, P, T: Platform, S: Section> {
+struct Search<'m, T, P: Platform, S: Section> {
     size: usize,
     align: usize,
     bounds: Span,
     tree: &'m Tree,
-    slab: &'m Slab<P, T>,
+    slab: &'m Slab<T, P>,
     section: &'m S,
 }
 
-impl<P, T: Platform, S: Section> Search<'_, P, T, S> {
+impl<T, P: Platform, S: Section> Search<'_, T, P, S> {
     fn lowest(&self) -> Option<usize> {
         let before = self.tree.floor(self.slab, self.section, self.bounds.start);
         let mut from = before.as_ref().map_or(0, |before| before.span().start + 1);
@@ -208,7 +208,7 @@ impl<P, T: Platform, S: Section> Search<'_, P, T, S> {
     }
 
     /// What is free between an entry and the next; without one, before the first.
-    fn gap_after(&self, entry: Option<Entry<'_, P>>) -> Span {
+    fn gap_after(&self, entry: Option<Entry<'_, T>>) -> Span {
         let (start, next) =
             entry.map_or((0, 0), |entry| (entry.span().end, entry.span().start + 1));
         let next = self.tree.first_from(self.slab, self.section, next);

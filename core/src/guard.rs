@@ -31,21 +31,21 @@ with_default_platform! {
     /// ```
     #[must_use = "the VMA is unlocked at once when its guard is dropped"]
     #[doc(alias("vm_area_struct", "vma_end_read", "vma_refcount_put"))]
-    pub struct ReadGuard<'s, P, T> {
+    pub struct ReadGuard<'s, T, P> {
         // Closed before the put: fields are dropped in this order.
-        payload: ConstPtr<MaybeUninit<P>>,
-        _noted: Note<Guards, T>,
-        admitted: Admitted<'s, P, T>,
+        payload: ConstPtr<MaybeUninit<T>>,
+        _noted: Note<Guards, P>,
+        admitted: Admitted<'s, T, P>,
         walks: u32,
     }
 }
 
-impl<'s, P, T: Platform> ReadGuard<'s, P, T> {
+impl<'s, T, P: Platform> ReadGuard<'s, T, P> {
     // As for a lookup: unoptimised, a frame of its own.
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn new(
-        space: &'s AddressSpace<P, T>,
-        admitted: Admitted<'s, P, T>,
+        space: &'s AddressSpace<T, P>,
+        admitted: Admitted<'s, T, P>,
         walks: u32,
     ) -> Self {
         let noted = Note::new(space.name());
@@ -81,22 +81,22 @@ impl<'s, P, T: Platform> ReadGuard<'s, P, T> {
 
     /// Where the VMA lives.
     #[inline(always)]
-    pub(crate) fn slot(&self) -> &'s Slot<P> {
+    pub(crate) fn slot(&self) -> &'s Slot<T> {
         self.admitted.slot()
     }
 }
 
-impl<P, T: Platform> Deref for ReadGuard<'_, P, T> {
-    type Target = P;
+impl<T, P: Platform> Deref for ReadGuard<'_, T, P> {
+    type Target = T;
 
     #[inline(always)]
-    fn deref(&self) -> &P {
+    fn deref(&self) -> &T {
         // SAFETY: `payload` was opened by this read lock.
         unsafe { self.admitted.deref(&self.payload) }
     }
 }
 
-impl<P: fmt::Debug, T: Platform> fmt::Debug for ReadGuard<'_, P, T> {
+impl<T: fmt::Debug, P: Platform> fmt::Debug for ReadGuard<'_, T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReadGuard")
             .field("range", &self.range())
@@ -125,24 +125,24 @@ with_default_platform! {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use = "the VMA is unlocked at once when its guard is dropped"]
-    pub struct OwnedReadGuard<P: 'static, T> {
+    pub struct OwnedReadGuard<T: 'static, P> {
         // Closed before the put, which comes before the space goes: fields are dropped in this
         // order.
-        payload: ConstPtr<MaybeUninit<P>>,
-        admitted: Admitted<'static, P, T>,
-        _space: Arc<AddressSpace<P, T>>,
+        payload: ConstPtr<MaybeUninit<T>>,
+        admitted: Admitted<'static, T, P>,
+        _space: Arc<AddressSpace<T, P>>,
     }
 }
 
-impl<P: 'static, T: Platform> OwnedReadGuard<P, T> {
-    pub(crate) fn new(space: Arc<AddressSpace<P, T>>, admitted: Admitted<'_, P, T>) -> Self {
+impl<T: 'static, P: Platform> OwnedReadGuard<T, P> {
+    pub(crate) fn new(space: Arc<AddressSpace<T, P>>, admitted: Admitted<'_, T, P>) -> Self {
         // SAFETY: `space` keeps the slab alive, and is dropped after it.
         let admitted = unsafe { admitted.outliving() };
         Self { payload: admitted.payload(), admitted, _space: space }
     }
 }
 
-impl<P: 'static, T: Platform> OwnedReadGuard<P, T> {
+impl<T: 'static, P: Platform> OwnedReadGuard<T, P> {
     /// The range of the VMA.
     ///
     /// ```
@@ -158,11 +158,11 @@ impl<P: 'static, T: Platform> OwnedReadGuard<P, T> {
     }
 }
 
-impl<P: 'static, T: Platform> Deref for OwnedReadGuard<P, T> {
-    type Target = P;
+impl<T: 'static, P: Platform> Deref for OwnedReadGuard<T, P> {
+    type Target = T;
 
     #[inline(always)]
-    fn deref(&self) -> &P {
+    fn deref(&self) -> &T {
         // SAFETY: `payload` was opened by this read lock.
         unsafe { self.admitted.deref(&self.payload) }
     }
@@ -170,11 +170,11 @@ impl<P: 'static, T: Platform> Deref for OwnedReadGuard<P, T> {
 
 // SAFETY: the read lock is a count that any thread may put; the payload is only read (`Sync`), and
 // with the space, payloads may be dropped (`Send`).
-unsafe impl<P: Send + Sync + 'static, T: Platform> Send for OwnedReadGuard<P, T> {}
+unsafe impl<T: Send + Sync + 'static, P: Platform> Send for OwnedReadGuard<T, P> {}
 // SAFETY: as for `Send`.
-unsafe impl<P: Send + Sync + 'static, T: Platform> Sync for OwnedReadGuard<P, T> {}
+unsafe impl<T: Send + Sync + 'static, P: Platform> Sync for OwnedReadGuard<T, P> {}
 
-impl<P: fmt::Debug + 'static, T: Platform> fmt::Debug for OwnedReadGuard<P, T> {
+impl<T: fmt::Debug + 'static, P: Platform> fmt::Debug for OwnedReadGuard<T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OwnedReadGuard")
             .field("range", &self.range())

@@ -95,13 +95,13 @@ impl Hazard {
     /// Takes the visit of `vma` back, which was published here. If somebody has counted it, that is a
     /// put.
     #[inline(always)]
-    pub fn retract<T: Platform>(&self, vma: &VmaLock) {
+    pub fn retract<P: Platform>(&self, vma: &VmaLock) {
         // Not free yet: a handler of this thread that took it could have the mark overwritten.
         self.visit.store(LEAVING, HAZARD_CLEAR);
         self.fence(HAZARD_CLEAR_FENCE);
         let mark = self.mark.load(Relaxed("the exchange decides; the fence stands in front"));
         if mark == vma.name() && self.unmark(vma) {
-            vma.leave::<T>();
+            vma.leave::<P>();
         }
         self.visit.store(0, HAZARD_FREE);
     }
@@ -198,21 +198,21 @@ impl Record {
 pub struct Fencing(u32);
 
 impl Fencing {
-    pub fn choose<T: Platform>() -> Self {
-        Self(if T::prepare_barrier() { BARRIERS } else { FENCES })
+    pub fn choose<P: Platform>() -> Self {
+        Self(if P::prepare_barrier() { BARRIERS } else { FENCES })
     }
 }
 
 /// The records of a slab.
-pub struct Registry<T: Platform>(Arena<Record, T>);
+pub struct Registry<P: Platform>(Arena<Record, P>);
 
 // SAFETY: it lends a record, whose words are atomic but for `link` (A3), to the thread that claims it
 // only; neither a record nor a hazard is `Sync`, so it stays there (H1). Others look at the words, in here.
-unsafe impl<T: Platform> Sync for Registry<T> {}
+unsafe impl<P: Platform> Sync for Registry<P> {}
 // SAFETY: nothing in a record belongs to a thread while nobody has claimed it.
-unsafe impl<T: Platform> Send for Registry<T> {}
+unsafe impl<P: Platform> Send for Registry<P> {}
 
-impl<T: Platform> Registry<T> {
+impl<P: Platform> Registry<P> {
     const_unless_model! {
         pub fn new(users: Users) -> Self {
             Self(Arena::new(users))
@@ -225,7 +225,7 @@ impl<T: Platform> Registry<T> {
     /// visits will see; who excludes later looks here.
     pub fn claim(
         &self,
-        section: &WriteSection<'_, T>,
+        section: &WriteSection<'_, P>,
         Fencing(owner): Fencing,
     ) -> Result<&Record, OutOfMemory> {
         loop {
@@ -250,18 +250,18 @@ impl<T: Platform> Registry<T> {
     #[inline]
     pub fn count_in<'l>(
         &self,
-        section: &WriteSection<'_, T>,
+        section: &WriteSection<'_, P>,
         vmas: impl Iterator<Item = &'l VmaLock> + Clone,
     ) {
         if self.0.usage().made != 0 && keep(Step::CountVisits) {
-            self.0.with_all(section, |records| look_through::<T>(records, vmas));
+            self.0.with_all(section, |records| look_through::<P>(records, vmas));
         }
     }
 }
 
 #[cold]
-fn look_through<'l, T: Platform>(
-    records: All<'_, Record, T>,
+fn look_through<'l, P: Platform>(
+    records: All<'_, Record, P>,
     vmas: impl Iterator<Item = &'l VmaLock> + Clone,
 ) {
     let owners = || records.clone().map(Record::owner);
@@ -275,7 +275,7 @@ fn look_through<'l, T: Platform>(
         hazard.mark.load(Relaxed("H2; else only a reader makes it 0, whose name is gone by then"))
     };
     if barriers && keep(Step::BarrierToScan) {
-        T::barrier();
+        P::barrier();
     }
     fence(HAZARD_SCAN_FENCE);
     let mut counted = false;
@@ -294,7 +294,7 @@ fn look_through<'l, T: Platform>(
         return;
     }
     if barriers && keep(Step::BarrierToMark) {
-        T::barrier();
+        P::barrier();
     }
     fence(HAZARD_MARK_FENCE);
     for hazard in hazards() {

@@ -347,10 +347,10 @@ impl VmaLock {
     /// is never freed while anyone may look.
     #[doc(alias("vma_end_read", "vma_refcount_put"))]
     #[inline(always)]
-    pub fn leave<T: Platform>(&self) {
+    pub fn leave<P: Platform>(&self) {
         // The last but for the attachment, and somebody waits for that.
         if self.refcnt.word().fetch_sub(1, READ_PUT) == EXCLUDED + 2 && keep(Step::WakeWaiter) {
-            T::wake(&self.refcnt);
+            P::wake(&self.refcnt);
         }
     }
 
@@ -390,12 +390,12 @@ impl VmaLock {
     /// Waits until the readers of an excluded VMA have left; `false` if the deadline came first.
     /// Once true it stays so: nobody enters.
     #[doc(alias = "rcuwait_wait_event")]
-    pub fn wait_alone<T: Platform>(&self, deadline: Option<T::Deadline>) -> bool {
+    pub fn wait_alone<P: Platform>(&self, deadline: Option<P::Deadline>) -> bool {
         while let Err(count) = self.alone() {
             if !keep(Step::WaitForReaders) {
                 return true;
             }
-            if !T::wait(&self.refcnt, count, deadline) && deadline.is_some() {
+            if !P::wait(&self.refcnt, count, deadline) && deadline.is_some() {
                 return self.is_alone();
             }
         }
@@ -470,9 +470,9 @@ impl VmaLock {
     }
 
     /// Lets those go on who sleep because of an exclusion that has ended, X gone or the count 0.
-    pub fn open_gate<T: Platform>(&self) {
+    pub fn open_gate<P: Platform>(&self) {
         if !keep(Step::SeparateGate) {
-            T::wake_all(&self.refcnt);
+            P::wake_all(&self.refcnt);
         }
         let mut gate = self.gate.word().load(Relaxed("the exchange that follows decides"));
         loop {
@@ -484,9 +484,9 @@ impl VmaLock {
             }
         }
         if gate & 1 != 0 && keep(Step::WakeAll) {
-            T::wake_all(&self.gate);
+            P::wake_all(&self.gate);
         } else if gate & 1 != 0 {
-            T::wake(&self.gate);
+            P::wake(&self.gate);
         }
     }
 
@@ -504,10 +504,10 @@ impl VmaLock {
 
     /// Sleeps until the exclusion is over that the ticket was drawn for. The slot may be another
     /// VMA's by then.
-    pub fn sleep<T: Platform>(&self, ticket: Ticket) {
+    pub fn sleep<P: Platform>(&self, ticket: Ticket) {
         let gate = if keep(Step::SeparateGate) { &self.gate } else { &self.refcnt };
         while gate.word().load(Relaxed("the caller walks again, whatever it is")) == ticket.0 {
-            T::wait(gate, ticket.0, None);
+            P::wait(gate, ticket.0, None);
         }
     }
 }
@@ -524,9 +524,9 @@ impl VmaLock {
     }
 
     /// A put that is no release: a race.
-    pub(crate) fn leave_unordered<T: Platform>(&self) {
+    pub(crate) fn leave_unordered<P: Platform>(&self) {
         if self.refcnt.word().fetch_sub(1, TEST) == EXCLUDED + 2 {
-            T::wake(&self.refcnt);
+            P::wake(&self.refcnt);
         }
     }
 

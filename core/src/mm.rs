@@ -36,16 +36,16 @@ impl SpaceId {
 }
 
 /// The shared state of one space.
-pub struct Mm<T: Platform> {
+pub struct Mm<P: Platform> {
     seq: SpaceSeq,
-    editors: Line<Editors<T>>,
+    editors: Line<Editors<P>>,
     /// Read in every lookup, so on no line that an edit writes.
     id: SpaceId,
 }
 
 /// What editors share, and readers do not touch.
-struct Editors<T: Platform> {
-    lock: MmapLock<T>,
+struct Editors<P: Platform> {
+    lock: MmapLock<P>,
     /// The thread that holds the mmap lock for writing, 0 for none. Only ever compared with the
     /// asker's own identity, which only the asker itself can have stored.
     current: AtomicUsize,
@@ -53,7 +53,7 @@ struct Editors<T: Platform> {
     left_behind: AtomicU32,
 }
 
-impl<T: Platform> Mm<T> {
+impl<P: Platform> Mm<P> {
     const_unless_model! {
         pub fn new(id: SpaceId) -> Self {
             Self {
@@ -81,28 +81,28 @@ impl<T: Platform> Mm<T> {
     /// Whether the running thread is the one that edits.
     pub fn edited_by_me(&self) -> bool {
         let editor = self.editors.0.current.load(Relaxed("equal to me only if I stored it"));
-        T::with_thread(|thread| thread.id() == editor).unwrap_or(false)
+        P::with_thread(|thread| thread.id() == editor).unwrap_or(false)
     }
 
     /// Waits for the mmap lock for reading.
-    pub fn read(&self) -> ReadSection<'_, T> {
-        HandlerScope::<T>::assert_may_wait();
+    pub fn read(&self) -> ReadSection<'_, P> {
+        HandlerScope::<P>::assert_may_wait();
         ReadSection { _lock: self.editors.0.lock.read(), _thread: PhantomData }
     }
 
     /// Waits for the mmap lock for writing and begins an edit.
-    pub fn write(&self) -> WriteLock<'_, T> {
-        HandlerScope::<T>::assert_may_wait();
+    pub fn write(&self) -> WriteLock<'_, P> {
+        HandlerScope::<P>::assert_may_wait();
         self.begin(self.editors.0.lock.write())
     }
 
     /// Begins an edit if nobody has the mmap lock.
-    pub fn try_write(&self) -> Option<WriteLock<'_, T>> {
+    pub fn try_write(&self) -> Option<WriteLock<'_, P>> {
         Some(self.begin(self.editors.0.lock.try_write()?))
     }
 
-    fn begin<'m>(&'m self, lock: MmapWriteGuard<'m, T>) -> WriteLock<'m, T> {
-        if let Some(me) = T::with_thread(|thread| thread.id()) {
+    fn begin<'m>(&'m self, lock: MmapWriteGuard<'m, P>) -> WriteLock<'m, P> {
+        if let Some(me) = P::with_thread(|thread| thread.id()) {
             self.editors.0.current.store(me, Relaxed("read back only by this thread"));
         }
         signal_fence(); // as at the end
@@ -114,7 +114,7 @@ impl<T: Platform> Mm<T> {
     ///
     /// For an operation on a VMA of which the caller owns the only handle, a reservation: the edit
     /// may be in the middle of something.
-    pub fn in_own_edit<R>(&self, f: impl FnOnce(&WriteSection<'_, T>) -> R) -> R {
+    pub fn in_own_edit<R>(&self, f: impl FnOnce(&WriteSection<'_, P>) -> R) -> R {
         assert!(self.edited_by_me(), "the thread has an edit open");
         f(&WriteSection::new(self, self.seq().running()))
     }
@@ -137,24 +137,24 @@ pub trait Section {}
 type BelongsToThread = PhantomData<*const ()>;
 
 /// The mmap lock held for reading.
-pub struct ReadSection<'m, T: Platform> {
-    _lock: MmapReadGuard<'m, T>,
+pub struct ReadSection<'m, P: Platform> {
+    _lock: MmapReadGuard<'m, P>,
     _thread: BelongsToThread,
 }
 
-impl<T: Platform> Section for ReadSection<'_, T> {}
+impl<P: Platform> Section for ReadSection<'_, P> {}
 
 /// The mmap lock held for writing: within an edit.
-pub struct WriteSection<'m, T: Platform> {
-    mm: &'m Mm<T>,
+pub struct WriteSection<'m, P: Platform> {
+    mm: &'m Mm<P>,
     edit: EditSeq,
     _thread: BelongsToThread,
 }
 
-impl<T: Platform> Section for WriteSection<'_, T> {}
+impl<P: Platform> Section for WriteSection<'_, P> {}
 
-impl<'m, T: Platform> WriteSection<'m, T> {
-    fn new(mm: &'m Mm<T>, edit: EditSeq) -> Self {
+impl<'m, P: Platform> WriteSection<'m, P> {
+    fn new(mm: &'m Mm<P>, edit: EditSeq) -> Self {
         Self { mm, edit, _thread: PhantomData }
     }
 
@@ -170,18 +170,18 @@ impl<'m, T: Platform> WriteSection<'m, T> {
 }
 
 /// An edit, from its begin to its end.
-pub struct WriteLock<'m, T: Platform> {
+pub struct WriteLock<'m, P: Platform> {
     // Fields are dropped in order: the sequence goes even before the lock is released.
-    ending: Ending<'m, T>,
-    _lock: MmapWriteGuard<'m, T>,
+    ending: Ending<'m, P>,
+    _lock: MmapWriteGuard<'m, P>,
 }
 
-impl<T: Platform> Section for WriteLock<'_, T> {}
+impl<P: Platform> Section for WriteLock<'_, P> {}
 
-impl<'m, T: Platform> WriteLock<'m, T> {
+impl<'m, P: Platform> WriteLock<'m, P> {
     /// Ends the edit and goes on reading, with no other edit in between.
     #[doc(alias = "mmap_write_downgrade")]
-    pub fn downgrade(self) -> ReadSection<'m, T> {
+    pub fn downgrade(self) -> ReadSection<'m, P> {
         let Self { ending, _lock } = self;
         let mm = ending.0.mm;
         drop(ending);
@@ -189,22 +189,22 @@ impl<'m, T: Platform> WriteLock<'m, T> {
             drop(_lock);
             return mm.read();
         }
-        ReadSection { _lock: MmapLock::<T>::downgrade(_lock), _thread: PhantomData }
+        ReadSection { _lock: MmapLock::<P>::downgrade(_lock), _thread: PhantomData }
     }
 }
 
-impl<'m, T: Platform> Deref for WriteLock<'m, T> {
-    type Target = WriteSection<'m, T>;
+impl<'m, P: Platform> Deref for WriteLock<'m, P> {
+    type Target = WriteSection<'m, P>;
 
-    fn deref(&self) -> &WriteSection<'m, T> {
+    fn deref(&self) -> &WriteSection<'m, P> {
         &self.ending.0
     }
 }
 
 /// Ends the edit when it is dropped.
-struct Ending<'m, T: Platform>(WriteSection<'m, T>);
+struct Ending<'m, P: Platform>(WriteSection<'m, P>);
 
-impl<T: Platform> Drop for Ending<'_, T> {
+impl<P: Platform> Drop for Ending<'_, P> {
     fn drop(&mut self) {
         let mm = self.0.mm;
         mm.seq().end(self.0.edit);

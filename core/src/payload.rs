@@ -43,7 +43,7 @@ use alloc::sync::Arc;
 /// change that would cut its VMA is refused then.
 ///
 /// Numbers, `bool`, `char` and `()` stand for attributes: both parts get the same, and equal
-/// neighbours merge. So do `&T` and [`Arc<T>`], which are equal if they are the same object.
+/// neighbours merge. So do `&P` and [`Arc<P>`], which are equal if they are the same object.
 #[doc(alias("__split_vma", "vma_merge_region"))]
 pub trait Payload: Sized {
     /// The payloads of the two parts of a VMA that is cut `offset` bytes from its start; `None` if

@@ -206,14 +206,14 @@ pub type DefaultPlatform = Model;
 
 /// Declares a struct over a payload and a platform; the platform has a default where there is one.
 macro_rules! with_default_platform {
-    ($(#[$meta:meta])* pub struct $name:ident<$($lt:lifetime,)? P $(: $bound:lifetime)?, T> $body:tt) => {
+    ($(#[$meta:meta])* pub struct $name:ident<$($lt:lifetime,)? T $(: $bound:lifetime)?, P> $body:tt) => {
         #[cfg(any(feature = "std", pervma_model))]
         $(#[$meta])*
-        pub struct $name<$($lt,)? P $(: $bound)?, T: Platform = $crate::platform::DefaultPlatform> $body
+        pub struct $name<$($lt,)? T $(: $bound)?, P: Platform = $crate::platform::DefaultPlatform> $body
 
         #[cfg(not(any(feature = "std", pervma_model)))]
         $(#[$meta])*
-        pub struct $name<$($lt,)? P $(: $bound)?, T: Platform> $body
+        pub struct $name<$($lt,)? T $(: $bound)?, P: Platform> $body
     };
 }
 pub(crate) use with_default_platform;

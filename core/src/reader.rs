@@ -47,15 +47,15 @@ with_default_platform! {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[doc(alias("hazard pointer", "BRAVO", "brlock"))]
-    pub struct Reader<'s, P, T> {
-        space: &'s AddressSpace<P, T>,
+    pub struct Reader<'s, T, P> {
+        space: &'s AddressSpace<T, P>,
         record: &'s Record,
         thread: PhantomData<*const ()>,
     }
 }
 
-impl<'s, P, T: Platform> Reader<'s, P, T> {
-    pub(crate) fn new(space: &'s AddressSpace<P, T>, record: &'s Record) -> Self {
+impl<'s, T, P: Platform> Reader<'s, T, P> {
+    pub(crate) fn new(space: &'s AddressSpace<T, P>, record: &'s Record) -> Self {
         Self { space, record, thread: PhantomData }
     }
 
@@ -73,7 +73,7 @@ impl<'s, P, T: Platform> Reader<'s, P, T> {
     ///
     /// As for [`AddressSpace::try_read`].
     #[inline]
-    pub fn try_read(&self, addr: usize) -> Result<ReadGuard<'_, P, T>, ReadError> {
+    pub fn try_read(&self, addr: usize) -> Result<ReadGuard<'_, T, P>, ReadError> {
         self.space.try_read_by(Some(self.record), addr)
     }
 
@@ -94,7 +94,7 @@ impl<'s, P, T: Platform> Reader<'s, P, T> {
     ///
     /// When it would have to wait inside a [`HandlerScope`](crate::HandlerScope).
     #[inline]
-    pub fn read(&self, addr: usize) -> Result<ReadGuard<'_, P, T>, ReadError> {
+    pub fn read(&self, addr: usize) -> Result<ReadGuard<'_, T, P>, ReadError> {
         self.space.read_by(Some(self.record), addr)
     }
 
@@ -109,18 +109,18 @@ impl<'s, P, T: Platform> Reader<'s, P, T> {
     /// assert_eq!(cursor.try_read(0x2000)?.walks(), 0);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn cursor(&self) -> ReaderCursor<'_, P, T> {
+    pub fn cursor(&self) -> ReaderCursor<'_, T, P> {
         ReaderCursor { reader: self, hint: None }
     }
 }
 
-impl<P, T: Platform> Drop for Reader<'_, P, T> {
+impl<T, P: Platform> Drop for Reader<'_, T, P> {
     fn drop(&mut self) {
         self.record.give_up();
     }
 }
 
-impl<P, T: Platform> fmt::Debug for Reader<'_, P, T> {
+impl<T, P: Platform> fmt::Debug for Reader<'_, T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reader").field("space", self.space).finish_non_exhaustive()
     }
@@ -142,13 +142,13 @@ with_default_platform! {
     /// ```
     ///
     /// Like its reader it stays on its thread.
-    pub struct ReaderCursor<'r, P, T> {
-        reader: &'r Reader<'r, P, T>,
-        hint: Option<&'r Slot<P>>,
+    pub struct ReaderCursor<'r, T, P> {
+        reader: &'r Reader<'r, T, P>,
+        hint: Option<&'r Slot<T>>,
     }
 }
 
-impl<'r, P, T: Platform> ReaderCursor<'r, P, T> {
+impl<'r, T, P: Platform> ReaderCursor<'r, T, P> {
     /// Finds and read-locks the VMA that holds `addr`, without waiting.
     ///
     /// ```
@@ -163,7 +163,7 @@ impl<'r, P, T: Platform> ReaderCursor<'r, P, T> {
     ///
     /// As for [`AddressSpace::try_read`].
     #[inline]
-    pub fn try_read(&mut self, addr: usize) -> Result<ReadGuard<'r, P, T>, ReadError> {
+    pub fn try_read(&mut self, addr: usize) -> Result<ReadGuard<'r, T, P>, ReadError> {
         Ok(match self.read_hint(addr) {
             Some(guard) => guard,
             None => self.look_up(move |reader| reader.try_read(addr))?,
@@ -188,7 +188,7 @@ impl<'r, P, T: Platform> ReaderCursor<'r, P, T> {
     ///
     /// When it would have to wait inside a [`HandlerScope`](crate::HandlerScope).
     #[inline]
-    pub fn read(&mut self, addr: usize) -> Result<ReadGuard<'r, P, T>, ReadError> {
+    pub fn read(&mut self, addr: usize) -> Result<ReadGuard<'r, T, P>, ReadError> {
         Ok(match self.read_hint(addr) {
             Some(guard) => guard,
             None => self.look_up(move |reader| reader.read(addr))?,
@@ -196,7 +196,7 @@ impl<'r, P, T: Platform> ReaderCursor<'r, P, T> {
     }
 
     #[inline(always)]
-    fn read_hint(&self, addr: usize) -> Option<ReadGuard<'r, P, T>> {
+    fn read_hint(&self, addr: usize) -> Option<ReadGuard<'r, T, P>> {
         self.reader.space.read_in(self.hint?, addr, Some(self.reader.record))
     }
 
@@ -205,15 +205,15 @@ impl<'r, P, T: Platform> ReaderCursor<'r, P, T> {
     #[inline(never)]
     fn look_up(
         &mut self,
-        look: impl FnOnce(&'r Reader<'r, P, T>) -> Result<ReadGuard<'r, P, T>, ReadError>,
-    ) -> Result<ReadGuard<'r, P, T>, ReadError> {
+        look: impl FnOnce(&'r Reader<'r, T, P>) -> Result<ReadGuard<'r, T, P>, ReadError>,
+    ) -> Result<ReadGuard<'r, T, P>, ReadError> {
         let found = look(self.reader);
         self.hint = found.as_ref().ok().map(ReadGuard::slot);
         found
     }
 }
 
-impl<P, T: Platform> fmt::Debug for ReaderCursor<'_, P, T> {
+impl<T, P: Platform> fmt::Debug for ReaderCursor<'_, T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReaderCursor").field("reader", self.reader).finish_non_exhaustive()
     }

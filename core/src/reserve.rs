@@ -39,28 +39,28 @@ with_default_platform! {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use = "a reservation is rolled back when it is dropped"]
-    pub struct Reservation<'s, P, T> {
-        space: &'s AddressSpace<P, T>,
+    pub struct Reservation<'s, T, P> {
+        space: &'s AddressSpace<T, P>,
         /// `None` when it was committed.
-        slot: Option<Reserved<'s, P>>,
+        slot: Option<Reserved<'s, T>>,
         range: Range<usize>,
     }
 }
 
 /// A reservation that could not be committed, because the thread holds a guard of the space: an
 /// edit may be waiting for it. Both come back.
-pub struct CommitError<'s, P, T: Platform> {
+pub struct CommitError<'s, T, P: Platform> {
     /// The reservation, still there.
-    pub reservation: Reservation<'s, P, T>,
+    pub reservation: Reservation<'s, T, P>,
     /// What was to be mapped.
-    pub payload: P,
+    pub payload: T,
 }
 
-impl<'s, P, T: Platform> Reservation<'s, P, T> {
+impl<'s, T, P: Platform> Reservation<'s, T, P> {
     pub(crate) fn new(
-        space: &'s AddressSpace<P, T>,
+        space: &'s AddressSpace<T, P>,
         span: Span,
-        slot: Option<Reserved<'s, P>>,
+        slot: Option<Reserved<'s, T>>,
     ) -> Self {
         Self { space, slot, range: span.range() }
     }
@@ -97,8 +97,8 @@ impl<'s, P, T: Platform> Reservation<'s, P, T> {
     /// # Panics
     ///
     /// Inside a [`HandlerScope`].
-    pub fn commit(mut self, payload: P) -> Result<(), CommitError<'s, P, T>> {
-        HandlerScope::<T>::assert_may_wait();
+    pub fn commit(mut self, payload: T) -> Result<(), CommitError<'s, T, P>> {
+        HandlerScope::<P>::assert_may_wait();
         if self.space.holds_guard() && !self.space.mm().edited_by_me() {
             return Err(CommitError { reservation: self, payload });
         }
@@ -112,10 +112,10 @@ impl<'s, P, T: Platform> Reservation<'s, P, T> {
     }
 }
 
-impl<P, T: Platform> Drop for Reservation<'_, P, T> {
+impl<T, P: Platform> Drop for Reservation<'_, T, P> {
     fn drop(&mut self) {
         let (space, Some(slot)) = (self.space, self.slot.take()) else { return };
-        HandlerScope::<T>::assert_may_wait();
+        HandlerScope::<P>::assert_may_wait();
         let given_back = space.within_edit_at_once(|section| space.give_back(section, &slot));
         if given_back.is_none() {
             slot.leave_behind(space.mm().left_behind());
@@ -123,13 +123,13 @@ impl<P, T: Platform> Drop for Reservation<'_, P, T> {
     }
 }
 
-impl<P, T: Platform> fmt::Debug for Reservation<'_, P, T> {
+impl<T, P: Platform> fmt::Debug for Reservation<'_, T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reservation").field("range", &self.range).finish_non_exhaustive()
     }
 }
 
-impl<P, T: Platform> fmt::Debug for CommitError<'_, P, T> {
+impl<T, P: Platform> fmt::Debug for CommitError<'_, T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CommitError")
             .field("reservation", &self.reservation)
@@ -137,11 +137,11 @@ impl<P, T: Platform> fmt::Debug for CommitError<'_, P, T> {
     }
 }
 
-impl<P, T: Platform> fmt::Display for CommitError<'_, P, T> {
+impl<T, P: Platform> fmt::Display for CommitError<'_, T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Range { start, end } = self.reservation.range;
         write!(f, "mapping {start:#x}..{end:#x} could wait for a guard that this thread holds")
     }
 }
 
-impl<P, T: Platform> core::error::Error for CommitError<'_, P, T> {}
+impl<T, P: Platform> core::error::Error for CommitError<'_, T, P> {}

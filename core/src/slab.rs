@@ -35,9 +35,9 @@ with_default_platform! {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[doc(alias("vm_area_cachep", "SLAB_TYPESAFE_BY_RCU"))]
-    pub struct Slab<P, T> {
-        slots: Slots<P, T>,
-        nodes: Arena<Node, T>,
+    pub struct Slab<T, P> {
+        slots: Slots<T, P>,
+        nodes: Arena<Node, P>,
         /// The identity of the next space on this slab; [`OWNER`] is taken.
         next_space: AtomicU64,
     }
@@ -47,7 +47,7 @@ with_default_platform! {
 pub const OWNER: SpaceId = SpaceId(1);
 
 #[cfg(any(feature = "std", pervma_model))]
-impl<P> Slab<P> {
+impl<T> Slab<T> {
     const_unless_model! {
         /// An empty slab on the default platform.
         ///
@@ -63,15 +63,15 @@ impl<P> Slab<P> {
 }
 
 #[cfg(any(feature = "std", pervma_model))]
-impl<P> Default for Slab<P> {
+impl<T> Default for Slab<T> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<P, T: Platform> Slab<P, T> {
+impl<T, P: Platform> Slab<T, P> {
     const_unless_model! {
-        /// An empty slab on the platform `T`.
+        /// An empty slab on the platform `P`.
         ///
         /// ```
         /// use pervma::{Slab, Std};
@@ -120,12 +120,12 @@ impl<P, T: Platform> Slab<P, T> {
     }
 
     #[inline(always)]
-    pub(crate) fn slots(&self) -> &Slots<P, T> {
+    pub(crate) fn slots(&self) -> &Slots<T, P> {
         &self.slots
     }
 
     #[inline(always)]
-    pub(crate) fn node_arena(&self) -> &Arena<Node, T> {
+    pub(crate) fn node_arena(&self) -> &Arena<Node, P> {
         &self.nodes
     }
 
@@ -135,7 +135,7 @@ impl<P, T: Platform> Slab<P, T> {
     }
 }
 
-impl<P, T: Platform> fmt::Debug for Slab<P, T> {
+impl<T, P: Platform> fmt::Debug for Slab<T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Slab").finish_non_exhaustive()
     }
@@ -143,14 +143,14 @@ impl<P, T: Platform> fmt::Debug for Slab<P, T> {
 
 /// The slab of a space.
 #[expect(clippy::large_enum_variant, reason = "a space in a `static` cannot box its slab")]
-pub enum SlabRef<P, T: Platform> {
+pub enum SlabRef<T, P: Platform> {
     /// Part of the space, so that a space can be a `static`.
-    Own(Slab<P, T>),
+    Own(Slab<T, P>),
     /// Shared with other spaces.
-    Shared(Arc<Slab<P, T>>),
+    Shared(Arc<Slab<T, P>>),
 }
 
-impl<P, T: Platform> SlabRef<P, T> {
+impl<T, P: Platform> SlabRef<T, P> {
     const_unless_model! {
         /// A slab for one space only.
         pub fn own() -> Self {
@@ -159,7 +159,7 @@ impl<P, T: Platform> SlabRef<P, T> {
     }
 
     #[inline(always)]
-    pub fn get(&self) -> &Slab<P, T> {
+    pub fn get(&self) -> &Slab<T, P> {
         match self {
             Self::Own(slab) => slab,
             Self::Shared(slab) => slab,

@@ -36,13 +36,13 @@ use crate::platform::Platform;
 use crate::range::Span;
 
 /// The slots of a slab, and the readers that publish which of them they visit.
-pub struct Slots<P, T: Platform> {
-    arena: Arena<Slot<P>, T>,
+pub struct Slots<T, P: Platform> {
+    arena: Arena<Slot<T>, P>,
     /// Of all spaces on the slab: a reader that comes late is perhaps another space's.
-    readers: Registry<T>,
+    readers: Registry<P>,
 }
 
-impl<P, T: Platform> Slots<P, T> {
+impl<T, P: Platform> Slots<T, P> {
     const_unless_model! {
         pub fn new(users: Users) -> Self {
             Self { arena: Arena::new(users), readers: Registry::new(users) }
@@ -51,18 +51,18 @@ impl<P, T: Platform> Slots<P, T> {
 
     /// The slot that `index` names.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn get(&self, index: Idx<Slot<P>>) -> &Slot<P> {
+    pub fn get(&self, index: Idx<Slot<T>>) -> &Slot<T> {
         self.arena.get(index)
     }
 
     /// The readers that publish.
-    pub fn readers(&self) -> &Registry<T> {
+    pub fn readers(&self) -> &Registry<P> {
         &self.readers
     }
 
     /// Excludes a VMA that nobody is inside of, counted or not.
     #[inline]
-    fn exclude_idle(&self, lock: &VmaLock, section: &WriteSection<'_, T>) -> bool {
+    fn exclude_idle(&self, lock: &VmaLock, section: &WriteSection<'_, P>) -> bool {
         if !lock.exclude_idle() {
             return false;
         }
@@ -84,18 +84,18 @@ impl<P, T: Platform> Slots<P, T> {
 /// The place of one VMA. Aligned to a cache line, so that readers of one VMA do not disturb those
 /// of the next.
 #[repr(C, align(64))]
-pub struct Slot<P> {
+pub struct Slot<T> {
     lock: VmaLock,
     span: Cell<Span>,
     space: Cell<SpaceId>,
-    payload: Cell<MaybeUninit<P>>,
+    payload: Cell<MaybeUninit<T>>,
     /// The next VMA of an [`Excluded`] list, or the next reservation that was left behind, plus 1; 0 at
     /// the end.
     chain: Cell<u32>,
     link: Cell<u32>,
 }
 
-impl<P> Object for Slot<P> {
+impl<T> Object for Slot<T> {
     fn new() -> Self {
         Self {
             lock: VmaLock::new(),
@@ -114,11 +114,11 @@ impl<P> Object for Slot<P> {
 
 // SAFETY: the cells are touched as the table above says; the payload is shared among readers
 // (`Sync`) and taken out by whichever thread removes it (`Send`).
-unsafe impl<P: Send + Sync> Sync for Slot<P> {}
+unsafe impl<T: Send + Sync> Sync for Slot<T> {}
 // SAFETY: as for `Sync`; nothing in a slot belongs to a thread.
-unsafe impl<P: Send + Sync> Send for Slot<P> {}
+unsafe impl<T: Send + Sync> Send for Slot<T> {}
 
-impl<P> Slot<P> {
+impl<T> Slot<T> {
     /// Whether its VMA looks write-locked; a hint.
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub fn looks_locked(&self, seq: &SpaceSeq) -> bool {
@@ -133,18 +133,18 @@ impl<P> Slot<P> {
 
     /// A put that is no release.
     #[cfg(all(test, not(pervma_model)))]
-    pub(crate) fn leave_unordered<T: Platform>(&self) {
-        self.lock.leave_unordered::<T>();
+    pub(crate) fn leave_unordered<P: Platform>(&self) {
+        self.lock.leave_unordered::<P>();
     }
 }
 
 /// A reference to a slot, held: whatever is attached there stays attached. Dropping it is the put.
 #[must_use]
-pub struct Inside<'s, P, T: Platform> {
-    slot: &'s Slot<P>,
+pub struct Inside<'s, T, P: Platform> {
+    slot: &'s Slot<T>,
     /// Where the visit was published, if it was not counted.
     published: Option<&'s Hazard>,
-    _platform: PhantomData<T>,
+    _platform: PhantomData<P>,
 }
 
 /// Why a reader that was inside has left again.
@@ -156,10 +156,10 @@ pub enum Turned {
     Reserved(Span, EditSeq),
 }
 
-impl<'s, P, T: Platform> Inside<'s, P, T> {
+impl<'s, T, P: Platform> Inside<'s, T, P> {
     /// Takes a reference: publishes it in `record` if there is one with a free hazard, else counts.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn enter(slot: &'s Slot<P>, record: Option<&'s Record>) -> Result<Self, Refused> {
+    pub fn enter(slot: &'s Slot<T>, record: Option<&'s Record>) -> Result<Self, Refused> {
         let Some(record) = record else { return Self::enter_counted(slot) };
         let Some(hazard) = record.publish(&slot.lock) else { return Self::enter_unpublished(slot) };
         let inside = Self { slot, published: Some(hazard), _platform: PhantomData };
@@ -169,13 +169,13 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
     }
 
     #[cfg_attr(not(debug_assertions), inline(always))]
-    fn enter_counted(slot: &'s Slot<P>) -> Result<Self, Refused> {
+    fn enter_counted(slot: &'s Slot<T>) -> Result<Self, Refused> {
         slot.lock.enter()?;
         Ok(Self { slot, published: None, _platform: PhantomData })
     }
 
     #[cold]
-    fn enter_unpublished(slot: &'s Slot<P>) -> Result<Self, Refused> {
+    fn enter_unpublished(slot: &'s Slot<T>) -> Result<Self, Refused> {
         Self::enter_counted(slot)
     }
 
@@ -183,7 +183,7 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
     ///
     /// In this order: the sequence of one space says nothing about a VMA of another.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    fn is_open(&self, mm: &Mm<T>) -> bool {
+    fn is_open(&self, mm: &Mm<P>) -> bool {
         let here = self.space() == mm.id() || !keep(Step::CheckSpace);
         here && self.slot.lock.unlocked(mm.seq())
     }
@@ -197,18 +197,18 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
 
     /// Admits, if the VMA is open to readers of the space of `mm`.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn admit(self, mm: &Mm<T>) -> Option<Admitted<'s, P, T>> {
+    pub fn admit(self, mm: &Mm<P>) -> Option<Admitted<'s, T, P>> {
         self.is_open(mm).then_some(Admitted(self))
     }
 
     /// The same, or says why not.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn admit_or_turn(self, mm: &Mm<T>) -> Result<Admitted<'s, P, T>, Turned> {
+    pub fn admit_or_turn(self, mm: &Mm<P>) -> Result<Admitted<'s, T, P>, Turned> {
         if self.is_open(mm) { Ok(Admitted(self)) } else { Err(self.turn(mm)) }
     }
 
     #[cold]
-    fn turn(self, mm: &Mm<T>) -> Turned {
+    fn turn(self, mm: &Mm<P>) -> Turned {
         let over = || self.slot.lock.unlocked(mm.seq()) || !keep(Step::CheckSeqReserved);
         if self.space() == mm.id().reserved() && over() {
             return Admitted(self).reserved();
@@ -224,8 +224,8 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
     /// under way and nobody has it write-locked.
     pub unsafe fn admit_locked(
         self,
-        _section: &ReadSection<'_, T>,
-    ) -> Result<Admitted<'s, P, T>, Turned> {
+        _section: &ReadSection<'_, P>,
+    ) -> Result<Admitted<'s, T, P>, Turned> {
         if self.space().is_reserved() && keep(Step::CheckReserved) {
             return Err(Admitted(self).reserved());
         }
@@ -233,21 +233,21 @@ impl<'s, P, T: Platform> Inside<'s, P, T> {
     }
 }
 
-impl<P, T: Platform> Drop for Inside<'_, P, T> {
+impl<T, P: Platform> Drop for Inside<'_, T, P> {
     #[cfg_attr(not(debug_assertions), inline(always))]
     fn drop(&mut self) {
         match self.published {
-            Some(hazard) => hazard.retract::<T>(&self.slot.lock),
-            None => self.slot.lock.leave::<T>(),
+            Some(hazard) => hazard.retract::<P>(&self.slot.lock),
+            None => self.slot.lock.leave::<P>(),
         }
     }
 }
 
 /// A read-locked VMA: its fields are stable.
 #[must_use]
-pub struct Admitted<'s, P, T: Platform>(Inside<'s, P, T>);
+pub struct Admitted<'s, T, P: Platform>(Inside<'s, T, P>);
 
-impl<'s, P, T: Platform> Admitted<'s, P, T> {
+impl<'s, T, P: Platform> Admitted<'s, T, P> {
     /// Its range.
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub fn span(&self) -> Span {
@@ -267,7 +267,7 @@ impl<'s, P, T: Platform> Admitted<'s, P, T> {
 
     /// Its payload, open for reading while the pointer lives.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn payload(&self) -> ConstPtr<MaybeUninit<P>> {
+    pub fn payload(&self) -> ConstPtr<MaybeUninit<T>> {
         self.0.slot.payload.get()
     }
 
@@ -277,7 +277,7 @@ impl<'s, P, T: Platform> Admitted<'s, P, T> {
     ///
     /// `opened` came from [`payload`](Self::payload) of this same read lock.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub unsafe fn deref<'a>(&'a self, opened: &'a ConstPtr<MaybeUninit<P>>) -> &'a P {
+    pub unsafe fn deref<'a>(&'a self, opened: &'a ConstPtr<MaybeUninit<T>>) -> &'a T {
         // SAFETY: the pointer is the slot's payload, shared for as long as the read lock (L2).
         let payload = unsafe { &*opened.as_ptr() };
         // SAFETY: S1: attached and not reserved, so initialised.
@@ -286,7 +286,7 @@ impl<'s, P, T: Platform> Admitted<'s, P, T> {
 
     /// The slot, to be tried first next time.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn slot(&self) -> &'s Slot<P> {
+    pub fn slot(&self) -> &'s Slot<T> {
         self.0.slot
     }
 
@@ -295,9 +295,9 @@ impl<'s, P, T: Platform> Admitted<'s, P, T> {
     /// # Safety
     ///
     /// It is dropped before the slab, and was counted.
-    pub unsafe fn outliving(self) -> Admitted<'static, P, T>
+    pub unsafe fn outliving(self) -> Admitted<'static, T, P>
     where
-        P: 'static,
+        T: 'static,
     {
         let slot = ptr::from_ref(self.0.slot);
         assert!(self.0.published.is_none(), "a visit belongs to its thread");
@@ -310,19 +310,19 @@ impl<'s, P, T: Platform> Admitted<'s, P, T> {
 
 /// What the tree leads to while the mmap lock is held: a VMA or a reservation, attached to that
 /// space for as long as the section.
-pub struct Entry<'m, P> {
-    slot: &'m Slot<P>,
-    index: Idx<Slot<P>>,
+pub struct Entry<'m, T> {
+    slot: &'m Slot<T>,
+    index: Idx<Slot<T>>,
 }
 
-impl<'m, P> Entry<'m, P> {
+impl<'m, T> Entry<'m, T> {
     /// What a word of the tree leads to.
     ///
     /// # Safety
     ///
     /// The slot is attached to the space whose mmap lock is held for `'m`, and while the result
     /// or anything borrowed from it lives, no other handle gives unique access to its payload.
-    pub unsafe fn new(slot: &'m Slot<P>, index: Idx<Slot<P>>, _section: &'m impl Section) -> Self {
+    pub unsafe fn new(slot: &'m Slot<T>, index: Idx<Slot<T>>, _section: &'m impl Section) -> Self {
         Self { slot, index }
     }
 
@@ -334,7 +334,7 @@ impl<'m, P> Entry<'m, P> {
     }
 
     /// Its name in the arena.
-    pub fn index(&self) -> Idx<Slot<P>> {
+    pub fn index(&self) -> Idx<Slot<T>> {
         self.index
     }
 
@@ -350,24 +350,24 @@ impl<'m, P> Entry<'m, P> {
     }
 
     /// The VMA, unless the range is only reserved.
-    pub fn vma(self) -> Option<Attached<'m, P>> {
+    pub fn vma(self) -> Option<Attached<'m, T>> {
         let Self { slot, index } = self;
         (!self.is_reserved()).then_some(Attached { slot, index })
     }
 
     /// Empties it in the drop of its space: waits for late readers of other spaces, and where an
     /// exclusion or a reservation was forgotten, takes it over.
-    pub fn take_at_end<T: Platform>(
+    pub fn take_at_end<P: Platform>(
         self,
-        slots: &Slots<P, T>,
-        section: &WriteSection<'_, T>,
-    ) -> (Option<P>, Emptied<'m, P>) {
+        slots: &Slots<T, P>,
+        section: &WriteSection<'_, P>,
+    ) -> (Option<T>, Emptied<'m, T>) {
         if !self.is_excluded() {
             self.slot.lock.exclude();
             slots.readers.count_in(section, iter::once(&self.slot.lock));
         }
         if keep(Step::DrainOnDrop) {
-            self.slot.lock.wait_alone::<T>(None);
+            self.slot.lock.wait_alone::<P>(None);
         }
         let emptied = Emptied { slot: self.slot, index: self.index, gated: false };
         // SAFETY: alone, and nobody else has a handle.
@@ -376,38 +376,38 @@ impl<'m, P> Entry<'m, P> {
 }
 
 /// A thread that an exclusion has refused, about to sleep. It holds nothing.
-pub struct Sleeper<'s, P> {
-    slot: &'s Slot<P>,
+pub struct Sleeper<'s, T> {
+    slot: &'s Slot<T>,
     ticket: Ticket,
 }
 
-impl<'s, P> Sleeper<'s, P> {
+impl<'s, T> Sleeper<'s, T> {
     /// Announces it at the gate of an excluded entry; `None` if the exclusion is over.
-    pub fn register<T: Platform>(slots: &'s Slots<P, T>, entry: Entry<'_, P>) -> Option<Self> {
+    pub fn register<P: Platform>(slots: &'s Slots<T, P>, entry: Entry<'_, T>) -> Option<Self> {
         let slot = slots.get(entry.index);
         Some(Self { slot, ticket: slot.lock.register()? })
     }
 
     /// Lets the mmap lock go and sleeps until the exclusion is over.
-    pub fn sleep<T: Platform>(self, section: impl Section) {
+    pub fn sleep<P: Platform>(self, section: impl Section) {
         let kept = if keep(Step::SleepOutside) {
             drop(section);
             None
         } else {
             Some(section)
         };
-        self.slot.lock.sleep::<T>(self.ticket);
+        self.slot.lock.sleep::<P>(self.ticket);
         drop(kept);
     }
 }
 
 /// A VMA whose fields are stable: the mmap lock is held for `'m`, or we exclude it.
-pub struct Attached<'m, P> {
-    slot: &'m Slot<P>,
-    index: Idx<Slot<P>>,
+pub struct Attached<'m, T> {
+    slot: &'m Slot<T>,
+    index: Idx<Slot<T>>,
 }
 
-impl<'m, P> Attached<'m, P> {
+impl<'m, T> Attached<'m, T> {
     /// Its range.
     pub fn span(&self) -> Span {
         // SAFETY: written only by the holder of the mmap lock for writing, which is either us or
@@ -416,7 +416,7 @@ impl<'m, P> Attached<'m, P> {
     }
 
     /// Its payload.
-    pub fn payload(&self) -> &'m P {
+    pub fn payload(&self) -> &'m T {
         // SAFETY: as for `span`; unique access is excluded by the contract of `Entry::new`.
         let payload = self.slot.payload.with(|payload| unsafe { &*payload });
         // SAFETY: S1: attached and not reserved, so initialised.
@@ -431,11 +431,11 @@ impl<'m, P> Attached<'m, P> {
     /// Write-locks it until the end of the edit, waiting for its readers; `None` if somebody
     /// excludes it.
     #[doc(alias("vma_start_write"))]
-    pub fn start_write<T: Platform>(
+    pub fn start_write<P: Platform>(
         self,
-        slots: &Slots<P, T>,
-        section: &WriteSection<'_, T>,
-    ) -> Option<WriteLocked<'m, P>> {
+        slots: &Slots<T, P>,
+        section: &WriteSection<'_, P>,
+    ) -> Option<WriteLocked<'m, T>> {
         let lock = &self.slot.lock;
         if lock.is_excluded() {
             return None;
@@ -443,18 +443,18 @@ impl<'m, P> Attached<'m, P> {
         if !lock.is_locked_by(section.edit()) {
             lock.exclude();
             slots.readers.count_in(section, iter::once(lock));
-            lock.wait_alone::<T>(None);
+            lock.wait_alone::<P>(None);
             lock.lock_until_end_of(section.edit());
         }
         Some(WriteLocked(self))
     }
 
     /// The same, if it has no readers just now.
-    pub fn try_start_write<T: Platform>(
+    pub fn try_start_write<P: Platform>(
         self,
-        slots: &Slots<P, T>,
-        section: &WriteSection<'_, T>,
-    ) -> Option<WriteLocked<'m, P>> {
+        slots: &Slots<T, P>,
+        section: &WriteSection<'_, P>,
+    ) -> Option<WriteLocked<'m, T>> {
         let lock = &self.slot.lock;
         if !lock.is_locked_by(section.edit()) {
             if !slots.exclude_idle(lock, section) {
@@ -470,7 +470,7 @@ impl<'m, P> Attached<'m, P> {
     /// # Safety
     ///
     /// The caller has the VMA alone, and puts another in or detaches it.
-    unsafe fn take(self) -> P {
+    unsafe fn take(self) -> T {
         // SAFETY: alone: nobody else reads or writes it.
         let payload = self.slot.payload.with_mut(|payload| unsafe { payload.read() });
         // SAFETY: S1: it was initialised, and is taken here.
@@ -479,21 +479,21 @@ impl<'m, P> Attached<'m, P> {
 }
 
 /// An attached VMA, write-locked by the running edit: no reader is in it or comes in (L3).
-pub struct WriteLocked<'m, P>(Attached<'m, P>);
+pub struct WriteLocked<'m, T>(Attached<'m, T>);
 
-impl<P> WriteLocked<'_, P> {
+impl<T> WriteLocked<'_, T> {
     /// Its range.
     pub fn span(&self) -> Span {
         self.0.span()
     }
 
     /// Its payload.
-    pub fn payload(&self) -> &P {
+    pub fn payload(&self) -> &T {
         self.0.payload()
     }
 
     /// Its payload, alone.
-    pub fn payload_mut(&mut self) -> &mut P {
+    pub fn payload_mut(&mut self) -> &mut T {
         // SAFETY: L3: no reader is inside; the contract of `Entry::new` excludes other handles.
         let payload = self.0.slot.payload.with_mut(|payload| unsafe { &mut *payload });
         // SAFETY: S1: attached and not reserved, so initialised.
@@ -507,25 +507,25 @@ impl<P> WriteLocked<'_, P> {
 /// An edit makes one for the VMAs that it is about to change; an exclusion keeps one while it waits
 /// without the mmap lock.
 #[must_use]
-pub struct Excluded<'s, P, T: Platform> {
-    slots: &'s Slots<P, T>,
-    first: Option<Idx<Slot<P>>>,
-    last: Option<Idx<Slot<P>>>,
+pub struct Excluded<'s, T, P: Platform> {
+    slots: &'s Slots<T, P>,
+    first: Option<Idx<Slot<T>>>,
+    last: Option<Idx<Slot<T>>>,
     /// Whether it outlives its edit, so that somebody may sleep on the gates.
     gated: bool,
     /// It belongs to the thread that made it: its thread's record says that it excludes.
     _thread: PhantomData<*const ()>,
 }
 
-impl<'s, P, T: Platform> Excluded<'s, P, T> {
+impl<'s, T, P: Platform> Excluded<'s, T, P> {
     /// An empty list.
-    pub fn new(slots: &'s Slots<P, T>, gated: bool) -> Self {
+    pub fn new(slots: &'s Slots<T, P>, gated: bool) -> Self {
         Self { slots, first: None, last: None, gated, _thread: PhantomData }
     }
 
     /// Excludes `vma` and appends it; `false` if somebody excludes it already.
     #[inline]
-    pub fn push(&mut self, vma: Attached<'_, P>, section: &WriteSection<'_, T>) -> bool {
+    pub fn push(&mut self, vma: Attached<'_, T>, section: &WriteSection<'_, P>) -> bool {
         let lock = &vma.slot.lock;
         let pushed = self.push_uncounted(&vma);
         if pushed {
@@ -538,8 +538,8 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
     /// could be done, as [`push`](Self::push) does. Registered readers are looked for once.
     pub fn push_all(
         &mut self,
-        section: &WriteSection<'_, T>,
-        each: impl FnOnce(&mut dyn FnMut(Attached<'_, P>) -> bool),
+        section: &WriteSection<'_, P>,
+        each: impl FnOnce(&mut dyn FnMut(Attached<'_, T>) -> bool),
     ) {
         check(self.first.is_none(), "what is on the list was looked for already");
         each(&mut |vma| self.push_uncounted(&vma));
@@ -548,7 +548,7 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
 
     /// Excludes and appends one; its registered readers must be counted before anyone waits.
     #[inline]
-    fn push_uncounted(&mut self, vma: &Attached<'_, P>) -> bool {
+    fn push_uncounted(&mut self, vma: &Attached<'_, T>) -> bool {
         if vma.is_excluded() {
             return false;
         }
@@ -560,7 +560,7 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
     /// Takes in one more VMA if it can be had: waiting for its readers in an edit's list, only if
     /// there are none in an exclusion's.
     #[inline]
-    pub fn join(&mut self, vma: Attached<'_, P>, section: &WriteSection<'_, T>) -> bool {
+    pub fn join(&mut self, vma: Attached<'_, T>, section: &WriteSection<'_, P>) -> bool {
         if !self.gated {
             return self.push(vma, section);
         }
@@ -572,7 +572,7 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
     }
 
     #[inline]
-    fn append(&mut self, index: Idx<Slot<P>>) {
+    fn append(&mut self, index: Idx<Slot<T>>) {
         self.set_next(index, None);
         match self.last {
             Some(last) => self.set_next(last, Some(index)),
@@ -581,13 +581,13 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
         self.last = Some(index);
     }
 
-    fn set_next(&self, index: Idx<Slot<P>>, next: Option<Idx<Slot<P>>>) {
+    fn set_next(&self, index: Idx<Slot<T>>, next: Option<Idx<Slot<T>>>) {
         let next = next.map_or(0, |next| next.raw() + 1);
         // SAFETY: S3: we have X on it, so the link is ours.
         self.slots.get(index).chain.with_mut(|chain| unsafe { *chain = next });
     }
 
-    fn next(&self, index: Idx<Slot<P>>) -> Option<Idx<Slot<P>>> {
+    fn next(&self, index: Idx<Slot<T>>) -> Option<Idx<Slot<T>>> {
         // SAFETY: S3: we have X on it, so the link is ours.
         let next = self.slots.get(index).chain.with(|chain| unsafe { *chain });
         // SAFETY: stored by `set_next`, out of an index (A1).
@@ -595,17 +595,17 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
     }
 
     /// The VMAs. Readers may still be inside.
-    pub fn iter(&self) -> impl Iterator<Item = Attached<'_, P>> {
+    pub fn iter(&self) -> impl Iterator<Item = Attached<'_, T>> {
         self.all().map(|index| Attached { slot: self.slots.get(index), index })
     }
 
-    fn all(&self) -> impl Iterator<Item = Idx<Slot<P>>> + Clone {
+    fn all(&self) -> impl Iterator<Item = Idx<Slot<T>>> + Clone {
         iter::successors(self.first, |index| self.next(*index))
     }
 
     /// Waits until the readers of all of them have left; `false` if the deadline came first.
-    pub fn wait(&self, deadline: Option<T::Deadline>) -> bool {
-        self.iter().all(|vma| vma.slot.lock.wait_alone::<T>(deadline))
+    pub fn wait(&self, deadline: Option<P::Deadline>) -> bool {
+        self.iter().all(|vma| vma.slot.lock.wait_alone::<P>(deadline))
     }
 
     /// Whether the readers of all of them have left.
@@ -614,10 +614,10 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
     }
 
     /// Write-locks all of them until the end of the edit, waiting for their readers.
-    pub fn start_write(mut self, section: &WriteSection<'_, T>) {
+    pub fn start_write(mut self, section: &WriteSection<'_, P>) {
         while let Some(index) = self.first {
             let lock = &self.slots.get(index).lock;
-            lock.wait_alone::<T>(None);
+            lock.wait_alone::<P>(None);
             self.first = self.next(index);
             lock.lock_until_end_of(section.edit());
         }
@@ -625,9 +625,9 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
 
     /// What the mutant without a list of its own believes: that all in the range is its own.
     #[cfg(pervma_model)]
-    pub fn take_over<'m>(&mut self, entries: impl Iterator<Item = Entry<'m, P>>)
+    pub fn take_over<'m>(&mut self, entries: impl Iterator<Item = Entry<'m, T>>)
     where
-        P: 'm,
+        T: 'm,
     {
         (self.first, self.last) = (None, None);
         entries.for_each(|entry| self.append(entry.index));
@@ -636,14 +636,14 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
     /// Takes the first VMA off the list, once it is alone: its range, its payload, and what is left
     /// to be filled again or detached.
     #[inline]
-    pub fn take_first(&mut self) -> Option<(Span, P, Emptied<'s, P>)> {
+    pub fn take_first(&mut self) -> Option<(Span, T, Emptied<'s, T>)> {
         let index = self.first?;
         self.first = self.next(index);
         if self.first.is_none() {
             self.last = None;
         }
         let slot = self.slots.get(index);
-        slot.lock.wait_alone::<T>(None);
+        slot.lock.wait_alone::<P>(None);
         let vma = Attached { slot, index };
         // SAFETY: alone, and the list was the only handle.
         let (span, payload) = (vma.span(), unsafe { vma.take() });
@@ -651,7 +651,7 @@ impl<'s, P, T: Platform> Excluded<'s, P, T> {
     }
 }
 
-impl<P, T: Platform> Drop for Excluded<'_, P, T> {
+impl<T, P: Platform> Drop for Excluded<'_, T, P> {
     /// Lets the readers in again.
     fn drop(&mut self) {
         while let Some(index) = self.first {
@@ -660,7 +660,7 @@ impl<P, T: Platform> Drop for Excluded<'_, P, T> {
                 self.first = self.next(index);
             }
             if keep(Step::GiveBack) {
-                end_exclusion::<T>(lock, self.gated, VmaLock::readmit);
+                end_exclusion::<P>(lock, self.gated, VmaLock::readmit);
             }
             if !keep(Step::LinkBeforeEnd) {
                 self.first = self.next(index);
@@ -671,60 +671,60 @@ impl<P, T: Platform> Drop for Excluded<'_, P, T> {
 }
 
 /// Ends an exclusion, then opens the gate for those who may sleep there.
-fn end_exclusion<T: Platform>(lock: &VmaLock, gated: bool, end: impl FnOnce(&VmaLock)) {
+fn end_exclusion<P: Platform>(lock: &VmaLock, gated: bool, end: impl FnOnce(&VmaLock)) {
     if gated && !keep(Step::OpenLast) {
-        lock.open_gate::<T>();
+        lock.open_gate::<P>();
     }
     end(lock);
     if gated && keep(Step::OpenLast) {
-        lock.open_gate::<T>();
+        lock.open_gate::<P>();
     }
 }
 
 /// An attached slot that we have alone and whose payload was taken out. It must be filled or
 /// detached: until then nobody enters.
 #[must_use]
-pub struct Emptied<'s, P> {
-    slot: &'s Slot<P>,
-    index: Idx<Slot<P>>,
+pub struct Emptied<'s, T> {
+    slot: &'s Slot<T>,
+    index: Idx<Slot<T>>,
     gated: bool,
 }
 
-impl<'s, P> Emptied<'s, P> {
+impl<'s, T> Emptied<'s, T> {
     /// Makes it a VMA of the space under edit, write-locked until the edit ends.
-    pub fn fill<T: Platform>(self, section: &WriteSection<'_, T>, span: Span, payload: P) {
+    pub fn fill<P: Platform>(self, section: &WriteSection<'_, P>, span: Span, payload: T) {
         // SAFETY: alone at X+1 until `publish`; it was taken out before (S1).
         self.slot.payload.with_mut(|at| unsafe { at.write(MaybeUninit::new(payload)) });
         self.publish(section, section.space_id(), span);
     }
 
     /// Makes it a reservation of the space under edit, write-locked until the edit ends.
-    pub fn reserve<T: Platform>(
+    pub fn reserve<P: Platform>(
         self,
-        section: &WriteSection<'_, T>,
+        section: &WriteSection<'_, P>,
         span: Span,
-    ) -> Reserved<'s, P> {
+    ) -> Reserved<'s, T> {
         let (slot, index) = (self.slot, self.index);
         self.publish(section, section.space_id().reserved(), span);
         Reserved { slot, index }
     }
 
-    fn publish<T: Platform>(self, section: &WriteSection<'_, T>, owner: SpaceId, span: Span) {
+    fn publish<P: Platform>(self, section: &WriteSection<'_, P>, owner: SpaceId, span: Span) {
         let Self { slot, gated, .. } = self;
         // SAFETY: alone at X+1 until `readmit`.
         slot.space.with_mut(|space| unsafe { *space = owner });
         // SAFETY: as above.
         slot.span.with_mut(|at| unsafe { *at = span });
-        end_exclusion::<T>(&slot.lock, gated, |lock| lock.lock_until_end_of(section.edit()));
+        end_exclusion::<P>(&slot.lock, gated, |lock| lock.lock_until_end_of(section.edit()));
     }
 
     /// Detaches it and gives the slot to `slots`. The tree no longer leads here.
     #[inline]
-    pub fn detach<T: Platform>(self, slots: &Slots<P, T>, section: &WriteSection<'_, T>) {
+    pub fn detach<P: Platform>(self, slots: &Slots<T, P>, section: &WriteSection<'_, P>) {
         if !keep(Step::FreeDetached) {
             slots.arena.free(self.index, section);
         }
-        end_exclusion::<T>(&self.slot.lock, self.gated, VmaLock::detach);
+        end_exclusion::<P>(&self.slot.lock, self.gated, VmaLock::detach);
         if keep(Step::FreeDetached) {
             slots.arena.free(self.index, section);
         }
@@ -732,12 +732,12 @@ impl<'s, P> Emptied<'s, P> {
 }
 
 /// The owner's handle to a reserved slot.
-pub struct Reserved<'s, P> {
-    slot: &'s Slot<P>,
-    index: Idx<Slot<P>>,
+pub struct Reserved<'s, T> {
+    slot: &'s Slot<T>,
+    index: Idx<Slot<T>>,
 }
 
-impl<'s, P> Reserved<'s, P> {
+impl<'s, T> Reserved<'s, T> {
     /// Its range.
     pub fn span(&self) -> Span {
         // SAFETY: written before it was attached, and nobody but the owner changes it.
@@ -758,8 +758,8 @@ impl<'s, P> Reserved<'s, P> {
     }
 
     /// Takes what was left behind on the list that begins at `head`.
-    pub fn take_on<T: Platform>(
-        slots: &'s Slots<P, T>,
+    pub fn take_on<P: Platform>(
+        slots: &'s Slots<T, P>,
         head: &AtomicU32,
     ) -> impl Iterator<Item = Self> {
         let mut next = head.swap(0, TAKE_ON);
@@ -774,14 +774,14 @@ impl<'s, P> Reserved<'s, P> {
     }
 
     /// Has it alone: waits for lookups that are on their way out again.
-    pub fn alone<T: Platform>(
+    pub fn alone<P: Platform>(
         &self,
-        slots: &Slots<P, T>,
-        section: &WriteSection<'_, T>,
-    ) -> Emptied<'s, P> {
+        slots: &Slots<T, P>,
+        section: &WriteSection<'_, P>,
+    ) -> Emptied<'s, T> {
         self.slot.lock.exclude();
         slots.readers.count_in(section, iter::once(&self.slot.lock));
-        self.slot.lock.wait_alone::<T>(None);
+        self.slot.lock.wait_alone::<P>(None);
         Emptied { slot: self.slot, index: self.index, gated: false }
     }
 }
@@ -789,33 +789,33 @@ impl<'s, P> Reserved<'s, P> {
 /// A slot with nothing in it, ours to fill or to [`give_back`](Self::give_back). One that is dropped
 /// is used again by nobody.
 #[must_use]
-pub struct FreeSlot<'a, P, T: Platform> {
-    slots: &'a Slots<P, T>,
-    index: Idx<Slot<P>>,
+pub struct FreeSlot<'a, T, P: Platform> {
+    slots: &'a Slots<T, P>,
+    index: Idx<Slot<T>>,
 }
 
-impl<'a, P, T: Platform> FreeSlot<'a, P, T> {
+impl<'a, T, P: Platform> FreeSlot<'a, T, P> {
     /// A free slot of `slots`.
     #[inline]
     pub fn alloc(
-        slots: &'a Slots<P, T>,
-        section: &WriteSection<'_, T>,
+        slots: &'a Slots<T, P>,
+        section: &WriteSection<'_, P>,
     ) -> Result<Self, OutOfMemory> {
         Ok(Self { slots, index: slots.arena.alloc(section)? })
     }
 
     /// Makes it free again. The tree does not lead here.
-    pub fn give_back(self, section: &WriteSection<'_, T>) {
+    pub fn give_back(self, section: &WriteSection<'_, P>) {
         self.slots.arena.free(self.index, section);
     }
 
     /// The name it will be linked by.
-    pub fn index(&self) -> Idx<Slot<P>> {
+    pub fn index(&self) -> Idx<Slot<T>> {
         self.index
     }
 
     /// Attaches a VMA to the space under edit, write-locked: nobody enters before the edit ends.
-    pub fn attach(self, section: &WriteSection<'_, T>, span: Span, payload: P) {
+    pub fn attach(self, section: &WriteSection<'_, P>, span: Span, payload: T) {
         let slot = self.slots.get(self.index);
         // SAFETY: S2: the count is 0, so the fields are ours. What was there before is not
         // initialised (S1).
@@ -824,13 +824,13 @@ impl<'a, P, T: Platform> FreeSlot<'a, P, T> {
     }
 
     /// Attaches a reservation, write-locked.
-    pub fn reserve(self, section: &WriteSection<'_, T>, span: Span) -> Reserved<'a, P> {
+    pub fn reserve(self, section: &WriteSection<'_, P>, span: Span) -> Reserved<'a, T> {
         let (slot, index) = (self.slots.get(self.index), self.index);
         self.publish(section, section.space_id().reserved(), span);
         Reserved { slot, index }
     }
 
-    fn publish(self, section: &WriteSection<'_, T>, owner: SpaceId, span: Span) {
+    fn publish(self, section: &WriteSection<'_, P>, owner: SpaceId, span: Span) {
         let slot = self.slots.get(self.index);
         check(slot.lock.is_detached(), "a slot is used again whose count is not 0");
         // SAFETY: S2, as in `attach`.

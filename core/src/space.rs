@@ -36,12 +36,12 @@ const RETRY: bool = !cfg!(pervma_model);
 const MAX_PASSED: u32 = 512;
 
 /// A read lock, and the walks it took.
-type Found<'s, P, T> = (Admitted<'s, P, T>, u32);
+type Found<'s, T, P> = (Admitted<'s, T, P>, u32);
 
 /// What a walk has met.
-enum Met<'s, P, T: Platform> {
+enum Met<'s, T, P: Platform> {
     /// A VMA of the space, read-locked now.
-    Vma(Admitted<'s, P, T>),
+    Vma(Admitted<'s, T, P>),
     /// A range that was reserved by this edit.
     Reserved(Span, EditSeq),
     Nothing,
@@ -51,7 +51,7 @@ enum Met<'s, P, T: Platform> {
 }
 
 with_default_platform! {
-    /// A concurrent address space: disjoint ranges of addresses, each a VMA with a payload `P` and
+    /// A concurrent address space: disjoint ranges of addresses, each a VMA with a payload `T` and
     /// a lock of its own.
     ///
     /// Lookups take no lock of the space. Changes are made in an [`Edit`]; one at a time, they
@@ -68,16 +68,16 @@ with_default_platform! {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[doc(alias = "mm_struct")]
-    pub struct AddressSpace<P, T> {
-        mm: Mm<T>,
+    pub struct AddressSpace<T, P> {
+        mm: Mm<P>,
         tree: Tree,
-        slab: SlabRef<P, T>,
+        slab: SlabRef<T, P>,
         granularity: usize,
     }
 }
 
 #[cfg(any(feature = "std", pervma_model))]
-impl<P> AddressSpace<P> {
+impl<T> AddressSpace<T> {
     const_unless_model! {
         /// An empty space with a slab of its own. Ranges in it are aligned to `granularity` bytes.
         ///
@@ -98,9 +98,9 @@ impl<P> AddressSpace<P> {
     }
 }
 
-impl<P, T: Platform> AddressSpace<P, T> {
+impl<T, P: Platform> AddressSpace<T, P> {
     const_unless_model! {
-        /// An empty space with a slab of its own, on the platform `T`.
+        /// An empty space with a slab of its own, on the platform `P`.
         ///
         /// ```
         /// use pervma::{AddressSpace, Std};
@@ -141,7 +141,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ///
     /// When `granularity` is not a power of two.
     #[must_use]
-    pub fn on_slab(granularity: usize, slab: Arc<Slab<P, T>>) -> Self {
+    pub fn on_slab(granularity: usize, slab: Arc<Slab<T, P>>) -> Self {
         assert!(granularity.is_power_of_two(), "the granularity is a power of two");
         Self {
             mm: Mm::new(slab.new_space()),
@@ -168,7 +168,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// assert_eq!(space.slab().vmas().in_use, 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn slab(&self) -> &Slab<P, T> {
+    pub fn slab(&self) -> &Slab<T, P> {
         self.slab.get()
     }
 
@@ -200,7 +200,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// [`Busy`](ReadError::Busy) at the limit of readers.
     #[doc(alias("lock_vma_under_rcu", "vma_start_read", "vma_lookup"))]
     #[inline]
-    pub fn try_read(&self, addr: usize) -> Result<ReadGuard<'_, P, T>, ReadError> {
+    pub fn try_read(&self, addr: usize) -> Result<ReadGuard<'_, T, P>, ReadError> {
         self.try_read_by(None, addr)
     }
 
@@ -210,7 +210,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         &'s self,
         record: Option<&'s Record>,
         addr: usize,
-    ) -> Result<ReadGuard<'s, P, T>, ReadError> {
+    ) -> Result<ReadGuard<'s, T, P>, ReadError> {
         match self.lookup(addr, record) {
             Ok((admitted, walks)) => Ok(ReadGuard::new(self, admitted, walks)),
             Err(error) => Err(self.own(error)),
@@ -240,7 +240,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ///
     /// When it would have to wait inside a [`HandlerScope`](crate::HandlerScope).
     #[doc(alias("lock_mm_and_find_vma", "vma_start_read_locked"))]
-    pub fn read(&self, addr: usize) -> Result<ReadGuard<'_, P, T>, ReadError> {
+    pub fn read(&self, addr: usize) -> Result<ReadGuard<'_, T, P>, ReadError> {
         self.read_by(None, addr)
     }
 
@@ -250,7 +250,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         &'s self,
         record: Option<&'s Record>,
         addr: usize,
-    ) -> Result<ReadGuard<'s, P, T>, ReadError> {
+    ) -> Result<ReadGuard<'s, T, P>, ReadError> {
         let (admitted, walks) = self.find(addr, record)?;
         Ok(ReadGuard::new(self, admitted, walks))
     }
@@ -259,7 +259,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         &'s self,
         addr: usize,
         record: Option<&'s Record>,
-    ) -> Result<Found<'s, P, T>, ReadError> {
+    ) -> Result<Found<'s, T, P>, ReadError> {
         match self.lookup(addr, record) {
             Err(ReadError::Locked { .. }) => {
                 let found = self.wait_for(addr, |section| self.holding(section, addr))?;
@@ -289,9 +289,9 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// # Panics
     ///
     /// As [`read`](Self::read).
-    pub fn read_owned(self: &Arc<Self>, addr: usize) -> Result<OwnedReadGuard<P, T>, ReadError>
+    pub fn read_owned(self: &Arc<Self>, addr: usize) -> Result<OwnedReadGuard<T, P>, ReadError>
     where
-        P: 'static,
+        T: 'static,
     {
         let (admitted, _) = self.find(addr, None)?;
         Ok(OwnedReadGuard::new(Arc::clone(self), admitted))
@@ -313,9 +313,9 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// # Errors
     ///
     /// As for [`try_read`](Self::try_read).
-    pub fn try_read_owned(self: &Arc<Self>, addr: usize) -> Result<OwnedReadGuard<P, T>, ReadError>
+    pub fn try_read_owned(self: &Arc<Self>, addr: usize) -> Result<OwnedReadGuard<T, P>, ReadError>
     where
-        P: 'static,
+        T: 'static,
     {
         let (admitted, _) = self.lookup(addr, None).map_err(|error| self.own(error))?;
         Ok(OwnedReadGuard::new(Arc::clone(self), admitted))
@@ -339,7 +339,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// reserved ranges, up to 512 of them; where more follow each other, it says
     /// [`Locked`](ReadError::Locked).
     #[doc(alias("find_vma", "mt_find"))]
-    pub fn try_read_from(&self, addr: usize) -> Result<Option<ReadGuard<'_, P, T>>, ReadError> {
+    pub fn try_read_from(&self, addr: usize) -> Result<Option<ReadGuard<'_, T, P>>, ReadError> {
         match self.lookup_from(addr) {
             Ok(found) => Ok(found.map(|(admitted, walks)| ReadGuard::new(self, admitted, walks))),
             Err(error) => Err(self.own(error)),
@@ -366,7 +366,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ///
     /// As [`read`](Self::read).
     #[doc(alias("find_vma", "mt_find"))]
-    pub fn read_from(&self, addr: usize) -> Result<Option<ReadGuard<'_, P, T>>, ReadError> {
+    pub fn read_from(&self, addr: usize) -> Result<Option<ReadGuard<'_, T, P>>, ReadError> {
         match self.lookup_from(addr) {
             Ok(found) => Ok(found.map(|(admitted, walks)| ReadGuard::new(self, admitted, walks))),
             Err(ReadError::Locked { .. }) => {
@@ -400,7 +400,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// An item is an error, and the last, where [`read_from`](Self::read_from) returns one; drop
     /// each guard before asking for the next.
     #[doc(alias = "for_each_vma")]
-    pub fn iter(&self) -> impl Iterator<Item = Result<ReadGuard<'_, P, T>, ReadError>> {
+    pub fn iter(&self) -> impl Iterator<Item = Result<ReadGuard<'_, T, P>, ReadError>> {
         let mut from = Some(0);
         core::iter::from_fn(move || {
             let next = self.read_from(from?).transpose();
@@ -417,7 +417,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// assert_eq!(*space.cursor().try_read(0x1000)?, "text");
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn cursor(&self) -> Cursor<'_, P, T> {
+    pub fn cursor(&self) -> Cursor<'_, T, P> {
         Cursor::new(self)
     }
 
@@ -440,10 +440,10 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// # Panics
     ///
     /// Inside a [`HandlerScope`](crate::HandlerScope).
-    pub fn register(&self) -> Result<Reader<'_, P, T>, RegisterError> {
+    pub fn register(&self) -> Result<Reader<'_, T, P>, RegisterError> {
         self.check_may_wait()?;
-        HandlerScope::<T>::assert_may_wait();
-        let fencing = Fencing::choose::<T>();
+        HandlerScope::<P>::assert_may_wait();
+        let fencing = Fencing::choose::<P>();
         let record = self.slab.get().slots().readers().claim(&self.write(), fencing)?;
         Ok(Reader::new(self, record))
     }
@@ -452,10 +452,10 @@ impl<P, T: Platform> AddressSpace<P, T> {
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn read_in<'s>(
         &'s self,
-        slot: &'s Slot<P>,
+        slot: &'s Slot<T>,
         addr: usize,
         record: Option<&'s Record>,
-    ) -> Option<ReadGuard<'s, P, T>> {
+    ) -> Option<ReadGuard<'s, T, P>> {
         Some(ReadGuard::new(self, self.admit(slot, addr, record)?, 0))
     }
 
@@ -463,12 +463,12 @@ impl<P, T: Platform> AddressSpace<P, T> {
     #[cfg_attr(not(debug_assertions), inline(always))]
     fn admit<'s>(
         &'s self,
-        slot: &'s Slot<P>,
+        slot: &'s Slot<T>,
         addr: usize,
         record: Option<&'s Record>,
-    ) -> Option<Admitted<'s, P, T>> {
+    ) -> Option<Admitted<'s, T, P>> {
         // The space before the sequence, both before the range: only then is the range ours to read.
-        let admitted = Inside::<P, T>::enter(slot, record).ok()?.admit(&self.mm)?;
+        let admitted = Inside::<T, P>::enter(slot, record).ok()?.admit(&self.mm)?;
         let holds = admitted.span().contains(addr) || !keep(Step::CheckRange);
         holds.then_some(admitted)
     }
@@ -491,9 +491,9 @@ impl<P, T: Platform> AddressSpace<P, T> {
         &'s self,
         addr: usize,
         find: F,
-    ) -> Result<Option<Admitted<'s, P, T>>, ReadError>
+    ) -> Result<Option<Admitted<'s, T, P>>, ReadError>
     where
-        F: for<'m> Fn(&'m ReadSection<'s, T>) -> Option<Entry<'m, P>>,
+        F: for<'m> Fn(&'m ReadSection<'s, P>) -> Option<Entry<'m, T>>,
     {
         if self.mm.edited_by_me() {
             return Err(ReadError::OwnEdit { addr });
@@ -514,13 +514,13 @@ impl<P, T: Platform> AddressSpace<P, T> {
                 }
                 Err(Blocked::Excluded(sleeper)) => sleeper,
             };
-            sleeper.sleep::<T>(section);
+            sleeper.sleep::<P>(section);
         }
     }
 
     /// Walks to a VMA that does not look write-locked.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    fn walk_to_open(&self, addr: usize) -> Option<&Slot<P>> {
+    fn walk_to_open(&self, addr: usize) -> Option<&Slot<T>> {
         let slot = self.tree.walk(self.slab.get(), addr, &mut ())?;
         (!slot.looks_locked(self.mm.seq())).then_some(slot)
     }
@@ -532,14 +532,14 @@ impl<P, T: Platform> AddressSpace<P, T> {
         addr: usize,
         record: Option<&'s Record>,
         trail: &mut impl Trail<'s>,
-    ) -> Met<'s, P, T> {
+    ) -> Met<'s, T, P> {
         self.mm.seq().meeting().pass();
         self.enter(self.tree.walk(self.slab.get(), addr, trail), record)
     }
 
     /// Tries to read-lock what a walk has arrived at.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    fn enter<'s>(&'s self, slot: Option<&'s Slot<P>>, record: Option<&'s Record>) -> Met<'s, P, T> {
+    fn enter<'s>(&'s self, slot: Option<&'s Slot<T>>, record: Option<&'s Record>) -> Met<'s, T, P> {
         let Some(slot) = slot else { return Met::Nothing };
         if slot.looks_locked(self.mm.seq()) {
             return Met::Locked;
@@ -562,7 +562,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         &'s self,
         addr: usize,
         record: Option<&'s Record>,
-    ) -> Result<Found<'s, P, T>, ReadError> {
+    ) -> Result<Found<'s, T, P>, ReadError> {
         // The models begin with the next walk: this one differs from it by what it does not note.
         let slot = if cfg!(pervma_model) { None } else { self.walk_to_open(addr) };
         Ok(match slot.and_then(|slot| self.admit(slot, addr, record)) {
@@ -580,7 +580,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         &'s self,
         addr: usize,
         record: Option<&'s Record>,
-    ) -> Result<Found<'s, P, T>, ReadError> {
+    ) -> Result<Found<'s, T, P>, ReadError> {
         let mut busy = false;
         let mut settled = self.mm.seq().settled();
         for walk in 2..=1 + MORE_WALKS {
@@ -614,7 +614,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     }
 
     /// One lookup of the first VMA that ends above `addr`.
-    fn lookup_from(&self, addr: usize) -> Result<Option<Found<'_, P, T>>, ReadError> {
+    fn lookup_from(&self, addr: usize) -> Result<Option<Found<'_, T, P>>, ReadError> {
         let mut busy = false;
         let mut settled = self.mm.seq().settled();
         'walks: for walk in 1..=MORE_WALKS {
@@ -690,7 +690,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// Inside a [`HandlerScope`](crate::HandlerScope).
     #[doc(alias("mmap_write_lock", "mmap_lock"))]
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn edit(&self) -> Result<Edit<'_, P, T>, EditError> {
+    pub fn edit(&self) -> Result<Edit<'_, T, P>, EditError> {
         self.check_may_wait()?;
         Ok(Edit::new(self, self.write()))
     }
@@ -712,7 +712,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ///
     /// Inside a [`HandlerScope`](crate::HandlerScope).
     #[doc(alias("mmap_read_lock", "mmap_lock"))]
-    pub fn view(&self) -> Result<View<'_, P, T>, EditError> {
+    pub fn view(&self) -> Result<View<'_, T, P>, EditError> {
         self.check_may_wait()?;
         Ok(View::new(self, self.mm.read(), Vec::new()))
     }
@@ -730,21 +730,21 @@ impl<P, T: Platform> AddressSpace<P, T> {
     /// Waits for the mmap lock for writing, begins an edit, and gives back the ranges of reservations
     /// that were dropped meanwhile.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub(crate) fn write(&self) -> WriteLock<'_, T> {
+    pub(crate) fn write(&self) -> WriteLock<'_, P> {
         let section = self.mm.write();
         self.take_on(&section);
         section
     }
 
     /// Runs `f` in the edit that the running thread has open, else in a new one.
-    pub(crate) fn within_edit<R>(&self, f: impl FnOnce(&WriteSection<'_, T>) -> R) -> R {
+    pub(crate) fn within_edit<R>(&self, f: impl FnOnce(&WriteSection<'_, P>) -> R) -> R {
         if self.mm.edited_by_me() { self.mm.in_own_edit(f) } else { f(&self.write()) }
     }
 
     /// The same, unless it would have to wait for the mmap lock.
     pub(crate) fn within_edit_at_once<R>(
         &self,
-        f: impl FnOnce(&WriteSection<'_, T>) -> R,
+        f: impl FnOnce(&WriteSection<'_, P>) -> R,
     ) -> Option<R> {
         if self.mm.edited_by_me() {
             return Some(self.mm.in_own_edit(f));
@@ -755,7 +755,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     }
 
     #[inline]
-    fn take_on(&self, section: &WriteSection<'_, T>) {
+    fn take_on(&self, section: &WriteSection<'_, P>) {
         let left_behind = self.mm.left_behind();
         if left_behind.load(Relaxed("a hint: what is missed waits for the next edit")) != 0 {
             for slot in Reserved::take_on(self.slab.get().slots(), left_behind) {
@@ -768,7 +768,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
 
     /// Ends a reservation.
     #[cold]
-    pub(crate) fn give_back(&self, section: &WriteSection<'_, T>, slot: &Reserved<'_, P>) {
+    pub(crate) fn give_back(&self, section: &WriteSection<'_, P>, slot: &Reserved<'_, T>) {
         let (slab, span) = (self.slab.get(), slot.span());
         let mut tree = self.tree.editor(slab, section);
         tree.unlink(span.start, 0);
@@ -776,7 +776,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         tree.settle(span);
     }
 
-    pub(crate) fn mm(&self) -> &Mm<T> {
+    pub(crate) fn mm(&self) -> &Mm<P> {
         &self.mm
     }
 
@@ -793,11 +793,11 @@ impl<P, T: Platform> AddressSpace<P, T> {
     }
 
     pub(crate) fn holds_guard(&self) -> bool {
-        T::with_thread(|thread| thread.guards.any(self.name())).unwrap_or(false)
+        P::with_thread(|thread| thread.guards.any(self.name())).unwrap_or(false)
     }
 
     pub(crate) fn holds_exclusion(&self) -> bool {
-        T::with_thread(|thread| thread.exclusions.any(self.name())).unwrap_or(false)
+        P::with_thread(|thread| thread.exclusions.any(self.name())).unwrap_or(false)
     }
 
     /// Refuses a change that would wait for an edit, or could for a guard, of its own thread.
@@ -826,7 +826,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         &self,
         from: Range<usize>,
         to: usize,
-    ) -> Result<(Request, impl Fn(Span) -> Span + use<P, T>), ChangeError> {
+    ) -> Result<(Request, impl Fn(Span) -> Span + use<T, P>), ChangeError> {
         let span = self.span(from)?;
         let target = self.span(to..to.wrapping_add(span.len()))?;
         let request = Request { target: Some(target), ..Request::new(span, Mapped::Something) };
@@ -842,7 +842,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         &'m self,
         section: &'m impl Section,
         span: Span,
-    ) -> impl Iterator<Item = Entry<'m, P>> {
+    ) -> impl Iterator<Item = Entry<'m, T>> {
         // Each step looks anew: between two of them the thread may end a reservation of its own.
         let mut last_end = None;
         core::iter::from_fn(move || {
@@ -862,7 +862,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         &'m self,
         section: &'m impl Section,
         addr: usize,
-    ) -> Option<Entry<'m, P>> {
+    ) -> Option<Entry<'m, T>> {
         let entry = self.tree.floor(self.slab.get(), section, addr)?;
         entry.span().contains(addr).then_some(entry)
     }
@@ -887,7 +887,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         &'m self,
         section: &'m impl Section,
         addr: usize,
-    ) -> Option<(Range<usize>, &'m P)> {
+    ) -> Option<(Range<usize>, &'m T)> {
         let vma = self.holding(section, addr)?.vma()?;
         Some((vma.span().range(), vma.payload()))
     }
@@ -896,7 +896,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
         &'m self,
         section: &'m impl Section,
         range: Range<usize>,
-    ) -> impl Iterator<Item = (Range<usize>, &'m P)> {
+    ) -> impl Iterator<Item = (Range<usize>, &'m T)> {
         let Range { start, end } = range;
         // What is empty overlaps nothing, also where it lies inside of a VMA.
         let span = if start < end { Span { start, end } } else { Span { start: 0, end: 0 } };
@@ -922,7 +922,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
     }
 
     /// Maps a free range in a space that nobody else knows yet.
-    pub(crate) fn adopt(&self, span: Span, payload: P) -> Result<(), ChangeError> {
+    pub(crate) fn adopt(&self, span: Span, payload: T) -> Result<(), ChangeError> {
         let section = self.mm.write();
         match self.tree.editor(self.slab.get(), &section).link_free(span) {
             Ok(slot) => slot.attach(&section, span, payload),
@@ -954,7 +954,7 @@ impl<P, T: Platform> AddressSpace<P, T> {
 
     /// Removes what has the smallest address, in an edit of its own, and gives its payload out if it
     /// had one; waits for readers, also for those of other spaces that are late on a shared slab.
-    fn pop(&self) -> Option<Option<P>> {
+    fn pop(&self) -> Option<Option<T>> {
         let section = self.mm.write();
         let entry = self.tree.first_from(self.slab.get(), &section, 0)?;
         let start = entry.span().start;
@@ -965,12 +965,12 @@ impl<P, T: Platform> AddressSpace<P, T> {
     }
 }
 
-impl<P, T: Platform> Drop for AddressSpace<P, T> {
+impl<T, P: Platform> Drop for AddressSpace<T, P> {
     fn drop(&mut self) {
         /// Goes on when a payload's destructor panics.
-        struct Rest<'a, P, T: Platform>(&'a AddressSpace<P, T>);
+        struct Rest<'a, T, P: Platform>(&'a AddressSpace<T, P>);
 
-        impl<P, T: Platform> Drop for Rest<'_, P, T> {
+        impl<T, P: Platform> Drop for Rest<'_, T, P> {
             fn drop(&mut self) {
                 while let Some(payload) = self.0.pop() {
                     drop(payload);
@@ -985,7 +985,7 @@ impl<P, T: Platform> Drop for AddressSpace<P, T> {
     }
 }
 
-impl<P, T: Platform> fmt::Debug for AddressSpace<P, T> {
+impl<T, P: Platform> fmt::Debug for AddressSpace<T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AddressSpace")
             .field("granularity", &self.granularity)

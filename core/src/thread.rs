@@ -134,26 +134,26 @@ impl Kind for Exclusions {
 }
 
 /// That the thread holds something in a space, for as long as this lives.
-pub(crate) struct Note<K: Kind, T: Platform> {
+pub(crate) struct Note<K: Kind, P: Platform> {
     noted: Noted,
     // It is the thread's own.
-    _thread: PhantomData<(*const (), K, T)>,
+    _thread: PhantomData<(*const (), K, P)>,
 }
 
-impl<K: Kind, T: Platform> Note<K, T> {
+impl<K: Kind, P: Platform> Note<K, P> {
     // As for a lookup: unoptimised, a frame of its own.
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn new(space: SpaceName) -> Self {
-        let noted = T::with_thread(|thread| K::of(thread).note(space));
+        let noted = P::with_thread(|thread| K::of(thread).note(space));
         Self { noted: noted.unwrap_or(Noted::NOWHERE), _thread: PhantomData }
     }
 }
 
-impl<K: Kind, T: Platform> Drop for Note<K, T> {
+impl<K: Kind, P: Platform> Drop for Note<K, P> {
     #[inline(always)]
     fn drop(&mut self) {
         if self.noted != Noted::NOWHERE {
-            T::with_thread(|thread| K::of(thread).forget(self.noted));
+            P::with_thread(|thread| K::of(thread).forget(self.noted));
         }
     }
 }
@@ -219,12 +219,12 @@ impl fmt::Debug for ThreadState {
 /// ```
 #[derive(Debug)]
 #[must_use]
-pub struct HandlerScope<T: Platform> {
+pub struct HandlerScope<P: Platform> {
     // Belongs to the thread that made it.
-    _thread: PhantomData<(*const (), T)>,
+    _thread: PhantomData<(*const (), P)>,
 }
 
-impl<T: Platform> HandlerScope<T> {
+impl<P: Platform> HandlerScope<P> {
     /// Marks the thread until the scope is dropped. Scopes nest.
     ///
     /// ```
@@ -235,7 +235,7 @@ impl<T: Platform> HandlerScope<T> {
     /// # drop(scope);
     /// ```
     pub fn enter() -> Self {
-        T::with_thread(|thread| thread.in_handler.store(thread.in_handler.load(OWN) + 1, OWN));
+        P::with_thread(|thread| thread.in_handler.store(thread.in_handler.load(OWN) + 1, OWN));
         signal_fence();
         Self { _thread: PhantomData }
     }
@@ -252,7 +252,7 @@ impl<T: Platform> HandlerScope<T> {
     /// assert!(!HandlerScope::<Std>::active());
     /// ```
     pub fn active() -> bool {
-        T::with_thread(|thread| thread.in_handler.load(OWN) != 0).unwrap_or(false)
+        P::with_thread(|thread| thread.in_handler.load(OWN) != 0).unwrap_or(false)
     }
 
     /// Panics inside a marked handler: the caller is about to take the mmap lock.
@@ -261,10 +261,10 @@ impl<T: Platform> HandlerScope<T> {
     }
 }
 
-impl<T: Platform> Drop for HandlerScope<T> {
+impl<P: Platform> Drop for HandlerScope<P> {
     fn drop(&mut self) {
         signal_fence();
-        T::with_thread(|thread| thread.in_handler.store(thread.in_handler.load(OWN) - 1, OWN));
+        P::with_thread(|thread| thread.in_handler.store(thread.in_handler.load(OWN) - 1, OWN));
     }
 }
 

@@ -29,21 +29,21 @@ with_default_platform! {
     /// ```
     #[must_use = "a view ends when it is dropped"]
     #[doc(alias("mmap_read_lock", "mmap_read_unlock"))]
-    pub struct View<'s, P, T> {
-        space: &'s AddressSpace<P, T>,
-        section: ReadSection<'s, T>,
-        _noted: Note<Guards, T>,
+    pub struct View<'s, T, P> {
+        space: &'s AddressSpace<T, P>,
+        section: ReadSection<'s, P>,
+        _noted: Note<Guards, P>,
         /// What the edit that this was has cut or merged away: dropped last, since its destructors may
         /// edit the space.
-        _leftover: Vec<P>,
+        _leftover: Vec<T>,
     }
 }
 
-impl<'s, P, T: Platform> View<'s, P, T> {
+impl<'s, T, P: Platform> View<'s, T, P> {
     pub(crate) fn new(
-        space: &'s AddressSpace<P, T>,
-        section: ReadSection<'s, T>,
-        leftover: Vec<P>,
+        space: &'s AddressSpace<T, P>,
+        section: ReadSection<'s, P>,
+        leftover: Vec<T>,
     ) -> Self {
         Self { space, section, _noted: Note::new(space.name()), _leftover: leftover }
     }
@@ -57,7 +57,7 @@ impl<'s, P, T: Platform> View<'s, P, T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[doc(alias = "vma_lookup")]
-    pub fn get(&self, addr: usize) -> Option<(Range<usize>, &P)> {
+    pub fn get(&self, addr: usize) -> Option<(Range<usize>, &T)> {
         self.space.get(&self.section, addr)
     }
 
@@ -70,7 +70,7 @@ impl<'s, P, T: Platform> View<'s, P, T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[doc(alias = "for_each_vma")]
-    pub fn iter(&self) -> impl Iterator<Item = (Range<usize>, &P)> {
+    pub fn iter(&self) -> impl Iterator<Item = (Range<usize>, &T)> {
         self.space.vmas(&self.section, 0..usize::MAX)
     }
 
@@ -85,7 +85,7 @@ impl<'s, P, T: Platform> View<'s, P, T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[doc(alias("find_vma", "find_vma_intersection", "for_each_vma_range"))]
-    pub fn overlapping(&self, range: Range<usize>) -> impl Iterator<Item = (Range<usize>, &P)> {
+    pub fn overlapping(&self, range: Range<usize>) -> impl Iterator<Item = (Range<usize>, &T)> {
         self.space.vmas(&self.section, range)
     }
 
@@ -107,7 +107,7 @@ impl<'s, P, T: Platform> View<'s, P, T> {
     }
 }
 
-impl<P, T: Platform> fmt::Debug for View<'_, P, T> {
+impl<T, P: Platform> fmt::Debug for View<'_, T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("View").field("space", self.space).finish_non_exhaustive()
     }

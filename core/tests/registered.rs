@@ -54,15 +54,15 @@ impl Payload for Words {
     }
 }
 
-fn one_vma<T: Platform>() -> AddressSpace<Words, T> {
+fn one_vma<P: Platform>() -> AddressSpace<Words, P> {
     let space = AddressSpace::with_platform(1);
     space.edit().unwrap().insert(10..20, Words([0; 6])).unwrap();
     space
 }
 
 /// Readers come and go, registered and not, while the VMA is changed in all ways.
-fn contend<T: Platform>() {
-    let space = &one_vma::<T>();
+fn contend<P: Platform>() {
+    let space = &one_vma::<P>();
     let (stop, read) = (&AtomicBool::new(false), &AtomicU64::new(0));
     let end = Instant::now() + Duration::from_secs(10);
     thread::scope(|scope| {

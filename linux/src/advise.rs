@@ -15,7 +15,7 @@ use crate::vma::{Source, Vma};
 /// The longest name, with the byte that ends it.
 const NAME_SIZE: usize = 80;
 
-impl<B: Backing, T: Platform> Mm<B, T> {
+impl<B: Backing, P: Platform> Mm<B, P> {
     /// Advice about a range: some changes how its mappings are treated, the rest goes to the
     /// [`Backing`].
     ///
@@ -104,7 +104,7 @@ fn check_arguments(addr: usize, len: usize, known: bool) -> Result<Option<Range<
     Ok((addr != end).then_some(addr..end))
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
+impl<B: Backing, P: Platform> Change<'_, B, P> {
     /// Goes through the VMAs of a range. Holes are reported at the end, other errors at once. `each`
     /// returns the whole VMA that the part is in afterwards.
     #[doc(alias = "madvise_walk_vmas")]

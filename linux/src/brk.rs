@@ -10,7 +10,7 @@ use crate::mm::{Change, Joins, Mm};
 use crate::place::guarded_start;
 use crate::vma::{Source, Vma};
 
-impl<B: Backing, T: Platform> Mm<B, T> {
+impl<B: Backing, P: Platform> Mm<B, P> {
     /// Moves the end of the heap; returns where it is, which is where it was if it cannot be moved.
     ///
     /// ```
@@ -27,7 +27,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     }
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
+impl<B: Backing, P: Platform> Change<'_, B, P> {
     fn brk(&mut self, brk: usize) -> Result<usize, Errno> {
         let layout = self.config.layout;
         let heap = brk.checked_sub(layout.start_brk).ok_or(Errno::EINVAL)?;

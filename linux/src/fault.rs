@@ -27,7 +27,7 @@ pub enum Signal {
     OutOfMemory,
 }
 
-impl<B: Backing, T: Platform> Mm<B, T> {
+impl<B: Backing, P: Platform> Mm<B, P> {
     /// A thread touches `addr`: its page is made present, or the thread gets a signal.
     ///
     /// Normally it locks nothing but the VMA, for reading. Where nothing is mapped (a stack may grow
@@ -69,7 +69,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     }
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
+impl<B: Backing, P: Platform> Change<'_, B, P> {
     pub(crate) fn fault(&mut self, addr: usize, access: Access) -> Result<(), Signal> {
         let (range, _) = self.first_from(addr).ok_or(Signal::NotMapped)?;
         if addr < range.start {

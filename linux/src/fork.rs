@@ -10,7 +10,7 @@ use crate::flags::VmFlags;
 use crate::mm::{Core, Mm, no_memory};
 use crate::vma::Vma;
 
-impl<B: Backing, T: Platform> Mm<B, T> {
+impl<B: Backing, P: Platform> Mm<B, P> {
     /// The address space of a child, with `backing` behind it. Nothing in it is locked; what is
     /// marked `DONTFORK` is not in it; what is marked `WIPEONFORK` is empty.
     ///

@@ -12,7 +12,7 @@ use crate::flags::VmFlags;
 use crate::mm::{Change, Mm};
 use crate::vma::Vma;
 
-impl<B: Backing, T: Platform> Mm<B, T> {
+impl<B: Backing, P: Platform> Mm<B, P> {
     /// Locks a range into memory and makes its pages present.
     ///
     /// ```
@@ -130,7 +130,7 @@ fn whole_pages(addr: usize, len: usize) -> Range<usize> {
     start..start.wrapping_add(page_align(len.wrapping_add(addr - start)))
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
+impl<B: Backing, P: Platform> Change<'_, B, P> {
     fn mlock(&mut self, addr: usize, len: usize, flags: VmFlags) -> Result<(), Errno> {
         if !self.can_lock() {
             return Err(Errno::EPERM);

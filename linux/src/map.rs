@@ -44,7 +44,7 @@ struct Request<'a> {
     page_offset: u64,
 }
 
-impl<B: Backing, T: Platform> Mm<B, T> {
+impl<B: Backing, P: Platform> Mm<B, P> {
     /// Maps a file, or with `MAP_ANONYMOUS` memory; returns the address. `offset` is in bytes.
     ///
     /// ```
@@ -90,7 +90,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     }
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
+impl<B: Backing, P: Platform> Change<'_, B, P> {
     fn mmap(&mut self, request: Request<'_>) -> Result<usize, Errno> {
         let Request { prot, file, .. } = request;
         let mut flags = request.flags;

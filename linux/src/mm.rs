@@ -42,16 +42,16 @@ use crate::vma::{AnonVma, Object, Source, Vma};
 /// # Ok::<(), Errno>(())
 /// ```
 #[doc(alias = "mm_struct")]
-pub struct Mm<B, T: Platform> {
-    pub(crate) core: Core<T>,
+pub struct Mm<B, P: Platform> {
+    pub(crate) core: Core<P>,
     pub(crate) backing: B,
     pub(crate) config: Config,
 }
 
 /// The map and what is counted beside it.
-pub(crate) struct Core<T: Platform> {
-    pub(crate) space: AddressSpace<Vma, T>,
-    pub(crate) state: RwLock<T::Lock, State>,
+pub(crate) struct Core<P: Platform> {
+    pub(crate) space: AddressSpace<Vma, P>,
+    pub(crate) state: RwLock<P::Lock, State>,
 }
 
 /// What belongs to the address space as a whole. A call works on a copy, so that nobody has to wait
@@ -105,8 +105,8 @@ impl<B: Backing> Mm<B, pervma::Std> {
     }
 }
 
-impl<B: Backing, T: Platform> Mm<B, T> {
-    /// An empty address space on the platform `T`.
+impl<B: Backing, P: Platform> Mm<B, P> {
+    /// An empty address space on the platform `P`.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking};
@@ -176,7 +176,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     /// has changed; and if the backing refuses something later, the map is put back as it was.
     pub(crate) fn change<R>(
         &self,
-        call: impl Fn(&mut Change<'_, B, T>) -> Result<R, Errno>,
+        call: impl Fn(&mut Change<'_, B, P>) -> Result<R, Errno>,
     ) -> Result<R, Errno> {
         let mut change = self.core.change(&self.config, Some(&self.backing))?;
         if !self.config.strict {
@@ -192,28 +192,28 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     }
 }
 
-impl<T: Platform> Core<T> {
+impl<P: Platform> Core<P> {
     pub(crate) fn change<'m, B: Backing>(
         &'m self,
         config: &'m Config,
         backing: Option<&'m B>,
-    ) -> Result<Change<'m, B, T>, Errno> {
+    ) -> Result<Change<'m, B, P>, Errno> {
         let edit = self.space.edit().map_err(|_| Errno::EAGAIN)?;
         Ok(Change { core: self, state: *self.state.read(), edit, config, backing })
     }
 }
 
 /// A call under way: the space is locked for writing.
-pub(crate) struct Change<'m, B, T: Platform> {
-    core: &'m Core<T>,
+pub(crate) struct Change<'m, B, P: Platform> {
+    core: &'m Core<P>,
     pub(crate) state: State,
-    pub(crate) edit: Edit<'m, Vma, T>,
+    pub(crate) edit: Edit<'m, Vma, P>,
     pub(crate) config: &'m Config,
     /// None when the call is only tried.
     pub(crate) backing: Option<&'m B>,
 }
 
-impl<B, T: Platform> Drop for Change<'_, B, T> {
+impl<B, P: Platform> Drop for Change<'_, B, P> {
     /// The state is written before the edit ends.
     fn drop(&mut self) {
         let mut state = self.core.state.write();
@@ -229,7 +229,7 @@ struct Picture {
 
 impl Picture {
     /// A copy to try a call on.
-    fn copy<T: Platform>(&self) -> Result<Core<T>, Errno> {
+    fn copy<P: Platform>(&self) -> Result<Core<P>, Errno> {
         let space = AddressSpace::with_platform(PAGE);
         let mut edit = space.edit().map_err(|_| Errno::EAGAIN)?;
         for (range, vma) in &self.vmas {
@@ -240,7 +240,7 @@ impl Picture {
     }
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
+impl<B: Backing, P: Platform> Change<'_, B, P> {
     fn picture(&self) -> Result<Picture, Errno> {
         let mut vmas = Vec::new();
         vmas.try_reserve_exact(self.map_count()).map_err(|_| Errno::ENOMEM)?;
@@ -467,7 +467,7 @@ pub(crate) fn no_memory(_: ChangeError) -> Errno {
     Errno::ENOMEM
 }
 
-impl<B: fmt::Debug, T: Platform> fmt::Debug for Mm<B, T> {
+impl<B: fmt::Debug, P: Platform> fmt::Debug for Mm<B, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mm").field("backing", &self.backing).finish_non_exhaustive()
     }

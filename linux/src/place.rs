@@ -30,7 +30,7 @@ pub(crate) struct Wanted<'a> {
     pub(crate) page_offset: u64,
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
+impl<B: Backing, P: Platform> Change<'_, B, P> {
     /// Where a mapping goes, with the checks that belong to it.
     #[doc(alias = "get_unmapped_area")]
     pub(crate) fn choose(&self, wanted: Wanted<'_>) -> Result<usize, Errno> {

@@ -10,7 +10,7 @@ use crate::flags::VmFlags;
 use crate::merge;
 use crate::mm::Change;
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
+impl<B: Backing, P: Platform> Change<'_, B, P> {
     /// Populates what is mapped in `range`, as far as it can be.
     #[doc(alias = "mm_populate")]
     pub(crate) fn populate_what_can_be(&mut self, range: Range<usize>) {

@@ -11,7 +11,7 @@ use crate::flags::VmFlags;
 use crate::mm::{Change, Mm};
 use crate::vma::Vma;
 
-impl<B: Backing, T: Platform> Mm<B, T> {
+impl<B: Backing, P: Platform> Mm<B, P> {
     /// Changes what is allowed in a range, VMA by VMA.
     ///
     /// ```
@@ -67,7 +67,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     }
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
+impl<B: Backing, P: Platform> Change<'_, B, P> {
     fn mprotect(&mut self, range: Range<usize>, prot: u64, grows: u64) -> Result<(), Errno> {
         let (first, vma) = self.first_in(&range).ok_or(Errno::ENOMEM)?;
         let mut at = range.start;

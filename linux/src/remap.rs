@@ -41,7 +41,7 @@ impl Request {
     }
 }
 
-impl<B: Backing, T: Platform> Mm<B, T> {
+impl<B: Backing, P: Platform> Mm<B, P> {
     /// Makes a mapping longer or shorter, or moves it; returns where it is.
     ///
     /// ```
@@ -95,7 +95,7 @@ fn check_arguments(request: Request, task_size: usize) -> Result<(), Errno> {
     Ok(())
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
+impl<B: Backing, P: Platform> Change<'_, B, P> {
     fn mremap(&mut self, request: Request) -> Result<usize, Errno> {
         // Whatever is there, and once only, however many mappings are moved.
         let most = self.config.max_map_count.saturating_sub(3);

@@ -17,7 +17,7 @@ use crate::vma::{Source, Vma};
 /// Where the name of a mapping starts in a line of the maps file.
 const NAME_COLUMN: usize = 73;
 
-impl<B: Backing, T: Platform> Mm<B, T> {
+impl<B: Backing, P: Platform> Mm<B, P> {
     /// The VMA that holds `addr`.
     ///
     /// ```

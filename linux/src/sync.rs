@@ -8,7 +8,7 @@ use crate::errno::Errno;
 use crate::flags::VmFlags;
 use crate::mm::{Change, Mm};
 
-impl<B: Backing, T: Platform> Mm<B, T> {
+impl<B: Backing, P: Platform> Mm<B, P> {
     /// Writes shared mappings of files back.
     ///
     /// ```
@@ -83,7 +83,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     }
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
+impl<B: Backing, P: Platform> Change<'_, B, P> {
     fn mincore(&mut self, addr: usize, count: usize, vector: usize) -> Result<(), Errno> {
         let (mut done, end) = (0, addr + count * PAGE);
         while done < count {

@@ -21,7 +21,7 @@ pub(crate) struct Removal {
     counts: Counts,
 }
 
-impl<B: Backing, T: Platform> Mm<B, T> {
+impl<B: Backing, P: Platform> Mm<B, P> {
     /// Unmaps a range. That nothing is mapped there is no error.
     ///
     /// ```
@@ -42,7 +42,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     }
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
+impl<B: Backing, P: Platform> Change<'_, B, P> {
     pub(crate) fn munmap(&mut self, addr: usize, len: usize) -> Result<(), Errno> {
         let task_size = self.config.layout.task_size;
         if off_page(addr) || addr > task_size || len > task_size - addr {

@@ -9,8 +9,8 @@ use super::{Find, Host, Map, Reader};
 use crate::layout::{PAGE, Vma};
 
 /// A space whose readers look addresses up in the way `W`, and whose changes are edits.
-pub(crate) struct Pervma<W = TryRead, T: Platform = Std>(
-    pub(crate) AddressSpace<u64, T>,
+pub(crate) struct Pervma<W = TryRead, P: Platform = Std>(
+    pub(crate) AddressSpace<u64, P>,
     PhantomData<W>,
 );
 
@@ -18,15 +18,15 @@ pub(crate) struct Pervma<W = TryRead, T: Platform = Std>(
 pub(crate) type PervmaCursor = Pervma<CursorRead>;
 
 /// With a registration for each thread.
-pub(crate) type PervmaRegistered<T = Std> = Pervma<Registered, T>;
+pub(crate) type PervmaRegistered<P = Std> = Pervma<Registered, P>;
 
 /// A way to look addresses up: another one is another contestant.
-pub(crate) trait Way<T: Platform>: Send + Sync + 'static {
+pub(crate) trait Way<P: Platform>: Send + Sync + 'static {
     const NAME: &'static str;
     type Reader<'s>: Reader;
 
     fn with_reader<R>(
-        space: &AddressSpace<u64, T>,
+        space: &AddressSpace<u64, P>,
         run: impl FnOnce(&mut Self::Reader<'_>) -> R,
     ) -> R;
 }
@@ -34,20 +34,20 @@ pub(crate) trait Way<T: Platform>: Send + Sync + 'static {
 /// `try_read`, and `read` where that does not decide.
 pub(crate) enum TryRead {}
 
-impl<T: Platform> Way<T> for TryRead {
+impl<P: Platform> Way<P> for TryRead {
     const NAME: &'static str = "pervma";
-    type Reader<'s> = &'s AddressSpace<u64, T>;
+    type Reader<'s> = &'s AddressSpace<u64, P>;
 
     #[inline(always)]
     fn with_reader<R>(
-        space: &AddressSpace<u64, T>,
-        run: impl FnOnce(&mut &AddressSpace<u64, T>) -> R,
+        space: &AddressSpace<u64, P>,
+        run: impl FnOnce(&mut &AddressSpace<u64, P>) -> R,
     ) -> R {
         run(&mut &*space)
     }
 }
 
-impl<T: Platform> Reader for &AddressSpace<u64, T> {
+impl<P: Platform> Reader for &AddressSpace<u64, P> {
     #[inline(always)]
     fn visit<R>(&mut self, addr: usize, visit: impl FnOnce(Option<u64>) -> R) -> R {
         decide(self.try_read(addr), || AddressSpace::read(self, addr), visit)
@@ -64,20 +64,20 @@ impl<T: Platform> Reader for &AddressSpace<u64, T> {
 /// The same with a [`Cursor`].
 pub(crate) enum CursorRead {}
 
-impl<T: Platform> Way<T> for CursorRead {
+impl<P: Platform> Way<P> for CursorRead {
     const NAME: &'static str = "pervma, cursor";
-    type Reader<'s> = Cursor<'s, u64, T>;
+    type Reader<'s> = Cursor<'s, u64, P>;
 
     #[inline(always)]
     fn with_reader<R>(
-        space: &AddressSpace<u64, T>,
-        run: impl FnOnce(&mut Cursor<'_, u64, T>) -> R,
+        space: &AddressSpace<u64, P>,
+        run: impl FnOnce(&mut Cursor<'_, u64, P>) -> R,
     ) -> R {
         run(&mut space.cursor())
     }
 }
 
-impl<T: Platform> Reader for Cursor<'_, u64, T> {
+impl<P: Platform> Reader for Cursor<'_, u64, P> {
     #[inline(always)]
     fn visit<R>(&mut self, addr: usize, visit: impl FnOnce(Option<u64>) -> R) -> R {
         decide(self.try_read(addr), || self.read(addr), visit)
@@ -87,20 +87,20 @@ impl<T: Platform> Reader for Cursor<'_, u64, T> {
 /// As a registered [`Reader`](pervma::Reader).
 pub(crate) enum Registered {}
 
-impl<T: Host> Way<T> for Registered {
-    const NAME: &'static str = T::REGISTERED;
-    type Reader<'s> = &'s pervma::Reader<'s, u64, T>;
+impl<P: Host> Way<P> for Registered {
+    const NAME: &'static str = P::REGISTERED;
+    type Reader<'s> = &'s pervma::Reader<'s, u64, P>;
 
     #[inline(always)]
     fn with_reader<R>(
-        space: &AddressSpace<u64, T>,
+        space: &AddressSpace<u64, P>,
         run: impl FnOnce(&mut Self::Reader<'_>) -> R,
     ) -> R {
         run(&mut &register(space))
     }
 }
 
-impl<T: Platform> Reader for &pervma::Reader<'_, u64, T> {
+impl<P: Platform> Reader for &pervma::Reader<'_, u64, P> {
     #[inline(always)]
     fn visit<R>(&mut self, addr: usize, visit: impl FnOnce(Option<u64>) -> R) -> R {
         decide(self.try_read(addr), || pervma::Reader::read(self, addr), visit)
@@ -110,27 +110,27 @@ impl<T: Platform> Reader for &pervma::Reader<'_, u64, T> {
 /// With the cursor of a registered reader.
 pub(crate) enum CursorOfReader {}
 
-impl<T: Host> Way<T> for CursorOfReader {
-    const NAME: &'static str = T::CURSOR;
-    type Reader<'s> = ReaderCursor<'s, u64, T>;
+impl<P: Host> Way<P> for CursorOfReader {
+    const NAME: &'static str = P::CURSOR;
+    type Reader<'s> = ReaderCursor<'s, u64, P>;
 
     #[inline(always)]
     fn with_reader<R>(
-        space: &AddressSpace<u64, T>,
-        run: impl FnOnce(&mut ReaderCursor<'_, u64, T>) -> R,
+        space: &AddressSpace<u64, P>,
+        run: impl FnOnce(&mut ReaderCursor<'_, u64, P>) -> R,
     ) -> R {
         run(&mut register(space).cursor())
     }
 }
 
-impl<T: Platform> Reader for ReaderCursor<'_, u64, T> {
+impl<P: Platform> Reader for ReaderCursor<'_, u64, P> {
     #[inline(always)]
     fn visit<R>(&mut self, addr: usize, visit: impl FnOnce(Option<u64>) -> R) -> R {
         decide(self.try_read(addr), || self.read(addr), visit)
     }
 }
 
-pub(crate) fn register<T: Platform>(space: &AddressSpace<u64, T>) -> pervma::Reader<'_, u64, T> {
+pub(crate) fn register<P: Platform>(space: &AddressSpace<u64, P>) -> pervma::Reader<'_, u64, P> {
     match space.register() {
         Ok(reader) => reader,
         Err(error) => panic!("this thread holds nothing: {error}"),
@@ -138,9 +138,9 @@ pub(crate) fn register<T: Platform>(space: &AddressSpace<u64, T>) -> pervma::Rea
 }
 
 #[inline(always)]
-fn decide<'s, R, T: Platform>(
-    tried: Result<ReadGuard<'s, u64, T>, ReadError>,
-    wait: impl FnOnce() -> Result<ReadGuard<'s, u64, T>, ReadError>,
+fn decide<'s, R, P: Platform>(
+    tried: Result<ReadGuard<'s, u64, P>, ReadError>,
+    wait: impl FnOnce() -> Result<ReadGuard<'s, u64, P>, ReadError>,
     visit: impl FnOnce(Option<u64>) -> R,
 ) -> R {
     match tried {
@@ -151,8 +151,8 @@ fn decide<'s, R, T: Platform>(
 }
 
 #[cold]
-fn waited<R, T: Platform>(
-    found: Result<ReadGuard<'_, u64, T>, ReadError>,
+fn waited<R, P: Platform>(
+    found: Result<ReadGuard<'_, u64, P>, ReadError>,
     visit: impl FnOnce(Option<u64>) -> R,
 ) -> R {
     match found {
@@ -164,7 +164,7 @@ fn waited<R, T: Platform>(
     }
 }
 
-impl<W: Way<T>, T: Platform> Find for Pervma<W, T> {
+impl<W: Way<P>, P: Platform> Find for Pervma<W, P> {
     const NAME: &'static str = W::NAME;
     type Reader<'m> = W::Reader<'m>;
 
@@ -180,7 +180,7 @@ impl<W: Way<T>, T: Platform> Find for Pervma<W, T> {
     }
 }
 
-impl<W: Way<T>, T: Platform> Map for Pervma<W, T> {
+impl<W: Way<P>, P: Platform> Map for Pervma<W, P> {
     fn insert(&self, Vma { range, payload }: Vma) {
         let inserted = self.0.edit().map(|mut edit| edit.insert(range, payload));
         assert!(matches!(inserted, Ok(Ok(()))), "a free range can be mapped");

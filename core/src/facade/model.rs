@@ -226,52 +226,52 @@ impl WaitWord {
 }
 
 /// The mmap lock.
-pub struct MmapLock<T> {
+pub struct MmapLock<P> {
     lock: RwLock<()>,
     /// Held by a writer until it has gone or become a reader: the checkers' locks cannot be downgraded.
     writers: Mutex<()>,
-    platform: PhantomData<T>,
+    platform: PhantomData<P>,
 }
 
 /// The mmap lock held for reading.
-pub struct MmapReadGuard<'a, T>(
+pub struct MmapReadGuard<'a, P>(
     #[expect(dead_code, reason = "held for its drop")] RwLockReadGuard<'a, ()>,
-    PhantomData<T>,
+    PhantomData<P>,
 );
 
 /// The mmap lock held for writing.
-pub struct MmapWriteGuard<'a, T> {
+pub struct MmapWriteGuard<'a, P> {
     guard: RwLockWriteGuard<'a, ()>,
     _writers: MutexGuard<'a, ()>,
-    lock: &'a MmapLock<T>,
+    lock: &'a MmapLock<P>,
 }
 
-impl<T: Platform> MmapLock<T> {
+impl<P: Platform> MmapLock<P> {
     /// An unlocked lock.
     pub fn new() -> Self {
         Self { lock: RwLock::new(()), writers: Mutex::new(()), platform: PhantomData }
     }
 
     /// Waits for the lock, shared.
-    pub fn read(&self) -> MmapReadGuard<'_, T> {
+    pub fn read(&self) -> MmapReadGuard<'_, P> {
         MmapReadGuard(self.lock.read().unwrap(), PhantomData)
     }
 
     /// Waits for the lock, exclusive.
-    pub fn write(&self) -> MmapWriteGuard<'_, T> {
+    pub fn write(&self) -> MmapWriteGuard<'_, P> {
         let writers = self.writers.lock().unwrap();
         MmapWriteGuard { guard: self.lock.write().unwrap(), _writers: writers, lock: self }
     }
 
     /// Takes the lock, exclusive, if nobody has it.
-    pub fn try_write(&self) -> Option<MmapWriteGuard<'_, T>> {
+    pub fn try_write(&self) -> Option<MmapWriteGuard<'_, P>> {
         let writers = self.writers.try_lock().ok()?;
         let guard = self.lock.try_write().ok()?;
         Some(MmapWriteGuard { guard, _writers: writers, lock: self })
     }
 
     /// Lets readers in, and no writer before them.
-    pub fn downgrade(guard: MmapWriteGuard<'_, T>) -> MmapReadGuard<'_, T> {
+    pub fn downgrade(guard: MmapWriteGuard<'_, P>) -> MmapReadGuard<'_, P> {
         let MmapWriteGuard { guard, _writers, lock } = guard;
         drop(guard);
         lock.read()

@@ -85,41 +85,41 @@ impl WaitWord {
 }
 
 /// The mmap lock: the platform's raw lock.
-pub struct MmapLock<T: Platform>(lock_api::RwLock<T::Lock, ()>);
+pub struct MmapLock<P: Platform>(lock_api::RwLock<P::Lock, ()>);
 
 /// The mmap lock held for reading.
-pub type MmapReadGuard<'a, T> = lock_api::RwLockReadGuard<'a, <T as Platform>::Lock, ()>;
+pub type MmapReadGuard<'a, P> = lock_api::RwLockReadGuard<'a, <P as Platform>::Lock, ()>;
 
 /// The mmap lock held for writing.
-pub type MmapWriteGuard<'a, T> = lock_api::RwLockWriteGuard<'a, <T as Platform>::Lock, ()>;
+pub type MmapWriteGuard<'a, P> = lock_api::RwLockWriteGuard<'a, <P as Platform>::Lock, ()>;
 
-impl<T: Platform> MmapLock<T> {
+impl<P: Platform> MmapLock<P> {
     /// An unlocked lock.
     pub const fn new() -> Self {
-        Self(lock_api::RwLock::const_new(<T::Lock as lock_api::RawRwLock>::INIT, ()))
+        Self(lock_api::RwLock::const_new(<P::Lock as lock_api::RawRwLock>::INIT, ()))
     }
 
     /// Waits for the lock, shared.
     #[inline]
-    pub fn read(&self) -> MmapReadGuard<'_, T> {
+    pub fn read(&self) -> MmapReadGuard<'_, P> {
         self.0.read()
     }
 
     /// Waits for the lock, exclusive.
     #[inline]
-    pub fn write(&self) -> MmapWriteGuard<'_, T> {
+    pub fn write(&self) -> MmapWriteGuard<'_, P> {
         self.0.write()
     }
 
     /// Takes the lock, exclusive, if nobody has it.
     #[inline]
-    pub fn try_write(&self) -> Option<MmapWriteGuard<'_, T>> {
+    pub fn try_write(&self) -> Option<MmapWriteGuard<'_, P>> {
         self.0.try_write()
     }
 
     /// Lets readers in, and no writer before them.
     #[inline]
-    pub fn downgrade(guard: MmapWriteGuard<'_, T>) -> MmapReadGuard<'_, T> {
+    pub fn downgrade(guard: MmapWriteGuard<'_, P>) -> MmapReadGuard<'_, P> {
         lock_api::RwLockWriteGuard::downgrade(guard)
     }
 }

@@ -133,7 +133,7 @@ impl<'n> Position<'n> {
     /// Goes to the entry with the largest key not above `addr`, or else to the first. The nodes on
     /// the way here are what they were, but for entries of this leaf.
     #[inline]
-    pub fn seek<T: Platform>(&mut self, nodes: &'n Arena<Node, T>, addr: usize) {
+    pub fn seek<P: Platform>(&mut self, nodes: &'n Arena<Node, P>, addr: usize) {
         let (mut node, _) = self.last();
         let here = node.key(0) <= addr && addr <= node.key(node.len() - 1);
         if !here {
@@ -202,7 +202,7 @@ impl<'n> Position<'n> {
 
     /// Goes on to the next entry; `false` if there is none.
     #[inline]
-    pub fn next<T: Platform>(&mut self, nodes: &'n Arena<Node, T>) -> bool {
+    pub fn next<P: Platform>(&mut self, nodes: &'n Arena<Node, P>) -> bool {
         let Some(turn) = self.turn() else { return false };
         self.leaf = turn;
         self.entries[turn] += 1;
@@ -356,9 +356,9 @@ impl BTree {
 
     /// The slot with the largest key not above `addr`, or nothing; see the guarantee.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn walk<'n, T: Platform, Tr: Trail<'n>>(
+    pub fn walk<'n, P: Platform, Tr: Trail<'n>>(
         &self,
-        nodes: &'n Arena<Node, T>,
+        nodes: &'n Arena<Node, P>,
         addr: usize,
         trail: &mut Tr,
     ) -> Option<u32> {
@@ -383,9 +383,9 @@ impl BTree {
 
     /// The slot with the smallest key not below `addr`, or nothing; see the guarantee.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn walk_from<'n, T: Platform>(
+    pub fn walk_from<'n, P: Platform>(
         &self,
-        nodes: &'n Arena<Node, T>,
+        nodes: &'n Arena<Node, P>,
         addr: usize,
         trail: &mut impl Trail<'n>,
     ) -> Option<u32> {
@@ -413,9 +413,9 @@ impl BTree {
     }
 
     /// The slot with the smallest key not below `from` that has `size` bytes of room after it.
-    pub fn first_gap<T: Platform>(
+    pub fn first_gap<P: Platform>(
         &self,
-        nodes: &Arena<Node, T>,
+        nodes: &Arena<Node, P>,
         from: usize,
         size: usize,
     ) -> Option<u32> {
@@ -424,9 +424,9 @@ impl BTree {
     }
 
     /// The slot with the largest key below `below` that has `size` bytes of room after it.
-    pub fn last_gap<T: Platform>(
+    pub fn last_gap<P: Platform>(
         &self,
-        nodes: &Arena<Node, T>,
+        nodes: &Arena<Node, P>,
         below: usize,
         size: usize,
     ) -> Option<u32> {
@@ -446,15 +446,15 @@ impl BTree {
 
     /// The root, unless the tree is empty.
     #[inline]
-    pub fn root<'n, T: Platform>(&self, nodes: &'n Arena<Node, T>) -> Option<&'n Node> {
+    pub fn root<'n, P: Platform>(&self, nodes: &'n Arena<Node, P>) -> Option<&'n Node> {
         self.root.follow().node().map(|root| nodes.get(root))
     }
 
     /// The entry with the largest key not above `addr`, or else the first.
     #[inline]
-    pub fn seek<'n, T: Platform>(
+    pub fn seek<'n, P: Platform>(
         &self,
-        nodes: &'n Arena<Node, T>,
+        nodes: &'n Arena<Node, P>,
         addr: usize,
     ) -> Option<Position<'n>> {
         let mut position = Position::at_root(self.root(nodes)?);
@@ -468,10 +468,10 @@ impl BTree {
     ///
     /// Where the leaf has room, [`Position::insert`] does the same.
     #[cold]
-    pub fn insert<T: Platform>(
+    pub fn insert<P: Platform>(
         &self,
-        nodes: &Arena<Node, T>,
-        section: &WriteSection<'_, T>,
+        nodes: &Arena<Node, P>,
+        section: &WriteSection<'_, P>,
         key: usize,
         slot: u32,
         len: usize,
@@ -488,9 +488,9 @@ impl BTree {
     }
 
     /// Changes the gap of the last entry before `key`, if there is one.
-    fn update_gap_before<T: Platform>(
+    fn update_gap_before<P: Platform>(
         &self,
-        nodes: &Arena<Node, T>,
+        nodes: &Arena<Node, P>,
         key: usize,
         new: impl FnOnce(usize) -> usize,
     ) {
@@ -501,10 +501,10 @@ impl BTree {
     }
 
     /// Inserts `slot` at `key`, with no gap, making room on the way down.
-    fn insert_from_root<T: Platform>(
+    fn insert_from_root<P: Platform>(
         &self,
-        nodes: &Arena<Node, T>,
-        section: &WriteSection<'_, T>,
+        nodes: &Arena<Node, P>,
+        section: &WriteSection<'_, P>,
         key: usize,
         slot: u32,
     ) -> Result<(), OutOfMemory> {
@@ -531,10 +531,10 @@ impl BTree {
     }
 
     /// The root, made if there is none and split if it is full.
-    fn root_with_room<T: Platform>(
+    fn root_with_room<P: Platform>(
         &self,
-        nodes: &Arena<Node, T>,
-        section: &WriteSection<'_, T>,
+        nodes: &Arena<Node, P>,
+        section: &WriteSection<'_, P>,
         key: usize,
     ) -> Result<Idx<Node>, OutOfMemory> {
         let Some(root) = self.root.follow().node() else {
@@ -567,10 +567,10 @@ impl BTree {
     ///
     /// Where the entry is spare, [`Position::remove`] does the same.
     #[cold]
-    pub fn remove<T: Platform>(
+    pub fn remove<P: Platform>(
         &self,
-        nodes: &Arena<Node, T>,
-        section: &WriteSection<'_, T>,
+        nodes: &Arena<Node, P>,
+        section: &WriteSection<'_, P>,
         key: usize,
         kept: usize,
     ) {
@@ -582,10 +582,10 @@ impl BTree {
     }
 
     /// Removes the entry with this `key`, refilling sparse nodes on the way down.
-    fn remove_from_root<T: Platform>(
+    fn remove_from_root<P: Platform>(
         &self,
-        nodes: &Arena<Node, T>,
-        section: &WriteSection<'_, T>,
+        nodes: &Arena<Node, P>,
+        section: &WriteSection<'_, P>,
         key: usize,
     ) {
         let Some(root) = self.root.follow().node() else { return };
@@ -618,7 +618,7 @@ impl BTree {
     }
 
     /// Drops a root with a single child, or an empty one.
-    fn lower_root<T: Platform>(&self, nodes: &Arena<Node, T>, section: &WriteSection<'_, T>) {
+    fn lower_root<P: Platform>(&self, nodes: &Arena<Node, P>, section: &WriteSection<'_, P>) {
         while let Some(root) = self.root.follow().node() {
             let node = nodes.get(root);
             match (node.len(), node.child_node(0)) {
@@ -641,8 +641,8 @@ enum Side {
 
 /// The slot below `index`, nearest to `addr` on that side, with a gap of `size` or more. Only the
 /// subtree that `addr` is in can disappoint; by T4 every other one with such a gap has the slot.
-fn find_gap<T: Platform>(
-    nodes: &Arena<Node, T>,
+fn find_gap<P: Platform>(
+    nodes: &Arena<Node, P>,
     index: Idx<Node>,
     addr: usize,
     size: usize,
@@ -669,8 +669,8 @@ fn find_gap<T: Platform>(
 /// Moves the upper part of `parent`'s full child at `entry` to the new node `right`, to make room
 /// for `key`: half of it, or where keys come in order, as little or as much as there may be, since
 /// what is left behind is never added to again.
-fn split<T: Platform>(
-    nodes: &Arena<Node, T>,
+fn split<P: Platform>(
+    nodes: &Arena<Node, P>,
     edit: EditSeq,
     parent: &Node,
     entry: usize,
@@ -694,9 +694,9 @@ fn split<T: Platform>(
 }
 
 /// Merges `parent`'s sparse child at `entry` with a neighbour, or takes entries from it.
-fn refill<T: Platform>(
-    nodes: &Arena<Node, T>,
-    section: &WriteSection<'_, T>,
+fn refill<P: Platform>(
+    nodes: &Arena<Node, P>,
+    section: &WriteSection<'_, P>,
     parent: &Node,
     entry: usize,
 ) {
@@ -747,7 +747,7 @@ mod tests {
 
     impl BTree {
         /// Panics unless T1, T2 and T4 hold; returns the entries in order.
-        pub fn checked<T: Platform>(&self, nodes: &Arena<Node, T>) -> Vec<Entry> {
+        pub fn checked<P: Platform>(&self, nodes: &Arena<Node, P>) -> Vec<Entry> {
             let mut entries = Vec::new();
             if let Some(root) = self.root.follow().node() {
                 check(nodes, root, &mut entries);
@@ -758,8 +758,8 @@ mod tests {
     }
 
     /// The depth below `index`.
-    fn check<T: Platform>(
-        nodes: &Arena<Node, T>,
+    fn check<P: Platform>(
+        nodes: &Arena<Node, P>,
         index: Idx<Node>,
         entries: &mut Vec<Entry>,
     ) -> usize {

@@ -27,13 +27,13 @@ pub struct Tree {
 }
 
 /// Why a VMA was not read-locked, with the mmap lock held for reading.
-pub enum Blocked<'s, P> {
+pub enum Blocked<'s, T> {
     /// As many readers as its count can hold.
     Busy,
     /// The range is only reserved.
     Reserved,
     /// An exclusion has it: let the mmap lock go, sleep, look again.
-    Excluded(Sleeper<'s, P>),
+    Excluded(Sleeper<'s, T>),
     /// Something changed meanwhile: look again at once.
     Changed,
 }
@@ -62,24 +62,24 @@ impl Tree {
     /// Walks, with no lock, to the slot that may hold `addr`. It may have been recycled meanwhile;
     /// during an edit it may be any slot of the slab, or nothing.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn walk<'s, P, T: Platform>(
+    pub fn walk<'s, T, P: Platform>(
         &self,
-        slab: &'s Slab<P, T>,
+        slab: &'s Slab<T, P>,
         addr: usize,
         trail: &mut impl Trail<'s>,
-    ) -> Option<&'s Slot<P>> {
+    ) -> Option<&'s Slot<T>> {
         let raw = self.btree.walk(slab.node_arena(), addr, trail)?;
         // SAFETY: out of a word of the tree, loaded with acquire.
         Some(slab.slots().get(unsafe { Idx::from_raw(raw) }))
     }
 
     /// Walks, with no lock, to the first slot at or above `addr`; as little reliable.
-    pub fn walk_from<'s, P, T: Platform>(
+    pub fn walk_from<'s, T, P: Platform>(
         &self,
-        slab: &'s Slab<P, T>,
+        slab: &'s Slab<T, P>,
         addr: usize,
         trail: &mut impl Trail<'s>,
-    ) -> Option<&'s Slot<P>> {
+    ) -> Option<&'s Slot<T>> {
         let raw = self.btree.walk_from(slab.node_arena(), addr, trail)?;
         // SAFETY: out of a word of the tree, loaded with acquire.
         Some(slab.slots().get(unsafe { Idx::from_raw(raw) }))
@@ -96,55 +96,55 @@ impl Tree {
     }
 
     /// What starts at `addr` or last before it.
-    pub fn floor<'m, P, T: Platform>(
+    pub fn floor<'m, T, P: Platform>(
         &self,
-        slab: &'m Slab<P, T>,
+        slab: &'m Slab<T, P>,
         section: &'m impl Section,
         addr: usize,
-    ) -> Option<Entry<'m, P>> {
+    ) -> Option<Entry<'m, T>> {
         let entry = entry(slab, section, self.btree.walk(slab.node_arena(), addr, &mut ())?);
         (entry.span().start <= addr).then_some(entry)
     }
 
     /// What starts at `addr` or first after it.
-    pub fn first_from<'m, P, T: Platform>(
+    pub fn first_from<'m, T, P: Platform>(
         &self,
-        slab: &'m Slab<P, T>,
+        slab: &'m Slab<T, P>,
         section: &'m impl Section,
         addr: usize,
-    ) -> Option<Entry<'m, P>> {
+    ) -> Option<Entry<'m, T>> {
         Some(entry(slab, section, self.btree.walk_from(slab.node_arena(), addr, &mut ())?))
     }
 
     /// What starts at `addr` or first after it and has `size` free bytes behind it.
-    pub fn first_gap<'m, P, T: Platform>(
+    pub fn first_gap<'m, T, P: Platform>(
         &self,
-        slab: &'m Slab<P, T>,
+        slab: &'m Slab<T, P>,
         section: &'m impl Section,
         addr: usize,
         size: usize,
-    ) -> Option<Entry<'m, P>> {
+    ) -> Option<Entry<'m, T>> {
         Some(entry(slab, section, self.btree.first_gap(slab.node_arena(), addr, size)?))
     }
 
     /// What starts last before `addr` and has `size` free bytes behind it.
-    pub fn last_gap<'m, P, T: Platform>(
+    pub fn last_gap<'m, T, P: Platform>(
         &self,
-        slab: &'m Slab<P, T>,
+        slab: &'m Slab<T, P>,
         section: &'m impl Section,
         addr: usize,
         size: usize,
-    ) -> Option<Entry<'m, P>> {
+    ) -> Option<Entry<'m, T>> {
         Some(entry(slab, section, self.btree.last_gap(slab.node_arena(), addr, size)?))
     }
 
     /// Read-locks the VMA of `entry`; the read lock may outlive the section.
-    pub fn read_lock<'s, P, T: Platform>(
+    pub fn read_lock<'s, T, P: Platform>(
         &self,
-        slab: &'s Slab<P, T>,
-        section: &ReadSection<'_, T>,
-        entry: Entry<'_, P>,
-    ) -> Result<Admitted<'s, P, T>, Blocked<'s, P>> {
+        slab: &'s Slab<T, P>,
+        section: &ReadSection<'_, P>,
+        entry: Entry<'_, T>,
+    ) -> Result<Admitted<'s, T, P>, Blocked<'s, T>> {
         if entry.is_excluded() {
             let sleeper = Sleeper::register(slab.slots(), entry);
             return Err(sleeper.map_or(Blocked::Changed, Blocked::Excluded));
@@ -165,31 +165,31 @@ impl Tree {
 
     /// The tree for the holder of the section.
     #[inline]
-    pub fn editor<'s, 'm, P, T: Platform>(
+    pub fn editor<'s, 'm, T, P: Platform>(
         &'m self,
-        slab: &'s Slab<P, T>,
-        section: &'m WriteSection<'m, T>,
-    ) -> Editor<'s, 'm, P, T> {
+        slab: &'s Slab<T, P>,
+        section: &'m WriteSection<'m, P>,
+    ) -> Editor<'s, 'm, T, P> {
         Editor { btree: &self.btree, slab, section, at: None, shape: self.btree.shape() }
     }
 }
 
 /// A tree in the hands of who edits its space. It goes from where it was last, as long as no node was
 /// split or refilled meanwhile.
-pub struct Editor<'s: 'm, 'm, P, T: Platform> {
+pub struct Editor<'s: 'm, 'm, T, P: Platform> {
     btree: &'m BTree,
-    slab: &'s Slab<P, T>,
-    section: &'m WriteSection<'m, T>,
+    slab: &'s Slab<T, P>,
+    section: &'m WriteSection<'m, P>,
     /// Where it was last; good while the tree has this shape. What of the user's runs in an edit can
     /// change that: it may end a reservation.
     at: Option<Position<'s>>,
     shape: Shape,
 }
 
-impl<'s: 'm, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
+impl<'s: 'm, 'm, T, P: Platform> Editor<'s, 'm, T, P> {
     /// What is held.
     #[inline]
-    pub fn section(&self) -> &'m WriteSection<'m, T> {
+    pub fn section(&self) -> &'m WriteSection<'m, P> {
         self.section
     }
 
@@ -211,7 +211,7 @@ impl<'s: 'm, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
     /// Shows what has a byte in `span`, in order of address and in one walk, as long as `visit` says so.
     /// Nothing of the user's may run meanwhile.
     #[inline]
-    pub fn visit(&mut self, span: Span, mut visit: impl FnMut(Entry<'m, P>) -> bool) {
+    pub fn visit(&mut self, span: Span, mut visit: impl FnMut(Entry<'m, T>) -> bool) {
         let (slab, section) = (self.slab, self.section);
         let Some(at) = self.seek(span.start) else { return };
         while let Some(slot) = at.slot() {
@@ -227,7 +227,7 @@ impl<'s: 'm, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
 
     /// What holds `addr`.
     #[inline]
-    pub fn holding(&mut self, addr: usize) -> Option<Entry<'m, P>> {
+    pub fn holding(&mut self, addr: usize) -> Option<Entry<'m, T>> {
         let slot = self.seek(addr)?.slot()?;
         let entry = entry(self.slab, self.section, slot);
         entry.span().contains(addr).then_some(entry)
@@ -236,7 +236,7 @@ impl<'s: 'm, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
     /// Links a free slot for `span`, if nothing is there, to be attached at once: a walker that gets
     /// here finds it detached, or locked. Else nothing has changed.
     #[inline]
-    pub fn link_free(&mut self, span: Span) -> Result<FreeSlot<'s, P, T>, Unlinked> {
+    pub fn link_free(&mut self, span: Span) -> Result<FreeSlot<'s, T, P>, Unlinked> {
         match self.seek(span.start) {
             Some(at) if !at.is_free(span) => Err(Unlinked::Taken),
             _ => self.link_here(span),
@@ -245,14 +245,14 @@ impl<'s: 'm, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
 
     /// Links a free slot for `span`, whose start is no other's, as [`link_free`](Self::link_free)
     /// does. The gaps are right if nothing else is in the span.
-    pub fn link(&mut self, span: Span) -> Result<FreeSlot<'s, P, T>, Unlinked> {
+    pub fn link(&mut self, span: Span) -> Result<FreeSlot<'s, T, P>, Unlinked> {
         self.seek(span.start);
         self.link_here(span)
     }
 
     /// Links a free slot where the start of `span` was sought.
     #[inline]
-    fn link_here(&mut self, span: Span) -> Result<FreeSlot<'s, P, T>, Unlinked> {
+    fn link_here(&mut self, span: Span) -> Result<FreeSlot<'s, T, P>, Unlinked> {
         let slot = FreeSlot::alloc(self.slab.slots(), self.section)?;
         let raw = slot.index().raw();
         if let Some(at) = self.at.as_ref().filter(|at| at.has_room()) {
@@ -289,7 +289,7 @@ impl<'s: 'm, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
     /// Takes out the VMA at `span`, waiting for its readers, if there is exactly one and nobody else
     /// excludes it; else nothing has changed.
     #[inline]
-    pub fn take_whole(&mut self, span: Span) -> Option<P> {
+    pub fn take_whole(&mut self, span: Span) -> Option<T> {
         let slot = self.seek(span.start)?.slot()?;
         let entry = entry(self.slab, self.section, slot);
         if entry.span() != span {
@@ -327,7 +327,7 @@ impl<'s: 'm, 'm, P, T: Platform> Editor<'s, 'm, P, T> {
 impl Tree {
     /// Panics unless all invariants of the tree hold, its keys are its VMAs' starts, and its gaps
     /// what is free behind them.
-    pub fn check<P, T: Platform>(&self, slab: &Slab<P, T>, section: &WriteSection<'_, T>) {
+    pub fn check<T, P: Platform>(&self, slab: &Slab<T, P>, section: &WriteSection<'_, P>) {
         let mut end = usize::MAX;
         for (key, (slot, gap)) in self.btree.checked(slab.node_arena()).into_iter().rev() {
             let span = entry(slab, section, slot).span();
@@ -337,11 +337,11 @@ impl Tree {
     }
 }
 
-fn entry<'m, P, T: Platform>(
-    slab: &'m Slab<P, T>,
+fn entry<'m, T, P: Platform>(
+    slab: &'m Slab<T, P>,
     section: &'m impl Section,
     raw: u32,
-) -> Entry<'m, P> {
+) -> Entry<'m, T> {
     // SAFETY: out of a word of the tree, loaded with acquire.
     let index = unsafe { Idx::from_raw(raw) };
     // SAFETY: T3, and the section is one of this tree's space. Unique access to a payload is given

@@ -57,21 +57,21 @@ pub const WAITING: u8 = 1;
 /// Changes are operations of an exclusion, where there are such.
 pub const EXCLUDING: u8 = 2;
 
-/// A world of spaces on the platform `T` that are changed in one of these ways.
-pub struct Spaces<T: Platform, const WAY: u8> {
+/// A world of spaces on the platform `P` that are changed in one of these ways.
+pub struct Spaces<P: Platform, const WAY: u8> {
     granule: usize,
-    slab: Option<Arc<Slab<Part, T>>>,
+    slab: Option<Arc<Slab<Part, P>>>,
     /// All there are, in a list that can grow while they are borrowed.
-    first: OnceCell<Box<Kept<T>>>,
+    first: OnceCell<Box<Kept<P>>>,
 }
 
-struct Kept<T: Platform> {
-    space: AddressSpace<Part, T>,
+struct Kept<P: Platform> {
+    space: AddressSpace<Part, P>,
     next: OnceCell<Box<Self>>,
 }
 
-impl<T: Platform, const WAY: u8> Spaces<T, WAY> {
-    fn keep(&self, space: AddressSpace<Part, T>) -> Space<'_, T, WAY> {
+impl<P: Platform, const WAY: u8> Spaces<P, WAY> {
+    fn keep(&self, space: AddressSpace<Part, P>) -> Space<'_, P, WAY> {
         let mut last = &self.first;
         while let Some(kept) = last.get() {
             last = &kept.next;
@@ -82,15 +82,15 @@ impl<T: Platform, const WAY: u8> Spaces<T, WAY> {
     }
 }
 
-impl<T: Platform, const WAY: u8> World for Spaces<T, WAY> {
-    type Space<'w> = Space<'w, T, WAY>;
+impl<P: Platform, const WAY: u8> World for Spaces<P, WAY> {
+    type Space<'w> = Space<'w, P, WAY>;
 
     fn new(granule: usize, shared: bool) -> Self {
         let slab = shared.then(|| Arc::new(Slab::with_platform()));
         Self { granule, slab, first: OnceCell::new() }
     }
 
-    fn space(&self) -> Space<'_, T, WAY> {
+    fn space(&self) -> Space<'_, P, WAY> {
         self.keep(match &self.slab {
             Some(slab) => AddressSpace::on_slab(self.granule, Arc::clone(slab)),
             None => AddressSpace::with_platform(self.granule),
@@ -106,16 +106,16 @@ impl<T: Platform, const WAY: u8> World for Spaces<T, WAY> {
 }
 
 /// One space, and what the thread has of it.
-pub struct Space<'w, T: Platform, const WAY: u8> {
-    world: &'w Spaces<T, WAY>,
-    space: &'w AddressSpace<Part, T>,
-    edit: Option<Edit<'w, Part, T>>,
-    cursor: Cursor<'w, Part, T>,
+pub struct Space<'w, P: Platform, const WAY: u8> {
+    world: &'w Spaces<P, WAY>,
+    space: &'w AddressSpace<Part, P>,
+    edit: Option<Edit<'w, Part, P>>,
+    cursor: Cursor<'w, Part, P>,
     exclusions: usize,
 }
 
-impl<'w, T: Platform, const WAY: u8> Space<'w, T, WAY> {
-    fn edit(&mut self) -> &mut Edit<'w, Part, T> {
+impl<'w, P: Platform, const WAY: u8> Space<'w, P, WAY> {
+    fn edit(&mut self) -> &mut Edit<'w, Part, P> {
         self.edit.get_or_insert_with(|| sure(self.space.edit()))
     }
 
@@ -135,9 +135,9 @@ impl<'w, T: Platform, const WAY: u8> Space<'w, T, WAY> {
     }
 }
 
-impl<'w, T: Platform, const WAY: u8> Subject for Space<'w, T, WAY> {
-    type Reservation = Reservation<'w, Part, T>;
-    type Exclusion = Exclusion<'w, Part, T>;
+impl<'w, P: Platform, const WAY: u8> Subject for Space<'w, P, WAY> {
+    type Reservation = Reservation<'w, Part, P>;
+    type Exclusion = Exclusion<'w, Part, P>;
 
     fn insert(&mut self, range: Range<usize>, payload: Part) -> Result<(), (Refused, Part)> {
         self.edit().insert(range, payload).map_err(given_back)
@@ -330,10 +330,10 @@ impl<'w, T: Platform, const WAY: u8> Subject for Space<'w, T, WAY> {
     }
 }
 
-impl<T: Platform, const WAY: u8> Space<'_, T, WAY> {
+impl<P: Platform, const WAY: u8> Space<'_, P, WAY> {
     /// A reservation finds the edit of its own thread, if the platform can tell threads apart.
     fn make_way(&mut self) {
-        if T::with_thread(|_| ()).is_none() {
+        if P::with_thread(|_| ()).is_none() {
             self.end();
         }
     }
@@ -351,7 +351,7 @@ fn cloned((range, part): (Range<usize>, &Part)) -> (Range<usize>, Part) {
     (range, part.clone())
 }
 
-fn held<T: Platform>(vma: ReadGuard<'_, Part, T>) -> (Range<usize>, Part) {
+fn held<P: Platform>(vma: ReadGuard<'_, Part, P>) -> (Range<usize>, Part) {
     (vma.range(), vma.clone())
 }
 
