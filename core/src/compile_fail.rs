@@ -43,7 +43,7 @@ stays_on_its_thread! {
     view_overlapping: "let view = space.view()?;", "view.overlapping(0..4096)";
     exclusion: "let exclusion = space.exclude(0..4096)?;", "exclusion";
     exclusion_iter: "let exclusion = space.exclude(0..4096)?;", "exclusion.iter()";
-    handler_scope: "let scope = pervma::HandlerScope::<pervma::Std>::enter();", "scope";
+    handler_scope: "let scope = pervma::HandlerScope::<pervma::StdPlatform>::enter();", "scope";
 }
 
 /// A platform reads a word of the lock, and has no way to store to it in safe code: the word has no

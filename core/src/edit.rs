@@ -400,7 +400,7 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     /// space.edit()?.insert(0x1000..0x2000, 1)?;
     ///
     /// let mut edit = space.edit()?;
-    /// *edit.start_write(0x1000)? += 1;
+    /// *edit.write(0x1000)? += 1;
     /// assert!(space.try_read(0x1000).is_err()); // until the edit ends
     /// drop(edit);
     /// assert_eq!(*space.try_read(0x1000)?, 2);
@@ -412,14 +412,14 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     /// When nothing is mapped there, the address is reserved, somebody excludes the VMA's readers,
     /// or the thread holds a guard of this space.
     #[doc(alias("vma_start_write", "__vma_enter_locked", "__vma_start_exclude_readers"))]
-    pub fn start_write(&mut self, addr: usize) -> Result<WriteGuard<'_, T>, WriteError> {
+    pub fn write(&mut self, addr: usize) -> Result<VmaMut<'_, T>, WriteError> {
         let vma = self.to_write(addr)?;
         if self.space.holds_guard() {
             return Err(WriteError::GuardHeld { addr });
         }
         let slots = self.space.slab().slots();
         let vma = vma.start_write(slots, &self.section).ok_or(WriteError::Excluded { addr })?;
-        Ok(WriteGuard { vma })
+        Ok(VmaMut { vma })
     }
 
     /// Write-locks the VMA that holds `addr` if it has no readers just now.
@@ -432,10 +432,10 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     ///
     /// let mut edit = space.edit()?;
     /// let reader = space.try_read(0x1000)?;
-    /// let refused = edit.try_start_write(0x1000).err();
+    /// let refused = edit.try_write(0x1000).err();
     /// assert_eq!(refused, Some(WriteError::WouldWait { addr: 0x1000 }));
     /// drop(reader);
-    /// assert!(edit.try_start_write(0x1000).is_ok());
+    /// assert!(edit.try_write(0x1000).is_ok());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
@@ -444,12 +444,12 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     /// When nothing is mapped there, the address is reserved, somebody excludes the VMA's readers,
     /// or it has readers; those count that look for what lies behind it, or before the first of all.
     #[doc(alias = "vma_try_start_write")]
-    pub fn try_start_write(&mut self, addr: usize) -> Result<WriteGuard<'_, T>, WriteError> {
+    pub fn try_write(&mut self, addr: usize) -> Result<VmaMut<'_, T>, WriteError> {
         let vma = self.to_write(addr)?;
         let slots = self.space.slab().slots();
         let vma =
             vma.try_start_write(slots, &self.section).ok_or(WriteError::WouldWait { addr })?;
-        Ok(WriteGuard { vma })
+        Ok(VmaMut { vma })
     }
 
     fn to_write(&self, addr: usize) -> Result<Attached<'_, T>, WriteError> {
@@ -564,17 +564,17 @@ impl<T, P: Platform> fmt::Debug for Edit<'_, T, P> {
 /// It borrows the edit, so it is gone when the edit ends.
 #[must_use]
 #[doc(alias = "vm_lock_seq")]
-pub struct WriteGuard<'e, T> {
+pub struct VmaMut<'e, T> {
     vma: WriteLocked<'e, T>,
 }
 
-impl<T> WriteGuard<'_, T> {
+impl<T> VmaMut<'_, T> {
     /// The range of the VMA.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
     /// space.edit()?.insert(0x1000..0x4000, "text")?;
-    /// assert_eq!(space.edit()?.start_write(0x2000)?.range(), 0x1000..0x4000);
+    /// assert_eq!(space.edit()?.write(0x2000)?.range(), 0x1000..0x4000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn range(&self) -> Range<usize> {
@@ -582,7 +582,7 @@ impl<T> WriteGuard<'_, T> {
     }
 }
 
-impl<T> Deref for WriteGuard<'_, T> {
+impl<T> Deref for VmaMut<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -590,17 +590,14 @@ impl<T> Deref for WriteGuard<'_, T> {
     }
 }
 
-impl<T> DerefMut for WriteGuard<'_, T> {
+impl<T> DerefMut for VmaMut<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         self.vma.payload_mut()
     }
 }
 
-impl<T: fmt::Debug> fmt::Debug for WriteGuard<'_, T> {
+impl<T: fmt::Debug> fmt::Debug for VmaMut<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WriteGuard")
-            .field("range", &self.range())
-            .field("payload", &**self)
-            .finish()
+        f.debug_struct("VmaMut").field("range", &self.range()).field("payload", &**self).finish()
     }
 }

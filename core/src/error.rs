@@ -280,7 +280,7 @@ pub enum WriteError {
         /// The address that was looked up.
         addr: usize,
     },
-    /// The VMA has readers. Only `try_start_write` reports it.
+    /// The VMA has readers. Only `try_write` reports it.
     WouldWait {
         /// The address that was looked up.
         addr: usize,

@@ -26,7 +26,7 @@ use crate::tree::Tree;
 ///
 /// let huge = GapSearch::new(0x20_0000).aligned(0x20_0000).within(0x1000..0x4000_0000);
 /// assert_eq!(edit.find_gap(&huge)?, 0x80_0000..0xa0_0000);
-/// assert_eq!(edit.find_gap(&huge.from_above())?, 0x3fe0_0000..0x4000_0000);
+/// assert_eq!(edit.find_gap(&huge.top_down())?, 0x3fe0_0000..0x4000_0000);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub struct GapSearch {
     size: usize,
     align: usize,
     within: Range<usize>,
-    from_above: bool,
+    top_down: bool,
 }
 
 impl GapSearch {
@@ -50,7 +50,7 @@ impl GapSearch {
     /// ```
     #[must_use]
     pub const fn new(size: usize) -> Self {
-        Self { size, align: 1, within: 0..usize::MAX, from_above: false }
+        Self { size, align: 1, within: 0..usize::MAX, top_down: false }
     }
 
     /// Starting at a multiple of `align` bytes, a power of two. It is at least the space's
@@ -93,14 +93,14 @@ impl GapSearch {
     /// use pervma::{AddressSpace, GapSearch};
     ///
     /// let space = AddressSpace::<()>::new(4096);
-    /// let search = GapSearch::new(0x1000).within(0..0x8000).from_above();
+    /// let search = GapSearch::new(0x1000).within(0..0x8000).top_down();
     /// assert_eq!(space.view()?.find_gap(&search)?, 0x7000..0x8000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]
     #[doc(alias = "VM_UNMAPPED_AREA_TOPDOWN")]
-    pub const fn from_above(mut self) -> Self {
-        self.from_above = true;
+    pub const fn top_down(mut self) -> Self {
+        self.top_down = true;
         self
     }
 
@@ -128,7 +128,7 @@ impl GapSearch {
             slab,
             section,
         };
-        let found = if self.from_above { search.highest() } else { search.lowest() };
+        let found = if self.top_down { search.highest() } else { search.lowest() };
         found.map(|start| start..start + size).ok_or(GapError::NotFound)
     }
 }

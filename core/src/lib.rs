@@ -51,7 +51,7 @@
 //!
 //! # Without `std`
 //!
-//! The default feature `std` brings `Std`, a platform with `parking_lot`'s raw lock, the futex
+//! The default feature `std` brings `StdPlatform`, a platform with `parking_lot`'s raw lock, the futex
 //! and a thread-local identity. Without it the crate needs `alloc` only, and a [`Platform`] of
 //! yours: a raw lock, memory for slabs ([`SlabMemory`]), a way to sleep on a word and to wake, and
 //! where a thread's state lives.
@@ -100,7 +100,7 @@ mod view;
 
 pub use arena::Usage;
 pub use cursor::Cursor;
-pub use edit::{Edit, Removed, RemovedVmas, WriteGuard};
+pub use edit::{Edit, Removed, RemovedVmas, VmaMut};
 pub use error::{ChangeError, EditError, InsertError, ReadError, RegisterError, WriteError};
 pub use exclusion::Exclusion;
 pub use facade::WaitWord;
@@ -110,7 +110,7 @@ pub use memory::{GlobalMemory, SlabMemory};
 pub use payload::Payload;
 pub use platform::Platform;
 #[cfg(all(feature = "std", not(pervma_model)))]
-pub use platform::Std;
+pub use platform::StdPlatform;
 pub use range::RangeError;
 pub use reader::{Reader, ReaderCursor};
 pub use reserve::{CommitError, Reservation};

@@ -538,7 +538,7 @@ impl VmaLock {
 #[cfg(all(test, not(pervma_model)))]
 mod tests {
     use super::*;
-    use crate::platform::Std;
+    use crate::platform::StdPlatform;
 
     fn attached() -> (VmaLock, SpaceSeq) {
         let (lock, seq) = (VmaLock::new(), SpaceSeq::new());
@@ -558,13 +558,13 @@ mod tests {
         lock.attach(edit);
         assert_eq!(lock.enter(), Ok(()), "in, to find it write-locked");
         assert!(!lock.unlocked(&seq));
-        lock.leave::<Std>();
+        lock.leave::<StdPlatform>();
         seq.end(edit);
 
         assert_eq!((lock.count(), lock.enter()), (1, Ok(())));
         assert!(lock.unlocked(&seq));
         assert_eq!(lock.count(), 2);
-        lock.leave::<Std>();
+        lock.leave::<StdPlatform>();
 
         lock.pretend_readers(LIMIT - 2);
         assert_eq!(lock.enter(), Ok(()), "the last place");
@@ -582,7 +582,7 @@ mod tests {
         let edit = seq.begin();
         assert!(lock.unlocked(&seq), "an edit locks nothing by itself");
         lock.exclude();
-        assert!(lock.is_excluded() && lock.wait_alone::<Std>(None));
+        assert!(lock.is_excluded() && lock.wait_alone::<StdPlatform>(None));
         lock.lock_until_end_of(edit);
         assert!(lock.is_locked_by(edit));
         assert_eq!(lock.count(), 1, "the sequence refuses, not the count");
@@ -626,9 +626,9 @@ mod tests {
         assert!(!lock.exclude_idle(), "somebody is inside");
         lock.exclude();
         let soon = std::time::Instant::now() + std::time::Duration::from_millis(1);
-        assert!(!lock.wait_alone::<Std>(Some(soon)));
-        lock.leave::<Std>();
-        assert!(lock.wait_alone::<Std>(Some(soon)), "over, however late");
+        assert!(!lock.wait_alone::<StdPlatform>(Some(soon)));
+        lock.leave::<StdPlatform>();
+        assert!(lock.wait_alone::<StdPlatform>(Some(soon)), "over, however late");
         lock.readmit();
         assert_eq!(lock.count(), 1);
     }
@@ -640,8 +640,8 @@ mod tests {
         lock.exclude();
         let ticket = lock.register().expect("excluded");
         lock.readmit();
-        lock.open_gate::<Std>();
-        lock.sleep::<Std>(ticket); // returns: the gate has moved on
+        lock.open_gate::<StdPlatform>();
+        lock.sleep::<StdPlatform>(ticket); // returns: the gate has moved on
         lock.exclude();
         let next = lock.register().expect("excluded again");
         assert_ne!(ticket.0, next.0);

@@ -6,7 +6,7 @@ use crate::thread::ThreadState;
 
 /// The host's side of an address space.
 ///
-/// [`Std`] is the one for programs with an operating system. A kernel writes its own: its raw
+/// [`StdPlatform`] is the one for programs with an operating system. A kernel writes its own: its raw
 /// lock, a way to sleep on a word, and where a thread's [`ThreadState`] lives.
 ///
 /// ```
@@ -105,12 +105,12 @@ pub unsafe trait Platform: Sized + 'static {
 /// before.
 #[cfg(all(feature = "std", not(pervma_model)))]
 #[derive(Debug)]
-pub enum Std {}
+pub enum StdPlatform {}
 
 #[cfg(all(feature = "std", not(pervma_model)))]
 // SAFETY: a thread-local is its thread's alone, and its memory is handed on when the thread has
 // ended. The futex reads its word. Nothing here unwinds.
-unsafe impl Platform for Std {
+unsafe impl Platform for StdPlatform {
     type Lock = parking_lot::RawRwLock;
 
     type Memory = crate::memory::GlobalMemory;
@@ -198,7 +198,7 @@ unsafe impl Platform for Std {
 
 /// The platform that types name when none is given.
 #[cfg(all(feature = "std", not(pervma_model)))]
-pub type DefaultPlatform = Std;
+pub type DefaultPlatform = StdPlatform;
 
 /// The platform that types name when none is given.
 #[cfg(pervma_model)]
@@ -224,7 +224,7 @@ pub(crate) use with_default_platform;
 pub enum Model {}
 
 #[cfg(pervma_model)]
-// SAFETY: as for `Std`; a model that panics has failed.
+// SAFETY: as for `StdPlatform`; a model that panics has failed.
 unsafe impl Platform for Model {
     type Memory = crate::memory::GlobalMemory;
     /// Models do not measure time: the deadline passes at once.

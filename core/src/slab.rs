@@ -14,7 +14,7 @@ with_default_platform! {
     /// Type-stable memory for the VMAs and tree nodes of address spaces.
     ///
     /// A space has a slab of its own unless it is given a shared one
-    /// ([`AddressSpace::on_slab`](crate::AddressSpace::on_slab)). What a removal frees is used
+    /// ([`AddressSpace::new_in`](crate::AddressSpace::new_in)). What a removal frees is used
     /// again by the next insertion, in whichever space that happens. Memory goes back when the
     /// slab is dropped, never before; it holds at most some 89 million VMAs, and as many nodes. It is
     /// asked for in chunks, each four times as large as the one before, the first of 64 objects.
@@ -24,8 +24,8 @@ with_default_platform! {
     /// use std::sync::Arc;
     ///
     /// let slab = Arc::new(Slab::new());
-    /// let a = AddressSpace::on_slab(4096, Arc::clone(&slab));
-    /// let b = AddressSpace::on_slab(4096, Arc::clone(&slab));
+    /// let a = AddressSpace::new_in(4096, Arc::clone(&slab));
+    /// let b = AddressSpace::new_in(4096, Arc::clone(&slab));
     ///
     /// a.edit()?.insert(0x1000..0x2000, "text")?;
     /// a.edit()?.remove(0x1000..0x2000)?;
@@ -74,9 +74,9 @@ impl<T, P: Platform> Slab<T, P> {
         /// An empty slab on the platform `P`.
         ///
         /// ```
-        /// use pervma::{Slab, Std};
+        /// use pervma::{Slab, StdPlatform};
         ///
-        /// let slab = Slab::<u32, Std>::with_platform();
+        /// let slab = Slab::<u32, StdPlatform>::with_platform();
         /// assert_eq!(slab.vmas().in_use, 0);
         /// ```
         #[must_use]

@@ -103,9 +103,9 @@ impl<T, P: Platform> AddressSpace<T, P> {
         /// An empty space with a slab of its own, on the platform `P`.
         ///
         /// ```
-        /// use pervma::{AddressSpace, Std};
+        /// use pervma::{AddressSpace, StdPlatform};
         ///
-        /// let space = AddressSpace::<u32, Std>::with_platform(1);
+        /// let space = AddressSpace::<u32, StdPlatform>::with_platform(1);
         /// assert_eq!(space.granularity(), 1);
         /// ```
         ///
@@ -131,7 +131,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
     /// use std::sync::Arc;
     ///
     /// let slab = Arc::new(Slab::new());
-    /// let guests = [0, 1].map(|_| AddressSpace::on_slab(4096, Arc::clone(&slab)));
+    /// let guests = [0, 1].map(|_| AddressSpace::new_in(4096, Arc::clone(&slab)));
     /// guests[1].edit()?.insert(0x1000..0x2000, "kernel")?;
     /// assert_eq!(slab.vmas().in_use, 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -141,7 +141,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
     ///
     /// When `granularity` is not a power of two.
     #[must_use]
-    pub fn on_slab(granularity: usize, slab: Arc<Slab<T, P>>) -> Self {
+    pub fn new_in(granularity: usize, slab: Arc<Slab<T, P>>) -> Self {
         assert!(granularity.is_power_of_two(), "the granularity is a power of two");
         Self {
             mm: Mm::new(slab.new_space()),
@@ -327,9 +327,9 @@ impl<T, P: Platform> AddressSpace<T, P> {
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
     /// space.edit()?.insert(0x5000..0x6000, "b")?;
-    /// let next = space.try_read_from(0x1000)?.map(|vma| vma.range());
+    /// let next = space.try_read_at_or_after(0x1000)?.map(|vma| vma.range());
     /// assert_eq!(next, Some(0x5000..0x6000));
-    /// assert!(space.try_read_from(0x6000)?.is_none());
+    /// assert!(space.try_read_at_or_after(0x6000)?.is_none());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
@@ -339,7 +339,10 @@ impl<T, P: Platform> AddressSpace<T, P> {
     /// reserved ranges, up to 512 of them; where more follow each other, it says
     /// [`Locked`](ReadError::Locked).
     #[doc(alias("find_vma", "mt_find"))]
-    pub fn try_read_from(&self, addr: usize) -> Result<Option<ReadGuard<'_, T, P>>, ReadError> {
+    pub fn try_read_at_or_after(
+        &self,
+        addr: usize,
+    ) -> Result<Option<ReadGuard<'_, T, P>>, ReadError> {
         match self.lookup_from(addr) {
             Ok(found) => Ok(found.map(|(admitted, walks)| ReadGuard::new(self, admitted, walks))),
             Err(error) => Err(self.own(error)),
@@ -352,7 +355,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
     /// space.edit()?.insert(0x5000..0x6000, "b")?;
-    /// let next = space.read_from(0x1000)?.map(|vma| vma.range());
+    /// let next = space.read_at_or_after(0x1000)?.map(|vma| vma.range());
     /// assert_eq!(next, Some(0x5000..0x6000));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -366,7 +369,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
     ///
     /// As [`read`](Self::read).
     #[doc(alias("find_vma", "mt_find"))]
-    pub fn read_from(&self, addr: usize) -> Result<Option<ReadGuard<'_, T, P>>, ReadError> {
+    pub fn read_at_or_after(&self, addr: usize) -> Result<Option<ReadGuard<'_, T, P>>, ReadError> {
         match self.lookup_from(addr) {
             Ok(found) => Ok(found.map(|(admitted, walks)| ReadGuard::new(self, admitted, walks))),
             Err(ReadError::Locked { .. }) => {
@@ -397,13 +400,13 @@ impl<T, P: Platform> AddressSpace<T, P> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
-    /// An item is an error, and the last, where [`read_from`](Self::read_from) returns one; drop
+    /// An item is an error, and the last, where [`read_at_or_after`](Self::read_at_or_after) returns one; drop
     /// each guard before asking for the next.
     #[doc(alias = "for_each_vma")]
     pub fn iter(&self) -> impl Iterator<Item = Result<ReadGuard<'_, T, P>, ReadError>> {
         let mut from = Some(0);
         core::iter::from_fn(move || {
-            let next = self.read_from(from?).transpose();
+            let next = self.read_at_or_after(from?).transpose();
             from = next.as_ref().and_then(|vma| Some(vma.as_ref().ok()?.range().end));
             next
         })
@@ -917,7 +920,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
     pub(crate) fn empty_copy(&self) -> Self {
         match &self.slab {
             SlabRef::Own(_) => Self::with_platform(self.granularity),
-            SlabRef::Shared(slab) => Self::on_slab(self.granularity, Arc::clone(slab)),
+            SlabRef::Shared(slab) => Self::new_in(self.granularity, Arc::clone(slab)),
         }
     }
 
@@ -1032,12 +1035,12 @@ mod tests {
                         }
                         let slot = vma.slot();
                         core::mem::forget(vma);
-                        slot.leave_unordered::<crate::Std>();
+                        slot.leave_unordered::<crate::StdPlatform>();
                     }
                 }
             });
             while !reader.is_finished() {
-                *space.edit().unwrap().start_write(10).unwrap() += 1;
+                *space.edit().unwrap().write(10).unwrap() += 1;
                 std::thread::yield_now();
             }
         });

@@ -211,10 +211,10 @@ impl fmt::Debug for ThreadState {
 /// guards may be wrong, and with it the errors that report self-deadlocks.
 ///
 /// ```should_panic
-/// use pervma::{AddressSpace, HandlerScope, Std};
+/// use pervma::{AddressSpace, HandlerScope, StdPlatform};
 ///
 /// let space: AddressSpace<&str> = AddressSpace::new(4096);
-/// let _handler = HandlerScope::<Std>::enter();
+/// let _handler = HandlerScope::<StdPlatform>::enter();
 /// let _ = space.edit(); // would wait
 /// ```
 #[derive(Debug)]
@@ -228,10 +228,10 @@ impl<P: Platform> HandlerScope<P> {
     /// Marks the thread until the scope is dropped. Scopes nest.
     ///
     /// ```
-    /// use pervma::{HandlerScope, Std};
+    /// use pervma::{HandlerScope, StdPlatform};
     ///
-    /// let scope = HandlerScope::<Std>::enter();
-    /// assert!(HandlerScope::<Std>::active());
+    /// let scope = HandlerScope::<StdPlatform>::enter();
+    /// assert!(HandlerScope::<StdPlatform>::active());
     /// # drop(scope);
     /// ```
     pub fn enter() -> Self {
@@ -243,13 +243,13 @@ impl<P: Platform> HandlerScope<P> {
     /// Whether the running thread is inside a marked handler.
     ///
     /// ```
-    /// use pervma::{HandlerScope, Std};
+    /// use pervma::{HandlerScope, StdPlatform};
     ///
-    /// assert!(!HandlerScope::<Std>::active());
-    /// let scope = HandlerScope::<Std>::enter();
-    /// assert!(HandlerScope::<Std>::active());
+    /// assert!(!HandlerScope::<StdPlatform>::active());
+    /// let scope = HandlerScope::<StdPlatform>::enter();
+    /// assert!(HandlerScope::<StdPlatform>::active());
     /// drop(scope);
-    /// assert!(!HandlerScope::<Std>::active());
+    /// assert!(!HandlerScope::<StdPlatform>::active());
     /// ```
     pub fn active() -> bool {
         P::with_thread(|thread| thread.in_handler.load(OWN) != 0).unwrap_or(false)

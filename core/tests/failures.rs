@@ -102,7 +102,7 @@ fn listed(space: &Space) -> Listed {
     let vmas = edit.iter().map(|(range, bytes)| (range, bytes.of, bytes.offset)).collect();
     let room = |size| {
         let search = GapSearch::new(size).within(100..2_000);
-        [search.clone(), search.from_above()].map(|search| edit.find_gap(&search).ok())
+        [search.clone(), search.top_down()].map(|search| edit.find_gap(&search).ok())
     };
     (vmas, [1, 20, 21, 50, 100, 1_560, 1_561].into_iter().flat_map(room).collect())
 }
@@ -155,7 +155,7 @@ const OPERATIONS: &[Operation] = &[
 /// VMAs at 100, 200 and 300 of which the first and the last would be one with the middle changed;
 /// one more behind a hole; and before them, far above, `crowd` others that fill the slab.
 fn space(slab: Option<&Arc<Slab<Bytes>>>, crowd: usize) -> Space {
-    let space = slab.map_or_else(|| Space::new(1), |slab| Space::on_slab(1, Arc::clone(slab)));
+    let space = slab.map_or_else(|| Space::new(1), |slab| Space::new_in(1, Arc::clone(slab)));
     let mut edit = space.edit().unwrap();
     for n in 0..crowd {
         edit.insert(10_000 + 20 * n..10_010 + 20 * n, Bytes::new(3, 0)).unwrap();

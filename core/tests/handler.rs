@@ -2,7 +2,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-use pervma::{AddressSpace, HandlerScope, ReadError, Std};
+use pervma::{AddressSpace, HandlerScope, ReadError, StdPlatform};
 
 /// Ends the process when memory is asked for, or given back, inside a marked handler.
 struct NotInHandlers;
@@ -23,7 +23,7 @@ unsafe impl GlobalAlloc for NotInHandlers {
 }
 
 fn assert_outside() {
-    if HandlerScope::<Std>::active() {
+    if HandlerScope::<StdPlatform>::active() {
         std::process::abort();
     }
 }
@@ -39,7 +39,7 @@ fn a_lookup_neither_locks_nor_allocates_whatever_its_outcome() {
     let mut edit = space.edit().unwrap();
     edit.insert(0x8000..0x9000, String::from("locked")).unwrap();
 
-    let handler = HandlerScope::<Std>::enter();
+    let handler = HandlerScope::<StdPlatform>::enter();
     let found = space.try_read(0x1000).map(|vma| vma.len());
     let locked = space.try_read(0x8000).map(drop);
     let hole = space.try_read(0x5000).map(drop);

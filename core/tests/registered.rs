@@ -10,30 +10,30 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pervma::{
-    AddressSpace, HandlerScope, Payload, Platform, ReadError, RegisterError, Slab, Std,
+    AddressSpace, HandlerScope, Payload, Platform, ReadError, RegisterError, Slab, StdPlatform,
     ThreadState, WaitWord, WriteError,
 };
 
 /// The platform of this system without its barrier: readers fence.
 enum Fences {}
 
-// SAFETY: as `Std`, and it never says that there is a barrier.
+// SAFETY: as `StdPlatform`, and it never says that there is a barrier.
 unsafe impl Platform for Fences {
-    type Lock = <Std as Platform>::Lock;
-    type Memory = <Std as Platform>::Memory;
+    type Lock = <StdPlatform as Platform>::Lock;
+    type Memory = <StdPlatform as Platform>::Memory;
     type Deadline = Instant;
 
     fn wait(word: &WaitWord, seen: u32, deadline: Option<Instant>) -> bool {
-        Std::wait(word, seen, deadline)
+        StdPlatform::wait(word, seen, deadline)
     }
     fn wake(word: &WaitWord) {
-        Std::wake(word);
+        StdPlatform::wake(word);
     }
     fn wake_all(word: &WaitWord) {
-        Std::wake_all(word);
+        StdPlatform::wake_all(word);
     }
     fn with_thread<R>(f: impl FnOnce(&ThreadState) -> R) -> Option<R> {
-        Std::with_thread(f)
+        StdPlatform::with_thread(f)
     }
 }
 
@@ -104,7 +104,7 @@ fn contend<P: Platform>() {
                 }
                 1 => {
                     // A change of what is not copied: its words differ meanwhile.
-                    if let Ok(mut vma) = space.edit().unwrap().try_start_write(15) {
+                    if let Ok(mut vma) = space.edit().unwrap().try_write(15) {
                         vma.0.iter_mut().for_each(|word| *word += 1);
                     }
                 }
@@ -116,19 +116,19 @@ fn contend<P: Platform>() {
                 }
                 _ => {
                     let mut edit = space.edit().unwrap();
-                    edit.start_write(15).unwrap().0.iter_mut().for_each(|word| *word += 1);
+                    edit.write(15).unwrap().0.iter_mut().for_each(|word| *word += 1);
                 }
             }
         }
         stop.store(true, Relaxed);
     });
     assert!(read.load(Relaxed) > 0);
-    assert!(space.edit().unwrap().try_start_write(15).is_ok(), "somebody has left no put");
+    assert!(space.edit().unwrap().try_write(15).is_ok(), "somebody has left no put");
 }
 
 #[test]
 fn registered_readers_and_writers_of_one_vma() {
-    contend::<Std>();
+    contend::<StdPlatform>();
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn registered_readers_that_fence() {
 #[test]
 fn registered_readers_of_spaces_that_share_a_slab() {
     let slab = Arc::new(Slab::new());
-    let spaces = &[0, 1].map(|_| AddressSpace::on_slab(1, Arc::clone(&slab)));
+    let spaces = &[0, 1].map(|_| AddressSpace::new_in(1, Arc::clone(&slab)));
     let (stop, read) = (&AtomicBool::new(false), &AtomicU64::new(0));
     thread::scope(|scope| {
         let readers = [0, 1].map(|mine: usize| {
@@ -180,7 +180,7 @@ fn registered_readers_of_spaces_that_share_a_slab() {
 
 #[test]
 fn what_does_not_fit_into_the_record_is_counted() {
-    let space = one_vma::<Std>();
+    let space = one_vma::<StdPlatform>();
     let reader = space.register().unwrap();
     let mut guards: Vec<_> = (0..7).map(|_| reader.try_read(15).unwrap()).collect();
     let waiter = thread::scope(|scope| {
@@ -208,7 +208,7 @@ fn what_does_not_fit_into_the_record_is_counted() {
 #[test]
 fn a_lookup_that_is_refused_leaves_the_guards_before_it() {
     for held in 1..6 {
-        let space = one_vma::<Std>();
+        let space = one_vma::<StdPlatform>();
         let reader = space.register().unwrap();
         let guards: Vec<_> = (0..held).map(|_| reader.try_read(15).unwrap()).collect();
         thread::scope(|scope| {
@@ -230,7 +230,7 @@ fn a_lookup_that_is_refused_leaves_the_guards_before_it() {
 
 #[test]
 fn a_reservation_is_committed_when_registered_readers_have_seen_it() {
-    let space = one_vma::<Std>();
+    let space = one_vma::<StdPlatform>();
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -256,21 +256,21 @@ fn a_reservation_is_committed_when_registered_readers_have_seen_it() {
 
 #[test]
 fn a_vma_is_not_idle_while_a_registered_reader_is_inside() {
-    let space = one_vma::<Std>();
+    let space = one_vma::<StdPlatform>();
     let reader = space.register().unwrap();
     let vma = reader.try_read(15).unwrap();
     thread::scope(|scope| {
         scope.spawn(|| {
             let mut edit = space.edit().unwrap();
             for _ in 0..3 {
-                let refused = edit.try_start_write(15).err();
+                let refused = edit.try_write(15).err();
                 assert_eq!(refused, Some(WriteError::WouldWait { addr: 15 }));
             }
         });
     });
     assert_eq!(reader.try_read(15).unwrap().range(), 10..20, "nothing has changed for readers");
     drop(vma);
-    assert!(space.edit().unwrap().try_start_write(15).is_ok());
+    assert!(space.edit().unwrap().try_write(15).is_ok());
     // Nor is a neighbour merged that somebody reads, if that would have to be waited for.
     space.edit().unwrap().insert(20..30, Words([1; 6])).unwrap();
     let vma = reader.try_read(15).unwrap();
@@ -282,7 +282,7 @@ fn a_vma_is_not_idle_while_a_registered_reader_is_inside() {
 
 #[test]
 fn who_would_wait_for_itself_is_not_registered() {
-    let space = one_vma::<Std>();
+    let space = one_vma::<StdPlatform>();
     let edit = space.edit().unwrap();
     assert_eq!(space.register().unwrap_err(), RegisterError::OwnEdit);
     drop(edit);
@@ -299,7 +299,7 @@ fn who_would_wait_for_itself_is_not_registered() {
     let guards = [reader.try_read(15).unwrap(), another.try_read(15).unwrap()];
     drop(guards);
     drop((reader, another));
-    let scope = HandlerScope::<Std>::enter();
+    let scope = HandlerScope::<StdPlatform>::enter();
     let registered = catch_unwind(AssertUnwindSafe(|| space.register().is_ok()));
     drop(scope);
     assert!(registered.is_err(), "it would have waited");
@@ -308,7 +308,7 @@ fn who_would_wait_for_itself_is_not_registered() {
 #[test]
 #[cfg_attr(miri, ignore = "leaks on purpose")]
 fn a_forgotten_guard_keeps_its_vma_whoever_registers_next() {
-    let space = one_vma::<Std>();
+    let space = one_vma::<StdPlatform>();
     let reader = space.register().unwrap();
     // In a place behind the first, which is free again when the reader goes.
     let first = reader.try_read(15).unwrap();
@@ -322,7 +322,7 @@ fn a_forgotten_guard_keeps_its_vma_whoever_registers_next() {
             assert!(next.try_read(15).is_ok());
             drop(next);
             assert!(!space.exclude(10..20).unwrap().is_alone());
-            let refused = space.edit().unwrap().try_start_write(15).err();
+            let refused = space.edit().unwrap().try_write(15).err();
             assert_eq!(refused, Some(WriteError::WouldWait { addr: 15 }));
         });
     });
@@ -332,7 +332,7 @@ fn a_forgotten_guard_keeps_its_vma_whoever_registers_next() {
 #[test]
 fn a_copy_and_the_end_of_a_space_wait_for_registered_readers() {
     let slab = Arc::new(Slab::new());
-    let parent = AddressSpace::on_slab(1, Arc::clone(&slab));
+    let parent = AddressSpace::new_in(1, Arc::clone(&slab));
     for start in (0..100).step_by(10) {
         parent.edit().unwrap().insert(start..start + 5, start).unwrap();
     }

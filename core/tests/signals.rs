@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pervma::{AddressSpace, HandlerScope, ReadError, Reader, Std};
+use pervma::{AddressSpace, HandlerScope, ReadError, Reader, StdPlatform};
 
 /// Each payload is the start of its VMA.
 static SPACE: AddressSpace<usize> = AddressSpace::new(1);
@@ -29,7 +29,7 @@ static IN_OWN_EXCLUSION: AtomicU64 = AtomicU64::new(0);
 static WRONG: AtomicU64 = AtomicU64::new(0);
 
 extern "C" fn look(_signal: libc::c_int) {
-    let _scope = HandlerScope::<Std>::enter();
+    let _scope = HandlerScope::<StdPlatform>::enter();
     let turn = HANDLED.fetch_add(1, Relaxed);
     // SAFETY: it is the thread's that runs this, and is taken away before it goes.
     let reader = unsafe { READER.load(Relaxed).as_ref() };
@@ -87,7 +87,7 @@ fn a_handler_reads_in_the_middle_of_everything() {
             // Were a guard of the handler still noted, or one of ours forgotten, this would fail.
             let mut edit = SPACE.edit().unwrap();
             edit.insert(start..start + 3, start).unwrap();
-            *edit.start_write(start).unwrap() = start;
+            *edit.write(start).unwrap() = start;
             drop(edit);
             assert_eq!(*SPACE.try_read(start).unwrap(), start);
             // Were a visit of the handler's still published, or one of ours taken back by it, the

@@ -100,7 +100,7 @@ fn the_edges_of_the_address_range() {
 fn the_last_address_is_nowhere_however_full_the_nodes_were() {
     const FULL: usize = 16;
     let slab = Arc::new(Slab::new());
-    let [a, b] = [0, 1].map(|_| AddressSpace::on_slab(1, Arc::clone(&slab)));
+    let [a, b] = [0, 1].map(|_| AddressSpace::new_in(1, Arc::clone(&slab)));
     let mut edit = a.edit().unwrap();
     for n in 0..FULL {
         edit.insert(n * 10..n * 10 + 5, n).unwrap();
@@ -114,7 +114,7 @@ fn the_last_address_is_nowhere_however_full_the_nodes_were() {
     assert_eq!(a.read(addr).unwrap_err(), ReadError::NotMapped { addr });
     let mut edit = a.edit().unwrap();
     assert_eq!(edit.get(addr), None);
-    assert_eq!(edit.start_write(addr).unwrap_err(), WriteError::NotMapped { addr });
+    assert_eq!(edit.write(addr).unwrap_err(), WriteError::NotMapped { addr });
     edit.insert(addr - 5..addr, 15).unwrap();
     assert_eq!(edit.remove(0..addr).unwrap().len(), FULL);
 }
@@ -125,7 +125,7 @@ fn a_thread_that_would_wait_for_itself_is_told() {
 
     let mut edit = space.edit().unwrap();
     assert_eq!(space.edit().unwrap_err(), EditError::OwnEdit);
-    drop(edit.start_write(PAGE).unwrap());
+    drop(edit.write(PAGE).unwrap());
     assert_eq!(space.try_read(PAGE).unwrap_err(), ReadError::OwnEdit { addr: PAGE });
     assert_eq!(space.read(PAGE).unwrap_err(), ReadError::OwnEdit { addr: PAGE });
     assert_eq!(*space.try_read(3 * PAGE).unwrap(), 3 * PAGE, "what it has not locked is readable");
@@ -152,7 +152,7 @@ fn an_edit_does_not_wait_for_a_guard_taken_inside_it() {
     let mut edit = space.edit().unwrap();
     let guard = space.try_read(PAGE).unwrap();
     let range = pages(1, 1);
-    assert_eq!(edit.start_write(PAGE).unwrap_err(), WriteError::GuardHeld { addr: PAGE });
+    assert_eq!(edit.write(PAGE).unwrap_err(), WriteError::GuardHeld { addr: PAGE });
     assert_eq!(edit.remove(range.clone()).unwrap_err(), ChangeError::GuardHeld { range });
     drop(guard);
     assert_eq!(edit.remove(pages(1, 1)).unwrap().len(), 1);
@@ -194,12 +194,12 @@ fn payloads_are_dropped_outside_of_the_lock() {
     impl Drop for Edits {
         fn drop(&mut self) {
             // Another space of the slab can be edited: no lock of the slab is held either.
-            let other = AddressSpace::on_slab(PAGE, Arc::clone(&self.0));
+            let other = AddressSpace::new_in(PAGE, Arc::clone(&self.0));
             drop(other.edit().unwrap());
         }
     }
     let slab = Arc::new(Slab::new());
-    let space = AddressSpace::on_slab(PAGE, Arc::clone(&slab));
+    let space = AddressSpace::new_in(PAGE, Arc::clone(&slab));
     for n in 0..3 {
         space.edit().unwrap().insert(pages(n, 1), Edits(Arc::clone(&slab))).unwrap();
     }
@@ -218,7 +218,7 @@ fn a_reader_with_a_guard_does_not_wait_for_an_edit() {
         let space = &space;
         scope.spawn(move || {
             let mut edit = space.edit().unwrap();
-            *edit.start_write(3 * PAGE).unwrap() = 7;
+            *edit.write(3 * PAGE).unwrap() = 7;
             locked.send(()).unwrap();
             let _ = gone.recv();
         });
@@ -255,7 +255,7 @@ fn lookups_elsewhere_do_not_notice_an_edit() {
         let space = &space;
         scope.spawn(move || {
             let mut edit = space.edit().unwrap();
-            drop(edit.start_write(0).unwrap());
+            drop(edit.write(0).unwrap());
             begun.send(()).unwrap();
             thread::sleep(Duration::from_secs(1));
             end.recv().unwrap();
@@ -314,7 +314,7 @@ fn a_space_gives_its_memory_back_to_a_shared_slab() {
     const VMAS: usize = if cfg!(miri) { 80 } else { 500 };
     let slab = Arc::new(Slab::new());
     for _ in 0..3 {
-        let space = AddressSpace::on_slab(PAGE, Arc::clone(&slab));
+        let space = AddressSpace::new_in(PAGE, Arc::clone(&slab));
         for n in 0..VMAS {
             space.edit().unwrap().insert(pages(n, 1), n).unwrap();
         }
@@ -335,7 +335,7 @@ fn a_destructor_that_panics_does_not_keep_the_rest_alive() {
     }
     let drops = Arc::new(AtomicUsize::new(0));
     let slab = Arc::new(Slab::new());
-    let space = AddressSpace::on_slab(PAGE, Arc::clone(&slab));
+    let space = AddressSpace::new_in(PAGE, Arc::clone(&slab));
     for n in 0..10 {
         space.edit().unwrap().insert(pages(n, 1), Bomb(Arc::clone(&drops))).unwrap();
     }
@@ -351,7 +351,7 @@ fn readers_hold_what_they_found_while_slots_migrate() {
     const ROUNDS: usize = if cfg!(miri) { 15 } else { 20_000 };
     let drops = Arc::new(AtomicUsize::new(0));
     let slab = Arc::new(Slab::new());
-    let spaces = [0, 1].map(|_| AddressSpace::on_slab(PAGE, Arc::clone(&slab)));
+    let spaces = [0, 1].map(|_| AddressSpace::new_in(PAGE, Arc::clone(&slab)));
     for space in &spaces {
         // Page 0 stays for ever; page n carries its address.
         let payload = Counted { value: 0, drops: Arc::clone(&drops) };

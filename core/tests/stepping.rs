@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pervma::{AddressSpace, Exclusion, Reader, Std};
+use pervma::{AddressSpace, Exclusion, Reader, StdPlatform};
 
 type Space = AddressSpace<u64>;
 
 /// The registered reader of the thread that is stepped through.
-static READER: AtomicPtr<Reader<'static, u64, Std>> = AtomicPtr::new(ptr::null_mut());
+static READER: AtomicPtr<Reader<'static, u64, StdPlatform>> = AtomicPtr::new(ptr::null_mut());
 /// What the handler does at its step.
 static HANDLER: AtomicPtr<fn(&Reader<'_, u64>)> = AtomicPtr::new(ptr::null_mut());
 /// The instructions that were stepped over, and the one after which the handler does it, or [`EACH`].
@@ -80,7 +80,7 @@ fn space() -> Space {
 /// Whether nobody is inside, as another thread sees it.
 fn is_idle(space: &Space, addr: usize) -> bool {
     thread::scope(|scope| {
-        let idle = || space.edit().unwrap().try_start_write(addr).is_ok();
+        let idle = || space.edit().unwrap().try_write(addr).is_ok();
         scope.spawn(idle).join().unwrap()
     })
 }
@@ -154,7 +154,7 @@ fn a_handler_that_is_waited_for_does_not_hide_that_its_thread_was() {
                     thread::yield_now();
                 }
                 if INSIDE.load(Relaxed) {
-                    *space.edit().unwrap().start_write(U).unwrap() += 1;
+                    *space.edit().unwrap().write(U).unwrap() += 1;
                 }
             });
             while !excluded.load(Relaxed) {

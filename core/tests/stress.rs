@@ -156,13 +156,13 @@ fn reader(arena: &Arena, seed: u64) -> Seen {
                 );
             }
             84..96 => {
-                let read = space.try_read_from(addr.min(CONSTANT));
+                let read = space.try_read_at_or_after(addr.min(CONSTANT));
                 let read = read.map(|next| {
                     let next = next.expect("the constant VMA is there");
                     assert!(next.range().start <= CONSTANT, "passed over: {:?}", next.range());
                     check(number, None, &next.range(), &next, linger);
                 });
-                judge("try_read_from", read);
+                judge("try_read_at_or_after", read);
             }
             96..99 => {
                 let mut found = false;
@@ -283,9 +283,9 @@ fn editor(arena: &Arena, seed: u64) -> Seen {
             12 => {
                 let mut edit = space.edit().unwrap();
                 let written = if random.random() {
-                    edit.start_write(range.start)
+                    edit.write(range.start)
                 } else {
-                    edit.try_start_write(range.start)
+                    edit.try_write(range.start)
                 };
                 if let Ok(mut place) = written {
                     place.id = id;
@@ -337,7 +337,7 @@ fn readers_and_editors_of_all_kinds() {
     let seconds = std::env::var("PERVMA_STRESS_SECONDS").map_or(2, |s| s.parse().unwrap());
     let slab = Arc::new(Slab::new());
     let mut spaces: Vec<_> =
-        (0..2).map(|_| Arc::new(AddressSpace::on_slab(1, Arc::clone(&slab)))).collect();
+        (0..2).map(|_| Arc::new(AddressSpace::new_in(1, Arc::clone(&slab)))).collect();
     spaces.push(Arc::new(AddressSpace::new(1)));
     for (number, space) in spaces.iter().enumerate() {
         let place = Place::new(number, CONSTANT, 9);
@@ -376,7 +376,7 @@ fn readers_and_editors_of_all_kinds() {
         "cursor",
         "read",
         "owned",
-        "try_read_from",
+        "try_read_at_or_after",
         "iter",
         "view",
         "registered",
@@ -444,9 +444,7 @@ fn threads_that_come_and_go_are_told_apart() {
                 for _ in 0..500 {
                     let edited = thread::scope(|scope| {
                         // Ends while the other half may be asking who edits.
-                        scope.spawn(|| {
-                            space.edit().map(|mut edit| *edit.start_write(0).unwrap() += 1)
-                        });
+                        scope.spawn(|| space.edit().map(|mut edit| *edit.write(0).unwrap() += 1));
                         scope.spawn(|| space.read(0).map(|vma| *vma)).join().unwrap()
                     });
                     assert!(edited.is_ok(), "took itself for somebody else: {edited:?}");

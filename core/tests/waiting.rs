@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use pervma::{
     AddressSpace, ChangeError, EditError, GapSearch, GlobalMemory, Payload, Platform, ReadError,
-    Std, ThreadState, WaitWord, WriteError,
+    StdPlatform, ThreadState, WaitWord, WriteError,
 };
 
 const A: Range<usize> = 0x1000..0x2000;
@@ -140,7 +140,7 @@ fn a_blocking_read_waits_an_exclusion_out() {
                 payload
             }
         });
-        let next = scope.spawn(|| space.read_from(A.end).unwrap().map(|vma| *vma));
+        let next = scope.spawn(|| space.read_at_or_after(A.end).unwrap().map(|vma| *vma));
         assert!(is_done.recv_timeout(A_WHILE).is_err(), "it waits");
         exclusion.update(|_, _| 7).unwrap();
         assert_eq!((read.join().unwrap(), next.join().unwrap()), (7, Some(7)));
@@ -161,8 +161,8 @@ fn what_an_exclusion_has_an_edit_leaves_alone() {
     assert_eq!(edit.reserve(0x8000..0xa000).unwrap_err(), excluded);
     assert_eq!(edit.fork(|_, &p| Some(p)).unwrap_err(), excluded);
     let addr = B.start;
-    assert_eq!(edit.start_write(addr).unwrap_err(), WriteError::Excluded { addr });
-    assert_eq!(edit.try_start_write(addr).unwrap_err(), WriteError::Excluded { addr });
+    assert_eq!(edit.write(addr).unwrap_err(), WriteError::Excluded { addr });
+    assert_eq!(edit.try_write(addr).unwrap_err(), WriteError::Excluded { addr });
     assert_eq!(edit.get(addr), Some((B, &2)));
     // It counts as taken, and is not merged with.
     let search = GapSearch::new(0x1000).within(B.start..0x10_0000);
@@ -309,7 +309,7 @@ fn a_reservation_ends_in_the_edit_that_its_thread_has_open() {
     );
     let reserved = ChangeError::Reserved { range: gap.clone() };
     assert_eq!(edit.remove(A.start..B.end).unwrap_err(), reserved);
-    assert_eq!(edit.start_write(0x3000).unwrap_err(), WriteError::Reserved { addr: 0x3000 });
+    assert_eq!(edit.write(0x3000).unwrap_err(), WriteError::Reserved { addr: 0x3000 });
     reservation.commit(3).unwrap();
     assert_eq!(edit.get(0x3000), Some((gap.clone(), &3)));
     drop(edit);
@@ -567,7 +567,7 @@ fn many_reservations_in_a_row_are_passed_over() {
     let reservations: Vec<_> = (1..513).map(|n| edit.reserve(n..n + 1).unwrap()).collect();
     edit.insert(600..610, 5).unwrap();
     drop(edit);
-    assert_eq!(space.try_read_from(0).unwrap().unwrap().range(), 600..610);
+    assert_eq!(space.try_read_at_or_after(0).unwrap().unwrap().range(), 600..610);
     drop(reservations);
 }
 
@@ -598,7 +598,7 @@ fn a_downgraded_edit_lets_readers_in_and_no_editor() {
     let space = space();
     thread::scope(|scope| {
         let mut edit = space.edit().unwrap();
-        *edit.start_write(A.start).unwrap() = 5;
+        *edit.write(A.start).unwrap() = 5;
         let view = edit.downgrade();
         let editor = scope.spawn(|| space.edit().unwrap().insert(0x3000..0x4000, 6).unwrap());
         thread::sleep(A_WHILE);
@@ -614,29 +614,29 @@ enum Counting {}
 
 static CALLS: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: `Std` does what it promises.
+// SAFETY: `StdPlatform` does what it promises.
 unsafe impl Platform for Counting {
-    type Lock = <Std as Platform>::Lock;
+    type Lock = <StdPlatform as Platform>::Lock;
     type Memory = GlobalMemory;
     type Deadline = Instant;
 
     fn wait(word: &WaitWord, seen: u32, deadline: Option<Instant>) -> bool {
         CALLS.fetch_add(1, Relaxed);
-        Std::wait(word, seen, deadline)
+        StdPlatform::wait(word, seen, deadline)
     }
 
     fn wake(word: &WaitWord) {
         CALLS.fetch_add(1, Relaxed);
-        Std::wake(word);
+        StdPlatform::wake(word);
     }
 
     fn wake_all(word: &WaitWord) {
         CALLS.fetch_add(1, Relaxed);
-        Std::wake_all(word);
+        StdPlatform::wake_all(word);
     }
 
     fn with_thread<R>(f: impl FnOnce(&ThreadState) -> R) -> Option<R> {
-        Std::with_thread(f)
+        StdPlatform::with_thread(f)
     }
 }
 
@@ -645,7 +645,7 @@ fn nobody_who_is_alone_pays_for_waiting_or_waking() {
     let space = AddressSpace::<u32, Counting>::with_platform(4096);
     for _ in 0..100 {
         space.edit().unwrap().insert(A, 1).unwrap();
-        *space.edit().unwrap().start_write(A.start).unwrap() = 2;
+        *space.edit().unwrap().write(A.start).unwrap() = 2;
         drop(space.read(A.start).unwrap());
         drop(space.exclude(A).unwrap());
         space.update(A, |_, &p| p + 1).unwrap();

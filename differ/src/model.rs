@@ -37,7 +37,7 @@ pub trait Subject {
 /// `Mm`, with files that end and with guard pages.
 #[derive(Debug)]
 pub struct Model {
-    mm: Mm<Pages, pervma_linux::Std>,
+    mm: Mm<Pages, pervma_linux::StdPlatform>,
     files: Vec<Arc<File>>,
     ended_child: String,
 }

@@ -191,7 +191,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
     /// From now on there may be guard pages in the VMA at `addr`.
     fn may_guard(&mut self, addr: usize, anonymous: bool) -> Result<(), Errno> {
         if self.config.marks_guards {
-            let mut vma = self.edit.start_write(addr).map_err(|_| Errno::ENOMEM)?;
+            let mut vma = self.edit.write(addr).map_err(|_| Errno::ENOMEM)?;
             vma.flags |= VmFlags::MAYBE_GUARD;
         }
         if anonymous || !self.config.marks_guards { self.give_group(addr) } else { Ok(()) }

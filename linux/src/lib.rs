@@ -110,5 +110,5 @@ pub use file::File;
 pub use flags::VmFlags;
 pub use mm::Mm;
 #[cfg(feature = "std")]
-pub use pervma::Std;
+pub use pervma::StdPlatform;
 pub use vma::{AnonVma, Object, Source, Vma};

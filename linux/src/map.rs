@@ -201,7 +201,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         if flags.has(VmFlags::DROPPABLE | VmFlags::LOCKED) {
             // Only now is it noticed that it cannot be locked, so it has not merged.
             flags &= !VmFlags::LOCKED_MASK;
-            let mut vma = self.edit.start_write(range.start).map_err(|_| Errno::ENOMEM)?;
+            let mut vma = self.edit.write(range.start).map_err(|_| Errno::ENOMEM)?;
             vma.flags &= !VmFlags::LOCKED_MASK;
         }
         self.count_new(flags, len);

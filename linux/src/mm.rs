@@ -93,7 +93,7 @@ impl State {
 }
 
 #[cfg(feature = "std")]
-impl<B: Backing> Mm<B, pervma::Std> {
+impl<B: Backing> Mm<B, pervma::StdPlatform> {
     /// An empty address space.
     ///
     /// ```
@@ -110,7 +110,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking};
-    /// let mm = Mm::<_, pervma::Std>::with_platform(NoBacking, Config::default());
+    /// let mm = Mm::<_, pervma::StdPlatform>::with_platform(NoBacking, Config::default());
     /// assert_eq!(mm.counts().total, 0);
     /// ```
     pub fn with_platform(backing: B, config: Config) -> Self {

@@ -132,7 +132,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
             if bounds.start >= bounds.end {
                 return None;
             }
-            let search = GapSearch::new(len).within(bounds.clone()).from_above();
+            let search = GapSearch::new(len).within(bounds.clone()).top_down();
             let gap = self.edit.find_gap(&search).ok()?;
             let next = self.first_from(gap.end);
             let guarded = next.map(|(range, vma)| guarded_start(&self.config.layout, &range, vma));

@@ -85,7 +85,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         let next = next.as_ref().map(|(range, vma)| (range, *vma));
         let joined = merge::group_to_join(prev, (&range, vma), next);
         let group = joined.unwrap_or_else(|| self.state.new_group(false));
-        let mut vma = self.edit.start_write(addr).map_err(|_| Errno::ENOMEM)?;
+        let mut vma = self.edit.write(addr).map_err(|_| Errno::ENOMEM)?;
         vma.anon = Some(group);
         Ok(())
     }

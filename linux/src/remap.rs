@@ -254,7 +254,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         let (whole, vma) = self.source(request)?;
         let stays = request.has(MREMAP_DONTUNMAP);
         // From here on nothing is to become present at the source: it would be lost.
-        drop(self.edit.start_write(request.addr).map_err(|_| Errno::ENOMEM)?);
+        drop(self.edit.write(request.addr).map_err(|_| Errno::ENOMEM)?);
         if vma.flags.has(VmFlags::ACCOUNT) {
             self.may_commit(pages(if stays { request.new_len } else { delta }))?;
         }
@@ -283,7 +283,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
     #[doc(alias = "dontunmap_complete")]
     fn leave_empty(&mut self, source: &Range<usize>, new: &Range<usize>) -> Result<(), Errno> {
         let joined = new.contains(&source.start);
-        let mut vma = self.edit.start_write(source.start).map_err(|_| Errno::ENOMEM)?;
+        let mut vma = self.edit.write(source.start).map_err(|_| Errno::ENOMEM)?;
         vma.flags &= !VmFlags::LOCKED_MASK;
         if !joined && vma.range() == *source {
             vma.anon = None;

@@ -38,7 +38,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// ```
     #[doc(alias("PROCMAP_QUERY_COVERING_OR_NEXT_VMA", "find_vma"))]
     pub fn lookup_from(&self, addr: usize) -> Option<(Range<usize>, Vma)> {
-        let vma = self.core.space.read_from(addr).ok()??;
+        let vma = self.core.space.read_at_or_after(addr).ok()??;
         Some((vma.range(), (*vma).clone()))
     }
 

@@ -7,7 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use pervma_linux::{
-    Access, Backing, Config, Counts, Errno, Limits, Mm, Part, Refusal, Signal, Std, VmFlags, abi::*,
+    Access, Backing, Config, Counts, Errno, Limits, Mm, Part, Refusal, Signal, StdPlatform,
+    VmFlags, abi::*,
 };
 
 const ADDR: usize = 0x1000_0000;
@@ -26,7 +27,7 @@ impl Backing for Refusing {
     }
 }
 
-fn seen<B: Backing>(mm: &Mm<B, Std>) -> (String, Vec<VmFlags>, Counts) {
+fn seen<B: Backing>(mm: &Mm<B, StdPlatform>) -> (String, Vec<VmFlags>, Counts) {
     let mut flags = Vec::new();
     mm.for_each(|_, vma| flags.push(vma.flags));
     (mm.maps(), flags, mm.counts())
@@ -35,7 +36,7 @@ fn seen<B: Backing>(mm: &Mm<B, Std>) -> (String, Vec<VmFlags>, Counts) {
 /// Two mappings, of which the second refuses its second page; a stack; and names of calls that are
 /// refused half-way.
 fn refused_half_way(strict: bool) -> Vec<(&'static str, Errno, bool)> {
-    type Call = fn(&Mm<Refusing, Std>) -> Result<(), Errno>;
+    type Call = fn(&Mm<Refusing, StdPlatform>) -> Result<(), Errno>;
     const STACK: usize = 2 * ADDR;
     let calls: [(&str, Call); 6] = [
         ("mlock", |mm| mm.mlock(ADDR, 4 * PAGE)),
@@ -85,7 +86,7 @@ fn pages_that_were_made_before_a_refusal_keep_their_group() {
 /// Calls the map it is behind.
 #[derive(Default)]
 struct Calling {
-    mm: OnceLock<Weak<Mm<Calling, Std>>>,
+    mm: OnceLock<Weak<Mm<Calling, StdPlatform>>>,
     seen: Mutex<Vec<Seen>>,
 }
 

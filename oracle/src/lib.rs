@@ -74,7 +74,7 @@ pub struct Search {
     /// Where the gap may lie.
     pub within: Range<usize>,
     /// Whether the highest is wanted and not the lowest.
-    pub from_above: bool,
+    pub top_down: bool,
 }
 
 /// Why no gap was found. The first that applies, in this order.
@@ -345,7 +345,7 @@ impl<P: Payload> Oracle<P> {
     ///
     /// See [`NoGap`].
     pub fn find_gap(&self, search: &Search) -> Result<Range<usize>, NoGap> {
-        let Search { size, align, ref within, from_above } = *search;
+        let Search { size, align, ref within, top_down } = *search;
         if size == 0 || size % self.granularity != 0 {
             return Err(NoGap::Size(size));
         }
@@ -355,7 +355,7 @@ impl<P: Payload> Oracle<P> {
         let align = align.max(self.granularity);
         let fit = |gap: Range<usize>| {
             let (start, end) = (gap.start.max(within.start), gap.end.min(within.end));
-            let aligned = if from_above {
+            let aligned = if top_down {
                 end.checked_sub(size)? / align * align
             } else {
                 start.checked_next_multiple_of(align)?
@@ -364,7 +364,7 @@ impl<P: Payload> Oracle<P> {
             fits.then(|| aligned..aligned + size)
         };
         let mut fitting = self.gaps().into_iter().filter_map(fit);
-        let found = if from_above { fitting.next_back() } else { fitting.next() };
+        let found = if top_down { fitting.next_back() } else { fitting.next() };
         found.ok_or(NoGap::NotFound)
     }
 
@@ -376,7 +376,7 @@ impl<P: Payload> Oracle<P> {
 
     /// The first VMA that ends above `addr`.
     #[must_use]
-    pub fn read_from(&self, addr: usize) -> Option<(Range<usize>, &P)> {
+    pub fn read_at_or_after(&self, addr: usize) -> Option<(Range<usize>, &P)> {
         self.iter().find(|(vma, _)| vma.end > addr)
     }
 

@@ -8,14 +8,14 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write;
 
 use common::{PAGE, child_case, run_child};
-use pervma::{AddressSpace, HandlerScope, Std};
+use pervma::{AddressSpace, HandlerScope, StdPlatform};
 use pervma_pager::{FileSource, MemorySource, ReadFailed, Region, SignalSafe, Source};
 
 /// Aborts inside a marked handler.
 struct NotInHandler;
 
 fn check() {
-    if HandlerScope::<Std>::active() {
+    if HandlerScope::<StdPlatform>::active() {
         std::process::abort();
     }
 }

@@ -116,7 +116,7 @@ fn everybody_waits() {
         run(|space, inside| {
             for _ in 0..2 {
                 let mut edit = space.edit().unwrap();
-                match edit.start_write(A.start) {
+                match edit.write(A.start) {
                     Ok(mut payload) => {
                         assert_eq!(inside.load(SeqCst), 0, "{INSIDE}");
                         *payload += 1;
@@ -142,7 +142,7 @@ fn everybody_waits() {
     for thread in threads {
         thread.join().unwrap();
     }
-    assert!(space.edit().unwrap().try_start_write(A.start).is_ok(), "{LEFT}");
+    assert!(space.edit().unwrap().try_write(A.start).is_ok(), "{LEFT}");
 }
 
 /// B15j, B18. No wake-up is lost, and what was given up is given back.
@@ -248,7 +248,7 @@ fn anything_at_once() {
     assert!(vmas.is_sorted_by(|one, next| one.end <= next.start), "{vmas:?}");
     assert_eq!(space.slab().vmas().in_use, vmas.len(), "a slot is lost");
     for range in vmas {
-        assert!(edit.try_start_write(range.start).is_ok(), "{LEFT}");
+        assert!(edit.try_write(range.start).is_ok(), "{LEFT}");
     }
 }
 
@@ -278,7 +278,7 @@ fn beside_readers_of_b(range: fn() -> Range<usize>) {
         })
     });
     let wide = range();
-    *space.edit().unwrap().start_write(A.start).unwrap() += 1;
+    *space.edit().unwrap().write(A.start).unwrap() += 1;
     space.update(wide.clone(), |_, payload| payload + 1).unwrap();
     space.edit().unwrap().update(wide.clone(), |_, payload| payload + 1).unwrap();
     space.replace(wide.clone(), 3).unwrap();
@@ -321,7 +321,7 @@ fn beside_readers_of_a() {
         })
     });
     space.update(A, |_, payload| payload + 1).unwrap();
-    *space.edit().unwrap().start_write(A.start).unwrap() += 1;
+    *space.edit().unwrap().write(A.start).unwrap() += 1;
     over.store(true, SeqCst);
     for reader in readers {
         reader.join().unwrap();

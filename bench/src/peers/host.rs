@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use pervma::{Platform, Std, ThreadState, WaitWord};
+use pervma::{Platform, StdPlatform, ThreadState, WaitWord};
 
 /// A platform to measure.
 pub(crate) trait Host: Platform {
@@ -13,12 +13,12 @@ pub(crate) trait Host: Platform {
     const CURSOR: &'static str;
 }
 
-impl Host for Std {
+impl Host for StdPlatform {
     const REGISTERED: &'static str = "pervma, registered";
     const CURSOR: &'static str = "pervma, registered cursor";
 }
 
-/// As [`Std`], without its barrier: registered readers fence, and edits need no system call.
+/// As [`StdPlatform`], without its barrier: registered readers fence, and edits need no system call.
 pub(crate) enum Fences {}
 
 impl Host for Fences {
@@ -26,26 +26,26 @@ impl Host for Fences {
     const CURSOR: &'static str = "pervma, registered cursor (fences)";
 }
 
-// SAFETY: as `Std`, and it never says that it has a barrier.
+// SAFETY: as `StdPlatform`, and it never says that it has a barrier.
 unsafe impl Platform for Fences {
-    type Lock = <Std as Platform>::Lock;
-    type Memory = <Std as Platform>::Memory;
+    type Lock = <StdPlatform as Platform>::Lock;
+    type Memory = <StdPlatform as Platform>::Memory;
     type Deadline = Instant;
 
     fn wait(word: &WaitWord, seen: u32, deadline: Option<Instant>) -> bool {
-        Std::wait(word, seen, deadline)
+        StdPlatform::wait(word, seen, deadline)
     }
 
     fn wake(word: &WaitWord) {
-        Std::wake(word);
+        StdPlatform::wake(word);
     }
 
     fn wake_all(word: &WaitWord) {
-        Std::wake_all(word);
+        StdPlatform::wake_all(word);
     }
 
     #[inline(always)]
     fn with_thread<R>(f: impl FnOnce(&ThreadState) -> R) -> Option<R> {
-        Std::with_thread(f)
+        StdPlatform::with_thread(f)
     }
 }

@@ -3,13 +3,13 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use pervma::{AddressSpace, Cursor, Platform, ReadError, ReadGuard, ReaderCursor, Std};
+use pervma::{AddressSpace, Cursor, Platform, ReadError, ReadGuard, ReaderCursor, StdPlatform};
 
 use super::{Find, Host, Map, Reader};
 use crate::layout::{PAGE, Vma};
 
 /// A space whose readers look addresses up in the way `W`, and whose changes are edits.
-pub(crate) struct Pervma<W = TryRead, P: Platform = Std>(
+pub(crate) struct Pervma<W = TryRead, P: Platform = StdPlatform>(
     pub(crate) AddressSpace<u64, P>,
     PhantomData<W>,
 );
@@ -18,7 +18,7 @@ pub(crate) struct Pervma<W = TryRead, P: Platform = Std>(
 pub(crate) type PervmaCursor = Pervma<CursorRead>;
 
 /// With a registration for each thread.
-pub(crate) type PervmaRegistered<P = Std> = Pervma<Registered, P>;
+pub(crate) type PervmaRegistered<P = StdPlatform> = Pervma<Registered, P>;
 
 /// A way to look addresses up: another one is another contestant.
 pub(crate) trait Way<P: Platform>: Send + Sync + 'static {

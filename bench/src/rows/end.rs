@@ -28,7 +28,7 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
             assert!(edit.is_ok(), "this thread holds nothing");
             let Ok(mut edit) = edit else { return f64::NAN };
             for number in 0..locked {
-                let lock = edit.start_write(layout::vma(number).start);
+                let lock = edit.write(layout::vma(number).start);
                 assert!(lock.is_ok(), "nobody reads");
             }
             let start = Instant::now();

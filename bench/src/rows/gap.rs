@@ -42,7 +42,7 @@ impl Case {
         let (at, before, end) = (layout::vma(number).start, BASE - STRIDE, LAYOUT.end());
         match self {
             Self::LastFromBelow => large.within(at..end + STRIDE),
-            Self::LastFromAbove => large.within(before..at).from_above(),
+            Self::LastFromAbove => large.within(before..at).top_down(),
             Self::NoRoom => large.within(at..end),
             Self::Misaligned => GapSearch::new(PAGE).aligned(STRIDE).within(at..end),
         }

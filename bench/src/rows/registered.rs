@@ -89,7 +89,7 @@ fn run<T: Host>(map: &PervmaRegistered<T>, edit: Edit, number: usize) {
     match edit {
         Edit::Lock => {
             let addr = layout::vma(number).start;
-            let locked = map.0.edit().map(|mut edit| edit.start_write(addr).map(drop));
+            let locked = map.0.edit().map(|mut edit| edit.write(addr).map(drop));
             assert!(matches!(locked, Ok(Ok(()))), "what is mapped can be locked");
         }
         Edit::InsertRemove => {

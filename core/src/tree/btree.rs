@@ -738,7 +738,7 @@ mod tests {
     use super::*;
     use crate::arena::Users;
     use crate::mm::Mm;
-    use crate::platform::Std;
+    use crate::platform::StdPlatform;
     use crate::slab::OWNER;
     use std::collections::BTreeMap;
 
@@ -786,7 +786,7 @@ mod tests {
     }
 
     /// An arena, and what its writer holds.
-    fn arena() -> (Arena<Node, Std>, Mm<Std>) {
+    fn arena() -> (Arena<Node, StdPlatform>, Mm<StdPlatform>) {
         (Arena::new(Users::OneSpace), Mm::new(OWNER))
     }
 

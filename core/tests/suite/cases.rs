@@ -365,11 +365,11 @@ const FIND: &[Case] = &[
 
 /// Searches in all columns; with an alignment of less than a granule.
 const fn lowest(size: usize, within: Range<usize>) -> Op {
-    FindGap(Search { size, align: 1, within, from_above: false })
+    FindGap(Search { size, align: 1, within, top_down: false })
 }
 
 const fn highest(size: usize, within: Range<usize>) -> Op {
-    FindGap(Search { size, align: 1, within, from_above: true })
+    FindGap(Search { size, align: 1, within, top_down: true })
 }
 
 const GAP: &[Case] = &[

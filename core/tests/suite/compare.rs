@@ -140,7 +140,7 @@ impl Stage {
                 6 => range,
                 _ => self.base.saturating_add(usize::from(align))..usize::MAX,
             },
-            from_above: len >= 128,
+            top_down: len >= 128,
         }
     }
 }

@@ -70,8 +70,8 @@ pub fn bad_ranges<W: World>() {
 pub fn gaps<W: World>() {
     let everywhere = 0..usize::MAX;
     let find = |side: &mut Side<W::Space<'_>>, size, align, within: &Range<usize>| {
-        [false, true].map(|from_above| {
-            let search = Search { size, align, within: within.clone(), from_above };
+        [false, true].map(|top_down| {
+            let search = Search { size, align, within: within.clone(), top_down };
             match side.run(&FindGap(search)) {
                 Outcome::Gap(found) => found.map(|gap| {
                     assert_eq!(gap.end - gap.start, size);

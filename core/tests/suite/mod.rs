@@ -52,9 +52,9 @@ macro_rules! worlds {
 
 worlds! {
     oracle: subject::OracleWorld,
-    edits: spaces::Spaces<pervma::Std, { spaces::IN_EDITS }>,
-    waiting: spaces::Spaces<pervma::Std, { spaces::WAITING }>,
-    excluding: spaces::Spaces<pervma::Std, { spaces::EXCLUDING }>,
+    edits: spaces::Spaces<pervma::StdPlatform, { spaces::IN_EDITS }>,
+    waiting: spaces::Spaces<pervma::StdPlatform, { spaces::WAITING }>,
+    excluding: spaces::Spaces<pervma::StdPlatform, { spaces::EXCLUDING }>,
     edits_with_spin_locks: spaces::Spaces<spaces::Spin, { spaces::IN_EDITS }>,
     waiting_with_spin_locks: spaces::Spaces<spaces::Spin, { spaces::WAITING }>,
     excluding_with_spin_locks: spaces::Spaces<spaces::Spin, { spaces::EXCLUDING }>,

@@ -173,7 +173,7 @@ impl<S: Subject> Side<S> {
             },
             Op::FindGap(search) => Outcome::Gap(subject.find_gap(&search)),
             Op::Get(addr) => Outcome::Found(subject.get(addr)),
-            Op::ReadFrom(addr) => Outcome::Found(subject.read_from(addr)),
+            Op::ReadFrom(addr) => Outcome::Found(subject.read_at_or_after(addr)),
         }
     }
 }

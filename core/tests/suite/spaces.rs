@@ -92,7 +92,7 @@ impl<P: Platform, const WAY: u8> World for Spaces<P, WAY> {
 
     fn space(&self) -> Space<'_, P, WAY> {
         self.keep(match &self.slab {
-            Some(slab) => AddressSpace::on_slab(self.granule, Arc::clone(slab)),
+            Some(slab) => AddressSpace::new_in(self.granule, Arc::clone(slab)),
             None => AddressSpace::with_platform(self.granule),
         })
     }
@@ -252,10 +252,10 @@ impl<'w, P: Platform, const WAY: u8> Subject for Space<'w, P, WAY> {
     }
 
     fn find_gap(&mut self, search: &Search) -> Result<Range<usize>, NoGap> {
-        let Search { size, align, ref within, from_above } = *search;
+        let Search { size, align, ref within, top_down } = *search;
         let mut search = GapSearch::new(size).aligned(align).within(within.clone());
-        if from_above {
-            search = search.from_above();
+        if top_down {
+            search = search.top_down();
         }
         let found = match &self.edit {
             Some(edit) => edit.find_gap(&search),
@@ -291,12 +291,12 @@ impl<'w, P: Platform, const WAY: u8> Subject for Space<'w, P, WAY> {
         viewed
     }
 
-    fn read_from(&mut self, addr: usize) -> Option<(Range<usize>, Part)> {
+    fn read_at_or_after(&mut self, addr: usize) -> Option<(Range<usize>, Part)> {
         if !self.free() {
             return self.edit().overlapping(addr..usize::MAX).next().map(cloned);
         }
-        let found = sure(self.space.try_read_from(addr)).map(held);
-        assert_eq!(sure(self.space.read_from(addr)).map(held), found);
+        let found = sure(self.space.try_read_at_or_after(addr)).map(held);
+        assert_eq!(sure(self.space.read_at_or_after(addr)).map(held), found);
         let view = sure(self.space.view());
         assert_eq!(view.overlapping(addr..usize::MAX).next().map(cloned), found);
         if let Some((range, _)) = &found {

@@ -59,7 +59,7 @@ pub trait Subject: Sized {
     -> Result<Self, Refused>;
     fn find_gap(&mut self, search: &Search) -> Result<Range<usize>, NoGap>;
     fn get(&mut self, addr: usize) -> Option<(Range<usize>, Part)>;
-    fn read_from(&mut self, addr: usize) -> Option<(Range<usize>, Part)>;
+    fn read_at_or_after(&mut self, addr: usize) -> Option<(Range<usize>, Part)>;
     /// All VMAs.
     fn map(&mut self) -> Map;
     /// Whether `addr` is reserved. Ends the edit.
@@ -167,8 +167,8 @@ impl Subject for Oracle<Part> {
         Oracle::get(self, addr).map(|(range, part)| (range, part.clone()))
     }
 
-    fn read_from(&mut self, addr: usize) -> Option<(Range<usize>, Part)> {
-        Oracle::read_from(self, addr).map(|(range, part)| (range, part.clone()))
+    fn read_at_or_after(&mut self, addr: usize) -> Option<(Range<usize>, Part)> {
+        Oracle::read_at_or_after(self, addr).map(|(range, part)| (range, part.clone()))
     }
 
     fn map(&mut self) -> Map {

@@ -224,7 +224,7 @@ fn run(memory: &CodeMemory, mut random: usize, stop: &AtomicBool) -> Result<u64>
         let range = memory.range();
         // The first function at or above some address. Not in a handler, so waiting is fine.
         let addr = range.start + (random >> 32) % range.len();
-        let Some(function) = CODE.read_from(addr)? else { continue };
+        let Some(function) = CODE.read_at_or_after(addr)? else { continue };
         // SAFETY: a function's code is there, and stays while we hold the guard.
         let returned = unsafe { code::call(function.range().start) };
         if returned != function.id {

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use libc::{SIGPROF, siginfo_t, ucontext_t};
-use pervma::{HandlerScope, Std};
+use pervma::{HandlerScope, StdPlatform};
 
 /// What was running when the signal came.
 #[derive(Clone, Copy)]
@@ -43,7 +43,7 @@ pub fn install(on_sample: fn(Sample)) -> io::Result<()> {
 /// For the kernel only: `context` is that of a delivered signal.
 unsafe extern "C" fn on_signal(_signal: c_int, _info: *mut siginfo_t, context: *mut c_void) {
     // From here on, whatever takes a lock of an address space panics, which ends the process.
-    let _inside = HandlerScope::<Std>::enter();
+    let _inside = HandlerScope::<StdPlatform>::enter();
     // SAFETY: with SA_SIGINFO it points to the interrupted context.
     let interrupted = unsafe { &*context.cast_const().cast::<ucontext_t>() };
     #[cfg(target_arch = "x86_64")]
@@ -120,7 +120,7 @@ unsafe impl GlobalAlloc for NotInHandlers {
 }
 
 fn abort_in_handler() {
-    if HandlerScope::<Std>::active() {
+    if HandlerScope::<StdPlatform>::active() {
         std::process::abort();
     }
 }

@@ -141,7 +141,7 @@ impl Process {
     fn mmap(&self, len: usize, vma: Vma) -> Result<Range<usize>, ChangeError> {
         let mut edit = self.space.edit().map_err(|_| ChangeError::OwnEdit)?;
         let out_of_space = || ChangeError::OutOfMemory { range: 0..len };
-        let search = GapSearch::new(len).within(0..PAGES * PAGE).from_above();
+        let search = GapSearch::new(len).within(0..PAGES * PAGE).top_down();
         let room = edit.find_gap(&search).map_err(|_| out_of_space())?;
         edit.insert(room.clone(), vma).map_err(|refused| refused.kind)?;
         Ok(room)
@@ -202,7 +202,7 @@ fn check_one_processor(process: &Process) -> Result<usize, &'static str> {
     // A fault of the same processor on what its own edit has locked: an error, where a spin lock
     // would hang.
     let mut edit = space.edit().map_err(|_| "no edit")?;
-    ensure(edit.start_write(start).is_ok(), "nothing to lock")?;
+    ensure(edit.write(start).is_ok(), "nothing to lock")?;
     let noticed = match process.fault(start, false) {
         Err(Fault::Broken(why)) => why == IN_EDIT,
         _ => false,

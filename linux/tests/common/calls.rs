@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use pervma_linux::{
-    Access, Backing, Config, Counts, Errno, File, Mm, Part, Refusal, Std, VmFlags, abi,
+    Access, Backing, Config, Counts, Errno, File, Mm, Part, Refusal, StdPlatform, VmFlags, abi,
 };
 
 /// Memory of which some pages cannot be had, and some advice cannot be followed.
@@ -110,14 +110,14 @@ pub fn run(bytes: &[u8]) {
 }
 
 /// What may not change when a call fails. Whether there may be guard pages is about pages.
-fn state(mm: &Mm<Unwilling, Std>) -> (String, Vec<VmFlags>, Counts) {
+fn state(mm: &Mm<Unwilling, StdPlatform>) -> (String, Vec<VmFlags>, Counts) {
     let mut flags = Vec::new();
     mm.for_each(|_, vma| flags.push(vma.flags | VmFlags::MAYBE_GUARD));
     (mm.maps(), flags, mm.counts())
 }
 
 fn call(
-    mm: &mut Mm<Unwilling, Std>,
+    mm: &mut Mm<Unwilling, StdPlatform>,
     arguments: &mut Arguments<'_>,
     file: &Arc<File>,
 ) -> Result<(), Errno> {
@@ -163,7 +163,7 @@ fn call(
 }
 
 /// What is counted is what is there; and no two mappings are where one would do.
-fn check(mm: &Mm<Unwilling, Std>) {
+fn check(mm: &Mm<Unwilling, StdPlatform>) {
     let mut counted = Counts::default();
     let mut last_end = 0;
     mm.for_each(|range, vma| {

@@ -26,8 +26,8 @@ pub const TWO_EDITORS: Model = Model {
     preemptions: None,
     run: || {
         let slab = std::sync::Arc::new(Slab::new());
-        let mine = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
-        let other = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
+        let mine = AddressSpace::new_in(1, std::sync::Arc::clone(&slab));
+        let other = AddressSpace::new_in(1, std::sync::Arc::clone(&slab));
         let mut edit = mine.edit().unwrap();
         // 40 comes last: the leaf is divided in the middle, since keys do not come in order.
         for start in [10, 20, 30, 50, 40] {
@@ -104,7 +104,7 @@ pub const APPEAR: Model = Model {
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
-        *space.edit().unwrap().start_write(10).unwrap() = 2; // the slot has the number of an edit
+        *space.edit().unwrap().write(10).unwrap() = 2; // the slot has the number of an edit
         space.edit().unwrap().remove(10..20).unwrap();
         let over = Arc::new(AtomicU32::new(0));
         let editor = thread::spawn({
@@ -132,8 +132,8 @@ pub const REUSE_ELSEWHERE: Model = Model {
     preemptions: Some(3),
     run: || {
         let slab = std::sync::Arc::new(Slab::new());
-        let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
-        let other = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
+        let mine = Arc::new(AddressSpace::new_in(1, std::sync::Arc::clone(&slab)));
+        let other = AddressSpace::new_in(1, std::sync::Arc::clone(&slab));
         mine.edit().unwrap().insert(10..20, 1).unwrap();
         let editor = thread::spawn({
             let mine = Arc::clone(&mine);

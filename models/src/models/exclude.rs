@@ -277,7 +277,7 @@ pub const IDLE: Model = Model {
             let space = Arc::clone(&space);
             move || {
                 let mut edit = space.edit().unwrap();
-                if let Ok(mut vma) = edit.try_start_write(10) {
+                if let Ok(mut vma) = edit.try_write(10) {
                     *vma = 2;
                 }
             }
@@ -331,7 +331,7 @@ pub const THREE_WAYS: Model = Model {
             let space = Arc::clone(&space);
             move || {
                 let mut edit = space.edit().unwrap();
-                match edit.start_write(10) {
+                match edit.write(10) {
                     Ok(mut vma) => {
                         *vma += 1;
                         1

@@ -42,7 +42,7 @@ fn read(cursor: &mut ReaderCursor<'_, u32>, inside: impl Fn()) {
 /// Write-locks the first VMA.
 fn write(space: &Arc<AddressSpace<u32>>) -> JoinHandle<()> {
     let space = Arc::clone(space);
-    thread::spawn(move || *space.edit().unwrap().start_write(10).unwrap() = 2)
+    thread::spawn(move || *space.edit().unwrap().write(10).unwrap() = 2)
 }
 
 /// One reader, one writer.
@@ -108,7 +108,7 @@ pub const COUNTED_ONCE: Model = Model {
             let space = Arc::clone(&space);
             move || {
                 drop(space.exclude(10..20).unwrap());
-                *space.edit().unwrap().start_write(10).unwrap() = 2;
+                *space.edit().unwrap().write(10).unwrap() = 2;
             }
         });
         assert_eq!(*vma, 1);
@@ -132,7 +132,7 @@ pub const NOT_IDLE: Model = Model {
             let space = Arc::clone(&space);
             move || {
                 let mut edit = space.edit().unwrap();
-                if let Ok(mut vma) = edit.try_start_write(10) {
+                if let Ok(mut vma) = edit.try_write(10) {
                     *vma = 2;
                 }
             }
@@ -140,7 +140,7 @@ pub const NOT_IDLE: Model = Model {
         read(&mut cursor, || ());
         writer.join().unwrap();
         // Whoever was counted has made its put.
-        assert!(space.edit().unwrap().try_start_write(10).is_ok());
+        assert!(space.edit().unwrap().try_write(10).is_ok());
     },
     mutants: &[drop_step(Step::LookAfterIdle, RACE), drop_step(Step::CountVisits, RACE)],
 };
@@ -176,7 +176,7 @@ pub const TAKEN_OVER: Model = Model {
         let next = thread::spawn({
             let space = Arc::clone(&space);
             move || {
-                *space.edit().unwrap().start_write(10).unwrap() = 2;
+                *space.edit().unwrap().write(10).unwrap() = 2;
                 let reader = space.register().unwrap();
                 assert_eq!(*reader.try_read(10).unwrap(), 2);
             }
@@ -185,7 +185,7 @@ pub const TAKEN_OVER: Model = Model {
         drop(vma);
         drop(reader);
         next.join().unwrap();
-        assert!(space.edit().unwrap().try_start_write(10).is_ok());
+        assert!(space.edit().unwrap().try_write(10).is_ok());
     },
     mutants: &[drop_step(Step::CountVisits, RACE)],
 };
@@ -217,8 +217,8 @@ pub const ELSEWHERE: Model = Model {
     preemptions: Some(2),
     run: || {
         let slab = std::sync::Arc::new(Slab::new());
-        let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
-        let other = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
+        let mine = Arc::new(AddressSpace::new_in(1, std::sync::Arc::clone(&slab)));
+        let other = AddressSpace::new_in(1, std::sync::Arc::clone(&slab));
         mine.edit().unwrap().insert(10..20, 1).unwrap();
         let reader = mine.register().unwrap();
         let mut cursor = cursor(&reader);
@@ -251,7 +251,7 @@ fn write_with(space: &Arc<AddressSpace<u32>>, barrier: &std::sync::Arc<Barrier>)
     let (space, barrier) = (Arc::clone(space), std::sync::Arc::clone(barrier));
     thread::spawn(move || {
         barrier.join();
-        *space.edit().unwrap().start_write(10).unwrap() = 2;
+        *space.edit().unwrap().write(10).unwrap() = 2;
     })
 }
 
@@ -385,8 +385,8 @@ pub const AT_THE_END: Model = Model {
     preemptions: Some(3),
     run: || {
         let slab = std::sync::Arc::new(Slab::new());
-        let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
-        let other = AddressSpace::on_slab(1, slab);
+        let mine = Arc::new(AddressSpace::new_in(1, std::sync::Arc::clone(&slab)));
+        let other = AddressSpace::new_in(1, slab);
         mine.edit().unwrap().insert(10..20, 1).unwrap();
         let reader = mine.register().unwrap();
         let mut cursor = cursor(&reader);
@@ -413,14 +413,14 @@ pub const REGISTER_ELSEWHERE: Model = Model {
     preemptions: Some(3),
     run: || {
         let slab = std::sync::Arc::new(Slab::new());
-        let mine = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
-        let other = Arc::new(AddressSpace::on_slab(1, slab));
+        let mine = AddressSpace::new_in(1, std::sync::Arc::clone(&slab));
+        let other = Arc::new(AddressSpace::new_in(1, slab));
         mine.edit().unwrap().insert(10..20, 1).unwrap();
         other.edit().unwrap().insert(10..20, 1).unwrap();
         let first = mine.register().unwrap();
         let writer = thread::spawn({
             let other = Arc::clone(&other);
-            move || *other.edit().unwrap().start_write(10).unwrap() = 2
+            move || *other.edit().unwrap().write(10).unwrap() = 2
         });
         let second = mine.register().unwrap();
         drop((first, second));

@@ -114,8 +114,8 @@ pub const SHIFT: Model = Model {
 /// space, whose edit has begun before, uses one for what it maps at 90. The other VMA is looked up.
 fn recycle(gone: usize, stays: usize) {
     let slab = std::sync::Arc::new(Slab::new());
-    let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
-    let other = AddressSpace::on_slab(1, slab);
+    let mine = Arc::new(AddressSpace::new_in(1, std::sync::Arc::clone(&slab)));
+    let other = AddressSpace::new_in(1, slab);
     let mut edit = mine.edit().unwrap();
     // 40 comes last: a leaf is divided in the middle, since keys do not come in order.
     for start in [10, 20, 30, 50, 40] {
@@ -169,8 +169,8 @@ pub const RECYCLED_STAMP: Model = Model {
     preemptions: Some(3),
     run: || {
         let slab = std::sync::Arc::new(Slab::new());
-        let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
-        let other = AddressSpace::on_slab(1, slab);
+        let mine = Arc::new(AddressSpace::new_in(1, std::sync::Arc::clone(&slab)));
+        let other = AddressSpace::new_in(1, slab);
         mine.edit().unwrap().insert(10..15, ()).unwrap();
         look(&mine, 10);
         let editor = thread::spawn({

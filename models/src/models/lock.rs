@@ -211,7 +211,7 @@ pub const FULL: Model = Model {
             reader.join().unwrap();
         }
         drop(one);
-        assert!(space.edit().unwrap().try_start_write(10).is_ok(), "{OVER}");
+        assert!(space.edit().unwrap().try_write(10).is_ok(), "{OVER}");
     },
     mutants: &[drop_step(Step::RefuseFull, OVER)],
 };

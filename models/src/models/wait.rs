@@ -58,7 +58,7 @@ pub const WAKE: Model = Model {
             }
         });
         let mut edit = space.edit().unwrap();
-        let vma = edit.start_write(10).unwrap();
+        let vma = edit.write(10).unwrap();
         assert_eq!(inside.fetch_add(0, Relaxed), 0, "the writer did not wait");
         assert_eq!(*vma, 1);
         drop(edit);
@@ -78,7 +78,7 @@ pub const BLOCKING_READ: Model = Model {
         space.edit().unwrap().insert(10..20, 1).unwrap();
         let editor = thread::spawn({
             let space = Arc::clone(&space);
-            move || *space.edit().unwrap().start_write(10).unwrap() = 2
+            move || *space.edit().unwrap().write(10).unwrap() = 2
         });
         let read = *space.read(10).unwrap();
         assert!(read == 1 || read == 2);
@@ -115,7 +115,7 @@ pub const CANCELLED_WAIT: Model = Model {
         }
         drop(exclusion);
         assert!(space.try_read(10).is_ok(), "{KEPT}");
-        assert!(space.edit().unwrap().start_write(10).is_ok(), "{KEPT}");
+        assert!(space.edit().unwrap().write(10).is_ok(), "{KEPT}");
         reader.join().unwrap();
     },
     mutants: &[

@@ -23,8 +23,8 @@ const TAG: &str = "a node is taken for a VMA, or a VMA for a node";
 /// space uses it next.
 fn end_of_a_space(forget: bool) {
     let slab = std::sync::Arc::new(Slab::new());
-    let on_slab = || AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
-    let (mine, short, next) = (on_slab(), on_slab(), on_slab());
+    let new_in = || AddressSpace::new_in(1, std::sync::Arc::clone(&slab));
+    let (mine, short, next) = (new_in(), new_in(), new_in());
     mine.edit().unwrap().insert(10..20, 1).unwrap();
     let mut remembered = mine.cursor();
     drop(remembered.try_read(10).unwrap());
@@ -192,7 +192,7 @@ pub const ITERATION: Model = Model {
             let space = Arc::clone(&space);
             move || space.edit().unwrap().insert(10..15, ()).unwrap()
         });
-        if let Ok(next) = space.try_read_from(16) {
+        if let Ok(next) = space.try_read_at_or_after(16) {
             let next = next.map(|vma| vma.range());
             assert_eq!(next, Some(20..25), "{SKIPPED}");
         }
@@ -220,7 +220,7 @@ pub const LAST: Model = Model {
             let space = Arc::clone(&space);
             move || space.edit().unwrap().insert(10..15, ()).unwrap()
         });
-        if let Ok(next) = space.try_read_from(16) {
+        if let Ok(next) = space.try_read_at_or_after(16) {
             assert_eq!(next.map(|vma| vma.range()), Some(20..25), "{SKIPPED}");
         }
         editor.join().unwrap();
@@ -246,10 +246,10 @@ pub const TORN: Model = Model {
             move || {
                 let mut edit = space.edit().unwrap();
                 edit.replace(10..30, 2).unwrap();
-                *edit.start_write(30).unwrap() = 2;
+                *edit.write(30).unwrap() = 2;
             }
         });
-        if let Ok(Some(vma)) = space.try_read_from(25)
+        if let Ok(Some(vma)) = space.try_read_at_or_after(25)
             && vma.range() == (30..40)
         {
             assert_eq!(*vma, 1, "{HALF}");
@@ -277,7 +277,7 @@ pub const PASSING: Model = Model {
         let reader = thread::spawn({
             let space = Arc::clone(&space);
             move || {
-                if let Ok(next) = space.try_read_from(10) {
+                if let Ok(next) = space.try_read_at_or_after(10) {
                     assert_ne!(next.map(|vma| vma.range()), Some(30..40), "{SKIPPED}");
                 }
             }
@@ -370,7 +370,7 @@ pub const DOWNGRADE: Model = Model {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
         let add = |edit: &mut Edit<'_, u32>| {
-            let mut vma = edit.start_write(10).unwrap();
+            let mut vma = edit.write(10).unwrap();
             *vma += 1;
             *vma
         };
@@ -401,8 +401,8 @@ pub const TAG_IN_WORD: Model = Model {
     preemptions: Some(2),
     run: || {
         let slab = std::sync::Arc::new(Slab::new());
-        let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
-        let other = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
+        let mine = Arc::new(AddressSpace::new_in(1, std::sync::Arc::clone(&slab)));
+        let other = AddressSpace::new_in(1, std::sync::Arc::clone(&slab));
         let map = |space: &AddressSpace<()>, starts: &[usize]| {
             let mut edit = space.edit().unwrap();
             for &start in starts {
@@ -411,7 +411,7 @@ pub const TAG_IN_WORD: Model = Model {
         };
         map(&other, &[10, 20, 30, 40]);
         // The second leaf holds slots of higher numbers than the chunks of the nodes have.
-        let third = AddressSpace::on_slab(1, slab);
+        let third = AddressSpace::new_in(1, slab);
         map(&third, &[10, 20, 30, 40, 50, 60, 70, 80]);
         // (Not in order of address, so that leaves are divided in the middle.)
         map(&mine, &[10, 20, 30, 50, 40, 70, 60]);

@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use libc::{SIGBUS, siginfo_t};
-use pervma::{HandlerScope, Std};
+use pervma::{HandlerScope, StdPlatform};
 use rustix::thread::Timespec;
 
 use self::previous::Previous;
@@ -147,7 +147,7 @@ fn respond(addr: usize, cause: Cause, context: *mut c_void) -> bool {
         return false;
     }
     let verdict = {
-        let _inside = HandlerScope::<Std>::enter();
+        let _inside = HandlerScope::<StdPlatform>::enter();
         fault::serve(addr, cause, Scratch::OfThread)
     };
     SERVING.set(false);
