@@ -161,7 +161,7 @@ fn load(memory: &CodeMemory) -> Result<Range<usize>> {
     // other compiler finds room elsewhere.
     let mut edit = CODE.edit()?;
     let room = GapSearch::new(code.len()).aligned(16).within(memory.range());
-    let reservation = edit.reserve(edit.find_gap(&room)?)?;
+    let mut reservation = edit.reserve(edit.find_gap(&room)?)?;
     drop(edit);
 
     // Nobody waits for us while we write.

@@ -1,16 +1,16 @@
 //! The processor's atomics. Everything here inlines to the bare operation.
-#![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the facade")]
+#![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the door")]
 
 use core::sync::atomic::Ordering;
 
-use crate::ledger::Step;
-use crate::platform::Platform;
+use crate::step::Step;
 
 pub use super::plain::{Cell, ConstPtr};
 pub(super) use core::sync::atomic::fence;
 pub use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 
-/// The ordering an edge has: the one the ledger states. `tests/facade.rs` reads what comes of it.
+/// The ordering an edge has: the one the ledger states. `models/tests/sync.rs` reads what
+/// comes of it.
 #[inline(always)]
 pub const fn resolve(_name: &'static str, stated: Ordering) -> Ordering {
     stated
@@ -22,18 +22,31 @@ pub const fn keep(_step: Step) -> bool {
     true
 }
 
+/// Whether a lookup begins with a walk that is not validated: always.
+#[inline(always)]
+pub const fn walks_unvalidated() -> bool {
+    true
+}
+
 #[inline(always)]
 pub(super) fn signal_fence() {
     core::sync::atomic::compiler_fence(Ordering::SeqCst);
 }
 
 #[inline(always)]
-pub(super) fn passing_place() {}
+pub(super) fn barrier_point() {}
+
+/// An identity that was never given before in this process; not 0.
+pub fn new_identity() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    // Only uniqueness matters (IDENTITY in the ledger): it publishes nothing.
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
 
 /// See the model's.
-pub struct Meeting;
+pub struct ScheduleHint;
 
-impl Meeting {
+impl ScheduleHint {
     /// Nothing.
     pub const fn new() -> Self {
         Self
@@ -41,12 +54,12 @@ impl Meeting {
 
     /// Does nothing.
     #[inline(always)]
-    pub const fn pass(&self) {}
+    pub const fn hint(&self) {}
 }
 
-/// A word of a VMA that threads sleep on, as they see it: a futex word.
+/// A word of a VMA that threads sleep on: a futex word.
 ///
-/// The platform's [`wait`](Platform::wait) and [`wake`](Platform::wake) receive one.
+/// The platform's [`wait`](crate::Platform::wait) and [`wake`](crate::Platform::wake) receive one.
 #[doc(alias("vm_refcnt", "VMA_LOCK_OFFSET", "VM_REFCNT_EXCLUDE_READERS_FLAG"))]
 #[repr(transparent)]
 pub struct WaitWord(super::AtomicU32);
@@ -64,7 +77,7 @@ impl WaitWord {
     }
 
     /// The word's address, for a system call that compares and sleeps. Whoever writes through it
-    /// breaks the contract of [`Platform`], and the lock.
+    /// breaks the contract of [`Platform`](crate::Platform), and the lock.
     #[inline]
     pub fn as_ptr(&self) -> *const u32 {
         self.0.0.as_ptr()
@@ -81,45 +94,5 @@ impl WaitWord {
     #[inline]
     pub(crate) fn as_futex(&self) -> &AtomicU32 {
         &self.0.0
-    }
-}
-
-/// The mmap lock: the platform's raw lock.
-pub struct MmapLock<P: Platform>(lock_api::RwLock<P::Lock, ()>);
-
-/// The mmap lock held for reading.
-pub type MmapReadGuard<'a, P> = lock_api::RwLockReadGuard<'a, <P as Platform>::Lock, ()>;
-
-/// The mmap lock held for writing.
-pub type MmapWriteGuard<'a, P> = lock_api::RwLockWriteGuard<'a, <P as Platform>::Lock, ()>;
-
-impl<P: Platform> MmapLock<P> {
-    /// An unlocked lock.
-    pub const fn new() -> Self {
-        Self(lock_api::RwLock::const_new(<P::Lock as lock_api::RawRwLock>::INIT, ()))
-    }
-
-    /// Waits for the lock, shared.
-    #[inline]
-    pub fn read(&self) -> MmapReadGuard<'_, P> {
-        self.0.read()
-    }
-
-    /// Waits for the lock, exclusive.
-    #[inline]
-    pub fn write(&self) -> MmapWriteGuard<'_, P> {
-        self.0.write()
-    }
-
-    /// Takes the lock, exclusive, if nobody has it.
-    #[inline]
-    pub fn try_write(&self) -> Option<MmapWriteGuard<'_, P>> {
-        self.0.try_write()
-    }
-
-    /// Lets readers in, and no writer before them.
-    #[inline]
-    pub fn downgrade(guard: MmapWriteGuard<'_, P>) -> MmapReadGuard<'_, P> {
-        lock_api::RwLockWriteGuard::downgrade(guard)
     }
 }

@@ -1,14 +1,15 @@
-//! The only door of this crate to atomics, fences, cells and the mmap lock.
+//! The only door of this crate to atomics, fences and plain cells.
 //!
-//! Two back ends stand behind it: `real` (the processor's) and `model` (a checker's: loom's under the
-//! cfg `pervma_model` that the models package emits, shuttle's under `pervma_shuttle` beside it, from
-//! the schedules package). Nothing here decides anything: an atomic
-//! takes an edge of the [`ledger`](crate::ledger), or [`Relaxed`] with its reason, and passes the
-//! ordering on. A bare `Ordering` is not accepted, so an operation that the ledger does not know
-//! does not compile (`tests/facade.rs` holds that to it).
+//! Two back ends stand behind it: `real` (the processor's) and `model` (a checker's: loom's under
+//! the cfg `pervma_model` that the models package emits, shuttle's under `pervma_shuttle` beside
+//! it, from the schedules package). Nothing here decides anything: an atomic takes an edge of the
+//! [`ledger`](crate::ledger), or [`Relaxed`] with its reason, and passes the ordering on. A bare
+//! `Ordering` is not accepted, so an operation that the ledger does not know does not compile
+//! (`models/tests/sync.rs` holds that to it).
 #![cfg_attr(
     not(pervma_model),
-    expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the facade")
+    expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the door"),
+    expect(unreachable_pub, reason = "the models reach it through `internals`")
 )]
 
 use core::sync::atomic::Ordering;
@@ -26,8 +27,12 @@ use model as imp;
 use real as imp;
 
 pub use imp::{
-    Cell, ConstPtr, Meeting, MmapLock, MmapReadGuard, MmapWriteGuard, WaitWord, keep, resolve,
+    Cell, ConstPtr, ScheduleHint, WaitWord, keep, new_identity, resolve, walks_unvalidated,
 };
+
+/// A value with its cache lines to itself: processors fetch lines in pairs.
+#[repr(align(128))]
+pub struct Line<V>(pub V);
 
 /// No ordering, with the reason why none is needed.
 #[derive(Clone, Copy)]
@@ -39,7 +44,7 @@ pub struct Relaxed(
     pub &'static str,
 );
 
-/// For accesses that only mutants make. `tests/ledger.rs` knows how many there are.
+/// For accesses that only mutants make.
 pub const MUTANT: Relaxed = Relaxed("a mutant's");
 
 /// For what tests do to an atomic.
@@ -102,11 +107,11 @@ pub fn signal_fence() {
     imp::signal_fence();
 }
 
-/// Where a reader may come past a barrier that another thread has asked for, for a checker. It may
-/// anywhere; this is such a place that no fence for signal handlers marks.
+/// A barrier point: where a thread may pass a barrier that another thread has asked for, for a
+/// checker. It may anywhere; this is such a place that no fence for signal handlers marks.
 #[inline(always)]
-pub fn passing_place() {
-    imp::passing_place();
+pub fn barrier_point() {
+    imp::barrier_point();
 }
 
 /// An assertion of debug builds and of all models, whose mutants fail by what it says.
@@ -239,9 +244,14 @@ impl AtomicUsize {
 }
 
 impl AtomicU64 {
-    /// Adds `value`, wrapping; returns what was there.
+    /// Replaces `current` by `new`. A failure orders nothing.
     #[inline(always)]
-    pub fn fetch_add(&self, value: u64, edge: impl RmwOrder) -> u64 {
-        self.0.fetch_add(value, edge.order())
+    pub fn compare_exchange(
+        &self,
+        current: u64,
+        new: u64,
+        edge: impl RmwOrder,
+    ) -> Result<u64, u64> {
+        self.0.compare_exchange(current, new, edge.order(), Ordering::Relaxed)
     }
 }
