@@ -1,0 +1,47 @@
+//! What CI checks of the sources, the public interfaces and the dependencies of pervma.
+
+mod layers;
+mod workspace;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about)]
+struct Arguments {
+    /// The folder of the workspace.
+    #[arg(long, default_value = ".")]
+    root: PathBuf,
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Holds the layers in ARCHITECTURE.md against the imports.
+    Layers {
+        /// A package that is not in order yet: what is wrong in it is told, and does not count.
+        #[arg(long)]
+        open: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(Arguments { root, task }: Arguments) -> Result<()> {
+    let root = root.canonicalize()?;
+    match task {
+        Task::Layers { open } => layers::run(&root, &open),
+    }
+}
