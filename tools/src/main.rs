@@ -1,5 +1,6 @@
 //! What CI checks of the sources, the public interfaces and the dependencies of pervma.
 
+mod api;
 mod layers;
 mod workspace;
 
@@ -27,6 +28,13 @@ enum Task {
         #[arg(long)]
         open: Vec<String>,
     },
+    /// Compares the public interfaces of libraries with the lists in `api/`.
+    Api {
+        packages: Vec<String>,
+        /// Makes the lists anew.
+        #[arg(long)]
+        write: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -43,5 +51,6 @@ fn run(Arguments { root, task }: Arguments) -> Result<()> {
     let root = root.canonicalize()?;
     match task {
         Task::Layers { open } => layers::run(&root, &open),
+        Task::Api { packages, write } => api::run(&root, &packages, write),
     }
 }
