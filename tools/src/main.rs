@@ -2,6 +2,7 @@
 
 mod api;
 mod layers;
+mod licences;
 mod workspace;
 
 use std::path::PathBuf;
@@ -35,6 +36,8 @@ enum Task {
         #[arg(long)]
         write: bool,
     },
+    /// Checks the licences of all dependencies.
+    Licences,
 }
 
 fn main() -> ExitCode {
@@ -52,5 +55,6 @@ fn run(Arguments { root, task }: Arguments) -> Result<()> {
     match task {
         Task::Layers { open } => layers::run(&root, &open),
         Task::Api { packages, write } => api::run(&root, &packages, write),
+        Task::Licences => licences::run(&root),
     }
 }

@@ -15,6 +15,7 @@ pub(crate) struct Workspace {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Package {
     pub(crate) name: String,
+    pub(crate) license: Option<String>,
     manifest_path: PathBuf,
     dependencies: Vec<Dependency>,
     targets: Vec<Target>,
@@ -39,6 +40,11 @@ impl Workspace {
     /// The members of the workspace in the folder `root`.
     pub(crate) fn read(root: &Path) -> Result<Self> {
         Self::metadata(root, &["--no-deps"])
+    }
+
+    /// The same, and all that they depend on, for whatever target.
+    pub(crate) fn with_dependencies(root: &Path) -> Result<Self> {
+        Self::metadata(root, &[])
     }
 
     fn metadata(root: &Path, arguments: &[&str]) -> Result<Self> {
