@@ -3,6 +3,7 @@
 mod api;
 mod layers;
 mod licences;
+mod missed;
 mod workspace;
 
 use std::path::PathBuf;
@@ -38,6 +39,13 @@ enum Task {
     },
     /// Checks the licences of all dependencies.
     Licences,
+    /// Says what a run of the gate did not do, from the logs of its steps.
+    Missed {
+        logs: PathBuf,
+        /// Fail if that is something.
+        #[arg(long)]
+        strict: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -56,5 +64,6 @@ fn run(Arguments { root, task }: Arguments) -> Result<()> {
         Task::Layers { open } => layers::run(&root, &open),
         Task::Api { packages, write } => api::run(&root, &packages, write),
         Task::Licences => licences::run(&root),
+        Task::Missed { logs, strict } => missed::run(&logs, strict),
     }
 }
