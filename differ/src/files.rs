@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::Arc;
 
-use pervma_linux::{File, abi};
+use pervma_linux::{File, MapOperation, abi};
 
 /// Pages in each file but one.
 pub const PAGES: usize = 12;
@@ -47,13 +47,16 @@ fn both(index: usize, descriptor: OwnedFd) -> io::Result<Both> {
     let about = fs::metadata(&link)?;
     let path = fs::read_link(&link)?.to_string_lossy().into_owned();
     let device = about.dev();
+    let disk = is_ext4(&descriptor)?;
     let file = File {
         readable: index != 5,
         writable: index != 4,
         seal_write: index == 2,
         seal_future_write: index == 3,
+        knows_sync: disk,
+        operation: if disk { MapOperation::RefusesSync } else { MapOperation::Accepts },
         // Memory is not placed so that huge pages fit, unless the machine is told to.
-        huge_aligned: is_ext4(&descriptor)?,
+        huge_aligned: disk,
         device: (libc::major(device), libc::minor(device)),
         inode: about.ino(),
         ..File::new(path)

@@ -171,7 +171,7 @@ impl Generator {
             (100, MAP_ABOVE4G),
             (100, MAP_NONBLOCK),
             (100, MAP_DENYWRITE),
-            (300, MAP_SYNC),
+            (60, MAP_SYNC),
             (300, 1 << 40),
         ] {
             if self.random.one_in(rarity) {
@@ -189,10 +189,6 @@ impl Generator {
             27..=30 => ON_DISK,
             other => other % FILES,
         });
-        if file == Some(ON_DISK) {
-            // A disk could do it, if it were memory.
-            flags &= !MAP_SYNC;
-        }
         let most = if file == Some(1) { files::LARGE } else { files::PAGES };
         let most = if self.random.one_in(2) { most } else { files::PAGES };
         let mut offset = self.random.below(most) * PAGE;

@@ -223,6 +223,32 @@ fn what_is_no_address_cannot_be_executed() {
     }
 }
 
+/// A file on a disk, where the machine has one that is known; the kernel refuses `MAP_SYNC` for it.
+const ON_DISK: Option<usize> = Some(7);
+
+#[test]
+fn a_file_that_is_not_dax_refuses_map_sync_when_what_was_there_is_gone() {
+    let addr = 0x1000_0000_0000;
+    let over = |kind: u64, more: u64, prot, file| Op::Mmap {
+        addr: addr + 0x1000,
+        len: 0x1000,
+        prot,
+        flags: kind | 0x10 | more,
+        file,
+        offset: 0,
+    };
+    for file in [ON_DISK, Some(0), Some(4)] {
+        for kind in 0..16 {
+            for more in [0, 0x8_0000, 0x8_8000, 0x20_0000, 0x28_0000] {
+                for prot in [1, 3] {
+                    let lower = mmap(addr, 0x3000, 1, 0x32);
+                    same(&[lower, over(kind, more, prot, file), mmap(addr, 0x1000, 3, 0x32)]);
+                }
+            }
+        }
+    }
+}
+
 /// One step of each kind, as `pervma differ` prints it: that it compiles is the test.
 #[rustfmt::skip]
 fn one_of_each() -> Vec<Op> {

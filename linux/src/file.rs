@@ -2,6 +2,27 @@
 
 use alloc::string::String;
 
+use crate::errno::Errno;
+use crate::flags::VmFlags;
+
+/// The answer of a file's own part of `mmap`, the file operation of that name.
+///
+/// All but [`Absent`](Self::Absent) is asked when everything else has been checked and what was
+/// mapped in the range is gone: a refusal leaves a hole there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[doc(alias = "mmap_prepare")]
+pub enum MapOperation {
+    /// There is no such operation (pipes, directories): `ENODEV`, and nothing has changed.
+    Absent,
+    /// Every mapping is accepted.
+    Accepts,
+    /// A file that could be DAX and is not: every mapping with `MAP_SYNC`, whatever its type, is
+    /// refused with `EOPNOTSUPP`.
+    RefusesSync,
+    /// Every mapping is refused with this error (files in `/sys`: `ENODEV`).
+    Refuses(Errno),
+}
+
 /// An open file, as far as mapping it is concerned.
 ///
 /// Two mappings are of the same open file if they hold the same [`Arc`](alloc::sync::Arc) of it; only
@@ -24,8 +45,11 @@ pub struct File {
     pub append_only: bool,
     /// On a file system that forbids executing.
     pub noexec: bool,
-    /// Whether it can be mapped at all.
-    pub mappable: bool,
+    /// On a file system whose files may be DAX (ext4, XFS): only there `MAP_SHARED_VALIDATE` knows
+    /// `MAP_SYNC`.
+    pub knows_sync: bool,
+    /// What its file operation `mmap` says.
+    pub operation: MapOperation,
     /// The seal that forbids writing (`F_SEAL_WRITE`).
     pub seal_write: bool,
     /// The seal that forbids new ways of writing (`F_SEAL_FUTURE_WRITE`).
@@ -43,6 +67,18 @@ pub struct File {
     pub path: String,
 }
 
+impl MapOperation {
+    /// The answer to a mapping with these flags.
+    pub(crate) fn ask(self, flags: VmFlags) -> Result<(), Errno> {
+        match self {
+            Self::Absent => Err(Errno::ENODEV),
+            Self::RefusesSync if flags.has(VmFlags::SYNC) => Err(Errno::EOPNOTSUPP),
+            Self::Accepts | Self::RefusesSync => Ok(()),
+            Self::Refuses(error) => Err(error),
+        }
+    }
+}
+
 impl File {
     /// An ordinary file, open for reading and writing.
     ///
@@ -56,7 +92,8 @@ impl File {
             writable: true,
             append_only: false,
             noexec: false,
-            mappable: true,
+            knows_sync: false,
+            operation: MapOperation::Accepts,
             seal_write: false,
             seal_future_write: false,
             huge_aligned: false,

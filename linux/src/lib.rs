@@ -106,7 +106,7 @@ pub use config::{Config, Layout, Limits};
 pub use counts::Counts;
 pub use errno::Errno;
 pub use fault::Signal;
-pub use file::File;
+pub use file::{File, MapOperation};
 pub use flags::VmFlags;
 pub use mm::Mm;
 #[cfg(feature = "std")]

@@ -8,7 +8,7 @@ use pervma::Platform;
 use crate::abi::*;
 use crate::backing::Backing;
 use crate::errno::Errno;
-use crate::file::File;
+use crate::file::{File, MapOperation};
 use crate::flags::VmFlags;
 use crate::mm::{Change, Joins, Mm};
 use crate::place::Wanted;
@@ -193,6 +193,9 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
             vma.flags |= VmFlags::ACCOUNT;
         }
         self.remove(range.clone(), removal)?;
+        if let Source::File(file) = &vma.source {
+            file.operation.ask(vma.flags)?;
+        }
         if matches!(vma.source, Source::SharedAnonymous(_)) && !vma.flags.has(VmFlags::NORESERVE) {
             self.may_commit(pages(len))?;
         }
@@ -229,9 +232,10 @@ fn check_file(
     }
     match *flags & MAP_TYPE {
         kind @ (MAP_SHARED | MAP_SHARED_VALIDATE) => {
+            let sync = if file.knows_sync { MAP_SYNC } else { 0 };
             if kind == MAP_SHARED {
                 *flags &= KNOWN_OF_OLD;
-            } else if *flags & !(KNOWN_OF_OLD | MAP_SHARED_VALIDATE) != 0 {
+            } else if *flags & !(KNOWN_OF_OLD | MAP_SHARED_VALIDATE | sync) != 0 {
                 return Err(Errno::EOPNOTSUPP);
             }
             if prot & PROT_WRITE != 0 && !file.writable {
@@ -257,7 +261,7 @@ fn check_file(
         }
         *vm_flags &= !VmFlags::MAYEXEC;
     }
-    if !file.mappable {
+    if file.operation == MapOperation::Absent {
         return Err(Errno::ENODEV);
     }
     if vm_flags.has(VmFlags::GROWSDOWN) {

@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use pervma_linux::{
-    Access, Backing, Config, Errno, File, Mm, NoBacking, Part, Refusal, VmFlags, abi::*,
+    Access, Backing, Config, Errno, File, MapOperation, Mm, NoBacking, Part, Refusal, VmFlags,
+    abi::*,
 };
 
 const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
@@ -44,13 +45,32 @@ fn files_are_asked_what_may_be_done() {
     assert_eq!(map(noexec(), PROT_EXEC, MAP_PRIVATE), Err(Errno::EPERM));
     let addr = map(noexec(), PROT_READ, MAP_PRIVATE).unwrap();
     assert_eq!(mm.mprotect(addr, PAGE, PROT_EXEC), Err(Errno::EACCES));
-    let unmappable = File { mappable: false, ..file() };
+    let unmappable = File { operation: MapOperation::Absent, ..file() };
     assert_eq!(map(unmappable, PROT_READ, MAP_PRIVATE), Err(Errno::ENODEV));
     let append = || File { append_only: true, ..file() };
     assert_eq!(map(append(), PROT_READ, MAP_SHARED), Err(Errno::EACCES));
     assert!(map(append(), PROT_READ, MAP_PRIVATE).is_ok());
     let small = File { max_bytes: 0, ..file() };
     assert_eq!(map(small, PROT_READ, MAP_PRIVATE), Err(Errno::EOVERFLOW));
+}
+
+#[test]
+fn what_refuses_late_leaves_a_hole_except_in_strict_mode() {
+    let sync = File { operation: MapOperation::RefusesSync, ..File::new("/file") };
+    let never = File { operation: MapOperation::Refuses(Errno::ENODEV), ..File::new("/file") };
+    for (file, flags, error) in
+        [(sync, MAP_PRIVATE | MAP_SYNC, Errno::EOPNOTSUPP), (never, MAP_PRIVATE, Errno::ENODEV)]
+    {
+        let file = Arc::new(file);
+        for strict in [false, true] {
+            let mm = Mm::new(NoBacking, Config { strict, ..Config::default() });
+            let addr = mm.mmap(0, 3 * PAGE, PROT_READ, ANONYMOUS, None, 0).unwrap();
+            let over = mm.mmap(addr + PAGE, PAGE, PROT_READ, flags | MAP_FIXED, Some(&file), 0);
+            assert_eq!(over, Err(error));
+            let left = if strict { 3 } else { 2 };
+            assert_eq!((mm.counts().total, mm.lookup(addr + PAGE).is_some()), (left, strict));
+        }
+    }
 }
 
 #[test]
