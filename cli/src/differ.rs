@@ -38,7 +38,7 @@ pub(crate) fn compare(options: &DifferOptions) -> Result<(String, bool), Error> 
         return Err(Error::Unfit(reason));
     }
     let wanted = Options { ops: options.ops, seed: options.seed };
-    let report = run(&machine, wanted, Model::new).map_err(Error::Differ)?;
+    let report = run(&machine, wanted, Model::new, &mut |_| ()).map_err(Error::Differ)?;
     let text = if options.json { json(&report)? } else { table(&report) };
     Ok((text, report.divergence.is_none()))
 }

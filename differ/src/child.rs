@@ -13,6 +13,8 @@ use std::process::{Command, Stdio};
 use libc::{c_int, c_long, pid_t, user_regs_struct};
 use pervma_linux::{Access, Layout, Limits, Signal, abi};
 
+use crate::op::NAMES;
+
 /// Where the page with the instructions is.
 pub const CODE: usize = 0x2000_0000;
 /// `syscall`; `mov al, [rdi]`; `mov [rdi], al`.
@@ -22,6 +24,16 @@ const WRITE: u64 = 4;
 /// Not an address, so that an instruction that has been fetched goes no further: pages hold zeros and
 /// ones, which add to what `rax` or `rcx` points to.
 const NOWHERE: u64 = 0x8000_0000_0000_0000;
+
+/// Where the names for anonymous memory are, in the same page, and how far apart.
+const NAMES_AT: usize = CODE + 0x400;
+const NAME_SIZE: usize = 0x60;
+/// Where the path of a process's memory is.
+const MEMORY_FILE: &str = "/proc/self/mem";
+const MEMORY_FILE_AT: usize = CODE + 0x200;
+/// A byte that is zero, and one that does not matter, from the start of the page on.
+const ZERO_AT: u64 = 0x100;
+const NOTHING_AT: u64 = 0x180;
 
 /// Descriptors of the files in the child, one after the other from this one on.
 pub const FIRST_FD: c_int = 40;
@@ -45,11 +57,13 @@ pub struct Born {
     pub layout: Layout,
     /// Its limits.
     pub limits: Limits,
+    /// How high each may be set.
+    pub hard: Limits,
     /// Whether addresses are random.
     pub randomized: bool,
     /// Whether the kernel marks mappings with guard pages.
     pub marks_guards: bool,
-    /// What it has not been able to drop, as a set of bits.
+    /// What it may do, as a set of bits.
     capabilities: u64,
 }
 
@@ -61,6 +75,25 @@ pub const CAP_SYS_RAWIO: u32 = 17;
 pub const CAP_SYS_ADMIN: u32 = 21;
 
 impl Born {
+    /// What would be known about a process that nothing is known about.
+    #[cfg(test)]
+    pub(crate) fn unborn() -> Self {
+        Self {
+            layout: Layout::default(),
+            limits: Limits::default(),
+            hard: Limits { locked: u64::MAX, stack: u64::MAX, ..Limits::default() },
+            randomized: false,
+            marks_guards: true,
+            capabilities: 0,
+        }
+    }
+
+    /// The same with a capability more.
+    #[cfg(test)]
+    pub(crate) fn with(self, capability: u32) -> Self {
+        Self { capabilities: self.capabilities | 1 << capability, ..self }
+    }
+
     /// Whether it has the capability.
     pub fn has(&self, capability: u32) -> bool {
         self.capabilities >> capability & 1 != 0
@@ -82,12 +115,15 @@ fn check(result: c_long) -> io::Result<c_long> {
 
 impl Child {
     /// Starts a process with `files` as its descriptors, and empties its memory.
-    pub fn spawn(files: &[OwnedFd]) -> io::Result<(Self, Born)> {
-        let descriptors: Vec<c_int> = files.iter().map(AsRawFd::as_raw_fd).collect();
+    pub fn spawn<'f>(
+        files: impl Iterator<Item = &'f OwnedFd>,
+        privileges: Privileges,
+    ) -> io::Result<(Self, Born)> {
+        let descriptors: Vec<c_int> = files.map(AsRawFd::as_raw_fd).collect();
         let mut command = Command::new("/proc/self/exe");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         // SAFETY: `prepare` makes nothing but system calls, which a fork's child may do.
-        unsafe { command.pre_exec(move || prepare(&descriptors)) };
+        unsafe { command.pre_exec(move || prepare(&descriptors, privileges)) };
         // Nobody waits through the handle: the tracer does.
         let pid = pid_t::try_from(command.spawn()?.id()).map_err(io::Error::other)?;
         let mut child = Self {
@@ -111,6 +147,9 @@ impl Child {
         self.registers = self.read_registers()?;
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid))?;
         let personality = fs::read_to_string(format!("/proc/{}/personality", self.pid))?;
+        // Where huge pages are is not in the map, and what is there decides what becomes one's own.
+        // SAFETY: changes this process's way of making pages only.
+        check(c_long::from(unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) }))?;
         let no_random = u64::try_from(libc::ADDR_NO_RANDOMIZE).unwrap_or(0);
         let personality = u64::from_str_radix(personality.trim(), 16).unwrap_or(0);
         // Counted from the state, which follows the name in parentheses and is the third.
@@ -132,6 +171,14 @@ impl Child {
         let code = CODE as u64;
         self.must(libc::SYS_mmap, [code, page, all, flags, u64::MAX, 0])?;
         self.poke(CODE, INSTRUCTIONS)?;
+        let names = NAMES.iter().zip((0..).map(name_at));
+        for (text, start) in names.chain([(&MEMORY_FILE, MEMORY_FILE_AT)]) {
+            for (word, at) in text.as_bytes().chunks(8).zip((start..).step_by(8)) {
+                let mut bytes = [0; 8];
+                bytes[..word.len()].copy_from_slice(word);
+                self.poke(at, u64::from_le_bytes(bytes))?;
+            }
+        }
         self.registers.rip = code;
         let not_writable = abi::PROT_READ | abi::PROT_EXEC;
         self.must(libc::SYS_mprotect, [code, page, not_writable, 0, 0, 0])?;
@@ -162,19 +209,30 @@ impl Child {
             start_stack: field(28),
             ..layout
         };
+        let [address_space, data, locked, stack] =
+            [libc::RLIMIT_AS, libc::RLIMIT_DATA, libc::RLIMIT_MEMLOCK, libc::RLIMIT_STACK]
+                .map(|limit| read_limit(self.pid, limit));
+        let (address_space, data, locked, stack) = (address_space?, data?, locked?, stack?);
         let limits = Limits {
-            address_space: read_limit(self.pid, libc::RLIMIT_AS)?.rlim_cur,
-            data: read_limit(self.pid, libc::RLIMIT_DATA)?.rlim_cur,
-            data_max: read_limit(self.pid, libc::RLIMIT_DATA)?.rlim_max,
-            locked: read_limit(self.pid, libc::RLIMIT_MEMLOCK)?.rlim_cur,
-            stack: read_limit(self.pid, libc::RLIMIT_STACK)?.rlim_cur,
+            address_space: address_space.rlim_cur,
+            data: data.rlim_cur,
+            data_max: data.rlim_max,
+            locked: locked.rlim_cur,
+            stack: stack.rlim_cur,
+        };
+        let hard = Limits {
+            address_space: address_space.rlim_max,
+            data: data.rlim_max,
+            data_max: data.rlim_max,
+            locked: locked.rlim_max,
+            stack: stack.rlim_max,
         };
         let status = self.file("status")?;
         let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
         let capabilities = u64::from_str_radix(capabilities.unwrap_or_default().trim(), 16)
             .map_err(io::Error::other)?;
         let randomized = personality & no_random == 0;
-        Ok(Born { layout, limits, randomized, marks_guards, capabilities })
+        Ok(Born { layout, limits, hard, randomized, marks_guards, capabilities })
     }
 
     /// Makes a system call; returns what the processor has in `rax` then.
@@ -247,6 +305,27 @@ impl Child {
             (libc::SIGBUS, _) => Err(Signal::Bus),
             _ => return Err(io::Error::other(format!("unexpected signal {signal}"))),
         })
+    }
+
+    /// The process reads or writes a byte of its own, whatever the mapping allows; returns what the
+    /// last system call did.
+    pub fn force(&mut self, addr: usize, access: Access) -> io::Result<i64> {
+        let (path, byte) = (MEMORY_FILE_AT as u64, CODE as u64);
+        let read_write = u64::try_from(libc::O_RDWR).unwrap_or(0);
+        let file = self.must(libc::SYS_open, [path, read_write, 0, 0, 0, 0])?;
+        // It takes addresses that a call with an offset would not.
+        self.call(libc::SYS_lseek, [file, addr as u64, 0, 0, 0, 0])?;
+        let done = match access {
+            Access::Write => self.call(libc::SYS_write, [file, byte + ZERO_AT, 1, 0, 0, 0])?,
+            Access::Read | Access::Execute => {
+                let to = byte + NOTHING_AT;
+                let read = self.call(libc::SYS_read, [file, to, 1, 0, 0, 0])?;
+                // It was read; to where it is to be copied nothing can be written, as a rule.
+                if read == -i64::from(libc::EFAULT) { 1 } else { read }
+            }
+        };
+        self.must(libc::SYS_close, [file, 0, 0, 0, 0, 0])?;
+        Ok(done)
     }
 
     /// Forks; the child is a child of this process too, and stopped. Or the error number, negated.
@@ -345,6 +424,7 @@ impl Child {
         Ok(registers)
     }
 
+    /// Writes a word, whatever the mapping allows.
     fn poke(&self, addr: usize, word: u64) -> io::Result<()> {
         self.request(libc::PTRACE_POKEDATA, addr, usize::try_from(word).unwrap_or(0))
     }
@@ -391,14 +471,33 @@ impl Drop for Child {
     }
 }
 
-/// In the child, before it becomes another program: descriptors, no privilege that suspends limits,
-/// no randomness, and traced from now on.
-fn prepare(files: &[c_int]) -> io::Result<()> {
+/// Which privileges that calls look at the process keeps, if this one has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Privileges {
+    /// None: limits hold.
+    #[default]
+    None,
+    /// `CAP_IPC_LOCK` and `CAP_SYS_RAWIO`. Not `CAP_SYS_ADMIN`: it would damage real memory.
+    Kept,
+}
+
+/// The address of the name with this number.
+pub fn name_at(number: usize) -> usize {
+    NAMES_AT + number * NAME_SIZE
+}
+
+/// In the child, before it becomes another program: descriptors, privileges, no random addresses, no
+/// huge pages, and traced from now on.
+fn prepare(files: &[c_int], privileges: Privileges) -> io::Result<()> {
     for (file, number) in files.iter().zip(FIRST_FD..) {
         // SAFETY: descriptors of this process; the copy stays open across the exec.
         check(c_long::from(unsafe { libc::dup2(*file, number) }))?;
     }
-    for capability in [CAP_IPC_LOCK, CAP_SYS_RAWIO, CAP_SYS_ADMIN] {
+    let dropped: &[u32] = match privileges {
+        Privileges::None => &[CAP_IPC_LOCK, CAP_SYS_RAWIO, CAP_SYS_ADMIN],
+        Privileges::Kept => &[CAP_SYS_ADMIN],
+    };
+    for &capability in dropped {
         // Fails without privilege, when there is nothing to drop.
         // SAFETY: changes this process's capabilities only.
         unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) };
@@ -409,6 +508,9 @@ fn prepare(files: &[c_int]) -> io::Result<()> {
         // SAFETY: reads from a limit that is there.
         check(c_long::from(unsafe { libc::setrlimit(resource, &raw const new) }))?;
     }
+    // Where huge pages are is not in the map, and what is there decides what becomes one's own.
+    // SAFETY: changes this process's way of making pages only.
+    check(c_long::from(unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) }))?;
     let no_random = libc::c_ulong::try_from(libc::ADDR_NO_RANDOMIZE).unwrap_or(0);
     // Where it is refused, addresses are random.
     // SAFETY: changes this process's execution domain only.

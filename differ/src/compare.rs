@@ -62,6 +62,20 @@ pub fn flags_of_smaps(smaps: &str) -> Vec<String> {
     flags.map(|flags| flags.trim().to_owned()).collect()
 }
 
+/// What is left of counts that the kernel has shown in units of 1024 bytes: those that are less than
+/// nothing lose two bits.
+pub fn counts_in_kib(counts: Counts) -> Counts {
+    let left = |count: usize| count.wrapping_mul(4) / 4;
+    let Counts { total, data, stack, exec, locked } = counts;
+    Counts {
+        total: left(total),
+        data: left(data),
+        stack: left(stack),
+        exec: left(exec),
+        locked: left(locked),
+    }
+}
+
 /// The counts in the text of `status`.
 pub fn counts_of_status(status: &str) -> Counts {
     let pages = |name: &str| -> usize {

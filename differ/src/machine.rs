@@ -24,6 +24,8 @@ pub struct Machine {
     pub huge_pages: bool,
     /// Whether it can be told that memory fails.
     pub memory_failure: bool,
+    /// The sizes of huge pages that it has pools of, as powers of two.
+    pub huge_page_shifts: Vec<u32>,
 }
 
 /// How many files it takes: they have certain numbers in the process.
@@ -56,7 +58,17 @@ impl Machine {
             anon_names: has_anon_names(),
             huge_pages: knows_advice(abi::MADV_HUGEPAGE),
             memory_failure: knows_advice(abi::MADV_HWPOISON),
+            huge_page_shifts: huge_page_shifts(),
         })
+    }
+
+    /// Whether there is a pool of huge pages of the size that the flags of `mmap` ask for.
+    pub fn has_huge_pages(&self, flags: u64) -> bool {
+        match flags >> 26 & 0x3f {
+            // The usual size.
+            0 => !self.huge_page_shifts.is_empty(),
+            shift => self.huge_page_shifts.iter().any(|has| u64::from(*has) == shift),
+        }
     }
 
     /// Why the comparison cannot be made here, if so.
@@ -88,6 +100,16 @@ impl Machine {
         let has = |wanted: &&str| flags.split_ascii_whitespace().any(|flag| flag == *wanted);
         Ok(unmodelled.into_iter().find(has).map(|flag| format!("the processor has {flag}")))
     }
+}
+
+fn huge_page_shifts() -> Vec<u32> {
+    let pools = fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+    let shift = |pool: fs::DirEntry| -> Option<u32> {
+        let name = pool.file_name();
+        let kilobytes = name.to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?;
+        Some(kilobytes.parse::<u64>().ok()?.trailing_zeros() + 10)
+    };
+    pools.filter_map(shift).collect()
 }
 
 fn number(path: &str) -> io::Result<usize> {

@@ -1,11 +1,11 @@
-//! What is done, on both sides.
+//! Steps: what is done on both sides.
 #![expect(missing_docs, reason = "the fields are the arguments of the calls, by their usual names")]
 
 use std::fmt;
 
 use pervma_linux::Access;
 
-/// One step: a system call, a touch of memory, or what happens to a process.
+/// One step: a system call, a touch of memory, or what happens to a process or a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
     /// `mmap`; the file by its place in the list.
@@ -38,15 +38,36 @@ pub enum Op {
     Msync { addr: usize, len: usize, flags: i32 },
     /// `mincore`.
     Mincore { addr: usize, len: usize, vector: usize },
-    /// `prctl(PR_SET_VMA_ANON_NAME)`: takes a name away.
-    Unname { addr: usize, len: usize },
-    /// A byte is touched.
+    /// `prctl(PR_SET_VMA_ANON_NAME)`; the name by its place in [`NAMES`], or none.
+    Name { addr: usize, len: usize, name: Option<usize> },
+    /// The process touches a byte.
     Touch { addr: usize, access: Access },
+    /// The process reads or writes a byte through `/proc/self/mem`, whatever the mapping allows.
+    Force { addr: usize, access: Access },
     /// The process forks, and the child goes on in its place; or the child is looked at and ends.
     Fork { child_goes_on: bool },
-    /// `setrlimit`; no higher than the hard limit.
+    /// `setrlimit`.
     Limit { which: Which, bytes: u64 },
+    /// `fcntl(F_ADD_SEALS)` of a file, by another process.
+    AddSeals { file: usize, seals: i32 },
+    /// `ftruncate` of a file to so many pages, by another process.
+    Truncate { file: usize, pages: usize },
+    /// `rename` of a file to the name with this number, by another process.
+    Rename { file: usize, name: usize },
+    /// `unlink` of a file, by another process.
+    Unlink { file: usize },
 }
+
+/// Names for anonymous memory; of the last ones, each is wrong in a way of its own.
+pub const NAMES: [&str; 7] = [
+    "name",
+    "a b",
+    "",
+    "1234567890123456789012345678901234567890123456789012345678901234567890123456789",
+    "12345678901234567890123456789012345678901234567890123456789012345678901234567890",
+    "[heap]",
+    "a\u{1}b",
+];
 
 /// A limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +86,7 @@ pub enum Which {
 
 impl Op {
     /// How many kinds of steps there are.
-    pub const KINDS: usize = 19;
+    pub const KINDS: usize = 24;
 
     /// The name of the call.
     #[must_use]
@@ -86,10 +107,15 @@ impl Op {
             Self::Mseal { .. } => "mseal",
             Self::Msync { .. } => "msync",
             Self::Mincore { .. } => "mincore",
-            Self::Unname { .. } => "prctl",
+            Self::Name { .. } => "prctl",
             Self::Touch { .. } => "touch",
+            Self::Force { .. } => "/proc/self/mem",
             Self::Fork { .. } => "fork",
             Self::Limit { .. } => "setrlimit",
+            Self::AddSeals { .. } => "fcntl",
+            Self::Truncate { .. } => "ftruncate",
+            Self::Rename { .. } => "rename",
+            Self::Unlink { .. } => "unlink",
         }
     }
 }
@@ -153,12 +179,15 @@ impl fmt::Display for Op {
                 range(f, "Mincore", addr, len)?;
                 write!(f, ", vector: {vector:#x} }}")
             }
-            Self::Unname { addr, len } => {
-                range(f, "Unname", addr, len)?;
-                f.write_str(" }")
+            Self::Name { addr, len, name } => {
+                range(f, "Name", addr, len)?;
+                write!(f, ", name: {name:?} }}")
             }
             Self::Touch { addr, access } => {
                 write!(f, "Op::Touch {{ addr: {addr:#x}, access: Access::{access:?} }}")
+            }
+            Self::Force { addr, access } => {
+                write!(f, "Op::Force {{ addr: {addr:#x}, access: Access::{access:?} }}")
             }
             Self::Fork { child_goes_on } => {
                 write!(f, "Op::Fork {{ child_goes_on: {child_goes_on} }}")
@@ -166,6 +195,16 @@ impl fmt::Display for Op {
             Self::Limit { which, bytes } => {
                 write!(f, "Op::Limit {{ which: Which::{which:?}, bytes: {bytes:#x} }}")
             }
+            Self::AddSeals { file, seals } => {
+                write!(f, "Op::AddSeals {{ file: {file}, seals: {seals} }}")
+            }
+            Self::Truncate { file, pages } => {
+                write!(f, "Op::Truncate {{ file: {file}, pages: {pages} }}")
+            }
+            Self::Rename { file, name } => {
+                write!(f, "Op::Rename {{ file: {file}, name: {name} }}")
+            }
+            Self::Unlink { file } => write!(f, "Op::Unlink {{ file: {file} }}"),
         }
     }
 }

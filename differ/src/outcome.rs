@@ -1,6 +1,7 @@
 //! What came of a step, and what can be seen afterwards.
 
 use std::fmt;
+use std::io;
 
 use pervma_linux::{Errno, Signal};
 
@@ -22,6 +23,24 @@ impl Outcome {
             Ok(value) => i64::try_from(value).unwrap_or(i64::MAX),
             Err(error) => -i64::from(error.number()),
         })
+    }
+
+    /// The outcome of a call that returns nothing.
+    pub fn done(result: Result<(), Errno>) -> Self {
+        Self::of(result.map(|()| 0))
+    }
+
+    /// The outcome of a call that this process has made.
+    pub(crate) fn of_io(result: io::Result<()>) -> Self {
+        match result {
+            Ok(()) => Self::Returned(0),
+            Err(error) => Self::error(error.raw_os_error().unwrap_or(i32::MAX)),
+        }
+    }
+
+    /// A call that has failed with this number.
+    pub(crate) fn error(number: i32) -> Self {
+        Self::Returned(-i64::from(number))
     }
 
     /// The error number, if it is one.

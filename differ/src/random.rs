@@ -17,6 +17,11 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
+    /// Any number.
+    pub fn word(&mut self) -> usize {
+        usize::try_from(self.next()).unwrap_or(usize::MAX)
+    }
+
     /// A number below `end`, which is small.
     pub fn below(&mut self, end: usize) -> usize {
         let end = end.max(1) as u64;

@@ -2,14 +2,13 @@
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 
 use libc::c_long;
-use pervma_linux::{Config, File};
+use pervma_linux::Config;
 
-use crate::child::{Born, Child, FIRST_FD};
+use crate::child::{Born, Child, FIRST_FD, Privileges, name_at};
 use crate::compare::{self, Objects};
-use crate::files;
+use crate::files::{Files, OpenFiles};
 use crate::machine::Machine;
 use crate::model::{self, Subject};
 use crate::op::{Op, Which};
@@ -30,7 +29,7 @@ pub struct Session<S> {
     steps: usize,
     /// The map of the child that was looked at last and has ended.
     ended_child: Option<String>,
-    files: Vec<Arc<File>>,
+    files: Files,
     born: Born,
 }
 
@@ -60,13 +59,12 @@ impl<S: Subject> Session<S> {
     /// A new process, and what `make` makes to be compared with it.
     pub fn begin(
         machine: &Machine,
-        make: impl FnOnce(&Config, &[Arc<File>]) -> S,
+        privileges: Privileges,
+        make: impl FnOnce(&Config, &OpenFiles) -> S,
     ) -> io::Result<Self> {
-        let files = files::make()?;
-        let (descriptors, files): (Vec<_>, Vec<_>) =
-            files.into_iter().map(|both| (both.descriptor, both.file)).unzip();
-        let (child, born) = Child::spawn(&descriptors)?;
-        let subject = make(&model::config(&born, machine), &files);
+        let files = Files::new()?;
+        let (child, born) = Child::spawn(files.descriptors(), privileges)?;
+        let subject = make(&model::config(&born, machine), files.opened());
         let objects = Objects::default();
         Ok(Self { child, subject, objects, steps: 0, ended_child: None, files, born })
     }
@@ -77,8 +75,8 @@ impl<S: Subject> Session<S> {
     }
 
     /// The files, by their numbers in steps.
-    pub fn files(&self) -> &[Arc<File>] {
-        &self.files
+    pub fn files(&self) -> &OpenFiles {
+        self.files.opened()
     }
 
     /// What is compared with it.
@@ -96,7 +94,6 @@ impl<S: Subject> Session<S> {
 
     /// Makes a step on both sides, and compares the results only.
     pub fn step_alone(&mut self, op: &Op) -> io::Result<(Outcome, Option<Difference>)> {
-        let op = &self.possible(op)?;
         let kernel = self.on_kernel(op)?;
         let model = self.subject.step(op);
         self.steps += 1;
@@ -140,7 +137,7 @@ impl<S: Subject> Session<S> {
             return Ok(Some(Difference { what: "flags", kernel, model }));
         }
         let counts = compare::counts_of_status(&self.child.file("status")?);
-        let model = self.subject.counts();
+        let model = compare::counts_in_kib(self.subject.counts());
         Ok((counts != model).then(|| Difference {
             what: "counts",
             kernel: format!("{counts:?}"),
@@ -148,22 +145,20 @@ impl<S: Subject> Session<S> {
         }))
     }
 
-    /// No limit can be set higher than the hard one is.
-    fn possible(&self, op: &Op) -> io::Result<Op> {
-        Ok(match *op {
-            Op::Limit { which, bytes } => {
-                let most = self.child.limit(resource(which))?.rlim_max;
-                Op::Limit { which, bytes: bytes.min(most) }
-            }
-            ref other => other.clone(),
-        })
-    }
-
     fn on_kernel(&mut self, op: &Op) -> io::Result<Outcome> {
         let (number, arguments) = match *op {
             Op::Touch { addr, access } => {
                 return self.child.touch(addr, access).map(Outcome::Touched);
             }
+            Op::Force { addr, access } => {
+                let done = self.child.force(addr, access)?;
+                // One byte, or an error.
+                return Ok(Outcome::Returned(done.min(0)));
+            }
+            Op::AddSeals { file, seals } => return Ok(self.files.add_seals(file, seals)),
+            Op::Truncate { file, pages } => return Ok(self.files.truncate(file, pages)),
+            Op::Rename { file, name } => return Ok(self.files.rename(file, Some(name))),
+            Op::Unlink { file } => return Ok(self.files.rename(file, None)),
             Op::Fork { child_goes_on } => {
                 let mut child = match self.child.fork()? {
                     Ok(child) => child,
@@ -185,8 +180,10 @@ impl<S: Subject> Session<S> {
                     }
                     _ => libc::rlimit { rlim_cur: bytes, ..old },
                 };
-                self.child.set_limit(resource(which), new)?;
-                return Ok(Outcome::Done);
+                return Ok(match self.child.set_limit(resource(which), new) {
+                    Ok(()) => Outcome::Done,
+                    error => Outcome::of_io(error),
+                });
             }
             ref call => system_call(call),
         };
@@ -234,8 +231,18 @@ fn system_call(op: &Op) -> (c_long, [u64; 6]) {
         Op::Mseal { addr, len, flags } => (SYS_MSEAL, three(addr, len, flags)),
         Op::Msync { addr, len, flags } => (libc::SYS_msync, three(addr, len, int(flags))),
         Op::Mincore { addr, len, vector } => (libc::SYS_mincore, three(addr, len, word(vector))),
-        Op::Unname { addr, len } => (libc::SYS_prctl, [PR_SET_VMA, 0, word(addr), word(len), 0, 0]),
+        Op::Name { addr, len, name } => {
+            let name = name.map_or(0, |name| word(name_at(name)));
+            (libc::SYS_prctl, [PR_SET_VMA, 0, word(addr), word(len), name, 0])
+        }
         // Not system calls of the process itself.
-        Op::Touch { .. } | Op::Fork { .. } | Op::Limit { .. } => (libc::SYS_getpid, [0; 6]),
+        Op::Touch { .. }
+        | Op::Force { .. }
+        | Op::Fork { .. }
+        | Op::Limit { .. }
+        | Op::AddSeals { .. }
+        | Op::Truncate { .. }
+        | Op::Rename { .. }
+        | Op::Unlink { .. } => (libc::SYS_getpid, [0; 6]),
     }
 }

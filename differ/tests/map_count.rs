@@ -5,7 +5,7 @@
 
 mod common;
 
-use pervma_differ::{Difference, Machine, Model, Op, Options, replay_after, run_after};
+use pervma_differ::{Difference, Machine, Model, Op, Options, Privileges, replay_after, run_after};
 use pervma_linux::abi::*;
 
 /// Above it this test would take too long.
@@ -134,7 +134,8 @@ fn at_the_limit_of_mappings() {
         let (last, before) = steps.split_last().unwrap();
         let mut first = fill(count);
         first.extend_from_slice(before);
-        let differing = replay_after(&machine, &Model::new, &first, std::slice::from_ref(last));
+        let last_one = std::slice::from_ref(last);
+        let differing = replay_after(&machine, Privileges::None, &Model::new, &first, last_one);
         if let Some((made, Difference { what, kernel, model })) = differing.unwrap() {
             let apart = kernel.lines().zip(model.lines()).find(|(kernel, model)| kernel != model);
             panic!("{count} mappings, after {made} steps: {what}: {apart:?}");

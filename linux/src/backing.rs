@@ -86,7 +86,9 @@ impl<'a> Part<'a> {
 /// # Ok::<(), pervma_linux::Errno>(())
 /// ```
 pub trait Backing {
-    /// Makes every page of `part` present for `access`, which the VMA allows.
+    /// Makes every page of `part` present for `access`, which the VMA allows; or else a debugger
+    /// writes ([`Mm::access_forced`](crate::Mm::access_forced)), and the page becomes one of the
+    /// mapping's own and stays as protected as it is.
     ///
     /// # Errors
     ///

@@ -39,6 +39,8 @@ macro_rules! errno {
 errno! {
     /// Not allowed: sealed, or a capability is missing.
     EPERM = 1,
+    /// Memory cannot be read or written, whatever is tried.
+    EIO = 5,
     /// The file is not open.
     EBADF = 9,
     /// Try again.

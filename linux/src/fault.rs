@@ -61,28 +61,82 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             check_access(&vma, access)?;
             if !needs_group(&vma, access) {
                 let had = ask(Some(&self.backing), &vma.range(), &vma, addr, access);
-                return signal(&vma, access, had);
+                return signal(vma.flags, access, had);
             }
         }
         let change = self.core.change(&self.config, Some(&self.backing));
         change.map_err(|_| Signal::OutOfMemory)?.fault(addr, access)
     }
+
+    /// A debugger reads or writes memory whatever the mapping allows, as a system call on
+    /// `/proc/PID/mem` or `ptrace` does: its page is made present.
+    ///
+    /// A write to a private mapping that forbids it makes a page of its own there, which is then as
+    /// protected as the others; what the file holds stays. A shared mapping that forbids writing
+    /// refuses. [`Access::Execute`] is as [`Access::Read`].
+    ///
+    /// ```
+    /// use pervma_linux::{Access, Config, Errno, Mm, NoBacking, abi::*};
+    ///
+    /// let mm = Mm::new(NoBacking, Config::default());
+    /// let text = mm.mmap(0, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)?;
+    /// assert_eq!(mm.access_forced(text, Access::Write), Ok(())); // a breakpoint
+    /// let shared = mm.mmap(0, 4096, PROT_READ, MAP_SHARED | MAP_ANONYMOUS, None, 0)?;
+    /// assert_eq!(mm.access_forced(shared, Access::Write), Err(Errno::EIO));
+    /// # Ok::<(), Errno>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `EIO`, whatever the cause; `EAGAIN` from inside of a method of the [`Backing`].
+    #[doc(alias("FOLL_FORCE", "access_remote_vm", "PTRACE_POKEDATA", "/proc/PID/mem"))]
+    pub fn access_forced(&self, addr: usize, access: Access) -> Result<(), Errno> {
+        let access = if access == Access::Write { Access::Write } else { Access::Read };
+        if addr >= self.config.layout.task_size {
+            return Err(Errno::EIO);
+        }
+        if let Ok(vma) = self.core.space.try_read(addr) {
+            check_forced(&vma, access)?;
+            if !needs_group(&vma, access) {
+                let had = ask(Some(&self.backing), &vma.range(), &vma, addr, access);
+                return had.map_err(|_| Errno::EIO);
+            }
+        }
+        let mut change = self.core.change(&self.config, Some(&self.backing))?;
+        change.reach(addr).map_err(|_| Errno::EIO)?;
+        let (_, vma) = change.holding(addr).ok_or(Errno::EIO)?;
+        check_forced(vma, access)?;
+        change.make_present(addr, access).map_err(|_| Errno::EIO)
+    }
 }
 
 impl<B: Backing, P: Platform> Change<'_, B, P> {
     pub(crate) fn fault(&mut self, addr: usize, access: Access) -> Result<(), Signal> {
-        let (range, _) = self.first_from(addr).ok_or(Signal::NotMapped)?;
-        if addr < range.start {
-            self.grow_down(range.start, addr & !(PAGE - 1)).map_err(|_| Signal::NotMapped)?;
-        }
-        let (whole, vma) = self.holding(addr).ok_or(Signal::NotMapped)?;
+        self.reach(addr).map_err(|_| Signal::NotMapped)?;
+        let (_, vma) = self.holding(addr).ok_or(Signal::NotMapped)?;
         check_access(vma, access)?;
-        let had = ask(self.backing, &whole, vma, addr, access);
-        let signal = signal(vma, access, had);
-        if needs_group(vma, access) && !is_guard_at(addr & !(PAGE - 1), had) {
-            self.give_group(addr).map_err(|_| Signal::OutOfMemory)?;
+        let flags = vma.flags;
+        signal(flags, access, self.make_present(addr, access))
+    }
+
+    /// Lets the stack that may be above `addr` grow to it.
+    #[doc(alias = "expand_stack")]
+    fn reach(&mut self, addr: usize) -> Result<(), Errno> {
+        let (range, _) = self.first_from(addr).ok_or(Errno::EFAULT)?;
+        if addr < range.start {
+            self.grow_down(range.start, addr & !(PAGE - 1))?;
         }
-        signal
+        Ok(())
+    }
+
+    /// Makes the page of `addr`, which is mapped, present for an access that has been checked.
+    fn make_present(&mut self, addr: usize, access: Access) -> Result<(), Refusal> {
+        let Some((whole, vma)) = self.holding(addr) else { return Ok(()) };
+        let had = ask(self.backing, &whole, vma, addr, access);
+        if needs_group(vma, access) && !is_guard_at(addr & !(PAGE - 1), had) {
+            self.give_group(addr).map_err(|_| Refusal::OutOfMemory)?;
+        }
+        had
     }
 
     /// Makes the VMA that starts at `start` start at `addr`, if it grows downwards.
@@ -129,6 +183,19 @@ fn check_access(vma: &Vma, access: Access) -> Result<(), Signal> {
     if vma.flags.any(sufficient) { Ok(()) } else { Err(Signal::NotAllowed) }
 }
 
+/// Whether a debugger may access it: to write where that is forbidden, the page must become one of
+/// the mapping's own.
+#[doc(alias = "check_vma_flags")]
+fn check_forced(vma: &Vma, access: Access) -> Result<(), Errno> {
+    let flags = vma.flags;
+    let own = flags & (VmFlags::SHARED | VmFlags::MAYWRITE) == VmFlags::MAYWRITE;
+    let allowed = match access {
+        Access::Write => flags.has(VmFlags::WRITE) || own,
+        Access::Read | Access::Execute => flags.any(VmFlags::READ | VmFlags::MAYREAD),
+    };
+    if allowed { Ok(()) } else { Err(Errno::EIO) }
+}
+
 /// Whether the access makes the first page of the VMA's own.
 fn needs_group(vma: &Vma, access: Access) -> bool {
     access == Access::Write && vma.flags.is_private() && vma.anon.is_none()
@@ -146,14 +213,12 @@ fn ask<B: Backing>(
     backing.map_or(Ok(()), |backing| backing.fault(part, access))
 }
 
-fn signal(vma: &Vma, access: Access, had: Result<(), Refusal>) -> Result<(), Signal> {
+fn signal(flags: VmFlags, access: Access, had: Result<(), Refusal>) -> Result<(), Signal> {
     match had {
         Err(Refusal::Bus) => Err(Signal::Bus),
         Err(Refusal::Guard { .. }) => Err(Signal::NotMapped),
         Err(Refusal::OutOfMemory) => Err(Signal::OutOfMemory),
-        Ok(()) if access == Access::Execute && !vma.flags.has(VmFlags::EXEC) => {
-            Err(Signal::NotAllowed)
-        }
+        Ok(()) if access == Access::Execute && !flags.has(VmFlags::EXEC) => Err(Signal::NotAllowed),
         Ok(()) => Ok(()),
     }
 }

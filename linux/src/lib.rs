@@ -18,7 +18,7 @@
 //! # Ok::<(), pervma_linux::Errno>(())
 //! ```
 //!
-//! The map alone is this crate's: pages are a [`Backing`]'s, files are an identity ([`File`]). What the
+//! The map alone is this crate's: pages are a [`Backing`]'s, files are the caller's ([`File`]). What the
 //! results depend on beside the map (layout, limits, privileges, the machine's memory) is a
 //! [`Config`]. With [`Config::strict`] no call ever changes the map half; the faithful default does
 //! what Linux does.
@@ -66,6 +66,9 @@
 //!   from below. A caller that has them can look at the arguments first.
 //! - *Kernels without swap*, where `MADV_WILLNEED` of memory without a file is `EBADF`, *or without
 //!   KSM*, where `MADV_MERGEABLE` is `EINVAL`; none has been at hand.
+//! - *The limits of a debugger*: where a stack grows because another process writes to it, Linux looks
+//!   at the limits of that process, and here they are those of the stack's.
+//! - *Files that are swapped to* (`ETXTBSY`).
 //! - *Soft-dirty tracking*, a flag that `/proc/PID/clear_refs` resets.
 //! - *The `[vsyscall]` page*, which lies above all that can be mapped: here nothing is there.
 //! - *`READ_IMPLIES_EXEC`* and 32-bit processes.
@@ -106,7 +109,7 @@ pub use config::{Config, Layout, Limits};
 pub use counts::Counts;
 pub use errno::Errno;
 pub use fault::Signal;
-pub use file::{File, MapOperation};
+pub use file::{File, FileFacts, MapOperation, OpenFile};
 pub use flags::VmFlags;
 pub use mm::Mm;
 #[cfg(feature = "std")]

@@ -130,6 +130,13 @@ fn whole_pages(addr: usize, len: usize) -> Range<usize> {
     start..start.wrapping_add(page_align(len.wrapping_add(addr - start)))
 }
 
+/// What an `int` holds of a number: Linux counts pages in one here, so that 8 TiB or more at a time
+/// are counted wrong.
+#[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "as in Linux")]
+fn as_int(count: usize) -> i32 {
+    count as i32
+}
+
 impl<B: Backing, P: Platform> Change<'_, B, P> {
     fn mlock(&mut self, addr: usize, len: usize, flags: VmFlags) -> Result<(), Errno> {
         if !self.can_lock() {
@@ -196,13 +203,14 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
             return Ok(part);
         }
         let whole = self.modify(part.clone(), vma)?;
-        let count = pages(part.end - part.start);
+        let count = as_int(pages(part.end - part.start));
+        let more = match (old.has(VmFlags::LOCKED), flags.has(VmFlags::LOCKED)) {
+            (_, false) => count.wrapping_neg(),
+            (false, true) => count,
+            (true, true) => 0,
+        };
         let locked = &mut self.state.counts.locked;
-        match (old.has(VmFlags::LOCKED), flags.has(VmFlags::LOCKED)) {
-            (_, false) => *locked = locked.wrapping_sub(count),
-            (false, true) => *locked = locked.wrapping_add(count),
-            (true, true) => {}
-        }
+        *locked = locked.wrapping_add_signed(more as isize);
         Ok(whole)
     }
 

@@ -8,7 +8,7 @@ use pervma::Platform;
 use crate::abi::*;
 use crate::backing::Backing;
 use crate::errno::Errno;
-use crate::file::{File, MapOperation};
+use crate::file::{File, FileFacts, MapOperation};
 use crate::flags::VmFlags;
 use crate::mm::{Change, Joins, Mm};
 use crate::place::Wanted;
@@ -40,7 +40,7 @@ struct Request<'a> {
     len: usize,
     prot: u64,
     flags: u64,
-    file: Option<&'a Arc<File>>,
+    file: Option<(&'a Arc<dyn File>, FileFacts)>,
     page_offset: u64,
 }
 
@@ -48,11 +48,11 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// Maps a file, or with `MAP_ANONYMOUS` memory; returns the address. `offset` is in bytes.
     ///
     /// ```
-    /// use pervma_linux::{Config, File, Mm, NoBacking, abi::*};
+    /// use pervma_linux::{Config, File, FileFacts, Mm, NoBacking, OpenFile, abi::*};
     /// use std::sync::Arc;
     ///
     /// let mm = Mm::new(NoBacking, Config::default());
-    /// let file = Arc::new(File::new("/bin/true"));
+    /// let file: Arc<dyn File> = Arc::new(OpenFile::new("/bin/true", FileFacts::new()));
     /// let first = mm.mmap(0, 4096, PROT_READ, MAP_PRIVATE, Some(&file), 0)?;
     /// // Top-down: the next one goes below.
     /// let second = mm.mmap(0, 4096, PROT_READ, MAP_PRIVATE, Some(&file), 0)?;
@@ -70,7 +70,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         len: usize,
         prot: u64,
         flags: u64,
-        file: Option<&Arc<File>>,
+        file: Option<&Arc<dyn File>>,
         offset: u64,
     ) -> Result<usize, Errno> {
         if !offset.is_multiple_of(PAGE as u64) {
@@ -84,6 +84,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             return Err(Errno::EINVAL);
         }
         let page_offset = offset / PAGE as u64;
+        let file = file.map(|file| (file, file.facts()));
         self.change(|change| {
             change.mmap(Request { hint: addr, len, prot, flags, file, page_offset })
         })
@@ -127,7 +128,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
             }
         }
         let source = match file {
-            Some(file) => Source::File(Arc::clone(file)),
+            Some((file, _)) => Source::File(Arc::clone(file)),
             // Whatever the type is: one that is not known is refused later.
             None if flags & MAP_SHARED != 0 => self.state.new_object(len),
             None => Source::Anonymous,
@@ -145,8 +146,8 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
             return Err(Errno::EAGAIN);
         }
         let page_offset = match file {
-            Some(file) => {
-                check_file(file, prot, &mut flags, &mut vm_flags, len, request.page_offset)?;
+            Some((_, facts)) => {
+                check_file(&facts, prot, &mut flags, &mut vm_flags, len, request.page_offset)?;
                 request.page_offset
             }
             None => check_anonymous(flags, &mut vm_flags, addr)?,
@@ -155,7 +156,8 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
             vm_flags |= VmFlags::NORESERVE;
         }
         let vma = Vma { flags: vm_flags, page_offset, source, anon: None, name: None };
-        self.map_over(range.clone(), vma)?;
+        let operation = file.map_or(MapOperation::Accepts, |(_, facts)| facts.operation);
+        self.map_over(range.clone(), vma, operation)?;
         let populate = flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE;
         if populate || vm_flags.has(VmFlags::LOCKED) {
             self.populate_what_can_be(range);
@@ -173,7 +175,12 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
 
     /// Maps over whatever is there. Once that has been removed, a failure leaves a hole.
     #[doc(alias = "__mmap_region")]
-    fn map_over(&mut self, range: Range<usize>, mut vma: Vma) -> Result<(), Errno> {
+    fn map_over(
+        &mut self,
+        range: Range<usize>,
+        mut vma: Vma,
+        operation: MapOperation,
+    ) -> Result<(), Errno> {
         let len = range.end - range.start;
         let removal = self.check_removal(&range)?;
         let more = pages(len).wrapping_sub(removal.total);
@@ -193,9 +200,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
             vma.flags |= VmFlags::ACCOUNT;
         }
         self.remove(range.clone(), removal)?;
-        if let Source::File(file) = &vma.source {
-            file.operation.ask(vma.flags)?;
-        }
+        operation.ask(vma.flags)?;
         if matches!(vma.source, Source::SharedAnonymous(_)) && !vma.flags.has(VmFlags::NORESERVE) {
             self.may_commit(pages(len))?;
         }
@@ -219,7 +224,7 @@ fn is_promised(vma: &Vma) -> bool {
 }
 
 fn check_file(
-    file: &File,
+    file: &FileFacts,
     prot: u64,
     flags: &mut u64,
     vm_flags: &mut VmFlags,

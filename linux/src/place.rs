@@ -40,7 +40,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
             return Err(Errno::ENOMEM);
         }
         let aligned = match source {
-            Source::File(file) => file.huge_aligned && len >= HUGE,
+            Source::File(file) => len >= HUGE && file.facts().huge_aligned,
             Source::SharedAnonymous(_) => false,
             Source::Anonymous => hint == 0 && len.is_multiple_of(HUGE),
         };

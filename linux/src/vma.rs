@@ -1,6 +1,7 @@
 //! What a VMA holds.
 
 use alloc::sync::Arc;
+use core::ptr;
 
 use pervma::Payload;
 
@@ -43,7 +44,7 @@ pub enum Source {
     /// Memory shared with children, empty at first. Each call that maps some makes an object.
     SharedAnonymous(Arc<Object>),
     /// An open file.
-    File(Arc<File>),
+    File(Arc<dyn File>),
 }
 
 /// Shared memory without a name.
@@ -72,7 +73,7 @@ impl PartialEq for Source {
         match (self, other) {
             (Self::Anonymous, Self::Anonymous) => true,
             (Self::SharedAnonymous(a), Self::SharedAnonymous(b)) => Arc::ptr_eq(a, b),
-            (Self::File(a), Self::File(b)) => Arc::ptr_eq(a, b),
+            (Self::File(a), Self::File(b)) => ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b)),
             _ => false,
         }
     }

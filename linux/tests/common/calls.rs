@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use pervma_linux::{
-    Access, Backing, Config, Counts, Errno, File, Mm, Part, Refusal, StdPlatform, VmFlags, abi,
+    Access, Backing, Config, Counts, Errno, File, FileFacts, Mm, OpenFile, Part, Refusal,
+    StdPlatform, VmFlags, abi,
 };
 
 /// Memory of which some pages cannot be had, and some advice cannot be followed.
@@ -97,7 +98,7 @@ pub fn run(bytes: &[u8]) {
         may_map_low: unlimited & 2 != 0,
         ..Config::default()
     };
-    let file = Arc::new(File::new("/file"));
+    let file: Arc<dyn File> = Arc::new(OpenFile::new("/file", FileFacts::new()));
     let mut mm = Mm::new(Unwilling, config);
     while !arguments.0.is_empty() {
         let before = (mm.config().strict).then(|| state(&mm));
@@ -119,7 +120,7 @@ fn state(mm: &Mm<Unwilling, StdPlatform>) -> (String, Vec<VmFlags>, Counts) {
 fn call(
     mm: &mut Mm<Unwilling, StdPlatform>,
     arguments: &mut Arguments<'_>,
-    file: &Arc<File>,
+    file: &Arc<dyn File>,
 ) -> Result<(), Errno> {
     let [which] = arguments.bytes();
     let (addr, len) = (arguments.addr(), arguments.len());
