@@ -148,7 +148,7 @@ impl Model {
         if child_goes_on {
             self.mm = child;
         } else {
-            self.ended_child = child.maps();
+            self.ended_child = child.maps()?;
         }
         Ok(())
     }
@@ -162,12 +162,6 @@ impl Model {
             Which::Locked => Limits { locked: bytes, ..limits },
             Which::Stack => Limits { stack: bytes, ..limits },
         });
-    }
-
-    fn mapped(&self) -> Vec<Vma> {
-        let mut all = Vec::new();
-        self.mm.for_each(|_, vma| all.push(vma.clone()));
-        all
     }
 }
 
@@ -210,8 +204,8 @@ impl Subject for Model {
                 return Outcome::Done;
             }
             Op::AddSeals { file, seals } => {
-                let vmas = self.mapped();
-                self.file(file).and_then(|file| file.add_seals(seals, vmas.into_iter()))
+                let vmas = self.vmas().into_iter().map(|(_, vma)| vma);
+                self.file(file).and_then(|file| file.add_seals(seals, vmas))
             }
             Op::Truncate { file, pages } => self.file(file).and_then(|file| file.truncate(pages)),
             Op::Rename { file, name } => self.file(file).and_then(|file| file.rename(Some(name))),
@@ -220,11 +214,12 @@ impl Subject for Model {
     }
 
     fn maps(&self) -> String {
-        self.mm.maps()
+        // What cannot be is a difference.
+        self.mm.maps().unwrap_or_else(|error| error.to_string())
     }
 
     fn flags(&self) -> Vec<String> {
-        self.mapped().iter().map(|vma| vma.flags.to_string()).collect()
+        self.vmas().iter().map(|(_, vma)| vma.flags.to_string()).collect()
     }
 
     fn counts(&self) -> Counts {
@@ -237,7 +232,8 @@ impl Subject for Model {
 
     fn vmas(&self) -> Vec<(Range<usize>, Vma)> {
         let mut all = Vec::new();
-        self.mm.for_each(|range, vma| all.push((range, vma.clone())));
+        let seen = self.mm.for_each(|range, vma| all.push((range, vma.clone())));
+        debug_assert_eq!(seen, Ok(()), "no call is under way");
         all
     }
 

@@ -25,7 +25,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// let mm = Mm::new(NoBacking, Config::default());
     /// let addr = mm.mmap(0, 8192, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)?;
     /// mm.madvise(addr, 4096, MADV_DONTFORK)?;
-    /// assert!(mm.lookup(addr).is_some_and(|(_, vma)| vma.flags.has(VmFlags::DONTCOPY)));
+    /// assert!(mm.lookup(addr)?.is_some_and(|(_, vma)| vma.flags.has(VmFlags::DONTCOPY)));
     /// # Ok::<(), pervma_linux::Errno>(())
     /// ```
     ///
@@ -58,7 +58,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// let mm = Mm::new(NoBacking, Config::default());
     /// let addr = mm.mmap(0, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)?;
     /// mm.set_anon_name(addr, 4096, Some("arena"))?;
-    /// assert!(mm.maps().contains("[anon:arena]"));
+    /// assert!(mm.maps()?.contains("[anon:arena]"));
     /// # Ok::<(), pervma_linux::Errno>(())
     /// ```
     ///

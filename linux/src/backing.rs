@@ -62,7 +62,9 @@ impl<'a> Part<'a> {
 /// As in Linux, where page tables have locks of their own, advice may come to pages that are faulted
 /// in at that moment: it is the backing that gives them an order.
 ///
-/// No method may call the same `Mm`; see [there](crate::Mm) what happens if one does.
+/// No method may call the same `Mm`; see [there](crate::Mm) what happens if one does. Where
+/// [`Mm::try_fault`](crate::Mm::try_fault) is asked in signal handlers, `fault` runs in them: it may
+/// not lock or allocate then.
 ///
 /// ```
 /// use core::ops::Range;

@@ -19,7 +19,8 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// let mm = Mm::new(NoBacking, Config::default());
     /// let heap = mm.brk(0);
     /// assert_eq!(mm.brk(heap + 10), heap + 10);
-    /// assert!(mm.maps().contains("[heap]"));
+    /// assert!(mm.maps()?.contains("[heap]"));
+    /// # Ok::<(), pervma_linux::NotNow>(())
     /// ```
     pub fn brk(&self, brk: usize) -> usize {
         let moved = self.change(|change| change.brk(brk));

@@ -88,7 +88,7 @@ impl Default for Limits {
 /// # mm.munmap(addr + 4096, 4096)?;
 /// # let hole_behind = mm.mprotect(addr, 8192, abi::PROT_READ);
 /// assert_eq!(hole_behind, Err(Errno::ENOMEM));
-/// assert!(mm.maps().contains("-w-p"));
+/// assert!(mm.maps()?.contains("-w-p"));
 /// # Ok::<(), Errno>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]

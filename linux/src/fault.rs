@@ -25,6 +25,9 @@ pub enum Signal {
     Bus,
     /// Memory has run out.
     OutOfMemory,
+    /// No signal, and nothing was touched: the thread would wait for itself. See
+    /// [`NotNow::OwnCall`](crate::NotNow::OwnCall).
+    OwnCall,
 }
 
 impl<B: Backing, P: Platform> Mm<B, P> {
@@ -32,7 +35,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     ///
     /// Normally it locks nothing but the VMA, for reading. Where nothing is mapped (a stack may grow
     /// there), where a private VMA is written for the first time, and while a call is under way it
-    /// takes a call's turn.
+    /// takes a call's turn. For signal handlers there is [`try_fault`](Self::try_fault).
     ///
     /// ```
     /// use pervma_linux::{Access, Config, Mm, NoBacking, Signal, abi::*};
@@ -50,8 +53,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// The signal.
     #[doc(alias("handle_mm_fault", "do_user_addr_fault"))]
     pub fn fault(&self, addr: usize, access: Access) -> Result<(), Signal> {
-        // The processor sign-extends 48 bits.
-        if (1..0x1_ffff).contains(&(addr >> 47)) {
+        if !is_address(addr) {
             return Err(Signal::NotAnAddress);
         }
         if addr >= self.config.layout.task_size {
@@ -65,7 +67,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             }
         }
         let change = self.core.change(&self.config, Some(&self.backing));
-        change.map_err(|_| Signal::OutOfMemory)?.fault(addr, access)
+        change.map_err(|_| Signal::OwnCall)?.fault(addr, access)
     }
 
     /// A debugger reads or writes memory whatever the mapping allows, as a system call on
@@ -175,10 +177,15 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
     }
 }
 
+/// Whether the processor takes it for an address: it sign-extends 48 bits.
+pub(crate) fn is_address(addr: usize) -> bool {
+    !(1..0x1_ffff).contains(&(addr >> 47))
+}
+
 /// Whether the VMA allows the access. On this machine what may be written or executed may be read;
 /// and a page that is not there is fetched before it is known that it must not be executed.
 #[doc(alias = "access_error")]
-fn check_access(vma: &Vma, access: Access) -> Result<(), Signal> {
+pub(crate) fn check_access(vma: &Vma, access: Access) -> Result<(), Signal> {
     let sufficient = if access == Access::Write { VmFlags::WRITE } else { VmFlags::ACCESS };
     if vma.flags.any(sufficient) { Ok(()) } else { Err(Signal::NotAllowed) }
 }
@@ -197,11 +204,11 @@ fn check_forced(vma: &Vma, access: Access) -> Result<(), Errno> {
 }
 
 /// Whether the access makes the first page of the VMA's own.
-fn needs_group(vma: &Vma, access: Access) -> bool {
+pub(crate) fn needs_group(vma: &Vma, access: Access) -> bool {
     access == Access::Write && vma.flags.is_private() && vma.anon.is_none()
 }
 
-fn ask<B: Backing>(
+pub(crate) fn ask<B: Backing>(
     backing: Option<&B>,
     whole: &Range<usize>,
     vma: &Vma,
@@ -213,7 +220,11 @@ fn ask<B: Backing>(
     backing.map_or(Ok(()), |backing| backing.fault(part, access))
 }
 
-fn signal(flags: VmFlags, access: Access, had: Result<(), Refusal>) -> Result<(), Signal> {
+pub(crate) fn signal(
+    flags: VmFlags,
+    access: Access,
+    had: Result<(), Refusal>,
+) -> Result<(), Signal> {
     match had {
         Err(Refusal::Bus) => Err(Signal::Bus),
         Err(Refusal::Guard { .. }) => Err(Signal::NotMapped),

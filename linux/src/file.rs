@@ -49,7 +49,7 @@ use crate::flags::VmFlags;
 /// let mm = Mm::new(NoBacking, Config::default());
 /// let addr = mm.mmap(0, 4096, PROT_READ, MAP_PRIVATE, Some(&file), 0)?;
 /// *guest.name.lock().unwrap() = "/new".to_owned();
-/// assert!(mm.maps().ends_with("7                          /new\n"));
+/// assert!(mm.maps()?.ends_with("7                          /new\n"));
 ///
 /// let known: &dyn Any = &*file;
 /// assert_eq!(known.downcast_ref::<GuestFile>().map(|file| file.inode), Some(7));
@@ -180,7 +180,7 @@ impl MapOperation {
 /// open.rename("/data (deleted)");
 /// let writable = PROT_READ | PROT_WRITE;
 /// assert_eq!(mm.mmap(0, 4096, writable, MAP_SHARED, Some(&file), 0), Err(Errno::EPERM));
-/// assert!(mm.maps().ends_with("/data (deleted)\n"));
+/// assert!(mm.maps()?.ends_with("/data (deleted)\n"));
 /// # Ok::<(), Errno>(())
 /// ```
 pub struct OpenFile<P: Platform> {

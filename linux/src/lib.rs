@@ -14,7 +14,7 @@
 //! let addr = mm.mmap(0, 3 * 4096, PROT_READ | PROT_WRITE, flags, None, 0)?;
 //! mm.mprotect(addr + 4096, 4096, PROT_NONE)?;
 //! assert_eq!(mm.fault(addr + 4096, Access::Read), Err(Signal::NotAllowed));
-//! print!("{}", mm.maps()); // as /proc/PID/maps
+//! print!("{}", mm.maps()?); // as /proc/PID/maps
 //! # Ok::<(), pervma_linux::Errno>(())
 //! ```
 //!
@@ -90,6 +90,7 @@ mod fault;
 mod file;
 mod flags;
 mod fork;
+mod handler;
 mod lock;
 mod map;
 mod merge;
@@ -111,7 +112,9 @@ pub use errno::Errno;
 pub use fault::Signal;
 pub use file::{File, FileFacts, MapOperation, OpenFile};
 pub use flags::VmFlags;
+pub use handler::NotNow;
 pub use mm::Mm;
 #[cfg(feature = "std")]
 pub use pervma::StdPlatform;
+pub use pervma::{HandlerScope, ReadGuard};
 pub use vma::{AnonVma, Object, Source, Vma};

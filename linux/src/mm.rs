@@ -14,6 +14,7 @@ use crate::config::{Config, Limits};
 use crate::counts::Counts;
 use crate::errno::Errno;
 use crate::flags::VmFlags;
+use crate::handler::NotNow;
 use crate::merge::{self, Merge, Proposed};
 use crate::vma::{AnonVma, Object, Source, Vma};
 
@@ -23,10 +24,23 @@ use crate::vma::{AnonVma, Object, Source, Vma};
 /// them may be made from several threads at once; changes take turns, and [`fault`](Self::fault)
 /// normally locks nothing but the VMA that it is about.
 ///
-/// From inside a method of the [`Backing`] nothing of the same `Mm` is to be called. Where that is
+/// # In signal handlers
+///
+/// A handler may have interrupted any of these methods half-way, so it can call none that waits. It
+/// may call [`try_lookup`](Self::try_lookup), [`try_lookup_from`](Self::try_lookup_from),
+/// [`try_fault`](Self::try_fault), [`backing`](Self::backing) and [`config`](Self::config), and no
+/// others: they take no lock, allocate nothing, run no destructor and end after a bounded number of
+/// steps. What is mapped all the time is never a hole for them; while it is being changed their answer
+/// is [`NotNow`](crate::NotNow). Inside of a [`HandlerScope`](crate::HandlerScope) a method that would
+/// wait panics instead.
+///
+/// # From inside of the backing
+///
+/// From inside of a method of the [`Backing`] nothing of the same `Mm` is to be called. Where that is
 /// done nevertheless, nothing hangs, as far as the platform can tell threads apart: a call fails with
-/// `EAGAIN`, a touch that would have to wait with [`OutOfMemory`](crate::Signal::OutOfMemory), nothing
-/// is found to be mapped, counts are those before the call, and limits are set for the next one.
+/// `EAGAIN`, [`fault`](Self::fault) with [`Signal::OwnCall`](crate::Signal::OwnCall), and a question
+/// that would have to wait with [`NotNow::OwnCall`](crate::NotNow::OwnCall); counts are those before
+/// the call, and limits are set for the next one.
 ///
 /// ```
 /// use pervma_linux::{Config, Errno, Mm, NoBacking, abi::*};
@@ -38,7 +52,7 @@ use crate::vma::{AnonVma, Object, Source, Vma};
 /// mm.munmap(addr + 8192, 4096)?;
 /// assert_eq!(mm.mprotect(addr, 3 * 4096, PROT_NONE), Err(Errno::ENOMEM));
 /// // As in Linux, the call has changed what comes before the hole.
-/// assert_eq!(mm.maps().lines().count(), 1);
+/// assert_eq!(mm.maps()?.lines().count(), 1);
 /// # Ok::<(), Errno>(())
 /// ```
 #[doc(alias = "mm_struct")]
@@ -98,7 +112,7 @@ impl<B: Backing> Mm<B, pervma::StdPlatform> {
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking};
-    /// assert_eq!(Mm::new(NoBacking, Config::default()).maps(), "");
+    /// assert_eq!(Mm::new(NoBacking, Config::default()).maps().as_deref(), Ok(""));
     /// ```
     pub fn new(backing: B, config: Config) -> Self {
         Self::with_platform(backing, config)
@@ -197,8 +211,8 @@ impl<P: Platform> Core<P> {
         &'m self,
         config: &'m Config,
         backing: Option<&'m B>,
-    ) -> Result<Change<'m, B, P>, Errno> {
-        let edit = self.space.edit().map_err(|_| Errno::EAGAIN)?;
+    ) -> Result<Change<'m, B, P>, NotNow> {
+        let edit = self.space.edit().map_err(|_| NotNow::OwnCall)?;
         Ok(Change { core: self, state: *self.state.read(), edit, config, backing })
     }
 }

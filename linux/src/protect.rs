@@ -20,7 +20,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// let mm = Mm::new(NoBacking, Config::default());
     /// let addr = mm.mmap(0, 8192, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)?;
     /// mm.mprotect(addr, 4096, PROT_READ)?;
-    /// assert_eq!(mm.maps().lines().count(), 2);
+    /// assert_eq!(mm.maps()?.lines().count(), 2);
     /// # Ok::<(), Errno>(())
     /// ```
     ///

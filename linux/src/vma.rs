@@ -16,7 +16,7 @@ use crate::flags::VmFlags;
 ///
 /// let mm = Mm::new(NoBacking, Config::default());
 /// let addr = mm.mmap(0, 4096, abi::PROT_READ, abi::MAP_PRIVATE | abi::MAP_ANONYMOUS, None, 0)?;
-/// let (range, vma) = mm.lookup(addr).ok_or("just mapped")?;
+/// let (range, vma) = mm.lookup(addr)?.ok_or("just mapped")?;
 /// assert_eq!(range, addr..addr + 4096);
 /// assert!(vma.flags.has(VmFlags::READ) && vma.is_anonymous());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -89,7 +89,7 @@ impl Vma {
     ///
     /// let mm = Mm::new(NoBacking, Config::default());
     /// let addr = mm.mmap(0, 4096, 0, abi::MAP_SHARED | abi::MAP_ANONYMOUS, None, 0)?;
-    /// assert_eq!(mm.lookup(addr).map(|(_, vma)| vma.is_anonymous()), Some(false));
+    /// assert_eq!(mm.lookup(addr)?.map(|(_, vma)| vma.is_anonymous()), Some(false));
     /// # Ok::<(), pervma_linux::Errno>(())
     /// ```
     #[must_use]

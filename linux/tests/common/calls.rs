@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use pervma_linux::{
-    Access, Backing, Config, Counts, Errno, File, FileFacts, Mm, OpenFile, Part, Refusal,
+    Access, Backing, Config, Counts, Errno, File, FileFacts, Mm, NotNow, OpenFile, Part, Refusal,
     StdPlatform, VmFlags, abi,
 };
 
@@ -111,10 +111,10 @@ pub fn run(bytes: &[u8]) {
 }
 
 /// What may not change when a call fails. Whether there may be guard pages is about pages.
-fn state(mm: &Mm<Unwilling, StdPlatform>) -> (String, Vec<VmFlags>, Counts) {
+fn state(mm: &Mm<Unwilling, StdPlatform>) -> (Result<String, NotNow>, Vec<VmFlags>, Counts) {
     let mut flags = Vec::new();
-    mm.for_each(|_, vma| flags.push(vma.flags | VmFlags::MAYBE_GUARD));
-    (mm.maps(), flags, mm.counts())
+    let seen = mm.for_each(|_, vma| flags.push(vma.flags | VmFlags::MAYBE_GUARD));
+    (seen.and_then(|()| mm.maps()), flags, mm.counts())
 }
 
 fn call(
@@ -167,7 +167,7 @@ fn call(
 fn check(mm: &Mm<Unwilling, StdPlatform>) {
     let mut counted = Counts::default();
     let mut last_end = 0;
-    mm.for_each(|range, vma| {
+    let seen = mm.for_each(|range, vma| {
         assert!(last_end <= range.start && range.start < range.end);
         assert!(range.start % 4096 == 0 && range.end % 4096 == 0);
         assert!(range.end <= mm.config().layout.task_size);
@@ -184,6 +184,7 @@ fn check(mm: &Mm<Unwilling, StdPlatform>) {
             counted.data += pages;
         }
     });
+    assert_eq!(seen, Ok(()));
     let counts = mm.counts();
     // What is locked may be counted twice: see `Counts::locked`.
     assert_eq!(Counts { locked: 0, ..counts }, counted);
