@@ -8,9 +8,9 @@ use std::ops::Range;
 use pervma_linux::{Access, Limits, VmFlags, abi::*};
 
 use crate::child::{Born, CAP_SYS_ADMIN, CODE};
-use crate::generate::Scene;
 use crate::machine::Machine;
 use crate::op::{Op, Which};
+use crate::scene::Scene;
 
 /// A kind of steps that are not made.
 #[derive(Clone, Copy, Debug)]

@@ -6,14 +6,14 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use pervma_linux::{Access, Counts, Limits, VmFlags, Vma, abi::*};
+use pervma_linux::{Access, Limits, VmFlags, abi::*};
 
 use crate::child::CODE;
 use crate::exceptions::{self, Place};
 use crate::files;
-use crate::model::Subject;
 use crate::op::{NAMES, Op, Which};
 use crate::random::Random;
+use crate::scene::Scene;
 
 /// Fixed mappings go here.
 const WINDOW: Range<usize> = 0x1000_0000_0000..0x1000_0000_0000 + 40 * PAGE;
@@ -27,31 +27,6 @@ const GIANT: usize = 1 << 46;
 pub struct Generator<'a> {
     random: Random,
     place: Place<'a>,
-}
-
-/// What there is to do something with.
-#[derive(Debug, Default)]
-pub struct Scene {
-    /// The mappings.
-    pub vmas: Vec<(Range<usize>, Vma)>,
-    /// What is counted.
-    pub counts: Counts,
-    /// The limits.
-    pub limits: Limits,
-    /// Whether new mappings may be locked from the start (`mlockall`).
-    pub locks_new: bool,
-}
-
-impl Scene {
-    /// What there is now.
-    pub fn of(subject: &impl Subject) -> Self {
-        Self {
-            vmas: subject.vmas(),
-            counts: subject.counts(),
-            limits: subject.limits(),
-            locks_new: false,
-        }
-    }
 }
 
 impl<'a> Generator<'a> {
@@ -569,7 +544,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::sync::Arc;
 
-    use pervma_linux::{File, FileFacts, OpenFile, Source};
+    use pervma_linux::{File, FileFacts, OpenFile, Source, Vma};
 
     use super::*;
     use crate::child::Born;

@@ -28,16 +28,17 @@ mod outcome;
 mod random;
 mod replay;
 mod run;
+mod scene;
 mod session;
 mod shrink;
 
 pub use child::{Born, Privileges};
 pub use files::{OpenFiles, Opened};
-pub use generate::Scene;
 pub use machine::Machine;
 pub use model::{Model, Subject};
 pub use op::{NAMES, Op, Which};
 pub use outcome::Outcome;
 pub use replay::{Found, replay, replay_after};
 pub use run::{Divergence, Options, Progress, Report, Tally, run, run_after};
+pub use scene::Scene;
 pub use session::Difference;

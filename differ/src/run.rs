@@ -11,12 +11,13 @@ use pervma_linux::{Config, Vma};
 use crate::child::Privileges;
 use crate::exceptions::Place;
 use crate::files::OpenFiles;
-use crate::generate::{Generator, Scene};
+use crate::generate::Generator;
 use crate::machine::Machine;
 use crate::model::Subject;
 use crate::op::Op;
 use crate::outcome::{self, Outcome};
 use crate::replay::Found;
+use crate::scene::Scene;
 use crate::session::{Difference, Session};
 use crate::shrink::Shrinker;
 

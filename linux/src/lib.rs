@@ -95,6 +95,7 @@ mod lock;
 mod map;
 mod merge;
 mod mm;
+mod not_now;
 mod place;
 mod populate;
 mod protect;
@@ -112,8 +113,8 @@ pub use errno::Errno;
 pub use fault::Signal;
 pub use file::{File, FileFacts, MapOperation, OpenFile};
 pub use flags::VmFlags;
-pub use handler::NotNow;
 pub use mm::Mm;
+pub use not_now::NotNow;
 #[cfg(feature = "std")]
 pub use pervma::StdPlatform;
 pub use pervma::{HandlerScope, ReadGuard};

@@ -14,8 +14,8 @@ use crate::config::{Config, Limits};
 use crate::counts::Counts;
 use crate::errno::Errno;
 use crate::flags::VmFlags;
-use crate::handler::NotNow;
 use crate::merge::{self, Merge, Proposed};
+use crate::not_now::NotNow;
 use crate::vma::{AnonVma, Object, Source, Vma};
 
 /// An address space on which Linux's mapping calls are made, with Linux's results.

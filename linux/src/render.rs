@@ -11,8 +11,8 @@ use crate::abi::PAGE;
 use crate::backing::Backing;
 use crate::config::Layout;
 use crate::flags::VmFlags;
-use crate::handler::{NotNow, not_now};
 use crate::mm::Mm;
+use crate::not_now::{NotNow, not_now};
 use crate::vma::{Source, Vma};
 
 /// Where the name of a mapping starts in a line of the maps file.
