@@ -1,4 +1,5 @@
 //! `pervma`: sees real page faults served, and checks every byte.
+#![deny(unreachable_pub)]
 #![forbid(unsafe_code)]
 
 mod args;

@@ -16,7 +16,7 @@ use pervma_linux::{Access, Layout, Limits, Signal, abi};
 use crate::op::NAMES;
 
 /// Where the page with the instructions is.
-pub const CODE: usize = 0x2000_0000;
+pub(crate) const CODE: usize = 0x2000_0000;
 /// `syscall`; `mov al, [rdi]`; `mov [rdi], al`.
 const INSTRUCTIONS: u64 = u64::from_le_bytes([0x0f, 0x05, 0x8a, 0x07, 0x88, 0x07, 0x90, 0x90]);
 const READ: u64 = 2;
@@ -36,11 +36,11 @@ const ZERO_AT: u64 = 0x100;
 const NOTHING_AT: u64 = 0x180;
 
 /// Descriptors of the files in the child, one after the other from this one on.
-pub const FIRST_FD: c_int = 40;
+pub(crate) const FIRST_FD: c_int = 40;
 
 /// The process. Only the thread that made it can speak to it.
 #[derive(Debug)]
-pub struct Child {
+pub(crate) struct Child {
     pid: pid_t,
     /// What the registers were when it stopped first: segments and flags.
     registers: user_regs_struct,
@@ -68,11 +68,11 @@ pub struct Born {
 }
 
 /// Memory may be locked without limit.
-pub const CAP_IPC_LOCK: u32 = 14;
+pub(crate) const CAP_IPC_LOCK: u32 = 14;
 /// Low addresses may be mapped.
-pub const CAP_SYS_RAWIO: u32 = 17;
+pub(crate) const CAP_SYS_RAWIO: u32 = 17;
 /// Memory may be damaged.
-pub const CAP_SYS_ADMIN: u32 = 21;
+pub(crate) const CAP_SYS_ADMIN: u32 = 21;
 
 impl Born {
     /// What would be known about a process that nothing is known about.
@@ -115,7 +115,7 @@ fn check(result: c_long) -> io::Result<c_long> {
 
 impl Child {
     /// Starts a process with `files` as its descriptors, and empties its memory.
-    pub fn spawn<'f>(
+    pub(crate) fn spawn<'f>(
         files: impl Iterator<Item = &'f OwnedFd>,
         privileges: Privileges,
     ) -> io::Result<(Self, Born)> {
@@ -236,7 +236,7 @@ impl Child {
     }
 
     /// Makes a system call; returns what the processor has in `rax` then.
-    pub fn call(&mut self, number: c_long, arguments: [u64; 6]) -> io::Result<i64> {
+    pub(crate) fn call(&mut self, number: c_long, arguments: [u64; 6]) -> io::Result<i64> {
         let [rdi, rsi, rdx, r10, r8, r9] = arguments;
         let rax = u64::try_from(number).unwrap_or(u64::MAX);
         self.step(user_regs_struct {
@@ -264,7 +264,7 @@ impl Child {
     }
 
     /// Touches a byte.
-    pub fn touch(&mut self, addr: usize, access: Access) -> io::Result<Result<(), Signal>> {
+    pub(crate) fn touch(&mut self, addr: usize, access: Access) -> io::Result<Result<(), Signal>> {
         let code = self.registers.rip;
         let read_or_write = |rip| user_regs_struct {
             rdi: addr as u64,
@@ -309,7 +309,7 @@ impl Child {
 
     /// The process reads or writes a byte of its own, whatever the mapping allows; returns what the
     /// last system call did.
-    pub fn force(&mut self, addr: usize, access: Access) -> io::Result<i64> {
+    pub(crate) fn force(&mut self, addr: usize, access: Access) -> io::Result<i64> {
         let (path, byte) = (MEMORY_FILE_AT as u64, CODE as u64);
         let read_write = u64::try_from(libc::O_RDWR).unwrap_or(0);
         let file = self.must(libc::SYS_open, [path, read_write, 0, 0, 0, 0])?;
@@ -329,7 +329,7 @@ impl Child {
     }
 
     /// Forks; the child is a child of this process too, and stopped. Or the error number, negated.
-    pub fn fork(&mut self) -> io::Result<Result<Self, i64>> {
+    pub(crate) fn fork(&mut self) -> io::Result<Result<Self, i64>> {
         let flags = u64::try_from(libc::CLONE_PARENT | libc::SIGCHLD).unwrap_or(0);
         self.step(user_regs_struct {
             rdi: flags,
@@ -364,12 +364,12 @@ impl Child {
     }
 
     /// A limit, soft and hard.
-    pub fn limit(&self, resource: libc::__rlimit_resource_t) -> io::Result<libc::rlimit> {
+    pub(crate) fn limit(&self, resource: libc::__rlimit_resource_t) -> io::Result<libc::rlimit> {
         read_limit(self.pid, resource)
     }
 
     /// Sets a limit.
-    pub fn set_limit(
+    pub(crate) fn set_limit(
         &self,
         resource: libc::__rlimit_resource_t,
         new: libc::rlimit,
@@ -381,7 +381,7 @@ impl Child {
     }
 
     /// Its maps file, as it is.
-    pub fn maps(&mut self) -> io::Result<&[u8]> {
+    pub(crate) fn maps(&mut self) -> io::Result<&[u8]> {
         let mut len = 0;
         loop {
             if len + 4096 > self.buffer.len() {
@@ -395,7 +395,7 @@ impl Child {
     }
 
     /// Another file about it.
-    pub fn file(&self, name: &str) -> io::Result<String> {
+    pub(crate) fn file(&self, name: &str) -> io::Result<String> {
         fs::read_to_string(format!("/proc/{}/{name}", self.pid))
     }
 
@@ -453,7 +453,7 @@ impl Child {
 }
 
 /// Of a process; 0 is this one.
-pub fn read_limit(pid: pid_t, resource: libc::__rlimit_resource_t) -> io::Result<libc::rlimit> {
+pub(crate) fn read_limit(pid: pid_t, resource: libc::__rlimit_resource_t) -> io::Result<libc::rlimit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: writes to a limit that is there.
     let read = unsafe { libc::prlimit(pid, resource, std::ptr::null(), &raw mut limit) };
@@ -482,7 +482,7 @@ pub enum Privileges {
 }
 
 /// The address of the name with this number.
-pub fn name_at(number: usize) -> usize {
+pub(crate) fn name_at(number: usize) -> usize {
     NAMES_AT + number * NAME_SIZE
 }
 

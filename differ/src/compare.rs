@@ -12,7 +12,7 @@ const GATE: &str = "[vsyscall]";
 /// Which inode of the kernel's is which object of the model's. Both count as they like; but what is
 /// one must stay one.
 #[derive(Debug, Default)]
-pub struct Objects {
+pub(crate) struct Objects {
     inodes: HashMap<u64, u64>,
     objects: HashMap<u64, u64>,
 }
@@ -24,7 +24,7 @@ impl Objects {
     }
 
     /// Whether the texts of the kernel's maps file and of the model's say the same.
-    pub fn same_maps(&mut self, kernel: &str, model: &str) -> bool {
+    pub(crate) fn same_maps(&mut self, kernel: &str, model: &str) -> bool {
         let mut kernel = kernel.lines().filter(|line| !line.ends_with(GATE));
         let mut model = model.lines();
         loop {
@@ -54,7 +54,7 @@ impl Objects {
 }
 
 /// The flags of each mapping in the text of `smaps`.
-pub fn flags_of_smaps(smaps: &str) -> Vec<String> {
+pub(crate) fn flags_of_smaps(smaps: &str) -> Vec<String> {
     let is_gate = |line: &str| line.ends_with(GATE);
     let end = smaps.lines().position(is_gate).unwrap_or(usize::MAX);
     let lines = smaps.lines().take(end);
@@ -64,7 +64,7 @@ pub fn flags_of_smaps(smaps: &str) -> Vec<String> {
 
 /// What is left of counts that the kernel has shown in units of 1024 bytes: those that are less than
 /// nothing lose two bits.
-pub fn counts_in_kib(counts: Counts) -> Counts {
+pub(crate) fn counts_in_kib(counts: Counts) -> Counts {
     let left = |count: usize| count.wrapping_mul(4) / 4;
     let Counts { total, data, stack, exec, locked } = counts;
     Counts {
@@ -77,7 +77,7 @@ pub fn counts_in_kib(counts: Counts) -> Counts {
 }
 
 /// The counts in the text of `status`.
-pub fn counts_of_status(status: &str) -> Counts {
+pub(crate) fn counts_of_status(status: &str) -> Counts {
     let pages = |name: &str| -> usize {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         let number = line.and_then(|line| line.split_ascii_whitespace().next());

@@ -17,15 +17,15 @@ use tempfile::TempDir;
 use crate::outcome::Outcome;
 
 /// Pages in each file but one, at first.
-pub const PAGES: usize = 12;
+pub(crate) const PAGES: usize = 12;
 /// Pages in the second, so that huge pages of it are mapped whole.
-pub const LARGE: usize = 1500;
+pub(crate) const LARGE: usize = 1500;
 
 /// The files, by their places in the list. The last number is that of no file.
-pub const FIRST: usize = 0;
-pub const SECOND: usize = 1;
-pub const ON_DISK: usize = 7;
-pub const COUNT: usize = 15;
+pub(crate) const FIRST: usize = 0;
+pub(crate) const SECOND: usize = 1;
+pub(crate) const ON_DISK: usize = 7;
+pub(crate) const COUNT: usize = 15;
 
 const NO_SUCH_FILE: Option<Errno> = Errno::new(2);
 const TOO_LARGE: Option<Errno> = Errno::new(27);
@@ -173,7 +173,7 @@ fn path(folder: &Path, name: usize) -> PathBuf {
 
 /// The files on both sides.
 #[derive(Debug)]
-pub struct Files {
+pub(crate) struct Files {
     descriptors: Vec<OwnedFd>,
     opened: Vec<Option<Arc<Opened>>>,
     /// The path of each, if it has a name.
@@ -186,7 +186,7 @@ pub struct Files {
 
 impl Files {
     /// Makes the files. Their order is part of what a sequence of steps means.
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let temporary = TempDir::with_prefix("pervma-differ-")?;
         let mut files = Self {
             descriptors: Vec::new(),
@@ -226,12 +226,12 @@ impl Files {
     }
 
     /// The descriptors, for the process.
-    pub fn descriptors(&self) -> impl Iterator<Item = &OwnedFd> {
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = &OwnedFd> {
         self.descriptors.iter()
     }
 
     /// The files as the model has them.
-    pub fn opened(&self) -> &OpenFiles {
+    pub(crate) fn opened(&self) -> &OpenFiles {
         &self.opened
     }
 

@@ -24,7 +24,7 @@ const GIANT: usize = 1 << 46;
 
 /// Makes steps up.
 #[derive(Debug)]
-pub struct Generator<'a> {
+pub(crate) struct Generator<'a> {
     random: Random,
     place: Place<'a>,
 }
@@ -32,12 +32,12 @@ pub struct Generator<'a> {
 impl<'a> Generator<'a> {
     /// The same seed makes the same steps up, on the same scenes.
     #[must_use]
-    pub fn new(seed: u64, place: Place<'a>) -> Self {
+    pub(crate) fn new(seed: u64, place: Place<'a>) -> Self {
         Self { random: Random::new(seed), place }
     }
 
     /// The next step. What is made up and not made is counted by the name of its exception.
-    pub fn next(&mut self, scene: &mut Scene, left_out: &mut BTreeMap<&'static str, u64>) -> Op {
+    pub(crate) fn next(&mut self, scene: &mut Scene, left_out: &mut BTreeMap<&'static str, u64>) -> Op {
         loop {
             let op = self.anything(scene);
             match exceptions::of(&op, scene, &self.place) {

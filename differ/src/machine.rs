@@ -32,9 +32,9 @@ pub struct Machine {
 const MOST_FILES: u64 = 64;
 
 /// The first version whose rules the model has.
-pub const OLDEST: (u32, u32) = (6, 17);
+pub(crate) const OLDEST: (u32, u32) = (6, 17);
 /// The last one it has been compared with.
-pub const NEWEST: (u32, u32) = (6, 18);
+pub(crate) const NEWEST: (u32, u32) = (6, 18);
 
 impl Machine {
     /// Looks around.

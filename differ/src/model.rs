@@ -243,7 +243,7 @@ impl Subject for Model {
 }
 
 /// What calls of a new process are made on, on this machine.
-pub fn config(born: &Born, machine: &Machine) -> Config {
+pub(crate) fn config(born: &Born, machine: &Machine) -> Config {
     Config {
         layout: born.layout,
         limits: born.limits,

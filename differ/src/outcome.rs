@@ -74,7 +74,7 @@ impl fmt::Display for Outcome {
 
 /// The name of an error number that mapping calls return.
 #[must_use]
-pub fn errno_name(error: i32) -> &'static str {
+pub(crate) fn errno_name(error: i32) -> &'static str {
     let known = u16::try_from(error).ok().and_then(Errno::new);
     known.and_then(Errno::name).unwrap_or("another error")
 }

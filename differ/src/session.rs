@@ -22,7 +22,7 @@ const PR_SET_VMA: u64 = 0x5356_4d41;
 const SLOW_LOOKS: usize = 32;
 
 /// A process and what is to be the same.
-pub struct Session<S> {
+pub(crate) struct Session<S> {
     child: Child,
     subject: S,
     objects: Objects,
@@ -57,7 +57,7 @@ impl fmt::Display for Difference {
 
 impl<S: Subject> Session<S> {
     /// A new process, and what `make` makes to be compared with it.
-    pub fn begin(
+    pub(crate) fn begin(
         machine: &Machine,
         privileges: Privileges,
         make: impl FnOnce(&Config, &OpenFiles) -> S,
@@ -70,22 +70,22 @@ impl<S: Subject> Session<S> {
     }
 
     /// What is known about the process.
-    pub fn born(&self) -> &Born {
+    pub(crate) fn born(&self) -> &Born {
         &self.born
     }
 
     /// The files, by their numbers in steps.
-    pub fn files(&self) -> &OpenFiles {
+    pub(crate) fn files(&self) -> &OpenFiles {
         self.files.opened()
     }
 
     /// What is compared with it.
-    pub fn subject(&self) -> &S {
+    pub(crate) fn subject(&self) -> &S {
         &self.subject
     }
 
     /// Makes a step on both sides, and compares what can be seen afterwards.
-    pub fn step(&mut self, op: &Op) -> io::Result<(Outcome, Option<Difference>)> {
+    pub(crate) fn step(&mut self, op: &Op) -> io::Result<(Outcome, Option<Difference>)> {
         match self.step_alone(op)? {
             (outcome, None) => Ok((outcome, self.compare()?)),
             differing => Ok(differing),
@@ -93,7 +93,7 @@ impl<S: Subject> Session<S> {
     }
 
     /// Makes a step on both sides, and compares the results only.
-    pub fn step_alone(&mut self, op: &Op) -> io::Result<(Outcome, Option<Difference>)> {
+    pub(crate) fn step_alone(&mut self, op: &Op) -> io::Result<(Outcome, Option<Difference>)> {
         let kernel = self.on_kernel(op)?;
         let model = self.subject.step(op);
         self.steps += 1;
@@ -106,7 +106,7 @@ impl<S: Subject> Session<S> {
     }
 
     /// Compares the maps, and at intervals flags and counts.
-    pub fn compare(&mut self) -> io::Result<Option<Difference>> {
+    pub(crate) fn compare(&mut self) -> io::Result<Option<Difference>> {
         let maps = self.subject.maps();
         let bytes = self.child.maps()?;
         let kernel = String::from_utf8_lossy(bytes);
@@ -128,7 +128,7 @@ impl<S: Subject> Session<S> {
     }
 
     /// Compares flags and counts.
-    pub fn compare_slow(&mut self) -> io::Result<Option<Difference>> {
+    pub(crate) fn compare_slow(&mut self) -> io::Result<Option<Difference>> {
         let flags = compare::flags_of_smaps(&self.child.file("smaps")?);
         let model = self.subject.flags();
         if flags != model {

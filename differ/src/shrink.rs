@@ -17,7 +17,7 @@ use crate::session::Session;
 const KEPT: usize = 4;
 
 /// Makes steps fewer, as long as something differs after them: whatever it is.
-pub struct Shrinker<'a, F> {
+pub(crate) struct Shrinker<'a, F> {
     /// Where.
     pub machine: &'a Machine,
     /// What the process may do.
@@ -31,7 +31,7 @@ pub struct Shrinker<'a, F> {
 impl<S: Subject, F: Fn(&Config, &OpenFiles) -> S> Shrinker<'_, F> {
     /// Leaves out what can be left out; then maps at once what the first steps have led to, and
     /// leaves out again.
-    pub fn shrink(&mut self, found: Found) -> io::Result<Found> {
+    pub(crate) fn shrink(&mut self, found: Found) -> io::Result<Found> {
         let shortest = self.leave_out(found)?;
         for kept in 1..=KEPT.min(shortest.1.len()) {
             let (first, last) = shortest.1.split_at(shortest.1.len() - kept);

@@ -72,6 +72,7 @@
 //! - *Soft-dirty tracking*, a flag that `/proc/PID/clear_refs` resets.
 //! - *The `[vsyscall]` page*, which lies above all that can be mapped: here nothing is there.
 //! - *`READ_IMPLIES_EXEC`* and 32-bit processes.
+#![deny(unreachable_pub)]
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -11,19 +11,19 @@ use crate::platform::{self, POOL};
 use crate::{INIT, PAGES, Process, Vma};
 
 /// How many processors there may be.
-pub const PROCESSORS: usize = 4;
+pub(crate) const PROCESSORS: usize = 4;
 
 std::thread_local! {
     static PROCESSOR: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Which one runs this.
-pub fn processor() -> usize {
+pub(crate) fn processor() -> usize {
     PROCESSOR.get()
 }
 
 /// What to do while waiting for another processor: it may be a thread that has no real one.
-pub fn pause() {
+pub(crate) fn pause() {
     thread::yield_now();
 }
 
@@ -38,7 +38,7 @@ struct Done {
 type Outcome<T> = Result<T, &'static str>;
 
 /// The `main` of the program.
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(what) => {

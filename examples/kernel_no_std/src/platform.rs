@@ -11,7 +11,7 @@ use pervma::{Platform, SlabMemory, ThreadState, WaitWord};
 use crate::machine;
 
 /// The platform. It is a name only: all of its functions are static.
-pub enum Kernel {}
+pub(crate) enum Kernel {}
 
 // SAFETY: a processor's state is lent on that processor only, where threads are not switched while
 // it matters; nothing here unwinds.
@@ -53,7 +53,7 @@ unsafe impl Platform for Kernel {
 }
 
 /// What the raw lock does while somebody else has it.
-pub struct Pause;
+pub(crate) struct Pause;
 
 impl spin::RelaxStrategy for Pause {
     fn relax() {
@@ -64,21 +64,21 @@ impl spin::RelaxStrategy for Pause {
 static TICKS: AtomicU64 = AtomicU64::new(0);
 
 /// The time.
-pub fn ticks() -> u64 {
+pub(crate) fn ticks() -> u64 {
     TICKS.load(Relaxed)
 }
 
 /// What the timer's interrupt calls.
-pub fn tick() {
+pub(crate) fn tick() {
     TICKS.fetch_add(1, Relaxed);
 }
 
 /// The memory of slabs: so many bytes of the kernel's image, and no more. Slots and tree nodes are
 /// taken from it in chunks, and used again, but not returned while a slab lives.
-pub enum Pool {}
+pub(crate) enum Pool {}
 
 /// How much there is.
-pub const POOL: usize = 64 << 10;
+pub(crate) const POOL: usize = 64 << 10;
 
 #[repr(align(4096))]
 struct Memory(UnsafeCell<MaybeUninit<[u8; POOL]>>);
