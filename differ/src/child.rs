@@ -453,7 +453,10 @@ impl Child {
 }
 
 /// Of a process; 0 is this one.
-pub(crate) fn read_limit(pid: pid_t, resource: libc::__rlimit_resource_t) -> io::Result<libc::rlimit> {
+pub(crate) fn read_limit(
+    pid: pid_t,
+    resource: libc::__rlimit_resource_t,
+) -> io::Result<libc::rlimit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: writes to a limit that is there.
     let read = unsafe { libc::prlimit(pid, resource, std::ptr::null(), &raw mut limit) };

@@ -37,7 +37,11 @@ impl<'a> Generator<'a> {
     }
 
     /// The next step. What is made up and not made is counted by the name of its exception.
-    pub(crate) fn next(&mut self, scene: &mut Scene, left_out: &mut BTreeMap<&'static str, u64>) -> Op {
+    pub(crate) fn next(
+        &mut self,
+        scene: &mut Scene,
+        left_out: &mut BTreeMap<&'static str, u64>,
+    ) -> Op {
         loop {
             let op = self.anything(scene);
             match exceptions::of(&op, scene, &self.place) {
