@@ -12,18 +12,18 @@ use crate::mm::{Change, Mm};
 use crate::populate::is_guard_at;
 use crate::vma::Vma;
 
-/// The signal that a thread gets for touching what it may not.
+/// The signal that a thread gets for touching memory that it may not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Signal {
-    /// SIGSEGV with the code `SEGV_MAPERR`: nothing is mapped there, or a guard page.
+    /// `SIGSEGV` with the code `SEGV_MAPERR`: nothing is mapped there, or it is a guard page.
     NotMapped,
-    /// SIGSEGV with the code `SEGV_ACCERR`: the mapping does not allow it.
+    /// `SIGSEGV` with the code `SEGV_ACCERR`: the mapping does not allow the access.
     NotAllowed,
-    /// SIGSEGV from the processor, with the code `SI_KERNEL` and no address: not an address at all.
+    /// `SIGSEGV` with the code `SI_KERNEL` and no address: it is no address for the processor.
     NotAnAddress,
-    /// SIGBUS with the code `BUS_ADRERR`: behind the end of the file.
+    /// `SIGBUS` with the code `BUS_ADRERR`: it is behind the end of the file.
     Bus,
-    /// Memory has run out.
+    /// No signal: there is no memory for the page.
     OutOfMemory,
     /// No signal, and nothing was touched: the thread would wait for itself. See
     /// [`NotNow::OwnCall`](crate::NotNow::OwnCall).
@@ -31,11 +31,11 @@ pub enum Signal {
 }
 
 impl<B: Backing, P: Platform> Mm<B, P> {
-    /// A thread touches `addr`: its page is made present, or the thread gets a signal.
+    /// Serves a touch of `addr`: its page is made present, or the thread gets a signal.
     ///
-    /// Normally it locks nothing but the VMA, for reading. Where nothing is mapped (a stack may grow
-    /// there), where a private VMA is written for the first time, and while a call is under way it
-    /// takes a call's turn. For signal handlers there is [`try_fault`](Self::try_fault).
+    /// Normally it locks nothing but the VMA, for reading. It takes turns with calls where nothing
+    /// is mapped (a stack may grow there), where a private VMA is written for the first time, and
+    /// while a call changes the VMA. For signal handlers there is [`try_fault`](Self::try_fault).
     ///
     /// ```
     /// use pervma_linux::{Access, Config, Mm, NoBacking, Signal, abi::*};
@@ -50,7 +50,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     ///
     /// # Errors
     ///
-    /// The signal.
+    /// The signal that the thread gets.
     #[doc(alias("handle_mm_fault", "do_user_addr_fault"))]
     pub fn fault(&self, addr: usize, access: Access) -> Result<(), Signal> {
         if !is_address(addr) {
@@ -61,7 +61,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         }
         if let Ok(vma) = self.core.space.try_read(addr) {
             check_access(&vma, access)?;
-            if !needs_group(&vma, access) {
+            if !needs_anon_vma(&vma, access) {
                 let had = ask(Some(&self.backing), &vma.range(), &vma, addr, access);
                 return signal(vma.flags, access, had);
             }
@@ -70,12 +70,12 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         change.map_err(|_| Signal::OwnCall)?.fault(addr, access)
     }
 
-    /// A debugger reads or writes memory whatever the mapping allows, as a system call on
-    /// `/proc/PID/mem` or `ptrace` does: its page is made present.
+    /// Serves an access of a debugger, which does what the mapping forbids (`ptrace`,
+    /// `/proc/PID/mem`): the page of `addr` is made present.
     ///
-    /// A write to a private mapping that forbids it makes a page of its own there, which is then as
-    /// protected as the others; what the file holds stays. A shared mapping that forbids writing
-    /// refuses. [`Access::Execute`] is as [`Access::Read`].
+    /// A write to a private mapping that forbids writing makes an anonymous page, which is then as
+    /// protected as before; the file stays as it is. A shared mapping that forbids writing refuses.
+    /// [`Access::Execute`] is as [`Access::Read`].
     ///
     /// ```
     /// use pervma_linux::{Access, Config, Errno, Mm, NoBacking, abi::*};
@@ -90,7 +90,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     ///
     /// # Errors
     ///
-    /// `EIO`, whatever the cause; `EAGAIN` from inside of a method of the [`Backing`].
+    /// `EIO`, whatever the cause, or `EAGAIN` from inside of a method of the [`Backing`].
     #[doc(alias("FOLL_FORCE", "access_remote_vm", "PTRACE_POKEDATA", "/proc/PID/mem"))]
     pub fn access_forced(&self, addr: usize, access: Access) -> Result<(), Errno> {
         let access = if access == Access::Write { Access::Write } else { Access::Read };
@@ -99,7 +99,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         }
         if let Ok(vma) = self.core.space.try_read(addr) {
             check_forced(&vma, access)?;
-            if !needs_group(&vma, access) {
+            if !needs_anon_vma(&vma, access) {
                 let had = ask(Some(&self.backing), &vma.range(), &vma, addr, access);
                 return had.map_err(|_| Errno::EIO);
             }
@@ -121,7 +121,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         signal(flags, access, self.make_present(addr, access))
     }
 
-    /// Lets the stack that may be above `addr` grow to it.
+    /// Lets a stack above `addr` grow to it, if nothing is mapped there.
     #[doc(alias = "expand_stack")]
     fn reach(&mut self, addr: usize) -> Result<(), Errno> {
         let (range, _) = self.first_from(addr).ok_or(Errno::EFAULT)?;
@@ -131,12 +131,12 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         Ok(())
     }
 
-    /// Makes the page of `addr`, which is mapped, present for an access that has been checked.
+    /// Makes the page of `addr` present, which is mapped, for an access that was checked.
     fn make_present(&mut self, addr: usize, access: Access) -> Result<(), Refusal> {
         let Some((whole, vma)) = self.holding(addr) else { return Ok(()) };
         let had = ask(self.backing, &whole, vma, addr, access);
-        if needs_group(vma, access) && !is_guard_at(addr & !(PAGE - 1), had) {
-            self.give_group(addr).map_err(|_| Refusal::OutOfMemory)?;
+        if needs_anon_vma(vma, access) && !is_guard_at(addr & !(PAGE - 1), had) {
+            self.prepare_anon_vma(addr).map_err(|_| Refusal::OutOfMemory)?;
         }
         had
     }
@@ -160,7 +160,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         if too_near {
             return Err(Errno::ENOMEM);
         }
-        self.give_group(start)?;
+        self.prepare_anon_vma(start)?;
         let more = start - addr;
         let page_offset = vma.page_offset.checked_sub(pages(more) as u64).ok_or(Errno::ENOMEM)?;
         let allowed = self.may_expand(vma.flags, pages(more))
@@ -182,29 +182,29 @@ pub(crate) fn is_address(addr: usize) -> bool {
     !(1..0x1_ffff).contains(&(addr >> 47))
 }
 
-/// Whether the VMA allows the access. On this machine what may be written or executed may be read;
-/// and a page that is not there is fetched before it is known that it must not be executed.
+/// Whether the VMA allows the access. On this machine what may be written or executed may be read,
+/// and a page that is not present is made present before it is known that it must not be executed.
 #[doc(alias = "access_error")]
 pub(crate) fn check_access(vma: &Vma, access: Access) -> Result<(), Signal> {
     let sufficient = if access == Access::Write { VmFlags::WRITE } else { VmFlags::ACCESS };
     if vma.flags.any(sufficient) { Ok(()) } else { Err(Signal::NotAllowed) }
 }
 
-/// Whether a debugger may access it: to write where that is forbidden, the page must become one of
-/// the mapping's own.
+/// Whether a debugger may access it: where writing is forbidden, the page must become an anonymous
+/// one.
 #[doc(alias = "check_vma_flags")]
 fn check_forced(vma: &Vma, access: Access) -> Result<(), Errno> {
     let flags = vma.flags;
-    let own = flags & (VmFlags::SHARED | VmFlags::MAYWRITE) == VmFlags::MAYWRITE;
+    let copies = flags & (VmFlags::SHARED | VmFlags::MAYWRITE) == VmFlags::MAYWRITE;
     let allowed = match access {
-        Access::Write => flags.has(VmFlags::WRITE) || own,
+        Access::Write => flags.has(VmFlags::WRITE) || copies,
         Access::Read | Access::Execute => flags.any(VmFlags::READ | VmFlags::MAYREAD),
     };
     if allowed { Ok(()) } else { Err(Errno::EIO) }
 }
 
-/// Whether the access makes the first page of the VMA's own.
-pub(crate) fn needs_group(vma: &Vma, access: Access) -> bool {
+/// Whether the access makes the first anonymous page of the VMA.
+pub(crate) fn needs_anon_vma(vma: &Vma, access: Access) -> bool {
     access == Access::Write && vma.flags.is_private() && vma.anon.is_none()
 }
 

@@ -64,7 +64,8 @@ pub trait File: Any + fmt::Debug + Send + Sync {
     fn path(&self) -> String;
 }
 
-/// What is known of an open file at a moment: what calls look at, and what is shown beside its path.
+/// What is known of an open file at a moment: what calls look at, and what is shown beside its
+/// path.
 ///
 /// ```
 /// use pervma_linux::FileFacts;
@@ -78,8 +79,9 @@ pub struct FileFacts {
     pub readable: bool,
     /// Open for writing.
     pub writable: bool,
-    /// Marked as one that can only be appended to (`chattr +a`), which forbids shared mappings when it
-    /// is open for writing. That it was opened with `O_APPEND` is not meant, and forbids nothing.
+    /// Marked as one that can only be appended to (`chattr +a`), which forbids shared mappings when
+    /// it is open for writing. That it was opened with `O_APPEND` is not meant, and forbids
+    /// nothing.
     pub append_only: bool,
     /// On a file system that forbids executing.
     pub noexec: bool,
@@ -92,8 +94,8 @@ pub struct FileFacts {
     pub seal_write: bool,
     /// The seal that forbids new ways of writing (`F_SEAL_FUTURE_WRITE`).
     pub seal_future_write: bool,
-    /// Whether mappings of at least a huge page are placed so that huge pages fit, as most disk file
-    /// systems do.
+    /// Whether mappings of at least a huge page are placed so that huge pages fit, as most disk
+    /// file systems do.
     pub huge_aligned: bool,
     /// The largest file that its file system knows, in bytes.
     pub max_bytes: u64,

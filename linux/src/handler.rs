@@ -3,7 +3,7 @@
 use pervma::{Platform, ReadError, ReadGuard};
 
 use crate::backing::{Access, Backing};
-use crate::fault::{Signal, ask, check_access, is_address, needs_group, signal};
+use crate::fault::{Signal, ask, check_access, is_address, needs_anon_vma, signal};
 use crate::flags::VmFlags;
 use crate::mm::Mm;
 use crate::not_now::{NotNow, not_now};
@@ -61,8 +61,8 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         self.core.space.try_read_at_or_after(addr).map_err(not_now)
     }
 
-    /// As [`fault`](Self::fault), without waiting: what a signal handler asks of the address that its
-    /// thread has touched.
+    /// As [`fault`](Self::fault), without waiting: what a signal handler asks of the address that
+    /// its thread has touched.
     ///
     /// It takes no lock, allocates nothing, runs no destructor and ends after a bounded number of
     /// steps, and so must [`Backing::fault`], which it calls.
@@ -102,7 +102,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         if let Err(signal) = check_access(&vma, access) {
             return Ok(Err(signal));
         }
-        if needs_group(&vma, access) {
+        if needs_anon_vma(&vma, access) {
             return Err(NotNow::NeedsCall);
         }
         let had = ask(Some(&self.backing), &vma.range(), &vma, addr, access);

@@ -17,15 +17,15 @@ use crate::errno::Errno;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NotNow {
-    /// Another thread is changing what is at the address, or near it. Ask again; a signal handler can
-    /// return, so that the interrupted instruction runs again and faults again.
+    /// Another thread is changing what is at the address, or near it. Ask again; a signal handler
+    /// can return, so that the interrupted instruction runs again and faults again.
     Changing,
-    /// The thread would wait for itself: it is in the middle of a call of the same [`Mm`](crate::Mm) (it asks
-    /// from inside of a method of the [`Backing`](crate::Backing), or in a handler that has interrupted the call), or
-    /// it has a [`ReadGuard`](crate::ReadGuard) of it.
+    /// The thread would wait for itself: it is in the middle of a call of the same
+    /// [`Mm`](crate::Mm) (it asks from inside of a method of the [`Backing`](crate::Backing), or in
+    /// a handler that has interrupted the call), or it has a [`ReadGuard`](crate::ReadGuard) of it.
     OwnCall,
-    /// Only [`Mm::fault`](crate::Mm::fault) can serve this touch, since it changes the map: a private mapping is written
-    /// for the first time, or a stack may grow.
+    /// Only [`Mm::fault`](crate::Mm::fault) can serve this touch, since it changes the map: a
+    /// private mapping is written for the first time, or a stack may grow.
     NeedsCall,
 }
 

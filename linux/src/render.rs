@@ -15,11 +15,12 @@ use crate::mm::Mm;
 use crate::not_now::{NotNow, not_now};
 use crate::vma::{Source, Vma};
 
-/// Where the name of a mapping starts in a line of the maps file.
+/// The column in which the name of a mapping starts in a line of the maps file.
 const NAME_COLUMN: usize = 73;
 
 impl<B: Backing, P: Platform> Mm<B, P> {
-    /// The VMA that holds `addr`, if something is mapped there; waits for a call that changes it.
+    /// Finds the VMA that holds `addr`, if something is mapped there. Waits for a call that changes
+    /// it.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking};
@@ -38,7 +39,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         }
     }
 
-    /// The first VMA that ends above `addr`; waits for a call that changes it.
+    /// Finds the first VMA that ends above `addr`. Waits for a call that changes it.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking};
@@ -54,8 +55,8 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         Ok(vma.map(|vma| (vma.range(), (*vma).clone())))
     }
 
-    /// Shows `visit` all VMAs in order of address, while nobody changes them. It must not call the
-    /// same `Mm`.
+    /// Calls `visit` with all VMAs in order of address, while no call changes them. It must not
+    /// call the same `Mm`.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking};
@@ -72,9 +73,9 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         Ok(())
     }
 
-    /// The map as `/proc/PID/maps` shows it.
+    /// Returns the map as `/proc/PID/maps` shows it.
     ///
-    /// Memory that is shared and has no name is shown with its number in place of an inode's.
+    /// Shared anonymous memory is shown with its number in place of an inode's.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking, abi::*};
@@ -91,7 +92,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     pub fn maps(&self) -> Result<String, NotNow> {
         let (mut text, mut brk) = (String::new(), None);
         self.for_each(|range, vma| {
-            // Nobody moves it while the map is looked at.
+            // No call moves it while the map is looked at.
             let brk = *brk.get_or_insert_with(|| self.core.state.read().brk);
             // Writing to a string does not fail.
             let _ = show(&mut text, &self.config.layout, brk, &range, vma);
