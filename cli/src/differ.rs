@@ -23,8 +23,8 @@ struct Json<'a> {
     by_errno: &'a BTreeMap<&'static str, u64>,
     merges: u64,
     splits: u64,
-    /// Steps that were made up and not made, by the name of the exception.
-    left_out: &'a BTreeMap<&'static str, u64>,
+    /// Numbers of steps that were excluded, by the name of the exception.
+    excluded: &'a BTreeMap<&'static str, u64>,
 }
 
 #[derive(Serialize)]
@@ -65,7 +65,7 @@ fn json(report: &Report) -> Result<String, Error> {
         by_errno: &report.by_errno,
         merges: report.merges,
         splits: report.splits,
-        left_out: &report.left_out,
+        excluded: &report.excluded,
     };
     Ok(serde_json::to_string(&json).map_err(io::Error::from)? + "\n")
 }
@@ -89,9 +89,9 @@ fn write_table(text: &mut String, report: &Report) -> std::fmt::Result {
     for (name, count) in &report.by_errno {
         writeln!(text, "{name:>14} {count:>8}")?;
     }
-    for (name, count) in &report.left_out {
+    for (name, count) in &report.excluded {
         let why = exceptions::ALL.iter().find(|exception| exception.name == *name);
-        writeln!(text, "{count} left out: {}", why.map_or("", |exception| exception.why))?;
+        writeln!(text, "{count} excluded: {}", why.map_or("", |exception| exception.why))?;
     }
     match &report.divergence {
         None => writeln!(text, "no divergence"),

@@ -19,7 +19,7 @@ fn a_short_comparison_finds_nothing() {
     let json: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!((&json["ops"], &json["seed"]), (&3000.into(), &5.into()));
     assert_eq!((&json["divergences"], json.get("resyncs")), (&0.into(), None));
-    assert!(json["left_out"]["instructions"].as_u64().unwrap() > 0);
+    assert!(json["excluded"]["instructions"].as_u64().unwrap() > 0);
     let calls = json["by_call"].as_object().unwrap().values();
     let sum = |key: &str| calls.clone().map(|tally| tally[key].as_u64().unwrap()).sum::<u64>();
     assert_eq!(sum("succeeded") + sum("failed"), 3000);

@@ -1,16 +1,16 @@
-//! Whether two maps are the same.
+//! Comparing maps.
 
 use std::collections::HashMap;
 
 use pervma_linux::Counts;
 
-/// What the maps file says of nameless shared memory.
+/// The name of shared anonymous memory in the maps file.
 const NAMELESS: &str = "/dev/zero (deleted)";
-/// What every process has and no call touches.
+/// The name of a page that every process has and no call changes.
 const GATE: &str = "[vsyscall]";
 
-/// Which inode of the kernel's is which object of the model's. Both count as they like; but what is
-/// one must stay one.
+/// Which inode of the kernel is which object of the model. Their numbers differ, but each pair must
+/// stay a pair.
 #[derive(Debug, Default)]
 pub(crate) struct Objects {
     inodes: HashMap<u64, u64>,
@@ -23,7 +23,7 @@ impl Objects {
             && *self.objects.entry(object).or_insert(inode) == inode
     }
 
-    /// Whether the texts of the kernel's maps file and of the model's say the same.
+    /// Whether the texts of the kernel's maps file and of the model's are the same.
     pub(crate) fn same_maps(&mut self, kernel: &str, model: &str) -> bool {
         let mut kernel = kernel.lines().filter(|line| !line.ends_with(GATE));
         let mut model = model.lines();
@@ -62,8 +62,7 @@ pub(crate) fn flags_of_smaps(smaps: &str) -> Vec<String> {
     flags.map(|flags| flags.trim().to_owned()).collect()
 }
 
-/// What is left of counts that the kernel has shown in units of 1024 bytes: those that are less than
-/// nothing lose two bits.
+/// Counts as the kernel shows them, in units of 1024 bytes: those below 0 lose two bits by that.
 pub(crate) fn counts_in_kib(counts: Counts) -> Counts {
     let left = |count: usize| count.wrapping_mul(4) / 4;
     let Counts { total, data, stack, exec, locked } = counts;

@@ -1,7 +1,8 @@
-//! Steps that are not made, and why: the only ones that the generator leaves out.
+//! The steps that are excluded, and why. The generator leaves out no others.
 //!
-//! Each exception is a blind spot of the comparison, so each has a reason, and `tests/exceptions.rs`
-//! shows that it is true. What is not a step but a setting of the process is in [`crate`].
+//! Each exception is a blind spot of the comparison, so each has a reason, and
+//! `tests/exceptions.rs` shows that the reason is true. How the process is set up is described in
+//! [`crate`].
 
 use std::ops::Range;
 
@@ -12,17 +13,17 @@ use crate::machine::Machine;
 use crate::op::{Op, Which};
 use crate::scene::Scene;
 
-/// A kind of steps that are not made.
+/// A kind of steps that are excluded.
 #[derive(Clone, Copy, Debug)]
 pub struct Exception {
-    /// Its name.
+    /// The name of the exception.
     pub name: &'static str,
-    /// Why it is not made.
+    /// The reason.
     pub why: &'static str,
     applies: fn(&Op, &Scene, &Place<'_>) -> bool,
 }
 
-/// Where steps are made.
+/// The place where steps are made.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
     /// The machine.
@@ -34,10 +35,10 @@ pub struct Place<'a> {
 /// The most pages that one step may make present.
 pub const MOST_PRESENT: usize = 1 << 14;
 
-/// Where the kernel has a page that is in every process.
+/// The page that the kernel has in every process.
 const VSYSCALL: Range<usize> = 0xffff_ffff_ff60_0000..0xffff_ffff_ff60_1000;
 
-/// All of them.
+/// All exceptions.
 pub const ALL: &[Exception] = &[
     Exception {
         name: "instructions",
@@ -54,7 +55,7 @@ pub const ALL: &[Exception] = &[
     },
     Exception {
         name: "random low address",
-        why: "where addresses are random, the kernel draws lots for MAP_32BIT",
+        why: "where addresses are random, the kernel chooses a random one for MAP_32BIT",
         applies: |op, _, place| match *op {
             Op::Mmap { flags, .. } => {
                 place.born.randomized && flags & MAP_32BIT != 0 && flags & MAP_FIXED == 0
@@ -116,15 +117,15 @@ pub const ALL: &[Exception] = &[
     },
 ];
 
-/// The first exception that a step is.
+/// Returns the first exception that a step is.
 pub fn of(op: &Op, scene: &Scene, place: &Place<'_>) -> Option<&'static Exception> {
     ALL.iter().find(|exception| (exception.applies)(op, scene, place))
 }
 
-/// Whether the page of instructions would be another one afterwards.
+/// Whether the page of instructions would be another one after the step.
 fn spoils_instructions(op: &Op) -> bool {
     let over = |addr: usize, len: usize| {
-        // Whatever it is rounded to.
+        // However the range is rounded.
         addr < CODE + PAGE && addr.saturating_add(len).saturating_add(PAGE) > CODE
     };
     match *op {
@@ -158,7 +159,7 @@ fn spoils_instructions(op: &Op) -> bool {
     }
 }
 
-/// How many pages the step makes present, at most.
+/// The most pages that the step can make present.
 fn most_present(op: &Op, scene: &Scene, place: &Place<'_>) -> usize {
     let of = |addr: usize, len: usize, only: VmFlags| {
         let end = addr.saturating_add(len);
@@ -203,7 +204,7 @@ mod tests {
 
     use super::*;
 
-    /// What steps are left out of a scene with a mapping of half of all memory.
+    /// The name of the exception that a step is in a scene with a large mapping.
     fn name_of(op: &Op, born: &Born, locked: bool, locks_new: bool) -> Option<&'static str> {
         let machine = Machine::here().unwrap();
         let flags = VmFlags::READ | if locked { VmFlags::LOCKED } else { VmFlags::default() };
@@ -224,8 +225,8 @@ mod tests {
         let mmap = |len, flags| Op::Mmap { addr: 0, len, prot: 1, flags, file: None, offset: 0 };
         let madvise = |len, advice| Op::Madvise { addr, len, advice };
         let mremap = |new_len| Op::Mremap { addr, old_len: page, new_len, flags: 1, new_addr: 0 };
-        // What it is, whether something is locked already or will be, and whether it is left out.
-        for (op, locked, locks_new, is_left_out) in [
+        // The step, whether the mapping is locked, whether new ones will be, and the verdict.
+        for (op, locked, locks_new, is_excluded) in [
             (mmap(len, MAP_PRIVATE | MAP_ANONYMOUS), false, false, false),
             (mmap(len, MAP_PRIVATE | MAP_ANONYMOUS), false, true, true),
             (mmap(len, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE), false, false, true),
@@ -251,7 +252,7 @@ mod tests {
             (Op::Mincore { addr, len: 1 << 46, vector: addr }, false, false, true),
             (Op::Mincore { addr, len, vector: addr }, false, false, false),
         ] {
-            let name = is_left_out.then_some("memory");
+            let name = is_excluded.then_some("memory");
             assert_eq!(name_of(&op, &born, locked, locks_new), name, "{op}");
         }
     }

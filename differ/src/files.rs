@@ -1,5 +1,5 @@
-//! The files that are mapped, of every kind that calls treat in a way of its own; and what happens to
-//! them meanwhile.
+//! The files that are mapped, one of each kind that calls treat differently, and the changes that
+//! are made to them meanwhile.
 
 use std::any::Any;
 use std::ffi::CStr;
@@ -16,12 +16,12 @@ use tempfile::TempDir;
 
 use crate::outcome::Outcome;
 
-/// Pages in each file but one, at first.
+/// Pages in most files, at first.
 pub(crate) const PAGES: usize = 12;
-/// Pages in the second, so that huge pages of it are mapped whole.
+/// Pages in the second file, so that huge pages of it are mapped whole.
 pub(crate) const LARGE: usize = 1500;
 
-/// The files, by their places in the list. The last number is that of no file.
+/// Numbers of files. The last one is that of no file.
 pub(crate) const FIRST: usize = 0;
 pub(crate) const SECOND: usize = 1;
 pub(crate) const ON_DISK: usize = 7;
@@ -30,10 +30,10 @@ pub(crate) const COUNT: usize = 15;
 const NO_SUCH_FILE: Option<Errno> = Errno::new(2);
 const TOO_LARGE: Option<Errno> = Errno::new(27);
 
-/// What is known of a file by all that have it open.
+/// What all open files of an inode have in common.
 #[derive(Debug)]
 struct Inode {
-    /// The folder that its name is in, if it has one.
+    /// The folder of its name, if it has one.
     folder: Option<Arc<Path>>,
     path: String,
     seals: c_int,
@@ -48,19 +48,19 @@ pub struct Opened {
     kind: Kind,
 }
 
-/// What the file is, for calls that are about files alone.
+/// The kind of a file, by which calls about files differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// Memory, which can be sealed.
+    /// A file in memory, which can be sealed.
     Memory,
-    /// On a disk.
+    /// A file on a disk.
     Disk,
     /// A pipe, a directory, or a file of the kernel's.
     Other,
 }
 
-/// The open files, as the model has them: by their numbers in steps. `None` for a descriptor that
-/// calls take for none.
+/// The open files as the model has them, by their numbers in steps, with `None` for a descriptor
+/// that calls take for one that is not open.
 pub type OpenFiles = [Option<Arc<Opened>>];
 
 impl File for Opened {
@@ -83,19 +83,19 @@ impl Opened {
         self.inode.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The one that a mapping maps, if it is one of these.
+    /// The open file that a mapping maps, if it is one of these.
     pub(crate) fn of(vma: &Vma) -> Option<&Self> {
         let Source::File(file) = &vma.source else { return None };
         let file: &dyn Any = &**file;
         file.downcast_ref()
     }
 
-    /// How long it is.
+    /// Its length in pages.
     pub(crate) fn pages(&self) -> usize {
         self.inode().pages
     }
 
-    /// Whether a hole can be made in it, up to this page (`fallocate`).
+    /// Checks whether a hole can be punched into it, up to this page (`fallocate`).
     pub(crate) fn punch(&self, end: u64) -> Result<(), Errno> {
         let largest = match self.kind {
             // Pages have numbers of 32 bits in ext4.
@@ -133,7 +133,7 @@ impl Opened {
         Ok(())
     }
 
-    /// Makes it longer or shorter.
+    /// Sets its length.
     pub(crate) fn truncate(&self, pages: usize) -> Result<(), Errno> {
         if !self.facts.writable || self.kind == Kind::Other {
             return Err(Errno::EINVAL);
@@ -145,7 +145,7 @@ impl Opened {
         Ok(())
     }
 
-    /// Gives it another name, or none, if it has one.
+    /// Changes its name, if it has one, or takes it away.
     pub(crate) fn rename(&self, name: Option<usize>) -> Result<(), Errno> {
         let mut inode = self.inode();
         let folder = inode.folder.take();
@@ -161,7 +161,7 @@ impl Opened {
     }
 }
 
-/// Where the name with this number is: the names are strange ones.
+/// The path of the name with this number. Some names are strange ones.
 fn path(folder: &Path, name: usize) -> PathBuf {
     folder.join(match name {
         0 => "plain".to_owned(),
@@ -178,9 +178,9 @@ pub(crate) struct Files {
     opened: Vec<Option<Arc<Opened>>>,
     /// The path of each, if it has a name.
     named: Vec<Option<PathBuf>>,
-    /// Where those with a name are, as maps show it.
+    /// The folder of those with a name, as maps show it.
     folder: Arc<Path>,
-    /// The same, which is removed with this.
+    /// Removes the folder in the end.
     _folder: TempDir,
 }
 
@@ -206,11 +206,11 @@ impl Files {
         files.reopen(disk, libc::O_RDONLY)?;
         files.append_only()?;
         let kernels = FileFacts { noexec: true, writable: false, ..FileFacts::new() };
-        // It has an operation that refuses everything.
+        // Its file operation `mmap` refuses everything.
         let refuses = MapOperation::Refuses(Errno::ENODEV);
         let sysfs = FileFacts { operation: refuses, ..kernels };
         files.other(open("/sys/kernel/mm/transparent_hugepage/enabled", 0), sysfs)?;
-        // It has none.
+        // It has no such operation.
         let absent = MapOperation::Absent;
         files.other(open("/proc/self/status", 0), FileFacts { operation: absent, ..kernels })?;
         let (reader, _) = io::pipe()?;
@@ -247,7 +247,7 @@ impl Files {
         let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
         // SAFETY: a string that ends with a zero.
         let number = check(unsafe { libc::memfd_create(name.as_ptr(), flags) })?;
-        // SAFETY: just opened, nobody else's.
+        // SAFETY: just opened, and owned by nothing else.
         let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
         truncate(&descriptor, pages)?;
         if seals != 0 {
@@ -258,7 +258,7 @@ impl Files {
         Ok(self.push(descriptor, None, opened))
     }
 
-    /// Opens a file once more, in another way.
+    /// Opens a file again, with another mode.
     fn reopen(&mut self, file: usize, mode: c_int) -> io::Result<usize> {
         let Some(opened) = self.opened[file].as_deref() else { return Ok(file) };
         let path = format!("/proc/self/fd/{}", self.descriptors[file].as_raw_fd());
@@ -272,7 +272,8 @@ impl Files {
         Ok(self.push(descriptor, self.named[file].clone(), opened))
     }
 
-    /// A file with a name where temporary files are, if the rules of that file system are known.
+    /// A file with a name in the folder of temporary files, if the rules of its file system are
+    /// known.
     fn on_disk(&mut self) -> io::Result<usize> {
         let path = path(&self.folder, 0);
         let file = fs::File::create_new(&path)?;
@@ -287,7 +288,7 @@ impl Files {
         Ok(self.push(descriptor, Some(path), opened))
     }
 
-    /// A file without a name that can only be appended to, where that can be had.
+    /// A file without a name that can only be appended to, where there can be one.
     fn append_only(&mut self) -> io::Result<usize> {
         /// `FS_IOC_SETFLAGS` and `FS_APPEND_FL`.
         const SET_FLAGS: libc::Ioctl = 0x4008_6602;
@@ -397,7 +398,7 @@ fn open(path: &str, mode: c_int) -> io::Result<OwnedFd> {
     let path = std::ffi::CString::new(path)?;
     // SAFETY: a string that ends with a zero.
     let number = check(unsafe { libc::open(path.as_ptr(), mode | libc::O_CLOEXEC) })?;
-    // SAFETY: just opened, nobody else's.
+    // SAFETY: just opened, and owned by nothing else.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 

@@ -1,7 +1,7 @@
-//! Making up what to do next: mostly so that it succeeds, and that merges, splits and ranges over
-//! several mappings are common; now and then anything at all.
+//! Generating steps. Most of them are such that they succeed, and that merges, splits and ranges
+//! over several mappings are common. Some have any arguments at all.
 //!
-//! What is made up and not made is in [`exceptions`], and nowhere else.
+//! The steps that are excluded are those of [`exceptions`], and no others.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,14 +15,14 @@ use crate::op::{NAMES, Op, Which};
 use crate::random::Random;
 use crate::scene::Scene;
 
-/// Fixed mappings go here.
+/// The addresses of most fixed mappings.
 const WINDOW: Range<usize> = 0x1000_0000_0000..0x1000_0000_0000 + 40 * PAGE;
-/// Mappings of half of all memory go here.
+/// The address of mappings of half of all memory.
 const HALVES: usize = 0x2000_0000_0000;
 /// A length that cannot be had.
 const GIANT: usize = 1 << 46;
 
-/// Makes steps up.
+/// Generates steps.
 #[derive(Debug)]
 pub(crate) struct Generator<'a> {
     random: Random,
@@ -30,22 +30,22 @@ pub(crate) struct Generator<'a> {
 }
 
 impl<'a> Generator<'a> {
-    /// The same seed makes the same steps up, on the same scenes.
+    /// The same seed generates the same steps for the same scenes.
     #[must_use]
     pub(crate) fn new(seed: u64, place: Place<'a>) -> Self {
         Self { random: Random::new(seed), place }
     }
 
-    /// The next step. What is made up and not made is counted by the name of its exception.
+    /// The next step. Steps that are excluded are counted by the name of their exception.
     pub(crate) fn next(
         &mut self,
         scene: &mut Scene,
-        left_out: &mut BTreeMap<&'static str, u64>,
+        excluded: &mut BTreeMap<&'static str, u64>,
     ) -> Op {
         loop {
             let op = self.anything(scene);
             match exceptions::of(&op, scene, &self.place) {
-                Some(exception) => *left_out.entry(exception.name).or_default() += 1,
+                Some(exception) => *excluded.entry(exception.name).or_default() += 1,
                 None => {
                     match op {
                         Op::Mlockall { flags } if flags & MCL_FUTURE != 0 => scene.locks_new = true,
@@ -87,7 +87,7 @@ impl<'a> Generator<'a> {
         (1 + self.random.below(most)) * PAGE
     }
 
-    /// Any number, or one on the edge of something.
+    /// A number that is near a limit of the address space, or any.
     fn extreme(&mut self) -> usize {
         let layout = self.place.born.layout;
         let edge = self.random.pick(&[
@@ -117,7 +117,7 @@ impl<'a> Generator<'a> {
         if self.random.one_in(8) { number.wrapping_add(self.random.below(PAGE)) } else { number }
     }
 
-    /// A page that something may well happen at.
+    /// A page at or near a mapping, or a free one of the window.
     fn spot(&mut self, scene: &Scene) -> usize {
         if self.random.one_in(100) {
             return self.extreme();
@@ -150,7 +150,7 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// A range that is mapped, often over several mappings; sometimes with a hole, or odd.
+    /// A range that is mapped, often over several mappings, sometimes with a hole or not aligned.
     fn range(&mut self, scene: &Scene) -> (usize, usize) {
         let addr = if self.random.one_in(8) { self.spot(scene) } else { self.mapped(scene) };
         let after = scene.vmas.partition_point(|(range, _)| range.end <= addr);
@@ -191,7 +191,7 @@ impl<'a> Generator<'a> {
         if self.random.one_in(60) { sane | self.bit() } else { sane }
     }
 
-    /// Each bit of 64 once in four times.
+    /// 64 bits, each of which is set once in four times.
     fn few_bits(&mut self) -> u64 {
         self.random.next() & self.random.next()
     }
@@ -201,7 +201,7 @@ impl<'a> Generator<'a> {
         1 << self.random.below(64)
     }
 
-    /// A small number that is a set of flags, or any.
+    /// A number below `flags`, or any.
     fn int(&mut self, flags: usize) -> i32 {
         if self.random.one_in(10) {
             // The lower half of a word.
@@ -258,7 +258,7 @@ impl<'a> Generator<'a> {
             flags |= self.bit();
         }
         let kind = if self.random.one_in(30) {
-            // Anything with anything.
+            // Any flags together.
             flags = self.few_bits() & !MAP_TYPE | self.random.next() & MAP_TYPE;
             flags
         } else {
@@ -278,8 +278,8 @@ impl<'a> Generator<'a> {
                 offset = (offset % (2 * files::PAGES)) * PAGE;
             }
         }
-        // Half of all memory is what can be promised once only.
-        let promised = self.place.machine.commit_limit != usize::MAX;
+        // Half of all memory can be committed once only.
+        let limited = self.place.machine.commit_limit != usize::MAX;
         match self.random.below(150) {
             0 => addr = addr.wrapping_add(self.random.below(PAGE)),
             1 => offset += self.random.below(PAGE),
@@ -293,15 +293,15 @@ impl<'a> Generator<'a> {
             12 => addr = self.place.born.layout.start_brk + self.pages(12),
             // An address in the last page is taken for an error.
             13 => addr = usize::MAX - self.random.below(PAGE),
-            // Two of these may merge, and are more then than can be promised.
-            14..=17 if promised && kind == MAP_PRIVATE | MAP_ANONYMOUS => {
+            // Two of these may merge, and are more then than can be committed.
+            14..=17 if limited && kind == MAP_PRIVATE | MAP_ANONYMOUS => {
                 len = self.place.machine.commit_limit / 8 * 5 * PAGE;
                 addr = HALVES + self.random.below(2) * len;
                 (prot, flags) = (PROT_READ | PROT_WRITE, kind | MAP_FIXED);
             }
             18 => len = self.extreme(),
             19 => addr = self.extreme(),
-            // It is named by what it holds.
+            // Such a mapping is named after the stack.
             20 => addr = self.place.born.layout.start_stack & !(PAGE - 1),
             _ => {}
         }
@@ -447,7 +447,7 @@ impl<'a> Generator<'a> {
         Op::Mseal { addr, len, flags }
     }
 
-    /// A place where memory is touched.
+    /// The address of a byte to touch.
     fn byte(&mut self, scene: &Scene) -> usize {
         let stacks: Vec<usize> = scene
             .vmas
@@ -503,7 +503,7 @@ impl<'a> Generator<'a> {
         let more = self.random.below(12);
         let (now, most) = match which {
             Which::AddressSpace => (scene.counts.total, address_space),
-            // None at all is a special case.
+            // A limit of 0 is a special case.
             Which::Data => (scene.counts.data * self.random.below(8).min(1), data),
             Which::DataMax => (scene.counts.data, data_max),
             Which::Locked => (scene.counts.locked * self.random.below(2), locked),
@@ -524,7 +524,7 @@ impl<'a> Generator<'a> {
         Op::Name { addr, len, name }
     }
 
-    /// Something happens to a file.
+    /// A change of a file.
     fn file_step(&mut self) -> Op {
         let file = self.file();
         match self.random.below(10) {
@@ -554,8 +554,8 @@ mod tests {
     use crate::child::Born;
     use crate::machine::Machine;
 
-    /// What the generator makes up for a scene of a few mappings, without a process.
-    fn made_up(steps: usize) -> (Vec<Op>, BTreeMap<&'static str, u64>) {
+    /// Steps for a scene of a few mappings, without a process.
+    fn generated(steps: usize) -> (Vec<Op>, BTreeMap<&'static str, u64>) {
         let machine = Machine::here().unwrap();
         let born = Born::unborn();
         let mut generator = Generator::new(3, Place { machine: &machine, born: &born });
@@ -574,16 +574,16 @@ mod tests {
         {
             scene.vmas.push((start..start + 3 * PAGE, vma(read, source.clone())));
         }
-        let mut left_out = BTreeMap::new();
-        let steps = (0..steps).map(|_| generator.next(&mut scene, &mut left_out)).collect();
-        (steps, left_out)
+        let mut excluded = BTreeMap::new();
+        let steps = (0..steps).map(|_| generator.next(&mut scene, &mut excluded)).collect();
+        (steps, excluded)
     }
 
     #[test]
     fn every_flag_of_mmap_meets_every_type_and_every_file() {
         let (mut by_type, mut by_file, mut both) =
             (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        for op in made_up(800_000).0 {
+        for op in generated(800_000).0 {
             let Op::Mmap { flags, file, .. } = op else { continue };
             let (kind, anonymous) = (flags & MAP_TYPE, flags & MAP_ANONYMOUS != 0);
             for bit in (0..64).filter(|bit| flags >> bit & 1 != 0) {
@@ -608,9 +608,9 @@ mod tests {
     }
 
     #[test]
-    fn every_flag_of_the_other_calls_is_made_up() {
+    fn every_flag_of_the_other_calls_is_generated() {
         let mut seen = BTreeSet::new();
-        for op in made_up(500_000).0 {
+        for op in generated(500_000).0 {
             let flags = match op {
                 Op::Mmap { prot, .. } | Op::Mprotect { prot, .. } => prot,
                 Op::Mremap { flags, .. } | Op::Mseal { flags, .. } => flags,
@@ -657,14 +657,14 @@ mod tests {
     }
 
     #[test]
-    fn no_step_is_left_out_but_by_an_exception_with_a_name() {
-        let (steps, left_out) = made_up(200_000);
+    fn no_step_is_excluded_but_by_an_exception_with_a_name() {
+        let (steps, excluded) = generated(200_000);
         assert_eq!(steps.len(), 200_000);
         let known: BTreeSet<&str> =
             exceptions::ALL.iter().map(|exception| exception.name).collect();
         assert_eq!(known.len(), exceptions::ALL.len(), "a name is given twice");
-        assert!(left_out.keys().all(|name| known.contains(name)), "{left_out:?}");
-        // Few: one step in ten, nearly all of them because one mapping in ten is that page.
-        assert!(left_out.values().sum::<u64>() < 20_000, "{left_out:?}");
+        assert!(excluded.keys().all(|name| known.contains(name)), "{excluded:?}");
+        // One step in ten, nearly all because one mapping in ten is the page of instructions.
+        assert!(excluded.values().sum::<u64>() < 20_000, "{excluded:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! The side of the model.
+//! The model that is compared with the kernel.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -14,31 +14,31 @@ use crate::machine::Machine;
 use crate::op::{NAMES, Op, Which};
 use crate::outcome::Outcome;
 
-/// What steps are made on, to be compared with the kernel.
+/// A model that makes steps, to be compared with the kernel.
 pub trait Subject {
-    /// Makes a step.
+    /// Makes a step, and returns its outcome.
     fn step(&mut self, op: &Op) -> Outcome;
 
-    /// The map in the words of `/proc/PID/maps`.
+    /// Returns the map as `/proc/PID/maps` shows it.
     fn maps(&self) -> String;
 
-    /// The flags of each mapping, in order of address.
+    /// Returns the flags of each mapping, in order of address.
     fn flags(&self) -> Vec<String>;
 
-    /// What is counted.
+    /// Returns the counts of pages.
     fn counts(&self) -> Counts;
 
-    /// The limits.
+    /// Returns the limits.
     fn limits(&self) -> Limits;
 
-    /// The mappings, from which the next step is made up.
+    /// Returns the mappings, on which the next step is generated.
     fn vmas(&self) -> Vec<(Range<usize>, Vma)>;
 
-    /// The map of the child that was last looked at and has ended.
+    /// Returns the map of the last child that was looked at and has ended.
     fn ended_child(&self) -> &str;
 }
 
-/// `Mm`, with files that end and with guard pages.
+/// An [`Mm`] with files that end and with guard pages.
 #[derive(Debug)]
 pub struct Model {
     mm: Mm<Pages, pervma_linux::StdPlatform>,
@@ -214,7 +214,7 @@ impl Subject for Model {
     }
 
     fn maps(&self) -> String {
-        // What cannot be is a difference.
+        // It cannot fail; if it did, the text would be a difference.
         self.mm.maps().unwrap_or_else(|error| error.to_string())
     }
 
@@ -242,7 +242,7 @@ impl Subject for Model {
     }
 }
 
-/// What calls of a new process are made on, on this machine.
+/// The configuration of a new process on this machine.
 pub(crate) fn config(born: &Born, machine: &Machine) -> Config {
     Config {
         layout: born.layout,

@@ -1,14 +1,14 @@
-//! Steps: what is done on both sides.
+//! Steps, which are made on both sides.
 #![expect(missing_docs, reason = "the fields are the arguments of the calls, by their usual names")]
 
 use std::fmt;
 
 use pervma_linux::Access;
 
-/// One step: a system call, a touch of memory, or what happens to a process or a file.
+/// A step: a system call, a touch of memory, or a change of the process or of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// `mmap`; the file by its place in the list.
+    /// `mmap` of the file with this number, or of none.
     Mmap { addr: usize, len: usize, prot: u64, flags: u64, file: Option<usize>, offset: u64 },
     /// `munmap`.
     Munmap { addr: usize, len: usize },
@@ -38,13 +38,13 @@ pub enum Op {
     Msync { addr: usize, len: usize, flags: i32 },
     /// `mincore`.
     Mincore { addr: usize, len: usize, vector: usize },
-    /// `prctl(PR_SET_VMA_ANON_NAME)`; the name by its place in [`NAMES`], or none.
+    /// `prctl(PR_SET_VMA_ANON_NAME)` with one of [`NAMES`], or with none.
     Name { addr: usize, len: usize, name: Option<usize> },
     /// The process touches a byte.
     Touch { addr: usize, access: Access },
     /// The process reads or writes a byte through `/proc/self/mem`, whatever the mapping allows.
     Force { addr: usize, access: Access },
-    /// The process forks, and the child goes on in its place; or the child is looked at and ends.
+    /// `fork`: the child takes the place of the process, or is looked at and ends.
     Fork { child_goes_on: bool },
     /// `setrlimit`.
     Limit { which: Which, bytes: u64 },
@@ -58,7 +58,7 @@ pub enum Op {
     Unlink { file: usize },
 }
 
-/// Names for anonymous memory; of the last ones, each is wrong in a way of its own.
+/// Names for anonymous memory. The last ones are not valid.
 pub const NAMES: [&str; 7] = [
     "name",
     "a b",
@@ -76,7 +76,7 @@ pub enum Which {
     AddressSpace,
     /// `RLIMIT_DATA`.
     Data,
-    /// The hard limit of it, which the other is lowered to.
+    /// The hard limit of `RLIMIT_DATA`, to which the soft one is lowered as well.
     DataMax,
     /// `RLIMIT_MEMLOCK`.
     Locked,
@@ -85,10 +85,10 @@ pub enum Which {
 }
 
 impl Op {
-    /// How many kinds of steps there are.
+    /// The number of kinds of steps.
     pub const KINDS: usize = 24;
 
-    /// The name of the call.
+    /// Returns the name of the call.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -120,7 +120,7 @@ impl Op {
     }
 }
 
-/// As an expression of Rust, with addresses in hexadecimal.
+/// Shows it as an expression of Rust, with addresses in hexadecimal.
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let range = |f: &mut fmt::Formatter<'_>, name: &str, addr: &usize, len: &usize| {

@@ -1,23 +1,23 @@
-//! What came of a step, and what can be seen afterwards.
+//! Outcomes of steps.
 
 use std::fmt;
 use std::io;
 
 use pervma_linux::{Errno, Signal};
 
-/// What came of a step.
+/// The outcome of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// What the system call returned; negative numbers are errors.
+    /// The system call returned this, where negative numbers are errors.
     Returned(i64),
-    /// Whether memory could be touched.
+    /// The memory was touched, or the thread got a signal.
     Touched(Result<(), Signal>),
-    /// It is done, and returns nothing that could be compared.
+    /// It was done, and nothing is returned that could be compared.
     Done,
 }
 
 impl Outcome {
-    /// The outcome of a call of the model.
+    /// The outcome of a call on the model that returns a number.
     pub fn of(result: Result<usize, Errno>) -> Self {
         Self::Returned(match result {
             Ok(value) => i64::try_from(value).unwrap_or(i64::MAX),
@@ -25,7 +25,7 @@ impl Outcome {
         })
     }
 
-    /// The outcome of a call that returns nothing.
+    /// The outcome of a call on the model that returns nothing.
     pub fn done(result: Result<(), Errno>) -> Self {
         Self::of(result.map(|()| 0))
     }
@@ -43,7 +43,7 @@ impl Outcome {
         Self::Returned(-i64::from(number))
     }
 
-    /// The error number, if it is one.
+    /// Returns the error number, if it is an error.
     #[must_use]
     pub fn errno(self) -> Option<i32> {
         match self {
@@ -52,7 +52,7 @@ impl Outcome {
         }
     }
 
-    /// Whether it did what it was asked for.
+    /// Whether the step did what it should.
     #[must_use]
     pub fn is_success(self) -> bool {
         self.errno().is_none() && !matches!(self, Self::Touched(Err(_)))
@@ -72,7 +72,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// The name of an error number that mapping calls return.
+/// Returns the name of an error number that mapping calls return.
 #[must_use]
 pub(crate) fn errno_name(error: i32) -> &'static str {
     let known = u16::try_from(error).ok().and_then(Errno::new);

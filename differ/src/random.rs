@@ -1,6 +1,6 @@
-//! Numbers that look random and are the same for the same seed, today and in years.
+//! Pseudo-random numbers that depend on the seed alone, not on a version of a library.
 
-/// SplitMix64.
+/// The generator SplitMix64.
 #[derive(Clone, Debug)]
 pub(crate) struct Random(u64);
 
@@ -22,7 +22,7 @@ impl Random {
         usize::try_from(self.next()).unwrap_or(usize::MAX)
     }
 
-    /// A number below `end`, which is small.
+    /// A number below `end`, which must be small.
     pub(crate) fn below(&mut self, end: usize) -> usize {
         let end = end.max(1) as u64;
         usize::try_from(self.next() % end).unwrap_or(0)
@@ -38,7 +38,7 @@ impl Random {
         list[self.below(list.len())]
     }
 
-    /// One of a list of things and how often each is to come.
+    /// One of a list of things, each with its weight.
     pub(crate) fn weighted<T: Copy>(&mut self, list: &[(usize, T)]) -> T {
         let sum = list.iter().map(|(weight, _)| weight).sum();
         let mut left = self.below(sum);

@@ -1,4 +1,4 @@
-//! Making steps that are known, from a new process on.
+//! Making given steps, from a new process on.
 
 use std::io;
 
@@ -11,10 +11,10 @@ use crate::model::Subject;
 use crate::op::Op;
 use crate::session::{Difference, Session};
 
-/// What differs, and the steps to it.
+/// A difference, and the steps to it.
 pub type Found = (Difference, Vec<Op>);
 
-/// Makes steps from a new process on; what differs, and after how many.
+/// Makes steps from a new process on. Returns the first difference and the number of steps to it.
 ///
 /// # Errors
 ///
@@ -28,8 +28,8 @@ pub fn replay<S: Subject>(
     replay_after(machine, privileges, make, &[], steps)
 }
 
-/// As [`replay`], after other steps of which only the results are compared: with many mappings it
-/// takes long to compare them all.
+/// Makes steps as [`replay`] does, after others of which only the results are compared: with many
+/// mappings it takes long to compare the maps.
 ///
 /// # Errors
 ///

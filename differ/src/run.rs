@@ -1,4 +1,4 @@
-//! A run: episodes of steps, until there were enough or one differed.
+//! Runs: episodes of steps, until there were enough or one differed.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,18 +24,18 @@ use crate::shrink::Shrinker;
 /// Steps in an episode, which begins with a new process.
 const EPISODE: u64 = 400;
 
-/// Of so many episodes, the process of the last one keeps its privileges, if it has any.
+/// The process keeps its privileges, if it has any, in one of so many episodes.
 const PRIVILEGED: u64 = 4;
 
-/// Steps between two looks at what there is, where it takes long to look.
+/// Steps after which the mappings are read again, where that takes long.
 const NEWS: u64 = 8;
 
-/// What is to be done.
+/// The steps to be made.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// How many steps.
+    /// The number of steps.
     pub ops: u64,
-    /// Which steps.
+    /// The same seed makes the same steps.
     pub seed: u64,
 }
 
@@ -44,56 +44,56 @@ pub struct Options {
 pub enum Progress {
     /// So many steps were made and compared.
     Made(u64),
-    /// Something has differed; so many of the steps to it are left.
+    /// Something differs, and so many of the steps to it are left.
     Shrinking(usize),
 }
 
 /// How often a call succeeded and failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// It did what it was asked for.
+    /// How often it did what it should.
     pub succeeded: u64,
-    /// It returned an error, or memory could not be touched.
+    /// How often it returned an error, or memory could not be touched.
     pub failed: u64,
 }
 
-/// What came of a run.
+/// The results of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Steps made and compared.
+    /// The number of steps that were made and compared.
     pub ops: u64,
-    /// Which steps.
+    /// The seed of the steps.
     pub seed: u64,
-    /// The kernel's release.
+    /// The release of the kernel.
     pub kernel: String,
-    /// By the name of the call.
+    /// Successes and failures, by the name of the call.
     pub by_call: BTreeMap<&'static str, Tally>,
-    /// By the name of the error.
+    /// Numbers of errors, by their names.
     pub by_errno: BTreeMap<&'static str, u64>,
-    /// How often mappings became one, on the kernel and in the model alike.
+    /// How often mappings merged, on the kernel and in the model alike.
     pub merges: u64,
     /// How often one was split.
     pub splits: u64,
-    /// Steps that were made up and not made, by the name of the exception.
-    pub left_out: BTreeMap<&'static str, u64>,
-    /// How long it took.
+    /// Numbers of steps that were excluded, by the name of the exception.
+    pub excluded: BTreeMap<&'static str, u64>,
+    /// The time that the run took.
     pub elapsed: Duration,
-    /// What differed, if something did: the run ends there.
+    /// The difference that ended the run, if there was one.
     pub divergence: Option<Divergence>,
 }
 
-/// A difference, and the shortest way to it that was found.
+/// A difference, and the fewest steps to it that were found.
 #[derive(Clone, Debug)]
 pub struct Divergence {
-    /// What differs after the last step.
+    /// The difference after the last step.
     pub difference: Difference,
     /// The steps, from a new process on.
     pub steps: Vec<Op>,
-    /// What the process may do.
+    /// The privileges of the process.
     pub privileges: Privileges,
 }
 
-/// As a test to paste into `differ/tests/found.rs`.
+/// Shows it as a test to paste into `differ/tests/found.rs`.
 impl fmt::Display for Divergence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let same = match self.privileges {
@@ -110,7 +110,7 @@ impl fmt::Display for Divergence {
 }
 
 impl Report {
-    /// The share of steps that succeeded.
+    /// Returns the share of steps that succeeded.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a percentage needs no more")]
     pub fn success_rate(&self) -> f64 {
@@ -137,8 +137,8 @@ impl Report {
     }
 }
 
-/// Makes steps and compares, with what `make` makes for each episode; tells `watch` how far it has
-/// come.
+/// Makes random steps and compares. `make` makes a model for each episode, and `watch` is told how
+/// far the run has come.
 ///
 /// # Errors
 ///
@@ -194,7 +194,7 @@ impl Episode {
         let mut made = Vec::new();
         let mut scene = Scene::of(session.subject());
         for _ in 0..self.steps {
-            let op = generator.next(&mut scene, &mut report.left_out);
+            let op = generator.next(&mut scene, &mut report.excluded);
             made.push(op.clone());
             let (outcome, difference) = session.step(&op)?;
             report.count(&op, outcome);
@@ -212,8 +212,9 @@ impl Episode {
     }
 }
 
-/// Random steps after others, which have left mappings in `apart` that are not to be touched. Of the
-/// steps the results are compared, and the map at the end: it may be large. Not made any fewer.
+/// Makes random steps after others, which have left mappings in `apart` that are not to be touched.
+/// The results are compared after each step, and the map, which may be large, at the end. The steps
+/// to a difference are not made fewer.
 ///
 /// # Errors
 ///

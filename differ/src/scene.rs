@@ -1,4 +1,4 @@
-//! What there is before a step.
+//! The state in which a step is generated.
 
 use std::ops::Range;
 
@@ -6,12 +6,12 @@ use pervma_linux::{Counts, Limits, Vma};
 
 use crate::model::Subject;
 
-/// What there is to do something with.
+/// The mappings, counts and limits before a step.
 #[derive(Debug, Default)]
 pub struct Scene {
     /// The mappings.
     pub vmas: Vec<(Range<usize>, Vma)>,
-    /// What is counted.
+    /// The counts of pages.
     pub counts: Counts,
     /// The limits.
     pub limits: Limits,
@@ -20,7 +20,7 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// What there is now.
+    /// The state of a model now.
     pub fn of(subject: &impl Subject) -> Self {
         Self {
             vmas: subject.vmas(),

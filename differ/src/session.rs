@@ -1,4 +1,4 @@
-//! Both sides together, step by step.
+//! The process and the model, compared step by step.
 
 use std::fmt;
 use std::io;
@@ -14,33 +14,33 @@ use crate::model::{self, Subject};
 use crate::op::{Op, Which};
 use crate::outcome::Outcome;
 
-/// `mseal`, which the bindings do not know everywhere.
+/// The number of `mseal`, which `libc` does not have on all targets.
 const SYS_MSEAL: c_long = 462;
-/// `PR_SET_VMA`, and of it `PR_SET_VMA_ANON_NAME`.
+/// `PR_SET_VMA`, which is used with `PR_SET_VMA_ANON_NAME`, which is 0.
 const PR_SET_VMA: u64 = 0x5356_4d41;
-/// How many steps there are between two looks at what is slow to read: flags and counts.
+/// Steps after which flags and counts are compared, which are slow to read.
 const SLOW_LOOKS: usize = 32;
 
-/// A process and what is to be the same.
+/// A process, and a model that must do the same.
 pub(crate) struct Session<S> {
     child: Child,
     subject: S,
     objects: Objects,
     steps: usize,
-    /// The map of the child that was looked at last and has ended.
+    /// The map of the last child that was looked at and has ended.
     ended_child: Option<String>,
     files: Files,
     born: Born,
 }
 
-/// Where the two sides differ.
+/// A difference between the two sides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// What differs.
+    /// What differs: the result, the map, flags or counts.
     pub what: &'static str,
-    /// On the kernel.
+    /// What the kernel has.
     pub kernel: String,
-    /// Here.
+    /// What the model has.
     pub model: String,
 }
 
@@ -56,7 +56,7 @@ impl fmt::Display for Difference {
 }
 
 impl<S: Subject> Session<S> {
-    /// A new process, and what `make` makes to be compared with it.
+    /// Starts a process, and makes a model of it with `make`.
     pub(crate) fn begin(
         machine: &Machine,
         privileges: Privileges,
@@ -74,17 +74,17 @@ impl<S: Subject> Session<S> {
         &self.born
     }
 
-    /// The files, by their numbers in steps.
+    /// The files as the model has them, by their numbers in steps.
     pub(crate) fn files(&self) -> &OpenFiles {
         self.files.opened()
     }
 
-    /// What is compared with it.
+    /// The model.
     pub(crate) fn subject(&self) -> &S {
         &self.subject
     }
 
-    /// Makes a step on both sides, and compares what can be seen afterwards.
+    /// Makes a step on both sides, and compares results and maps.
     pub(crate) fn step(&mut self, op: &Op) -> io::Result<(Outcome, Option<Difference>)> {
         match self.step_alone(op)? {
             (outcome, None) => Ok((outcome, self.compare()?)),
@@ -92,7 +92,7 @@ impl<S: Subject> Session<S> {
         }
     }
 
-    /// Makes a step on both sides, and compares the results only.
+    /// Makes a step on both sides, and compares only the results.
     pub(crate) fn step_alone(&mut self, op: &Op) -> io::Result<(Outcome, Option<Difference>)> {
         let kernel = self.on_kernel(op)?;
         let model = self.subject.step(op);
@@ -207,7 +207,7 @@ fn system_call(op: &Op) -> (c_long, [u64; 6]) {
     let three = |addr, len, third| [word(addr), word(len), third, 0, 0, 0];
     match *op {
         Op::Mmap { addr, len, prot, flags, file, offset } => {
-            // Whatever is not in the list is not open.
+            // What is not in the list is not open.
             let index = file.and_then(|file| i32::try_from(file).ok());
             let file = int(index.map_or(-1, |index| FIRST_FD + index));
             (libc::SYS_mmap, [word(addr), word(len), prot, flags, file, offset])
@@ -235,7 +235,7 @@ fn system_call(op: &Op) -> (c_long, [u64; 6]) {
             let name = name.map_or(0, |name| word(name_at(name)));
             (libc::SYS_prctl, [PR_SET_VMA, 0, word(addr), word(len), name, 0])
         }
-        // Not system calls of the process itself.
+        // These are no system calls of the process.
         Op::Touch { .. }
         | Op::Force { .. }
         | Op::Fork { .. }

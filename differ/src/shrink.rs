@@ -1,4 +1,4 @@
-//! The shortest way to a difference.
+//! Finding fewer steps that lead to a difference.
 
 use std::io;
 use std::ops::Range;
@@ -13,24 +13,23 @@ use crate::op::Op;
 use crate::replay::{Found, replay};
 use crate::session::Session;
 
-/// How many of the last steps a restated scene may keep.
+/// How many of the last steps may be kept behind a scene that was mapped at once.
 const KEPT: usize = 4;
 
-/// Makes steps fewer, as long as something differs after them: whatever it is.
+/// Leaves out steps as long as something differs after the others, whatever it is.
 pub(crate) struct Shrinker<'a, F> {
-    /// Where.
+    /// The machine to compare on.
     pub machine: &'a Machine,
     /// What the process may do.
     pub privileges: Privileges,
-    /// What makes that which differs.
+    /// Makes the model that differs.
     pub make: &'a F,
-    /// Is told how many steps there are each time that there are fewer.
+    /// Is told the number of steps each time that there are fewer.
     pub watch: &'a mut dyn FnMut(usize),
 }
 
 impl<S: Subject, F: Fn(&Config, &OpenFiles) -> S> Shrinker<'_, F> {
-    /// Leaves out what can be left out; then maps at once what the first steps have led to, and
-    /// leaves out again.
+    /// Leaves out steps; then maps at once what the first steps have led to, and leaves out again.
     pub(crate) fn shrink(&mut self, found: Found) -> io::Result<Found> {
         let shortest = self.leave_out(found)?;
         for kept in 1..=KEPT.min(shortest.1.len()) {
@@ -48,7 +47,7 @@ impl<S: Subject, F: Fn(&Config, &OpenFiles) -> S> Shrinker<'_, F> {
         Ok(shortest)
     }
 
-    /// First large parts, then smaller ones, down to single steps.
+    /// Leaves out first large parts, then smaller ones, down to single steps.
     fn leave_out(&mut self, (mut difference, mut steps): Found) -> io::Result<Found> {
         let mut part = steps.len().div_ceil(2);
         loop {
@@ -77,7 +76,7 @@ impl<S: Subject, F: Fn(&Config, &OpenFiles) -> S> Shrinker<'_, F> {
         replay(self.machine, self.privileges, self.make, steps)
     }
 
-    /// Maps at once what the steps lead to.
+    /// The calls that map at once what the steps lead to.
     fn restate(&self, steps: &[Op]) -> io::Result<Vec<Op>> {
         let mut session = Session::begin(self.machine, self.privileges, self.make)?;
         for op in steps {
@@ -89,7 +88,7 @@ impl<S: Subject, F: Fn(&Config, &OpenFiles) -> S> Shrinker<'_, F> {
     }
 }
 
-/// The call that maps what there is.
+/// The call that maps such a mapping.
 fn mapped(range: &Range<usize>, vma: &Vma, files: &OpenFiles) -> Op {
     let shared = if vma.flags.has(VmFlags::SHARED) { abi::MAP_SHARED } else { abi::MAP_PRIVATE };
     let same = |opened: &Opened| {

@@ -80,7 +80,7 @@ fn where_addresses_are_random_low_ones_are_drawn() {
         let options = Options { ops: 4000, seed: 3 };
         let report = run(&machine, options, Model::new, &mut |_| ()).unwrap();
         assert!(report.divergence.is_none(), "{}", report.divergence.unwrap());
-        assert!(report.left_out["random low address"] > 0);
+        assert!(report.excluded["random low address"] > 0);
     });
     thread.join().unwrap();
 }
@@ -125,8 +125,8 @@ fn each_exception_has_a_reason() {
     }
 }
 
-/// The process has its huge pages switched off, and this is why: a page that is only read becomes the
-/// mapping's own where a huge one fits, and what is a mapping's own decides what merges.
+/// The process has its huge pages switched off, and this is why: a page that is only read becomes
+/// the mapping's own where a huge one fits, and what is a mapping's own decides what merges.
 #[test]
 fn where_huge_pages_are_decides_what_merges() {
     const UPPER: usize = ADDR + 2 * HUGE;

@@ -87,7 +87,7 @@ fn guard_pages_mark_the_mapping_and_the_mark_keeps_nothing_from_merging() {
 }
 
 #[test]
-fn a_guard_page_makes_nothing_ones_own() {
+fn a_guard_page_makes_no_anonymous_page() {
     same(&[
         Op::Mmap {
             addr: 0x1000_0000_2000,
@@ -171,10 +171,10 @@ const fn mmap(addr: usize, len: usize, prot: u64, flags: u64) -> Op {
 }
 
 #[test]
-fn a_fork_promises_each_mapping_again() {
+fn a_fork_commits_each_mapping_again() {
     let Some(machine) = common::machine() else { return };
     if machine.commit_limit == usize::MAX {
-        println!("NOT RUN: any amount of memory is promised");
+        println!("NOT RUN: any amount of memory can be committed");
         return;
     }
     let (addr, half) = (0x2000_0000_0000, machine.commit_limit / 8 * 5 * 0x1000);
@@ -184,7 +184,7 @@ fn a_fork_promises_each_mapping_again() {
 }
 
 #[test]
-fn no_data_at_all_is_as_much_as_can_be_allowed_but_no_heap() {
+fn a_data_limit_of_0_is_the_hard_limit_but_for_the_heap() {
     let data = |bytes| Op::Limit { which: Which::Data, bytes };
     let most = Op::Limit { which: Which::DataMax, bytes: 0x6000 };
     let addr = 0x1000_0000_0000;
@@ -268,7 +268,7 @@ fn eight_tebibytes_are_counted_as_an_int_when_they_are_locked() {
     ]);
 }
 
-/// A file in memory that is open four times, one that has a name, and one that is long.
+/// A file in memory that is open several times, and one that has a name.
 const OPEN_TWICE: [usize; 2] = [0, 6];
 const NAMED: usize = 7;
 
@@ -357,7 +357,7 @@ fn a_debugger_writes_what_is_private_and_reads_what_is_mapped() {
         for flags in [0x1, 0x2, 0x21, 0x22, 0x28, 0x102 | 0x20] {
             for file in [0, 4, NAMED, 8] {
                 let force = |access| Op::Force { addr: addr + 0x1004, access };
-                // What is one's own afterwards shows when neighbours merge.
+                // Whether there are anonymous pages shows when neighbours merge.
                 same(&[
                     Op::Mmap {
                         addr,
@@ -388,7 +388,7 @@ fn a_debugger_writes_what_is_private_and_reads_what_is_mapped() {
     }
 }
 
-/// One step of each kind, as `pervma differ` prints it: that it compiles is the test.
+/// One step of each kind, as `pervma differ` prints it. The test is that it compiles.
 #[rustfmt::skip]
 fn one_of_each() -> Vec<Op> {
     vec![

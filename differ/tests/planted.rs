@@ -95,10 +95,10 @@ const PLANTED: &[Planted] = &[
     belief("no gap is kept below a stack", |config| config.layout.stack_guard_gap = 0),
     belief("huge mappings are placed like small ones", |config| config.huge_pages = false),
     belief("RLIMIT_MEMLOCK does not count", |config| config.may_lock = true),
-    belief("any amount of memory is promised", |config| config.commit_limit = usize::MAX),
+    belief("any amount of memory can be committed", |config| config.commit_limit = usize::MAX),
     belief("whether anonymous memory has names", |config| config.anon_names = !config.anon_names),
     belief(PRIVILEGED, |config| config.may_map_low = false),
-    rule("pages of one's own keep nothing from merging", |model, op| {
+    rule("anonymous pages keep nothing from merging", |model, op| {
         let Op::Touch { addr, access: Access::Write } = *op else { return None };
         let vmas = model.vmas();
         let (_, vma) = vmas.iter().find(|(range, _)| range.contains(&addr))?;
@@ -156,7 +156,7 @@ const PLANTED: &[Planted] = &[
         Op::Truncate { .. } => Some(Outcome::Returned(0)),
         _ => None,
     }),
-    rule("a forced write makes nothing one's own", |model, op| match *op {
+    rule("a forced write makes no anonymous page", |model, op| match *op {
         Op::Force { addr, access: Access::Write } => {
             Some(model.step(&Op::Force { addr, access: Access::Read }))
         }
@@ -230,19 +230,19 @@ const PLANTED: &[Planted] = &[
         Op::Limit { which: Which::AddressSpace, .. } => Some(Outcome::Done),
         _ => None,
     }),
-    rule("no data at all means none", |model, op| match *op {
+    rule("a data limit of 0 means no data", |model, op| match *op {
         Op::Limit { which: Which::Data, bytes: 0 } => {
             Some(model.step(&Op::Limit { which: Which::Data, bytes: 1 }))
         }
         _ => None,
     }),
-    rule("an address in the last page is no room", |_, op| match *op {
+    rule("an address in the last page is no gap", |_, op| match *op {
         Op::Mmap { addr, flags, .. } if addr > usize::MAX - PAGE && flags & MAP_FIXED != 0 => {
             Some(Outcome::of(Err(Errno::ENOMEM)))
         }
         _ => None,
     }),
-    rule("a fork promises nothing", |model, op| match op {
+    rule("a fork commits nothing", |model, op| match op {
         Op::Fork { .. } => {
             model.step(op);
             Some(Outcome::Done)
