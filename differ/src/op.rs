@@ -88,6 +88,17 @@ impl Op {
     /// The number of kinds of steps.
     pub const KINDS: usize = 24;
 
+    /// Whether it changes a file, and no mapping.
+    pub(crate) fn changes_file(&self) -> bool {
+        matches!(
+            self,
+            Self::AddSeals { .. }
+                | Self::Truncate { .. }
+                | Self::Rename { .. }
+                | Self::Unlink { .. }
+        )
+    }
+
     /// Returns the name of the call.
     #[must_use]
     pub fn name(&self) -> &'static str {

@@ -34,13 +34,17 @@ impl<S: Subject, F: Fn(&Config, &OpenFiles) -> S> Shrinker<'_, F> {
         let shortest = self.leave_out(found)?;
         for kept in 1..=KEPT.min(shortest.1.len()) {
             let (first, last) = shortest.1.split_at(shortest.1.len() - kept);
-            let mut steps = self.restate(first)?;
-            steps.extend_from_slice(last);
-            if let Some((made, difference)) = self.replay(&steps)? {
-                steps.truncate(made);
-                let restated = self.leave_out((difference, steps))?;
-                if restated.1.len() < shortest.1.len() {
-                    return self.shrink(restated);
+            let mapped = self.restate(first)?;
+            let of_files: Vec<Op> = first.iter().filter(|op| op.changes_file()).cloned().collect();
+            // What is mapped before a file changes may differ from what is mapped after it.
+            for first in [[&mapped, &of_files], [&of_files, &mapped]] {
+                let mut steps = [first[0], first[1], last].concat();
+                if let Some((made, difference)) = self.replay(&steps)? {
+                    steps.truncate(made);
+                    let restated = self.leave_out((difference, steps))?;
+                    if restated.1.len() < shortest.1.len() {
+                        return self.shrink(restated);
+                    }
                 }
             }
         }
