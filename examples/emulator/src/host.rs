@@ -54,7 +54,7 @@ impl GuestFile {
 
     /// Maps a part of it at `range`; fails with `EXIST` if anything is mapped there.
     ///
-    /// Safe: what nobody has mapped nobody uses.
+    /// It is safe, since no thread uses what is not mapped.
     pub(crate) fn map(&self, range: &Range<usize>, mapping: &Mapping) -> Result<(), Errno> {
         let (flags, offset) = (MapFlags::SHARED | MapFlags::FIXED_NOREPLACE, mapping.offset as u64);
         let prot = mapping.prot.flags();
@@ -75,7 +75,7 @@ pub(crate) fn occupy(range: &Range<usize>) -> Result<(), Errno> {
 /// Fails with `EXIST` if the host itself has something mapped in `range`.
 pub(crate) fn check_free(range: &Range<usize>) -> Result<(), Errno> {
     occupy(range)?;
-    // SAFETY: just mapped, and nobody else knows it.
+    // SAFETY: just mapped, and no other thread knows it.
     unsafe { unmap(range) }
 }
 
@@ -83,7 +83,7 @@ pub(crate) fn check_free(range: &Range<usize>) -> Result<(), Errno> {
 ///
 /// # Safety
 ///
-/// What is mapped there is the caller's, and nobody uses it.
+/// What is mapped there is the caller's, and no thread uses it.
 pub(crate) unsafe fn unmap(range: &Range<usize>) -> Result<(), Errno> {
     // SAFETY: handed on to the caller.
     unsafe { mm::munmap(pointer(range.start), range.len()) }

@@ -1,8 +1,8 @@
 //! Machine code: memory for it, and functions small enough to assemble by hand.
 //!
 //! The memory is mapped twice, once to write and once to run, as a JIT does that never has memory
-//! which is both. It knows nothing of functions: who may touch which bytes is for the caller to
-//! know, and what a caller has to know stands under *Safety*.
+//! which is both. It knows nothing of functions: which thread may touch which bytes is for the
+//! caller to know, and stands under *Safety*.
 
 use std::ffi::c_int;
 use std::io;
@@ -19,8 +19,8 @@ const TRAP: u8 = if cfg!(target_arch = "x86_64") { 0xcc } else { 0 };
 /// How many bytes of a function run before its identity is in the result's register.
 pub(crate) const PROLOGUE: usize = if cfg!(target_arch = "x86_64") { 5 } else { 8 };
 
-/// A function `fn() -> u32` that goes round a loop `turns` times and returns `id`; its identity is
-/// in the result's register all the while.
+/// Makes a function `fn() -> u32` that runs a loop `turns` times and returns `id`, which is in the
+/// result's register all the while.
 pub(crate) fn assemble(id: u32, turns: u32) -> Vec<u8> {
     let mut code = Vec::new();
     if cfg!(target_arch = "x86_64") {
@@ -49,7 +49,7 @@ pub(crate) fn assemble(id: u32, turns: u32) -> Vec<u8> {
     code
 }
 
-/// The identity in the code of a function, as [`assemble`] has put it there.
+/// Returns the identity in the code of a function that [`assemble`] has made.
 ///
 /// # Safety
 ///
@@ -86,7 +86,7 @@ impl CodeMemory {
         if memory < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: just made, and nobody else's.
+        // SAFETY: just made, and owned by nothing else.
         let memory = unsafe { OwnedFd::from_raw_fd(memory) };
         let fd = memory.as_raw_fd();
         // SAFETY: changes the length of the file that we own.
@@ -111,15 +111,15 @@ impl CodeMemory {
         self.run..self.run + self.len
     }
 
-    /// Puts `code` at `start`, and sees to it that every processor will run just that.
+    /// Writes `code` at `start`, and has every processor run just that from now on.
     ///
     /// # Safety
     ///
-    /// Until the call is over, nobody else reads, writes or runs the bytes from `start` on.
+    /// Until the call is over, no other thread reads, writes or runs the bytes from `start` on.
     pub(crate) unsafe fn write(&self, start: usize, code: &[u8]) -> io::Result<()> {
         assert!(start >= self.run && start - self.run + code.len() <= self.len);
         let place = ptr::with_exposed_provenance_mut::<u8>(start - self.run + self.write);
-        // SAFETY: within the mapping, as was asserted, and nobody else's, by the caller's word.
+        // SAFETY: within the mapping, as was asserted, and no other thread's, by the caller's word.
         unsafe { ptr::copy_nonoverlapping(code.as_ptr(), place, code.len()) };
         #[cfg(target_arch = "aarch64")]
         flush(place.addr(), start, code.len());
@@ -127,7 +127,7 @@ impl CodeMemory {
         membarrier(SYNC_CORE)
     }
 
-    /// Overwrites what is at `range` with traps: whoever runs it now ends the process.
+    /// Overwrites what is at `range` with traps: a thread that runs it ends the process.
     ///
     /// # Safety
     ///
