@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pervma_models::internals::{Mutation, mutate};
-use pervma_models::ledger::{EDGES, Ordering, Step};
+use pervma_models::internals::ledger::{EDGES, Ordering};
+use pervma_models::internals::{Mutation, Step, mutate};
 
 /// A model: threads of the shipped source under every interleaving, up to so many preemptions of a
 /// thread, and every outcome of its loads that the memory model allows.

@@ -5,7 +5,8 @@ use std::process::{Command, ExitCode};
 use std::sync::Mutex;
 use std::time::Instant;
 
-use pervma_models::ledger::{ARGUED, EDGES, STEPS};
+use pervma_models::internals::STEPS;
+use pervma_models::internals::ledger::{ARGUED, EDGES};
 
 use crate::harness::{Change, Model, Mutant, lock};
 use crate::models;

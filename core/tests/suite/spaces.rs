@@ -218,7 +218,7 @@ impl<'w, P: Platform, const WAY: u8> Subject for Space<'w, P, WAY> {
         Ok(reservation)
     }
 
-    fn commit(&mut self, reservation: Self::Reservation, payload: Part) {
+    fn commit(&mut self, mut reservation: Self::Reservation, payload: Part) {
         self.make_way();
         sure(reservation.commit(payload));
     }
@@ -232,7 +232,7 @@ impl<'w, P: Platform, const WAY: u8> Subject for Space<'w, P, WAY> {
         self.end();
         let exclusion = self.space.exclude(range.clone()).map_err(refused)?;
         assert_eq!(exclusion.range(), range);
-        assert!(exclusion.is_alone());
+        assert!(exclusion.is_drained());
         self.exclusions += 1;
         let vmas = exclusion.iter().map(cloned).collect();
         Ok((exclusion, vmas))
@@ -344,7 +344,7 @@ fn sure<V, E: Debug>(result: Result<V, E>) -> V {
 }
 
 fn map(removed: RemovedVmas<Part>) -> Map {
-    removed.into_iter().map(|Removed { range, payload }| (range, payload)).collect()
+    removed.into_iter().map(|Removed { range, payload, .. }| (range, payload)).collect()
 }
 
 fn cloned((range, part): (Range<usize>, &Part)) -> (Range<usize>, Part) {

@@ -90,7 +90,7 @@ impl Guest {
     /// `mmap`: a gap, then the host's mapping, then the guest's.
     fn mmap(&self, len: usize, mapping: Mapping) -> Result<()> {
         let file = &self.files[mapping.file];
-        let reservation = self.place(len, |range| file.map(range, &mapping))?;
+        let mut reservation = self.place(len, |range| file.map(range, &mapping))?;
         // From here on, the guest can use it.
         reservation.commit(mapping).map_err(broken)
     }
@@ -167,7 +167,7 @@ impl Guest {
     fn mremap(&self, from: Range<usize>) -> Result<()> {
         // The kernel's `mremap` replaces what is at the target, without asking. So it has to be
         // ours.
-        let target = self.place(from.len(), host::occupy)?;
+        let mut target = self.place(from.len(), host::occupy)?;
         let to = target.range();
         let moved = self.evacuate(from, &to);
         match moved {

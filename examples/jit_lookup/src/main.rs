@@ -162,7 +162,7 @@ fn load(memory: &CodeMemory) -> Result<Range<usize>> {
     // other compiler finds a gap elsewhere.
     let mut edit = CODE.edit()?;
     let search = GapSearch::new(code.len()).aligned(16).within(memory.range());
-    let reservation = edit.reserve(edit.find_gap(&search)?)?;
+    let mut reservation = edit.reserve(edit.find_gap(&search)?)?;
     drop(edit);
 
     // No thread waits for us while we write.

@@ -6,7 +6,7 @@ use loom::sync::atomic::AtomicU32;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
 use pervma_models::internals::Model as Platform;
-use pervma_models::ledger::Step;
+use pervma_models::internals::Step;
 use pervma_models::{AddressSpace, Slab};
 
 use super::lock::Vma;
@@ -84,7 +84,7 @@ pub const REUSE: Model = Model {
         });
         look(&space, 10, 1, OTHER);
         editor.join().unwrap();
-        assert_eq!(space.slab().vmas().made, 1, "the slot was used again");
+        assert_eq!(space.slab().vmas().capacity, 1, "the slot was used again");
     },
     mutants: &[
         weaken("ATTACH_PUBLISH", RACE),
@@ -145,7 +145,7 @@ pub const REUSE_ELSEWHERE: Model = Model {
         });
         look(&mine, 10, 1, FOREIGN);
         editor.join().unwrap();
-        assert_eq!(slab.vmas().made, 1, "the slot was used again");
+        assert_eq!(slab.vmas().capacity, 1, "the slot was used again");
     },
     mutants: &[drop_step(Step::CheckSpace, FOREIGN), weaken("ATTACH_PUBLISH", RACE)],
 };
@@ -163,17 +163,17 @@ pub const LATE_PUT: Model = Model {
             move || {
                 let edit = vma.seq.begin();
                 vma.lock.exclude();
-                vma.lock.wait_alone::<Platform>(None);
+                vma.lock.wait_drained::<Platform>(None);
                 vma.lock.detach();
                 vma.lock.attach(edit);
                 vma.seq.end(edit);
             }
         });
-        if vma.lock.enter().is_ok() {
-            vma.lock.leave::<Platform>();
+        if vma.lock.try_acquire().is_ok() {
+            vma.lock.release::<Platform>();
         }
         editor.join().unwrap();
-        assert!(vma.lock.exclude_idle(), "{TENANT}");
+        assert!(vma.lock.try_exclude_idle(), "{TENANT}");
     },
     mutants: &[
         drop_step(Step::WaitForReaders, TENANT),

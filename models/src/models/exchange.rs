@@ -6,7 +6,7 @@ use loom::sync::Arc;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
 use pervma_models::internals::Model as Platform;
-use pervma_models::ledger::Step;
+use pervma_models::internals::Step;
 use pervma_models::{AddressSpace, Slab};
 
 use super::lock::{INSIDE, Vma};
@@ -38,7 +38,7 @@ pub const INCREMENT: Model = Model {
         weaken("EXCLUDE_END", INSIDE),
         drop_step(Step::CheckSeq, INSIDE),
         drop_step(Step::RefuseExcluded, INSIDE),
-        drop_step(Step::MarkBeforeEnd, INSIDE),
+        drop_step(Step::LockBeforeClear, INSIDE),
     ],
 };
 
@@ -56,7 +56,7 @@ pub const CLAIM: Model = Model {
             move || {
                 let edit = vma.seq.begin();
                 vma.lock.exclude();
-                vma.lock.wait_alone::<Platform>(None);
+                vma.lock.wait_drained::<Platform>(None);
                 vma.lock.detach();
                 vma.written.fetch_add(1, Relaxed);
                 vma.written.fetch_sub(1, Relaxed);
@@ -64,9 +64,9 @@ pub const CLAIM: Model = Model {
                 vma.seq.end(edit);
             }
         });
-        if vma.lock.enter().is_ok() {
+        if vma.lock.try_acquire().is_ok() {
             assert_eq!(vma.written.fetch_add(0, Relaxed), 0, "{PAST}");
-            vma.lock.leave::<Platform>();
+            vma.lock.release::<Platform>();
         }
         editor.join().unwrap();
     },
@@ -107,7 +107,7 @@ pub const SLEEPER: Model = Model {
             assert_eq!(*vma, 1, "{FOREIGN}");
         }
         editor.join().unwrap();
-        assert_eq!(slab.vmas().made, 1, "the slot was used again, and again");
+        assert_eq!(slab.vmas().capacity, 1, "the slot was used again, and again");
     },
     mutants: &[drop_step(Step::CheckSpace, FOREIGN), drop_step(Step::CheckRange, OTHER)],
 };

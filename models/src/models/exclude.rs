@@ -5,7 +5,7 @@ use loom::sync::atomic::AtomicU32;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
 use pervma_models::internals::Model as Platform;
-use pervma_models::ledger::Step;
+use pervma_models::internals::Step;
 use pervma_models::{AddressSpace, ChangeError, ReadError, WriteError};
 
 use super::lock::Vma;
@@ -13,7 +13,7 @@ use crate::harness::{DEADLOCK, Model, RACE, drop_step, weaken};
 
 const LATE: &str = "a reader is inside a removed VMA";
 const FOREIGN: &str = "an exclusion changes a VMA that another excludes";
-const TWICE: &str = "X is added once";
+const TWICE: &str = "X is set once";
 const LOST: &str = "what was changed or removed is not what there was";
 
 /// A reader of one address who counts itself while it is inside.
@@ -39,7 +39,7 @@ pub const EXCLUDE_REMOVE: Model = Model {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
         let inside = Arc::new(AtomicU32::new(0));
-        drop(space.try_read(10).unwrap()); // moves the settled number on
+        drop(space.try_read(10).unwrap()); // advances the watermark
         let remover = thread::spawn({
             let (space, inside) = (Arc::clone(&space), Arc::clone(&inside));
             move || {
@@ -56,7 +56,7 @@ pub const EXCLUDE_REMOVE: Model = Model {
         drop_step(Step::WaitForReaders, RACE),
         drop_step(Step::KeepExcluded, LATE),
         weaken("EXCLUDE_WAIT", RACE),
-        weaken("READ_PUT", RACE),
+        weaken("READ_RELEASE", RACE),
     ],
 };
 
@@ -69,7 +69,7 @@ pub const EXCLUDE_UPDATE: Model = Model {
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
-        drop(space.try_read(10).unwrap()); // moves the settled number on
+        drop(space.try_read(10).unwrap()); // advances the watermark
         let editor = thread::spawn({
             let space = Arc::clone(&space);
             move || assert_eq!(space.update(10..20, |_, _| 2).unwrap()[0].payload, 1)
@@ -96,7 +96,7 @@ pub const GATE: Model = Model {
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
-        drop(space.try_read(10).unwrap()); // moves the settled number on
+        drop(space.try_read(10).unwrap()); // advances the watermark
         let excluder = thread::spawn({
             let space = Arc::clone(&space);
             move || drop(space.exclude(10..20).unwrap())
@@ -105,10 +105,10 @@ pub const GATE: Model = Model {
         excluder.join().unwrap();
     },
     mutants: &[
-        weaken("GATE_REGISTER", DEADLOCK),
-        weaken("GATE_OPEN", DEADLOCK),
-        drop_step(Step::LookAgain, DEADLOCK),
-        drop_step(Step::OpenLast, DEADLOCK),
+        weaken("EVENT_PREPARE", DEADLOCK),
+        weaken("EVENT_NOTIFY", DEADLOCK),
+        drop_step(Step::TestAgain, DEADLOCK),
+        drop_step(Step::NotifyLast, DEADLOCK),
     ],
 };
 
@@ -124,13 +124,13 @@ pub const TWO_SLEEPERS: Model = Model {
         let sleepers = [0, 1].map(|_| {
             let vma = Arc::clone(&vma);
             thread::spawn(move || {
-                if let Some(ticket) = vma.lock.register() {
-                    vma.lock.sleep::<Platform>(ticket);
+                if let Some(key) = vma.lock.prepare_wait() {
+                    vma.lock.wait_notified::<Platform>(key);
                 }
             })
         });
-        vma.lock.readmit();
-        vma.lock.open_gate::<Platform>();
+        vma.lock.clear_excluded();
+        vma.lock.notify::<Platform>();
         for sleeper in sleepers {
             sleeper.join().unwrap();
         }
@@ -149,16 +149,16 @@ pub const LATE_SLEEPER: Model = Model {
         let vma = Vma::attached();
         vma.lock.exclude();
         let sleeper = thread::spawn({
-            let (vma, ticket) = (Arc::clone(&vma), vma.lock.register().unwrap());
-            move || vma.lock.sleep::<Platform>(ticket)
+            let (vma, key) = (Arc::clone(&vma), vma.lock.prepare_wait().unwrap());
+            move || vma.lock.wait_notified::<Platform>(key)
         });
-        vma.lock.readmit();
-        vma.lock.open_gate::<Platform>();
+        vma.lock.clear_excluded();
+        vma.lock.notify::<Platform>();
         vma.lock.exclude();
-        assert!(vma.lock.register().is_some());
+        assert!(vma.lock.prepare_wait().is_some());
         sleeper.join().unwrap();
     },
-    mutants: &[drop_step(Step::AdvanceGate, DEADLOCK)],
+    mutants: &[drop_step(Step::AdvanceEvent, DEADLOCK)],
 };
 
 /// Two excluders of one VMA, of whom each gives up.
@@ -181,7 +181,7 @@ pub const ABANDON: Model = Model {
     mutants: &[
         weaken("EXCLUDE_END", RACE),
         weaken("EXCLUDE_BEGIN", RACE),
-        drop_step(Step::LinkBeforeEnd, RACE),
+        drop_step(Step::LinkBeforeClear, RACE),
     ],
 };
 
@@ -211,7 +211,7 @@ pub const TWO_REMOVALS: Model = Model {
         assert_eq!(here + other.join().unwrap(), 2, "{LOST}");
         assert_eq!(space.slab().vmas().in_use, 0);
     },
-    mutants: &[drop_step(Step::TestExcluded, TWICE), drop_step(Step::SleepOutside, DEADLOCK)],
+    mutants: &[drop_step(Step::TestExcluded, TWICE), drop_step(Step::SleepUnlocked, DEADLOCK)],
 };
 
 /// B15j. A reader inside, one excluder that waits for it, one more whom that refuses.
@@ -237,7 +237,7 @@ pub const TWO_WAITERS: Model = Model {
         assert_eq!(remover.join().unwrap(), 1);
         assert!(reader.join().unwrap() <= 1);
     },
-    mutants: &[drop_step(Step::SeparateGate, DEADLOCK), drop_step(Step::WakeWaiter, DEADLOCK)],
+    mutants: &[drop_step(Step::SeparateEvent, DEADLOCK), drop_step(Step::WakeWriter, DEADLOCK)],
 };
 
 /// An exclusion with a hole in its range, in which another thread maps and excludes something.
@@ -290,7 +290,7 @@ pub const IDLE: Model = Model {
     mutants: &[
         weaken("EXCLUDE_WAIT", RACE),
         weaken("EXCLUDE_END", RACE),
-        weaken("READ_PUT", RACE),
+        weaken("READ_RELEASE", RACE),
         drop_step(Step::CheckSeq, RACE),
     ],
 };
@@ -326,7 +326,7 @@ pub const THREE_WAYS: Model = Model {
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
-        drop(space.try_read(10).unwrap()); // moves the settled number on
+        drop(space.try_read(10).unwrap()); // advances the watermark
         let editor = thread::spawn({
             let space = Arc::clone(&space);
             move || {
@@ -358,7 +358,7 @@ pub const THREE_WAYS: Model = Model {
         drop_step(Step::WaitForReaders, RACE),
         drop_step(Step::RefuseExcluded, RACE),
         drop_step(Step::TestExcluded, TWICE),
-        drop_step(Step::WakeWaiter, DEADLOCK),
+        drop_step(Step::WakeWriter, DEADLOCK),
     ],
 };
 
@@ -374,7 +374,7 @@ pub const NEIGHBOUR: Model = Model {
         edit.insert(10..20, 1).unwrap();
         edit.insert(20..30, 2).unwrap();
         drop(edit);
-        drop(space.try_read(10).unwrap()); // moves the settled number on
+        drop(space.try_read(10).unwrap()); // advances the watermark
         let excluder = thread::spawn({
             let space = Arc::clone(&space);
             move || drop(space.update(20..30, |_, _| 1).unwrap())
@@ -385,5 +385,5 @@ pub const NEIGHBOUR: Model = Model {
         }
         excluder.join().unwrap();
     },
-    mutants: &[weaken("READ_PUT", RACE)],
+    mutants: &[weaken("READ_RELEASE", RACE)],
 };

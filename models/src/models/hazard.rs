@@ -5,7 +5,7 @@
 use loom::sync::Arc;
 use loom::thread::{self, JoinHandle};
 use pervma_models::internals::Barrier;
-use pervma_models::ledger::Step;
+use pervma_models::internals::Step;
 use pervma_models::{AddressSpace, ReadError, Reader, ReaderCursor, Slab};
 
 use crate::harness::{DEADLOCK, Model, RACE, drop_step, weaken};
@@ -19,7 +19,7 @@ fn space() -> Arc<AddressSpace<u32>> {
     edit.insert(10..20, 1).unwrap();
     edit.insert(30..40, 1).unwrap();
     drop(edit);
-    drop(space.try_read(30).unwrap()); // moves the settled number on
+    drop(space.try_read(30).unwrap()); // advances the watermark
     space
 }
 
@@ -61,17 +61,17 @@ pub const PUBLISHED: Model = Model {
         assert_eq!(*cursor.try_read(10).unwrap(), 2);
     },
     mutants: &[
-        weaken("HAZARD_SET_FENCE", RACE),
+        weaken("HAZARD_PUBLISH_FENCE", RACE),
         weaken("HAZARD_SCAN_FENCE", RACE),
         weaken("HAZARD_ADMIT", RACE),
         weaken("EXCLUDE_END", RACE),
-        weaken("HAZARD_CLEAR", RACE),
+        weaken("HAZARD_RETRACT", RACE),
         weaken("HAZARD_SCAN", RACE),
-        weaken("HAZARD_CLEAR_FENCE", DEADLOCK),
-        weaken("HAZARD_MARK_FENCE", DEADLOCK),
-        drop_step(Step::CountVisits, RACE),
+        weaken("HAZARD_RETRACT_FENCE", DEADLOCK),
+        weaken("HAZARD_TRANSFER_FENCE", DEADLOCK),
+        drop_step(Step::ScanHazards, RACE),
         drop_step(Step::RefuseExcluded, RACE),
-        drop_step(Step::TakeMarkBack, DEADLOCK),
+        drop_step(Step::UndoTransfer, DEADLOCK),
     ],
 };
 
@@ -115,7 +115,7 @@ pub const COUNTED_ONCE: Model = Model {
         drop(vma);
         excluder.join().unwrap();
     },
-    mutants: &[drop_step(Step::SkipMarked, DEADLOCK)],
+    mutants: &[drop_step(Step::SkipTransferred, DEADLOCK)],
 };
 
 /// One reader, one writer that does not want to wait.
@@ -142,7 +142,7 @@ pub const NOT_IDLE: Model = Model {
         // Whoever was counted has made its put.
         assert!(space.edit().unwrap().try_write(10).is_ok());
     },
-    mutants: &[drop_step(Step::LookAfterIdle, RACE), drop_step(Step::CountVisits, RACE)],
+    mutants: &[drop_step(Step::ScanIdle, RACE), drop_step(Step::ScanHazards, RACE)],
 };
 
 /// One reader that gives its record up, one writer.
@@ -160,7 +160,7 @@ pub const GIVEN_UP: Model = Model {
         drop(reader);
         writer.join().unwrap();
     },
-    mutants: &[weaken("RECORD_LOOK", RACE)],
+    mutants: &[weaken("RECORD_TEST", RACE)],
 };
 
 /// Two readers, one after the other in the same record, one writer.
@@ -187,7 +187,7 @@ pub const TAKEN_OVER: Model = Model {
         next.join().unwrap();
         assert!(space.edit().unwrap().try_write(10).is_ok());
     },
-    mutants: &[drop_step(Step::CountVisits, RACE)],
+    mutants: &[drop_step(Step::ScanHazards, RACE)],
 };
 
 /// One reader that registers, one writer.
@@ -205,7 +205,7 @@ pub const REGISTER: Model = Model {
         }
         writer.join().unwrap();
     },
-    mutants: &[drop_step(Step::CountVisits, RACE)],
+    mutants: &[drop_step(Step::ScanHazards, RACE)],
 };
 
 /// One reader of a space, one editor that moves its slot to another space on the same slab, and takes
@@ -240,7 +240,7 @@ pub const ELSEWHERE: Model = Model {
     },
     mutants: &[
         drop_step(Step::CheckSpace, FOREIGN),
-        drop_step(Step::CountVisits, RACE),
+        drop_step(Step::ScanHazards, RACE),
         weaken("ATTACH_PUBLISH", RACE),
         weaken("HAZARD_ADMIT", RACE),
     ],
@@ -250,7 +250,7 @@ pub const ELSEWHERE: Model = Model {
 fn write_with(space: &Arc<AddressSpace<u32>>, barrier: &std::sync::Arc<Barrier>) -> JoinHandle<()> {
     let (space, barrier) = (Arc::clone(space), std::sync::Arc::clone(barrier));
     thread::spawn(move || {
-        barrier.join();
+        barrier.enroll();
         *space.edit().unwrap().write(10).unwrap() = 2;
     })
 }
@@ -266,7 +266,7 @@ pub const BARRIER: Model = Model {
         // Others whom the writer meets first: one that fences, and one that has gone.
         let fences = space.register().unwrap();
         let gone = space.register().unwrap();
-        barrier.join();
+        barrier.enroll();
         let reader = space.register().unwrap();
         drop(gone);
         let mut cursor = cursor(&reader);
@@ -279,12 +279,12 @@ pub const BARRIER: Model = Model {
     },
     mutants: &[
         weaken("HAZARD_ADMIT", RACE),
-        weaken("HAZARD_CLEAR", RACE),
+        weaken("HAZARD_RETRACT", RACE),
         weaken("HAZARD_FREE", RACE),
         weaken("HAZARD_SCAN", RACE),
         drop_step(Step::BarrierToScan, RACE),
-        drop_step(Step::BarrierToMark, DEADLOCK),
-        drop_step(Step::TakeMarkBack, DEADLOCK),
+        drop_step(Step::BarrierToTransfer, DEADLOCK),
+        drop_step(Step::UndoTransfer, DEADLOCK),
     ],
 };
 
@@ -296,7 +296,7 @@ pub const BARRIER_NEXT_VISIT: Model = Model {
     preemptions: Some(4),
     run: || {
         let (space, barrier) = (space(), Barrier::new());
-        barrier.join();
+        barrier.enroll();
         let reader = space.register().unwrap();
         let (mut first, mut second) = (cursor(&reader), reader.cursor());
         drop(second.try_read(30).unwrap());
@@ -306,7 +306,7 @@ pub const BARRIER_NEXT_VISIT: Model = Model {
         barrier.end();
         writer.join().unwrap();
     },
-    mutants: &[weaken("HAZARD_SET", RACE), weaken("HAZARD_SCAN", RACE)],
+    mutants: &[weaken("HAZARD_PUBLISH", RACE), weaken("HAZARD_SCAN", RACE)],
 };
 
 /// `GIVEN_UP`, with barriers.
@@ -317,7 +317,7 @@ pub const BARRIER_GIVEN_UP: Model = Model {
     preemptions: Some(4),
     run: || {
         let (space, barrier) = (space(), Barrier::new());
-        barrier.join();
+        barrier.enroll();
         let reader = space.register().unwrap();
         let mut cursor = cursor(&reader);
         let writer = write_with(&space, &barrier);
@@ -326,7 +326,7 @@ pub const BARRIER_GIVEN_UP: Model = Model {
         barrier.end();
         writer.join().unwrap();
     },
-    mutants: &[weaken("RECORD_GIVE_UP", RACE), weaken("RECORD_LOOK", RACE)],
+    mutants: &[weaken("RECORD_GIVE_UP", RACE), weaken("RECORD_TEST", RACE)],
 };
 
 /// One reader that holds the VMA and looks it up again, one excluder.
@@ -346,7 +346,7 @@ pub const AGAIN: Model = Model {
         drop(vma);
         writer.join().unwrap();
     },
-    mutants: &[drop_step(Step::CountVisits, RACE)],
+    mutants: &[drop_step(Step::ScanHazards, RACE)],
 };
 
 /// One reader that is late at a slot that becomes a reservation, and its owner.
@@ -365,7 +365,7 @@ pub const AT_A_RESERVATION: Model = Model {
             let space = Arc::clone(&space);
             move || {
                 // In the slot that the cursor knows.
-                let reservation = space.edit().unwrap().reserve(30..40).unwrap();
+                let mut reservation = space.edit().unwrap().reserve(30..40).unwrap();
                 reservation.commit(2).unwrap();
             }
         });
@@ -374,7 +374,7 @@ pub const AT_A_RESERVATION: Model = Model {
         }
         owner.join().unwrap();
     },
-    mutants: &[drop_step(Step::CountVisits, RACE)],
+    mutants: &[drop_step(Step::ScanHazards, RACE)],
 };
 
 /// One reader of a space that is late at a slot of another, which ends; the slot is used again.
@@ -402,7 +402,7 @@ pub const AT_THE_END: Model = Model {
         drop(cursor.try_read(10));
         editor.join().unwrap();
     },
-    mutants: &[drop_step(Step::CountVisits, RACE), drop_step(Step::DrainOnDrop, RACE)],
+    mutants: &[drop_step(Step::ScanHazards, RACE), drop_step(Step::DrainOnDrop, RACE)],
 };
 
 /// A reader that registers with one space, and a writer of another on the same slab.

@@ -2,7 +2,7 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use pervma_models::ledger::Step;
+use pervma_models::internals::Step;
 use pervma_models::{AddressSpace, ReadError, Slab};
 
 use crate::harness::{Model, RACE, drop_step, weaken};
@@ -48,7 +48,7 @@ pub const SPLIT: Model = Model {
     },
     mutants: &[
         drop_step(Step::CheckHole, HOLE),
-        drop_step(Step::StampNode, HOLE),
+        drop_step(Step::SetVersion, HOLE),
         weaken("HOLE_CHECK", HOLE),
         // The new nodes are the first of their chunk.
         weaken("NODE_FOLLOW", RACE),
@@ -56,7 +56,7 @@ pub const SPLIT: Model = Model {
     ],
 };
 
-/// The same, and before that a hole, which moves the settled number on: perhaps as far as the
+/// The same, and before that a hole, which advances the watermark: perhaps as far as the
 /// editor's edit.
 pub const SPLIT_SETTLED: Model = Model {
     name: "split_settled",
@@ -189,8 +189,8 @@ pub const RECYCLED_STAMP: Model = Model {
     },
     mutants: &[
         drop_step(Step::CheckUpwards, HOLE),
-        weaken("NODE_STAMP", HOLE),
-        weaken("STAMP_CHECK", HOLE),
+        weaken("NODE_VERSION", HOLE),
+        weaken("VERSION_CHECK", HOLE),
     ],
 };
 
@@ -215,5 +215,5 @@ pub const REPLACED: Model = Model {
         look(&space, 40);
         editor.join().unwrap();
     },
-    mutants: &[drop_step(Step::StampKey, HOLE), drop_step(Step::StampNode, HOLE)],
+    mutants: &[drop_step(Step::SetVersionForKey, HOLE), drop_step(Step::SetVersion, HOLE)],
 };

@@ -4,8 +4,8 @@ use loom::sync::Arc;
 use loom::sync::atomic::AtomicU32;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
+use pervma_models::internals::Step;
 use pervma_models::internals::{Cell, Model as Platform, SpaceSeq, VmaLock};
-use pervma_models::ledger::Step;
 use pervma_models::{AddressSpace, ReadError};
 
 use crate::harness::{Model, RACE, drop_step, weaken};
@@ -41,15 +41,15 @@ impl Vma {
 
     /// One try of a reader; `read` runs if it was admitted.
     pub fn try_read<R>(&self, read: impl FnOnce(&Cell<u32>) -> R) -> Option<R> {
-        if self.lock.looks_locked(&self.seq) || self.lock.enter().is_err() {
+        if self.lock.looks_locked(&self.seq) || self.lock.try_acquire().is_err() {
             return None;
         }
-        let unlocked = self.lock.unlocked(&self.seq);
+        let unlocked = self.lock.is_unlocked(&self.seq);
         let read = unlocked.then(|| {
             assert_eq!(self.written.fetch_add(0, Relaxed), 0, "{INSIDE}");
             read(&self.field)
         });
-        self.lock.leave::<Platform>();
+        self.lock.release::<Platform>();
         read
     }
 
@@ -57,7 +57,7 @@ impl Vma {
     pub fn write(&self, write: impl FnOnce(&Cell<u32>)) {
         let edit = self.seq.begin();
         self.lock.exclude();
-        assert!(self.lock.wait_alone::<Platform>(None));
+        assert!(self.lock.wait_drained::<Platform>(None));
         self.lock.lock_until_end_of(edit);
         self.written.fetch_add(1, Relaxed);
         write(&self.field);
@@ -97,12 +97,12 @@ pub const READ_AGAINST_WRITE: Model = Model {
     mutants: &[
         weaken("READ_ADMIT", RACE),
         weaken("EXCLUDE_END", RACE),
-        weaken("READ_PUT", RACE),
+        weaken("READ_RELEASE", RACE),
         weaken("EXCLUDE_WAIT", RACE),
         weaken("READ_SEQ", RACE),
         weaken("EDIT_END", RACE),
         drop_step(Step::RefuseExcluded, RACE),
-        drop_step(Step::MarkBeforeEnd, RACE),
+        drop_step(Step::LockBeforeClear, RACE),
         drop_step(Step::CheckEven, RACE),
     ],
 };
@@ -126,8 +126,8 @@ pub const SETTLED: Model = Model {
         writer.join().unwrap();
     },
     mutants: &[
-        weaken("READ_SETTLED", RACE),
-        weaken("SEQ_SETTLE", RACE),
+        weaken("READ_WATERMARK", RACE),
+        weaken("WATERMARK_ADVANCE", RACE),
         weaken("READ_SEQ", RACE),
         weaken("EDIT_END", RACE),
         drop_step(Step::CheckEven, RACE),
@@ -178,7 +178,7 @@ pub const TWO_READERS: Model = Model {
     },
     mutants: &[
         weaken("READ_ADMIT", RACE),
-        weaken("READ_PUT", RACE),
+        weaken("READ_RELEASE", RACE),
         weaken("EXCLUDE_WAIT", RACE),
         drop_step(Step::WaitForReaders, RACE),
         drop_step(Step::RefuseExcluded, RACE),

@@ -6,8 +6,8 @@ use loom::sync::atomic::AtomicU32;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
 use pervma_models::AddressSpace;
+use pervma_models::internals::Step;
 use pervma_models::internals::{Cell, Relaxed as NoOrder, WaitWord};
-use pervma_models::ledger::Step;
 
 use crate::harness::{DEADLOCK, Model, RACE, drop_step, weaken};
 
@@ -64,7 +64,7 @@ pub const WAKE: Model = Model {
         drop(edit);
         reader.join().unwrap();
     },
-    mutants: &[drop_step(Step::WakeWaiter, DEADLOCK)],
+    mutants: &[drop_step(Step::WakeWriter, DEADLOCK)],
 };
 
 /// A blocking reader against an edit that write-locks its VMA.
@@ -85,7 +85,7 @@ pub const BLOCKING_READ: Model = Model {
         editor.join().unwrap();
         assert_eq!(*space.try_read(10).unwrap(), 2);
     },
-    mutants: &[drop_step(Step::WakeWaiter, DEADLOCK)],
+    mutants: &[drop_step(Step::WakeWriter, DEADLOCK)],
 };
 
 /// B18. An exclusion that waits until a deadline, against a reader that uses what the VMA stands for.
@@ -98,7 +98,7 @@ pub const CANCELLED_WAIT: Model = Model {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, ()).unwrap();
         let memory = Arc::new(Cell::new(1));
-        drop(space.try_read(10).unwrap()); // moves the settled number on
+        drop(space.try_read(10).unwrap()); // advances the watermark
         let reader = thread::spawn({
             let (space, memory) = (Arc::clone(&space), Arc::clone(&memory));
             move || {
@@ -119,10 +119,10 @@ pub const CANCELLED_WAIT: Model = Model {
         reader.join().unwrap();
     },
     mutants: &[
-        drop_step(Step::GiveBack, KEPT),
+        drop_step(Step::ClearExcluded, KEPT),
         weaken("EXCLUDE_WAIT", RACE),
         weaken("EXCLUDE_END", RACE),
         weaken("READ_ADMIT", RACE),
-        weaken("READ_PUT", RACE),
+        weaken("READ_RELEASE", RACE),
     ],
 };
