@@ -143,7 +143,7 @@ fn page_offset(range: &Range<usize>, addr: usize) -> usize {
 impl Process {
     /// `mmap`: pages are made present when they are touched.
     fn mmap(&self, len: usize, vma: Vma) -> Result<Range<usize>, ChangeError> {
-        let mut edit = self.space.edit().map_err(|_| ChangeError::OwnEdit)?;
+        let mut edit = self.space.edit()?;
         let out_of_space = || ChangeError::OutOfMemory { range: 0..len };
         let search = GapSearch::new(len).within(0..PAGES * PAGE).top_down();
         let gap = edit.find_gap(&search).map_err(|_| out_of_space())?;
@@ -153,7 +153,7 @@ impl Process {
 
     /// `munmap`: out of the map, then out of the page table.
     fn munmap(&self, range: Range<usize>) -> Result<(), ChangeError> {
-        let mut edit = self.space.edit().map_err(|_| ChangeError::OwnEdit)?;
+        let mut edit = self.space.edit()?;
         // Waits for faults in these VMAs. Afterwards, no processor makes their pages present.
         let removed = edit.remove(range)?;
         // The slow part. Faults and other lookups under the mmap lock go on meanwhile, but no edit:
@@ -166,7 +166,7 @@ impl Process {
 
     /// `mprotect`: splits and merges VMAs as [`Payload`] says.
     fn mprotect(&self, range: Range<usize>, writable: bool) -> Result<(), ChangeError> {
-        let mut edit = self.space.edit().map_err(|_| ChangeError::OwnEdit)?;
+        let mut edit = self.space.edit()?;
         edit.update(range.clone(), |_, vma| Vma { writable, ..*vma })?;
         // The VMAs stay write-locked until the edit ends: no page comes back with the old rights.
         self.zap(&range);
