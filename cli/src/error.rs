@@ -3,6 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// The exit status when nothing could be measured: one line on standard error says why.
+pub(crate) const BAD_INPUT: u8 = 2;
+
 /// Why nothing was paged.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -22,7 +25,7 @@ pub(crate) enum Error {
     )]
     Resident { bytes: usize, granule: usize, least: usize },
     #[error(
-        "{}: its bytes cannot be read any more: give a file that nobody shortens",
+        "{}: its bytes cannot be read any more: give a file that does not get shorter",
         one_line(file)
     )]
     Shortened { file: PathBuf },

@@ -24,14 +24,12 @@ use std::process::ExitCode;
 use std::thread;
 
 use crate::args::Command;
-use crate::error::Error;
+use crate::error::{BAD_INPUT, Error};
 
 /// Everything matched.
 const MATCHED: u8 = 0;
 /// Bytes differed, or pages were not faulted in; or the kernel and the model differ.
 const MISMATCHED: u8 = 1;
-/// Nothing could be measured: one line on standard error says why.
-const BAD_INPUT: u8 = 2;
 
 /// Bytes of the stack that the work is done on, whatever `ulimit -s` is.
 const STACK: usize = 2 << 20;

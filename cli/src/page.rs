@@ -11,7 +11,7 @@ use rand::RngExt;
 
 use crate::args::{Mode, PageOptions};
 use crate::churn::{Churned, churn};
-use crate::error::Error;
+use crate::error::{BAD_INPUT, Error};
 use crate::input::{Input, PAGE, sha256};
 use crate::mapped::Mapped;
 use crate::memory;
@@ -125,7 +125,7 @@ fn map(input: &Input, options: &PageOptions) -> Result<(LiveRegion, Option<usize
         format!("pervma: {}\n", Error::Shortened { file: input.path.clone() }).into_boxed_str(),
     );
     let how: Options<InSignal> =
-        Options::new().granule(granule).on_failure(OnFailure::exit(crate::BAD_INPUT.into(), gone));
+        Options::new().granule(granule).on_failure(OnFailure::exit(BAD_INPUT.into(), gone));
     let how = resident.map_or(how.clone(), |bytes| how.resident(bytes));
     let region = match options.mode {
         Mode::Signal => how.map(source)?,
