@@ -1,6 +1,7 @@
 //! Atomics and fences that take an edge of the ledger, or a reason.
 #![cfg_attr(
     not(pervma_model),
+    expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the door"),
     expect(unreachable_pub, reason = "the models reach it through `internals`")
 )]
 

@@ -45,6 +45,7 @@ mod real {
         /// The atomic as the standard library knows it, for this crate's own platform.
         #[cfg(all(feature = "std", any(target_os = "linux", target_os = "android")))]
         #[inline]
+        #[expect(clippy::disallowed_types, reason = "rustix takes it")]
         pub(crate) fn as_futex(&self) -> &core::sync::atomic::AtomicU32 {
             self.0.raw()
         }
