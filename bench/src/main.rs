@@ -2,6 +2,7 @@
 //!
 //! Contestants of one case take turns, round by round, in one process and on the same input. Run it
 //! with `--release`.
+#![deny(unreachable_pub)]
 #![deny(unsafe_code)]
 
 mod allocator;

@@ -28,6 +28,9 @@ pub(crate) struct Section {
     pub(crate) goals: Vec<Goal>,
 }
 
+/// What a row returns: what was done, the tables, and the goals.
+pub(crate) type Figures = (&'static str, Vec<Table>, Vec<Goal>);
+
 /// Figures of one kind: a line for each contestant, a column for each case.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Table {

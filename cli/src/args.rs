@@ -23,7 +23,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Page a file in: read every page in random order, each first touch a real page fault, and
+    /// Page a file in: touch every page in random order, each first touch a real page fault, and
     /// check every byte.
     Page(PageOptions),
     /// Make random mapping calls on the running kernel and on pervma-linux, and compare results,
@@ -33,7 +33,7 @@ pub(crate) enum Command {
 
 #[derive(Args, Debug)]
 pub(crate) struct DifferOptions {
-    /// How many steps, at least 1: calls, touches of memory, forks.
+    /// How many steps, at least 1: calls, touches of memory, forks, changes of files.
     #[arg(long, value_name = "N", default_value_t = 100_000, allow_negative_numbers = true,
         value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) ops: u64,
@@ -55,16 +55,24 @@ pub(crate) struct PageOptions {
     /// What one fault fills: 4K, 64K or 2M.
     #[arg(long, value_name = "SIZE", default_value = "4K")]
     pub(crate) granule: Granule,
-    /// Who serves faults: the thread that faults, in a signal handler, or a thread of the region.
+    /// What serves faults: the thread that faults, in a signal handler, or a thread of the region.
     #[arg(long, value_name = "MODE", default_value = "signal")]
     pub(crate) mode: Mode,
-    /// At most so many bytes of the file are in memory at a time, beside the copy; with K, M or G.
+    /// At most so many bytes of the file are in memory at a time; with K, M or G [default: all of
+    /// the file, or half of what is available if it is larger than that].
     #[arg(long, value_name = "BYTES", value_parser = size, allow_negative_numbers = true)]
     pub(crate) resident: Option<usize>,
     /// All the while another thread maps, protects, discards and unmaps ranges inside and beside
     /// the region; at least a tenth of the pages is faulted again.
     #[arg(long)]
     pub(crate) churn: bool,
+    /// Touch the same pages in the same order also in the kernel's own mapping of the file (mmap),
+    /// and by ordinary reads.
+    #[arg(long)]
+    pub(crate) compare: bool,
+    /// Draw how long touches took, and where in the file, into this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
     /// Print one JSON object on one line.
     #[arg(long)]
     pub(crate) json: bool,
@@ -94,7 +102,7 @@ impl Granule {
     }
 }
 
-/// Who serves faults.
+/// What serves faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Mode {
@@ -117,7 +125,7 @@ pub(crate) fn parse() -> Result<Option<Command>, Error> {
     }
 }
 
-/// Writes to standard output. A reader that has left is none of our business.
+/// Writes to standard output. That the reader has gone is no error.
 pub(crate) fn print(text: &str) -> Result<(), Error> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

@@ -9,7 +9,7 @@ use pervma_pager::{LiveRegion, MemorySource, Options};
 use rand::RngExt;
 
 use crate::error::Error;
-use crate::page::PAGE;
+use crate::input::{Input, PAGE};
 
 /// The pages that one change is about, at most.
 const MOST: usize = 16;
@@ -25,17 +25,17 @@ pub(crate) struct Churned {
 }
 
 /// Changes the region until `done`: discards what others read, and unmaps, maps, protects and reads
-/// the pages of `own`, which are nobody else's and hold `expected`.
+/// the pages of `own`, which no other thread reads.
 pub(crate) fn churn(
     region: &LiveRegion,
     own: Range<usize>,
-    expected: &[u8],
+    input: &Input,
     done: &OnceLock<()>,
 ) -> Result<Churned, Error> {
     let start = Instant::now();
     let mut churned = Churned { matches: true, ..Churned::default() };
     let mut random = rand::rng();
-    let mut buffer = vec![0; MOST * PAGE];
+    let mut buffers = [(); 2].map(|()| vec![0; MOST * PAGE]);
     let beside = MemorySource::new(vec![1; 4 * MOST * PAGE]);
     let others = 0..own.start;
     while done.get().is_none() {
@@ -48,11 +48,6 @@ pub(crate) fn churn(
         }
         if !own.is_empty() {
             let part = random_part(own.clone(), &mut random);
-            let as_expected = |buffer: &mut [u8]| {
-                let buffer = &mut buffer[..part.len()];
-                region.read(part.start, buffer);
-                *buffer == expected[part.start - own.start..][..part.len()]
-            };
             region.unmap(part.clone())?;
             region.map(part.clone())?;
             region.protect(part.clone(), Access::None)?;
@@ -60,7 +55,11 @@ pub(crate) fn churn(
             churned.ops += 4;
             // Not always: changes are to be many, and reads are slow.
             if random.random_range(0..8) == 0 {
-                churned.matches &= as_expected(&mut buffer);
+                let [found, expected] = &mut buffers;
+                let (found, expected) = (&mut found[..part.len()], &mut expected[..part.len()]);
+                region.read(part.start, found);
+                input.read(part.start, expected)?;
+                churned.matches &= found == expected;
             }
         }
         if random.random_range(0..8) == 0 {

@@ -11,6 +11,12 @@ use sha2::{Digest, Sha256};
 
 use crate::error::Error;
 
+/// The size of a page in bytes.
+pub(crate) const PAGE: usize = 4096;
+
+/// Bytes that are read at a time to be hashed.
+const CHUNK: usize = 1 << 20;
+
 /// A regular file with at least one byte.
 #[derive(Debug)]
 pub(crate) struct Input {
@@ -33,15 +39,19 @@ impl Input {
         };
         let metadata = file.metadata().map_err(|error| cannot_read(path.clone(), error))?;
         let kind = metadata.file_type();
-        let reason = match () {
-            () if kind.is_dir() => "is a directory",
-            () if kind.is_fifo() => "is a FIFO",
-            () if kind.is_char_device() || kind.is_block_device() => "is a device",
-            () if !kind.is_file() => "is not a regular file",
-            () if metadata.len() == 0 => "is empty",
+        let regular = "give a regular file with at least one byte";
+        let (reason, advice) = match () {
+            () if kind.is_dir() => ("is a directory", regular),
+            () if kind.is_fifo() => ("is a FIFO", regular),
+            () if kind.is_char_device() || kind.is_block_device() => ("is a device", regular),
+            () if !kind.is_file() => ("is not a regular file", regular),
+            () if metadata.len() == 0 && has_bytes(&file) => (
+                "has bytes but says that it has none, as files in /proc do",
+                "copy its content to a plain file",
+            ),
+            () if metadata.len() == 0 => ("is empty", regular),
             () => return Ok(Self { path, file }),
         };
-        let advice = "give a regular file with at least one byte";
         Err(Error::File { file: path, reason: reason.to_owned(), advice })
     }
 
@@ -56,28 +66,43 @@ impl Input {
         metadata.map(|data| data.len()).map_err(|error| cannot_read(self.path.clone(), error))
     }
 
-    /// The SHA-256 of what ordinary reads get, to the end of the file.
-    pub(crate) fn sha256(&self) -> Result<String, Error> {
-        let mut hash = Sha256::new();
-        let mut buffer = [0; 1 << 16];
-        let mut at = 0;
-        loop {
-            match self.file.read_at(&mut buffer, at) {
-                Ok(0) => return Ok(hex(hash)),
-                Ok(read) => {
-                    hash.update(&buffer[..read]);
-                    at += read as u64;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(cannot_read(self.path.clone(), error)),
+    /// The file itself.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Reads what is at an offset, all of it.
+    pub(crate) fn read(&self, at: usize, bytes: &mut [u8]) -> Result<(), Error> {
+        match self.file.read_exact_at(bytes, at as u64) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(Error::Shortened { file: self.path.clone() })
             }
+            Err(error) => Err(cannot_read(self.path.clone(), error)),
         }
     }
 }
 
-/// A finished SHA-256, in hexadecimal.
-pub(crate) fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+/// The SHA-256 of so many bytes, which are read in order; tells `watch` how many have been.
+pub(crate) fn sha256(
+    len: usize,
+    read: impl Fn(usize, &mut [u8]) -> Result<(), Error>,
+    watch: impl Fn(usize),
+) -> Result<String, Error> {
+    let mut hash = Sha256::new();
+    let mut chunk = vec![0; CHUNK.min(len)];
+    for at in (0..len).step_by(CHUNK) {
+        let chunk = &mut chunk[..CHUNK.min(len - at)];
+        read(at, chunk)?;
+        hash.update(&chunk);
+        watch(at + chunk.len());
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Whether there is something to read.
+fn has_bytes(file: &File) -> bool {
+    file.read_at(&mut [0], 0).is_ok_and(|read| read > 0)
 }
 
 fn cannot_read(file: PathBuf, error: io::Error) -> Error {

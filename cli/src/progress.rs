@@ -1,26 +1,64 @@
-//! A progress bar on a terminal, nothing in a pipe.
+//! What is going on, on a terminal; nothing in a pipe.
 
 use std::io::{IsTerminal, stderr};
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Counts pages, for whoever watches.
+/// How often it is drawn again, so that it is seen that something goes on.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Things are counted so many at a time: threads that count each would wait for each other.
+const BATCH: usize = 256;
+
+/// A line that says what is being done, and how much of it is done, while it lives.
 #[derive(Debug)]
 pub(crate) struct Progress(Option<ProgressBar>);
 
 impl Progress {
-    /// A bar for so many pages on standard error, if that is a terminal.
-    pub(crate) fn of(pages: usize) -> Self {
+    /// Something of which it is not known how long it takes.
+    pub(crate) fn of_unknown(what: &'static str) -> Self {
+        Self::new(ProgressBar::new_spinner, "{spinner} {msg}, {elapsed}", what)
+    }
+
+    /// Something with so many parts.
+    pub(crate) fn of(what: &'static str, count: usize) -> Self {
+        let bar = || ProgressBar::new(count as u64);
+        Self::new(bar, "{spinner} {msg} {bar:40} {percent}% of {human_len}, {eta}", what)
+    }
+
+    fn new(bar: impl FnOnce() -> ProgressBar, template: &str, what: &'static str) -> Self {
         Self(stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{bar:40} {percent}% of {len} pages, {eta}");
-            let bar = ProgressBar::new(pages as u64);
-            style.map_or(bar.clone(), |style| bar.with_style(style))
+            let style = ProgressStyle::with_template(template);
+            let bar = bar().with_message(what);
+            let bar = style.map_or(bar.clone(), |style| bar.with_style(style));
+            // At once: it may be over before the first tick.
+            bar.tick();
+            bar.enable_steady_tick(TICK);
+            bar
         }))
     }
 
-    pub(crate) fn one_more(&self) {
+    /// One part more is done, and the thread has done so many before.
+    pub(crate) fn one_more(&self, before: usize) {
+        if let Some(bar) = &self.0
+            && before % BATCH == BATCH - 1
+        {
+            bar.inc(BATCH as u64);
+        }
+    }
+
+    /// So many parts are done.
+    pub(crate) fn done(&self, parts: u64) {
         if let Some(bar) = &self.0 {
-            bar.inc(1);
+            bar.set_position(parts);
+        }
+    }
+
+    /// It is something else now.
+    pub(crate) fn says(&self, what: impl FnOnce() -> String) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(what());
         }
     }
 }

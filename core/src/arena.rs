@@ -1,22 +1,24 @@
-//! Type-stable memory: objects of one kind, reused at once, never returned while anyone may look.
+//! Type-stable memory: objects of one kind, reused at once, never returned while any thread may look.
 //!
 //! # Guarantee
 //!
 //! An object of an [`Arena`] is an object of that type from its first allocation until the arena
 //! is dropped. So a reader that comes too late finds a valid object, perhaps with another's contents,
-//! and notices by checking; it is never waited for.
+//! and notices by checking; no writer waits for it.
 //!
 //! # Invariants
 //!
 //! - **A1** An [`Idx`] names an object that its arena has allocated before. It travels from the
 //!   thread that allocated it through what guards the arena, the mmap lock, or a release store into a
 //!   word of the tree that is loaded with acquire (NODE_LINK, NODE_FOLLOW); so the chunk pointer
-//!   and the object's first initialisation are visible to whoever holds it. An index is only used
-//!   with the arena that made it: a tree refers to one slab for life.
+//!   and the object's first initialisation are visible to the thread that holds it. An index is only
+//!   used with the arena that allocated it: a [`Map`](crate::map::Map) has one slab for life.
 //! - **A2** A chunk is never freed, moved or opened for unique access before the arena is dropped.
-//! - **A3** An arena's state, every `link` and the making of chunks are guarded by the arena's lock;
+//! - **A3** An arena's state, every `link` and the allocation of chunks are guarded by the arena's lock;
 //!   or, where it is one space's alone ([`Users::OneSpace`]), by the mmap lock of that space, which
 //!   is held for writing whenever that space allocates and frees.
+
+#![expect(unsafe_code, reason = "objects are shared by index, under the invariants above")]
 
 use core::alloc::Layout;
 use core::marker::PhantomData;
@@ -24,14 +26,12 @@ use core::ops::Range;
 use core::ptr;
 
 use crate::error::OutOfMemory;
-use crate::facade::{
-    AtomicU64, Cell, MmapLock, MmapWriteGuard, Relaxed, check, const_unless_model, keep,
-};
-use crate::ledger::Step;
-use crate::lock::Line;
 use crate::memory::SlabMemory;
-use crate::mm::WriteSection;
+use crate::mm::EditSection;
+use crate::mmap_lock::{MmapLock, RawWriteGuard};
 use crate::platform::Platform;
+use crate::step::Step;
+use crate::sync::{AtomicU64, Cell, Line, Relaxed, check, const_unless_model, keep};
 
 /// Objects in the first chunk; each further chunk is four times as large. Small under the models, so
 /// that a second chunk is reached.
@@ -45,7 +45,7 @@ const CHUNK_BITS: u32 = 4;
 const CHUNKS: usize = 11;
 
 /// The name of an object of one arena.
-pub struct Idx<O>(u32, PhantomData<fn() -> O>);
+pub(crate) struct Idx<O>(u32, PhantomData<fn() -> O>);
 
 impl<O> Clone for Idx<O> {
     fn clone(&self) -> Self {
@@ -57,7 +57,7 @@ impl<O> Copy for Idx<O> {}
 impl<O> Idx<O> {
     /// What to store in a word of the tree: less than 2³⁰.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn raw(self) -> u32 {
+    pub(crate) fn raw(self) -> u32 {
         self.0
     }
 
@@ -68,13 +68,13 @@ impl<O> Idx<O> {
     /// `raw` was stored there by [`raw`](Self::raw) and loaded with acquire, or under the mmap
     /// lock (A1).
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub unsafe fn from_raw(raw: u32) -> Self {
+    pub(crate) unsafe fn from_raw(raw: u32) -> Self {
         Self(raw, PhantomData)
     }
 }
 
 /// What an arena holds.
-pub trait Object {
+pub(crate) trait Object {
     /// An object in its first state.
     fn new() -> Self;
     /// The next free object, when this one is free.
@@ -82,7 +82,7 @@ pub trait Object {
 }
 
 /// Type-stable memory for objects of one kind.
-pub struct Arena<O, P: Platform> {
+pub(crate) struct Arena<O, P: Platform> {
     /// As many as the mask can name.
     chunks: [Cell<*mut O>; 1 << CHUNK_BITS],
     users: Users,
@@ -95,13 +95,13 @@ struct FreeList<P: Platform> {
     /// See A3.
     lock: MmapLock<P>,
     state: Cell<ArenaState>,
-    /// How many objects were made, in the upper half, and how many are in use: for everybody.
+    /// How many objects there are, in the upper half, and how many are in use: for any thread.
     usage: AtomicU64,
 }
 
-/// Who allocates from an arena.
+/// Which spaces allocate from an arena.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Users {
+pub(crate) enum Users {
     /// One space, only in its edits.
     OneSpace,
     /// Any number of spaces.
@@ -112,9 +112,9 @@ pub enum Users {
 struct ArenaState {
     /// The free object that was freed last, plus 1; 0 for none.
     free: u32,
-    /// How many objects have ever been made.
-    made: u32,
-    /// How many are neither free nor unmade.
+    /// How many objects have ever been initialised.
+    initialised: u32,
+    /// How many of them are not free.
     live: u32,
 }
 
@@ -151,7 +151,7 @@ fn chunk_layout<O>(chunk: usize) -> Result<Layout, OutOfMemory> {
 
 impl<O: Object, P: Platform> Arena<O, P> {
     const_unless_model! {
-        pub fn new(users: Users) -> Self {
+        pub(crate) fn new(users: Users) -> Self {
             Self {
                 #[cfg(not(pervma_model))]
                 chunks: [const { Cell::new(ptr::null_mut()) }; 1 << CHUNK_BITS],
@@ -160,7 +160,7 @@ impl<O: Object, P: Platform> Arena<O, P> {
                 users,
                 free: Line(FreeList {
                     lock: MmapLock::new(),
-                    state: Cell::new(ArenaState { free: 0, made: 0, live: 0 }),
+                    state: Cell::new(ArenaState { free: 0, initialised: 0, live: 0 }),
                     usage: AtomicU64::new(0),
                 }),
             }
@@ -169,7 +169,7 @@ impl<O: Object, P: Platform> Arena<O, P> {
 
     /// The object that `index` names.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn get(&self, index: Idx<O>) -> &O {
+    pub(crate) fn get(&self, index: Idx<O>) -> &O {
         let (chunk, offset) = index.place();
         // SAFETY: A1: the chunk pointer was written before the index came to us.
         let base = self.chunks[chunk].with(|base| unsafe { *base });
@@ -180,16 +180,16 @@ impl<O: Object, P: Platform> Arena<O, P> {
         unsafe { &*object }
     }
 
-    /// What guards the arena, beside the section that the caller has (A3).
+    /// The lock of the arena, if the section that the caller has is not enough (A3).
     #[inline]
-    fn guard(&self, _section: &WriteSection<'_, P>) -> Option<MmapWriteGuard<'_, P>> {
+    fn guard(&self, _section: &EditSection<'_, P>) -> Option<RawWriteGuard<'_, P>> {
         (self.users == Users::Spaces).then(|| self.free.0.lock.write())
     }
 
-    /// An object that nobody else was given: the one freed last, else a new one. The section is one
-    /// of the space that the object is for.
+    /// An object that is given to the caller alone: the one freed last, else a new one. The section
+    /// is one of the space that the object is for.
     #[inline]
-    pub fn alloc(&self, section: &WriteSection<'_, P>) -> Result<Idx<O>, OutOfMemory> {
+    pub(crate) fn alloc(&self, section: &EditSection<'_, P>) -> Result<Idx<O>, OutOfMemory> {
         let _guard = self.guard(section);
         // SAFETY: A3.
         let mut state = self.free.0.state.with(|state| unsafe { *state });
@@ -200,9 +200,9 @@ impl<O: Object, P: Platform> Arena<O, P> {
             state.free = self.get(index).link().with(|link| unsafe { *link });
             index
         } else {
-            let index = Idx::of(state.made).ok_or(OutOfMemory)?;
-            self.make(index)?;
-            state.made += 1;
+            let index = Idx::of(state.initialised).ok_or(OutOfMemory)?;
+            self.init(index)?;
+            state.initialised += 1;
             index
         };
         state.live += 1;
@@ -210,21 +210,21 @@ impl<O: Object, P: Platform> Arena<O, P> {
         Ok(index)
     }
 
-    /// Sets the state, for those who have the guard.
+    /// Sets the state, under the guard.
     #[inline]
     fn set_state(&self, state: ArenaState) {
         // SAFETY: A3.
         self.free.0.state.with_mut(|at| unsafe { *at = state });
-        let usage = u64::from(state.made) << 32 | u64::from(state.live);
+        let usage = u64::from(state.initialised) << 32 | u64::from(state.live);
         self.free
             .0
             .usage
             .store(usage, Relaxed("a count to look at, which says nothing of the objects"));
     }
 
-    /// Makes the object `index`, and its chunk if it is the first in it.
+    /// Initialises the object `index`, and allocates its chunk if it is the first in it.
     #[cold]
-    fn make(&self, index: Idx<O>) -> Result<(), OutOfMemory> {
+    fn init(&self, index: Idx<O>) -> Result<(), OutOfMemory> {
         let (chunk, offset) = index.place();
         if offset == 0 {
             const { assert!(size_of::<O>() != 0) };
@@ -247,7 +247,7 @@ impl<O: Object, P: Platform> Arena<O, P> {
 
     /// Makes `index`, which the caller was given by `alloc` and gives up, free again.
     #[inline]
-    pub fn free(&self, index: Idx<O>, section: &WriteSection<'_, P>) {
+    pub(crate) fn free(&self, index: Idx<O>, section: &EditSection<'_, P>) {
         let _guard = self.guard(section);
         // SAFETY: A3.
         let mut state = self.free.0.state.with(|state| unsafe { *state });
@@ -258,27 +258,27 @@ impl<O: Object, P: Platform> Arena<O, P> {
         self.set_state(state);
     }
 
-    /// Shows all objects that were made; meanwhile nobody makes one, or runs this.
-    pub fn with_all<'a, R>(
+    /// Shows all objects that were initialised; meanwhile no thread initialises one, or runs this.
+    pub(crate) fn with_all<'a, R>(
         &'a self,
-        section: &WriteSection<'_, P>,
+        section: &EditSection<'_, P>,
         run: impl FnOnce(All<'a, O, P>) -> R,
     ) -> R {
         let _guard = keep(Step::GuardRecords).then(|| self.guard(section));
         // SAFETY: A3.
-        let made = self.free.0.state.with(|state| unsafe { (*state).made });
-        run(All { arena: self, rest: 0..made })
+        let initialised = self.free.0.state.with(|state| unsafe { (*state).initialised });
+        run(All { arena: self, rest: 0..initialised })
     }
 
-    /// How many objects were made, and how many of them are in use.
-    pub fn usage(&self) -> Usage {
+    /// How many objects there are, and how many of them are in use.
+    pub(crate) fn usage(&self) -> Usage {
         let usage = self.free.0.usage.load(Relaxed("the caller may be late anyway"));
-        Usage { made: (usage >> 32) as usize, in_use: (usage as u32) as usize }
+        Usage { capacity: (usage >> 32) as usize, in_use: (usage as u32) as usize }
     }
 }
 
 /// The objects of an arena.
-pub struct All<'a, O, P: Platform> {
+pub(crate) struct All<'a, O, P: Platform> {
     arena: &'a Arena<O, P>,
     rest: Range<u32>,
 }
@@ -287,7 +287,7 @@ impl<'a, O: Object, P: Platform> Iterator for All<'a, O, P> {
     type Item = &'a O;
 
     fn next(&mut self) -> Option<&'a O> {
-        // It was made, as was known under the guard (A3).
+        // It was initialised, as was known under the guard (A3).
         self.rest.next().and_then(Idx::of).map(|index| self.arena.get(index))
     }
 }
@@ -298,33 +298,34 @@ impl<O, P: Platform> Clone for All<'_, O, P> {
     }
 }
 
-/// How much of a slab's memory has been made and how much is in use, counted in objects.
+/// How many objects of one kind a slab has memory for, and how many are in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Usage {
-    /// Objects that exist, in use or free. Never falls.
-    pub made: usize,
+    /// Objects that have memory, in use or free. Never falls.
+    pub capacity: usize,
     /// Objects in use.
     pub in_use: usize,
 }
 
 impl<O, P: Platform> Drop for Arena<O, P> {
     fn drop(&mut self) {
-        // SAFETY: `&mut self`: nobody else looks.
-        let made = self.free.0.state.with(|state| unsafe { (*state).made });
-        for index in (0..made).filter_map(Idx::<O>::of) {
+        // SAFETY: `&mut self`: no other thread looks.
+        let initialised = self.free.0.state.with(|state| unsafe { (*state).initialised });
+        for index in (0..initialised).filter_map(Idx::<O>::of) {
             let (chunk, offset) = index.place();
-            // SAFETY: `&mut self`: nobody else looks.
+            // SAFETY: `&mut self`: no other thread looks.
             let base = self.chunks[chunk].with(|base| unsafe { *base });
             // SAFETY: object number `index` lies there.
             let object = unsafe { base.add(offset) };
-            // SAFETY: it was made, and this is the end of A2.
+            // SAFETY: it was initialised, and this is the end of A2.
             unsafe { ptr::drop_in_place(object) };
         }
         for (chunk, base) in self.chunks.iter().enumerate() {
-            // SAFETY: `&mut self`: nobody else looks.
+            // SAFETY: `&mut self`: no other thread looks.
             let base = base.with(|base| unsafe { *base });
             if let (false, Ok(layout)) = (base.is_null(), chunk_layout::<O>(chunk)) {
-                // SAFETY: allocated in `make` with this layout; its objects are dropped.
+                // SAFETY: allocated in `init` with this layout; its objects are dropped.
                 unsafe { P::Memory::dealloc(base.cast(), layout) };
             }
         }

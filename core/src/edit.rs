@@ -1,77 +1,68 @@
 //! Changing a space.
+#![forbid(unsafe_code)]
 
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::{Deref, DerefMut, Range};
 
-use smallvec::SmallVec;
-
-use crate::change::{Change, Mapped, Refusal, Request, exclude};
-use crate::error::{ChangeError, InsertError, WriteError};
-use crate::facade::keep;
-use crate::gap::{GapError, GapSearch};
-use crate::ledger::Step;
-use crate::mm::WriteLock;
+use crate::change::{Change, ExcludedVmas, Mapped, Refusal, Request, exclude};
+use crate::error::{ChangeError, EditError, InsertError, WriteError};
+use crate::host::DefaultPlatform;
+use crate::map::{Map, MapWrite, Vmas, WriteCursor};
 use crate::payload::Payload;
-use crate::platform::{Platform, with_default_platform};
+use crate::platform::Platform;
 use crate::range::Span;
-use crate::reserve::Reservation;
-use crate::slots::{Attached, Entry, Excluded, FreeSlot, WriteLocked};
+use crate::removed::RemovedVmas;
+use crate::slots::{Attached, Entry, WriteLocked};
 use crate::space::AddressSpace;
-use crate::tree::Editor;
+use crate::step::Step;
+use crate::sync::keep;
 use crate::view::View;
 
-with_default_platform! {
-    /// An edit: the mmap lock held for writing, from [`edit`](AddressSpace::edit) until it is
-    /// dropped.
-    ///
-    /// A VMA that the edit inserts, removes or write-locks refuses readers until the edit ends;
-    /// all others go on being read. The end is one store, whatever the number of VMAs.
-    ///
-    /// Waiting for the readers of a VMA happens inside the edit, as in Linux: other edits wait as
-    /// long. The space's own [`remove`](AddressSpace::remove), [`update`](AddressSpace::update),
-    /// [`replace`](AddressSpace::replace) and [`relocate`](AddressSpace::relocate) wait outside.
-    ///
-    /// Payloads that operations cut or merge away are dropped when the edit has ended, unless there is
-    /// no memory to keep them. An edit that is forgotten ([`core::mem::forget`]) is never over: nobody can edit the
-    /// space again, and dropping the space waits for ever.
-    ///
-    /// ```
-    /// let space = pervma::AddressSpace::new(4096);
-    /// let mut edit = space.edit()?;
-    /// edit.insert(0x1000..0x2000, "text")?;
-    /// edit.insert(0x2000..0x4000, "data")?;
-    /// drop(edit); // both appear at once
-    /// assert_eq!(*space.try_read(0x3fff)?, "data");
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use = "an edit ends when it is dropped"]
-    #[doc(alias("mm_lock_seq", "vma_end_write_all", "mmap_write_unlock"))]
-    pub struct Edit<'s, T, P> {
-        space: &'s AddressSpace<T, P>,
-        section: WriteLock<'s, P>,
-        /// Payloads that were cut or merged away. Fields are dropped in order: after the section.
-        leftover: Vec<T>,
+/// An edit: the mmap lock held for writing, from [`edit`](AddressSpace::edit) until it is
+/// dropped.
+///
+/// A VMA that the edit inserts, removes or write-locks refuses readers until the edit ends;
+/// all others go on being read. The end is one store, whatever the number of VMAs.
+///
+/// Waiting for the readers of a VMA happens inside the edit, as in Linux: other edits wait as
+/// long. The space's own [`remove`](AddressSpace::remove), [`update`](AddressSpace::update),
+/// [`replace`](AddressSpace::replace) and [`relocate`](AddressSpace::relocate) wait outside.
+///
+/// What it can look at is in [`Vmas`]. Payloads that operations split or merge away are dropped when
+/// the edit has ended, unless there is no memory to keep them. An edit that is forgotten
+/// ([`core::mem::forget`]) is never over: the space cannot be edited again, and dropping it waits for
+/// ever.
+///
+/// ```
+/// let space = pervma::AddressSpace::new(4096);
+/// let mut edit = space.edit()?;
+/// edit.insert(0x1000..0x2000, "text")?;
+/// edit.insert(0x2000..0x4000, "data")?;
+/// drop(edit); // both appear at once
+/// assert_eq!(*space.try_read(0x3fff)?, "data");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "an edit ends when it is dropped"]
+#[doc(alias("mm_lock_seq", "vma_end_write_all", "mmap_write_unlock"))]
+pub struct Edit<'s, T, P: Platform = DefaultPlatform> {
+    map: MapWrite<'s, T, P>,
+    /// Payloads that were split or merged away. Fields are dropped in order: after the edit.
+    deferred_drops: Vec<T>,
+}
+
+impl<'s, T, P: Platform> Deref for Edit<'s, T, P> {
+    type Target = Vmas<'s, T, P>;
+
+    #[inline]
+    fn deref(&self) -> &Vmas<'s, T, P> {
+        &self.map
     }
 }
 
-/// What stood in a range before it was changed: a VMA, or the part of one that lay in the range. Its
-/// payload is the caller's to drop.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Removed<T> {
-    /// Where it was.
-    pub range: Range<usize>,
-    /// What it held.
-    pub payload: T,
-}
-
-/// What a change has taken out of a space, in order of address. One VMA takes no memory of its own, so
-/// that removing it cannot fail for want of memory. `into_vec` makes a `Vec` of it.
-pub type RemovedVmas<T> = SmallVec<[Removed<T>; 1]>;
-
 impl<'s, T, P: Platform> Edit<'s, T, P> {
-    pub(crate) fn new(space: &'s AddressSpace<T, P>, section: WriteLock<'s, P>) -> Self {
-        Self { space, section, leftover: Vec::new() }
+    pub(crate) fn map_write(&self) -> &MapWrite<'s, T, P> {
+        &self.map
     }
 
     /// Maps `range` with `payload`, merging nothing. Readers are admitted when the edit ends.
@@ -96,64 +87,28 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     /// payload comes back.
     #[doc(alias("vma_mark_attached", "vma_link", "mmap_region"))]
     pub fn insert(&mut self, range: Range<usize>, payload: T) -> Result<(), InsertError<T>> {
-        match self.link(range.clone()) {
-            Ok((span, slot)) => {
-                slot.attach(&self.section, span, payload);
-                Ok(())
-            }
-            Err(kind) => Err(InsertError { kind, range, payload }),
-        }
-    }
-
-    /// Takes `range` while something outside is prepared, a system call for example: it is no gap
-    /// any more, nothing can be inserted there, and readers are told
-    /// [`Reserved`](crate::ReadError::Reserved). The reservation outlives the edit.
-    ///
-    /// See [`Reservation`] for a longer example.
-    ///
-    /// ```
-    /// let space = pervma::AddressSpace::new(4096);
-    /// let reservation = space.edit()?.reserve(0x1000..0x2000)?;
-    /// reservation.commit("buffer").unwrap();
-    /// assert_eq!(*space.try_read(0x1000)?, "buffer");
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// As for [`insert`](Self::insert).
-    pub fn reserve(&mut self, range: Range<usize>) -> Result<Reservation<'s, T, P>, ChangeError> {
-        let (span, slot) = self.link(range)?;
-        Ok(Reservation::new(self.space, span, Some(slot.reserve(&self.section, span))))
-    }
-
-    /// A slot for a free range, to be attached at once.
-    #[inline]
-    fn link(&self, range: Range<usize>) -> Result<(Span, FreeSlot<'s, T, P>), ChangeError> {
-        let space = self.space;
-        let span = space.span(range)?;
-        match space.tree().editor(space.slab(), &self.section).link_free(span) {
-            Ok(slot) => Ok((span, slot)),
-            Err(unlinked) => Err(space.not_linked(&*self.section, span, unlinked)),
+        match self.map.map().span(range.clone()) {
+            Ok(span) => self.map.insert(span, payload).map_err(|(kind, payload)| InsertError {
+                kind,
+                range,
+                payload,
+            }),
+            Err(error) => Err(InsertError { kind: error.into(), range, payload }),
         }
     }
 
     /// Unmaps every byte of `range`, waiting for readers, and hands out what was there, in order of
-    /// address. VMAs that reach beyond the range are cut; where a rest begins inside a VMA, it takes
-    /// a slot more.
+    /// address. VMAs that reach beyond the range are split; a part that is left behind the range is
+    /// a VMA of its own, which may need memory.
     ///
     /// ```
-    /// use pervma::{AddressSpace, Removed};
-    ///
-    /// let space = AddressSpace::new(4096);
+    /// let space = pervma::AddressSpace::new(4096);
     /// space.edit()?.insert(0x1000..0x3000, 'a')?;
     /// space.edit()?.insert(0x5000..0x6000, 'b')?;
     ///
     /// let removed = space.edit()?.remove(0x2000..0x8000)?;
-    /// assert_eq!(*removed, [
-    ///     Removed { range: 0x2000..0x3000, payload: 'a' },
-    ///     Removed { range: 0x5000..0x6000, payload: 'b' },
-    /// ]);
+    /// assert_eq!((removed[0].range.clone(), removed[0].payload), (0x2000..0x3000, 'a'));
+    /// assert_eq!((removed[1].range.clone(), removed[1].payload), (0x5000..0x6000, 'b'));
     /// assert_eq!(space.try_read(0x1fff)?.range(), 0x1000..0x2000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -166,12 +121,11 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     where
         T: Payload,
     {
-        let space = self.space;
-        let span = space.span(range)?;
-        space.check_no_guard(span)?;
-        // A whole VMA, and nothing else: nothing to divide, no piece to put anywhere.
-        match space.tree().editor(space.slab(), &self.section).take_whole(span) {
-            Some(payload) => Ok(RemovedVmas::from_buf([Removed { range: span.range(), payload }])),
+        let span = self.map.map().span(range)?;
+        check_no_guard(self.map.map())?;
+        // A whole VMA, and nothing else: nothing to split, nothing to plan.
+        match self.map.take_whole(span) {
+            Some(payload) => Ok(RemovedVmas::one(span.range(), payload)),
             None => self.change(Request::new(span, Mapped::Something), |_, _| None),
         }
     }
@@ -179,11 +133,11 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     /// Changes the payload of every part of `range` to what `change` makes of it, waiting for
     /// readers; hands out what was there, in order of address. All of the range must be mapped.
     ///
-    /// VMAs that reach beyond the range are cut. Then, from left to right, the changed parts are
-    /// merged with each other and with what touches them, as far as [`Payload::merge`] agrees. Other
-    /// VMAs that somebody excludes are left alone.
+    /// VMAs that reach beyond the range are split. Then, from left to right, the changed parts are
+    /// merged with each other and with what touches them, as far as [`Payload::merge`] agrees; other
+    /// VMAs that another thread excludes are left alone.
     ///
-    /// The payloads' methods and `change` run when the readers have left, while the edit goes on. If
+    /// The payloads' methods and `change` run when the readers have released, while the edit goes on. If
     /// one of them panics, the map is as it was.
     ///
     /// ```
@@ -211,7 +165,7 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     where
         T: Payload,
     {
-        let request = Request::new(self.space.span(range)?, Mapped::Everything);
+        let request = Request::new(self.map.map().span(range)?, Mapped::Everything);
         self.change(request, |part, payload| Some((part, change(part.range(), payload))))
     }
 
@@ -219,7 +173,7 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     /// readers. The payloads at the new place are what `change` makes of those at the old one; these
     /// are handed out.
     ///
-    /// VMAs that reach beyond `from` are cut, and the moved ones merged with what they touch, as in
+    /// VMAs that reach beyond `from` are split, and the moved ones merged with what they touch, as in
     /// [`update`](Self::update).
     ///
     /// ```
@@ -247,9 +201,10 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     where
         T: Payload,
     {
-        let (request, moved) = self.space.relocation(from, to)?;
-        self.change(request, |part, payload| {
-            let there = moved(part);
+        let from = self.map.map().span(from)?;
+        let target = self.map.map().span(from.target(to))?;
+        self.change(Request::relocation(from, target), |part, payload| {
+            let there = part.moved(from, target);
             Some((there, change(there.range(), payload)))
         })
     }
@@ -262,16 +217,12 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     where
         T: Payload,
     {
-        let (space, section) = (self.space, &self.section);
-        space.check_no_guard(request.span)?;
-        let mut excluded = Excluded::new(space.slab().slots(), false);
-        let mut tree = space.tree().editor(space.slab(), section);
-        exclude_now(space, &mut tree, &request, &mut excluded)?;
-        let mut change = Change::new(space, request, &mut self.leftover);
-        change.cut(&excluded, place)?;
-        change.join(&mut tree, &mut excluded)?;
-        change.prepare(&mut tree)?;
-        Ok(change.commit(&mut tree, &mut excluded).0)
+        check_no_guard(self.map.map())?;
+        let mut cursor = self.map.cursor();
+        let vmas = exclude_now(&mut cursor, &request)?;
+        let mut change = Change::new(vmas, request, &mut self.deferred_drops);
+        change.split(place)?;
+        change.finish(&mut cursor)
     }
 
     /// Maps `range` with `payload` in the place of whatever is mapped there, waiting for its
@@ -300,96 +251,21 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     where
         T: Payload,
     {
-        let (space, section) = (self.space, &self.section);
-        let mut tree = space.tree().editor(space.slab(), section);
-        let prepared = space.span(range.clone()).and_then(|span| {
-            space.check_no_guard(span)?;
+        let Self { map, deferred_drops } = self;
+        let mut cursor = map.cursor();
+        let prepared = map.map().span(range.clone()).map_err(ChangeError::from).and_then(|span| {
+            check_no_guard(cursor.map())?;
             let request = Request::new(span, Mapped::Anything);
-            let mut excluded = Excluded::new(space.slab().slots(), false);
-            exclude_now(space, &mut tree, &request, &mut excluded)?;
-            let mut change = Change::new(space, request, &mut self.leftover);
-            change.cut(&excluded, |_, _| None)?;
-            change.add(&excluded)?;
-            change.prepare(&mut tree)?;
-            Ok((change, excluded))
+            let vmas = exclude_now(&mut cursor, &request)?;
+            let mut change = Change::new(vmas, request, deferred_drops);
+            change.split(|_, _| None)?;
+            Ok(change)
         });
-        match prepared {
-            Ok((mut change, mut excluded)) => {
-                change.fill(payload);
-                Ok(change.commit(&mut tree, &mut excluded).0)
-            }
-            Err(kind) => Err(InsertError { kind, range, payload }),
-        }
-    }
-
-    /// The range and payload of the VMA that holds `addr`, with no lock but the edit's.
-    ///
-    /// ```
-    /// let space = pervma::AddressSpace::new(4096);
-    /// let mut edit = space.edit()?;
-    /// edit.insert(0x1000..0x2000, "bss")?;
-    /// assert_eq!(edit.get(0x1800), Some((0x1000..0x2000, &"bss")));
-    /// assert_eq!(edit.get(0x2000), None);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[doc(alias = "vma_lookup")]
-    pub fn get(&self, addr: usize) -> Option<(Range<usize>, &T)> {
-        self.space.get(&self.section, addr)
-    }
-
-    /// All VMAs, in order of address.
-    ///
-    /// ```
-    /// let space = pervma::AddressSpace::new(4096);
-    /// let mut edit = space.edit()?;
-    /// edit.insert(0x5000..0x6000, "b")?;
-    /// edit.insert(0x1000..0x3000, "a")?;
-    /// assert!(edit.iter().eq([(0x1000..0x3000, &"a"), (0x5000..0x6000, &"b")]));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[doc(alias = "for_each_vma")]
-    pub fn iter(&self) -> impl Iterator<Item = (Range<usize>, &T)> {
-        self.space.vmas(&self.section, 0..usize::MAX)
-    }
-
-    /// The VMAs that overlap `range`, in order of address, each as a whole. The first of
-    /// `addr..usize::MAX` is the one that holds `addr`, or else the next.
-    ///
-    /// ```
-    /// let space = pervma::AddressSpace::new(4096);
-    /// let mut edit = space.edit()?;
-    /// edit.insert(0x1000..0x3000, "a")?;
-    /// edit.insert(0x5000..0x6000, "b")?;
-    /// assert!(edit.overlapping(0x2000..0x5000).eq([(0x1000..0x3000, &"a")]));
-    /// let next = edit.overlapping(0x3000..usize::MAX).next();
-    /// assert_eq!(next, Some((0x5000..0x6000, &"b")));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[doc(alias("find_vma", "find_vma_intersection", "for_each_vma_range"))]
-    pub fn overlapping(&self, range: Range<usize>) -> impl Iterator<Item = (Range<usize>, &T)> {
-        self.space.vmas(&self.section, range)
-    }
-
-    /// Finds room; see [`GapSearch`].
-    ///
-    /// ```
-    /// use pervma::{AddressSpace, GapSearch};
-    ///
-    /// let space = AddressSpace::new(4096);
-    /// let mut edit = space.edit()?;
-    /// edit.insert(0x1000..0x3000, "a")?;
-    /// let gap = edit.find_gap(&GapSearch::new(0x2000))?;
-    /// assert_eq!(gap, 0x3000..0x5000);
-    /// edit.insert(gap, "b")?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// When there is no such room, or the search asks for something impossible.
-    #[doc(alias("vm_unmapped_area", "mas_empty_area"))]
-    pub fn find_gap(&self, search: &GapSearch) -> Result<Range<usize>, GapError> {
-        self.space.find_gap(&self.section, search)
+        let replaced = match prepared {
+            Ok(mut change) => change.finish_replacing(&mut cursor, payload),
+            Err(kind) => Err((kind, payload)),
+        };
+        replaced.map_err(|(kind, payload)| InsertError { kind, range, payload })
     }
 
     /// Write-locks the VMA that holds `addr`, waiting for its readers. The lock lasts until the
@@ -409,17 +285,17 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     ///
     /// # Errors
     ///
-    /// When nothing is mapped there, the address is reserved, somebody excludes the VMA's readers,
+    /// When nothing is mapped there, the address is reserved, another thread excludes the VMA's readers,
     /// or the thread holds a guard of this space.
     #[doc(alias("vma_start_write", "__vma_enter_locked", "__vma_start_exclude_readers"))]
     pub fn write(&mut self, addr: usize) -> Result<VmaMut<'_, T>, WriteError> {
         let vma = self.to_write(addr)?;
-        if self.space.holds_guard() {
+        if check_no_guard(self.map.map()).is_err() {
             return Err(WriteError::GuardHeld { addr });
         }
-        let slots = self.space.slab().slots();
-        let vma = vma.start_write(slots, &self.section).ok_or(WriteError::Excluded { addr })?;
-        Ok(VmaMut { vma })
+        let slots = self.map.map().slab().slots();
+        let vma = vma.start_write(slots, self.map.section());
+        Ok(VmaMut { vma: vma.ok_or(WriteError::Excluded { addr })? })
     }
 
     /// Write-locks the VMA that holds `addr` if it has no readers just now.
@@ -441,20 +317,18 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     ///
     /// # Errors
     ///
-    /// When nothing is mapped there, the address is reserved, somebody excludes the VMA's readers,
-    /// or it has readers; those count that look for what lies behind it, or before the first of all.
+    /// When nothing is mapped there, the address is reserved, another thread excludes the VMA's readers,
+    /// or it has readers; lookups of what lies behind it, or before the first of all, count as such.
     #[doc(alias = "vma_try_start_write")]
     pub fn try_write(&mut self, addr: usize) -> Result<VmaMut<'_, T>, WriteError> {
         let vma = self.to_write(addr)?;
-        let slots = self.space.slab().slots();
-        let vma =
-            vma.try_start_write(slots, &self.section).ok_or(WriteError::WouldWait { addr })?;
-        Ok(VmaMut { vma })
+        let slots = self.map.map().slab().slots();
+        let vma = vma.try_start_write(slots, self.map.section());
+        Ok(VmaMut { vma: vma.ok_or(WriteError::WouldWait { addr })? })
     }
 
-    fn to_write(&self, addr: usize) -> Result<Attached<'_, T>, WriteError> {
-        let entry = self.space.holding(&self.section, addr);
-        let entry = entry.ok_or(WriteError::NotMapped { addr })?;
+    fn to_write(&self, addr: usize) -> Result<Attached<'s, '_, T>, WriteError> {
+        let entry = self.map.holding(addr).ok_or(WriteError::NotMapped { addr })?;
         if entry.is_excluded() {
             return Err(WriteError::Excluded { addr });
         }
@@ -462,7 +336,7 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     }
 
     /// Ends the edit and goes on looking at the space, with no other edit in between. What the edit
-    /// has cut or merged away is dropped when the view ends.
+    /// has split or merged away is dropped when the view ends.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -475,8 +349,8 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     /// ```
     #[doc(alias = "mmap_write_downgrade")]
     pub fn downgrade(self) -> View<'s, T, P> {
-        let Self { space, section, leftover } = self;
-        View::new(space, section.downgrade(), leftover)
+        let Self { map, deferred_drops } = self;
+        View::new(map.downgrade(), deferred_drops)
     }
 
     /// A copy of the space: `copy` makes the payload of each VMA's copy, or leaves it out. Every VMA
@@ -498,55 +372,51 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     ///
     /// # Errors
     ///
-    /// When somebody excludes readers from a VMA, the thread holds a guard of this space, or memory
+    /// When another thread excludes readers from a VMA, the thread holds a guard of this space, or memory
     /// runs out. What was copied is dropped then, inside the edit.
     #[doc(alias("dup_mmap", "dup_mm", "VM_DONTCOPY"))]
     pub fn fork(
         &mut self,
         mut copy: impl FnMut(Range<usize>, &T) -> Option<T>,
     ) -> Result<AddressSpace<T, P>, ChangeError> {
-        let (space, section) = (self.space, &self.section);
         let everything = Span { start: 0, end: usize::MAX };
-        space.check_no_guard(everything)?;
-        let entries = || space.entries(section, everything);
-        if let Some(entry) = entries().find(Entry::is_excluded) {
+        check_no_guard(self.map.map())?;
+        if let Some(entry) = self.entries(everything).find(Entry::is_excluded) {
             return Err(ChangeError::Excluded { vma: entry.span().range() });
         }
-        let lock = |span| {
-            let mut all = Excluded::new(space.slab().slots(), false);
-            let mut vmas = space.entries(section, span).filter_map(Entry::vma);
-            all.push_all(section, |push| {
-                vmas.all(push);
-            });
-            all.start_write(section);
-        };
         if keep(Step::LockBeforeCopy) {
-            lock(everything);
+            self.map.start_write_all(everything);
         }
-        let child = space.empty_copy();
-        for vma in entries().filter_map(Entry::vma) {
+        let child = AddressSpace::of(self.map.map().empty_copy());
+        for vma in self.entries(everything).filter_map(Entry::vma) {
             let span = vma.span();
             if !keep(Step::LockBeforeCopy) {
-                lock(span);
+                self.map.start_write_all(span);
             }
-            let Some(payload) = copy(span.range(), vma.payload()) else { continue };
-            child.adopt(span, payload)?;
+            if let Some(payload) = copy(span.range(), vma.payload()) {
+                child.map().write().insert(span, payload).map_err(|(error, _)| error)?;
+            }
         }
         Ok(child)
     }
 }
 
-/// Excludes what a change of the running edit is about, and waits for its readers.
+/// Refuses what could wait for a guard of its own thread.
+#[inline]
+fn check_no_guard<T, P: Platform>(map: &Map<T, P>) -> Result<(), EditError> {
+    if map.state().holds_guard() { Err(EditError::GuardHeld) } else { Ok(()) }
+}
+
+/// Excludes what a change of an edit is about, and waits for its readers.
+#[inline]
 fn exclude_now<'s, T, P: Platform>(
-    space: &'s AddressSpace<T, P>,
-    tree: &mut Editor<'s, '_, T, P>,
+    cursor: &mut WriteCursor<'s, '_, T, P>,
     request: &Request,
-    list: &mut Excluded<'s, T, P>,
-) -> Result<(), ChangeError> {
-    match exclude(space, tree, request, list) {
-        Ok(()) => {
-            list.wait(None);
-            Ok(())
+) -> Result<ExcludedVmas<'s, T, P>, ChangeError> {
+    match exclude(cursor, request, false) {
+        Ok(vmas) => {
+            vmas.wait_drained(None);
+            Ok(vmas)
         }
         Err(Refusal::Error(error)) => Err(error),
         Err(Refusal::Excluded(entry)) => Err(ChangeError::Excluded { vma: entry.span().range() }),
@@ -555,17 +425,18 @@ fn exclude_now<'s, T, P: Platform>(
 
 impl<T, P: Platform> fmt::Debug for Edit<'_, T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Edit").field("space", self.space).finish_non_exhaustive()
+        f.debug_struct("Edit").finish_non_exhaustive()
     }
 }
 
-/// A write-locked VMA: nobody reads it, its payload may be changed.
+/// A write-locked VMA: it has no reader, and its payload may be changed.
 ///
-/// It borrows the edit, so it is gone when the edit ends.
+/// It borrows the edit, so it is gone when the edit ends. The write lock lasts until then, not only
+/// until the handle is dropped.
 #[must_use]
 #[doc(alias = "vm_lock_seq")]
 pub struct VmaMut<'e, T> {
-    vma: WriteLocked<'e, T>,
+    vma: WriteLocked<'e, 'e, T>,
 }
 
 impl<T> VmaMut<'_, T> {
@@ -573,7 +444,7 @@ impl<T> VmaMut<'_, T> {
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// assert_eq!(space.edit()?.write(0x2000)?.range(), 0x1000..0x4000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -599,5 +470,60 @@ impl<T> DerefMut for VmaMut<'_, T> {
 impl<T: fmt::Debug> fmt::Debug for VmaMut<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VmaMut").field("range", &self.range()).field("payload", &**self).finish()
+    }
+}
+
+impl<T, P: Platform> AddressSpace<T, P> {
+    /// Begins an edit: waits for the mmap lock for writing.
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, EditError};
+    ///
+    /// let space = AddressSpace::<u32>::new(4096);
+    /// let edit = space.edit()?;
+    /// assert_eq!(space.edit().err(), Some(EditError::OwnEdit)); // it would wait for itself
+    /// # Ok::<(), EditError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When the thread edits this space already, or holds a guard of it. A thread's guards are
+    /// known for up to four spaces at a time, and up to 16,383 in each; more of one take the place
+    /// of another space.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    #[doc(alias("mmap_write_lock", "mmap_lock"))]
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    pub fn edit(&self) -> Result<Edit<'_, T, P>, EditError> {
+        self.check_may_wait()?;
+        Ok(Edit { map: self.map().write(), deferred_drops: Vec::new() })
+    }
+
+    /// Maps `range` with `payload`, merging nothing: an [`edit`](Self::edit) with one
+    /// [insertion](Edit::insert).
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.insert(0x1000..0x3000, "text")?;
+    /// assert_eq!(*space.try_read(0x2000)?, "text");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`edit`](Self::edit) and [`Edit::insert`]. Nothing has changed then, and the payload
+    /// comes back.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    #[doc(alias("mmap", "MAP_FIXED_NOREPLACE"))]
+    pub fn insert(&self, range: Range<usize>, payload: T) -> Result<(), InsertError<T>> {
+        match self.edit() {
+            Ok(mut edit) => edit.insert(range, payload),
+            Err(error) => Err(InsertError { kind: error.into(), range, payload }),
+        }
     }
 }

@@ -1,86 +1,81 @@
-//! Keeping readers out of a range, and waiting for those inside, without the mmap lock.
+//! Keeping readers out of a range, and waiting for those that have it, without the mmap lock.
+#![forbid(unsafe_code)]
 
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 
-use crate::change::{Change, Mapped, Refusal, Request, exclude};
-use crate::edit::RemovedVmas;
+use crate::change::{Change, ExcludedVmas, Mapped, Refusal, Request, exclude};
 use crate::error::{ChangeError, InsertError};
-use crate::mm::{Section, WriteLock};
+use crate::held::{Exclusions, HandlerScope, Held};
+use crate::host::DefaultPlatform;
+use crate::map::MapWrite;
 use crate::payload::Payload;
-use crate::platform::{Platform, with_default_platform};
+use crate::platform::Platform;
 use crate::range::Span;
+use crate::removed::RemovedVmas;
 use crate::reserve::Reservation;
-use crate::slots::{Excluded, Sleeper};
+use crate::reserved::ReservedRange;
 use crate::space::AddressSpace;
-use crate::thread::{Exclusions, HandlerScope, Note};
 
-with_default_platform! {
-    /// The VMAs that touched a range when it was made, with no reader coming in any more, from
-    /// [`exclude`](AddressSpace::exclude).
-    ///
-    /// It does not hold the mmap lock: edits and readers elsewhere go on while it waits for the
-    /// readers that are still inside. What it does at last ([`remove`](Self::remove),
-    /// [`update`](Self::update), [`relocate`](Self::relocate)) is a short edit that waits for
-    /// nobody. Dropping it lets the readers in again, with nothing changed.
-    ///
-    /// It means the VMAs that it found. What others insert into holes of the range later is not
-    /// part of it, and stays. An exclusion of many VMAs can be overtaken again and again by
-    /// exclusions of a few.
-    ///
-    /// It belongs to the thread that made it. One that is forgotten ([`core::mem::forget`]) keeps
-    /// its VMAs excluded for ever; dropping the space frees them.
-    ///
-    /// ```
-    /// use pervma::AddressSpace;
-    /// use std::time::{Duration, Instant};
-    ///
-    /// let space = AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
-    ///
-    /// let exclusion = space.exclude(0x1000..0x2000)?;
-    /// assert!(space.try_read(0x3000).is_err()); // the whole VMA, since it is going to be cut
-    /// if exclusion.wait_until(Instant::now() + Duration::from_secs(1)) {
-    ///     let removed = exclusion.remove()?;
-    ///     assert_eq!(removed[0].range, 0x1000..0x2000);
-    /// } // else its readers took too long, and it is dropped
-    /// assert_eq!(space.try_read(0x3000)?.range(), 0x2000..0x4000);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use = "an exclusion is given up when it is dropped"]
-    pub struct Exclusion<'s, T, P> {
-        space: &'s AddressSpace<T, P>,
-        vmas: Excluded<'s, T, P>,
-        request: Request,
-        /// Dropped last, as it is made first: a handler of this thread is never told to try again.
-        _noted: Note<Exclusions, P>,
-    }
+/// The VMAs that touched a range when it was made, with no reader admitted any more, from
+/// [`exclude`](AddressSpace::exclude).
+///
+/// It does not hold the mmap lock: edits and readers elsewhere go on while it waits for the
+/// readers that still have these VMAs. What it does at last ([`remove`](Self::remove),
+/// [`update`](Self::update), [`relocate`](Self::relocate)) is a short edit that waits for no reader.
+/// Dropping it admits readers again, with nothing changed.
+///
+/// It means the VMAs that it found. What others insert into holes of the range later is not
+/// part of it, and stays. An exclusion of many VMAs can be overtaken again and again by
+/// exclusions of a few.
+///
+/// It belongs to the thread that made it. One that is forgotten ([`core::mem::forget`]) keeps
+/// its VMAs excluded for ever; dropping the space frees them.
+///
+/// ```
+/// use pervma::AddressSpace;
+/// use std::time::{Duration, Instant};
+///
+/// let space = AddressSpace::new(4096);
+/// space.insert(0x1000..0x4000, "text")?;
+///
+/// let exclusion = space.exclude(0x1000..0x2000)?;
+/// assert!(space.try_read(0x3000).is_err()); // the whole VMA, since it is going to be split
+/// if exclusion.wait_until(Instant::now() + Duration::from_secs(1)) {
+///     let removed = exclusion.remove()?;
+///     assert_eq!(removed[0].range, 0x1000..0x2000);
+/// } // else its readers took too long, and it is dropped
+/// assert_eq!(space.try_read(0x3000)?.range(), 0x2000..0x4000);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "an exclusion is abandoned when it is dropped"]
+pub struct Exclusion<'s, T, P: Platform = DefaultPlatform> {
+    space: &'s AddressSpace<T, P>,
+    vmas: ExcludedVmas<'s, T, P>,
+    request: Request,
+    /// Dropped last, as it is made first: a handler of this thread is never told to try again.
+    held: Held<Exclusions, P>,
 }
 
 impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     /// Waits for other exclusions, and for no reader.
-    pub(crate) fn new(
-        space: &'s AddressSpace<T, P>,
-        request: Request,
-    ) -> Result<Self, ChangeError> {
-        space.check_not_own(request.span)?;
-        if space.holds_exclusion() {
+    fn new(space: &'s AddressSpace<T, P>, request: Request) -> Result<Self, ChangeError> {
+        space.check_may_wait()?;
+        let map = space.map();
+        if map.state().holds_exclusion() {
             return Err(ChangeError::OwnExclusion);
         }
-        let noted = Note::new(space.name());
-        let vmas = Excluded::new(space.slab().slots(), true);
-        let mut exclusion = Self { space, vmas, request, _noted: noted };
+        let held = Held::record(map.state().assigned_id());
         loop {
-            let section = space.write();
-            let mut tree = space.tree().editor(space.slab(), &section);
-            let refused = match exclude(space, &mut tree, &request, &mut exclusion.vmas) {
-                Ok(()) => return Ok(exclusion),
+            let edit = map.write();
+            let waiter = match exclude(&mut edit.cursor(), &request, true) {
+                Ok(vmas) => return Ok(Self { space, vmas, request, held }),
                 Err(Refusal::Error(error)) => return Err(error),
-                Err(Refusal::Excluded(entry)) => entry,
+                Err(Refusal::Excluded(entry)) => entry.prepare_wait(),
             };
-            if let Some(sleeper) = Sleeper::register(space.slab().slots(), refused) {
-                sleeper.sleep::<P>(section);
+            if let Some(waiter) = waiter {
+                waiter.wait::<P>(edit);
             }
         }
     }
@@ -89,7 +84,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// assert_eq!(space.exclude(0x2000..0x3000)?.range(), 0x2000..0x3000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -97,11 +92,11 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
         self.request.span.range()
     }
 
-    /// The VMAs, whole, in order of address. Nobody changes them; readers may still be inside.
+    /// The VMAs, whole, in order of address. Nothing changes them; readers may still have them.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// let exclusion = space.exclude(0x2000..0x3000)?;
     /// assert!(exclusion.iter().eq([(0x1000..0x4000, &"text")]));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -110,14 +105,14 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
         self.vmas.iter().map(|vma| (vma.span().range(), vma.payload()))
     }
 
-    /// Waits until the readers have left.
+    /// Waits until the readers have released the VMAs.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// let exclusion = space.exclude(0x2000..0x3000)?;
     /// exclusion.wait();
-    /// // nobody reads the VMA now
+    /// // now it has no reader
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
@@ -126,47 +121,67 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     /// Inside a [`HandlerScope`].
     pub fn wait(&self) {
         HandlerScope::<P>::assert_may_wait();
-        self.vmas.wait(None);
+        self.vmas.wait_drained(None);
     }
 
-    /// Waits until the readers have left, at most until `deadline`; whether they have.
+    /// Waits until the readers have released the VMAs, at most until `deadline`; whether they have.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// let exclusion = space.exclude(0x1000..0x4000)?;
     /// let soon = std::time::Instant::now() + std::time::Duration::from_millis(1);
-    /// assert!(exclusion.wait_until(soon)); // nobody was inside
+    /// assert!(exclusion.wait_until(soon)); // there was none
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Panics
     ///
     /// Inside a [`HandlerScope`].
-    #[must_use = "readers may still be inside"]
+    #[must_use = "readers may still have the VMAs"]
     pub fn wait_until(&self, deadline: P::Deadline) -> bool {
         HandlerScope::<P>::assert_may_wait();
-        self.vmas.wait(Some(deadline))
+        self.vmas.wait_drained(Some(deadline))
     }
 
-    /// Whether the readers have left.
+    /// Whether the readers have released the VMAs.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
-    /// assert!(space.exclude(0x2000..0x3000)?.is_alone());
+    /// space.insert(0x1000..0x4000, "text")?;
+    /// assert!(space.exclude(0x2000..0x3000)?.is_drained());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn is_alone(&self) -> bool {
-        self.vmas.is_alone()
+    pub fn is_drained(&self) -> bool {
+        self.vmas.is_drained()
+    }
+
+    /// The VMAs that still have readers, and how many, at this moment: to find a guard that was
+    /// forgotten.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.insert(0x1000..0x4000, "text")?;
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| std::mem::forget(space.try_read(0x2000)));
+    /// });
+    /// let exclusion = space.exclude(0x1000..0x2000)?;
+    /// assert!(!exclusion.is_drained());
+    /// assert!(exclusion.waits_for().eq([(0x1000..0x4000, 1)]));
+    /// # std::mem::forget(exclusion); std::mem::forget(space); // else they would wait for ever
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn waits_for(&self) -> impl Iterator<Item = (Range<usize>, u32)> {
+        let vmas = self.vmas.iter().map(|vma| (vma.span().range(), vma.readers()));
+        vmas.filter(|&(_, readers)| readers != 0)
     }
 
     /// Unmaps every byte of the range that the VMAs cover, as [`Edit::remove`](crate::Edit::remove)
-    /// does, once the readers have left. The payloads' methods run before the edit.
+    /// does, once the readers have released them. The payloads' methods run before the edit.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// let removed = space.exclude(0x2000..0x5000)?.remove()?;
     /// assert_eq!((removed[0].range.clone(), removed[0].payload), (0x2000..0x4000, "text"));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -184,14 +199,14 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     }
 
     /// Changes the payload of every part of the range, as [`Edit::update`](crate::Edit::update)
-    /// does, once the readers have left. Dividing payloads and `change` run before the edit, merging
+    /// does, once the readers have released them. Splitting payloads and `change` run before the edit, merging
     /// them in it. A VMA outside that has readers is not merged.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, 5)?;
+    /// space.insert(0x1000..0x4000, 5)?;
     /// let exclusion = space.exclude(0x1000..0x2000)?;
-    /// let allowed = exclusion.iter().all(|(_, &payload)| payload < 10); // nobody changes it now
+    /// let allowed = exclusion.iter().all(|(_, &payload)| payload < 10); // it stays so
     /// if allowed {
     ///     exclusion.update(|_, payload| payload + 1)?;
     /// }
@@ -214,12 +229,12 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     }
 
     /// Moves everything in the range, as [`Edit::relocate`](crate::Edit::relocate) does, once the
-    /// readers have left. Dividing payloads and `change` run before the edit, merging them in it. A
+    /// readers have released them. Splitting payloads and `change` run before the edit, merging them in it. A
     /// VMA outside that has readers is not merged.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// space.exclude(0x1000..0x4000)?.relocate(0x8000, |_, payload| payload)?;
     /// assert_eq!(space.try_read(0x8000)?.range(), 0x8000..0xb000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -236,9 +251,10 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     where
         T: Payload,
     {
-        let (request, moved) = self.space.relocation(self.range(), to)?;
-        self.finish(request, |part, payload| {
-            let there = moved(part);
+        let from = self.request.span;
+        let target = self.space.map().span(from.target(to))?;
+        self.finish(Request::relocation(from, target), |part, payload| {
+            let there = part.moved(from, target);
             Some((there, change(there.range(), payload)))
         })
     }
@@ -253,15 +269,15 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     {
         // Dropped when the exclusion and its edit are over; the result is safe by then, should one
         // of their destructors panic.
-        let mut leftover = Vec::new();
-        let result = self.finish_into(&mut leftover, request, place);
-        drop(leftover);
+        let mut deferred_drops = Vec::new();
+        let result = self.finish_into(&mut deferred_drops, request, place);
+        drop(deferred_drops);
         result
     }
 
     fn finish_into(
-        mut self,
-        leftover: &mut Vec<T>,
+        self,
+        deferred_drops: &mut Vec<T>,
         request: Request,
         place: impl FnMut(Span, &T) -> Option<(Span, T)>,
     ) -> Result<RemovedVmas<T>, ChangeError>
@@ -270,63 +286,45 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     {
         let space = self.space;
         self.wait_to_finish(&request)?;
-        // Early, before user code runs; in an edit, since that clears what was left behind.
+        // Early, before user code runs; in an edit, since that drains deferred releases.
         if request.target.is_some() {
-            space.check_target(&*space.write(), &request)?;
+            space.map().write().check_target(&request)?;
         }
-        let mut change = Change::new(space, request, leftover);
-        change.cut(&self.vmas, place)?;
-        space.check_not_own(request.span)?; // user code may have taken something
-        let section = space.write();
-        space.check_target(&*section, &request)?;
+        let Self { vmas, held: _held, .. } = self;
+        let mut change = Change::new(vmas, request, deferred_drops);
+        change.split(place)?;
+        space.check_may_wait()?; // user code may have taken something
+        let edit = space.map().write();
+        edit.check_target(&request)?;
         #[cfg(pervma_model)]
-        if !crate::facade::keep(crate::ledger::Step::OwnList) {
-            self.vmas.take_over(space.entries(&*section, request.span));
+        if !crate::sync::keep(crate::step::Step::OwnList) {
+            change.take_over(&edit);
         }
-        let mut tree = space.tree().editor(space.slab(), &section);
-        change.join(&mut tree, &mut self.vmas)?;
-        change.prepare(&mut tree)?;
-        Ok(change.commit(&mut tree, &mut self.vmas).0)
+        change.finish(&mut edit.cursor())
     }
 
     /// Waits until the VMAs can be changed, if that is possible.
     fn wait_to_finish(&self, request: &Request) -> Result<(), ChangeError> {
-        self.space.check_not_own(request.span)?;
+        self.space.check_may_wait()?;
         if request.mapped == Mapped::Everything {
-            self.check_whole()?;
+            self.vmas.check_whole(request.span)?;
         }
-        self.vmas.wait(None);
+        self.vmas.wait_drained(None);
         Ok(())
     }
 
-    /// Checks that the VMAs have no holes between them.
-    fn check_whole(&self) -> Result<(), ChangeError> {
-        let span = self.request.span;
-        let mut mapped_to = span.start;
-        let mut ends = self.vmas.iter().map(|vma| vma.span());
-        let hole = ends.find_map(|at| {
-            let hole = (mapped_to < at.start).then_some(mapped_to..at.start);
-            mapped_to = at.end;
-            hole
-        });
-        match hole.or((mapped_to < span.end).then_some(mapped_to..span.end)) {
-            Some(range) => Err(ChangeError::NotMapped { range }),
-            None => Ok(()),
-        }
-    }
-
     /// Unmaps every byte of the range that the VMAs cover, as [`remove`](Self::remove) does, and
-    /// reserves the whole range: nobody maps anything there before its owner has cleaned up.
+    /// reserves the whole range: nothing can be mapped there before its owner has cleaned up.
     ///
     /// ```
     /// # fn munmap(_: &std::ops::Range<usize>) {}
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     ///
     /// let (removed, reservation) = space.exclude(0x1000..0x4000)?.remove_reserving()?;
-    /// munmap(&removed[0].range); // no lock is held, and nobody has the range
+    /// munmap(&removed[0].range); // no lock is held, and the range is taken
     /// drop(reservation);
-    /// space.edit()?.insert(0x1000..0x2000, "heap")?;
+    /// space.insert(0x1000..0x2000, "heap")?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
@@ -338,74 +336,76 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     where
         T: Payload,
     {
-        let mut leftover = Vec::new(); // as in `finish`
-        let result = self.reserve_into(&mut leftover);
-        drop(leftover);
+        let mut deferred_drops = Vec::new(); // as in `finish`
+        let result = self.reserve_into(&mut deferred_drops);
+        drop(deferred_drops);
         result
     }
 
     fn reserve_into(
-        mut self,
-        leftover: &mut Vec<T>,
+        self,
+        deferred_drops: &mut Vec<T>,
     ) -> Result<(RemovedVmas<T>, Reservation<'s, T, P>), ChangeError>
     where
         T: Payload,
     {
-        let (space, span) = (self.space, self.request.span);
-        match self.prepare_put(leftover) {
-            Ok((section, mut change)) => {
-                let mut tree = space.tree().editor(space.slab(), &section);
-                let (removed, slot) = change.commit(&mut tree, &mut self.vmas);
-                Ok((removed, Reservation::new(space, span, slot)))
-            }
-            Err(Unput::Error(error)) => Err(error),
-            Err(Unput::Filled { existing }) => Err(ChangeError::Overlap { existing }),
-        }
+        let (map, span) = (self.space.map(), self.request.span);
+        let mut over = match self.prepare_over(deferred_drops) {
+            Ok(over) => over,
+            Err(NotOver::Error(error)) => return Err(error),
+            Err(NotOver::Filled { existing }) => return Err(ChangeError::Overlap { existing }),
+        };
+        let (removed, slot) = over.change.finish_reserving(&mut over.edit.cursor())?;
+        Ok((removed, Reservation::new(ReservedRange::new(map, slot), span)))
     }
 
-    /// Prepares to put one VMA, or a reservation, over the whole range: what is left cannot fail.
-    fn prepare_put<'l>(&self, leftover: &'l mut Vec<T>) -> Result<Put<'s, 'l, T, P>, Unput>
+    /// Prepares to put one VMA, or a reservation, over the whole range.
+    fn prepare_over<'l>(self, deferred_drops: &'l mut Vec<T>) -> Result<Over<'s, 'l, T, P>, NotOver>
     where
         T: Payload,
     {
         let (space, request) = (self.space, self.request);
         self.wait_to_finish(&request)?;
-        self.check_not_filled(&*space.write())?;
-        let mut change = Change::new(space, request, leftover);
-        change.cut(&self.vmas, |_, _| None)?;
-        space.check_not_own(request.span)?; // user code may have taken something
-        let section = space.write();
-        self.check_not_filled(&*section)?;
-        change.add(&self.vmas)?;
-        change.prepare(&mut space.tree().editor(space.slab(), &section))?;
-        Ok((section, change))
-    }
-
-    /// Checks that nothing has come into a hole of the range.
-    fn check_not_filled(&self, section: &impl Section) -> Result<(), Unput> {
-        // The VMAs are all still there, so the first that is not the list's is new.
-        let own = self.vmas.iter().map(|vma| Some(vma.span())).chain(core::iter::repeat(None));
-        let there = self.space.entries(section, self.request.span).map(|entry| entry.span());
-        match there.zip(own).find(|&(at, own)| own != Some(at)) {
-            Some((at, _)) => Err(Unput::Filled { existing: at.range() }),
-            None => Ok(()),
-        }
+        check_not_filled(&self.vmas, &space.map().write(), request.span)?;
+        let Self { vmas, held, .. } = self;
+        let mut change = Change::new(vmas, request, deferred_drops);
+        change.split(|_, _| None)?;
+        space.check_may_wait().map_err(ChangeError::from)?; // user code may have taken something
+        let edit = space.map().write();
+        check_not_filled(change.vmas(), &edit, request.span)?;
+        Ok(Over { edit, change, _held: held })
     }
 }
 
-/// An edit that can put something over a range.
-type Put<'s, 'l, T, P> = (WriteLock<'s, P>, Change<'s, 'l, T, P>);
+/// An edit that can put something over a range. Fields are dropped in order: the edit ends first.
+struct Over<'s, 'l, T, P: Platform> {
+    edit: MapWrite<'s, T, P>,
+    change: Change<'s, 'l, T, P>,
+    _held: Held<Exclusions, P>,
+}
 
-/// Why nothing can be put over a range.
-enum Unput {
+/// Checks that nothing was mapped or reserved in a hole of the range since `vmas` were excluded.
+fn check_not_filled<T, P: Platform>(
+    vmas: &ExcludedVmas<'_, T, P>,
+    edit: &MapWrite<'_, T, P>,
+    span: Span,
+) -> Result<(), NotOver> {
+    match vmas.first_newcomer(edit, span) {
+        Some(at) => Err(NotOver::Filled { existing: at.range() }),
+        None => Ok(()),
+    }
+}
+
+/// Why nothing was put over a range.
+enum NotOver {
     Error(ChangeError),
-    /// Others have mapped something in a hole of it meanwhile.
+    /// Another thread has mapped something in a hole of it meanwhile.
     Filled {
         existing: Range<usize>,
     },
 }
 
-impl From<ChangeError> for Unput {
+impl From<ChangeError> for NotOver {
     fn from(error: ChangeError) -> Self {
         Self::Error(error)
     }
@@ -423,7 +423,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// let exclusion = space.exclude(0x2000..0x3000)?;
     /// assert!(space.try_read(0x1000).is_err());
     /// drop(exclusion);
@@ -440,7 +440,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
     /// Inside a [`HandlerScope`].
     #[doc(alias = "__vma_start_exclude_readers")]
     pub fn exclude(&self, range: Range<usize>) -> Result<Exclusion<'_, T, P>, ChangeError> {
-        Exclusion::new(self, Request::new(self.span(range)?, Mapped::Something))
+        Exclusion::new(self, Request::new(self.map().span(range)?, Mapped::Something))
     }
 
     /// Unmaps every byte of `range`, as [`Edit::remove`](crate::Edit::remove) does, waiting only for
@@ -449,7 +449,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// let removed = space.remove(0x1000..0x2000)?;
     /// assert_eq!((removed[0].range.clone(), removed[0].payload), (0x1000..0x2000, "text"));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -473,12 +473,12 @@ impl<T, P: Platform> AddressSpace<T, P> {
     /// Changes the payload of every part of `range`, as [`Edit::update`](crate::Edit::update) does,
     /// but waits outside of edits, as [`remove`](Self::remove) does.
     ///
-    /// Dividing payloads and `change` run with no lock held, merging them in an edit. A VMA outside
+    /// Splitting payloads and `change` run with no lock held, merging them in an edit. A VMA outside
     /// that has readers is not merged.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "r")?;
+    /// space.insert(0x1000..0x4000, "r")?;
     /// space.update(0x2000..0x3000, |_, _| "rw")?;
     /// assert_eq!(*space.try_read(0x2000)?, "rw");
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -500,19 +500,19 @@ impl<T, P: Platform> AddressSpace<T, P> {
     where
         T: Payload,
     {
-        let request = Request::new(self.span(range)?, Mapped::Everything);
+        let request = Request::new(self.map().span(range)?, Mapped::Everything);
         Exclusion::new(self, request)?.update(change)
     }
 
     /// Moves everything in `from` to `to`, as [`Edit::relocate`](crate::Edit::relocate) does, but
     /// waits outside of edits, as [`remove`](Self::remove) does.
     ///
-    /// Dividing payloads and `change` run with no lock held, merging them in an edit. A VMA outside
+    /// Splitting payloads and `change` run with no lock held, merging them in an edit. A VMA outside
     /// that has readers is not merged.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x3000, "heap")?;
+    /// space.insert(0x1000..0x3000, "heap")?;
     /// space.relocate(0x1000..0x3000, 0x8000, |_, payload| payload)?;
     /// assert_eq!(space.try_read(0x8000)?.range(), 0x8000..0xa000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -535,7 +535,8 @@ impl<T, P: Platform> AddressSpace<T, P> {
     where
         T: Payload,
     {
-        let (request, _) = self.relocation(from, to)?;
+        let from = self.map().span(from)?;
+        let request = Request::relocation(from, self.map().span(from.target(to))?);
         Exclusion::new(self, request)?.relocate(to, change)
     }
 
@@ -548,7 +549,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x3000, "old")?;
+    /// space.insert(0x1000..0x3000, "old")?;
     /// space.replace(0x2000..0x5000, "new")?;
     /// assert_eq!(space.try_read(0x2000)?.range(), 0x2000..0x5000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -570,20 +571,20 @@ impl<T, P: Platform> AddressSpace<T, P> {
     where
         T: Payload,
     {
-        let span = match self.span(range.clone()) {
+        let span = match self.map().span(range.clone()) {
             Ok(span) => span,
-            Err(kind) => return Err(InsertError { kind, range, payload }),
+            Err(error) => return Err(InsertError { kind: error.into(), range, payload }),
         };
         loop {
-            let mut leftover = Vec::new(); // as in `Exclusion::finish`
-            let replaced = self.replace_once(span, payload, &mut leftover);
-            drop(leftover);
+            let mut deferred_drops = Vec::new(); // as in `Exclusion::finish`
+            let replaced = self.replace_once(span, payload, &mut deferred_drops);
+            drop(deferred_drops);
             payload = match replaced {
                 Ok(replaced) => return Ok(replaced),
-                Err((Unput::Error(kind), payload)) => {
+                Err((NotOver::Error(kind), payload)) => {
                     return Err(InsertError { kind, range, payload });
                 }
-                Err((Unput::Filled { .. }, payload)) => payload,
+                Err((NotOver::Filled { .. }, payload)) => payload,
             };
         }
     }
@@ -592,22 +593,21 @@ impl<T, P: Platform> AddressSpace<T, P> {
         &self,
         span: Span,
         payload: T,
-        leftover: &mut Vec<T>,
-    ) -> Result<RemovedVmas<T>, (Unput, T)>
+        deferred_drops: &mut Vec<T>,
+    ) -> Result<RemovedVmas<T>, (NotOver, T)>
     where
         T: Payload,
     {
-        let mut exclusion = match Exclusion::new(self, Request::new(span, Mapped::Anything)) {
+        let exclusion = match Exclusion::new(self, Request::new(span, Mapped::Anything)) {
             Ok(exclusion) => exclusion,
             Err(error) => return Err((error.into(), payload)),
         };
-        match exclusion.prepare_put(leftover) {
-            Ok((section, mut change)) => {
-                change.fill(payload);
-                let mut tree = self.tree().editor(self.slab(), &section);
-                Ok(change.commit(&mut tree, &mut exclusion.vmas).0)
-            }
-            Err(unput) => Err((unput, payload)),
+        match exclusion.prepare_over(deferred_drops) {
+            Ok(mut over) => over
+                .change
+                .finish_replacing(&mut over.edit.cursor(), payload)
+                .map_err(|(error, payload)| (error.into(), payload)),
+            Err(error) => Err((error, payload)),
         }
     }
 }

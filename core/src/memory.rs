@@ -1,18 +1,20 @@
 //! Where slabs get their memory.
+#![expect(unsafe_code, reason = "the global allocator has a contract")]
 
 use core::alloc::Layout;
 
-/// Where a slab gets its memory, in chunks that it keeps until it is dropped. Each is four times as large as
-/// the one before of its kind (VMAs, nodes, registered readers), so a bounded pool can refuse the next
-/// when it is a quarter full.
+/// Where a slab gets its memory, in chunks that it keeps until it is dropped.
+///
+/// Each chunk is four times as large as the one before of its kind (VMAs, nodes, registered
+/// readers), so a bounded pool can refuse the next when it is a quarter full.
 ///
 /// # Safety
 ///
-/// `alloc` returns null or memory of the layout that is nobody else's until it is given to
+/// `alloc` returns null or memory of the layout that nothing else uses until it is given to
 /// `dealloc`, and that stays where it is meanwhile. Neither unwinds, nor uses an address space: a
-/// slab may be in the middle of something.
+/// change of the slab may be half done.
 pub unsafe trait SlabMemory {
-    /// A chunk of `layout`, whose size is never 0; null when there is none.
+    /// A chunk of `layout`; null when there is none, or for a size of 0, which no slab asks for.
     fn alloc(layout: Layout) -> *mut u8;
 
     /// Takes a chunk back.

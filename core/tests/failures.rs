@@ -143,7 +143,7 @@ const OPERATIONS: &[Operation] = &[
         space.replace(120..250, Bytes::new(7, 0)).map(drop).map_err(|error| error.kind)
     }),
     ("remove and reserve", |space| {
-        space.exclude(120..350)?.remove_reserving().map(|(_, reservation)| {
+        space.exclude(120..350)?.remove_reserving().map(|(_, mut reservation)| {
             reservation.commit(Bytes::new(7, 0)).unwrap();
         })
     }),
@@ -273,7 +273,8 @@ fn a_full_slab_changes_nothing() {
     quiet(|| {
         let mut failures = 0;
         // Around the ends of the first chunk of slots, and of the first chunk of nodes.
-        let nodes = (0..2_000).find(|&crowd| space(None, crowd).slab().nodes().made > 64).unwrap();
+        let nodes =
+            (0..2_000).find(|&crowd| space(None, crowd).slab().nodes().capacity > 64).unwrap();
         for crowd in (54..64).chain(nodes - 24..nodes + 2) {
             for &operation in OPERATIONS {
                 failures += fail_everywhere(operation, &ALLOCATIONS_LEFT, &|| space(None, crowd));

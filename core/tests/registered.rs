@@ -175,7 +175,7 @@ fn registered_readers_of_spaces_that_share_a_slab() {
         stop.store(true, Relaxed);
     });
     assert!(read.load(Relaxed) > 0);
-    assert_eq!(slab.vmas().made, 1);
+    assert_eq!(slab.vmas().capacity, 1);
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn a_reservation_is_committed_when_registered_readers_have_seen_it() {
             }
         });
         for _ in 0..TURNS {
-            let reservation = space.edit().unwrap().reserve(30..40).unwrap();
+            let mut reservation = space.edit().unwrap().reserve(30..40).unwrap();
             reservation.commit(Words([7; 6])).unwrap();
             space.edit().unwrap().remove(30..40).unwrap();
             drop(space.edit().unwrap().reserve(30..40).unwrap());
@@ -321,7 +321,7 @@ fn a_forgotten_guard_keeps_its_vma_whoever_registers_next() {
             let next = space.register().unwrap();
             assert!(next.try_read(15).is_ok());
             drop(next);
-            assert!(!space.exclude(10..20).unwrap().is_alone());
+            assert!(!space.exclude(10..20).unwrap().is_drained());
             let refused = space.edit().unwrap().try_write(15).err();
             assert_eq!(refused, Some(WriteError::WouldWait { addr: 15 }));
         });

@@ -192,7 +192,7 @@ fn reader(arena: &Arena, seed: u64) -> Seen {
 fn took(space: usize, result: Result<RemovedVmas<Place>, ChangeError>, seen: &mut Seen) {
     match result {
         Ok(removed) => {
-            for Removed { range, payload } in removed {
+            for Removed { range, payload, .. } in removed {
                 check(space, None, &range, &payload, false);
             }
             *seen.entry("changed").or_default() += 1;
@@ -225,7 +225,7 @@ fn editor(arena: &Arena, seed: u64) -> Seen {
                 let inserted = space.edit().unwrap().insert(range.clone(), place(id));
                 took(
                     number,
-                    inserted.map(|()| RemovedVmas::new()).map_err(|error| error.kind),
+                    inserted.map(|()| RemovedVmas::default()).map_err(|error| error.kind),
                     &mut seen,
                 );
             }
@@ -255,7 +255,7 @@ fn editor(arena: &Arena, seed: u64) -> Seen {
                 let search = GapSearch::new(len).within(half..half + CONSTANT - 1);
                 let mut edit = space.edit().unwrap();
                 let Ok(gap) = edit.find_gap(&search) else { continue };
-                let reservation = edit.reserve(gap.clone()).unwrap();
+                let mut reservation = edit.reserve(gap.clone()).unwrap();
                 if random.random() {
                     drop(edit);
                     thread::sleep(Duration::from_micros(50)); // for others to meet it
@@ -385,7 +385,7 @@ fn readers_and_editors_of_all_kinds() {
         assert!(seen.contains_key(what), "{what} never happened");
     }
     // At most one VMA an address, and a few on their way.
-    let made = slab.vmas().made + spaces[2].slab().vmas().made;
+    let made = slab.vmas().capacity + spaces[2].slab().vmas().capacity;
     assert!(made <= 5 * SIZE, "{made} slots were made");
     for space in &spaces {
         space.remove(0..SIZE).unwrap();

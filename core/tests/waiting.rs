@@ -28,6 +28,15 @@ fn space() -> AddressSpace<u32> {
     space
 }
 
+/// Waits until `state` is seen.
+fn until(state: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !state() {
+        assert!(Instant::now() < deadline, "it takes too long");
+        thread::yield_now();
+    }
+}
+
 /// Holds a guard of `addr` until it is told to go on.
 fn reader<'scope>(
     scope: &'scope thread::Scope<'scope, '_>,
@@ -107,7 +116,7 @@ fn whatever_ends_an_exclusion_readers_come_in_again() {
     thread::scope(|scope| {
         let leave = reader(scope, &space, B.start);
         let exclusion = space.exclude(B).unwrap();
-        assert!(!exclusion.is_alone());
+        assert!(!exclusion.is_drained());
         assert!(!exclusion.wait_until(Instant::now() + Duration::from_millis(5)));
         assert_eq!(space.try_read(B.start).err(), Some(ReadError::OwnExclusion { addr: B.start }));
         drop(exclusion);
@@ -255,7 +264,7 @@ fn a_thread_is_told_what_of_its_own_is_in_the_way() {
     let range = B;
 
     let guard = space.try_read(A.start).unwrap();
-    let held = ChangeError::GuardHeld { range: B };
+    let held = ChangeError::GuardHeld;
     assert_eq!(space.exclude(range.clone()).unwrap_err(), held);
     assert_eq!(space.remove(range.clone()).unwrap_err(), held);
     assert_eq!(space.update(range.clone(), |_, &p| p).unwrap_err(), held);
@@ -283,7 +292,7 @@ fn a_thread_is_told_what_of_its_own_is_in_the_way() {
     drop(edit);
     let exclusion = space.exclude(B).unwrap();
     let guard = space.try_read(A.start).unwrap();
-    assert_eq!(exclusion.remove().unwrap_err(), ChangeError::GuardHeld { range: B });
+    assert_eq!(exclusion.remove().unwrap_err(), ChangeError::GuardHeld);
     drop(guard);
     assert_eq!(*space.try_read(addr).unwrap(), 2, "given up, nothing has changed");
 }
@@ -302,7 +311,7 @@ fn a_reservation_ends_in_the_edit_that_its_thread_has_open() {
     let gap = 0x3000..0x4000;
     let mut edit = space.edit().unwrap();
     drop(edit.reserve(gap.clone()).unwrap());
-    let reservation = edit.reserve(gap.clone()).unwrap(); // the range was given back
+    let mut reservation = edit.reserve(gap.clone()).unwrap(); // the range was given back
     assert_eq!(
         edit.insert(gap.clone(), 3).unwrap_err().kind,
         ChangeError::Overlap { existing: gap.clone() }
@@ -317,22 +326,27 @@ fn a_reservation_ends_in_the_edit_that_its_thread_has_open() {
 }
 
 #[test]
-fn a_reservation_that_cannot_be_committed_comes_back() {
+fn a_reservation_that_cannot_be_committed_stays_and_its_payload_comes_back() {
     let space = space();
-    let reservation = space.edit().unwrap().reserve(0x3000..0x4000).unwrap();
+    let mut reservation = space.edit().unwrap().reserve(0x3000..0x4000).unwrap();
     assert_eq!(space.read(0x3000).unwrap_err(), ReadError::Reserved { addr: 0x3000 });
     let guard = space.try_read(A.start).unwrap();
     let error = reservation.commit(3).unwrap_err();
+    assert_eq!(error.kind, ChangeError::GuardHeld);
     drop(guard);
-    error.reservation.commit(error.payload).unwrap();
+    reservation.commit(error.payload).unwrap();
     assert_eq!(*space.try_read(0x3000).unwrap(), 3);
+    let again = reservation.commit(4).unwrap_err();
+    assert_eq!((again.kind, again.payload), (ChangeError::Overlap { existing: 0x3000..0x4000 }, 4));
+    drop(reservation);
+    assert_eq!(*space.try_read(0x3000).unwrap(), 3, "what was committed stays");
 
     // Beside a view of one's own, where waiting for the mmap lock would be for ever.
-    let reservation = space.edit().unwrap().reserve(0x4000..0x5000).unwrap();
+    let mut reservation = space.edit().unwrap().reserve(0x4000..0x5000).unwrap();
     let other = space.edit().unwrap().reserve(0x6000..0x7000).unwrap();
     let view = space.view().unwrap();
-    drop(reservation.commit(4).unwrap_err());
-    drop(other);
+    assert_eq!(reservation.commit(4).unwrap_err().kind, ChangeError::GuardHeld);
+    drop((reservation, other));
     assert_eq!(space.try_read(0x4000).unwrap_err(), ReadError::Reserved { addr: 0x4000 });
     drop(view);
     space.edit().unwrap().insert(0x4000..0x7000, 4).unwrap();
@@ -473,7 +487,7 @@ fn user_code_that_takes_something_of_the_space_is_not_waited_for() {
         view = Some(space.view().unwrap());
         3
     });
-    assert_eq!(updated.unwrap_err(), ChangeError::GuardHeld { range: range.clone() });
+    assert_eq!(updated.unwrap_err(), ChangeError::GuardHeld);
     drop(view);
 
     let mut edit = None;
@@ -490,7 +504,7 @@ fn user_code_that_takes_something_of_the_space_is_not_waited_for() {
 fn what_was_left_behind_is_in_nobodys_way() {
     let space = space();
     let mut edit = space.edit().unwrap();
-    let [one, two, three] =
+    let [one, mut two, three] =
         [0x3000, 0x5000, 0x1_0000].map(|start| edit.reserve(start..start + 0x1000).unwrap());
     drop(edit);
     let leave_behind = |reservation| {
@@ -571,26 +585,51 @@ fn many_reservations_in_a_row_are_passed_over() {
     drop(reservations);
 }
 
-/// B22.
+/// B22, B31. In an edit, and outside of edits: each with a reader of its own to wait for.
 #[test]
-fn user_code_runs_when_the_readers_have_left() {
-    let space = space();
-    let inside = AtomicUsize::new(1);
-    let alone = |_, &payload: &u32| {
-        assert_eq!(inside.load(Relaxed), 0, "a reader is still inside");
+fn user_code_runs_when_the_readers_have_released() {
+    type Update = fn(&AddressSpace<u32>, &AtomicUsize);
+    fn drained(readers: &AtomicUsize, payload: u32) -> u32 {
+        assert_eq!(readers.load(Relaxed), 0, "a reader still has the VMA");
         payload
-    };
-    thread::scope(|scope| {
-        let leave = reader(scope, &space, A.start);
-        let edit = scope.spawn(|| {
-            space.edit().unwrap().update(A, alone).unwrap();
-            space.update(A, alone).unwrap();
+    }
+    let updates: [Update; 2] = [
+        |space, readers| {
+            let mut edit = space.edit().unwrap();
+            edit.update(A, |_, &payload| drained(readers, payload)).unwrap();
+        },
+        |space, readers| {
+            space.update(A, |_, &payload| drained(readers, payload)).unwrap();
+        },
+    ];
+    for update in updates {
+        let (space, readers) = (space(), AtomicUsize::new(1));
+        thread::scope(|scope| {
+            let leave = reader(scope, &space, A.start);
+            let updated = scope.spawn(|| update(&space, &readers));
+            until(|| space.try_read(A.start).is_err()); // it is excluded, and waited for
+            readers.store(0, Relaxed);
+            leave.send(()).unwrap();
+            updated.join().unwrap();
         });
-        thread::sleep(A_WHILE);
-        inside.store(0, Relaxed);
-        leave.send(()).unwrap();
-        edit.join().unwrap();
+    }
+}
+
+/// B35.
+#[test]
+fn a_forgotten_guard_is_found() {
+    let space = space();
+    thread::scope(|scope| {
+        scope.spawn(|| std::mem::forget([(); 2].map(|()| space.try_read(A.start).unwrap())));
     });
+    let exclusion = space.exclude(A.start..B.end).unwrap();
+    assert!(!exclusion.wait_until(Instant::now() + Duration::from_millis(1)));
+    assert!(exclusion.waits_for().eq([(A, 2)]));
+    drop(exclusion);
+    let mut edit = space.edit().unwrap();
+    assert_eq!(edit.try_write(A.start).unwrap_err(), WriteError::WouldWait { addr: A.start });
+    drop(edit);
+    std::mem::forget(space); // its end would wait for the readers
 }
 
 #[test]

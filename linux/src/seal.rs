@@ -12,7 +12,8 @@ use crate::mm::{Change, Mm};
 use crate::vma::Vma;
 
 impl<B: Backing, P: Platform> Mm<B, P> {
-    /// Seals a range: from now on it can be neither unmapped, moved, resized nor protected otherwise.
+    /// Seals a range: from now on it can be neither unmapped, moved, resized nor protected
+    /// otherwise.
     ///
     /// ```
     /// use pervma_linux::{Config, Errno, Mm, NoBacking, abi::*};

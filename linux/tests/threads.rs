@@ -56,7 +56,7 @@ fn faults_find_what_is_mapped_throughout() {
         }
         assert!(faulting.join().unwrap() > 0);
     });
-    assert_eq!(mm.maps().lines().count(), 1, "{}", mm.maps());
+    assert_eq!(mm.maps().unwrap().lines().count(), 1, "{:?}", mm.maps());
 }
 
 /// Notes the faults that run while pages are moved, unmapped or protected.

@@ -125,15 +125,15 @@ fn find(
     scratch: &Scratch<'_>,
 ) -> Result<(ReadGuard<'static, Piece>, Fault), Verdict> {
     let count = Shard::mine();
-    let vma = match SPACE.try_read(addr) {
-        Ok(vma) => vma,
+    let (vma, walks) = match SPACE.try_read_with_walks(addr) {
+        Ok(found) => found,
         Err(ReadError::Locked { .. } | ReadError::Reserved { .. }) => {
             count.count_slow();
             return Err(Verdict::Later);
         }
         Err(_) => return Err(Verdict::PassOn),
     };
-    count.count_lookup(vma.walks());
+    count.count_lookup(walks);
     let mapping = &*vma.mapping;
     let backing = &*mapping.backing;
     let offset = mapping.offset_of(addr);

@@ -11,8 +11,8 @@ use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Once};
 
+use pervma_schedules::internals::Step;
 use pervma_schedules::internals::{Mutation, mutate};
-use pervma_schedules::ledger::Step;
 use pervma_schedules::{AddressSpace, ChangeError, GapSearch, ReadError, WriteError};
 use shuttle::rand::{Rng as _, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
@@ -153,10 +153,10 @@ fn everybody_who_waits_goes_on() {
 
 #[test]
 fn everybody_who_waits_goes_on_and_each_step_of_that_is_needed() {
-    let steps = [Step::WakeWaiter, Step::LookAgain, Step::OpenLast, Step::SeparateGate];
+    let steps = [Step::WakeWriter, Step::TestAgain, Step::NotifyLast, Step::SeparateEvent];
     fails_without(&steps, DEADLOCK, everybody_waits);
     // Or somebody is left inside, in schedules in which nobody comes after that one.
-    fails_without(&[Step::SleepOutside, Step::GiveBack], DEADLOCK, everybody_waits);
+    fails_without(&[Step::SleepUnlocked, Step::ClearExcluded], DEADLOCK, everybody_waits);
     fails_without(&[Step::WaitForReaders, Step::RefuseExcluded], INSIDE, everybody_waits);
 }
 
@@ -191,7 +191,7 @@ fn anything(space: &Space) {
         7 => drop(in_the_way(space.relocate(range, random.gen_range(50..60), |_, &p| p))),
         8 => {
             let reservation = in_the_way(space.edit().unwrap().reserve(range));
-            if let (Some(reservation), true) = (reservation, random.r#gen()) {
+            if let (Some(mut reservation), true) = (reservation, random.r#gen()) {
                 reservation.commit(payload).unwrap();
             }
         }
@@ -260,7 +260,7 @@ fn whatever_is_done_at_once_ends() {
 
 #[test]
 fn whatever_is_done_at_once_ends_and_each_step_of_that_is_needed() {
-    fails_without(&[Step::WakeWaiter, Step::SleepOutside], DEADLOCK, anything_at_once);
+    fails_without(&[Step::WakeWriter, Step::SleepUnlocked], DEADLOCK, anything_at_once);
     fails_without(&[Step::TestExcluded], "X is added once", anything_at_once);
 }
 

@@ -13,8 +13,7 @@ use std::error::Error;
 use self::plan::{Case, From, Mode, Plan};
 use self::round::Samples;
 use crate::contest::{Bound, Effort, Goal};
-use crate::report::Table;
-use crate::rows::Figures;
+use crate::report::{Figures, Table};
 use crate::summary::Summary;
 
 /// What a fault in signal mode may take of the floor's time.

@@ -54,8 +54,8 @@ impl<P: Platform> Reader for &AddressSpace<u64, P> {
     }
 
     fn hindered(&mut self, addr: usize) -> Option<bool> {
-        Some(match self.try_read(addr) {
-            Ok(vma) => vma.walks() > 1,
+        Some(match self.try_read_with_walks(addr) {
+            Ok((_, walks)) => walks > 1,
             Err(error) => !matches!(error, ReadError::NotMapped { .. }),
         })
     }

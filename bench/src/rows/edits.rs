@@ -1,10 +1,9 @@
 //! Insert and remove; change a page and change it back.
 
-use super::Figures;
 use crate::contest::{Batch, Bound, Contest, Effort, Goal};
 use crate::layout::{self, Build, Layout};
 use crate::peers::{Find, Map, ParkingLot, Pervma, PervmaOutside, StdLock, each_map};
-use crate::report::{Table, all, over};
+use crate::report::{Figures, Table, all, over};
 
 const SIZES: [usize; 3] = [16, 1_000, 65_000];
 

@@ -2,11 +2,10 @@
 
 use std::time::Instant;
 
-use super::Figures;
 use crate::contest::{Bound, Contest, Effort, Goal};
 use crate::layout::{self, Build, Layout};
 use crate::peers::{Find, LockedEntries, Pervma};
-use crate::report::{Table, all};
+use crate::report::{Figures, Table, all};
 
 /// VMAs locked in one edit.
 const LOCKED: [usize; 5] = [1, 16, 256, 4_096, 65_000];

@@ -5,11 +5,10 @@ use std::ops::Range;
 
 use pervma::GapSearch;
 
-use super::Figures;
 use crate::contest::{Batch, Bound, Contest, Effort, Goal};
 use crate::layout::{self, BASE, Build, Layout, PAGE, STRIDE};
 use crate::peers::{Find, ParkingLot, Pervma, Tree};
-use crate::report::{Table, all};
+use crate::report::{Figures, Table, all};
 
 const LAYOUT: Layout = Layout { vmas: 65_000 };
 

@@ -16,12 +16,11 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tempfile::NamedTempFile;
 
-use super::Figures;
 use super::edits::Pair;
 use crate::contest::{Bound, Goal};
 use crate::layout::{self, Build, Layout};
 use crate::peers::{Find, Map, Pervma, Reader};
-use crate::report::Table;
+use crate::report::{Figures, Table};
 use crate::summary::Summary;
 
 const SIZES: [usize; 3] = [16, 1_000, 65_000];

@@ -2,14 +2,13 @@
 
 use std::hint::black_box;
 
-use super::Figures;
 use crate::contest::{Batch, Bound, Contest, Effort, Goal};
 use crate::layout::{self, Build, Layout};
 use crate::peers::{
     Array, CountPair, CursorOfReader, Fences, Find, ParkingLot, Pervma, PervmaCursor,
     PervmaRegistered, Reader, each_map,
 };
-use crate::report::{Table, all, over};
+use crate::report::{Figures, Table, all, over};
 
 /// VMAs, and what pervma may take of parking_lot's time: readers that count, and registered ones.
 const SIZES: [(usize, f64, f64); 3] = [(16, 0.6, 0.5), (1_000, 0.5, 0.45), (65_000, 0.7, 0.65)];

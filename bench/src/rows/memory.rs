@@ -1,11 +1,10 @@
 //! Memory: of a VMA, of an empty space, and after many changes.
 
-use super::Figures;
 use crate::allocator;
 use crate::contest::{Bound, Effort, Goal};
 use crate::layout::{self, Build, Layout};
 use crate::peers::{Find, Map, Pervma, each_map};
-use crate::report::Table;
+use crate::report::{Figures, Table};
 use crate::summary::Summary;
 
 const SIZES: [usize; 2] = [1_000, 65_000];

@@ -6,42 +6,19 @@ mod gap;
 pub(crate) mod instructions;
 mod lookup;
 mod memory;
+mod pace;
 mod registered;
 mod removal;
 mod threads;
 mod writer;
 
 use std::error::Error;
-use std::hint::black_box;
-use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
-use crate::contest::{Effort, Goal};
+use crate::contest::Effort;
 use crate::faults;
-use crate::peers::Reader;
-use crate::report::{Section, Table};
-
-/// What a row returns: what was done, the tables, and the goals.
-pub(crate) type Figures = (&'static str, Vec<Table>, Vec<Goal>);
-
-/// Looks the addresses up again and again for a span of time, with a look at the clock after each
-/// `stretch` of them; ns a lookup.
-fn pace(reader: &mut impl Reader, addresses: &[usize], stretch: usize, span: Duration) -> f64 {
-    let (mut done, start) = (0, Instant::now());
-    loop {
-        for stretch in addresses.chunks(stretch) {
-            for &addr in stretch {
-                black_box(reader.read(addr));
-            }
-            done += stretch.len();
-            let elapsed = start.elapsed();
-            if elapsed >= span {
-                return elapsed.as_nanos() as f64 / done as f64;
-            }
-        }
-    }
-}
+use crate::report::{Figures, Section};
 
 /// One row, in the order in which they are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

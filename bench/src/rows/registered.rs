@@ -6,11 +6,10 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use super::Figures;
 use crate::contest::{Batch, Contest, Effort};
 use crate::layout::{self, Build, Layout};
 use crate::peers::{Fences, Find, Host, Map, PervmaRegistered, Reader, register};
-use crate::report::{Table, all};
+use crate::report::{Figures, Table, all};
 
 const VMAS: usize = 1_000;
 

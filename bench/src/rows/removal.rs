@@ -4,11 +4,10 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::Figures;
 use crate::contest::{Bound, Contest, Effort, Goal};
 use crate::layout::{self, Build, Layout, Vma};
 use crate::peers::{Find, Map, Pervma, PervmaOutside, Reader, each_map};
-use crate::report::{Table, all, growth};
+use crate::report::{Figures, Table, all, growth};
 
 const VMAS: usize = 1_000;
 

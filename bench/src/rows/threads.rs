@@ -4,14 +4,14 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
-use super::{Figures, pace};
+use super::pace::pace;
 use crate::contest::{Bound, Contest, Effort, Goal};
 use crate::layout::{self, Build, Layout};
 use crate::peers::{
     Array, CountPair, CursorOfReader, Find, Pervma, PervmaCursor, PervmaRegistered, each_map,
     each_registered,
 };
-use crate::report::{Table, all, growth};
+use crate::report::{Figures, Table, all, growth};
 
 const VMAS: usize = 1_000;
 

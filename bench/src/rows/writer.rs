@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Figures, pace};
+use super::pace::pace;
 use crate::contest::{Bound, Contest, Effort, Goal};
 use crate::layout::{self, Build, Layout};
 use crate::peers::{Find, Map, Pervma, Reader, each_map};
-use crate::report::{Table, all, growth};
+use crate::report::{Figures, Table, all, growth};
 use crate::summary::per_mille;
 
 const VMAS: usize = 1_000;

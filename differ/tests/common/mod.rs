@@ -3,7 +3,7 @@
 use pervma_differ::Machine;
 
 /// The machine, if the comparison can be made on it; else it says why not, and the test has not run.
-pub fn machine() -> Option<Machine> {
+pub(crate) fn machine() -> Option<Machine> {
     let machine = Machine::here().unwrap();
     match machine.unfit().unwrap() {
         None => Some(machine),

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use pervma_linux::{
-    Access, Backing, Config, Counts, Errno, File, Mm, Part, Refusal, StdPlatform, VmFlags, abi,
+    Access, Backing, Config, Counts, Errno, File, FileFacts, Mm, NotNow, OpenFile, Part, Refusal,
+    StdPlatform, VmFlags, abi,
 };
 
 /// Memory of which some pages cannot be had, and some advice cannot be followed.
@@ -87,7 +88,7 @@ impl Arguments<'_> {
 /// # Panics
 ///
 /// When something does not hold.
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let mut arguments = Arguments(bytes);
     let [strict, unlimited] = arguments.bytes();
     let config = Config {
@@ -97,7 +98,7 @@ pub fn run(bytes: &[u8]) {
         may_map_low: unlimited & 2 != 0,
         ..Config::default()
     };
-    let file = Arc::new(File::new("/file"));
+    let file: Arc<dyn File> = Arc::new(OpenFile::new("/file", FileFacts::new()));
     let mut mm = Mm::new(Unwilling, config);
     while !arguments.0.is_empty() {
         let before = (mm.config().strict).then(|| state(&mm));
@@ -110,16 +111,16 @@ pub fn run(bytes: &[u8]) {
 }
 
 /// What may not change when a call fails. Whether there may be guard pages is about pages.
-fn state(mm: &Mm<Unwilling, StdPlatform>) -> (String, Vec<VmFlags>, Counts) {
+fn state(mm: &Mm<Unwilling, StdPlatform>) -> (Result<String, NotNow>, Vec<VmFlags>, Counts) {
     let mut flags = Vec::new();
-    mm.for_each(|_, vma| flags.push(vma.flags | VmFlags::MAYBE_GUARD));
-    (mm.maps(), flags, mm.counts())
+    let seen = mm.for_each(|_, vma| flags.push(vma.flags | VmFlags::MAYBE_GUARD));
+    (seen.and_then(|()| mm.maps()), flags, mm.counts())
 }
 
 fn call(
     mm: &mut Mm<Unwilling, StdPlatform>,
     arguments: &mut Arguments<'_>,
-    file: &Arc<File>,
+    file: &Arc<dyn File>,
 ) -> Result<(), Errno> {
     let [which] = arguments.bytes();
     let (addr, len) = (arguments.addr(), arguments.len());
@@ -166,7 +167,7 @@ fn call(
 fn check(mm: &Mm<Unwilling, StdPlatform>) {
     let mut counted = Counts::default();
     let mut last_end = 0;
-    mm.for_each(|range, vma| {
+    let seen = mm.for_each(|range, vma| {
         assert!(last_end <= range.start && range.start < range.end);
         assert!(range.start % 4096 == 0 && range.end % 4096 == 0);
         assert!(range.end <= mm.config().layout.task_size);
@@ -183,6 +184,7 @@ fn check(mm: &Mm<Unwilling, StdPlatform>) {
             counted.data += pages;
         }
     });
+    assert_eq!(seen, Ok(()));
     let counts = mm.counts();
     // What is locked may be counted twice: see `Counts::locked`.
     assert_eq!(Counts { locked: 0, ..counts }, counted);

@@ -6,8 +6,8 @@ use loom::sync::atomic::AtomicU32;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
 use pervma_models::AddressSpace;
+use pervma_models::internals::Step;
 use pervma_models::internals::{Cell, Relaxed as NoOrder, WaitWord};
-use pervma_models::ledger::Step;
 
 use crate::harness::{DEADLOCK, Model, RACE, drop_step, weaken};
 
@@ -15,7 +15,7 @@ const KEPT: &str = "readers are kept out by nobody";
 
 /// The stand-in itself: a sleeper that saw the old value is woken, one that comes late does not
 /// sleep.
-pub const FUTEX: Model = Model {
+pub(crate) const FUTEX: Model = Model {
     name: "futex",
     property: "the stand-in for the futex loses no wake-up",
     threads: 2,
@@ -38,7 +38,7 @@ pub const FUTEX: Model = Model {
 };
 
 /// A writer waits for the last of two readers.
-pub const WAKE: Model = Model {
+pub(crate) const WAKE: Model = Model {
     name: "wake",
     property: "a writer that waits for readers is woken by the last of them",
     threads: 2,
@@ -64,11 +64,11 @@ pub const WAKE: Model = Model {
         drop(edit);
         reader.join().unwrap();
     },
-    mutants: &[drop_step(Step::WakeWaiter, DEADLOCK)],
+    mutants: &[drop_step(Step::WakeWriter, DEADLOCK)],
 };
 
 /// A blocking reader against an edit that write-locks its VMA.
-pub const BLOCKING_READ: Model = Model {
+pub(crate) const BLOCKING_READ: Model = Model {
     name: "blocking_read",
     property: "a blocking read of an address that stays mapped returns it, whatever an edit does",
     threads: 2,
@@ -85,11 +85,11 @@ pub const BLOCKING_READ: Model = Model {
         editor.join().unwrap();
         assert_eq!(*space.try_read(10).unwrap(), 2);
     },
-    mutants: &[drop_step(Step::WakeWaiter, DEADLOCK)],
+    mutants: &[drop_step(Step::WakeWriter, DEADLOCK)],
 };
 
 /// B18. An exclusion that waits until a deadline, against a reader that uses what the VMA stands for.
-pub const CANCELLED_WAIT: Model = Model {
+pub(crate) const CANCELLED_WAIT: Model = Model {
     name: "cancelled_wait",
     property: "a wait that gives up leaves nothing behind, and one that does not has seen the readers leave",
     threads: 2,
@@ -98,7 +98,7 @@ pub const CANCELLED_WAIT: Model = Model {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, ()).unwrap();
         let memory = Arc::new(Cell::new(1));
-        drop(space.try_read(10).unwrap()); // moves the settled number on
+        drop(space.try_read(10).unwrap()); // advances the watermark
         let reader = thread::spawn({
             let (space, memory) = (Arc::clone(&space), Arc::clone(&memory));
             move || {
@@ -119,10 +119,10 @@ pub const CANCELLED_WAIT: Model = Model {
         reader.join().unwrap();
     },
     mutants: &[
-        drop_step(Step::GiveBack, KEPT),
+        drop_step(Step::ClearExcluded, KEPT),
         weaken("EXCLUDE_WAIT", RACE),
         weaken("EXCLUDE_END", RACE),
         weaken("READ_ADMIT", RACE),
-        weaken("READ_PUT", RACE),
+        weaken("READ_RELEASE", RACE),
     ],
 };

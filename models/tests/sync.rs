@@ -1,8 +1,8 @@
-//! The facade accepts nothing but edges of the ledger, and gives each the ordering that the ledger
-//! states: an atomic operation that bypasses the ledger does not compile, and what does compile is
-//! read in the code that the compiler makes of it.
+//! `core/src/sync` accepts nothing but edges of the ledger, and gives each the ordering that the
+//! ledger states: an atomic operation that bypasses the ledger does not compile, and what does
+//! compile is read in the code that the compiler makes of it.
 //!
-//! The facade is compiled by itself, as it is shipped, with lines of use behind it.
+//! The module is compiled by itself, as it is shipped, with lines of use behind it.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::fmt::Write;
@@ -10,17 +10,30 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use pervma::ledger::{EDGES, Kind, Ordering};
+use pervma_models::internals::ledger::{EDGES, Kind, Ordering};
 
-/// A file of the facade, a piece of it, and what stands there instead.
+/// The ledger, and the module as it is shipped.
+const FILES: [&str; 9] = [
+    "step.rs",
+    "ledger.rs",
+    "sync/mod.rs",
+    "sync/atomic.rs",
+    "sync/const_fn.rs",
+    "sync/order.rs",
+    "sync/plain.rs",
+    "sync/real.rs",
+    "sync/wait_word.rs",
+];
+
+/// A file of the module, a piece of it, and what stands there instead.
 type Plant = (&'static str, &'static str, &'static str);
 
-/// Compiles the facade and the ledger with `items` behind them: LLVM's text, or the compiler's errors.
+/// Compiles the module and the ledger with `items` behind them: LLVM's text, or the compiler's errors.
 fn compile(name: &str, items: &str, plant: Option<Plant>) -> Result<String, String> {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("../core/src");
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    fs::create_dir_all(dir.join("facade")).unwrap();
-    for file in ["ledger.rs", "facade/mod.rs", "facade/real.rs", "facade/plain.rs"] {
+    fs::create_dir_all(dir.join("sync")).unwrap();
+    for file in FILES {
         let mut text = fs::read_to_string(src.join(file)).unwrap();
         if let Some((_, from, to)) = plant.filter(|plant| plant.0 == file) {
             assert_eq!(text.matches(from).count(), 1, "{from:?} in {file}");
@@ -31,24 +44,9 @@ fn compile(name: &str, items: &str, plant: Option<Plant>) -> Result<String, Stri
     let program = format!(
         r#"
         #![allow(dead_code, unused_imports, unused_macros, non_snake_case)]
-        mod facade;
         mod ledger;
-        // What the facade's mmap lock needs of the rest of the crate, and of lock_api.
-        mod platform {{ pub unsafe trait Platform {{ type Lock: crate::lock_api::RawRwLock; }} }}
-        extern crate self as lock_api;
-        pub unsafe trait RawRwLock {{ const INIT: Self; }}
-        pub struct RwLock<R, T>(R, T);
-        pub struct RwLockReadGuard<'a, R, T>(&'a RwLock<R, T>);
-        pub struct RwLockWriteGuard<'a, R, T>(&'a RwLock<R, T>);
-        impl<R, T> RwLock<R, T> {{
-            pub const fn const_new(lock: R, value: T) -> Self {{ Self(lock, value) }}
-            pub fn read(&self) -> RwLockReadGuard<'_, R, T> {{ RwLockReadGuard(self) }}
-            pub fn write(&self) -> RwLockWriteGuard<'_, R, T> {{ RwLockWriteGuard(self) }}
-            pub fn try_write(&self) -> Option<RwLockWriteGuard<'_, R, T>> {{ Some(self.write()) }}
-        }}
-        impl<'a, R, T> RwLockWriteGuard<'a, R, T> {{
-            pub fn downgrade(guard: Self) -> RwLockReadGuard<'a, R, T> {{ RwLockReadGuard(guard.0) }}
-        }}
+        mod step;
+        mod sync;
         {items}
         "#,
     );
@@ -71,11 +69,11 @@ fn compile(name: &str, items: &str, plant: Option<Plant>) -> Result<String, Stri
 
 /// The errors of one line of use, if any.
 fn line(name: &str, line: &str) -> Result<(), String> {
-    let item = format!("pub fn line(word: &facade::AtomicU32) {{ {line} }}");
+    let item = format!("pub fn line(word: &sync::AtomicU32) {{ {line} }}");
     compile(name, &item, None).map(drop)
 }
 
-/// The operations of the facade: what carries them, how they are called (on the word `a`, with the
+/// The operations of the module: what carries them, how they are called (on the word `a`, with the
 /// edge `E` and a number `N` that makes each function another), how many orderings their code names.
 const OPERATIONS: &[(Kind, &str, &str, usize)] = &[
     (Kind::Load, "AtomicU32", "u64::from(a.load(E)) + N", 1),
@@ -90,14 +88,9 @@ const OPERATIONS: &[(Kind, &str, &str, usize)] = &[
     (Kind::Rmw, "AtomicU32", "u64::from(a.fetch_or(N, E))", 1),
     (Kind::Rmw, "AtomicU32", "u64::from(a.compare_exchange(0, N, E).is_ok())", 2),
     (Kind::Rmw, "AtomicU32", "u64::from(a.compare_exchange_weak(0, N, E).is_ok())", 2),
-    (Kind::Rmw, "AtomicU64", "a.fetch_add(N, E)", 1),
+    (Kind::Rmw, "AtomicU64", "u64::from(a.compare_exchange(0, N, E).is_ok())", 2),
     (Kind::Rmw, "AtomicUsize", "u64::from(a.compare_exchange(0, N, E).is_ok())", 2),
-    (
-        Kind::Fence,
-        "AtomicU32",
-        "{ facade::fence(E); u64::from(a.load(facade::Relaxed(\"\"))) ^ N }",
-        2,
-    ),
+    (Kind::Fence, "AtomicU32", "{ sync::fence(E); u64::from(a.load(sync::Relaxed(\"\"))) ^ N }", 2),
 ];
 
 /// What is wrong with the code that the compiler makes of the edges and of relaxed accesses.
@@ -107,7 +100,7 @@ fn wrong_orderings(name: &str, plant: Option<Plant>) -> Vec<String> {
     let mut add = |edge: String, (_, atomic, call, named): &(Kind, &str, &str, usize), ordering| {
         let number = expected.len() + 1;
         let call = call.replace('N', &number.to_string()).replace("E)", &format!("{edge})"));
-        let item = format!("pub fn f{number}(a: &facade::{atomic}) -> u64 {{ {call} }}");
+        let item = format!("pub fn f{number}(a: &sync::{atomic}) -> u64 {{ {call} }}");
         writeln!(items, "#[unsafe(no_mangle)] {item}").unwrap();
         // A failed exchange is relaxed, and so is the load behind a fence.
         let orderings = [ordering, "monotonic"].into_iter().take(*named).collect::<Vec<_>>();
@@ -124,7 +117,7 @@ fn wrong_orderings(name: &str, plant: Option<Plant>) -> Vec<String> {
             add(format!("ledger::{}", edge.name), operation, ordering);
         }
         if operation.0 != Kind::Fence {
-            add("facade::Relaxed(\"\")".to_owned(), operation, "monotonic");
+            add("sync::Relaxed(\"\")".to_owned(), operation, "monotonic");
         }
     }
     let code = compile(name, &items, plant).unwrap();
@@ -151,10 +144,10 @@ fn every_edge_has_in_the_code_the_ordering_that_the_ledger_states() {
 }
 
 #[test]
-fn a_facade_that_weakens_is_noticed() {
+fn a_module_that_weakens_is_noticed() {
     let stated = "    stated\n";
     let acquires = "    match stated { Ordering::Acquire => Ordering::Relaxed, other => other }\n";
-    let wrong = wrong_orderings("acquire", Some(("facade/real.rs", stated, acquires)));
+    let wrong = wrong_orderings("acquire", Some(("sync/real.rs", stated, acquires)));
     let acquires = EDGES.iter().filter(|edge| edge.ordering == Ordering::Acquire);
     for edge in acquires.filter(|edge| edge.kind != Kind::Fence) {
         let name = format!("ledger::{}:", edge.name);
@@ -163,7 +156,7 @@ fn a_facade_that_weakens_is_noticed() {
 
     let fence = "pub(super) use core::sync::atomic::fence;";
     let nothing = "pub(super) fn fence(_: Ordering) {}";
-    let wrong = wrong_orderings("no_fence", Some(("facade/real.rs", fence, nothing)));
+    let wrong = wrong_orderings("no_fence", Some(("sync/real.rs", fence, nothing)));
     let fences = EDGES.iter().filter(|edge| edge.kind == Kind::Fence);
     let expected: Vec<_> = fences.map(|edge| format!("ledger::{}:", edge.name)).collect();
     let found = wrong.iter().map(|wrong| wrong.split_inclusive(':').take(3).collect::<String>());
@@ -174,7 +167,7 @@ fn a_facade_that_weakens_is_noticed() {
 fn a_named_edge_or_a_reason_compiles() {
     line("named", "word.load(ledger::EXCLUDE_WAIT); word.store(1, ledger::ATTACH_PUBLISH);")
         .unwrap();
-    line("relaxed", "word.load(facade::Relaxed(\"a reason\"));").unwrap();
+    line("relaxed", "word.load(sync::Relaxed(\"a reason\"));").unwrap();
 }
 
 #[test]
@@ -186,7 +179,7 @@ fn a_bare_ordering_does_not() {
 
 #[test]
 fn a_relaxed_access_without_a_reason_does_not() {
-    let errors = line("reason", "word.load(facade::Relaxed);").unwrap_err();
+    let errors = line("reason", "word.load(sync::Relaxed);").unwrap_err();
     assert!(errors.contains("LoadOrder` is not satisfied"), "{errors}");
 }
 
@@ -194,12 +187,12 @@ fn a_relaxed_access_without_a_reason_does_not() {
 fn an_edge_of_the_wrong_kind_does_not() {
     let errors = line("kind", "word.load(ledger::ATTACH_PUBLISH);").unwrap_err();
     assert!(errors.contains("LoadOrder` is not satisfied"), "{errors}");
-    let errors = line("fence", "facade::fence(facade::Relaxed(\"?\"));").unwrap_err();
+    let errors = line("fence", "sync::fence(sync::Relaxed(\"?\"));").unwrap_err();
     assert!(errors.contains("FenceOrder` is not satisfied"), "{errors}");
 }
 
 #[test]
-fn the_atomic_behind_the_facade_is_out_of_reach() {
+fn the_atomic_behind_the_door_is_out_of_reach() {
     let errors = line("inner", "word.0.load(core::sync::atomic::Ordering::Acquire);").unwrap_err();
     assert!(errors.contains("private"), "{errors}");
 }

@@ -1,23 +1,25 @@
 //! A node of the tree: keys and words that readers walk through while the one writer changes them.
+#![expect(unsafe_code, reason = "a word of the tree becomes an index again")]
 
 use core::mem::offset_of;
 
 use crate::arena::{Idx, Object};
-use crate::facade::{AtomicU32, AtomicUsize, Cell, Relaxed, keep};
-use crate::ledger::{NODE_FOLLOW, NODE_KEY, NODE_LINK, Step};
-use crate::lock::{EditSeq, Stamp};
+use crate::ledger::{NODE_FOLLOW, NODE_KEY, NODE_LINK};
+use crate::lock::{EditSeq, NodeVersion};
+use crate::step::Step;
+use crate::sync::{AtomicU32, AtomicUsize, Cell, Relaxed, const_unless_model, keep};
 
 /// Entries in a node. Small in tests and under the models, so that nodes split, merge and are
 /// recycled after a few operations.
-pub const FANOUT: usize = if cfg!(any(test, pervma_model)) { 4 } else { 16 };
+pub(crate) const FANOUT: usize = if cfg!(any(test, pervma_model)) { 4 } else { 16 };
 
 /// A node that falls to this many entries is refilled before anything is removed below it.
-pub const SPARSE: usize = FANOUT / 4;
+pub(crate) const SPARSE: usize = FANOUT / 4;
 
 /// The key of an unused entry. No VMA starts here: a half-open range cannot.
-pub const NO_KEY: usize = usize::MAX;
+pub(crate) const NO_KEY: usize = usize::MAX;
 
-const ALONE: Relaxed = Relaxed("only the writer asks, and only the writer changes it");
+const WRITERS: Relaxed = Relaxed("only the writer asks, and only the writer changes it");
 
 /// What a word of the tree points to. The kind is part of the word, so a walker that meets a
 /// recycled node never takes a node for a VMA. Kept as it is stored, and taken apart when it is asked:
@@ -29,59 +31,59 @@ const ALONE: Relaxed = Relaxed("only the writer asks, and only the writer change
 /// | `index << 2 \| 1` | the node `index` |
 /// | `index << 2 \| 2` | the slot `index`; the payload's type is known to the tree's owner only |
 #[derive(Clone, Copy)]
-pub struct Target(u32);
+pub(crate) struct Target(u32);
 
 impl Target {
-    pub const NOTHING: Self = Self(0);
+    pub(crate) const NOTHING: Self = Self(0);
 
     #[inline]
-    pub fn to_node(node: Idx<Node>) -> Self {
+    pub(crate) fn to_node(node: Idx<Node>) -> Self {
         Self(node.raw() << 2 | 1)
     }
 
     #[inline]
-    pub fn to_slot(slot: u32) -> Self {
+    pub(crate) fn to_slot(slot: u32) -> Self {
         Self(slot << 2 | 2)
     }
 
     /// The node, if it is one.
     #[inline(always)]
-    pub fn node(self) -> Option<Idx<Node>> {
+    pub(crate) fn node(self) -> Option<Idx<Node>> {
         // SAFETY: put in by `to_node`, and loaded with acquire.
         (self.0 & 1 != 0).then(|| unsafe { Idx::from_raw(self.0 >> 2) })
     }
 
     /// The slot, if it is one.
     #[inline(always)]
-    pub fn slot(self) -> Option<u32> {
+    pub(crate) fn slot(self) -> Option<u32> {
         (self.0 & 2 != 0).then_some(self.0 >> 2)
     }
 }
 
 /// A word of the tree.
-pub struct TreeWord(AtomicU32);
+pub(crate) struct TreeWord(AtomicU32);
 
 impl TreeWord {
-    crate::facade::const_unless_model! {
-        pub fn empty() -> Self {
+    const_unless_model! {
+        pub(crate) fn empty() -> Self {
             Self(AtomicU32::new(Target::NOTHING.0))
         }
     }
 
     /// Loads the word as a walker does: what it points to is visible.
     #[inline(always)]
-    pub fn follow(&self) -> Target {
+    pub(crate) fn follow(&self) -> Target {
         Target(self.0.load(NODE_FOLLOW))
     }
 
     /// What a mutant sees that believes one word to tell the kind of all words in a node.
-    pub fn follow_as(&self, first: &Self) -> Target {
+    pub(crate) fn follow_as(&self, first: &Self) -> Target {
         Target(self.follow().0 & !3 | first.follow().0 & 3)
     }
 
     /// Stores what the word points to.
     #[inline]
-    pub fn link(&self, target: Target) {
+    pub(crate) fn link(&self, target: Target) {
         self.0.store(target.0, NODE_LINK);
     }
 }
@@ -93,15 +95,15 @@ impl TreeWord {
 /// first and then child, so that a walker finds every entry that stays, once or twice. That saves
 /// retries; whatever a walker finds is checked.
 #[repr(C, align(64))]
-pub struct Node {
+pub(crate) struct Node {
     keys: [AtomicUsize; FANOUT],
     children: [TreeWord; FANOUT],
-    /// In a leaf the room after a VMA; above, the most room below a child. For the writer.
+    /// In a leaf the gap after a VMA; above, the largest gap below a child. For the writer.
     gaps: [AtomicUsize; FANOUT],
     /// How many entries are used; for the writer.
     len: AtomicU32,
     /// The edit that last changed a key or a word. For walkers that have found nothing.
-    stamp: Stamp,
+    version: NodeVersion,
     link: Cell<u32>,
 }
 
@@ -116,7 +118,7 @@ impl Object for Node {
             children: core::array::from_fn(|_| TreeWord::empty()),
             gaps: core::array::from_fn(|_| AtomicUsize::new(0)),
             len: AtomicU32::new(0),
-            stamp: Stamp::new(),
+            version: NodeVersion::new(),
             link: Cell::new(0),
         }
     }
@@ -126,7 +128,7 @@ impl Object for Node {
     }
 }
 
-// SAFETY: everything but `link` is atomic, and `link` is touched only under what guards the arena.
+// SAFETY: everything but `link` is atomic, and `link` is touched only under the guard of the arena.
 unsafe impl Sync for Node {}
 // SAFETY: nothing in a node belongs to a thread.
 unsafe impl Send for Node {}
@@ -139,7 +141,7 @@ impl Node {
     /// key, since in a random lookup such a branch is mispredicted at every node. In 32 bits, so that
     /// the compiler counts before it scales, and not in the address of the word.
     #[inline(always)]
-    pub fn search(&self, addr: usize) -> usize {
+    pub(crate) fn search(&self, addr: usize) -> usize {
         const GROUP: usize = 4;
         // The last address is in no half-open range; unused entries must not match it.
         let addr = addr.min(NO_KEY - 1);
@@ -152,7 +154,7 @@ impl Node {
 
     /// Whether an entry lies at or below `addr`, for a walker: the first one need not.
     #[inline(always)]
-    pub fn is_up_to(&self, entry: usize, addr: usize) -> bool {
+    pub(crate) fn is_up_to(&self, entry: usize, addr: usize) -> bool {
         self.walker_key(entry) <= addr
     }
 
@@ -165,60 +167,60 @@ impl Node {
 
     /// The word of an entry.
     #[inline(always)]
-    pub fn child(&self, entry: usize) -> &TreeWord {
+    pub(crate) fn child(&self, entry: usize) -> &TreeWord {
         &self.children[entry]
     }
 
     /// The word of an entry that looks used, for a walker; `None` also past the last entry.
     #[inline(always)]
-    pub fn used(&self, entry: usize) -> Option<&TreeWord> {
+    pub(crate) fn used(&self, entry: usize) -> Option<&TreeWord> {
         (entry < FANOUT && self.walker_key(entry) != NO_KEY).then(|| self.child(entry))
     }
 
-    /// The edit that last changed it.
+    /// The version: the edit that last changed it.
     #[inline]
-    pub fn stamp(&self) -> &Stamp {
-        &self.stamp
+    pub(crate) fn version(&self) -> &NodeVersion {
+        &self.version
     }
 
     // What follows is for the writer.
 
     #[inline]
-    pub fn len(&self) -> usize {
-        self.len.load(ALONE) as usize
+    pub(crate) fn len(&self) -> usize {
+        self.len.load(WRITERS) as usize
     }
 
     #[inline]
-    pub fn key(&self, entry: usize) -> usize {
-        self.keys[entry].load(ALONE)
+    pub(crate) fn key(&self, entry: usize) -> usize {
+        self.keys[entry].load(WRITERS)
     }
 
     #[inline]
-    pub fn gap(&self, entry: usize) -> usize {
-        self.gaps[entry].load(ALONE)
+    pub(crate) fn gap(&self, entry: usize) -> usize {
+        self.gaps[entry].load(WRITERS)
     }
 
     /// The largest gap of all entries.
-    pub fn max_gap(&self) -> usize {
+    pub(crate) fn max_gap(&self) -> usize {
         (0..self.len()).map(|entry| self.gap(entry)).max().unwrap_or(0)
     }
 
     #[inline]
-    pub fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.len() == FANOUT
     }
 
     /// The node below an entry; `None` in a leaf.
     #[inline]
-    pub fn child_node(&self, entry: usize) -> Option<Idx<Node>> {
+    pub(crate) fn child_node(&self, entry: usize) -> Option<Idx<Node>> {
         self.children[entry].follow().node()
     }
 
     /// Changes the key of an entry, in `edit`.
     #[inline]
-    pub fn set_key(&self, edit: EditSeq, entry: usize, key: usize) {
-        if keep(Step::StampKey) {
-            self.stamp.set(edit);
+    pub(crate) fn set_key(&self, edit: EditSeq, entry: usize, key: usize) {
+        if keep(Step::SetVersionForKey) {
+            self.version.set(edit);
         }
         self.store_key(entry, key);
     }
@@ -229,24 +231,30 @@ impl Node {
     }
 
     #[inline]
-    pub fn set_gap(&self, entry: usize, gap: usize) {
-        self.gaps[entry].store(gap, ALONE);
+    pub(crate) fn set_gap(&self, entry: usize, gap: usize) {
+        self.gaps[entry].store(gap, WRITERS);
     }
 
     /// Empties a node fresh from its arena, where it may have been an inner node of another tree:
     /// the first word is what tells an empty leaf from an inner node.
-    pub fn clear(&self, edit: EditSeq) {
-        self.stamp.set(edit);
+    pub(crate) fn clear(&self, edit: EditSeq) {
+        self.version.set(edit);
         self.children[0].link(Target::NOTHING);
         for entry in 0..FANOUT {
             self.store_key(entry, NO_KEY);
         }
-        self.len.store(0, ALONE);
+        self.len.store(0, WRITERS);
+    }
+
+    /// Makes the word of an entry point to something else.
+    pub(crate) fn relink(&self, edit: EditSeq, entry: usize, target: Target) {
+        self.version.set(edit);
+        self.children[entry].link(target);
     }
 
     /// Inserts an entry at its place in a node that is not full.
-    pub fn insert(&self, edit: EditSeq, key: usize, target: Target, gap: usize) {
-        self.stamp.set(edit);
+    pub(crate) fn insert(&self, edit: EditSeq, key: usize, target: Target, gap: usize) {
+        self.version.set(edit);
         let len = self.len();
         let mut at = len;
         while at > 0 && self.key(at - 1) > key {
@@ -258,12 +266,12 @@ impl Node {
         self.children[at].link(target);
         self.store_key(at, key);
         self.set_gap(at, gap);
-        self.len.store(len as u32 + 1, ALONE);
+        self.len.store(len as u32 + 1, WRITERS);
     }
 
     /// Removes an entry.
-    pub fn remove(&self, edit: EditSeq, at: usize) {
-        self.stamp.set(edit);
+    pub(crate) fn remove(&self, edit: EditSeq, at: usize) {
+        self.version.set(edit);
         let len = self.len();
         for entry in at..len - 1 {
             self.store_key(entry, self.key(entry + 1));
@@ -274,21 +282,21 @@ impl Node {
     }
 
     /// Forgets all entries from `len` on.
-    pub fn truncate(&self, edit: EditSeq, len: usize) {
-        self.stamp.set(edit);
+    pub(crate) fn truncate(&self, edit: EditSeq, len: usize) {
+        self.version.set(edit);
         self.forget(len);
     }
 
-    /// The same, in a node whose change was announced.
+    /// The same, in a node whose version was set.
     fn forget(&self, len: usize) {
         for entry in (len..self.len()).rev() {
             self.store_key(entry, NO_KEY);
         }
-        self.len.store(len as u32, ALONE);
+        self.len.store(len as u32, WRITERS);
     }
 
     /// Copies the entries from `from` on to the end of `other`, which has room for them.
-    pub fn copy_tail_to(&self, edit: EditSeq, from: usize, other: &Self) {
+    pub(crate) fn copy_tail_to(&self, edit: EditSeq, from: usize, other: &Self) {
         for entry in from..self.len() {
             other.insert(edit, self.key(entry), self.children[entry].follow(), self.gap(entry));
         }

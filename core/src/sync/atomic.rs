@@ -1,93 +1,22 @@
-//! The only door of this crate to atomics, fences, cells and the mmap lock.
-//!
-//! Two back ends stand behind it: `real` (the processor's) and `model` (a checker's: loom's under the
-//! cfg `pervma_model` that the models package emits, shuttle's under `pervma_shuttle` beside it, from
-//! the schedules package). Nothing here decides anything: an atomic
-//! takes an edge of the [`ledger`](crate::ledger), or [`Relaxed`] with its reason, and passes the
-//! ordering on. A bare `Ordering` is not accepted, so an operation that the ledger does not know
-//! does not compile (`tests/facade.rs` holds that to it).
+//! Atomics and fences that take an edge of the ledger, or a reason.
 #![cfg_attr(
     not(pervma_model),
-    expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the facade")
+    expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the door"),
+    expect(unreachable_pub, reason = "the models reach it through `internals`")
 )]
 
 use core::sync::atomic::Ordering;
 
+use super::const_fn::const_unless_model;
 #[cfg(pervma_model)]
-pub mod model;
-#[cfg(any(not(pervma_model), pervma_shuttle))]
-mod plain;
+use super::model as imp;
+use super::order::{FenceOrder, LoadOrder, RmwOrder, StoreOrder};
 #[cfg(not(pervma_model))]
-mod real;
+use super::real as imp;
 
-#[cfg(pervma_model)]
-use model as imp;
-#[cfg(not(pervma_model))]
-use real as imp;
-
-pub use imp::{
-    Cell, ConstPtr, Meeting, MmapLock, MmapReadGuard, MmapWriteGuard, WaitWord, keep, resolve,
-};
-
-/// No ordering, with the reason why none is needed.
-#[derive(Clone, Copy)]
-pub struct Relaxed(
-    #[cfg_attr(
-        not(pervma_model),
-        expect(dead_code, reason = "written for the reader of the code, not for the machine")
-    )]
-    pub &'static str,
-);
-
-/// For accesses that only mutants make. `tests/ledger.rs` knows how many there are.
-pub const MUTANT: Relaxed = Relaxed("a mutant's");
-
-/// For what tests do to an atomic.
-#[cfg(all(test, not(pervma_model)))]
-pub const TEST: Relaxed = Relaxed("a test's");
-
-/// What an atomic load accepts.
-pub trait LoadOrder: Copy {
-    /// The ordering to use.
-    fn order(self) -> Ordering;
-}
-
-/// What an atomic store accepts.
-pub trait StoreOrder: Copy {
-    /// The ordering to use.
-    fn order(self) -> Ordering;
-}
-
-/// What an atomic read-modify-write accepts.
-pub trait RmwOrder: Copy {
-    /// The ordering to use.
-    fn order(self) -> Ordering;
-}
-
-/// What a fence accepts: never [`Relaxed`].
-pub trait FenceOrder: Copy {
-    /// The ordering to use.
-    fn order(self) -> Ordering;
-}
-
-impl LoadOrder for Relaxed {
-    #[inline(always)]
-    fn order(self) -> Ordering {
-        Ordering::Relaxed
-    }
-}
-impl StoreOrder for Relaxed {
-    #[inline(always)]
-    fn order(self) -> Ordering {
-        Ordering::Relaxed
-    }
-}
-impl RmwOrder for Relaxed {
-    #[inline(always)]
-    fn order(self) -> Ordering {
-        Ordering::Relaxed
-    }
-}
+/// A value with its cache lines to itself: processors fetch lines in pairs.
+#[repr(align(128))]
+pub struct Line<V>(pub V);
 
 /// A fence of the ledger.
 #[inline(always)]
@@ -102,11 +31,11 @@ pub fn signal_fence() {
     imp::signal_fence();
 }
 
-/// Where a reader may come past a barrier that another thread has asked for, for a checker. It may
-/// anywhere; this is such a place that no fence for signal handlers marks.
+/// A barrier point: where a thread may pass a barrier that another thread has asked for, for a
+/// checker. It may anywhere; this is such a place that no fence for signal handlers marks.
 #[inline(always)]
-pub fn passing_place() {
-    imp::passing_place();
+pub fn barrier_point() {
+    imp::barrier_point();
 }
 
 /// An assertion of debug builds and of all models, whose mutants fail by what it says.
@@ -117,20 +46,6 @@ pub fn check(holds: bool, otherwise: &str) {
         assert!(holds, "{otherwise}");
     }
 }
-
-/// Declares a function `const`, except under the model checker, whose atomics are built at run
-/// time.
-macro_rules! const_unless_model {
-    ($(#[$meta:meta])* $vis:vis fn $($rest:tt)*) => {
-        #[cfg(not(pervma_model))]
-        $(#[$meta])*
-        $vis const fn $($rest)*
-        #[cfg(pervma_model)]
-        $(#[$meta])*
-        $vis fn $($rest)*
-    };
-}
-pub(crate) use const_unless_model;
 
 macro_rules! atomic {
     ($(#[$meta:meta])* $name:ident, $int:ty) => {
@@ -178,6 +93,13 @@ atomic!(
 );
 
 impl AtomicU32 {
+    /// The processor's atomic, for what the system does with it.
+    #[cfg(not(pervma_model))]
+    #[inline]
+    pub(super) fn raw(&self) -> &imp::AtomicU32 {
+        &self.0
+    }
+
     /// Adds `value`, wrapping; returns what was there.
     #[inline(always)]
     pub fn fetch_add(&self, value: u32, edge: impl RmwOrder) -> u32 {
@@ -239,9 +161,14 @@ impl AtomicUsize {
 }
 
 impl AtomicU64 {
-    /// Adds `value`, wrapping; returns what was there.
+    /// Replaces `current` by `new`. A failure orders nothing.
     #[inline(always)]
-    pub fn fetch_add(&self, value: u64, edge: impl RmwOrder) -> u64 {
-        self.0.fetch_add(value, edge.order())
+    pub fn compare_exchange(
+        &self,
+        current: u64,
+        new: u64,
+        edge: impl RmwOrder,
+    ) -> Result<u64, u64> {
+        self.0.compare_exchange(current, new, edge.order(), Ordering::Relaxed)
     }
 }

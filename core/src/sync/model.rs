@@ -10,15 +10,13 @@
     reason = "a model that panics has failed"
 )]
 
-use core::marker::PhantomData;
 use core::sync::atomic::Ordering;
 
 use alloc::sync::Arc;
 
-use checker::sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use checker::sync::{Condvar, Mutex};
 
-use crate::ledger::Step;
-use crate::platform::Platform;
+use crate::step::Step;
 
 pub use checker::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 
@@ -52,10 +50,10 @@ pub fn mutate(mutation: Mutation) {
     MUTATION.set(Some(mutation));
 }
 
-/// A number that no thread was ever known by.
-pub fn new_identity() -> usize {
+/// An identity that was never given before; not 0.
+pub fn new_identity() -> u64 {
     std::thread_local! {
-        static LAST: core::cell::Cell<usize> = const { core::cell::Cell::new(0) };
+        static LAST: core::cell::Cell<u64> = const { core::cell::Cell::new(0) };
     }
     LAST.set(LAST.get() + 1);
     LAST.get()
@@ -74,6 +72,21 @@ pub fn keep(step: Step) -> bool {
     MUTATION.get() != Some(Mutation::Drop(step))
 }
 
+std::thread_local! {
+    static UNVALIDATED: core::cell::Cell<bool> = const { core::cell::Cell::new(false) };
+}
+
+/// Makes lookups of the models that this thread runs begin with a walk that is not validated, as the
+/// shipped ones do.
+pub fn walk_unvalidated() {
+    UNVALIDATED.set(true);
+}
+
+/// Whether a lookup begins with such a walk.
+pub fn walks_unvalidated() -> bool {
+    UNVALIDATED.get()
+}
+
 pub(super) fn fence(order: Ordering) {
     // A fence weakened all the way is no fence; the language has no relaxed one.
     if order != Ordering::Relaxed {
@@ -83,10 +96,10 @@ pub(super) fn fence(order: Ordering) {
 
 /// No checker has signals. But here a reader that relies on [`Barrier`] can come to one.
 pub(super) fn signal_fence() {
-    passing_place();
+    barrier_point();
 }
 
-pub(super) fn passing_place() {
+pub(super) fn barrier_point() {
     if let Some(barrier) = barrier() {
         barrier.pass();
     }
@@ -104,7 +117,7 @@ fn barrier() -> Option<Arc<Barrier>> {
 ///
 /// The system call returns when the other thread has come past a full barrier, at a place of its program
 /// that nobody knows: what it did before is visible, what it does behind it sees what was done before
-/// the call. Here it comes past at the first of its fences for signal handlers, its passing places or
+/// the call. Here it comes past at the first of its fences for signal handlers, its barrier points or
 /// those that a model gives it, after the barrier was asked for, or when it ends.
 pub struct Barrier {
     state: Mutex<Barriers>,
@@ -117,14 +130,15 @@ struct Barriers {
 }
 
 impl Barrier {
-    /// For two threads: each [`join`](Self::join)s.
+    /// For two threads: each [`enroll`](Self::enroll)s.
     pub fn new() -> Arc<Self> {
         let state = Mutex::new(Barriers { wanted: false, over: false });
         Arc::new(Self { state, passed: Condvar::new() })
     }
 
-    /// From now on the running thread registers its readers for barriers, asks for them, and passes them.
-    pub fn join(self: &Arc<Self>) {
+    /// From now on the running thread registers its readers for barriers, asks for them, and passes
+    /// them.
+    pub fn enroll(self: &Arc<Self>) {
         BARRIER.with(|barrier| *barrier.borrow_mut() = Some(Arc::clone(self)));
     }
 
@@ -165,116 +179,22 @@ pub fn ask_for_barrier() {
     }
 }
 
-/// Where two threads come past that loom is to try in both orders.
+/// Where two threads pass whose order loom is to try both ways.
 ///
-/// To find out which steps of others it must try before one, loom looks at the last access of a word
-/// only. A writer that looks at the words of the tree before it stores hides that a walker has looked
-/// too: without a meeting before the walk, no edit would be tried in the middle of one.
-pub struct Meeting(AtomicU32);
+/// To find out which steps of others it must try before one, loom looks at the last access of a
+/// word only. A writer that looks at the words of the tree before it stores hides that a walker has
+/// looked too: without a hint before the walk, no edit would be tried in the middle of one.
+pub struct ScheduleHint(AtomicU32);
 
-impl Meeting {
-    /// Nobody was there.
+impl ScheduleHint {
+    /// A place that no thread has passed.
     pub fn new() -> Self {
         Self(AtomicU32::new(0))
     }
 
-    /// Comes past. That orders nothing.
-    pub fn pass(&self) {
+    /// Passes the place. That orders nothing.
+    pub fn hint(&self) {
         self.0.fetch_add(0, Ordering::Relaxed);
-    }
-}
-
-/// A 32-bit atomic with the futex's two calls.
-pub struct WaitWord {
-    word: super::AtomicU32,
-    queue: Mutex<()>,
-    woken: Condvar,
-}
-
-impl WaitWord {
-    /// A word that holds `value`.
-    pub fn new(value: u32) -> Self {
-        Self { word: super::AtomicU32::new(value), queue: Mutex::new(()), woken: Condvar::new() }
-    }
-
-    /// Sleeps while the word holds `seen`.
-    pub fn futex_wait(&self, seen: u32) {
-        let queue = self.queue.lock().unwrap();
-        if self.word.load(super::Relaxed("the queue's mutex orders the compare")) == seen {
-            drop(self.woken.wait(queue).unwrap());
-        }
-    }
-
-    /// Wakes one sleeper.
-    pub fn futex_wake(&self) {
-        if keep(Step::WakeUnderLock) {
-            drop(self.queue.lock().unwrap());
-        }
-        self.woken.notify_one();
-    }
-
-    /// Wakes all sleepers.
-    pub fn futex_wake_all(&self) {
-        drop(self.queue.lock().unwrap());
-        self.woken.notify_all();
-    }
-
-    /// The atomic.
-    pub fn word(&self) -> &super::AtomicU32 {
-        &self.word
-    }
-}
-
-/// The mmap lock.
-pub struct MmapLock<P> {
-    lock: RwLock<()>,
-    /// Held by a writer until it has gone or become a reader: the checkers' locks cannot be downgraded.
-    writers: Mutex<()>,
-    platform: PhantomData<P>,
-}
-
-/// The mmap lock held for reading.
-pub struct MmapReadGuard<'a, P>(
-    #[expect(dead_code, reason = "held for its drop")] RwLockReadGuard<'a, ()>,
-    PhantomData<P>,
-);
-
-/// The mmap lock held for writing.
-pub struct MmapWriteGuard<'a, P> {
-    guard: RwLockWriteGuard<'a, ()>,
-    _writers: MutexGuard<'a, ()>,
-    lock: &'a MmapLock<P>,
-}
-
-impl<P: Platform> MmapLock<P> {
-    /// An unlocked lock.
-    pub fn new() -> Self {
-        Self { lock: RwLock::new(()), writers: Mutex::new(()), platform: PhantomData }
-    }
-
-    /// Waits for the lock, shared.
-    pub fn read(&self) -> MmapReadGuard<'_, P> {
-        MmapReadGuard(self.lock.read().unwrap(), PhantomData)
-    }
-
-    /// Waits for the lock, exclusive.
-    pub fn write(&self) -> MmapWriteGuard<'_, P> {
-        let writers = self.writers.lock().unwrap();
-        MmapWriteGuard { guard: self.lock.write().unwrap(), _writers: writers, lock: self }
-    }
-
-    /// Takes the lock, exclusive, if nobody has it.
-    pub fn try_write(&self) -> Option<MmapWriteGuard<'_, P>> {
-        let writers = self.writers.try_lock().ok()?;
-        let guard = self.lock.try_write().ok()?;
-        Some(MmapWriteGuard { guard, _writers: writers, lock: self })
-    }
-
-    /// Lets readers in, and no writer before them.
-    pub fn downgrade(guard: MmapWriteGuard<'_, P>) -> MmapReadGuard<'_, P> {
-        let MmapWriteGuard { guard, _writers, lock } = guard;
-        drop(guard);
-        lock.read()
     }
 }
 
