@@ -180,11 +180,6 @@ extern crate self as pervma;
 #[expect(unsafe_code, reason = "a platform of the tests")]
 mod suite;
 
-/// Runs the examples of the README.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-pub struct Readme;
-
 /// The parts below the public interface, for the models.
 #[cfg(pervma_model)]
 pub mod internals {

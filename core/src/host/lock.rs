@@ -9,38 +9,37 @@ pub struct StdLock(parking_lot::RawRwLock);
 
 // SAFETY: `parking_lot`'s lock keeps the contract, and each call is handed on to it.
 unsafe impl RawRwLock for StdLock {
-    #[expect(clippy::declare_interior_mutable_const, reason = "the trait has it so")]
     const INIT: Self = Self(parking_lot::RawRwLock::INIT);
 
     type GuardMarker = <parking_lot::RawRwLock as RawRwLock>::GuardMarker;
 
-    #[inline]
+    #[inline(always)]
     fn lock_shared(&self) {
         self.0.lock_shared();
     }
 
-    #[inline]
+    #[inline(always)]
     fn try_lock_shared(&self) -> bool {
         self.0.try_lock_shared()
     }
 
-    #[inline]
+    #[inline(always)]
     unsafe fn unlock_shared(&self) {
         // SAFETY: as the caller says.
         unsafe { self.0.unlock_shared() };
     }
 
-    #[inline]
+    #[inline(always)]
     fn lock_exclusive(&self) {
         self.0.lock_exclusive();
     }
 
-    #[inline]
+    #[inline(always)]
     fn try_lock_exclusive(&self) -> bool {
         self.0.try_lock_exclusive()
     }
 
-    #[inline]
+    #[inline(always)]
     unsafe fn unlock_exclusive(&self) {
         // SAFETY: as the caller says.
         unsafe { self.0.unlock_exclusive() };
@@ -49,7 +48,7 @@ unsafe impl RawRwLock for StdLock {
 
 // SAFETY: as for `RawRwLock`.
 unsafe impl RawRwLockDowngrade for StdLock {
-    #[inline]
+    #[inline(always)]
     unsafe fn downgrade(&self) {
         // SAFETY: as the caller says.
         unsafe { self.0.downgrade() };
