@@ -48,8 +48,10 @@ pub(crate) fn watchdog_beyond(work: Duration) -> Watchdog {
         // Miri finds deadlocks by itself, and its clock has little to do with time.
         return Watchdog { _alive: None };
     }
-    let seconds = std::env::var(LIMIT_VARIABLE).ok();
-    let limit = seconds.map_or(LIMIT, |seconds| Duration::from_secs(seconds.parse().unwrap()));
+    let limit = std::env::var(LIMIT_VARIABLE).map_or(LIMIT, |seconds| match seconds.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(error) => panic!("{LIMIT_VARIABLE}: {error}"),
+    });
     let (place, test) = (Location::caller(), thread::current().name().map(str::to_owned));
     let (alive, waiting) = mpsc::channel();
     thread::spawn(move || {
@@ -170,7 +172,6 @@ impl<W: Watched> WatchedLock<W> {
 
 // SAFETY: the lock of `StdPlatform` keeps the contract, and each call is handed on to it.
 unsafe impl<W: Watched> RawRwLock for WatchedLock<W> {
-    #[expect(clippy::declare_interior_mutable_const, reason = "the trait has it so")]
     const INIT: Self = Self(StdLock::INIT, PhantomData);
 
     type GuardMarker = <StdLock as RawRwLock>::GuardMarker;
