@@ -504,8 +504,8 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
     }
 
     /// Merges new VMAs with what touches them, from left to right. A VMA outside of the change
-    /// takes part if no other thread excludes it; an exclusion does not wait for its readers, and
-    /// no change does whose own user code has just taken a guard.
+    /// takes part if it has no reader and no other thread excludes it: merging is optional, and
+    /// nothing waits for readers of what is not in its range.
     #[inline]
     fn merge<P: Platform>(
         &mut self,
@@ -526,13 +526,12 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         let before = if left.is_none() { start.checked_sub(1) } else { None };
         let before = before.and_then(|addr| neighbour(cursor, &self.request, addr));
         let behind = if no_right { neighbour(cursor, &self.request, end) } else { None };
-        let state = cursor.map().state();
         if let Some(vma) = before {
-            self.merge_left(first, vma, cursor.section(), || state.holds_guard(), list)?;
+            self.merge_left(first, vma, cursor.section(), list)?;
         }
         self.merge_planned(left.unwrap_or(first))?;
         if let Some(vma) = behind {
-            self.merge_right(end, vma, cursor.section(), || state.holds_guard(), list)?;
+            self.merge_right(end, vma, cursor.section(), list)?;
         }
         Ok(())
     }
@@ -543,13 +542,12 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         index: usize,
         vma: Attached<'_, '_, T>,
         section: &EditSection<'_, P>,
-        holds_guard: impl Fn() -> bool,
         list: &mut Excluded<'s, T, P>,
     ) -> Result<(), ChangeError> {
         let planned = &mut self.planned[index];
         let (at, Some(payload)) = (vma.span(), &planned.payload) else { return Ok(()) };
         let Some(merged) = vma.payload().merge(at.len(), payload) else { return Ok(()) };
-        if !holds_guard() && list.take_in(vma, section) {
+        if list.take_in_idle(vma, section) {
             self.more_drops += 1;
             (planned.span.start, planned.place) = (at.start, Place::TakesOver);
             let old = planned.payload.replace(merged);
@@ -565,7 +563,6 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         end: usize,
         vma: Attached<'_, '_, T>,
         section: &EditSection<'_, P>,
-        holds_guard: impl Fn() -> bool,
         list: &mut Excluded<'s, T, P>,
     ) -> Result<(), ChangeError> {
         let Some(planned) = self.planned.iter_mut().find(|planned| planned.span.end == end) else {
@@ -573,7 +570,7 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         };
         let (at, Some(payload)) = (vma.span(), &planned.payload) else { return Ok(()) };
         let Some(merged) = payload.merge(planned.span.len(), vma.payload()) else { return Ok(()) };
-        if !holds_guard() && list.take_in(vma, section) {
+        if list.take_in_idle(vma, section) {
             self.more_drops += 1;
             planned.span.end = at.end;
             let old = planned.payload.replace(merged);

@@ -200,7 +200,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
 
     /// Changes the payload of every part of the range, as [`Edit::update`](crate::Edit::update)
     /// does, once the readers have released them. Splitting payloads and `change` run before the
-    /// edit, merging them in it. A VMA outside that has readers is not merged.
+    /// edit, merging them in it.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -230,7 +230,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
 
     /// Moves everything in the range, as [`Edit::relocate`](crate::Edit::relocate) does, once the
     /// readers have released them. Splitting payloads and `change` run before the edit, merging
-    /// them in it. A VMA outside that has readers is not merged.
+    /// them in it.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -473,8 +473,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
     /// Changes the payload of every part of `range`, as [`Edit::update`](crate::Edit::update) does,
     /// but waits outside of edits, as [`remove`](Self::remove) does.
     ///
-    /// Splitting payloads and `change` run with no lock held, merging them in an edit. A VMA
-    /// outside that has readers is not merged.
+    /// Splitting payloads and `change` run with no lock held, merging them in an edit.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -507,8 +506,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
     /// Moves everything in `from` to `to`, as [`Edit::relocate`](crate::Edit::relocate) does, but
     /// waits outside of edits, as [`remove`](Self::remove) does.
     ///
-    /// Splitting payloads and `change` run with no lock held, merging them in an edit. A VMA
-    /// outside that has readers is not merged.
+    /// Splitting payloads and `change` run with no lock held, merging them in an edit.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);

@@ -296,17 +296,13 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         true
     }
 
-    /// Takes in one more VMA if it can be had: in an edit's list waiting for its readers, in an
-    /// exclusion's only if it has none.
+    /// Takes in one more VMA if it has no reader and no other thread excludes it.
     #[inline]
-    pub(crate) fn take_in(
+    pub(crate) fn take_in_idle(
         &mut self,
         vma: Attached<'_, '_, T>,
         section: &EditSection<'_, P>,
     ) -> bool {
-        if !self.outlives_edit {
-            return self.push(vma, section);
-        }
         let idle = self.slots.try_exclude_idle(&vma.slot.lock, section);
         if idle {
             self.append(vma.index);
