@@ -75,7 +75,11 @@
 //! in the repository.
 #![cfg_attr(
     pervma_model,
-    expect(clippy::new_without_default, reason = "`internals` shows the models what is private")
+    expect(
+        unreachable_pub,
+        clippy::new_without_default,
+        reason = "`internals` shows the models what is private"
+    )
 )]
 #![cfg_attr(not(any(feature = "std", test, pervma_model)), no_std)]
 #![deny(unsafe_code)]

@@ -13,7 +13,7 @@ use crate::models;
 const SHIPPED: [&str; 3] = ["cli", "linux", "pager"];
 
 /// The page, if it can be true: an ordering outside of the ledger is an error.
-pub fn page() -> Result<String, String> {
+pub(crate) fn page() -> Result<String, String> {
     let mut page = String::from(
         "# Memory orderings\n\n\
          Made by `cargo run -p pervma-models -- --orderings > docs/orderings.md` from\n\

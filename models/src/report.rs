@@ -48,7 +48,7 @@ impl Ran {
 
 /// Runs everything and prints the tables, or one JSON object; fails unless all models held and all
 /// mutants were killed.
-pub fn run_all(json: bool) -> ExitCode {
+pub(crate) fn run_all(json: bool) -> ExitCode {
     let ran = run_each();
     // A closed pipe is no reason to fail.
     let _ = if json { Ok(()) } else { tables(&ran, &mut io::stdout().lock()) };

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::ptr;
 
 /// Starts the command with a terminal as its standard error; returns it and what it shows there.
-pub fn on_terminal(mut command: Command) -> (Child, Terminal) {
+pub(crate) fn on_terminal(mut command: Command) -> (Child, Terminal) {
     let (mut ours, mut its) = (-1, -1);
     let (name, settings, size) = (ptr::null_mut(), ptr::null(), ptr::null());
     // SAFETY: the kernel writes two descriptors to two places.
@@ -24,21 +24,21 @@ pub fn on_terminal(mut command: Command) -> (Child, Terminal) {
 }
 
 /// What is shown on a terminal.
-pub struct Terminal {
+pub(crate) struct Terminal {
     file: File,
     shown: String,
 }
 
 impl Terminal {
     /// Reads until a text is shown; fails when the command has ended before.
-    pub fn wait_for(&mut self, text: &str) {
+    pub(crate) fn wait_for(&mut self, text: &str) {
         while !self.shown.contains(text) {
             assert!(self.read_more(), "{text} was not shown: {}", self.shown);
         }
     }
 
     /// All that is shown to the end.
-    pub fn rest(&mut self) -> &str {
+    pub(crate) fn rest(&mut self) -> &str {
         while self.read_more() {}
         &self.shown
     }

@@ -22,12 +22,12 @@ pub use os::StdPlatform;
 
 /// The platform that types name when none is given.
 #[cfg(all(feature = "std", not(pervma_model)))]
-pub type DefaultPlatform = StdPlatform;
+pub(crate) type DefaultPlatform = StdPlatform;
 
 /// The platform that types name when none is given: none, without the feature `std`.
 #[cfg(not(any(feature = "std", pervma_model)))]
-pub type DefaultPlatform = NoPlatform;
+pub(crate) type DefaultPlatform = NoPlatform;
 
 /// The platform that types name when none is given.
 #[cfg(pervma_model)]
-pub type DefaultPlatform = Model;
+pub(crate) type DefaultPlatform = Model;

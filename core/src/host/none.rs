@@ -21,7 +21,6 @@ pub enum NoLock {}
 
 // SAFETY: there is no value of it.
 unsafe impl RawRwLock for NoLock {
-    #[expect(clippy::declare_interior_mutable_const, reason = "there is none")]
     const INIT: Self = panic!("without the feature `std`, name a `Platform` of your own");
 
     type GuardMarker = GuardSend;

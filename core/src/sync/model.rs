@@ -198,47 +198,6 @@ impl ScheduleHint {
     }
 }
 
-/// A 32-bit atomic with the futex's two calls.
-pub struct WaitWord {
-    word: super::AtomicU32,
-    queue: Mutex<()>,
-    woken: Condvar,
-}
-
-impl WaitWord {
-    /// A word that holds `value`.
-    pub fn new(value: u32) -> Self {
-        Self { word: super::AtomicU32::new(value), queue: Mutex::new(()), woken: Condvar::new() }
-    }
-
-    /// Sleeps while the word holds `seen`.
-    pub fn futex_wait(&self, seen: u32) {
-        let queue = self.queue.lock().unwrap();
-        if self.word.load(super::Relaxed("the queue's mutex orders the compare")) == seen {
-            drop(self.woken.wait(queue).unwrap());
-        }
-    }
-
-    /// Wakes one sleeper.
-    pub fn futex_wake(&self) {
-        if keep(Step::WakeUnderLock) {
-            drop(self.queue.lock().unwrap());
-        }
-        self.woken.notify_one();
-    }
-
-    /// Wakes all sleepers.
-    pub fn futex_wake_all(&self) {
-        drop(self.queue.lock().unwrap());
-        self.woken.notify_all();
-    }
-
-    /// The atomic.
-    pub fn word(&self) -> &super::AtomicU32 {
-        &self.word
-    }
-}
-
 /// Cells whose accesses loom checks.
 #[cfg(not(pervma_shuttle))]
 mod cells {

@@ -9,7 +9,7 @@ use super::part::Part;
 use super::subject::{OracleWorld, Subject, World};
 
 /// What to do next, or, at the beginning, where it all happens.
-pub type Record = [u8; 8];
+pub(crate) type Record = [u8; 8];
 
 /// Where the operations happen. There are two spaces, on one slab or on two.
 #[derive(Clone, Copy, Debug)]
@@ -147,7 +147,7 @@ impl Stage {
 
 /// Does what `records` say on two spaces of `W` and on two oracles, and compares what comes of each
 /// operation and both maps after it. Tells `outcomes` on which space, what, and what came of it.
-pub fn compare<W: World>(records: &[Record], outcomes: impl FnMut(usize, &Op, &Outcome)) {
+pub(crate) fn compare<W: World>(records: &[Record], outcomes: impl FnMut(usize, &Op, &Outcome)) {
     let (first, rest) = records.split_first().unwrap_or((&[0; 8], &[]));
     let stage = Stage::decode(*first);
     let world = W::new(stage.granule, stage.shared);
@@ -157,7 +157,7 @@ pub fn compare<W: World>(records: &[Record], outcomes: impl FnMut(usize, &Op, &O
 }
 
 /// What `records` say, and what comes of it.
-pub fn tell(records: &[Record]) -> String {
+pub(crate) fn tell(records: &[Record]) -> String {
     let first = records.first().copied().unwrap_or_default();
     let mut told = format!("{:x?}\n", Stage::decode(first));
     compare::<OracleWorld>(records, |which, op, outcome| {

@@ -1,10 +1,10 @@
 //! The behaviour of an address space, as one suite for everything that claims it.
 
-pub mod compare;
-pub mod op;
-pub mod part;
-pub mod spaces;
-pub mod subject;
+pub(crate) mod compare;
+pub(crate) mod op;
+pub(crate) mod part;
+pub(crate) mod spaces;
+pub(crate) mod subject;
 
 #[cfg(test)]
 mod cases;

@@ -28,7 +28,7 @@ impl Payload for Part {
 }
 
 /// A platform with locks of another crate, on which no thread knows who it is.
-pub enum Spin {}
+pub(crate) enum Spin {}
 
 // SAFETY: nothing unwinds, and no states are lent.
 unsafe impl Platform for Spin {
@@ -51,14 +51,14 @@ unsafe impl Platform for Spin {
 }
 
 /// Changes are operations of an edit.
-pub const IN_EDITS: u8 = 0;
+pub(crate) const IN_EDITS: u8 = 0;
 /// Changes are operations of the space.
-pub const WAITING: u8 = 1;
+pub(crate) const WAITING: u8 = 1;
 /// Changes are operations of an exclusion, where there are such.
-pub const EXCLUDING: u8 = 2;
+pub(crate) const EXCLUDING: u8 = 2;
 
 /// A world of spaces on the platform `P` that are changed in one of these ways.
-pub struct Spaces<P: Platform, const WAY: u8> {
+pub(crate) struct Spaces<P: Platform, const WAY: u8> {
     granule: usize,
     slab: Option<Arc<Slab<Part, P>>>,
     /// All there are, in a list that can grow while they are borrowed.
@@ -106,7 +106,7 @@ impl<P: Platform, const WAY: u8> World for Spaces<P, WAY> {
 }
 
 /// One space, and what the thread has of it.
-pub struct Space<'w, P: Platform, const WAY: u8> {
+pub(crate) struct Space<'w, P: Platform, const WAY: u8> {
     world: &'w Spaces<P, WAY>,
     space: &'w AddressSpace<Part, P>,
     edit: Option<Edit<'w, Part, P>>,

@@ -7,10 +7,10 @@ use pervma_oracle::{NoGap, Oracle, Refused, Search};
 use super::part::Part;
 
 /// Ranges with what they hold, in order.
-pub type Map = Vec<(Range<usize>, Part)>;
+pub(crate) type Map = Vec<(Range<usize>, Part)>;
 
 /// Where spaces live. They are made by it and borrow it.
-pub trait World {
+pub(crate) trait World {
     /// A space of this world.
     type Space<'w>: Subject
     where
@@ -27,7 +27,7 @@ pub trait World {
 }
 
 /// An address space. Refusals are in the words of the oracle.
-pub trait Subject: Sized {
+pub(crate) trait Subject: Sized {
     type Reservation;
     type Exclusion;
 
@@ -71,7 +71,7 @@ pub trait Subject: Sized {
 }
 
 /// The world of the oracle.
-pub struct OracleWorld {
+pub(crate) struct OracleWorld {
     granule: usize,
 }
 

@@ -3,7 +3,7 @@
 use pervma_differ::Machine;
 
 /// Returns the machine. If no comparison can be made on it, says why; the test has not run then.
-pub fn machine() -> Option<Machine> {
+pub(crate) fn machine() -> Option<Machine> {
     let machine = Machine::here().unwrap();
     match machine.unfit().unwrap() {
         None => Some(machine),

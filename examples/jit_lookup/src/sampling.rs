@@ -15,9 +15,9 @@ use pervma::{HandlerScope, StdPlatform};
 #[derive(Clone, Copy)]
 pub(crate) struct Sample {
     /// The program counter.
-    pub pc: usize,
+    pub(crate) pc: usize,
     /// The register in which a function returns its result.
-    pub register: u32,
+    pub(crate) register: u32,
 }
 
 /// Set before the handler is installed, so that the handler can always read it.

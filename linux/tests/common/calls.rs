@@ -88,7 +88,7 @@ impl Arguments<'_> {
 /// # Panics
 ///
 /// When something does not hold.
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let mut arguments = Arguments(bytes);
     let [strict, unlimited] = arguments.bytes();
     let config = Config {

@@ -6,11 +6,11 @@ use std::thread;
 use std::time::Duration;
 
 /// Ends the process if it is not dropped in time.
-pub struct Watchdog(#[expect(dead_code, reason = "dropped, it is a message")] Sender<()>);
+pub(crate) struct Watchdog(#[expect(dead_code, reason = "dropped, it is a message")] Sender<()>);
 
 /// Gives a test so many seconds, which is far more than it needs.
 #[must_use]
-pub fn watchdog(seconds: u64) -> Watchdog {
+pub(crate) fn watchdog(seconds: u64) -> Watchdog {
     let (alive, waiting) = mpsc::channel();
     thread::spawn(move || {
         if waiting.recv_timeout(Duration::from_secs(seconds)) == Err(RecvTimeoutError::Timeout) {

@@ -19,7 +19,7 @@ const EARLY: &str = "a reader is inside before the edit ends";
 const TENANT: &str = "a stale reader has changed the count of the slot's next tenant";
 
 /// B12. Two editors, each of its own space, of which one removes while the other inserts.
-pub const TWO_EDITORS: Model = Model {
+pub(crate) const TWO_EDITORS: Model = Model {
     name: "two_editors",
     property: "a slot or a node is another space's only when its last owner is done with it",
     threads: 2,
@@ -66,7 +66,7 @@ fn look(space: &AddressSpace<u32>, addr: usize, payload: u32, wrong: &str) {
 }
 
 /// B4, B7, B15d. One reader of the address that goes, one editor.
-pub const REUSE: Model = Model {
+pub(crate) const REUSE: Model = Model {
     name: "reuse",
     property: "a reader that comes late finds its own VMA or none, never the slot's next tenant",
     threads: 2,
@@ -96,7 +96,7 @@ pub const REUSE: Model = Model {
 };
 
 /// B4, B15h. One reader of an address that an edit maps, in a slot that was used before.
-pub const APPEAR: Model = Model {
+pub(crate) const APPEAR: Model = Model {
     name: "appear",
     property: "what an edit inserts is found complete, and not before the edit ends",
     threads: 2,
@@ -125,7 +125,7 @@ pub const APPEAR: Model = Model {
 };
 
 /// One reader of a space, one editor that moves its slot to another space on the same slab.
-pub const REUSE_ELSEWHERE: Model = Model {
+pub(crate) const REUSE_ELSEWHERE: Model = Model {
     name: "reuse_elsewhere",
     property: "a slot that has gone to another space is refused, whatever its lock says",
     threads: 2,
@@ -151,7 +151,7 @@ pub const REUSE_ELSEWHERE: Model = Model {
 };
 
 /// B15a. A late reader of a slot whose VMA goes and which is used again, at the lock alone.
-pub const LATE_PUT: Model = Model {
+pub(crate) const LATE_PUT: Model = Model {
     name: "late_put",
     property: "a reader's put goes to the count that it took a reference from",
     threads: 2,

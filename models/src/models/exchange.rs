@@ -18,7 +18,7 @@ const FOREIGN: &str = "a reader that slept is admitted to a VMA of another space
 
 /// B14. The increment has to be an acquire: else the test of the sequence moves in front of it, a
 /// writer locks and lets go in between, and both checks pass.
-pub const INCREMENT: Model = Model {
+pub(crate) const INCREMENT: Model = Model {
     name: "exchange_increment",
     property: "nobody is admitted while a writer has the VMA",
     threads: 2,
@@ -44,7 +44,7 @@ pub const INCREMENT: Model = Model {
 
 /// B11, B15a. The author's claim: detaching waits for readers, so between detach and reuse nobody
 /// gets past the increment. It holds.
-pub const CLAIM: Model = Model {
+pub(crate) const CLAIM: Model = Model {
     name: "exchange_claim",
     property: "between the detach of a VMA and the reuse of its slot no reader gets past the increment",
     threads: 2,
@@ -81,7 +81,7 @@ pub const CLAIM: Model = Model {
 /// B11. The counter-example to the conclusion that no second check is needed: a reader finds a VMA
 /// and sleeps while it is detached, freed, used again and attached. Its increment succeeds; only the
 /// checks that follow turn it away, that of the space and that of the address.
-pub const SLEEPER: Model = Model {
+pub(crate) const SLEEPER: Model = Model {
     name: "exchange_sleeper",
     property: "a reader that sleeps from the walk on, across detach, free, reuse and attach, is turned away",
     threads: 2,

@@ -30,7 +30,7 @@ fn none_inside(inside: &AtomicU32, otherwise: &str) {
 }
 
 /// B9. A reader against a removal that waits without the mmap lock.
-pub const EXCLUDE_REMOVE: Model = Model {
+pub(crate) const EXCLUDE_REMOVE: Model = Model {
     name: "exclude_remove",
     property: "when a removal returns, nobody is inside and nobody enters",
     threads: 2,
@@ -61,7 +61,7 @@ pub const EXCLUDE_REMOVE: Model = Model {
 };
 
 /// B23. A reader against a change of the payload under an exclusion.
-pub const EXCLUDE_UPDATE: Model = Model {
+pub(crate) const EXCLUDE_UPDATE: Model = Model {
     name: "exclude_update",
     property: "a payload changes while nobody is inside, and the new one is read only when its edit is over",
     threads: 2,
@@ -88,7 +88,7 @@ pub const EXCLUDE_UPDATE: Model = Model {
 };
 
 /// A blocking reader against an exclusion that gives up.
-pub const GATE: Model = Model {
+pub(crate) const GATE: Model = Model {
     name: "gate",
     property: "whoever an exclusion refuses goes on when it ends",
     threads: 2,
@@ -113,7 +113,7 @@ pub const GATE: Model = Model {
 };
 
 /// Two whom one exclusion refuses. At the lock alone.
-pub const TWO_SLEEPERS: Model = Model {
+pub(crate) const TWO_SLEEPERS: Model = Model {
     name: "two_sleepers",
     property: "the end of an exclusion lets all go on whom it refused",
     threads: 3,
@@ -140,7 +140,7 @@ pub const TWO_SLEEPERS: Model = Model {
 
 /// One whom an exclusion refused comes late to sleep: the VMA is excluded again by then, by somebody
 /// who waits for him, and the gate has a new sleeper. At the lock alone.
-pub const LATE_SLEEPER: Model = Model {
+pub(crate) const LATE_SLEEPER: Model = Model {
     name: "late_sleeper",
     property: "nobody sleeps for an exclusion that came after the one that refused him",
     threads: 2,
@@ -162,7 +162,7 @@ pub const LATE_SLEEPER: Model = Model {
 };
 
 /// Two excluders of one VMA, of whom each gives up.
-pub const ABANDON: Model = Model {
+pub(crate) const ABANDON: Model = Model {
     name: "abandon",
     property: "an exclusion that gives up touches nothing of the next one's",
     threads: 2,
@@ -186,7 +186,7 @@ pub const ABANDON: Model = Model {
 };
 
 /// Two removals of the same range, one of them by an edit that retries outside.
-pub const TWO_REMOVALS: Model = Model {
+pub(crate) const TWO_REMOVALS: Model = Model {
     name: "two_removals",
     property: "exclusions and edits of the same VMAs neither wait for each other for ever nor both have them",
     threads: 2,
@@ -215,7 +215,7 @@ pub const TWO_REMOVALS: Model = Model {
 };
 
 /// B15j. A reader inside, one excluder that waits for it, one more whom that refuses.
-pub const TWO_WAITERS: Model = Model {
+pub(crate) const TWO_WAITERS: Model = Model {
     name: "two_waiters",
     property: "the last reader wakes the excluder, and not somebody whom the exclusion refuses",
     threads: 3,
@@ -241,7 +241,7 @@ pub const TWO_WAITERS: Model = Model {
 };
 
 /// An exclusion with a hole in its range, in which another thread maps and excludes something.
-pub const HOLE_IN_RANGE: Model = Model {
+pub(crate) const HOLE_IN_RANGE: Model = Model {
     name: "hole_in_range",
     property: "an exclusion ends on its own VMAs, whatever has come into its range",
     threads: 2,
@@ -265,7 +265,7 @@ pub const HOLE_IN_RANGE: Model = Model {
 };
 
 /// B10. A reader against a write lock that does not wait.
-pub const IDLE: Model = Model {
+pub(crate) const IDLE: Model = Model {
     name: "idle",
     property: "a VMA that is write-locked because it was idle is idle",
     threads: 2,
@@ -296,7 +296,7 @@ pub const IDLE: Model = Model {
 };
 
 /// An exclusion that gives up against another that takes the VMA in as a neighbour, if it is idle.
-pub const TAKEN_IN: Model = Model {
+pub(crate) const TAKEN_IN: Model = Model {
     name: "taken_in",
     property: "who finds a VMA idle has its link to himself, whoever had it before",
     threads: 2,
@@ -318,7 +318,7 @@ pub const TAKEN_IN: Model = Model {
 };
 
 /// A reader, an editor and an excluder of one VMA.
-pub const THREE_WAYS: Model = Model {
+pub(crate) const THREE_WAYS: Model = Model {
     name: "three_ways",
     property: "of a reader, an edit and an exclusion at most one has the VMA, and each of them ends",
     threads: 3,
@@ -363,7 +363,7 @@ pub const THREE_WAYS: Model = Model {
 };
 
 /// B2, B8. A reader of a VMA that an exclusion of its neighbour would merge with.
-pub const NEIGHBOUR: Model = Model {
+pub(crate) const NEIGHBOUR: Model = Model {
     name: "neighbour",
     property: "an exclusion merges a neighbour only while nobody is inside that",
     threads: 2,

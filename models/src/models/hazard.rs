@@ -46,7 +46,7 @@ fn write(space: &Arc<AddressSpace<u32>>) -> JoinHandle<()> {
 }
 
 /// One reader, one writer.
-pub const PUBLISHED: Model = Model {
+pub(crate) const PUBLISHED: Model = Model {
     name: "published",
     property: "a writer waits for the reader whose visit is published, or the reader sees that it has come",
     threads: 2,
@@ -76,7 +76,7 @@ pub const PUBLISHED: Model = Model {
 };
 
 /// One reader that goes on to another VMA, one writer of the first.
-pub const NEXT_VISIT: Model = Model {
+pub(crate) const NEXT_VISIT: Model = Model {
     name: "next_visit",
     property: "a writer that sees the reader elsewhere sees that its reads are over",
     threads: 2,
@@ -95,7 +95,7 @@ pub const NEXT_VISIT: Model = Model {
 };
 
 /// One reader that stays for a while, one thread that excludes twice.
-pub const COUNTED_ONCE: Model = Model {
+pub(crate) const COUNTED_ONCE: Model = Model {
     name: "counted_once",
     property: "a reader that one exclusion has counted is not counted by the next, and makes one put",
     threads: 2,
@@ -119,7 +119,7 @@ pub const COUNTED_ONCE: Model = Model {
 };
 
 /// One reader, one writer that does not want to wait.
-pub const NOT_IDLE: Model = Model {
+pub(crate) const NOT_IDLE: Model = Model {
     name: "not_idle",
     property: "a VMA that counts nobody is taken for idle only if nobody has published a visit",
     threads: 2,
@@ -146,7 +146,7 @@ pub const NOT_IDLE: Model = Model {
 };
 
 /// One reader that gives its record up, one writer.
-pub const GIVEN_UP: Model = Model {
+pub(crate) const GIVEN_UP: Model = Model {
     name: "given_up",
     property: "a writer that finds nobody registered sees that the last reader's reads are over",
     threads: 2,
@@ -164,7 +164,7 @@ pub const GIVEN_UP: Model = Model {
 };
 
 /// Two readers, one after the other in the same record, one writer.
-pub const TAKEN_OVER: Model = Model {
+pub(crate) const TAKEN_OVER: Model = Model {
     name: "taken_over",
     property: "whoever takes a record over finds its hazards empty, and a mark that is left in it is made up for once",
     threads: 2,
@@ -191,7 +191,7 @@ pub const TAKEN_OVER: Model = Model {
 };
 
 /// One reader that registers, one writer.
-pub const REGISTER: Model = Model {
+pub(crate) const REGISTER: Model = Model {
     name: "register",
     property: "a reader registers before a write lock and is seen, or after it and sees it",
     threads: 2,
@@ -210,7 +210,7 @@ pub const REGISTER: Model = Model {
 
 /// One reader of a space, one editor that moves its slot to another space on the same slab, and takes
 /// it away there too.
-pub const ELSEWHERE: Model = Model {
+pub(crate) const ELSEWHERE: Model = Model {
     name: "elsewhere",
     property: "the writer of one space waits for the late registered reader of another",
     threads: 2,
@@ -256,7 +256,7 @@ fn write_with(space: &Arc<AddressSpace<u32>>, barrier: &std::sync::Arc<Barrier>)
 }
 
 /// `PUBLISHED`, with barriers.
-pub const BARRIER: Model = Model {
+pub(crate) const BARRIER: Model = Model {
     name: "barrier",
     property: "a writer waits for the reader whose visit is published, or the reader sees that it has come",
     threads: 2,
@@ -289,7 +289,7 @@ pub const BARRIER: Model = Model {
 };
 
 /// `NEXT_VISIT`, with barriers.
-pub const BARRIER_NEXT_VISIT: Model = Model {
+pub(crate) const BARRIER_NEXT_VISIT: Model = Model {
     name: "barrier_next_visit",
     property: "a writer that sees the reader elsewhere sees that its reads are over",
     threads: 2,
@@ -310,7 +310,7 @@ pub const BARRIER_NEXT_VISIT: Model = Model {
 };
 
 /// `GIVEN_UP`, with barriers.
-pub const BARRIER_GIVEN_UP: Model = Model {
+pub(crate) const BARRIER_GIVEN_UP: Model = Model {
     name: "barrier_given_up",
     property: "a writer that finds nobody registered sees that the last reader's reads are over",
     threads: 2,
@@ -330,7 +330,7 @@ pub const BARRIER_GIVEN_UP: Model = Model {
 };
 
 /// One reader that holds the VMA and looks it up again, one excluder.
-pub const AGAIN: Model = Model {
+pub(crate) const AGAIN: Model = Model {
     name: "again",
     property: "a lookup that is refused takes back its own visit, and no other of the same VMA",
     threads: 2,
@@ -350,7 +350,7 @@ pub const AGAIN: Model = Model {
 };
 
 /// One reader that is late at a slot that becomes a reservation, and its owner.
-pub const AT_A_RESERVATION: Model = Model {
+pub(crate) const AT_A_RESERVATION: Model = Model {
     name: "at_a_reservation",
     property: "a reservation is filled when no registered reader looks at it any more",
     threads: 2,
@@ -378,7 +378,7 @@ pub const AT_A_RESERVATION: Model = Model {
 };
 
 /// One reader of a space that is late at a slot of another, which ends; the slot is used again.
-pub const AT_THE_END: Model = Model {
+pub(crate) const AT_THE_END: Model = Model {
     name: "at_the_end",
     property: "the end of a space waits for the late registered readers of others",
     threads: 2,
@@ -406,7 +406,7 @@ pub const AT_THE_END: Model = Model {
 };
 
 /// A reader that registers with one space, and a writer of another on the same slab.
-pub const REGISTER_ELSEWHERE: Model = Model {
+pub(crate) const REGISTER_ELSEWHERE: Model = Model {
     name: "register_elsewhere",
     property: "records are made and looked through by one thread at a time",
     threads: 2,

@@ -31,7 +31,7 @@ fn full() -> Arc<AddressSpace<()>> {
 }
 
 /// A leaf splits while one of the entries that move is looked up.
-pub const SPLIT: Model = Model {
+pub(crate) const SPLIT: Model = Model {
     name: "split",
     property: "an address that stays mapped while its leaf splits is never reported as a hole",
     threads: 2,
@@ -58,7 +58,7 @@ pub const SPLIT: Model = Model {
 
 /// The same, and before that a hole, which advances the watermark: perhaps as far as the
 /// editor's edit.
-pub const SPLIT_SETTLED: Model = Model {
+pub(crate) const SPLIT_SETTLED: Model = Model {
     name: "split_settled",
     property: "a walker that believes an edit to be over has all of its changes behind it",
     threads: 2,
@@ -82,7 +82,7 @@ pub const SPLIT_SETTLED: Model = Model {
 };
 
 /// Entries shift to the left and to the right in the leaf of the one that is looked up.
-pub const SHIFT: Model = Model {
+pub(crate) const SHIFT: Model = Model {
     name: "shift",
     property: "an address that stays mapped while its entry shifts is never reported as a hole",
     threads: 2,
@@ -141,7 +141,7 @@ fn recycle(gone: usize, stays: usize) {
 }
 
 /// B1. The root that the walker is in turns by another space's keys.
-pub const RECYCLED_NODE: Model = Model {
+pub(crate) const RECYCLED_NODE: Model = Model {
     name: "recycled_node",
     property: "a walker in a node that another space has recycled does not report a hole",
     threads: 2,
@@ -151,7 +151,7 @@ pub const RECYCLED_NODE: Model = Model {
 };
 
 /// The root that the walker is in has another space's word, where it had the way to the VMA.
-pub const RECYCLED_WORD: Model = Model {
+pub(crate) const RECYCLED_WORD: Model = Model {
     name: "recycled_word",
     property: "a walker that meets another space's word in a recycled node does not report a hole",
     threads: 2,
@@ -162,7 +162,7 @@ pub const RECYCLED_WORD: Model = Model {
 
 /// An edit takes the only VMA out and puts it back; in between, another space, whose edits have lower
 /// numbers, takes the node.
-pub const RECYCLED_STAMP: Model = Model {
+pub(crate) const RECYCLED_STAMP: Model = Model {
     name: "recycled_stamp",
     property: "an address that one edit replaces is never reported as a hole, whoever has its node",
     threads: 2,
@@ -195,7 +195,7 @@ pub const RECYCLED_STAMP: Model = Model {
 };
 
 /// A leaf loses its first entry and gets it back: above the leaf, nothing but a key changes.
-pub const REPLACED: Model = Model {
+pub(crate) const REPLACED: Model = Model {
     name: "replaced",
     property: "what one edit takes out and puts back is never reported as a hole",
     threads: 2,

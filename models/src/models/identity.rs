@@ -42,7 +42,7 @@ fn find_again(change: fn(&AddressSpace<u32>)) {
 }
 
 /// B29. Another VMA takes the place of one in the same edit.
-pub const REPLACED_BY_ANOTHER: Model = Model {
+pub(crate) const REPLACED_BY_ANOTHER: Model = Model {
     name: "replaced_by_another",
     property: "an id finds its own VMA or none, never the one that replaces it",
     threads: 2,
@@ -56,7 +56,7 @@ pub const REPLACED_BY_ANOTHER: Model = Model {
 };
 
 /// B29. Another VMA is mapped at the same address, in the same slot.
-pub const SAME_SLOT: Model = Model {
+pub(crate) const SAME_SLOT: Model = Model {
     name: "same_slot",
     property: "an id finds its own VMA or none, never the next in its slot",
     threads: 2,
@@ -75,7 +75,7 @@ pub const SAME_SLOT: Model = Model {
 
 /// B30. A VMA is write-locked between two looks. Its payload is loom's own atomic, which orders
 /// nothing, so that no race is reported before the version is wrong.
-pub const NEXT_VERSION: Model = Model {
+pub(crate) const NEXT_VERSION: Model = Model {
     name: "next_version",
     property: "a VMA that shows the same version twice shows the same payload",
     threads: 2,
@@ -98,7 +98,7 @@ pub const NEXT_VERSION: Model = Model {
 };
 
 /// A space is given its identity by the first that needs it, with the mmap lock or without.
-pub const FIRST_IDENTITY: Model = Model {
+pub(crate) const FIRST_IDENTITY: Model = Model {
     name: "first_identity",
     property: "all that give a space its identity at the same time agree on it",
     threads: 2,
@@ -121,7 +121,7 @@ pub const FIRST_IDENTITY: Model = Model {
 };
 
 /// The lookup as it is shipped: its first walk records no path, and what it finds is only checked.
-pub const UNVALIDATED_WALK: Model = Model {
+pub(crate) const UNVALIDATED_WALK: Model = Model {
     name: "unvalidated_walk",
     property: "a lookup whose first walk is not validated returns the VMA that holds its address",
     threads: 2,

@@ -14,7 +14,7 @@ mod whole;
 use crate::harness::{Change, Model};
 
 /// All of them.
-pub static ALL: [Model; 71] = [
+pub(crate) static ALL: [Model; 71] = [
     exchange::INCREMENT,
     exchange::CLAIM,
     exchange::SLEEPER,
@@ -89,7 +89,7 @@ pub static ALL: [Model; 71] = [
 ];
 
 /// The models in which two edges meet: each fails if either of the two is weakened.
-pub fn that_meet(one: &str, other: &str) -> impl Iterator<Item = &'static Model> {
+pub(crate) fn that_meet(one: &str, other: &str) -> impl Iterator<Item = &'static Model> {
     ALL.iter().filter(move |model| {
         [one, other].iter().all(|edge| {
             let weakens = |change| matches!(change, Change::Weaken(name) if name == *edge);

@@ -15,7 +15,7 @@ const KEPT: &str = "readers are kept out by nobody";
 
 /// The stand-in itself: a sleeper that saw the old value is woken, one that comes late does not
 /// sleep.
-pub const FUTEX: Model = Model {
+pub(crate) const FUTEX: Model = Model {
     name: "futex",
     property: "the stand-in for the futex loses no wake-up",
     threads: 2,
@@ -38,7 +38,7 @@ pub const FUTEX: Model = Model {
 };
 
 /// A writer waits for the last of two readers.
-pub const WAKE: Model = Model {
+pub(crate) const WAKE: Model = Model {
     name: "wake",
     property: "a writer that waits for readers is woken by the last of them",
     threads: 2,
@@ -68,7 +68,7 @@ pub const WAKE: Model = Model {
 };
 
 /// A blocking reader against an edit that write-locks its VMA.
-pub const BLOCKING_READ: Model = Model {
+pub(crate) const BLOCKING_READ: Model = Model {
     name: "blocking_read",
     property: "a blocking read of an address that stays mapped returns it, whatever an edit does",
     threads: 2,
@@ -89,7 +89,7 @@ pub const BLOCKING_READ: Model = Model {
 };
 
 /// B18. An exclusion that waits until a deadline, against a reader that uses what the VMA stands for.
-pub const CANCELLED_WAIT: Model = Model {
+pub(crate) const CANCELLED_WAIT: Model = Model {
     name: "cancelled_wait",
     property: "a wait that gives up leaves nothing behind, and one that does not has seen the readers leave",
     threads: 2,

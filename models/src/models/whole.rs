@@ -44,7 +44,7 @@ fn end_of_a_space(forget: bool) {
 }
 
 /// B13, B15c. A space ends while a reader of another is late on one of its slots.
-pub const SPACE_END: Model = Model {
+pub(crate) const SPACE_END: Model = Model {
     name: "space_end",
     property: "the end of a space waits for late readers of its slots, of whatever space",
     threads: 2,
@@ -54,7 +54,7 @@ pub const SPACE_END: Model = Model {
 };
 
 /// B15c. The same, of a space in which somebody has forgotten an exclusion.
-pub const FORGOTTEN: Model = Model {
+pub(crate) const FORGOTTEN: Model = Model {
     name: "forgotten",
     property: "a space in which an exclusion was forgotten ends, and still waits for late readers",
     threads: 2,
@@ -64,7 +64,7 @@ pub const FORGOTTEN: Model = Model {
 };
 
 /// A reader of a range that is reserved and then committed.
-pub const RESERVE: Model = Model {
+pub(crate) const RESERVE: Model = Model {
     name: "reserve",
     property: "a reserved address is reported so until its VMA is there, complete",
     threads: 2,
@@ -98,7 +98,7 @@ pub const RESERVE: Model = Model {
 };
 
 /// A reader of a range that an edit reserves.
-pub const RESERVED_TOO_EARLY: Model = Model {
+pub(crate) const RESERVED_TOO_EARLY: Model = Model {
     name: "reserved_too_early",
     property: "a reservation is reported when the edit that made it is over, and not before",
     threads: 2,
@@ -125,7 +125,7 @@ pub const RESERVED_TOO_EARLY: Model = Model {
 };
 
 /// A blocking reader of a range that is reserved and then committed.
-pub const RESERVED_READ: Model = Model {
+pub(crate) const RESERVED_READ: Model = Model {
     name: "reserved_read",
     property: "a reader under the mmap lock takes no reservation for a VMA",
     threads: 2,
@@ -151,7 +151,7 @@ pub const RESERVED_READ: Model = Model {
 };
 
 /// A reservation is dropped while somebody else edits.
-pub const ROLL_BACK: Model = Model {
+pub(crate) const ROLL_BACK: Model = Model {
     name: "roll_back",
     property: "a reservation that is dropped waits for nobody, and its range is free in the next edit",
     threads: 2,
@@ -175,7 +175,7 @@ pub const ROLL_BACK: Model = Model {
 };
 
 /// B26. The next VMA is asked for while entries shift in its leaf.
-pub const ITERATION: Model = Model {
+pub(crate) const ITERATION: Model = Model {
     name: "iteration",
     property: "asking for the next VMA never passes over one that is mapped throughout",
     threads: 2,
@@ -207,7 +207,7 @@ pub const ITERATION: Model = Model {
 };
 
 /// The next VMA is asked for while something is inserted before it, which is the last of all.
-pub const LAST: Model = Model {
+pub(crate) const LAST: Model = Model {
     name: "last",
     property: "that there is no next VMA is said only if there is none",
     threads: 2,
@@ -229,7 +229,7 @@ pub const LAST: Model = Model {
 };
 
 /// The next VMA is asked for while one edit lets the VMA before it grow, and changes it.
-pub const TORN: Model = Model {
+pub(crate) const TORN: Model = Model {
     name: "torn",
     property: "the first VMA that ends above an address is shown as it was when it was the first",
     threads: 2,
@@ -263,7 +263,7 @@ pub const TORN: Model = Model {
 };
 
 /// The next VMA is asked for while a reservation becomes a VMA, and then a VMA a reservation.
-pub const PASSING: Model = Model {
+pub(crate) const PASSING: Model = Model {
     name: "passing",
     property: "asking for the next VMA skips reservations that were all there at one time",
     threads: 2,
@@ -294,7 +294,7 @@ pub const PASSING: Model = Model {
 };
 
 /// B17. A cursor whose slot becomes another VMA's.
-pub const CURSOR: Model = Model {
+pub(crate) const CURSOR: Model = Model {
     name: "cursor",
     property: "a cursor finds its own VMA or none, never the slot's next tenant",
     threads: 2,
@@ -327,7 +327,7 @@ pub const CURSOR: Model = Model {
 };
 
 /// B3, B15b. A reader of the second of two VMAs against a fork.
-pub const FORK: Model = Model {
+pub(crate) const FORK: Model = Model {
     name: "fork",
     property: "while a fork copies one VMA, nobody is inside any of the parent's",
     threads: 2,
@@ -364,7 +364,7 @@ pub const FORK: Model = Model {
 };
 
 /// B5. An edit becomes a view, while another edit waits for its turn.
-pub const DOWNGRADE: Model = Model {
+pub(crate) const DOWNGRADE: Model = Model {
     name: "downgrade",
     property: "a view that was an edit sees the space as that edit left it, and so do readers",
     threads: 2,
@@ -397,7 +397,7 @@ pub const DOWNGRADE: Model = Model {
 };
 
 /// B1, B25. A leaf that a walker is in becomes the inner node of another tree.
-pub const TAG_IN_WORD: Model = Model {
+pub(crate) const TAG_IN_WORD: Model = Model {
     name: "tag_in_word",
     property: "a walker in a recycled node takes no node for a VMA and no VMA for a node",
     threads: 2,

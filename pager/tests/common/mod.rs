@@ -10,12 +10,12 @@ use pervma_pager::{FileSource, LiveRegion, MemorySource, Options};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-pub const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 
 const CHILD: &str = "PERVMA_PAGER_TEST_CHILD";
 
 /// Random bytes, the same for the same seed.
-pub fn random_bytes(len: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn random_bytes(len: usize, seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; len];
     StdRng::seed_from_u64(seed).fill(bytes.as_mut_slice());
     bytes
@@ -23,14 +23,14 @@ pub fn random_bytes(len: usize, seed: u64) -> Vec<u8> {
 
 /// How a child ended, and what it wrote to its standard error.
 #[derive(Debug)]
-pub struct Ended {
-    pub exit: Option<i32>,
-    pub signal: Option<i32>,
-    pub stderr: String,
+pub(crate) struct Ended {
+    pub(crate) exit: Option<i32>,
+    pub(crate) signal: Option<i32>,
+    pub(crate) stderr: String,
 }
 
 /// Runs `case` of the test `name` in a process of its own: in it, [`child_case`] is `Some(case)`.
-pub fn run_child(name: &str, case: &str) -> Ended {
+pub(crate) fn run_child(name: &str, case: &str) -> Ended {
     let directory = tempfile::tempdir().unwrap();
     let Output { status, stderr, .. } = Command::new(std::env::current_exe().unwrap())
         .args([name, "--exact", "--nocapture", "--test-threads=1"])
@@ -44,7 +44,7 @@ pub fn run_child(name: &str, case: &str) -> Ended {
 }
 
 /// The case to play, in a child.
-pub fn child_case() -> Option<String> {
+pub(crate) fn child_case() -> Option<String> {
     let case = std::env::var(CHILD).ok()?;
     let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
     rustix::process::setrlimit(rustix::process::Resource::Core, none).unwrap();
@@ -54,14 +54,14 @@ pub fn child_case() -> Option<String> {
     Some(case)
 }
 
-pub fn file_with(bytes: &[u8]) -> File {
+pub(crate) fn file_with(bytes: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
     file
 }
 
 /// How many huge pages the system could give out.
-pub fn free_huge_pages() -> usize {
+pub(crate) fn free_huge_pages() -> usize {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap();
     let free = text.lines().find_map(|line| line.strip_prefix("HugePages_Free:")).unwrap();
     free.trim().parse().unwrap()
@@ -69,15 +69,15 @@ pub fn free_huge_pages() -> usize {
 
 /// Who serves a region's faults.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Mode {
+pub(crate) enum Mode {
     Signal,
     Thread,
 }
 
-pub const MODES: [Mode; 2] = [Mode::Signal, Mode::Thread];
+pub(crate) const MODES: [Mode; 2] = [Mode::Signal, Mode::Thread];
 
 /// Memory and file, with these bytes and options that both modes have.
-pub fn regions(bytes: &[u8], mode: Mode, set: fn(Options) -> Options) -> [LiveRegion; 2] {
+pub(crate) fn regions(bytes: &[u8], mode: Mode, set: fn(Options) -> Options) -> [LiveRegion; 2] {
     let memory = MemorySource::new(bytes);
     let file = FileSource::new(file_with(bytes)).unwrap();
     match mode {
@@ -90,13 +90,13 @@ pub fn regions(bytes: &[u8], mode: Mode, set: fn(Options) -> Options) -> [LiveRe
     .map(|region| region.unwrap())
 }
 
-pub fn byte(region: &LiveRegion, offset: usize) -> u8 {
+pub(crate) fn byte(region: &LiveRegion, offset: usize) -> u8 {
     let mut byte = [0];
     region.read(offset, &mut byte);
     byte[0]
 }
 
-pub fn bytes(region: &LiveRegion) -> Vec<u8> {
+pub(crate) fn bytes(region: &LiveRegion) -> Vec<u8> {
     let mut bytes = vec![0; region.len()];
     region.read(0, &mut bytes);
     bytes
