@@ -2,7 +2,6 @@
 //!
 //! The implementations that a case compares take turns, round by round, in one process and on the
 //! same input. Run it with `--release`.
-#![deny(unreachable_pub)]
 #![deny(unsafe_code)]
 
 mod allocator;
