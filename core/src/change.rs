@@ -246,7 +246,9 @@ pub(crate) fn exclude<'s, 'm, T, P: Platform>(
         return Err(Refusal::Excluded(entry));
     }
     let section = cursor.section();
-    cursor.vmas().check_target(request).map_err(Refusal::Error)?;
+    if request.target.is_some() {
+        cursor.vmas().check_target(request).map_err(Refusal::Error)?;
+    }
     let mut list = Excluded::new(cursor.slots(), outlives_edit);
     match first {
         Some(only) if entries == 1 => {
@@ -362,14 +364,24 @@ impl<'s, 'l, T: Payload, P: Platform> Change<'s, 'l, T, P> {
     ) -> Result<(), ChangeError> {
         let Self { plan, vmas } = self;
         let span = plan.request.span;
-        let count = vmas.iter().count();
-        plan.removed.try_reserve(count).map_err(|OutOfMemory| plan.request.out_of_memory())?;
+        let (mut count, mut outside) = (0, 0);
+        for vma in vmas.iter() {
+            let at = vma.span();
+            count += 1;
+            outside += usize::from(at.start < span.start) + usize::from(span.end < at.end);
+        }
+        let planned = count + outside;
+        if plan.removed.try_reserve(count).is_err()
+            || (planned > plan.planned.inline_size() && plan.planned.try_reserve(planned).is_err())
+        {
+            return Err(plan.request.out_of_memory());
+        }
         for vma in vmas.iter() {
             let at = vma.span();
             let Some(part) = span.overlap(at) else { continue };
             if part == at {
                 let placed = place(part, vma.payload());
-                plan.push(placed, true, at)?;
+                plan.push(placed, true, at);
             } else {
                 plan.split_one(&vma, part, &mut place)?;
             }
@@ -443,17 +455,17 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         if at.start < part.start {
             let (left, right) = vma.payload().split(part.start - at.start).ok_or_else(undivided)?;
             self.parts[which] = Some(right);
-            self.push(Some((Span { start: at.start, end: part.start }, left)), false, at)?;
+            self.push(Some((Span { start: at.start, end: part.start }, left)), false, at);
         }
         if part.end < at.end {
             let whole = self.parts[which].as_ref().unwrap_or(vma.payload());
             let (left, right) = whole.split(part.len()).ok_or_else(undivided)?;
             let whole = self.parts[which].replace(left);
-            self.push(Some((Span { start: part.end, end: at.end }, right)), false, at)?;
+            self.push(Some((Span { start: part.end, end: at.end }, right)), false, at);
             self.defer_drops(whole)?;
         }
         let placed = self.parts[which].as_ref().and_then(|payload| place(part, payload));
-        self.push(placed, true, at)?;
+        self.push(placed, true, at);
         if let [.., right, placed] = &mut self.planned[..]
             && placed.span.start < right.span.start
         {
@@ -462,21 +474,12 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         Ok(())
     }
 
-    /// Plans a VMA made of the excluded one at `vma`.
+    /// Plans a VMA made of the excluded one at `vma`; [`Change::split`] has made room for it.
     #[inline(always)]
-    fn push(
-        &mut self,
-        planned: Option<(Span, T)>,
-        changed: bool,
-        vma: Span,
-    ) -> Result<(), ChangeError> {
-        let Some((span, payload)) = planned else { return Ok(()) };
-        if self.planned.try_reserve(1).is_err() {
-            return self.defer_drop(payload).and(Err(self.request.out_of_memory()));
-        }
+    fn push(&mut self, planned: Option<(Span, T)>, changed: bool, vma: Span) {
+        let Some((span, payload)) = planned else { return };
         let place = if span.start == vma.start { Place::TakesOver } else { Place::New };
         self.planned.push(Planned::new(span, Some(payload), changed, place));
-        Ok(())
     }
 
     /// Plans a VMA over the whole range: a reservation, unless it is [`fill`](Self::fill)ed when
@@ -580,7 +583,7 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
     }
 
     /// Merges the planned VMAs from the `kept`th on.
-    #[inline]
+    #[inline(always)]
     fn merge_planned(&mut self, mut kept: usize) -> Result<(), ChangeError> {
         for next in kept + 1..self.planned.len() {
             let planned = &mut self.planned[..];

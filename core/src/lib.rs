@@ -77,6 +77,7 @@
     pervma_model,
     expect(
         unreachable_pub,
+        missing_debug_implementations,
         clippy::new_without_default,
         reason = "`internals` shows the models what is private"
     )
@@ -154,7 +155,7 @@ pub use held::HandlerScope;
 #[cfg(not(any(feature = "std", pervma_model)))]
 pub use host::NoPlatform;
 #[cfg(all(feature = "std", not(pervma_model)))]
-pub use host::StdPlatform;
+pub use host::{StdLock, StdPlatform};
 pub use map::Vmas;
 pub use memory::{GlobalMemory, SlabMemory};
 pub use owned::OwnedReadGuard;
@@ -178,11 +179,6 @@ extern crate self as pervma;
 #[path = "../tests/suite/mod.rs"]
 #[expect(unsafe_code, reason = "a platform of the tests")]
 mod suite;
-
-/// Runs the examples of the README.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-pub struct Readme;
 
 /// The parts below the public interface, for the models.
 #[cfg(pervma_model)]

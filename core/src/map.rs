@@ -131,16 +131,32 @@ impl<T, P: Platform> Map<T, P> {
     /// deferred to it.
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn write(&self) -> MapWrite<'_, T, P> {
-        let edit = MapWrite { section: self.state.write(), vmas: Vmas::new(self) };
-        edit.drain_deferred();
-        edit
+        self.begin(self.state.write())
     }
 
     /// As [`write`](Self::write), unless it would have to wait for the mmap lock.
     pub(crate) fn try_write(&self) -> Option<MapWrite<'_, T, P>> {
-        let edit = MapWrite { section: self.state.try_write()?, vmas: Vmas::new(self) };
-        edit.drain_deferred();
-        Some(edit)
+        Some(self.begin(self.state.try_write()?))
+    }
+
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    fn begin<'s>(&'s self, section: EditGuard<'s, P>) -> MapWrite<'s, T, P> {
+        if !self.state.deferred().looks_empty() {
+            self.drain_deferred(section.again());
+        }
+        let edit = MapWrite { vmas: Vmas::new(self), section };
+        #[cfg(all(test, not(pervma_model)))]
+        edit.check();
+        edit
+    }
+
+    #[cold]
+    fn drain_deferred(&self, section: EditSection<'_, P>) {
+        let vmas = Vmas::new(self);
+        let mut cursor = WriteCursor::new(&vmas, &section);
+        for slot in Reserved::drain(self.slab().slots(), self.state.deferred()) {
+            cursor.release(&slot);
+        }
     }
 
     /// Runs `f` in the edit that the running thread has open, else in a new one.
@@ -352,19 +368,6 @@ impl<'s, T, P: Platform> MapWrite<'s, T, P> {
     /// Ends the edit and keeps the lock for reading, with no other edit in between.
     pub(crate) fn downgrade(self) -> MapRead<'s, T, P> {
         MapRead { vmas: self.vmas, section: self.section.downgrade() }
-    }
-
-    #[inline]
-    fn drain_deferred(&self) {
-        let (map, deferred) = (self.vmas.map, self.vmas.map.state.deferred());
-        if !deferred.looks_empty() {
-            let mut cursor = self.cursor();
-            for slot in Reserved::drain(map.slab().slots(), deferred) {
-                cursor.release(&slot);
-            }
-        }
-        #[cfg(all(test, not(pervma_model)))]
-        self.check();
     }
 }
 

@@ -154,6 +154,12 @@ impl<'m, P: Platform> EditSection<'m, P> {
         Self { state, edit, space: state.assigned_id(), _thread: PhantomData }
     }
 
+    /// The same section once more, for as long.
+    #[inline]
+    pub(crate) fn again(&self) -> EditSection<'_, P> {
+        EditSection { state: self.state, edit: self.edit, space: self.space, _thread: PhantomData }
+    }
+
     /// The number that names this edit.
     #[inline]
     pub(crate) fn edit(&self) -> EditSeq {

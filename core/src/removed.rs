@@ -51,6 +51,9 @@ impl<T> RemovedVmas<T> {
 
     #[inline]
     pub(crate) fn try_reserve(&mut self, vmas: usize) -> Result<(), OutOfMemory> {
+        if vmas <= self.0.inline_size() {
+            return Ok(()); // it is still empty
+        }
         self.0.try_reserve_exact(vmas).map_err(|_| OutOfMemory)
     }
 

@@ -1,5 +1,7 @@
 //! The platforms that come with the crate, and which of them types name when none is given.
 
+#[cfg(all(feature = "std", not(pervma_model)))]
+mod lock;
 #[cfg(pervma_model)]
 mod model;
 #[cfg(not(any(feature = "std", pervma_model)))]
@@ -18,7 +20,7 @@ pub use model::Model;
 #[cfg(not(any(feature = "std", pervma_model)))]
 pub use none::NoPlatform;
 #[cfg(all(feature = "std", not(pervma_model)))]
-pub use os::StdPlatform;
+pub use {lock::StdLock, os::StdPlatform};
 
 /// The platform that types name when none is given.
 #[cfg(all(feature = "std", not(pervma_model)))]

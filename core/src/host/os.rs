@@ -1,6 +1,7 @@
 //! The platform of a program with an operating system.
 #![expect(unsafe_code, reason = "the contract of `Platform` is kept here")]
 
+use super::lock::StdLock;
 use crate::memory::GlobalMemory;
 use crate::platform::Platform;
 use crate::sync::WaitWord;
@@ -24,8 +25,7 @@ pub enum StdPlatform {}
 // SAFETY: a thread-local is its thread's alone, and its memory is handed on when the thread has
 // ended. The futex reads its word. Nothing here unwinds.
 unsafe impl Platform for StdPlatform {
-    type Lock = parking_lot::RawRwLock;
-
+    type Lock = StdLock;
     type Memory = GlobalMemory;
     type Deadline = std::time::Instant;
 

@@ -529,7 +529,7 @@ pub(crate) struct FreeSlot<'s, T> {
 
 impl<'s, T> FreeSlot<'s, T> {
     /// A free slot of `slots`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn alloc<P: Platform>(
         slots: &'s Slots<T, P>,
         section: &EditSection<'_, P>,

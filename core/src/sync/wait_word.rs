@@ -7,6 +7,8 @@ pub use real::WaitWord;
 
 #[cfg(not(pervma_model))]
 mod real {
+    use core::fmt;
+
     use crate::sync::atomic::AtomicU32;
     use crate::sync::order::Relaxed;
 
@@ -48,6 +50,12 @@ mod real {
         #[expect(clippy::disallowed_types, reason = "rustix takes it")]
         pub(crate) fn as_futex(&self) -> &core::sync::atomic::AtomicU32 {
             self.0.raw()
+        }
+    }
+
+    impl fmt::Debug for WaitWord {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_tuple("WaitWord").field(&self.value()).finish()
         }
     }
 }
