@@ -9,12 +9,12 @@
 //! 3. [`Plan::prepare`]: slots and tree nodes for the planned VMAs that need new ones.
 //! 4. [`Plan::commit`]: nothing fails any more.
 //!
-//! Up to step 2 the map is as it was, and dropping the change, by an error or a panic, leaves it so;
-//! step 3 cleans up when it fails.
+//! Up to step 2 the map is as it was, and dropping the change, by an error or a panic, leaves it
+//! so; step 3 cleans up when it fails.
 //!
-//! A VMA's start is the name of its slot in the tree, so it never changes: a planned VMA that starts
-//! where an excluded one did takes over its slot, and with it the VMA's identity; the other planned
-//! VMAs get new slots, and the other excluded VMAs are detached.
+//! A VMA's start is the name of its slot in the tree, so it never changes: a planned VMA that
+//! starts where an excluded one did takes over its slot, and with it the VMA's identity; the other
+//! planned VMAs get new slots, and the other excluded VMAs are detached.
 
 use alloc::vec::Vec;
 use core::mem::needs_drop;
@@ -91,7 +91,8 @@ impl<'s, T, P: Platform> ExcludedVmas<'s, T, P> {
         self.list.iter()
     }
 
-    /// Waits until the readers of all of them have released them; `false` if the deadline came first.
+    /// Waits until the readers of all of them have released them; `false` if the deadline came
+    /// first.
     #[inline]
     pub(crate) fn wait_drained(&self, deadline: Option<P::Deadline>) -> bool {
         self.list.wait_drained(deadline)
@@ -355,8 +356,8 @@ impl<'s, 'l, T: Payload, P: Platform> Change<'s, 'l, T, P> {
         self.vmas.take_over(vmas, self.plan.request.span);
     }
 
-    /// Splits the excluded VMAs at the ends of the range. `place` says where a part of the range goes
-    /// and with what payload, if it stays.
+    /// Splits the excluded VMAs at the ends of the range. `place` says where a part of the range
+    /// goes and with what payload, if it stays.
     #[inline]
     pub(crate) fn split(
         &mut self,
@@ -502,9 +503,9 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         }
     }
 
-    /// Merges new VMAs with what touches them, from left to right. A VMA outside of the change takes
-    /// part if no other thread excludes it; an exclusion does not wait for its readers, and no change
-    /// does whose own user code has just taken a guard.
+    /// Merges new VMAs with what touches them, from left to right. A VMA outside of the change
+    /// takes part if no other thread excludes it; an exclusion does not wait for its readers, and
+    /// no change does whose own user code has just taken a guard.
     #[inline]
     fn merge<P: Platform>(
         &mut self,

@@ -23,8 +23,8 @@ use crate::space::AddressSpace;
 ///
 /// It does not hold the mmap lock: edits and readers elsewhere go on while it waits for the
 /// readers that still have these VMAs. What it does at last ([`remove`](Self::remove),
-/// [`update`](Self::update), [`relocate`](Self::relocate)) is a short edit that waits for no reader.
-/// Dropping it admits readers again, with nothing changed.
+/// [`update`](Self::update), [`relocate`](Self::relocate)) is a short edit that waits for no
+/// reader. Dropping it admits readers again, with nothing changed.
 ///
 /// It means the VMAs that it found. What others insert into holes of the range later is not
 /// part of it, and stays. An exclusion of many VMAs can be overtaken again and again by
@@ -199,8 +199,8 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     }
 
     /// Changes the payload of every part of the range, as [`Edit::update`](crate::Edit::update)
-    /// does, once the readers have released them. Splitting payloads and `change` run before the edit, merging
-    /// them in it. A VMA outside that has readers is not merged.
+    /// does, once the readers have released them. Splitting payloads and `change` run before the
+    /// edit, merging them in it. A VMA outside that has readers is not merged.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -229,8 +229,8 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     }
 
     /// Moves everything in the range, as [`Edit::relocate`](crate::Edit::relocate) does, once the
-    /// readers have released them. Splitting payloads and `change` run before the edit, merging them in it. A
-    /// VMA outside that has readers is not merged.
+    /// readers have released them. Splitting payloads and `change` run before the edit, merging
+    /// them in it. A VMA outside that has readers is not merged.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -330,8 +330,8 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     ///
     /// # Errors
     ///
-    /// See [`ChangeError`]; [`Overlap`](ChangeError::Overlap) when others have mapped something in a
-    /// hole of the range. Nothing has changed then, and the exclusion is over.
+    /// See [`ChangeError`]; [`Overlap`](ChangeError::Overlap) when others have mapped something in
+    /// a hole of the range. Nothing has changed then, and the exclusion is over.
     pub fn remove_reserving(self) -> Result<(RemovedVmas<T>, Reservation<'s, T, P>), ChangeError>
     where
         T: Payload,
@@ -443,8 +443,8 @@ impl<T, P: Platform> AddressSpace<T, P> {
         Exclusion::new(self, Request::new(self.map().span(range)?, Mapped::Something))
     }
 
-    /// Unmaps every byte of `range`, as [`Edit::remove`](crate::Edit::remove) does, waiting only for
-    /// readers of the VMAs that it touches, and not with the mmap lock held: readers and edits
+    /// Unmaps every byte of `range`, as [`Edit::remove`](crate::Edit::remove) does, waiting only
+    /// for readers of the VMAs that it touches, and not with the mmap lock held: readers and edits
     /// elsewhere go on meanwhile.
     ///
     /// ```
@@ -473,8 +473,8 @@ impl<T, P: Platform> AddressSpace<T, P> {
     /// Changes the payload of every part of `range`, as [`Edit::update`](crate::Edit::update) does,
     /// but waits outside of edits, as [`remove`](Self::remove) does.
     ///
-    /// Splitting payloads and `change` run with no lock held, merging them in an edit. A VMA outside
-    /// that has readers is not merged.
+    /// Splitting payloads and `change` run with no lock held, merging them in an edit. A VMA
+    /// outside that has readers is not merged.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -507,8 +507,8 @@ impl<T, P: Platform> AddressSpace<T, P> {
     /// Moves everything in `from` to `to`, as [`Edit::relocate`](crate::Edit::relocate) does, but
     /// waits outside of edits, as [`remove`](Self::remove) does.
     ///
-    /// Splitting payloads and `change` run with no lock held, merging them in an edit. A VMA outside
-    /// that has readers is not merged.
+    /// Splitting payloads and `change` run with no lock held, merging them in an edit. A VMA
+    /// outside that has readers is not merged.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);

@@ -35,9 +35,9 @@ impl<'s: 'm, 'm, T> Entry<'s, 'm, T> {
     ///
     /// # Safety
     ///
-    /// `index` names `slot`. It is attached to the space whose mmap lock is held for `'m`, and while
-    /// the result or anything borrowed from it lives, no other handle gives unique access to its
-    /// payload.
+    /// `index` names `slot`. It is attached to the space whose mmap lock is held for `'m`, and
+    /// while the result or anything borrowed from it lives, no other handle gives unique access to
+    /// its payload.
     #[inline]
     pub(crate) unsafe fn new(slot: &'s Slot<T>, index: Idx<Slot<T>>) -> Self {
         Self { slot, index, _section: PhantomData }
@@ -67,7 +67,8 @@ impl<'s: 'm, 'm, T> Entry<'s, 'm, T> {
         (!self.is_reserved()).then_some(Attached { slot, index, _section })
     }
 
-    /// Acquires it for a reader that holds the mmap lock for reading; the read lock may outlive that.
+    /// Acquires it for a reader that holds the mmap lock for reading; the read lock may outlive
+    /// that.
     pub(crate) fn acquire<P: Platform>(
         self,
         section: &MmapRead<'_, P>,
@@ -270,8 +271,8 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         pushed
     }
 
-    /// Excludes and appends, on an empty list, what `each` gives to its argument. That says whether it
-    /// could be done, as [`push`](Self::push) does. Registered readers are scanned for once.
+    /// Excludes and appends, on an empty list, what `each` gives to its argument. That says whether
+    /// it could be done, as [`push`](Self::push) does. Registered readers are scanned for once.
     pub(crate) fn push_all(
         &mut self,
         section: &EditSection<'_, P>,
@@ -283,7 +284,8 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         self.slots.readers().transfer_readers(section, locks);
     }
 
-    /// Excludes and appends one; its registered readers must be transferred before the caller waits.
+    /// Excludes and appends one; its registered readers must be transferred before the caller
+    /// waits.
     #[inline]
     fn push_unscanned(&mut self, vma: &Attached<'_, '_, T>) -> bool {
         if vma.is_excluded() {
@@ -348,7 +350,8 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         iter::successors(self.first, |index| self.next(*index))
     }
 
-    /// Waits until the readers of all of them have released them; `false` if the deadline came first.
+    /// Waits until the readers of all of them have released them; `false` if the deadline came
+    /// first.
     #[inline]
     pub(crate) fn wait_drained(&self, deadline: Option<P::Deadline>) -> bool {
         self.iter().all(|vma| vma.slot.lock.wait_drained::<P>(deadline))
@@ -380,8 +383,8 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         entries.for_each(|entry| self.append(entry.index));
     }
 
-    /// Takes the first VMA off the list, once it is drained: its range, its payload, and what is left
-    /// to be filled again or detached.
+    /// Takes the first VMA off the list, once it is drained: its range, its payload, and what is
+    /// left to be filled again or detached.
     #[inline]
     pub(crate) fn take_first(&mut self) -> Option<(Span, T, Emptied<'s, T>)> {
         let index = self.first?;
@@ -519,8 +522,8 @@ impl<'s, T> Reserved<'s, T> {
     }
 }
 
-/// A slot with nothing in it, the caller's to attach something or to [`give_back`](Self::give_back).
-/// One that is dropped is never used again.
+/// A slot with nothing in it, the caller's to attach something or to
+/// [`give_back`](Self::give_back). One that is dropped is never used again.
 #[must_use]
 pub(crate) struct FreeSlot<'s, T> {
     slot: &'s Slot<T>,
