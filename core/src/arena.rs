@@ -1,22 +1,23 @@
-//! Type-stable memory: objects of one kind, reused at once, never returned while any thread may look.
+//! Type-stable memory: objects of one kind, reused at once, never returned while any thread may
+//! look.
 //!
 //! # Guarantee
 //!
 //! An object of an [`Arena`] is an object of that type from its first allocation until the arena
-//! is dropped. So a reader that comes too late finds a valid object, perhaps with another's contents,
-//! and notices by checking; no writer waits for it.
+//! is dropped. So a reader that comes too late finds a valid object, perhaps with another's
+//! contents, and notices by checking; no writer waits for it.
 //!
 //! # Invariants
 //!
 //! - **A1** An [`Idx`] names an object that its arena has allocated before. It travels from the
-//!   thread that allocated it through what guards the arena, the mmap lock, or a release store into a
-//!   word of the tree that is loaded with acquire (NODE_LINK, NODE_FOLLOW); so the chunk pointer
-//!   and the object's first initialisation are visible to the thread that holds it. An index is only
-//!   used with the arena that allocated it: a [`Map`](crate::map::Map) has one slab for life.
+//!   thread that allocated it through what guards the arena, the mmap lock, or a release store into
+//!   a word of the tree that is loaded with acquire (NODE_LINK, NODE_FOLLOW); so the chunk pointer
+//!   and the object's first initialisation are visible to the thread that holds it. An index is
+//!   only used with the arena that allocated it: a [`Map`](crate::map::Map) has one slab for life.
 //! - **A2** A chunk is never freed, moved or opened for unique access before the arena is dropped.
-//! - **A3** An arena's state, every `link` and the allocation of chunks are guarded by the arena's lock;
-//!   or, where it is one space's alone ([`Users::OneSpace`]), by the mmap lock of that space, which
-//!   is held for writing whenever that space allocates and frees.
+//! - **A3** An arena's state, every `link` and the allocation of chunks are guarded by the arena's
+//!   lock; or, where it is one space's alone ([`Users::OneSpace`]), by the mmap lock of that space,
+//!   which is held for writing whenever that space allocates and frees.
 
 #![expect(unsafe_code, reason = "objects are shared by index, under the invariants above")]
 
@@ -33,15 +34,15 @@ use crate::platform::Platform;
 use crate::step::Step;
 use crate::sync::{AtomicU64, Cell, Line, Relaxed, check, const_unless_model, keep};
 
-/// Objects in the first chunk; each further chunk is four times as large. Small under the models, so
-/// that a second chunk is reached.
+/// Objects in the first chunk; each further chunk is four times as large. Small under the models,
+/// so that a second chunk is reached.
 const FIRST_CHUNK: u32 = if cfg!(pervma_model) { 2 } else { 64 };
 
 /// Bits of an index that say which chunk: those that a mask takes.
 const CHUNK_BITS: u32 = 4;
 
-/// Chunks in an arena: the place in the last still fits beside the chunk, and both beside the two-bit
-/// tag of a word of the tree.
+/// Chunks in an arena: the place in the last still fits beside the chunk, and both beside the
+/// two-bit tag of a word of the tree.
 const CHUNKS: usize = 11;
 
 /// The name of an object of one arena.
@@ -180,7 +181,9 @@ impl<O: Object, P: Platform> Arena<O, P> {
         unsafe { &*object }
     }
 
-    /// The lock of the arena, if the section that the caller has is not enough (A3).
+    /// What guards the arena while the caller allocates and frees (A3). Where one space alone uses
+    /// it, that is the section, which holds that space's mmap lock for writing; else the lock of
+    /// the arena, which this takes.
     #[inline]
     fn guard(&self, _section: &EditSection<'_, P>) -> Option<RawWriteGuard<'_, P>> {
         (self.users == Users::Spaces).then(|| self.free.0.lock.write())
@@ -191,12 +194,12 @@ impl<O: Object, P: Platform> Arena<O, P> {
     #[inline]
     pub(crate) fn alloc(&self, section: &EditSection<'_, P>) -> Result<Idx<O>, OutOfMemory> {
         let _guard = self.guard(section);
-        // SAFETY: A3.
+        // SAFETY: A3, by `_guard` and the section: no other thread allocates or frees meanwhile.
         let mut state = self.free.0.state.with(|state| unsafe { *state });
         let index = if state.free != 0 {
             // SAFETY: A1: it was allocated before, and came here under the guard.
             let index = unsafe { Idx::from_raw(state.free - 1) };
-            // SAFETY: A3.
+            // SAFETY: A3, by the same; a free object's link is the arena's.
             state.free = self.get(index).link().with(|link| unsafe { *link });
             index
         } else {
@@ -213,7 +216,7 @@ impl<O: Object, P: Platform> Arena<O, P> {
     /// Sets the state, under the guard.
     #[inline]
     fn set_state(&self, state: ArenaState) {
-        // SAFETY: A3.
+        // SAFETY: A3: the two callers hold what `guard` says, until they return.
         self.free.0.state.with_mut(|at| unsafe { *at = state });
         let usage = u64::from(state.initialised) << 32 | u64::from(state.live);
         self.free
@@ -232,11 +235,11 @@ impl<O: Object, P: Platform> Arena<O, P> {
             if base.is_null() {
                 return Err(OutOfMemory);
             }
-            // SAFETY: A3; readers look only at chunks of which they hold an index, and
-            // there is none of this chunk yet (A1).
+            // SAFETY: A3: `alloc`, the only caller, holds what `guard` says. Readers look only at
+            // chunks of which they hold an index, and there is none of this chunk yet (A1).
             self.chunks[chunk].with_mut(|at| unsafe { *at = base });
         }
-        // SAFETY: only written here, so A3.
+        // SAFETY: written nowhere but above, and guarded as there.
         let base = self.chunks[chunk].with(|base| unsafe { *base });
         // SAFETY: `offset` lies within the chunk.
         let object = unsafe { base.add(offset) };
@@ -249,9 +252,9 @@ impl<O: Object, P: Platform> Arena<O, P> {
     #[inline]
     pub(crate) fn free(&self, index: Idx<O>, section: &EditSection<'_, P>) {
         let _guard = self.guard(section);
-        // SAFETY: A3.
+        // SAFETY: A3, by `_guard` and the section: no other thread allocates or frees meanwhile.
         let mut state = self.free.0.state.with(|state| unsafe { *state });
-        // SAFETY: A3.
+        // SAFETY: A3, by the same; the caller gave the object up, so its link is the arena's.
         self.get(index).link().with_mut(|link| unsafe { *link = state.free });
         state.free = index.0 + 1;
         state.live -= 1;
@@ -265,7 +268,7 @@ impl<O: Object, P: Platform> Arena<O, P> {
         run: impl FnOnce(All<'a, O, P>) -> R,
     ) -> R {
         let _guard = keep(Step::GuardRecords).then(|| self.guard(section));
-        // SAFETY: A3.
+        // SAFETY: A3: guarded as in `alloc`, and only looked at.
         let initialised = self.free.0.state.with(|state| unsafe { (*state).initialised });
         run(All { arena: self, rest: 0..initialised })
     }

@@ -4,8 +4,8 @@
 use crate::ledger::{DEFER_DRAIN, DEFER_PUSH};
 use crate::sync::{AtomicU32, Relaxed, const_unless_model};
 
-/// The list. Entries are named by numbers, and whoever owns one keeps a number in it: the next entry,
-/// plus 1; 0 at the end.
+/// The list. Entries are named by numbers, and whoever owns one keeps a number in it: the next
+/// entry, plus 1; 0 at the end.
 pub(crate) struct DeferredReleases(AtomicU32);
 
 impl DeferredReleases {

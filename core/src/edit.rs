@@ -29,10 +29,10 @@ use crate::view::View;
 /// long. The space's own [`remove`](AddressSpace::remove), [`update`](AddressSpace::update),
 /// [`replace`](AddressSpace::replace) and [`relocate`](AddressSpace::relocate) wait outside.
 ///
-/// What it can look at is in [`Vmas`]. Payloads that operations split or merge away are dropped when
-/// the edit has ended, unless there is no memory to keep them. An edit that is forgotten
-/// ([`core::mem::forget`]) is never over: the space cannot be edited again, and dropping it waits for
-/// ever.
+/// What it can look at is in [`Vmas`]. Payloads that operations split or merge away are dropped
+/// when the edit has ended, unless there is no memory to keep them. An edit that is forgotten
+/// ([`core::mem::forget`]) is never over: the space cannot be edited again, and dropping it waits
+/// for ever.
 ///
 /// ```
 /// let space = pervma::AddressSpace::new(4096);
@@ -134,11 +134,11 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     /// readers; hands out what was there, in order of address. All of the range must be mapped.
     ///
     /// VMAs that reach beyond the range are split. Then, from left to right, the changed parts are
-    /// merged with each other and with what touches them, as far as [`Payload::merge`] agrees; other
-    /// VMAs that another thread excludes are left alone.
+    /// merged with each other and with what touches them, as far as [`Payload::merge`] agrees. A
+    /// VMA outside of the range that has readers, or that another thread excludes, stays as it is.
     ///
-    /// The payloads' methods and `change` run when the readers have released, while the edit goes on. If
-    /// one of them panics, the map is as it was.
+    /// The payloads' methods and `change` run when the readers have released, while the edit goes
+    /// on. If one of them panics, the map is as it was.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -170,11 +170,11 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     }
 
     /// Moves everything in `from` so that the range starts at `to`, holes included, waiting for
-    /// readers. The payloads at the new place are what `change` makes of those at the old one; these
-    /// are handed out.
+    /// readers. The payloads at the new place are what `change` makes of those at the old one;
+    /// these are handed out.
     ///
-    /// VMAs that reach beyond `from` are split, and the moved ones merged with what they touch, as in
-    /// [`update`](Self::update).
+    /// VMAs that reach beyond `from` are split, and the moved ones merged with what they touch, as
+    /// in [`update`](Self::update).
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -226,8 +226,8 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     }
 
     /// Maps `range` with `payload` in the place of whatever is mapped there, waiting for its
-    /// readers; hands out what was there. Merges nothing. If dividing a payload panics, `payload` is
-    /// dropped on the way, inside the edit.
+    /// readers; hands out what was there. Merges nothing. If dividing a payload panics, `payload`
+    /// is dropped on the way, inside the edit.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -285,8 +285,8 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     ///
     /// # Errors
     ///
-    /// When nothing is mapped there, the address is reserved, another thread excludes the VMA's readers,
-    /// or the thread holds a guard of this space.
+    /// When nothing is mapped there, the address is reserved, another thread excludes the VMA's
+    /// readers, or the thread holds a guard of this space.
     #[doc(alias("vma_start_write", "__vma_enter_locked", "__vma_start_exclude_readers"))]
     pub fn write(&mut self, addr: usize) -> Result<VmaMut<'_, T>, WriteError> {
         let vma = self.to_write(addr)?;
@@ -317,8 +317,9 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     ///
     /// # Errors
     ///
-    /// When nothing is mapped there, the address is reserved, another thread excludes the VMA's readers,
-    /// or it has readers; lookups of what lies behind it, or before the first of all, count as such.
+    /// When nothing is mapped there, the address is reserved, another thread excludes the VMA's
+    /// readers, or it has readers; lookups of what lies behind it, or before the first of all,
+    /// count as such.
     #[doc(alias = "vma_try_start_write")]
     pub fn try_write(&mut self, addr: usize) -> Result<VmaMut<'_, T>, WriteError> {
         let vma = self.to_write(addr)?;
@@ -353,9 +354,9 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
         View::new(map.downgrade(), deferred_drops)
     }
 
-    /// A copy of the space: `copy` makes the payload of each VMA's copy, or leaves it out. Every VMA
-    /// is write-locked meanwhile, waiting for its readers, and stays so until the edit ends. Reserved
-    /// ranges are not copied.
+    /// A copy of the space: `copy` makes the payload of each VMA's copy, or leaves it out. Every
+    /// VMA is write-locked meanwhile, waiting for its readers, and stays so until the edit ends.
+    /// Reserved ranges are not copied.
     ///
     /// The copy is on the same slab if that is shared, else on one of its own.
     ///
@@ -364,7 +365,8 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     /// parent.edit()?.insert(0x1000..0x2000, "text")?;
     /// parent.edit()?.insert(0x5000..0x6000, "dma buffer")?;
     ///
-    /// let child = parent.edit()?.fork(|_, &payload| (payload != "dma buffer").then_some(payload))?;
+    /// let copied = |payload: &str| payload != "dma buffer";
+    /// let child = parent.edit()?.fork(|_, payload| copied(payload).then_some(*payload))?;
     /// assert_eq!(*child.try_read(0x1000)?, "text");
     /// assert!(child.try_read(0x5000).is_err());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -372,8 +374,8 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     ///
     /// # Errors
     ///
-    /// When another thread excludes readers from a VMA, the thread holds a guard of this space, or memory
-    /// runs out. What was copied is dropped then, inside the edit.
+    /// When another thread excludes readers from a VMA, the thread holds a guard of this space, or
+    /// memory runs out. What was copied is dropped then, inside the edit.
     #[doc(alias("dup_mmap", "dup_mm", "VM_DONTCOPY"))]
     pub fn fork(
         &mut self,

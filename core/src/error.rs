@@ -109,7 +109,8 @@ impl core::error::Error for EditError {}
 pub enum RegisterError {
     /// The thread already edits this space: it would wait for itself.
     OwnEdit,
-    /// The thread holds a guard of this space, and an edit that it would wait for could wait for that.
+    /// The thread holds a guard of this space, and an edit that it would wait for could wait for
+    /// that.
     GuardHeld,
     /// No memory was left.
     OutOfMemory,
@@ -171,9 +172,9 @@ pub(crate) struct OutOfMemory;
 /// Why a range was not changed. Nothing has changed then, and nobody is kept out.
 ///
 /// Where several reasons apply, the first in this list is given. Reasons that other threads bring
-/// about while an operation is under way are given when they are met; closures may have run by then,
-/// on payloads that were never mapped. What is in the way of an insertion is the first thing there,
-/// an excluded VMA too ([`Excluded`](Self::Excluded)).
+/// about while an operation is under way are given when they are met; closures may have run by
+/// then, on payloads that were never mapped. What is in the way of an insertion is the first thing
+/// there, an excluded VMA too ([`Excluded`](Self::Excluded)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ChangeError {

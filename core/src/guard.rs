@@ -13,9 +13,9 @@ use crate::vma_id::{VmaId, VmaVersion};
 
 /// A read-locked VMA. Until it is dropped, its range and payload do not change and are not dropped.
 ///
-/// Dropping it takes no lock and runs no destructor of yours. It belongs to the thread that made it.
-/// A guard that is forgotten ([`core::mem::forget`]) keeps its VMA read-locked: removing that VMA, or
-/// dropping the space, waits for ever.
+/// Dropping it takes no lock and runs no destructor of yours. It belongs to the thread that made
+/// it. A guard that is forgotten ([`core::mem::forget`]) keeps its VMA read-locked: removing that
+/// VMA, or dropping the space, waits for ever.
 ///
 /// ```
 /// let space = pervma::AddressSpace::new(4096);

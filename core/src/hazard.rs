@@ -1,18 +1,19 @@
-//! Registered readers: they publish in a hazard pointer of their own which VMA they read, instead of
-//! counting themselves in it. Any number of threads read one VMA and write no line that they share.
+//! Registered readers: they publish in a hazard pointer of their own which VMA they read, instead
+//! of counting themselves in it. Any number of threads read one VMA and write no line that they
+//! share.
 //!
 //! # How it goes
 //!
-//! A reader stores the VMA's name into a free [`Hazard`] of its [`Record`], then tests the count: if
-//! a VMA is attached and X is not set (see [`VmaLock`]), the reader has the VMA,
+//! A reader stores the VMA's name into a free [`Hazard`] of its [`Record`], then tests the count:
+//! if a VMA is attached and X is not set (see [`VmaLock`]), the reader has the VMA,
 //! as if it had been counted. It retracts the publication by storing [`RETRACTED`]. A thread that
 //! excludes the VMA sets X, then scans all records. What it finds published there it *transfers* to
-//! the count ([`VmaLock::transfer_reader`]), and says so in a second word beside the hazard pointer,
-//! so that from then on the count is all that it waits for: a reader that finds itself transferred
-//! when it has retracted releases the count. Then the hazard pointer is free again.
+//! the count ([`VmaLock::transfer_reader`]), and says so in a second word beside the hazard
+//! pointer, so that from then on the count is all that it waits for: a reader that finds itself
+//! transferred when it has retracted releases the count. Then the hazard pointer is free again.
 //!
-//! Twice one thread stores to one word and tests another while a second thread does it the other way
-//! round, and at least one of the two must see the other's store:
+//! Twice one thread stores to one word and tests another while a second thread does it the other
+//! way round, and at least one of the two must see the other's store:
 //!
 //! | reader | writer |
 //! |---|---|
@@ -24,10 +25,11 @@
 //!
 //! # Invariants
 //!
-//! - **H1** Only the thread that owns a record, and its signal handlers, store to its hazard pointers.
+//! - **H1** Only the thread that owns a record, and its signal handlers, store to its hazard
+//!   pointers.
 //! - **H2** One thread at a time scans the records: they are guarded as their arena is.
-//! - **H3** `transferred` is 0, or the name of the VMA whose count includes this reader; whoever makes
-//!   it 0, by exchange, releases that count.
+//! - **H3** `transferred` is 0, or the name of the VMA whose count includes this reader; whoever
+//!   makes it 0, by exchange, releases that count.
 //! - **H4** A record gets its owner under the guard of the arena; it is given up with nothing
 //!   published.
 //!
@@ -35,8 +37,8 @@
 //!
 //! Hazard pointers (Michael, *IEEE TPDS* 15(6), 2004) for the publication, BRAVO (Dice and Kogan,
 //! USENIX ATC 2019) for a writer that revokes it, `membarrier(2)` for the barrier. BRAVO's writer
-//! polls its readers and keeps them from publishing for a time; here it transfers those that it finds
-//! to the word that it waits on anyway, and the next reader publishes again.
+//! polls its readers and keeps them from publishing for a time; here it transfers those that it
+//! finds to the word that it waits on anyway, and the next reader publishes again.
 #![expect(unsafe_code, reason = "records are shared among threads as H1 to H4 say")]
 
 use core::marker::PhantomData;
@@ -199,8 +201,8 @@ impl Record {
     }
 }
 
-/// Whether a reader that registers now can leave fences to the platform's barrier. Asked with no lock
-/// held: the first time can take a while.
+/// Whether a reader that registers now can leave fences to the platform's barrier. Asked with no
+/// lock held: the first time can take a while.
 #[derive(Clone, Copy)]
 pub(crate) struct Fencing(u32);
 

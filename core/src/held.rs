@@ -68,8 +68,8 @@ impl<K: Kind, P: Platform> Drop for Held<K, P> {
 /// path of a blocking read, the end of a space) panics, which in an `extern "C"` handler ends the
 /// process. That turns "this path never locks" from a promise into a check.
 ///
-/// A guard that a handler takes must be dropped before the handler returns. Else the thread's record
-/// of guards may be wrong, and with it the errors that report self-deadlocks.
+/// A guard that a handler takes must be dropped before the handler returns. Else the thread's
+/// record of guards may be wrong, and with it the errors that report self-deadlocks.
 ///
 /// ```should_panic
 /// use pervma::{AddressSpace, HandlerScope, StdPlatform};

@@ -35,19 +35,21 @@
 //! - A held VMA ([`ReadGuard`]) keeps its range and payload; they are neither changed nor dropped.
 //! - What an edit does appears to readers when the edit ends, all of it.
 //! - "Nothing is mapped there" is said only if it was true at a moment during the lookup.
-//! - An operation happens completely or not at all, whatever fails: memory, or user code that panics.
-//! - Payloads come back: refused ones in the error, removed ones in the result. None is dropped when
-//!   a guard is; those that an operation splits or merges away are dropped when its edit has ended.
-//! - [`AddressSpace::remove`], [`update`](AddressSpace::update), [`replace`](AddressSpace::replace) and
-//!   [`relocate`](AddressSpace::relocate) wait for readers of the VMAs that they touch, and hold no
-//!   lock meanwhile ([`Exclusion`]).
+//! - An operation happens completely or not at all, whatever fails: memory, or user code that
+//!   panics.
+//! - Payloads come back: refused ones in the error, removed ones in the result. None is dropped
+//!   when a guard is; those that an operation splits or merges away are dropped when its edit has
+//!   ended.
+//! - [`AddressSpace::remove`], [`update`](AddressSpace::update), [`replace`](AddressSpace::replace)
+//!   and [`relocate`](AddressSpace::relocate) wait for readers of the VMAs that they touch, and
+//!   hold no lock meanwhile ([`Exclusion`]).
 //! - A thread that would wait for itself is given an error that says so ([`EditError`],
 //!   [`ReadError`], [`ChangeError`]), as far as the [`Platform`] can tell threads apart.
 //!
 //! # Ranges that are not VMAs
 //!
-//! A change may begin or end inside a VMA, and may make neighbours alike. [`Payload`] says how what a
-//! VMA holds is split and merged then. The simplest is one that is neither:
+//! A change may begin or end inside a VMA, and may make neighbours alike. [`Payload`] says how what
+//! a VMA holds is split and merged then. The simplest is one that is neither:
 //!
 //! ```
 //! use pervma::{AddressSpace, ChangeError, Payload};
@@ -66,13 +68,13 @@
 //!
 //! The default feature `std` brings [`StdPlatform`], with `parking_lot`'s raw lock, the futex and a
 //! thread-local state. Without it the crate needs `alloc` only, and a [`Platform`] of yours: a raw
-//! lock of the crate [`lock_api`], memory for slabs ([`SlabMemory`]), a way to sleep on a word and to
-//! wake, and where a thread's state lives.
+//! lock of the crate [`lock_api`], memory for slabs ([`SlabMemory`]), a way to sleep on a word and
+//! to wake, and where a thread's state lives.
 //!
 //! # Memory orderings
 //!
-//! Each has a name, both of its ends, and a model that fails when it is weakened: `docs/orderings.md`
-//! in the repository.
+//! Each has a name, both of its ends, and a model that fails when it is weakened:
+//! `docs/orderings.md` in the repository.
 #![cfg_attr(
     pervma_model,
     expect(

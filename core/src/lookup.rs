@@ -50,8 +50,8 @@ enum Blocked<'s, T> {
 }
 
 impl<T, P: Platform> Map<T, P> {
-    /// Read-locks the VMA that holds `addr`, without waiting. The read lock is published in `record`
-    /// if there is one, else counted.
+    /// Read-locks the VMA that holds `addr`, without waiting. The read lock is published in
+    /// `record` if there is one, else counted.
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn try_read<'s>(
         &'s self,
@@ -86,7 +86,8 @@ impl<T, P: Platform> Map<T, P> {
         self.lookup_from(addr, record).map_err(|error| self.own(error))
     }
 
-    /// Read-locks the first VMA that ends above `addr`; waits for the edit or exclusion that has it.
+    /// Read-locks the first VMA that ends above `addr`; waits for the edit or exclusion that has
+    /// it.
     pub(crate) fn read_lock_at_or_after<'s>(
         &'s self,
         addr: usize,
@@ -147,7 +148,8 @@ impl<T, P: Platform> Map<T, P> {
         addr: usize,
         record: Option<&'s Record>,
     ) -> Option<ReadLocked<'s, T, P>> {
-        // The space before the sequence, both before the range: only then is the range ours to read.
+        // The space before the sequence, both before the range: only then is the range ours to
+        // read.
         let read_lock = Reference::<T, P>::acquire(slot, record).ok()?.admit(self.state())?;
         let holds = read_lock.span().contains(addr) || !keep(Step::CheckRange);
         holds.then_some(read_lock)
@@ -246,7 +248,8 @@ impl<T, P: Platform> Map<T, P> {
         addr: usize,
         record: Option<&'s Record>,
     ) -> Result<Found<'s, T, P>, ReadError> {
-        // Most models begin with the next walk: this one differs from it by what it does not record.
+        // Most models begin with the next walk: this one differs from it by what it does not
+        // record.
         let slot = if walks_unvalidated() { self.walk_to_open(addr) } else { None };
         Ok(match slot.and_then(|slot| self.read_in(slot, addr, record)) {
             Some(read_lock) => (read_lock, 1),
@@ -348,8 +351,8 @@ impl<T, P: Platform> Map<T, P> {
         }
         for _ in 0..=MAX_SKIPPED {
             match self.enter(self.walk_from(from, &mut path), record) {
-                // If neither it nor the path has changed, it is the next one, and between it and the
-                // address there is a hole.
+                // If neither it nor the path has changed, it is the next one, and between it and
+                // the address there is a hole.
                 Met::Vma(read_lock) => {
                     let covered =
                         watermark.covers(read_lock.changed_by()) || !keep(Step::CheckNextSince);

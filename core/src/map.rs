@@ -1,16 +1,16 @@
 //! One space: its state, its tree and its slab, bound together.
 //!
-//! Here a word of a leaf becomes a slot again, and a slot's index a word. Everything above works with
-//! [`Map`], with what it lends under the mmap lock ([`Vmas`], [`MapRead`], [`MapWrite`]) and with the
-//! [`WriteCursor`] of an edit.
+//! Here a word of a leaf becomes a slot again, and a slot's index a word. Everything above works
+//! with [`Map`], with what it lends under the mmap lock ([`Vmas`], [`MapRead`], [`MapWrite`]) and
+//! with the [`WriteCursor`] of an edit.
 //!
 //! # Invariants
 //!
-//! - **M1** The state, the tree and the slab of a map are used with each other only: nothing lends one
-//!   of them to another map's operation.
+//! - **M1** The state, the tree and the slab of a map are used with each other only: nothing lends
+//!   one of them to another map's operation.
 //! - **M2** A [`Vmas`] exists only while its map's mmap lock is held, by the thread that has it.
-//! - **T3** (of [`btree`](crate::btree)) Every word in a leaf is a slot attached to this map's space, as
-//!   long as the mmap lock is held and no operation of its holder is half done.
+//! - **T3** (of [`btree`](crate::btree)) Every word in a leaf is a slot attached to this map's
+//!   space, as long as the mmap lock is held and no operation of its holder is half done.
 #![expect(unsafe_code, reason = "words of the tree become slots again, by T3")]
 
 use alloc::sync::Arc;
@@ -182,8 +182,9 @@ impl<T, P: Platform> Map<T, P> {
         self.state.in_own_edit(|section| f(&mut WriteCursor::new(&Vmas::new(self), section)))
     }
 
-    /// Removes what has the smallest address, in an edit of its own, and gives its payload out if it
-    /// had one; waits for readers, also for those of other spaces that are late on a shared slab.
+    /// Removes what has the smallest address, in an edit of its own, and gives its payload out if
+    /// it had one; waits for readers, also for those of other spaces that are late on a shared
+    /// slab.
     fn pop(&self) -> Option<Option<T>> {
         let edit = self.write();
         let entry = edit.first_from(0)?;
@@ -266,7 +267,8 @@ impl<'s, T, P: Platform> Vmas<'s, T, P> {
     /// What a word of the tree leads to.
     #[inline]
     fn entry(&self, raw: u32) -> Entry<'s, '_, T> {
-        // SAFETY: a word of this map's tree; by M2 its mmap lock is held as long as `self` is borrowed.
+        // SAFETY: a word of this map's tree; by M2 its mmap lock is held as long as `self` is
+        // borrowed.
         unsafe { entry(self.map.slab(), raw) }
     }
 
@@ -371,8 +373,8 @@ impl<'s, T, P: Platform> MapWrite<'s, T, P> {
     }
 }
 
-/// The tree in the hands of the thread that edits its space. It goes from where it was last, as long
-/// as no node was split or refilled meanwhile.
+/// The tree in the hands of the thread that edits its space. It goes from where it was last, as
+/// long as no node was split or refilled meanwhile.
 pub(crate) struct WriteCursor<'s: 'm, 'm, T, P: Platform> {
     map: &'s Map<T, P>,
     /// The map's.
@@ -427,8 +429,8 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
         Some(at)
     }
 
-    /// Shows what has a byte in `span`, in order of address and in one walk, as long as `visit` says
-    /// so. No user code may run meanwhile.
+    /// Shows what has a byte in `span`, in order of address and in one walk, as long as `visit`
+    /// says so. No user code may run meanwhile.
     #[inline]
     pub(crate) fn visit(&mut self, span: Span, mut visit: impl FnMut(Entry<'s, 'm, T>) -> bool) {
         let slab = self.slab;
@@ -466,16 +468,16 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
         FreeSlot::alloc(self.slab.slots(), self.section)
     }
 
-    /// Whether nothing is in `span`. Its start was sought then, as [`link_sought`](Self::link_sought)
-    /// needs.
+    /// Whether nothing is in `span`. Its start was sought then, as
+    /// [`link_sought`](Self::link_sought) needs.
     #[inline]
     pub(crate) fn seek_free(&mut self, span: Span) -> bool {
         self.seek(span.start).is_none_or(|at| at.is_free(span))
     }
 
-    /// Links a free slot for `span`, whose start is no other's, to be attached at once: a walker that
-    /// gets here finds it detached, or locked. The gaps are right if nothing else is in the span.
-    /// When memory runs out nothing has changed.
+    /// Links a free slot for `span`, whose start is no other's, to be attached at once: a walker
+    /// that gets here finds it detached, or locked. The gaps are right if nothing else is in the
+    /// span. When memory runs out nothing has changed.
     pub(crate) fn link(&mut self, span: Span) -> Result<FreeSlot<'s, T>, OutOfMemory> {
         self.seek(span.start);
         self.link_sought(span)
@@ -500,8 +502,8 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
         }
     }
 
-    /// Takes the entry at `start` out of the tree. What it held, but for the bytes that are `kept` by
-    /// the entry before, becomes part of the gap before it.
+    /// Takes the entry at `start` out of the tree. What it held, but for the bytes that are `kept`
+    /// by the entry before, becomes part of the gap before it.
     #[inline]
     pub(crate) fn unlink(&mut self, start: usize, kept: usize) {
         self.seek(start);
@@ -519,7 +521,8 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
         }
     }
 
-    /// Takes the entry at `start` out of the tree, as [`unlink`](Self::unlink) does, and detaches it.
+    /// Takes the entry at `start` out of the tree, as [`unlink`](Self::unlink) does, and detaches
+    /// it.
     #[inline]
     pub(crate) fn detach(&mut self, start: usize, kept: usize, emptied: Emptied<'s, T>) {
         self.unlink(start, kept);

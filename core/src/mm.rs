@@ -4,9 +4,9 @@
 //! dropped, and goes even before the lock is released. Whoever holds it, or the lock for reading
 //! ([`MmapRead`]), may rely on lock invariant L4.
 //!
-//! Both belong to the thread that took the lock, and so does whatever borrows them: that thread goes
-//! on changing the space in ways that take no further lock (a reservation that it commits or drops),
-//! so no other thread may look through the same section meanwhile.
+//! Both belong to the thread that took the lock, and so does whatever borrows them: that thread
+//! goes on changing the space in ways that take no further lock (a reservation that it commits or
+//! drops), so no other thread may look through the same section meanwhile.
 
 use core::marker::PhantomData;
 use core::ops::Deref;

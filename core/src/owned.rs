@@ -141,8 +141,8 @@ impl<T: 'static, P: Platform> AddressSpace<T, P> {
         Ok(OwnedReadGuard { pin })
     }
 
-    /// As [`try_read`](Self::try_read), with a guard that owns a handle to the space and can be sent
-    /// to other threads.
+    /// As [`try_read`](Self::try_read), with a guard that owns a handle to the space and can be
+    /// sent to other threads.
     ///
     /// ```
     /// use pervma::AddressSpace;

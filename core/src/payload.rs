@@ -2,8 +2,8 @@
 
 use alloc::sync::Arc;
 
-/// How the payload of a VMA is split, when a change begins or ends inside of the VMA, and merged with
-/// that of a neighbour.
+/// How the payload of a VMA is split, when a change begins or ends inside of the VMA, and merged
+/// with that of a neighbour.
 ///
 /// Both look at payloads and make new ones. What they make replaces what they saw only when the
 /// whole operation has succeeded; until then, and if one of them panics, the map is as it was.
@@ -36,8 +36,8 @@ use alloc::sync::Arc;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Payloads are moved, and a change has several of them on the stack at a time: large ones belong in a
-/// `Box`.
+/// Payloads are moved, and a change has several of them on the stack at a time: large ones belong
+/// in a `Box`.
 ///
 /// One that stands for something indivisible says nothing more: `impl Payload for Device {}`. A
 /// change that would split its VMA is refused then.
@@ -46,8 +46,8 @@ use alloc::sync::Arc;
 /// neighbours merge. So do `&P` and [`Arc<P>`], which are equal if they are the same object.
 #[doc(alias("__split_vma", "vma_merge_region"))]
 pub trait Payload: Sized {
-    /// The payloads of the two parts of a VMA that is split `offset` bytes from its start; `None` if
-    /// it cannot be split, as by default.
+    /// The payloads of the two parts of a VMA that is split `offset` bytes from its start; `None`
+    /// if it cannot be split, as by default.
     fn split(&self, offset: usize) -> Option<(Self, Self)> {
         let _ = offset;
         None
@@ -56,8 +56,8 @@ pub trait Payload: Sized {
     /// The payload of this VMA, `len` bytes long, and of the one that starts where it ends, as one;
     /// `None` to keep them apart, as by default.
     ///
-    /// A VMA outside of the changed range may still have readers when this is called; they have
-    /// released it when the merged one takes its place.
+    /// A VMA outside of the changed range may have readers when this is called. If it still has one
+    /// when the merged one could take its place, the two stay apart.
     fn merge(&self, len: usize, next: &Self) -> Option<Self> {
         let _ = (len, next);
         None

@@ -43,15 +43,15 @@ use crate::thread::ThreadState;
 ///
 /// # Safety
 ///
-/// - [`with_thread`](Self::with_thread) lends each thread a state of its own, the same each time. If
-///   it lends thread B the state of thread A while A has an edit open, B edits without the lock,
+/// - [`with_thread`](Self::with_thread) lends each thread a state of its own, the same each time.
+///   If it lends thread B the state of thread A while A has an edit open, B edits without the lock,
 ///   which is undefined behaviour.
-/// - Once [`prepare_barrier`](Self::prepare_barrier) has returned `true`, [`barrier`](Self::barrier)
-///   does what it says.
-/// - [`wait`](Self::wait), [`wake`](Self::wake) and [`wake_all`](Self::wake_all) do not write to the
-///   word, not through its address either: it is the count of the lock.
-/// - None of the functions unwinds by itself, nor do those of the lock and of the memory: a change of
-///   the tree may be half done.
+/// - Once [`prepare_barrier`](Self::prepare_barrier) has returned `true`,
+///   [`barrier`](Self::barrier) does what it says.
+/// - [`wait`](Self::wait), [`wake`](Self::wake) and [`wake_all`](Self::wake_all) do not write to
+///   the word, not through its address either: it is the count of the lock.
+/// - None of the functions unwinds by itself, nor do those of the lock and of the memory: a change
+///   of the tree may be half done.
 pub unsafe trait Platform: Sized + 'static {
     /// The mmap lock. Only editors and readers on the slow path take it.
     #[cfg(not(pervma_model))]
@@ -70,8 +70,8 @@ pub unsafe trait Platform: Sized + 'static {
 
     /// Wakes a thread that sleeps on `word`, if one does.
     ///
-    /// Runs where a reader releases a VMA, so perhaps in a signal handler: it must take no lock, allocate
-    /// nothing and preserve `errno`.
+    /// Runs where a reader releases a VMA, so perhaps in a signal handler: it must take no lock,
+    /// allocate nothing and preserve `errno`.
     fn wake(word: &WaitWord);
 
     /// Wakes all threads that sleep on `word`. Runs where an exclusion ends.

@@ -19,13 +19,13 @@ use crate::vma_id::VmaId;
 /// A registered reader of a space, from [`register`](AddressSpace::register): for threads that read
 /// the same VMA at the same time.
 ///
-/// A lookup without it increments a count in the VMA, so threads that read one VMA take turns at the
-/// cache line of that count. A registered reader writes to a place of its own instead, and leaves
-/// the VMA's line to all. What it costs is paid by whoever changes or write-locks a VMA of the slab:
-/// as long as a reader is registered, that makes all running threads of the process pass a barrier
-/// (`membarrier(2)`; see [`Platform::barrier`]), scans as many places as were ever in use at once,
-/// and on a shared slab takes a lock for it. So: for VMAs that many threads read and few edits
-/// change.
+/// A lookup without it increments a count in the VMA, so threads that read one VMA take turns at
+/// the cache line of that count. A registered reader writes to a place of its own instead, and
+/// leaves the VMA's line to all. What it costs is paid by whoever changes or write-locks a VMA of
+/// the slab: as long as a reader is registered, that makes all running threads of the process pass
+/// a barrier (`membarrier(2)`; see [`Platform::barrier`]), scans as many places as were ever in use
+/// at once, and on a shared slab takes a lock for it. So: for VMAs that many threads read and few
+/// edits change.
 ///
 /// A thread can hold four guards of one reader at a time in this way; with more, or where a lookup
 /// has to wait, it counts as others do. In a signal handler it is as legal as
@@ -230,8 +230,8 @@ impl<T, P: Platform> fmt::Debug for Reader<'_, T, P> {
 }
 
 impl<T, P: Platform> AddressSpace<T, P> {
-    /// Registers the running thread as a reader that does not count itself in the VMAs that it reads.
-    /// See [`Reader`].
+    /// Registers the running thread as a reader that does not count itself in the VMAs that it
+    /// reads. See [`Reader`].
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -243,8 +243,8 @@ impl<T, P: Platform> AddressSpace<T, P> {
     ///
     /// # Errors
     ///
-    /// It waits for the mmap lock, so not while the thread edits this space or holds a guard of it; and
-    /// it may need memory. See [`RegisterError`].
+    /// It waits for the mmap lock, so not while the thread edits this space or holds a guard of it;
+    /// and it may need memory. See [`RegisterError`].
     ///
     /// # Panics
     ///

@@ -9,8 +9,8 @@ use smallvec::SmallVec;
 
 use crate::error::OutOfMemory;
 
-/// What stood in a range before it was changed: a VMA, or the part of one that lay in the range. Its
-/// payload is the caller's to drop.
+/// What stood in a range before it was changed: a VMA, or the part of one that lay in the range.
+/// Its payload is the caller's to drop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Removed<T> {

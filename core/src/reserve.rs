@@ -15,9 +15,9 @@ use crate::space::AddressSpace;
 /// A range that is taken while its mapping is made, from [`Edit::reserve`](crate::Edit::reserve).
 ///
 /// No lock is held meanwhile. [`commit`](Self::commit) turns it into a VMA; dropping it gives the
-/// range back, and never waits for the mmap lock: that happens in the edit that the thread has open;
-/// or at once, if no thread holds the lock; or else when the next edit begins, as always when it is
-/// dropped inside a [`HandlerScope`](crate::HandlerScope). A reservation that is forgotten
+/// range back, and never waits for the mmap lock: that happens in the edit that the thread has
+/// open; or at once, if no thread holds the lock; or else when the next edit begins, as always when
+/// it is dropped inside a [`HandlerScope`](crate::HandlerScope). A reservation that is forgotten
 /// ([`core::mem::forget`]) stays until the space is dropped.
 ///
 /// ```
@@ -77,9 +77,10 @@ impl<'s, T, P: Platform> Reservation<'s, T, P> {
     ///
     /// # Errors
     ///
-    /// [`GuardHeld`](ChangeError::GuardHeld) when the thread holds a guard of this space and no edit:
-    /// it would wait for the mmap lock. [`Overlap`](ChangeError::Overlap) when the reservation was
-    /// committed before. The payload comes back, and the reservation is what it was.
+    /// [`GuardHeld`](ChangeError::GuardHeld) when the thread holds a guard of this space and no
+    /// edit: it would wait for the mmap lock. [`Overlap`](ChangeError::Overlap) when the
+    /// reservation was committed before. The payload comes back, and the reservation is what it
+    /// was.
     ///
     /// # Panics
     ///

@@ -23,8 +23,8 @@ impl<'s, T, P: Platform> ReservedRange<'s, T, P> {
         self.map
     }
 
-    /// Maps the range: in the edit that the thread has open, if there is one, else in one of its own.
-    /// Gives the payload back if that was done before.
+    /// Maps the range: in the edit that the thread has open, if there is one, else in one of its
+    /// own. Gives the payload back if that was done before.
     pub(crate) fn commit(&mut self, payload: T) -> Result<Span, T> {
         HandlerScope::<P>::assert_may_wait();
         let Some(slot) = self.slot.take() else { return Err(payload) };

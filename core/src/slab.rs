@@ -15,8 +15,8 @@ use crate::sync::const_unless_model;
 /// A space has a slab of its own unless it is given a shared one
 /// ([`AddressSpace::new_in`](crate::AddressSpace::new_in)). What a removal frees is used again by
 /// the next insertion, in whichever space that happens. Memory goes back when the slab is dropped,
-/// never before; it holds at most some 89 million VMAs, and as many nodes. It is asked for in chunks,
-/// each four times as large as the one before, the first of 64 objects.
+/// never before; it holds at most some 89 million VMAs, and as many nodes. It is asked for in
+/// chunks, each four times as large as the one before, the first of 64 objects.
 ///
 /// ```
 /// use pervma::{AddressSpace, Slab};

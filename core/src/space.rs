@@ -153,8 +153,8 @@ impl<T, P: Platform> AddressSpace<T, P> {
         self.lookups().try_read(addr)
     }
 
-    /// As [`try_read`](Self::try_read), for statistics: says too how many walks of the tree the lookup
-    /// took, 1 when nothing was in the way.
+    /// As [`try_read`](Self::try_read), for statistics: says too how many walks of the tree the
+    /// lookup took, 1 when nothing was in the way.
     ///
     /// # Errors
     ///
@@ -307,8 +307,8 @@ impl<T, P: Platform> AddressSpace<T, P> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
-    /// An item is an error, and the last, where [`read_at_or_after`](Self::read_at_or_after) returns
-    /// one; drop each guard before asking for the next.
+    /// An item is an error, and the last, where [`read_at_or_after`](Self::read_at_or_after)
+    /// returns one; drop each guard before asking for the next.
     #[doc(alias = "for_each_vma")]
     pub fn iter(&self) -> impl Iterator<Item = Result<ReadGuard<'_, T, P>, ReadError>> {
         self.lookups().iter()

@@ -10,8 +10,8 @@ use crate::identity::{Identity, SpaceId};
 use crate::sync::{AtomicU64, Relaxed, const_unless_model};
 
 /// How many spaces a thread can hold read locks in, and in how many it can exclude, and still have
-/// its self-deadlocks reported. That is with up to 16,383 guards in each; what goes beyond takes the
-/// place of another space.
+/// its self-deadlocks reported. That is with up to 16,383 guards in each; what goes beyond takes
+/// the place of another space.
 pub(crate) const TRACKED_SPACES: usize = 4;
 
 const OWN: Relaxed = Relaxed("only this thread and its own signal handlers touch it");

@@ -13,8 +13,8 @@ use crate::platform::Platform;
 use crate::space::AddressSpace;
 
 /// The mmap lock held for reading, from [`view`](AddressSpace::view) or
-/// [`Edit::downgrade`](crate::Edit::downgrade): no edit begins while it lives, so every VMA stays as
-/// it is, and can be looked at without a lock of its own. What it shows is in [`Vmas`].
+/// [`Edit::downgrade`](crate::Edit::downgrade): no edit begins while it lives, so every VMA stays
+/// as it is, and can be looked at without a lock of its own. What it shows is in [`Vmas`].
 ///
 /// Readers go on beside it, and so do exclusions that wait. A thread that holds a view is told
 /// that it holds a guard where it would wait for itself. A view that is forgotten
@@ -33,8 +33,8 @@ use crate::space::AddressSpace;
 pub struct View<'s, T, P: Platform = DefaultPlatform> {
     map: MapRead<'s, T, P>,
     _held: Held<Guards, P>,
-    /// What the edit that this was has split or merged away: dropped last, since its destructors may
-    /// edit the space.
+    /// What the edit that this was has split or merged away: dropped last, since its destructors
+    /// may edit the space.
     _deferred_drops: Vec<T>,
 }
 

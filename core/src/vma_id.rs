@@ -1,11 +1,12 @@
-//! What a caller can keep over a dropped lock, to find the same VMA by, or to learn that it is gone.
+//! What a caller can keep over a dropped lock, to find the same VMA by, or to learn that it is
+//! gone.
 
 use crate::identity::SpaceId;
 use crate::lock::EditSeq;
 
 /// Names one VMA among all that ever were in this process, from a guard's
-/// [`id`](crate::ReadGuard::id); [`AddressSpace::try_read_id`](crate::AddressSpace::try_read_id) finds
-/// the VMA by it, or says that it is gone.
+/// [`id`](crate::ReadGuard::id); [`AddressSpace::try_read_id`](crate::AddressSpace::try_read_id)
+/// finds the VMA by it, or says that it is gone.
 ///
 /// An address does not prove identity: after a lock was dropped, another VMA may be mapped there.
 /// An id does. It is valid as long as its VMA is attached, and never given twice:

@@ -268,7 +268,7 @@ fn a_vma_is_not_idle_while_a_registered_reader_has_it() {
     assert_eq!(reader.try_read(15).unwrap().range(), 10..20, "nothing has changed for readers");
     drop(vma);
     assert!(space.edit().unwrap().try_write(15).is_ok());
-    // Nor is a neighbour merged whose reader would have to be waited for.
+    // Nor is a neighbour merged that has a reader.
     space.edit().unwrap().insert(20..30, Words([1; 6])).unwrap();
     let vma = reader.try_read(15).unwrap();
     thread::scope(|scope| {

@@ -1,8 +1,9 @@
-//! What a run of the gate did not do: the lines "ABSENT: .." and "NOT RUN: .." in the logs of its steps.
+//! What a run of the gate did not do: the lines "ABSENT: .." and "NOT RUN: .." in the logs of its
+//! steps.
 //!
-//! A step says ABSENT where something that it needs is not there. A test says NOT RUN (or "skipped")
-//! where it returns without having tried what its name says. Such a line counts unless the same test
-//! has run in another step, as another user.
+//! A step says ABSENT where something that it needs is not there. A test says NOT RUN (or
+//! "skipped") where it returns without having tried what its name says. Such a line counts unless
+//! the same test has run in another step, as another user.
 
 use std::collections::BTreeSet;
 use std::fs;

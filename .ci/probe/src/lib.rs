@@ -1,4 +1,5 @@
-//! The release of a read lock, and a lookup, by themselves, for `.ci/put` to read their machine code.
+//! The release of a read lock, and a lookup, by themselves, for `.ci/put` to read their machine
+//! code.
 #![expect(clippy::disallowed_types, reason = "the planted one goes around the facade")]
 
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -112,8 +112,8 @@ impl BTree {
         Ok(top)
     }
 
-    /// Removes the entry with exactly this `key`, if there is one. The bytes up to the next entry, but
-    /// for those that are `kept`, become part of the gap before it.
+    /// Removes the entry with exactly this `key`, if there is one. The bytes up to the next entry,
+    /// but for those that are `kept`, become part of the gap before it.
     ///
     /// Where the leaf is not sparse, [`Position::remove`] does the same.
     #[cold]

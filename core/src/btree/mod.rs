@@ -24,9 +24,9 @@
 //! Where the leaf is not full, or has entries enough without one, nothing changes but the leaf, and
 //! above it gaps. Else from the root down, in one pass: an insertion splits every full node it
 //! meets, a removal refills every sparse one. Either leaves a valid tree at each step, so running
-//! out of memory in the middle of an insertion changes nothing that a caller can see. An entry's new
-//! copy is linked before the old one goes: that saves walkers retries, correctness does not rest on
-//! it.
+//! out of memory in the middle of an insertion changes nothing that a caller can see. An entry's
+//! new copy is linked before the old one goes: that saves walkers retries, correctness does not
+//! rest on it.
 //!
 //! # Rejected
 //!

@@ -22,8 +22,8 @@ pub(crate) const NO_KEY: usize = usize::MAX;
 const WRITERS: Relaxed = Relaxed("only the writer asks, and only the writer changes it");
 
 /// What a word of the tree points to. The kind is part of the word, so a walker that meets a
-/// recycled node never takes a node for a VMA. Kept as it is stored, and taken apart when it is asked:
-/// each kind has a bit of its own.
+/// recycled node never takes a node for a VMA. Kept as it is stored, and taken apart when it is
+/// asked: each kind has a bit of its own.
 ///
 /// | value | meaning |
 /// |---|---|
@@ -134,12 +134,12 @@ unsafe impl Sync for Node {}
 unsafe impl Send for Node {}
 
 impl Node {
-    /// The last entry whose key is not above `addr`, or else the first one, for a walker: what it finds
-    /// in the middle of a change may be wrong, never out of bounds.
+    /// The last entry whose key is not above `addr`, or else the first one, for a walker: what it
+    /// finds in the middle of a change may be wrong, never out of bounds.
     ///
     /// First the group of keys, then the key in the group, both by counting: no branch depends on a
-    /// key, since in a random lookup such a branch is mispredicted at every node. In 32 bits, so that
-    /// the compiler counts before it scales, and not in the address of the word.
+    /// key, since in a random lookup such a branch is mispredicted at every node. In 32 bits, so
+    /// that the compiler counts before it scales, and not in the address of the word.
     #[inline(always)]
     pub(crate) fn search(&self, addr: usize) -> usize {
         const GROUP: usize = 4;

@@ -7,8 +7,8 @@ use crate::lock::EditSeq;
 use crate::platform::Platform;
 use crate::range::Span;
 
-/// An entry of a leaf and the way to it from the root, for the writer; good while nothing changes but
-/// that leaf.
+/// An entry of a leaf and the way to it from the root, for the writer; good while nothing changes
+/// but that leaf.
 pub(crate) struct Position<'n> {
     /// The nodes on the way, and the entry taken in each.
     nodes: [&'n Node; MAX_DEPTH],
@@ -18,8 +18,8 @@ pub(crate) struct Position<'n> {
 }
 
 impl<'n> Position<'n> {
-    /// At the root, from where [`seek`](Self::seek) goes on. A position is made where it is used and
-    /// not passed on: it is large.
+    /// At the root, from where [`seek`](Self::seek) goes on. A position is made where it is used
+    /// and not passed on: it is large.
     #[inline(always)]
     pub(crate) fn at_root(root: &'n Node) -> Self {
         Self { nodes: [root; MAX_DEPTH], entries: [0; MAX_DEPTH], leaf: 0 }
@@ -192,8 +192,8 @@ impl<'n> Position<'n> {
         entry > 0 && leaf.len() > SPARSE
     }
 
-    /// Removes an entry from a leaf that is [not sparse](Self::leaf_is_not_sparse). The bytes up to the
-    /// next entry, but for those that are `kept`, become part of the gap before it.
+    /// Removes an entry from a leaf that is [not sparse](Self::leaf_is_not_sparse). The bytes up to
+    /// the next entry, but for those that are `kept`, become part of the gap before it.
     #[inline]
     pub(crate) fn remove(&self, edit: EditSeq, kept: usize) {
         let (leaf, entry) = self.last();

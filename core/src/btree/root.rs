@@ -7,8 +7,8 @@ use crate::platform::Platform;
 use crate::sync::{AtomicU64, Relaxed, const_unless_model};
 
 /// As many nodes as a path can have: every node but the root keeps [`SPARSE`](super::node::SPARSE)
-/// entries or more, and with four of them each, thirteen levels hold as many entries as an arena has
-/// objects. The small nodes of tests are deeper.
+/// entries or more, and with four of them each, thirteen levels hold as many entries as an arena
+/// has objects. The small nodes of tests are deeper.
 pub(crate) const MAX_DEPTH: usize = if FANOUT < 16 { 32 } else { 16 };
 
 /// The root of a tree; the nodes are in an arena.

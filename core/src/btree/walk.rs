@@ -37,7 +37,8 @@ pub(crate) struct VisitedPath<'n, const MAX: usize> {
 /// The path of a walk to an address.
 pub(crate) type PathDown<'n> = VisitedPath<'n, MAX_DEPTH>;
 
-/// The path of a walk to an address, and of one to the next entry: down, and down again beside that.
+/// The path of a walk to an address, and of one to the next entry: down, and down again beside
+/// that.
 pub(crate) type PathToNext<'n> = VisitedPath<'n, { 3 * (MAX_DEPTH + 1) }>;
 
 impl<const MAX: usize> VisitedPath<'_, MAX> {

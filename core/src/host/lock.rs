@@ -3,8 +3,8 @@
 
 use lock_api::{RawRwLock, RawRwLockDowngrade};
 
-/// The mmap lock of [`StdPlatform`](crate::StdPlatform): `parking_lot`'s, which hands itself on to the
-/// next in the queue when one has waited long.
+/// The mmap lock of [`StdPlatform`](crate::StdPlatform): `parking_lot`'s, which hands itself on to
+/// the next in the queue when one has waited long.
 pub struct StdLock(parking_lot::RawRwLock);
 
 // SAFETY: `parking_lot`'s lock keeps the contract, and each call is handed on to it.

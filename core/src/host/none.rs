@@ -52,8 +52,8 @@ unsafe impl RawRwLockDowngrade for NoLock {
     }
 }
 
-// SAFETY: nothing sleeps, is written to, lent or unwound: no space has this platform, since its lock
-// cannot be made.
+// SAFETY: nothing sleeps, is written to, lent or unwound: no space has this platform, since its
+// lock cannot be made.
 unsafe impl Platform for NoPlatform {
     type Lock = NoLock;
     type Memory = GlobalMemory;

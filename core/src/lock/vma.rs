@@ -22,29 +22,29 @@
 //! | X+1 | *drained*: attached, and held by one writer or excluder only | is refused: *excluded* | its holder clears X, or detaches by storing 0 |
 //! | above X+1 | a writer or an excluder waits for readers | is refused: *excluded* | readers release |
 //!
-//! Registered readers ([`hazard`](crate::hazard)) hold a VMA without being counted, until the thread
-//! that sets X scans for them and transfers them to the count: X comes first in all rows above.
-//! Should the exclusion be abandoned then, the count may pass LIMIT, if 2³⁰ guards or so were
-//! forgotten before; readers are refused from there on.
+//! Registered readers ([`hazard`](crate::hazard)) hold a VMA without being counted, until the
+//! thread that sets X scans for them and transfers them to the count: X comes first in all rows
+//! above. Should the exclusion be abandoned then, the count may pass LIMIT, if 2³⁰ guards or so
+//! were forgotten before; readers are refused from there on.
 //!
-//! The count changes by read-modify-write, except 0 → 1 (attach) and X+1 → 0 (detach), when no other
-//! thread may change it: at 0 and at X+1 every reader is refused.
+//! The count changes by read-modify-write, except 0 → 1 (attach) and X+1 → 0 (detach), when no
+//! other thread may change it: at 0 and at X+1 every reader is refused.
 //!
 //! # The event word
 //!
 //! A second word, an *eventcount*: bit 0 says that a thread may sleep on it, the rest counts
 //! exclusions that ended. It is never reset and kept across reuse. A writer that waits for readers
-//! sleeps on the count, one at most; what an *exclusion* refuses (a reader, another excluder) sleeps
-//! on the event word. Ending an exclusion makes a system call only if bit 0 is set. What an *edit*
-//! refuses waits for the mmap lock instead.
+//! sleeps on the count, one at most; what an *exclusion* refuses (a reader, another excluder)
+//! sleeps on the event word. Ending an exclusion makes a system call only if bit 0 is set. What an
+//! *edit* refuses waits for the mmap lock instead.
 //!
 //! # Invariants
 //!
 //! - **L1** A reader's increment succeeds only from 1 … LIMIT-1.
-//! - **L2** Between an admitted reader's increment (or its publication) and its release the VMA stays
-//!   attached, to the same space, and nothing changes it: whoever sets X waits for X+1.
-//! - **L3** From the X+1 that its writer saw until the end of the edit, no reader is admitted: first
-//!   the count refuses, then `lock_seq == seq` does.
+//! - **L2** Between an admitted reader's increment (or its publication) and its release the VMA
+//!   stays attached, to the same space, and nothing changes it: whoever sets X waits for X+1.
+//! - **L3** From the X+1 that its writer saw until the end of the edit, no reader is admitted:
+//!   first the count refuses, then `lock_seq == seq` does.
 //! - **L4** Only the holder of the mmap lock for writing sets X or attaches, and never sets X where
 //!   it is set. Only the thread that set X clears it or detaches: an edit before it ends, an
 //!   exclusion (see [`Excluded`](crate::slots::Excluded)) in a later edit, or without the lock when
@@ -57,7 +57,8 @@
 //! bits, since with 32 a writer that meets a `lock_seq` from 2³¹ edits ago believes the VMA is its
 //! own; the end of a wait is an acquire; the end of an edit is a release; a release of the count
 //! wakes through the slot, which is never freed, and not through the space; X stays from before the
-//! wait until the detached count is 0, where Linux excludes twice; exclusions that outlive the lock.
+//! wait until the detached count is 0, where Linux excludes twice; exclusions that outlive the
+//! lock.
 //!
 //! # Rejected
 //!
@@ -142,8 +143,8 @@ impl VmaLock {
     ///
     /// # Errors
     ///
-    /// Each row of the value table that refuses has its own, and so has a compare-exchange that kept
-    /// failing.
+    /// Each row of the value table that refuses has its own, and so has a compare-exchange that
+    /// kept failing.
     #[doc(alias = "vma_start_read")]
     #[inline(always)]
     pub fn try_acquire(&self) -> Result<(), Refused> {
@@ -170,8 +171,8 @@ impl VmaLock {
         core::ptr::from_ref(self).addr()
     }
 
-    /// As [`try_acquire`](Self::try_acquire), for a reader that has published that it reads the VMA,
-    /// and is not counted.
+    /// As [`try_acquire`](Self::try_acquire), for a reader that has published that it reads the
+    /// VMA, and is not counted.
     ///
     /// # Errors
     ///
@@ -199,8 +200,8 @@ impl VmaLock {
             .fetch_sub(1, Relaxed("HAZARD_SCAN has shown that it left, to the only waiter"));
     }
 
-    /// Whether the VMA is not write-locked, for a reader that has acquired it and knows that the slot
-    /// belongs to the space of `seq`.
+    /// Whether the VMA is not write-locked, for a reader that has acquired it and knows that the
+    /// slot belongs to the space of `seq`.
     ///
     /// May say "locked" wrongly, when an edit ends meanwhile; never "unlocked" wrongly: `lock_seq`
     /// stays while the reader has a reference, and the edit that stored it is completed.
@@ -236,14 +237,15 @@ impl VmaLock {
         count >= EXCLUDED && keep(Step::TestExcluded)
     }
 
-    /// Whether `edit` has write-locked this VMA.
+    /// The last edit that has write-locked this VMA. The caller holds the mmap lock.
     #[inline]
-    pub(crate) fn is_locked_by(&self, edit: EditSeq) -> bool {
-        self.lock_seq.load(Relaxed("written under the mmap lock, which is held")) == edit.number()
+    pub(crate) fn locked_last_by(&self) -> EditSeq {
+        let number = self.lock_seq.load(Relaxed("written under the mmap lock, which is held"));
+        EditSeq::from_number(number)
     }
 
-    /// Sets X in an attached VMA where it is not set: no reader acquires it any more. The mmap lock is
-    /// held for writing.
+    /// Sets X in an attached VMA where it is not set: no reader acquires it any more. The mmap lock
+    /// is held for writing.
     #[doc(alias("__vma_enter_locked", "__vma_start_exclude_readers"))]
     #[inline]
     pub fn exclude(&self) {
@@ -296,8 +298,8 @@ impl VmaLock {
         if count == EXCLUDED + 1 { Ok(()) } else { Err(count) }
     }
 
-    /// Write-locks a drained VMA for the rest of `edit`, and clears X: from here the sequence refuses
-    /// readers.
+    /// Write-locks a drained VMA for the rest of `edit`, and clears X: from here the sequence
+    /// refuses readers.
     #[inline]
     pub fn lock_until_end_of(&self, edit: EditSeq) {
         let lock = || self.lock_seq.store(edit.number(), Relaxed("published by EXCLUDE_END"));
@@ -372,9 +374,9 @@ impl VmaLock {
         }
     }
 
-    /// Announces a sleeper, with the mmap lock held and after the count was seen excluded. `None` if
-    /// the exclusion has ended already; else what [`wait_notified`](Self::wait_notified) needs, once
-    /// the mmap lock is released.
+    /// Announces a sleeper, with the mmap lock held and after the count was seen excluded. `None`
+    /// if the exclusion has ended already; else what [`wait_notified`](Self::wait_notified) needs,
+    /// once the mmap lock is released.
     pub fn prepare_wait(&self) -> Option<EventKey> {
         if !keep(Step::SeparateEvent) {
             return Some(EventKey(self.refcnt.word().load(MUTANT)));
@@ -466,7 +468,7 @@ mod tests {
         lock.exclude();
         assert!(lock.is_excluded() && lock.wait_drained::<StdPlatform>(None));
         lock.lock_until_end_of(edit);
-        assert!(lock.is_locked_by(edit));
+        assert_eq!(lock.locked_last_by(), edit);
         assert_eq!(lock.count(), 1, "the sequence refuses, not the count");
         assert!(!lock.is_unlocked(&seq) && lock.looks_locked(&seq));
         seq.end(edit);

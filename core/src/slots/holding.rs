@@ -14,7 +14,7 @@ use crate::arena::Idx;
 use crate::deferred::DeferredReleases;
 use crate::error::OutOfMemory;
 use crate::identity::SpaceId;
-use crate::lock::{EventKey, Refused, VmaLock};
+use crate::lock::{EditSeq, EventKey, Refused, VmaLock};
 use crate::mm::{EditSection, MmapRead};
 use crate::platform::Platform;
 use crate::range::Span;
@@ -35,9 +35,9 @@ impl<'s: 'm, 'm, T> Entry<'s, 'm, T> {
     ///
     /// # Safety
     ///
-    /// `index` names `slot`. It is attached to the space whose mmap lock is held for `'m`, and while
-    /// the result or anything borrowed from it lives, no other handle gives unique access to its
-    /// payload.
+    /// `index` names `slot`. It is attached to the space whose mmap lock is held for `'m`, and
+    /// while the result or anything borrowed from it lives, no other handle gives unique access to
+    /// its payload.
     #[inline]
     pub(crate) unsafe fn new(slot: &'s Slot<T>, index: Idx<Slot<T>>) -> Self {
         Self { slot, index, _section: PhantomData }
@@ -67,7 +67,8 @@ impl<'s: 'm, 'm, T> Entry<'s, 'm, T> {
         (!self.is_reserved()).then_some(Attached { slot, index, _section })
     }
 
-    /// Acquires it for a reader that holds the mmap lock for reading; the read lock may outlive that.
+    /// Acquires it for a reader that holds the mmap lock for reading; the read lock may outlive
+    /// that.
     pub(crate) fn acquire<P: Platform>(
         self,
         section: &MmapRead<'_, P>,
@@ -158,6 +159,11 @@ impl<'s: 'm, 'm, T> Attached<'s, 'm, T> {
         self.slot.lock.is_excluded()
     }
 
+    /// Whether an edit after `edit` has write-locked it.
+    pub(crate) fn was_locked_since(&self, edit: EditSeq) -> bool {
+        self.slot.lock.locked_last_by().is_after(edit)
+    }
+
     /// How many readers it has, for its excluder.
     pub(crate) fn readers(&self) -> u32 {
         self.slot.lock.readers()
@@ -175,7 +181,7 @@ impl<'s: 'm, 'm, T> Attached<'s, 'm, T> {
         if lock.is_excluded() {
             return None;
         }
-        if !lock.is_locked_by(section.edit()) {
+        if lock.locked_last_by() != section.edit() {
             lock.exclude();
             slots.readers().transfer_readers(section, iter::once(lock));
             lock.wait_drained::<P>(None);
@@ -191,7 +197,7 @@ impl<'s: 'm, 'm, T> Attached<'s, 'm, T> {
         section: &EditSection<'_, P>,
     ) -> Option<WriteLocked<'s, 'm, T>> {
         let lock = &self.slot.lock;
-        if !lock.is_locked_by(section.edit()) {
+        if lock.locked_last_by() != section.edit() {
             if !slots.try_exclude_idle(lock, section) {
                 return None;
             }
@@ -270,8 +276,8 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         pushed
     }
 
-    /// Excludes and appends, on an empty list, what `each` gives to its argument. That says whether it
-    /// could be done, as [`push`](Self::push) does. Registered readers are scanned for once.
+    /// Excludes and appends, on an empty list, what `each` gives to its argument. That says whether
+    /// it could be done, as [`push`](Self::push) does. Registered readers are scanned for once.
     pub(crate) fn push_all(
         &mut self,
         section: &EditSection<'_, P>,
@@ -283,7 +289,8 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         self.slots.readers().transfer_readers(section, locks);
     }
 
-    /// Excludes and appends one; its registered readers must be transferred before the caller waits.
+    /// Excludes and appends one; its registered readers must be transferred before the caller
+    /// waits.
     #[inline]
     fn push_unscanned(&mut self, vma: &Attached<'_, '_, T>) -> bool {
         if vma.is_excluded() {
@@ -294,17 +301,13 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         true
     }
 
-    /// Takes in one more VMA if it can be had: in an edit's list waiting for its readers, in an
-    /// exclusion's only if it has none.
+    /// Takes in one more VMA if it has no reader and no other thread excludes it.
     #[inline]
-    pub(crate) fn take_in(
+    pub(crate) fn take_in_idle(
         &mut self,
         vma: Attached<'_, '_, T>,
         section: &EditSection<'_, P>,
     ) -> bool {
-        if !self.outlives_edit {
-            return self.push(vma, section);
-        }
         let idle = self.slots.try_exclude_idle(&vma.slot.lock, section);
         if idle {
             self.append(vma.index);
@@ -348,7 +351,8 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         iter::successors(self.first, |index| self.next(*index))
     }
 
-    /// Waits until the readers of all of them have released them; `false` if the deadline came first.
+    /// Waits until the readers of all of them have released them; `false` if the deadline came
+    /// first.
     #[inline]
     pub(crate) fn wait_drained(&self, deadline: Option<P::Deadline>) -> bool {
         self.iter().all(|vma| vma.slot.lock.wait_drained::<P>(deadline))
@@ -380,8 +384,8 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         entries.for_each(|entry| self.append(entry.index));
     }
 
-    /// Takes the first VMA off the list, once it is drained: its range, its payload, and what is left
-    /// to be filled again or detached.
+    /// Takes the first VMA off the list, once it is drained: its range, its payload, and what is
+    /// left to be filled again or detached.
     #[inline]
     pub(crate) fn take_first(&mut self) -> Option<(Span, T, Emptied<'s, T>)> {
         let index = self.first?;
@@ -519,8 +523,8 @@ impl<'s, T> Reserved<'s, T> {
     }
 }
 
-/// A slot with nothing in it, the caller's to attach something or to [`give_back`](Self::give_back).
-/// One that is dropped is never used again.
+/// A slot with nothing in it, the caller's to attach something or to
+/// [`give_back`](Self::give_back). One that is dropped is never used again.
 #[must_use]
 pub(crate) struct FreeSlot<'s, T> {
     slot: &'s Slot<T>,

@@ -2,8 +2,8 @@
 //! ordering and whether a step of the protocol is taken. The one piece of logic is the stand-in for
 //! the futex (compare, enqueue, wake), which the litmus model `futex` checks by itself.
 //!
-//! The checker is loom, which tries every schedule and every outcome that the memory model allows; or
-//! shuttle, which tries random schedules of larger programs and knows no memory model.
+//! The checker is loom, which tries every schedule and every outcome that the memory model allows;
+//! or shuttle, which tries random schedules of larger programs and knows no memory model.
 #![expect(
     clippy::unwrap_used,
     clippy::missing_panics_doc,
@@ -76,8 +76,8 @@ std::thread_local! {
     static UNVALIDATED: core::cell::Cell<bool> = const { core::cell::Cell::new(false) };
 }
 
-/// Makes lookups of the models that this thread runs begin with a walk that is not validated, as the
-/// shipped ones do.
+/// Makes lookups of the models that this thread runs begin with a walk that is not validated, as
+/// the shipped ones do.
 pub fn walk_unvalidated() {
     UNVALIDATED.set(true);
 }
@@ -113,12 +113,13 @@ fn barrier() -> Option<Arc<Barrier>> {
     BARRIER.with(|barrier| barrier.borrow().clone())
 }
 
-/// A stand-in for `membarrier(2)` between one thread that asks for barriers and one that passes them.
+/// A stand-in for `membarrier(2)` between one thread that asks for barriers and one that passes
+/// them.
 ///
-/// The system call returns when the other thread has come past a full barrier, at a place of its program
-/// that nobody knows: what it did before is visible, what it does behind it sees what was done before
-/// the call. Here it comes past at the first of its fences for signal handlers, its barrier points or
-/// those that a model gives it, after the barrier was asked for, or when it ends.
+/// The system call returns when the other thread has come past a full barrier, at a place of its
+/// program that nobody knows: what it did before is visible, what it does behind it sees what was
+/// done before the call. Here it comes past at the first of its fences for signal handlers, its
+/// barrier points or those that a model gives it, after the barrier was asked for, or when it ends.
 pub struct Barrier {
     state: Mutex<Barriers>,
     passed: Condvar,

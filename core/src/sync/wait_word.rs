@@ -14,7 +14,8 @@ mod real {
 
     /// A word of a VMA that threads sleep on: a futex word.
     ///
-    /// The platform's [`wait`](crate::Platform::wait) and [`wake`](crate::Platform::wake) receive one.
+    /// The platform's [`wait`](crate::Platform::wait) and [`wake`](crate::Platform::wake) receive
+    /// one.
     #[doc(alias("vm_refcnt", "VMA_LOCK_OFFSET", "VM_REFCNT_EXCLUDE_READERS_FLAG"))]
     #[repr(transparent)]
     pub struct WaitWord(AtomicU32);
@@ -24,15 +25,15 @@ mod real {
             Self(AtomicU32::new(value))
         }
 
-        /// The current value, with no ordering: enough to decide whether to go on waiting, since the
-        /// lock looks again, with its own ordering, after every wait.
+        /// The current value, with no ordering: enough to decide whether to go on waiting, since
+        /// the lock looks again, with its own ordering, after every wait.
         #[inline]
         pub fn value(&self) -> u32 {
             self.0.load(Relaxed("a waiter looks again, with an ordering of its own"))
         }
 
-        /// The word's address, for a system call that compares and sleeps. Whoever writes through it
-        /// breaks the contract of [`Platform`](crate::Platform), and the lock.
+        /// The word's address, for a system call that compares and sleeps. Whoever writes through
+        /// it breaks the contract of [`Platform`](crate::Platform), and the lock.
         #[inline]
         pub fn as_ptr(&self) -> *const u32 {
             self.0.raw().as_ptr()

@@ -214,8 +214,8 @@ impl<'a> Layers<'a> {
         circles
     }
 
-    /// Folders with a line between their files that has files from outside: the order of the folders
-    /// is another than that of the files.
+    /// Folders with a line between their files that has files from outside: the order of the
+    /// folders is another than that of the files.
     fn torn_folders(&self) -> Vec<String> {
         let folders: BTreeSet<&str> = self
             .source

@@ -1,5 +1,5 @@
-//! Holds ARCHITECTURE.md's layers against the imports: a file uses files of its own line and of those
-//! above, no two files know each other, and packages depend on each other as the page says.
+//! Holds ARCHITECTURE.md's layers against the imports: a file uses files of its own line and of
+//! those above, no two files know each other, and packages depend on each other as the page says.
 
 mod check;
 mod list;

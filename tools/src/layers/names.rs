@@ -8,7 +8,8 @@ use super::source::{Crate, Kind, ROOT};
 pub(crate) type Uses = BTreeMap<(usize, usize), BTreeSet<(usize, String)>>;
 
 impl Crate {
-    /// All uses of one file by another. What is reached by methods alone is not named, and not seen.
+    /// All uses of one file by another. What is reached by methods alone is not named, and not
+    /// seen.
     pub(crate) fn uses(&self) -> Uses {
         let mut uses = Uses::new();
         for (at, module) in self.modules.iter().enumerate() {

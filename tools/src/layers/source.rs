@@ -50,7 +50,8 @@ pub(crate) struct Module {
     pub(crate) mentions: Vec<Mention>,
 }
 
-/// A file: its path, and what the layers call it (`tree/node`; `tree` is `tree.rs` or `tree/mod.rs`).
+/// A file: its path, and what the layers call it (`tree/node`; `tree` is `tree.rs` or
+/// `tree/mod.rs`).
 #[derive(Debug)]
 pub(crate) struct File {
     pub(crate) path: PathBuf,

@@ -12,8 +12,8 @@ use crate::workspace::Workspace;
 /// In the order of these files, `low` uses nothing.
 const ORDER: &[&str] = &["low", "middle", "high", "lib"];
 
-/// What is wrong in a crate of `files`, beside the roots `low`, `middle` and `high` that are empty if
-/// they are not given.
+/// What is wrong in a crate of `files`, beside the roots `low`, `middle` and `high` that are empty
+/// if they are not given.
 fn findings(order: &[&str], files: &[(&str, &str)]) -> Vec<String> {
     let folder = tempfile::tempdir().unwrap();
     let package = folder.path().join("package");

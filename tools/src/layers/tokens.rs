@@ -2,8 +2,8 @@
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// All paths in `tokens`, without generic arguments, each with its line. `$crate` is `crate`; a path
-/// that begins with another variable of a macro is unknown and left out.
+/// All paths in `tokens`, without generic arguments, each with its line. `$crate` is `crate`; a
+/// path that begins with another variable of a macro is unknown and left out.
 pub(crate) fn paths(tokens: TokenStream) -> Vec<(Vec<String>, usize)> {
     let mut found = Vec::new();
     scan(&tokens.into_iter().collect::<Vec<_>>(), &mut found);
