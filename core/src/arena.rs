@@ -143,6 +143,16 @@ const fn chunk_len(chunk: usize) -> usize {
     (FIRST_CHUNK as usize) << (2 * chunk)
 }
 
+/// The most objects that an arena holds.
+pub(crate) const CAPACITY: usize = {
+    let (mut chunk, mut sum) = (0, 0);
+    while chunk < CHUNKS {
+        sum += chunk_len(chunk);
+        chunk += 1;
+    }
+    sum
+};
+
 // What is stored in a word of the tree has 30 bits, and the mask names each chunk.
 const _: () = assert!(chunk_len(CHUNKS - 1) << CHUNK_BITS <= 1 << 30 && CHUNKS <= 1 << CHUNK_BITS);
 

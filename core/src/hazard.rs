@@ -43,13 +43,13 @@
 
 use core::marker::PhantomData;
 
-use crate::arena::{All, Arena, Object, Users};
+use crate::arena::{All, Arena, CAPACITY, Object, Users};
 use crate::error::OutOfMemory;
 use crate::ledger::{
     HAZARD_FREE, HAZARD_PUBLISH, HAZARD_PUBLISH_FENCE, HAZARD_RETRACT, HAZARD_RETRACT_FENCE,
     HAZARD_SCAN, HAZARD_SCAN_FENCE, HAZARD_TRANSFER_FENCE, RECORD_GIVE_UP, RECORD_TEST,
 };
-use crate::lock::VmaLock;
+use crate::lock::{EXCLUDED, LIMIT, VmaLock};
 use crate::mm::EditSection;
 use crate::platform::Platform;
 use crate::step::Step;
@@ -60,6 +60,9 @@ use crate::sync::{
 
 /// Hazard pointers in a record: guards that a thread can hold at once without counting.
 const HAZARDS: usize = if cfg!(pervma_model) { 2 } else { 4 };
+
+// All of them, counted in one VMA in addition to LIMIT, do not make X.
+const _: () = assert!(cfg!(pervma_model) || CAPACITY * HAZARDS < (EXCLUDED - LIMIT) as usize);
 
 /// In a hazard pointer: its reader is done, and tests for a transfer. No VMA's name: they are
 /// aligned.

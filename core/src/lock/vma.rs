@@ -10,22 +10,22 @@
 //!
 //! # Values of the count (`refcnt`)
 //!
-//! X stands for [`EXCLUDED`], bit 30 (bit 2 under the models, so that the count fills). While it is
-//! set, readers are refused. LIMIT is X-1.
+//! X stands for [`EXCLUDED`], bit 30 (bit 3 under the models, so that the count fills). While it is
+//! set, readers are refused. [`LIMIT`] is X/2.
 //!
 //! | refcnt | meaning | a reader that comes now | ended by |
 //! |---|---|---|---|
 //! | 0 | detached | is refused: *detached* | attach stores 1 |
 //! | 1 | attached, no counted reader; write-locked if `lock_seq == seq` | acquires, if `seq` agrees | any transition |
-//! | 2 … LIMIT | attached, value-1 readers, some only to find it write-locked and release | acquires below LIMIT; is refused at LIMIT: *busy* | any transition |
+//! | 2 … X-1 | attached, value-1 readers, some only to find it write-locked and release | acquires below LIMIT; is refused from LIMIT on: *busy* | any transition |
 //! | X | never | | |
 //! | X+1 | *drained*: attached, and held by one writer or excluder only | is refused: *excluded* | its holder clears X, or detaches by storing 0 |
 //! | above X+1 | a writer or an excluder waits for readers | is refused: *excluded* | readers release |
 //!
 //! Registered readers ([`hazard`](crate::hazard)) hold a VMA without being counted, until the
 //! thread that sets X scans for them and transfers them to the count: X comes first in all rows
-//! above. Should the exclusion be abandoned then, the count may pass LIMIT, if 2³⁰ guards or so
-//! were forgotten before; readers are refused from there on.
+//! above. Should the exclusion be abandoned then, the count may pass LIMIT, if 2²⁹ guards were
+//! forgotten before; it never reaches X, for there are fewer registered readers than X - LIMIT.
 //!
 //! The count changes by read-modify-write, except 0 → 1 (attach) and X+1 → 0 (detach), when no
 //! other thread may change it: at 0 and at X+1 every reader is refused.
@@ -84,10 +84,11 @@ use crate::sync::{AtomicU64, MUTANT, Relaxed, WaitWord, check, const_unless_mode
 
 /// X, the bit in the count that keeps readers out.
 #[doc(alias("VMA_LOCK_OFFSET", "VM_REFCNT_EXCLUDE_READERS_FLAG"))]
-pub const EXCLUDED: u32 = if cfg!(pervma_model) { 1 << 2 } else { 1 << 30 };
+pub const EXCLUDED: u32 = if cfg!(pervma_model) { 1 << 3 } else { 1 << 30 };
 
-/// The most the count can hold: one attachment and LIMIT-1 readers.
-pub const LIMIT: u32 = EXCLUDED - 1;
+/// From here on the count takes no reader by itself: one attachment and LIMIT-1 readers. What is
+/// left below X is for the registered readers that an exclusion may count in addition.
+pub const LIMIT: u32 = EXCLUDED / 2;
 
 /// How often a reader's increment is tried when others change the count at the same time.
 const ACQUIRE_TRIES: u32 = 64;
@@ -152,7 +153,7 @@ impl VmaLock {
         for _ in 0..ACQUIRE_TRIES {
             match count {
                 0 if keep(Step::RefuseDetached) => return Err(Refused::Detached),
-                LIMIT if keep(Step::RefuseFull) => return Err(Refused::Busy),
+                LIMIT..EXCLUDED if keep(Step::RefuseFull) => return Err(Refused::Busy),
                 EXCLUDED.. if keep(Step::RefuseExcluded) => return Err(Refused::Excluded),
                 _ => {}
             }
@@ -237,11 +238,10 @@ impl VmaLock {
         count >= EXCLUDED && keep(Step::TestExcluded)
     }
 
-    /// The last edit that has write-locked this VMA. The caller holds the mmap lock.
+    /// Whether `edit` has write-locked this VMA.
     #[inline]
-    pub(crate) fn locked_last_by(&self) -> EditSeq {
-        let number = self.lock_seq.load(Relaxed("written under the mmap lock, which is held"));
-        EditSeq::from_number(number)
+    pub(crate) fn is_locked_by(&self, edit: EditSeq) -> bool {
+        self.lock_seq.load(Relaxed("written under the mmap lock, which is held")) == edit.number()
     }
 
     /// Sets X in an attached VMA where it is not set: no reader acquires it any more. The mmap lock
@@ -453,6 +453,8 @@ mod tests {
         lock.pretend_readers(LIMIT - 2);
         assert_eq!(lock.try_acquire(), Ok(()), "the last place");
         assert_eq!((lock.count(), lock.try_acquire()), (LIMIT, Err(Refused::Busy)));
+        lock.pretend_readers(EXCLUDED - 2);
+        assert_eq!(lock.try_acquire(), Err(Refused::Busy), "registered readers came on top");
 
         for excluded in [EXCLUDED + 1, EXCLUDED + 7] {
             lock.pretend_readers(excluded - 1);
@@ -468,7 +470,7 @@ mod tests {
         lock.exclude();
         assert!(lock.is_excluded() && lock.wait_drained::<StdPlatform>(None));
         lock.lock_until_end_of(edit);
-        assert_eq!(lock.locked_last_by(), edit);
+        assert!(lock.is_locked_by(edit));
         assert_eq!(lock.count(), 1, "the sequence refuses, not the count");
         assert!(!lock.is_unlocked(&seq) && lock.looks_locked(&seq));
         seq.end(edit);

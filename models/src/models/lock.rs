@@ -19,8 +19,8 @@ pub(crate) struct Vma {
     pub(crate) seq: SpaceSeq,
     pub(crate) lock: VmaLock,
     field: Cell<u32>,
-    /// Raised while a writer has the VMA or it is detached; loom's own atomic, read by read-modify-write, so that
-    /// it orders nothing and shows the newest value.
+    /// Raised while a writer has the VMA or it is detached; loom's own atomic, read by
+    /// read-modify-write, so that it orders nothing and shows the newest value.
     pub(crate) written: AtomicU32,
 }
 
@@ -194,14 +194,14 @@ pub(crate) const FULL: Model = Model {
     run: || {
         let space = std::sync::Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
-        let one = space.try_read(10).unwrap();
-        // X is 4 here: 1 for the attachment, and room for two readers.
-        let inside = Arc::new(AtomicU32::new(1));
+        // LIMIT is 4 here: 1 for the attachment, and three readers.
+        let two = [(); 2].map(|()| space.try_read(10).unwrap());
+        let inside = Arc::new(AtomicU32::new(2));
         let readers = [0, 1].map(|_| {
             let (space, inside) = (std::sync::Arc::clone(&space), Arc::clone(&inside));
             thread::spawn(move || match space.try_read(10) {
                 Ok(_vma) => {
-                    assert!(inside.fetch_add(1, Relaxed) < 2, "{OVER}");
+                    assert!(inside.fetch_add(1, Relaxed) < 3, "{OVER}");
                     inside.fetch_sub(1, Relaxed);
                 }
                 Err(error) => assert_eq!(error, ReadError::Busy { addr: 10 }, "{OVER}"),
@@ -210,7 +210,7 @@ pub(crate) const FULL: Model = Model {
         for reader in readers {
             reader.join().unwrap();
         }
-        drop(one);
+        drop(two);
         assert!(space.edit().unwrap().try_write(10).is_ok(), "{OVER}");
     },
     mutants: &[drop_step(Step::RefuseFull, OVER)],
