@@ -50,6 +50,8 @@ use crate::thread::ThreadState;
 ///   [`barrier`](Self::barrier) does what it says.
 /// - [`wait`](Self::wait), [`wake`](Self::wake) and [`wake_all`](Self::wake_all) do not write to
 ///   the word, not through its address either: it is the count of the lock.
+/// - None of the functions, nor those of the lock, uses an address space: they are called in the
+///   middle of changes.
 /// - None of the functions unwinds by itself, nor do those of the lock and of the memory: a change
 ///   of the tree may be half done.
 pub unsafe trait Platform: Sized + 'static {
