@@ -66,7 +66,8 @@ impl<K: Kind, P: Platform> Drop for Held<K, P> {
 ///
 /// While it lives, the thread must not wait: whatever takes a lock of this crate (an edit, the slow
 /// path of a blocking read, the end of a space) panics, which in an `extern "C"` handler ends the
-/// process. That turns "this path never locks" from a promise into a check.
+/// process. That turns "this path never locks" from a promise into a check. What is not checked is
+/// an [`Edit`](crate::Edit) that was begun before: its changes wait for readers.
 ///
 /// A guard that a handler takes must be dropped before the handler returns. Else the thread's
 /// record of guards may be wrong, and with it the errors that report self-deadlocks.
@@ -116,9 +117,9 @@ impl<P: Platform> HandlerScope<P> {
         P::with_thread(ThreadState::in_handler).unwrap_or(false)
     }
 
-    /// Panics inside a marked handler: the caller is about to take the mmap lock.
+    /// Panics inside a marked handler: the caller is about to take the mmap lock, or to wait.
     pub(crate) fn assert_may_wait() {
-        assert!(!Self::active(), "the mmap lock was asked for inside a signal handler");
+        assert!(!Self::active(), "what may wait was called inside a signal handler");
     }
 }
 

@@ -14,7 +14,7 @@ use crate::arena::Idx;
 use crate::deferred::DeferredReleases;
 use crate::error::OutOfMemory;
 use crate::identity::SpaceId;
-use crate::lock::{EditSeq, EventKey, Refused, VmaLock};
+use crate::lock::{EventKey, Refused, VmaLock};
 use crate::mm::{EditSection, MmapRead};
 use crate::platform::Platform;
 use crate::range::Span;
@@ -159,11 +159,6 @@ impl<'s: 'm, 'm, T> Attached<'s, 'm, T> {
         self.slot.lock.is_excluded()
     }
 
-    /// Whether an edit after `edit` has write-locked it.
-    pub(crate) fn was_locked_since(&self, edit: EditSeq) -> bool {
-        self.slot.lock.locked_last_by().is_after(edit)
-    }
-
     /// How many readers it has, for its excluder.
     pub(crate) fn readers(&self) -> u32 {
         self.slot.lock.readers()
@@ -181,7 +176,7 @@ impl<'s: 'm, 'm, T> Attached<'s, 'm, T> {
         if lock.is_excluded() {
             return None;
         }
-        if lock.locked_last_by() != section.edit() {
+        if !lock.is_locked_by(section.edit()) {
             lock.exclude();
             slots.readers().transfer_readers(section, iter::once(lock));
             lock.wait_drained::<P>(None);
@@ -197,7 +192,7 @@ impl<'s: 'm, 'm, T> Attached<'s, 'm, T> {
         section: &EditSection<'_, P>,
     ) -> Option<WriteLocked<'s, 'm, T>> {
         let lock = &self.slot.lock;
-        if lock.locked_last_by() != section.edit() {
+        if !lock.is_locked_by(section.edit()) {
             if !slots.try_exclude_idle(lock, section) {
                 return None;
             }
