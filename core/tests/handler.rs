@@ -461,8 +461,8 @@ fn its_own_thread_excludes() {
     drop(exclusion);
 }
 
-/// Another thread write-locks the VMA again and again, until a lookup has found it after it was in the
-/// way.
+/// Another thread write-locks the VMA again and again, until a lookup has found it after it was in
+/// the way.
 fn it_has_to_walk_again() {
     let space = space();
     let (readers, id) = (Readers::register(&space), id_at(&space, CHANGED));

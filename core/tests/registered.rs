@@ -1,5 +1,5 @@
-//! Registered readers: what they hold stays, a thread that waits for them is woken, and what they cannot
-//! publish they count.
+//! Registered readers: what they hold stays, a thread that waits for them is woken, and what they
+//! cannot publish they count.
 #![expect(clippy::unwrap_used, clippy::disallowed_types, reason = "tests")]
 
 mod common;

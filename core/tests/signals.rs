@@ -1,8 +1,8 @@
 //! A signal handler that looks addresses up while its own thread looks up, edits and excludes: real
 //! signals at any instruction, as fast as they can be sent.
 //!
-//! It must never be told *locked*, for no thread would unlock while it waits, nor shown a hole that is
-//! none; and it leaves the thread's record of what it holds as it was.
+//! It must never be told *locked*, for no thread would unlock while it waits, nor shown a hole that
+//! is none; and it leaves the thread's record of what it holds as it was.
 #![cfg(target_os = "linux")]
 #![expect(clippy::disallowed_types, reason = "tests")]
 
@@ -95,7 +95,8 @@ fn a_handler_reads_in_the_middle_of_everything() {
             }
             let start = round * 7 % 90 + 101 * (round % 2);
             round += 1;
-            // Were a guard of the handler still on record, or one of ours taken off, this would fail.
+            // Were a guard of the handler still on record, or one of ours taken off, this would
+            // fail.
             let mut edit = SPACE.edit().unwrap();
             edit.insert(start..start + 3, start).unwrap();
             *edit.write(start).unwrap() = start;

@@ -1,5 +1,5 @@
-//! A signal handler after each single instruction of a registered reader's lookups and of the drop of
-//! its guards: by the processor's trap flag, so that no window is missed for being short.
+//! A signal handler after each single instruction of a registered reader's lookups and of the drop
+//! of its guards: by the processor's trap flag, so that no window is missed for being short.
 #![cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
 #![expect(clippy::unwrap_used, clippy::disallowed_types, reason = "tests")]
 
@@ -33,7 +33,8 @@ type Reader<'s> = pervma::Reader<'s, u64, Host>;
 static READER: AtomicPtr<Reader<'static>> = AtomicPtr::new(ptr::null_mut());
 /// What the handler does at its step.
 static HANDLER: AtomicPtr<fn(&Reader<'_>)> = AtomicPtr::new(ptr::null_mut());
-/// The instructions that were stepped over, and the one after which the handler does it, or [`EACH`].
+/// The instructions that were stepped over, and the one after which the handler does it, or
+/// [`EACH`].
 static STEPS: AtomicU64 = AtomicU64::new(0);
 static AT: AtomicU64 = AtomicU64::new(0);
 

@@ -1,9 +1,9 @@
-//! Real threads on everything at once: readers of all kinds beside editors of all kinds, slots going
-//! from space to space.
+//! Real threads on everything at once: readers of all kinds beside editors of all kinds, slots
+//! going from space to space.
 //!
 //! What a reader holds must stay as it is and alive; every payload is dropped once; what is mapped
-//! throughout is always found; memory stops growing. A run ends when everything has happened, and not
-//! before `PERVMA_STRESS_SECONDS`.
+//! throughout is always found; memory stops growing. A run ends when everything has happened, and
+//! not before `PERVMA_STRESS_SECONDS`.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_types, reason = "tests")]
 
 mod common;
@@ -142,7 +142,8 @@ fn reader(arena: &Arena, seed: u64, all_seen: &Sender<Seen>) {
                     registered[number] = None;
                 }
                 let reader = registered[number].get_or_insert_with(|| space.register().unwrap());
-                // Twice the same, so that the first is published and the next beside it, or counted.
+                // Twice the same, so that the first is published and the next beside it, or
+                // counted.
                 let read = reader.try_read(addr);
                 let again = reader.try_read(CONSTANT);
                 judge(

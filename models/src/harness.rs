@@ -34,9 +34,9 @@ pub(crate) struct Mutant {
 /// What a mutant changes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// The edge of this name becomes the next that is weaker: an acquire or a release relaxed (a fence
-    /// disappears), a sequentially consistent fence one that acquires and releases. An edge is never
-    /// both an acquire and a release (`core/tests/ledger.rs`).
+    /// The edge of this name becomes the next that is weaker: an acquire or a release relaxed (a
+    /// fence disappears), a sequentially consistent fence one that acquires and releases. An edge
+    /// is never both an acquire and a release (`core/tests/ledger.rs`).
     Weaken(&'static str),
     /// The step is left out.
     Drop(Step),

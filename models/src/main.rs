@@ -1,10 +1,10 @@
 //! Runs the models of pervma's protocol, and for each the mutants that it must reject.
 //!
-//! `pervma-models` runs everything and prints tables, with `--json` only their sums; it exits with 1
-//! if a model fails or a mutant survives. `pervma-models NAME` runs one model, `pervma-models NAME
-//! MUTANT` one mutant in this very process, which a mutant may end. `pervma-models --orderings`
-//! prints the page of all orderings, docs/orderings.md. Whatever would cut an exploration short is
-//! refused.
+//! `pervma-models` runs everything and prints tables, with `--json` only their sums; it exits with
+//! 1 if a model fails or a mutant survives. `pervma-models NAME` runs one model, `pervma-models
+//! NAME MUTANT` one mutant in this very process, which a mutant may end. `pervma-models
+//! --orderings` prints the page of all orderings, docs/orderings.md. Whatever would cut an
+//! exploration short is refused.
 
 mod harness;
 mod models;

@@ -28,7 +28,8 @@ const FILES: [&str; 9] = [
 /// A file of the module, a piece of it, and what stands there instead.
 type Plant = (&'static str, &'static str, &'static str);
 
-/// Compiles the module and the ledger with `items` behind them: LLVM's text, or the compiler's errors.
+/// Compiles the module and the ledger with `items` behind them: LLVM's text, or the compiler's
+/// errors.
 fn compile(name: &str, items: &str, plant: Option<Plant>) -> Result<String, String> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("../core/src");
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -74,7 +75,8 @@ fn line(name: &str, line: &str) -> Result<(), String> {
 }
 
 /// The operations of the module: what carries them, how they are called (on the word `a`, with the
-/// edge `E` and a number `N` that makes each function another), how many orderings their code names.
+/// edge `E` and a number `N` that makes each function another), how many orderings their code
+/// names.
 const OPERATIONS: &[(Kind, &str, &str, usize)] = &[
     (Kind::Load, "AtomicU32", "u64::from(a.load(E)) + N", 1),
     (Kind::Load, "AtomicU64", "a.load(E) ^ N", 1),

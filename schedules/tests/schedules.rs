@@ -1,5 +1,5 @@
-//! Whole operations with real waiting, under random schedules: nobody sleeps for ever, and nobody is
-//! held up by who has nothing to do with it.
+//! Whole operations with real waiting, under random schedules: nobody sleeps for ever, and nobody
+//! is held up by who has nothing to do with it.
 //!
 //! Half of the schedules are drawn at random, half by the priorities of PCT, all from fixed seeds.
 //! shuttle reports the schedule in which every thread sleeps, and one that does not come to an end.
@@ -340,10 +340,10 @@ fn an_endless_line_of_readers_would_if_they_got_in() {
     fails_without(&[Step::RefuseExcluded], ENDLESS, beside_readers_of_a);
 }
 
-/// The ten ways in which a change can tear an iteration: the middle of three VMAs is merged with both
-/// neighbours, with the left one (whole, in part), with the right one (whole, in part); a VMA that
-/// comes into a hole between two is merged with both, the left, the right; the middle one is split,
-/// below and above.
+/// The ten ways in which a change can tear an iteration: the middle of three VMAs is merged with
+/// both neighbours, with the left one (whole, in part), with the right one (whole, in part); a VMA
+/// that comes into a hole between two is merged with both, the left, the right; the middle one is
+/// split, below and above.
 fn iterate_beside_a_change(case: u32) {
     let (left, right) = (1, if matches!(case, 1 | 6) { 1 } else { 3 });
     let (part, becomes) = match case {

@@ -1,4 +1,5 @@
-//! What the test programs share: an end for tests that wait for ever, and a platform that can be watched.
+//! What the test programs share: an end for tests that wait for ever, and a platform that can be
+//! watched.
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use std::marker::PhantomData;
@@ -106,8 +107,8 @@ pub(crate) trait Watched: 'static {
     fn calls() -> &'static Calls;
 }
 
-/// [`StdPlatform`], with its calls counted. A lock or a sleep inside a marked signal handler ends the
-/// process.
+/// [`StdPlatform`], with its calls counted. A lock or a sleep inside a marked signal handler ends
+/// the process.
 pub(crate) struct Delegate<W>(PhantomData<W>);
 
 // SAFETY: `StdPlatform` does what it promises; what is counted is no word of a lock.

@@ -79,8 +79,8 @@ pub(crate) const CLAIM: Model = Model {
 };
 
 /// B11. The counter-example to the conclusion that no second check is needed: a reader finds a VMA
-/// and sleeps while it is detached, freed, used again and attached. Its increment succeeds; only the
-/// checks that follow turn it away, that of the space and that of the address.
+/// and sleeps while it is detached, freed, used again and attached. Its increment succeeds; only
+/// the checks that follow turn it away, that of the space and that of the address.
 pub(crate) const SLEEPER: Model = Model {
     name: "exchange_sleeper",
     property: "a reader that sleeps from the walk on, across detach, free, reuse and attach, is turned away",

@@ -208,8 +208,8 @@ pub(crate) const REGISTER: Model = Model {
     mutants: &[drop_step(Step::ScanHazards, RACE)],
 };
 
-/// One reader of a space, one editor that moves its slot to another space on the same slab, and takes
-/// it away there too.
+/// One reader of a space, one editor that moves its slot to another space on the same slab, and
+/// takes it away there too.
 pub(crate) const ELSEWHERE: Model = Model {
     name: "elsewhere",
     property: "the writer of one space waits for the late registered reader of another",

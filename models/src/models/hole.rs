@@ -160,8 +160,8 @@ pub(crate) const RECYCLED_WORD: Model = Model {
     mutants: &[weaken("NODE_LINK", HOLE)],
 };
 
-/// An edit takes the only VMA out and puts it back; in between, another space, whose edits have lower
-/// numbers, takes the node.
+/// An edit takes the only VMA out and puts it back; in between, another space, whose edits have
+/// lower numbers, takes the node.
 pub(crate) const RECYCLED_STAMP: Model = Model {
     name: "recycled_stamp",
     property: "an address that one edit replaces is never reported as a hole, whoever has its node",

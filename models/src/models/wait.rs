@@ -88,7 +88,8 @@ pub(crate) const BLOCKING_READ: Model = Model {
     mutants: &[drop_step(Step::WakeWriter, DEADLOCK)],
 };
 
-/// B18. An exclusion that waits until a deadline, against a reader that uses what the VMA stands for.
+/// B18. An exclusion that waits until a deadline, against a reader that uses what the VMA stands
+/// for.
 pub(crate) const CANCELLED_WAIT: Model = Model {
     name: "cancelled_wait",
     property: "a wait that gives up leaves nothing behind, and one that does not has seen the readers leave",

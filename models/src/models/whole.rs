@@ -19,8 +19,8 @@ const COPIED: &str = "a reader is inside a VMA that is being copied";
 const BETWEEN: &str = "another edit has come between an edit and the view that it became";
 const TAG: &str = "a node is taken for a VMA, or a VMA for a node";
 
-/// A slot of a space that ends, met by a reader of another space that remembers it from before; a third
-/// space uses it next.
+/// A slot of a space that ends, met by a reader of another space that remembers it from before; a
+/// third space uses it next.
 fn end_of_a_space(forget: bool) {
     let slab = std::sync::Arc::new(Slab::new());
     let new_in = || AddressSpace::new_in(1, std::sync::Arc::clone(&slab));
