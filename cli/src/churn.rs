@@ -11,7 +11,7 @@ use rand::RngExt;
 use crate::error::Error;
 use crate::input::{Input, PAGE};
 
-/// The pages that one change is about, at most.
+/// The most pages that one change covers.
 const MOST: usize = 16;
 
 /// What the thread did.
@@ -20,12 +20,12 @@ pub(crate) struct Churned {
     /// Changes of the region, and regions mapped, changed and dropped beside it.
     pub(crate) ops: u64,
     pub(crate) time: Duration,
-    /// Whether its own pages always came back right.
+    /// Whether its own pages always had the bytes of the file.
     pub(crate) matches: bool,
 }
 
-/// Changes the region until `done`: discards what others read, and unmaps, maps, protects and reads
-/// the pages of `own`, which no other thread reads.
+/// Changes the region until `done`: discards pages that others read, and unmaps, maps, protects and
+/// reads the pages of `own`, which no other thread reads.
 pub(crate) fn churn(
     region: &LiveRegion,
     own: Range<usize>,
@@ -39,7 +39,7 @@ pub(crate) fn churn(
     let beside = MemorySource::new(vec![1; 4 * MOST * PAGE]);
     let others = 0..own.start;
     while done.get().is_none() {
-        // What is read by others may only be discarded, and protected as it is.
+        // Pages that others read may only be discarded, and protected as they are.
         if !others.is_empty() {
             let part = random_part(others.clone(), &mut random);
             region.discard(part.clone())?;
@@ -53,7 +53,7 @@ pub(crate) fn churn(
             region.protect(part.clone(), Access::None)?;
             region.protect(part.clone(), Access::Read)?;
             churned.ops += 4;
-            // Not always: changes are to be many, and reads are slow.
+            // Not always: reads are slow, and many changes are wanted.
             if random.random_range(0..8) == 0 {
                 let [found, expected] = &mut buffers;
                 let (found, expected) = (&mut found[..part.len()], &mut expected[..part.len()]);
@@ -74,7 +74,7 @@ pub(crate) fn churn(
     Ok(churned)
 }
 
-/// Some pages of a range of offsets, which begins with a page and ends with one or with the region.
+/// Returns some pages of a range of offsets; the range ends with a page, or with the region.
 fn random_part(within: Range<usize>, random: &mut impl RngExt) -> Range<usize> {
     let pages = within.len().div_ceil(PAGE);
     let first = random.random_range(0..pages);

@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::progress as line;
 use crate::words::count;
 
-/// The keys of `--json`, in this order.
+/// What `--json` prints, in this order.
 #[derive(Serialize)]
 struct Json<'a> {
     ops: u64,
@@ -33,7 +33,7 @@ struct Calls {
     failed: u64,
 }
 
-/// Compares; returns what to print, and whether nothing differed.
+/// Compares, and returns what to print and whether nothing differed.
 pub(crate) fn compare(options: &DifferOptions) -> Result<(String, bool), Error> {
     let machine = Machine::here().map_err(Error::Differ)?;
     if let Some(reason) = machine.unfit().map_err(Error::Differ)? {

@@ -1,12 +1,12 @@
-//! What can be wrong, each in one line that says what to do.
+//! Errors, each in one line that says what to do.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The exit status when nothing could be measured: one line on standard error says why.
+/// The exit status of errors; one line on standard error says what is wrong.
 pub(crate) const BAD_INPUT: u8 = 2;
 
-/// Why nothing was paged.
+/// Why nothing was paged or compared.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("{0} (see pervma --help)")]
@@ -25,7 +25,7 @@ pub(crate) enum Error {
     )]
     Resident { bytes: usize, granule: usize, least: usize },
     #[error(
-        "{}: its bytes cannot be read any more: give a file that does not get shorter",
+        "{}: its bytes cannot be read any more: give a file that is not shortened meanwhile",
         one_line(file)
     )]
     Shortened { file: PathBuf },
@@ -54,7 +54,7 @@ pub(crate) enum Error {
     Output(#[from] io::Error),
 }
 
-/// The name as text that stays on its line.
+/// Returns a name as text on one line.
 pub(crate) fn one_line(file: &Path) -> String {
     let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
     file.to_string_lossy().chars().map(escape).collect()

@@ -1,4 +1,4 @@
-//! The file to page: opened without waiting, and checked before anything is begun.
+//! The file to page: opened without waiting, and checked before anything begins.
 
 use std::fs::File;
 use std::io;
@@ -25,7 +25,7 @@ pub(crate) struct Input {
 }
 
 impl Input {
-    /// Opens FILE, or this program's own.
+    /// Opens FILE, or this program's own file.
     pub(crate) fn open(path: Option<&Path>) -> Result<Self, Error> {
         let path = match path {
             Some(path) => path.to_owned(),
@@ -55,23 +55,23 @@ impl Input {
         Err(Error::File { file: path, reason: reason.to_owned(), advice })
     }
 
-    /// The file once more, for a source to own.
+    /// Duplicates the file, for a source to own.
     pub(crate) fn reopen(&self) -> Result<File, Error> {
         self.file.try_clone().map_err(|error| cannot_read(self.path.clone(), error))
     }
 
-    /// Its bytes now.
+    /// Returns the present length of the file in bytes.
     pub(crate) fn size(&self) -> Result<u64, Error> {
         let metadata = self.file.metadata();
         metadata.map(|data| data.len()).map_err(|error| cannot_read(self.path.clone(), error))
     }
 
-    /// The file itself.
+    /// Returns the open file.
     pub(crate) fn file(&self) -> &File {
         &self.file
     }
 
-    /// Reads what is at an offset, all of it.
+    /// Fills `bytes` with what is at an offset.
     pub(crate) fn read(&self, at: usize, bytes: &mut [u8]) -> Result<(), Error> {
         match self.file.read_exact_at(bytes, at as u64) {
             Ok(()) => Ok(()),
@@ -83,7 +83,7 @@ impl Input {
     }
 }
 
-/// The SHA-256 of so many bytes, which are read in order; tells `watch` how many have been.
+/// Returns the SHA-256 of `len` bytes. They are read in order; `watch` is told how many have been.
 pub(crate) fn sha256(
     len: usize,
     read: impl Fn(usize, &mut [u8]) -> Result<(), Error>,
@@ -100,7 +100,7 @@ pub(crate) fn sha256(
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Whether there is something to read.
+/// Returns whether there is something to read.
 fn has_bytes(file: &File) -> bool {
     file.read_at(&mut [0], 0).is_ok_and(|read| read > 0)
 }

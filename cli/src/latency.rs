@@ -6,7 +6,7 @@ use std::time::Duration;
 const EXACT: u64 = 64;
 const STEPS: u64 = 32;
 
-/// How many parts of the file are told apart.
+/// The number of parts of the file that are counted apart.
 pub(crate) const PARTS: usize = 128;
 
 /// Times in ns, counted by their length.
@@ -45,7 +45,7 @@ impl Histogram {
         self.longest
     }
 
-    /// The time in ns that so many thousandths of all times do not exceed; 0 without any.
+    /// Returns the time in ns that so many thousandths of all times do not exceed; 0 without any.
     pub(crate) fn per_mille(&self, thousandths: u64) -> u64 {
         let wanted = (u128::from(self.count()) * u128::from(thousandths)).div_ceil(1000).max(1);
         let mut sum = 0;
@@ -58,8 +58,8 @@ impl Histogram {
         self.longest
     }
 
-    /// How many times there are from each power of two of ns up to the next, from the first that has
-    /// some to the last.
+    /// Returns how many times there are from each power of two of ns up to the next, from the first
+    /// that has some to the last.
     pub(crate) fn by_power(&self) -> Vec<(u64, u64)> {
         let mut powers: Vec<(u64, u64)> = Vec::new();
         for (bucket, &count) in self.counts.iter().enumerate() {
@@ -86,7 +86,7 @@ fn bucket(ns: u64) -> usize {
     bucket as usize
 }
 
-/// The shortest time in a bucket.
+/// Returns the shortest time in a bucket.
 fn lowest(bucket: usize) -> u64 {
     let bucket = bucket as u64;
     if bucket < EXACT {
@@ -97,7 +97,7 @@ fn lowest(bucket: usize) -> u64 {
     (STEPS + step).checked_shl((power - 5) as u32).filter(|_| power < 64).unwrap_or(u64::MAX)
 }
 
-/// What a part of the file took.
+/// The times of touches in a part of the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Part {
     pub(crate) touches: u64,
@@ -105,11 +105,11 @@ pub(crate) struct Part {
     pub(crate) longest: u64,
 }
 
-/// How long touches took.
+/// The times of touches.
 #[derive(Clone, Debug)]
 pub(crate) struct Latency {
     pub(crate) histogram: Histogram,
-    /// By where in the file they were.
+    /// By place in the file.
     pub(crate) parts: [Part; PARTS],
 }
 

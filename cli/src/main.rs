@@ -1,6 +1,5 @@
-//! `pervma`: sees real page faults served, and checks every byte.
+//! `pervma`: serves real page faults, and checks every byte.
 #![deny(unsafe_code)]
-#![deny(unreachable_pub)]
 
 mod args;
 mod churn;
@@ -31,14 +30,14 @@ const MATCHED: u8 = 0;
 /// Bytes differed, or pages were not faulted in; or the kernel and the model differ.
 const MISMATCHED: u8 = 1;
 
-/// Bytes of the stack that the work is done on, whatever `ulimit -s` is.
+/// The size of the stack that the work is done on, in bytes; `ulimit -s` may be anything.
 const STACK: usize = 2 << 20;
 
 fn main() -> ExitCode {
     let work = thread::Builder::new().stack_size(STACK).spawn(run);
     let result = work.map_err(Error::NoThread).and_then(|work| touch::join(work.join()));
     ExitCode::from(result.unwrap_or_else(|error| {
-        // Nowhere is left to report that standard error is closed.
+        // If standard error is closed, there is no place left to report that.
         let _ = writeln!(io::stderr(), "pervma: {error}");
         BAD_INPUT
     }))

@@ -1,4 +1,4 @@
-//! The file mapped by the kernel, to compare with.
+//! The file mapped by the kernel, to compare the region with.
 #![expect(unsafe_code, reason = "maps a file, and reads memory that others may change")]
 
 use std::ffi::c_void;
@@ -10,7 +10,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use crate::error::Error;
 use crate::touch::Pages;
 
-/// A file mapped for reading. Where it was shortened meanwhile, a touch ends the process (SIGBUS).
+/// A file mapped for reading. If it gets shorter, a touch behind its end ends the process (SIGBUS).
 #[derive(Debug)]
 pub(crate) struct Mapped {
     start: *mut c_void,
@@ -23,7 +23,7 @@ unsafe impl Sync for Mapped {}
 impl Mapped {
     pub(crate) fn new(file: &File, len: usize) -> Result<Self, Error> {
         let (prot, flags) = (ProtFlags::READ, MapFlags::SHARED);
-        // SAFETY: a new mapping, where the kernel finds room.
+        // SAFETY: a new mapping, in a gap that the kernel finds.
         let mapped = unsafe { mmap(ptr::null_mut(), len, prot, flags, file, 0) };
         let start = mapped.map_err(|errno| Error::Compare(errno.into()))?;
         Ok(Self { start, len })

@@ -1,11 +1,11 @@
-//! How much memory there is to be had.
+//! How much memory is available.
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-/// What this process can still take without swapping or hitting the limit of a control group, in
-/// bytes; `None` where the kernel does not say.
+/// Returns how many bytes this process can still use without swapping and without exceeding the
+/// limit of a control group; `None` where the kernel does not say.
 pub(crate) fn available() -> Option<u64> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -13,19 +13,19 @@ pub(crate) fn available() -> Option<u64> {
     of_machine().into_iter().chain(groups.iter().filter_map(Group::left)).min()
 }
 
-/// Whether a thread can be started and still leave room for what threads allocate as they start
-/// and end, which aborts the process when it fails.
+/// Returns whether there is address space for another thread and for what threads allocate as they
+/// start and end: the process aborts when that fails.
 ///
 /// # Errors
 ///
 /// When the address space is nearly full (`ulimit -v`).
 pub(crate) fn headroom() -> io::Result<()> {
     // A stack of 2 MiB, and far more than a thread allocates as it starts.
-    const ROOM: usize = 32 << 20;
+    const SPACE: usize = 32 << 20;
     // Reserved for a moment, not touched.
-    let mut room = Vec::<u8>::new();
-    let found = room.try_reserve_exact(ROOM);
-    black_box(&mut room);
+    let mut space = Vec::<u8>::new();
+    let found = space.try_reserve_exact(SPACE);
+    black_box(&mut space);
     found.map_err(|_| io::ErrorKind::OutOfMemory.into())
 }
 
@@ -36,22 +36,22 @@ fn of_machine() -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// Which of the two kinds of control groups.
+/// The two versions of control groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Version {
     One,
     Two,
 }
 
-/// A control group that may have a limit of memory.
+/// A control group, which may have a limit of memory.
 #[derive(Debug, PartialEq, Eq)]
 struct Group {
     version: Version,
     folder: PathBuf,
 }
 
-/// The control groups that bound this process's memory: its own and those above it, of each
-/// hierarchy, wherever it is mounted.
+/// Returns the control groups that bound this process's memory: its own and those above it, of each
+/// hierarchy, wherever that is mounted.
 fn groups_with_limits(mounts: &str, groups: &str) -> Vec<Group> {
     let mut found = Vec::new();
     for mount in mounts.lines().filter_map(Mount::parse) {
@@ -64,7 +64,7 @@ fn groups_with_limits(mounts: &str, groups: &str) -> Vec<Group> {
             };
             of_this.then_some(path)
         });
-        // Of a hierarchy a part may be mounted; what is outside of it cannot be seen.
+        // Only a part of a hierarchy may be mounted; the groups outside cannot be seen.
         let own = own.and_then(|own| Path::new(own).strip_prefix(&mount.root).ok());
         let folder = mount.at.join(own.unwrap_or(Path::new("")));
         let above = folder.ancestors().take_while(|folder| folder.starts_with(&mount.at));
@@ -76,13 +76,13 @@ fn groups_with_limits(mounts: &str, groups: &str) -> Vec<Group> {
 /// Where a hierarchy of control groups is mounted.
 struct Mount {
     version: Version,
-    /// The group that is the top of what is mounted.
+    /// The group that is mounted there.
     root: PathBuf,
     at: PathBuf,
 }
 
 impl Mount {
-    /// A line of `mountinfo`, if it is about such a hierarchy that bounds memory.
+    /// Reads a line of `mountinfo`; `None` if it is not about a hierarchy that bounds memory.
     fn parse(line: &str) -> Option<Self> {
         let (about, file_system) = line.split_once(" - ")?;
         let mut about = about.split(' ').skip(3);
@@ -99,7 +99,7 @@ impl Mount {
     }
 }
 
-/// A path in `mountinfo`, where some characters stand as a backslash and three octal digits.
+/// Decodes a path of `mountinfo`, which has a backslash and three octal digits for some characters.
 fn unescaped(path: &str) -> String {
     let mut text = String::new();
     let mut rest = path;
@@ -116,7 +116,8 @@ fn unescaped(path: &str) -> String {
 }
 
 impl Group {
-    /// What it has left, if it has a limit. What is kept of files is given back before that is hit.
+    /// Returns how many bytes it has left, if it has a limit. The page cache of files counts as
+    /// free: the kernel drops it first.
     fn left(&self) -> Option<u64> {
         let read = |name| fs::read_to_string(self.folder.join(name)).ok();
         let number = |name| read(name)?.trim().parse::<u64>().ok();
@@ -188,7 +189,7 @@ mod tests {
         write(&two.join("c"), "memory.current", "500\n");
         write(&two.join("c"), "memory.max", "3000\n");
         assert_eq!(left_in(&mounts, groups), Some(2500));
-        // No limit is the largest number of whole pages.
+        // The largest number of whole pages stands for no limit.
         write(&one, "memory.limit_in_bytes", "9223372036854771712\n");
         assert_eq!(left_in(&mounts, "4:memory:/\n"), Some(9_223_372_036_854_770_712));
     }
@@ -199,7 +200,7 @@ mod tests {
         let at = top.path().display();
         write(top.path(), "memory.current", "0\n");
         write(top.path(), "memory.max", "5000\n");
-        // Its part of the hierarchy is mounted; or its path is one that it cannot see.
+        // Only its part of the hierarchy is mounted; or its path is outside of what it can see.
         for (root, path) in
             [("/docker/1", "/docker/1"), ("/", "/"), ("/", "/not/here"), ("/x", "/y")]
         {

@@ -1,9 +1,9 @@
-//! Numbers in random order, with no list of them.
+//! Numbers in random order, without a list of them.
 
 /// The numbers below a limit, each once, in an order that a key decides.
 ///
-/// A Feistel network over the next power of four permutes all numbers below that; one that is not
-/// below the limit is permuted again, until it is.
+/// A Feistel network over the next power of four permutes all numbers below that; a result that is
+/// not below the limit is permuted again, until it is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Order {
     count: u64,
@@ -19,7 +19,7 @@ impl Order {
         Self { count, half: bits.div_ceil(2).max(1), key }
     }
 
-    /// The number that comes after `index` others.
+    /// Returns the number that comes after `index` others.
     pub(crate) fn at(&self, index: usize) -> usize {
         let mut number = index as u64;
         loop {
@@ -41,7 +41,7 @@ impl Order {
     }
 }
 
-/// The last step of SplitMix64.
+/// Mixes the bits, as the last step of SplitMix64 does.
 fn mixed(number: u64) -> u64 {
     let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -72,7 +72,7 @@ mod tests {
         let (one, other) = (order(1), order(2));
         let same_place = one.iter().zip(&other).filter(|(a, b)| a == b).count();
         assert!(same_place < 10, "{same_place}");
-        // A neighbour seldom follows, and half of all steps go up.
+        // A neighbour seldom follows, and about half of all steps go up.
         let neighbours = one.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) < 16).count();
         assert!(neighbours < 100, "{neighbours}");
         let up = one.windows(2).filter(|pair| pair[0] < pair[1]).count();

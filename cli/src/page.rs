@@ -20,20 +20,20 @@ use crate::progress::Progress;
 use crate::report::{Compared, Report};
 use crate::touch::{Touched, Touching, join};
 
-/// A region whose pages are not faulted again for so long will never be churned enough.
+/// When pages have not been faulted again for so long, they never will be often enough.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What the kernel and the pager keep for each page, in bytes: an entry of a page table, a record.
+/// The bytes that the kernel and the pager keep for each page: an entry of a page table, a record.
 const BESIDE_EACH_PAGE: u64 = 16;
 
-/// Granules that a region needs room for.
+/// The granules that must fit into a bound.
 const LEAST_GRANULES: usize = 4;
 
-/// Pages the file and reports how that went.
+/// Pages the file, and reports how long that took and whether the bytes match.
 pub(crate) fn run(options: &PageOptions) -> Result<Report, Error> {
     let input = Input::open(options.file.as_deref())?;
     if options.compare {
-        // Whatever comes first would else be the one that waits for the disk.
+        // Else what is measured first would wait for the disk, and what comes later would not.
         let len = usize::try_from(input.size()?).unwrap_or(usize::MAX);
         let progress = Progress::of("reading the file once", len);
         sha256(len, |at, bytes| input.read(at, bytes), |done| progress.done(done as u64))?;
@@ -42,7 +42,7 @@ pub(crate) fn run(options: &PageOptions) -> Result<Report, Error> {
     let (region, resident) = map(&input, options)?;
     drop(mapping);
     let (bytes, pages) = (region.len(), region.len().div_ceil(PAGE));
-    // The pages at the end are the churning thread's own.
+    // Only the churning thread reads the pages at the end.
     let own = if options.churn { bytes / 16 / PAGE * PAGE } else { 0 };
     let touched_bytes = if own == 0 { bytes } else { (bytes - own) / PAGE * PAGE };
     // No more threads than pages: the others would have nothing to touch.
@@ -108,7 +108,7 @@ fn map(input: &Input, options: &PageOptions) -> Result<(LiveRegion, Option<usize
     let beside = bytes.div_ceil(PAGE as u64).saturating_mul(BESIDE_EACH_PAGE);
     let available = memory::available();
     let resident = options.resident.or_else(|| {
-        // A file that is larger than memory is paged as well, with room for others.
+        // A file that is larger than memory is paged as well. Half of the memory is left to others.
         let half = available.filter(|available| bytes.saturating_add(beside) > *available)? / 2;
         usize::try_from(half / PAGE as u64 * PAGE as u64).ok().map(|half| half.max(least))
     });
@@ -120,7 +120,7 @@ fn map(input: &Input, options: &PageOptions) -> Result<(LiveRegion, Option<usize
         let file = input.path.clone();
         return Err(Error::TooLarge { file, bytes, resident: at_a_time, needed, available });
     }
-    // The process ends with it, and so does the text.
+    // Leaked: the process ends when it is used.
     let gone = Box::leak(
         format!("pervma: {}\n", Error::Shortened { file: input.path.clone() }).into_boxed_str(),
     );
@@ -154,7 +154,7 @@ fn hash(region: &LiveRegion, input: &Input) -> Result<(String, String), Error> {
 }
 
 /// Touches the pages while another thread changes the region, and goes on reading them until
-/// enough has been faulted again. `own` is what only the other thread reads.
+/// enough has been faulted again. Only the other thread reads `own`.
 fn churn_beside(
     touching: &Touching<'_>,
     region: &LiveRegion,
@@ -165,7 +165,7 @@ fn churn_beside(
     let pages = region.len().div_ceil(PAGE);
     let done = OnceLock::new();
     thread::scope(|scope| {
-        // Whatever happens, no thread waits for the end.
+        // After an error as well, so that no thread waits for ever.
         let ending = Ending(&done);
         let churning = || churn(region, own, input, &done);
         let churner = thread::Builder::new().spawn_scoped(scope, churning);
@@ -192,8 +192,8 @@ fn churn_beside(
     })
 }
 
-/// Reads a thread's share of the pages again, once at least and then until `done`; returns whether
-/// they always were what the file has.
+/// Reads a thread's share of the pages again, at least once and then until `done`; returns whether
+/// they always had the bytes of the file.
 fn reread(
     touching: &Touching<'_>,
     region: &LiveRegion,
@@ -220,7 +220,7 @@ fn reread(
     Ok(matches)
 }
 
-/// Waits until the region was churned enough; or until nothing is faulted again any more.
+/// Waits until enough pages were faulted again, or until none has been for a while.
 fn wait_for_churn(before: Stats, pages: usize, progress: &Progress) {
     let (mut last, mut since) = (0, Instant::now());
     loop {
@@ -239,7 +239,7 @@ fn wait_for_churn(before: Stats, pages: usize, progress: &Progress) {
     }
 }
 
-/// Tells the others that it is over.
+/// Tells the other threads to end.
 struct Ending<'a>(&'a OnceLock<()>);
 
 impl Drop for Ending<'_> {

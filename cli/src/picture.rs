@@ -11,7 +11,7 @@ use crate::latency::{Latency, PARTS, Part};
 use crate::report::Report;
 use crate::words::time;
 
-/// Of each of the two parts, in pixels.
+/// The size of each of the two parts, in pixels.
 const PANEL: (u32, u32) = (960, 360);
 
 const MEAN: RGBColor = RGBColor(31, 119, 180);
@@ -40,7 +40,7 @@ fn draw_into(report: &Report, file: &Path) -> Result<(), Box<dyn StdError>> {
     Ok(std::fs::write(file, svg)?)
 }
 
-/// How many touches took how long; both axes are logarithmic.
+/// Draws how many touches took how long; both axes are logarithmic.
 fn draw_histogram<'a>(latency: &Latency, panel: &Panel<'a>) -> Result<(), Box<dyn StdError + 'a>> {
     let powers = latency.histogram.by_power();
     let first = powers.first().map_or(1, |(power, _)| *power);
@@ -69,12 +69,12 @@ fn draw_histogram<'a>(latency: &Latency, panel: &Panel<'a>) -> Result<(), Box<dy
     Ok(())
 }
 
-/// Where a count ends: none at 0, one at 1, ten at 2.
+/// Returns the height of a count: 0 for none, 1 for one, 2 for ten.
 fn height(count: u64) -> f64 {
     if count == 0 { 0.0 } else { (count as f64).log10() + 1.0 }
 }
 
-/// What touches took in each part of the file: the mean, and the longest.
+/// Draws the mean and the longest time of touches in each part of the file.
 fn draw_parts<'a>(
     latency: &Latency,
     bytes: usize,

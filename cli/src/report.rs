@@ -1,4 +1,4 @@
-//! What came of it, for people and as JSON.
+//! The report, for people and as JSON.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -38,13 +38,13 @@ pub(crate) struct Report {
     pub(crate) counted: Stats,
     pub(crate) churned: Option<Churned>,
     pub(crate) compared: Vec<Compared>,
-    /// Of what is in the region, in order.
+    /// The hash of what is in the region.
     pub(crate) sha256: String,
-    /// Of what ordinary reads got.
+    /// The hash of what ordinary reads got.
     pub(crate) file_sha256: String,
 }
 
-/// The same pages touched in some way.
+/// How the same pages were touched without the region.
 #[derive(Debug)]
 pub(crate) struct Compared {
     pub(crate) name: &'static str,
@@ -53,7 +53,7 @@ pub(crate) struct Compared {
     pub(crate) touched: Touched,
 }
 
-/// The keys of `--json`, in this order.
+/// What `--json` prints, in this order.
 #[derive(Serialize)]
 struct Json<'a> {
     file: &'a str,
@@ -79,17 +79,17 @@ struct Json<'a> {
     writer_ops: u64,
     writer_ops_per_s: f64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    compared: Vec<Contestant>,
+    compared: Vec<ComparedJson>,
     sha256: &'a str,
     matches: bool,
 }
 
-/// How long touches took.
+/// The times of touches, as `--json` prints them.
 #[derive(Serialize)]
 struct Times {
     /// From the first touch to the last check.
     wall_s: f64,
-    /// Touches alone, of the thread that touched longest.
+    /// The time of the touches themselves, of the thread that touched longest.
     touching_s: f64,
     mb_per_s: f64,
     p50_ns: u64,
@@ -99,7 +99,7 @@ struct Times {
 }
 
 #[derive(Serialize)]
-struct Contestant {
+struct ComparedJson {
     name: &'static str,
     #[serde(flatten)]
     times: Times,
@@ -120,7 +120,7 @@ impl Times {
     }
 }
 
-/// To the microsecond.
+/// Returns seconds, rounded to the microsecond.
 fn seconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e6
 }
@@ -130,25 +130,25 @@ fn mb_per_s(touched: &Touched, bytes: usize) -> f64 {
 }
 
 impl Report {
-    /// Whether the bytes matched and every page came by a fault; and whether it was churned, if it
-    /// was to be.
+    /// Returns whether the bytes matched, every page was faulted in, and churning was enough, if
+    /// there was any.
     pub(crate) fn passed(&self) -> bool {
         self.matches() && self.all_by_faults() && self.complaint().is_none()
     }
 
-    /// Whether enough pages were faulted again, of a region of so many, and lookups met changes.
+    /// Returns whether enough of a region's pages were faulted again, and lookups met changes.
     pub(crate) fn is_churned(counted: &Stats, pages: usize) -> bool {
         let again = counted.pages.saturating_sub(pages as u64);
         again >= pages.div_ceil(10) as u64 && counted.lookups_retried + counted.lookups_slow > 0
     }
 
-    /// One object on one line.
+    /// Returns one JSON object on one line.
     ///
     /// # Errors
     ///
-    /// None in practice: there is no map in it, and text is text.
+    /// None in practice: numbers, texts and lists can always be written.
     pub(crate) fn to_json(&self) -> serde_json::Result<String> {
-        let contestant = |compared: &Compared| Contestant {
+        let compared = |compared: &Compared| ComparedJson {
             name: compared.name,
             times: Times::of(&compared.touched, compared.len),
         };
@@ -172,10 +172,10 @@ impl Report {
             most_resident: self.most_resident,
             evicted: self.counted.evicted,
             serves_system_calls: self.serves_system_calls,
-            // Changes by the thread that churns.
+            // The changes of the thread that churns.
             writer_ops: self.churned.as_ref().map_or(0, |churned| churned.ops),
             writer_ops_per_s: tenths(self.ops_per_s()),
-            compared: self.compared.iter().map(contestant).collect(),
+            compared: self.compared.iter().map(compared).collect(),
             sha256: &self.sha256,
             matches: self.matches(),
         };
@@ -192,20 +192,20 @@ impl Report {
         self.counted.pages >= self.pages as u64 && self.counted.faults >= granules
     }
 
-    /// What a churned run lacks.
+    /// Says what is missing, if churning was not enough.
     fn complaint(&self) -> Option<&'static str> {
         self.churned.as_ref()?;
         let churned = Self::is_churned(&self.counted, self.pages);
         (!churned).then_some("too few pages were faulted again, or no lookup met a change")
     }
 
-    /// What was touched: all but the churning thread's own pages.
+    /// Returns the touched bytes: all but the churning thread's own pages.
     fn touched_bytes(&self) -> usize {
         let touches = usize::try_from(self.touched.latency.histogram.count()).unwrap_or(0);
         self.bytes.min(touches * PAGE)
     }
 
-    /// The mean of the touches, over so many.
+    /// Returns the time of all touches over a count, in ns.
     fn ns_per(&self, count: u64) -> f64 {
         self.touched.sum.as_nanos() as f64 / count.max(1) as f64
     }
@@ -216,10 +216,10 @@ impl Report {
     }
 }
 
-/// Bars of a histogram that stands in a terminal, in columns.
+/// The width of the bars of a histogram in a terminal, in columns.
 const BAR: u64 = 40;
 
-/// A line for each power of two, as long as it has times.
+/// Writes a line for each power of two; its bar shows how many times it has.
 fn write_histogram(f: &mut fmt::Formatter<'_>, histogram: &Histogram) -> fmt::Result {
     let powers = histogram.by_power();
     let most = powers.iter().map(|(_, count)| *count).max().unwrap_or(1).max(1);

@@ -13,7 +13,7 @@ use crate::memory;
 use crate::order::Order;
 use crate::progress::Progress;
 
-/// Memory, or what stands for it, whose pages come when they are touched.
+/// Memory whose pages are made present when they are touched, or a file that is read instead.
 pub(crate) trait Pages: Sync {
     /// Waits until the first byte of the page at this offset can be used.
     fn touch(&self, at: usize, page: &mut [u8]) -> Result<(), Error>;
@@ -33,7 +33,7 @@ impl Pages for LiveRegion {
     }
 }
 
-/// Ordinary reads: to use the first byte of a page, it is read.
+/// Ordinary reads: a touch reads a page from the file.
 impl Pages for Input {
     fn touch(&self, at: usize, page: &mut [u8]) -> Result<(), Error> {
         self.read(at, page)
@@ -42,7 +42,7 @@ impl Pages for Input {
     fn copy(&self, _at: usize, _page: &mut [u8]) {}
 }
 
-/// What is touched, and by how many threads.
+/// What is touched, what it must hold, and by how many threads it is touched.
 #[derive(Clone, Copy)]
 pub(crate) struct Touching<'a> {
     /// What each page must hold.
@@ -54,15 +54,15 @@ pub(crate) struct Touching<'a> {
     pub(crate) order: Order,
 }
 
-/// How that went.
+/// The times of touches, and whether the bytes matched.
 #[derive(Clone, Debug)]
 pub(crate) struct Touched {
     pub(crate) latency: Latency,
     /// From the first touch to the last check.
     pub(crate) wall: Duration,
-    /// What the thread that touched longest took for its touches alone.
+    /// The time of the touches themselves, of the thread that touched longest.
     pub(crate) touching: Duration,
-    /// The same of all threads together.
+    /// The sum of that over all threads.
     pub(crate) sum: Duration,
     /// Whether each page held what the file does.
     pub(crate) matches: bool,
@@ -87,8 +87,8 @@ impl Touching<'_> {
     pub(crate) fn run(&self, pages: &impl Pages, progress: &Progress) -> Result<Touched, Error> {
         let count = self.len.div_ceil(PAGE);
         let share = count.div_ceil(self.threads);
-        // All threads are there before the first one begins: they wait for this lock. If one cannot
-        // be started there is nothing to do, and the others end.
+        // No thread begins before all have started: they wait for this lock. If one cannot be
+        // started, nothing is touched and the others end.
         let begin = Mutex::new(false);
         let started = Barrier::new(2);
         thread::scope(|scope| {
@@ -108,7 +108,7 @@ impl Touching<'_> {
                 let worker = memory::headroom()
                     .and_then(|()| thread::Builder::new().spawn_scoped(scope, work))
                     .map_err(|reason| Error::Thread { number: number + 1, reason })?;
-                // One at a time: what a thread allocates as it starts must find its room.
+                // One at a time: each finds address space for what it allocates as it starts.
                 started.wait();
                 workers.push(worker);
             }
@@ -124,7 +124,7 @@ impl Touching<'_> {
         })
     }
 
-    /// One thread's part: the first touch of each page is timed, and nothing else.
+    /// Touches one thread's share. Only the first touch of each page is timed.
     fn touch(
         &self,
         pages: &impl Pages,

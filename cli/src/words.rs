@@ -1,11 +1,11 @@
 //! Numbers as people write them.
 
-/// A number of things: one page, two pages.
+/// Returns a number of things, as in "1 page" and "2 pages".
 pub(crate) fn count(number: usize, thing: &str) -> String {
     if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
 }
 
-/// A time in ns, with about three digits.
+/// Returns a time, given in ns, with about three digits and its unit.
 pub(crate) fn time(ns: f64) -> String {
     let (value, unit) = match ns {
         1e9.. => (ns / 1e9, "s"),
@@ -22,7 +22,7 @@ pub(crate) fn time(ns: f64) -> String {
     format!("{value:.digits$} {unit}")
 }
 
-/// Rounded to a tenth.
+/// Rounds to a tenth.
 pub(crate) fn tenths(value: f64) -> f64 {
     (value * 10.0).round() / 10.0
 }

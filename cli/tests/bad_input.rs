@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use common::{pervma, run};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
-/// Runs it and checks the form; the line has all the words.
+/// Runs a command, and checks the form of its error, which has all the words.
 fn refused(command: Command, words: &[&str]) {
     let shown = format!("{command:?}");
     let ended = run(command);
@@ -137,7 +137,7 @@ fn with_address_space(kib: u32, arguments: &str) -> Command {
 
 #[test]
 fn threads_that_cannot_be_started() {
-    // Room for the program and its copy, but not for a thousand stacks of 2 MiB.
+    // Enough for the program and its file, but not for a thousand stacks of 2 MiB.
     let command = with_address_space(1 << 20, "page --threads 1024");
     refused(command, &["could not be started", "give a smaller --threads"]);
 }

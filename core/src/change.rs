@@ -23,6 +23,7 @@ use core::ptr;
 use smallvec::SmallVec;
 
 use crate::error::{ChangeError, OutOfMemory};
+use crate::lock::EditSeq;
 use crate::map::{Map, MapWrite, Vmas, WriteCursor};
 use crate::mm::EditSection;
 use crate::payload::Payload;
@@ -30,6 +31,8 @@ use crate::platform::Platform;
 use crate::range::Span;
 use crate::removed::RemovedVmas;
 use crate::slots::{Attached, Entry, Excluded, FreeSlot, Reserved};
+use crate::step::Step;
+use crate::sync::keep;
 
 /// What a change is about.
 #[derive(Clone, Copy)]
@@ -83,6 +86,10 @@ pub(crate) enum Refusal<'s, 'm, T> {
 pub(crate) struct ExcludedVmas<'s, T, P: Platform> {
     map: &'s Map<T, P>,
     list: Excluded<'s, T, P>,
+    /// How many there are.
+    count: usize,
+    /// The edit in which they were excluded.
+    since: EditSeq,
 }
 
 impl<'s, T, P: Platform> ExcludedVmas<'s, T, P> {
@@ -118,12 +125,33 @@ impl<'s, T, P: Platform> ExcludedVmas<'s, T, P> {
         }
     }
 
+    /// Whether they are those that were excluded in the edit `since`, `count` of them, and as they
+    /// were then. The mmap lock is held.
+    fn are_still(&self, count: usize, since: EditSeq) -> bool {
+        // What was not locked since then was there, so nothing has come, and nothing has gone if
+        // they are as many.
+        let unchanged = self.count == count && !self.iter().any(|vma| vma.was_locked_since(since));
+        unchanged || !keep(Step::FindUnchanged)
+    }
+
     /// What others have mapped or reserved in `span` since they were excluded.
     pub(crate) fn first_newcomer(&self, vmas: &Vmas<'_, T, P>, span: Span) -> Option<Span> {
         // The excluded ones are all still there, so the first that is not on the list is new.
         let own = self.iter().map(|vma| Some(vma.span())).chain(core::iter::repeat(None));
         let there = vmas.entries(span).map(|entry| entry.span());
         there.zip(own).find(|&(at, own)| own != Some(at)).map(|(at, _)| at)
+    }
+
+    /// Checks that nothing was mapped or reserved in a hole of `span` since.
+    pub(crate) fn check_no_newcomer(
+        &self,
+        vmas: &Vmas<'_, T, P>,
+        span: Span,
+    ) -> Result<(), ChangeError> {
+        match self.first_newcomer(vmas, span) {
+            Some(at) => Err(ChangeError::Overlap { existing: at.range() }),
+            None => Ok(()),
+        }
     }
 
     /// What the mutant without a list of its own believes: that all in the range is its own.
@@ -261,7 +289,7 @@ pub(crate) fn exclude<'s, 'm, T, P: Platform>(
             });
         }
     }
-    Ok(ExcludedVmas { map: cursor.map(), list })
+    Ok(ExcludedVmas { map: cursor.map(), list, count: entries, since: section.edit() })
 }
 
 /// A change that has not happened yet. Dropping it changes nothing.
@@ -269,6 +297,14 @@ pub(crate) struct Change<'s, 'l, T, P: Platform> {
     // Dropped first: its payloads may be those of the VMAs.
     plan: Plan<'s, 'l, T>,
     vmas: ExcludedVmas<'s, T, P>,
+}
+
+/// Why a suspended change did not exclude its VMAs again.
+pub(crate) enum NotResumed<'s, 'm, T> {
+    /// Other threads have changed the VMAs. The change must start over.
+    Changed,
+    /// Another thread's exclusion has this one.
+    Excluded(Entry<'s, 'm, T>),
 }
 
 /// What a change is going to do.
@@ -348,6 +384,32 @@ impl<'s, 'l, T: Payload, P: Platform> Change<'s, 'l, T, P> {
     /// The VMAs that it is about.
     pub(crate) fn vmas(&self) -> &ExcludedVmas<'s, T, P> {
         &self.vmas
+    }
+
+    /// Admits readers to the VMAs again, until [`resume`](Self::resume).
+    pub(crate) fn suspend(&mut self) {
+        let slots = self.vmas.map.slab().slots();
+        self.vmas.list = Excluded::new(slots, true);
+    }
+
+    /// Excludes the VMAs again, after [`suspend`](Self::suspend).
+    pub(crate) fn resume<'m>(
+        &mut self,
+        cursor: &mut WriteCursor<'s, 'm, T, P>,
+    ) -> Result<(), NotResumed<'s, 'm, T>> {
+        self.check_space(cursor);
+        let (count, since) = (self.vmas.count, self.vmas.since);
+        let vmas = match exclude(cursor, &self.plan.request, true) {
+            Ok(vmas) => vmas,
+            Err(Refusal::Excluded(entry)) => return Err(NotResumed::Excluded(entry)),
+            // It says so when it starts over, unless that is different again by then.
+            Err(Refusal::Error(_)) => return Err(NotResumed::Changed),
+        };
+        if !vmas.are_still(count, since) {
+            return Err(NotResumed::Changed);
+        }
+        self.vmas.list = vmas.list;
+        Ok(())
     }
 
     /// What the mutant without a list of its own believes: that all in the range is its own.
@@ -504,8 +566,8 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
     }
 
     /// Merges new VMAs with what touches them, from left to right. A VMA outside of the change
-    /// takes part if no other thread excludes it; an exclusion does not wait for its readers, and
-    /// no change does whose own user code has just taken a guard.
+    /// takes part if it has no reader and no other thread excludes it: merging is optional, and
+    /// nothing waits for readers of what is not in its range.
     #[inline]
     fn merge<P: Platform>(
         &mut self,
@@ -526,13 +588,12 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         let before = if left.is_none() { start.checked_sub(1) } else { None };
         let before = before.and_then(|addr| neighbour(cursor, &self.request, addr));
         let behind = if no_right { neighbour(cursor, &self.request, end) } else { None };
-        let state = cursor.map().state();
         if let Some(vma) = before {
-            self.merge_left(first, vma, cursor.section(), || state.holds_guard(), list)?;
+            self.merge_left(first, vma, cursor.section(), list)?;
         }
         self.merge_planned(left.unwrap_or(first))?;
         if let Some(vma) = behind {
-            self.merge_right(end, vma, cursor.section(), || state.holds_guard(), list)?;
+            self.merge_right(end, vma, cursor.section(), list)?;
         }
         Ok(())
     }
@@ -543,13 +604,12 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         index: usize,
         vma: Attached<'_, '_, T>,
         section: &EditSection<'_, P>,
-        holds_guard: impl Fn() -> bool,
         list: &mut Excluded<'s, T, P>,
     ) -> Result<(), ChangeError> {
         let planned = &mut self.planned[index];
         let (at, Some(payload)) = (vma.span(), &planned.payload) else { return Ok(()) };
         let Some(merged) = vma.payload().merge(at.len(), payload) else { return Ok(()) };
-        if !holds_guard() && list.take_in(vma, section) {
+        if list.take_in_idle(vma, section) {
             self.more_drops += 1;
             (planned.span.start, planned.place) = (at.start, Place::TakesOver);
             let old = planned.payload.replace(merged);
@@ -565,7 +625,6 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         end: usize,
         vma: Attached<'_, '_, T>,
         section: &EditSection<'_, P>,
-        holds_guard: impl Fn() -> bool,
         list: &mut Excluded<'s, T, P>,
     ) -> Result<(), ChangeError> {
         let Some(planned) = self.planned.iter_mut().find(|planned| planned.span.end == end) else {
@@ -573,7 +632,7 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         };
         let (at, Some(payload)) = (vma.span(), &planned.payload) else { return Ok(()) };
         let Some(merged) = payload.merge(planned.span.len(), vma.payload()) else { return Ok(()) };
-        if !holds_guard() && list.take_in(vma, section) {
+        if list.take_in_idle(vma, section) {
             self.more_drops += 1;
             planned.span.end = at.end;
             let old = planned.payload.replace(merged);

@@ -134,8 +134,8 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     /// readers; hands out what was there, in order of address. All of the range must be mapped.
     ///
     /// VMAs that reach beyond the range are split. Then, from left to right, the changed parts are
-    /// merged with each other and with what touches them, as far as [`Payload::merge`] agrees;
-    /// other VMAs that another thread excludes are left alone.
+    /// merged with each other and with what touches them, as far as [`Payload::merge`] agrees. A
+    /// VMA outside of the range that has readers, or that another thread excludes, stays as it is.
     ///
     /// The payloads' methods and `change` run when the readers have released, while the edit goes
     /// on. If one of them panics, the map is as it was.

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 
-use crate::change::{Change, ExcludedVmas, Mapped, Refusal, Request, exclude};
+use crate::change::{Change, ExcludedVmas, Mapped, NotResumed, Refusal, Request, exclude};
 use crate::error::{ChangeError, InsertError};
 use crate::held::{Exclusions, HandlerScope, Held};
 use crate::host::DefaultPlatform;
@@ -200,7 +200,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
 
     /// Changes the payload of every part of the range, as [`Edit::update`](crate::Edit::update)
     /// does, once the readers have released them. Splitting payloads and `change` run before the
-    /// edit, merging them in it. A VMA outside that has readers is not merged.
+    /// edit, merging them in it.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -230,7 +230,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
 
     /// Moves everything in the range, as [`Edit::relocate`](crate::Edit::relocate) does, once the
     /// readers have released them. Splitting payloads and `change` run before the edit, merging
-    /// them in it. A VMA outside that has readers is not merged.
+    /// them in it.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -349,65 +349,17 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     where
         T: Payload,
     {
-        let (map, span) = (self.space.map(), self.request.span);
-        let mut over = match self.prepare_over(deferred_drops) {
-            Ok(over) => over,
-            Err(NotOver::Error(error)) => return Err(error),
-            Err(NotOver::Filled { existing }) => return Err(ChangeError::Overlap { existing }),
-        };
-        let (removed, slot) = over.change.finish_reserving(&mut over.edit.cursor())?;
-        Ok((removed, Reservation::new(ReservedRange::new(map, slot), span)))
-    }
-
-    /// Prepares to put one VMA, or a reservation, over the whole range.
-    fn prepare_over<'l>(self, deferred_drops: &'l mut Vec<T>) -> Result<Over<'s, 'l, T, P>, NotOver>
-    where
-        T: Payload,
-    {
         let (space, request) = (self.space, self.request);
         self.wait_to_finish(&request)?;
-        check_not_filled(&self.vmas, &space.map().write(), request.span)?;
-        let Self { vmas, held, .. } = self;
+        self.vmas.check_no_newcomer(&space.map().write(), request.span)?; // before user code runs
+        let Self { vmas, held: _held, .. } = self;
         let mut change = Change::new(vmas, request, deferred_drops);
         change.split(|_, _| None)?;
-        space.check_may_wait().map_err(ChangeError::from)?; // user code may have taken something
+        space.check_may_wait()?; // user code may have taken something
         let edit = space.map().write();
-        check_not_filled(change.vmas(), &edit, request.span)?;
-        Ok(Over { edit, change, _held: held })
-    }
-}
-
-/// An edit that can put something over a range. Fields are dropped in order: the edit ends first.
-struct Over<'s, 'l, T, P: Platform> {
-    edit: MapWrite<'s, T, P>,
-    change: Change<'s, 'l, T, P>,
-    _held: Held<Exclusions, P>,
-}
-
-/// Checks that nothing was mapped or reserved in a hole of the range since `vmas` were excluded.
-fn check_not_filled<T, P: Platform>(
-    vmas: &ExcludedVmas<'_, T, P>,
-    edit: &MapWrite<'_, T, P>,
-    span: Span,
-) -> Result<(), NotOver> {
-    match vmas.first_newcomer(edit, span) {
-        Some(at) => Err(NotOver::Filled { existing: at.range() }),
-        None => Ok(()),
-    }
-}
-
-/// Why nothing was put over a range.
-enum NotOver {
-    Error(ChangeError),
-    /// Another thread has mapped something in a hole of it meanwhile.
-    Filled {
-        existing: Range<usize>,
-    },
-}
-
-impl From<ChangeError> for NotOver {
-    fn from(error: ChangeError) -> Self {
-        Self::Error(error)
+        change.vmas().check_no_newcomer(&edit, request.span)?;
+        let (removed, slot) = change.finish_reserving(&mut edit.cursor())?;
+        Ok((removed, Reservation::new(ReservedRange::new(space.map(), slot), request.span)))
     }
 }
 
@@ -467,14 +419,15 @@ impl<T, P: Platform> AddressSpace<T, P> {
     where
         T: Payload,
     {
-        self.exclude(range)?.remove()
+        let request = Request::new(self.map().span(range)?, Mapped::Something);
+        self.change(request, |_, _| None)
     }
 
     /// Changes the payload of every part of `range`, as [`Edit::update`](crate::Edit::update) does,
     /// but waits outside of edits, as [`remove`](Self::remove) does.
     ///
-    /// Splitting payloads and `change` run with no lock held, merging them in an edit. A VMA
-    /// outside that has readers is not merged.
+    /// Splitting payloads and `change` run with no lock held, merging them in an edit. When others
+    /// change the range before that edit, it starts over: then they are called again.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -495,20 +448,20 @@ impl<T, P: Platform> AddressSpace<T, P> {
     pub fn update(
         &self,
         range: Range<usize>,
-        change: impl FnMut(Range<usize>, &T) -> T,
+        mut change: impl FnMut(Range<usize>, &T) -> T,
     ) -> Result<RemovedVmas<T>, ChangeError>
     where
         T: Payload,
     {
         let request = Request::new(self.map().span(range)?, Mapped::Everything);
-        Exclusion::new(self, request)?.update(change)
+        self.change(request, |part, payload| Some((part, change(part.range(), payload))))
     }
 
     /// Moves everything in `from` to `to`, as [`Edit::relocate`](crate::Edit::relocate) does, but
     /// waits outside of edits, as [`remove`](Self::remove) does.
     ///
-    /// Splitting payloads and `change` run with no lock held, merging them in an edit. A VMA
-    /// outside that has readers is not merged.
+    /// Splitting payloads and `change` run with no lock held, merging them in an edit. When others
+    /// change the range before that edit, it starts over: then they are called again.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -530,22 +483,25 @@ impl<T, P: Platform> AddressSpace<T, P> {
         &self,
         from: Range<usize>,
         to: usize,
-        change: impl FnMut(Range<usize>, &T) -> T,
+        mut change: impl FnMut(Range<usize>, &T) -> T,
     ) -> Result<RemovedVmas<T>, ChangeError>
     where
         T: Payload,
     {
         let from = self.map().span(from)?;
-        let request = Request::relocation(from, self.map().span(from.target(to))?);
-        Exclusion::new(self, request)?.relocate(to, change)
+        let target = self.map().span(from.target(to))?;
+        self.change(Request::relocation(from, target), |part, payload| {
+            let there = part.moved(from, target);
+            Some((there, change(there.range(), payload)))
+        })
     }
 
     /// Maps `range` in the place of whatever is mapped there, as
     /// [`Edit::replace`](crate::Edit::replace) does, but waits outside of edits, as
     /// [`remove`](Self::remove) does.
     ///
-    /// When others map something in a hole of the range meanwhile, it starts over: then the
-    /// payloads' methods are called again.
+    /// When others change the range meanwhile, or map something in a hole of it, it starts over:
+    /// then the payloads' methods are called again.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -581,10 +537,10 @@ impl<T, P: Platform> AddressSpace<T, P> {
             drop(deferred_drops);
             payload = match replaced {
                 Ok(replaced) => return Ok(replaced),
-                Err((NotOver::Error(kind), payload)) => {
+                Err((NotMade::Error(kind), payload)) => {
                     return Err(InsertError { kind, range, payload });
                 }
-                Err((NotOver::Filled { .. }, payload)) => payload,
+                Err((NotMade::Changed, payload)) => payload,
             };
         }
     }
@@ -594,20 +550,136 @@ impl<T, P: Platform> AddressSpace<T, P> {
         span: Span,
         payload: T,
         deferred_drops: &mut Vec<T>,
-    ) -> Result<RemovedVmas<T>, (NotOver, T)>
+    ) -> Result<RemovedVmas<T>, (NotMade, T)>
     where
         T: Payload,
     {
-        let exclusion = match Exclusion::new(self, Request::new(span, Mapped::Anything)) {
-            Ok(exclusion) => exclusion,
-            Err(error) => return Err((error.into(), payload)),
+        let request = Request::new(span, Mapped::Anything);
+        let prepared = self.prepare_change(request, |_, _| None, deferred_drops);
+        let mut prepared = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => return Err((error, payload)),
         };
-        match exclusion.prepare_over(deferred_drops) {
-            Ok(mut over) => over
-                .change
-                .finish_replacing(&mut over.edit.cursor(), payload)
-                .map_err(|(error, payload)| (error.into(), payload)),
-            Err(error) => Err((error, payload)),
+        if prepared.change.vmas().first_newcomer(&prepared.edit, span).is_some() {
+            return Err((NotMade::Changed, payload));
         }
+        prepared
+            .change
+            .finish_replacing(&mut prepared.edit.cursor(), payload)
+            .map_err(|(error, payload)| (error.into(), payload))
+    }
+
+    /// Changes a range, waiting outside of edits, as often as it takes.
+    fn change(
+        &self,
+        request: Request,
+        mut place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+    ) -> Result<RemovedVmas<T>, ChangeError>
+    where
+        T: Payload,
+    {
+        loop {
+            let mut deferred_drops = Vec::new(); // as in `Exclusion::finish`
+            let changed = self.change_once(request, &mut place, &mut deferred_drops);
+            drop(deferred_drops);
+            match changed {
+                Ok(removed) => return Ok(removed),
+                Err(NotMade::Error(error)) => return Err(error),
+                Err(NotMade::Changed) => {}
+            }
+        }
+    }
+
+    fn change_once(
+        &self,
+        request: Request,
+        place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+        deferred_drops: &mut Vec<T>,
+    ) -> Result<RemovedVmas<T>, NotMade>
+    where
+        T: Payload,
+    {
+        let mut prepared = self.prepare_change(request, place, deferred_drops)?;
+        prepared.edit.check_target(&request)?;
+        Ok(prepared.change.finish(&mut prepared.edit.cursor())?)
+    }
+
+    /// Excludes a range, waits for its readers, runs user code, and begins the edit that is to end
+    /// the change.
+    fn prepare_change<'s, 'l>(
+        &'s self,
+        request: Request,
+        place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+        deferred_drops: &'l mut Vec<T>,
+    ) -> Result<Prepared<'s, 'l, T, P>, NotMade>
+    where
+        T: Payload,
+    {
+        let exclusion = Exclusion::new(self, request)?;
+        exclusion.vmas.wait_drained(None);
+        let Exclusion { vmas, held, .. } = exclusion;
+        let mut change = Change::new(vmas, request, deferred_drops);
+        change.split(place)?;
+        self.check_may_wait().map_err(ChangeError::from)?; // user code may have taken something
+        let edit = self.edit_to_finish(&mut change)?;
+        Ok(Prepared { edit, change, _held: held })
+    }
+
+    /// Begins the edit that ends a change. While another thread has the mmap lock for longer than a
+    /// moment, readers are admitted to the VMAs again: whoever that thread waits for is not to hold
+    /// up the readers of these.
+    fn edit_to_finish<'s>(
+        &'s self,
+        change: &mut Change<'s, '_, T, P>,
+    ) -> Result<MapWrite<'s, T, P>, NotMade>
+    where
+        T: Payload,
+    {
+        loop {
+            for _ in 0..TRIES {
+                if let Some(edit) = self.map().try_write() {
+                    return Ok(edit);
+                }
+                core::hint::spin_loop();
+            }
+            change.suspend();
+            loop {
+                let edit = self.map().write();
+                let waiter = match change.resume(&mut edit.cursor()) {
+                    Ok(()) if change.vmas().is_drained() => return Ok(edit),
+                    Ok(()) => break,
+                    Err(NotResumed::Changed) => return Err(NotMade::Changed),
+                    Err(NotResumed::Excluded(entry)) => entry.prepare_wait(),
+                };
+                if let Some(waiter) = waiter {
+                    waiter.wait::<P>(edit);
+                }
+            }
+            change.vmas().wait_drained(None);
+        }
+    }
+}
+
+/// How often a change asks for the mmap lock before it admits readers again: about as long as a
+/// short edit takes.
+const TRIES: u32 = if cfg!(pervma_model) { 1 } else { 100 };
+
+/// An edit that can end a change. Fields are dropped in order: the edit ends first.
+struct Prepared<'s, 'l, T, P: Platform> {
+    edit: MapWrite<'s, T, P>,
+    change: Change<'s, 'l, T, P>,
+    _held: Held<Exclusions, P>,
+}
+
+/// Why a change was not made.
+enum NotMade {
+    Error(ChangeError),
+    /// Other threads have changed the range meanwhile: it has to start over.
+    Changed,
+}
+
+impl From<ChangeError> for NotMade {
+    fn from(error: ChangeError) -> Self {
+        Self::Error(error)
     }
 }

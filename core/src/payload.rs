@@ -56,8 +56,8 @@ pub trait Payload: Sized {
     /// The payload of this VMA, `len` bytes long, and of the one that starts where it ends, as one;
     /// `None` to keep them apart, as by default.
     ///
-    /// A VMA outside of the changed range may still have readers when this is called; they have
-    /// released it when the merged one takes its place.
+    /// A VMA outside of the changed range may have readers when this is called. If it still has one
+    /// when the merged one could take its place, the two stay apart.
     fn merge(&self, len: usize, next: &Self) -> Option<Self> {
         let _ = (len, next);
         None

@@ -104,6 +104,8 @@ steps! {
     DrainOnDrop,
     /// An exclusion ends on the VMAs of its own list, not on those of its range.
     OwnList,
+    /// A suspended change goes on only if what it was planned for is what it finds again.
+    FindUnchanged,
     /// What an exclusion refuses sleeps on the event word, not on the count.
     SeparateEvent,
     /// A list's link is read before EXCLUDED is cleared.

@@ -1,7 +1,7 @@
 //! The time that `Mm` takes for a call, beside the kernel's system call in this process.
 //!
-//! Two pairs of calls are timed among 100 mappings: mapping and unmapping a page, and splitting off a
-//! page and merging it again.
+//! Two pairs of calls are timed among 100 mappings: mapping and unmapping a page, and splitting off
+//! a page and merging it again.
 #![expect(clippy::unwrap_used, reason = "nothing is expected to fail")]
 
 use std::hint::black_box;

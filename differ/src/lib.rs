@@ -15,7 +15,6 @@
 //! What is not compared: what is in pages; calls of several threads; files on disks other than
 //! those with ext4 (the others are in memory); what happens when memory runs out. Such rules are
 //! tried by hand in `linux/tests`.
-#![deny(unreachable_pub)]
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 mod child;

@@ -119,7 +119,7 @@ impl Backing for Pages {
 }
 
 impl Model {
-    /// The model of a process that has just been born.
+    /// Makes the model of a process that has just been born.
     #[must_use]
     pub fn new(config: &Config, files: &OpenFiles) -> Self {
         let mm = Mm::new(Pages::default(), config.clone());

@@ -20,7 +20,7 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// The state of a model now.
+    /// Returns the present scene of a model.
     pub fn of(subject: &impl Subject) -> Self {
         Self {
             vmas: subject.vmas(),

@@ -1,4 +1,4 @@
-//! The reasons of the steps that are left out are true: made nevertheless, the two sides differ.
+//! The reasons of the exceptions are true: steps that are excluded make the two sides differ.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,7 +16,7 @@ const CODE: usize = 0x2000_0000;
 const ADDR: usize = 0x1000_0000_0000;
 const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
 
-/// Whether the two sides differ after the steps, or the process cannot make them.
+/// Returns whether the two sides differ after the steps, or the process cannot make them.
 fn differ(steps: &[Op]) -> bool {
     let Some(machine) = common::machine() else { return true };
     !matches!(replay(&machine, Privileges::None, &Model::new, steps), Ok(None))
@@ -38,7 +38,7 @@ fn without_its_instructions_the_process_makes_no_calls() {
     for step in spoilt {
         assert!(differ(&[step.clone(), Op::Mlockall { flags: MCL_FUTURE }]), "{step}");
     }
-    // What does not spoil them is made.
+    // Steps that do not harm them are made.
     assert!(
         !differ(&[
             Op::Madvise { addr: CODE, len: PAGE, advice: MADV_DONTDUMP },
@@ -74,7 +74,7 @@ fn where_addresses_are_random_low_ones_are_drawn() {
             println!("NOT RUN: no address is random on this machine");
             return;
         }
-        // There are 8,192 places: one of so many is another one.
+        // There are 8,192 places: in eight tries the two sides draw different ones.
         let low = [mmap(0, PAGE, PROT_READ, ANONYMOUS | MAP_32BIT)];
         assert!((0..8).any(|_| differ(&low)));
         let options = Options { ops: 4000, seed: 3 };
@@ -146,7 +146,7 @@ fn where_huge_pages_are_decides_what_merges() {
             let mapped = unsafe { libc::mmap(at(addr).cast(), 2 * HUGE, prot, flags, -1, 0) };
             assert_eq!(mapped.addr(), addr);
             if addr == ADDR {
-                // SAFETY: just mapped, and nobody else's.
+                // SAFETY: just mapped, and used by no other thread.
                 assert_eq!(unsafe { libc::madvise(mapped, 2 * HUGE, MADV_HUGEPAGE) }, 0);
                 // SAFETY: as above.
                 assert_eq!(unsafe { at(addr).read_volatile() }, 0);

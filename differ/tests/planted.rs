@@ -18,14 +18,14 @@ const IN_SYS: usize = 10;
 const PIPE: usize = 12;
 
 /// A wrong rule that only shows where the process has privileges.
-const PRIVILEGED: &str = "nobody may map low";
+const PRIVILEGED: &str = "no process may map low";
 
-/// A rule got wrong.
+/// A wrong rule.
 struct Planted {
     name: &'static str,
-    /// What it believes of the machine.
+    /// Changes what the model believes of the machine.
     belief: fn(&mut Config),
-    /// What it does; `None` for what it was asked.
+    /// Does something else than the step; `None` where it does the step.
     step: fn(&mut Model, &Op) -> Option<Outcome>,
 }
 
@@ -273,7 +273,7 @@ fn found(planted: &Planted) -> Result<(u64, usize), String> {
     }
 }
 
-/// Whether this process has the privileges that a child may keep (`CAP_SYS_RAWIO`).
+/// Returns whether this process has the privileges that a child may keep (`CAP_SYS_RAWIO`).
 fn has_privileges() -> bool {
     const RAWIO: u32 = 17;
     let status = std::fs::read_to_string("/proc/self/status").unwrap();

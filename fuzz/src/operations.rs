@@ -5,6 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use pervma::StdPlatform;
 
 #[path = "../../core/tests/suite/mod.rs"]
+#[expect(dead_code, reason = "one of its platforms is for other tests")]
 mod suite;
 
 use suite::compare::{compare, tell};

@@ -106,7 +106,7 @@ pub struct FileFacts {
 }
 
 impl FileFacts {
-    /// Those of an ordinary file, open for reading and writing.
+    /// Returns the facts of an ordinary file, open for reading and writing.
     ///
     /// ```
     /// assert!(pervma_linux::FileFacts::new().writable);
@@ -197,7 +197,7 @@ struct Known {
 
 #[cfg(feature = "std")]
 impl OpenFile<pervma::StdPlatform> {
-    /// An open file of which this is known.
+    /// Makes an open file with this path and these facts.
     ///
     /// ```
     /// use pervma_linux::{File, FileFacts, OpenFile};
@@ -210,7 +210,7 @@ impl OpenFile<pervma::StdPlatform> {
 }
 
 impl<P: Platform> OpenFile<P> {
-    /// An open file of which this is known, on the platform `P`.
+    /// Makes an open file with this path and these facts, on the platform `P`.
     ///
     /// ```
     /// use pervma_linux::{File, FileFacts, OpenFile, StdPlatform};
@@ -222,7 +222,7 @@ impl<P: Platform> OpenFile<P> {
         Self { known: RwLock::new(Known { facts, path: path.into() }) }
     }
 
-    /// Changes what is known: the next call goes by it.
+    /// Changes the facts. The next call goes by the new ones.
     ///
     /// ```
     /// use pervma_linux::{File, FileFacts, OpenFile};

@@ -75,7 +75,6 @@
 //! - *Soft-dirty tracking*, a flag that `/proc/PID/clear_refs` resets.
 //! - *The `[vsyscall]` page*, which lies above everything that can be mapped: nothing is there.
 //! - *`READ_IMPLIES_EXEC`* and 32-bit processes.
-#![deny(unreachable_pub)]
 #![no_std]
 #![forbid(unsafe_code)]
 

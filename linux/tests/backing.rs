@@ -1,4 +1,4 @@
-//! What comes of it when the memory behind the map refuses something, or calls the map.
+//! The memory behind the map refuses something, or calls the map.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::ops::Range;
@@ -14,7 +14,7 @@ use pervma_linux::{
 const ADDR: usize = 0x1000_0000;
 const FIXED: u64 = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
 
-/// Refuses whatever is about this address.
+/// Refuses what concerns this address.
 struct Refusing(usize, Refusal);
 
 impl Backing for Refusing {
@@ -90,7 +90,7 @@ struct Calling {
     seen: Mutex<Vec<Seen>>,
 }
 
-/// What calls from inside a backing come to.
+/// The results of calls that a backing makes.
 #[derive(Debug, PartialEq)]
 struct Seen {
     mmap: Result<usize, Errno>,
@@ -156,7 +156,7 @@ fn a_backing_that_calls_its_map_is_refused_and_does_not_hang() {
         total: 3,
         limit: 1 << 40,
     };
-    // Beside a fault, what is there can still be found.
+    // During a fault, what is mapped can still be found.
     let [in_fault, in_unmap] = &seen[..] else { panic!("{seen:?}") };
     assert_eq!((in_fault.mmap, in_fault.found), (Err(Errno::EAGAIN), Ok(true)));
     assert_eq!((in_fault.total, &in_fault.maps), (3, &Err(NotNow::OwnCall)));

@@ -34,7 +34,7 @@ fn a_new_name_is_shown_for_what_was_mapped_before() {
     assert_eq!(names(&mm), ["/b"]);
     open.rename("/b (deleted)");
     assert_eq!(names(&mm), ["/b (deleted)"]);
-    // A fork's child has the same files.
+    // The child of a fork has the same files.
     let child = mm.fork(NoBacking).unwrap();
     open.rename("/c");
     assert_eq!(names(&child), ["/c"]);
@@ -47,7 +47,7 @@ fn a_seal_holds_from_the_next_call_on() {
     map(&mm, 0, PROT_READ | PROT_WRITE, MAP_SHARED, &file).unwrap();
     map(&mm, 2, PROT_READ, MAP_PRIVATE, &file).unwrap();
     open.update(|facts| facts.seal_future_write = true);
-    // What may write goes on to, and merges with what has always been so.
+    // A mapping from before the seal may still write.
     mm.mprotect(ADDR, PAGE, PROT_READ).unwrap();
     mm.mprotect(ADDR, PAGE, PROT_READ | PROT_WRITE).unwrap();
     assert_eq!(map(&mm, 1, PROT_WRITE, MAP_SHARED, &file), Err(Errno::EPERM));

@@ -1,7 +1,7 @@
-//! A signal handler that asks the map while its own thread and others change it: after each single
-//! instruction of every call, by the processor's trap flag, and at any moment, by a storm of signals.
+//! A signal handler that asks the map while its own thread and others change it: after each
+//! instruction of every call, by the processor's trap flag, and at any moment, by many signals.
 //!
-//! What is mapped all the time is never a hole, and the handler never waits nor allocates.
+//! What is mapped all the time is never a hole, and the handler neither waits nor allocates.
 #![cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
 #![expect(clippy::unwrap_used, clippy::disallowed_types, reason = "tests")]
 
@@ -32,14 +32,14 @@ const CONSTANT: usize = 0x1000_0000;
 const FAR: usize = 0x7000_0000;
 /// Never mapped.
 const HOLE: usize = 0x4000_0000;
-/// Comes and goes, beside the first.
+/// Mapped and unmapped again and again, beside the first.
 const BESIDE: usize = CONSTANT + 8 * PAGE;
 const STACK: usize = 0x5000_0000;
 
 const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
 const FIXED: u64 = ANONYMOUS | MAP_FIXED;
 
-// --- The allocator that no handler may use --------------------------------------------------------
+// --- The allocator that no handler may use -------------------------------------------------------
 
 thread_local! {
     static IN_HANDLER: Cell<bool> = const { Cell::new(false) };
@@ -50,7 +50,7 @@ struct Watched;
 fn check_allocation() {
     if IN_HANDLER.get() {
         const SAID: &[u8] = b"a signal handler has used the allocator\n";
-        // SAFETY: writes from where there are so many bytes.
+        // SAFETY: writes the bytes of a constant, as many as it has.
         unsafe { libc::write(2, SAID.as_ptr().cast(), SAID.len()) };
         std::process::abort();
     }
@@ -74,7 +74,7 @@ unsafe impl GlobalAlloc for Watched {
 #[global_allocator]
 static ALLOCATOR: Watched = Watched;
 
-// --- What the handler asks ------------------------------------------------------------------------
+// --- What the handler asks -----------------------------------------------------------------------
 
 /// The map, while a handler may ask it.
 static MM: AtomicPtr<Space> = AtomicPtr::new(ptr::null_mut());
@@ -130,7 +130,7 @@ fn ask(mm: &Space, turn: u64) {
     WRONG.fetch_add(u64::from(right == Ok(false)), Relaxed);
 }
 
-/// Unoptimised, one step of the source is many instructions: not after each of them.
+/// An unoptimised build has many instructions for a line of source: it asks after every fifth.
 const STRIDE: u64 = if cfg!(debug_assertions) { 5 } else { 1 };
 
 extern "C" fn handle(signal: libc::c_int) {
@@ -140,7 +140,7 @@ extern "C" fn handle(signal: libc::c_int) {
     }
     IN_HANDLER.set(true);
     let scope = HandlerScope::<StdPlatform>::enter();
-    // SAFETY: it is set while a map is there, and taken away before that goes.
+    // SAFETY: it is set while the map lives, and cleared before the map is dropped.
     if let Some(mm) = unsafe { MM.load(Relaxed).as_ref() } {
         ask(mm, turn / STRIDE);
     }
@@ -153,7 +153,7 @@ fn install(signal: libc::c_int) {
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handle as extern "C" fn(libc::c_int) as libc::sighandler_t;
     action.sa_flags = libc::SA_RESTART;
-    // SAFETY: the handler asks what may be asked in one, and counts.
+    // SAFETY: the handler calls what may be called in one, and counts.
     assert_eq!(unsafe { libc::sigaction(signal, &action, ptr::null_mut()) }, 0);
 }
 
@@ -161,8 +161,8 @@ fn counts() -> [u64; 5] {
     [&HANDLED, &FOUND, &OWN_CALL, &CHANGING, &WRONG].map(|count| count.load(Relaxed))
 }
 
-/// One test at a time: the counters are shared.
-static ALONE: Mutex<()> = Mutex::new(());
+/// Held by the running test: the counters are shared.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 fn space(strict: bool) -> Space {
     let mm = Mm::new(NoBacking, Config { strict, ..Config::default() });
@@ -174,7 +174,7 @@ fn space(strict: bool) -> Space {
     mm
 }
 
-// --- After each instruction -----------------------------------------------------------------------
+// --- After each instruction ----------------------------------------------------------------------
 
 /// Runs `body` with the trap flag raised, and the handler after each instruction of it.
 fn step(mm: &Space, body: impl FnOnce()) -> u64 {
@@ -209,7 +209,7 @@ const CALLS: [(&str, Call); 9] = [
 
 #[test]
 fn after_each_instruction_of_every_call_what_is_mapped_is_no_hole() {
-    let _alone = ALONE.lock();
+    let _turn = ONE_AT_A_TIME.lock();
     let _watchdog = watchdog(300);
     PLANT.store(std::env::var("PLANT").map_or(0, |plant| plant.parse().unwrap()), Relaxed);
     install(libc::SIGTRAP);
@@ -248,12 +248,12 @@ fn a_hole_for_not_now_and_an_allocation_are_noticed() {
     }
 }
 
-// --- At any moment --------------------------------------------------------------------------------
+// --- At any moment -------------------------------------------------------------------------------
 
 #[test]
 fn in_a_storm_of_signals_what_is_mapped_is_no_hole() {
     const SIGNALS: u64 = 5_000;
-    let _alone = ALONE.lock();
+    let _turn = ONE_AT_A_TIME.lock();
     let _watchdog = watchdog(300);
     install(libc::SIGUSR1);
     let before = counts();
@@ -266,14 +266,14 @@ fn in_a_storm_of_signals_what_is_mapped_is_no_hole() {
     thread::scope(|scope| {
         scope.spawn(|| {
             for sent in before[0].. {
-                // One at a time: those that come back to back would hit the same instruction.
+                // One at a time: signals that follow at once would interrupt the same instruction.
                 while HANDLED.load(Relaxed) < sent && !over.load(Relaxed) {
                     std::hint::spin_loop();
                 }
                 if over.load(Relaxed) {
                     break;
                 }
-                // SAFETY: the thread waits for this one at the end of the scope, so it lives.
+                // SAFETY: the thread lives: it waits for this one at the end of the scope.
                 assert_eq!(unsafe { libc::pthread_kill(target, libc::SIGUSR1) }, 0);
             }
         });
@@ -284,7 +284,7 @@ fn in_a_storm_of_signals_what_is_mapped_is_no_hole() {
                 mm.mprotect(CONSTANT, 2 * PAGE, PROT_READ).unwrap();
             }
         });
-        // Each of the answers that are right has been given when this ends.
+        // This ends when each of the right answers has been given.
         while seen().take(4).enumerate().any(|(i, n)| n < [SIGNALS, 1, 1, 1][i]) {
             mm.mprotect(CONSTANT, PAGE, PROT_READ | PROT_EXEC).unwrap();
             mm.mmap(BESIDE, PAGE, PROT_READ, FIXED, None, 0).unwrap();
@@ -300,7 +300,7 @@ fn in_a_storm_of_signals_what_is_mapped_is_no_hole() {
     assert_eq!(WRONG.load(Relaxed), before[4]);
 }
 
-// --- What is answered -----------------------------------------------------------------------------
+// --- What is answered ----------------------------------------------------------------------------
 
 /// Refuses one page.
 struct Refusing(usize, Refusal);

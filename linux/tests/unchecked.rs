@@ -1,4 +1,4 @@
-//! Rules that the kernel at hand may not show: it was built without them, or asks for privilege.
+//! Rules that the running kernel may not show: it was built without them, or asks for privilege.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};

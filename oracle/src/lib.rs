@@ -28,7 +28,6 @@
 //! assert_eq!(oracle.remove(0x2000..0x3000), Ok(vec![(0x2000..0x3000, File(0x1000))]));
 //! assert!(oracle.iter().eq([(0x1000..0x2000, &File(0)), (0x3000..0x4000, &File(0x2000))]));
 //! ```
-#![deny(unreachable_pub)]
 #![forbid(unsafe_code)]
 
 use std::mem;

@@ -10,15 +10,15 @@ use std::ptr;
 pub(crate) fn on_terminal(mut command: Command) -> (Child, Terminal) {
     let (mut ours, mut its) = (-1, -1);
     let (name, settings, size) = (ptr::null_mut(), ptr::null(), ptr::null());
-    // SAFETY: the kernel writes two descriptors to where there is room.
+    // SAFETY: the kernel writes two descriptors to two places.
     let opened = unsafe { libc::openpty(&raw mut ours, &raw mut its, name, settings, size) };
     assert_eq!(opened, 0, "{}", std::io::Error::last_os_error());
-    // SAFETY: just opened, nobody else's.
+    // SAFETY: just opened, and owned by nothing else.
     let ours = unsafe { OwnedFd::from_raw_fd(ours) };
     // SAFETY: as above.
     let its = unsafe { OwnedFd::from_raw_fd(its) };
     let child = command.stdout(Stdio::piped()).stderr(its).env("TERM", "xterm").spawn().unwrap();
-    // The other end is the child's alone from here on.
+    // Only the child has the other end from here on.
     drop(command);
     (child, Terminal { file: ours.into(), shown: String::new() })
 }

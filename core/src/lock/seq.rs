@@ -35,6 +35,12 @@ impl EditSeq {
         self.0
     }
 
+    /// Whether it began after `other`, in the same space.
+    #[inline]
+    pub(crate) fn is_after(self, other: Self) -> bool {
+        self.0 > other.0
+    }
+
     /// An edit that a VMA names.
     #[inline(always)]
     pub(super) fn from_number(number: u64) -> Self {

@@ -237,10 +237,11 @@ impl VmaLock {
         count >= EXCLUDED && keep(Step::TestExcluded)
     }
 
-    /// Whether `edit` has write-locked this VMA.
+    /// The last edit that has write-locked this VMA. The caller holds the mmap lock.
     #[inline]
-    pub(crate) fn is_locked_by(&self, edit: EditSeq) -> bool {
-        self.lock_seq.load(Relaxed("written under the mmap lock, which is held")) == edit.number()
+    pub(crate) fn locked_last_by(&self) -> EditSeq {
+        let number = self.lock_seq.load(Relaxed("written under the mmap lock, which is held"));
+        EditSeq::from_number(number)
     }
 
     /// Sets X in an attached VMA where it is not set: no reader acquires it any more. The mmap lock
@@ -467,7 +468,7 @@ mod tests {
         lock.exclude();
         assert!(lock.is_excluded() && lock.wait_drained::<StdPlatform>(None));
         lock.lock_until_end_of(edit);
-        assert!(lock.is_locked_by(edit));
+        assert_eq!(lock.locked_last_by(), edit);
         assert_eq!(lock.count(), 1, "the sequence refuses, not the count");
         assert!(!lock.is_unlocked(&seq) && lock.looks_locked(&seq));
         seq.end(edit);

@@ -14,7 +14,7 @@ use crate::arena::Idx;
 use crate::deferred::DeferredReleases;
 use crate::error::OutOfMemory;
 use crate::identity::SpaceId;
-use crate::lock::{EventKey, Refused, VmaLock};
+use crate::lock::{EditSeq, EventKey, Refused, VmaLock};
 use crate::mm::{EditSection, MmapRead};
 use crate::platform::Platform;
 use crate::range::Span;
@@ -159,6 +159,11 @@ impl<'s: 'm, 'm, T> Attached<'s, 'm, T> {
         self.slot.lock.is_excluded()
     }
 
+    /// Whether an edit after `edit` has write-locked it.
+    pub(crate) fn was_locked_since(&self, edit: EditSeq) -> bool {
+        self.slot.lock.locked_last_by().is_after(edit)
+    }
+
     /// How many readers it has, for its excluder.
     pub(crate) fn readers(&self) -> u32 {
         self.slot.lock.readers()
@@ -176,7 +181,7 @@ impl<'s: 'm, 'm, T> Attached<'s, 'm, T> {
         if lock.is_excluded() {
             return None;
         }
-        if !lock.is_locked_by(section.edit()) {
+        if lock.locked_last_by() != section.edit() {
             lock.exclude();
             slots.readers().transfer_readers(section, iter::once(lock));
             lock.wait_drained::<P>(None);
@@ -192,7 +197,7 @@ impl<'s: 'm, 'm, T> Attached<'s, 'm, T> {
         section: &EditSection<'_, P>,
     ) -> Option<WriteLocked<'s, 'm, T>> {
         let lock = &self.slot.lock;
-        if !lock.is_locked_by(section.edit()) {
+        if lock.locked_last_by() != section.edit() {
             if !slots.try_exclude_idle(lock, section) {
                 return None;
             }
@@ -296,17 +301,13 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         true
     }
 
-    /// Takes in one more VMA if it can be had: in an edit's list waiting for its readers, in an
-    /// exclusion's only if it has none.
+    /// Takes in one more VMA if it has no reader and no other thread excludes it.
     #[inline]
-    pub(crate) fn take_in(
+    pub(crate) fn take_in_idle(
         &mut self,
         vma: Attached<'_, '_, T>,
         section: &EditSection<'_, P>,
     ) -> bool {
-        if !self.outlives_edit {
-            return self.push(vma, section);
-        }
         let idle = self.slots.try_exclude_idle(&vma.slot.lock, section);
         if idle {
             self.append(vma.index);

@@ -1,9 +1,11 @@
 //! Long runs of operations on anything and on the oracle beside it, decoded from bytes.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use pervma_oracle::{Oracle, Search};
 
+use super::identities::Identities;
 use super::op::{Op, Outcome, Paint, Side};
 use super::part::Part;
 use super::subject::{OracleWorld, Subject, World};
@@ -176,6 +178,7 @@ fn run<W: World>(
     let oracles = OracleWorld::new(granule, false);
     let mut sides = [0, 1].map(|_| Side::new(world.space(), granule));
     let mut models = [0, 1].map(|_| Side::new(oracles.space(), granule));
+    let (mut identities, mut given) = ([0, 1].map(|_| Identities::default()), HashSet::new());
     for record in records {
         let which = usize::from(record[1] & 1);
         // The edit goes on afterwards.
@@ -183,7 +186,11 @@ fn run<W: World>(
         for op in stage.ops(*record, &taken(&models[which].subject)) {
             let outcome = sides[which].run(&op);
             assert_eq!(outcome, models[which].run(&op));
+            identities[which].follow(&mut sides[which], &op, &outcome, &mut given);
             outcomes(which, &op, &outcome);
+        }
+        if let Some(id) = identities[which].any() {
+            assert_eq!(sides[1 - which].subject.find(id), None, "another space's");
         }
         if !goes_on {
             sides[which].subject.end();

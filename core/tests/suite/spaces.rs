@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use pervma::{
     AddressSpace, ChangeError, Cursor, Edit, Exclusion, GapError, GapSearch, GlobalMemory,
-    InsertError, Payload, Platform, RangeError, ReadError, ReadGuard, Removed, RemovedVmas,
-    Reservation, Slab, WaitWord,
+    InsertError, Payload, Platform, RangeError, ReadError, ReadGuard, Reader, Removed, RemovedVmas,
+    Reservation, Slab, VmaId, WaitWord,
 };
 use pervma_oracle::{NoGap, Refused, Search};
 
 use super::part::Part;
-use super::subject::{Map, Subject, World};
+use super::subject::{Map, Named, Subject, World};
 
 impl Payload for Part {
     fn split(&self, offset: usize) -> Option<(Self, Self)> {
@@ -27,7 +27,7 @@ impl Payload for Part {
     }
 }
 
-/// A platform with locks of another crate, on which no thread knows who it is.
+/// A platform with locks of another crate, on which threads have no identity.
 pub(crate) enum Spin {}
 
 // SAFETY: nothing unwinds, and no states are lent.
@@ -78,7 +78,10 @@ impl<P: Platform, const WAY: u8> Spaces<P, WAY> {
         }
         let kept = last.get_or_init(|| Box::new(Kept { space, next: OnceCell::new() }));
         let space = &kept.space;
-        Space { world: self, space, edit: None, cursor: space.cursor(), exclusions: 0 }
+        let cursor = space.cursor();
+        // In half of the worlds, so that exclusions scan for registered readers, or do not.
+        let reader = self.slab.is_some().then(|| sure(space.register()));
+        Space { world: self, space, edit: None, cursor, reader, exclusions: 0 }
     }
 }
 
@@ -111,6 +114,7 @@ pub(crate) struct Space<'w, P: Platform, const WAY: u8> {
     space: &'w AddressSpace<Part, P>,
     edit: Option<Edit<'w, Part, P>>,
     cursor: Cursor<'w, Part, P>,
+    reader: Option<Reader<'w, Part, P>>,
     exclusions: usize,
 }
 
@@ -280,13 +284,20 @@ impl<'w, P: Platform, const WAY: u8> Subject for Space<'w, P, WAY> {
             ReadError::NotMapped { addr: at } | ReadError::Reserved { addr: at } if at == addr => {}
             other => panic!("{other}"),
         };
-        for read in [
+        let reads = [
             self.space.try_read(addr),
             self.space.read(addr),
             self.cursor.try_read(addr),
             self.cursor.read(addr),
-        ] {
+        ];
+        for read in reads {
             assert_eq!(read.map(held).map_err(hole).ok(), viewed);
+        }
+        if let Some(reader) = &self.reader {
+            let mut cursor = reader.cursor();
+            for read in [reader.try_read(addr), reader.read(addr), cursor.try_read(addr)] {
+                assert_eq!(read.map(held).map_err(hole).ok(), viewed);
+            }
         }
         viewed
     }
@@ -297,6 +308,10 @@ impl<'w, P: Platform, const WAY: u8> Subject for Space<'w, P, WAY> {
         }
         let found = sure(self.space.try_read_at_or_after(addr)).map(held);
         assert_eq!(sure(self.space.read_at_or_after(addr)).map(held), found);
+        if let Some(reader) = &self.reader {
+            assert_eq!(sure(reader.try_read_at_or_after(addr)).map(held), found);
+            assert_eq!(sure(reader.read_at_or_after(addr)).map(held), found);
+        }
         let view = sure(self.space.view());
         assert_eq!(view.overlapping(addr..usize::MAX).next().map(cloned), found);
         if let Some((range, _)) = &found {
@@ -313,7 +328,45 @@ impl<'w, P: Platform, const WAY: u8> Subject for Space<'w, P, WAY> {
         }
         let map: Map = self.space.iter().map(|vma| held(sure(vma))).collect();
         assert_eq!(sure(self.space.view()).iter().map(cloned).collect::<Map>(), map);
+        if let Some(reader) = &self.reader {
+            assert!(reader.iter().map(|vma| held(sure(vma))).eq(map.iter().cloned()));
+        }
         map
+    }
+
+    fn named(&mut self) -> Option<Vec<Named>> {
+        if self.free() {
+            let named = self.space.iter().map(|vma| {
+                let vma = sure(vma);
+                assert_eq!(vma.version().id(), vma.id());
+                Named { range: vma.range(), id: vma.id(), version: Some(vma.version()) }
+            });
+            return Some(named.collect());
+        }
+        let edit = &*self.edit();
+        let named = edit.iter().map(|(range, _)| {
+            let id = sure(edit.id(range.end - 1).ok_or(&range));
+            Named { range, id, version: None }
+        });
+        Some(named.collect())
+    }
+
+    fn find(&mut self, id: VmaId) -> Option<Range<usize>> {
+        if !self.free() {
+            return self.edit().get_by_id(id).map(|(range, _)| range);
+        }
+        let found = sure(self.space.view()).get_by_id(id).map(|(range, _)| range);
+        let reads = [self.space.try_read_id(id), self.space.read_id(id)];
+        let registered = self.reader.iter();
+        let registered = registered.flat_map(|r| [r.try_read_id(id), r.read_id(id)]);
+        for read in reads.into_iter().chain(registered) {
+            match (read, &found) {
+                (Ok(vma), Some(range)) => assert_eq!((vma.range(), vma.id()), (range.clone(), id)),
+                (Err(ReadError::Gone { .. }), None) => {}
+                (read, found) => panic!("{read:?} is not {found:?}"),
+            }
+        }
+        found
     }
 
     fn is_reserved(&mut self, addr: usize) -> bool {

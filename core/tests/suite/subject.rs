@@ -2,12 +2,21 @@
 
 use std::ops::Range;
 
+use pervma::{VmaId, VmaVersion};
 use pervma_oracle::{NoGap, Oracle, Refused, Search};
 
 use super::part::Part;
 
 /// Ranges with what they hold, in order.
 pub(crate) type Map = Vec<(Range<usize>, Part)>;
+
+/// A VMA, by what names it.
+pub(crate) struct Named {
+    pub(crate) range: Range<usize>,
+    pub(crate) id: VmaId,
+    /// Unknown while an edit goes on.
+    pub(crate) version: Option<VmaVersion>,
+}
 
 /// Where spaces live. They are made by it and borrow it.
 pub(crate) trait World {
@@ -62,6 +71,10 @@ pub(crate) trait Subject: Sized {
     fn read_at_or_after(&mut self, addr: usize) -> Option<(Range<usize>, Part)>;
     /// All VMAs.
     fn map(&mut self) -> Map;
+    /// All VMAs by what names them, if VMAs have identities.
+    fn named(&mut self) -> Option<Vec<Named>>;
+    /// The range of the VMA that `id` names.
+    fn find(&mut self, id: VmaId) -> Option<Range<usize>>;
     /// Whether `addr` is reserved. Ends the edit.
     fn is_reserved(&mut self, addr: usize) -> bool;
     /// Ends the edit, if there is one: the operations between two ends make up one edit.
@@ -173,6 +186,14 @@ impl Subject for Oracle<Part> {
 
     fn map(&mut self) -> Map {
         self.iter().map(|(range, part)| (range, part.clone())).collect()
+    }
+
+    fn named(&mut self) -> Option<Vec<Named>> {
+        None
+    }
+
+    fn find(&mut self, _id: VmaId) -> Option<Range<usize>> {
+        None
     }
 
     fn is_reserved(&mut self, addr: usize) -> bool {

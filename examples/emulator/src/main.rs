@@ -21,7 +21,6 @@
 //! Guest addresses are host addresses: if the memory that a load uses were unmapped under it, the
 //! program would die. Each word in memory says where it belongs, and in the end the map must be the
 //! kernel's, page by page.
-#![deny(unreachable_pub)]
 #![expect(clippy::disallowed_types, reason = "counters, and words of the guest's memory")]
 
 mod host;

@@ -16,7 +16,6 @@
 //! How can the handler know that the map's answer is right? The functions are real machine code
 //! (`code.rs`) that carries its own name: a number, in an instruction and while it runs in a
 //! register. So there are witnesses for each answer, and any contradiction fails the program.
-#![deny(unreachable_pub)]
 #![expect(clippy::disallowed_types, reason = "counters, and a flag that only says: stop")]
 
 mod code;

@@ -13,7 +13,6 @@
 //! The page table is a plain array here. What keeps it right is the rule that Linux has: an entry
 //! is made under the lock of its VMA, and cleared by a thread that keeps all readers of that VMA
 //! out.
-#![deny(unreachable_pub)]
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![expect(clippy::disallowed_types, reason = "a page table and a clock have atomics of their own")]
 

@@ -15,7 +15,6 @@
 //! hold a *bound* of its own for one mapping, say when and how pages are written (here: a checksum
 //! of each could be kept, or the pages be compressed), or map what is no file. Replace
 //! [`FileSource`] by a source of yours, and the program stays the same.
-#![deny(unreachable_pub)]
 
 use std::error::Error;
 use std::fs::File;

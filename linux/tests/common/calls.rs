@@ -1,5 +1,5 @@
-//! Calls with whatever arguments a string of bytes has, and what must hold after each of them: shared
-//! by a test and a fuzz target.
+//! Calls with arguments from a string of bytes, and what must hold after each of them: shared by a
+//! test and a fuzz target.
 
 use std::sync::Arc;
 
@@ -42,8 +42,8 @@ impl Arguments<'_> {
         bytes
     }
 
-    /// Any 64 bits; or, so that calls meet each other's mappings, a page out of a few; or a number
-    /// that is on the edge of something.
+    /// Reads any 64 bits; or, so that calls meet each other's mappings, one of a few pages; or a
+    /// number near some limit.
     fn word(&mut self) -> u64 {
         let [how, few] = self.bytes();
         match how % 8 {
@@ -61,7 +61,7 @@ impl Arguments<'_> {
         usize::try_from(self.word()).unwrap_or(usize::MAX)
     }
 
-    /// A length, mostly of a few pages.
+    /// Reads a length, mostly of a few pages.
     fn len(&mut self) -> usize {
         let [few] = self.bytes();
         if few < 32 { self.addr() } else { usize::from(few % 8) * 4096 }
@@ -110,7 +110,7 @@ pub(crate) fn run(bytes: &[u8]) {
     }
 }
 
-/// What may not change when a call fails. Whether there may be guard pages is about pages.
+/// Returns what may not change when a call fails. A mark of guard pages may: it is about pages.
 fn state(mm: &Mm<Unwilling, StdPlatform>) -> (Result<String, NotNow>, Vec<VmFlags>, Counts) {
     let mut flags = Vec::new();
     let seen = mm.for_each(|_, vma| flags.push(vma.flags | VmFlags::MAYBE_GUARD));
@@ -151,7 +151,7 @@ fn call(
         17 => mm.set_anon_name(addr, len, [None, Some("name")][usize::from(which >> 7)]),
         18 => {
             let access = [Access::Read, Access::Write, Access::Execute][usize::from(which % 3)];
-            // A signal is no failure of a call: a stack that cannot grow has its first page then.
+            // A signal is no failed call: a stack that cannot grow has its first page then.
             let _ = mm.fault(addr, access);
             Ok(())
         }
@@ -163,7 +163,7 @@ fn call(
     }
 }
 
-/// What is counted is what is there; and no two mappings are where one would do.
+/// Checks that the counts are right, and that no two mappings should be one.
 fn check(mm: &Mm<Unwilling, StdPlatform>) {
     let mut counted = Counts::default();
     let mut last_end = 0;

@@ -240,6 +240,28 @@ pub(crate) const TWO_WAITERS: Model = Model {
     mutants: &[drop_step(Step::SeparateEvent, DEADLOCK), drop_step(Step::WakeWriter, DEADLOCK)],
 };
 
+/// A change that finds the mmap lock taken when it would end, beside an edit of the same VMA.
+pub(crate) const SUSPENDED: Model = Model {
+    name: "suspended",
+    property: "a change that was suspended is made of what is there when it goes on",
+    threads: 2,
+    preemptions: Some(3),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(10..20, 1).unwrap();
+        let updater = thread::spawn({
+            let space = Arc::clone(&space);
+            move || drop(space.update(10..20, |_, payload| payload + 10).unwrap())
+        });
+        let mut edit = space.edit().unwrap();
+        let added = if edit.update(10..20, |_, payload| payload + 100).is_ok() { 100 } else { 0 };
+        drop(edit);
+        updater.join().unwrap();
+        assert_eq!(*space.try_read(10).unwrap(), 11 + added, "{LOST}");
+    },
+    mutants: &[drop_step(Step::FindUnchanged, LOST)],
+};
+
 /// An exclusion with a hole in its range, in which another thread maps and excludes something.
 pub(crate) const HOLE_IN_RANGE: Model = Model {
     name: "hole_in_range",

@@ -60,7 +60,7 @@ pub(crate) const SAME_SLOT: Model = Model {
     name: "same_slot",
     property: "an id finds its own VMA or none, never the next in its slot",
     threads: 2,
-    preemptions: None,
+    preemptions: Some(3),
     run: || {
         find_again(|space| {
             let mut edit = space.edit().unwrap();

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use crate::contest::{Bound, Contest, Effort, Goal};
+use crate::comparison::{Bound, Comparison, Effort, Goal};
 use crate::layout::{self, Build, Layout};
-use crate::peers::{Find, LockedEntries, Pervma};
+use crate::maps::{Find, LockedEntries, Pervma};
 use crate::report::{Figures, Table, all};
 
 /// VMAs locked in one edit.
@@ -20,22 +20,22 @@ const LIMIT: f64 = 0.05;
 pub(crate) fn measure(effort: &Effort) -> Figures {
     let vmas = Layout { vmas: LOCKED[LOCKED.len() - 1] }.build(Build::Random);
     let (space, entries) = (<Pervma>::of(&vmas).0, LockedEntries::of(&vmas));
-    let mut contest = Contest::new();
-    contest.enter(<Pervma>::NAME, |(): &()| {
+    let mut comparison = Comparison::new();
+    comparison.add(<Pervma>::NAME, |(): &()| {
         turn(|locked| {
             let edit = space.edit();
             assert!(edit.is_ok(), "this thread holds nothing");
             let Ok(mut edit) = edit else { return f64::NAN };
             for number in 0..locked {
                 let lock = edit.write(layout::vma(number).start);
-                assert!(lock.is_ok(), "nobody reads");
+                assert!(lock.is_ok(), "no thread reads");
             }
             let start = Instant::now();
             drop(edit);
             start.elapsed().as_nanos() as f64
         })
     });
-    contest.enter(LockedEntries::NAME, |(): &()| {
+    comparison.add(LockedEntries::NAME, |(): &()| {
         turn(|locked| {
             let tree = entries.0.write();
             let range = layout::vma(0).start..layout::vma(locked).start;
@@ -46,7 +46,7 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
             start.elapsed().as_nanos() as f64
         })
     });
-    let outcome = contest.run("end of an edit", effort.rounds, |_| ());
+    let outcome = comparison.run("end of an edit", effort.rounds, |_| ());
 
     let mut times = Table::new("VMAs locked, of 65,000", "ns");
     for (measure, locked) in LOCKED.into_iter().enumerate() {
@@ -60,8 +60,8 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
         &outcome,
         (<Pervma>::NAME, EACH),
     );
-    let about = "The end of an edit that has write-locked so many VMAs, timed alone, the timer included. \
-                 The peer lets go of so many entry locks, one by one, and of the map's.";
+    let about = "The end of an edit that has write-locked so many VMAs, timed by itself, the timer included. \
+                 The baseline releases so many entry locks, one by one, and of the map's.";
     (about, vec![times, each], goal.into_iter().collect())
 }
 
@@ -74,8 +74,8 @@ fn turn(one: impl Fn(usize) -> f64) -> Vec<f64> {
     measures
 }
 
-/// The mean of the middle half of several ends: one is as short as its timer is coarse. Fewer where they
-/// take long to prepare.
+/// The mean of the middle half of several ends: one is as short as its timer is coarse. Fewer where
+/// they take long to prepare.
 fn middle(locked: usize, one: impl Fn() -> f64) -> f64 {
     let mut ends: Vec<_> = (0..(4_096 / locked).clamp(8, 64)).map(|_| one()).collect();
     ends.sort_by(f64::total_cmp);

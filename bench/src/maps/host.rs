@@ -18,7 +18,8 @@ impl Host for StdPlatform {
     const CURSOR: &'static str = "pervma, registered cursor";
 }
 
-/// As [`StdPlatform`], without its barrier: registered readers fence, and edits need no system call.
+/// As [`StdPlatform`], without its barrier: registered readers fence, and edits need no system
+/// call.
 pub(crate) enum Fences {}
 
 impl Host for Fences {

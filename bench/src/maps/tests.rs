@@ -1,4 +1,4 @@
-//! Every contestant finds the same things at the same addresses.
+//! Every implementation finds the same things at the same addresses.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -114,7 +114,7 @@ fn what_is_visited_is_kept() {
                     }
                 } else {
                     thread::sleep(Duration::from_millis(10));
-                    assert!(!removal.is_finished(), "{} lets it go", M::NAME);
+                    assert!(!removal.is_finished(), "{} does not keep it", M::NAME);
                 }
                 assert_eq!(payload, Some(5));
             };

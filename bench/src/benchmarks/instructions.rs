@@ -1,8 +1,8 @@
 //! Instructions of an operation, counted by callgrind.
 //!
 //! The program runs itself under valgrind, once for each case. Callgrind counts inside of
-//! [`callgrind_counts_this`] only: neither what builds the map, nor what makes a change undone. One build
-//! counts the same each time.
+//! [`callgrind_counts_this`] only: neither what builds the map, nor what makes a change undone. One
+//! build counts the same each time.
 
 use std::error::Error;
 use std::fmt::{self, Write};
@@ -17,9 +17,9 @@ use rand::rngs::StdRng;
 use tempfile::NamedTempFile;
 
 use super::edits::Pair;
-use crate::contest::{Bound, Goal};
+use crate::comparison::{Bound, Goal};
 use crate::layout::{self, Build, Layout};
-use crate::peers::{Find, Map, Pervma, Reader};
+use crate::maps::{Find, Map, Pervma, Reader};
 use crate::report::{Figures, Table};
 use crate::summary::Summary;
 

@@ -1,8 +1,8 @@
 //! Insert and remove; change a page and change it back.
 
-use crate::contest::{Batch, Bound, Contest, Effort, Goal};
+use crate::comparison::{Batch, Bound, Comparison, Effort, Goal};
 use crate::layout::{self, Build, Layout};
-use crate::peers::{Find, Map, ParkingLot, Pervma, PervmaOutside, StdLock, each_map};
+use crate::maps::{Find, Map, ParkingLot, Pervma, PervmaOutside, StdLock, each_map};
 use crate::report::{Figures, Table, all, over};
 
 const SIZES: [usize; 3] = [16, 1_000, 65_000];
@@ -53,11 +53,11 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
             Table::new(format!("VMAs, {name}: time over {}'s", ParkingLot::NAME), "ratio");
         for size in SIZES {
             let vmas = Layout { vmas: size }.build(Build::Random);
-            let mut contest = Contest::new();
-            each_map!(M => contest.enter(M::NAME, pairs(M::of(&vmas), pair, effort)));
-            contest.enter(PervmaOutside::NAME, pairs(PervmaOutside::of(&vmas), pair, effort));
+            let mut comparison = Comparison::new();
+            each_map!(M => comparison.add(M::NAME, pairs(M::of(&vmas), pair, effort)));
+            comparison.add(PervmaOutside::NAME, pairs(PervmaOutside::of(&vmas), pair, effort));
             let title = format!("edits, {size} VMAs, {name}");
-            let outcome = contest.run(&title, effort.rounds, |random| {
+            let outcome = comparison.run(&title, effort.rounds, |random| {
                 layout::numbers(random, effort.batch, 0..size)
             });
             times.point(size, all(&outcome, 0));
@@ -84,8 +84,8 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
     }
     let about = "Pairs of changes at random places, which leave the map as it was: a page is inserted \
                  into a hole and removed; the second page of a VMA of four is given another payload, \
-                 which makes three VMAs, and its own again, which joins them. Each change is an edit of \
-                 its own. Peers look for overlaps before they insert, and do the same work. SkipMap and \
+                 which makes three VMAs, and its own again, which merges them. Each change is an edit of \
+                 its own. Baselines look for overlaps before they insert, and do the same work. SkipMap and \
                  TreeIndex cannot change several entries at once: readers may see a range half changed, \
                  and their writers take turns by a mutex.";
     (about, tables, goals)

@@ -1,4 +1,4 @@
-//! Ranges in a `BTreeMap`, for the contestants that lock or copy one.
+//! Ranges in a `BTreeMap`, for the implementations that lock or copy one.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -19,8 +19,8 @@ impl Entry {
         (addr < self.end).then_some(self.payload)
     }
 
-    /// Whether what starts at `start` with `payload` continues it.
-    pub(crate) fn joins(&self, start: usize, payload: u64) -> bool {
+    /// Returns whether what starts at `start` with `payload` continues it.
+    pub(crate) fn continues_with(&self, start: usize, payload: u64) -> bool {
         self.end == start && self.payload == payload
     }
 }
@@ -31,7 +31,7 @@ pub(crate) trait Cell {
     fn get(&self) -> Entry;
     fn set(&mut self, entry: Entry);
 
-    /// It has left the tree.
+    /// Is called when it is out of the tree.
     fn retire(self);
 }
 
@@ -93,23 +93,24 @@ impl<C: Cell> Tree<C> {
         let right = down.next_if(|(start, _)| **start == range.end).map(|(_, cell)| cell.get());
         let Some((&start, cell)) = down.next() else { unreachable!("what is changed is mapped") };
         let left = if start == range.start { down.next() } else { None };
-        let left = left.map(|(_, cell)| cell).filter(|cell| cell.get().joins(start, payload));
+        let left =
+            left.map(|(_, cell)| cell).filter(|cell| cell.get().continues_with(start, payload));
 
         let before = cell.get();
         let right = right.filter(|right| before.end == range.end && right.payload == payload);
-        let (joins_left, joins_right) = (left.is_some(), right.is_some());
+        let (merges_left, merges_right) = (left.is_some(), right.is_some());
         let changed = Entry { end: right.map_or(range.end, |right| right.end), payload };
         match left {
             Some(left) => left.set(changed),
             None if start == range.start => cell.set(changed),
             None => cell.set(Entry { end: range.start, ..before }),
         }
-        if joins_left {
+        if merges_left {
             self.remove(start).retire();
         } else if start < range.start {
             self.0.insert(range.start, C::new(changed));
         }
-        if joins_right {
+        if merges_right {
             self.remove(range.end).retire();
         } else if range.end < before.end {
             self.0.insert(range.end, C::new(before));

@@ -1,13 +1,13 @@
-//! Finding room.
+//! Searches for gaps.
 
 use std::hint::black_box;
 use std::ops::Range;
 
 use pervma::GapSearch;
 
-use crate::contest::{Batch, Bound, Contest, Effort, Goal};
+use crate::comparison::{Batch, Bound, Comparison, Effort, Goal};
 use crate::layout::{self, BASE, Build, Layout, PAGE, STRIDE};
-use crate::peers::{Find, ParkingLot, Pervma, Tree};
+use crate::maps::{Find, ParkingLot, Pervma, Tree};
 use crate::report::{Figures, Table, all};
 
 const LAYOUT: Layout = Layout { vmas: 65_000 };
@@ -20,7 +20,7 @@ const LIMIT: f64 = 1_000.0;
 enum Case {
     LastFromBelow,
     LastFromAbove,
-    NoRoom,
+    NoGap,
     Misaligned,
 }
 
@@ -29,7 +29,7 @@ impl Case {
         match self {
             Self::LastFromBelow => "last, from below",
             Self::LastFromAbove => "last, from above",
-            Self::NoRoom => "no room",
+            Self::NoGap => "no gap",
             Self::Misaligned => "all misaligned",
         }
     }
@@ -42,7 +42,7 @@ impl Case {
         match self {
             Self::LastFromBelow => large.within(at..end + STRIDE),
             Self::LastFromAbove => large.within(before..at).top_down(),
-            Self::NoRoom => large.within(at..end),
+            Self::NoGap => large.within(at..end),
             Self::Misaligned => GapSearch::new(PAGE).aligned(STRIDE).within(at..end),
         }
     }
@@ -53,10 +53,10 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
     let mut goals = Vec::new();
     let vmas = LAYOUT.build(Build::Random);
     let (space, tree) = (<Pervma>::of(&vmas).0, ParkingLot::of(&vmas).0);
-    for case in [Case::LastFromBelow, Case::LastFromAbove, Case::NoRoom, Case::Misaligned] {
-        let mut contest = Contest::new();
+    for case in [Case::LastFromBelow, Case::LastFromAbove, Case::NoGap, Case::Misaligned] {
+        let mut comparison = Comparison::new();
         let (mut batch, space) = (Batch::new(effort), &space);
-        contest.enter(<Pervma>::NAME, move |numbers: &Vec<usize>| {
+        comparison.add(<Pervma>::NAME, move |numbers: &Vec<usize>| {
             let view = space.view();
             assert!(view.is_ok(), "this thread holds nothing");
             let Ok(view) = view else { return vec![f64::NAN] };
@@ -68,7 +68,7 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
         });
         if let Case::LastFromBelow = case {
             let (mut batch, tree) = (Batch::new(effort), &tree);
-            contest.enter("BTreeMap, from hole to hole", move |numbers: &Vec<usize>| {
+            comparison.add("BTreeMap, from hole to hole", move |numbers: &Vec<usize>| {
                 let tree = tree.read();
                 vec![batch.time(numbers, |&number| {
                     let within = layout::vma(number).start..LAYOUT.end() + STRIDE;
@@ -78,7 +78,7 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
             });
         }
         let title = format!("gap search, {}", case.name());
-        let outcome = contest.run(&title, effort.rounds, |random| {
+        let outcome = comparison.run(&title, effort.rounds, |random| {
             layout::numbers(random, effort.batch, 1..LAYOUT.vmas)
         });
         times.case(case.name(), all(&outcome, 0));
@@ -92,7 +92,7 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
             ));
         }
     }
-    let about = "Searches among 65,000 VMAs that begin at a random one, in a view: the only room large \
+    let about = "Searches among 65,000 VMAs that begin at a random one, in a view: the only gap large \
                  enough lies at the far end; there is none; all holes are large enough, but none of them \
                  holds an aligned place (each costs a step then, as documented; no goal).";
     (about, vec![times], goals)
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_ways_find_the_same_room() {
+    fn both_searches_find_the_same_gap() {
         let layout = Layout { vmas: 50 };
         let vmas = layout.build(Build::Random);
         let (space, tree) = (<Pervma>::of(&vmas).0, ParkingLot::of(&vmas).0);
@@ -136,7 +136,7 @@ mod tests {
         let last = LAYOUT.end() - 4 * PAGE;
         assert_eq!(find(Case::LastFromBelow), Some(last..last + STRIDE));
         assert_eq!(find(Case::LastFromAbove), Some(BASE - STRIDE..BASE));
-        assert_eq!(find(Case::NoRoom), None);
+        assert_eq!(find(Case::NoGap), None);
         assert_eq!(find(Case::Misaligned), None);
     }
 }

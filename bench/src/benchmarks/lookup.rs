@@ -2,9 +2,9 @@
 
 use std::hint::black_box;
 
-use crate::contest::{Batch, Bound, Contest, Effort, Goal};
+use crate::comparison::{Batch, Bound, Comparison, Effort, Goal};
 use crate::layout::{self, Build, Layout};
-use crate::peers::{
+use crate::maps::{
     Array, CountPair, CursorOfReader, Fences, Find, ParkingLot, Pervma, PervmaCursor,
     PervmaRegistered, Reader, each_map,
 };
@@ -22,7 +22,7 @@ const CURSOR_LIMIT: f64 = 1.2;
 /// Nearby addresses: so many in a VMA, then as many in the next.
 const NEARBY: usize = 64;
 
-/// The measures of a turn: once caches hold what the contestant uses, and before.
+/// The measures of a turn: once caches hold what the implementation uses, and before.
 const WARM: usize = 0;
 const COLD: usize = 1;
 
@@ -48,16 +48,16 @@ pub(crate) fn random(effort: &Effort) -> Figures {
         let mut cold = Table::new(format!("VMAs, {built}: after others have run"), "ns");
         for (size, limit, registered_limit) in SIZES {
             let vmas = Layout { vmas: size }.build(build);
-            let mut contest = Contest::new();
-            each_map!(M => contest.enter(M::NAME, lookups(M::of(&vmas), effort)));
+            let mut comparison = Comparison::new();
+            each_map!(M => comparison.add(M::NAME, lookups(M::of(&vmas), effort)));
             type Registered = PervmaRegistered;
             type Fenced = PervmaRegistered<Fences>;
-            contest.enter(Registered::NAME, lookups(Registered::of(&vmas), effort));
-            contest.enter(Fenced::NAME, lookups(Fenced::of(&vmas), effort));
-            contest.enter(Array::NAME, lookups(Array::of(&vmas), effort));
-            contest.enter(CountPair::NAME, lookups(CountPair::of(&vmas), effort));
+            comparison.add(Registered::NAME, lookups(Registered::of(&vmas), effort));
+            comparison.add(Fenced::NAME, lookups(Fenced::of(&vmas), effort));
+            comparison.add(Array::NAME, lookups(Array::of(&vmas), effort));
+            comparison.add(CountPair::NAME, lookups(CountPair::of(&vmas), effort));
             let title = format!("lookup, {size} VMAs, {built}");
-            let outcome = contest.run(&title, effort.rounds, |random| {
+            let outcome = comparison.run(&title, effort.rounds, |random| {
                 let mut addresses = |count| layout::addresses(random, count, 0..size, layout::vma);
                 Input {
                     cold: addresses(effort.batch),
@@ -68,23 +68,23 @@ pub(crate) fn random(effort: &Effort) -> Figures {
             times.point(size, all(&outcome, WARM));
             ratios.point(size, over(&outcome, WARM, ParkingLot::NAME));
             cold.point(size, all(&outcome, COLD));
-            for (who, limit) in [(<Pervma>::NAME, limit), (Registered::NAME, registered_limit)] {
+            for (name, limit) in [(<Pervma>::NAME, limit), (Registered::NAME, registered_limit)] {
                 goals.extend(Goal::ratio(
-                    format!("{size} VMAs, {built}: {who} over {}", ParkingLot::NAME),
+                    format!("{size} VMAs, {built}: {name} over {}", ParkingLot::NAME),
                     Bound::AtMost(limit),
                     &outcome,
-                    (who, WARM),
+                    (name, WARM),
                     (ParkingLot::NAME, WARM),
                 ));
             }
         }
         tables.extend([times, ratios, cold]);
     }
-    let about = "Find the range that holds a random mapped address, keep it, read its payload, let \
-                 go. One thread; new addresses in each round, the same for all. Timed when the \
-                 contestant's turn begins, after others have run, and again after so many lookups that \
+    let about = "Find the range that holds a random mapped address, keep it, read its payload, \
+                 release it. One thread; new addresses in each round, the same for all. Timed when the \
+                 implementation's turn begins, after others have run, and again after so many lookups that \
                  each VMA was met four times on average: ratios and goals are of those, whose caches \
-                 hold the contestant's own.";
+                 hold the implementation's own.";
     (about, tables, goals)
 }
 
@@ -95,17 +95,17 @@ pub(crate) fn cursor(effort: &Effort) -> Figures {
         let mut cold = Table::new(format!("VMAs, {kind}: after others have run"), "ns");
         for (size, ..) in SIZES {
             let vmas = Layout { vmas: size }.build(Build::Random);
-            let mut contest = Contest::new();
-            contest.enter(PervmaCursor::NAME, lookups(PervmaCursor::of(&vmas), effort));
+            let mut comparison = Comparison::new();
+            comparison.add(PervmaCursor::NAME, lookups(PervmaCursor::of(&vmas), effort));
             type Registered = Pervma<CursorOfReader>;
             type Fenced = Pervma<CursorOfReader, Fences>;
-            contest.enter(Registered::NAME, lookups(Registered::of(&vmas), effort));
-            contest.enter(Fenced::NAME, lookups(Fenced::of(&vmas), effort));
-            contest.enter(<Pervma>::NAME, lookups(<Pervma>::of(&vmas), effort));
-            contest.enter(ParkingLot::NAME, lookups(ParkingLot::of(&vmas), effort));
-            contest.enter(CountPair::NAME, lookups(CountPair::of(&vmas), effort));
+            comparison.add(Registered::NAME, lookups(Registered::of(&vmas), effort));
+            comparison.add(Fenced::NAME, lookups(Fenced::of(&vmas), effort));
+            comparison.add(<Pervma>::NAME, lookups(<Pervma>::of(&vmas), effort));
+            comparison.add(ParkingLot::NAME, lookups(ParkingLot::of(&vmas), effort));
+            comparison.add(CountPair::NAME, lookups(CountPair::of(&vmas), effort));
             let outcome =
-                contest.run(&format!("cursor, {size} VMAs, {kind}"), effort.rounds, |random| {
+                comparison.run(&format!("cursor, {size} VMAs, {kind}"), effort.rounds, |random| {
                     let first = layout::numbers(random, 1, 0..size)[0];
                     let mut addresses = || {
                         let runs = (0..effort.batch).step_by(run_length.min(effort.batch));
@@ -138,7 +138,7 @@ pub(crate) fn cursor(effort: &Effort) -> Figures {
         tables.extend([times, cold]);
     }
     let about = "Lookups by a cursor: at random addresses of one VMA, and of 64 in a VMA before it \
-                 goes on to the next. One thread. Timed when the contestant's turn begins, after others \
+                 goes on to the next. One thread. Timed when the implementation's turn begins, after others \
                  have run, and once more at other addresses of the same VMAs: goals are of those.";
     (about, tables, goals)
 }

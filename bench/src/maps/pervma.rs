@@ -20,7 +20,7 @@ pub(crate) type PervmaCursor = Pervma<CursorRead>;
 /// With a registration for each thread.
 pub(crate) type PervmaRegistered<P = StdPlatform> = Pervma<Registered, P>;
 
-/// A way to look addresses up: another one is another contestant.
+/// A way to look addresses up: another one is another implementation.
 pub(crate) trait Way<P: Platform>: Send + Sync + 'static {
     const NAME: &'static str;
     type Reader<'s>: Reader;

@@ -1,5 +1,5 @@
 //! What a lookup costs at least: the count that keeps an entry, without finding it.
-#![expect(clippy::disallowed_types, reason = "counts that are nobody's protocol")]
+#![expect(clippy::disallowed_types, reason = "counts that no protocol uses")]
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,7 +14,7 @@ pub(crate) struct CountPair {
 }
 
 impl Find for CountPair {
-    const NAME: &'static str = "floor: one count pair";
+    const NAME: &'static str = "lower bound: one count pair";
     type Reader<'m> = &'m Self;
 
     fn of(_: &[Vma]) -> Self {
@@ -44,7 +44,7 @@ struct Counted {
 }
 
 impl Find for Array {
-    const NAME: &'static str = "floor: array of counts";
+    const NAME: &'static str = "lower bound: array of counts";
     type Reader<'m> = &'m Self;
 
     fn of(vmas: &[Vma]) -> Self {
@@ -79,9 +79,9 @@ impl Reader for &Array {
 }
 
 #[inline(always)]
-fn counted<R>(count: &AtomicU32, inside: impl FnOnce() -> R) -> R {
+fn counted<R>(count: &AtomicU32, work: impl FnOnce() -> R) -> R {
     count.fetch_add(1, Ordering::Acquire);
-    let result = inside();
+    let result = work();
     count.fetch_sub(1, Ordering::Release);
     result
 }

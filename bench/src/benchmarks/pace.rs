@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use crate::peers::Reader;
+use crate::maps::Reader;
 
 /// Looks the addresses up again and again for a span of time, with a look at the clock after each
 /// `stretch` of them; ns a lookup.

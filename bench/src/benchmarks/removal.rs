@@ -4,9 +4,9 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::contest::{Bound, Contest, Effort, Goal};
+use crate::comparison::{Bound, Comparison, Effort, Goal};
 use crate::layout::{self, Build, Layout, Vma};
-use crate::peers::{Find, Map, Pervma, PervmaOutside, Reader, each_map};
+use crate::maps::{Find, Map, Pervma, PervmaOutside, Reader, each_map};
 use crate::report::{Figures, Table, all, growth};
 
 const VMAS: usize = 1_000;
@@ -33,10 +33,10 @@ const BESIDE_REMOVAL: usize = 2;
 
 pub(crate) fn measure(effort: &Effort) -> Figures {
     let vmas = Layout { vmas: VMAS }.build(Build::Random);
-    let mut contest = Contest::new();
-    each_map!(M => contest.enter(M::NAME, turns(M::of(&vmas))));
-    contest.enter(PervmaOutside::NAME, turns(PervmaOutside::of(&vmas)));
-    let outcome = contest.run("removal", effort.rounds, |_| ());
+    let mut comparison = Comparison::new();
+    each_map!(M => comparison.add(M::NAME, turns(M::of(&vmas))));
+    comparison.add(PervmaOutside::NAME, turns(PervmaOutside::of(&vmas)));
+    let outcome = comparison.run("removal", effort.rounds, |_| ());
 
     let mut times = Table::new("20 pairs of insert + remove", "ns a pair");
     times.case("quiet", all(&outcome, QUIET));
@@ -60,7 +60,7 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
             BESIDE_REMOVAL,
         ),
     ];
-    let about = "A thread inserts and removes a page twenty times: alone; while another thread reads a VMA \
+    let about = "A thread inserts and removes a page twenty times: while no other thread works; while another thread reads a VMA \
                  elsewhere, for 2 ms; and while, in addition, a third removes the VMA that is being read. \
                  In the quiet case the other threads are there, and only sleep.";
     (about, vec![times, ratios], goals.into_iter().flatten().collect())

@@ -5,9 +5,9 @@ use std::thread;
 use std::time::Duration;
 
 use super::pace::pace;
-use crate::contest::{Bound, Contest, Effort, Goal};
+use crate::comparison::{Bound, Comparison, Effort, Goal};
 use crate::layout::{self, Build, Layout};
-use crate::peers::{
+use crate::maps::{
     Array, CountPair, CursorOfReader, Find, Pervma, PervmaCursor, PervmaRegistered, each_map,
     each_registered,
 };
@@ -52,13 +52,13 @@ pub(crate) fn same(effort: &Effort) -> Figures {
         layout::addresses(random, ADDRESSES, VMAS / 2..VMAS / 2 + 1, layout::vma)
     });
     let goals =
-        [<PervmaRegistered>::NAME, <Pervma<CursorOfReader>>::NAME].into_iter().filter_map(|who| {
+        [<PervmaRegistered>::NAME, <Pervma<CursorOfReader>>::NAME].into_iter().filter_map(|name| {
             Goal::ratio(
-                format!("2 threads, the same VMA: throughput over one thread's, {who}"),
+                format!("2 threads, the same VMA: throughput over one thread's, {name}"),
                 Bound::AtLeast(SAME_GOAL),
                 &outcome,
-                (who, 1),
-                (who, 0),
+                (name, 1),
+                (name, 0),
             )
         });
     let about = "Threads look up random addresses of the same VMA, one of 1,000. They start at a barrier \
@@ -79,16 +79,16 @@ fn measure(
     counts: &[usize],
     kind: &str,
     mut addresses: impl FnMut(&mut rand::rngs::StdRng, usize) -> Vec<usize>,
-) -> (Vec<Table>, crate::contest::Outcome) {
+) -> (Vec<Table>, crate::comparison::Outcome) {
     let vmas = Layout { vmas: VMAS }.build(Build::Random);
-    let mut contest = Contest::new();
-    each_map!(M => contest.enter(M::NAME, rates(M::of(&vmas), counts, effort.span)));
+    let mut comparison = Comparison::new();
+    each_map!(M => comparison.add(M::NAME, rates(M::of(&vmas), counts, effort.span)));
     let cursors = PervmaCursor::of(&vmas);
-    contest.enter(PervmaCursor::NAME, rates(cursors, counts, effort.span));
-    each_registered!(M => contest.enter(M::NAME, rates(M::of(&vmas), counts, effort.span)));
-    contest.enter(Array::NAME, rates(Array::of(&vmas), counts, effort.span));
-    contest.enter(CountPair::NAME, rates(CountPair::of(&vmas), counts, effort.span));
-    let outcome = contest.run(&format!("threads, {kind}"), effort.rounds, |random| {
+    comparison.add(PervmaCursor::NAME, rates(cursors, counts, effort.span));
+    each_registered!(M => comparison.add(M::NAME, rates(M::of(&vmas), counts, effort.span)));
+    comparison.add(Array::NAME, rates(Array::of(&vmas), counts, effort.span));
+    comparison.add(CountPair::NAME, rates(CountPair::of(&vmas), counts, effort.span));
+    let outcome = comparison.run(&format!("threads, {kind}"), effort.rounds, |random| {
         let most = counts.iter().copied().max().unwrap_or(1);
         (0..most).map(|thread| addresses(random, thread)).collect()
     });

@@ -1,5 +1,5 @@
-//! Concurrent ordered maps. They change one key at a time: writers, who look before they change, take
-//! turns, and readers may see a range half changed.
+//! Concurrent ordered maps. They change one key at a time: writers look before they change, so they
+//! take turns, and readers may see a range half changed.
 
 use std::ops::{Bound, Range};
 
@@ -20,7 +20,7 @@ pub(crate) trait Ordered: Default + Send + Sync {
     fn floor<R>(&self, addr: usize, visit: impl FnOnce(Option<(usize, &Entry)>) -> R) -> R;
 
     /// Inserts an entry, or replaces the one with the same start.
-    fn put(&self, start: usize, entry: Entry);
+    fn set(&self, start: usize, entry: Entry);
 
     fn take(&self, start: usize);
 }
@@ -34,7 +34,7 @@ impl Ordered for SkipMap<usize, Entry> {
         visit(found.as_ref().map(|entry| (*entry.key(), entry.value())))
     }
 
-    fn put(&self, start: usize, entry: Entry) {
+    fn set(&self, start: usize, entry: Entry) {
         self.insert(start, entry);
     }
 
@@ -58,7 +58,7 @@ impl Ordered for TreeIndex<usize, Entry> {
         visit(found.map(|(start, entry)| (*start, entry)))
     }
 
-    fn put(&self, start: usize, entry: Entry) {
+    fn set(&self, start: usize, entry: Entry) {
         self.upsert_sync(start, entry);
     }
 
@@ -110,7 +110,7 @@ impl<O: Ordered + 'static> Map for Unlocked<O> {
         let _turn = self.writers.lock();
         let below = self.last(range.end - 1);
         assert!(below.is_none_or(|(_, below)| below.end <= range.start), "the range is free");
-        self.map.put(range.start, Entry { end: range.end, payload });
+        self.map.set(range.start, Entry { end: range.end, payload });
     }
 
     fn remove(&self, range: Range<usize>) {
@@ -125,7 +125,7 @@ impl<O: Ordered + 'static> Map for Unlocked<O> {
         };
         let mut changed = Vma { range: range.clone(), payload };
         if range.end < before.end {
-            self.map.put(range.end, before);
+            self.map.set(range.end, before);
         } else if let Some((right, entry)) = self.last(range.end)
             && right == range.end
             && entry.payload == payload
@@ -134,13 +134,13 @@ impl<O: Ordered + 'static> Map for Unlocked<O> {
             self.map.take(right);
         }
         if start < range.start {
-            self.map.put(start, Entry { end: range.start, ..before });
+            self.map.set(start, Entry { end: range.start, ..before });
         } else if let Some((left, entry)) = start.checked_sub(1).and_then(|below| self.last(below))
-            && entry.joins(start, payload)
+            && entry.continues_with(start, payload)
         {
             changed.range.start = left;
             self.map.take(start);
         }
-        self.map.put(changed.range.start, Entry { end: changed.range.end, payload });
+        self.map.set(changed.range.start, Entry { end: changed.range.end, payload });
     }
 }

@@ -1,4 +1,4 @@
-//! Contestants of one case take turns, round by round; ratios are computed round by round.
+//! Implementations take turns, round by round; ratios are computed round by round.
 
 use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
@@ -43,22 +43,22 @@ impl Effort {
 
 type Turn<'a, I> = Box<dyn FnMut(&I) -> Vec<f64> + 'a>;
 
-/// Contestants, each with what it does in a turn: out of the round's input, which is the same for
-/// all, it makes one or more measures.
-pub(crate) struct Contest<'a, I> {
-    entrants: Vec<(&'static str, Turn<'a, I>)>,
+/// Implementations, each with what it does in a turn: out of the round's input, which is the same
+/// for all, it makes one or more measures.
+pub(crate) struct Comparison<'a, I> {
+    implementations: Vec<(&'static str, Turn<'a, I>)>,
 }
 
-impl<'a, I> Contest<'a, I> {
+impl<'a, I> Comparison<'a, I> {
     pub(crate) fn new() -> Self {
-        Self { entrants: Vec::new() }
+        Self { implementations: Vec::new() }
     }
 
-    pub(crate) fn enter(&mut self, name: &'static str, turn: impl FnMut(&I) -> Vec<f64> + 'a) {
-        self.entrants.push((name, Box::new(turn)));
+    pub(crate) fn add(&mut self, name: &'static str, turn: impl FnMut(&I) -> Vec<f64> + 'a) {
+        self.implementations.push((name, Box::new(turn)));
     }
 
-    /// Runs all rounds, after one that warms up. Whoever begins is another one in each.
+    /// Runs all rounds, after one that warms up. Another implementation begins in each.
     pub(crate) fn run(
         mut self,
         title: &str,
@@ -66,17 +66,20 @@ impl<'a, I> Contest<'a, I> {
         mut prepare: impl FnMut(&mut StdRng) -> I,
     ) -> Outcome {
         let mut random = StdRng::seed_from_u64(1);
-        let mut samples: Vec<_> =
-            self.entrants.iter().map(|(name, _)| (*name, Vec::with_capacity(rounds))).collect();
-        let count = self.entrants.len();
+        let mut samples: Vec<_> = self
+            .implementations
+            .iter()
+            .map(|(name, _)| (*name, Vec::with_capacity(rounds)))
+            .collect();
+        let count = self.implementations.len();
         for round in 0..=rounds {
             progress(format_args!("{title}: round {round} of {rounds}"));
             let input = prepare(&mut random);
             for turn in 0..count {
-                let who = (round + turn) % count;
-                let measures = (self.entrants[who].1)(&input);
+                let index = (round + turn) % count;
+                let measures = (self.implementations[index].1)(&input);
                 if round > 0 {
-                    samples[who].1.push(measures);
+                    samples[index].1.push(measures);
                 }
             }
         }
@@ -85,7 +88,7 @@ impl<'a, I> Contest<'a, I> {
     }
 }
 
-/// One line, if somebody watches.
+/// Shows a line of progress on a terminal.
 fn progress(text: std::fmt::Arguments<'_>) {
     let mut stderr = stderr();
     if stderr.is_terminal() {
@@ -95,7 +98,7 @@ fn progress(text: std::fmt::Arguments<'_>) {
     }
 }
 
-/// The measures of all rounds, by contestant.
+/// The measures of all rounds, by implementation.
 #[derive(Debug)]
 pub(crate) struct Outcome(Vec<(&'static str, Vec<Vec<f64>>)>);
 
@@ -105,11 +108,11 @@ impl Outcome {
     }
 
     fn measures(&self, name: &str, measure: usize) -> Option<impl Iterator<Item = f64>> {
-        let (_, rounds) = self.0.iter().find(|(entrant, _)| *entrant == name)?;
+        let (_, rounds) = self.0.iter().find(|(implementation, _)| *implementation == name)?;
         Some(rounds.iter().map(move |measures| measures[measure]))
     }
 
-    /// `None` where a contestant does not have the measure.
+    /// `None` where an implementation does not have the measure.
     pub(crate) fn summary(&self, name: &str, measure: usize) -> Option<Summary> {
         Summary::of(self.measures(name, measure)?)
     }
@@ -121,7 +124,7 @@ impl Outcome {
     }
 }
 
-/// Times short operations as one: as many as fit into a span, going by the time before.
+/// Times short operations together: as many as fit into a span, by the time of the last ones.
 #[derive(Debug)]
 pub(crate) struct Batch {
     span: Duration,
@@ -133,7 +136,7 @@ impl Batch {
         Self { span: effort.span, fits: 1 }
     }
 
-    /// ns per operation.
+    /// Returns the time of an operation, in ns.
     pub(crate) fn time<T>(&mut self, inputs: &[T], operation: impl FnMut(&T)) -> f64 {
         let inputs = &inputs[..self.fits.min(inputs.len())];
         let start = Instant::now();
@@ -144,7 +147,7 @@ impl Batch {
     }
 }
 
-/// What reading the clock twice adds to an operation that is timed alone, in ns.
+/// Returns what reading the clock twice adds to an operation that is timed by itself, in ns.
 pub(crate) fn timer_cost() -> Option<Summary> {
     Summary::of((0..10_001).map(|_| Instant::now().elapsed().as_nanos() as f64))
 }
@@ -184,7 +187,7 @@ impl Goal {
         Self { what: what.into(), bound, figure, holds }
     }
 
-    /// For a measure of a contestant, if it has it.
+    /// For a measure of an implementation, if it has it.
     pub(crate) fn summary(
         what: impl Into<String>,
         bound: Bound,
@@ -211,18 +214,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn contestants_take_turns_and_the_first_round_does_not_count() {
+    fn implementations_take_turns_and_the_first_round_does_not_count() {
         let order = std::cell::RefCell::new(Vec::new());
-        let mut contest = Contest::new();
+        let mut comparison = Comparison::new();
         for name in ["a", "b", "c"] {
             let order = &order;
-            contest.enter(name, move |input: &f64| {
+            comparison.add(name, move |input: &f64| {
                 order.borrow_mut().push(name);
                 vec![*input, if name == "b" { 2.0 * input } else { f64::NAN }]
             });
         }
         let mut input = 0.0;
-        let outcome = contest.run("test", 3, |_| {
+        let outcome = comparison.run("test", 3, |_| {
             input += 1.0;
             input
         });

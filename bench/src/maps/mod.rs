@@ -1,12 +1,13 @@
-//! The contestants: maps from ranges to payloads, each used as its authors advise.
+//! The implementations that are compared: maps from ranges to payloads, each used as its authors
+//! advise.
 
 #[cfg(test)]
 mod tests;
 
 mod arc_swap;
-mod floors;
 mod host;
 mod locked;
+mod lower_bounds;
 mod ordered;
 mod pervma;
 
@@ -15,9 +16,9 @@ mod tree;
 use std::ops::Range;
 
 pub(crate) use self::arc_swap::Snapshots;
-pub(crate) use self::floors::{Array, CountPair};
 pub(crate) use self::host::{Fences, Host};
 pub(crate) use self::locked::{LockedEntries, ParkingLot, StdLock};
+pub(crate) use self::lower_bounds::{Array, CountPair};
 pub(crate) use self::pervma::{
     CursorOfReader, Pervma, PervmaCursor, PervmaOutside, PervmaRegistered, register,
 };
@@ -44,7 +45,7 @@ pub(crate) trait Find: Send + Sync + Sized + 'static {
 /// A thread's way to look addresses up.
 pub(crate) trait Reader {
     /// Finds the range that holds `addr` and keeps it from going away (or only its memory: then the
-    /// contestant's name says so) while `visit` looks at its payload; `None` in a hole.
+    /// implementation's name says so) while `visit` looks at its payload; `None` in a hole.
     fn visit<R>(&mut self, addr: usize, visit: impl FnOnce(Option<u64>) -> R) -> R;
 
     /// Reads the payload at `addr`.
@@ -69,24 +70,25 @@ pub(crate) trait Map: Find {
     /// Unmaps what is mapped at exactly `range`.
     fn remove(&self, range: Range<usize>);
 
-    /// Gives `range`, which lies in one entry, another payload: divides the entry, and joins what
+    /// Gives `range`, which lies in one entry, another payload: splits the entry, and merges what
     /// then has the same payload as a neighbour that it touches.
     fn update(&self, range: Range<usize>, payload: u64);
 }
 
-/// Evaluates an expression for each map, with the type `$map`. A new contestant is one more line.
+/// Evaluates an expression for each map, with the type `$map`. A new implementation is one more
+/// line.
 macro_rules! each_map {
     ($map:ident => $run:expr) => {{
-        $crate::peers::each_map! { @($crate::peers::Pervma) $map => $run }
-        $crate::peers::each_map! { @($crate::peers::ParkingLot) $map => $run }
-        $crate::peers::each_map! { @($crate::peers::StdLock) $map => $run }
-        $crate::peers::each_map! { @($crate::peers::LockedEntries) $map => $run }
-        $crate::peers::each_map! { @($crate::peers::Snapshots) $map => $run }
-        $crate::peers::each_map! { @($crate::peers::Skiplist) $map => $run }
-        $crate::peers::each_map! { @($crate::peers::SccTree) $map => $run }
+        $crate::maps::each_map! { @($crate::maps::Pervma) $map => $run }
+        $crate::maps::each_map! { @($crate::maps::ParkingLot) $map => $run }
+        $crate::maps::each_map! { @($crate::maps::StdLock) $map => $run }
+        $crate::maps::each_map! { @($crate::maps::LockedEntries) $map => $run }
+        $crate::maps::each_map! { @($crate::maps::Snapshots) $map => $run }
+        $crate::maps::each_map! { @($crate::maps::Skiplist) $map => $run }
+        $crate::maps::each_map! { @($crate::maps::SccTree) $map => $run }
     }};
-    (@($contestant:ty) $map:ident => $run:expr) => {{
-        type $map = $contestant;
+    (@($implementation:ty) $map:ident => $run:expr) => {{
+        type $map = $implementation;
         $run;
     }};
 }
@@ -95,11 +97,11 @@ pub(crate) use each_map;
 /// The same for pervma's registered readers.
 macro_rules! each_registered {
     ($map:ident => $run:expr) => {{
-        $crate::peers::each_map! { @($crate::peers::PervmaRegistered) $map => $run }
-        $crate::peers::each_map! { @($crate::peers::Pervma<$crate::peers::CursorOfReader>) $map => $run }
-        $crate::peers::each_map! { @($crate::peers::PervmaRegistered<$crate::peers::Fences>) $map => $run }
-        $crate::peers::each_map! {
-            @($crate::peers::Pervma<$crate::peers::CursorOfReader, $crate::peers::Fences>) $map => $run
+        $crate::maps::each_map! { @($crate::maps::PervmaRegistered) $map => $run }
+        $crate::maps::each_map! { @($crate::maps::Pervma<$crate::maps::CursorOfReader>) $map => $run }
+        $crate::maps::each_map! { @($crate::maps::PervmaRegistered<$crate::maps::Fences>) $map => $run }
+        $crate::maps::each_map! {
+            @($crate::maps::Pervma<$crate::maps::CursorOfReader, $crate::maps::Fences>) $map => $run
         }
     }};
 }

@@ -87,8 +87,8 @@ impl<L: RwLock + 'static> Map for Locked<L> {
     }
 }
 
-/// What is found stays while its own lock is held for reading. It is taken under the map's, which is
-/// let go then.
+/// What is found stays while its own lock is held for reading. It is acquired under the
+/// map's, which is released then.
 pub(crate) struct LockedEntries(pub(crate) parking_lot::RwLock<Tree<LockedEntry>>);
 
 pub(crate) struct LockedEntry(pub(crate) Arc<parking_lot::RwLock<Entry>>);

@@ -1,4 +1,4 @@
-//! What registered readers cost those who edit.
+//! What registered readers cost edits.
 #![expect(clippy::disallowed_types, reason = "a flag that ends a thread")]
 
 use std::hint::black_box;
@@ -6,9 +6,9 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use crate::contest::{Batch, Contest, Effort};
+use crate::comparison::{Batch, Comparison, Effort};
 use crate::layout::{self, Build, Layout};
-use crate::peers::{Fences, Find, Host, Map, PervmaRegistered, Reader, register};
+use crate::maps::{Fences, Find, Host, Map, PervmaRegistered, Reader, register};
 use crate::report::{Figures, Table, all};
 
 const VMAS: usize = 1_000;
@@ -16,7 +16,7 @@ const VMAS: usize = 1_000;
 /// Readers that are registered.
 const READERS: [usize; 4] = [0, 1, 4, 16];
 
-/// Where the other thread reads: nobody edits there.
+/// The VMA that the other thread reads: no edit changes it.
 const ELSEWHERE: usize = VMAS - 1;
 
 /// What an edit does.
@@ -35,15 +35,16 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
     let vmas = Layout { vmas: VMAS }.build(Build::Random);
     let mut tables = Vec::new();
     for (edit, what) in EDITS {
-        for (busy, beside) in [(false, "nobody running"), (true, "beside one that reads elsewhere")]
+        for (busy, beside) in
+            [(false, "no thread running"), (true, "beside one that reads elsewhere")]
         {
-            let mut contest = Contest::new();
+            let mut comparison = Comparison::new();
             type Barriers = PervmaRegistered;
             type Fenced = PervmaRegistered<Fences>;
-            contest.enter(Barriers::NAME, costs(Barriers::of(&vmas), edit, busy, effort));
-            contest.enter(Fenced::NAME, costs(Fenced::of(&vmas), edit, busy, effort));
+            comparison.add(Barriers::NAME, costs(Barriers::of(&vmas), edit, busy, effort));
+            comparison.add(Fenced::NAME, costs(Fenced::of(&vmas), edit, busy, effort));
             let title = format!("{what}, {beside}");
-            let outcome = contest.run(&title, effort.rounds, |random| {
+            let outcome = comparison.run(&title, effort.rounds, |random| {
                 layout::numbers(random, effort.batch, 0..ELSEWHERE)
             });
             let mut times = Table::new(format!("registered readers, {title}"), "ns");
@@ -55,7 +56,7 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
     }
     let about = "What an edit pays for readers that are registered with its slab, in a space of 1,000 VMAs: \
                  an edit that write-locks one, and a pair of edits that inserts one and removes it. \
-                 Where readers rely on barriers, whoever excludes readers makes every running thread of \
+                 Where readers rely on barriers, a thread that excludes readers makes every running thread of \
                  the process pass one, by a system call that sends interrupts; with fences it does not. \
                  In both cases it looks through the places of all registered readers. A thread that reads \
                  elsewhere is the last of those that are registered, or counts if none is.";

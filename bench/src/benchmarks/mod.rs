@@ -1,4 +1,4 @@
-//! The rows of the benchmark: what is measured, and what it ought to be.
+//! The benchmarks: what is measured, and the goals.
 
 mod edits;
 mod end;
@@ -16,13 +16,13 @@ use std::error::Error;
 
 use clap::ValueEnum;
 
-use crate::contest::Effort;
+use crate::comparison::Effort;
 use crate::faults;
 use crate::report::{Figures, Section};
 
-/// One row, in the order in which they are measured.
+/// A benchmark; in the order in which they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Row {
+pub(crate) enum Benchmark {
     /// Find, lock and unlock at random addresses.
     Lookup,
     /// The same with a cursor, at addresses that lie close together.
@@ -33,13 +33,13 @@ pub(crate) enum Row {
     Different,
     /// Threads that read the same VMA.
     Same,
-    /// What registered readers cost those who edit.
+    /// What registered readers cost edits.
     Registered,
     /// A reader beside a writer that never pauses.
     Writer,
     /// The end of an edit over many VMAs.
     End,
-    /// Finding room among many VMAs.
+    /// Searches for gaps among many VMAs.
     Gap,
     /// Removals and edits while a reader stays elsewhere, or a removal waits.
     Removal,
@@ -51,15 +51,15 @@ pub(crate) enum Row {
     Instructions,
 }
 
-impl Row {
+impl Benchmark {
     /// # Errors
     ///
     /// The kernel's, and valgrind's.
     pub(crate) fn measure(self, effort: &Effort) -> Result<Section, Box<dyn Error>> {
-        let row =
-            self.to_possible_value().map_or_else(String::new, |row| row.get_name().to_owned());
+        let name = self.to_possible_value();
+        let benchmark = name.map_or_else(String::new, |name| name.get_name().to_owned());
         let section = |(about, tables, goals): Figures| Section {
-            row,
+            benchmark,
             about: about.to_owned(),
             tables,
             goals,

@@ -1,19 +1,19 @@
 //! Memory: of a VMA, of an empty space, and after many changes.
 
 use crate::allocator;
-use crate::contest::{Bound, Effort, Goal};
+use crate::comparison::{Bound, Effort, Goal};
 use crate::layout::{self, Build, Layout};
-use crate::peers::{Find, Map, Pervma, each_map};
+use crate::maps::{Find, Map, Pervma, each_map};
 use crate::report::{Figures, Table};
 use crate::summary::Summary;
 
 const SIZES: [usize; 2] = [1_000, 65_000];
 
-/// After this part of the pairs, memory is not to grow any more.
-const SETTLED: usize = 10;
+/// Memory is not to grow any more after one in so many of the pairs.
+const WARM_UP: usize = 10;
 
 pub(crate) fn measure(effort: &Effort) -> Figures {
-    let mut table = Table::new("memory by contestant", "bytes");
+    let mut table = Table::new("memory by implementation", "bytes");
     let mut empty = Vec::new();
     each_map!(M => {
         // What the first map of a process sets up is not counted.
@@ -46,10 +46,10 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
         });
         Summary::exactly(grown.1 as f64)
     };
-    let settling = change(pairs / SETTLED);
+    let first = change(pairs / WARM_UP);
     let growth = change(pairs);
     let mut changes = Table::new(format!("growth of a space of {} VMAs", layout.vmas), "bytes");
-    changes.case(format!("first {} pairs", pairs / SETTLED), [(<Pervma>::NAME, Some(settling))]);
+    changes.case(format!("first {} pairs", pairs / WARM_UP), [(<Pervma>::NAME, Some(first))]);
     changes.case(format!("next {pairs} pairs"), [(<Pervma>::NAME, Some(growth))]);
     let goal = Goal::new(
         format!("growth over {pairs} pairs of insert + remove, bytes"),

@@ -9,9 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::pace::pace;
-use crate::contest::{Bound, Contest, Effort, Goal};
+use crate::comparison::{Bound, Comparison, Effort, Goal};
 use crate::layout::{self, Build, Layout};
-use crate::peers::{Find, Map, Pervma, Reader, each_map};
+use crate::maps::{Find, Map, Pervma, Reader, each_map};
 use crate::report::{Figures, Table, all, growth};
 use crate::summary::per_mille;
 
@@ -23,8 +23,8 @@ const ADDRESSES: usize = 4_096;
 /// Lookups between two looks at the clock, and pairs between two looks at the flag.
 const STRETCH: usize = 64;
 
-/// Lookups of a round that are timed alone, at most.
-const ALONE: usize = 1 << 18;
+/// The most lookups of a round that are timed one by one.
+const SINGLE: usize = 1 << 18;
 
 /// Where the two of them work: by the numbers of VMAs, or of the holes behind them.
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +51,7 @@ impl Place {
     }
 }
 
-/// The measures of a turn: of the reader alone, of both, and of the writer.
+/// The measures of a turn: of the reader without a writer, of both, and of the writer.
 const QUIET: [usize; 3] = [0, 1, 2];
 const BUSY: [usize; 3] = [3, 4, 5];
 const HINDERED: usize = 6;
@@ -72,9 +72,9 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
             (Place::SameLeaf, false) => "writer in the same leaf, holes",
         };
         let vmas = Layout { vmas: VMAS }.build(Build::Random);
-        let mut contest = Contest::new();
-        each_map!(M => contest.enter(M::NAME, turns(M::of(&vmas), effort.span)));
-        let outcome = contest.run(&format!("writer: {title}"), effort.rounds, |random| {
+        let mut comparison = Comparison::new();
+        each_map!(M => comparison.add(M::NAME, turns(M::of(&vmas), effort.span)));
+        let outcome = comparison.run(&format!("writer: {title}"), effort.rounds, |random| {
             let range = if mapped { layout::vma } else { layout::hole };
             let writers = place.writer();
             // Holes are those in which nothing is inserted.
@@ -127,7 +127,7 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
     let about = "One thread looks up random addresses, mapped or in holes, of 1,000 VMAs while another \
                  inserts a page into a hole and removes it, without pause: in the last quarter, the \
                  reader being in the first half; or between the four VMAs that are read. The mean is of \
-                 lookups in a row; percentiles are of lookups timed alone, the timer included. Each takes \
+                 lookups in a row; percentiles are of lookups timed one by one, the timer included. Each takes \
                  a fixed time: 20 ms, 3 ms with --quick. Hindered: a try_read that took more than one walk \
                  or was told to wait.";
     (about, tables, goals)
@@ -140,7 +140,7 @@ struct Input {
 }
 
 fn turns<M: Map>(map: M, span: Duration) -> impl FnMut(&Input) -> Vec<f64> {
-    let mut samples = Vec::with_capacity(ALONE);
+    let mut samples = Vec::with_capacity(SINGLE);
     move |input| {
         let mut measures = Vec::with_capacity(8);
         measures.extend(times(&map, &input.addresses, span, &mut samples));
@@ -192,7 +192,7 @@ fn times<F: Find>(
         let mean = pace(reader, addresses, STRETCH, span);
         samples.clear();
         let begin = Instant::now();
-        for &addr in addresses.iter().cycle().take(ALONE) {
+        for &addr in addresses.iter().cycle().take(SINGLE) {
             let start = Instant::now();
             black_box(reader.read(addr));
             let end = Instant::now();
