@@ -1,4 +1,5 @@
-//! Threads look addresses up while another one edits: `cargo run --release -p pervma --example hello`
+//! Threads look addresses up while another one edits:
+//! `cargo run --release -p pervma --example hello`
 
 use std::error::Error;
 use std::thread;
@@ -25,8 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     edit.insert(0x10b7..0x1200, "eval")?;
     drop(edit);
 
-    // Two threads look `eval` up while this one loads and unloads a function elsewhere. They are not
-    // held up by that: a change locks only what it touches.
+    // Two threads look `eval` up while this one loads and unloads a function elsewhere. They are
+    // not held up by that: a change locks only what it touches.
     let edits = thread::scope(|scope| {
         let readers = [(); 2].map(|()| scope.spawn(look_up));
         let mut edits = 0;

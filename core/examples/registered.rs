@@ -2,8 +2,8 @@
 //! `cargo run --release -p pervma --example registered`
 //!
 //! A lookup counts its reader in the mapping, by two atomic read-modify-writes of one cache line.
-//! Threads that read *the same* mapping take turns at that line. A registered reader says elsewhere,
-//! in a place of its own, what it reads. So:
+//! Threads that read *the same* mapping take turns at that line. A registered reader says what it
+//! reads in a place of its own. So:
 //!
 //! - it pays where many threads read a few mappings: guest memory, a JIT's code, a large file;
 //! - it does not where each thread reads mappings of its own, whose lines nobody else wants;

@@ -1,4 +1,5 @@
-//! A guest's memory, with Linux's calls: `cargo run --release -p pervma-linux --example linux_hello`
+//! A guest's memory, with Linux's calls:
+//! `cargo run --release -p pervma-linux --example linux_hello`
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -1,4 +1,5 @@
-//! Memory that is made up when it is touched: `cargo run --release -p pervma-pager --example pager_hello`
+//! Memory that is made up when it is touched:
+//! `cargo run --release -p pervma-pager --example pager_hello`
 
 use std::thread;
 
