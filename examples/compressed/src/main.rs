@@ -44,10 +44,19 @@ const DAMAGED: u8 = 7;
 
 type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 
-fn main() -> Result<ExitCode> {
-    if let Some(path) = std::env::args_os().nth(1) {
-        return touch_damaged(Path::new(&path));
+fn main() -> ExitCode {
+    let ended = match std::env::args_os().nth(1) {
+        None => show(),
+        Some(path) => touch_damaged(Path::new(&path)),
+    };
+    if let Err(error) = ended {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
+}
+
+fn show() -> Result<()> {
     let mut file = tempfile::NamedTempFile::new()?;
     let stored = snapshot::write(file.as_file_mut(), SIZE as u64, content)?;
     println!("{SIZE} bytes are stored in {stored}");
@@ -74,8 +83,7 @@ fn main() -> Result<ExitCode> {
         region.discard(page * PAGE..(page + 1) * PAGE)?;
         compare(region, page)?;
     }
-    show_damage(&snapshot, file.path())?;
-    Ok(ExitCode::SUCCESS)
+    show_damage(&snapshot, file.path())
 }
 
 /// Maps a snapshot: a fault fills a frame.
@@ -148,25 +156,30 @@ fn show_damage(snapshot: &Snapshot, path: &Path) -> Result<()> {
     // Whoever touches the region cannot be given one.
     let second = Command::new(std::env::current_exe()?).arg(path).output()?;
     let (printed, message) = (String::from_utf8(second.stdout)?, String::from_utf8(second.stderr)?);
-    print!("a second process:\n  {printed}  {message}");
+    print!(
+        "a second process, which touches the last page before a damaged frame, and then one in it:"
+    );
+    print!("\n  {printed}  {message}");
     if second.status.code() != Some(DAMAGED.into()) || !printed.contains("is right") {
         return Err(format!("it has ended with {}", second.status).into());
     }
 
     // An index that is damaged is noticed when the snapshot is opened.
     file.set_len(file.metadata()?.len() - 1)?;
-    let refused = Snapshot::open(file).map(drop).map_err(|error| error.to_string());
-    println!("a file that was cut short: {refused:?}");
-    if refused.is_ok() { Err("it was opened".into()) } else { Ok(()) }
+    let Err(refused) = Snapshot::open(file) else {
+        return Err("a file that was cut short was opened".into());
+    };
+    println!("a file that was cut short is refused: {refused}");
+    Ok(())
 }
 
 /// The second process: touches the last page before a damaged frame, and then the first one in it.
-fn touch_damaged(path: &Path) -> Result<ExitCode> {
+fn touch_damaged(path: &Path) -> Result<()> {
     let region = map(Arc::new(Snapshot::open(File::open(path)?)?))?;
     let damaged = VICTIMS[0] * FRAME / PAGE;
     for page in [damaged - 1, damaged] {
         compare(&region, page)?;
         println!("page {page} is right");
     }
-    Ok(ExitCode::SUCCESS) // It has not noticed.
+    Ok(()) // It has not noticed.
 }
