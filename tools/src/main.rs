@@ -3,6 +3,8 @@
 mod api;
 mod layers;
 mod licences;
+#[cfg(test)]
+mod links;
 mod missed;
 mod workspace;
 
