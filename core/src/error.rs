@@ -21,7 +21,7 @@ pub enum ReadError {
         /// The address that was looked up.
         addr: usize,
     },
-    /// The VMA has as many readers as its count can hold (2³⁰ - 2).
+    /// The VMA has as many readers as its count can hold (2²⁹ - 1).
     Busy {
         /// The address that was looked up.
         addr: usize,
@@ -199,7 +199,7 @@ pub enum ChangeError {
     },
     /// Another thread excludes readers from a VMA in the range and is about to change it. Only an
     /// edit reports it, since the other thread needs an edit to go on; operations that wait outside
-    /// of edits wait for it.
+    /// of edits, and [`edit_range`](crate::AddressSpace::edit_range), wait for it.
     Excluded {
         /// The first such VMA.
         vma: Range<usize>,

@@ -28,7 +28,7 @@ use crate::space::AddressSpace;
 ///
 /// It means the VMAs that it found. What others insert into holes of the range later is not
 /// part of it, and stays. An exclusion of many VMAs can be overtaken again and again by
-/// exclusions of a few.
+/// exclusions of a few; an [edit of a range](AddressSpace::edit_range) is not.
 ///
 /// It belongs to the thread that made it. One that is forgotten ([`core::mem::forget`]) keeps
 /// its VMAs excluded for ever; dropping the space frees them.
@@ -69,6 +69,11 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
         let held = Held::record(map.state().assigned_id());
         loop {
             let edit = map.write();
+            if edit.section().has_waiting(request.span) {
+                drop(edit);
+                map.state().let_waiting_edit_go_first();
+                continue;
+            }
             let waiter = match exclude(&mut edit.cursor(), &request, true) {
                 Ok(vmas) => return Ok(Self { space, vmas, request, held }),
                 Err(Refusal::Error(error)) => return Err(error),

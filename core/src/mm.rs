@@ -17,8 +17,9 @@ use crate::identity::{Identity, SpaceId};
 use crate::lock::{EditSeq, SpaceSeq};
 use crate::mmap_lock::{MmapLock, RawReadGuard, RawWriteGuard};
 use crate::platform::Platform;
+use crate::range::Span;
 use crate::step::Step;
-use crate::sync::{AtomicU64, Line, Relaxed, const_unless_model, keep, signal_fence};
+use crate::sync::{AtomicU64, AtomicUsize, Line, Relaxed, const_unless_model, keep, signal_fence};
 
 /// The shared state of one space.
 pub(crate) struct SpaceState<P: Platform> {
@@ -35,7 +36,21 @@ struct Editors<P: Platform> {
     /// asker's own identity, which only the asker itself can have stored.
     current: AtomicU64,
     deferred: DeferredReleases,
+    waiting: WaitingEdit<P>,
 }
+
+/// The edit that waits for exclusions, if there is one. New exclusions in its range let it go first:
+/// else they could follow each other without end, each in another part of it.
+struct WaitingEdit<P: Platform> {
+    /// Held for writing by the thread whose edit waits. New exclusions acquire it for reading, to
+    /// wait for that thread.
+    turn: MmapLock<P>,
+    /// The range; empty unless `turn` is held for writing.
+    start: AtomicUsize,
+    end: AtomicUsize,
+}
+
+const GUARDED: Relaxed = Relaxed("written and read under the mmap lock, which is held");
 
 impl<P: Platform> SpaceState<P> {
     const_unless_model! {
@@ -46,6 +61,11 @@ impl<P: Platform> SpaceState<P> {
                     lock: MmapLock::new(),
                     current: AtomicU64::new(0),
                     deferred: DeferredReleases::new(),
+                    waiting: WaitingEdit {
+                        turn: MmapLock::new(),
+                        start: AtomicUsize::new(0),
+                        end: AtomicUsize::new(0),
+                    },
                 }),
                 identity: Identity::unassigned(),
             }
@@ -105,6 +125,17 @@ impl<P: Platform> SpaceState<P> {
         Some(self.begin(self.editors.0.lock.try_write()?))
     }
 
+    /// Makes an edit, that of the caller, the one that waits for exclusions, unless there is one.
+    pub(crate) fn try_turn(&self) -> Option<Turn<'_, P>> {
+        self.editors.0.waiting.turn.try_write().map(Turn)
+    }
+
+    /// Waits until the edit that waits for exclusions has begun. Not to be called with the mmap lock
+    /// held.
+    pub(crate) fn let_waiting_edit_go_first(&self) {
+        drop(self.editors.0.waiting.turn.read());
+    }
+
     #[inline]
     fn begin<'m>(&'m self, lock: RawWriteGuard<'m, P>) -> EditGuard<'m, P> {
         if let Some(me) = P::with_thread(|thread| thread.id()) {
@@ -130,6 +161,11 @@ impl<P: Platform> SpaceState<P> {
         &self.editors.0.deferred
     }
 }
+
+/// The right of an edit to be the one that waits for exclusions.
+pub(crate) struct Turn<'m, P: Platform>(
+    #[expect(dead_code, reason = "held until it is dropped")] RawWriteGuard<'m, P>,
+);
 
 /// Neither `Send` nor `Sync`.
 type BelongsToThread = PhantomData<*const ()>;
@@ -164,6 +200,26 @@ impl<'m, P: Platform> EditSection<'m, P> {
     #[inline]
     pub(crate) fn edit(&self) -> EditSeq {
         self.edit
+    }
+
+    /// Whether an edit waits for exclusions in a range that touches `span`.
+    #[inline]
+    pub(crate) fn has_waiting(&self, span: Span) -> bool {
+        let waiting = &self.state.editors.0.waiting;
+        span.start < waiting.end.load(GUARDED) && waiting.start.load(GUARDED) < span.end
+    }
+
+    /// New exclusions in `span` wait from now on, until [`end_turn`](Self::end_turn).
+    pub(crate) fn wait_in_turn(&self, _: &Turn<'_, P>, span: Span) {
+        let waiting = &self.state.editors.0.waiting;
+        waiting.start.store(span.start, GUARDED);
+        waiting.end.store(span.end, GUARDED);
+    }
+
+    /// Lets exclusions that wait for this edit queue for the mmap lock.
+    pub(crate) fn end_turn(&self, turn: Turn<'_, P>) {
+        self.state.editors.0.waiting.end.store(0, GUARDED);
+        drop(turn);
     }
 
     /// The identity of the space that is edited.

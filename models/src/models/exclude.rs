@@ -240,6 +240,40 @@ pub(crate) const TWO_WAITERS: Model = Model {
     mutants: &[drop_step(Step::SeparateEvent, DEADLOCK), drop_step(Step::WakeWriter, DEADLOCK)],
 };
 
+/// An edit that waits for one exclusion, beside another thread that excludes a VMA in its range.
+pub(crate) const EDIT_RANGE: Model = Model {
+    name: "edit_range",
+    property: "an edit that waits for exclusions begins, and meets none in its range",
+    threads: 3,
+    preemptions: Some(2),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        let mut edit = space.edit().unwrap();
+        edit.insert(10..15, 1).unwrap();
+        edit.insert(20..25, 2).unwrap();
+        drop(edit);
+        let exclusion = space.exclude(10..15).unwrap();
+        let editor = thread::spawn({
+            let space = Arc::clone(&space);
+            move || {
+                let mut edit = space.edit_range(10..25).unwrap();
+                edit.update(10..15, |_, payload| payload + 10).unwrap();
+                edit.update(20..25, |_, payload| payload + 10).unwrap();
+            }
+        });
+        let excluder = thread::spawn({
+            let space = Arc::clone(&space);
+            move || drop(space.update(20..25, |_, payload| payload + 100).unwrap())
+        });
+        drop(exclusion);
+        editor.join().unwrap();
+        excluder.join().unwrap();
+        assert_eq!(*space.try_read(10).unwrap(), 11);
+        assert_eq!(*space.try_read(20).unwrap(), 112, "{LOST}");
+    },
+    mutants: &[drop_step(Step::SleepUnlocked, DEADLOCK), drop_step(Step::TestAgain, DEADLOCK)],
+};
+
 /// An exclusion with a hole in its range, in which another thread maps and excludes something.
 pub(crate) const HOLE_IN_RANGE: Model = Model {
     name: "hole_in_range",

@@ -14,7 +14,7 @@ mod whole;
 use crate::harness::{Change, Model};
 
 /// All of them.
-pub(crate) static ALL: [Model; 71] = [
+pub(crate) static ALL: [Model; 72] = [
     exchange::INCREMENT,
     exchange::CLAIM,
     exchange::SLEEPER,
@@ -47,6 +47,7 @@ pub(crate) static ALL: [Model; 71] = [
     exclude::ABANDON,
     exclude::TWO_REMOVALS,
     exclude::TWO_WAITERS,
+    exclude::EDIT_RANGE,
     exclude::HOLE_IN_RANGE,
     exclude::IDLE,
     exclude::TAKEN_IN,
