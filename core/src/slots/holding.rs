@@ -105,6 +105,19 @@ impl<'s: 'm, 'm, T> Entry<'s, 'm, T> {
     }
 }
 
+impl<T> Entry<'_, '_, T> {
+    /// Takes the payload out, if it has one, and leaves the slot as it is.
+    ///
+    /// # Safety
+    ///
+    /// The space is being dropped, no other has its slab, and this is done once for each entry.
+    pub(crate) unsafe fn take_last(self) -> Option<T> {
+        // SAFETY: readers of this slab are readers of the space, of which no borrow is left; nor is
+        // there another handle. What a forgotten guard counts is never looked at again.
+        self.vma().map(|vma| unsafe { vma.take() })
+    }
+}
+
 /// A thread that an exclusion has refused, about to sleep. It holds nothing.
 pub(crate) struct Waiter<'s, T> {
     slot: &'s Slot<T>,
