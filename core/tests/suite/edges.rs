@@ -106,15 +106,16 @@ pub(crate) fn gaps<W: World>() {
     assert_eq!(find(&mut pages, PAGE, 1, &(1..2 * PAGE - 1)), [Err(NoGap::NotFound); 2]);
     let reversed = Range { start: 8 * PAGE, end: PAGE };
     assert_eq!(find(&mut pages, PAGE, 1, &reversed), [Err(NoGap::NotFound); 2]);
-    // A gap is passed over when what is aligned in it does not fit.
+    // A gap is passed over when what is aligned need not fit in it, unless that is so of all.
     for page in [1, 4, 16, 20] {
         pages.must(&Insert(page * PAGE..(page + 1) * PAGE, Letter('A')));
     }
     let window = 0..20 * PAGE;
-    assert_eq!(find(&mut pages, PAGE, 2 * PAGE, &window), [Ok(0), Ok(18 * PAGE)]);
+    assert_eq!(find(&mut pages, PAGE, 2 * PAGE, &window), [Ok(2 * PAGE), Ok(18 * PAGE)]);
     assert_eq!(find(&mut pages, 2 * PAGE, 4 * PAGE, &window), [Ok(8 * PAGE), Ok(12 * PAGE)]);
     assert_eq!(find(&mut pages, 4 * PAGE, 8 * PAGE, &window), [Ok(8 * PAGE); 2]);
     assert_eq!(find(&mut pages, 3 * PAGE, 2 * PAGE, &window), [Ok(6 * PAGE), Ok(12 * PAGE)]);
+    assert_eq!(find(&mut pages, 8 * PAGE, 8 * PAGE, &window), [Ok(8 * PAGE); 2]);
     assert_eq!(find(&mut pages, 9 * PAGE, 2 * PAGE, &window), [Ok(6 * PAGE); 2]);
     assert_eq!(find(&mut pages, 11 * PAGE, 2 * PAGE, &window), [Err(NoGap::NotFound); 2]);
 
