@@ -7,6 +7,7 @@ use core::ops::{Deref, DerefMut, Range};
 
 use crate::change::{Change, ExcludedVmas, Mapped, Refusal, Request, exclude};
 use crate::error::{ChangeError, EditError, InsertError, WriteError};
+use crate::held::HandlerScope;
 use crate::host::DefaultPlatform;
 use crate::map::{Map, MapWrite, Vmas, WriteCursor};
 use crate::payload::Payload;
@@ -503,6 +504,25 @@ impl<T, P: Platform> AddressSpace<T, P> {
     pub fn edit(&self) -> Result<Edit<'_, T, P>, EditError> {
         self.check_may_wait()?;
         Ok(Edit { map: self.map().write(), deferred_drops: Vec::new() })
+    }
+
+    /// Begins an edit if that needs no waiting: `None` if another thread edits or views the space, or
+    /// this thread does, or holds a guard of it.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::<u32>::new(4096);
+    /// let edit = space.try_edit();
+    /// assert!(edit.is_some() && space.try_edit().is_none());
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`](crate::HandlerScope): an edit's changes may wait.
+    #[doc(alias = "mmap_write_trylock")]
+    pub fn try_edit(&self) -> Option<Edit<'_, T, P>> {
+        HandlerScope::<P>::assert_may_wait();
+        self.check_may_wait().ok()?;
+        Some(Edit { map: self.map().try_write()?, deferred_drops: Vec::new() })
     }
 
     /// Begins an edit in which no other thread excludes a VMA of `range`: no operation on this range

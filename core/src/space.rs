@@ -3,6 +3,7 @@
 
 use alloc::sync::Arc;
 use core::fmt;
+use core::panic::{RefUnwindSafe, UnwindSafe};
 
 use crate::error::{EditError, ReadError};
 use crate::guard::ReadGuard;
@@ -339,6 +340,10 @@ impl<T, P: Platform> AddressSpace<T, P> {
         if state.holds_guard() { Err(EditError::GuardHeld) } else { Ok(()) }
     }
 }
+
+// An operation in which user code panics has changed nothing.
+impl<T: RefUnwindSafe, P: Platform> RefUnwindSafe for AddressSpace<T, P> {}
+impl<T: UnwindSafe, P: Platform> UnwindSafe for AddressSpace<T, P> {}
 
 impl<T, P: Platform> fmt::Debug for AddressSpace<T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -614,3 +614,28 @@ fn an_exclusion_is_not_ended_in_a_handler() {
         assert_eq!(*space.try_read(A.start).unwrap(), 1, "nothing has changed");
     }
 }
+
+#[test]
+fn an_edit_that_would_wait_is_not_begun() {
+    let space = space();
+    let elsewhere = |space: &AddressSpace<u32>| {
+        thread::scope(|scope| scope.spawn(|| space.try_edit().is_some()).join().unwrap())
+    };
+    let edit = space.try_edit().unwrap();
+    assert!(!elsewhere(&space) && space.try_edit().is_none());
+    let view = edit.downgrade();
+    assert!(!elsewhere(&space) && space.try_edit().is_none());
+    drop(view);
+    let guard = space.try_read(A.start).unwrap();
+    assert!(space.try_edit().is_none() && elsewhere(&space), "it could wait for its own guard");
+    drop(guard);
+    space.try_edit().unwrap().remove(A).unwrap();
+}
+
+#[test]
+fn a_space_is_as_it_was_when_a_change_has_panicked() {
+    let space = space();
+    let panicked = catch_unwind(|| space.update(A, |_, _| panic!("no")));
+    assert!(panicked.is_err());
+    assert_eq!(*space.try_read(A.start).unwrap(), 1);
+}
