@@ -187,6 +187,8 @@ enum End {
     Done,
     Later,
     Gone,
+    /// The pages could not be had. Where they are more than the one that the access wants, that one
+    /// is tried by itself: the others may be had another time, or be wanted never.
     Failed,
 }
 
@@ -260,16 +262,18 @@ fn fill_from(mapping: &Mapping, bytes: &[u8], fault: &Fault) -> (usize, End) {
             tail
         } else {
             // It has fewer bytes than it says.
-            return (new, End::Failed);
+            &[]
         };
         let end = match Taken::take(&mapping.backing, chunk.len()) {
+            Ok(_) if bytes.is_empty() => End::Failed,
             Ok(taken) => taken.install(mapping, &chunk, bytes, fault, &mut new),
             Err(end) => end,
         };
-        if !matches!(end, End::Done) {
-            return (new, end);
+        match end {
+            End::Done => from.start = chunk.end,
+            End::Failed if chunk != fault.page => from = fault.page.clone(),
+            end => return (new, end),
         }
-        from.start = chunk.end;
     }
     (new, End::Done)
 }
@@ -285,40 +289,35 @@ fn read_and_fill(
         return (0, End::Later);
     };
     let mut from = fault.granule.clone();
-    let mut until = from.end;
     let most = scratch.len();
     let mut new = 0;
-    while let Some(wanted) = Wanted::next(&vma.mapping, from, fault, most) {
-        let taken = match Taken::take(&backing, wanted.chunk.len()) {
-            Ok(taken) => taken,
-            Err(end) => return (new, end),
-        };
-        drop(vma);
-        let read = scratch.with(|buffer| wanted.read(&backing.source, buffer));
-        vma = match SPACE.try_read(fault.addr) {
-            Ok(again) if wanted.is_still(&again, fault) => again,
-            _ => return (new, End::Later),
-        };
-        let end = match read {
-            Ok(()) => {
-                let chunk = &wanted.chunk;
-                scratch.with(|buffer| {
-                    taken.install(&vma.mapping, chunk, &buffer[..chunk.len()], fault, &mut new)
-                })
+    while let Some(wanted) = Wanted::next(&vma.mapping, from.clone(), fault, most) {
+        let chunk = &wanted.chunk;
+        let end = match Taken::take(&backing, chunk.len()) {
+            Err(end) => end,
+            Ok(taken) => {
+                drop(vma);
+                let read = scratch.with(|buffer| wanted.read(&backing.source, buffer));
+                vma = match SPACE.try_read(fault.addr) {
+                    Ok(again) if wanted.is_still(&again, fault) => again,
+                    _ => return (new, End::Later),
+                };
+                match read {
+                    Ok(()) => scratch.with(|buffer| {
+                        taken.install(&vma.mapping, chunk, &buffer[..chunk.len()], fault, &mut new)
+                    }),
+                    Err(ReadFailed) if *chunk != fault.page => End::Failed,
+                    Err(ReadFailed) if vma.mapping.poison(&fault.page) => End::Failed,
+                    // It is there, by somebody who could read it.
+                    Err(ReadFailed) => End::Gone,
+                }
             }
-            // The other pages of the chunk may be had, or be wanted never.
-            Err(ReadFailed) if wanted.chunk != fault.page => {
-                (from, until) = (fault.page.clone(), fault.page.end);
-                continue;
-            }
-            Err(ReadFailed) if vma.mapping.poison(&fault.page) => End::Failed,
-            // It is there, by somebody who could read it.
-            Err(ReadFailed) => End::Gone,
         };
-        if !matches!(end, End::Done) {
-            return (new, end);
+        match end {
+            End::Done => from.start = chunk.end,
+            End::Failed if *chunk != fault.page => from = fault.page.clone(),
+            end => return (new, end),
         }
-        from = wanted.chunk.end..until;
     }
     (new, End::Done)
 }

@@ -115,8 +115,10 @@
 //! - A *slow source* holds up the threads that want the same granule (in thread mode, all faults that
 //!   a handler thread has read with it), and the drop of its region; in signal mode with all signals
 //!   blocked.
-//! - *`madvise`, `munmap`, `mprotect` and the like* are this crate's to call on a region's memory:
-//!   called by others they leave its records wrong.
+//! - *`munmap`, `mprotect`, `MADV_DONTNEED` and whatever else* changes what is at a region's addresses
+//!   or who may access it is this crate's to call there: called by others it leaves the records wrong.
+//!   Other advice, locks and memory policies may be given for any part. Each divides the kernel's
+//!   mapping, and a granule that lies in several is filled in as many calls.
 //! - *Moving* a region copies what was written and leaves the rest to the source; *discarding* is not
 //!   shared with other mappings of the same source.
 //! - *Evicting* looks at 8 bytes for each page of the region, as many times as an eighth of the
@@ -126,7 +128,7 @@
 //! - The handler needs stack beside the signal frame: an alternate stack as the standard library
 //!   gives its threads (8 KiB or more) is enough for one fault, in a debug build too, but hardly more
 //!   than that: a handler of your own that runs on the same stack and touches a region needs the room
-//!   twice. Optimised, 4,120 bytes were in use where it was measured, unoptimised 7,696.
+//!   twice. Optimised, 4,120 bytes were in use where it was measured, unoptimised 7,744.
 //! - Each thread of the process has 64 KiB in its thread-local memory, of which a fault touches what
 //!   it reads at a time; glibc takes it from the thread's stack.
 //! - In a library that is loaded at run time the first fault of a thread may allocate its
@@ -146,6 +148,7 @@ mod fault;
 mod live;
 mod mapping;
 mod options;
+mod parts;
 mod poller;
 mod records;
 mod region;

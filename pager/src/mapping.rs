@@ -10,6 +10,7 @@ use pervma::{AddressSpace, Payload};
 use crate::Error;
 use crate::budget::Budget;
 use crate::failure::OnFailure;
+use crate::parts::Parts;
 use crate::records::Records;
 use crate::source::Source;
 use crate::sys::{Access, CopyError, Errno, Fill, Memory, PageSize, Userfaultfd};
@@ -207,7 +208,8 @@ impl Mapping {
     }
 
     /// Fills the missing pages at `range` with `bytes`, the caller being inside of its VMA, and counts
-    /// what came by that. The page `written`, of a tracked mapping, may be written then.
+    /// what came by that, in as many parts as the kernel has mappings there. The page `written`, of a
+    /// tracked mapping, may be written then.
     pub(crate) fn install(
         &self,
         range: &Range<usize>,
@@ -225,27 +227,28 @@ impl Mapping {
             write_protected: self.backing.is_tracked && !dirty,
         };
         let mut new = 0;
-        let mut at = range.start;
-        while at < range.end {
-            let rest = &bytes[at - range.start..];
-            let (copied, next) = match self.backing.uffd.copy(&self.memory, at, rest, fill) {
-                Ok(()) => (rest.len(), range.end),
+        let mut parts = Parts::new(range.clone(), page_size);
+        while let Some(part) = parts.next() {
+            let bytes = &bytes[part.start - range.start..part.end - range.start];
+            let copied = match self.backing.uffd.copy(&self.memory, part.start, bytes, fill) {
+                Ok(()) => bytes.len(),
+                Err(CopyError::Again { copied: 0 }) => return (new, Outcome::Again),
+                Err(CopyError::Again { copied }) => copied,
+                Err(CopyError::NotRegistered) if parts.halve() => continue,
                 // What the kernel also says when the pool of huge pages is empty.
                 Err(CopyError::AlreadyPresent)
-                    if self.backing.page_size == PageSize::Huge && !self.memory.is_resident(at) =>
+                    if self.backing.page_size == PageSize::Small
+                        || self.memory.is_resident(part.start) =>
                 {
-                    return (new, Outcome::Refused);
+                    parts.advance(page_size);
+                    continue;
                 }
-                Err(CopyError::AlreadyPresent) => (0, at + page_size),
-                Err(CopyError::Again { copied: 0 }) => return (new, Outcome::Again),
-                Err(CopyError::Again { copied }) => (copied, at + copied),
                 Err(_) => return (new, Outcome::Refused),
             };
-            if copied > 0 {
-                let filled = self.records.fill(self.pages(&(at..at + copied)), dirty, time);
-                new += self.backing.counted(filled);
-            }
-            at = next;
+            let filled = part.start..part.start + copied;
+            let filled = self.records.fill(self.pages(&filled), dirty, time);
+            new += self.backing.counted(filled);
+            parts.advance(copied);
         }
         let outcome = match written {
             Some(page) if !dirty && range.contains(&page.start) => self.let_write(page),
@@ -266,6 +269,20 @@ impl Mapping {
             Err(Errno::AGAIN) => Outcome::Again,
             Err(_) => Outcome::Refused,
         }
+    }
+
+    /// Write-protects the pages of a part that are there. The caller excludes faults from it.
+    pub(crate) fn write_protect(&self, part: &Range<usize>) -> Result<(), Errno> {
+        let mut parts = Parts::new(part.clone(), self.backing.page_size.bytes());
+        while let Some(part) = parts.next() {
+            match self.backing.uffd.write_protect(&self.memory, part.clone(), true) {
+                Ok(()) => parts.advance(part.len()),
+                // Before Linux 6.3: it takes one mapping at a time.
+                Err(Errno::NOENT) if parts.halve() => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
     }
 
     /// Makes accesses to a page fail from now on, unless it is there by now; whether they will. The

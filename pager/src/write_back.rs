@@ -132,11 +132,7 @@ fn write_alone(
     accesses: &Accesses,
 ) -> Result<usize, Error> {
     // Those who write now fault, and wait for the exclusion to end.
-    mapping
-        .backing
-        .uffd
-        .write_protect(&mapping.memory, part.clone(), true)
-        .map_err(Error::Change)?;
+    mapping.write_protect(part).map_err(Error::Change)?;
     let len = mapping.backing.len();
     let mut bytes = 0;
     for run in runs(mapping, part, Records::is_dirty) {

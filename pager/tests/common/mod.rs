@@ -101,3 +101,13 @@ pub fn bytes(region: &LiveRegion) -> Vec<u8> {
     region.read(0, &mut bytes);
     bytes
 }
+
+/// How many pages of a region are in memory, as the kernel says.
+pub fn pages_in_memory(region: &LiveRegion) -> usize {
+    let mut pages = vec![0_u8; region.len().div_ceil(PAGE)];
+    let start = region.as_ptr().cast();
+    // SAFETY: asks about the region's memory, and writes a byte for each page of it.
+    let asked = unsafe { libc::mincore(start, region.len(), pages.as_mut_ptr()) };
+    assert_eq!(asked, 0, "{}", std::io::Error::last_os_error());
+    pages.iter().filter(|&page| page & 1 != 0).count()
+}
