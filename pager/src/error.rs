@@ -18,8 +18,11 @@ use crate::sys::{Errno, OpenError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The source has no bytes.
-    #[error("the source is empty: there is nothing to map")]
+    /// The source has no bytes, or says so: files in `/proc` do.
+    #[error(
+        "the source has no bytes: there is nothing to map (a file in /proc only says so: copy its \
+         content to a plain file)"
+    )]
     Empty,
     /// The source does not fit in an address space.
     #[error("{bytes} bytes do not fit in this process's address space")]
@@ -89,6 +92,13 @@ pub enum Error {
     /// The source is a directory, a pipe or a device.
     #[error("not a regular file")]
     NotARegularFile,
+    /// The source is a file that was opened for writing only, or for its path (`O_PATH`).
+    #[error("the file is not open for reading: open it for reading, and without O_PATH")]
+    NotReadable,
+    /// The source is a file that was opened for direct I/O (`O_DIRECT`), which reads to aligned memory
+    /// only.
+    #[error("the file is open for direct I/O: open it without O_DIRECT")]
+    DirectIo,
     /// The source is a file that ends before the size it reports.
     #[error("the file ends before the {bytes} bytes it reports: copy its content to a plain file")]
     NotItsSize {

@@ -3,27 +3,15 @@
 
 mod common;
 
+use common::refuse;
 use pervma_pager::sys::{Errno, OpenError};
 use pervma_pager::{Error, MemorySource, Region};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
-
-/// Makes userfaultfd fail with `errno` in this thread.
-fn refuse_userfaultfd(errno: Errno) {
-    let filter = SeccompFilter::new(
-        [(libc::SYS_userfaultfd, vec![])].into(),
-        SeccompAction::Allow,
-        SeccompAction::Errno(errno.raw_os_error().cast_unsigned()),
-        std::env::consts::ARCH.try_into().unwrap(),
-    );
-    let program: BpfProgram = filter.unwrap().try_into().unwrap();
-    seccompiler::apply_filter(&program).unwrap();
-}
 
 #[test]
 fn the_error_says_what_to_do() {
     for errno in [Errno::PERM, Errno::NOSYS] {
         let thread = std::thread::spawn(move || {
-            refuse_userfaultfd(errno);
+            refuse(libc::SYS_userfaultfd, errno);
             Region::map(MemorySource::new(vec![1])).unwrap_err()
         });
         let error = thread.join().unwrap();

@@ -6,9 +6,11 @@ use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
 
+use pervma_pager::sys::Errno;
 use pervma_pager::{FileSource, LiveRegion, MemorySource, Options};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 pub const PAGE: usize = 4096;
 
@@ -110,4 +112,16 @@ pub fn pages_in_memory(region: &LiveRegion) -> usize {
     let asked = unsafe { libc::mincore(start, region.len(), pages.as_mut_ptr()) };
     assert_eq!(asked, 0, "{}", std::io::Error::last_os_error());
     pages.iter().filter(|&page| page & 1 != 0).count()
+}
+
+/// Makes a system call fail in this thread from now on, as filters of containers do.
+pub fn refuse(call: libc::c_long, errno: Errno) {
+    let filter = SeccompFilter::new(
+        [(call, vec![])].into(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(errno.raw_os_error().cast_unsigned()),
+        std::env::consts::ARCH.try_into().unwrap(),
+    );
+    let program: BpfProgram = filter.unwrap().try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
 }
