@@ -40,8 +40,8 @@ pub(crate) enum Verdict {
     Changed { granule: Range<usize> },
     /// Nothing could be done now: it is to fault again, later.
     Later,
-    /// Its page cannot be had, and is poisoned.
-    Failed { on_failure: OnFailure, offset: usize },
+    /// Its page cannot be had, and is poisoned; or there is no room for it.
+    Failed { on_failure: OnFailure, offset: usize, for_want_of_room: bool },
     /// It is not ours.
     PassOn,
 }
@@ -54,13 +54,13 @@ pub(crate) enum Scratch<'a> {
     Given(&'a mut [u8]),
 }
 
-/// Serves a fault at `addr`.
+/// Serves a fault at `addr`, of an access that was put off before if `again` says so.
 ///
 /// It is cut into small functions for the sake of unoptimised builds, where the frames of large ones
 /// would not fit on an alternate signal stack beside those of the lookup.
 #[inline]
-pub(crate) fn serve(addr: usize, cause: Cause, scratch: Scratch<'_>) -> Verdict {
-    let (vma, fault) = match find(addr, cause, &scratch) {
+pub(crate) fn serve(addr: usize, cause: Cause, again: bool, scratch: Scratch<'_>) -> Verdict {
+    let (vma, fault) = match find(addr, cause, again, &scratch) {
         Ok(found) => found,
         Err(verdict) => return verdict,
     };
@@ -92,6 +92,8 @@ struct Fault {
     granule: Range<usize>,
     /// Whether the page is to be written, and that is tracked.
     is_written: bool,
+    /// Whether the access was put off before.
+    again: bool,
 }
 
 impl Fault {
@@ -111,9 +113,10 @@ impl Fault {
         Verdict::Changed { granule: self.granule() }
     }
 
-    fn failed(&self) -> Verdict {
+    fn failed(&self, for_want_of_room: bool) -> Verdict {
         Shard::mine().count_failure();
-        Verdict::Failed { on_failure: self.on_failure, offset: self.addr - self.base }
+        let (on_failure, offset) = (self.on_failure, self.addr - self.base);
+        Verdict::Failed { on_failure, offset, for_want_of_room }
     }
 }
 
@@ -122,6 +125,7 @@ impl Fault {
 fn find(
     addr: usize,
     cause: Cause,
+    again: bool,
     scratch: &Scratch<'_>,
 ) -> Result<(ReadGuard<'static, Piece>, Fault), Verdict> {
     let count = Shard::mine();
@@ -148,9 +152,16 @@ fn find(
         time: mapping.records.time(number..number + 1),
         granule: mapping.granule_at(addr, &vma.range()),
         is_written: backing.is_tracked && cause == Cause::Missing { is_write: true },
+        again,
     };
     if mapping.records.has_failed(number) {
-        return Err(fault.failed());
+        if mapping.records.was_refused(number)
+            && let Some(budget) = &backing.budget
+        {
+            // There may be room by now, for the next access.
+            budget.wakeup.ring();
+        }
+        return Err(fault.failed(false));
     }
     if backing.is_threaded && matches!(scratch, Scratch::OfThread) {
         // It had failed, and was discarded since: its source is not for signal handlers.
@@ -178,7 +189,8 @@ fn conclude(fault: &Fault, cause: Cause, new: usize, end: End) -> Verdict {
         }
         End::Gone => fault.changed(),
         End::Later => Verdict::Later,
-        End::Failed => fault.failed(),
+        End::Failed => fault.failed(false),
+        End::NoRoom => fault.failed(true),
     }
 }
 
@@ -187,8 +199,8 @@ enum End {
     Done,
     Later,
     Gone,
-    /// The pages could not be had. Where they are more than the one that the access wants, that one
-    /// is tried by itself: the others may be had another time, or be wanted never.
+    /// The bound has no room for them, and none can be made.
+    NoRoom,
     Failed,
 }
 
@@ -210,13 +222,25 @@ struct Taken<'a> {
 }
 
 impl<'a> Taken<'a> {
+    /// For a chunk of what is missing.
     #[inline]
-    fn take(backing: &'a Backing<dyn Source>, bytes: usize) -> Result<Self, End> {
-        let pages = bytes / PAGE;
-        match backing.budget.as_ref().map(|budget| budget.take(pages)) {
-            None | Some(Admission::Granted) => Ok(Self { backing, pages }),
-            Some(Admission::Later) => Err(End::Later),
-            Some(Admission::Refused) => Err(End::Failed),
+    fn take(
+        backing: &'a Backing<dyn Source>,
+        chunk: &Range<usize>,
+        rest: &Rest,
+        fault: &Fault,
+    ) -> Result<Self, End> {
+        let pages = chunk.len() / PAGE;
+        let Some(budget) = &backing.budget else {
+            return Ok(Self { backing, pages });
+        };
+        if *chunk != fault.page && !budget.can_take(pages) {
+            return Err(End::Failed);
+        }
+        match budget.take(pages, fault.again) {
+            Admission::Granted => Ok(Self { backing, pages }),
+            Admission::Later if !rest.is_refused => Err(End::Later),
+            Admission::Later | Admission::Refused => Err(End::NoRoom),
         }
     }
 
@@ -246,13 +270,42 @@ impl Drop for Taken<'_> {
     }
 }
 
+/// What is still to be filled for a fault.
+struct Rest {
+    from: Range<usize>,
+    /// No room can be made. What there is may be taken, but is not waited for.
+    is_refused: bool,
+}
+
+impl Rest {
+    fn of(fault: &Fault) -> Self {
+        Self { from: fault.granule.clone(), is_refused: false }
+    }
+
+    /// Goes on after a chunk, or says how the fault ends. If more than the page that the access wants
+    /// could not be had, that page is tried by itself: the others may be had another time, or be
+    /// wanted never.
+    #[inline]
+    fn after(&mut self, chunk: &Range<usize>, end: End, fault: &Fault) -> Result<(), End> {
+        match end {
+            End::Done => self.from.start = chunk.end,
+            End::Failed | End::NoRoom if *chunk != fault.page => {
+                self.from = fault.page.clone();
+                self.is_refused = matches!(end, End::NoRoom);
+            }
+            end => return Err(end),
+        }
+        Ok(())
+    }
+}
+
 /// Fills from memory: the kernel copies from there.
 fn fill_from(mapping: &Mapping, bytes: &[u8], fault: &Fault) -> (usize, End) {
     let page_size = fault.page.len();
     let tail_at = bytes.len() / page_size * page_size;
-    let mut from = fault.granule.clone();
+    let mut rest = Rest::of(fault);
     let mut new = 0;
-    while let Some(mut chunk) = mapping.next_missing(from.clone(), &fault.page, usize::MAX) {
+    while let Some(mut chunk) = mapping.next_missing(rest.from.clone(), &fault.page, usize::MAX) {
         let tail = &*mapping.backing.tail;
         let bytes = if chunk.start < tail_at {
             chunk.end = chunk.end.min(tail_at);
@@ -264,15 +317,13 @@ fn fill_from(mapping: &Mapping, bytes: &[u8], fault: &Fault) -> (usize, End) {
             // It has fewer bytes than it says.
             &[]
         };
-        let end = match Taken::take(&mapping.backing, chunk.len()) {
+        let end = match Taken::take(&mapping.backing, &chunk, &rest, fault) {
             Ok(_) if bytes.is_empty() => End::Failed,
             Ok(taken) => taken.install(mapping, &chunk, bytes, fault, &mut new),
             Err(end) => end,
         };
-        match end {
-            End::Done => from.start = chunk.end,
-            End::Failed if chunk != fault.page => from = fault.page.clone(),
-            end => return (new, end),
+        if let Err(end) = rest.after(&chunk, end, fault) {
+            return (new, end);
         }
     }
     (new, End::Done)
@@ -288,12 +339,12 @@ fn read_and_fill(
     let Ok(backing) = SOURCES.try_read(fault.number) else {
         return (0, End::Later);
     };
-    let mut from = fault.granule.clone();
+    let mut rest = Rest::of(fault);
     let most = scratch.len();
     let mut new = 0;
-    while let Some(wanted) = Wanted::next(&vma.mapping, from.clone(), fault, most) {
+    while let Some(wanted) = Wanted::next(&vma.mapping, rest.from.clone(), fault, most) {
         let chunk = &wanted.chunk;
-        let end = match Taken::take(&backing, chunk.len()) {
+        let end = match Taken::take(&backing, chunk, &rest, fault) {
             Err(end) => end,
             Ok(taken) => {
                 drop(vma);
@@ -307,16 +358,14 @@ fn read_and_fill(
                         taken.install(&vma.mapping, chunk, &buffer[..chunk.len()], fault, &mut new)
                     }),
                     Err(ReadFailed) if *chunk != fault.page => End::Failed,
-                    Err(ReadFailed) if vma.mapping.poison(&fault.page) => End::Failed,
+                    Err(ReadFailed) if vma.mapping.poison(&fault.page, false) => End::Failed,
                     // It is there, by somebody who could read it.
                     Err(ReadFailed) => End::Gone,
                 }
             }
         };
-        match end {
-            End::Done => from.start = chunk.end,
-            End::Failed if *chunk != fault.page => from = fault.page.clone(),
-            end => return (new, end),
+        if let Err(end) = rest.after(chunk, end, fault) {
+            return (new, end);
         }
     }
     (new, End::Done)
@@ -370,11 +419,12 @@ fn let_write_perhaps(fault: &Fault) -> Verdict {
 
 /// Poisons the page at `addr`, for which a thread sleeps that is to be told of a failure; whether
 /// that could be tried.
-pub(crate) fn poison_at(addr: usize) -> bool {
+pub(crate) fn poison_at(addr: usize, for_want_of_room: bool) -> bool {
     let Ok(vma) = SPACE.try_read(addr) else {
         return false;
     };
-    vma.mapping.poison(&vma.mapping.page_at(vma.mapping.offset_of(addr)));
+    let page = vma.mapping.page_at(vma.mapping.offset_of(addr));
+    vma.mapping.poison(&page, for_want_of_room);
     true
 }
 
@@ -426,7 +476,7 @@ mod tests {
 
     #[test]
     fn an_address_that_is_no_regions_is_passed_on() {
-        let verdict = serve(PAGE, Cause::Missing { is_write: false }, Scratch::OfThread);
+        let verdict = serve(PAGE, Cause::Missing { is_write: false }, false, Scratch::OfThread);
         assert!(matches!(verdict, Verdict::PassOn));
     }
 

@@ -62,8 +62,9 @@
 //!
 //! - *Threads that touch regions*: in signal mode the handler runs on them, looks up, reads, fills.
 //! - *Handler threads*, of regions in thread mode: they read faults and do the same.
-//! - *Evictors*, one for each region with a bound: they give back what was filled longest ago, and
-//!   write it to the source first if it was written.
+//! - *Evictors*, one for each region with a bound: they give back what is clean, and never wait for
+//!   the source.
+//! - *Writers*, one for each of these that is writable: they write to the source what has to go.
 //! - *Threads that map, change and drop regions*: they edit the one address space of the process
 //!   that holds all regions, and exclude faults from the VMAs they change.
 //! - *The kernel*: a userfaultfd for each region, so that regions share no queue.
@@ -79,7 +80,8 @@
 //! 3. A write to a protected page: the page's record says now that it was written; the page may be
 //!    written; done.
 //! 4. If the region has a bound, pages are taken from its budget; if none are left, the access is
-//!    repeated when the evictor has made room.
+//!    repeated when the evictor has made room. It fails if no room can be made: nothing is clean, and
+//!    nothing can be written.
 //! 5. What is missing of the granule is read, 64 KiB at a time: the VMA is unlocked for it, and what
 //!    keeps the source is a VMA of its own, in a second address space. Then the VMA is locked again,
 //!    and the record of the pages must say that nothing of them was given back meanwhile. Memory
@@ -123,6 +125,8 @@
 //!   shared with other mappings of the same source.
 //! - *Evicting* looks at 8 bytes for each page of the region, as many times as an eighth of the
 //!   bound is filled: choose a bound that is not tiny beside the region.
+//! - *Pages that cannot be written back* stay, count, and leave that much less of a bound. An access
+//!   that needs more pages at once than they leave fails after 10,000 pages have gone in vain.
 //! - Each region takes a descriptor, two more in thread mode and one more with a bound: `ulimit -n`
 //!   bounds their number. Its pages take 8 bytes each of memory once they are touched.
 //! - The handler needs stack beside the signal frame: an alternate stack as the standard library
@@ -158,9 +162,10 @@ mod stats;
 pub mod sys;
 mod wakeup;
 mod write_back;
+mod writer;
 
 pub use error::Error;
-pub use failure::{Failure, OnFailure, Response};
+pub use failure::{Failure, OnFailure, Response, WriteBackFailure};
 pub use live::LiveRegion;
 pub use options::{InSignal, InThread, Options, Serves};
 pub use region::Region;

@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use pervma::{ChangeError, Exclusion};
 
 use crate::copy;
 use crate::evict::Evictor;
-use crate::mapping::{Backing, Mapping, Outcome, PAGE, Piece, SOURCES, SPACE};
+use crate::failure::WriteBackFailure;
+use crate::mapping::{Backing, Mapping, Outcome, PAGE, Piece, Place, SOURCES, SPACE};
 use crate::poller::Pollers;
 use crate::records::Records;
 use crate::signal::SignalsBlocked;
@@ -59,16 +60,6 @@ pub struct LiveRegion {
     place: Arc<Place>,
 }
 
-/// The region's mapping, for its evictor, who holds the lock for as long as it works there. Only
-/// moving the region changes it.
-pub(crate) struct Place(Mutex<Arc<Mapping>>);
-
-impl Place {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Arc<Mapping>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl LiveRegion {
     pub(crate) fn new(
         backing: Arc<Backing<dyn Source>>,
@@ -76,7 +67,7 @@ impl LiveRegion {
         threads: usize,
     ) -> Result<Self, Error> {
         let mapping = Arc::new(Mapping::new(Arc::clone(&backing), capacity)?);
-        let place = Arc::new(Place(Mutex::new(Arc::clone(&mapping))));
+        let place = Arc::new(Place::new(Arc::clone(&mapping)));
         // From here on, what fails is undone by its drop.
         let mut region = Self { evictor: None, pollers: None, mapping, place };
         let source = backing.number..backing.number + 1;
@@ -86,7 +77,7 @@ impl LiveRegion {
             region.pollers = Some(pollers.map_err(Error::Thread)?);
         }
         if backing.budget.is_some() {
-            let evictor = Evictor::start(Arc::clone(&region.place), Arc::clone(&backing));
+            let evictor = Evictor::start(&region.place, &backing);
             region.evictor = Some(evictor.map_err(Error::Thread)?);
         }
         region.map(0..region.len())?;
@@ -397,8 +388,8 @@ impl LiveRegion {
         let room = self.len().next_multiple_of(page);
         let new = Mapping::new(Arc::clone(&old.backing), capacity.max(room))?;
         let new = Arc::new(new);
-        // The evictor would work at the old place.
-        let mut place = self.place.lock();
+        // The evictor and the writer would work at the old place.
+        let mut place = self.place.write();
         let copied = match self.exclude(&(0..room)) {
             // All of it is unmapped.
             Err(Error::NotMapped(_)) => 0,
@@ -406,7 +397,7 @@ impl LiveRegion {
             Ok(alone) => self.move_alone(&new, alone)?,
         };
         if let Some(budget) = &old.backing.budget {
-            let gone = old.records.present_times().count().saturating_sub(copied);
+            let gone = old.records.times(Records::is_present).count().saturating_sub(copied);
             budget.give(old.backing.counted(gone));
         }
         *place = Arc::clone(&new);
@@ -475,6 +466,21 @@ impl LiveRegion {
         self.settle(&part)?;
         let _blocked = SignalsBlocked::new();
         write_back(&self.mapping, &part)
+    }
+
+    /// Why written pages could not be given back to keep a [bound](crate::Options::resident): the last
+    /// failure, as long as any of its pages is still to be written.
+    ///
+    /// [`write_back`](Self::write_back) tries them again, and so does the region from time to time and
+    /// before it refuses an access for want of room.
+    #[must_use]
+    pub fn write_back_failure(&self) -> Option<WriteBackFailure> {
+        let failure = self.evictor.as_ref()?.last_failure()?;
+        let records = &self.mapping.records;
+        // The region may have become shorter.
+        let last = self.mapping.page_of(failure.range().end).min(records.len());
+        let mut pages = self.mapping.page_of(failure.range().start)..last;
+        pages.any(|page| records.has_write_failed(page)).then_some(failure)
     }
 
     /// Makes it a slice that does not change any more: what is there stays, a bound of resident

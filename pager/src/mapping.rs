@@ -3,13 +3,13 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use pervma::{AddressSpace, Payload};
 
 use crate::Error;
 use crate::budget::Budget;
-use crate::failure::OnFailure;
+use crate::failure::{OnFailure, OnWriteBackFailure};
 use crate::parts::Parts;
 use crate::records::Records;
 use crate::source::Source;
@@ -41,6 +41,7 @@ pub(crate) struct Backing<S: Source + ?Sized> {
     pub(crate) is_threaded: bool,
     pub(crate) page_size: PageSize,
     pub(crate) on_failure: OnFailure,
+    pub(crate) on_write_back_failure: Option<OnWriteBackFailure>,
     pub(crate) budget: Option<Budget>,
     /// The end of a source in memory that does not fill its page, with zeros behind it; or empty.
     pub(crate) tail: Box<[u8]>,
@@ -87,6 +88,24 @@ pub(crate) struct Mapping {
     pub(crate) memory: Memory,
     pub(crate) records: Records,
     pub(crate) backing: Arc<Backing<dyn Source>>,
+}
+
+/// The region's mapping, for the threads that keep its bound, which hold the lock for as long as they
+/// work there. Only moving the region changes it.
+pub(crate) struct Place(RwLock<Arc<Mapping>>);
+
+impl Place {
+    pub(crate) fn new(mapping: Arc<Mapping>) -> Self {
+        Self(RwLock::new(mapping))
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Arc<Mapping>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Arc<Mapping>> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The payload of a VMA: a part of a mapping.
@@ -285,13 +304,13 @@ impl Mapping {
         Ok(())
     }
 
-    /// Makes accesses to a page fail from now on, unless it is there by now; whether they will. The
-    /// caller is inside of its VMA.
-    pub(crate) fn poison(&self, page: &Range<usize>) -> bool {
+    /// Makes accesses to a page fail from now on, unless it is there by now; whether they will. For want
+    /// of room, that ends when the evictor sees it. The caller is inside of the page's VMA.
+    pub(crate) fn poison(&self, page: &Range<usize>, for_want_of_room: bool) -> bool {
         // Before the kernel wakes anyone, who would ask the record. A fill by somebody else takes it
         // back.
         let number = self.page_of(page.start);
-        self.records.mark_failed(number);
+        self.records.mark_failed(number, for_want_of_room);
         // On a kernel that cannot, each access asks the record.
         let _ = self.backing.uffd.poison(&self.memory, page.clone());
         self.records.has_failed(number)
@@ -314,6 +333,11 @@ impl Mapping {
     pub(crate) fn offsets(&self, pages: Range<usize>) -> Range<usize> {
         let shift = self.backing.page_size.shift();
         pages.start << shift..pages.end << shift
+    }
+
+    /// All of it.
+    pub(crate) fn whole(&self) -> Range<usize> {
+        self.offsets(0..self.records.len())
     }
 
     /// The addresses of a part.

@@ -1,9 +1,10 @@
 //! How a region is mapped.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::budget::Budget;
-use crate::failure::OnFailure;
+use crate::failure::{OnFailure, OnWriteBackFailure, WriteBackFailure};
 use crate::live::LiveRegion;
 use crate::mapping::{Backing, PAGE};
 use crate::source::{SignalSafe, Source};
@@ -59,8 +60,19 @@ pub struct Options<M = InSignal> {
     capacity: usize,
     resident: Option<usize>,
     on_failure: OnFailure,
+    on_write_back_failure: Hook,
     threads: usize,
     mode: std::marker::PhantomData<M>,
+}
+
+/// Who is told of pages that cannot be written back.
+#[derive(Clone, Default)]
+struct Hook(Option<OnWriteBackFailure>);
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Some" } else { "None" })
+    }
 }
 
 impl Default for Options<InSignal> {
@@ -80,16 +92,17 @@ impl Options<InSignal> {
 
     /// The same, but [threaded](Options::threaded).
     #[must_use]
-    pub const fn in_thread(self) -> Options<InThread> {
-        let Self { granule, page_size, is_writable, capacity, resident, on_failure, .. } = self;
+    pub fn in_thread(self) -> Options<InThread> {
         Options {
-            granule,
-            page_size,
-            is_writable,
-            capacity,
-            resident,
-            on_failure,
-            ..Options::of_mode()
+            granule: self.granule,
+            page_size: self.page_size,
+            is_writable: self.is_writable,
+            capacity: self.capacity,
+            resident: self.resident,
+            on_failure: self.on_failure,
+            on_write_back_failure: self.on_write_back_failure,
+            threads: self.threads,
+            mode: std::marker::PhantomData,
         }
     }
 }
@@ -124,6 +137,7 @@ impl<M> Options<M> {
             capacity: 0,
             resident: None,
             on_failure: OnFailure::pass_on(),
+            on_write_back_failure: Hook(None),
             threads: 1,
             mode: std::marker::PhantomData,
         }
@@ -167,11 +181,13 @@ impl<M> Options<M> {
         self
     }
 
-    /// At most so many bytes are there at a time. A thread of the region gives back what was
-    /// filled longest ago, and writes to the source what was written first.
+    /// At most so many bytes are there at a time. A thread of the region gives back what was filled
+    /// longest ago; another one, if the region is writable, writes to the source what was written.
     ///
-    /// It must be at least four granules. A fault that finds no room waits; if no room can be made,
-    /// since the source takes no writes, it fails.
+    /// It must be at least four granules. A fault that finds no room waits for it. Pages that cannot be
+    /// written ([`on_write_back_failure`](Self::on_write_back_failure)) stay, and count; what is clean
+    /// is given back all the same. An access fails when there is nothing but such pages, or when it
+    /// needs more pages at once than they leave.
     #[must_use]
     pub const fn resident(mut self, bytes: usize) -> Self {
         self.resident = Some(bytes);
@@ -183,6 +199,41 @@ impl<M> Options<M> {
     #[must_use]
     pub const fn on_failure(mut self, on_failure: OnFailure) -> Self {
         self.on_failure = on_failure;
+        self
+    }
+
+    /// `hook` is told when pages have to go to keep a [bound](Self::resident) and cannot be written to
+    /// the source: the disk is full, for example. They stay what is to be written, and are tried again
+    /// from time to time; the region keeps the last such failure
+    /// ([`write_back_failure`](LiveRegion::write_back_failure)).
+    ///
+    /// It is called on a thread of the region, while nothing of the region is locked, each time that it
+    /// happens. It may not drop the region. A panic ends the process.
+    ///
+    /// ```
+    /// use std::sync::mpsc;
+    /// use pervma_pager::{FileSource, Options};
+    ///
+    /// let (full, told) = mpsc::channel();
+    /// let file = tempfile::tempfile()?;
+    /// file.set_len(64 << 20)?;
+    /// let region = Options::new()
+    ///     .writable()
+    ///     .resident(1 << 20)
+    ///     .on_write_back_failure(move |failure| {
+    ///         let _ = full.send(failure.clone());
+    ///     })
+    ///     .map(FileSource::new(file)?)?;
+    /// region.write(0, b"stored, sooner or later");
+    /// assert!(told.try_recv().is_err() && region.write_back_failure().is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn on_write_back_failure(
+        mut self,
+        hook: impl Fn(&WriteBackFailure) + Send + Sync + 'static,
+    ) -> Self {
+        self.on_write_back_failure = Hook(Some(Arc::new(hook)));
         self
     }
 
@@ -241,6 +292,7 @@ impl<M> Options<M> {
             is_threaded,
             page_size: self.page_size,
             on_failure: self.on_failure,
+            on_write_back_failure: self.on_write_back_failure.0,
             budget,
             tail: tail(source.bytes(), page),
             source,

@@ -101,15 +101,18 @@ impl Poller {
     /// Ends when it is told to; if it cannot go on, it panics, which ends the process: whoever
     /// touches the region would wait for ever.
     fn run(mut self) {
-        let mut faults = Vec::new();
+        let (mut again, mut faults) = (Vec::new(), Vec::new());
         let mut events = Vec::with_capacity(2);
         while self.wait(&mut events) {
-            faults.append(&mut self.deferred);
+            again.append(&mut self.deferred);
             if let Err(errno) = self.backing.uffd.read_faults(|fault| faults.push(fault)) {
                 panic!("the faults of a region cannot be read: {errno}");
             }
+            for fault in again.drain(..) {
+                self.serve(fault, true);
+            }
             for fault in faults.drain(..) {
-                self.serve(fault);
+                self.serve(fault, false);
             }
         }
     }
@@ -125,14 +128,14 @@ impl Poller {
         }
     }
 
-    fn serve(&mut self, fault: FaultMessage) {
+    fn serve(&mut self, fault: FaultMessage, again: bool) {
         let cause = if fault.is_write_protected {
             Cause::WriteProtected
         } else {
             Cause::Missing { is_write: fault.is_write }
         };
         let page = fault.addr & !(PAGE - 1);
-        match fault::serve(page, cause, Scratch::Given(&mut self.buffer)) {
+        match fault::serve(page, cause, again, Scratch::Given(&mut self.buffer)) {
             Verdict::Filled { number, granule } => {
                 // Otherwise filling it has woken them. (Another region may be at the address by now.)
                 if !self.backing.fills_single_pages() || number != self.backing.number {
@@ -143,8 +146,8 @@ impl Poller {
                 self.wake(granule.start, granule.len());
             }
             Verdict::Later => self.deferred.push(fault),
-            Verdict::Failed { .. } => {
-                if fault::poison_at(page) {
+            Verdict::Failed { for_want_of_room, .. } => {
+                if fault::poison_at(page, for_want_of_room) {
                     self.wake(page, PAGE);
                 } else {
                     self.deferred.push(fault);

@@ -35,24 +35,42 @@ pub(crate) fn write_back(mapping: &Arc<Mapping>, part: &Range<usize>) -> Result<
     }
 }
 
-/// Gives back the pages of a run, but for those that were written and cannot be written back; how
-/// many went.
-pub(crate) fn evict(mapping: &Arc<Mapping>, run: &Range<usize>) -> Result<usize, Error> {
-    let is_dirty = mapping.pages(run).any(|page| mapping.records.is_dirty(page));
-    let evicted = if is_dirty {
-        isolated(mapping, run, |mapping, accesses| {
-            let written = write_alone(mapping, run, accesses);
-            let gone = give_back_clean(mapping, run)?;
-            // An error matters only where it is all that came of it.
-            if gone > 0 { Ok(gone) } else { written.map(|_bytes| 0) }
-        })?
-    } else {
-        // Nothing slow is done, so the whole VMA may wait for it.
-        excluded(mapping, run, |mapping, _| give_back_clean(mapping, run))?.map(|(gone, _)| gone)
-    };
-    let gone = evicted.unwrap_or(Ok(0))?;
+/// Gives back what is clean in a run; how many pages went. It waits for faults, which are short, and
+/// not for the source.
+pub(crate) fn evict_clean(mapping: &Arc<Mapping>, run: &Range<usize>) -> Result<usize, Error> {
+    // Nothing slow is done, so the whole VMA may wait for it.
+    let evicted = excluded(mapping, run, |mapping, _| give_back_clean(mapping, run))?;
+    let gone = evicted.map_or(Ok(0), |(gone, _)| gone)?;
     Shard::mine().count_evicted(gone);
     Ok(gone)
+}
+
+/// Writes what was written in a run and gives the run back, but for what cannot be written; how many
+/// pages went, and why not all.
+pub(crate) fn evict_dirty(mapping: &Arc<Mapping>, run: &Range<usize>) -> (usize, Option<Error>) {
+    let evicted = isolated(mapping, run, |mapping, accesses| {
+        let written = write_alone(mapping, run, accesses);
+        (give_back_clean(mapping, run), written)
+    });
+    match evicted {
+        Ok(Some((gone, written))) => {
+            let pages = gone.as_ref().map_or(0, |&pages| pages);
+            Shard::mine().count_evicted(pages);
+            (pages, written.err().or(gone.err()))
+        }
+        // Another thread is unmapping some of it, and its pages go as well.
+        Ok(None) => (0, None),
+        Err(error) => (0, Some(error)),
+    }
+}
+
+/// Makes pages of a run missing again that were poisoned for want of room.
+pub(crate) fn take_back_poison(mapping: &Arc<Mapping>, run: &Range<usize>) -> Result<(), Error> {
+    let taken = excluded(mapping, run, |mapping, _| {
+        let mut refused = runs(mapping, run, Records::was_refused);
+        refused.try_for_each(|run| mapping.give_back(&run).map_err(Error::Change))
+    })?;
+    taken.map_or(Ok(()), |(taken, _)| taken)
 }
 
 /// The runs of whole pages with a property, none longer than [`MOST`].
@@ -125,7 +143,8 @@ fn isolated<V>(
     done
 }
 
-/// Writes the written pages of a part, which the caller has alone; returns the bytes.
+/// Writes the written pages of a part, which the caller has alone; returns the bytes. What comes
+/// behind a failure is not tried.
 fn write_alone(
     mapping: &Mapping,
     part: &Range<usize>,
@@ -133,27 +152,37 @@ fn write_alone(
 ) -> Result<usize, Error> {
     // Those who write now fault, and wait for the exclusion to end.
     mapping.write_protect(part).map_err(Error::Change)?;
-    let len = mapping.backing.len();
     let mut bytes = 0;
     for run in runs(mapping, part, Records::is_dirty) {
-        let addresses = mapping.addresses(&run);
-        let is_closed = |(vma, access): &(Range<usize>, Access)| {
-            *access == Access::None && vma.start < addresses.end && addresses.start < vma.end
-        };
-        if accesses.iter().any(is_closed) {
-            return Err(Error::NoAccess(run));
+        match write_run(mapping, &run, accesses) {
+            Ok(written) => bytes += written,
+            Err(error) => {
+                mapping.records.mark_write_failed(mapping.pages(&run));
+                return Err(error);
+            }
         }
-        let inside = run.start..run.end.min(len);
-        // SAFETY: dirty pages are there (R2) and may be read, the caller has them alone, and they
-        // have just been write-protected.
-        let written = unsafe { copy::alone(mapping, &inside) };
-        let source = &mapping.backing.source;
-        source.write_at(inside.start as u64, written).map_err(Error::WriteBack)?;
         mapping.records.mark_clean(mapping.pages(&run));
         Shard::mine().count_written_back(run.len() / PAGE);
-        bytes += inside.len();
     }
     Ok(bytes)
+}
+
+/// Writes a run of written pages, which the caller has alone and which are write-protected.
+fn write_run(mapping: &Mapping, run: &Range<usize>, accesses: &Accesses) -> Result<usize, Error> {
+    let addresses = mapping.addresses(run);
+    let is_closed = |(vma, access): &(Range<usize>, Access)| {
+        *access == Access::None && vma.start < addresses.end && addresses.start < vma.end
+    };
+    if accesses.iter().any(is_closed) {
+        return Err(Error::NoAccess(run.clone()));
+    }
+    let inside = run.start..run.end.min(mapping.backing.len());
+    // SAFETY: dirty pages are there (R2) and may be read, the caller has them alone, and they
+    // are write-protected (contract).
+    let written = unsafe { copy::alone(mapping, &inside) };
+    let source = &mapping.backing.source;
+    source.write_at(inside.start as u64, written).map_err(Error::WriteBack)?;
+    Ok(inside.len())
 }
 
 /// Gives back the clean pages of a part, which the caller has alone; how many there were.

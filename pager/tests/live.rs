@@ -15,7 +15,9 @@ use common::{
 };
 use libc::{SIGBUS, SIGSEGV};
 use pervma_pager::sys::Access;
-use pervma_pager::{Error, FileSource, MemorySource, OnFailure, Options, ReadFailed, Source};
+use pervma_pager::{
+    Error, Failure, FileSource, MemorySource, OnFailure, Options, ReadFailed, Response, Source,
+};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -345,22 +347,60 @@ impl Source for Refusing {
     }
 }
 
+/// A source that lives as long as the process.
+struct Shared(&'static Refusing);
+
+impl Source for Shared {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed> {
+        self.0.read_at(offset, buf)
+    }
+
+    fn is_writable(&self) -> bool {
+        true
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.write_at(offset, bytes)
+    }
+}
+
 // SAFETY: writes to the buffer it is given.
-unsafe impl pervma_pager::SignalSafe for Refusing {}
+unsafe impl pervma_pager::SignalSafe for Shared {}
+
+static REFUSING: Refusing = Refusing(AtomicBool::new(true));
+
+/// Lets the source take writes, and the access be tried again.
+fn recovers(_: &Failure) -> Response {
+    REFUSING.0.store(false, Relaxed);
+    Response::Resume
+}
 
 #[test]
 fn a_bound_that_cannot_be_kept_fails_accesses_until_it_can() {
     if let Some(case) = child_case() {
-        let source = Arc::new(Refusing(AtomicBool::new(true)));
+        let (mode, case) = case.split_once(' ').unwrap();
         let options = Options::new().writable().resident(16 * PAGE);
-        let options = options.on_failure(OnFailure::exit(42, "full\n"));
-        let region = options.map(Arc::clone(&source)).unwrap();
+        let options = match case {
+            // SAFETY: an atomic.
+            "resumed" => options.on_failure(unsafe { OnFailure::call(recovers, 0) }),
+            _ => options.on_failure(OnFailure::exit(42, "full\n")),
+        };
+        let region = match mode {
+            "signal" => options.map(Shared(&REFUSING)).unwrap(),
+            _ => options.in_thread().map(Shared(&REFUSING)).unwrap(),
+        };
         for page in 0..16 {
             region.write(page * PAGE, &[9]);
         }
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        while region.write_back_failure().is_none() {
+            std::thread::yield_now();
+        }
         if case == "recovered" {
-            source.0.store(false, Relaxed);
+            REFUSING.0.store(false, Relaxed);
         }
         for page in 16..64 {
             assert_eq!(byte(&region, page * PAGE), 1);
@@ -368,8 +408,12 @@ fn a_bound_that_cannot_be_kept_fails_accesses_until_it_can() {
         return;
     }
     let name = "a_bound_that_cannot_be_kept_fails_accesses_until_it_can";
-    assert_eq!(run_child(name, "recovered").exit, Some(0));
-    assert_eq!(run_child(name, "full").exit, Some(42));
+    for mode in ["signal", "thread"] {
+        for (case, exit) in [("recovered", 0), ("full", 42), ("resumed", 0)] {
+            let ended = run_child(name, &format!("{mode} {case}"));
+            assert_eq!(ended.exit, Some(exit), "{mode} {case}: {ended:?}");
+        }
+    }
 }
 
 #[test]

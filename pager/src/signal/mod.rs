@@ -140,6 +140,8 @@ const TOO_MANY: u32 = 2000;
 fn respond(addr: usize, cause: Cause, context: *mut c_void) -> bool {
     thread_local! {
         static SERVING: Cell<bool> = const { Cell::new(false) };
+        /// The address of the access that was put off last; 0 if the last one was not.
+        static PUT_OFF: Cell<usize> = const { Cell::new(0) };
     }
     if SERVING.replace(true) {
         // A fault inside a fault of this thread, which all signals being blocked prevents: a
@@ -148,9 +150,11 @@ fn respond(addr: usize, cause: Cause, context: *mut c_void) -> bool {
     }
     let verdict = {
         let _inside = HandlerScope::<Std>::enter();
-        fault::serve(addr, cause, Scratch::OfThread)
+        fault::serve(addr, cause, PUT_OFF.get() == addr, Scratch::OfThread)
     };
     SERVING.set(false);
+    let is_put_off = matches!(verdict, Verdict::Changed { .. } | Verdict::Later);
+    PUT_OFF.set(if is_put_off { addr } else { 0 });
     match verdict {
         Verdict::Filled { .. } => true,
         Verdict::There { number, time, .. } => match fault::times_there(number, addr, time) {
@@ -166,7 +170,7 @@ fn respond(addr: usize, cause: Cause, context: *mut c_void) -> bool {
             true
         }
         // No scope is open and nothing is locked: a hook need not return.
-        Verdict::Failed { on_failure, offset } => {
+        Verdict::Failed { on_failure, offset, .. } => {
             on_failure.respond(addr, offset, context) == Response::Resume
         }
         Verdict::PassOn => false,
