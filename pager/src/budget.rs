@@ -6,7 +6,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
-use crate::sys::Errno;
 use crate::wakeup::Wakeup;
 
 /// The bound of a region's resident pages.
@@ -53,8 +52,8 @@ pub(crate) enum Admission {
 }
 
 impl Budget {
-    pub(crate) fn new(limit: usize) -> Result<Self, Errno> {
-        Ok(Self {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
             limit: AtomicUsize::new(limit),
             resident: AtomicUsize::new(0),
             most_resident: AtomicUsize::new(0),
@@ -64,8 +63,8 @@ impl Budget {
             exhausted: AtomicUsize::new(0),
             is_in_vain: AtomicBool::new(false),
             asked: AtomicBool::new(false),
-            wakeup: Wakeup::new()?,
-        })
+            wakeup: Wakeup::new(),
+        }
     }
 
     /// Takes so many pages, for an access that was told `Later` before if `again` says so. Runs in
@@ -81,7 +80,7 @@ impl Budget {
         let resident = before + pages;
         self.most_resident.fetch_max(resident, Relaxed);
         if resident > limit - limit / 8 && !self.asked.swap(true, Relaxed) {
-            self.wakeup.ring();
+            self.wakeup.raise();
         }
         Admission::Granted
     }
@@ -107,7 +106,7 @@ impl Budget {
         }
         self.short.fetch_max(pages, Relaxed);
         // Unconditionally: this thread waits for it.
-        self.wakeup.ring();
+        self.wakeup.raise();
         Admission::Later
     }
 

@@ -136,6 +136,11 @@ pub enum Error {
     /// SIGBUS is blocked in this thread: a fault of a region would end the process.
     #[error("SIGBUS is blocked in this thread: unblock it before mapping regions")]
     SignalBlocked,
+    /// The signals of this thread could not be blocked for an operation.
+    #[error(
+        "the thread's signals could not be blocked ({0}): a filter must let rt_sigprocmask through"
+    )]
+    Mask(Errno),
     /// The SIGBUS handler could not be installed.
     #[error("the SIGBUS handler could not be installed ({0})")]
     Handler(Errno),

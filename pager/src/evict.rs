@@ -54,7 +54,7 @@ impl Evictor {
     fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
         let thread = thread::Builder::new().name(name.to_owned());
         // A signal's handler could touch the region, for which this thread makes room.
-        let _blocked = SignalsBlocked::new();
+        let _blocked = SignalsBlocked::new()?;
         self.threads.push(thread.spawn(move || aborting(work))?);
         Ok(())
     }

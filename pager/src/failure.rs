@@ -194,6 +194,6 @@ fn exit(code: c_int, message: &str) -> ! {
         unsafe { libc::_exit(code) }
     }
     loop {
-        rustix::thread::sched_yield();
+        crate::signal::yield_now();
     }
 }

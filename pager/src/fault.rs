@@ -10,7 +10,7 @@ use pervma::{ReadError, ReadGuard};
 
 use crate::budget::Admission;
 use crate::failure::OnFailure;
-use crate::mapping::{Backing, Mapping, Outcome, PAGE, Piece, SOURCES, SPACE};
+use crate::mapping::{Backing, Mapping, Outcome, PAGE, Piece, Poisoned, SOURCES, SPACE};
 use crate::source::{ReadFailed, Source};
 use crate::stats::Shard;
 
@@ -159,7 +159,7 @@ fn find(
             && let Some(budget) = &backing.budget
         {
             // There may be room by now, for the next access.
-            budget.wakeup.ring();
+            budget.wakeup.raise();
         }
         return Err(fault.failed(false));
     }
@@ -358,9 +358,11 @@ fn read_and_fill(
                         taken.install(&vma.mapping, chunk, &buffer[..chunk.len()], fault, &mut new)
                     }),
                     Err(ReadFailed) if *chunk != fault.page => End::Failed,
-                    Err(ReadFailed) if vma.mapping.poison(&fault.page, false) => End::Failed,
-                    // It is there, by somebody who could read it.
-                    Err(ReadFailed) => End::Gone,
+                    Err(ReadFailed) => match vma.mapping.poison(&fault.page, false) {
+                        Poisoned::ByKernel | Poisoned::ByRecord => End::Failed,
+                        // By somebody who could read it.
+                        Poisoned::Not => End::Gone,
+                    },
                 }
             }
         };
@@ -417,15 +419,40 @@ fn let_write_perhaps(fault: &Fault) -> Verdict {
     }
 }
 
-/// Poisons the page at `addr`, for which a thread sleeps that is to be told of a failure; whether
-/// that could be tried.
-pub(crate) fn poison_at(addr: usize, for_want_of_room: bool) -> bool {
-    let Ok(vma) = SPACE.try_read(addr) else {
-        return false;
-    };
+/// Fails an access at `addr`.
+pub(crate) fn fail(addr: usize) -> Verdict {
+    match SPACE.try_read(addr) {
+        Ok(vma) => {
+            Shard::mine().count_failure();
+            let offset = vma.mapping.offset_of(addr);
+            let on_failure = vma.mapping.backing.on_failure;
+            Verdict::Failed { on_failure, offset, for_want_of_room: false }
+        }
+        // Made again, it fails again.
+        Err(ReadError::Locked { .. } | ReadError::Reserved { .. }) => Verdict::Later,
+        Err(_) => Verdict::PassOn,
+    }
+}
+
+/// Poisons the page at `addr`, for which a thread sleeps that is to be told of a failure; `None` if
+/// that could not be tried now.
+pub(crate) fn poison_at(addr: usize, for_want_of_room: bool) -> Option<Poisoned> {
+    let vma = SPACE.try_read(addr).ok()?;
     let page = vma.mapping.page_at(vma.mapping.offset_of(addr));
-    vma.mapping.poison(&page, for_want_of_room);
-    true
+    Some(vma.mapping.poison(&page, for_want_of_room))
+}
+
+/// Poisons all that is missing of a region, as far as its VMAs can be read-locked now.
+pub(crate) fn poison_missing(backing: &Backing<dyn Source>) {
+    let mut addr = 0;
+    while let Ok(Some(vma)) = SPACE.try_read_from(addr) {
+        let range = vma.range();
+        let mapping = &vma.mapping;
+        if mapping.backing.number == backing.number {
+            mapping.poison_missing(&(mapping.offset_of(range.start)..mapping.offset_of(range.end)));
+        }
+        addr = range.end;
+    }
 }
 
 impl Scratch<'_> {

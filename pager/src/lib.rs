@@ -127,8 +127,11 @@
 //!   bound is filled: choose a bound that is not tiny beside the region.
 //! - *Pages that cannot be written back* stay, count, and leave that much less of a bound. An access
 //!   that needs more pages at once than they leave fails after 10,000 pages have gone in vain.
-//! - Each region takes a descriptor, two more in thread mode and one more with a bound: `ulimit -n`
-//!   bounds their number. Its pages take 8 bytes each of memory once they are touched.
+//! - Each region takes a descriptor, and two more in thread mode: `ulimit -n` bounds their number. Its
+//!   pages take 8 bytes each of memory once they are touched.
+//! - *A system call that a filter refuses* (seccomp) is replaced by another one, or is an error: of
+//!   mapping a region if it is refused then, of the operation or the access if it is refused later.
+//!   Nothing works without `futex`, by which all of Rust waits.
 //! - The handler needs stack beside the signal frame: an alternate stack as the standard library
 //!   gives its threads (8 KiB or more) is enough for one fault, in a debug build too, but hardly more
 //!   than that: a handler of your own that runs on the same stack and touches a region needs the room

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use pervma::{ChangeError, Exclusion};
 
@@ -177,7 +178,7 @@ impl LiveRegion {
     #[doc(alias = "MADV_DONTNEED")]
     pub fn discard(&self, range: Range<usize>) -> Result<(), Error> {
         let part = self.part(range)?;
-        let _blocked = SignalsBlocked::new();
+        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         let alone = self.exclude(&part)?;
         let given_back = Accesses::of(&alone, &self.mapping)?.give_back();
         drop(alone);
@@ -197,7 +198,7 @@ impl LiveRegion {
             return Err(Error::ReadOnly);
         }
         let part = self.part(range)?;
-        let _blocked = SignalsBlocked::new();
+        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         let alone = self.exclude(&part)?;
         let before = Accesses::of(&alone, &self.mapping)?;
         if let Some(gap) = before.gap() {
@@ -217,11 +218,12 @@ impl LiveRegion {
     /// # Errors
     ///
     /// When the range is not whole pages, or nothing of it is mapped; when the kernel or memory run
-    /// out.
+    /// out. Where a filter refuses `madvise` the range is unmapped all the same, and its memory kept.
     #[doc(alias = "munmap")]
     pub fn unmap(&self, range: Range<usize>) -> Result<(), Error> {
         let part = self.part(range)?;
-        let _blocked = SignalsBlocked::new();
+        let mapping = &self.mapping;
+        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         loop {
             let alone = self.exclude(&part)?;
             let before = Accesses::of(&alone, &self.mapping)?;
@@ -230,10 +232,13 @@ impl LiveRegion {
             match alone.remove_reserving() {
                 Ok((removed, reservation)) => {
                     let gone = before.give_back();
-                    debug_assert!(gone.is_ok(), "whole pages can be given back");
+                    if gone.is_err() {
+                        // They go before the part is mapped again.
+                        mapping.has_leftovers.store(true, Relaxed);
+                    }
                     drop(reservation);
                     drop(removed);
-                    return Ok(());
+                    return gone.map_err(Error::Change);
                 }
                 // Another thread is mapping a part of it that was not mapped.
                 Err(
@@ -258,7 +263,7 @@ impl LiveRegion {
     /// out.
     pub fn map(&self, range: Range<usize>) -> Result<(), Error> {
         let part = self.part(range)?;
-        let _blocked = SignalsBlocked::new();
+        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         let mapping = &self.mapping;
         let access = if mapping.backing.is_tracked { Access::ReadWrite } else { Access::Read };
         let addresses = mapping.addresses(&part);
@@ -273,6 +278,7 @@ impl LiveRegion {
             }
             Err(error) => return Err(self.of_change(error)),
         };
+        mapping.give_back_leftovers(&part).map_err(Error::Change)?;
         // Accesses from here on find it reserved, and try again.
         mapping.memory.protect(part.clone(), access).map_err(|errno| {
             // Nothing to restore, whatever the kernel has done.
@@ -324,7 +330,7 @@ impl LiveRegion {
             return Ok(());
         }
         let last = mapped - page..mapped;
-        let _blocked = SignalsBlocked::new();
+        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         match self.exclude(&last) {
             Ok(alone) => {
                 let is_dirty =
@@ -382,7 +388,7 @@ impl LiveRegion {
     /// When the kernel or memory run out.
     #[doc(alias = "mremap")]
     pub fn relocate(&mut self, capacity: usize) -> Result<(), Error> {
-        let _blocked = SignalsBlocked::new();
+        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         let old = Arc::clone(&self.mapping);
         let page = self.page_size();
         let room = self.len().next_multiple_of(page);
@@ -464,7 +470,7 @@ impl LiveRegion {
     pub fn write_back(&self, range: Range<usize>) -> Result<usize, Error> {
         let part = self.part(range)?;
         self.settle(&part)?;
-        let _blocked = SignalsBlocked::new();
+        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         write_back(&self.mapping, &part)
     }
 
@@ -498,7 +504,7 @@ impl LiveRegion {
             budget.lift();
         }
         self.evictor = None;
-        let _blocked = SignalsBlocked::new();
+        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         let alone = self.exclude(&self.part(0..self.len())?)?;
         let parts = Accesses::of(&alone, &self.mapping)?;
         drop(alone);
@@ -551,7 +557,7 @@ impl LiveRegion {
     /// Waits for the faults that are inside of a part: a write may be over although the fault that let
     /// it through has not told of it yet.
     fn settle(&self, part: &Range<usize>) -> Result<(), Error> {
-        let _blocked = SignalsBlocked::new();
+        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         match self.exclude(part) {
             Ok(_) | Err(Error::NotMapped(_)) => Ok(()),
             Err(error) => Err(error),
@@ -635,8 +641,8 @@ impl<'m> Accesses<'m> {
     /// than it had.
     fn restore(&self) {
         for (part, access) in self.mapped() {
-            let restored = self.mapping.memory.protect(part, access);
-            debug_assert!(restored.is_ok(), "what was possible before is possible");
+            // What was possible before is possible, unless a filter came between.
+            let _ = self.mapping.memory.protect(part, access);
         }
     }
 }
@@ -647,7 +653,7 @@ fn insert<P>(
     range: Range<usize>,
     payload: P,
 ) -> Result<(), Error> {
-    let _blocked = SignalsBlocked::new();
+    let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
     let mut edit = space.edit().map_err(|error| Error::Space(error.into()))?;
     let inserted = edit.insert(range, payload);
     drop(edit);
@@ -662,6 +668,7 @@ impl Drop for LiveRegion {
             // In a forked child others may be inside of it for ever, as its parent left it.
             return;
         }
+        // If they cannot be blocked, it goes on without.
         let blocked = SignalsBlocked::new();
         // Refused in a source's methods, which may not drop regions, and when there is no memory
         // for the list of what was removed: then the mapping stays as it is, a leak. Or nothing is

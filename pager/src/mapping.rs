@@ -1,8 +1,8 @@
 //! What a region is made of, and what its VMAs hold.
-#![expect(clippy::disallowed_types, reason = "a relaxed word: the VMA's lock orders it")]
+#![expect(clippy::disallowed_types, reason = "relaxed words: the lock of the VMA orders them")]
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use pervma::{AddressSpace, Payload};
@@ -87,6 +87,8 @@ impl<S: Source + ?Sized> Backing<S> {
 pub(crate) struct Mapping {
     pub(crate) memory: Memory,
     pub(crate) records: Records,
+    /// Some pages were not given back when they were unmapped: a filter has refused it.
+    pub(crate) has_leftovers: AtomicBool,
     pub(crate) backing: Arc<Backing<dyn Source>>,
 }
 
@@ -145,6 +147,17 @@ pub(crate) enum Outcome {
     Refused,
 }
 
+/// What became of a page that was to be poisoned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Poisoned {
+    /// Nothing: it is there.
+    Not,
+    /// Each access raises SIGBUS.
+    ByKernel,
+    /// Each access is a fault as before, and is refused by its record: the kernel cannot poison.
+    ByRecord,
+}
+
 impl Mapping {
     /// A place for `capacity` bytes, which nobody can access yet.
     pub(crate) fn new(backing: Arc<Backing<dyn Source>>, capacity: usize) -> Result<Self, Error> {
@@ -161,7 +174,7 @@ impl Mapping {
         registered.map_err(Error::Register)?;
         let records =
             Records::new(room >> page_size.shift()).ok_or_else(|| no_memory(Errno::NOMEM))?;
-        Ok(Self { memory, records, backing })
+        Ok(Self { memory, records, has_leftovers: AtomicBool::new(false), backing })
     }
 
     /// Gives back the pages of a part, which the caller has alone.
@@ -170,6 +183,18 @@ impl Mapping {
         let gone = self.records.forget(self.pages(part));
         if let Some(budget) = &self.backing.budget {
             budget.give(self.backing.counted(gone));
+        }
+        Ok(())
+    }
+
+    /// Gives back what was there when a part was unmapped, if it could not be given back then. The caller
+    /// has the part reserved.
+    pub(crate) fn give_back_leftovers(&self, part: &Range<usize>) -> Result<(), Errno> {
+        // RELAXED: it was set before the part was unmapped, which the caller has found.
+        if self.has_leftovers.load(Relaxed)
+            && self.pages(part).any(|page| self.records.is_present(page))
+        {
+            self.give_back(part)?;
         }
         Ok(())
     }
@@ -304,16 +329,41 @@ impl Mapping {
         Ok(())
     }
 
-    /// Makes accesses to a page fail from now on, unless it is there by now; whether they will. For want
-    /// of room, that ends when the evictor sees it. The caller is inside of the page's VMA.
-    pub(crate) fn poison(&self, page: &Range<usize>, for_want_of_room: bool) -> bool {
+    /// Makes accesses to a page fail from now on, unless it is there by now. For want of room, that ends
+    /// when the evictor sees it. The caller is inside of the page's VMA.
+    pub(crate) fn poison(&self, page: &Range<usize>, for_want_of_room: bool) -> Poisoned {
         // Before the kernel wakes anyone, who would ask the record. A fill by somebody else takes it
         // back.
         let number = self.page_of(page.start);
         self.records.mark_failed(number, for_want_of_room);
-        // On a kernel that cannot, each access asks the record.
-        let _ = self.backing.uffd.poison(&self.memory, page.clone());
-        self.records.has_failed(number)
+        let poisoned = self.backing.uffd.poison(&self.memory, page.clone());
+        if !self.records.has_failed(number) {
+            Poisoned::Not
+        } else if matches!(poisoned, Ok(()) | Err(Errno::EXIST)) {
+            Poisoned::ByKernel
+        } else {
+            Poisoned::ByRecord
+        }
+    }
+
+    /// Makes accesses to all that is missing of a part fail from now on. The caller is inside of its VMA.
+    pub(crate) fn poison_missing(&self, part: &Range<usize>) {
+        let is_missing =
+            |records: &Records, page| !records.is_present(page) && !records.has_failed(page);
+        for pages in self.records.runs(self.pages(part), is_missing) {
+            for page in pages.clone() {
+                self.records.mark_failed(page, false);
+            }
+            let mut parts = Parts::new(self.offsets(pages), self.backing.page_size.bytes());
+            while let Some(part) = parts.next() {
+                match self.backing.uffd.poison(&self.memory, part.clone()) {
+                    Ok(()) => parts.advance(part.len()),
+                    Err(_) if parts.halve() => {}
+                    // It is there, or it cannot be poisoned.
+                    Err(_) => parts.advance(self.backing.page_size.bytes()),
+                }
+            }
+        }
     }
 
     /// The number of the kernel's page at an offset, which is that of its record.

@@ -8,7 +8,7 @@ use crate::failure::{OnFailure, OnWriteBackFailure, WriteBackFailure};
 use crate::live::LiveRegion;
 use crate::mapping::{Backing, PAGE};
 use crate::source::{SignalSafe, Source};
-use crate::sys::{PageSize, Userfaultfd};
+use crate::sys::{PageSize, Userfaultfd, system_page_size};
 use crate::{Error, signal};
 
 /// Faults are served in the signal handler, by the thread that faults: the default.
@@ -252,7 +252,7 @@ impl<M> Options<M> {
     where
         M: Serves<S>,
     {
-        let found = rustix::param::page_size();
+        let found = system_page_size();
         if found != PAGE {
             return Err(Error::PageSize { found });
         }
@@ -273,7 +273,7 @@ impl<M> Options<M> {
         if self.is_writable && self.resident.is_some() && !source.is_writable() {
             return Err(Error::SourceNotWritable);
         }
-        if signal::is_blocked() {
+        if signal::is_blocked().map_err(Error::Mask)? {
             return Err(Error::SignalBlocked);
         }
         let budget = self.budget(granule)?;
@@ -283,6 +283,7 @@ impl<M> Options<M> {
         } else {
             Userfaultfd::open_sigbus(self.page_size, self.is_writable)?
         };
+        uffd.check(self.is_writable, is_threaded)?;
         let backing = Arc::new(Backing {
             number: Backing::<S>::next_number(),
             len: len.into(),
@@ -308,8 +309,7 @@ impl<M> Options<M> {
         if bytes < least {
             return Err(Error::Resident { bytes, least });
         }
-        let budget = Budget::new(bytes / PAGE);
-        budget.map(Some).map_err(|errno| Error::Memory { bytes: 0, errno })
+        Ok(Some(Budget::new(bytes / PAGE)))
     }
 }
 

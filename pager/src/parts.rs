@@ -39,8 +39,11 @@ impl Parts {
     /// It was refused as a whole: less of it is to be tried. `false` if it was one page.
     pub(crate) fn halve(&mut self) -> bool {
         let tried = self.most.min(self.left.len());
+        if tried <= self.page_size {
+            return false;
+        }
         self.most = tried / 2 / self.page_size * self.page_size;
-        self.most > 0
+        true
     }
 }
 

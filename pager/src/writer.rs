@@ -115,7 +115,7 @@ impl Writer {
             drop(requests);
             if let Some(budget) = &backing.budget {
                 // The evictor may wait for how it went.
-                budget.wakeup.ring();
+                budget.wakeup.raise();
             }
         }
     }

@@ -4,9 +4,8 @@ use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice};
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl, fstat};
+use rustix::fs::{FileType, OFlags, SealFlags, fcntl_get_seals, fcntl_getfl, fstat};
 use rustix::io::{Errno, ReadWriteFlags, pread, pwritev2};
-use rustix::process::{Resource, getrlimit};
 
 use super::{ReadFailed, SignalSafe, Source};
 use crate::Error;
@@ -58,8 +57,8 @@ impl FileSource {
     ///
     /// When it is not a regular file, or its bytes cannot be read by position: see above.
     pub fn new(file: File) -> Result<Self, Error> {
-        let metadata = file.metadata().map_err(Error::File)?;
-        if !metadata.is_file() {
+        let about = fstat(&file).map_err(|error| Error::File(error.into()))?;
+        if FileType::from_raw_mode(about.st_mode) != FileType::RegularFile {
             return Err(Error::NotARegularFile);
         }
         let flags = fcntl_getfl(&file).map_err(|error| Error::File(error.into()))?;
@@ -70,7 +69,7 @@ impl FileSource {
             return Err(Error::DirectIo);
         }
         let is_open_for_writing = flags.intersection(OFlags::RWMODE) == OFlags::RDWR;
-        let source = Self { file, size: metadata.len(), is_open_for_writing };
+        let source = Self { file, size: about.st_size.cast_unsigned(), is_open_for_writing };
         if let Some(last) = source.size.checked_sub(1) {
             let read = pread(&source.file, &mut [0; 1], last).map_err(|e| Error::File(e.into()))?;
             if read == 0 {
@@ -92,11 +91,11 @@ impl FileSource {
             return Err(refused(ErrorKind::PermissionDenied, "the file is not open for writing"));
         }
         // It would become longer, with zeros between.
-        if self.file.metadata()?.len() < end {
+        if size_of(&self.file)? < end {
             return Err(refused(ErrorKind::UnexpectedEof, "the file has become shorter"));
         }
         // The kernel would send a signal that ends the process.
-        if getrlimit(Resource::Fsize).current.is_some_and(|limit| limit < end) {
+        if size_limit().is_some_and(|limit| limit < end) {
             let text = "beyond the limit of file sizes (ulimit -f)";
             return Err(refused(ErrorKind::FileTooLarge, text));
         }
@@ -134,6 +133,19 @@ impl FileSource {
     }
 }
 
+fn size_of(file: &File) -> Result<u64, Errno> {
+    fstat(file).map(|about| about.st_size.cast_unsigned())
+}
+
+/// How large a file this process may write.
+#[expect(unsafe_code, reason = "asks the C library")]
+fn size_limit() -> Option<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes the limit to the place it is given.
+    let asked = unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &raw mut limit) };
+    (asked == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}
+
 fn refused(kind: ErrorKind, text: &'static str) -> io::Error {
     io::Error::new(kind, text)
 }
@@ -141,7 +153,7 @@ fn refused(kind: ErrorKind, text: &'static str) -> io::Error {
 impl Source for FileSource {
     fn size(&self) -> u64 {
         // It may have grown; if it has shrunk, so be it.
-        self.file.metadata().map_or(self.size, |metadata| metadata.len())
+        size_of(&self.file).unwrap_or(self.size)
     }
 
     #[inline]
@@ -160,8 +172,8 @@ impl Source for FileSource {
             }
         }
         // While a file is cut short, a read that is under way can get zeros for what was cut.
-        match fstat(&self.file) {
-            Ok(now) if now.st_size.cast_unsigned() >= end => Ok(()),
+        match size_of(&self.file) {
+            Ok(now) if now >= end => Ok(()),
             _ => Err(ReadFailed),
         }
     }

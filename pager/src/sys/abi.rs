@@ -13,6 +13,8 @@ pub(super) const FEATURE_WRITE_PROTECT: u64 = 1;
 pub(super) const FEATURE_MISSING_HUGETLBFS: u64 = 1 << 4;
 /// `UFFD_FEATURE_SIGBUS`.
 pub(super) const FEATURE_SIGBUS: u64 = 1 << 7;
+/// `UFFD_FEATURE_THREAD_ID`.
+pub(super) const FEATURE_THREAD_ID: u64 = 1 << 8;
 /// `UFFD_FEATURE_WP_HUGETLBFS_SHMEM`.
 pub(super) const FEATURE_WRITE_PROTECT_HUGETLBFS: u64 = 1 << 12;
 /// `UFFD_FEATURE_POISON`.

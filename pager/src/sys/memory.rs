@@ -9,7 +9,6 @@ use rustix::io::Errno;
 use rustix::mm::{
     Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap_anonymous, mprotect, munlock, munmap,
 };
-use rustix::process::{Pid, getpid};
 
 /// What accesses memory lets through. Everything else is SIGSEGV.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +68,7 @@ pub struct Memory {
     /// Invariant: `start` and `len` are a mapping of the process `owner` that is ours alone.
     start: NonNull<c_void>,
     len: usize,
-    owner: Pid,
+    owner: u32,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread, and `Memory` owns it.
@@ -97,7 +96,7 @@ impl Memory {
         // SAFETY: without MAP_FIXED the kernel chooses addresses that nothing is mapped at.
         let start = unsafe { mmap_anonymous(ptr::null_mut(), len, ProtFlags::empty(), flags) }?;
         let start = NonNull::new(start).ok_or(Errno::NOMEM)?;
-        let memory = Self { start, len, owner: getpid() };
+        let memory = Self { start, len, owner: std::process::id() };
         // SAFETY: the range is ours, and the advice does not change its content.
         unsafe { madvise(start.as_ptr(), len, Advice::LinuxDontFork) }?;
         Ok(memory)
@@ -173,7 +172,8 @@ impl Memory {
         }
     }
 
-    /// Whether the page at an offset is there. One system call, which may change `errno`.
+    /// Whether the page at an offset is there, as far as the kernel tells. One system call, which may
+    /// change `errno`.
     ///
     /// # Panics
     ///
@@ -184,7 +184,7 @@ impl Memory {
         let (page, _) = self.part(offset / 4096 * 4096..offset / 4096 * 4096 + 4096);
         let mut resident = 0;
         // SAFETY: asks of one page, and writes the byte that it has for it.
-        unsafe { libc::mincore(page, 1, &raw mut resident) == 0 && resident & 1 != 0 }
+        unsafe { libc::mincore(page, 1, &raw mut resident) != 0 || resident & 1 != 0 }
     }
 
     /// A part of it that is not empty.
@@ -196,7 +196,7 @@ impl Memory {
 
     /// Whether this is the process that mapped it; a forked child has other things there.
     pub(crate) fn is_of_this_process(&self) -> bool {
-        getpid() == self.owner
+        super::is_process(self.owner)
     }
 
     /// The content. The first access to a page that is missing is a fault.
@@ -220,10 +220,16 @@ impl Drop for Memory {
         if !self.is_of_this_process() {
             return;
         }
+        // A whole mapping can be unmapped, unless a filter refuses it: then it is a leak.
         // SAFETY: the mapping is ours (invariant of `start`), and borrows of it have ended.
-        let unmapped = unsafe { munmap(self.start.as_ptr(), self.len) };
-        debug_assert!(unmapped.is_ok(), "a whole mapping can be unmapped");
+        let _ = unsafe { munmap(self.start.as_ptr(), self.len) };
     }
+}
+
+/// The size of the kernel's pages in bytes.
+pub(crate) fn system_page_size() -> usize {
+    // SAFETY: asks the C library, which knows it.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(0)
 }
 
 #[cfg(test)]

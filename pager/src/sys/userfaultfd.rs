@@ -34,15 +34,15 @@ pub enum OpenError {
     Exhausted(Errno),
     /// The system call was refused.
     #[error(
-        "userfaultfd was refused ({0}): it needs Linux 5.11 or later and a container or seccomp \
-         filter that lets the system call through; on older kernels, root or \
-         vm.unprivileged_userfaultfd=1"
+        "userfaultfd was refused ({0}): it needs Linux 5.11 or later, and a container or seccomp \
+         filter that lets the system call through or access to /dev/userfaultfd; on older kernels, \
+         root or vm.unprivileged_userfaultfd=1"
     )]
     Refused(Errno),
     /// The kernel, or a filter, has userfaultfd but not what this crate needs of it.
     #[error(
         "userfaultfd has not the features that are needed ({0}): write protection needs Linux \
-         5.19, serving by a thread Linux 6.6, and a filter must let its ioctls through"
+         5.19, serving by a thread Linux 6.6, and a filter must let its ioctls and reads through"
     )]
     NoFeatures(Errno),
 }
@@ -91,6 +91,8 @@ pub struct FaultMessage {
     pub is_write: bool,
     /// Whether the page is there, and write-protected.
     pub is_write_protected: bool,
+    /// The thread that sleeps, as `gettid` names it.
+    pub thread: u32,
 }
 
 /// Messages at a time, so that events of a busy userfaultfd do not cost a system call each.
@@ -99,14 +101,17 @@ const BATCH: usize = 32;
 impl Userfaultfd {
     /// Opens one in SIGBUS mode, close-on-exec and user-mode-only: an access to a missing page
     /// raises SIGBUS in the thread that made it, and a system call that makes one fails with
-    /// `EFAULT`. It needs no privilege. With `track`, memory can be registered with write
-    /// protection too.
+    /// `EFAULT`. It needs no privilege: where the system call is refused, access to
+    /// `/dev/userfaultfd` will do. With `track`, memory can be registered with write protection too.
     ///
     /// # Errors
     ///
     /// When the system call is refused or the kernel is too old.
     pub fn open_sigbus(page_size: PageSize, track: bool) -> Result<Self, OpenError> {
-        let fd = open_plain(abi::USER_MODE_ONLY).map_err(refused)?;
+        let fd = match open_plain(abi::USER_MODE_ONLY) {
+            Ok(fd) => fd,
+            Err(errno) => open_device(abi::USER_MODE_ONLY).map_err(|_| refused(errno))?,
+        };
         Self::agree(fd, false, abi::FEATURE_SIGBUS | features(page_size, track))
     }
 
@@ -121,12 +126,12 @@ impl Userfaultfd {
     ///
     /// When the system call is refused or the kernel is too old.
     pub fn open(page_size: PageSize, track: bool) -> Result<Self, OpenError> {
-        let granted = open_device().or_else(|_| open_plain(0));
+        let granted = open_device(0).or_else(|_| open_plain(0));
         let (fd, serves_system_calls) = match granted {
             Ok(fd) => (fd, true),
             Err(_) => (open_plain(abi::USER_MODE_ONLY).map_err(refused)?, false),
         };
-        let features = abi::FEATURE_POISON | features(page_size, track);
+        let features = abi::FEATURE_POISON | abi::FEATURE_THREAD_ID | features(page_size, track);
         Self::agree(fd, serves_system_calls, features)
     }
 
@@ -138,6 +143,29 @@ impl Userfaultfd {
         // The kernel answers with all the features that it has.
         let can_poison = api.features & abi::FEATURE_POISON != 0;
         Ok(Self { fd, serves_system_calls, can_poison })
+    }
+
+    /// Whether what serving faults takes is let through: a filter may refuse what opening did not
+    /// need. Nothing is filled, and no fault is taken.
+    pub(crate) fn check(&self, track: bool, reads: bool) -> Result<(), OpenError> {
+        // The kernel refuses an empty range as such; a filter looks no further than the call.
+        let refused = |called: Result<(), Errno>| match called {
+            Err(Errno::INVAL | Errno::AGAIN) | Ok(()) => Ok(()),
+            Err(errno) => Err(OpenError::NoFeatures(errno)),
+        };
+        let mut copy = abi::Copy { dst: 0, src: 0, len: 0, mode: 0, copy: 0 };
+        // SAFETY: `Copy` is what UFFDIO_COPY reads and writes; its range is empty.
+        refused(unsafe { update::<{ abi::COPY }, _>(self.fd.as_fd(), &mut copy) })?;
+        if track {
+            let mut protect = abi::WriteProtect { start: 0, len: 0, mode: 0 };
+            // SAFETY: `WriteProtect` is what UFFDIO_WRITEPROTECT reads; its range is empty.
+            refused(unsafe { update::<{ abi::WRITE_PROTECT }, _>(self.fd.as_fd(), &mut protect) })?;
+        }
+        if reads {
+            // Too short for a message.
+            refused(rustix::io::read(&self.fd, &mut [0; 1]).map(drop))?;
+        }
+        Ok(())
     }
 
     /// Whether system calls that touch missing pages are served too, by whoever reads the faults.
@@ -311,6 +339,8 @@ impl Userfaultfd {
                     addr: message.address as usize,
                     is_write: message.flags & abi::FAULT_WRITE != 0,
                     is_write_protected: message.flags & abi::FAULT_WRITE_PROTECTED != 0,
+                    // Asked for when it was opened; the kernel keeps it in half of a word.
+                    thread: message.thread as u32,
                 });
             }
         }
@@ -350,15 +380,15 @@ fn open_plain(more: u32) -> Result<OwnedFd, Errno> {
     unsafe { userfaultfd(flags(more)) }
 }
 
-fn open_device() -> Result<OwnedFd, Errno> {
+fn open_device(more: u32) -> Result<OwnedFd, Errno> {
     let device = File::options().read(true).write(true).open("/dev/userfaultfd");
     let device = device.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::NODEV))?;
     // SAFETY: `New` is the call that this device has.
-    unsafe { ioctl(&device, New) }
+    unsafe { ioctl(&device, New(flags(more))) }
 }
 
 /// USERFAULTFD_IOC_NEW: its argument is the flags, its result a descriptor.
-struct New;
+struct New(UserfaultfdFlags);
 
 // SAFETY: the number is that of the call, whose argument is no pointer.
 unsafe impl Ioctl for New {
@@ -371,7 +401,7 @@ unsafe impl Ioctl for New {
     }
 
     fn as_ptr(&mut self) -> *mut c_void {
-        std::ptr::without_provenance_mut(flags(0).bits() as usize)
+        std::ptr::without_provenance_mut(self.0.bits() as usize)
     }
 
     unsafe fn output_from_ptr(fd: IoctlOutput, _: *mut c_void) -> Result<OwnedFd, Errno> {
@@ -517,8 +547,12 @@ mod tests {
                 uffd.read_faults(|fault| faults.push(fault)).unwrap();
             }
             let addr = memory.range().start;
-            let expected = FaultMessage { addr, is_write: false, is_write_protected: false };
+            let FaultMessage { thread, .. } = faults[0];
+            let expected =
+                FaultMessage { addr, is_write: false, is_write_protected: false, thread };
             assert_eq!(faults, [expected]);
+            // SAFETY: no condition.
+            assert_ne!(thread, unsafe { libc::gettid() }.cast_unsigned());
             uffd.copy(&memory, 0, &[7; PAGE], Fill::default()).unwrap();
             uffd.wake(addr, PAGE).unwrap();
             assert_eq!(reader.join().unwrap(), 7);
