@@ -71,18 +71,27 @@ impl Budget {
     /// the signal handler.
     #[inline]
     pub(crate) fn take(&self, pages: usize, again: bool) -> Admission {
-        // RELAXED: here and below, numbers that guard nothing.
-        let limit = self.limit.load(Relaxed);
-        let fits = |resident: usize| Some(resident + pages).filter(|&resident| resident <= limit);
-        let Ok(before) = self.resident.fetch_update(Relaxed, Relaxed, fits) else {
+        if !self.take_now(pages) {
             return self.take_later(pages, again);
-        };
-        let resident = before + pages;
-        self.most_resident.fetch_max(resident, Relaxed);
-        if resident > limit - limit / 8 && !self.asked.swap(true, Relaxed) {
+        }
+        let limit = self.limit.load(Relaxed);
+        if self.resident() > limit - limit / 8 && !self.asked.swap(true, Relaxed) {
             self.wakeup.raise();
         }
         Admission::Granted
+    }
+
+    /// Takes so many pages if there is room for them now.
+    #[inline]
+    pub(crate) fn take_now(&self, pages: usize) -> bool {
+        // RELAXED: here and below, numbers that guard nothing.
+        let limit = self.limit.load(Relaxed);
+        let fits = |resident: usize| Some(resident + pages).filter(|&resident| resident <= limit);
+        let taken = self.resident.fetch_update(Relaxed, Relaxed, fits);
+        if let Ok(before) = taken {
+            self.most_resident.fetch_max(before + pages, Relaxed);
+        }
+        taken.is_ok()
     }
 
     /// Whether so many pages can be there at all, beside those that could not be written back. Runs in

@@ -21,8 +21,11 @@ use crate::source::Source;
 use crate::write_back::{evict_clean, runs, take_back_poison};
 use crate::writer::{Pass, Retry, Writer, is_to_write};
 
-/// How often a page whose write-back has failed is tried again while there is room without.
+/// How often a page that was stuck is tried again while there is room without.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
+/// So long a fault waits for room where devices hold the pages. They may be held for the system call
+/// that waits: one that reads more at once than the bound has room for would wait for itself.
+const HELD_TOO_LONG: Duration = Duration::from_secs(1);
 
 /// The threads. Dropping it ends them.
 pub(crate) struct Evictor {
@@ -89,6 +92,7 @@ fn run(place: &Place, backing: &Backing<dyn Source>, writer: Option<&Writer>) {
         times: Vec::new(),
         asked: None,
         retry_at: Instant::now(),
+        held_since: None,
         in_vain: InVain::default(),
     };
     while budget.wakeup.wait() {
@@ -104,8 +108,10 @@ struct Rounds<'a> {
     times: Vec<u64>,
     /// The writer's pass for a fault that found no room when nothing was clean.
     asked: Option<u64>,
-    /// When a page whose write-back has failed is to be tried again.
+    /// When a page that was stuck is to be tried again.
     retry_at: Instant,
+    /// Since when a device holds pages that a fault waits for.
+    held_since: Option<Instant>,
     in_vain: InVain,
 }
 
@@ -156,12 +162,13 @@ impl Rounds<'_> {
             }
         }
         if given.pages > 0 {
-            self.asked = None;
+            (self.asked, self.held_since) = (None, None);
             if self.in_vain.is_too_often() {
                 self.budget.is_in_vain();
             }
         } else if short > 0 && (given.was_refused || self.is_stuck(mapping)) {
             self.budget.give_up(short);
+            self.held_since = None;
         }
     }
 
@@ -170,7 +177,7 @@ impl Rounds<'_> {
         self.times.clear();
         let mut survey = Survey::default();
         let may_go = |records: &Records, page| {
-            let is_stuck = records.has_write_failed(page);
+            let is_stuck = records.is_stuck(page);
             survey.stuck += usize::from(is_stuck);
             survey.refused += usize::from(records.was_refused(page));
             records.is_present(page) && !is_stuck
@@ -240,7 +247,17 @@ impl Rounds<'_> {
         if outcome != Pass::Running {
             self.asked = None;
         }
-        outcome == Pass::Barren
+        match outcome {
+            Pass::Running => false,
+            Pass::Barren => true,
+            Pass::Held => {
+                self.held_since.get_or_insert_with(Instant::now).elapsed() > HELD_TOO_LONG
+            }
+            Pass::Useful => {
+                self.held_since = None;
+                false
+            }
+        }
     }
 }
 

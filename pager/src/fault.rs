@@ -154,13 +154,14 @@ fn find(
         is_written: backing.is_tracked && cause == Cause::Missing { is_write: true },
         again,
     };
+    if mapping.records.was_refused(number)
+        && let Some(budget) = &backing.budget
+    {
+        // A system call. For this access there may be room.
+        budget.wakeup.raise();
+        return Err(Verdict::Later);
+    }
     if mapping.records.has_failed(number) {
-        if mapping.records.was_refused(number)
-            && let Some(budget) = &backing.budget
-        {
-            // There may be room by now, for the next access.
-            budget.wakeup.raise();
-        }
         return Err(fault.failed(false));
     }
     if backing.is_threaded && matches!(scratch, Scratch::OfThread) {
@@ -434,12 +435,12 @@ pub(crate) fn fail(addr: usize) -> Verdict {
     }
 }
 
-/// Poisons the page at `addr`, for which a thread sleeps that is to be told of a failure; `None` if
-/// that could not be tried now.
-pub(crate) fn poison_at(addr: usize, for_want_of_room: bool) -> Option<Poisoned> {
+/// Poisons the page at `addr`, for which a thread sleeps that is to be told of a failure; for good, or
+/// until there is room. `None` if that could not be tried now.
+pub(crate) fn poison_at(addr: usize, until_room: bool) -> Option<Poisoned> {
     let vma = SPACE.try_read(addr).ok()?;
     let page = vma.mapping.page_at(vma.mapping.offset_of(addr));
-    Some(vma.mapping.poison(&page, for_want_of_room))
+    Some(vma.mapping.poison(&page, until_room))
 }
 
 /// Poisons all that is missing of a region, as far as its VMAs can be read-locked now.

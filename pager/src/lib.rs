@@ -42,6 +42,27 @@
 //! | sources | [`SignalSafe`] ones | all |
 //! | kernel | Linux 5.11 | Linux 6.6 |
 //!
+//! # Devices that write to a region
+//!
+//! Direct I/O (`O_DIRECT`), registered buffers of io_uring and RDMA write to memory without a fault, for
+//! as long as they hold its pages (the kernel has them *pinned*). The kernel tells which pages it holds
+//! when it is asked to move them (`UFFDIO_MOVE`).
+//!
+//! | | signal mode | thread mode |
+//! |---|---|---|
+//! | I/O to pages that are missing or unwritten | `EFAULT` | served, if privileged |
+//! | held pages that should go to keep a bound | stay, and count | the same |
+//! | a bound that is full of them | an access fails after a second | the same; I/O by `EFAULT` |
+//! | held pages in `write_back` | written, and stay to be written | the same |
+//! | held pages in `discard`, `unmap`, `resize`, `relocate`, drop | later writes are lost | the same |
+//! | held pages in `freeze` | the slice changes | the same |
+//! | pages that cannot be told apart, in any of these | later writes are lost | the same |
+//!
+//! Later writes are what the device writes after the call: let the I/O end first. Pages cannot be told
+//! apart before Linux 6.8 and if they are huge, in parts with a protection key (`pkey_mprotect`), in
+//! locked parts beyond `ulimit -l`, and where a filter refuses `UFFDIO_MOVE`. Nor does the kernel tell of
+//! pages that are not pinned but only referenced, as some network file systems do it.
+//!
 //! # Guarantee
 //!
 //! - Every byte of a region is the source's byte, or what was written to it. Nothing is invented: a
@@ -121,6 +142,10 @@
 //!   or who may access it is this crate's to call there: called by others it leaves the records wrong.
 //!   Other advice, locks and memory policies may be given for any part. Each divides the kernel's
 //!   mapping, and a granule that lies in several is filled in as many calls.
+//! - *Writing back* copies each page that stays in the region, to know that no device writes it: it takes
+//!   one and a half to two and a half times as long as writing alone, to a file in the page cache. While
+//!   it is written, up to 1 MiB is there twice; in a region whose bound has no room for that, it is given
+//!   back.
 //! - *Moving* a region copies what was written and leaves the rest to the source; *discarding* is not
 //!   shared with other mappings of the same source.
 //! - *Evicting* looks at 8 bytes for each page of the region, as many times as an eighth of the
@@ -161,8 +186,10 @@ mod records;
 mod region;
 mod signal;
 mod source;
+mod staging;
 mod stats;
 pub mod sys;
+mod taken;
 mod wakeup;
 mod write_back;
 mod writer;

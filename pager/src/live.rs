@@ -461,6 +461,9 @@ impl LiveRegion {
     /// were. Those who write to such a page meanwhile wait, and the page is written once more the
     /// next time.
     ///
+    /// A page that the kernel holds for a device is written as it is now, and stays to be written
+    /// ([when that can be told](crate#devices-that-write-to-a-region)).
+    ///
     /// # Errors
     ///
     /// When the range is not whole pages, when the source fails ([`Error::WriteBack`]), when pages
@@ -486,7 +489,7 @@ impl LiveRegion {
         // The region may have become shorter.
         let last = self.mapping.page_of(failure.range().end).min(records.len());
         let mut pages = self.mapping.page_of(failure.range().start)..last;
-        pages.any(|page| records.has_write_failed(page)).then_some(failure)
+        pages.any(|page| records.is_stuck(page)).then_some(failure)
     }
 
     /// Makes it a slice that does not change any more: what is there stays, a bound of resident

@@ -13,6 +13,7 @@ use crate::failure::{OnFailure, OnWriteBackFailure};
 use crate::parts::Parts;
 use crate::records::Records;
 use crate::source::Source;
+use crate::staging::Staging;
 use crate::sys::{Access, CopyError, Errno, Fill, Memory, PageSize, Userfaultfd};
 
 /// The size of a page in bytes, and the unit of all counts, also where pages are huge.
@@ -43,6 +44,8 @@ pub(crate) struct Backing<S: Source + ?Sized> {
     pub(crate) on_failure: OnFailure,
     pub(crate) on_write_back_failure: Option<OnWriteBackFailure>,
     pub(crate) budget: Option<Budget>,
+    /// Where written pages go to be written to the source; none where the kernel cannot move them.
+    pub(crate) staging: Option<Staging>,
     /// The end of a source in memory that does not fill its page, with zeros behind it; or empty.
     pub(crate) tail: Box<[u8]>,
     /// The bytes from the region's offset 0 on.
@@ -180,11 +183,16 @@ impl Mapping {
     /// Gives back the pages of a part, which the caller has alone.
     pub(crate) fn give_back(&self, part: &Range<usize>) -> Result<(), Errno> {
         self.memory.discard(part.clone())?;
+        self.forget(part);
+        Ok(())
+    }
+
+    /// The pages of a part have gone, by the caller, who has them alone.
+    pub(crate) fn forget(&self, part: &Range<usize>) {
         let gone = self.records.forget(self.pages(part));
         if let Some(budget) = &self.backing.budget {
             budget.give(self.backing.counted(gone));
         }
-        Ok(())
     }
 
     /// Gives back what was there when a part was unmapped, if it could not be given back then. The caller
@@ -329,13 +337,13 @@ impl Mapping {
         Ok(())
     }
 
-    /// Makes accesses to a page fail from now on, unless it is there by now. For want of room, that ends
-    /// when the evictor sees it. The caller is inside of the page's VMA.
-    pub(crate) fn poison(&self, page: &Range<usize>, for_want_of_room: bool) -> Poisoned {
+    /// Makes accesses to a page fail from now on, or until the evictor takes that back, unless it is
+    /// there by now. The caller is inside of the page's VMA.
+    pub(crate) fn poison(&self, page: &Range<usize>, until_room: bool) -> Poisoned {
         // Before the kernel wakes anyone, who would ask the record. A fill by somebody else takes it
         // back.
         let number = self.page_of(page.start);
-        self.records.mark_failed(number, for_want_of_room);
+        self.records.mark_failed(number, until_room);
         let poisoned = self.backing.uffd.poison(&self.memory, page.clone());
         if !self.records.has_failed(number) {
             Poisoned::Not

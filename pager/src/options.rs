@@ -8,6 +8,7 @@ use crate::failure::{OnFailure, OnWriteBackFailure, WriteBackFailure};
 use crate::live::LiveRegion;
 use crate::mapping::{Backing, PAGE};
 use crate::source::{SignalSafe, Source};
+use crate::staging::Staging;
 use crate::sys::{PageSize, Userfaultfd, system_page_size};
 use crate::{Error, signal};
 
@@ -185,9 +186,10 @@ impl<M> Options<M> {
     /// longest ago; another one, if the region is writable, writes to the source what was written.
     ///
     /// It must be at least four granules. A fault that finds no room waits for it. Pages that cannot be
-    /// written ([`on_write_back_failure`](Self::on_write_back_failure)) stay, and count; what is clean
-    /// is given back all the same. An access fails when there is nothing but such pages, or when it
-    /// needs more pages at once than they leave.
+    /// written ([`on_write_back_failure`](Self::on_write_back_failure)), or that [devices
+    /// hold](crate#devices-that-write-to-a-region), stay, and count; what is clean is given back all the
+    /// same. An access fails when there is nothing but such pages, or when it needs more pages at once
+    /// than they leave.
     #[must_use]
     pub const fn resident(mut self, bytes: usize) -> Self {
         self.resident = Some(bytes);
@@ -278,12 +280,16 @@ impl<M> Options<M> {
         }
         let budget = self.budget(granule)?;
         signal::install().map_err(Error::Handler)?;
-        let uffd = if is_threaded {
+        let mut uffd = if is_threaded {
             Userfaultfd::open(self.page_size, self.is_writable)?
         } else {
             Userfaultfd::open_sigbus(self.page_size, self.is_writable)?
         };
         uffd.check(self.is_writable, is_threaded)?;
+        // Only small pages can be moved.
+        let moves = self.is_writable && self.page_size == PageSize::Small && uffd.can_move();
+        let staging = moves.then(|| Staging::new(&uffd, budget.is_some())).transpose();
+        let no_memory = |errno| Error::Memory { bytes: Staging::BYTES, errno };
         let backing = Arc::new(Backing {
             number: Backing::<S>::next_number(),
             len: len.into(),
@@ -295,6 +301,7 @@ impl<M> Options<M> {
             on_failure: self.on_failure,
             on_write_back_failure: self.on_write_back_failure.0,
             budget,
+            staging: staging.map_err(no_memory)?,
             tail: tail(source.bytes(), page),
             source,
         });

@@ -4,7 +4,8 @@
 //! serves a little later, and goes on reading meanwhile.
 #![expect(clippy::disallowed_types, reason = "a flag that guards no memory")]
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -100,6 +101,18 @@ impl Drop for Pollers {
     }
 }
 
+/// Whether a thread of this process that sleeps is in a system call, as the kernel tells.
+fn is_in_system_call(thread: u32) -> Option<bool> {
+    let mut file = File::open(format!("/proc/self/task/{thread}/syscall")).ok()?;
+    let mut start = [0; 2];
+    file.read_exact(&mut start).ok()?;
+    match start {
+        [b'-', b'1'] => Some(false),
+        [b'0'..=b'9', _] => Some(true),
+        _ => None,
+    }
+}
+
 /// Runs what a thread of a region does. If it panics, in a source for example, the process ends:
 /// nobody else would serve those who wait.
 pub(crate) fn aborting(work: impl FnOnce()) {
@@ -132,11 +145,11 @@ impl Poller {
             if self.backing.uffd.read_faults(|fault| faults.push(fault)).is_err() {
                 return self.fail_closed();
             }
-            for fault in again.drain(..) {
-                self.serve(fault, true);
-            }
-            for fault in faults.drain(..) {
-                self.serve(fault, false);
+            let again = again.drain(..).map(|fault| (fault, true));
+            for (fault, again) in again.chain(faults.drain(..).map(|fault| (fault, false))) {
+                if !self.serve(&fault, again) {
+                    self.deferred.push(fault);
+                }
             }
         }
     }
@@ -152,7 +165,8 @@ impl Poller {
         !self.watch.is_over()
     }
 
-    fn serve(&mut self, fault: FaultMessage, again: bool) {
+    /// Serves a fault; `false` if it has to be put off.
+    fn serve(&mut self, fault: &FaultMessage, again: bool) -> bool {
         let cause = if fault.is_write_protected {
             Cause::WriteProtected
         } else {
@@ -163,27 +177,34 @@ impl Poller {
             Verdict::Filled { number, granule } => {
                 // Otherwise filling it has woken them. (Another region may be at the address by now.)
                 if !self.backing.fills_single_pages() || number != self.backing.number {
-                    self.wake(granule.start, granule.len(), &fault);
+                    self.wake(granule.start, granule.len(), fault);
                 }
             }
             Verdict::There { granule, .. } | Verdict::Changed { granule } => {
-                self.wake(granule.start, granule.len(), &fault);
+                self.wake(granule.start, granule.len(), fault);
             }
-            Verdict::Later => self.deferred.push(fault),
+            Verdict::Later => return false,
             Verdict::Failed { for_want_of_room, .. } => {
-                match fault::poison_at(page, for_want_of_room) {
-                    Some(Poisoned::ByKernel) => self.wake(page, PAGE, &fault),
+                let in_system_call = for_want_of_room.then(|| is_in_system_call(fault.thread));
+                if in_system_call == Some(Some(false)) {
+                    // Nothing is poisoned, so that the page can be had as soon as there is room.
+                    return send_fault(fault.thread, fault.addr, true);
+                }
+                // A system call can be told by poison only, which is taken back later.
+                match fault::poison_at(page, in_system_call == Some(Some(true))) {
+                    Some(Poisoned::ByKernel) => self.wake(page, PAGE, fault),
                     // It is there by now; unless it is there, and cannot be let be written.
                     Some(Poisoned::Not) if cause != Cause::WriteProtected => {
-                        self.wake(page, PAGE, &fault);
+                        self.wake(page, PAGE, fault);
                     }
-                    Some(_) if send_fault(fault.thread, fault.addr, true) => {}
-                    _ => self.deferred.push(fault),
+                    Some(_) => return send_fault(fault.thread, fault.addr, true),
+                    None => return false,
                 }
             }
             // It is not mapped any more: the access, repeated, ends as others do there.
-            Verdict::PassOn => self.wake(page, PAGE, &fault),
+            Verdict::PassOn => self.wake(page, PAGE, fault),
         }
+        true
     }
 
     fn wake(&self, addr: usize, len: usize, fault: &FaultMessage) {

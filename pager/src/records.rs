@@ -10,7 +10,8 @@
 //!   under an exclusion of it (given back, written to the source). So an exclusion sees records that
 //!   nobody changes.
 //! - **R2** Under an exclusion, what is not `PRESENT` was not filled by this crate; what is `PRESENT`
-//!   and not `DIRTY` is write-protected, if the mapping is tracked.
+//!   and not `DIRTY` is write-protected, if the mapping is tracked, and no device writes it, if the
+//!   kernel can tell.
 //! - **R3** The time of a page only grows, and grows whenever the page is given back.
 //!
 //! Records are atomic for readers of one VMA beside each other; everything else that they say is
@@ -32,11 +33,12 @@ const PRESENT: u64 = 1;
 const DIRTY: u64 = 2;
 /// Its bytes could not be had.
 const FAILED: u64 = 4;
-/// It is dirty, and could not be written to the source when that was tried last.
-const WRITE_FAILED: u64 = 8;
-/// It failed for want of room in the bound, and may be had when there is some.
+/// It is dirty, and could not be given back when that was tried last: the source has not taken it, or
+/// it is held for a device.
+const STUCK: u64 = 8;
+/// It failed for want of room in the bound, in a system call: others may have it when there is some.
 const REFUSED: u64 = 16;
-const FLAGS: u64 = PRESENT | DIRTY | FAILED | WRITE_FAILED | REFUSED;
+const FLAGS: u64 = PRESENT | DIRTY | FAILED | STUCK | REFUSED;
 /// A time is a multiple of this.
 const TICK: u64 = 32;
 
@@ -93,8 +95,9 @@ impl Records {
         self.is_present(page) && !self.is_dirty(page)
     }
 
-    pub(crate) fn has_write_failed(&self, page: usize) -> bool {
-        self.has(page, WRITE_FAILED)
+    /// Whether a page is dirty and could not be given back when that was tried last.
+    pub(crate) fn is_stuck(&self, page: usize) -> bool {
+        self.has(page, STUCK)
     }
 
     #[inline]
@@ -102,7 +105,7 @@ impl Records {
         self.has(page, FAILED)
     }
 
-    /// Whether a page has failed for want of room.
+    /// Whether a page has failed for want of room, in a system call.
     pub(crate) fn was_refused(&self, page: usize) -> bool {
         self.has(page, REFUSED)
     }
@@ -143,8 +146,8 @@ impl Records {
 
     /// The bytes of a page could not be had, or had no room, unless somebody else had them and filled
     /// it.
-    pub(crate) fn mark_failed(&self, page: usize, for_want_of_room: bool) {
-        let how = if for_want_of_room { FAILED | REFUSED } else { FAILED };
+    pub(crate) fn mark_failed(&self, page: usize, until_room: bool) {
+        let how = if until_room { FAILED | REFUSED } else { FAILED };
         let failed = |record| (record & PRESENT == 0).then_some(record | how);
         // RELAXED: R1. It failed already if it is there by now, and nothing is to be done.
         let _ = self.pages[page].fetch_update(Relaxed, Relaxed, failed);
@@ -154,16 +157,17 @@ impl Records {
     pub(crate) fn mark_clean(&self, pages: Range<usize>) {
         for page in &self.pages[pages] {
             // RELAXED: R1.
-            page.fetch_and(!(DIRTY | WRITE_FAILED), Relaxed);
+            page.fetch_and(!(DIRTY | STUCK), Relaxed);
         }
     }
 
-    /// The pages are dirty and could not be written to the source, by the caller, who excludes faults
-    /// from them.
-    pub(crate) fn mark_write_failed(&self, pages: Range<usize>) {
+    /// Those of the pages that are dirty could not be given back by the caller, who excludes faults from
+    /// them.
+    pub(crate) fn mark_stuck(&self, pages: Range<usize>) {
+        let stuck = |record| (record & DIRTY != 0).then_some(record | STUCK);
         for page in &self.pages[pages] {
-            // RELAXED: R1.
-            page.fetch_or(WRITE_FAILED, Relaxed);
+            // RELAXED: R1. Nothing is to be done for a clean one.
+            let _ = page.fetch_update(Relaxed, Relaxed, stuck);
         }
     }
 
@@ -249,10 +253,10 @@ mod tests {
         assert!(records.time(0..5) > before && records.time(5..6) == before);
         assert_eq!(runs(Records::is_present), vec![5..6]);
         assert_eq!(records.times(Records::is_present).collect::<Vec<_>>(), [before]);
-        records.mark_write_failed(5..6);
-        assert!(records.has_write_failed(5) && records.is_dirty(5) && !records.is_clean(5));
+        records.mark_stuck(5..6);
+        assert!(records.is_stuck(5) && records.is_dirty(5) && !records.is_clean(5));
         records.mark_clean(5..6);
-        assert!(!records.has_write_failed(5) && records.is_clean(5));
+        assert!(!records.is_stuck(5) && records.is_clean(5));
         assert!(records.is_older(5, before) && !records.is_older(5, before - 1));
         records.mark_failed(9, false);
         records.mark_failed(8, true);

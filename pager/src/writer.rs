@@ -29,8 +29,10 @@ struct Requests {
     retry: Retry,
     begun: u64,
     ended: u64,
-    /// The last pass that tried all that was written and gave nothing back.
+    /// The last pass that tried all that was written and could give nothing back.
     barren: u64,
+    /// In that pass some pages were held for a device.
+    was_held: bool,
     is_over: bool,
 }
 
@@ -49,7 +51,7 @@ pub(crate) enum Retry {
 /// known.
 pub(crate) fn is_to_write(until: u64) -> impl Fn(&Records, usize) -> bool {
     move |records, page| {
-        records.is_dirty(page) && !records.has_write_failed(page) && records.is_older(page, until)
+        records.is_dirty(page) && !records.is_stuck(page) && records.is_older(page, until)
     }
 }
 
@@ -59,6 +61,8 @@ pub(crate) enum Pass {
     Running,
     /// It has tried everything that was written, and nothing could be given back.
     Barren,
+    /// As before; but some of it is held for a device, which will let it go.
+    Held,
     /// Something has gone, or there was nothing to write.
     Useful,
 }
@@ -85,7 +89,7 @@ impl Writer {
         if requests.ended < pass {
             Pass::Running
         } else if requests.barren >= pass {
-            Pass::Barren
+            if requests.was_held { Pass::Held } else { Pass::Barren }
         } else {
             Pass::Useful
         }
@@ -104,13 +108,16 @@ impl Writer {
     pub(crate) fn run(&self, place: &Place, backing: &Backing<dyn Source>) {
         let mut first_retry = 0;
         while let Some((until, retry)) = self.begin() {
-            let mut pass = Work { writer: self, backing, was_tried: false, gone: 0 };
+            let mut pass =
+                Work { writer: self, backing, has_failed: false, was_held: false, gone: 0 };
             pass.write(&place.read(), until, retry, &mut first_retry);
-            let is_barren = retry == Retry::All && pass.was_tried && pass.gone == 0;
+            let is_barren =
+                retry == Retry::All && pass.gone == 0 && (pass.has_failed || pass.was_held);
             let mut requests = self.requests();
             requests.ended = requests.begun;
             if is_barren {
                 requests.barren = requests.begun;
+                requests.was_held = pass.was_held;
             }
             drop(requests);
             if let Some(budget) = &backing.budget {
@@ -137,7 +144,9 @@ impl Writer {
 struct Work<'a> {
     writer: &'a Writer,
     backing: &'a Backing<dyn Source>,
-    was_tried: bool,
+    has_failed: bool,
+    /// Some pages were held for a device.
+    was_held: bool,
     /// Pages.
     gone: usize,
 }
@@ -156,7 +165,7 @@ impl Work<'_> {
         };
         let pages = mapping.records.len();
         let in_turn = (*first_retry..pages).chain(0..(*first_retry).min(pages));
-        let failed = in_turn.filter(|&page| mapping.records.has_write_failed(page));
+        let failed = in_turn.filter(|&page| mapping.records.is_stuck(page));
         for page in failed.take(most) {
             self.evict(mapping, mapping.offsets(page..page + 1));
             *first_retry = page + 1;
@@ -167,10 +176,11 @@ impl Work<'_> {
         if self.writer.requests().is_over {
             return;
         }
-        self.was_tried = true;
-        let (gone, error) = evict_dirty(mapping, &run);
-        self.gone += gone;
-        if let Some(error) = error {
+        let written = evict_dirty(mapping, &run);
+        self.gone += written.gone;
+        self.was_held |= written.was_held;
+        if let Some(error) = written.error {
+            self.has_failed = true;
             self.failed(run, error);
         }
     }

@@ -7,7 +7,8 @@ use std::ptr::{self, NonNull};
 use rustix::ffi::c_void;
 use rustix::io::Errno;
 use rustix::mm::{
-    Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap_anonymous, mprotect, munlock, munmap,
+    Advice, MapFlags, MlockFlags, MprotectFlags, ProtFlags, madvise, mlock_with, mmap_anonymous,
+    mprotect, munlock, munmap,
 };
 
 /// What accesses memory lets through. Everything else is SIGSEGV.
@@ -99,6 +100,10 @@ impl Memory {
         let memory = Self { start, len, owner: std::process::id() };
         // SAFETY: the range is ours, and the advice does not change its content.
         unsafe { madvise(start.as_ptr(), len, Advice::LinuxDontFork) }?;
+        // Pages that the kernel shares with others of the same content cannot be moved. It is an error
+        // where it shares none.
+        // SAFETY: as above.
+        let _ = unsafe { madvise(start.as_ptr(), len, Advice::LinuxUnmergeable) };
         Ok(memory)
     }
 
@@ -144,8 +149,25 @@ impl Memory {
         unsafe { mprotect(start, len, flags) }
     }
 
-    /// Gives back the pages at `range`, locked ones too: the next access to each is a fault, as for memory that was
-    /// never touched.
+    /// Locks all of it, without filling what is missing, or unlocks it.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: the process may not lock so much (`ENOMEM`, `EPERM`).
+    #[doc(alias = "mlock2")]
+    pub fn lock_on_fault(&self, lock: bool) -> Result<(), Errno> {
+        let start = self.start.as_ptr();
+        if lock {
+            // SAFETY: the range is ours (invariant of `start`), and its content stays.
+            unsafe { mlock_with(start, self.len, MlockFlags::ONFAULT) }
+        } else {
+            // SAFETY: as above.
+            unsafe { munlock(start, self.len) }
+        }
+    }
+
+    /// Gives back the pages at `range`, locked ones too: the next access to each is a fault, as for
+    /// memory that was never touched.
     ///
     /// # Errors
     ///
@@ -204,8 +226,8 @@ impl Memory {
     /// # Safety
     ///
     /// The memory is registered, in this process, and may be read. While the slice lives, no page's
-    /// content changes after it could be read: a page is filled at most once and not discarded,
-    /// nobody writes, the userfaultfd stays open, and an access completes only when its page is
+    /// content changes after it could be read: a page is filled at most once and neither discarded nor
+    /// moved, nobody writes, the userfaultfd stays open, and an access completes only when its page is
     /// filled.
     #[must_use]
     pub unsafe fn bytes(&self) -> &[u8] {

@@ -2,8 +2,8 @@
 //! pager of their own.
 //!
 //! Only what this crate uses is here: contexts in SIGBUS mode and contexts whose faults are read,
-//! anonymous [`Memory`] to register with them, and the filling, write-protecting and poisoning of
-//! pages. The outcomes of filling are told apart ([`CopyError`]). Each call on a [`Userfaultfd`]
+//! anonymous [`Memory`] to register with them, and the filling, moving, write-protecting and poisoning
+//! of pages. The outcomes of filling are told apart ([`CopyError`]). Each call on a [`Userfaultfd`]
 //! that is open is one system call that leaves `errno` alone, so it may be made in a signal
 //! handler.
 //!
@@ -33,7 +33,7 @@ mod userfaultfd;
 pub(crate) use memory::system_page_size;
 pub use memory::{Access, Memory, PageSize};
 pub use rustix::io::Errno;
-pub use userfaultfd::{CopyError, FaultMessage, Fill, OpenError, Userfaultfd};
+pub use userfaultfd::{CopyError, FaultMessage, Fill, MoveError, OpenError, Userfaultfd};
 
 /// What the C library's last call in this thread has failed with.
 pub(crate) fn last_errno() -> Errno {

@@ -21,6 +21,7 @@ pub struct Userfaultfd {
     fd: OwnedFd,
     serves_system_calls: bool,
     can_poison: bool,
+    can_move: bool,
 }
 
 /// Why no userfaultfd could be had.
@@ -69,6 +70,35 @@ pub enum CopyError {
     ProcessGone,
     /// Anything else: no memory, or a range that is not whole pages.
     #[error("filling pages failed: {0}")]
+    Other(Errno),
+}
+
+/// Why pages were not moved, or not all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MoveError {
+    /// The kernel stopped (`EAGAIN`), perhaps since a later page cannot be moved. Go on behind what was
+    /// moved.
+    #[error("stopped after {moved} bytes, to be tried again")]
+    Again {
+        /// What was moved, in bytes from the start.
+        moved: usize,
+    },
+    /// The first page is held for a device (`EBUSY`), or shared with another process.
+    #[error("the page is pinned")]
+    Held,
+    /// The first page is missing (`ENOENT`).
+    #[error("the page is missing")]
+    Missing,
+    /// A page is there already where the first one should go (`EEXIST`).
+    #[error("the page is already present")]
+    AlreadyPresent,
+    /// The range lies in several mappings of the kernel's, or in one that is not like the other memory's
+    /// (`EINVAL`): not let be written, locked or not, of another protection key.
+    #[error("the memory is in several mappings, or not like that where it should go")]
+    Unlike,
+    /// Anything else.
+    #[error("moving pages failed: {0}")]
     Other(Errno),
 }
 
@@ -142,12 +172,13 @@ impl Userfaultfd {
             .map_err(OpenError::NoFeatures)?;
         // The kernel answers with all the features that it has.
         let can_poison = api.features & abi::FEATURE_POISON != 0;
-        Ok(Self { fd, serves_system_calls, can_poison })
+        let can_move = api.features & abi::FEATURE_MOVE != 0;
+        Ok(Self { fd, serves_system_calls, can_poison, can_move })
     }
 
     /// Whether what serving faults takes is let through: a filter may refuse what opening did not
     /// need. Nothing is filled, and no fault is taken.
-    pub(crate) fn check(&self, track: bool, reads: bool) -> Result<(), OpenError> {
+    pub(crate) fn check(&mut self, track: bool, reads: bool) -> Result<(), OpenError> {
         // The kernel refuses an empty range as such; a filter looks no further than the call.
         let refused = |called: Result<(), Errno>| match called {
             Err(Errno::INVAL | Errno::AGAIN) | Ok(()) => Ok(()),
@@ -160,6 +191,11 @@ impl Userfaultfd {
             let mut protect = abi::WriteProtect { start: 0, len: 0, mode: 0 };
             // SAFETY: `WriteProtect` is what UFFDIO_WRITEPROTECT reads; its range is empty.
             refused(unsafe { update::<{ abi::WRITE_PROTECT }, _>(self.fd.as_fd(), &mut protect) })?;
+            let mut moved = abi::Move { dst: 0, src: 0, len: 0, mode: 0, moved: 0 };
+            // SAFETY: `Move` is what UFFDIO_MOVE reads and writes; its range is empty.
+            let called = unsafe { update::<{ abi::MOVE }, _>(self.fd.as_fd(), &mut moved) };
+            // It can be done without.
+            self.can_move &= refused(called).is_ok();
         }
         if reads {
             // Too short for a message.
@@ -251,6 +287,56 @@ impl Userfaultfd {
             Err(Errno::NOENT) => Err(CopyError::NotRegistered),
             Err(Errno::SRCH) => Err(CopyError::ProcessGone),
             Err(other) => Err(CopyError::Other(other)),
+        }
+    }
+
+    /// Whether pages can be [moved](Self::move_pages): from Linux 6.8 on, if a filter lets it through.
+    #[must_use]
+    pub fn can_move(&self) -> bool {
+        self.can_move
+    }
+
+    /// Moves the pages at `range` of `from`, all of which are there, to the missing ones of `to` from
+    /// `offset` on: whole pages of 4096 bytes. They are missing where they were then. Both are let be
+    /// written at those places ([`Memory::protect`]), and locked or not both; `to` is registered with
+    /// this userfaultfd.
+    ///
+    /// A page that the kernel holds for a device (it is pinned: direct I/O, registered buffers) does
+    /// not move, and a page that has moved is held by nobody. Write protection does not move with a
+    /// page (seen up to Linux 6.18): it can be written at its new place.
+    ///
+    /// # Errors
+    ///
+    /// See [`MoveError`].
+    ///
+    /// # Panics
+    ///
+    /// When either range is not within its memory.
+    #[doc(alias = "UFFDIO_MOVE")]
+    pub fn move_pages(
+        &self,
+        from: &Memory,
+        range: Range<usize>,
+        to: &Memory,
+        offset: usize,
+    ) -> Result<(), MoveError> {
+        let (src, len) = part(from, &range);
+        let (dst, _) = part(to, &(offset..offset.saturating_add(range.len())));
+        let mut argument = abi::Move { dst, src, len, mode: 0, moved: 0 };
+        // SAFETY: `Move` is what UFFDIO_MOVE reads and writes. It fills missing pages of `to`, whose
+        // content nobody has seen, and takes pages of `from` away, from which whoever made a slice of
+        // them keeps (contract of `Memory::bytes`).
+        match unsafe { update::<{ abi::MOVE }, _>(self.fd.as_fd(), &mut argument) } {
+            Ok(()) => Ok(()),
+            // A negative number is the error once more: nothing was moved.
+            Err(Errno::AGAIN) => {
+                Err(MoveError::Again { moved: usize::try_from(argument.moved).unwrap_or(0) })
+            }
+            Err(Errno::BUSY) => Err(MoveError::Held),
+            Err(Errno::NOENT) => Err(MoveError::Missing),
+            Err(Errno::EXIST) => Err(MoveError::AlreadyPresent),
+            Err(Errno::INVAL) => Err(MoveError::Unlike),
+            Err(other) => Err(MoveError::Other(other)),
         }
     }
 
@@ -531,6 +617,26 @@ mod tests {
         memory.discard(0..PAGE).unwrap();
         uffd.copy(&memory, 0, &[1; PAGE], Fill::default()).unwrap();
         assert_eq!(uffd.poison(&memory, 0..PAGE), Err(Errno::EXIST));
+    }
+
+    #[test]
+    fn a_page_that_has_moved_is_there_and_no_more_here() {
+        let (uffd, memory) = registered(4);
+        let (_, other) = registered(1);
+        if !uffd.can_move() {
+            return println!("skipped: this kernel cannot move pages");
+        }
+        uffd.copy(&memory, 0, &[1; 2 * PAGE], Fill::default()).unwrap();
+        assert_eq!(uffd.move_pages(&memory, 0..PAGE, &memory, 2 * PAGE), Ok(()));
+        assert_eq!(uffd.move_pages(&memory, 0..PAGE, &memory, 3 * PAGE), Err(MoveError::Missing));
+        let present = uffd.move_pages(&memory, PAGE..2 * PAGE, &memory, 2 * PAGE);
+        assert_eq!(present, Err(MoveError::AlreadyPresent));
+        let stopped = uffd.move_pages(&memory, 2 * PAGE..4 * PAGE, &memory, 0);
+        assert_eq!(stopped, Err(MoveError::Again { moved: PAGE }));
+        let unlike = uffd.move_pages(&memory, 0..PAGE, &other, 0);
+        assert_eq!(unlike, Err(MoveError::Unlike), "it is of another userfaultfd");
+        // SAFETY: the page is filled, and nothing changes it afterwards.
+        assert!(unsafe { memory.bytes() }[..PAGE].iter().all(|&byte| byte == 1));
     }
 
     #[test]
