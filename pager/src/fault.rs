@@ -274,13 +274,16 @@ impl Drop for Taken<'_> {
 /// What is still to be filled for a fault.
 struct Rest {
     from: Range<usize>,
+    /// The page that the access wants is there, and its thread may go on: whatever becomes of the rest
+    /// is no reason to serve the fault again.
+    has_page: bool,
     /// No room can be made. What there is may be taken, but is not waited for.
     is_refused: bool,
 }
 
 impl Rest {
     fn of(fault: &Fault) -> Self {
-        Self { from: fault.granule.clone(), is_refused: false }
+        Self { from: fault.granule.clone(), has_page: false, is_refused: false }
     }
 
     /// Goes on after a chunk, or says how the fault ends. If more than the page that the access wants
@@ -289,7 +292,11 @@ impl Rest {
     #[inline]
     fn after(&mut self, chunk: &Range<usize>, end: End, fault: &Fault) -> Result<(), End> {
         match end {
-            End::Done => self.from.start = chunk.end,
+            End::Done => {
+                self.from.start = chunk.end;
+                self.has_page |= chunk.contains(&fault.page.start);
+            }
+            _ if self.has_page => return Err(End::Done),
             End::Failed | End::NoRoom if *chunk != fault.page => {
                 self.from = fault.page.clone();
                 self.is_refused = matches!(end, End::NoRoom);
@@ -352,6 +359,7 @@ fn read_and_fill(
                 let read = scratch.with(|buffer| wanted.read(&backing.source, buffer));
                 vma = match SPACE.try_read(fault.addr) {
                     Ok(again) if wanted.is_still(&again, fault) => again,
+                    _ if rest.has_page => return (new, End::Done),
                     _ => return (new, End::Later),
                 };
                 match read {

@@ -443,8 +443,9 @@ impl LiveRegion {
     /// The pages of a range that were written since they were filled, or since they were last
     /// written back: runs of whole pages, in order.
     ///
-    /// What is written meanwhile may be in it or not. None in a region that is not
-    /// [writable](crate::Options::writable).
+    /// What is written meanwhile may be in it or not. In thread mode a page may be in it that a thread
+    /// had written before it was given back or written back, if several have faulted there at a time.
+    /// None in a region that is not [writable](crate::Options::writable).
     ///
     /// # Errors
     ///

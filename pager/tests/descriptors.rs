@@ -80,6 +80,7 @@ const NO_SUCH_WRITE: [Errno; 3] = [Errno::OPNOTSUPP, Errno::NOSYS, Errno::PERM];
 
 #[test]
 fn a_file_that_is_open_for_appending_is_written_at_the_offset() {
+    common::watch();
     for mode in MODES {
         let (_directory, path) = named(&random_bytes(PAGES * PAGE - 5, 1));
         let plain = File::open(&path).unwrap();
@@ -99,6 +100,7 @@ fn a_file_that_is_open_for_appending_is_written_at_the_offset() {
 
 #[test]
 fn appending_is_refused_where_the_kernel_cannot_write_at_an_offset_then() {
+    common::watch();
     for errno in NO_SUCH_WRITE {
         let filtered = move || {
             let (_directory, path) = named(&random_bytes(PAGES * PAGE, 2));
@@ -117,6 +119,7 @@ fn appending_is_refused_where_the_kernel_cannot_write_at_an_offset_then() {
 
 #[test]
 fn a_file_that_is_not_open_for_writing_is_not_written() {
+    common::watch();
     let (_directory, path) = named(&random_bytes(PAGES * PAGE, 3));
     let plain = File::open(&path).unwrap();
     for mode in MODES {
@@ -130,6 +133,7 @@ fn a_file_that_is_not_open_for_writing_is_not_written() {
 
 #[test]
 fn what_cannot_be_read_by_position_is_refused_by_its_name() {
+    common::watch();
     let (directory, path) = named(&[7; PAGE]);
     let refused = |file: File| FileSource::new(file).unwrap_err();
     let open_as = |flags| {
@@ -174,6 +178,7 @@ fn what_cannot_be_read_by_position_is_refused_by_its_name() {
 
 #[test]
 fn a_file_whose_size_is_not_that_of_its_content_is_refused() {
+    common::watch();
     let of_proc = FileSource::new(File::open("/proc/self/status").unwrap()).unwrap();
     let error = Options::new().map(of_proc).unwrap_err();
     assert!(matches!(error, Error::Empty) && error.to_string().contains("/proc"), "{error}");
@@ -186,6 +191,7 @@ fn a_file_whose_size_is_not_that_of_its_content_is_refused() {
 
 #[test]
 fn direct_io_is_refused_or_right() {
+    common::watch();
     let expected = random_bytes(PAGES * PAGE - 5, 4);
     let (_directory, path) = named(&expected);
     match open(&path, libc::O_DIRECT) {
@@ -226,6 +232,7 @@ fn memfd(expected: &[u8]) -> File {
 
 #[test]
 fn a_sealed_file_is_as_writable_as_its_seals_let_it_be() {
+    common::watch();
     for mode in MODES {
         for seal in [SealFlags::WRITE, SealFlags::FUTURE_WRITE] {
             let file = memfd(&random_bytes(PAGES * PAGE, 5));
@@ -250,6 +257,7 @@ fn a_sealed_file_is_as_writable_as_its_seals_let_it_be() {
 /// A limit is an error, and not the signal that ends a process by default.
 #[test]
 fn a_limit_of_file_sizes_is_an_error() {
+    common::watch();
     if child_case().is_some() {
         for mode in MODES {
             let expected = random_bytes(PAGES * PAGE, 7);
@@ -273,6 +281,7 @@ fn a_limit_of_file_sizes_is_an_error() {
 
 #[test]
 fn a_file_without_a_name_and_one_that_was_read_before_are_ordinary() {
+    common::watch();
     for mode in MODES {
         let mut file = common::file_with(&random_bytes(PAGES * PAGE, 8));
         let mut rest = Vec::new();

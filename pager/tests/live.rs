@@ -7,8 +7,8 @@
 mod common;
 
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex};
 
 use common::{
     MODES, Mode, PAGE, byte, bytes, child_case, file_with, random_bytes, regions, run_child,
@@ -595,6 +595,40 @@ fn a_thread_serves_system_calls_if_it_may() {
         }
         assert!(region[..] == bytes);
     }
+}
+
+/// Delivers the end of a granule when it is told to.
+struct Slow(Mutex<bool>, Condvar);
+
+impl Source for Slow {
+    fn size(&self) -> u64 {
+        128 * PAGE as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed> {
+        if offset == 48 * PAGE as u64 {
+            drop(self.1.wait_while(self.0.lock().unwrap(), |waits| *waits).unwrap());
+        }
+        buf.fill(1);
+        Ok(())
+    }
+}
+
+/// A thread goes on when its page is there. If what it does then spoils the rest of the granule, its
+/// fault is not served once more.
+#[test]
+fn a_fault_whose_page_came_is_not_served_again() {
+    common::watch();
+    let source = Arc::new(Slow(Mutex::new(true), Condvar::new()));
+    let options = Options::threaded().writable().granule(64 * PAGE);
+    let region = options.map(Arc::clone(&source)).unwrap();
+    region.write(0, &[2]);
+    region.discard(0..region.len()).unwrap();
+    *source.0.lock().unwrap() = false;
+    source.1.notify_all();
+    // The same thread serves this, after what it had to do.
+    assert_eq!(byte(&region, 64 * PAGE), 1);
+    assert!(region.written(0..region.len()).unwrap().is_empty());
 }
 
 #[test]

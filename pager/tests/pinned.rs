@@ -220,6 +220,7 @@ fn from_the_device(seed: u64, len: usize) -> (Vec<u8>, File) {
 
 #[test]
 fn a_page_that_a_device_holds_is_not_given_back() {
+    common::watch();
     if !can_tell() {
         return;
     }
@@ -254,6 +255,7 @@ fn a_page_that_a_device_holds_is_not_given_back() {
 
 #[test]
 fn a_page_that_a_device_holds_is_written_and_stays_to_be_written() {
+    common::watch();
     if !can_tell() {
         return;
     }
@@ -293,6 +295,7 @@ fn a_page_that_a_device_holds_is_written_and_stays_to_be_written() {
 /// The lock of an application on a part is no reason not to see it.
 #[test]
 fn a_page_in_locked_memory_that_a_device_holds_is_not_given_back() {
+    common::watch();
     if !can_tell() {
         return;
     }
@@ -322,6 +325,7 @@ fn a_page_in_locked_memory_that_a_device_holds_is_not_given_back() {
 /// A bound that is full of held pages refuses, and does not wait for ever.
 #[test]
 fn a_bound_that_is_full_of_held_pages_refuses() {
+    common::watch();
     let name = "a_bound_that_is_full_of_held_pages_refuses";
     if let Some(case) = child_case() {
         let mode = if case == "signal" { Mode::Signal } else { Mode::Thread };
@@ -344,6 +348,7 @@ fn a_bound_that_is_full_of_held_pages_refuses() {
 /// Discarding is the user's word: the page goes, held or not, and the next access gets the source's.
 #[test]
 fn what_is_discarded_goes_even_if_a_device_holds_it() {
+    common::watch();
     for mode in MODES {
         let expected = random_bytes(PAGES * PAGE, 12);
         let (region, _file) = map(mode, &expected, None);
@@ -373,6 +378,7 @@ fn direct(expected: &[u8]) -> Option<File> {
 /// Reads of a file with direct I/O into a region, while it is evicted and written back.
 #[test]
 fn direct_reads_into_a_region_arrive() {
+    common::watch();
     if !can_tell() {
         return;
     }

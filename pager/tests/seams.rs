@@ -6,7 +6,7 @@ mod common;
 
 use std::ops::Range;
 
-use common::{MODES, Mode, PAGE, byte, bytes, pages_in_memory, random_bytes, regions};
+use common::{Ask, MODES, Mode, PAGE, byte, bytes, pages_in_memory, random_bytes, regions};
 use pervma_pager::sys::Access;
 use pervma_pager::{LiveRegion, MemorySource, Options};
 
@@ -21,44 +21,26 @@ enum Divide {
     Protected,
     /// Unmapped while pages around them are touched, and mapped again.
     Unmapped,
-    /// Left out of core dumps.
-    Advised,
-    /// Locked into memory, which fills them where system calls are served.
-    Locked,
-    /// Bound to a node.
-    Bound,
-    /// Named, as Android names heaps.
-    Named,
-    /// Kept from becoming huge.
-    Small,
+    Asked(Ask),
 }
 
 const DIVIDES: [Divide; 7] = [
     Divide::Protected,
     Divide::Unmapped,
-    Divide::Advised,
-    Divide::Locked,
-    Divide::Bound,
-    Divide::Named,
-    Divide::Small,
+    Divide::Asked(Ask::Advice(libc::MADV_DONTDUMP)),
+    Divide::Asked(Ask::Advice(libc::MADV_NOHUGEPAGE)),
+    Divide::Asked(Ask::Lock),
+    Divide::Asked(Ask::Bind),
+    Divide::Asked(Ask::Name),
 ];
-
-/// Asks the kernel for something about some pages, as an application would.
-fn ask(region: &LiveRegion, pages: &Range<usize>, call: impl Fn(*mut libc::c_void, usize) -> bool) {
-    let start = region.as_ptr().wrapping_add(pages.start * PAGE);
-    assert!(call(start.cast(), pages.len() * PAGE), "{}", std::io::Error::last_os_error());
-}
 
 impl Divide {
     fn divide(self, region: &LiveRegion, pages: &Range<usize>) {
         let part = pages.start * PAGE..(pages.end * PAGE).min(region.len());
-        let whole = region.len().next_multiple_of(PAGE);
         let touch_around = || {
             byte(region, 0);
-            byte(region, whole - PAGE);
+            byte(region, region.len() - 1);
         };
-        // SAFETY: none of these calls changes what is in the memory.
-        let advise = |advice| unsafe { move |start, len| libc::madvise(start, len, advice) == 0 };
         match self {
             Self::Protected => {
                 region.protect(part.clone(), Access::None).unwrap();
@@ -71,32 +53,11 @@ impl Divide {
                 touch_around();
                 region.map(part).unwrap();
             }
-            Self::Advised => ask(region, pages, advise(libc::MADV_DONTDUMP)),
-            Self::Small => ask(region, pages, advise(libc::MADV_NOHUGEPAGE)),
-            // It may fail to fill them, and has locked them all the same.
-            // SAFETY: as above.
-            Self::Locked => ask(region, pages, |start, len| unsafe {
-                libc::mlock(start, len);
-                true
-            }),
-            Self::Bound => ask(region, pages, |start, len| {
-                const MPOL_BIND: usize = 2;
-                let node_0 = 1_u64;
-                // SAFETY: as above; the kernel reads the mask of nodes.
-                unsafe {
-                    let call = libc::SYS_mbind;
-                    libc::syscall(call, start, len, MPOL_BIND, &raw const node_0, 64_usize, 0) == 0
-                }
-            }),
-            Self::Named => ask(region, pages, |start, len| {
-                const PR_SET_VMA: i32 = 0x5356_4d41;
-                const PR_SET_VMA_ANON_NAME: usize = 0;
-                // SAFETY: as above; the kernel reads the name. Where it has no names it refuses.
-                unsafe {
-                    libc::prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, start, len, c"part".as_ptr());
-                }
-                true
-            }),
+            // Not every kernel has names, and locking fails if it cannot fill.
+            Self::Asked(ask) => {
+                let done = ask.ask(region, pages);
+                assert!(done || matches!(ask, Ask::Lock | Ask::Name), "{ask:?}");
+            }
         }
     }
 }
@@ -127,6 +88,7 @@ fn parts(pages: usize) -> [Vec<Range<usize>>; 2] {
 
 #[test]
 fn a_granule_in_several_mappings_is_filled_by_one_fault() {
+    common::watch();
     for pages in [SMALL, LARGE] {
         let expected = random_bytes(pages * PAGE - 9, pages as u64);
         for mode in MODES {
@@ -153,6 +115,7 @@ fn a_granule_in_several_mappings_is_filled_by_one_fault() {
 
 #[test]
 fn a_written_page_beside_a_seam_is_kept_and_written_back() {
+    common::watch();
     for mode in MODES {
         for divide in DIVIDES {
             let mut expected = random_bytes(SMALL * PAGE, 3);
@@ -175,22 +138,22 @@ fn a_written_page_beside_a_seam_is_kept_and_written_back() {
 /// A page of the granule that is no memory of the region's any more keeps no other from coming.
 #[test]
 fn a_page_that_the_application_took_away_is_missed_by_nobody_else() {
+    common::watch();
     for mode in MODES {
         for closed in [true, false] {
             let expected = random_bytes(SMALL * PAGE, 4);
             for region in one_granule(&expected, mode, SMALL, false) {
-                ask(&region, &(4..6), |start, len| {
-                    if closed {
-                        // SAFETY: nobody accesses these pages.
-                        return unsafe { libc::mprotect(start, len, libc::PROT_NONE) == 0 };
-                    }
+                let start = region.as_ptr().wrapping_add(4 * PAGE).cast();
+                if closed {
+                    // SAFETY: nobody accesses these pages.
+                    let done = unsafe { libc::mprotect(start, 2 * PAGE, libc::PROT_NONE) };
+                    assert_eq!(done, 0);
+                } else {
+                    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
                     // SAFETY: as above; the region unmaps what is there in the end.
-                    let own = unsafe {
-                        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-                        libc::mmap(start, len, libc::PROT_READ, flags, -1, 0)
-                    };
-                    own == start
-                });
+                    let own = unsafe { libc::mmap(start, 2 * PAGE, libc::PROT_READ, flags, -1, 0) };
+                    assert_eq!(own, start);
+                }
                 for page in (0..4).chain(6..SMALL) {
                     let at = page * PAGE + page;
                     assert_eq!(byte(&region, at), expected[at], "{mode:?} {closed} {page}");
@@ -202,13 +165,15 @@ fn a_page_that_the_application_took_away_is_missed_by_nobody_else() {
 
 #[test]
 fn a_bound_counts_what_came_in_parts() {
+    common::watch();
     for mode in MODES {
         let expected = random_bytes(40 * SMALL * PAGE, 5);
         for region in regions(&expected, mode, |options| {
             options.granule(SMALL * PAGE).resident(4 * SMALL * PAGE)
         }) {
             for granule in 0..40 {
-                Divide::Advised.divide(&region, &(granule * SMALL + 3..granule * SMALL + 6));
+                Divide::Asked(Ask::Advice(libc::MADV_DONTDUMP))
+                    .divide(&region, &(granule * SMALL + 3..granule * SMALL + 6));
             }
             for _ in 0..2 {
                 assert!(bytes(&region) == expected);
@@ -223,6 +188,7 @@ fn a_bound_counts_what_came_in_parts() {
 /// Huge pages are mapped in several parts as well.
 #[test]
 fn a_granule_of_huge_pages_in_several_mappings_is_filled() {
+    common::watch();
     const HUGE: usize = 2 << 20;
     if common::free_huge_pages() < 6 {
         return println!("skipped: vm.nr_hugepages has no 6 free pages");
@@ -235,7 +201,7 @@ fn a_granule_of_huge_pages_in_several_mappings_is_filled() {
             Mode::Signal => options.map(source).unwrap(),
             Mode::Thread => options.in_thread().map(source).unwrap(),
         };
-        Divide::Advised.divide(&region, &(LARGE..2 * LARGE));
+        Divide::Asked(Ask::Advice(libc::MADV_DONTDUMP)).divide(&region, &(LARGE..2 * LARGE));
         region.protect(2 * HUGE..3 * HUGE, Access::None).unwrap();
         byte(&region, 0);
         region.protect(2 * HUGE..3 * HUGE, Access::Read).unwrap();

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
 
@@ -54,6 +55,13 @@ pub fn child_case() -> Option<String> {
     // SAFETY: no condition.
     unsafe { libc::alarm(30) };
     Some(case)
+}
+
+/// From now on the tests of this program have so long for what they do until this is called again: a
+/// test that hangs is a failure, and ends it by SIGALRM.
+pub fn watch() {
+    // SAFETY: no condition.
+    unsafe { libc::alarm(120) };
 }
 
 pub fn file_with(bytes: &[u8]) -> File {
@@ -124,4 +132,49 @@ pub fn refuse(call: libc::c_long, errno: Errno) {
     );
     let program: BpfProgram = filter.unwrap().try_into().unwrap();
     seccompiler::apply_filter(&program).unwrap();
+}
+
+/// What an application may ask of the kernel for some pages of a region: it changes no byte, and gives
+/// them a mapping of their own.
+#[derive(Clone, Copy, Debug)]
+pub enum Ask {
+    Advice(i32),
+    Lock,
+    Unlock,
+    /// To a node of memory.
+    Bind,
+    /// As Android names heaps.
+    Name,
+}
+
+impl Ask {
+    /// Whether the kernel did it all: locking fills what is missing, which may fail.
+    pub fn ask(self, region: &LiveRegion, pages: &Range<usize>) -> bool {
+        const MPOL_BIND: usize = 2;
+        const PR_SET_VMA: i32 = 0x5356_4d41;
+        const PR_SET_VMA_ANON_NAME: usize = 0;
+        let start = region.as_ptr().wrapping_add(pages.start * PAGE).cast::<libc::c_void>();
+        let len = pages.len() * PAGE;
+        let node_0 = 1_u64;
+        let (call, mask) = (libc::SYS_mbind, &raw const node_0);
+        let done = match self {
+            // SAFETY: none of these calls changes what is in the memory.
+            Self::Advice(advice) => unsafe { libc::madvise(start, len, advice) },
+            // SAFETY: as above.
+            Self::Lock => unsafe { libc::mlock(start, len) },
+            // SAFETY: as above.
+            Self::Unlock => unsafe { libc::munlock(start, len) },
+            Self::Bind => {
+                // SAFETY: as above; the kernel reads the mask of nodes.
+                let done = unsafe { libc::syscall(call, start, len, MPOL_BIND, mask, 64_usize, 0) };
+                done as i32
+            }
+            Self::Name => {
+                let name = c"part".as_ptr();
+                // SAFETY: as above; the kernel reads the name.
+                unsafe { libc::prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, start, len, name) }
+            }
+        };
+        done == 0
+    }
 }
