@@ -1,6 +1,6 @@
-//! Counts what is asked of the allocator, while somebody wants to know.
+//! Counts what is asked of the allocator, while a benchmark measures that.
 #![expect(unsafe_code, reason = "is an allocator")]
-#![expect(clippy::disallowed_types, reason = "counts that are nobody's protocol")]
+#![expect(clippy::disallowed_types, reason = "counts that no protocol uses")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicIsize, Ordering::Relaxed};

@@ -1,19 +1,19 @@
-//! pervma measured beside what people use instead, and beside floors.
+//! Measures pervma beside what people use instead, and beside lower bounds.
 //!
-//! Contestants of one case take turns, round by round, in one process and on the same input. Run it
-//! with `--release`.
+//! The implementations that a case compares take turns, round by round, in one process and on the
+//! same input. Run it with `--release`.
 #![deny(unsafe_code)]
 
 mod allocator;
-mod contest;
+mod benchmarks;
+mod comparison;
 mod faults;
 mod layout;
 mod machine;
+mod maps;
 mod page;
-mod peers;
 mod plot;
 mod report;
-mod rows;
 mod summary;
 
 use std::error::Error;
@@ -23,28 +23,28 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::contest::{Effort, timer_cost};
+use crate::benchmarks::Benchmark;
+use crate::benchmarks::instructions::{self, Case};
+use crate::comparison::{Effort, timer_cost};
 use crate::machine::Machine;
 use crate::report::Report;
-use crate::rows::Row;
-use crate::rows::instructions::{self, Case};
 
 /// Measure pervma beside what people use instead.
 #[derive(Debug, Parser)]
 #[command(name = "pervma-bench", args_conflicts_with_subcommands = true)]
 struct Arguments {
-    /// A few short rounds, to see that it works.
+    /// Run a few short rounds, to see that it works.
     #[arg(long)]
     quick: bool,
-    /// One JSON object instead of tables.
+    /// Print one JSON object instead of tables.
     #[arg(long)]
     json: bool,
-    /// Draw an SVG for each row into this folder.
+    /// Draw an SVG for each benchmark into this folder.
     #[arg(long, value_name = "DIR")]
     plot: Option<PathBuf>,
-    /// This row only; may be given more than once.
-    #[arg(long, value_enum, value_name = "ROW")]
-    only: Vec<Row>,
+    /// Run this benchmark only; may be given more than once.
+    #[arg(long, value_enum, value_name = "BENCHMARK")]
+    only: Vec<Benchmark>,
     /// Fail where a goal is missed.
     #[arg(long)]
     check: bool,
@@ -60,9 +60,9 @@ enum Instead {
         #[arg(required = true)]
         runs: Vec<PathBuf>,
     },
-    /// Print the counts that the row `instructions` is to be held to.
+    /// Print the counts that the benchmark `instructions` is to be held to.
     Record,
-    /// What that row runs under callgrind.
+    /// Perform the operations of one case, as that benchmark has it done under callgrind.
     #[command(hide = true)]
     Perform(Case),
 }
@@ -86,7 +86,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         None => return measure(&arguments),
         Some(Instead::Page { runs }) => {
             let runs: Result<Vec<_>, _> = runs.iter().map(|path| saved(path)).collect();
-            print!("{}", page::page(&runs?, page::BY_HAND)?);
+            print!("{}", page::page(&runs?, page::EXPLANATIONS)?);
         }
         Some(Instead::Record) => print!("{}", instructions::record()?),
         Some(Instead::Perform(case)) => case.perform(),
@@ -103,12 +103,13 @@ fn saved(path: &Path) -> Result<Report, Box<dyn Error>> {
 fn measure(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let effort = if arguments.quick { Effort::QUICK } else { Effort::FULL };
     let chosen = match arguments.only.as_slice() {
-        [] => Row::value_variants(),
+        [] => Benchmark::value_variants(),
         only => only,
     };
     let (machine, timer_cost) = (Machine::detect(), timer_cost());
-    let rows: Result<Vec<_>, _> = chosen.iter().map(|row| row.measure(&effort)).collect();
-    let report = Report { machine, effort, timer_cost, rows: rows? };
+    let benchmarks: Result<Vec<_>, _> =
+        chosen.iter().map(|benchmark| benchmark.measure(&effort)).collect();
+    let report = Report { machine, effort, timer_cost, benchmarks: benchmarks? };
     if let Some(folder) = &arguments.plot {
         plot::draw(&report, folder)?;
     }

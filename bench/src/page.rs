@@ -1,38 +1,41 @@
-//! docs/benchmarks.md: the figures of saved runs, and the words that are written by hand.
+//! docs/benchmarks.md: the figures of saved runs, and explanations that are written by hand.
 
 use std::error::Error;
 use std::fmt::{self, Write};
 
-use crate::contest::{Bound, Goal};
+use crate::comparison::{Bound, Goal};
 use crate::report::{Report, Section, Table, cell};
 
-/// What is written by hand, below headings.
-pub(crate) const BY_HAND: &str = include_str!("../by-hand.md");
+/// The explanations that are written by hand, each below a heading.
+pub(crate) const EXPLANATIONS: &str = include_str!("../explanations.md");
 
 const REJECTED: &str = "Tried and rejected";
 
 const TOP: &str = "\
 # Benchmarks
 
-pervma beside what people use instead, and beside floors. The figures are of the last of the runs that
-this page is made of, the goals are judged in each. What is written by hand stands in
-[bench/by-hand.md](../bench/by-hand.md), the rest is printed:
+pervma beside what people use instead, and beside lower bounds. The figures are of the last of the runs that
+this page is made of, the goals are judged in each. The explanations are
+written by hand, in [bench/explanations.md](../bench/explanations.md); the rest is printed:
 
 ```sh
 cargo build --release -p pervma-bench
 target/release/pervma-bench --json > run1.json
 target/release/pervma-bench --json > run2.json
-target/release/pervma-bench --json --plot plots > run3.json  # with curves and bars, an SVG for each row
+target/release/pervma-bench --json --plot plots > run3.json  # with curves and bars, an SVG for each benchmark
 target/release/pervma-bench page run1.json run2.json run3.json > docs/benchmarks.md
 ```
 ";
 
-/// The page.
+/// Returns the page.
 ///
 /// # Errors
 ///
-/// Where runs cannot be compared, and where a goal is missed without a word by hand.
-pub(crate) fn page<'r>(runs: &'r [Report], by_hand: &'r str) -> Result<String, Box<dyn Error>> {
+/// Where runs cannot be compared, and where a goal is missed without an explanation.
+pub(crate) fn page<'r>(
+    runs: &'r [Report],
+    explanations: &'r str,
+) -> Result<String, Box<dyn Error>> {
     let last = runs.last().ok_or("a page is made of runs")?;
     if runs.iter().any(|run| !comparable(run, last)) {
         return Err("the runs differ in machine, versions, rounds or goals".into());
@@ -40,25 +43,25 @@ pub(crate) fn page<'r>(runs: &'r [Report], by_hand: &'r str) -> Result<String, B
     let goals: Vec<_> = last
         .goals()
         .enumerate()
-        .map(|(number, (row, goal))| {
-            let heading = markdown(&format!("{row}: {}", goal.what));
+        .map(|(number, (benchmark, goal))| {
+            let heading = markdown(&format!("{benchmark}: {}", goal.what));
             let of_run = |run: &'r Report| run.goals().nth(number).map(|(_, goal)| goal);
             Judged {
-                words: below(by_hand, &heading),
+                words: below(explanations, &heading),
                 heading,
                 runs: runs.iter().filter_map(of_run).collect(),
             }
         })
         .collect();
     let missed: Vec<_> = goals.iter().filter(|goal| !goal.holds()).collect();
-    let rejected = below(by_hand, REJECTED);
+    let rejected = below(explanations, REJECTED);
 
     let wordless = missed.iter().filter(|goal| goal.words.is_empty());
     let mut wordless: Vec<_> = wordless.map(|goal| goal.heading.as_str()).collect();
     wordless.extend(rejected.is_empty().then_some(REJECTED));
     if !wordless.is_empty() {
         let wordless = wordless.join("\n## ");
-        return Err(format!("bench/by-hand.md has no words below\n## {wordless}").into());
+        return Err(format!("bench/explanations.md explains nothing below\n## {wordless}").into());
     }
 
     let mut page = format!("{TOP}\n## How it is measured\n\n");
@@ -72,7 +75,7 @@ pub(crate) fn page<'r>(runs: &'r [Report], by_hand: &'r str) -> Result<String, B
     for of_one_cause in missed.chunk_by(|one, next| one.words == next.words) {
         write_missed(&mut page, of_one_cause)?;
     }
-    last.rows.iter().try_for_each(|section| write_section(&mut page, section))?;
+    last.benchmarks.iter().try_for_each(|section| write_section(&mut page, section))?;
     writeln!(page, "\n## {REJECTED}\n\n{rejected}")?;
     Ok(page)
 }
@@ -92,12 +95,12 @@ impl Judged<'_> {
 
 fn comparable(run: &Report, other: &Report) -> bool {
     fn bounds(run: &Report) -> impl Iterator<Item = (&str, &str, Bound)> {
-        run.goals().map(|(row, goal)| (row, goal.what.as_str(), goal.bound))
+        run.goals().map(|(benchmark, goal)| (benchmark, goal.what.as_str(), goal.bound))
     }
     run.machine == other.machine && run.effort == other.effort && bounds(run).eq(bounds(other))
 }
 
-/// What stands below a heading of the second level. Headings in a row share it.
+/// Returns what is below a heading of the second level. Headings that follow each other share it.
 fn below<'t>(text: &'t str, heading: &str) -> &'t str {
     let sections = text.split("\n## ").skip(1);
     let sections = sections.map(|section| section.split_once('\n').unwrap_or((section, "")));
@@ -139,7 +142,7 @@ fn write_missed(page: &mut String, of_one_cause: &[&Judged<'_>]) -> fmt::Result 
 }
 
 fn write_section(page: &mut String, section: &Section) -> fmt::Result {
-    writeln!(page, "\n## {}\n\n{}", section.row, markdown(&section.about))?;
+    writeln!(page, "\n## {}\n\n{}", section.benchmark, markdown(&section.about))?;
     section.tables.iter().try_for_each(|table| write_table(page, table))
 }
 
@@ -147,7 +150,7 @@ fn write_table(page: &mut String, table: &Table) -> fmt::Result {
     writeln!(page, "\n**{}**, {}\n", markdown(&table.title), table.unit)?;
     writeln!(page, "| | {} |\n|---|{}", table.cases.join(" | "), "--:|".repeat(table.cases.len()))?;
     for line in &table.lines {
-        write!(page, "| {} |", markdown(&line.contestant))?;
+        write!(page, "| {} |", markdown(&line.implementation))?;
         for figure in &line.figures {
             write!(page, " {} |", figure.as_ref().map_or("-".to_owned(), cell))?;
         }
@@ -164,7 +167,7 @@ fn markdown(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contest::Effort;
+    use crate::comparison::Effort;
     use crate::machine::Machine;
     use crate::summary::Summary;
 
@@ -173,7 +176,7 @@ mod tests {
     const WORDS: &str = "about\n\n## Tried and rejected\n\n- trees of paper\n\n\
                          ## lookup: pervma over Lock\\<Map>\n\nThe moon was full.\n";
 
-    /// A run with one row, which has this figure and is to have at most 0.5.
+    /// A run with one benchmark, which has this figure and is to have at most 0.5.
     fn run(figure: f64) -> Report {
         let mut table = Table::new("VMAs", "ratio");
         table.point(16, [("Lock<Map> (memory only)", None), ("pervma", Summary::of([1.0, 2.0]))]);
@@ -183,8 +186,8 @@ mod tests {
             machine: Machine::detect(),
             effort: Effort::QUICK,
             timer_cost: Some(Summary::exactly(20.0)),
-            rows: vec![Section {
-                row: "lookup".to_owned(),
+            benchmarks: vec![Section {
+                benchmark: "lookup".to_owned(),
                 about: "Looks things up.".to_owned(),
                 tables: vec![table],
                 goals: vec![goal],
@@ -226,11 +229,11 @@ mod tests {
         assert!(refusal(&WORDS.replace("Lock", "Bolt")).ends_with(HEADING));
         assert!(refusal(&WORDS.replace("The moon was full.", "")).ends_with(HEADING));
         assert!(refusal(&WORDS.replace("rejected", "kept")).ends_with(REJECTED));
-        assert!(!below(BY_HAND, REJECTED).is_empty());
+        assert!(!below(EXPLANATIONS, REJECTED).is_empty());
     }
 
     #[test]
-    fn headings_in_a_row_share_their_words() {
+    fn headings_that_follow_each_other_share_their_words() {
         let text = "\n## a\n## b\n\none\n## c\ntwo\n## d\n";
         assert_eq!(
             ["a", "b", "c", "d", "e"].map(|heading| below(text, heading)),
@@ -244,7 +247,7 @@ mod tests {
         longer.effort = Effort::FULL;
         assert!(page(&[longer, run(0.4)], WORDS).is_err());
         let mut stricter = run(0.4);
-        stricter.rows[0].goals[0].bound = Bound::AtMost(0.45);
+        stricter.benchmarks[0].goals[0].bound = Bound::AtMost(0.45);
         assert!(page(&[run(0.4), stricter], WORDS).is_err());
         assert!(page(&[], WORDS).is_err());
     }

@@ -14,22 +14,22 @@ use crate::report::{Report, Section, Table, number};
 /// Of a table, in pixels.
 const PANEL: (u32, u32) = (960, 360);
 
-/// Of that, what the contestants' names take.
+/// Of that, what the implementations' names take.
 const LEGEND: u32 = 260;
 
 type Panel<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// Draws each row that has a curve or bars into a file of its own.
+/// Draws each benchmark that has a curve or bars into a file of its own.
 ///
 /// # Errors
 ///
 /// Where files cannot be written.
 pub(crate) fn draw(report: &Report, folder: &Path) -> Result<(), Box<dyn Error>> {
     fs::create_dir_all(folder)?;
-    for section in &report.rows {
+    for section in &report.benchmarks {
         let tables: Vec<_> = drawn(section).collect();
         let Ok(panels @ 1..) = u32::try_from(tables.len()) else { continue };
-        let path = folder.join(format!("{}.svg", section.row));
+        let path = folder.join(format!("{}.svg", section.benchmark));
         let picture = SVGBackend::new(&path, (PANEL.0, PANEL.1 * panels)).into_drawing_area();
         picture.fill(&WHITE).map_err(|error| error.to_string())?;
         for (panel, table) in picture.split_evenly((tables.len(), 1)).iter().zip(tables) {
@@ -104,7 +104,7 @@ fn draw_table<'a>(
         }))?;
         let y = i32::try_from(number).unwrap_or_default() * 18 + 40;
         legend.draw(&Rectangle::new([(0, y), (12, y + 12)], color.filled()))?;
-        legend.draw(&Text::new(line.contestant.as_str(), (18, y), ("sans-serif", 12)))?;
+        legend.draw(&Text::new(line.implementation.as_str(), (18, y), ("sans-serif", 12)))?;
     }
     Ok(())
 }

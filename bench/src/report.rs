@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::contest::{Bound, Effort, Goal, Outcome};
+use crate::comparison::{Bound, Effort, Goal, Outcome};
 use crate::machine::Machine;
 use crate::summary::Summary;
 
@@ -15,20 +15,23 @@ pub(crate) struct Report {
     pub(crate) effort: Effort,
     /// ns.
     pub(crate) timer_cost: Option<Summary>,
-    pub(crate) rows: Vec<Section>,
+    pub(crate) benchmarks: Vec<Section>,
 }
 
-/// What a row has measured.
+/// What a benchmark has measured.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Section {
-    pub(crate) row: String,
+    pub(crate) benchmark: String,
     /// What was done.
     pub(crate) about: String,
     pub(crate) tables: Vec<Table>,
     pub(crate) goals: Vec<Goal>,
 }
 
-/// Figures of one kind: a line for each contestant, a column for each case.
+/// What a benchmark returns: what was done, the tables, and the goals.
+pub(crate) type Figures = (&'static str, Vec<Table>, Vec<Goal>);
+
+/// Figures of one kind: a line for each implementation, a column for each case.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Table {
     pub(crate) title: String,
@@ -41,8 +44,8 @@ pub(crate) struct Table {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Line {
-    pub(crate) contestant: String,
-    /// One for each case; `None` where the contestant has none.
+    pub(crate) implementation: String,
+    /// One for each case; `None` where the implementation has none.
     pub(crate) figures: Vec<Option<Summary>>,
 }
 
@@ -65,16 +68,17 @@ impl Table {
     ) {
         let column = self.cases.len();
         self.cases.push(case.into());
-        for (contestant, figure) in figures {
-            let contestant = contestant.into();
-            let line = match self.lines.iter_mut().find(|line| line.contestant == contestant) {
-                Some(line) => line,
-                None => {
-                    self.lines.push(Line { contestant, figures: Vec::new() });
-                    let last = self.lines.len() - 1;
-                    &mut self.lines[last]
-                }
-            };
+        for (implementation, figure) in figures {
+            let implementation = implementation.into();
+            let line =
+                match self.lines.iter_mut().find(|line| line.implementation == implementation) {
+                    Some(line) => line,
+                    None => {
+                        self.lines.push(Line { implementation, figures: Vec::new() });
+                        let last = self.lines.len() - 1;
+                        &mut self.lines[last]
+                    }
+                };
             line.figures.resize(column, None);
             line.figures.push(figure);
         }
@@ -92,7 +96,7 @@ impl Table {
     }
 }
 
-/// A measure of all contestants.
+/// A measure of all implementations.
 pub(crate) fn all(
     outcome: &Outcome,
     measure: usize,
@@ -100,7 +104,7 @@ pub(crate) fn all(
     outcome.names().map(move |name| (name, outcome.summary(name, measure)))
 }
 
-/// A measure of all contestants over one contestant's.
+/// A measure of all implementations over one implementation's.
 pub(crate) fn over(
     outcome: &Outcome,
     measure: usize,
@@ -112,7 +116,7 @@ pub(crate) fn over(
         .map(move |name| (name, outcome.ratio((name, measure), (reference, measure))))
 }
 
-/// One measure over another, of all contestants.
+/// One measure over another, of all implementations.
 pub(crate) fn growth(
     outcome: &Outcome,
     of: usize,
@@ -125,7 +129,7 @@ impl Report {
     /// What it was measured on and how, line by line.
     pub(crate) fn preamble(&self) -> String {
         let mut text = format!(
-            "{}\nMedians (quartiles) of {} rounds in which the contestants take turns; ratios are \
+            "{}\nMedians (quartiles) of {} rounds in which the implementations take turns; ratios are \
              computed round by round.\n\"Memory only\": keeps an entry's memory while it is read, not \
              the entry in the map; its removal does not wait.\n",
             self.machine, self.effort.rounds
@@ -133,27 +137,29 @@ impl Report {
         if let Some(cost) = &self.timer_cost {
             text += "Reading the clock twice adds ";
             text += &cell(cost);
-            text += " ns to an operation timed alone.\n";
+            text += " ns to an operation timed by itself.\n";
         }
         text
     }
 
-    /// Each goal, by its row's name and its own.
+    /// Returns each goal, with the name of its benchmark.
     pub(crate) fn goals(&self) -> impl Iterator<Item = (&str, &Goal)> {
-        self.rows.iter().flat_map(|row| row.goals.iter().map(|goal| (row.row.as_str(), goal)))
+        self.benchmarks
+            .iter()
+            .flat_map(|section| section.goals.iter().map(|goal| (section.benchmark.as_str(), goal)))
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.preamble())?;
-        self.rows.iter().try_for_each(|section| write!(f, "\n{section}"))
+        self.benchmarks.iter().try_for_each(|section| write!(f, "\n{section}"))
     }
 }
 
 impl fmt::Display for Section {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "== {}\n{}", self.row, self.about)?;
+        writeln!(f, "== {}\n{}", self.benchmark, self.about)?;
         for table in &self.tables {
             write!(f, "\n{table}")?;
         }
@@ -170,13 +176,14 @@ impl fmt::Display for Table {
         let cells = |line: &Line| -> Vec<String> {
             line.figures.iter().map(|figure| figure.as_ref().map_or("-".into(), cell)).collect()
         };
-        let lines: Vec<_> = self.lines.iter().map(|line| (&line.contestant, cells(line))).collect();
+        let lines: Vec<_> =
+            self.lines.iter().map(|line| (&line.implementation, cells(line))).collect();
         let width = |column: usize| {
             let cells = lines.iter().map(|(_, cells)| cells[column].chars().count());
             cells.chain([self.cases[column].chars().count()]).max().unwrap_or(0) + 2
         };
         let widths: Vec<_> = (0..self.cases.len()).map(width).collect();
-        let names = self.lines.iter().map(|line| line.contestant.len()).max().unwrap_or(0);
+        let names = self.lines.iter().map(|line| line.implementation.len()).max().unwrap_or(0);
         let mut line = |name: &str, cells: &[String]| {
             write!(f, "  {name:names$}")?;
             for (cell, width) in cells.iter().zip(&widths) {

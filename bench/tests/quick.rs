@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 #[test]
-fn one_row_as_json_and_as_a_picture() -> Result<(), Box<dyn Error>> {
+fn one_benchmark_as_json_and_as_a_picture() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     let output = Command::new(env!("CARGO_BIN_EXE_pervma-bench"))
         .args(["--quick", "--json", "--only", "cursor", "--plot"])
@@ -16,10 +16,10 @@ fn one_row_as_json_and_as_a_picture() -> Result<(), Box<dyn Error>> {
 
     let mut report: Value = serde_json::from_slice(&output.stdout)?;
     assert!(report["machine"]["versions"]["scc"].is_string());
-    let rows = report["rows"].as_array().ok_or("rows")?;
-    assert_eq!(rows.len(), 1);
-    assert_eq!(rows[0]["row"], "cursor");
-    for table in rows[0]["tables"].as_array().ok_or("tables")? {
+    let benchmarks = report["benchmarks"].as_array().ok_or("benchmarks")?;
+    assert_eq!(benchmarks.len(), 1);
+    assert_eq!(benchmarks[0]["benchmark"], "cursor");
+    for table in benchmarks[0]["tables"].as_array().ok_or("tables")? {
         let cases = table["cases"].as_array().ok_or("cases")?.len();
         for line in table["lines"].as_array().ok_or("lines")? {
             let figures = line["figures"].as_array().ok_or("figures")?;
@@ -27,13 +27,13 @@ fn one_row_as_json_and_as_a_picture() -> Result<(), Box<dyn Error>> {
             assert_eq!(figures.iter().filter(positive).count(), cases, "{line}");
         }
     }
-    assert_eq!(rows[0]["goals"].as_array().map(Vec::len), Some(12));
+    assert_eq!(benchmarks[0]["goals"].as_array().map(Vec::len), Some(12));
 
     let picture = std::fs::read_to_string(folder.path().join("cursor.svg"))?;
     assert!(picture.contains("<svg") && picture.contains("pervma, cursor"));
 
     // A page, without words for goals that this build misses.
-    for goal in report["rows"][0]["goals"].as_array_mut().ok_or("goals")? {
+    for goal in report["benchmarks"][0]["goals"].as_array_mut().ok_or("goals")? {
         goal["holds"] = true.into();
     }
     let saved = folder.path().join("run.json");
@@ -50,7 +50,7 @@ fn one_row_as_json_and_as_a_picture() -> Result<(), Box<dyn Error>> {
 }
 
 #[test]
-fn without_valgrind_its_row_is_absent() -> Result<(), Box<dyn Error>> {
+fn without_valgrind_its_benchmark_is_absent() -> Result<(), Box<dyn Error>> {
     let output = Command::new(env!("CARGO_BIN_EXE_pervma-bench"))
         .args(["--only", "instructions", "--check"])
         .env("PATH", "")

@@ -23,7 +23,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Page a file in: read every page in random order, each first touch a real page fault, and
+    /// Page a file in: touch every page in random order, each first touch a real page fault, and
     /// check every byte.
     Page(PageOptions),
     /// Make random mapping calls on the running kernel and on pervma-linux, and compare results,
@@ -33,11 +33,11 @@ pub(crate) enum Command {
 
 #[derive(Args, Debug)]
 pub(crate) struct DifferOptions {
-    /// How many steps, at least 1: calls, touches of memory, forks.
+    /// The number of steps, at least 1: calls, touches of memory, forks, changes of files.
     #[arg(long, value_name = "N", default_value_t = 100_000, allow_negative_numbers = true,
         value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) ops: u64,
-    /// Which steps: the same seed makes the same ones.
+    /// The seed of the random steps: the same seed makes the same steps.
     #[arg(long, value_name = "S", default_value_t = 1, allow_negative_numbers = true)]
     pub(crate) seed: u64,
     /// Print one JSON object on one line.
@@ -49,28 +49,36 @@ pub(crate) struct DifferOptions {
 pub(crate) struct PageOptions {
     /// The file to page in [default: this program].
     pub(crate) file: Option<PathBuf>,
-    /// How many threads touch pages, 1 to 1024 [default: one per core].
+    /// The number of threads that touch pages, 1 to 1024 [default: one per core].
     #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
     pub(crate) threads: Option<NonZeroUsize>,
-    /// What one fault fills: 4K, 64K or 2M.
+    /// How much one fault fills: 4K, 64K or 2M.
     #[arg(long, value_name = "SIZE", default_value = "4K")]
     pub(crate) granule: Granule,
-    /// Who serves faults: the thread that faults, in a signal handler, or a thread of the region.
+    /// What serves faults: the thread that faults, in a signal handler, or a thread of the region.
     #[arg(long, value_name = "MODE", default_value = "signal")]
     pub(crate) mode: Mode,
-    /// At most so many bytes of the file are in memory at a time, beside the copy; with K, M or G.
+    /// The most bytes of the file that are in memory at a time, with K, M or G [default: all of
+    /// the file, or half of the available memory if the file is larger than that].
     #[arg(long, value_name = "BYTES", value_parser = size, allow_negative_numbers = true)]
     pub(crate) resident: Option<usize>,
-    /// All the while another thread maps, protects, discards and unmaps ranges inside and beside
-    /// the region; at least a tenth of the pages is faulted again.
+    /// Meanwhile, map, protect, discard and unmap ranges inside and beside the region in another
+    /// thread, until at least a tenth of the pages was faulted again.
     #[arg(long)]
     pub(crate) churn: bool,
+    /// Afterwards, touch the same pages in the same order in the kernel's own mapping of the file
+    /// (mmap), and by ordinary reads.
+    #[arg(long)]
+    pub(crate) compare: bool,
+    /// Draw how long touches took, and where in the file, as SVG into this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
     /// Print one JSON object on one line.
     #[arg(long)]
     pub(crate) json: bool,
 }
 
-/// What one fault fills.
+/// How much one fault fills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Granule {
     /// A page.
@@ -94,7 +102,7 @@ impl Granule {
     }
 }
 
-/// Who serves faults.
+/// What serves faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Mode {
@@ -104,7 +112,7 @@ pub(crate) enum Mode {
     Thread,
 }
 
-/// The command asked for; `None` after help or version was printed.
+/// Returns the command that was asked for; `None` after help or version was printed.
 pub(crate) fn parse() -> Result<Option<Command>, Error> {
     match Cli::try_parse() {
         Ok(cli) => Ok(Some(cli.command)),
@@ -117,7 +125,7 @@ pub(crate) fn parse() -> Result<Option<Command>, Error> {
     }
 }
 
-/// Writes to standard output. A reader that has left is none of our business.
+/// Writes to standard output. A closed pipe is no error.
 pub(crate) fn print(text: &str) -> Result<(), Error> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -133,7 +141,7 @@ fn threads(text: &str) -> Result<NonZeroUsize, String> {
     }
 }
 
-/// A number of bytes, with K, M or G for powers of 1024.
+/// Reads a number of bytes, with K, M or G for powers of 1024.
 fn size(text: &str) -> Result<usize, String> {
     let (digits, shift) = match text.char_indices().last() {
         Some((at, 'k' | 'K')) => (&text[..at], 10),
@@ -149,7 +157,7 @@ fn size(text: &str) -> Result<usize, String> {
     .ok_or_else(|| "give a number of bytes, such as 500000, 64M or 2G".to_owned())
 }
 
-/// What clap says before it comes to usage, for which there is --help; with no colour, on one line.
+/// Returns what clap says before the usage, which --help prints; without colour, on one line.
 fn first_line(error: &clap::Error) -> String {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return "a command is missing".to_owned();
@@ -157,7 +165,7 @@ fn first_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let message = text.split("\n\n").next().unwrap_or_default();
     let message = message.strip_prefix("error: ").unwrap_or(message);
-    // Its own lines; one that comes of an argument is shown as it is.
+    // Lines of clap are joined; a line break of an argument is shown as it is.
     let message = message.split("\n  ").collect::<Vec<_>>().join(" ");
     one_line(Path::new(message.trim_end()))
 }

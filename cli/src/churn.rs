@@ -9,9 +9,9 @@ use pervma_pager::{LiveRegion, MemorySource, Options};
 use rand::RngExt;
 
 use crate::error::Error;
-use crate::page::PAGE;
+use crate::input::{Input, PAGE};
 
-/// The pages that one change is about, at most.
+/// The most pages that one change covers.
 const MOST: usize = 16;
 
 /// What the thread did.
@@ -20,26 +20,26 @@ pub(crate) struct Churned {
     /// Changes of the region, and regions mapped, changed and dropped beside it.
     pub(crate) ops: u64,
     pub(crate) time: Duration,
-    /// Whether its own pages always came back right.
+    /// Whether its own pages always had the bytes of the file.
     pub(crate) matches: bool,
 }
 
-/// Changes the region until `done`: discards what others read, and unmaps, maps, protects and reads
-/// the pages of `own`, which are nobody else's and hold `expected`.
+/// Changes the region until `done`: discards pages that others read, and unmaps, maps, protects and
+/// reads the pages of `own`, which no other thread reads.
 pub(crate) fn churn(
     region: &LiveRegion,
     own: Range<usize>,
-    expected: &[u8],
+    input: &Input,
     done: &OnceLock<()>,
 ) -> Result<Churned, Error> {
     let start = Instant::now();
     let mut churned = Churned { matches: true, ..Churned::default() };
     let mut random = rand::rng();
-    let mut buffer = vec![0; MOST * PAGE];
+    let mut buffers = [(); 2].map(|()| vec![0; MOST * PAGE]);
     let beside = MemorySource::new(vec![1; 4 * MOST * PAGE]);
     let others = 0..own.start;
     while done.get().is_none() {
-        // What is read by others may only be discarded, and protected as it is.
+        // Pages that others read may only be discarded, and protected as they are.
         if !others.is_empty() {
             let part = random_part(others.clone(), &mut random);
             region.discard(part.clone())?;
@@ -48,19 +48,18 @@ pub(crate) fn churn(
         }
         if !own.is_empty() {
             let part = random_part(own.clone(), &mut random);
-            let as_expected = |buffer: &mut [u8]| {
-                let buffer = &mut buffer[..part.len()];
-                region.read(part.start, buffer);
-                *buffer == expected[part.start - own.start..][..part.len()]
-            };
             region.unmap(part.clone())?;
             region.map(part.clone())?;
             region.protect(part.clone(), Access::None)?;
             region.protect(part.clone(), Access::Read)?;
             churned.ops += 4;
-            // Not always: changes are to be many, and reads are slow.
+            // Not always: reads are slow, and many changes are wanted.
             if random.random_range(0..8) == 0 {
-                churned.matches &= as_expected(&mut buffer);
+                let [found, expected] = &mut buffers;
+                let (found, expected) = (&mut found[..part.len()], &mut expected[..part.len()]);
+                region.read(part.start, found);
+                input.read(part.start, expected)?;
+                churned.matches &= found == expected;
             }
         }
         if random.random_range(0..8) == 0 {
@@ -75,7 +74,7 @@ pub(crate) fn churn(
     Ok(churned)
 }
 
-/// Some pages of a range of offsets, which begins with a page and ends with one or with the region.
+/// Returns some pages of a range of offsets; the range ends with a page, or with the region.
 fn random_part(within: Range<usize>, random: &mut impl RngExt) -> Range<usize> {
     let pages = within.len().div_ceil(PAGE);
     let first = random.random_range(0..pages);

@@ -3,7 +3,7 @@
 use crate::args::DifferOptions;
 use crate::error::Error;
 
-/// Says that it cannot be done here.
+/// Returns the error that says so.
 pub(crate) fn compare(_: &DifferOptions) -> Result<(String, bool), Error> {
     Err(Error::Unfit("it needs Linux on x86-64".to_owned()))
 }

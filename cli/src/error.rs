@@ -1,9 +1,12 @@
-//! What can be wrong, each in one line that says what to do.
+//! Errors, each in one line that says what to do.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why nothing was paged.
+/// The exit status of errors; one line on standard error says what is wrong.
+pub(crate) const BAD_INPUT: u8 = 2;
+
+/// Why nothing was paged or compared.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("{0} (see pervma --help)")]
@@ -11,24 +14,35 @@ pub(crate) enum Error {
     #[error("{}: {reason}: {advice}", one_line(file))]
     File { file: PathBuf, reason: String, advice: &'static str },
     #[error(
-        "{}: paging {bytes} bytes needs {needed} bytes of memory and {available} are available: \
-         give a smaller file",
+        "{}: paging {bytes} bytes with {resident} of them in memory at a time takes {needed} bytes of \
+         memory and {available} are available: give a smaller --resident or a smaller file",
         one_line(file)
     )]
-    TooLarge { file: PathBuf, bytes: u64, needed: u64, available: u64 },
+    TooLarge { file: PathBuf, bytes: u64, resident: u64, needed: u64, available: u64 },
     #[error(
-        "{}: its bytes cannot be read any more: give a file that nobody shortens",
+        "--resident {bytes} is too small for --granule {granule}: give at least four times as much, \
+         {least}"
+    )]
+    Resident { bytes: usize, granule: usize, least: usize },
+    #[error(
+        "{}: its bytes cannot be read any more: give a file that is not shortened meanwhile",
         one_line(file)
     )]
     Shortened { file: PathBuf },
-    #[error("no memory for a copy of {bytes} bytes: give a smaller file or check ulimit -v")]
-    NoMemory { bytes: usize },
+    #[error("--compare: the kernel could not map the file ({0}): check ulimit -v")]
+    Compare(io::Error),
+    #[error("--svg {}: {reason}: give a file that can be written", one_line(file))]
+    Picture { file: PathBuf, reason: String },
     #[error("{}: {reason}", one_line(file))]
     Source { file: PathBuf, reason: pervma_pager::Error },
     #[error(transparent)]
     Region(#[from] pervma_pager::Error),
     #[error("thread {number} could not be started ({reason}): give a smaller --threads")]
     Thread { number: usize, reason: io::Error },
+    #[error(
+        "the thread that does the work could not be started ({0}): check ulimit -v and ulimit -u"
+    )]
+    NoThread(io::Error),
     #[error("this program's own file cannot be found ({0}): give a FILE")]
     NoExecutable(io::Error),
     #[error("no comparison can be made here: {0}")]
@@ -40,7 +54,7 @@ pub(crate) enum Error {
     Output(#[from] io::Error),
 }
 
-/// The name as text that stays on its line.
+/// Returns a name as text on one line.
 pub(crate) fn one_line(file: &Path) -> String {
     let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.into() };
     file.to_string_lossy().chars().map(escape).collect()

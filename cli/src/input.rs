@@ -1,4 +1,4 @@
-//! The file to page: opened without waiting, and checked before anything is begun.
+//! The file to page: opened without waiting, and checked before anything begins.
 
 use std::fs::File;
 use std::io;
@@ -11,6 +11,12 @@ use sha2::{Digest, Sha256};
 
 use crate::error::Error;
 
+/// The size of a page in bytes.
+pub(crate) const PAGE: usize = 4096;
+
+/// Bytes that are read at a time to be hashed.
+const CHUNK: usize = 1 << 20;
+
 /// A regular file with at least one byte.
 #[derive(Debug)]
 pub(crate) struct Input {
@@ -19,7 +25,7 @@ pub(crate) struct Input {
 }
 
 impl Input {
-    /// Opens FILE, or this program's own.
+    /// Opens FILE, or this program's own file.
     pub(crate) fn open(path: Option<&Path>) -> Result<Self, Error> {
         let path = match path {
             Some(path) => path.to_owned(),
@@ -33,51 +39,70 @@ impl Input {
         };
         let metadata = file.metadata().map_err(|error| cannot_read(path.clone(), error))?;
         let kind = metadata.file_type();
-        let reason = match () {
-            () if kind.is_dir() => "is a directory",
-            () if kind.is_fifo() => "is a FIFO",
-            () if kind.is_char_device() || kind.is_block_device() => "is a device",
-            () if !kind.is_file() => "is not a regular file",
-            () if metadata.len() == 0 => "is empty",
+        let regular = "give a regular file with at least one byte";
+        let (reason, advice) = match () {
+            () if kind.is_dir() => ("is a directory", regular),
+            () if kind.is_fifo() => ("is a FIFO", regular),
+            () if kind.is_char_device() || kind.is_block_device() => ("is a device", regular),
+            () if !kind.is_file() => ("is not a regular file", regular),
+            () if metadata.len() == 0 && has_bytes(&file) => (
+                "has bytes but says that it has none, as files in /proc do",
+                "copy its content to a plain file",
+            ),
+            () if metadata.len() == 0 => ("is empty", regular),
             () => return Ok(Self { path, file }),
         };
-        let advice = "give a regular file with at least one byte";
         Err(Error::File { file: path, reason: reason.to_owned(), advice })
     }
 
-    /// The file once more, for a source to own.
+    /// Duplicates the file, for a source to own.
     pub(crate) fn reopen(&self) -> Result<File, Error> {
         self.file.try_clone().map_err(|error| cannot_read(self.path.clone(), error))
     }
 
-    /// Its bytes now.
+    /// Returns the present length of the file in bytes.
     pub(crate) fn size(&self) -> Result<u64, Error> {
         let metadata = self.file.metadata();
         metadata.map(|data| data.len()).map_err(|error| cannot_read(self.path.clone(), error))
     }
 
-    /// The SHA-256 of what ordinary reads get, to the end of the file.
-    pub(crate) fn sha256(&self) -> Result<String, Error> {
-        let mut hash = Sha256::new();
-        let mut buffer = [0; 1 << 16];
-        let mut at = 0;
-        loop {
-            match self.file.read_at(&mut buffer, at) {
-                Ok(0) => return Ok(hex(hash)),
-                Ok(read) => {
-                    hash.update(&buffer[..read]);
-                    at += read as u64;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(cannot_read(self.path.clone(), error)),
+    /// Returns the open file.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Fills `bytes` with what is at an offset.
+    pub(crate) fn read(&self, at: usize, bytes: &mut [u8]) -> Result<(), Error> {
+        match self.file.read_exact_at(bytes, at as u64) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(Error::Shortened { file: self.path.clone() })
             }
+            Err(error) => Err(cannot_read(self.path.clone(), error)),
         }
     }
 }
 
-/// A finished SHA-256, in hexadecimal.
-pub(crate) fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+/// Returns the SHA-256 of `len` bytes. They are read in order; `watch` is told how many have been.
+pub(crate) fn sha256(
+    len: usize,
+    read: impl Fn(usize, &mut [u8]) -> Result<(), Error>,
+    watch: impl Fn(usize),
+) -> Result<String, Error> {
+    let mut hash = Sha256::new();
+    let mut chunk = vec![0; CHUNK.min(len)];
+    for at in (0..len).step_by(CHUNK) {
+        let chunk = &mut chunk[..CHUNK.min(len - at)];
+        read(at, chunk)?;
+        hash.update(&chunk);
+        watch(at + chunk.len());
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Returns whether there is something to read.
+fn has_bytes(file: &File) -> bool {
+    file.read_at(&mut [0], 0).is_ok_and(|read| read > 0)
 }
 
 fn cannot_read(file: PathBuf, error: io::Error) -> Error {

@@ -1,5 +1,5 @@
-//! `pervma`: sees real page faults served, and checks every byte.
-#![forbid(unsafe_code)]
+//! `pervma`: serves real page faults, and checks every byte.
+#![deny(unsafe_code)]
 
 mod args;
 mod churn;
@@ -7,34 +7,40 @@ mod churn;
 mod differ;
 mod error;
 mod input;
+mod latency;
+mod mapped;
 mod memory;
+mod order;
 mod page;
+mod picture;
 mod progress;
 mod report;
+mod touch;
+mod words;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::thread;
 
 use crate::args::Command;
-use crate::error::Error;
+use crate::error::{BAD_INPUT, Error};
 
 /// Everything matched.
 const MATCHED: u8 = 0;
 /// Bytes differed, or pages were not faulted in; or the kernel and the model differ.
 const MISMATCHED: u8 = 1;
-/// Nothing could be measured: one line on standard error says why.
-const BAD_INPUT: u8 = 2;
+
+/// The size of the stack that the work is done on, in bytes; `ulimit -s` may be anything.
+const STACK: usize = 2 << 20;
 
 fn main() -> ExitCode {
-    let code = match run() {
-        Ok(code) => code,
-        Err(error) => {
-            // Nowhere is left to report that standard error is closed.
-            let _ = writeln!(io::stderr(), "pervma: {error}");
-            BAD_INPUT
-        }
-    };
-    ExitCode::from(code)
+    let work = thread::Builder::new().stack_size(STACK).spawn(run);
+    let result = work.map_err(Error::NoThread).and_then(|work| touch::join(work.join()));
+    ExitCode::from(result.unwrap_or_else(|error| {
+        // If standard error is closed, there is no place left to report that.
+        let _ = writeln!(io::stderr(), "pervma: {error}");
+        BAD_INPUT
+    }))
 }
 
 fn run() -> Result<u8, Error> {
@@ -48,6 +54,9 @@ fn run() -> Result<u8, Error> {
         Some(Command::Page(options)) => options,
     };
     let report = page::run(&options)?;
+    if let Some(file) = &options.svg {
+        picture::draw(&report, file)?;
+    }
     let text =
         if options.json { report.to_json().map_err(io::Error::from)? } else { report.to_string() };
     args::print(&text)?;

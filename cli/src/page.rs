@@ -1,59 +1,76 @@
-//! `pervma page`: every page of a file, faulted in from several threads in random order.
+//! `pervma page`: every page of a file, touched by several threads in random order.
 
 use std::num::NonZeroUsize;
-use std::sync::mpsc;
-use std::sync::{Barrier, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::ops::Range;
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pervma_pager::{FileSource, InSignal, LiveRegion, OnFailure, Options, Source};
-use rand::seq::SliceRandom;
-use sha2::{Digest, Sha256};
+use pervma_pager::{FileSource, InSignal, LiveRegion, OnFailure, Options, Source, Stats};
+use rand::RngExt;
 
 use crate::args::{Mode, PageOptions};
 use crate::churn::{Churned, churn};
-use crate::error::Error;
-use crate::input::{Input, hex};
+use crate::error::{BAD_INPUT, Error};
+use crate::input::{Input, PAGE, sha256};
+use crate::mapped::Mapped;
 use crate::memory;
+use crate::order::Order;
 use crate::progress::Progress;
-use crate::report::Report;
+use crate::report::{Compared, Report};
+use crate::touch::{Touched, Touching, join};
 
-/// The size of a page in bytes.
-pub(crate) const PAGE: usize = 4096;
-
-/// For so long a churned region is read again and again, until enough has been faulted twice.
+/// When pages have not been faulted again for so long, they never will be often enough.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A page of the region by its offset, and where its copy goes.
-type Task<'a> = (usize, &'a mut [u8]);
+/// The bytes that the kernel and the pager keep for each page: an entry of a page table, a record.
+const BESIDE_EACH_PAGE: u64 = 16;
 
-/// Pages the file and reports how that went.
+/// The granules that must fit into a bound.
+const LEAST_GRANULES: usize = 4;
+
+/// Pages the file, and reports how long that took and whether the bytes match.
 pub(crate) fn run(options: &PageOptions) -> Result<Report, Error> {
-    let threads = options.threads.or(thread::available_parallelism().ok());
     let input = Input::open(options.file.as_deref())?;
-    let region = map(&input, options)?;
-    let bytes = region.len();
-    let pages = bytes.div_ceil(PAGE);
+    if options.compare {
+        // Else what is measured first would wait for the disk, and what comes later would not.
+        let len = usize::try_from(input.size()?).unwrap_or(usize::MAX);
+        let progress = Progress::of("reading the file once", len);
+        sha256(len, |at, bytes| input.read(at, bytes), |done| progress.done(done as u64))?;
+    }
+    let mapping = Progress::of_unknown("mapping the file");
+    let (region, resident) = map(&input, options)?;
+    drop(mapping);
+    let (bytes, pages) = (region.len(), region.len().div_ceil(PAGE));
+    // Only the churning thread reads the pages at the end.
+    let own = if options.churn { bytes / 16 / PAGE * PAGE } else { 0 };
+    let touched_bytes = if own == 0 { bytes } else { (bytes - own) / PAGE * PAGE };
     // No more threads than pages: the others would have nothing to touch.
-    let threads = threads.map_or(1, NonZeroUsize::get).min(pages);
-    let mut copy = zeros(bytes)?;
+    let threads = options.threads.or(thread::available_parallelism().ok());
+    let threads = threads.map_or(1, NonZeroUsize::get).min(touched_bytes.div_ceil(PAGE));
+    let order = Order::new(touched_bytes.div_ceil(PAGE), rand::rng().random());
+    let touching = Touching { input: &input, len: touched_bytes, threads, order };
 
     let before = pervma_pager::stats();
-    let paged = Paging { region: &region, threads, churn: options.churn }.run(&mut copy)?;
+    let (touched, churned) = if options.churn {
+        churn_beside(&touching, &region, touched_bytes..bytes, before)?
+    } else {
+        let progress = Progress::of("touching", pages);
+        (touching.run(&region, &progress)?, None)
+    };
+    let first_faults = (pervma_pager::stats() - before).faults;
+    let (region_sha256, file_sha256) = hash(&region, &input)?;
     let (serves_system_calls, most_resident) =
         (region.serves_system_calls(), region.most_resident());
     // All of its faults are counted then.
     drop(region);
     let counted = pervma_pager::stats() - before;
-
-    let mut hash = Sha256::new();
-    hash.update(&copy);
-    let file_sha256 = input.sha256()?;
     if input.size()? < bytes as u64 {
         return Err(Error::Shortened { file: input.path });
     }
+    let compared = if options.compare { compare(&touching, &touched)? } else { Vec::new() };
     Ok(Report {
-        sha256: hex(hash),
+        sha256: region_sha256,
         file_sha256,
         file: input.path,
         bytes,
@@ -62,196 +79,167 @@ pub(crate) fn run(options: &PageOptions) -> Result<Report, Error> {
         mode: options.mode,
         granule: options.granule.bytes(),
         serves_system_calls,
-        resident: options.resident,
+        resident,
+        chosen: resident.is_some() && options.resident.is_none(),
         most_resident,
-        touching: paged.touching,
-        first_faults: if options.churn { paged.first_faults } else { counted.faults },
-        same_again: paged.same_again,
+        first_faults: if resident.is_none() && !options.churn {
+            counted.faults
+        } else {
+            first_faults
+        },
+        touched,
         counted,
-        churned: paged.churned,
+        churned,
+        compared,
     })
 }
 
-/// Maps the file, if there is memory for it and for its copy.
-fn map(input: &Input, options: &PageOptions) -> Result<LiveRegion, Error> {
+/// Maps the file, if there is memory for it; returns the bound as well, if there is one.
+fn map(input: &Input, options: &PageOptions) -> Result<(LiveRegion, Option<usize>), Error> {
+    let granule = options.granule.bytes();
+    let least = LEAST_GRANULES * granule;
+    if let Some(bytes) = options.resident.filter(|bytes| *bytes < least) {
+        return Err(Error::Resident { bytes, granule, least });
+    }
     let file = input.reopen()?;
     let source = FileSource::new(file)
         .map_err(|reason| Error::Source { file: input.path.clone(), reason })?;
     let bytes = source.size();
-    let resident = options.resident.map_or(bytes, |resident| bytes.min(resident as u64));
-    let needed = bytes.saturating_add(resident);
-    if let Some(available) = memory::available()
+    let beside = bytes.div_ceil(PAGE as u64).saturating_mul(BESIDE_EACH_PAGE);
+    let available = memory::available();
+    let resident = options.resident.or_else(|| {
+        // A file that is larger than memory is paged as well. Half of the memory is left to others.
+        let half = available.filter(|available| bytes.saturating_add(beside) > *available)? / 2;
+        usize::try_from(half / PAGE as u64 * PAGE as u64).ok().map(|half| half.max(least))
+    });
+    let at_a_time = resident.map_or(bytes, |resident| bytes.min(resident as u64));
+    let needed = at_a_time.saturating_add(beside);
+    if let Some(available) = available
         && needed > available
     {
-        return Err(Error::TooLarge { file: input.path.clone(), bytes, needed, available });
+        let file = input.path.clone();
+        return Err(Error::TooLarge { file, bytes, resident: at_a_time, needed, available });
     }
-    // The process ends with it, and so does the text.
+    // Leaked: the process ends when it is used.
     let gone = Box::leak(
         format!("pervma: {}\n", Error::Shortened { file: input.path.clone() }).into_boxed_str(),
     );
-    let how: Options<InSignal> = Options::new()
-        .granule(options.granule.bytes())
-        .on_failure(OnFailure::exit(crate::BAD_INPUT.into(), gone));
-    let how = options.resident.map_or(how.clone(), |bytes| how.resident(bytes));
-    Ok(match options.mode {
+    let how: Options<InSignal> =
+        Options::new().granule(granule).on_failure(OnFailure::exit(BAD_INPUT.into(), gone));
+    let how = resident.map_or(how.clone(), |bytes| how.resident(bytes));
+    let region = match options.mode {
         Mode::Signal => how.map(source)?,
         Mode::Thread => how.in_thread().map(source)?,
+    };
+    Ok((region, resident))
+}
+
+/// Hashes what is in the region and what ordinary reads get, both in order and at the same time.
+fn hash(region: &LiveRegion, input: &Input) -> Result<(String, String), Error> {
+    let len = region.len();
+    let progress = Progress::of("hashing", len);
+    thread::scope(|scope| {
+        let of_region = || {
+            let read = |at: usize, bytes: &mut [u8]| {
+                region.read(at, bytes);
+                Ok(())
+            };
+            sha256(len, read, |done| progress.done(done as u64))
+        };
+        let of_region = thread::Builder::new().spawn_scoped(scope, of_region);
+        let of_region = of_region.map_err(|reason| Error::Thread { number: 1, reason })?;
+        let of_file = sha256(len, |at, bytes| input.read(at, bytes), |_| ());
+        Ok((join(of_region.join())?, of_file?))
     })
 }
 
-fn zeros(bytes: usize) -> Result<Vec<u8>, Error> {
-    let mut zeros = Vec::new();
-    zeros.try_reserve_exact(bytes).map_err(|_| Error::NoMemory { bytes })?;
-    zeros.resize(bytes, 0);
-    Ok(zeros)
-}
+/// Touches the pages while another thread changes the region, and goes on reading them until
+/// enough has been faulted again. Only the other thread reads `own`.
+fn churn_beside(
+    touching: &Touching<'_>,
+    region: &LiveRegion,
+    own: Range<usize>,
+    before: Stats,
+) -> Result<(Touched, Option<Churned>), Error> {
+    let &Touching { input, threads, .. } = touching;
+    let pages = region.len().div_ceil(PAGE);
+    let done = OnceLock::new();
+    thread::scope(|scope| {
+        // After an error as well, so that no thread waits for ever.
+        let ending = Ending(&done);
+        let churning = || churn(region, own, input, &done);
+        let churner = thread::Builder::new().spawn_scoped(scope, churning);
+        let churner = churner.map_err(|reason| Error::Thread { number: threads + 1, reason })?;
+        let progress = Progress::of("touching while mappings change", pages);
+        let mut touched = touching.run(region, &progress)?;
+        drop(progress);
 
-/// How the pages are read.
-struct Paging<'a> {
-    region: &'a LiveRegion,
-    threads: usize,
-    churn: bool,
-}
-
-/// How that went.
-struct Paged {
-    /// The time of the first touches, all threads together.
-    touching: Duration,
-    /// Faults until every page was touched.
-    first_faults: u64,
-    /// Whether what was read again was the same.
-    same_again: bool,
-    churned: Option<Churned>,
-}
-
-impl Paging<'_> {
-    /// Copies every page to its place, in random order, dealt to the threads.
-    fn run(&self, copy: &mut [u8]) -> Result<Paged, Error> {
-        // The pages at the end are the churning thread's own.
-        let own = if self.churn { copy.len() / 16 / PAGE * PAGE } else { 0 };
-        let others = (copy.len() - own) / PAGE * PAGE;
-        let others = if own == 0 { copy.len() } else { others };
-        let (copy, own_copy) = copy.split_at_mut(others);
-
-        let mut pages: Vec<Task<'_>> = Vec::new();
-        let count = others.div_ceil(PAGE);
-        let bytes = count.saturating_mul(size_of::<Task<'_>>());
-        pages.try_reserve_exact(count).map_err(|_| Error::NoMemory { bytes })?;
-        pages.extend((0..).step_by(PAGE).zip(copy.chunks_mut(PAGE)));
-        pages.shuffle(&mut rand::rng());
-        let progress = Progress::of(pages.len());
-        let threads = self.threads.min(count);
-        let share = pages.len().div_ceil(threads);
-        self.region.read(others, own_copy);
-
-        // The pages are dealt when all threads are there, who wait for this lock. If one cannot be
-        // started there is nothing to deal, and the others end.
-        let hands = Mutex::new([].chunks_mut(share));
-        let ready = Barrier::new(2);
-        let next_hand = || lock(&hands).next().unwrap_or_default();
-        let done = OnceLock::new();
-        let (passed, passes) = mpsc::channel();
-        thread::scope(|scope| {
-            let mut dealing = lock(&hands);
-            // Whatever happens, nobody waits for the end.
-            let ending = Ending(&done);
-            let mut workers = Vec::with_capacity(threads);
-            for number in 1..=threads {
-                let (ready, next_hand, progress, done) = (&ready, &next_hand, &progress, &done);
-                let passed = passed.clone();
-                let work = move || {
-                    ready.wait();
-                    let hand = next_hand();
-                    let touching = self.touch(hand, progress);
-                    // The other end waits for all of them.
-                    let _ = passed.send(());
-                    (touching, !self.churn || self.reread(hand, passed, done))
-                };
-                let worker = memory::headroom()
-                    .and_then(|()| thread::Builder::new().spawn_scoped(scope, work))
-                    .map_err(|reason| Error::Thread { number, reason })?;
-                // One at a time: what a thread allocates as it starts must find its room.
-                ready.wait();
-                workers.push(worker);
-            }
-            drop(passed);
-            let churner = self.churn.then(|| {
-                let (own, expected, done) = (others..others + own_copy.len(), &*own_copy, &done);
-                thread::Builder::new()
-                    .spawn_scoped(scope, move || churn(self.region, own, expected, done))
-                    .map_err(|reason| Error::Thread { number: threads + 1, reason })
-            });
-            let churner = churner.transpose()?;
-            let before = pervma_pager::stats();
-            *dealing = pages.chunks_mut(share);
-            drop(dealing);
-
-            // Of those that have panicked nothing comes.
-            let passes = || (0..threads).all(|_| passes.recv().is_ok());
-            passes();
-            let first_faults = (pervma_pager::stats() - before).faults;
-            if self.churn {
-                passes();
-                self.wait_for_churn(before);
-            }
-            drop(ending);
-
-            let churned = churner.map(|churner| join(churner.join())).transpose()?;
-            let mut touching = Duration::ZERO;
-            let mut same_again = true;
-            for worker in workers {
-                let (time, same) = join(worker.join());
-                touching += time;
-                same_again &= same;
-            }
-            Ok(Paged { touching, first_faults, same_again, churned })
-        })
-    }
-
-    /// One thread's hand of pages: the first touch of each is the fault, and all that is timed.
-    fn touch(&self, hand: &mut [Task<'_>], progress: &Progress) -> Duration {
-        let mut touching = Duration::ZERO;
-        for (at, copy) in hand {
-            let start = Instant::now();
-            self.region.read(*at, &mut [0]);
-            touching += start.elapsed();
-            self.region.read(*at, copy);
-            progress.one_more();
+        let progress = Progress::of("reading again what was discarded", pages.div_ceil(10));
+        let readers: Result<Vec<_>, _> = (0..threads)
+            .map(|number| {
+                let done = &done;
+                let read = move || reread(touching, region, number, done);
+                let reader = thread::Builder::new().spawn_scoped(scope, read);
+                reader.map_err(|reason| Error::Thread { number: number + 1, reason })
+            })
+            .collect();
+        wait_for_churn(before, pages, &progress);
+        drop(ending);
+        for reader in readers? {
+            touched.matches &= join(reader.join())?;
         }
-        touching
-    }
+        Ok((touched, Some(join(churner.join())?)))
+    })
+}
 
-    /// Reads the pages of a hand again, and once more, until `done`; tells when all were read
-    /// again, and returns whether they were always the same.
-    fn reread(&self, hand: &[Task<'_>], passed: mpsc::Sender<()>, done: &OnceLock<()>) -> bool {
-        let mut page = [0; PAGE];
-        let mut is_same = |(at, copy): &Task<'_>| {
-            let page = &mut page[..copy.len()];
-            self.region.read(*at, page);
-            page == &**copy
-        };
-        let same_again = hand.iter().all(&mut is_same);
-        // As above.
-        let _ = passed.send(());
-        drop(passed);
-        let mut undone = hand.iter().cycle().take_while(|_| done.get().is_none());
-        same_again && undone.all(is_same)
-    }
-
-    /// Waits until the region was churned enough, or for so long that it will never be.
-    fn wait_for_churn(&self, before: pervma_pager::Stats) {
-        let pages = self.region.len().div_ceil(PAGE);
-        let start = Instant::now();
-        while start.elapsed() < PATIENCE {
-            if Report::is_churned(&(pervma_pager::stats() - before), pages) {
-                return;
+/// Reads a thread's share of the pages again, at least once and then until `done`; returns whether
+/// they always had the bytes of the file.
+fn reread(
+    touching: &Touching<'_>,
+    region: &LiveRegion,
+    number: usize,
+    done: &OnceLock<()>,
+) -> Result<bool, Error> {
+    let count = touching.len.div_ceil(PAGE);
+    let (mut page, mut expected, mut matches) = ([0; PAGE], [0; PAGE], true);
+    let mut first = true;
+    while first || done.get().is_none() {
+        for index in (number..count).step_by(touching.threads) {
+            if !first && done.get().is_some() {
+                break;
             }
-            thread::sleep(Duration::from_millis(1));
+            let at = touching.order.at(index) * PAGE;
+            let len = PAGE.min(touching.len - at);
+            let (page, expected) = (&mut page[..len], &mut expected[..len]);
+            region.read(at, page);
+            touching.input.read(at, expected)?;
+            matches &= page == expected;
         }
+        first = false;
+    }
+    Ok(matches)
+}
+
+/// Waits until enough pages were faulted again, or until none has been for a while.
+fn wait_for_churn(before: Stats, pages: usize, progress: &Progress) {
+    let (mut last, mut since) = (0, Instant::now());
+    loop {
+        let counted = pervma_pager::stats() - before;
+        if Report::is_churned(&counted, pages) {
+            return;
+        }
+        let again = counted.pages.saturating_sub(pages as u64);
+        progress.done(again);
+        if again > last {
+            (last, since) = (again, Instant::now());
+        } else if since.elapsed() > PATIENCE {
+            return;
+        }
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Tells the others that it is over.
+/// Tells the other threads to end.
 struct Ending<'a>(&'a OnceLock<()>);
 
 impl Drop for Ending<'_> {
@@ -260,13 +248,18 @@ impl Drop for Ending<'_> {
     }
 }
 
-fn join<V>(joined: thread::Result<V>) -> V {
-    match joined {
-        Ok(value) => value,
-        Err(panic) => std::panic::resume_unwind(panic),
-    }
-}
-
-fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Touches the same pages in the same order in the kernel's mapping and by ordinary reads.
+fn compare(touching: &Touching<'_>, region: &Touched) -> Result<Vec<Compared>, Error> {
+    let &Touching { input, len, .. } = touching;
+    let pages = len.div_ceil(PAGE);
+    let mapped = Mapped::new(input.file(), len)?;
+    let by_mmap =
+        touching.run(&mapped, &Progress::of("touching in the kernel's mapping", pages))?;
+    let by_read = touching.run(input, &Progress::of("reading", pages))?;
+    let compared = |name, touched| Compared { name, len, touched };
+    Ok(vec![
+        compared("pervma", region.clone()),
+        compared("mmap", by_mmap),
+        compared("read", by_read),
+    ])
 }

@@ -1,4 +1,4 @@
-//! What came of it, for people and as JSON.
+//! The report, for people and as JSON.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,7 +10,10 @@ use serde::Serialize;
 use crate::args::Mode;
 use crate::churn::Churned;
 use crate::error::one_line;
-use crate::page::PAGE;
+use crate::input::PAGE;
+use crate::latency::Histogram;
+use crate::touch::Touched;
+use crate::words::{count, tenths, time};
 
 /// A file paged in.
 #[derive(Debug)]
@@ -23,25 +26,34 @@ pub(crate) struct Report {
     /// Bytes.
     pub(crate) granule: usize,
     pub(crate) serves_system_calls: bool,
-    /// The bound that was asked for, in bytes.
+    /// The bound, in bytes.
     pub(crate) resident: Option<usize>,
+    /// Whether it was chosen for a file that is larger than memory.
+    pub(crate) chosen: bool,
     /// The most bytes that were there at a time, if there was a bound.
     pub(crate) most_resident: Option<usize>,
-    /// The time of the touching reads, all threads together.
-    pub(crate) touching: Duration,
+    pub(crate) touched: Touched,
     /// Faults until every page was touched.
     pub(crate) first_faults: u64,
-    /// Whether what was read again was the same.
-    pub(crate) same_again: bool,
     pub(crate) counted: Stats,
     pub(crate) churned: Option<Churned>,
-    /// Of what the threads copied.
+    pub(crate) compared: Vec<Compared>,
+    /// The hash of what is in the region.
     pub(crate) sha256: String,
-    /// Of what ordinary reads got.
+    /// The hash of what ordinary reads got.
     pub(crate) file_sha256: String,
 }
 
-/// The keys of `--json`, in this order.
+/// How the same pages were touched without the region.
+#[derive(Debug)]
+pub(crate) struct Compared {
+    pub(crate) name: &'static str,
+    /// Bytes.
+    pub(crate) len: usize,
+    pub(crate) touched: Touched,
+}
+
+/// What `--json` prints, in this order.
 #[derive(Serialize)]
 struct Json<'a> {
     file: &'a str,
@@ -54,6 +66,8 @@ struct Json<'a> {
     faults: u64,
     ns_per_fault: f64,
     ns_per_page: f64,
+    #[serde(flatten)]
+    times: Times,
     lookups_first_try: u64,
     lookups_retried: u64,
     lookups_slow: u64,
@@ -64,32 +78,80 @@ struct Json<'a> {
     serves_system_calls: bool,
     writer_ops: u64,
     writer_ops_per_s: f64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    compared: Vec<ComparedJson>,
     sha256: &'a str,
     matches: bool,
 }
 
-/// Changes a second that a churning thread must reach.
-const LEAST_OPS: f64 = 1000.0;
+/// The times of touches, as `--json` prints them.
+#[derive(Serialize)]
+struct Times {
+    /// From the first touch to the last check.
+    wall_s: f64,
+    /// The time of the touches themselves, of the thread that touched longest.
+    touching_s: f64,
+    mb_per_s: f64,
+    p50_ns: u64,
+    p99_ns: u64,
+    p999_ns: u64,
+    longest_ns: u64,
+}
+
+#[derive(Serialize)]
+struct ComparedJson {
+    name: &'static str,
+    #[serde(flatten)]
+    times: Times,
+}
+
+impl Times {
+    fn of(touched: &Touched, bytes: usize) -> Self {
+        let histogram = &touched.latency.histogram;
+        Self {
+            wall_s: seconds(touched.wall),
+            touching_s: seconds(touched.touching),
+            mb_per_s: tenths(mb_per_s(touched, bytes)),
+            p50_ns: histogram.per_mille(500),
+            p99_ns: histogram.per_mille(990),
+            p999_ns: histogram.per_mille(999),
+            longest_ns: histogram.longest(),
+        }
+    }
+}
+
+/// Returns seconds, rounded to the microsecond.
+fn seconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e6
+}
+
+fn mb_per_s(touched: &Touched, bytes: usize) -> f64 {
+    bytes as f64 / 1e6 / touched.touching.as_secs_f64().max(1e-9)
+}
 
 impl Report {
-    /// Whether the bytes matched and every page came by a fault; and whether it was churned, if it
-    /// was to be.
+    /// Returns whether the bytes matched, every page was faulted in, and churning was enough, if
+    /// there was any.
     pub(crate) fn passed(&self) -> bool {
         self.matches() && self.all_by_faults() && self.complaint().is_none()
     }
 
-    /// Whether enough pages were faulted again, of a region of so many, and lookups met changes.
+    /// Returns whether enough of a region's pages were faulted again, and lookups met changes.
     pub(crate) fn is_churned(counted: &Stats, pages: usize) -> bool {
         let again = counted.pages.saturating_sub(pages as u64);
         again >= pages.div_ceil(10) as u64 && counted.lookups_retried + counted.lookups_slow > 0
     }
 
-    /// One object on one line.
+    /// Returns one JSON object on one line.
     ///
     /// # Errors
     ///
-    /// None in practice: there is no map in it, and text is text.
+    /// None in practice: numbers, texts and lists can always be written.
     pub(crate) fn to_json(&self) -> serde_json::Result<String> {
+        let compared = |compared: &Compared| ComparedJson {
+            name: compared.name,
+            times: Times::of(&compared.touched, compared.len),
+        };
         let json = Json {
             file: &self.file.to_string_lossy(),
             bytes: self.bytes,
@@ -100,7 +162,8 @@ impl Report {
             churn: self.churned.is_some(),
             faults: self.counted.faults,
             ns_per_fault: tenths(self.ns_per(self.first_faults)),
-            ns_per_page: tenths(self.ns_per(self.pages as u64)),
+            ns_per_page: tenths(self.ns_per(self.touched.latency.histogram.count())),
+            times: Times::of(&self.touched, self.touched_bytes()),
             lookups_first_try: self.counted.lookups_first_try,
             lookups_retried: self.counted.lookups_retried,
             lookups_slow: self.counted.lookups_slow,
@@ -109,9 +172,10 @@ impl Report {
             most_resident: self.most_resident,
             evicted: self.counted.evicted,
             serves_system_calls: self.serves_system_calls,
-            // Changes by the thread that churns.
+            // The changes of the thread that churns.
             writer_ops: self.churned.as_ref().map_or(0, |churned| churned.ops),
             writer_ops_per_s: tenths(self.ops_per_s()),
+            compared: self.compared.iter().map(compared).collect(),
             sha256: &self.sha256,
             matches: self.matches(),
         };
@@ -120,7 +184,7 @@ impl Report {
 
     fn matches(&self) -> bool {
         let own = self.churned.as_ref().is_none_or(|churned| churned.matches);
-        self.sha256 == self.file_sha256 && self.same_again && own
+        self.sha256 == self.file_sha256 && self.touched.matches && own
     }
 
     fn all_by_faults(&self) -> bool {
@@ -128,21 +192,22 @@ impl Report {
         self.counted.pages >= self.pages as u64 && self.counted.faults >= granules
     }
 
-    /// What a churned run lacks.
+    /// Says what is missing, if churning was not enough.
     fn complaint(&self) -> Option<&'static str> {
         self.churned.as_ref()?;
-        if !Self::is_churned(&self.counted, self.pages) {
-            Some("too few pages were faulted again, or no lookup met a change")
-        } else if self.ops_per_s() < LEAST_OPS {
-            Some("too few changes a second")
-        } else {
-            None
-        }
+        let churned = Self::is_churned(&self.counted, self.pages);
+        (!churned).then_some("too few pages were faulted again, or no lookup met a change")
     }
 
-    /// The mean of the touching reads.
+    /// Returns the touched bytes: all but the churning thread's own pages.
+    fn touched_bytes(&self) -> usize {
+        let touches = usize::try_from(self.touched.latency.histogram.count()).unwrap_or(0);
+        self.bytes.min(touches * PAGE)
+    }
+
+    /// Returns the time of all touches over a count, in ns.
     fn ns_per(&self, count: u64) -> f64 {
-        self.touching.as_nanos() as f64 / count.max(1) as f64
+        self.touched.sum.as_nanos() as f64 / count.max(1) as f64
     }
 
     fn ops_per_s(&self) -> f64 {
@@ -151,8 +216,20 @@ impl Report {
     }
 }
 
-fn tenths(value: f64) -> f64 {
-    (value * 10.0).round() / 10.0
+/// The width of the bars of a histogram in a terminal, in columns.
+const BAR: u64 = 40;
+
+/// Writes a line for each power of two; its bar shows how many times it has.
+fn write_histogram(f: &mut fmt::Formatter<'_>, histogram: &Histogram) -> fmt::Result {
+    let powers = histogram.by_power();
+    let most = powers.iter().map(|(_, count)| *count).max().unwrap_or(1).max(1);
+    for (power, count) in powers {
+        let eighths = usize::try_from(count * BAR * 8 / most).unwrap_or(0);
+        let whole = "█".repeat(eighths / 8);
+        let part = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"][eighths % 8];
+        writeln!(f, "  {:>9}+ {whole}{part} {count}", time(power as f64))?;
+    }
+    Ok(())
 }
 
 impl fmt::Display for Report {
@@ -162,22 +239,60 @@ impl fmt::Display for Report {
         writeln!(f, "file      {}", one_line(&self.file))?;
         writeln!(
             f,
-            "paged in  {} bytes, {} pages of {PAGE}, {} threads, random order",
-            self.bytes, self.pages, self.threads
+            "paged in  {}: {} of {PAGE}, {}, random order",
+            count(self.bytes, "byte"),
+            count(self.pages, "page"),
+            count(self.threads, "thread")
         )?;
         let served = match (self.mode, self.serves_system_calls) {
             (Mode::Signal, _) => "in the signal handler",
             (Mode::Thread, true) => "by a thread, system calls too",
             (Mode::Thread, false) => "by a thread, user accesses only (no privilege)",
         };
-        writeln!(f, "served    {served}, {} bytes at a time", self.granule)?;
+        writeln!(f, "served    {served}, {} at a time", count(self.granule, "byte"))?;
+        let touched = &self.touched;
+        let per_mille = |at| time(touched.latency.histogram.per_mille(at) as f64);
+        writeln!(
+            f,
+            "time      {} touching pages, {:.0} MB/s; {} with each page checked",
+            time(touched.touching.as_nanos() as f64),
+            mb_per_s(touched, self.touched_bytes()),
+            time(touched.wall.as_nanos() as f64)
+        )?;
+        writeln!(
+            f,
+            "touches   p50 {}, p99 {}, p99.9 {}, longest {}",
+            per_mille(500),
+            per_mille(990),
+            per_mille(999),
+            time(touched.latency.histogram.longest() as f64)
+        )?;
+        write_histogram(f, &touched.latency.histogram)?;
+        if !self.compared.is_empty() {
+            writeln!(
+                f,
+                "compared  until a page's first byte can be used; the file was read before"
+            )?;
+            writeln!(f, "  {:>9}  {:>9} {:>9} {:>9} {:>9}", "", "p50", "p99", "p99.9", "MB/s")?;
+        }
+        for Compared { name, len, touched } in &self.compared {
+            let per_mille = |at| time(touched.latency.histogram.per_mille(at) as f64);
+            writeln!(
+                f,
+                "  {name:>9}  {:>9} {:>9} {:>9} {:>9.0}",
+                per_mille(500),
+                per_mille(990),
+                per_mille(999),
+                mb_per_s(touched, *len)
+            )?;
+        }
         writeln!(f, "sha256    {}  as paged in", self.sha256)?;
         writeln!(f, "          {}  as read", self.file_sha256)?;
         writeln!(
             f,
             "faults    {faults}, {:.0} ns each, {:.0} ns a page at first",
             self.ns_per(self.first_faults),
-            self.ns_per(self.pages as u64)
+            self.ns_per(touched.latency.histogram.count())
         )?;
         writeln!(
             f,
@@ -185,15 +300,18 @@ impl fmt::Display for Report {
              {lookups_slow} slow"
         )?;
         if let (Some(bound), Some(most)) = (self.resident, self.most_resident) {
-            writeln!(f, "resident  {most} bytes at most of {bound}, {evicted} pages given back")?;
+            let evicted = count(usize::try_from(evicted).unwrap_or(usize::MAX), "page");
+            let chosen = if self.chosen { "; the file is larger than memory" } else { "" };
+            writeln!(f, "resident  {most} bytes at most of {bound}, {evicted} given back{chosen}")?;
         }
         if let Some(churned) = &self.churned {
+            let again = pages.saturating_sub(self.pages as u64);
+            let again = count(usize::try_from(again).unwrap_or(usize::MAX), "page");
             writeln!(
                 f,
-                "churned   {} changes, {:.0} a second, {} pages faulted again",
+                "churned   {} changes, {:.0} a second, {again} faulted again",
                 churned.ops,
                 self.ops_per_s(),
-                pages.saturating_sub(self.pages as u64)
             )?;
         }
         let verdict = match (self.matches(), self.all_by_faults(), self.complaint()) {

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use common::{pervma, run};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
-/// Runs it and checks the form; the line has all the words.
+/// Runs a command, and checks the form of its error, which has all the words.
 fn refused(command: Command, words: &[&str]) {
     let shown = format!("{command:?}");
     let ended = run(command);
@@ -77,11 +77,37 @@ fn a_file_whose_size_is_not_that_of_its_content() {
 }
 
 #[test]
-fn a_file_that_does_not_fit_in_memory() {
+fn a_bound_that_does_not_fit_in_memory() {
     let file = tempfile::NamedTempFile::new().unwrap();
     // A hole, of 1 TiB.
     file.as_file().set_len(1 << 40).unwrap();
-    refused(page(file.path()), &["2199023255552 bytes of memory", "give a smaller file"]);
+    let mut command = page(file.path());
+    command.args(["--resident", "9999G"]);
+    refused(command, &["1099511627776 bytes", "of memory", "give a smaller --resident"]);
+}
+
+#[test]
+fn a_bound_that_is_too_small() {
+    for (resident, granule, least) in
+        [("0", "4K", "16384"), ("16383", "4K", "16384"), ("4M", "2M", "8388608")]
+    {
+        let command = pervma(["page", "--resident", resident, "--granule", granule]);
+        refused(command, &["--resident", "--granule", least]);
+    }
+    refused(pervma(["page", "--resident", "much"]), &["--resident", "such as"]);
+}
+
+#[test]
+fn a_file_of_the_kernels_that_says_it_is_empty() {
+    refused(page(Path::new("/proc/self/status")), &["says that it has none", "copy its content"]);
+}
+
+#[test]
+fn a_picture_that_cannot_be_written() {
+    refused(
+        pervma(["page", "--svg", "/nowhere/x.svg"]),
+        &["--svg /nowhere/x.svg", "can be written"],
+    );
 }
 
 #[test]
@@ -111,7 +137,7 @@ fn with_address_space(kib: u32, arguments: &str) -> Command {
 
 #[test]
 fn threads_that_cannot_be_started() {
-    // Room for the program and its copy, but not for a thousand stacks of 2 MiB.
+    // Enough for the program and its file, but not for a thousand stacks of 2 MiB.
     let command = with_address_space(1 << 20, "page --threads 1024");
     refused(command, &["could not be started", "give a smaller --threads"]);
 }
@@ -121,11 +147,11 @@ fn address_space_that_does_not_suffice() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("hole");
     File::create(&file).unwrap().set_len(100 << 20).unwrap();
-    for (kib, words) in [(80 << 10, "mapping 104857600 bytes"), (150 << 10, "no memory for a copy")]
-    {
-        let command = with_address_space(kib, &format!("page '{}' --threads 1", file.display()));
-        refused(command, &[words, "ulimit -v"]);
-    }
+    let page = format!("page '{}' --threads 1", file.display());
+    let command = with_address_space(80 << 10, &page);
+    refused(command, &["mapping 104857600 bytes", "ulimit -v"]);
+    // There is no copy of it.
+    assert_eq!(run(with_address_space(190 << 10, &page)).exit, Some(0));
 }
 
 #[test]

@@ -2,18 +2,21 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "common/terminal.rs"]
+mod terminal;
 
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use common::{pervma, run};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use terminal::on_terminal;
 
-const KEYS: [&str; 22] = [
+const KEYS: [&str; 29] = [
     "file",
     "bytes",
     "pages",
@@ -24,6 +27,13 @@ const KEYS: [&str; 22] = [
     "faults",
     "ns_per_fault",
     "ns_per_page",
+    "wall_s",
+    "touching_s",
+    "mb_per_s",
+    "p50_ns",
+    "p99_ns",
+    "p999_ns",
+    "longest_ns",
     "lookups_first_try",
     "lookups_retried",
     "lookups_slow",
@@ -86,7 +96,7 @@ fn every_byte_of_files_of_many_sizes_matches() {
             assert_eq!(json["granule"], 4096);
             assert_eq!(json["churn"], false);
             assert_eq!(json["faults"], pages);
-            assert!(json["ns_per_fault"].as_f64().unwrap() > 0.0);
+            check_times(&json);
             let lookups =
                 ["lookups_first_try", "lookups_retried"].map(|key| json[key].as_u64().unwrap());
             assert_eq!(lookups.iter().sum::<u64>(), pages as u64);
@@ -96,6 +106,20 @@ fn every_byte_of_files_of_many_sizes_matches() {
             assert_eq!(json["matches"], true);
         }
     }
+}
+
+/// Times are positive, and longer ones are not shorter.
+fn check_times(json: &Value) {
+    let number = |key: &str| json[key].as_f64().unwrap();
+    for key in ["wall_s", "touching_s", "p50_ns"] {
+        assert!(number(key) > 0.0, "{key}: {json}");
+    }
+    let times = ["p50_ns", "p99_ns", "p999_ns", "longest_ns"].map(number);
+    assert!(times.is_sorted(), "{json}");
+    assert!(number("touching_s") <= number("wall_s"), "{json}");
+    let rate = json["bytes"].as_f64().map(|bytes| bytes / 1e6 / number("touching_s"));
+    let near = |rate: f64| (rate - number("mb_per_s")).abs() <= 0.06 + rate / 10.0;
+    assert!(rate.is_none_or(near), "{json}");
 }
 
 #[test]
@@ -124,9 +148,84 @@ fn the_report_for_people_has_both_digests() {
     // No progress bar in a pipe.
     assert_eq!((ended.exit, ended.stderr.as_str()), (Some(0), ""));
     assert_eq!(ended.stdout.matches(&sha256(&data)).count(), 2);
-    for text in ["10000 bytes, 3 pages", "faults    3, ", "every byte matches"] {
+    for text in
+        ["10000 bytes: 3 pages", "MB/s", "p99.9", "█", "faults    3, ", "every byte matches"]
+    {
         assert!(ended.stdout.contains(text), "{text} is missing in: {}", ended.stdout);
     }
+}
+
+#[test]
+fn one_is_not_many() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), [7]).unwrap();
+    let mut command = pervma(["page".as_ref(), file.path().as_os_str()]);
+    command.args(["--threads", "1"]);
+    let ended = run(command);
+    assert!(ended.stdout.contains("1 byte: 1 page of 4096, 1 thread,"), "{}", ended.stdout);
+}
+
+#[test]
+fn the_kernels_mapping_and_ordinary_reads_are_compared_on_request() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), bytes(1_000_000)).unwrap();
+    let mut command = pervma(["page".as_ref(), file.path().as_os_str()]);
+    command.args(["--compare", "--json"]);
+    let json: Value = serde_json::from_str(&run(command).stdout).unwrap();
+    let compared = json["compared"].as_array().unwrap();
+    let names: Vec<_> = compared.iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["pervma", "mmap", "read"]);
+    compared.iter().for_each(check_times);
+    assert_eq!((&compared[0]["p50_ns"], &json["matches"]), (&json["p50_ns"], &true.into()));
+
+    let mut command = pervma(["page".as_ref(), file.path().as_os_str()]);
+    command.arg("--compare");
+    let ended = run(command);
+    for name in ["pervma ", "mmap ", "read "] {
+        let line = ended.stdout.lines().find(|line| line.trim_start().starts_with(name));
+        assert!(line.is_some(), "{}", ended.stdout);
+    }
+}
+
+#[test]
+fn a_picture_is_drawn_on_request() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, picture) = (directory.path().join("data"), directory.path().join("picture.svg"));
+    for len in [1, 4097, 1_000_000] {
+        fs::write(&file, bytes(len)).unwrap();
+        page_json_with(&file, &["--svg", picture.to_str().unwrap()]);
+        let drawn = fs::read_to_string(&picture).unwrap();
+        for text in ["<svg", "touches by how long they took", "touches by where in the file"] {
+            assert!(drawn.contains(text), "{text}");
+        }
+        assert!(!drawn.contains("NaN") && !drawn.contains("inf"), "{len} bytes");
+    }
+}
+
+/// On a terminal something is shown for each thing that takes time; a pipe gets nothing.
+#[test]
+fn what_is_going_on_is_shown_on_a_terminal() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("data");
+    fs::write(&file, bytes(3_000_000)).unwrap();
+    let mut command = pervma(["page".as_ref(), file.as_os_str()]);
+    command.args(["--churn", "--compare"]);
+    let (child, mut terminal) = on_terminal(command);
+    for what in [
+        "reading the file once",
+        "mapping the file",
+        "touching while mappings change",
+        "reading again what was discarded",
+        "hashing",
+        "touching in the kernel's mapping",
+        "reading",
+    ] {
+        terminal.wait_for(what);
+    }
+    terminal.rest();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&output.stdout).ends_with("every byte matches\n"));
 }
 
 #[test]
@@ -216,7 +315,7 @@ fn a_bound_far_below_the_size_holds() {
     }
 }
 
-/// A file of zeros that takes long enough to page for somebody to shorten it meanwhile.
+/// A file of zeros that takes long enough to page to be shortened meanwhile.
 #[test]
 fn a_file_that_is_shortened_meanwhile_is_one_line() {
     for mode in ["signal", "thread"] {
@@ -226,13 +325,82 @@ fn a_file_that_is_shortened_meanwhile_is_one_line() {
         data.set_len(400 << 20).unwrap();
         let mut command = pervma(["page".as_ref(), file.as_os_str()]);
         command.args(["--mode", mode, "--resident", "1M", "--threads", "2"]);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        let (child, mut terminal) = on_terminal(command);
+        terminal.wait_for("touching");
         data.set_len(4096).unwrap();
+        let said = terminal.rest().to_owned();
         let ended = child.wait_with_output().unwrap();
-        let said = String::from_utf8(ended.stderr).unwrap();
         assert_eq!(ended.status.code(), Some(2), "{said}");
-        assert_eq!(said.lines().count(), 1, "{said}");
+        assert_eq!(said.matches("pervma: ").count(), 1, "{said}");
         assert!(said.contains("data") && said.contains("shorten"), "{said}");
     }
+}
+
+#[test]
+fn a_small_stack_is_enough() {
+    for command in ["page", "page --churn --threads 1", "differ --ops 300"] {
+        let mut shell = Command::new("sh");
+        let script = format!("ulimit -s 64 && exec \"$0\" {command}");
+        shell.args(["-c", &script, env!("CARGO_BIN_EXE_pervma")]).stdin(Stdio::null());
+        let ended = run(shell);
+        // 2: this kernel cannot be compared with.
+        let done = ended.exit == Some(0) || (ended.exit == Some(2) && command.contains("differ"));
+        assert!(done, "{command}: {}", ended.stderr);
+    }
+}
+
+/// A control group of memory with a limit, which goes when this does.
+struct Group(PathBuf);
+
+impl Group {
+    /// Makes one below this process's own, if this process may.
+    fn new(limit: usize) -> Option<Self> {
+        let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let own = |start: &str| {
+            let line = groups.lines().find(|line| line.contains(start))?;
+            Some(line.rsplit(':').next()?.trim_start_matches('/').to_owned())
+        };
+        let name = format!("pervma-test-{}", std::process::id());
+        for (top, start, file) in [
+            ("/sys/fs/cgroup/memory", ":memory:", "memory.limit_in_bytes"),
+            ("/sys/fs/cgroup", "0::", "memory.max"),
+        ] {
+            let Some(own) = own(start) else { continue };
+            let group = Self(Path::new(top).join(own).join(&name));
+            if fs::create_dir(&group.0).is_ok()
+                && fs::write(group.0.join(file), limit.to_string()).is_ok()
+            {
+                return Some(group);
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn a_file_that_is_larger_than_memory_is_paged() {
+    const LIMIT: usize = 96 << 20;
+    let Some(group) = Group::new(LIMIT) else {
+        println!("NOT RUN: this user may make no control group");
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("data");
+    let data = bytes(150_000_000);
+    fs::write(&file, &data).unwrap();
+    let mut shell = Command::new("sh");
+    let script = "echo $$ > \"$1/cgroup.procs\" && exec \"$0\" page \"$2\" --json";
+    shell.args(["-c", script, env!("CARGO_BIN_EXE_pervma")]).args([&group.0, &file]);
+    let ended = run(shell);
+    assert_eq!(ended.exit, Some(0), "{}", ended.stderr);
+    let json: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!((&json["sha256"], &json["matches"]), (&sha256(&data).into(), &true.into()));
+    let most = json["most_resident"].as_u64().unwrap();
+    assert!(most <= LIMIT as u64 && json["evicted"].as_u64().unwrap() > 0, "{json}");
 }

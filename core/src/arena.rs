@@ -1,22 +1,25 @@
-//! Type-stable memory: objects of one kind, reused at once, never returned while anyone may look.
+//! Type-stable memory: objects of one kind, reused at once, never returned while any thread may
+//! look.
 //!
 //! # Guarantee
 //!
 //! An object of an [`Arena`] is an object of that type from its first allocation until the arena
-//! is dropped. So a reader that comes too late finds a valid object, perhaps with another's contents,
-//! and notices by checking; it is never waited for.
+//! is dropped. So a reader that comes too late finds a valid object, perhaps with another's
+//! contents, and notices by checking; no writer waits for it.
 //!
 //! # Invariants
 //!
 //! - **A1** An [`Idx`] names an object that its arena has allocated before. It travels from the
-//!   thread that allocated it through what guards the arena, the mmap lock, or a release store into a
-//!   word of the tree that is loaded with acquire (NODE_LINK, NODE_FOLLOW); so the chunk pointer
-//!   and the object's first initialisation are visible to whoever holds it. An index is only used
-//!   with the arena that made it: a tree refers to one slab for life.
+//!   thread that allocated it through what guards the arena, the mmap lock, or a release store into
+//!   a word of the tree that is loaded with acquire (NODE_LINK, NODE_FOLLOW); so the chunk pointer
+//!   and the object's first initialisation are visible to the thread that holds it. An index is
+//!   only used with the arena that allocated it: a [`Map`](crate::map::Map) has one slab for life.
 //! - **A2** A chunk is never freed, moved or opened for unique access before the arena is dropped.
-//! - **A3** An arena's state, every `link` and the making of chunks are guarded by the arena's lock;
-//!   or, where it is one space's alone ([`Users::OneSpace`]), by the mmap lock of that space, which
-//!   is held for writing whenever that space allocates and frees.
+//! - **A3** An arena's state, every `link` and the allocation of chunks are guarded by the arena's
+//!   lock; or, where it is one space's alone ([`Users::OneSpace`]), by the mmap lock of that space,
+//!   which is held for writing whenever that space allocates and frees.
+
+#![expect(unsafe_code, reason = "objects are shared by index, under the invariants above")]
 
 use core::alloc::Layout;
 use core::marker::PhantomData;
@@ -24,28 +27,26 @@ use core::ops::Range;
 use core::ptr;
 
 use crate::error::OutOfMemory;
-use crate::facade::{
-    AtomicU64, Cell, MmapLock, MmapWriteGuard, Relaxed, check, const_unless_model, keep,
-};
-use crate::ledger::Step;
-use crate::lock::Line;
 use crate::memory::SlabMemory;
-use crate::mm::WriteSection;
+use crate::mm::EditSection;
+use crate::mmap_lock::{MmapLock, RawWriteGuard};
 use crate::platform::Platform;
+use crate::step::Step;
+use crate::sync::{AtomicU64, Cell, Line, Relaxed, check, const_unless_model, keep};
 
-/// Objects in the first chunk; each further chunk is four times as large. Small under the models, so
-/// that a second chunk is reached.
+/// Objects in the first chunk; each further chunk is four times as large. Small under the models,
+/// so that a second chunk is reached.
 const FIRST_CHUNK: u32 = if cfg!(pervma_model) { 2 } else { 64 };
 
 /// Bits of an index that say which chunk: those that a mask takes.
 const CHUNK_BITS: u32 = 4;
 
-/// Chunks in an arena: the place in the last still fits beside the chunk, and both beside the two-bit
-/// tag of a word of the tree.
+/// Chunks in an arena: the place in the last still fits beside the chunk, and both beside the
+/// two-bit tag of a word of the tree.
 const CHUNKS: usize = 11;
 
 /// The name of an object of one arena.
-pub struct Idx<O>(u32, PhantomData<fn() -> O>);
+pub(crate) struct Idx<O>(u32, PhantomData<fn() -> O>);
 
 impl<O> Clone for Idx<O> {
     fn clone(&self) -> Self {
@@ -57,7 +58,7 @@ impl<O> Copy for Idx<O> {}
 impl<O> Idx<O> {
     /// What to store in a word of the tree: less than 2³⁰.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn raw(self) -> u32 {
+    pub(crate) fn raw(self) -> u32 {
         self.0
     }
 
@@ -68,13 +69,13 @@ impl<O> Idx<O> {
     /// `raw` was stored there by [`raw`](Self::raw) and loaded with acquire, or under the mmap
     /// lock (A1).
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub unsafe fn from_raw(raw: u32) -> Self {
+    pub(crate) unsafe fn from_raw(raw: u32) -> Self {
         Self(raw, PhantomData)
     }
 }
 
 /// What an arena holds.
-pub trait Object {
+pub(crate) trait Object {
     /// An object in its first state.
     fn new() -> Self;
     /// The next free object, when this one is free.
@@ -82,26 +83,26 @@ pub trait Object {
 }
 
 /// Type-stable memory for objects of one kind.
-pub struct Arena<O, T: Platform> {
+pub(crate) struct Arena<O, P: Platform> {
     /// As many as the mask can name.
     chunks: [Cell<*mut O>; 1 << CHUNK_BITS],
     users: Users,
     /// Written in every edit, so on no line that readers load.
-    free: Line<FreeList<T>>,
+    free: Line<FreeList<P>>,
 }
 
 /// What allocations change.
-struct FreeList<T: Platform> {
+struct FreeList<P: Platform> {
     /// See A3.
-    lock: MmapLock<T>,
+    lock: MmapLock<P>,
     state: Cell<ArenaState>,
-    /// How many objects were made, in the upper half, and how many are in use: for everybody.
+    /// How many objects there are, in the upper half, and how many are in use: for any thread.
     usage: AtomicU64,
 }
 
-/// Who allocates from an arena.
+/// Which spaces allocate from an arena.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Users {
+pub(crate) enum Users {
     /// One space, only in its edits.
     OneSpace,
     /// Any number of spaces.
@@ -112,9 +113,9 @@ pub enum Users {
 struct ArenaState {
     /// The free object that was freed last, plus 1; 0 for none.
     free: u32,
-    /// How many objects have ever been made.
-    made: u32,
-    /// How many are neither free nor unmade.
+    /// How many objects have ever been initialised.
+    initialised: u32,
+    /// How many of them are not free.
     live: u32,
 }
 
@@ -149,9 +150,9 @@ fn chunk_layout<O>(chunk: usize) -> Result<Layout, OutOfMemory> {
     Layout::array::<O>(chunk_len(chunk)).map_err(|_| OutOfMemory)
 }
 
-impl<O: Object, T: Platform> Arena<O, T> {
+impl<O: Object, P: Platform> Arena<O, P> {
     const_unless_model! {
-        pub fn new(users: Users) -> Self {
+        pub(crate) fn new(users: Users) -> Self {
             Self {
                 #[cfg(not(pervma_model))]
                 chunks: [const { Cell::new(ptr::null_mut()) }; 1 << CHUNK_BITS],
@@ -160,7 +161,7 @@ impl<O: Object, T: Platform> Arena<O, T> {
                 users,
                 free: Line(FreeList {
                     lock: MmapLock::new(),
-                    state: Cell::new(ArenaState { free: 0, made: 0, live: 0 }),
+                    state: Cell::new(ArenaState { free: 0, initialised: 0, live: 0 }),
                     usage: AtomicU64::new(0),
                 }),
             }
@@ -169,7 +170,7 @@ impl<O: Object, T: Platform> Arena<O, T> {
 
     /// The object that `index` names.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub fn get(&self, index: Idx<O>) -> &O {
+    pub(crate) fn get(&self, index: Idx<O>) -> &O {
         let (chunk, offset) = index.place();
         // SAFETY: A1: the chunk pointer was written before the index came to us.
         let base = self.chunks[chunk].with(|base| unsafe { *base });
@@ -180,29 +181,31 @@ impl<O: Object, T: Platform> Arena<O, T> {
         unsafe { &*object }
     }
 
-    /// What guards the arena, beside the section that the caller has (A3).
+    /// What guards the arena while the caller allocates and frees (A3). Where one space alone uses
+    /// it, that is the section, which holds that space's mmap lock for writing; else the lock of
+    /// the arena, which this takes.
     #[inline]
-    fn guard(&self, _section: &WriteSection<'_, T>) -> Option<MmapWriteGuard<'_, T>> {
+    fn guard(&self, _section: &EditSection<'_, P>) -> Option<RawWriteGuard<'_, P>> {
         (self.users == Users::Spaces).then(|| self.free.0.lock.write())
     }
 
-    /// An object that nobody else was given: the one freed last, else a new one. The section is one
-    /// of the space that the object is for.
+    /// An object that is given to the caller alone: the one freed last, else a new one. The section
+    /// is one of the space that the object is for.
     #[inline]
-    pub fn alloc(&self, section: &WriteSection<'_, T>) -> Result<Idx<O>, OutOfMemory> {
+    pub(crate) fn alloc(&self, section: &EditSection<'_, P>) -> Result<Idx<O>, OutOfMemory> {
         let _guard = self.guard(section);
-        // SAFETY: A3.
+        // SAFETY: A3, by `_guard` and the section: no other thread allocates or frees meanwhile.
         let mut state = self.free.0.state.with(|state| unsafe { *state });
         let index = if state.free != 0 {
             // SAFETY: A1: it was allocated before, and came here under the guard.
             let index = unsafe { Idx::from_raw(state.free - 1) };
-            // SAFETY: A3.
+            // SAFETY: A3, by the same; a free object's link is the arena's.
             state.free = self.get(index).link().with(|link| unsafe { *link });
             index
         } else {
-            let index = Idx::of(state.made).ok_or(OutOfMemory)?;
-            self.make(index)?;
-            state.made += 1;
+            let index = Idx::of(state.initialised).ok_or(OutOfMemory)?;
+            self.init(index)?;
+            state.initialised += 1;
             index
         };
         state.live += 1;
@@ -210,33 +213,33 @@ impl<O: Object, T: Platform> Arena<O, T> {
         Ok(index)
     }
 
-    /// Sets the state, for those who have the guard.
+    /// Sets the state, under the guard.
     #[inline]
     fn set_state(&self, state: ArenaState) {
-        // SAFETY: A3.
+        // SAFETY: A3: the two callers hold what `guard` says, until they return.
         self.free.0.state.with_mut(|at| unsafe { *at = state });
-        let usage = u64::from(state.made) << 32 | u64::from(state.live);
+        let usage = u64::from(state.initialised) << 32 | u64::from(state.live);
         self.free
             .0
             .usage
             .store(usage, Relaxed("a count to look at, which says nothing of the objects"));
     }
 
-    /// Makes the object `index`, and its chunk if it is the first in it.
+    /// Initialises the object `index`, and allocates its chunk if it is the first in it.
     #[cold]
-    fn make(&self, index: Idx<O>) -> Result<(), OutOfMemory> {
+    fn init(&self, index: Idx<O>) -> Result<(), OutOfMemory> {
         let (chunk, offset) = index.place();
         if offset == 0 {
             const { assert!(size_of::<O>() != 0) };
-            let base = T::Memory::alloc(chunk_layout::<O>(chunk)?).cast::<O>();
+            let base = P::Memory::alloc(chunk_layout::<O>(chunk)?).cast::<O>();
             if base.is_null() {
                 return Err(OutOfMemory);
             }
-            // SAFETY: A3; readers look only at chunks of which they hold an index, and
-            // there is none of this chunk yet (A1).
+            // SAFETY: A3: `alloc`, the only caller, holds what `guard` says. Readers look only at
+            // chunks of which they hold an index, and there is none of this chunk yet (A1).
             self.chunks[chunk].with_mut(|at| unsafe { *at = base });
         }
-        // SAFETY: only written here, so A3.
+        // SAFETY: written nowhere but above, and guarded as there.
         let base = self.chunks[chunk].with(|base| unsafe { *base });
         // SAFETY: `offset` lies within the chunk.
         let object = unsafe { base.add(offset) };
@@ -247,85 +250,86 @@ impl<O: Object, T: Platform> Arena<O, T> {
 
     /// Makes `index`, which the caller was given by `alloc` and gives up, free again.
     #[inline]
-    pub fn free(&self, index: Idx<O>, section: &WriteSection<'_, T>) {
+    pub(crate) fn free(&self, index: Idx<O>, section: &EditSection<'_, P>) {
         let _guard = self.guard(section);
-        // SAFETY: A3.
+        // SAFETY: A3, by `_guard` and the section: no other thread allocates or frees meanwhile.
         let mut state = self.free.0.state.with(|state| unsafe { *state });
-        // SAFETY: A3.
+        // SAFETY: A3, by the same; the caller gave the object up, so its link is the arena's.
         self.get(index).link().with_mut(|link| unsafe { *link = state.free });
         state.free = index.0 + 1;
         state.live -= 1;
         self.set_state(state);
     }
 
-    /// Shows all objects that were made; meanwhile nobody makes one, or runs this.
-    pub fn with_all<'a, R>(
+    /// Shows all objects that were initialised; meanwhile no thread initialises one, or runs this.
+    pub(crate) fn with_all<'a, R>(
         &'a self,
-        section: &WriteSection<'_, T>,
-        run: impl FnOnce(All<'a, O, T>) -> R,
+        section: &EditSection<'_, P>,
+        run: impl FnOnce(All<'a, O, P>) -> R,
     ) -> R {
         let _guard = keep(Step::GuardRecords).then(|| self.guard(section));
-        // SAFETY: A3.
-        let made = self.free.0.state.with(|state| unsafe { (*state).made });
-        run(All { arena: self, rest: 0..made })
+        // SAFETY: A3: guarded as in `alloc`, and only looked at.
+        let initialised = self.free.0.state.with(|state| unsafe { (*state).initialised });
+        run(All { arena: self, rest: 0..initialised })
     }
 
-    /// How many objects were made, and how many of them are in use.
-    pub fn usage(&self) -> Usage {
+    /// How many objects there are, and how many of them are in use.
+    pub(crate) fn usage(&self) -> Usage {
         let usage = self.free.0.usage.load(Relaxed("the caller may be late anyway"));
-        Usage { made: (usage >> 32) as usize, in_use: (usage as u32) as usize }
+        Usage { capacity: (usage >> 32) as usize, in_use: (usage as u32) as usize }
     }
 }
 
 /// The objects of an arena.
-pub struct All<'a, O, T: Platform> {
-    arena: &'a Arena<O, T>,
+pub(crate) struct All<'a, O, P: Platform> {
+    arena: &'a Arena<O, P>,
     rest: Range<u32>,
 }
 
-impl<'a, O: Object, T: Platform> Iterator for All<'a, O, T> {
+impl<'a, O: Object, P: Platform> Iterator for All<'a, O, P> {
     type Item = &'a O;
 
     fn next(&mut self) -> Option<&'a O> {
-        // It was made, as was known under the guard (A3).
+        // It was initialised, as was known under the guard (A3).
         self.rest.next().and_then(Idx::of).map(|index| self.arena.get(index))
     }
 }
 
-impl<O, T: Platform> Clone for All<'_, O, T> {
+impl<O, P: Platform> Clone for All<'_, O, P> {
     fn clone(&self) -> Self {
         Self { arena: self.arena, rest: self.rest.clone() }
     }
 }
 
-/// How much of a slab's memory has been made and how much is in use, counted in objects.
+/// How many objects of one kind a slab has memory for, and how many are in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Usage {
-    /// Objects that exist, in use or free. Never falls.
-    pub made: usize,
+    /// Objects that have memory, in use or free. Never falls.
+    pub capacity: usize,
     /// Objects in use.
     pub in_use: usize,
 }
 
-impl<O, T: Platform> Drop for Arena<O, T> {
+impl<O, P: Platform> Drop for Arena<O, P> {
     fn drop(&mut self) {
-        // SAFETY: `&mut self`: nobody else looks.
-        let made = self.free.0.state.with(|state| unsafe { (*state).made });
-        for index in (0..made).filter_map(Idx::<O>::of) {
+        // SAFETY: `&mut self`: no other thread looks.
+        let initialised = self.free.0.state.with(|state| unsafe { (*state).initialised });
+        for index in (0..initialised).filter_map(Idx::<O>::of) {
             let (chunk, offset) = index.place();
-            // SAFETY: `&mut self`: nobody else looks.
+            // SAFETY: `&mut self`: no other thread looks.
             let base = self.chunks[chunk].with(|base| unsafe { *base });
             // SAFETY: object number `index` lies there.
             let object = unsafe { base.add(offset) };
-            // SAFETY: it was made, and this is the end of A2.
+            // SAFETY: it was initialised, and this is the end of A2.
             unsafe { ptr::drop_in_place(object) };
         }
         for (chunk, base) in self.chunks.iter().enumerate() {
-            // SAFETY: `&mut self`: nobody else looks.
+            // SAFETY: `&mut self`: no other thread looks.
             let base = base.with(|base| unsafe { *base });
             if let (false, Ok(layout)) = (base.is_null(), chunk_layout::<O>(chunk)) {
-                // SAFETY: allocated in `make` with this layout; its objects are dropped.
-                unsafe { T::Memory::dealloc(base.cast(), layout) };
+                // SAFETY: allocated in `init` with this layout; its objects are dropped.
+                unsafe { P::Memory::dealloc(base.cast(), layout) };
             }
         }
     }
@@ -333,9 +337,9 @@ impl<O, T: Platform> Drop for Arena<O, T> {
 
 // SAFETY: an arena hands out shared references and indices. Its cells are touched as invariants A1
 // and A3 say, from any thread.
-unsafe impl<O: Send + Sync, T: Platform> Sync for Arena<O, T> {}
+unsafe impl<O: Send + Sync, P: Platform> Sync for Arena<O, P> {}
 // SAFETY: an arena owns its objects; nothing in it belongs to a thread.
-unsafe impl<O: Send + Sync, T: Platform> Send for Arena<O, T> {}
+unsafe impl<O: Send + Sync, P: Platform> Send for Arena<O, P> {}
 
 #[cfg(all(test, not(pervma_model)))]
 mod tests {

@@ -3,90 +3,247 @@
 //! A change begins with the VMAs that touch its range, excluded ([`exclude`]). What follows has an
 //! order:
 //!
-//! 1. [`Change::cut`]: user code divides payloads and makes new ones. The result is a list of
-//!    *pieces*, the VMAs that there will be in place of the excluded ones.
-//! 2. [`Change::join`]: user code merges pieces with each other and with what touches them.
-//! 3. [`Change::prepare`]: slots and tree nodes for the pieces that need new ones.
-//! 4. [`Change::commit`]: nothing fails any more.
+//! 1. [`Change::split`]: user code splits payloads and makes new ones. The result is the list of
+//!    [`Planned`] VMAs that there will be in place of the excluded ones.
+//! 2. [`Plan::merge`]: user code merges planned VMAs with each other and with what touches them.
+//! 3. [`Plan::prepare`]: slots and tree nodes for the planned VMAs that need new ones.
+//! 4. [`Plan::commit`]: nothing fails any more.
 //!
-//! Up to step 2 the map is as it was, and dropping the change and the list of excluded VMAs, by an
-//! error or a panic, leaves it so; step 3 cleans up when it fails.
+//! Up to step 2 the map is as it was, and dropping the change, by an error or a panic, leaves it
+//! so; step 3 cleans up when it fails.
 //!
-//! A VMA's start is the name of its slot in the tree, so it never changes: a piece that starts
-//! where an excluded VMA did takes over its slot; the other pieces get new ones, and the other VMAs
-//! are detached.
+//! A VMA's start is the name of its slot in the tree, so it never changes: a planned VMA that
+//! starts where an excluded one did takes over its slot, and with it the VMA's identity; the other
+//! planned VMAs get new slots, and the other excluded VMAs are detached.
 
 use alloc::vec::Vec;
 use core::mem::needs_drop;
+use core::ptr;
 
 use smallvec::SmallVec;
 
-use crate::edit::{Removed, RemovedVmas};
-use crate::error::ChangeError;
-use crate::mm::WriteSection;
+use crate::error::{ChangeError, OutOfMemory};
+use crate::lock::EditSeq;
+use crate::map::{Map, MapWrite, Vmas, WriteCursor};
+use crate::mm::EditSection;
 use crate::payload::Payload;
 use crate::platform::Platform;
 use crate::range::Span;
+use crate::removed::RemovedVmas;
 use crate::slots::{Attached, Entry, Excluded, FreeSlot, Reserved};
-use crate::space::AddressSpace;
-use crate::tree::Editor;
+use crate::step::Step;
+use crate::sync::keep;
 
 /// What a change is about.
 #[derive(Clone, Copy)]
-pub struct Request {
+pub(crate) struct Request {
     /// The range that is changed.
-    pub span: Span,
+    pub(crate) span: Span,
     /// How much of it must be mapped.
-    pub mapped: Mapped,
+    pub(crate) mapped: Mapped,
     /// Another range that must be free.
-    pub target: Option<Span>,
+    pub(crate) target: Option<Span>,
 }
 
 /// How much of a range must be mapped.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Mapped {
+pub(crate) enum Mapped {
     Anything,
     Something,
     Everything,
 }
 
 impl Request {
-    pub fn new(span: Span, mapped: Mapped) -> Self {
+    pub(crate) fn new(span: Span, mapped: Mapped) -> Self {
         Self { span, mapped, target: None }
+    }
+
+    /// Of a move of everything in `span` to `target`.
+    pub(crate) fn relocation(span: Span, target: Span) -> Self {
+        Self { span, mapped: Mapped::Something, target: Some(target) }
     }
 
     fn out_of_memory(&self) -> ChangeError {
         ChangeError::OutOfMemory { range: self.span.range() }
     }
 
-    /// Whether all that was mapped stays mapped, and nothing else comes: linking and unlinking hand all
-    /// room on then, so no gap needs to be settled.
-    fn keeps_room(&self) -> bool {
+    /// Whether all that was mapped stays mapped, and nothing else comes: linking and unlinking hand
+    /// everything on then, so no gap has to be updated.
+    fn keeps_gaps(&self) -> bool {
         self.mapped == Mapped::Everything
     }
 }
 
 /// Why the VMAs of a range were not excluded.
-pub enum Refusal<'m, P> {
+pub(crate) enum Refusal<'s, 'm, T> {
     /// Nothing will help.
     Error(ChangeError),
-    /// An exclusion of somebody else has this one.
-    Excluded(Entry<'m, P>),
+    /// Another thread's exclusion has this one.
+    Excluded(Entry<'s, 'm, T>),
 }
 
-/// Keeps readers out of all VMAs that touch the range, or of none, and puts them on the empty `list`;
-/// waits for nobody.
-pub fn exclude<'s, 'm, P, T: Platform>(
-    space: &'s AddressSpace<P, T>,
-    tree: &mut Editor<'s, 'm, P, T>,
+/// The VMAs that touch a range, excluded.
+pub(crate) struct ExcludedVmas<'s, T, P: Platform> {
+    map: &'s Map<T, P>,
+    list: Excluded<'s, T, P>,
+    /// How many there are.
+    count: usize,
+    /// The edit in which they were excluded.
+    since: EditSeq,
+}
+
+impl<'s, T, P: Platform> ExcludedVmas<'s, T, P> {
+    /// The VMAs, whole, in order of address. Readers may still have them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Attached<'s, '_, T>> {
+        self.list.iter()
+    }
+
+    /// Waits until the readers of all of them have released them; `false` if the deadline came
+    /// first.
+    #[inline]
+    pub(crate) fn wait_drained(&self, deadline: Option<P::Deadline>) -> bool {
+        self.list.wait_drained(deadline)
+    }
+
+    /// Whether the readers of all of them have released them.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.list.is_drained()
+    }
+
+    /// Checks that they have no holes between them in `span`.
+    pub(crate) fn check_whole(&self, span: Span) -> Result<(), ChangeError> {
+        let mut mapped_to = span.start;
+        let mut spans = self.iter().map(|vma| vma.span());
+        let hole = spans.find_map(|at| {
+            let hole = (mapped_to < at.start).then_some(mapped_to..at.start);
+            mapped_to = at.end;
+            hole
+        });
+        match hole.or((mapped_to < span.end).then_some(mapped_to..span.end)) {
+            Some(range) => Err(ChangeError::NotMapped { range }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether they are those that were excluded in the edit `since`, `count` of them, and as they
+    /// were then. The mmap lock is held.
+    fn are_still(&self, count: usize, since: EditSeq) -> bool {
+        // What was not locked since then was there, so nothing has come, and nothing has gone if
+        // they are as many.
+        let unchanged = self.count == count && !self.iter().any(|vma| vma.was_locked_since(since));
+        unchanged || !keep(Step::FindUnchanged)
+    }
+
+    /// What others have mapped or reserved in `span` since they were excluded.
+    pub(crate) fn first_newcomer(&self, vmas: &Vmas<'_, T, P>, span: Span) -> Option<Span> {
+        // The excluded ones are all still there, so the first that is not on the list is new.
+        let own = self.iter().map(|vma| Some(vma.span())).chain(core::iter::repeat(None));
+        let there = vmas.entries(span).map(|entry| entry.span());
+        there.zip(own).find(|&(at, own)| own != Some(at)).map(|(at, _)| at)
+    }
+
+    /// Checks that nothing was mapped or reserved in a hole of `span` since.
+    pub(crate) fn check_no_newcomer(
+        &self,
+        vmas: &Vmas<'_, T, P>,
+        span: Span,
+    ) -> Result<(), ChangeError> {
+        match self.first_newcomer(vmas, span) {
+            Some(at) => Err(ChangeError::Overlap { existing: at.range() }),
+            None => Ok(()),
+        }
+    }
+
+    /// What the mutant without a list of its own believes: that all in the range is its own.
+    #[cfg(pervma_model)]
+    pub(crate) fn take_over(&mut self, vmas: &Vmas<'s, T, P>, span: Span) {
+        self.list.take_over(vmas.entries(span));
+    }
+}
+
+impl<T, P: Platform> Vmas<'_, T, P> {
+    /// Checks that nothing is in the way of a relocation: neither the range that moves itself, nor
+    /// what stands where it moves to.
+    pub(crate) fn check_target(&self, request: &Request) -> Result<(), ChangeError> {
+        let Some(target) = request.target else { return Ok(()) };
+        let mut taken = self.entries(target).map(|entry| entry.span());
+        let itself = target.overlap(request.span).map(|_| request.span);
+        match itself.or_else(|| taken.next()) {
+            Some(existing) => Err(ChangeError::Overlap { existing: existing.range() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Why nothing could be mapped in `span`, where something is.
+    #[cold]
+    fn taken(&self, span: Span) -> ChangeError {
+        match self.entries(span).next() {
+            None => ChangeError::OutOfMemory { range: span.range() },
+            Some(entry) if entry.is_excluded() => {
+                ChangeError::Excluded { vma: entry.span().range() }
+            }
+            Some(entry) => ChangeError::Overlap { existing: entry.span().range() },
+        }
+    }
+}
+
+impl<'s, T, P: Platform> MapWrite<'s, T, P> {
+    /// Maps `span`, if nothing is there.
+    pub(crate) fn insert(&self, span: Span, payload: T) -> Result<(), (ChangeError, T)> {
+        match self.link_free(span) {
+            Ok(slot) => {
+                slot.attach(self.section(), span, payload);
+                Ok(())
+            }
+            Err(error) => Err((error, payload)),
+        }
+    }
+
+    /// Reserves `span`, if nothing is there.
+    pub(crate) fn reserve(&self, span: Span) -> Result<Reserved<'s, T>, ChangeError> {
+        Ok(self.link_free(span)?.reserve(self.section(), span))
+    }
+
+    /// A slot for a free range, to be attached at once.
+    #[inline]
+    fn link_free(&self, span: Span) -> Result<FreeSlot<'s, T>, ChangeError> {
+        let mut cursor = self.cursor();
+        if !cursor.seek_free(span) {
+            return Err(self.taken(span));
+        }
+        cursor
+            .link_sought(span)
+            .map_err(|OutOfMemory| ChangeError::OutOfMemory { range: span.range() })
+    }
+
+    /// Takes out the VMA at `span`, waiting for its readers, if it can be had as a whole.
+    #[inline]
+    pub(crate) fn take_whole(&self, span: Span) -> Option<T> {
+        self.cursor().take_whole(span)
+    }
+
+    /// Write-locks all VMAs that touch `span`, waiting for their readers.
+    pub(crate) fn start_write_all(&self, span: Span) {
+        let mut all = Excluded::new(self.map().slab().slots(), false);
+        let mut vmas = self.entries(span).filter_map(Entry::vma);
+        all.push_all(self.section(), |push| {
+            vmas.all(push);
+        });
+        all.start_write(self.section());
+    }
+}
+
+/// Excludes all VMAs that touch the range, or none; waits for no reader.
+pub(crate) fn exclude<'s, 'm, T, P: Platform>(
+    cursor: &mut WriteCursor<'s, 'm, T, P>,
     request: &Request,
-    list: &mut Excluded<'s, P, T>,
-) -> Result<(), Refusal<'m, P>> {
+    outlives_edit: bool,
+) -> Result<ExcludedVmas<'s, T, P>, Refusal<'s, 'm, T>> {
     let refuse = |error| Err(Refusal::Error(error));
     let span = request.span;
     let (mut entries, mut mapped_to, mut hole) = (0_usize, span.start, None);
     let (mut first, mut reserved, mut excluded) = (None, None, None);
-    tree.visit(span, |entry| {
+    cursor.visit(span, |entry| {
         let at = entry.span();
         if mapped_to < at.start && hole.is_none() {
             hole = Some(mapped_to..at.start);
@@ -117,59 +274,86 @@ pub fn exclude<'s, 'm, P, T: Platform>(
     if let Some(entry) = excluded {
         return Err(Refusal::Excluded(entry));
     }
-    let section = tree.section();
-    space.check_target(section, request).map_err(Refusal::Error)?;
+    let section = cursor.section();
+    if request.target.is_some() {
+        cursor.vmas().check_target(request).map_err(Refusal::Error)?;
+    }
+    let mut list = Excluded::new(cursor.slots(), outlives_edit);
     match first {
         Some(only) if entries == 1 => {
             list.push(only, section);
         }
         _ => {
             list.push_all(section, |push| {
-                tree.visit(span, |entry| entry.vma().is_some_and(&mut *push))
+                cursor.visit(span, |entry| entry.vma().is_some_and(&mut *push));
             });
         }
     }
-    Ok(())
+    Ok(ExcludedVmas { map: cursor.map(), list, count: entries, since: section.edit() })
 }
 
-/// A change that has not happened yet. Dropping it forgets it.
-pub struct Change<'s, 'l, P, T: Platform> {
-    space: &'s AddressSpace<P, T>,
+/// A change that has not happened yet. Dropping it changes nothing.
+pub(crate) struct Change<'s, 'l, T, P: Platform> {
+    // Dropped first: its payloads may be those of the VMAs.
+    plan: Plan<'s, 'l, T>,
+    vmas: ExcludedVmas<'s, T, P>,
+}
+
+/// Why a suspended change did not exclude its VMAs again.
+pub(crate) enum NotResumed<'s, 'm, T> {
+    /// Other threads have changed the VMAs. The change must start over.
+    Changed,
+    /// Another thread's exclusion has this one.
+    Excluded(Entry<'s, 'm, T>),
+}
+
+/// What a change is going to do.
+struct Plan<'s, 'l, T> {
     request: Request,
     /// What there will be, in order of address.
-    pieces: SmallVec<[Piece<'s, P, T>; 3]>,
-    /// Of the first and the last VMA, where they are cut, the payloads of the parts in the range.
-    parts: [Option<P>; 2],
+    planned: SmallVec<[Planned<'s, T>; 3]>,
+    /// The payloads of the parts in the range of the first and the last VMA, where these are split.
+    parts: [Option<T>; 2],
     /// What stood in the range.
-    removed: RemovedVmas<P>,
-    /// Payloads that were cut or merged away. Their owner drops them when the edit has ended.
-    leftover: &'l mut Vec<P>,
-    /// How many payloads of excluded VMAs will become leftovers.
-    owed: usize,
+    removed: RemovedVmas<T>,
+    /// Payloads that were split or merged away. Their owner drops them when the edit has ended.
+    deferred_drops: &'l mut Vec<T>,
+    /// How many payloads of excluded VMAs will become deferred drops.
+    more_drops: usize,
 }
 
-/// A VMA to be.
-struct Piece<'s, P, T: Platform> {
+/// A VMA, or a reservation, that there will be.
+struct Planned<'s, T> {
     span: Span,
     /// `None` until it is known, or after it was put in its place.
-    payload: Option<P>,
-    /// Whether it is new, and so to be joined with its neighbours.
+    payload: Option<T>,
+    /// Whether it is new, and so to be merged with its neighbours.
     changed: bool,
-    /// Whether it starts where an excluded VMA does, and takes over its slot.
-    takes_over: bool,
-    /// The slot of one that does not.
-    home: Option<FreeSlot<'s, P, T>>,
+    place: Place,
+    /// The slot, unless it takes one over.
+    slot: Option<FreeSlot<'s, T>>,
 }
 
-impl<P, T: Platform> Piece<'_, P, T> {
-    fn new(span: Span, payload: Option<P>, changed: bool, takes_over: bool) -> Self {
-        Self { span, payload, changed, takes_over, home: None }
+/// What a planned VMA has to do with the excluded VMA that starts where it does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// It takes over the slot: it is the same VMA.
+    TakesOver,
+    /// It comes in its place: it is another VMA.
+    Exchanges,
+    /// There is none.
+    New,
+}
+
+impl<T> Planned<'_, T> {
+    fn new(span: Span, payload: Option<T>, changed: bool, place: Place) -> Self {
+        Self { span, payload, changed, place, slot: None }
     }
 
-    /// The payload of this piece and that of `next` as one, if they touch and one is new.
-    fn merge(&self, next: &Self) -> Option<P>
+    /// The payload of this VMA and that of `next` as one, if they touch and one is new.
+    fn merge(&self, next: &Self) -> Option<T>
     where
-        P: Payload,
+        T: Payload,
     {
         if self.span.end != next.span.start || !(self.changed || next.changed) {
             return None;
@@ -178,69 +362,174 @@ impl<P, T: Platform> Piece<'_, P, T> {
     }
 }
 
-impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
-    /// A change with nothing in it.
+impl<'s, 'l, T: Payload, P: Platform> Change<'s, 'l, T, P> {
+    /// A change of `vmas` with nothing planned.
     #[inline]
-    pub fn new(space: &'s AddressSpace<P, T>, request: Request, leftover: &'l mut Vec<P>) -> Self {
-        let (pieces, removed) = (SmallVec::new(), RemovedVmas::new());
-        Self { space, request, pieces, parts: [None, None], removed, leftover, owed: 0 }
+    pub(crate) fn new(
+        vmas: ExcludedVmas<'s, T, P>,
+        request: Request,
+        deferred_drops: &'l mut Vec<T>,
+    ) -> Self {
+        let plan = Plan {
+            request,
+            planned: SmallVec::new(),
+            parts: [None, None],
+            removed: RemovedVmas::empty(),
+            deferred_drops,
+            more_drops: 0,
+        };
+        Self { plan, vmas }
     }
 
-    /// Cuts the excluded VMAs at the ends of the range. `place` says where a part of the range goes
-    /// and with what payload, if it stays.
-    #[inline]
-    pub fn cut(
+    /// The VMAs that it is about.
+    pub(crate) fn vmas(&self) -> &ExcludedVmas<'s, T, P> {
+        &self.vmas
+    }
+
+    /// Admits readers to the VMAs again, until [`resume`](Self::resume).
+    pub(crate) fn suspend(&mut self) {
+        let slots = self.vmas.map.slab().slots();
+        self.vmas.list = Excluded::new(slots, true);
+    }
+
+    /// Excludes the VMAs again, after [`suspend`](Self::suspend).
+    pub(crate) fn resume<'m>(
         &mut self,
-        excluded: &Excluded<'_, P, T>,
-        mut place: impl FnMut(Span, &P) -> Option<(Span, P)>,
+        cursor: &mut WriteCursor<'s, 'm, T, P>,
+    ) -> Result<(), NotResumed<'s, 'm, T>> {
+        self.check_space(cursor);
+        let (count, since) = (self.vmas.count, self.vmas.since);
+        let vmas = match exclude(cursor, &self.plan.request, true) {
+            Ok(vmas) => vmas,
+            Err(Refusal::Excluded(entry)) => return Err(NotResumed::Excluded(entry)),
+            // It says so when it starts over, unless that is different again by then.
+            Err(Refusal::Error(_)) => return Err(NotResumed::Changed),
+        };
+        if !vmas.are_still(count, since) {
+            return Err(NotResumed::Changed);
+        }
+        self.vmas.list = vmas.list;
+        Ok(())
+    }
+
+    /// What the mutant without a list of its own believes: that all in the range is its own.
+    #[cfg(pervma_model)]
+    pub(crate) fn take_over(&mut self, vmas: &Vmas<'s, T, P>) {
+        self.vmas.take_over(vmas, self.plan.request.span);
+    }
+
+    /// Splits the excluded VMAs at the ends of the range. `place` says where a part of the range
+    /// goes and with what payload, if it stays.
+    #[inline]
+    pub(crate) fn split(
+        &mut self,
+        mut place: impl FnMut(Span, &T) -> Option<(Span, T)>,
     ) -> Result<(), ChangeError> {
-        let request = self.request;
-        let vmas = excluded.iter().count();
-        self.removed.try_reserve_exact(vmas).map_err(|_| request.out_of_memory())?;
-        for vma in excluded.iter() {
+        let Self { plan, vmas } = self;
+        let span = plan.request.span;
+        let (mut count, mut outside) = (0, 0);
+        for vma in vmas.iter() {
             let at = vma.span();
-            let Some(part) = request.span.overlap(at) else { continue };
+            count += 1;
+            outside += usize::from(at.start < span.start) + usize::from(span.end < at.end);
+        }
+        let planned = count + outside;
+        if plan.removed.try_reserve(count).is_err()
+            || (planned > plan.planned.inline_size() && plan.planned.try_reserve(planned).is_err())
+        {
+            return Err(plan.request.out_of_memory());
+        }
+        for vma in vmas.iter() {
+            let at = vma.span();
+            let Some(part) = span.overlap(at) else { continue };
             if part == at {
                 let placed = place(part, vma.payload());
-                self.push(placed, true, at)?;
+                plan.push(placed, true, at);
             } else {
-                self.cut_one(&vma, part, &mut place)?;
+                plan.split_one(&vma, part, &mut place)?;
             }
         }
         // A relocation places parts anywhere.
-        if !self.pieces.is_sorted_by_key(|piece| piece.span.start) {
-            self.pieces.sort_unstable_by_key(|piece| piece.span.start);
+        if !plan.planned.is_sorted_by_key(|planned| planned.span.start) {
+            plan.planned.sort_unstable_by_key(|planned| planned.span.start);
         }
         Ok(())
     }
 
+    /// Merges what is planned, and puts it in the place of the excluded VMAs.
     #[inline]
-    fn cut_one(
+    pub(crate) fn finish(
         &mut self,
-        vma: &Attached<'_, P>,
+        cursor: &mut WriteCursor<'s, '_, T, P>,
+    ) -> Result<RemovedVmas<T>, ChangeError> {
+        self.check_space(cursor);
+        self.plan.merge(cursor, &mut self.vmas.list)?;
+        self.plan.prepare(cursor)?;
+        Ok(self.plan.commit(cursor, &mut self.vmas.list).0)
+    }
+
+    /// Puts one VMA with `payload` over the whole range, and what is planned beside it.
+    pub(crate) fn finish_replacing(
+        &mut self,
+        cursor: &mut WriteCursor<'s, '_, T, P>,
+        payload: T,
+    ) -> Result<RemovedVmas<T>, (ChangeError, T)> {
+        self.check_space(cursor);
+        match self.plan.add(&self.vmas).and_then(|()| self.plan.prepare(cursor)) {
+            Ok(()) => {
+                self.plan.fill(payload);
+                Ok(self.plan.commit(cursor, &mut self.vmas.list).0)
+            }
+            Err(error) => Err((error, payload)),
+        }
+    }
+
+    /// Puts a reservation over the whole range, and what is planned beside it.
+    pub(crate) fn finish_reserving(
+        &mut self,
+        cursor: &mut WriteCursor<'s, '_, T, P>,
+    ) -> Result<(RemovedVmas<T>, Option<Reserved<'s, T>>), ChangeError> {
+        self.check_space(cursor);
+        self.plan.add(&self.vmas)?;
+        self.plan.prepare(cursor)?;
+        Ok(self.plan.commit(cursor, &mut self.vmas.list))
+    }
+
+    /// The slots of one space are not linked into the tree of another.
+    #[inline]
+    fn check_space(&self, cursor: &WriteCursor<'s, '_, T, P>) {
+        assert!(ptr::eq(self.vmas.map, cursor.map()), "the edit is of another space");
+    }
+}
+
+impl<'s, T: Payload> Plan<'s, '_, T> {
+    #[inline]
+    fn split_one(
+        &mut self,
+        vma: &Attached<'_, '_, T>,
         part: Span,
-        place: &mut impl FnMut(Span, &P) -> Option<(Span, P)>,
+        place: &mut impl FnMut(Span, &T) -> Option<(Span, T)>,
     ) -> Result<(), ChangeError> {
         let at = vma.span();
         let undivided = || ChangeError::PartlyCovered { vma: at.range() };
-        self.owed += 1;
-        // The part's payload is the change's at every step, since user code may panic.
+        self.more_drops += 1;
+        // The part's payload is the plan's at every step, since user code may panic.
         let which = usize::from(self.parts[0].is_some());
         if at.start < part.start {
             let (left, right) = vma.payload().split(part.start - at.start).ok_or_else(undivided)?;
             self.parts[which] = Some(right);
-            self.push(Some((Span { start: at.start, end: part.start }, left)), false, at)?;
+            self.push(Some((Span { start: at.start, end: part.start }, left)), false, at);
         }
         if part.end < at.end {
             let whole = self.parts[which].as_ref().unwrap_or(vma.payload());
             let (left, right) = whole.split(part.len()).ok_or_else(undivided)?;
             let whole = self.parts[which].replace(left);
-            self.push(Some((Span { start: part.end, end: at.end }, right)), false, at)?;
-            self.leave_over_all(whole)?;
+            self.push(Some((Span { start: part.end, end: at.end }, right)), false, at);
+            self.defer_drops(whole)?;
         }
         let placed = self.parts[which].as_ref().and_then(|payload| place(part, payload));
-        self.push(placed, true, at)?;
-        if let [.., right, placed] = &mut self.pieces[..]
+        self.push(placed, true, at);
+        if let [.., right, placed] = &mut self.planned[..]
             && placed.span.start < right.span.start
         {
             core::mem::swap(right, placed); // most parts stay where they were
@@ -248,163 +537,171 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
         Ok(())
     }
 
-    /// Adds a piece made of the excluded VMA at `vma`.
+    /// Plans a VMA made of the excluded one at `vma`; [`Change::split`] has made room for it.
     #[inline(always)]
-    fn push(
-        &mut self,
-        piece: Option<(Span, P)>,
-        changed: bool,
-        vma: Span,
-    ) -> Result<(), ChangeError> {
-        let Some((span, payload)) = piece else { return Ok(()) };
-        if self.pieces.try_reserve(1).is_err() {
-            return self.leave_over(payload).and(Err(self.request.out_of_memory()));
-        }
-        let takes_over = span.start == vma.start;
-        self.pieces.push(Piece::new(span, Some(payload), changed, takes_over));
-        Ok(())
+    fn push(&mut self, planned: Option<(Span, T)>, changed: bool, vma: Span) {
+        let Some((span, payload)) = planned else { return };
+        let place = if span.start == vma.start { Place::TakesOver } else { Place::New };
+        self.planned.push(Planned::new(span, Some(payload), changed, place));
     }
 
-    /// Adds a piece over the whole range: a reservation, unless it is [`fill`](Self::fill)ed when
+    /// Plans a VMA over the whole range: a reservation, unless it is [`fill`](Self::fill)ed when
     /// nothing fails any more, since until then the payload is still its owner's.
-    pub fn add(&mut self, excluded: &Excluded<'_, P, T>) -> Result<(), ChangeError> {
+    fn add<P: Platform>(&mut self, vmas: &ExcludedVmas<'_, T, P>) -> Result<(), ChangeError> {
         let span = self.request.span;
-        self.pieces.try_reserve(1).map_err(|_| self.request.out_of_memory())?;
-        let at = self.pieces.partition_point(|piece| piece.span.start < span.start);
-        let takes_over = excluded.iter().next().is_some_and(|vma| vma.span().start == span.start);
-        self.pieces.insert(at, Piece::new(span, None, false, takes_over));
+        self.planned.try_reserve(1).map_err(|_| self.request.out_of_memory())?;
+        let at = self.planned.partition_point(|planned| planned.span.start < span.start);
+        let exchanges = vmas.iter().next().is_some_and(|vma| vma.span().start == span.start);
+        let place = if exchanges { Place::Exchanges } else { Place::New };
+        self.planned.insert(at, Planned::new(span, None, false, place));
         Ok(())
     }
 
-    /// Gives the piece that was [`add`](Self::add)ed its payload.
-    pub fn fill(&mut self, payload: P) {
+    /// Gives the VMA that was [`add`](Self::add)ed its payload.
+    fn fill(&mut self, payload: T) {
         let start = self.request.span.start;
-        if let Some(piece) = self.pieces.iter_mut().find(|piece| piece.span.start == start) {
-            piece.payload = Some(payload);
+        if let Some(planned) = self.planned.iter_mut().find(|planned| planned.span.start == start) {
+            planned.payload = Some(payload);
         }
     }
 
-    /// Merges new pieces with what touches them, from left to right. A VMA outside of the change
-    /// takes part if nobody else excludes it; an exclusion does not wait for its readers, and nobody
-    /// does whose own code has just taken a guard.
-    pub fn join(
+    /// Merges new VMAs with what touches them, from left to right. A VMA outside of the change
+    /// takes part if it has no reader and no other thread excludes it: merging is optional, and
+    /// nothing waits for readers of what is not in its range.
+    #[inline]
+    fn merge<P: Platform>(
         &mut self,
-        tree: &mut Editor<'s, '_, P, T>,
-        excluded: &mut Excluded<'_, P, T>,
+        cursor: &mut WriteCursor<'s, '_, T, P>,
+        list: &mut Excluded<'s, T, P>,
     ) -> Result<(), ChangeError> {
-        let pieces = &self.pieces[..];
-        let Some(first) = pieces.iter().position(|piece| piece.changed) else { return Ok(()) };
-        let last = pieces.iter().rposition(|piece| piece.changed).unwrap_or(first);
-        let start = pieces[first].span.start;
-        // What is left of a VMA that was cut, or else a VMA outside; not one behind the other.
-        let left = pieces[..first].iter().position(|piece| piece.span.end == start);
-        let end = pieces[last].span.end;
-        let alone = pieces.get(last + 1).is_none_or(|next| next.span.start != end);
-        // Both are VMAs, so they stay where they are while user code runs.
-        let section = tree.section();
-        let before = if left.is_none() { start.checked_sub(1) } else { None };
-        let before = before.and_then(|addr| neighbour(tree, &self.request, addr));
-        let behind = if alone { neighbour(tree, &self.request, end) } else { None };
-        if let Some(vma) = before {
-            self.join_left(first, vma, section, excluded)?;
-        }
-        self.join_inside(left.unwrap_or(first))?;
-        if let Some(vma) = behind {
-            self.join_right(end, vma, section, excluded)?;
-        }
-        Ok(())
-    }
-
-    fn join_left(
-        &mut self,
-        index: usize,
-        vma: Attached<'_, P>,
-        section: &WriteSection<'_, T>,
-        excluded: &mut Excluded<'_, P, T>,
-    ) -> Result<(), ChangeError> {
-        let space = self.space;
-        let piece = &mut self.pieces[index];
-        let (at, Some(payload)) = (vma.span(), &piece.payload) else { return Ok(()) };
-        let Some(merged) = vma.payload().merge(at.len(), payload) else { return Ok(()) };
-        if !space.holds_guard() && excluded.join(vma, section) {
-            self.owed += 1;
-            (piece.span.start, piece.takes_over) = (at.start, true);
-            let old = piece.payload.replace(merged);
-            self.leave_over_all(old)
-        } else {
-            self.leave_over(merged)
-        }
-    }
-
-    fn join_right(
-        &mut self,
-        end: usize,
-        vma: Attached<'_, P>,
-        section: &WriteSection<'_, T>,
-        excluded: &mut Excluded<'_, P, T>,
-    ) -> Result<(), ChangeError> {
-        let space = self.space;
-        let Some(piece) = self.pieces.iter_mut().find(|piece| piece.span.end == end) else {
+        let planned = &self.planned[..];
+        let Some(first) = planned.iter().position(|planned| planned.changed) else {
             return Ok(());
         };
-        let (at, Some(payload)) = (vma.span(), &piece.payload) else { return Ok(()) };
-        let Some(merged) = payload.merge(piece.span.len(), vma.payload()) else { return Ok(()) };
-        if !space.holds_guard() && excluded.join(vma, section) {
-            self.owed += 1;
-            piece.span.end = at.end;
-            let old = piece.payload.replace(merged);
-            self.leave_over_all(old)
+        let last = planned.iter().rposition(|planned| planned.changed).unwrap_or(first);
+        let start = planned[first].span.start;
+        // What is left of a VMA that was split, or else a VMA outside; not one behind the other.
+        let left = planned[..first].iter().position(|planned| planned.span.end == start);
+        let end = planned[last].span.end;
+        let no_right = planned.get(last + 1).is_none_or(|next| next.span.start != end);
+        // Both are VMAs, so they stay where they are while user code runs.
+        let before = if left.is_none() { start.checked_sub(1) } else { None };
+        let before = before.and_then(|addr| neighbour(cursor, &self.request, addr));
+        let behind = if no_right { neighbour(cursor, &self.request, end) } else { None };
+        if let Some(vma) = before {
+            self.merge_left(first, vma, cursor.section(), list)?;
+        }
+        self.merge_planned(left.unwrap_or(first))?;
+        if let Some(vma) = behind {
+            self.merge_right(end, vma, cursor.section(), list)?;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn merge_left<P: Platform>(
+        &mut self,
+        index: usize,
+        vma: Attached<'_, '_, T>,
+        section: &EditSection<'_, P>,
+        list: &mut Excluded<'s, T, P>,
+    ) -> Result<(), ChangeError> {
+        let planned = &mut self.planned[index];
+        let (at, Some(payload)) = (vma.span(), &planned.payload) else { return Ok(()) };
+        let Some(merged) = vma.payload().merge(at.len(), payload) else { return Ok(()) };
+        if list.take_in_idle(vma, section) {
+            self.more_drops += 1;
+            (planned.span.start, planned.place) = (at.start, Place::TakesOver);
+            let old = planned.payload.replace(merged);
+            self.defer_drops(old)
         } else {
-            self.leave_over(merged)
+            self.defer_drop(merged)
         }
     }
 
-    /// Merges the pieces from the `kept`th on.
-    fn join_inside(&mut self, mut kept: usize) -> Result<(), ChangeError> {
-        for next in kept + 1..self.pieces.len() {
-            let pieces = &mut self.pieces[..];
-            let Some(merged) = pieces[kept].merge(&pieces[next]) else {
+    #[inline]
+    fn merge_right<P: Platform>(
+        &mut self,
+        end: usize,
+        vma: Attached<'_, '_, T>,
+        section: &EditSection<'_, P>,
+        list: &mut Excluded<'s, T, P>,
+    ) -> Result<(), ChangeError> {
+        let Some(planned) = self.planned.iter_mut().find(|planned| planned.span.end == end) else {
+            return Ok(());
+        };
+        let (at, Some(payload)) = (vma.span(), &planned.payload) else { return Ok(()) };
+        let Some(merged) = payload.merge(planned.span.len(), vma.payload()) else { return Ok(()) };
+        if list.take_in_idle(vma, section) {
+            self.more_drops += 1;
+            planned.span.end = at.end;
+            let old = planned.payload.replace(merged);
+            self.defer_drops(old)
+        } else {
+            self.defer_drop(merged)
+        }
+    }
+
+    /// Merges the planned VMAs from the `kept`th on.
+    #[inline(always)]
+    fn merge_planned(&mut self, mut kept: usize) -> Result<(), ChangeError> {
+        for next in kept + 1..self.planned.len() {
+            let planned = &mut self.planned[..];
+            let Some(merged) = planned[kept].merge(&planned[next]) else {
                 kept += 1;
                 if kept < next {
-                    pieces.swap(kept, next);
+                    planned.swap(kept, next);
                 }
                 continue;
             };
-            let gone = pieces[next].payload.take();
-            let end = pieces[next].span.end;
-            let piece = &mut pieces[kept];
-            let old = piece.payload.replace(merged);
-            (piece.span.end, piece.changed) = (end, true);
-            self.leave_over_all(old.into_iter().chain(gone))?;
+            let gone = planned[next].payload.take();
+            let end = planned[next].span.end;
+            let into = &mut planned[kept];
+            let old = into.payload.replace(merged);
+            (into.span.end, into.changed) = (end, true);
+            self.defer_drops(old.into_iter().chain(gone))?;
         }
-        self.pieces.truncate(kept + 1);
+        self.planned.truncate(kept + 1);
         Ok(())
     }
 
-    fn leave_over(&mut self, payload: P) -> Result<(), ChangeError> {
-        if !needs_drop::<P>() {
+    #[inline]
+    fn defer_drop(&mut self, payload: T) -> Result<(), ChangeError> {
+        if !needs_drop::<T>() {
             return Ok(());
         }
-        self.leftover.try_reserve(1).map_err(|_| self.request.out_of_memory())?;
-        self.leftover.push(payload);
+        self.deferred_drops.try_reserve(1).map_err(|_| self.request.out_of_memory())?;
+        self.deferred_drops.push(payload);
         Ok(())
     }
 
-    fn leave_over_all(&mut self, payloads: impl IntoIterator<Item = P>) -> Result<(), ChangeError> {
-        payloads.into_iter().try_for_each(|payload| self.leave_over(payload))
+    #[inline]
+    fn defer_drops(&mut self, payloads: impl IntoIterator<Item = T>) -> Result<(), ChangeError> {
+        payloads.into_iter().try_for_each(|payload| self.defer_drop(payload))
     }
 
-    /// Finds room for everything, so that nothing can fail afterwards.
-    pub fn prepare(&mut self, tree: &mut Editor<'s, '_, P, T>) -> Result<(), ChangeError> {
-        if needs_drop::<P>() {
-            self.leftover.try_reserve(self.owed).map_err(|_| self.request.out_of_memory())?;
+    /// Gets memory for everything, so that nothing can fail afterwards.
+    #[inline]
+    fn prepare<P: Platform>(
+        &mut self,
+        cursor: &mut WriteCursor<'s, '_, T, P>,
+    ) -> Result<(), ChangeError> {
+        if needs_drop::<T>() {
+            self.deferred_drops
+                .try_reserve(self.more_drops)
+                .map_err(|_| self.request.out_of_memory())?;
         }
-        // From right to left: the room that is left goes to the last one, and stays there.
-        for piece in self.pieces.iter_mut().rev().filter(|piece| !piece.takes_over) {
-            match tree.link(piece.span) {
-                Ok(slot) => piece.home = Some(slot),
-                Err(_) => {
-                    self.unlink_all(tree);
+        // From right to left: the gap that is left goes to the last one, and stays there.
+        for planned in self.planned.iter_mut().rev() {
+            let slot = match planned.place {
+                Place::TakesOver => continue,
+                Place::Exchanges => cursor.alloc(),
+                Place::New => cursor.link(planned.span),
+            };
+            match slot {
+                Ok(slot) => planned.slot = Some(slot),
+                Err(OutOfMemory) => {
+                    self.unlink_all(cursor);
                     return Err(self.request.out_of_memory());
                 }
             }
@@ -413,111 +710,119 @@ impl<'s, 'l, P: Payload, T: Platform> Change<'s, 'l, P, T> {
     }
 
     #[cold]
-    fn unlink_all(&mut self, tree: &mut Editor<'s, '_, P, T>) {
-        for piece in &mut self.pieces {
-            if let Some(home) = piece.home.take() {
-                tree.unlink(piece.span.start, 0);
-                home.give_back(tree.section());
+    fn unlink_all<P: Platform>(&mut self, cursor: &mut WriteCursor<'s, '_, T, P>) {
+        for planned in &mut self.planned {
+            if let Some(slot) = planned.slot.take() {
+                if planned.place == Place::New {
+                    cursor.unlink(planned.span.start, 0);
+                }
+                slot.give_back(cursor.slots(), cursor.section());
             }
         }
-        // They were linked among VMAs that have not made room.
-        for hull in [Some(self.request.span), self.request.target].into_iter().flatten() {
-            tree.settle(hull);
+        // They were linked among VMAs that had not gone.
+        for affected in [Some(self.request.span), self.request.target].into_iter().flatten() {
+            cursor.update_gaps(affected);
         }
     }
 
-    /// Puts the pieces in the place of the excluded VMAs, once; gives out what stood in the range, and
-    /// the reservation if there is one.
-    pub fn commit(
+    /// Puts the planned VMAs in the place of the excluded ones, once; gives out what stood in the
+    /// range, and the reservation if there is one.
+    fn commit<P: Platform>(
         &mut self,
-        tree: &mut Editor<'s, '_, P, T>,
-        excluded: &mut Excluded<'s, P, T>,
-    ) -> (RemovedVmas<P>, Option<Reserved<'s, P>>) {
-        let (slots, section) = (self.space.slab().slots(), tree.section());
-        let (request, pieces) = (self.request, &mut self.pieces[..]);
-        let keeps_room = request.keeps_room();
+        cursor: &mut WriteCursor<'s, '_, T, P>,
+        list: &mut Excluded<'s, T, P>,
+    ) -> (RemovedVmas<T>, Option<Reserved<'s, T>>) {
+        let section = cursor.section();
+        let (request, all_planned) = (self.request, &mut self.planned[..]);
+        let keeps_gaps = request.keeps_gaps();
         let mut reserved = None;
-        // What has no room of its own in the result; `prepare` has made room for it.
-        let mut leave_over = |payload| {
-            if needs_drop::<P>() {
-                self.leftover.push(payload);
+        // What does not become part of the result; `prepare` has reserved capacity for it.
+        let mut defer_drop = |payload| {
+            if needs_drop::<T>() {
+                self.deferred_drops.push(payload);
             }
         };
-        while let Some((at, payload, emptied)) = excluded.take_first() {
+        while let Some((at, payload, emptied)) = list.take_first() {
             let removed = match request.span.overlap(at) {
                 Some(part) if part == at => Some((part, payload)),
                 Some(part) => {
-                    leave_over(payload);
+                    defer_drop(payload);
                     self.parts.iter_mut().find_map(Option::take).map(|payload| (part, payload))
                 }
                 None => {
-                    leave_over(payload);
+                    defer_drop(payload);
                     None
                 }
             };
             if let Some((part, payload)) = removed {
-                self.removed.push(Removed { range: part.range(), payload });
+                self.removed.push(part.range(), payload);
             }
-            let Ok(found) = pieces.binary_search_by_key(&at.start, |piece| piece.span.start) else {
-                tree.unlink(at.start, if keeps_room { at.len() } else { 0 });
-                emptied.detach(slots, section);
+            let Ok(found) =
+                all_planned.binary_search_by_key(&at.start, |planned| planned.span.start)
+            else {
+                cursor.detach(at.start, if keeps_gaps { at.len() } else { 0 }, emptied);
                 continue;
             };
-            let piece = &mut pieces[found];
-            match piece.payload.take() {
-                Some(payload) => emptied.fill(section, piece.span, payload),
-                None => reserved = Some(emptied.reserve(section, piece.span)),
+            let planned = &mut all_planned[found];
+            match (&planned.slot, planned.payload.take()) {
+                (None, Some(payload)) => emptied.fill(section, planned.span, payload),
+                (Some(slot), payload) => {
+                    cursor.exchange(at.start, emptied, slot);
+                    planned.payload = payload;
+                }
+                (None, None) => {}
             }
         }
-        for piece in pieces.iter_mut() {
-            match (piece.home.take(), piece.payload.take()) {
-                (Some(home), Some(payload)) => home.attach(section, piece.span, payload),
-                (Some(home), None) => reserved = Some(home.reserve(section, piece.span)),
+        for planned in all_planned.iter_mut() {
+            match (planned.slot.take(), planned.payload.take()) {
+                (Some(slot), Some(payload)) => slot.attach(section, planned.span, payload),
+                (Some(slot), None) => reserved = Some(slot.reserve(section, planned.span)),
                 (None, _) => {}
             }
         }
-        // Where there are no pieces, what was taken out has left its room behind.
-        if !keeps_room && !pieces.is_empty() {
+        // Where nothing is planned, what was taken out has left its bytes to the gap before it.
+        if !keeps_gaps && !all_planned.is_empty() {
             // Two ranges, since between the ends of a relocation there may be any number of VMAs.
-            let mut hulls = [Some(request.span), request.target];
-            for hull in hulls.iter_mut().flatten() {
-                for Piece { span, .. } in pieces.iter() {
-                    if span.start <= hull.end && hull.start <= span.end {
-                        hull.start = hull.start.min(span.start);
-                        hull.end = hull.end.max(span.end);
+            let mut affected = [Some(request.span), request.target];
+            for affected in affected.iter_mut().flatten() {
+                for Planned { span, .. } in all_planned.iter() {
+                    if span.start <= affected.end && affected.start <= span.end {
+                        affected.start = affected.start.min(span.start);
+                        affected.end = affected.end.max(span.end);
                     }
                 }
-                tree.settle(*hull);
+                cursor.update_gaps(*affected);
             }
         }
         (core::mem::take(&mut self.removed), reserved)
     }
 }
 
-/// The VMA at `addr`, if it has nothing to do with the change and nobody excludes it. In the range
+/// The VMA at `addr`, if it has nothing to do with the change and is not excluded. In the range
 /// itself there may be one that has come into a hole of an exclusion.
 #[inline]
-fn neighbour<'m, P, T: Platform>(
-    tree: &mut Editor<'_, 'm, P, T>,
+fn neighbour<'s, 'm, T, P: Platform>(
+    cursor: &mut WriteCursor<'s, 'm, T, P>,
     request: &Request,
     addr: usize,
-) -> Option<Attached<'m, P>> {
-    let entry = tree.holding(addr)?;
+) -> Option<Attached<'s, 'm, T>> {
+    let entry = cursor.holding(addr)?;
     let apart = !entry.is_excluded() && entry.span().overlap(request.span).is_none();
     entry.vma().filter(|_| apart)
 }
 
-impl<P, T: Platform> Drop for Change<'_, '_, P, T> {
+impl<T> Drop for Plan<'_, '_, T> {
+    #[inline]
     fn drop(&mut self) {
-        if !needs_drop::<P>() {
+        if !needs_drop::<T>() {
             return;
         }
-        let pieces = self.pieces.iter_mut().filter_map(|piece| piece.payload.take());
+        let planned = self.planned.iter_mut().filter_map(|planned| planned.payload.take());
         let parts = self.parts.iter_mut().filter_map(Option::take);
-        for payload in pieces.chain(parts) {
-            // No destructor runs inside an edit, unless there is no room to keep the payload.
-            if self.leftover.try_reserve(1).is_ok() {
-                self.leftover.push(payload);
+        for payload in planned.chain(parts) {
+            // No destructor runs inside an edit, unless there is no memory to keep the payload.
+            if self.deferred_drops.try_reserve(1).is_ok() {
+                self.deferred_drops.push(payload);
             }
         }
     }

@@ -9,14 +9,14 @@ use crate::range::RangeError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// Nothing was mapped there, between two edits, at a moment during the lookup.
+    /// Nothing was mapped there: at a moment during the lookup, between two edits.
     NotMapped {
         /// The address that was looked up.
         addr: usize,
     },
-    /// The VMA is write-locked, or changes went on during every one of the walks, or so many other
-    /// readers came and went that the count would not hold still. Wait, and look again; only the
-    /// lookups that do not wait report it.
+    /// The VMA is write-locked, or the address is next to a change that is under way, or other
+    /// readers kept changing the VMA's count. Try again, or call `read`; only the lookups that do
+    /// not wait report it.
     Locked {
         /// The address that was looked up.
         addr: usize,
@@ -48,6 +48,12 @@ pub enum ReadError {
         /// The address that was looked up.
         addr: usize,
     },
+    /// The VMA that the [`VmaId`](crate::VmaId) names is not attached any more, or is another
+    /// space's. Only lookups by id report it.
+    Gone {
+        /// Where it started.
+        addr: usize,
+    },
 }
 
 impl fmt::Display for ReadError {
@@ -69,13 +75,14 @@ impl fmt::Display for ReadError {
                 write!(f, "reading {addr:#x} could wait for this thread's own exclusion")
             }
             Self::Reserved { addr } => write!(f, "{addr:#x} is reserved, with nothing mapped yet"),
+            Self::Gone { addr } => write!(f, "the mapping that started at {addr:#x} is gone"),
         }
     }
 }
 
 impl core::error::Error for ReadError {}
 
-/// Why an edit could not begin: it would have waited for its own thread.
+/// Why an edit could not begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EditError {
@@ -102,7 +109,8 @@ impl core::error::Error for EditError {}
 pub enum RegisterError {
     /// The thread already edits this space: it would wait for itself.
     OwnEdit,
-    /// The thread holds a guard of this space, and an edit that it would wait for could wait for that.
+    /// The thread holds a guard of this space, and an edit that it would wait for could wait for
+    /// that.
     GuardHeld,
     /// No memory was left.
     OutOfMemory,
@@ -129,6 +137,28 @@ impl From<EditError> for RegisterError {
     }
 }
 
+impl From<EditError> for ChangeError {
+    fn from(error: EditError) -> Self {
+        match error {
+            EditError::OwnEdit => Self::OwnEdit,
+            EditError::GuardHeld => Self::GuardHeld,
+        }
+    }
+}
+
+impl From<RangeError> for ChangeError {
+    fn from(error: RangeError) -> Self {
+        Self::Range(error)
+    }
+}
+
+/// The payload is dropped.
+impl<T> From<InsertError<T>> for ChangeError {
+    fn from(error: InsertError<T>) -> Self {
+        error.kind
+    }
+}
+
 impl From<OutOfMemory> for RegisterError {
     fn from(OutOfMemory: OutOfMemory) -> Self {
         Self::OutOfMemory
@@ -137,14 +167,14 @@ impl From<OutOfMemory> for RegisterError {
 
 /// No slot, no tree node or no memory was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OutOfMemory;
+pub(crate) struct OutOfMemory;
 
 /// Why a range was not changed. Nothing has changed then, and nobody is kept out.
 ///
-/// Where several reasons apply, the first in this list is given; those that only others could bring
-/// about while an operation was under way come when they are met. Closures may have run by then, on
-/// payloads that were never mapped. In the way of an insertion is the first thing there, an excluded
-/// VMA too ([`Excluded`](Self::Excluded)).
+/// Where several reasons apply, the first in this list is given. Reasons that other threads bring
+/// about while an operation is under way are given when they are met; closures may have run by
+/// then, on payloads that were never mapped. What is in the way of an insertion is the first thing
+/// there, an excluded VMA too ([`Excluded`](Self::Excluded)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ChangeError {
@@ -154,10 +184,7 @@ pub enum ChangeError {
     OwnEdit,
     /// The thread holds a guard of this space, perhaps of a VMA in the range: it could wait for
     /// itself.
-    GuardHeld {
-        /// The range that was to be changed.
-        range: Range<usize>,
-    },
+    GuardHeld,
     /// The thread excludes readers from a range of this space: it could wait for itself.
     OwnExclusion,
     /// Nothing is mapped or reserved in the range; or, for an update, in this part of it.
@@ -170,8 +197,9 @@ pub enum ChangeError {
         /// The first reservation in the range.
         range: Range<usize>,
     },
-    /// Somebody excludes readers from a VMA in the range and is about to change it. Only an edit
-    /// reports it, since the other needs an edit to go on; what waits outside of edits waits.
+    /// Another thread excludes readers from a VMA in the range and is about to change it. Only an
+    /// edit reports it, since the other thread needs an edit to go on; operations that wait outside
+    /// of edits wait for it.
     Excluded {
         /// The first such VMA.
         vma: Range<usize>,
@@ -181,7 +209,7 @@ pub enum ChangeError {
         /// The first VMA or reservation in the way.
         existing: Range<usize>,
     },
-    /// The range would cut a VMA whose payload cannot be divided
+    /// The range would split a VMA whose payload cannot be split
     /// ([`Payload::split`](crate::Payload::split)).
     PartlyCovered {
         /// The VMA.
@@ -208,9 +236,7 @@ impl fmt::Display for ChangeError {
         match self {
             Self::Range(error) => error.fmt(f),
             Self::OwnEdit => EditError::OwnEdit.fmt(f),
-            Self::GuardHeld { range } => {
-                write!(f, "changing {} could wait for a guard that this thread holds", Hex(range))
-            }
+            Self::GuardHeld => EditError::GuardHeld.fmt(f),
             Self::OwnExclusion => f.write_str("this thread already excludes readers in the space"),
             Self::NotMapped { range } => write!(f, "nothing is mapped in {}", Hex(range)),
             Self::Reserved { range } => write!(f, "{} is reserved", Hex(range)),
@@ -219,7 +245,7 @@ impl fmt::Display for ChangeError {
             }
             Self::Overlap { existing } => write!(f, "{} is already taken", Hex(existing)),
             Self::PartlyCovered { vma } => {
-                write!(f, "the mapping {} is only partly covered and cannot be cut", Hex(vma))
+                write!(f, "the mapping {} is only partly covered and cannot be split", Hex(vma))
             }
             Self::OutOfMemory { range } => write!(f, "no memory to change {}", Hex(range)),
         }
@@ -228,18 +254,19 @@ impl fmt::Display for ChangeError {
 
 impl core::error::Error for ChangeError {}
 
-/// An insertion that changed nothing, with the payload it gives back.
+/// An insertion that changed nothing, with the payload that it gives back.
 #[derive(Clone)]
-pub struct InsertError<P> {
+#[non_exhaustive]
+pub struct InsertError<T> {
     /// What was wrong.
     pub kind: ChangeError,
     /// Where it was to be inserted.
     pub range: Range<usize>,
     /// What was to be inserted.
-    pub payload: P,
+    pub payload: T,
 }
 
-impl<P> fmt::Debug for InsertError<P> {
+impl<T> fmt::Debug for InsertError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("InsertError")
             .field("kind", &self.kind)
@@ -248,13 +275,13 @@ impl<P> fmt::Debug for InsertError<P> {
     }
 }
 
-impl<P> fmt::Display for InsertError<P> {
+impl<T> fmt::Display for InsertError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.kind.fmt(f)
     }
 }
 
-impl<P> core::error::Error for InsertError<P> {}
+impl<T> core::error::Error for InsertError<T> {}
 
 /// Why a VMA was not write-locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -275,12 +302,12 @@ pub enum WriteError {
         /// The address that was looked up.
         addr: usize,
     },
-    /// Somebody excludes readers from the VMA and is about to change it.
+    /// Another thread excludes readers from the VMA and is about to change it.
     Excluded {
         /// The address that was looked up.
         addr: usize,
     },
-    /// The VMA has readers. Only `try_start_write` reports it.
+    /// The VMA has readers. Only `try_write` reports it.
     WouldWait {
         /// The address that was looked up.
         addr: usize,

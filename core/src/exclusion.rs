@@ -1,86 +1,81 @@
-//! Keeping readers out of a range, and waiting for those inside, without the mmap lock.
+//! Keeping readers out of a range, and waiting for those that have it, without the mmap lock.
+#![forbid(unsafe_code)]
 
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 
-use crate::change::{Change, Mapped, Refusal, Request, exclude};
-use crate::edit::RemovedVmas;
+use crate::change::{Change, ExcludedVmas, Mapped, NotResumed, Refusal, Request, exclude};
 use crate::error::{ChangeError, InsertError};
-use crate::mm::{Section, WriteLock};
+use crate::held::{Exclusions, HandlerScope, Held};
+use crate::host::DefaultPlatform;
+use crate::map::MapWrite;
 use crate::payload::Payload;
-use crate::platform::{Platform, with_default_platform};
+use crate::platform::Platform;
 use crate::range::Span;
+use crate::removed::RemovedVmas;
 use crate::reserve::Reservation;
-use crate::slots::{Excluded, Sleeper};
+use crate::reserved::ReservedRange;
 use crate::space::AddressSpace;
-use crate::thread::{Exclusions, HandlerScope, Note};
 
-with_default_platform! {
-    /// The VMAs that touched a range when it was made, with no reader coming in any more, from
-    /// [`exclude`](AddressSpace::exclude).
-    ///
-    /// It does not hold the mmap lock: edits and readers elsewhere go on while it waits for the
-    /// readers that are still inside. What it does at last ([`remove`](Self::remove),
-    /// [`update`](Self::update), [`relocate`](Self::relocate)) is a short edit that waits for
-    /// nobody. Dropping it lets the readers in again, with nothing changed.
-    ///
-    /// It means the VMAs that it found. What others insert into holes of the range later is not
-    /// part of it, and stays. An exclusion of many VMAs can be overtaken again and again by
-    /// exclusions of a few.
-    ///
-    /// It belongs to the thread that made it. One that is forgotten ([`core::mem::forget`]) keeps
-    /// its VMAs excluded for ever; dropping the space frees them.
-    ///
-    /// ```
-    /// use pervma::AddressSpace;
-    /// use std::time::{Duration, Instant};
-    ///
-    /// let space = AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
-    ///
-    /// let exclusion = space.exclude(0x1000..0x2000)?;
-    /// assert!(space.try_read(0x3000).is_err()); // the whole VMA, since it is going to be cut
-    /// if exclusion.wait_until(Instant::now() + Duration::from_secs(1)) {
-    ///     let removed = exclusion.remove()?;
-    ///     assert_eq!(removed[0].range, 0x1000..0x2000);
-    /// } // else its readers took too long, and it is dropped
-    /// assert_eq!(space.try_read(0x3000)?.range(), 0x2000..0x4000);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use = "an exclusion is given up when it is dropped"]
-    pub struct Exclusion<'s, P, T> {
-        space: &'s AddressSpace<P, T>,
-        vmas: Excluded<'s, P, T>,
-        request: Request,
-        /// Dropped last, as it is made first: a handler of this thread is never told to try again.
-        _noted: Note<Exclusions, T>,
-    }
+/// The VMAs that touched a range when it was made, with no reader admitted any more, from
+/// [`exclude`](AddressSpace::exclude).
+///
+/// It does not hold the mmap lock: edits and readers elsewhere go on while it waits for the
+/// readers that still have these VMAs. What it does at last ([`remove`](Self::remove),
+/// [`update`](Self::update), [`relocate`](Self::relocate)) is a short edit that waits for no
+/// reader. Dropping it admits readers again, with nothing changed.
+///
+/// It means the VMAs that it found. What others insert into holes of the range later is not
+/// part of it, and stays. An exclusion of many VMAs can be overtaken again and again by
+/// exclusions of a few.
+///
+/// It belongs to the thread that made it. One that is forgotten ([`core::mem::forget`]) keeps
+/// its VMAs excluded for ever; dropping the space frees them.
+///
+/// ```
+/// use pervma::AddressSpace;
+/// use std::time::{Duration, Instant};
+///
+/// let space = AddressSpace::new(4096);
+/// space.insert(0x1000..0x4000, "text")?;
+///
+/// let exclusion = space.exclude(0x1000..0x2000)?;
+/// assert!(space.try_read(0x3000).is_err()); // the whole VMA, since it is going to be split
+/// if exclusion.wait_until(Instant::now() + Duration::from_secs(1)) {
+///     let removed = exclusion.remove()?;
+///     assert_eq!(removed[0].range, 0x1000..0x2000);
+/// } // else its readers took too long, and it is dropped
+/// assert_eq!(space.try_read(0x3000)?.range(), 0x2000..0x4000);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "an exclusion is abandoned when it is dropped"]
+pub struct Exclusion<'s, T, P: Platform = DefaultPlatform> {
+    space: &'s AddressSpace<T, P>,
+    vmas: ExcludedVmas<'s, T, P>,
+    request: Request,
+    /// Dropped last, as it is made first: a handler of this thread is never told to try again.
+    held: Held<Exclusions, P>,
 }
 
-impl<'s, P, T: Platform> Exclusion<'s, P, T> {
+impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     /// Waits for other exclusions, and for no reader.
-    pub(crate) fn new(
-        space: &'s AddressSpace<P, T>,
-        request: Request,
-    ) -> Result<Self, ChangeError> {
-        space.check_not_own(request.span)?;
-        if space.holds_exclusion() {
+    fn new(space: &'s AddressSpace<T, P>, request: Request) -> Result<Self, ChangeError> {
+        space.check_may_wait()?;
+        let map = space.map();
+        if map.state().holds_exclusion() {
             return Err(ChangeError::OwnExclusion);
         }
-        let noted = Note::new(space.name());
-        let vmas = Excluded::new(space.slab().slots(), true);
-        let mut exclusion = Self { space, vmas, request, _noted: noted };
+        let held = Held::record(map.state().assigned_id());
         loop {
-            let section = space.write();
-            let mut tree = space.tree().editor(space.slab(), &section);
-            let refused = match exclude(space, &mut tree, &request, &mut exclusion.vmas) {
-                Ok(()) => return Ok(exclusion),
+            let edit = map.write();
+            let waiter = match exclude(&mut edit.cursor(), &request, true) {
+                Ok(vmas) => return Ok(Self { space, vmas, request, held }),
                 Err(Refusal::Error(error)) => return Err(error),
-                Err(Refusal::Excluded(entry)) => entry,
+                Err(Refusal::Excluded(entry)) => entry.prepare_wait(),
             };
-            if let Some(sleeper) = Sleeper::register(space.slab().slots(), refused) {
-                sleeper.sleep::<T>(section);
+            if let Some(waiter) = waiter {
+                waiter.wait::<P>(edit);
             }
         }
     }
@@ -89,7 +84,7 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// assert_eq!(space.exclude(0x2000..0x3000)?.range(), 0x2000..0x3000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -97,27 +92,27 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
         self.request.span.range()
     }
 
-    /// The VMAs, whole, in order of address. Nobody changes them; readers may still be inside.
+    /// The VMAs, whole, in order of address. Nothing changes them; readers may still have them.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// let exclusion = space.exclude(0x2000..0x3000)?;
     /// assert!(exclusion.iter().eq([(0x1000..0x4000, &"text")]));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn iter(&self) -> impl Iterator<Item = (Range<usize>, &P)> {
+    pub fn iter(&self) -> impl Iterator<Item = (Range<usize>, &T)> {
         self.vmas.iter().map(|vma| (vma.span().range(), vma.payload()))
     }
 
-    /// Waits until the readers have left.
+    /// Waits until the readers have released the VMAs.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// let exclusion = space.exclude(0x2000..0x3000)?;
     /// exclusion.wait();
-    /// // nobody reads the VMA now
+    /// // now it has no reader
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
@@ -125,48 +120,68 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     ///
     /// Inside a [`HandlerScope`].
     pub fn wait(&self) {
-        HandlerScope::<T>::assert_may_wait();
-        self.vmas.wait(None);
+        HandlerScope::<P>::assert_may_wait();
+        self.vmas.wait_drained(None);
     }
 
-    /// Waits until the readers have left, at most until `deadline`; whether they have.
+    /// Waits until the readers have released the VMAs, at most until `deadline`; whether they have.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// let exclusion = space.exclude(0x1000..0x4000)?;
     /// let soon = std::time::Instant::now() + std::time::Duration::from_millis(1);
-    /// assert!(exclusion.wait_until(soon)); // nobody was inside
+    /// assert!(exclusion.wait_until(soon)); // there was none
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Panics
     ///
     /// Inside a [`HandlerScope`].
-    #[must_use = "readers may still be inside"]
-    pub fn wait_until(&self, deadline: T::Deadline) -> bool {
-        HandlerScope::<T>::assert_may_wait();
-        self.vmas.wait(Some(deadline))
+    #[must_use = "readers may still have the VMAs"]
+    pub fn wait_until(&self, deadline: P::Deadline) -> bool {
+        HandlerScope::<P>::assert_may_wait();
+        self.vmas.wait_drained(Some(deadline))
     }
 
-    /// Whether the readers have left.
+    /// Whether the readers have released the VMAs.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
-    /// assert!(space.exclude(0x2000..0x3000)?.is_alone());
+    /// space.insert(0x1000..0x4000, "text")?;
+    /// assert!(space.exclude(0x2000..0x3000)?.is_drained());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn is_alone(&self) -> bool {
-        self.vmas.is_alone()
+    pub fn is_drained(&self) -> bool {
+        self.vmas.is_drained()
+    }
+
+    /// The VMAs that still have readers, and how many, at this moment: to find a guard that was
+    /// forgotten.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.insert(0x1000..0x4000, "text")?;
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| std::mem::forget(space.try_read(0x2000)));
+    /// });
+    /// let exclusion = space.exclude(0x1000..0x2000)?;
+    /// assert!(!exclusion.is_drained());
+    /// assert!(exclusion.waits_for().eq([(0x1000..0x4000, 1)]));
+    /// # std::mem::forget(exclusion); std::mem::forget(space); // else they would wait for ever
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn waits_for(&self) -> impl Iterator<Item = (Range<usize>, u32)> {
+        let vmas = self.vmas.iter().map(|vma| (vma.span().range(), vma.readers()));
+        vmas.filter(|&(_, readers)| readers != 0)
     }
 
     /// Unmaps every byte of the range that the VMAs cover, as [`Edit::remove`](crate::Edit::remove)
-    /// does, once the readers have left. The payloads' methods run before the edit.
+    /// does, once the readers have released them. The payloads' methods run before the edit.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// let removed = space.exclude(0x2000..0x5000)?.remove()?;
     /// assert_eq!((removed[0].range.clone(), removed[0].payload), (0x2000..0x4000, "text"));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -175,23 +190,23 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     /// # Errors
     ///
     /// See [`ChangeError`]. Nothing has changed then, and the exclusion is over.
-    pub fn remove(self) -> Result<RemovedVmas<P>, ChangeError>
+    pub fn remove(self) -> Result<RemovedVmas<T>, ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
         let request = Request::new(self.request.span, Mapped::Something);
         self.finish(request, |_, _| None)
     }
 
     /// Changes the payload of every part of the range, as [`Edit::update`](crate::Edit::update)
-    /// does, once the readers have left. Dividing payloads and `change` run before the edit, merging
-    /// them in it. A VMA outside that has readers is not merged.
+    /// does, once the readers have released them. Splitting payloads and `change` run before the
+    /// edit, merging them in it.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, 5)?;
+    /// space.insert(0x1000..0x4000, 5)?;
     /// let exclusion = space.exclude(0x1000..0x2000)?;
-    /// let allowed = exclusion.iter().all(|(_, &payload)| payload < 10); // nobody changes it now
+    /// let allowed = exclusion.iter().all(|(_, &payload)| payload < 10); // it stays so
     /// if allowed {
     ///     exclusion.update(|_, payload| payload + 1)?;
     /// }
@@ -204,22 +219,22 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     /// See [`ChangeError`]. Nothing has changed then, and the exclusion is over.
     pub fn update(
         self,
-        mut change: impl FnMut(Range<usize>, &P) -> P,
-    ) -> Result<RemovedVmas<P>, ChangeError>
+        mut change: impl FnMut(Range<usize>, &T) -> T,
+    ) -> Result<RemovedVmas<T>, ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
         let request = Request::new(self.request.span, Mapped::Everything);
         self.finish(request, |part, payload| Some((part, change(part.range(), payload))))
     }
 
     /// Moves everything in the range, as [`Edit::relocate`](crate::Edit::relocate) does, once the
-    /// readers have left. Dividing payloads and `change` run before the edit, merging them in it. A
-    /// VMA outside that has readers is not merged.
+    /// readers have released them. Splitting payloads and `change` run before the edit, merging
+    /// them in it.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// space.exclude(0x1000..0x4000)?.relocate(0x8000, |_, payload| payload)?;
     /// assert_eq!(space.try_read(0x8000)?.range(), 0x8000..0xb000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -231,14 +246,15 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     pub fn relocate(
         self,
         to: usize,
-        mut change: impl FnMut(Range<usize>, &P) -> P,
-    ) -> Result<RemovedVmas<P>, ChangeError>
+        mut change: impl FnMut(Range<usize>, &T) -> T,
+    ) -> Result<RemovedVmas<T>, ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
-        let (request, moved) = self.space.relocation(self.range(), to)?;
-        self.finish(request, |part, payload| {
-            let there = moved(part);
+        let from = self.request.span;
+        let target = self.space.map().span(from.target(to))?;
+        self.finish(Request::relocation(from, target), |part, payload| {
+            let there = part.moved(from, target);
             Some((there, change(there.range(), payload)))
         })
     }
@@ -246,184 +262,120 @@ impl<'s, P, T: Platform> Exclusion<'s, P, T> {
     fn finish(
         self,
         request: Request,
-        place: impl FnMut(Span, &P) -> Option<(Span, P)>,
-    ) -> Result<RemovedVmas<P>, ChangeError>
+        place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+    ) -> Result<RemovedVmas<T>, ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
         // Dropped when the exclusion and its edit are over; the result is safe by then, should one
         // of their destructors panic.
-        let mut leftover = Vec::new();
-        let result = self.finish_into(&mut leftover, request, place);
-        drop(leftover);
+        let mut deferred_drops = Vec::new();
+        let result = self.finish_into(&mut deferred_drops, request, place);
+        drop(deferred_drops);
         result
     }
 
     fn finish_into(
-        mut self,
-        leftover: &mut Vec<P>,
+        self,
+        deferred_drops: &mut Vec<T>,
         request: Request,
-        place: impl FnMut(Span, &P) -> Option<(Span, P)>,
-    ) -> Result<RemovedVmas<P>, ChangeError>
+        place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+    ) -> Result<RemovedVmas<T>, ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
         let space = self.space;
         self.wait_to_finish(&request)?;
-        // Early, before user code runs; in an edit, since that clears what was left behind.
+        // Early, before user code runs; in an edit, since that drains deferred releases.
         if request.target.is_some() {
-            space.check_target(&*space.write(), &request)?;
+            space.map().write().check_target(&request)?;
         }
-        let mut change = Change::new(space, request, leftover);
-        change.cut(&self.vmas, place)?;
-        space.check_not_own(request.span)?; // user code may have taken something
-        let section = space.write();
-        space.check_target(&*section, &request)?;
+        let Self { vmas, held: _held, .. } = self;
+        let mut change = Change::new(vmas, request, deferred_drops);
+        change.split(place)?;
+        space.check_may_wait()?; // user code may have taken something
+        let edit = space.map().write();
+        edit.check_target(&request)?;
         #[cfg(pervma_model)]
-        if !crate::facade::keep(crate::ledger::Step::OwnList) {
-            self.vmas.take_over(space.entries(&*section, request.span));
+        if !crate::sync::keep(crate::step::Step::OwnList) {
+            change.take_over(&edit);
         }
-        let mut tree = space.tree().editor(space.slab(), &section);
-        change.join(&mut tree, &mut self.vmas)?;
-        change.prepare(&mut tree)?;
-        Ok(change.commit(&mut tree, &mut self.vmas).0)
+        change.finish(&mut edit.cursor())
     }
 
     /// Waits until the VMAs can be changed, if that is possible.
     fn wait_to_finish(&self, request: &Request) -> Result<(), ChangeError> {
-        self.space.check_not_own(request.span)?;
+        self.space.check_may_wait()?;
         if request.mapped == Mapped::Everything {
-            self.check_whole()?;
+            self.vmas.check_whole(request.span)?;
         }
-        self.vmas.wait(None);
+        self.vmas.wait_drained(None);
         Ok(())
     }
 
-    /// Checks that the VMAs have no holes between them.
-    fn check_whole(&self) -> Result<(), ChangeError> {
-        let span = self.request.span;
-        let mut mapped_to = span.start;
-        let mut ends = self.vmas.iter().map(|vma| vma.span());
-        let hole = ends.find_map(|at| {
-            let hole = (mapped_to < at.start).then_some(mapped_to..at.start);
-            mapped_to = at.end;
-            hole
-        });
-        match hole.or((mapped_to < span.end).then_some(mapped_to..span.end)) {
-            Some(range) => Err(ChangeError::NotMapped { range }),
-            None => Ok(()),
-        }
-    }
-
     /// Unmaps every byte of the range that the VMAs cover, as [`remove`](Self::remove) does, and
-    /// reserves the whole range: nobody maps anything there before its owner has cleaned up.
+    /// reserves the whole range: nothing can be mapped there before its owner has cleaned up.
     ///
     /// ```
     /// # fn munmap(_: &std::ops::Range<usize>) {}
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     ///
     /// let (removed, reservation) = space.exclude(0x1000..0x4000)?.remove_reserving()?;
-    /// munmap(&removed[0].range); // no lock is held, and nobody has the range
+    /// munmap(&removed[0].range); // no lock is held, and the range is taken
     /// drop(reservation);
-    /// space.edit()?.insert(0x1000..0x2000, "heap")?;
+    /// space.insert(0x1000..0x2000, "heap")?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// See [`ChangeError`]; [`Overlap`](ChangeError::Overlap) when others have mapped something in a
-    /// hole of the range. Nothing has changed then, and the exclusion is over.
-    pub fn remove_reserving(self) -> Result<(RemovedVmas<P>, Reservation<'s, P, T>), ChangeError>
+    /// See [`ChangeError`]; [`Overlap`](ChangeError::Overlap) when others have mapped something in
+    /// a hole of the range. Nothing has changed then, and the exclusion is over.
+    pub fn remove_reserving(self) -> Result<(RemovedVmas<T>, Reservation<'s, T, P>), ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
-        let mut leftover = Vec::new(); // as in `finish`
-        let result = self.reserve_into(&mut leftover);
-        drop(leftover);
+        let mut deferred_drops = Vec::new(); // as in `finish`
+        let result = self.reserve_into(&mut deferred_drops);
+        drop(deferred_drops);
         result
     }
 
     fn reserve_into(
-        mut self,
-        leftover: &mut Vec<P>,
-    ) -> Result<(RemovedVmas<P>, Reservation<'s, P, T>), ChangeError>
+        self,
+        deferred_drops: &mut Vec<T>,
+    ) -> Result<(RemovedVmas<T>, Reservation<'s, T, P>), ChangeError>
     where
-        P: Payload,
-    {
-        let (space, span) = (self.space, self.request.span);
-        match self.prepare_put(leftover) {
-            Ok((section, mut change)) => {
-                let mut tree = space.tree().editor(space.slab(), &section);
-                let (removed, slot) = change.commit(&mut tree, &mut self.vmas);
-                Ok((removed, Reservation::new(space, span, slot)))
-            }
-            Err(Unput::Error(error)) => Err(error),
-            Err(Unput::Filled { existing }) => Err(ChangeError::Overlap { existing }),
-        }
-    }
-
-    /// Prepares to put one VMA, or a reservation, over the whole range: what is left cannot fail.
-    fn prepare_put<'l>(&self, leftover: &'l mut Vec<P>) -> Result<Put<'s, 'l, P, T>, Unput>
-    where
-        P: Payload,
+        T: Payload,
     {
         let (space, request) = (self.space, self.request);
         self.wait_to_finish(&request)?;
-        self.check_not_filled(&*space.write())?;
-        let mut change = Change::new(space, request, leftover);
-        change.cut(&self.vmas, |_, _| None)?;
-        space.check_not_own(request.span)?; // user code may have taken something
-        let section = space.write();
-        self.check_not_filled(&*section)?;
-        change.add(&self.vmas)?;
-        change.prepare(&mut space.tree().editor(space.slab(), &section))?;
-        Ok((section, change))
-    }
-
-    /// Checks that nothing has come into a hole of the range.
-    fn check_not_filled(&self, section: &impl Section) -> Result<(), Unput> {
-        // The VMAs are all still there, so the first that is not the list's is new.
-        let own = self.vmas.iter().map(|vma| Some(vma.span())).chain(core::iter::repeat(None));
-        let there = self.space.entries(section, self.request.span).map(|entry| entry.span());
-        match there.zip(own).find(|&(at, own)| own != Some(at)) {
-            Some((at, _)) => Err(Unput::Filled { existing: at.range() }),
-            None => Ok(()),
-        }
+        self.vmas.check_no_newcomer(&space.map().write(), request.span)?; // before user code runs
+        let Self { vmas, held: _held, .. } = self;
+        let mut change = Change::new(vmas, request, deferred_drops);
+        change.split(|_, _| None)?;
+        space.check_may_wait()?; // user code may have taken something
+        let edit = space.map().write();
+        change.vmas().check_no_newcomer(&edit, request.span)?;
+        let (removed, slot) = change.finish_reserving(&mut edit.cursor())?;
+        Ok((removed, Reservation::new(ReservedRange::new(space.map(), slot), request.span)))
     }
 }
 
-/// An edit that can put something over a range.
-type Put<'s, 'l, P, T> = (WriteLock<'s, T>, Change<'s, 'l, P, T>);
-
-/// Why nothing can be put over a range.
-enum Unput {
-    Error(ChangeError),
-    /// Others have mapped something in a hole of it meanwhile.
-    Filled {
-        existing: Range<usize>,
-    },
-}
-
-impl From<ChangeError> for Unput {
-    fn from(error: ChangeError) -> Self {
-        Self::Error(error)
-    }
-}
-
-impl<P, T: Platform> fmt::Debug for Exclusion<'_, P, T> {
+impl<T, P: Platform> fmt::Debug for Exclusion<'_, T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Exclusion").field("range", &self.range()).finish_non_exhaustive()
     }
 }
 
-impl<P, T: Platform> AddressSpace<P, T> {
+impl<T, P: Platform> AddressSpace<T, P> {
     /// Keeps new readers out of every VMA that touches `range`. Waits for exclusions of the same
     /// VMAs by other threads, not for readers. See [`Exclusion`].
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// let exclusion = space.exclude(0x2000..0x3000)?;
     /// assert!(space.try_read(0x1000).is_err());
     /// drop(exclusion);
@@ -439,17 +391,17 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ///
     /// Inside a [`HandlerScope`].
     #[doc(alias = "__vma_start_exclude_readers")]
-    pub fn exclude(&self, range: Range<usize>) -> Result<Exclusion<'_, P, T>, ChangeError> {
-        Exclusion::new(self, Request::new(self.span(range)?, Mapped::Something))
+    pub fn exclude(&self, range: Range<usize>) -> Result<Exclusion<'_, T, P>, ChangeError> {
+        Exclusion::new(self, Request::new(self.map().span(range)?, Mapped::Something))
     }
 
-    /// Unmaps every byte of `range`, as [`Edit::remove`](crate::Edit::remove) does, waiting only for
-    /// readers of the VMAs that it touches, and not with the mmap lock held: readers and edits
+    /// Unmaps every byte of `range`, as [`Edit::remove`](crate::Edit::remove) does, waiting only
+    /// for readers of the VMAs that it touches, and not with the mmap lock held: readers and edits
     /// elsewhere go on meanwhile.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// let removed = space.remove(0x1000..0x2000)?;
     /// assert_eq!((removed[0].range.clone(), removed[0].payload), (0x1000..0x2000, "text"));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -463,22 +415,23 @@ impl<P, T: Platform> AddressSpace<P, T> {
     ///
     /// Inside a [`HandlerScope`].
     #[doc(alias = "munmap")]
-    pub fn remove(&self, range: Range<usize>) -> Result<RemovedVmas<P>, ChangeError>
+    pub fn remove(&self, range: Range<usize>) -> Result<RemovedVmas<T>, ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
-        self.exclude(range)?.remove()
+        let request = Request::new(self.map().span(range)?, Mapped::Something);
+        self.change(request, |_, _| None)
     }
 
     /// Changes the payload of every part of `range`, as [`Edit::update`](crate::Edit::update) does,
     /// but waits outside of edits, as [`remove`](Self::remove) does.
     ///
-    /// Dividing payloads and `change` run with no lock held, merging them in an edit. A VMA outside
-    /// that has readers is not merged.
+    /// Splitting payloads and `change` run with no lock held, merging them in an edit. When others
+    /// change the range before that edit, it starts over: then they are called again.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "r")?;
+    /// space.insert(0x1000..0x4000, "r")?;
     /// space.update(0x2000..0x3000, |_, _| "rw")?;
     /// assert_eq!(*space.try_read(0x2000)?, "rw");
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -495,24 +448,24 @@ impl<P, T: Platform> AddressSpace<P, T> {
     pub fn update(
         &self,
         range: Range<usize>,
-        change: impl FnMut(Range<usize>, &P) -> P,
-    ) -> Result<RemovedVmas<P>, ChangeError>
+        mut change: impl FnMut(Range<usize>, &T) -> T,
+    ) -> Result<RemovedVmas<T>, ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
-        let request = Request::new(self.span(range)?, Mapped::Everything);
-        Exclusion::new(self, request)?.update(change)
+        let request = Request::new(self.map().span(range)?, Mapped::Everything);
+        self.change(request, |part, payload| Some((part, change(part.range(), payload))))
     }
 
     /// Moves everything in `from` to `to`, as [`Edit::relocate`](crate::Edit::relocate) does, but
     /// waits outside of edits, as [`remove`](Self::remove) does.
     ///
-    /// Dividing payloads and `change` run with no lock held, merging them in an edit. A VMA outside
-    /// that has readers is not merged.
+    /// Splitting payloads and `change` run with no lock held, merging them in an edit. When others
+    /// change the range before that edit, it starts over: then they are called again.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x3000, "heap")?;
+    /// space.insert(0x1000..0x3000, "heap")?;
     /// space.relocate(0x1000..0x3000, 0x8000, |_, payload| payload)?;
     /// assert_eq!(space.try_read(0x8000)?.range(), 0x8000..0xa000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -530,25 +483,29 @@ impl<P, T: Platform> AddressSpace<P, T> {
         &self,
         from: Range<usize>,
         to: usize,
-        change: impl FnMut(Range<usize>, &P) -> P,
-    ) -> Result<RemovedVmas<P>, ChangeError>
+        mut change: impl FnMut(Range<usize>, &T) -> T,
+    ) -> Result<RemovedVmas<T>, ChangeError>
     where
-        P: Payload,
+        T: Payload,
     {
-        let (request, _) = self.relocation(from, to)?;
-        Exclusion::new(self, request)?.relocate(to, change)
+        let from = self.map().span(from)?;
+        let target = self.map().span(from.target(to))?;
+        self.change(Request::relocation(from, target), |part, payload| {
+            let there = part.moved(from, target);
+            Some((there, change(there.range(), payload)))
+        })
     }
 
     /// Maps `range` in the place of whatever is mapped there, as
     /// [`Edit::replace`](crate::Edit::replace) does, but waits outside of edits, as
     /// [`remove`](Self::remove) does.
     ///
-    /// When others map something in a hole of the range meanwhile, it starts over: then the
-    /// payloads' methods are called again.
+    /// When others change the range meanwhile, or map something in a hole of it, it starts over:
+    /// then the payloads' methods are called again.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x3000, "old")?;
+    /// space.insert(0x1000..0x3000, "old")?;
     /// space.replace(0x2000..0x5000, "new")?;
     /// assert_eq!(space.try_read(0x2000)?.range(), 0x2000..0x5000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -565,25 +522,25 @@ impl<P, T: Platform> AddressSpace<P, T> {
     pub fn replace(
         &self,
         range: Range<usize>,
-        mut payload: P,
-    ) -> Result<RemovedVmas<P>, InsertError<P>>
+        mut payload: T,
+    ) -> Result<RemovedVmas<T>, InsertError<T>>
     where
-        P: Payload,
+        T: Payload,
     {
-        let span = match self.span(range.clone()) {
+        let span = match self.map().span(range.clone()) {
             Ok(span) => span,
-            Err(kind) => return Err(InsertError { kind, range, payload }),
+            Err(error) => return Err(InsertError { kind: error.into(), range, payload }),
         };
         loop {
-            let mut leftover = Vec::new(); // as in `Exclusion::finish`
-            let replaced = self.replace_once(span, payload, &mut leftover);
-            drop(leftover);
+            let mut deferred_drops = Vec::new(); // as in `Exclusion::finish`
+            let replaced = self.replace_once(span, payload, &mut deferred_drops);
+            drop(deferred_drops);
             payload = match replaced {
                 Ok(replaced) => return Ok(replaced),
-                Err((Unput::Error(kind), payload)) => {
+                Err((NotMade::Error(kind), payload)) => {
                     return Err(InsertError { kind, range, payload });
                 }
-                Err((Unput::Filled { .. }, payload)) => payload,
+                Err((NotMade::Changed, payload)) => payload,
             };
         }
     }
@@ -591,23 +548,138 @@ impl<P, T: Platform> AddressSpace<P, T> {
     fn replace_once(
         &self,
         span: Span,
-        payload: P,
-        leftover: &mut Vec<P>,
-    ) -> Result<RemovedVmas<P>, (Unput, P)>
+        payload: T,
+        deferred_drops: &mut Vec<T>,
+    ) -> Result<RemovedVmas<T>, (NotMade, T)>
     where
-        P: Payload,
+        T: Payload,
     {
-        let mut exclusion = match Exclusion::new(self, Request::new(span, Mapped::Anything)) {
-            Ok(exclusion) => exclusion,
-            Err(error) => return Err((error.into(), payload)),
+        let request = Request::new(span, Mapped::Anything);
+        let prepared = self.prepare_change(request, |_, _| None, deferred_drops);
+        let mut prepared = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => return Err((error, payload)),
         };
-        match exclusion.prepare_put(leftover) {
-            Ok((section, mut change)) => {
-                change.fill(payload);
-                let mut tree = self.tree().editor(self.slab(), &section);
-                Ok(change.commit(&mut tree, &mut exclusion.vmas).0)
-            }
-            Err(unput) => Err((unput, payload)),
+        if prepared.change.vmas().first_newcomer(&prepared.edit, span).is_some() {
+            return Err((NotMade::Changed, payload));
         }
+        prepared
+            .change
+            .finish_replacing(&mut prepared.edit.cursor(), payload)
+            .map_err(|(error, payload)| (error.into(), payload))
+    }
+
+    /// Changes a range, waiting outside of edits, as often as it takes.
+    fn change(
+        &self,
+        request: Request,
+        mut place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+    ) -> Result<RemovedVmas<T>, ChangeError>
+    where
+        T: Payload,
+    {
+        loop {
+            let mut deferred_drops = Vec::new(); // as in `Exclusion::finish`
+            let changed = self.change_once(request, &mut place, &mut deferred_drops);
+            drop(deferred_drops);
+            match changed {
+                Ok(removed) => return Ok(removed),
+                Err(NotMade::Error(error)) => return Err(error),
+                Err(NotMade::Changed) => {}
+            }
+        }
+    }
+
+    fn change_once(
+        &self,
+        request: Request,
+        place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+        deferred_drops: &mut Vec<T>,
+    ) -> Result<RemovedVmas<T>, NotMade>
+    where
+        T: Payload,
+    {
+        let mut prepared = self.prepare_change(request, place, deferred_drops)?;
+        prepared.edit.check_target(&request)?;
+        Ok(prepared.change.finish(&mut prepared.edit.cursor())?)
+    }
+
+    /// Excludes a range, waits for its readers, runs user code, and begins the edit that is to end
+    /// the change.
+    fn prepare_change<'s, 'l>(
+        &'s self,
+        request: Request,
+        place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+        deferred_drops: &'l mut Vec<T>,
+    ) -> Result<Prepared<'s, 'l, T, P>, NotMade>
+    where
+        T: Payload,
+    {
+        let exclusion = Exclusion::new(self, request)?;
+        exclusion.vmas.wait_drained(None);
+        let Exclusion { vmas, held, .. } = exclusion;
+        let mut change = Change::new(vmas, request, deferred_drops);
+        change.split(place)?;
+        self.check_may_wait().map_err(ChangeError::from)?; // user code may have taken something
+        let edit = self.edit_to_finish(&mut change)?;
+        Ok(Prepared { edit, change, _held: held })
+    }
+
+    /// Begins the edit that ends a change. While another thread has the mmap lock for longer than a
+    /// moment, readers are admitted to the VMAs again: whoever that thread waits for is not to hold
+    /// up the readers of these.
+    fn edit_to_finish<'s>(
+        &'s self,
+        change: &mut Change<'s, '_, T, P>,
+    ) -> Result<MapWrite<'s, T, P>, NotMade>
+    where
+        T: Payload,
+    {
+        loop {
+            for _ in 0..TRIES {
+                if let Some(edit) = self.map().try_write() {
+                    return Ok(edit);
+                }
+                core::hint::spin_loop();
+            }
+            change.suspend();
+            loop {
+                let edit = self.map().write();
+                let waiter = match change.resume(&mut edit.cursor()) {
+                    Ok(()) if change.vmas().is_drained() => return Ok(edit),
+                    Ok(()) => break,
+                    Err(NotResumed::Changed) => return Err(NotMade::Changed),
+                    Err(NotResumed::Excluded(entry)) => entry.prepare_wait(),
+                };
+                if let Some(waiter) = waiter {
+                    waiter.wait::<P>(edit);
+                }
+            }
+            change.vmas().wait_drained(None);
+        }
+    }
+}
+
+/// How often a change asks for the mmap lock before it admits readers again: about as long as a
+/// short edit takes.
+const TRIES: u32 = if cfg!(pervma_model) { 1 } else { 100 };
+
+/// An edit that can end a change. Fields are dropped in order: the edit ends first.
+struct Prepared<'s, 'l, T, P: Platform> {
+    edit: MapWrite<'s, T, P>,
+    change: Change<'s, 'l, T, P>,
+    _held: Held<Exclusions, P>,
+}
+
+/// Why a change was not made.
+enum NotMade {
+    Error(ChangeError),
+    /// Other threads have changed the range meanwhile: it has to start over.
+    Changed,
+}
+
+impl From<ChangeError> for NotMade {
+    fn from(error: ChangeError) -> Self {
+        Self::Error(error)
     }
 }

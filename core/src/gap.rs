@@ -1,16 +1,15 @@
-//! Finding room.
+//! Finding a gap.
+#![forbid(unsafe_code)]
 
 use core::fmt;
 use core::ops::Range;
 
-use crate::mm::Section;
+use crate::map::Vmas;
 use crate::platform::Platform;
 use crate::range::Span;
-use crate::slab::Slab;
 use crate::slots::Entry;
-use crate::tree::Tree;
 
-/// What room is looked for.
+/// What kind of gap is looked for.
 ///
 /// The answer is exact: of all places of that size and alignment within the bounds where nothing is
 /// mapped or reserved, the lowest, or the highest. It takes a number of steps logarithmic in the
@@ -26,7 +25,7 @@ use crate::tree::Tree;
 ///
 /// let huge = GapSearch::new(0x20_0000).aligned(0x20_0000).within(0x1000..0x4000_0000);
 /// assert_eq!(edit.find_gap(&huge)?, 0x80_0000..0xa0_0000);
-/// assert_eq!(edit.find_gap(&huge.from_above())?, 0x3fe0_0000..0x4000_0000);
+/// assert_eq!(edit.find_gap(&huge.top_down())?, 0x3fe0_0000..0x4000_0000);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,11 +34,11 @@ pub struct GapSearch {
     size: usize,
     align: usize,
     within: Range<usize>,
-    from_above: bool,
+    top_down: bool,
 }
 
 impl GapSearch {
-    /// Room for `size` bytes, anywhere, the lowest first.
+    /// A gap of `size` bytes, anywhere, the lowest first.
     ///
     /// ```
     /// use pervma::{AddressSpace, GapSearch};
@@ -50,7 +49,7 @@ impl GapSearch {
     /// ```
     #[must_use]
     pub const fn new(size: usize) -> Self {
-        Self { size, align: 1, within: 0..usize::MAX, from_above: false }
+        Self { size, align: 1, within: 0..usize::MAX, top_down: false }
     }
 
     /// Starting at a multiple of `align` bytes, a power of two. It is at least the space's
@@ -93,47 +92,54 @@ impl GapSearch {
     /// use pervma::{AddressSpace, GapSearch};
     ///
     /// let space = AddressSpace::<()>::new(4096);
-    /// let search = GapSearch::new(0x1000).within(0..0x8000).from_above();
+    /// let search = GapSearch::new(0x1000).within(0..0x8000).top_down();
     /// assert_eq!(space.view()?.find_gap(&search)?, 0x7000..0x8000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]
     #[doc(alias = "VM_UNMAPPED_AREA_TOPDOWN")]
-    pub const fn from_above(mut self) -> Self {
-        self.from_above = true;
+    pub const fn top_down(mut self) -> Self {
+        self.top_down = true;
         self
     }
+}
 
-    /// Runs the search.
-    pub(crate) fn run<P, T: Platform>(
-        &self,
-        granularity: usize,
-        tree: &Tree,
-        slab: &Slab<P, T>,
-        section: &impl Section,
-    ) -> Result<Range<usize>, GapError> {
-        let Self { size, align, .. } = *self;
+impl<T, P: Platform> Vmas<'_, T, P> {
+    /// Finds a gap; see [`GapSearch`]. In a view it may be gone when the view is.
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, GapSearch};
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// let mut edit = space.edit()?;
+    /// edit.insert(0x1000..0x3000, "a")?;
+    /// let gap = edit.find_gap(&GapSearch::new(0x2000))?;
+    /// assert_eq!(gap, 0x3000..0x5000);
+    /// edit.insert(gap, "b")?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When there is no such gap, or the search asks for something impossible.
+    #[doc(alias("vm_unmapped_area", "mas_empty_area"))]
+    pub fn find_gap(&self, search: &GapSearch) -> Result<Range<usize>, GapError> {
+        let GapSearch { size, align, within: Range { start, end }, top_down } = *search;
+        let granularity = self.map().granularity();
         if size == 0 || !size.is_multiple_of(granularity) {
             return Err(GapError::Size { size });
         }
         if !align.is_power_of_two() {
             return Err(GapError::Alignment { align });
         }
-        let Range { start, end } = self.within;
-        let search = Search {
-            size,
-            align: align.max(granularity),
-            bounds: Span { start, end },
-            tree,
-            slab,
-            section,
-        };
-        let found = if self.from_above { search.highest() } else { search.lowest() };
+        let bounds = Span { start, end };
+        let search = Search { size, align: align.max(granularity), bounds, vmas: self };
+        let found = if top_down { search.highest() } else { search.lowest() };
         found.map(|start| start..start + size).ok_or(GapError::NotFound)
     }
 }
 
-/// Why no room was found.
+/// Why no gap was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GapError {
@@ -163,25 +169,23 @@ impl fmt::Display for GapError {
 
 impl core::error::Error for GapError {}
 
-struct Search<'m, P, T: Platform, S: Section> {
+struct Search<'m, 's, T, P: Platform> {
     size: usize,
     align: usize,
     bounds: Span,
-    tree: &'m Tree,
-    slab: &'m Slab<P, T>,
-    section: &'m S,
+    vmas: &'m Vmas<'s, T, P>,
 }
 
-impl<P, T: Platform, S: Section> Search<'_, P, T, S> {
+impl<T, P: Platform> Search<'_, '_, T, P> {
     fn lowest(&self) -> Option<usize> {
-        let before = self.tree.floor(self.slab, self.section, self.bounds.start);
+        let before = self.vmas.floor(self.bounds.start);
         let mut from = before.as_ref().map_or(0, |before| before.span().start + 1);
         let mut gap = self.gap_after(before);
         loop {
             if let Some(start) = self.fit_low(gap) {
                 return Some(start);
             }
-            let next = self.tree.first_gap(self.slab, self.section, from, self.size)?;
+            let next = self.vmas.first_gap(from, self.size)?;
             if next.span().end >= self.bounds.end {
                 return None;
             }
@@ -192,7 +196,7 @@ impl<P, T: Platform, S: Section> Search<'_, P, T, S> {
 
     fn highest(&self) -> Option<usize> {
         let last = self.bounds.end.checked_sub(1)?;
-        let mut before = self.tree.floor(self.slab, self.section, last);
+        let mut before = self.vmas.floor(last);
         loop {
             let below = before.as_ref().map(|before| before.span().start);
             let gap = self.gap_after(before);
@@ -203,15 +207,15 @@ impl<P, T: Platform, S: Section> Search<'_, P, T, S> {
                 return None;
             }
             // Without an entry below, what is left is the gap before the first.
-            before = self.tree.last_gap(self.slab, self.section, below?, self.size);
+            before = self.vmas.last_gap(below?, self.size);
         }
     }
 
     /// What is free between an entry and the next; without one, before the first.
-    fn gap_after(&self, entry: Option<Entry<'_, P>>) -> Span {
+    fn gap_after(&self, entry: Option<Entry<'_, '_, T>>) -> Span {
         let (start, next) =
             entry.map_or((0, 0), |entry| (entry.span().end, entry.span().start + 1));
-        let next = self.tree.first_from(self.slab, self.section, next);
+        let next = self.vmas.first_from(next);
         Span { start, end: next.map_or(usize::MAX, |next| next.span().start) }
     }
 

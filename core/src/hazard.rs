@@ -1,109 +1,118 @@
-//! Readers that publish which VMA they visit, in a place of their own, instead of counting
-//! themselves in the VMA: any number of threads read one VMA and write no line that they share.
+//! Registered readers: they publish in a hazard pointer of their own which VMA they read, instead
+//! of counting themselves in it. Any number of threads read one VMA and write no line that they
+//! share.
 //!
 //! # How it goes
 //!
-//! A reader stores the VMA's name into a *hazard* of its [`Record`], then looks at the count: if a VMA
-//! is attached and nobody excludes it, the reader is inside, as if it had been counted. It leaves by
-//! storing [`LEAVING`]. Whoever excludes the VMA adds X, then looks through all records. What it finds there
-//! it counts ([`VmaLock::count_in`]) and *marks*, in a second word beside the hazard, so that from
-//! then on the count is all that anyone waits for: a reader that finds itself marked when it has left
-//! makes an ordinary put. Then the hazard is free again.
+//! A reader stores the VMA's name into a free [`Hazard`] of its [`Record`], then tests the count:
+//! if a VMA is attached and X is not set (see [`VmaLock`]), the reader has the VMA,
+//! as if it had been counted. It retracts the publication by storing [`RETRACTED`]. A thread that
+//! excludes the VMA sets X, then scans all records. What it finds published there it *transfers* to
+//! the count ([`VmaLock::transfer_reader`]), and says so in a second word beside the hazard
+//! pointer, so that from then on the count is all that it waits for: a reader that finds itself
+//! transferred when it has retracted releases the count. Then the hazard pointer is free again.
 //!
-//! Twice somebody stores to one word and looks at another while somebody else does it the other way
-//! round, and at least one of the two must see the other's store:
+//! Twice one thread stores to one word and tests another while a second thread does it the other
+//! way round, and at least one of the two must see the other's store:
 //!
-//! | one | the other |
+//! | reader | writer |
 //! |---|---|
-//! | reader: publishes (HAZARD_SET_FENCE), looks at the count | writer: adds X (HAZARD_SCAN_FENCE), looks for hazards |
-//! | reader: takes the hazard back (HAZARD_CLEAR_FENCE), looks for a mark | writer: marks (HAZARD_MARK_FENCE), looks at the hazard again |
+//! | publishes (HAZARD_PUBLISH_FENCE), tests the count | sets X (HAZARD_SCAN_FENCE), scans |
+//! | retracts (HAZARD_RETRACT_FENCE), tests for a transfer | transfers (HAZARD_TRANSFER_FENCE), tests the hazard pointer again |
 //!
-//! Where the platform can make all running threads pass a barrier ([`Platform::barrier`]), the reader's
-//! two fences are the compiler's only.
+//! Where the platform can make all running threads pass a barrier ([`Platform::barrier`]), the
+//! reader's two fences are the compiler's only.
 //!
 //! # Invariants
 //!
-//! - **H1** Only the thread that has claimed a record, and its signal handlers, store to its hazards.
-//! - **H2** Only one thread at a time looks through the records: they are guarded as their arena is.
-//! - **H3** A mark is 0, or the name of the VMA in whose count one stands for it; whoever makes it 0,
-//!   by exchange, takes that one away.
-//! - **H4** A record is claimed by who guards the arena; it is given up with its hazards empty.
+//! - **H1** Only the thread that owns a record, and its signal handlers, store to its hazard
+//!   pointers.
+//! - **H2** One thread at a time scans the records: they are guarded as their arena is.
+//! - **H3** `transferred` is 0, or the name of the VMA whose count includes this reader; whoever
+//!   makes it 0, by exchange, releases that count.
+//! - **H4** A record gets its owner under the guard of the arena; it is given up with nothing
+//!   published.
 //!
 //! # Where it comes from, and where it differs
 //!
-//! Hazard pointers (Michael, *IEEE TPDS* 15(6), 2004) for the publication, BRAVO (Dice and Kogan, USENIX
-//! ATC 2019) for a writer that revokes it, `membarrier(2)` for the barrier. BRAVO's writer polls its
-//! readers and keeps them from publishing for a time; here it counts those that it finds, in the word
-//! that it waits on anyway, and the next reader publishes again.
+//! Hazard pointers (Michael, *IEEE TPDS* 15(6), 2004) for the publication, BRAVO (Dice and Kogan,
+//! USENIX ATC 2019) for a writer that revokes it, `membarrier(2)` for the barrier. BRAVO's writer
+//! polls its readers and keeps them from publishing for a time; here it transfers those that it
+//! finds to the word that it waits on anyway, and the next reader publishes again.
+#![expect(unsafe_code, reason = "records are shared among threads as H1 to H4 say")]
 
 use core::marker::PhantomData;
 
 use crate::arena::{All, Arena, Object, Users};
 use crate::error::OutOfMemory;
-use crate::facade::{
+use crate::ledger::{
+    HAZARD_FREE, HAZARD_PUBLISH, HAZARD_PUBLISH_FENCE, HAZARD_RETRACT, HAZARD_RETRACT_FENCE,
+    HAZARD_SCAN, HAZARD_SCAN_FENCE, HAZARD_TRANSFER_FENCE, RECORD_GIVE_UP, RECORD_TEST,
+};
+use crate::lock::VmaLock;
+use crate::mm::EditSection;
+use crate::platform::Platform;
+use crate::step::Step;
+use crate::sync::{
     AtomicU32, AtomicUsize, Cell, FenceOrder, Relaxed, const_unless_model, fence, keep,
     signal_fence,
 };
-use crate::ledger::{
-    HAZARD_CLEAR, HAZARD_CLEAR_FENCE, HAZARD_FREE, HAZARD_MARK_FENCE, HAZARD_SCAN,
-    HAZARD_SCAN_FENCE, HAZARD_SET, HAZARD_SET_FENCE, RECORD_GIVE_UP, RECORD_LOOK, Step,
-};
-use crate::lock::VmaLock;
-use crate::mm::WriteSection;
-use crate::platform::Platform;
 
-/// Hazards in a record: guards that a thread can hold at once without counting.
+/// Hazard pointers in a record: guards that a thread can hold at once without counting.
 const HAZARDS: usize = if cfg!(pervma_model) { 2 } else { 4 };
 
-/// In a hazard: whoever was here has left, and is looking for a mark. No VMA's name: they are aligned.
-const LEAVING: usize = 1;
+/// In a hazard pointer: its reader is done, and tests for a transfer. No VMA's name: they are
+/// aligned.
+const RETRACTED: usize = 1;
 
-/// Nobody has claimed the record.
+/// The record has no owner.
 const FREE: u32 = 0;
-/// Who has it fences.
+/// Its owner fences.
 const FENCES: u32 = 1;
-/// Who has it relies on the platform's barrier.
+/// Its owner relies on the platform's barrier.
 const BARRIERS: u32 = 2;
 
 /// What one thread publishes, on lines of its own.
 #[repr(C, align(128))]
-pub struct Record {
+pub(crate) struct Record {
     hazards: [Hazard; HAZARDS],
     owner: AtomicU32,
     link: Cell<u32>,
 }
 
-/// Where one visit is published, from before it begins until it is over.
-pub struct Hazard {
-    /// The name of the VMA that is visited, [`LEAVING`], or 0 if it is free.
-    visit: AtomicUsize,
+/// A hazard pointer: where one read lock is published, from before it is tested until it is over.
+pub(crate) struct Hazard {
+    /// The name of the VMA that is read, [`RETRACTED`], or 0 if the hazard pointer is free.
+    published: AtomicUsize,
     /// See H3.
-    mark: AtomicUsize,
+    transferred: AtomicUsize,
     /// What the record's owner is, beside what it is asked with.
     owner: AtomicU32,
-    /// H1: it is not `Sync`, so a visit stays with its thread.
+    /// H1: it is not `Sync`, so a read lock stays with its thread.
     thread: PhantomData<Cell<()>>,
 }
 
 impl Hazard {
-    /// What its owner visits, for the owner.
+    /// Whether nothing is published here, for the owner.
     #[inline(always)]
     fn is_free(&self) -> bool {
-        self.visit.load(Relaxed("H1: only this thread and its own signal handlers store here")) == 0
+        let published =
+            self.published.load(Relaxed("H1: only this thread and its own signal handlers store"));
+        published == 0
     }
 
-    /// Takes the visit of `vma` back, which was published here. If somebody has counted it, that is a
-    /// put.
+    /// Releases the read lock of `vma` that was published here.
     #[inline(always)]
-    pub fn retract<T: Platform>(&self, vma: &VmaLock) {
-        // Not free yet: a handler of this thread that took it could have the mark overwritten.
-        self.visit.store(LEAVING, HAZARD_CLEAR);
-        self.fence(HAZARD_CLEAR_FENCE);
-        let mark = self.mark.load(Relaxed("the exchange decides; the fence stands in front"));
-        if mark == vma.name() && self.unmark(vma) {
-            vma.leave::<T>();
+    pub(crate) fn release<P: Platform>(&self, vma: &VmaLock) {
+        // Not free yet: if a handler of this thread used it now, the transfer could be overwritten.
+        self.published.store(RETRACTED, HAZARD_RETRACT);
+        self.fence(HAZARD_RETRACT_FENCE);
+        let transferred =
+            self.transferred.load(Relaxed("the exchange decides; the fence stands in front"));
+        if transferred == vma.name() && self.take_transfer(vma) {
+            vma.release::<P>();
         }
-        self.visit.store(0, HAZARD_FREE);
+        self.published.store(0, HAZARD_FREE);
     }
 
     #[inline(always)]
@@ -115,15 +124,15 @@ impl Hazard {
         }
     }
 
-    /// What its owner visits, for who looks through the records. The visits before are over.
+    /// What is published here, for a scan. What was published before is over.
     #[inline]
-    fn seen(&self) -> usize {
-        self.visit.load(HAZARD_SCAN)
+    fn scan(&self) -> usize {
+        self.published.load(HAZARD_SCAN)
     }
 
-    /// Makes the mark 0, if it names this VMA.
-    fn unmark(&self, vma: &VmaLock) -> bool {
-        let exchanged = self.mark.compare_exchange(
+    /// Makes the transfer void, if it is one to this VMA.
+    fn take_transfer(&self, vma: &VmaLock) -> bool {
+        let exchanged = self.transferred.compare_exchange(
             vma.name(),
             0,
             Relaxed("the count is a sum: it does not matter which of the two changes comes first"),
@@ -135,8 +144,8 @@ impl Hazard {
 impl Object for Record {
     fn new() -> Self {
         let hazard = |_| Hazard {
-            visit: AtomicUsize::new(0),
-            mark: AtomicUsize::new(0),
+            published: AtomicUsize::new(0),
+            transferred: AtomicUsize::new(0),
             owner: AtomicU32::new(FREE),
             thread: PhantomData,
         };
@@ -153,16 +162,16 @@ impl Object for Record {
 }
 
 impl Record {
-    /// Publishes a visit, if a hazard is free. Afterwards [`VmaLock::visit`] says whether the reader is
-    /// inside.
+    /// Publishes that `vma` is read, if a hazard pointer is free. Afterwards
+    /// [`VmaLock::test_published`] says whether the reader has it.
     ///
-    /// A signal handler may run between any two steps. It takes visits back before it returns, so it
-    /// leaves the hazards as it found them.
+    /// A signal handler may run between any two steps. It retracts what it publishes before it
+    /// returns, so it leaves the hazard pointers as it found them.
     #[inline(always)]
-    pub fn publish(&self, vma: &VmaLock) -> Option<&Hazard> {
+    pub(crate) fn publish(&self, vma: &VmaLock) -> Option<&Hazard> {
         let hazard = self.free_hazard()?;
-        hazard.visit.store(vma.name(), HAZARD_SET);
-        hazard.fence(HAZARD_SET_FENCE);
+        hazard.published.store(vma.name(), HAZARD_PUBLISH);
+        hazard.fence(HAZARD_PUBLISH_FENCE);
         Some(hazard)
     }
 
@@ -177,55 +186,56 @@ impl Record {
         hazards.iter().find(|hazard| hazard.is_free())
     }
 
-    /// Gives the record up, unless a guard was forgotten: then it stays claimed, as the VMA stays
+    /// Gives the record up, unless a guard was forgotten: then it keeps its owner, as the VMA stays
     /// read-locked.
-    pub fn give_up(&self) {
+    pub(crate) fn give_up(&self) {
         if self.hazards.iter().all(Hazard::is_free) {
             self.owner.store(FREE, RECORD_GIVE_UP);
         }
     }
 
-    /// Whether somebody has it. If nobody has, what was visited from here is over.
+    /// What its owner is. If it has none, all that was published here is over.
     #[inline]
     fn owner(&self) -> u32 {
-        self.owner.load(RECORD_LOOK)
+        self.owner.load(RECORD_TEST)
     }
 }
 
-/// Whether a reader that registers now can leave fences to the platform's barrier. Asked with no lock
-/// held: the first time can take a while.
+/// Whether a reader that registers now can leave fences to the platform's barrier. Asked with no
+/// lock held: the first time can take a while.
 #[derive(Clone, Copy)]
-pub struct Fencing(u32);
+pub(crate) struct Fencing(u32);
 
 impl Fencing {
-    pub fn choose<T: Platform>() -> Self {
-        Self(if T::prepare_barrier() { BARRIERS } else { FENCES })
+    pub(crate) fn choose<P: Platform>() -> Self {
+        Self(if P::prepare_barrier() { BARRIERS } else { FENCES })
     }
 }
 
 /// The records of a slab.
-pub struct Registry<T: Platform>(Arena<Record, T>);
+pub(crate) struct Registry<P: Platform>(Arena<Record, P>);
 
-// SAFETY: it lends a record, whose words are atomic but for `link` (A3), to the thread that claims it
-// only; neither a record nor a hazard is `Sync`, so it stays there (H1). Others look at the words, in here.
-unsafe impl<T: Platform> Sync for Registry<T> {}
-// SAFETY: nothing in a record belongs to a thread while nobody has claimed it.
-unsafe impl<T: Platform> Send for Registry<T> {}
+// SAFETY: it lends a record, whose words are atomic but for `link` (A3), to the thread that owns it
+// only; neither a record nor a hazard is `Sync`, so it stays there (H1). Scans test the words, in
+// here.
+unsafe impl<P: Platform> Sync for Registry<P> {}
+// SAFETY: nothing in a record belongs to a thread while it has no owner.
+unsafe impl<P: Platform> Send for Registry<P> {}
 
-impl<T: Platform> Registry<T> {
+impl<P: Platform> Registry<P> {
     const_unless_model! {
-        pub fn new(users: Users) -> Self {
+        pub(crate) fn new(users: Users) -> Self {
             Self(Arena::new(users))
         }
     }
 
     /// A record for the running thread.
     ///
-    /// The section is one of the space that it is going to read: what was excluded there before, its
-    /// visits will see; who excludes later looks here.
-    pub fn claim(
+    /// The section is one of the space that the thread is going to read: what was excluded there
+    /// before, it will see; whoever excludes later scans here.
+    pub(crate) fn register(
         &self,
-        section: &WriteSection<'_, T>,
+        section: &EditSection<'_, P>,
         Fencing(owner): Fencing,
     ) -> Result<&Record, OutOfMemory> {
         loop {
@@ -233,35 +243,35 @@ impl<T: Platform> Registry<T> {
                 let free = records.find(|record| record.owner() == FREE)?;
                 let owners = free.hazards.iter().map(|hazard| &hazard.owner).chain([&free.owner]);
                 for word in owners {
-                    word.store(owner, Relaxed("H4: what guards the arena publishes it"));
+                    word.store(owner, Relaxed("H4: the guard of the arena publishes it"));
                 }
                 Some(free)
             });
             if let Some(record) = free {
                 return Ok(record);
             }
-            // It is whoever's that comes first.
+            // The first thread that comes by gets it.
             self.0.alloc(section)?;
         }
     }
 
-    /// Counts the readers that have published a visit of one of `vmas`, all excluded by the caller:
-    /// from here on the count tells when they have left.
+    /// Transfers the readers that have published one of `vmas`, all excluded by the caller, to the
+    /// counts: from here on the counts tell when they have left.
     #[inline]
-    pub fn count_in<'l>(
+    pub(crate) fn transfer_readers<'l>(
         &self,
-        section: &WriteSection<'_, T>,
+        section: &EditSection<'_, P>,
         vmas: impl Iterator<Item = &'l VmaLock> + Clone,
     ) {
-        if self.0.usage().made != 0 && keep(Step::CountVisits) {
-            self.0.with_all(section, |records| look_through::<T>(records, vmas));
+        if self.0.usage().capacity != 0 && keep(Step::ScanHazards) {
+            self.0.with_all(section, |records| scan::<P>(records, vmas));
         }
     }
 }
 
 #[cold]
-fn look_through<'l, T: Platform>(
-    records: All<'_, Record, T>,
+fn scan<'l, P: Platform>(
+    records: All<'_, Record, P>,
     vmas: impl Iterator<Item = &'l VmaLock> + Clone,
 ) {
     let owners = || records.clone().map(Record::owner);
@@ -271,41 +281,43 @@ fn look_through<'l, T: Platform>(
     }
     let hazards = || records.clone().flat_map(|record| &record.hazards);
     let find = |name| vmas.clone().find(|vma| vma.name() == name);
-    let marked = |hazard: &Hazard| {
-        hazard.mark.load(Relaxed("H2; else only a reader makes it 0, whose name is gone by then"))
+    let transferred = |hazard: &Hazard| {
+        hazard
+            .transferred
+            .load(Relaxed("H2; else only a reader makes it 0, whose name is gone by then"))
     };
     if barriers && keep(Step::BarrierToScan) {
-        T::barrier();
+        P::barrier();
     }
     fence(HAZARD_SCAN_FENCE);
-    let mut counted = false;
+    let mut found = false;
     for hazard in hazards() {
-        let name = hazard.seen();
-        if name <= LEAVING || (marked(hazard) == name && keep(Step::SkipMarked)) {
+        let name = hazard.scan();
+        if name <= RETRACTED || (transferred(hazard) == name && keep(Step::SkipTransferred)) {
             continue;
         }
         if let Some(vma) = find(name) {
-            vma.count_in();
-            hazard.mark.store(name, Relaxed("HAZARD_MARK_FENCE follows"));
-            counted = true;
+            vma.transfer_reader();
+            hazard.transferred.store(name, Relaxed("HAZARD_TRANSFER_FENCE follows"));
+            found = true;
         }
     }
-    if !counted {
+    if !found {
         return;
     }
-    if barriers && keep(Step::BarrierToMark) {
-        T::barrier();
+    if barriers && keep(Step::BarrierToTransfer) {
+        P::barrier();
     }
-    fence(HAZARD_MARK_FENCE);
+    fence(HAZARD_TRANSFER_FENCE);
     for hazard in hazards() {
-        let name = marked(hazard);
-        // Else it is still there, and will find the mark.
+        let name = transferred(hazard);
+        // Else it is still published, and its reader will find the transfer.
         if name != 0
-            && hazard.seen() != name
-            && keep(Step::TakeMarkBack)
-            && let Some(vma) = find(name).filter(|vma| hazard.unmark(vma))
+            && hazard.scan() != name
+            && keep(Step::UndoTransfer)
+            && let Some(vma) = find(name).filter(|vma| hazard.take_transfer(vma))
         {
-            vma.count_out();
+            vma.undo_transfer();
         }
     }
 }

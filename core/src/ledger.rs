@@ -2,21 +2,18 @@
 //!
 //! An *edge* is one ordered operation: what it is, what it pairs with, and what goes wrong without
 //! it. The crate's atomics accept nothing else, except a relaxed access that states its reason.
-//! [`EDGES`] is the whole list; the models weaken each by name and must notice.
-//!
-//! ```
-//! use pervma::ledger::{EDGES, Ordering};
-//!
-//! let admit = EDGES.iter().find(|edge| edge.name == "READ_ADMIT").expect("listed");
-//! assert_eq!(admit.ordering, Ordering::Acquire);
-//! assert!(admit.pairs.contains(&"ATTACH_PUBLISH"));
-//! ```
+//! `EDGES` is the whole list; the models weaken each by name and must notice.
+#![cfg_attr(
+    not(pervma_model),
+    expect(unreachable_pub, reason = "the models reach it through `internals`")
+)]
 
 pub use core::sync::atomic::Ordering;
 
-use crate::facade::{FenceOrder, LoadOrder, RmwOrder, StoreOrder, resolve};
+use crate::sync::{FenceOrder, LoadOrder, RmwOrder, StoreOrder, resolve};
 
 /// What kind of operation carries an edge.
+#[cfg(pervma_model)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// An atomic load.
@@ -30,6 +27,7 @@ pub enum Kind {
 }
 
 /// One named ordering.
+#[cfg(pervma_model)]
 #[derive(Clone, Copy, Debug)]
 pub struct Edge {
     /// Its name, the same in the source, the models and the documents.
@@ -47,6 +45,7 @@ pub struct Edge {
 macro_rules! edges {
     ($($(#[$doc:meta])* $name:ident: $kind:ident $order:ident, pairs [$($pair:ident),+], without $without:literal;)+) => {
         /// Every edge of the crate.
+        #[cfg(pervma_model)]
         pub const EDGES: &[Edge] = &[$(Edge {
             name: stringify!($name),
             kind: Kind::$kind,
@@ -80,130 +79,136 @@ macro_rules! edges {
 }
 
 edges! {
-    /// A reader takes the count. Everything it checks and reads afterwards stays behind this
+    /// A reader increments the count. Everything it checks and reads afterwards stays behind this
     /// increment: the sequence, the space, the range, the payload.
     READ_ADMIT: Rmw Acquire, pairs [ATTACH_PUBLISH, EXCLUDE_END],
         without "the sequence test moves in front of the increment and a write-locked VMA is read-locked; a reader of a recycled slot sees its previous tenant";
 
-    /// A reader that meets something newer than the settled number loads the sequence. All edits
-    /// below it are over, and what they wrote is visible.
+    /// A reader that meets something newer than the watermark loads the sequence. All edits below
+    /// the number it sees are completed, and what they wrote is visible.
     READ_SEQ: Load Acquire, pairs [EDIT_END, EDIT_BEGIN],
         without "a reader believes that an edit has ended and reads fields from the middle of it";
 
-    /// That reader passes on what it saw: all edits up to this number are over.
-    SEQ_SETTLE: Store Release, pairs [READ_SETTLED],
+    /// That reader passes on what it saw: all edits up to this number are completed.
+    WATERMARK_ADVANCE: Store Release, pairs [READ_WATERMARK],
         without "a reader believes that an edit has ended and reads fields from the middle of it";
 
-    /// Another reader compares `lock_seq`, or the stamp of a node, with the settled number.
-    READ_SETTLED: Load Acquire, pairs [SEQ_SETTLE],
+    /// Another reader compares `lock_seq`, or the version of a node, with the watermark.
+    READ_WATERMARK: Load Acquire, pairs [WATERMARK_ADVANCE],
         without "a reader believes that an edit has ended and reads fields from the middle of it";
 
-    /// A reader leaves. Its reads are over before a writer can see the lower count.
-    READ_PUT: Rmw Release, pairs [EXCLUDE_WAIT],
+    /// A reader releases its reference. Its reads are over before a writer can see the lower count.
+    READ_RELEASE: Rmw Release, pairs [EXCLUDE_WAIT],
         without "a writer changes fields that a reader is still reading";
 
-    /// A writer or excluder adds X, whoever is inside. It gets the slot's link from the last that had X; the last
-    /// reader it sees leave in the look at the count that follows.
+    /// A writer or excluder sets EXCLUDED, while readers may hold the VMA. It takes over the slot's
+    /// link from the last that had EXCLUDED set; the last reader it sees leave in the test of the
+    /// count that follows.
     EXCLUDE_BEGIN: Rmw Acquire, pairs [EXCLUDE_END],
         without "an excluder writes the slot's link while the last one is still reading it";
 
-    /// A writer or excluder looks, at once and after each wait, whether the count is X+1. Here it sees
-    /// the last reader leave, and where X was added only if nobody was inside, the last that had X.
-    EXCLUDE_WAIT: Load Acquire, pairs [READ_PUT, EXCLUDE_END],
-        without "a writer that finds nobody inside, or has waited for the last reader, races with what that read";
+    /// A writer or excluder tests, at once and after each wait, whether the VMA is drained. Here it
+    /// sees the last reader leave, and where EXCLUDED was set only if the VMA was idle, the last
+    /// that had it set.
+    EXCLUDE_WAIT: Load Acquire, pairs [READ_RELEASE, EXCLUDE_END],
+        without "a writer that finds the VMA idle, or has waited for the last reader, races with what that read";
 
-    /// X is taken away again; from here the sequence refuses readers, if an edit has write-locked
-    /// the VMA. Publishes `lock_seq` and the odd sequence to any reader that comes in afterwards,
-    /// and hands the slot's link to the next that adds X.
+    /// EXCLUDED is cleared; from here the sequence refuses readers, if an edit has write-locked the
+    /// VMA. Publishes `lock_seq` and the odd sequence to any reader that acquires afterwards, and
+    /// hands the slot's link to the next that sets EXCLUDED.
     EXCLUDE_END: Rmw Release, pairs [READ_ADMIT, HAZARD_ADMIT, EXCLUDE_BEGIN, EXCLUDE_WAIT],
-        without "a reader comes in after the exclusion, sees the old lock_seq and believes the VMA unlocked; the next excluder overwrites a link that is still to be read";
+        without "a reader acquires after the exclusion, sees the old lock_seq and believes the VMA unlocked; the next excluder overwrites a link that is still to be read";
 
-    /// A registered reader publishes which VMA it visits. Its visit before is over.
-    HAZARD_SET: Store Release, pairs [HAZARD_SCAN],
-        without "a writer that sees only the next visit changes fields that the reader is still reading";
+    /// A registered reader publishes which VMA it reads. What it read before is over.
+    HAZARD_PUBLISH: Store Release, pairs [HAZARD_SCAN],
+        without "a writer that sees only the next publication changes fields that the reader is still reading";
 
-    /// It has published, and is going to look at the count.
-    HAZARD_SET_FENCE: Fence SeqCst, pairs [HAZARD_SCAN_FENCE],
-        without "the reader looks at the count before anyone can see it, and both go on";
+    /// It has published, and is going to test the count.
+    HAZARD_PUBLISH_FENCE: Fence SeqCst, pairs [HAZARD_SCAN_FENCE],
+        without "the reader tests the count before its publication can be seen, and both go on";
 
-    /// It looks at the count: attached, and nobody has added X. What READ_ADMIT is to a counted reader.
+    /// It tests the count: attached, and EXCLUDED not set. What READ_ADMIT is to a counted reader.
     HAZARD_ADMIT: Load Acquire, pairs [ATTACH_PUBLISH, EXCLUDE_END],
         without "a registered reader is admitted to a write-locked VMA, or reads fields of the previous tenant";
 
-    /// It leaves. Its reads are over before a writer can see that.
-    HAZARD_CLEAR: Store Release, pairs [HAZARD_SCAN],
+    /// It retracts the publication. Its reads are over before a writer can see that.
+    HAZARD_RETRACT: Store Release, pairs [HAZARD_SCAN],
         without "a writer changes fields that a registered reader is still reading";
 
-    /// It has looked for a mark, and made the put if it was marked: the hazard is free.
+    /// It has looked for a transfer, and released its count if there was one: the hazard pointer is
+    /// free.
     HAZARD_FREE: Store Release, pairs [HAZARD_SCAN],
-        without "a writer that sees only that the hazard is free changes what its last visitor is still reading";
+        without "a writer that sees only that the hazard pointer is free changes what was read through it last";
 
-    /// It has left, and is going to look whether somebody has marked it.
-    HAZARD_CLEAR_FENCE: Fence SeqCst, pairs [HAZARD_MARK_FENCE],
-        without "the writer that has counted the reader still sees it inside, and waits for a put that nobody makes";
+    /// It has retracted, and is going to test whether its publication was transferred to the count.
+    HAZARD_RETRACT_FENCE: Fence SeqCst, pairs [HAZARD_TRANSFER_FENCE],
+        without "the writer that has transferred the reader still sees its publication, and waits for a release that nobody makes";
 
-    /// Whoever has added X is going to look for published visits.
-    HAZARD_SCAN_FENCE: Fence SeqCst, pairs [HAZARD_SET_FENCE],
-        without "a writer looks for readers before they can see that it has come, and both go on";
+    /// EXCLUDED is set, and the hazard pointers are going to be scanned.
+    HAZARD_SCAN_FENCE: Fence SeqCst, pairs [HAZARD_PUBLISH_FENCE],
+        without "a writer scans for readers before they can see that EXCLUDED is set, and both go on";
 
-    /// It looks at one.
-    HAZARD_SCAN: Load Acquire, pairs [HAZARD_SET, HAZARD_CLEAR, HAZARD_FREE],
+    /// A writer scans one of them.
+    HAZARD_SCAN: Load Acquire, pairs [HAZARD_PUBLISH, HAZARD_RETRACT, HAZARD_FREE],
         without "a writer that sees a reader gone changes what that is still reading";
 
-    /// It has marked those that it has counted, and is going to look whether they are still there.
-    HAZARD_MARK_FENCE: Fence SeqCst, pairs [HAZARD_CLEAR_FENCE],
-        without "a reader leaves before it is marked, the writer still sees it inside, and waits for ever";
+    /// The writer has transferred to the count what it found, and is going to test whether it is
+    /// still published.
+    HAZARD_TRANSFER_FENCE: Fence SeqCst, pairs [HAZARD_RETRACT_FENCE],
+        without "a reader leaves before it is transferred, the writer still sees its publication, and waits for ever";
 
     /// A record is given up, with nothing published.
-    RECORD_GIVE_UP: Store Release, pairs [RECORD_LOOK],
-        without "a writer that looks at no hazard of a record that was given up changes what its last owner is still reading";
+    RECORD_GIVE_UP: Store Release, pairs [RECORD_TEST],
+        without "a writer that skips a record that was given up changes what its last owner is still reading";
 
-    /// Somebody looks whether a record is claimed.
-    RECORD_LOOK: Load Acquire, pairs [RECORD_GIVE_UP],
-        without "a writer that looks at no hazard of a record that was given up changes what its last owner is still reading";
+    /// A writer, or a thread that registers, tests whether a record has an owner.
+    RECORD_TEST: Load Acquire, pairs [RECORD_GIVE_UP],
+        without "a writer that skips a record that was given up changes what its last owner is still reading";
 
-    /// Whoever was refused by an exclusion says in the gate that it is going to sleep, then looks
-    /// whether the exclusion is still on.
-    GATE_REGISTER: Rmw Acquire, pairs [GATE_OPEN],
-        without "a sleeper that comes after the gate was opened still sees the old count, and sleeps for ever";
+    /// A waiter that an exclusion refused announces in the event word that it is going to sleep,
+    /// then tests whether the exclusion still lasts.
+    EVENT_PREPARE: Rmw Acquire, pairs [EVENT_NOTIFY],
+        without "a waiter that comes after the notification still sees the old count, and sleeps for ever";
 
-    /// The end of an exclusion moves the gate on, after X is gone.
-    GATE_OPEN: Rmw Release, pairs [GATE_REGISTER],
-        without "a sleeper that sees the gate moved on still sees the old count, and sleeps for ever";
+    /// The end of an exclusion advances the event word, after EXCLUDED is cleared.
+    EVENT_NOTIFY: Rmw Release, pairs [EVENT_PREPARE],
+        without "a waiter that sees the advanced event word still sees the old count, and sleeps for ever";
 
-    /// A reservation that is dropped while somebody has the mmap lock is left to the next edit.
-    LEAVE_BEHIND: Rmw Release, pairs [TAKE_ON],
-        without "the edit that takes the reservation on follows a link that is still on its way";
+    /// A reservation that is dropped while another thread has the mmap lock is deferred to the next
+    /// edit.
+    DEFER_PUSH: Rmw Release, pairs [DEFER_DRAIN],
+        without "the edit that drains the list follows a link that is still on its way";
 
-    /// An edit begins by giving back the ranges of reservations that were left behind.
-    TAKE_ON: Rmw Acquire, pairs [LEAVE_BEHIND],
-        without "the edit that takes the reservation on follows a link that is still on its way";
+    /// An edit begins by releasing the reservations that were deferred.
+    DEFER_DRAIN: Rmw Acquire, pairs [DEFER_PUSH],
+        without "the edit that drains the list follows a link that is still on its way";
 
-    /// A new VMA appears in a slot: one reference, nobody inside.
+    /// A new VMA appears in a slot: one reference, no reader.
     ATTACH_PUBLISH: Store Release, pairs [READ_ADMIT, HAZARD_ADMIT],
         without "a reader that still holds the address of the recycled slot reads fields of its previous tenant";
 
-    /// The sequence becomes odd. Whoever loads this number sees what the edits before have written, as
-    /// if it had loaded the even one in front.
+    /// The sequence becomes odd. Whoever loads this number sees what the edits before have written,
+    /// as if it had loaded the even one in front.
     EDIT_BEGIN: Store Release, pairs [READ_SEQ],
-        without "a reader that meets the next edit believes the last one over, and reads fields that are still on their way";
+        without "a reader that meets the next edit believes the last one completed, and reads fields that are still on their way";
 
     /// The sequence becomes even: all write locks of the edit end, all it wrote is published.
     EDIT_END: Store Release, pairs [READ_SEQ],
         without "a reader is admitted to a VMA whose fields are still on their way";
 
-    /// The acquire fence between the walk and a look at the stamps of the nodes on its way. Whoever
-    /// has met a change of a node sees the stamp that was set before: every such store is a release.
+    /// The acquire fence between the walk and the check of the versions of the visited nodes.
+    /// Whoever has met a change of a node sees the version that was set before it: every such store
+    /// is a release.
     HOLE_CHECK: Fence Acquire, pairs [NODE_KEY],
-        without "the look at the stamps moves into the walk, and a change that the walk has met goes unnoticed";
+        without "the check of the versions moves into the walk, and a change that the walk has met goes unnoticed";
 
-    /// Behind it, the stamps are looked at, from the last node of the walk up to the root.
-    STAMP_CHECK: Load Acquire, pairs [NODE_STAMP],
-        without "a node has gone to another space, whose number is taken for one of ours; that it was taken out of our tree before is not seen in the stamp of the node above it";
+    /// Behind it, the versions are checked, from the last node of the walk up to the root.
+    VERSION_CHECK: Load Acquire, pairs [NODE_VERSION],
+        without "a node has gone to another space, whose number is taken for one of ours; that it was taken out of our tree before is not seen in the version of the node above it";
 
     /// The writer announces that it is going to change a node, or the root.
-    NODE_STAMP: Store Release, pairs [STAMP_CHECK],
-        without "whoever sees the stamp of a node's next space does not see that the node was taken out of its own tree before";
+    NODE_VERSION: Store Release, pairs [VERSION_CHECK],
+        without "whoever sees the version of a node's next space does not see that the node was taken out of its own tree before";
 
     /// A walker follows a word of the tree to a node or a slot.
     NODE_FOLLOW: Load Acquire, pairs [NODE_LINK],
@@ -221,191 +226,100 @@ edges! {
 }
 
 /// An ordering that the crate relies on and no model can show.
+#[cfg(pervma_model)]
 #[derive(Clone, Copy, Debug)]
 pub struct Argued {
     /// Its name.
     pub name: &'static str,
     /// What is relied on.
     pub what: &'static str,
-    /// Why it holds.
-    pub because: &'static str,
+    /// Why it holds, step by step.
+    pub because: &'static [&'static str],
     /// The test that tries it with real threads: a file, and a function in it.
     pub test: &'static str,
 }
 
 /// Every ordering that is argued, not modelled.
-///
-/// ```
-/// use pervma::ledger::{ARGUED, EDGES};
-///
-/// assert!(ARGUED.iter().all(|argued| EDGES.iter().all(|edge| edge.name != argued.name)));
-/// ```
+#[cfg(pervma_model)]
 pub const ARGUED: &[Argued] = &[
     Argued {
         name: "LOCKS",
         what: "the mmap lock and the arenas' locks hand on what was done under them",
-        because: "they are locks of the platform (`lock_api`), whose acquire and release are taken as given; in the models loom's own lock stands in for them",
+        because: &[
+            "They are locks of the platform (`lock_api`), whose acquire and release are taken as given.",
+            "In the models the checker's own lock stands in for them.",
+        ],
         test: "core/tests/stress.rs::readers_and_editors_of_all_kinds",
     },
     Argued {
         name: "MEMBARRIER",
         what: "`membarrier(2)` makes each running thread of the process pass a full barrier between call and return",
-        because: "that is what it is for; a thread that is not running passes one when it is scheduled. The models have a stand-in that a reader comes past at places around each of its accesses: its fences for signal handlers, and passing places",
+        because: &[
+            "That is what the system call is for; a thread that is not running passes a barrier when it is scheduled.",
+            "The models have a stand-in that a reader passes at places around each of its accesses: its fences for signal handlers, and its barrier points.",
+        ],
         test: "core/tests/registered.rs::registered_readers_and_writers_of_one_vma",
     },
     Argued {
         name: "REGISTRATION",
-        what: "who excludes a VMA that a registered reader can get to either knows of the registration by then, or the reader sees its X",
-        because: "a registration is made under the mmap lock of its space. What the reader's walk leads to was linked by an edit before it, and then belonged to that space at the registration, or by an edit that knows of it: of the same space by the mmap lock, of another since it was given the node or the slot by one that knew, through the arena's lock. The edits that own a slot follow each other in the same way: those before such an edit are over for the reader, those after it know",
+        what: "when a thread excludes a VMA that a registered reader can reach, either it knows of the registration, or the reader sees EXCLUDED",
+        because: &[
+            "A registration is made under the mmap lock of its space.",
+            "What the reader's walk leads to was linked by an edit before the registration, or by one that knows of it.",
+            "If by one before: the slot belonged to that space at the registration, so later owners are ordered after it.",
+            "If by one that knows: it knows by the mmap lock if it is of the same space; if of another, the node or the slot was given to it by an edit that knew, through the arena's lock.",
+            "The edits that own a slot follow each other in the same way: those before such an edit have completed as far as the reader can see, those after it know.",
+        ],
         test: "core/tests/registered.rs::registered_readers_of_spaces_that_share_a_slab",
     },
     Argued {
         name: "SHARED_SLAB",
-        what: "whoever drops the last handle to a slab sees all that was done with it",
-        because: "a shared slab is kept alive by `alloc`'s `Arc`, which orders its drops; loom does not see into it",
+        what: "the thread that drops the last handle to a slab sees all that was done with it",
+        because: &[
+            "A shared slab is kept alive by `alloc`'s `Arc`, which orders its drops; loom does not see into it.",
+        ],
         test: "core/tests/stress.rs::readers_and_editors_of_all_kinds",
     },
     Argued {
         name: "FUTEX",
         what: "a sleeper that compares after the word has changed does not sleep, and one that compared before is woken",
-        because: "the kernel compares and enqueues in one step, under the lock that a wake takes; the models' stand-in is made of a mutex and a condition variable, which order more than that, so models in which somebody sleeps judge wake-ups and not orderings",
+        because: &[
+            "The kernel compares and enqueues in one step, under the lock that a wake takes.",
+            "The models' stand-in is made of a mutex and a condition variable, which order more than that; so models in which a thread sleeps judge wake-ups and not orderings.",
+        ],
         test: "core/tests/waiting.rs::overlapping_exclusions_take_turns",
     },
     Argued {
         name: "SIGNAL_FENCE",
         what: "a signal handler sees the accesses of the thread it interrupts in the order of the program",
-        because: "a processor shows a thread its own accesses in order, and the compiler fences keep them so; what a handler can find half done is harmless to it (`core/src/thread.rs`), and it leaves everything as it found it",
+        because: &[
+            "A processor shows a thread its own accesses in order, and the compiler fences keep them so.",
+            "What a handler can find half done is harmless to it (`core/src/thread.rs`), and it leaves everything as it found it.",
+        ],
         test: "core/tests/signals.rs::a_handler_reads_in_the_middle_of_everything",
     },
     Argued {
-        name: "THREAD_IDENTITY",
-        what: "a thread never takes itself for the editor that another thread is or was",
-        because: "the identity is the address of the thread's state; another thread's can come to lie there only when the first has ended and its memory was handed on, which orders all it did, its last store to `Editors::current` included",
+        name: "IDENTITY",
+        what: "identities of spaces and threads are given once, and a thread never takes itself for the editor that another thread is or was",
+        because: &[
+            "They are drawn from one counter by read-modify-write, which needs no ordering to be unique.",
+            "A thread's identity is stored only by that thread (or a handler that interrupts it), so it always finds its own.",
+            "A space's identity is stored by compare-and-swap, so all threads agree on it; a reader that could miss it has not met a VMA of that space, because NODE_LINK publishes the identity with the first VMA.",
+        ],
         test: "core/tests/stress.rs::threads_that_come_and_go_are_told_apart",
     },
     Argued {
         name: "LOAD_BUFFERING",
         what: "no relaxed load returns a value that is stored only because of what it returned",
-        because: "loom runs the accesses of a thread in order, so it never shows this; but the only stores of a reader are to the count, the gate, its hazards and the settled number: the increment is an acquire, so no later load moves in front of it; the put, the stores to a hazard and that of the settled number are releases, so no earlier load moves behind them; a mark that is met makes a put, which may come before the increment that the mark stands for, and the sum is the same (it cannot come before X: a store waits for the branch it depends on, and a fence stands between X and the mark); and what is loaded before the increment (keys, the hint) only decides where to look",
+        because: &[
+            "loom runs the accesses of a thread in order, so it never shows this.",
+            "The only stores of a reader are to the count, the event word, its hazard pointers and the watermark.",
+            "The increment is an acquire, so no later load moves in front of it.",
+            "The release of the count, the stores to a hazard pointer and that of the watermark are releases, so no earlier load moves behind them.",
+            "A transfer that a reader meets makes it release a count, perhaps before the increment that the transfer stands for; the sum is the same.",
+            "That release cannot come before EXCLUDED is set: a store waits for the branch it depends on, and a fence stands between setting EXCLUDED and the transfer.",
+            "What is loaded before the increment (keys, hints) only decides where to look.",
+        ],
         test: "core/tests/stress.rs::readers_and_editors_of_all_kinds",
     },
 ];
-
-macro_rules! steps {
-    ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
-        /// A step of the protocol that a model can leave out, to show that it is needed.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Step {
-            $($(#[doc = $doc])+ $name),+
-        }
-
-        impl Step {
-            /// What is done in this step.
-            ///
-            /// ```
-            /// use pervma::ledger::Step;
-            ///
-            /// assert_eq!(Step::CheckRange.what(), "The reader checks the range.");
-            /// ```
-            pub fn what(self) -> &'static str {
-                match self {
-                    $(Self::$name => concat!($($doc),+).trim_ascii()),+
-                }
-            }
-        }
-
-        /// Every step that can be left out.
-        pub const STEPS: &[Step] = &[$(Step::$name),+];
-    };
-}
-
-steps! {
-    /// The reader checks that the slot belongs to its space.
-    CheckSpace,
-    /// The reader checks while inside that the edit of `lock_seq` is over.
-    CheckSeq,
-    /// The reader checks the range.
-    CheckRange,
-    /// The reader checks that before it believes a reservation, too.
-    CheckSeqReserved,
-    /// A reader under the mmap lock checks that the range is not only reserved.
-    CheckReserved,
-    /// The edit under way is not taken for over.
-    CheckEven,
-    /// A hole is believed only if neither the root nor a node on the way to it has changed since the settled number.
-    CheckHole,
-    /// The nodes on the way are looked at from the last one up, the root at the end.
-    CheckUpwards,
-    /// The next VMA is believed to be that only if it has not changed since the settled number.
-    CheckNextSince,
-    /// A change of a node is announced by its stamp.
-    StampNode,
-    /// So is a change of nothing but a key.
-    StampKey,
-    /// The search for the next VMA passes over what has been reserved since the settled number.
-    CheckReservedSince,
-    /// A reader's increment fails at 0.
-    RefuseDetached,
-    /// A reader's increment fails at the limit.
-    RefuseFull,
-    /// A reader's increment fails from X on.
-    RefuseExcluded,
-    /// Whoever adds X looks for registered readers.
-    CountVisits,
-    /// Records are made and looked through under what guards their arena.
-    GuardRecords,
-    /// A VMA that counted nobody is idle only if nobody has published a visit either.
-    LookAfterIdle,
-    /// Where a reader has no fence behind its publication, who looks for it has a barrier.
-    BarrierToScan,
-    /// Where a reader has no fence behind its leave, who has marked it has a barrier.
-    BarrierToMark,
-    /// A visit that was counted before is not counted again.
-    SkipMarked,
-    /// Whoever has counted a reader that was leaving takes that back.
-    TakeMarkBack,
-    /// A merged node is given back only when its entries have been copied.
-    FreeLast,
-    /// A slot is given back only when its count is 0.
-    FreeDetached,
-    /// A leaving reader wakes the writer that waits for it.
-    WakeWaiter,
-    /// Attach stores `lock_seq`, so that nobody enters before the edit ends.
-    AttachLocked,
-    /// Whoever excludes a VMA waits for the readers that are inside.
-    WaitForReaders,
-    /// Whoever wants to exclude looks first whether somebody does.
-    TestExcluded,
-    /// X stays until the detached VMA's count goes to 0, in one step.
-    KeepExcluded,
-    /// X stays until `lock_seq` says that the VMA is write-locked.
-    MarkBeforeEnd,
-    /// Whoever gives up an exclusion gives X back.
-    GiveBack,
-    /// The drop of a space waits for late readers of its VMAs, also those of other spaces.
-    DrainOnDrop,
-    /// An exclusion ends on the VMAs of its own list, not on those of its range.
-    OwnList,
-    /// Those whom an exclusion refuses sleep on the gate, not on the count.
-    SeparateGate,
-    /// A list's link is read before X is given back.
-    LinkBeforeEnd,
-    /// A refused reader looks again after it has registered at the gate.
-    LookAgain,
-    /// The gate opens after X is gone.
-    OpenLast,
-    /// The end of an exclusion wakes all who sleep on its gate.
-    WakeAll,
-    /// The end of an exclusion gives the gate a new number.
-    AdvanceGate,
-    /// Whoever an exclusion refuses lets the mmap lock go before it sleeps.
-    SleepOutside,
-    /// What a word of the tree points to is told by that very word.
-    TagInWord,
-    /// A fork write-locks every VMA before it copies the first.
-    LockBeforeCopy,
-    /// An edit becomes a view without letting the mmap lock go.
-    DowngradeAtOnce,
-    /// The models' stand-in for the futex wakes under the lock of its queue.
-    WakeUnderLock,
-}

@@ -10,31 +10,46 @@
 //! use pervma::AddressSpace;
 //!
 //! let space = AddressSpace::new(4096);
-//! space.edit()?.insert(0x7f00_0000..0x7f00_4000, "stack")?;
+//! space.insert(0x7f00_0000..0x7f00_4000, "stack")?;
 //!
 //! let vma = space.try_read(0x7f00_1234)?; // no lock, no allocation: legal in a signal handler
 //! assert_eq!(*vma, "stack");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # What to use
+//!
+//! | you want | use |
+//! |---|---|
+//! | to look an address up, and keep what is there from being changed | [`AddressSpace::try_read`], which does not wait; [`AddressSpace::read`], which does |
+//! | to look up addresses that lie close together | a [`Cursor`] |
+//! | many threads to read one VMA | registered readers: [`AddressSpace::register`] |
+//! | to map, unmap, change or move one range | [`AddressSpace::insert`], [`remove`](AddressSpace::remove), [`update`](AddressSpace::update), [`replace`](AddressSpace::replace), [`relocate`](AddressSpace::relocate) |
+//! | several changes that appear at once, a search for a gap, a copy of the space | an [`Edit`] |
+//! | a range to be taken while a system call is made | a [`Reservation`] |
+//! | to wait for the readers of a range with no lock held, and then decide | an [`Exclusion`] |
+//! | to find the same VMA again, after its lock was dropped | its [`VmaId`], and its [`VmaVersion`] |
+//!
 //! # Guarantees
 //!
-//! - A held VMA ([`ReadGuard`]) keeps its range and payload; nobody changes or drops them.
+//! - A held VMA ([`ReadGuard`]) keeps its range and payload; they are neither changed nor dropped.
 //! - What an edit does appears to readers when the edit ends, all of it.
 //! - "Nothing is mapped there" is said only if it was true at a moment during the lookup.
-//! - An operation happens completely or not at all, whatever fails: memory, or user code that panics.
-//! - Payloads come back: refused ones in the error, removed ones in the result. None is dropped in a
-//!   put; those that an operation cuts or merges away are dropped when its edit has ended.
-//! - [`AddressSpace::remove`], [`update`](AddressSpace::update), [`replace`](AddressSpace::replace) and
-//!   [`relocate`](AddressSpace::relocate) wait for readers of the VMAs that they touch, and hold no
-//!   lock meanwhile ([`Exclusion`]).
-//! - Waiting for oneself is an error that says so ([`EditError`], [`ReadError`], [`ChangeError`]), as
-//!   far as the [`Platform`] can tell threads apart.
+//! - An operation happens completely or not at all, whatever fails: memory, or user code that
+//!   panics.
+//! - Payloads come back: refused ones in the error, removed ones in the result. None is dropped
+//!   when a guard is; those that an operation splits or merges away are dropped when its edit has
+//!   ended.
+//! - [`AddressSpace::remove`], [`update`](AddressSpace::update), [`replace`](AddressSpace::replace)
+//!   and [`relocate`](AddressSpace::relocate) wait for readers of the VMAs that they touch, and
+//!   hold no lock meanwhile ([`Exclusion`]).
+//! - A thread that would wait for itself is given an error that says so ([`EditError`],
+//!   [`ReadError`], [`ChangeError`]), as far as the [`Platform`] can tell threads apart.
 //!
 //! # Ranges that are not VMAs
 //!
-//! A change may begin or end inside a VMA, and may make neighbours alike. [`Payload`] says how what a
-//! VMA holds is divided and joined then. The simplest is one that is neither:
+//! A change may begin or end inside a VMA, and may make neighbours alike. [`Payload`] says how what
+//! a VMA holds is split and merged then. The simplest is one that is neither:
 //!
 //! ```
 //! use pervma::{AddressSpace, ChangeError, Payload};
@@ -43,99 +58,143 @@
 //! impl Payload for Device {}
 //!
 //! let space = AddressSpace::new(4096);
-//! space.edit()?.insert(0x1000..0x3000, Device)?;
-//! let cut = space.remove(0x1000..0x2000);
-//! assert_eq!(cut.err(), Some(ChangeError::PartlyCovered { vma: 0x1000..0x3000 }));
+//! space.insert(0x1000..0x3000, Device)?;
+//! let split = space.remove(0x1000..0x2000);
+//! assert_eq!(split.err(), Some(ChangeError::PartlyCovered { vma: 0x1000..0x3000 }));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! # Without `std`
 //!
-//! The default feature `std` brings `Std`, a platform with `parking_lot`'s raw lock, the futex
-//! and a thread-local identity. Without it the crate needs `alloc` only, and a [`Platform`] of
-//! yours: a raw lock, memory for slabs ([`SlabMemory`]), a way to sleep on a word and to wake, and
-//! where a thread's state lives.
+//! The default feature `std` brings [`StdPlatform`], with `parking_lot`'s raw lock, the futex and a
+//! thread-local state. Without it the crate needs `alloc` only, and a [`Platform`] of yours: a raw
+//! lock of the crate [`lock_api`], memory for slabs ([`SlabMemory`]), a way to sleep on a word and
+//! to wake, and where a thread's state lives.
 //!
 //! # Memory orderings
 //!
-//! All of them are in the [`ledger`], each with a model that fails when it is weakened.
+//! Each has a name, both of its ends, and a model that fails when it is weakened:
+//! `docs/orderings.md` in the repository.
 #![cfg_attr(
     pervma_model,
-    expect(clippy::new_without_default, reason = "`internals` shows the models what is private")
+    expect(
+        unreachable_pub,
+        missing_debug_implementations,
+        clippy::new_without_default,
+        reason = "`internals` shows the models what is private"
+    )
 )]
 #![cfg_attr(not(any(feature = "std", test, pervma_model)), no_std)]
+#![deny(unsafe_code)]
 
 #[cfg(not(target_has_atomic = "64"))]
-compile_error!("pervma needs 64-bit atomics: its sequence numbers must never come round");
+compile_error!("pervma needs 64-bit atomics: its sequence numbers must never repeat");
 
 extern crate alloc;
 
-mod arena;
-mod change;
-mod cursor;
-mod edit;
+// From the bottom up; ARCHITECTURE.md has the order, and `.ci/layers` checks it.
+mod ledger;
+mod step;
+mod sync;
+
 mod error;
-mod exclusion;
-mod facade;
-mod gap;
-mod guard;
-mod hazard;
-pub mod ledger;
-mod lock;
+mod identity;
 mod memory;
-mod mm;
 mod payload;
-mod platform;
 mod range;
-mod reader;
-mod reserve;
+mod removed;
+
+mod held;
+mod host;
+mod mmap_lock;
+mod platform;
+mod thread;
+
+mod arena;
+mod btree;
+mod deferred;
+mod hazard;
+mod lock;
+mod mm;
 mod slab;
 mod slots;
+mod vma_id;
+
+mod change;
+mod lookup;
+mod map;
+mod pinned;
+mod reserved;
+
+// The trust boundary: what follows forbids unsafe code, and cannot break what is above.
+mod cursor;
+mod edit;
+mod exclusion;
+mod gap;
+mod guard;
+mod lookups;
+mod owned;
+mod reader;
+mod reserve;
 mod space;
-mod thread;
-mod tree;
 mod view;
+mod vmas;
+
+#[cfg(doctest)]
+mod compile_fail;
+
+#[cfg(not(pervma_model))]
+pub use lock_api;
 
 pub use arena::Usage;
-pub use cursor::Cursor;
-pub use edit::{Edit, Removed, RemovedVmas, WriteGuard};
+pub use cursor::{Cursor, ReaderCursor};
+pub use edit::{Edit, VmaMut};
 pub use error::{ChangeError, EditError, InsertError, ReadError, RegisterError, WriteError};
 pub use exclusion::Exclusion;
-pub use facade::WaitWord;
 pub use gap::{GapError, GapSearch};
-pub use guard::{OwnedReadGuard, ReadGuard};
+pub use guard::ReadGuard;
+pub use held::HandlerScope;
+#[cfg(not(any(feature = "std", pervma_model)))]
+pub use host::NoPlatform;
+#[cfg(all(feature = "std", not(pervma_model)))]
+pub use host::{StdLock, StdPlatform};
+pub use map::Vmas;
 pub use memory::{GlobalMemory, SlabMemory};
+pub use owned::OwnedReadGuard;
 pub use payload::Payload;
 pub use platform::Platform;
-#[cfg(all(feature = "std", not(pervma_model)))]
-pub use platform::Std;
 pub use range::RangeError;
-pub use reader::{Reader, ReaderCursor};
-pub use reserve::{CommitError, Reservation};
+pub use reader::Reader;
+pub use removed::{IntoIter, Removed, RemovedVmas};
+pub use reserve::Reservation;
 pub use slab::Slab;
 pub use space::AddressSpace;
-pub use thread::{HandlerScope, ThreadState};
+pub use sync::WaitWord;
+pub use thread::ThreadState;
 pub use view::View;
+pub use vma_id::{VmaId, VmaVersion};
 
 #[cfg(all(test, not(pervma_model)))]
 extern crate self as pervma;
 /// The same suite as in the integration tests, with small nodes.
 #[cfg(all(test, not(pervma_model)))]
 #[path = "../tests/suite/mod.rs"]
+#[expect(unsafe_code, reason = "a platform of the tests")]
 mod suite;
-
-/// Runs the examples of the README.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-pub struct Readme;
 
 /// The parts below the public interface, for the models.
 #[cfg(pervma_model)]
 pub mod internals {
-    pub use crate::facade::{
+    pub use crate::host::Model;
+    pub use crate::lock::{EventKey, SpaceSeq, VmaLock};
+    pub use crate::step::{STEPS, Step};
+    pub use crate::sync::{
         Cell, Relaxed, WaitWord,
-        model::{Barrier, Mutation, mutate},
+        model::{Barrier, Mutation, mutate, walk_unvalidated},
     };
-    pub use crate::lock::{SpaceSeq, VmaLock};
-    pub use crate::platform::Model;
+
+    /// The edges, and what is argued.
+    pub mod ledger {
+        pub use crate::ledger::{ARGUED, Argued, EDGES, Edge, Kind, Ordering};
+    }
 }

@@ -1,18 +1,20 @@
 //! Where slabs get their memory.
+#![expect(unsafe_code, reason = "the global allocator has a contract")]
 
 use core::alloc::Layout;
 
-/// Where a slab gets its memory, in chunks that it keeps until it is dropped. Each is four times as large as
-/// the one before of its kind (VMAs, nodes, registered readers), so a bounded pool can refuse the next
-/// when it is a quarter full.
+/// Where a slab gets its memory, in chunks that it keeps until it is dropped.
+///
+/// Each chunk is four times as large as the one before of its kind (VMAs, nodes, registered
+/// readers), so a bounded pool can refuse the next when it is a quarter full.
 ///
 /// # Safety
 ///
-/// `alloc` returns null or memory of the layout that is nobody else's until it is given to
+/// `alloc` returns null or memory of the layout that nothing else uses until it is given to
 /// `dealloc`, and that stays where it is meanwhile. Neither unwinds, nor uses an address space: a
-/// slab may be in the middle of something.
+/// change of the slab may be half done.
 pub unsafe trait SlabMemory {
-    /// A chunk of `layout`, whose size is never 0; null when there is none.
+    /// A chunk of `layout`; null when there is none, or for a size of 0, which no slab asks for.
     fn alloc(layout: Layout) -> *mut u8;
 
     /// Takes a chunk back.
@@ -24,13 +26,22 @@ pub unsafe trait SlabMemory {
 }
 
 /// Slab memory out of the global allocator.
+///
+/// ```
+/// use pervma::{GlobalMemory, SlabMemory};
+/// use std::alloc::Layout;
+///
+/// assert!(GlobalMemory::alloc(Layout::new::<()>()).is_null()); // no memory of size 0
+/// ```
 #[derive(Debug)]
 pub enum GlobalMemory {}
 
 // SAFETY: the global allocator's contract.
 unsafe impl SlabMemory for GlobalMemory {
     fn alloc(layout: Layout) -> *mut u8 {
-        debug_assert!(layout.size() != 0);
+        if layout.size() == 0 {
+            return core::ptr::null_mut();
+        }
         // SAFETY: the size is not 0.
         unsafe { alloc::alloc::alloc(layout) }
     }

@@ -1,201 +1,219 @@
 //! The state of a space that its editors and readers share: identity, sequence, mmap lock.
 //!
-//! A section is the mmap lock held. [`WriteLock`] is an edit: the sequence number is odd from the
-//! moment it exists until it is dropped, and goes even before the lock is released. Whoever holds a
-//! section may rely on lock invariant L4.
+//! [`EditGuard`] is an edit: the sequence number is odd from the moment it exists until it is
+//! dropped, and goes even before the lock is released. Whoever holds it, or the lock for reading
+//! ([`MmapRead`]), may rely on lock invariant L4.
+//!
+//! Both belong to the thread that took the lock, and so does whatever borrows them: that thread
+//! goes on changing the space in ways that take no further lock (a reservation that it commits or
+//! drops), so no other thread may look through the same section meanwhile.
 
+use core::marker::PhantomData;
 use core::ops::Deref;
 
-use crate::facade::{
-    AtomicU32, AtomicUsize, MmapLock, MmapReadGuard, MmapWriteGuard, Relaxed, const_unless_model,
-    keep, signal_fence,
-};
-use crate::ledger::Step;
-use crate::lock::{EditSeq, Line, SpaceSeq};
+use crate::deferred::DeferredReleases;
+use crate::held::{Exclusions, Guards, HandlerScope, Held};
+use crate::identity::{Identity, SpaceId};
+use crate::lock::{EditSeq, SpaceSeq};
+use crate::mmap_lock::{MmapLock, RawReadGuard, RawWriteGuard};
 use crate::platform::Platform;
-use crate::thread::HandlerScope;
-
-/// Names a space among all that ever use one slab; never given twice.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SpaceId(pub u64);
-
-/// The bit in a slot's owner that makes it a reservation. No space has it in its identity.
-const RESERVED: u64 = 1 << 63;
-
-impl SpaceId {
-    /// The owner of a reservation in this space.
-    pub fn reserved(self) -> Self {
-        Self(self.0 | RESERVED)
-    }
-
-    /// Whether this is the owner of a reservation.
-    pub fn is_reserved(self) -> bool {
-        self.0 & RESERVED != 0
-    }
-}
+use crate::step::Step;
+use crate::sync::{AtomicU64, Line, Relaxed, const_unless_model, keep, signal_fence};
 
 /// The shared state of one space.
-pub struct Mm<T: Platform> {
+pub(crate) struct SpaceState<P: Platform> {
     seq: SpaceSeq,
-    editors: Line<Editors<T>>,
+    editors: Line<Editors<P>>,
     /// Read in every lookup, so on no line that an edit writes.
-    id: SpaceId,
+    identity: Identity,
 }
 
 /// What editors share, and readers do not touch.
-struct Editors<T: Platform> {
-    lock: MmapLock<T>,
+struct Editors<P: Platform> {
+    lock: MmapLock<P>,
     /// The thread that holds the mmap lock for writing, 0 for none. Only ever compared with the
     /// asker's own identity, which only the asker itself can have stored.
-    current: AtomicUsize,
-    /// See [`Mm::left_behind`].
-    left_behind: AtomicU32,
+    current: AtomicU64,
+    deferred: DeferredReleases,
 }
 
-impl<T: Platform> Mm<T> {
+impl<P: Platform> SpaceState<P> {
     const_unless_model! {
-        pub fn new(id: SpaceId) -> Self {
+        pub(crate) fn new() -> Self {
             Self {
                 seq: SpaceSeq::new(),
                 editors: Line(Editors {
                     lock: MmapLock::new(),
-                    current: AtomicUsize::new(0),
-                    left_behind: AtomicU32::new(0),
+                    current: AtomicU64::new(0),
+                    deferred: DeferredReleases::new(),
                 }),
-                id,
+                identity: Identity::unassigned(),
             }
         }
     }
 
+    /// The space's identity, if it ever was edited or held.
     #[inline(always)]
-    pub fn id(&self) -> SpaceId {
-        self.id
+    pub(crate) fn id(&self) -> SpaceId {
+        SpaceId::of(&self.identity)
+    }
+
+    /// The space's identity.
+    #[inline]
+    pub(crate) fn assigned_id(&self) -> SpaceId {
+        SpaceId::assigned(&self.identity)
     }
 
     #[inline(always)]
-    pub fn seq(&self) -> &SpaceSeq {
+    pub(crate) fn seq(&self) -> &SpaceSeq {
         &self.seq
     }
 
     /// Whether the running thread is the one that edits.
-    pub fn edited_by_me(&self) -> bool {
+    #[inline]
+    pub(crate) fn edited_by_me(&self) -> bool {
         let editor = self.editors.0.current.load(Relaxed("equal to me only if I stored it"));
-        T::with_thread(|thread| thread.id() == editor).unwrap_or(false)
+        editor != 0 && P::with_thread(|thread| thread.id() == editor).unwrap_or(false)
+    }
+
+    /// Whether the running thread has a guard of this space on record.
+    #[inline]
+    pub(crate) fn holds_guard(&self) -> bool {
+        Held::<Guards, P>::any(self.id())
+    }
+
+    /// Whether the running thread has an exclusion in this space on record.
+    pub(crate) fn holds_exclusion(&self) -> bool {
+        Held::<Exclusions, P>::any(self.id())
     }
 
     /// Waits for the mmap lock for reading.
-    pub fn read(&self) -> ReadSection<'_, T> {
-        HandlerScope::<T>::assert_may_wait();
-        ReadSection { _lock: self.editors.0.lock.read() }
+    pub(crate) fn read(&self) -> MmapRead<'_, P> {
+        HandlerScope::<P>::assert_may_wait();
+        MmapRead { _lock: self.editors.0.lock.read(), _thread: PhantomData }
     }
 
     /// Waits for the mmap lock for writing and begins an edit.
-    pub fn write(&self) -> WriteLock<'_, T> {
-        HandlerScope::<T>::assert_may_wait();
+    #[inline]
+    pub(crate) fn write(&self) -> EditGuard<'_, P> {
+        HandlerScope::<P>::assert_may_wait();
         self.begin(self.editors.0.lock.write())
     }
 
-    /// Begins an edit if nobody has the mmap lock.
-    pub fn try_write(&self) -> Option<WriteLock<'_, T>> {
+    /// Begins an edit if no thread holds the mmap lock.
+    pub(crate) fn try_write(&self) -> Option<EditGuard<'_, P>> {
         Some(self.begin(self.editors.0.lock.try_write()?))
     }
 
-    fn begin<'m>(&'m self, lock: MmapWriteGuard<'m, T>) -> WriteLock<'m, T> {
-        if let Some(me) = T::with_thread(|thread| thread.id()) {
+    #[inline]
+    fn begin<'m>(&'m self, lock: RawWriteGuard<'m, P>) -> EditGuard<'m, P> {
+        if let Some(me) = P::with_thread(|thread| thread.id()) {
             self.editors.0.current.store(me, Relaxed("read back only by this thread"));
         }
         signal_fence(); // as at the end
-        let section = WriteSection { mm: self, edit: self.seq().begin() };
-        WriteLock { ending: Ending(section), _lock: lock }
+        let section = EditSection::new(self, self.seq.begin());
+        EditGuard { ending: Ending(section), _lock: lock }
     }
 
     /// Runs `f` in the edit that the running thread has open.
     ///
     /// For an operation on a VMA of which the caller owns the only handle, a reservation: the edit
     /// may be in the middle of something.
-    pub fn in_own_edit<R>(&self, f: impl FnOnce(&WriteSection<'_, T>) -> R) -> R {
+    pub(crate) fn in_own_edit<R>(&self, f: impl FnOnce(&EditSection<'_, P>) -> R) -> R {
         assert!(self.edited_by_me(), "the thread has an edit open");
-        f(&WriteSection { mm: self, edit: self.seq().running() })
+        f(&EditSection::new(self, self.seq.running()))
     }
 
-    /// Reservations that were dropped while somebody had the mmap lock: a list through their slots.
-    pub fn left_behind(&self) -> &AtomicU32 {
-        &self.editors.0.left_behind
+    /// Reservations that were dropped while another thread had the mmap lock.
+    #[inline]
+    pub(crate) fn deferred(&self) -> &DeferredReleases {
+        &self.editors.0.deferred
     }
 }
 
-/// The mmap lock held, either way: nothing is attached, detached or write-locked by others, and
-/// nobody begins to exclude.
-pub trait Section {}
+/// Neither `Send` nor `Sync`.
+type BelongsToThread = PhantomData<*const ()>;
 
 /// The mmap lock held for reading.
-pub struct ReadSection<'m, T: Platform> {
-    _lock: MmapReadGuard<'m, T>,
+pub(crate) struct MmapRead<'m, P: Platform> {
+    _lock: RawReadGuard<'m, P>,
+    _thread: BelongsToThread,
 }
 
-impl<T: Platform> Section for ReadSection<'_, T> {}
-
-/// The mmap lock held for writing: within an edit.
-pub struct WriteSection<'m, T: Platform> {
-    mm: &'m Mm<T>,
+/// The mmap lock held for writing, within an edit.
+pub(crate) struct EditSection<'m, P: Platform> {
+    state: &'m SpaceState<P>,
     edit: EditSeq,
+    space: SpaceId,
+    _thread: BelongsToThread,
 }
 
-impl<T: Platform> Section for WriteSection<'_, T> {}
+impl<'m, P: Platform> EditSection<'m, P> {
+    #[inline]
+    fn new(state: &'m SpaceState<P>, edit: EditSeq) -> Self {
+        Self { state, edit, space: state.assigned_id(), _thread: PhantomData }
+    }
 
-impl<T: Platform> WriteSection<'_, T> {
+    /// The same section once more, for as long.
+    #[inline]
+    pub(crate) fn again(&self) -> EditSection<'_, P> {
+        EditSection { state: self.state, edit: self.edit, space: self.space, _thread: PhantomData }
+    }
+
     /// The number that names this edit.
-    pub fn edit(&self) -> EditSeq {
+    #[inline]
+    pub(crate) fn edit(&self) -> EditSeq {
         self.edit
     }
 
-    /// The space under edit.
-    pub fn space_id(&self) -> SpaceId {
-        self.mm.id
+    /// The identity of the space that is edited.
+    #[inline]
+    pub(crate) fn space(&self) -> SpaceId {
+        self.space
     }
 }
 
 /// An edit, from its begin to its end.
-pub struct WriteLock<'m, T: Platform> {
+pub(crate) struct EditGuard<'m, P: Platform> {
     // Fields are dropped in order: the sequence goes even before the lock is released.
-    ending: Ending<'m, T>,
-    _lock: MmapWriteGuard<'m, T>,
+    ending: Ending<'m, P>,
+    _lock: RawWriteGuard<'m, P>,
 }
 
-impl<T: Platform> Section for WriteLock<'_, T> {}
-
-impl<'m, T: Platform> WriteLock<'m, T> {
+impl<'m, P: Platform> EditGuard<'m, P> {
     /// Ends the edit and goes on reading, with no other edit in between.
     #[doc(alias = "mmap_write_downgrade")]
-    pub fn downgrade(self) -> ReadSection<'m, T> {
+    pub(crate) fn downgrade(self) -> MmapRead<'m, P> {
         let Self { ending, _lock } = self;
-        let mm = ending.0.mm;
+        let state = ending.0.state;
         drop(ending);
         if !keep(Step::DowngradeAtOnce) {
             drop(_lock);
-            return mm.read();
+            return state.read();
         }
-        ReadSection { _lock: MmapLock::<T>::downgrade(_lock) }
+        MmapRead { _lock: MmapLock::<P>::downgrade(_lock), _thread: PhantomData }
     }
 }
 
-impl<'m, T: Platform> Deref for WriteLock<'m, T> {
-    type Target = WriteSection<'m, T>;
+impl<'m, P: Platform> Deref for EditGuard<'m, P> {
+    type Target = EditSection<'m, P>;
 
-    fn deref(&self) -> &WriteSection<'m, T> {
+    #[inline]
+    fn deref(&self) -> &EditSection<'m, P> {
         &self.ending.0
     }
 }
 
 /// Ends the edit when it is dropped.
-struct Ending<'m, T: Platform>(WriteSection<'m, T>);
+struct Ending<'m, P: Platform>(EditSection<'m, P>);
 
-impl<T: Platform> Drop for Ending<'_, T> {
+impl<P: Platform> Drop for Ending<'_, P> {
+    #[inline]
     fn drop(&mut self) {
-        let mm = self.0.mm;
-        mm.seq().end(self.0.edit);
+        let state = self.0.state;
+        state.seq.end(self.0.edit);
         // A handler of this thread that is told *locked* must find itself to be the editor.
         signal_fence();
-        mm.editors.0.current.store(0, Relaxed("read back only by this thread"));
+        state.editors.0.current.store(0, Relaxed("read back only by this thread"));
     }
 }

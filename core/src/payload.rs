@@ -1,9 +1,9 @@
-//! How payloads are divided and joined.
+//! How payloads are split and merged.
 
 use alloc::sync::Arc;
 
-/// What a VMA holds, where ranges are changed that need not coincide with VMAs: how it is divided
-/// when its VMA is cut, and joined when VMAs are merged.
+/// How the payload of a VMA is split, when a change begins or ends inside of the VMA, and merged
+/// with that of a neighbour.
 ///
 /// Both look at payloads and make new ones. What they make replaces what they saw only when the
 /// whole operation has succeeded; until then, and if one of them panics, the map is as it was.
@@ -36,28 +36,28 @@ use alloc::sync::Arc;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Payloads are moved, and a change has several of them on the stack at a time: large ones belong in a
-/// `Box`.
+/// Payloads are moved, and a change has several of them on the stack at a time: large ones belong
+/// in a `Box`.
 ///
 /// One that stands for something indivisible says nothing more: `impl Payload for Device {}`. A
-/// change that would cut its VMA is refused then.
+/// change that would split its VMA is refused then.
 ///
 /// Numbers, `bool`, `char` and `()` stand for attributes: both parts get the same, and equal
-/// neighbours merge. So do `&T` and [`Arc<T>`], which are equal if they are the same object.
+/// neighbours merge. So do `&P` and [`Arc<P>`], which are equal if they are the same object.
 #[doc(alias("__split_vma", "vma_merge_region"))]
 pub trait Payload: Sized {
-    /// The payloads of the two parts of a VMA that is cut `offset` bytes from its start; `None` if
-    /// it cannot be cut, as by default.
+    /// The payloads of the two parts of a VMA that is split `offset` bytes from its start; `None`
+    /// if it cannot be split, as by default.
     fn split(&self, offset: usize) -> Option<(Self, Self)> {
         let _ = offset;
         None
     }
 
-    /// The payload of this VMA, `len` bytes long, and the one that starts where it ends, as one. A VMA
-    /// outside of the changed range may still have readers when it is looked at; its readers have
-    /// left when the joined one takes its place.
-    ///
+    /// The payload of this VMA, `len` bytes long, and of the one that starts where it ends, as one;
     /// `None` to keep them apart, as by default.
+    ///
+    /// A VMA outside of the changed range may have readers when this is called. If it still has one
+    /// when the merged one could take its place, the two stay apart.
     fn merge(&self, len: usize, next: &Self) -> Option<Self> {
         let _ = (len, next);
         None

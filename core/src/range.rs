@@ -1,13 +1,13 @@
-//! Byte ranges, checked once at the door.
+//! Byte ranges, checked once where they come in.
 
 use core::fmt;
 use core::ops::Range;
 
 /// A range that has passed the checks: not empty, aligned to the granularity of its space.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Span {
-    pub start: usize,
-    pub end: usize,
+pub(crate) struct Span {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
 }
 
 /// Why a range cannot be used.
@@ -38,7 +38,7 @@ pub enum RangeError {
 impl Span {
     /// Checks `range` for a space of `granularity` bytes, a power of two.
     #[inline]
-    pub fn check(range: Range<usize>, granularity: usize) -> Result<Self, RangeError> {
+    pub(crate) fn check(range: Range<usize>, granularity: usize) -> Result<Self, RangeError> {
         let Range { start, end } = range;
         if end < start {
             return Err(RangeError::Overflow { start, end });
@@ -53,24 +53,35 @@ impl Span {
     }
 
     #[inline]
-    pub fn range(self) -> Range<usize> {
+    pub(crate) fn range(self) -> Range<usize> {
         self.start..self.end
     }
 
     #[inline]
-    pub fn len(self) -> usize {
+    pub(crate) fn len(self) -> usize {
         self.end - self.start
     }
 
     /// The bytes that lie in both, if there are any.
     #[inline]
-    pub fn overlap(self, other: Self) -> Option<Self> {
+    pub(crate) fn overlap(self, other: Self) -> Option<Self> {
         let both = Self { start: self.start.max(other.start), end: self.end.min(other.end) };
         (both.start < both.end).then_some(both)
     }
 
+    /// The range of the same length that starts at `to`; it may wrap around.
+    pub(crate) fn target(self, to: usize) -> Range<usize> {
+        to..to.wrapping_add(self.len())
+    }
+
+    /// Where this part of `from` is when that has moved to `target`.
+    pub(crate) fn moved(self, from: Self, target: Self) -> Self {
+        let start = self.start - from.start + target.start;
+        Self { start, end: start + self.len() }
+    }
+
     #[inline]
-    pub fn contains(self, addr: usize) -> bool {
+    pub(crate) fn contains(self, addr: usize) -> bool {
         self.start <= addr && addr < self.end
     }
 }

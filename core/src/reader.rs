@@ -1,87 +1,73 @@
 //! Readers that do not count themselves.
+#![forbid(unsafe_code)]
 
 use core::fmt;
 use core::marker::PhantomData;
 
-use crate::error::ReadError;
+use crate::cursor::{Cursor, ReaderCursor};
+use crate::error::{ReadError, RegisterError};
 use crate::guard::ReadGuard;
-use crate::hazard::Record;
-use crate::platform::{Platform, with_default_platform};
-use crate::slots::Slot;
+use crate::hazard::{Fencing, Record};
+use crate::held::HandlerScope;
+use crate::host::DefaultPlatform;
+use crate::lookups::Lookups;
+use crate::map::Map;
+use crate::platform::Platform;
 use crate::space::AddressSpace;
+use crate::vma_id::VmaId;
 
-with_default_platform! {
-    /// A registered reader of a space, from [`register`](AddressSpace::register): for threads that
-    /// read the same VMA at the same time.
-    ///
-    /// A lookup without it raises a count in the VMA, so threads that read one VMA take turns at the
-    /// cache line of that count. A registered reader writes to a place of its own instead, and leaves
-    /// the VMA's line to all. What it costs is paid by whoever changes or write-locks a VMA of the slab:
-    /// as long as a reader is registered, that makes all running threads of the process pass a
-    /// barrier (`membarrier(2)`; see [`Platform::barrier`]). It looks through as many places as were ever
-    /// in use at once, and on a shared slab takes a lock for it. So: for VMAs that many threads read and
-    /// few edits change.
-    ///
-    /// A thread can hold four guards of one reader at a time in this way; with more, in
-    /// [`read`](Self::read) if it has to wait, and in whatever is not offered here, it counts as others
-    /// do. In a signal handler it is as legal as [`AddressSpace::try_read`]; a guard that is taken there
-    /// must be dropped there.
-    ///
-    /// It belongs to the thread that made it. One that is forgotten ([`core::mem::forget`]), or of which
-    /// a guard was, stays registered for as long as the slab.
-    ///
-    /// ```
-    /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "guest memory")?;
-    /// std::thread::scope(|scope| {
-    ///     for vcpu in 0..2 {
-    ///         let space = &space;
-    ///         scope.spawn(move || {
-    ///             let reader = space.register().expect("no edit, no guard, and memory");
-    ///             for page in [0x1000, 0x2000, 0x3000] {
-    ///                 assert_eq!(*reader.try_read(page + vcpu).expect("mapped"), "guest memory");
-    ///             }
-    ///         });
-    ///     }
-    /// });
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// Neither it nor its guards can be sent to another thread, or shared with one:
-    ///
-    /// ```compile_fail,E0277
-    /// fn is_send<V: Send>(_: V) {}
-    /// let space = pervma::AddressSpace::<u32>::new(4096);
-    /// is_send(space.register().unwrap());
-    /// ```
-    /// ```compile_fail,E0277
-    /// fn is_send<V: Send>(_: V) {}
-    /// let space = pervma::AddressSpace::<u32>::new(4096);
-    /// is_send(&space.register().unwrap());
-    /// ```
-    /// ```compile_fail,E0277
-    /// fn is_send<V: Send>(_: V) {}
-    /// let space = pervma::AddressSpace::<u32>::new(4096);
-    /// is_send(space.register().unwrap().try_read(0).unwrap());
-    /// ```
-    #[doc(alias("hazard pointer", "BRAVO", "brlock"))]
-    pub struct Reader<'s, P, T> {
-        space: &'s AddressSpace<P, T>,
-        record: &'s Record,
-        thread: PhantomData<*const ()>,
-    }
+/// A registered reader of a space, from [`register`](AddressSpace::register): for threads that read
+/// the same VMA at the same time.
+///
+/// A lookup without it increments a count in the VMA, so threads that read one VMA take turns at
+/// the cache line of that count. A registered reader writes to a place of its own instead, and
+/// leaves the VMA's line to all. What it costs is paid by whoever changes or write-locks a VMA of
+/// the slab: as long as a reader is registered, that makes all running threads of the process pass
+/// a barrier (`membarrier(2)`; see [`Platform::barrier`]), scans as many places as were ever in use
+/// at once, and on a shared slab takes a lock for it. So: for VMAs that many threads read and few
+/// edits change.
+///
+/// A thread can hold four guards of one reader at a time in this way; with more, or where a lookup
+/// has to wait, it counts as others do. In a signal handler it is as legal as
+/// [`AddressSpace::try_read`]; a guard that is taken there must be dropped there.
+///
+/// It belongs to the thread that made it, and so do its guards. One that is forgotten
+/// ([`core::mem::forget`]), or of which a guard was, stays registered for as long as the slab.
+///
+/// ```
+/// let space = pervma::AddressSpace::new(4096);
+/// space.insert(0x1000..0x4000, "guest memory")?;
+/// std::thread::scope(|scope| {
+///     for vcpu in 0..2 {
+///         let space = &space;
+///         scope.spawn(move || {
+///             let reader = space.register().expect("no edit, no guard, and memory");
+///             for page in [0x1000, 0x2000, 0x3000] {
+///                 assert_eq!(*reader.try_read(page + vcpu).expect("mapped"), "guest memory");
+///             }
+///         });
+///     }
+/// });
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[doc(alias("hazard pointer", "BRAVO", "brlock"))]
+pub struct Reader<'s, T, P: Platform = DefaultPlatform> {
+    map: &'s Map<T, P>,
+    record: &'s Record,
+    _thread: PhantomData<*const ()>,
 }
 
-impl<'s, P, T: Platform> Reader<'s, P, T> {
-    pub(crate) fn new(space: &'s AddressSpace<P, T>, record: &'s Record) -> Self {
-        Self { space, record, thread: PhantomData }
+impl<T, P: Platform> Reader<'_, T, P> {
+    #[inline(always)]
+    fn lookups(&self) -> Lookups<'_, T, P> {
+        Lookups::new(self.map, Some(self.record))
     }
 
     /// Finds and read-locks the VMA that holds `addr`, without waiting.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// let reader = space.register()?;
     /// assert_eq!(*reader.try_read(0x1000)?, "text");
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -91,15 +77,15 @@ impl<'s, P, T: Platform> Reader<'s, P, T> {
     ///
     /// As for [`AddressSpace::try_read`].
     #[inline]
-    pub fn try_read(&self, addr: usize) -> Result<ReadGuard<'_, P, T>, ReadError> {
-        self.space.try_read_by(Some(self.record), addr)
+    pub fn try_read(&self, addr: usize) -> Result<ReadGuard<'_, T, P>, ReadError> {
+        self.lookups().try_read(addr)
     }
 
     /// Finds and read-locks the VMA that holds `addr`; waits for the edit or exclusion that has it.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// assert_eq!(space.register()?.read(0x1000)?.range(), 0x1000..0x4000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -110,135 +96,164 @@ impl<'s, P, T: Platform> Reader<'s, P, T> {
     ///
     /// # Panics
     ///
-    /// When it would have to wait inside a [`HandlerScope`](crate::HandlerScope).
+    /// As [`AddressSpace::read`].
     #[inline]
-    pub fn read(&self, addr: usize) -> Result<ReadGuard<'_, P, T>, ReadError> {
-        self.space.read_by(Some(self.record), addr)
+    pub fn read(&self, addr: usize) -> Result<ReadGuard<'_, T, P>, ReadError> {
+        self.lookups().read(addr)
     }
 
-    /// A way to look up addresses that often fall into the same VMA. See [`ReaderCursor`].
+    /// Finds and read-locks the first VMA that ends above `addr`, without waiting.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x5000..0x6000, "b")?;
     /// let reader = space.register()?;
-    /// let mut cursor = reader.cursor();
-    /// assert_eq!(cursor.try_read(0x1000)?.walks(), 1);
-    /// assert_eq!(cursor.try_read(0x2000)?.walks(), 0);
+    /// let next = reader.try_read_at_or_after(0x1000)?.map(|vma| vma.range());
+    /// assert_eq!(next, Some(0x5000..0x6000));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn cursor(&self) -> ReaderCursor<'_, P, T> {
-        ReaderCursor { reader: self, hint: None }
+    ///
+    /// # Errors
+    ///
+    /// As for [`AddressSpace::try_read_at_or_after`].
+    pub fn try_read_at_or_after(
+        &self,
+        addr: usize,
+    ) -> Result<Option<ReadGuard<'_, T, P>>, ReadError> {
+        self.lookups().try_read_at_or_after(addr)
+    }
+
+    /// Finds and read-locks the first VMA that ends above `addr`; waits for the edit or exclusion
+    /// that has it.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.insert(0x5000..0x6000, "b")?;
+    /// let reader = space.register()?;
+    /// assert!(reader.read_at_or_after(0x6000)?.is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`AddressSpace::read_at_or_after`].
+    ///
+    /// # Panics
+    ///
+    /// As [`AddressSpace::read`].
+    pub fn read_at_or_after(&self, addr: usize) -> Result<Option<ReadGuard<'_, T, P>>, ReadError> {
+        self.lookups().read_at_or_after(addr)
+    }
+
+    /// Finds and read-locks the VMA that `id` names, without waiting.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.insert(0x1000..0x4000, "text")?;
+    /// let reader = space.register()?;
+    /// let id = reader.try_read(0x1000)?.id();
+    /// assert_eq!(*reader.try_read_id(id)?, "text");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`AddressSpace::try_read_id`].
+    pub fn try_read_id(&self, id: VmaId) -> Result<ReadGuard<'_, T, P>, ReadError> {
+        self.lookups().try_read_id(id)
+    }
+
+    /// Finds and read-locks the VMA that `id` names; waits for the edit or exclusion that has it.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.insert(0x1000..0x4000, "text")?;
+    /// let reader = space.register()?;
+    /// let id = reader.try_read(0x1000)?.id();
+    /// assert_eq!(*reader.read_id(id)?, "text");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`AddressSpace::read_id`].
+    ///
+    /// # Panics
+    ///
+    /// As [`AddressSpace::read`].
+    pub fn read_id(&self, id: VmaId) -> Result<ReadGuard<'_, T, P>, ReadError> {
+        self.lookups().read_id(id)
+    }
+
+    /// All VMAs in order of address, each read-locked while it is looked at; see
+    /// [`AddressSpace::iter`].
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.insert(0x1000..0x3000, "a")?;
+    /// let reader = space.register()?;
+    /// for vma in reader.iter() {
+    ///     assert_eq!(*vma?, "a");
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn iter(&self) -> impl Iterator<Item = Result<ReadGuard<'_, T, P>, ReadError>> {
+        self.lookups().iter()
+    }
+
+    /// A way to look up addresses that often fall into the same VMA. See [`Cursor`].
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.insert(0x1000..0x4000, "text")?;
+    /// let reader = space.register()?;
+    /// let mut cursor = reader.cursor();
+    /// assert_eq!(*cursor.try_read(0x1000)?, "text");
+    /// assert_eq!(*cursor.try_read(0x2000)?, "text"); // without a walk of the tree
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn cursor(&self) -> ReaderCursor<'_, T, P> {
+        Cursor::new(self.lookups())
     }
 }
 
-impl<P, T: Platform> Drop for Reader<'_, P, T> {
+impl<T, P: Platform> Drop for Reader<'_, T, P> {
     fn drop(&mut self) {
         self.record.give_up();
     }
 }
 
-impl<P, T: Platform> fmt::Debug for Reader<'_, P, T> {
+impl<T, P: Platform> fmt::Debug for Reader<'_, T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reader").field("space", self.space).finish_non_exhaustive()
+        f.debug_struct("Reader").finish_non_exhaustive()
     }
 }
 
-with_default_platform! {
-    /// A [`Cursor`](crate::Cursor) of a registered reader, from [`Reader::cursor`].
+impl<T, P: Platform> AddressSpace<T, P> {
+    /// Registers the running thread as a reader that does not count itself in the VMAs that it
+    /// reads. See [`Reader`].
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x9000, "heap")?;
-    ///
+    /// space.insert(0x1000..0x4000, "text")?;
     /// let reader = space.register()?;
-    /// let mut cursor = reader.cursor();
-    /// for page in (0x1000..0x9000).step_by(0x1000) {
-    ///     assert_eq!(*cursor.try_read(page)?, "heap"); // one walk, for the first
-    /// }
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// Like its reader it stays with its thread:
-    ///
-    /// ```compile_fail,E0277
-    /// fn is_send<V: Send>(_: V) {}
-    /// let space = pervma::AddressSpace::<u32>::new(4096);
-    /// is_send(space.register().unwrap().cursor());
-    /// ```
-    pub struct ReaderCursor<'r, P, T> {
-        reader: &'r Reader<'r, P, T>,
-        hint: Option<&'r Slot<P>>,
-    }
-}
-
-impl<'r, P, T: Platform> ReaderCursor<'r, P, T> {
-    /// Finds and read-locks the VMA that holds `addr`, without waiting.
-    ///
-    /// ```
-    /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
-    /// let reader = space.register()?;
-    /// assert_eq!(*reader.cursor().try_read(0x1000)?, "text");
+    /// assert_eq!(*reader.try_read(0x1000)?, "text");
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// As for [`AddressSpace::try_read`].
-    #[inline]
-    pub fn try_read(&mut self, addr: usize) -> Result<ReadGuard<'r, P, T>, ReadError> {
-        Ok(match self.read_hint(addr) {
-            Some(guard) => guard,
-            None => self.look_up(move |reader| reader.try_read(addr))?,
-        })
-    }
-
-    /// Finds and read-locks the VMA that holds `addr`; waits for the edit or exclusion that has it.
-    ///
-    /// ```
-    /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
-    /// let reader = space.register()?;
-    /// assert_eq!(*reader.cursor().read(0x1000)?, "text");
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// As for [`AddressSpace::read`].
+    /// It waits for the mmap lock, so not while the thread edits this space or holds a guard of it;
+    /// and it may need memory. See [`RegisterError`].
     ///
     /// # Panics
     ///
-    /// When it would have to wait inside a [`HandlerScope`](crate::HandlerScope).
-    #[inline]
-    pub fn read(&mut self, addr: usize) -> Result<ReadGuard<'r, P, T>, ReadError> {
-        Ok(match self.read_hint(addr) {
-            Some(guard) => guard,
-            None => self.look_up(move |reader| reader.read(addr))?,
-        })
-    }
-
-    #[inline(always)]
-    fn read_hint(&self, addr: usize) -> Option<ReadGuard<'r, P, T>> {
-        self.reader.space.read_in(self.hint?, addr, Some(self.reader.record))
-    }
-
-    /// As [`Cursor`](crate::Cursor) does.
-    #[cold]
-    #[inline(never)]
-    fn look_up(
-        &mut self,
-        look: impl FnOnce(&'r Reader<'r, P, T>) -> Result<ReadGuard<'r, P, T>, ReadError>,
-    ) -> Result<ReadGuard<'r, P, T>, ReadError> {
-        let found = look(self.reader);
-        self.hint = found.as_ref().ok().map(ReadGuard::slot);
-        found
-    }
-}
-
-impl<P, T: Platform> fmt::Debug for ReaderCursor<'_, P, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReaderCursor").field("reader", self.reader).finish_non_exhaustive()
+    /// Inside a [`HandlerScope`].
+    pub fn register(&self) -> Result<Reader<'_, T, P>, RegisterError> {
+        self.check_may_wait()?;
+        HandlerScope::<P>::assert_may_wait();
+        let (map, fencing) = (self.map(), Fencing::choose::<P>());
+        let record = map.slab().slots().readers().register(map.write().section(), fencing)?;
+        Ok(Reader { map, record, _thread: PhantomData })
     }
 }

@@ -1,80 +1,66 @@
 //! Ranges that are taken before anything is mapped there.
+#![forbid(unsafe_code)]
 
 use core::fmt;
 use core::ops::Range;
 
-use crate::platform::{Platform, with_default_platform};
+use crate::edit::Edit;
+use crate::error::{ChangeError, InsertError};
+use crate::host::DefaultPlatform;
+use crate::platform::Platform;
 use crate::range::Span;
-use crate::slots::Reserved;
+use crate::reserved::ReservedRange;
 use crate::space::AddressSpace;
-use crate::thread::HandlerScope;
 
-with_default_platform! {
-    /// A range that is taken while its mapping is made, from [`Edit::reserve`](crate::Edit::reserve).
-    ///
-    /// No lock is held meanwhile. [`commit`](Self::commit) turns it into a VMA; dropping it gives
-    /// the range back, and never waits for the mmap lock: it happens in the edit that the thread has
-    /// open; or at once, if nobody has that lock; or else when the next edit begins. It panics inside a
-    /// [`HandlerScope`]. A reservation that is forgotten
-    /// ([`core::mem::forget`]) stays until the space is dropped.
-    ///
-    /// ```
-    /// use pervma::{AddressSpace, ChangeError, GapSearch, ReadError};
-    ///
-    /// # fn mmap(_: &std::ops::Range<usize>) {}
-    /// let space = AddressSpace::new(4096);
-    ///
-    /// let mut edit = space.edit()?;
-    /// let gap = edit.find_gap(&GapSearch::new(0x4000).within(0x1_0000..0x10_0000))?;
-    /// let reservation = edit.reserve(gap)?;
-    /// drop(edit);
-    ///
-    /// mmap(&reservation.range()); // other threads edit and read meanwhile
-    /// assert_eq!(space.try_read(0x1_0000).err(), Some(ReadError::Reserved { addr: 0x1_0000 }));
-    /// let refused = space.edit()?.insert(0x1_3000..0x1_5000, "thief").unwrap_err();
-    /// assert_eq!(refused.kind, ChangeError::Overlap { existing: 0x1_0000..0x1_4000 });
-    ///
-    /// reservation.commit("buffer").unwrap();
-    /// assert_eq!(*space.try_read(0x1_0000)?, "buffer");
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use = "a reservation is rolled back when it is dropped"]
-    pub struct Reservation<'s, P, T> {
-        space: &'s AddressSpace<P, T>,
-        /// `None` when it was committed.
-        slot: Option<Reserved<'s, P>>,
-        range: Range<usize>,
-    }
+/// A range that is taken while its mapping is made, from [`Edit::reserve`](crate::Edit::reserve).
+///
+/// No lock is held meanwhile. [`commit`](Self::commit) turns it into a VMA; dropping it gives the
+/// range back, and never waits for the mmap lock: that happens in the edit that the thread has
+/// open; or at once, if no thread holds the lock; or else when the next edit begins, as always when
+/// it is dropped inside a [`HandlerScope`](crate::HandlerScope). A reservation that is forgotten
+/// ([`core::mem::forget`]) stays until the space is dropped.
+///
+/// ```
+/// use pervma::{AddressSpace, ChangeError, GapSearch, ReadError};
+///
+/// # fn mmap(_: &std::ops::Range<usize>) {}
+/// let space = AddressSpace::new(4096);
+///
+/// let mut edit = space.edit()?;
+/// let gap = edit.find_gap(&GapSearch::new(0x4000).within(0x1_0000..0x10_0000))?;
+/// let mut reservation = edit.reserve(gap)?;
+/// drop(edit);
+///
+/// mmap(&reservation.range()); // other threads edit and read meanwhile
+/// assert_eq!(space.try_read(0x1_0000).err(), Some(ReadError::Reserved { addr: 0x1_0000 }));
+/// let refused = space.edit()?.insert(0x1_3000..0x1_5000, "thief").unwrap_err();
+/// assert_eq!(refused.kind, ChangeError::Overlap { existing: 0x1_0000..0x1_4000 });
+///
+/// reservation.commit("buffer")?;
+/// assert_eq!(*space.try_read(0x1_0000)?, "buffer");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "a reservation is given back when it is dropped"]
+pub struct Reservation<'s, T, P: Platform = DefaultPlatform> {
+    reserved: ReservedRange<'s, T, P>,
+    span: Span,
 }
 
-/// A reservation that could not be committed, because the thread holds a guard of the space: an
-/// edit may be waiting for it. Both come back.
-pub struct CommitError<'s, P, T: Platform> {
-    /// The reservation, still there.
-    pub reservation: Reservation<'s, P, T>,
-    /// What was to be mapped.
-    pub payload: P,
-}
-
-impl<'s, P, T: Platform> Reservation<'s, P, T> {
-    pub(crate) fn new(
-        space: &'s AddressSpace<P, T>,
-        span: Span,
-        slot: Option<Reserved<'s, P>>,
-    ) -> Self {
-        Self { space, slot, range: span.range() }
+impl<'s, T, P: Platform> Reservation<'s, T, P> {
+    pub(crate) fn new(reserved: ReservedRange<'s, T, P>, span: Span) -> Self {
+        Self { reserved, span }
     }
 
     /// The range that is taken.
     ///
     /// ```
     /// let space = pervma::AddressSpace::<u32>::new(4096);
-    /// let reservation = space.edit()?.reserve(0x1000..0x2000)?;
+    /// let reservation = space.reserve(0x1000..0x2000)?;
     /// assert_eq!(reservation.range(), 0x1000..0x2000);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn range(&self) -> Range<usize> {
-        self.range.clone()
+        self.span.range()
     }
 
     /// Maps the range with `payload`: in the edit that the thread has open, if there is one, else
@@ -83,65 +69,90 @@ impl<'s, P, T: Platform> Reservation<'s, P, T> {
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
     /// let mut edit = space.edit()?;
-    /// let reservation = edit.reserve(0x1000..0x2000)?;
-    /// reservation.commit("heap").unwrap(); // in this edit
+    /// let mut reservation = edit.reserve(0x1000..0x2000)?;
+    /// reservation.commit("heap")?; // in this edit
     /// assert_eq!(edit.get(0x1000), Some((0x1000..0x2000, &"heap")));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// When the thread holds a guard of this space and no edit: it would wait for the mmap lock. The
-    /// reservation and the payload come back.
+    /// [`GuardHeld`](ChangeError::GuardHeld) when the thread holds a guard of this space and no
+    /// edit: it would wait for the mmap lock. [`Overlap`](ChangeError::Overlap) when the
+    /// reservation was committed before. The payload comes back, and the reservation is what it
+    /// was.
     ///
     /// # Panics
     ///
-    /// Inside a [`HandlerScope`].
-    pub fn commit(mut self, payload: P) -> Result<(), CommitError<'s, P, T>> {
-        HandlerScope::<T>::assert_may_wait();
-        if self.space.holds_guard() && !self.space.mm().edited_by_me() {
-            return Err(CommitError { reservation: self, payload });
+    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    pub fn commit(&mut self, payload: T) -> Result<(), InsertError<T>> {
+        let (range, state) = (self.range(), self.reserved.map().state());
+        if state.holds_guard() && !state.edited_by_me() {
+            return Err(InsertError { kind: ChangeError::GuardHeld, range, payload });
         }
-        if let Some(slot) = self.slot.take() {
-            let slots = self.space.slab().slots();
-            self.space.within_edit(|section| {
-                slot.alone(slots, section).fill(section, slot.span(), payload);
-            });
-        }
-        Ok(())
-    }
-}
-
-impl<P, T: Platform> Drop for Reservation<'_, P, T> {
-    fn drop(&mut self) {
-        let (space, Some(slot)) = (self.space, self.slot.take()) else { return };
-        HandlerScope::<T>::assert_may_wait();
-        let given_back = space.within_edit_at_once(|section| space.give_back(section, &slot));
-        if given_back.is_none() {
-            slot.leave_behind(space.mm().left_behind());
+        match self.reserved.commit(payload) {
+            Ok(_) => Ok(()),
+            Err(payload) => {
+                let kind = ChangeError::Overlap { existing: range.clone() };
+                Err(InsertError { kind, range, payload })
+            }
         }
     }
 }
 
-impl<P, T: Platform> fmt::Debug for Reservation<'_, P, T> {
+impl<T, P: Platform> fmt::Debug for Reservation<'_, T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reservation").field("range", &self.range).finish_non_exhaustive()
+        f.debug_struct("Reservation").field("range", &self.range()).finish_non_exhaustive()
     }
 }
 
-impl<P, T: Platform> fmt::Debug for CommitError<'_, P, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CommitError")
-            .field("reservation", &self.reservation)
-            .finish_non_exhaustive()
+impl<'s, T, P: Platform> Edit<'s, T, P> {
+    /// Takes `range` while something outside is prepared, a system call for example: it is no gap
+    /// any more, nothing can be inserted there, and readers are told
+    /// [`Reserved`](crate::ReadError::Reserved). The reservation outlives the edit.
+    ///
+    /// See [`Reservation`] for a longer example.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// let mut reservation = space.edit()?.reserve(0x1000..0x2000)?;
+    /// reservation.commit("buffer")?;
+    /// assert_eq!(*space.try_read(0x1000)?, "buffer");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`insert`](Self::insert).
+    pub fn reserve(&mut self, range: Range<usize>) -> Result<Reservation<'s, T, P>, ChangeError> {
+        let map = self.map_write().map();
+        let span = map.span(range)?;
+        let slot = self.map_write().reserve(span)?;
+        let reserved = ReservedRange::new(map, Some(slot));
+        Ok(Reservation::new(reserved, span))
     }
 }
 
-impl<P, T: Platform> fmt::Display for CommitError<'_, P, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Range { start, end } = self.reservation.range;
-        write!(f, "mapping {start:#x}..{end:#x} could wait for a guard that this thread holds")
+impl<T, P: Platform> AddressSpace<T, P> {
+    /// Takes `range` while something outside is prepared: an [`edit`](Self::edit) with one
+    /// [reservation](Edit::reserve).
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// let mut reservation = space.reserve(0x1000..0x2000)?;
+    /// reservation.commit("buffer")?;
+    /// assert_eq!(*space.try_read(0x1000)?, "buffer");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`edit`](Self::edit) and [`Edit::reserve`].
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    pub fn reserve(&self, range: Range<usize>) -> Result<Reservation<'_, T, P>, ChangeError> {
+        self.edit()?.reserve(range)
     }
 }
-
-impl<P, T: Platform> core::error::Error for CommitError<'_, P, T> {}

@@ -4,56 +4,49 @@ use alloc::sync::Arc;
 use core::fmt;
 
 use crate::arena::{Arena, Usage, Users};
-use crate::facade::{AtomicU64, Relaxed, const_unless_model};
-use crate::mm::SpaceId;
-use crate::platform::{Platform, with_default_platform};
+use crate::btree::Node;
+use crate::host::DefaultPlatform;
+use crate::platform::Platform;
 use crate::slots::Slots;
-use crate::tree::Node;
+use crate::sync::const_unless_model;
 
-with_default_platform! {
-    /// Type-stable memory for the VMAs and tree nodes of address spaces.
-    ///
-    /// A space has a slab of its own unless it is given a shared one
-    /// ([`AddressSpace::on_slab`](crate::AddressSpace::on_slab)). What a removal frees is used
-    /// again by the next insertion, in whichever space that happens. Memory goes back when the
-    /// slab is dropped, never before; it holds at most some 89 million VMAs, and as many nodes. It is
-    /// asked for in chunks, each four times as large as the one before, the first of 64 objects.
-    ///
-    /// ```
-    /// use pervma::{AddressSpace, Slab};
-    /// use std::sync::Arc;
-    ///
-    /// let slab = Arc::new(Slab::new());
-    /// let a = AddressSpace::on_slab(4096, Arc::clone(&slab));
-    /// let b = AddressSpace::on_slab(4096, Arc::clone(&slab));
-    ///
-    /// a.edit()?.insert(0x1000..0x2000, "text")?;
-    /// a.edit()?.remove(0x1000..0x2000)?;
-    /// b.edit()?.insert(0x7000..0x8000, "heap")?;
-    /// // The second insertion used the slot that the removal had freed.
-    /// assert_eq!(slab.vmas().made, 1);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[doc(alias("vm_area_cachep", "SLAB_TYPESAFE_BY_RCU"))]
-    pub struct Slab<P, T> {
-        slots: Slots<P, T>,
-        nodes: Arena<Node, T>,
-        /// The identity of the next space on this slab; [`OWNER`] is taken.
-        next_space: AtomicU64,
-    }
+/// Type-stable memory for the VMAs and tree nodes of address spaces.
+///
+/// A space has a slab of its own unless it is given a shared one
+/// ([`AddressSpace::new_in`](crate::AddressSpace::new_in)). What a removal frees is used again by
+/// the next insertion, in whichever space that happens. Memory goes back when the slab is dropped,
+/// never before; it holds at most some 89 million VMAs, and as many nodes. It is asked for in
+/// chunks, each four times as large as the one before, the first of 64 objects.
+///
+/// ```
+/// use pervma::{AddressSpace, Slab};
+/// use std::sync::Arc;
+///
+/// let slab = Arc::new(Slab::new());
+/// let a = AddressSpace::new_in(4096, Arc::clone(&slab));
+/// let b = AddressSpace::new_in(4096, Arc::clone(&slab));
+///
+/// a.insert(0x1000..0x2000, "text")?;
+/// a.remove(0x1000..0x2000)?;
+/// b.insert(0x7000..0x8000, "heap")?;
+/// // The second insertion used the slot that the removal had freed.
+/// assert_eq!(slab.vmas().capacity, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[doc(alias("vm_area_cachep", "SLAB_TYPESAFE_BY_RCU"))]
+pub struct Slab<T, P: Platform = DefaultPlatform> {
+    slots: Slots<T, P>,
+    nodes: Arena<Node, P>,
 }
 
-/// The identity of the space that owns its slab.
-pub const OWNER: SpaceId = SpaceId(1);
-
 #[cfg(any(feature = "std", pervma_model))]
-impl<P> Slab<P> {
+impl<T> Slab<T> {
     const_unless_model! {
         /// An empty slab on the default platform.
         ///
         /// ```
         /// let slab = pervma::Slab::<u32>::new();
-        /// assert_eq!(slab.vmas().made, 0);
+        /// assert_eq!(slab.vmas().capacity, 0);
         /// ```
         #[must_use]
         pub fn new() -> Self {
@@ -63,20 +56,20 @@ impl<P> Slab<P> {
 }
 
 #[cfg(any(feature = "std", pervma_model))]
-impl<P> Default for Slab<P> {
+impl<T> Default for Slab<T> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<P, T: Platform> Slab<P, T> {
+impl<T, P: Platform> Slab<T, P> {
     const_unless_model! {
-        /// An empty slab on the platform `T`.
+        /// An empty slab on the platform `P`.
         ///
         /// ```
-        /// use pervma::{Slab, Std};
+        /// use pervma::{Slab, StdPlatform};
         ///
-        /// let slab = Slab::<u32, Std>::with_platform();
+        /// let slab = Slab::<u32, StdPlatform>::with_platform();
         /// assert_eq!(slab.vmas().in_use, 0);
         /// ```
         #[must_use]
@@ -87,19 +80,15 @@ impl<P, T: Platform> Slab<P, T> {
 
     const_unless_model! {
         fn for_users(users: Users) -> Self {
-            Self {
-                slots: Slots::new(users),
-                nodes: Arena::new(users),
-                next_space: AtomicU64::new(OWNER.0 + 1),
-            }
+            Self { slots: Slots::new(users), nodes: Arena::new(users) }
         }
     }
 
-    /// How many VMA slots were made, and how many hold a VMA.
+    /// How many VMAs there is memory for, and how many of these places hold a VMA or a reservation.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// assert_eq!(space.slab().vmas().in_use, 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -107,11 +96,11 @@ impl<P, T: Platform> Slab<P, T> {
         self.slots.usage()
     }
 
-    /// How many tree nodes were made, and how many are part of a tree.
+    /// How many tree nodes there is memory for, and how many of them are part of a tree.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
-    /// space.edit()?.insert(0x1000..0x4000, "text")?;
+    /// space.insert(0x1000..0x4000, "text")?;
     /// assert_eq!(space.slab().nodes().in_use, 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -120,46 +109,41 @@ impl<P, T: Platform> Slab<P, T> {
     }
 
     #[inline(always)]
-    pub(crate) fn slots(&self) -> &Slots<P, T> {
+    pub(crate) fn slots(&self) -> &Slots<T, P> {
         &self.slots
     }
 
     #[inline(always)]
-    pub(crate) fn node_arena(&self) -> &Arena<Node, T> {
+    pub(crate) fn node_arena(&self) -> &Arena<Node, P> {
         &self.nodes
-    }
-
-    /// An identity that no space on this slab ever had.
-    pub(crate) fn new_space(&self) -> SpaceId {
-        SpaceId(self.next_space.fetch_add(1, Relaxed("a number taken once; it publishes nothing")))
     }
 }
 
-impl<P, T: Platform> fmt::Debug for Slab<P, T> {
+impl<T, P: Platform> fmt::Debug for Slab<T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Slab").finish_non_exhaustive()
+        f.debug_struct("Slab").field("vmas", &self.vmas()).field("nodes", &self.nodes()).finish()
     }
 }
 
 /// The slab of a space.
 #[expect(clippy::large_enum_variant, reason = "a space in a `static` cannot box its slab")]
-pub enum SlabRef<P, T: Platform> {
+pub(crate) enum SlabRef<T, P: Platform> {
     /// Part of the space, so that a space can be a `static`.
-    Own(Slab<P, T>),
+    Own(Slab<T, P>),
     /// Shared with other spaces.
-    Shared(Arc<Slab<P, T>>),
+    Shared(Arc<Slab<T, P>>),
 }
 
-impl<P, T: Platform> SlabRef<P, T> {
+impl<T, P: Platform> SlabRef<T, P> {
     const_unless_model! {
         /// A slab for one space only.
-        pub fn own() -> Self {
+        pub(crate) fn own() -> Self {
             Self::Own(Slab::for_users(Users::OneSpace))
         }
     }
 
     #[inline(always)]
-    pub fn get(&self) -> &Slab<P, T> {
+    pub(crate) fn get(&self) -> &Slab<T, P> {
         match self {
             Self::Own(slab) => slab,
             Self::Shared(slab) => slab,

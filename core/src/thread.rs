@@ -1,160 +1,101 @@
-//! What a thread knows of itself: which spaces it reads or excludes in, and whether it is in a
-//! signal handler.
+//! What a thread knows of itself: its identity, the spaces in which it holds read locks or
+//! exclusions, and whether it is in a signal handler.
 //!
 //! Only the thread itself and its own signal handlers touch it, and a handler leaves everything as
 //! it found it. So nothing here orders anything between threads.
 
 use core::fmt;
-use core::marker::PhantomData;
 
-use crate::facade::{AtomicUsize, Relaxed, const_unless_model, signal_fence};
-use crate::platform::Platform;
+use crate::identity::{Identity, SpaceId};
+use crate::sync::{AtomicU64, Relaxed, const_unless_model};
 
-/// How many spaces a thread can read at once and still have its self-deadlocks reported; and in how
-/// many it can exclude. That is with up to 16,383 guards in each (127 where an address has 32 bits);
-/// what goes beyond takes the place of another space.
-pub const TRACKED_SPACES: usize = 4;
+/// How many spaces a thread can hold read locks in, and in how many it can exclude, and still have
+/// its self-deadlocks reported. That is with up to 16,383 guards in each; what goes beyond takes
+/// the place of another space.
+pub(crate) const TRACKED_SPACES: usize = 4;
 
 const OWN: Relaxed = Relaxed("only this thread and its own signal handlers touch it");
 
-/// The identity of a thread and what it holds, for reporting self-deadlocks.
+/// The state of one thread: its identity, and a record of what it holds, for reporting
+/// self-deadlocks.
 ///
 /// A platform keeps one for each thread and lends it in
-/// [`with_thread`](Platform::with_thread). Its address is the identity.
+/// [`with_thread`](crate::Platform::with_thread).
 pub struct ThreadState {
-    pub(crate) guards: Holdings,
-    pub(crate) exclusions: Holdings,
-    in_handler: AtomicUsize,
-    /// Never given twice, where an address would be: that the end of a thread orders what the next
-    /// does in its place is argued (`THREAD_IDENTITY`), and loom does not know it.
-    #[cfg(pervma_model)]
-    id: usize,
+    identity: Identity,
+    pub(crate) guards: HeldLocks,
+    pub(crate) exclusions: HeldLocks,
+    handlers: AtomicU64,
 }
 
-/// How many of something a thread holds in each of a few spaces: a row is the space's name and a count
-/// below it, free when that is 0. A space may have several.
-pub(crate) struct Holdings([AtomicUsize; TRACKED_SPACES]);
+/// The held-lock record of one kind of lock: in each row a space and how many the thread holds
+/// there. A row is free when that is 0, and a space may have several.
+pub(crate) struct HeldLocks([AtomicU64; TRACKED_SPACES]);
 
-/// Where something was noted: the number of a row, or [`Noted::NOWHERE`].
+/// Bits of a row that count; above them stands the space's identity.
+const COUNT_BITS: u32 = 14;
+
+/// The largest count in a row.
+const MAX_COUNT: u64 = (1 << COUNT_BITS) - 1;
+
+/// The row in which a held lock was recorded, or [`Row::NONE`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Noted(u8);
+pub(crate) struct Row(u8);
 
-impl Noted {
-    /// There was no row left, or the thread has none.
-    pub(crate) const NOWHERE: Self = Self(TRACKED_SPACES as u8);
+impl Row {
+    /// No row was left, or the thread has no record.
+    pub(crate) const NONE: Self = Self(TRACKED_SPACES as u8);
 }
 
-/// What a thread's record calls a space: its address, with room for a count in the low bits.
-///
-/// Where addresses have 64 bits, the upper seven say nothing: they are tags, or like the next lower bit.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct SpaceName(usize);
-
-impl SpaceName {
-    /// Addresses of spaces are multiples of this.
-    pub(crate) const ALIGN: usize = 128;
-
-    const SHIFT: u32 = if usize::BITS == 64 { 7 } else { 0 };
-
-    /// The largest count beside a name.
-    const MOST: usize = (Self::ALIGN << Self::SHIFT) - 1;
-
-    #[inline(always)]
-    pub(crate) fn at(addr: usize) -> Self {
-        Self(addr << Self::SHIFT)
-    }
+/// A space's identity where a row has it.
+#[inline(always)]
+fn row_of(space: SpaceId) -> u64 {
+    space.number() << COUNT_BITS
 }
 
-impl Holdings {
+impl HeldLocks {
     const_unless_model! {
         fn none() -> Self {
-            Self([AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0)])
+            Self([AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0)])
         }
     }
 
-    /// Notes one more in `space`, if there is a row left for it.
+    /// Records one more in `space`, if a row is left for it.
     ///
-    /// A signal handler may run between any two accesses. It takes and returns guards in pairs, so a
-    /// row that is in use is what it was; a free one may have had another name.
+    /// A signal handler may run between any two accesses. It records and forgets in pairs, so a row
+    /// that is in use is what it was; a free one may have had another space.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub(crate) fn note(&self, SpaceName(space): SpaceName) -> Noted {
+    pub(crate) fn record(&self, space: SpaceId) -> Row {
+        let name = row_of(space);
         for (number, row) in self.0.iter().enumerate() {
             let word = row.load(OWN);
-            let held = word & SpaceName::MOST;
-            if held == 0 {
-                row.store(space + 1, OWN);
-                return Noted(number as u8);
+            let count = word & MAX_COUNT;
+            if count == 0 {
+                row.store(name + 1, OWN);
+                return Row(number as u8);
             }
-            if word - held == space && held < SpaceName::MOST {
+            if word - count == name && count < MAX_COUNT {
                 row.store(word + 1, OWN);
-                return Noted(number as u8);
+                return Row(number as u8);
             }
         }
-        Noted::NOWHERE
+        Row::NONE
     }
 
-    /// Forgets one that was noted.
+    /// Forgets one that was recorded.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub(crate) fn forget(&self, noted: Noted) {
-        if let Some(row) = self.0.get(usize::from(noted.0)) {
+    pub(crate) fn forget(&self, recorded: Row) {
+        if let Some(row) = self.0.get(usize::from(recorded.0)) {
             row.store(row.load(OWN) - 1, OWN);
         }
     }
 
-    /// Whether this thread holds one in `space` that was noted.
+    /// Whether this thread has one in `space` on record.
     #[inline]
-    pub(crate) fn any(&self, SpaceName(space): SpaceName) -> bool {
+    pub(crate) fn any(&self, space: SpaceId) -> bool {
         // From one above the name to as many as there can be.
-        self.0.iter().any(|row| row.load(OWN).wrapping_sub(space + 1) < SpaceName::MOST)
-    }
-}
-
-/// Which of a thread's holdings.
-pub(crate) trait Kind {
-    fn of(thread: &ThreadState) -> &Holdings;
-}
-
-/// Read locks and views.
-pub(crate) enum Guards {}
-
-/// Exclusions.
-pub(crate) enum Exclusions {}
-
-impl Kind for Guards {
-    #[inline(always)]
-    fn of(thread: &ThreadState) -> &Holdings {
-        &thread.guards
-    }
-}
-
-impl Kind for Exclusions {
-    fn of(thread: &ThreadState) -> &Holdings {
-        &thread.exclusions
-    }
-}
-
-/// That the thread holds something in a space, for as long as this lives.
-pub(crate) struct Note<K: Kind, T: Platform> {
-    noted: Noted,
-    // It is the thread's own.
-    _thread: PhantomData<(*const (), K, T)>,
-}
-
-impl<K: Kind, T: Platform> Note<K, T> {
-    // As for a lookup: unoptimised, a frame of its own.
-    #[cfg_attr(not(debug_assertions), inline(always))]
-    pub(crate) fn new(space: SpaceName) -> Self {
-        let noted = T::with_thread(|thread| K::of(thread).note(space));
-        Self { noted: noted.unwrap_or(Noted::NOWHERE), _thread: PhantomData }
-    }
-}
-
-impl<K: Kind, T: Platform> Drop for Note<K, T> {
-    #[inline(always)]
-    fn drop(&mut self) {
-        if self.noted != Noted::NOWHERE {
-            T::with_thread(|thread| K::of(thread).forget(self.noted));
-        }
+        let name = row_of(space);
+        self.0.iter().any(|row| row.load(OWN).wrapping_sub(name + 1) < MAX_COUNT)
     }
 }
 
@@ -169,22 +110,31 @@ impl ThreadState {
         /// ```
         pub fn new() -> Self {
             Self {
-                guards: Holdings::none(),
-                exclusions: Holdings::none(),
-                in_handler: AtomicUsize::new(0),
-                #[cfg(pervma_model)]
-                id: crate::facade::model::new_identity(),
+                identity: Identity::unassigned(),
+                guards: HeldLocks::none(),
+                exclusions: HeldLocks::none(),
+                handlers: AtomicU64::new(0),
             }
         }
     }
 
     /// The thread's identity, never 0.
-    pub(crate) fn id(&self) -> usize {
-        #[cfg(not(pervma_model))]
-        let id = core::ptr::from_ref(self).addr();
-        #[cfg(pervma_model)]
-        let id = self.id;
-        id
+    #[inline]
+    pub(crate) fn id(&self) -> u64 {
+        self.identity.get_or_assign()
+    }
+
+    pub(crate) fn enter_handler(&self) {
+        self.handlers.store(self.handlers.load(OWN) + 1, OWN);
+    }
+
+    pub(crate) fn leave_handler(&self) {
+        self.handlers.store(self.handlers.load(OWN) - 1, OWN);
+    }
+
+    #[inline]
+    pub(crate) fn in_handler(&self) -> bool {
+        self.handlers.load(OWN) != 0
     }
 }
 
@@ -200,122 +150,70 @@ impl fmt::Debug for ThreadState {
     }
 }
 
-/// Marks the running thread as being inside a signal handler.
-///
-/// While it lives, the thread must not wait: whatever takes a lock of this crate (an edit, the slow
-/// path of a blocking read, the end of a reservation or of a space) panics, which in an
-/// `extern "C"` handler ends the process. That turns "this path never locks" from a promise into a
-/// check.
-///
-/// A guard that a handler takes must be dropped before the handler returns. Else the thread's record of
-/// guards may be wrong, and with it the errors that report self-deadlocks.
-///
-/// ```should_panic
-/// use pervma::{AddressSpace, HandlerScope, Std};
-///
-/// let space: AddressSpace<&str> = AddressSpace::new(4096);
-/// let _handler = HandlerScope::<Std>::enter();
-/// let _ = space.edit(); // would wait
-/// ```
-#[derive(Debug)]
-#[must_use]
-pub struct HandlerScope<T: Platform> {
-    // Belongs to the thread that made it.
-    _thread: PhantomData<(*const (), T)>,
-}
-
-impl<T: Platform> HandlerScope<T> {
-    /// Marks the thread until the scope is dropped. Scopes nest.
-    ///
-    /// ```
-    /// use pervma::{HandlerScope, Std};
-    ///
-    /// let scope = HandlerScope::<Std>::enter();
-    /// assert!(HandlerScope::<Std>::active());
-    /// # drop(scope);
-    /// ```
-    pub fn enter() -> Self {
-        T::with_thread(|thread| thread.in_handler.store(thread.in_handler.load(OWN) + 1, OWN));
-        signal_fence();
-        Self { _thread: PhantomData }
-    }
-
-    /// Whether the running thread is inside a marked handler.
-    ///
-    /// ```
-    /// use pervma::{HandlerScope, Std};
-    ///
-    /// assert!(!HandlerScope::<Std>::active());
-    /// let scope = HandlerScope::<Std>::enter();
-    /// assert!(HandlerScope::<Std>::active());
-    /// drop(scope);
-    /// assert!(!HandlerScope::<Std>::active());
-    /// ```
-    pub fn active() -> bool {
-        T::with_thread(|thread| thread.in_handler.load(OWN) != 0).unwrap_or(false)
-    }
-
-    /// Panics inside a marked handler: the caller is about to take the mmap lock.
-    pub(crate) fn assert_may_wait() {
-        assert!(!Self::active(), "the mmap lock was asked for inside a signal handler");
-    }
-}
-
-impl<T: Platform> Drop for HandlerScope<T> {
-    fn drop(&mut self) {
-        signal_fence();
-        T::with_thread(|thread| thread.in_handler.store(thread.in_handler.load(OWN) - 1, OWN));
-    }
-}
-
 #[cfg(all(test, not(pervma_model)))]
 mod tests {
     use super::*;
 
-    fn space(number: usize) -> SpaceName {
-        SpaceName::at(number * SpaceName::ALIGN)
+    fn spaces<const N: usize>() -> [SpaceId; N] {
+        core::array::from_fn(|_| SpaceId::assigned(&Identity::unassigned()))
+    }
+
+    #[test]
+    fn an_identity_is_given_once_and_kept() {
+        let (one, two) = (ThreadState::new(), ThreadState::new());
+        assert_eq!(one.id(), one.id());
+        assert_ne!(one.id(), two.id());
+        assert_ne!(one.id(), 0);
     }
 
     #[test]
     fn guards_are_counted_by_space() {
-        let guards = Holdings::none();
-        let [one, two, again] = [1, 2, 1].map(|number| guards.note(space(number)));
+        let (guards, [a, b, c]) = (HeldLocks::none(), spaces());
+        let [one, two, again] = [a, b, a].map(|space| guards.record(space));
         assert!(one == again && one != two);
         guards.forget(one);
-        assert!(guards.any(space(1)) && guards.any(space(2)));
+        assert!(guards.any(a) && guards.any(b));
         guards.forget(again);
-        assert!(!guards.any(space(1)) && guards.any(space(2)));
-        assert_eq!(guards.note(space(3)), one, "its row is free again");
+        assert!(!guards.any(a) && guards.any(b));
+        assert_eq!(guards.record(c), one, "its row is free again");
         guards.forget(one);
         // In a second row, since the free one is found first.
-        let second = guards.note(space(2));
+        let second = guards.record(b);
         guards.forget(two);
-        assert!(guards.any(space(2)));
+        assert!(guards.any(b));
         guards.forget(second);
-        assert!(!guards.any(space(2)));
+        assert!(!guards.any(b));
     }
 
     #[test]
     fn a_guard_beyond_the_rows_goes_unreported_and_harms_nothing() {
-        let guards = Holdings::none();
-        for number in 1..=TRACKED_SPACES + 1 {
-            assert_eq!(guards.note(space(number)) == Noted::NOWHERE, number > TRACKED_SPACES);
+        let (guards, spaces) = (HeldLocks::none(), spaces::<{ TRACKED_SPACES + 1 }>());
+        for (number, space) in spaces.into_iter().enumerate() {
+            assert_eq!(guards.record(space) == Row::NONE, number == TRACKED_SPACES);
         }
-        guards.forget(Noted::NOWHERE);
-        assert!(!guards.any(space(TRACKED_SPACES + 1)));
-        assert!((1..=TRACKED_SPACES).all(|number| guards.any(space(number))));
+        guards.forget(Row::NONE);
+        let [tracked @ .., last] = spaces;
+        assert!(!guards.any(last));
+        assert!(tracked.into_iter().all(|space| guards.any(space)));
     }
 
     #[test]
     fn a_row_that_is_full_is_followed_by_another() {
-        let guards = Holdings::none();
-        let notes: Vec<_> = (0..=SpaceName::MOST).map(|_| guards.note(space(1))).collect();
-        assert!(notes.iter().all(|note| *note == notes[0] || *note == notes[SpaceName::MOST]));
-        assert!(!guards.any(space(2)), "a count never runs into a name");
-        for (number, note) in notes.into_iter().enumerate() {
-            assert!(guards.any(space(1)), "{number} are forgotten");
-            guards.forget(note);
+        let (guards, [one, other]) = (HeldLocks::none(), spaces());
+        let rows: Vec<_> = (0..=MAX_COUNT).map(|_| guards.record(one)).collect();
+        let last = rows[MAX_COUNT as usize];
+        assert!(rows.iter().all(|row| *row == rows[0] || *row == last));
+        assert!(!guards.any(other), "a count never runs into an identity");
+        for (number, row) in rows.into_iter().enumerate() {
+            assert!(guards.any(one), "{number} are forgotten");
+            guards.forget(row);
         }
-        assert!(!guards.any(space(1)));
+        assert!(!guards.any(one));
+    }
+
+    #[test]
+    fn nothing_is_held_in_a_space_without_an_identity() {
+        let guards = HeldLocks::none();
+        assert!(!guards.any(SpaceId::NONE));
     }
 }

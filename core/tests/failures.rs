@@ -102,7 +102,7 @@ fn listed(space: &Space) -> Listed {
     let vmas = edit.iter().map(|(range, bytes)| (range, bytes.of, bytes.offset)).collect();
     let room = |size| {
         let search = GapSearch::new(size).within(100..2_000);
-        [search.clone(), search.from_above()].map(|search| edit.find_gap(&search).ok())
+        [search.clone(), search.top_down()].map(|search| edit.find_gap(&search).ok())
     };
     (vmas, [1, 20, 21, 50, 100, 1_560, 1_561].into_iter().flat_map(room).collect())
 }
@@ -143,7 +143,7 @@ const OPERATIONS: &[Operation] = &[
         space.replace(120..250, Bytes::new(7, 0)).map(drop).map_err(|error| error.kind)
     }),
     ("remove and reserve", |space| {
-        space.exclude(120..350)?.remove_reserving().map(|(_, reservation)| {
+        space.exclude(120..350)?.remove_reserving().map(|(_, mut reservation)| {
             reservation.commit(Bytes::new(7, 0)).unwrap();
         })
     }),
@@ -155,7 +155,7 @@ const OPERATIONS: &[Operation] = &[
 /// VMAs at 100, 200 and 300 of which the first and the last would be one with the middle changed;
 /// one more behind a hole; and before them, far above, `crowd` others that fill the slab.
 fn space(slab: Option<&Arc<Slab<Bytes>>>, crowd: usize) -> Space {
-    let space = slab.map_or_else(|| Space::new(1), |slab| Space::on_slab(1, Arc::clone(slab)));
+    let space = slab.map_or_else(|| Space::new(1), |slab| Space::new_in(1, Arc::clone(slab)));
     let mut edit = space.edit().unwrap();
     for n in 0..crowd {
         edit.insert(10_000 + 20 * n..10_010 + 20 * n, Bytes::new(3, 0)).unwrap();
@@ -273,7 +273,8 @@ fn a_full_slab_changes_nothing() {
     quiet(|| {
         let mut failures = 0;
         // Around the ends of the first chunk of slots, and of the first chunk of nodes.
-        let nodes = (0..2_000).find(|&crowd| space(None, crowd).slab().nodes().made > 64).unwrap();
+        let nodes =
+            (0..2_000).find(|&crowd| space(None, crowd).slab().nodes().capacity > 64).unwrap();
         for crowd in (54..64).chain(nodes - 24..nodes + 2) {
             for &operation in OPERATIONS {
                 failures += fail_everywhere(operation, &ALLOCATIONS_LEFT, &|| space(None, crowd));

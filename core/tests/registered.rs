@@ -1,46 +1,38 @@
-//! Registered readers: what they hold stays, whoever waits for them is woken, and what they cannot
+//! Registered readers: what they hold stays, a thread that waits for them is woken, and what they cannot
 //! publish they count.
 #![expect(clippy::unwrap_used, clippy::disallowed_types, reason = "tests")]
 
+mod common;
+
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use common::{Calls, Delegate, Watched, watchdog};
 use pervma::{
-    AddressSpace, HandlerScope, Payload, Platform, ReadError, RegisterError, Slab, Std,
-    ThreadState, WaitWord, WriteError,
+    AddressSpace, HandlerScope, Payload, Platform, ReadError, RegisterError, Slab, StdPlatform,
+    WriteError,
 };
 
-/// The platform of this system without its barrier: readers fence.
-enum Fences {}
+/// Without a barrier: readers fence.
+enum NoBarrier {}
 
-// SAFETY: as `Std`, and it never says that there is a barrier.
-unsafe impl Platform for Fences {
-    type Lock = <Std as Platform>::Lock;
-    type Memory = <Std as Platform>::Memory;
-    type Deadline = Instant;
+impl Watched for NoBarrier {
+    const BARRIER: bool = false;
 
-    fn wait(word: &WaitWord, seen: u32, deadline: Option<Instant>) -> bool {
-        Std::wait(word, seen, deadline)
-    }
-    fn wake(word: &WaitWord) {
-        Std::wake(word);
-    }
-    fn wake_all(word: &WaitWord) {
-        Std::wake_all(word);
-    }
-    fn with_thread<R>(f: impl FnOnce(&ThreadState) -> R) -> Option<R> {
-        Std::with_thread(f)
+    fn calls() -> &'static Calls {
+        static CALLS: Calls = Calls::none();
+        &CALLS
     }
 }
 
 /// How often something is done.
 const TURNS: u64 = if cfg!(miri) { 15 } else { 5_000 };
 
-/// All the same, or somebody sees half of a change.
+/// All the same, unless half of a change is seen.
 #[derive(Clone, Copy, PartialEq, Debug)]
 struct Words([u64; 6]);
 
@@ -54,17 +46,16 @@ impl Payload for Words {
     }
 }
 
-fn one_vma<T: Platform>() -> AddressSpace<Words, T> {
+fn one_vma<P: Platform>() -> AddressSpace<Words, P> {
     let space = AddressSpace::with_platform(1);
     space.edit().unwrap().insert(10..20, Words([0; 6])).unwrap();
     space
 }
 
 /// Readers come and go, registered and not, while the VMA is changed in all ways.
-fn contend<T: Platform>() {
-    let space = &one_vma::<T>();
+fn contend<P: Platform>() {
+    let space = &one_vma::<P>();
     let (stop, read) = (&AtomicBool::new(false), &AtomicU64::new(0));
-    let end = Instant::now() + Duration::from_secs(10);
     thread::scope(|scope| {
         for which in 0..3 {
             scope.spawn(move || {
@@ -75,7 +66,7 @@ fn contend<T: Platform>() {
                 while !stop.load(Relaxed) {
                     if which == 2 {
                         space.read(15).map(|vma| check(&vma)).unwrap();
-                        thread::yield_now(); // a lock that is fair to nobody
+                        thread::yield_now(); // else the editor may wait long for the lock
                         continue;
                     }
                     let reader = space.register().unwrap();
@@ -94,8 +85,7 @@ fn contend<T: Platform>() {
         }
         for turn in 0.. {
             // Until the readers have come to run, too.
-            let enough = turn >= TURNS && read.load(Relaxed) >= TURNS;
-            if enough || Instant::now() > end {
+            if turn >= TURNS && read.load(Relaxed) >= TURNS {
                 break;
             }
             match turn % 5 {
@@ -104,7 +94,7 @@ fn contend<T: Platform>() {
                 }
                 1 => {
                     // A change of what is not copied: its words differ meanwhile.
-                    if let Ok(mut vma) = space.edit().unwrap().try_start_write(15) {
+                    if let Ok(mut vma) = space.edit().unwrap().try_write(15) {
                         vma.0.iter_mut().for_each(|word| *word += 1);
                     }
                 }
@@ -116,30 +106,32 @@ fn contend<T: Platform>() {
                 }
                 _ => {
                     let mut edit = space.edit().unwrap();
-                    edit.start_write(15).unwrap().0.iter_mut().for_each(|word| *word += 1);
+                    edit.write(15).unwrap().0.iter_mut().for_each(|word| *word += 1);
                 }
             }
         }
         stop.store(true, Relaxed);
     });
-    assert!(read.load(Relaxed) > 0);
-    assert!(space.edit().unwrap().try_start_write(15).is_ok(), "somebody has left no put");
+    assert!(space.edit().unwrap().try_write(15).is_ok(), "a reader is counted that has gone");
 }
 
 #[test]
 fn registered_readers_and_writers_of_one_vma() {
-    contend::<Std>();
+    let _watchdog = watchdog();
+    contend::<StdPlatform>();
 }
 
 #[test]
 fn registered_readers_that_fence() {
-    contend::<Fences>();
+    let _watchdog = watchdog();
+    contend::<Delegate<NoBarrier>>();
 }
 
 #[test]
 fn registered_readers_of_spaces_that_share_a_slab() {
+    let _watchdog = watchdog();
     let slab = Arc::new(Slab::new());
-    let spaces = &[0, 1].map(|_| AddressSpace::on_slab(1, Arc::clone(&slab)));
+    let spaces = &[0, 1].map(|_| AddressSpace::new_in(1, Arc::clone(&slab)));
     let (stop, read) = (&AtomicBool::new(false), &AtomicU64::new(0));
     thread::scope(|scope| {
         let readers = [0, 1].map(|mine: usize| {
@@ -158,7 +150,7 @@ fn registered_readers_of_spaces_that_share_a_slab() {
                 }
             })
         });
-        // The slot goes from space to space, and each time to readers who know it.
+        // The slot goes from space to space, and each has readers that know it.
         for mine in [0, 1].into_iter().cycle().take(TURNS as usize / 2) {
             let before = read.load(Relaxed);
             spaces[mine].edit().unwrap().insert(10..20, mine).unwrap();
@@ -175,53 +167,56 @@ fn registered_readers_of_spaces_that_share_a_slab() {
         stop.store(true, Relaxed);
     });
     assert!(read.load(Relaxed) > 0);
-    assert_eq!(slab.vmas().made, 1);
+    assert_eq!(slab.vmas().capacity, 1);
 }
 
 #[test]
 fn what_does_not_fit_into_the_record_is_counted() {
-    let space = one_vma::<Std>();
+    let _watchdog = watchdog();
+    let space = one_vma::<StdPlatform>();
     let reader = space.register().unwrap();
     let mut guards: Vec<_> = (0..7).map(|_| reader.try_read(15).unwrap()).collect();
-    let waiter = thread::scope(|scope| {
-        let waiter = scope.spawn(|| {
+    thread::scope(|scope| {
+        let (ask, asked) = mpsc::channel();
+        let (answer, answered) = mpsc::channel();
+        let space = &space;
+        let waiter = scope.spawn(move || {
             let exclusion = space.exclude(10..20).unwrap();
-            let soon = Instant::now() + Duration::from_millis(20);
-            assert!(!exclusion.wait_until(soon), "seven are inside");
+            for () in asked {
+                let readers: u32 = exclusion.waits_for().map(|(_, readers)| readers).sum();
+                answer.send((readers, exclusion.wait_until(Instant::now()))).unwrap();
+            }
             exclusion.remove().unwrap().len()
         });
-        while reader.try_read(15).is_ok() {
-            thread::yield_now();
+        // From the middle: one that was published, or one that was counted.
+        for left in (0..=guards.len()).rev() {
+            ask.send(()).unwrap();
+            assert_eq!(answered.recv().unwrap(), (left as u32, left == 0));
+            if left != 0 {
+                drop(guards.remove(guards.len() / 2));
+            }
         }
-        // The first ones, the last ones, and from the middle.
-        while !guards.is_empty() {
-            thread::sleep(Duration::from_millis(5));
-            assert!(!waiter.is_finished(), "{} are inside", guards.len());
-            drop(guards.remove(guards.len() / 2));
-        }
-        waiter.join().unwrap()
+        drop(ask);
+        assert_eq!(waiter.join().unwrap(), 1);
     });
-    assert_eq!(waiter, 1);
     assert_eq!(reader.try_read(15).unwrap_err(), ReadError::NotMapped { addr: 15 });
 }
 
 #[test]
 fn a_lookup_that_is_refused_leaves_the_guards_before_it() {
+    let dog = watchdog();
     for held in 1..6 {
-        let space = one_vma::<Std>();
+        let space = one_vma::<StdPlatform>();
         let reader = space.register().unwrap();
         let guards: Vec<_> = (0..held).map(|_| reader.try_read(15).unwrap()).collect();
         thread::scope(|scope| {
             let removal = scope.spawn(|| space.remove(10..20).unwrap().len());
-            while reader.try_read(15).is_ok() {
-                thread::yield_now();
-            }
-            // Whatever was published last was taken back, and nothing else.
+            dog.until(|| reader.try_read(15).is_err());
+            // What was published last was retracted, and nothing else.
             for _ in 0..10 {
                 assert_eq!(reader.try_read(15).unwrap_err(), ReadError::Locked { addr: 15 });
             }
-            thread::sleep(Duration::from_millis(5));
-            assert!(!removal.is_finished(), "{held} are inside");
+            assert!(!removal.is_finished(), "{held} guards are held");
             drop(guards);
             assert_eq!(removal.join().unwrap(), 1);
         });
@@ -230,7 +225,8 @@ fn a_lookup_that_is_refused_leaves_the_guards_before_it() {
 
 #[test]
 fn a_reservation_is_committed_when_registered_readers_have_seen_it() {
-    let space = one_vma::<Std>();
+    let _watchdog = watchdog();
+    let space = one_vma::<StdPlatform>();
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -245,7 +241,7 @@ fn a_reservation_is_committed_when_registered_readers_have_seen_it() {
             }
         });
         for _ in 0..TURNS {
-            let reservation = space.edit().unwrap().reserve(30..40).unwrap();
+            let mut reservation = space.edit().unwrap().reserve(30..40).unwrap();
             reservation.commit(Words([7; 6])).unwrap();
             space.edit().unwrap().remove(30..40).unwrap();
             drop(space.edit().unwrap().reserve(30..40).unwrap());
@@ -255,23 +251,24 @@ fn a_reservation_is_committed_when_registered_readers_have_seen_it() {
 }
 
 #[test]
-fn a_vma_is_not_idle_while_a_registered_reader_is_inside() {
-    let space = one_vma::<Std>();
+fn a_vma_is_not_idle_while_a_registered_reader_has_it() {
+    let _watchdog = watchdog();
+    let space = one_vma::<StdPlatform>();
     let reader = space.register().unwrap();
     let vma = reader.try_read(15).unwrap();
     thread::scope(|scope| {
         scope.spawn(|| {
             let mut edit = space.edit().unwrap();
             for _ in 0..3 {
-                let refused = edit.try_start_write(15).err();
+                let refused = edit.try_write(15).err();
                 assert_eq!(refused, Some(WriteError::WouldWait { addr: 15 }));
             }
         });
     });
     assert_eq!(reader.try_read(15).unwrap().range(), 10..20, "nothing has changed for readers");
     drop(vma);
-    assert!(space.edit().unwrap().try_start_write(15).is_ok());
-    // Nor is a neighbour merged that somebody reads, if that would have to be waited for.
+    assert!(space.edit().unwrap().try_write(15).is_ok());
+    // Nor is a neighbour merged that has a reader.
     space.edit().unwrap().insert(20..30, Words([1; 6])).unwrap();
     let vma = reader.try_read(15).unwrap();
     thread::scope(|scope| {
@@ -281,8 +278,9 @@ fn a_vma_is_not_idle_while_a_registered_reader_is_inside() {
 }
 
 #[test]
-fn who_would_wait_for_itself_is_not_registered() {
-    let space = one_vma::<Std>();
+fn a_thread_that_would_wait_for_itself_is_not_registered() {
+    let _watchdog = watchdog();
+    let space = one_vma::<StdPlatform>();
     let edit = space.edit().unwrap();
     assert_eq!(space.register().unwrap_err(), RegisterError::OwnEdit);
     drop(edit);
@@ -299,7 +297,7 @@ fn who_would_wait_for_itself_is_not_registered() {
     let guards = [reader.try_read(15).unwrap(), another.try_read(15).unwrap()];
     drop(guards);
     drop((reader, another));
-    let scope = HandlerScope::<Std>::enter();
+    let scope = HandlerScope::<StdPlatform>::enter();
     let registered = catch_unwind(AssertUnwindSafe(|| space.register().is_ok()));
     drop(scope);
     assert!(registered.is_err(), "it would have waited");
@@ -307,10 +305,11 @@ fn who_would_wait_for_itself_is_not_registered() {
 
 #[test]
 #[cfg_attr(miri, ignore = "leaks on purpose")]
-fn a_forgotten_guard_keeps_its_vma_whoever_registers_next() {
-    let space = one_vma::<Std>();
+fn a_forgotten_guard_keeps_its_vma_also_if_others_register() {
+    let _watchdog = watchdog();
+    let space = one_vma::<StdPlatform>();
     let reader = space.register().unwrap();
-    // In a place behind the first, which is free again when the reader goes.
+    // In a hazard pointer behind the first, which is free again when the reader goes.
     let first = reader.try_read(15).unwrap();
     mem::forget(reader.try_read(15).unwrap());
     drop(first);
@@ -321,8 +320,8 @@ fn a_forgotten_guard_keeps_its_vma_whoever_registers_next() {
             let next = space.register().unwrap();
             assert!(next.try_read(15).is_ok());
             drop(next);
-            assert!(!space.exclude(10..20).unwrap().is_alone());
-            let refused = space.edit().unwrap().try_start_write(15).err();
+            assert!(!space.exclude(10..20).unwrap().is_drained());
+            let refused = space.edit().unwrap().try_write(15).err();
             assert_eq!(refused, Some(WriteError::WouldWait { addr: 15 }));
         });
     });
@@ -331,8 +330,9 @@ fn a_forgotten_guard_keeps_its_vma_whoever_registers_next() {
 
 #[test]
 fn a_copy_and_the_end_of_a_space_wait_for_registered_readers() {
+    let dog = watchdog();
     let slab = Arc::new(Slab::new());
-    let parent = AddressSpace::on_slab(1, Arc::clone(&slab));
+    let parent = AddressSpace::new_in(1, Arc::clone(&slab));
     for start in (0..100).step_by(10) {
         parent.edit().unwrap().insert(start..start + 5, start).unwrap();
     }
@@ -340,9 +340,7 @@ fn a_copy_and_the_end_of_a_space_wait_for_registered_readers() {
     let vma = reader.try_read(50).unwrap();
     let child = thread::scope(|scope| {
         let fork = scope.spawn(|| parent.edit().unwrap().fork(|_, start| Some(*start)).unwrap());
-        while reader.try_read(0).is_ok() {
-            thread::yield_now(); // until all of them are excluded
-        }
+        dog.until(|| reader.try_read(0).is_err()); // all of them are excluded
         assert!(!fork.is_finished() && *vma == 50);
         drop(vma);
         fork.join().unwrap()

@@ -1,7 +1,9 @@
-//! A signal handler after each single instruction of a registered reader's lookups and leaves: by the
-//! processor's trap flag, so that no window is missed for being short.
+//! A signal handler after each single instruction of a registered reader's lookups and of the drop of
+//! its guards: by the processor's trap flag, so that no window is missed for being short.
 #![cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
 #![expect(clippy::unwrap_used, clippy::disallowed_types, reason = "tests")]
+
+mod common;
 
 use std::arch::asm;
 use std::hint::black_box;
@@ -9,16 +11,28 @@ use std::ptr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::Relaxed};
 use std::thread;
-use std::time::{Duration, Instant};
 
-use pervma::{AddressSpace, Exclusion, Reader, Std};
+use common::{Calls, Delegate, Watched, watchdog};
+use pervma::AddressSpace;
 
-type Space = AddressSpace<u64>;
+enum Stepped {}
+
+static CALLS: Calls = Calls::none();
+
+impl Watched for Stepped {
+    fn calls() -> &'static Calls {
+        &CALLS
+    }
+}
+
+type Host = Delegate<Stepped>;
+type Space = AddressSpace<u64, Host>;
+type Reader<'s> = pervma::Reader<'s, u64, Host>;
 
 /// The registered reader of the thread that is stepped through.
-static READER: AtomicPtr<Reader<'static, u64, Std>> = AtomicPtr::new(ptr::null_mut());
+static READER: AtomicPtr<Reader<'static>> = AtomicPtr::new(ptr::null_mut());
 /// What the handler does at its step.
-static HANDLER: AtomicPtr<fn(&Reader<'_, u64>)> = AtomicPtr::new(ptr::null_mut());
+static HANDLER: AtomicPtr<fn(&Reader<'_>)> = AtomicPtr::new(ptr::null_mut());
 /// The instructions that were stepped over, and the one after which the handler does it, or [`EACH`].
 static STEPS: AtomicU64 = AtomicU64::new(0);
 static AT: AtomicU64 = AtomicU64::new(0);
@@ -31,7 +45,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 extern "C" fn stepped(_signal: libc::c_int) {
     if [STEPS.fetch_add(1, Relaxed), EACH].contains(&AT.load(Relaxed)) {
-        // SAFETY: the interrupted thread's own, which outlives what it is doing.
+        // SAFETY: it belongs to the interrupted thread, and outlives what that is doing.
         let reader = unsafe { &*READER.load(Relaxed) };
         // SAFETY: as above.
         let handler = unsafe { &*HANDLER.load(Relaxed) };
@@ -42,8 +56,8 @@ extern "C" fn stepped(_signal: libc::c_int) {
 /// Runs `body` with the trap flag raised, and `handler` after instruction `at` of it; says how many
 /// instructions there were.
 fn step<R>(
-    reader: &Reader<'_, u64>,
-    mut handler: fn(&Reader<'_, u64>),
+    reader: &Reader<'_>,
+    mut handler: fn(&Reader<'_>),
     at: u64,
     body: impl FnOnce() -> R,
 ) -> (u64, R) {
@@ -69,7 +83,7 @@ const V: usize = 10;
 const U: usize = 30;
 
 fn space() -> Space {
-    let space = Space::new(1);
+    let space = Space::with_platform(1);
     let mut edit = space.edit().unwrap();
     edit.insert(V..V + 5, 1).unwrap();
     edit.insert(U..U + 5, 1).unwrap();
@@ -77,16 +91,16 @@ fn space() -> Space {
     space
 }
 
-/// Whether nobody is inside, as another thread sees it.
+/// Whether the VMA has no reader, as another thread sees it.
 fn is_idle(space: &Space, addr: usize) -> bool {
     thread::scope(|scope| {
-        let idle = || space.edit().unwrap().try_start_write(addr).is_ok();
+        let idle = || space.edit().unwrap().try_write(addr).is_ok();
         scope.spawn(idle).join().unwrap()
     })
 }
 
 /// Both VMAs, one after the other and nested.
-fn reads_both(reader: &Reader<'_, u64>) {
+fn reads_both(reader: &Reader<'_>) {
     drop(reader.try_read(V));
     drop(reader.try_read(U));
     let v = reader.try_read(V);
@@ -97,73 +111,62 @@ fn reads_both(reader: &Reader<'_, u64>) {
 
 #[test]
 fn a_handler_at_each_instruction_takes_nothing_away_and_leaves_nothing() {
+    let _watchdog = watchdog();
     let _alone = ALONE.lock();
     let space = space();
     let reader = space.register().unwrap();
     let u = reader.try_read(U).unwrap();
     for _ in 0..3 {
         let (steps, v) = step(&reader, reads_both, EACH, || black_box(reader.try_read(V).unwrap()));
-        assert!(!is_idle(&space, U) && !is_idle(&space, V), "a visit was taken away");
+        assert!(!is_idle(&space, U) && !is_idle(&space, V), "a publication was retracted");
         assert!(steps > 10, "{steps} instructions");
         let (steps, ()) = step(&reader, reads_both, EACH, || drop(black_box(v)));
-        assert!(is_idle(&space, V), "a visit was left behind");
-        assert!(!is_idle(&space, U), "another guard's visit was taken away");
+        assert!(is_idle(&space, V), "a publication was not retracted");
+        assert!(!is_idle(&space, U), "another guard's publication was retracted");
         assert!(steps > 10, "{steps} instructions");
     }
     drop(u);
     assert!(is_idle(&space, U));
 }
 
-/// The space under test, for a handler.
-static SPACE: AtomicPtr<Space> = AtomicPtr::new(ptr::null_mut());
-static INSIDE: AtomicBool = AtomicBool::new(false);
+/// Whether the handler holds a guard of the other VMA.
+static HOLDS: AtomicBool = AtomicBool::new(false);
 
-/// Stays inside of the other VMA until somebody who write-locks it has come, and a while longer.
-fn is_waited_for(reader: &Reader<'_, u64>) {
+/// Holds a guard of the other VMA until a writer waits for it.
+fn is_waited_for(reader: &Reader<'_>) {
     let Ok(u) = reader.try_read(U) else { return };
-    INSIDE.store(true, Relaxed);
-    // SAFETY: it outlives the steps.
-    let space = unsafe { &*SPACE.load(Relaxed) };
-    let end = Instant::now() + Duration::from_secs(5);
-    while space.try_read(U).is_ok() && Instant::now() < end {
+    let before = CALLS.waits.load(Relaxed);
+    HOLDS.store(true, Relaxed);
+    while !CALLS.has_waited_since(before) {
         thread::yield_now();
     }
-    thread::sleep(Duration::from_millis(1));
     drop(u);
 }
 
 #[test]
 fn a_handler_that_is_waited_for_does_not_hide_that_its_thread_was() {
+    let dog = watchdog();
     let _alone = ALONE.lock();
     let space = space();
-    SPACE.store(ptr::from_ref(&space).cast_mut(), Relaxed);
     let reader = space.register().unwrap();
     // Unoptimised, one step of the source is many instructions.
     for at in (0..).step_by(if cfg!(debug_assertions) { 9 } else { 1 }) {
         let v = reader.try_read(V).unwrap();
-        INSIDE.store(false, Relaxed);
-        let (excluded, over) = (AtomicBool::new(false), AtomicBool::new(false));
+        HOLDS.store(false, Relaxed);
+        let over = AtomicBool::new(false);
+        let before = CALLS.waits.load(Relaxed);
         let steps = thread::scope(|scope| {
-            let excluder = scope.spawn(|| {
-                let exclusion: Exclusion<'_, u64> = space.exclude(V..V + 5).unwrap();
-                excluded.store(true, Relaxed);
-                exclusion.wait_until(Instant::now() + Duration::from_secs(5))
-            });
-            let writer = scope.spawn(|| {
-                while !INSIDE.load(Relaxed) && !over.load(Relaxed) {
-                    thread::yield_now();
-                }
-                if INSIDE.load(Relaxed) {
-                    *space.edit().unwrap().start_write(U).unwrap() += 1;
+            // Were its release lost, this would wait for ever.
+            scope.spawn(|| space.exclude(V..V + 5).unwrap().wait());
+            dog.until(|| CALLS.has_waited_since(before));
+            scope.spawn(|| {
+                dog.until(|| HOLDS.load(Relaxed) || over.load(Relaxed));
+                if HOLDS.load(Relaxed) {
+                    *space.edit().unwrap().write(U).unwrap() += 1;
                 }
             });
-            while !excluded.load(Relaxed) {
-                thread::yield_now();
-            }
             let (steps, ()) = step(&reader, is_waited_for, at, || drop(black_box(v)));
             over.store(true, Relaxed);
-            writer.join().unwrap();
-            assert!(excluder.join().unwrap(), "the put is lost after instruction {at}");
             steps
         });
         assert!(is_idle(&space, V) && is_idle(&space, U));

@@ -2,16 +2,22 @@
 //! from space to space.
 //!
 //! What a reader holds must stay as it is and alive; every payload is dropped once; what is mapped
-//! throughout is always found; memory stops growing. `PERVMA_STRESS_SECONDS` makes the run longer.
+//! throughout is always found; memory stops growing. A run ends when everything has happened, and not
+//! before `PERVMA_STRESS_SECONDS`.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_types, reason = "tests")]
 
+mod common;
+
 use std::collections::BTreeMap;
+use std::mem;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::{watchdog, watchdog_beyond};
 use pervma::{
     AddressSpace, ChangeError, GapSearch, Payload, ReadError, Removed, RemovedVmas, Slab,
 };
@@ -69,11 +75,13 @@ impl Payload for Place {
 struct Arena {
     spaces: Vec<Arc<AddressSpace<Place>>>,
     stop: AtomicBool,
-    /// How often each thing happened, so that a run in which something never did is noticed.
-    seen: Mutex<BTreeMap<&'static str, u64>>,
 }
 
+/// How often each thing happened.
 type Seen = BTreeMap<&'static str, u64>;
+
+/// Operations of a thread before it sends what it has seen.
+const TURNS: usize = if cfg!(miri) { 20 } else { 1_000 };
 
 /// Checks what a reader holds in `space`, twice, some time apart.
 fn check(space: usize, addr: Option<usize>, range: &Range<usize>, place: &Place, linger: bool) {
@@ -87,11 +95,17 @@ fn check(space: usize, addr: Option<usize>, range: &Range<usize>, place: &Place,
     assert_eq!(look(), first, "changed under a reader");
 }
 
-fn reader(arena: &Arena, seed: u64) -> Seen {
+fn reader(arena: &Arena, seed: u64, all_seen: &Sender<Seen>) {
     let (mut random, mut seen) = (SmallRng::seed_from_u64(seed), Seen::new());
     let mut cursors: Vec<_> = arena.spaces.iter().map(|space| space.cursor()).collect();
     let mut registered: Vec<_> = arena.spaces.iter().map(|_| None).collect();
-    while !arena.stop.load(Relaxed) {
+    for turn in 1.. {
+        if arena.stop.load(Relaxed) {
+            break;
+        }
+        if turn % TURNS == 0 {
+            all_seen.send(mem::take(&mut seen)).unwrap();
+        }
         let number = random.random_range(0..arena.spaces.len());
         let space = &arena.spaces[number];
         let addr = random.random_range(0..SIZE);
@@ -156,13 +170,13 @@ fn reader(arena: &Arena, seed: u64) -> Seen {
                 );
             }
             84..96 => {
-                let read = space.try_read_from(addr.min(CONSTANT));
+                let read = space.try_read_at_or_after(addr.min(CONSTANT));
                 let read = read.map(|next| {
                     let next = next.expect("the constant VMA is there");
                     assert!(next.range().start <= CONSTANT, "passed over: {:?}", next.range());
                     check(number, None, &next.range(), &next, linger);
                 });
-                judge("try_read_from", read);
+                judge("try_read_at_or_after", read);
             }
             96..99 => {
                 let mut found = false;
@@ -185,14 +199,13 @@ fn reader(arena: &Arena, seed: u64) -> Seen {
             }
         }
     }
-    seen
 }
 
 /// Checks what was taken out of `space`.
 fn took(space: usize, result: Result<RemovedVmas<Place>, ChangeError>, seen: &mut Seen) {
     match result {
         Ok(removed) => {
-            for Removed { range, payload } in removed {
+            for Removed { range, payload, .. } in removed {
                 check(space, None, &range, &payload, false);
             }
             *seen.entry("changed").or_default() += 1;
@@ -205,9 +218,15 @@ fn took(space: usize, result: Result<RemovedVmas<Place>, ChangeError>, seen: &mu
     }
 }
 
-fn editor(arena: &Arena, seed: u64) -> Seen {
+fn editor(arena: &Arena, seed: u64, all_seen: &Sender<Seen>) {
     let (mut random, mut seen) = (SmallRng::seed_from_u64(seed), Seen::new());
-    while !arena.stop.load(Relaxed) {
+    for turn in 1.. {
+        if arena.stop.load(Relaxed) {
+            break;
+        }
+        if turn % TURNS == 0 {
+            all_seen.send(mem::take(&mut seen)).unwrap();
+        }
         let number = random.random_range(0..arena.spaces.len());
         let space = &arena.spaces[number];
         // Below or above what is constant, never across.
@@ -225,7 +244,7 @@ fn editor(arena: &Arena, seed: u64) -> Seen {
                 let inserted = space.edit().unwrap().insert(range.clone(), place(id));
                 took(
                     number,
-                    inserted.map(|()| RemovedVmas::new()).map_err(|error| error.kind),
+                    inserted.map(|()| RemovedVmas::default()).map_err(|error| error.kind),
                     &mut seen,
                 );
             }
@@ -255,10 +274,10 @@ fn editor(arena: &Arena, seed: u64) -> Seen {
                 let search = GapSearch::new(len).within(half..half + CONSTANT - 1);
                 let mut edit = space.edit().unwrap();
                 let Ok(gap) = edit.find_gap(&search) else { continue };
-                let reservation = edit.reserve(gap.clone()).unwrap();
+                let mut reservation = edit.reserve(gap.clone()).unwrap();
                 if random.random() {
                     drop(edit);
-                    thread::sleep(Duration::from_micros(50)); // for others to meet it
+                    (0..random.random_range(0..20)).for_each(|_| thread::yield_now());
                 }
                 if random.random() {
                     reservation.commit(Place::new(number, gap.start, id)).unwrap();
@@ -283,9 +302,9 @@ fn editor(arena: &Arena, seed: u64) -> Seen {
             12 => {
                 let mut edit = space.edit().unwrap();
                 let written = if random.random() {
-                    edit.start_write(range.start)
+                    edit.write(range.start)
                 } else {
-                    edit.try_start_write(range.start)
+                    edit.try_write(range.start)
                 };
                 if let Ok(mut place) = written {
                     place.id = id;
@@ -311,7 +330,6 @@ fn editor(arena: &Arena, seed: u64) -> Seen {
             }
         }
     }
-    seen
 }
 
 const OPERATIONS: [&str; 15] = [
@@ -332,60 +350,66 @@ const OPERATIONS: [&str; 15] = [
     "downgrade",
 ];
 
+/// What readers and editors must have come to, beside every operation.
+const OUTCOMES: [&str; 15] = [
+    "try_read",
+    "cursor",
+    "registered",
+    "read",
+    "owned",
+    "try_read_at_or_after",
+    "iter",
+    "view",
+    "a VMA was read",
+    "a hole",
+    "changed",
+    "excluded",
+    "reserved",
+    "overlap",
+    "nothing there",
+];
+
 #[test]
 fn readers_and_editors_of_all_kinds() {
+    let _watchdog = watchdog();
     let seconds = std::env::var("PERVMA_STRESS_SECONDS").map_or(2, |s| s.parse().unwrap());
+    let at_least = Duration::from_secs(seconds);
+    let _watchdog = watchdog_beyond(at_least);
     let slab = Arc::new(Slab::new());
     let mut spaces: Vec<_> =
-        (0..2).map(|_| Arc::new(AddressSpace::on_slab(1, Arc::clone(&slab)))).collect();
+        (0..2).map(|_| Arc::new(AddressSpace::new_in(1, Arc::clone(&slab)))).collect();
     spaces.push(Arc::new(AddressSpace::new(1)));
     for (number, space) in spaces.iter().enumerate() {
         let place = Place::new(number, CONSTANT, 9);
-        space.edit().unwrap().insert(CONSTANT..CONSTANT + 1, place).unwrap();
+        space.insert(CONSTANT..CONSTANT + 1, place).unwrap();
     }
-    let arena = Arena { spaces, stop: AtomicBool::new(false), seen: Mutex::default() };
+    let arena = Arena { spaces, stop: AtomicBool::new(false) };
+    let mut seen = Seen::new();
     thread::scope(|scope| {
+        let (all_seen, news) = mpsc::channel();
         for seed in 0..4 {
-            let arena = &arena;
+            let (arena, all_seen) = (&arena, all_seen.clone());
             scope.spawn(move || {
                 // A thread that fails stops the others, so that the failure is seen.
-                let stop = scopeguard(arena);
-                let seen = if seed % 2 == 0 { reader(arena, seed) } else { editor(arena, seed) };
-                drop(stop);
-                let mut all = arena.seen.lock().unwrap();
-                seen.into_iter().for_each(|(what, n)| *all.entry(what).or_default() += n);
+                let _stop = StopAll(arena);
+                let run = if seed % 2 == 0 { reader } else { editor };
+                run(arena, seed, &all_seen);
             });
         }
-        let end = Instant::now() + Duration::from_secs(seconds);
-        while Instant::now() < end && !arena.stop.load(Relaxed) {
-            thread::sleep(Duration::from_millis(20));
+        drop(all_seen);
+        let begin = Instant::now();
+        for new in news {
+            new.into_iter().for_each(|(what, n)| *seen.entry(what).or_default() += n);
+            let everything = OPERATIONS.iter().chain(&OUTCOMES).all(|what| seen.contains_key(what));
+            if everything && begin.elapsed() >= at_least {
+                arena.stop.store(true, Relaxed);
+            }
         }
-        arena.stop.store(true, Relaxed);
     });
-    let Arena { spaces, seen, .. } = arena;
-    let seen = seen.into_inner().unwrap();
+    let Arena { spaces, .. } = arena;
     println!("{seen:#?}");
-    for what in OPERATIONS {
-        assert!(seen.contains_key(what), "{what} never happened");
-    }
-    for what in ["changed", "excluded", "reserved", "overlap", "nothing there", "a VMA was read"] {
-        assert!(seen.contains_key(what), "nobody was told: {what}");
-    }
-    for what in [
-        "try_read",
-        "cursor",
-        "read",
-        "owned",
-        "try_read_from",
-        "iter",
-        "view",
-        "registered",
-        "a hole",
-    ] {
-        assert!(seen.contains_key(what), "{what} never happened");
-    }
     // At most one VMA an address, and a few on their way.
-    let made = slab.vmas().made + spaces[2].slab().vmas().made;
+    let made = slab.vmas().capacity + spaces[2].slab().vmas().capacity;
     assert!(made <= 5 * SIZE, "{made} slots were made");
     for space in &spaces {
         space.remove(0..SIZE).unwrap();
@@ -397,20 +421,18 @@ fn readers_and_editors_of_all_kinds() {
     assert_eq!(ALIVE.load(Relaxed), 0, "a payload is lost");
 }
 
-/// Stops everybody when dropped.
-fn scopeguard(arena: &Arena) -> impl Drop {
-    struct Stop<'a>(&'a Arena);
-    impl Drop for Stop<'_> {
-        fn drop(&mut self) {
-            self.0.stop.store(true, Relaxed);
-        }
+/// Stops all threads when it is dropped.
+struct StopAll<'a>(&'a Arena);
+
+impl Drop for StopAll<'_> {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Relaxed);
     }
-    Stop(arena)
 }
 
-/// Memory does not grow, however long it goes on.
 #[test]
-fn ten_million_operations_use_the_memory_of_the_first_thousand() {
+fn memory_does_not_grow_however_long_vmas_come_and_go() {
+    let _watchdog = watchdog();
     let rounds = if cfg!(miri) {
         200
     } else if cfg!(debug_assertions) {
@@ -421,7 +443,7 @@ fn ten_million_operations_use_the_memory_of_the_first_thousand() {
     let space = AddressSpace::new(1);
     let round = |n: usize| {
         let start = 16 * (n % 50);
-        space.edit().unwrap().insert(start..start + 10, n).unwrap();
+        space.insert(start..start + 10, n).unwrap();
         if n >= 25 {
             let old = 16 * ((n - 25) % 50);
             space.edit().unwrap().remove(old..old + 10).unwrap();
@@ -433,9 +455,10 @@ fn ten_million_operations_use_the_memory_of_the_first_thousand() {
     assert_eq!((space.slab().vmas(), space.slab().nodes()), before);
 }
 
-/// A thread's identity is the address of its state, which the next thread may get.
+/// The next thread may get the memory of the one before, and with it the place of that one's state.
 #[test]
 fn threads_that_come_and_go_are_told_apart() {
+    let _watchdog = watchdog();
     let space = AddressSpace::<u32>::new(1);
     space.edit().unwrap().insert(0..1, 0).unwrap();
     thread::scope(|scope| {
@@ -444,12 +467,10 @@ fn threads_that_come_and_go_are_told_apart() {
                 for _ in 0..500 {
                     let edited = thread::scope(|scope| {
                         // Ends while the other half may be asking who edits.
-                        scope.spawn(|| {
-                            space.edit().map(|mut edit| *edit.start_write(0).unwrap() += 1)
-                        });
+                        scope.spawn(|| space.edit().map(|mut edit| *edit.write(0).unwrap() += 1));
                         scope.spawn(|| space.read(0).map(|vma| *vma)).join().unwrap()
                     });
-                    assert!(edited.is_ok(), "took itself for somebody else: {edited:?}");
+                    assert!(edited.is_ok(), "a thread takes itself for another: {edited:?}");
                 }
             });
         }

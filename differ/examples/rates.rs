@@ -1,7 +1,7 @@
-//! How long `Mm` takes for a call, beside the kernel's system call in this process.
+//! The time that `Mm` takes for a call, beside the kernel's system call in this process.
 //!
-//! Two pairs of calls, each among 100 mappings: map and unmap a page; cut a page out and merge it
-//! again.
+//! Two pairs of calls are timed among 100 mappings: mapping and unmapping a page, and splitting off
+//! a page and merging it again.
 #![expect(clippy::unwrap_used, reason = "nothing is expected to fail")]
 
 use std::hint::black_box;
@@ -33,7 +33,7 @@ fn main() {
         mm.mmap(addr, 9 * PAGE, PROT_READ, FLAGS, None, 0).unwrap();
         kernel(libc::SYS_mmap, addr, 9 * PAGE, PROT_READ, FLAGS);
     }
-    let cut = BASE + 504 * PAGE;
+    let split = BASE + 504 * PAGE;
     let model = pair(|| {
         black_box(mm.mmap(HOLE, PAGE, PROT_READ, FLAGS, None, 0)).unwrap();
         mm.munmap(HOLE, PAGE).unwrap();
@@ -44,12 +44,12 @@ fn main() {
     });
     println!("mmap, munmap: {model:?} a call, the kernel {real:?}");
     let model = pair(|| {
-        mm.mprotect(cut, PAGE, PROT_NONE).unwrap();
-        mm.mprotect(cut, PAGE, PROT_READ).unwrap();
+        mm.mprotect(split, PAGE, PROT_NONE).unwrap();
+        mm.mprotect(split, PAGE, PROT_READ).unwrap();
     });
     let real = pair(|| {
-        kernel(libc::SYS_mprotect, cut, PAGE, PROT_NONE, 0);
-        kernel(libc::SYS_mprotect, cut, PAGE, PROT_READ, 0);
+        kernel(libc::SYS_mprotect, split, PAGE, PROT_NONE, 0);
+        kernel(libc::SYS_mprotect, split, PAGE, PROT_READ, 0);
     });
-    println!("mprotect, cutting and merging: {model:?} a call, the kernel {real:?}");
+    println!("mprotect, splitting and merging: {model:?} a call, the kernel {real:?}");
 }

@@ -1,6 +1,6 @@
-//! A process that makes the calls, stopped between them: its tracer sets its registers, lets it run
-//! one instruction and reads them again. Nothing of its own is left in its memory but the page with
-//! those instructions, so its whole map is known.
+//! A traced process that makes the calls. It is stopped between them: its tracer sets its
+//! registers, lets it run one instruction and reads them again. Its memory is empty except for the
+//! page with those instructions, so its whole map is known.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,27 +13,40 @@ use std::process::{Command, Stdio};
 use libc::{c_int, c_long, pid_t, user_regs_struct};
 use pervma_linux::{Access, Layout, Limits, Signal, abi};
 
-/// Where the page with the instructions is.
-pub const CODE: usize = 0x2000_0000;
-/// `syscall`; `mov al, [rdi]`; `mov [rdi], al`.
+use crate::op::NAMES;
+
+/// The address of the page with the instructions.
+pub(crate) const CODE: usize = 0x2000_0000;
+/// The instructions `syscall`, `mov al, [rdi]` and `mov [rdi], al`.
 const INSTRUCTIONS: u64 = u64::from_le_bytes([0x0f, 0x05, 0x8a, 0x07, 0x88, 0x07, 0x90, 0x90]);
 const READ: u64 = 2;
 const WRITE: u64 = 4;
-/// Not an address, so that an instruction that has been fetched goes no further: pages hold zeros and
-/// ones, which add to what `rax` or `rcx` points to.
+/// What is no address. Pages hold zeros and ones, which as instructions add to the memory that
+/// `rax` or `rcx` points to: with this in both, an instruction that was fetched does nothing.
 const NOWHERE: u64 = 0x8000_0000_0000_0000;
 
-/// Descriptors of the files in the child, one after the other from this one on.
-pub const FIRST_FD: c_int = 40;
+/// The address of the names for anonymous memory, in the same page, and the bytes from each to the
+/// next.
+const NAMES_AT: usize = CODE + 0x400;
+const NAME_SIZE: usize = 0x60;
+/// The path of the file of a process's memory, and its address in the same page.
+const MEMORY_FILE: &str = "/proc/self/mem";
+const MEMORY_FILE_AT: usize = CODE + 0x200;
+/// The offsets in the same page of a byte that is zero, and of one that is never read.
+const ZERO_AT: u64 = 0x100;
+const NOTHING_AT: u64 = 0x180;
 
-/// The process. Only the thread that made it can speak to it.
+/// The descriptor of the first file in the child. The others follow it.
+pub(crate) const FIRST_FD: c_int = 40;
+
+/// The process. Only the thread that started it can trace it.
 #[derive(Debug)]
-pub struct Child {
+pub(crate) struct Child {
     pid: pid_t,
-    /// What the registers were when it stopped first: segments and flags.
+    /// The registers when it stopped first, of which segments and flags are kept.
     registers: user_regs_struct,
     maps: File,
-    /// How much of the maps file is read at once.
+    /// The last text of its maps file.
     buffer: Vec<u8>,
     thread: PhantomData<*const ()>,
 }
@@ -41,37 +54,58 @@ pub struct Child {
 /// What is known about a process before its first call.
 #[derive(Clone, Copy, Debug)]
 pub struct Born {
-    /// Where things are in it.
+    /// The layout of its address space.
     pub layout: Layout,
     /// Its limits.
     pub limits: Limits,
+    /// The hard limits.
+    pub hard: Limits,
     /// Whether addresses are random.
     pub randomized: bool,
     /// Whether the kernel marks mappings with guard pages.
     pub marks_guards: bool,
-    /// What it has not been able to drop, as a set of bits.
+    /// Its capabilities, as a set of bits.
     capabilities: u64,
 }
 
-/// Memory may be locked without limit.
-pub const CAP_IPC_LOCK: u32 = 14;
-/// Low addresses may be mapped.
-pub const CAP_SYS_RAWIO: u32 = 17;
-/// Memory may be damaged.
-pub const CAP_SYS_ADMIN: u32 = 21;
+/// The capability to lock memory without a limit.
+pub(crate) const CAP_IPC_LOCK: u32 = 14;
+/// The capability to map low addresses.
+pub(crate) const CAP_SYS_RAWIO: u32 = 17;
+/// The capability that `MADV_HWPOISON` needs, among many others.
+pub(crate) const CAP_SYS_ADMIN: u32 = 21;
 
 impl Born {
+    /// Defaults for tests that need no process.
+    #[cfg(test)]
+    pub(crate) fn unborn() -> Self {
+        Self {
+            layout: Layout::default(),
+            limits: Limits::default(),
+            hard: Limits { locked: u64::MAX, stack: u64::MAX, ..Limits::default() },
+            randomized: false,
+            marks_guards: true,
+            capabilities: 0,
+        }
+    }
+
+    /// The same process with a capability more.
+    #[cfg(test)]
+    pub(crate) fn with(self, capability: u32) -> Self {
+        Self { capabilities: self.capabilities | 1 << capability, ..self }
+    }
+
     /// Whether it has the capability.
     pub fn has(&self, capability: u32) -> bool {
         self.capabilities >> capability & 1 != 0
     }
 }
 
-/// Bytes of a stack, and of locked memory, if no limit is in the way: where the search for room
-/// begins depends on it.
+/// The limits of stack and locked memory, in bytes, if the hard limits allow them. The start of the
+/// search for gaps depends on the former.
 const EIGHT_MIB: u64 = 8 << 20;
 
-/// Whether the processor takes it for an address: it extends 48 bits by their sign.
+/// Whether it is an address for the processor, which sign-extends 48 bits.
 fn is_canonical(addr: usize) -> bool {
     matches!(addr >> 47, 0 | 0x1_ffff)
 }
@@ -82,13 +116,16 @@ fn check(result: c_long) -> io::Result<c_long> {
 
 impl Child {
     /// Starts a process with `files` as its descriptors, and empties its memory.
-    pub fn spawn(files: &[OwnedFd]) -> io::Result<(Self, Born)> {
-        let descriptors: Vec<c_int> = files.iter().map(AsRawFd::as_raw_fd).collect();
+    pub(crate) fn spawn<'f>(
+        files: impl Iterator<Item = &'f OwnedFd>,
+        privileges: Privileges,
+    ) -> io::Result<(Self, Born)> {
+        let descriptors: Vec<c_int> = files.map(AsRawFd::as_raw_fd).collect();
         let mut command = Command::new("/proc/self/exe");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        // SAFETY: `prepare` makes nothing but system calls, which a fork's child may do.
-        unsafe { command.pre_exec(move || prepare(&descriptors)) };
-        // Nobody waits through the handle: the tracer does.
+        // SAFETY: `prepare` makes only system calls, which a fork's child may do.
+        unsafe { command.pre_exec(move || prepare(&descriptors, privileges)) };
+        // The tracer waits for the process, not the handle.
         let pid = pid_t::try_from(command.spawn()?.id()).map_err(io::Error::other)?;
         let mut child = Self {
             pid,
@@ -113,7 +150,8 @@ impl Child {
         let personality = fs::read_to_string(format!("/proc/{}/personality", self.pid))?;
         let no_random = u64::try_from(libc::ADDR_NO_RANDOMIZE).unwrap_or(0);
         let personality = u64::from_str_radix(personality.trim(), 16).unwrap_or(0);
-        // Counted from the state, which follows the name in parentheses and is the third.
+        // The first field here is the state, the third of all, which follows the name in
+        // parentheses.
         let fields: Vec<usize> = stat
             .rsplit(')')
             .next()
@@ -123,7 +161,7 @@ impl Child {
             .collect();
         let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
 
-        // The program's first instruction gives way to a system call.
+        // The program's first instruction is overwritten with a system call.
         let entry = usize::try_from(self.registers.rip).map_err(io::Error::other)?;
         self.poke(entry, INSTRUCTIONS)?;
         let flags = abi::MAP_PRIVATE | abi::MAP_ANONYMOUS | abi::MAP_FIXED_NOREPLACE;
@@ -132,6 +170,14 @@ impl Child {
         let code = CODE as u64;
         self.must(libc::SYS_mmap, [code, page, all, flags, u64::MAX, 0])?;
         self.poke(CODE, INSTRUCTIONS)?;
+        let names = NAMES.iter().zip((0..).map(name_at));
+        for (text, start) in names.chain([(&MEMORY_FILE, MEMORY_FILE_AT)]) {
+            for (word, at) in text.as_bytes().chunks(8).zip((start..).step_by(8)) {
+                let mut bytes = [0; 8];
+                bytes[..word.len()].copy_from_slice(word);
+                self.poke(at, u64::from_le_bytes(bytes))?;
+            }
+        }
         self.registers.rip = code;
         let not_writable = abi::PROT_READ | abi::PROT_EXEC;
         self.must(libc::SYS_mprotect, [code, page, not_writable, 0, 0, 0])?;
@@ -139,14 +185,14 @@ impl Child {
         let end = layout.task_size as u64;
         self.must(libc::SYS_munmap, [code + page, end - code - page, 0, 0, 0, 0])?;
 
-        // The highest room there is says where the search for room begins.
+        // The highest gap tells where the search for gaps begins.
         let anonymous = abi::MAP_PRIVATE | abi::MAP_ANONYMOUS;
         let top = self.must(libc::SYS_mmap, [0, page, 0, anonymous, u64::MAX, 0])?;
         let guard = u64::try_from(abi::MADV_GUARD_INSTALL).unwrap_or(0);
         self.must(libc::SYS_madvise, [top, page, guard, 0, 0, 0])?;
         let marks_guards = self.file("smaps")?.lines().any(|line| line.ends_with(" gu "));
         self.must(libc::SYS_munmap, [top, page, 0, 0, 0, 0])?;
-        // A hint below what may be chosen is one to the lowest address that may.
+        // A hint below the lowest address that may be chosen is taken for that address.
         let lowest = self.must(libc::SYS_mmap, [page, page, 0, anonymous, u64::MAX, 0])?;
         self.must(libc::SYS_munmap, [lowest, page, 0, 0, 0, 0])?;
         let brk = self.must(libc::SYS_brk, [0; 6])?;
@@ -162,23 +208,34 @@ impl Child {
             start_stack: field(28),
             ..layout
         };
+        let [address_space, data, locked, stack] =
+            [libc::RLIMIT_AS, libc::RLIMIT_DATA, libc::RLIMIT_MEMLOCK, libc::RLIMIT_STACK]
+                .map(|limit| read_limit(self.pid, limit));
+        let (address_space, data, locked, stack) = (address_space?, data?, locked?, stack?);
         let limits = Limits {
-            address_space: read_limit(self.pid, libc::RLIMIT_AS)?.rlim_cur,
-            data: read_limit(self.pid, libc::RLIMIT_DATA)?.rlim_cur,
-            data_max: read_limit(self.pid, libc::RLIMIT_DATA)?.rlim_max,
-            locked: read_limit(self.pid, libc::RLIMIT_MEMLOCK)?.rlim_cur,
-            stack: read_limit(self.pid, libc::RLIMIT_STACK)?.rlim_cur,
+            address_space: address_space.rlim_cur,
+            data: data.rlim_cur,
+            data_max: data.rlim_max,
+            locked: locked.rlim_cur,
+            stack: stack.rlim_cur,
+        };
+        let hard = Limits {
+            address_space: address_space.rlim_max,
+            data: data.rlim_max,
+            data_max: data.rlim_max,
+            locked: locked.rlim_max,
+            stack: stack.rlim_max,
         };
         let status = self.file("status")?;
         let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
         let capabilities = u64::from_str_radix(capabilities.unwrap_or_default().trim(), 16)
             .map_err(io::Error::other)?;
         let randomized = personality & no_random == 0;
-        Ok(Born { layout, limits, randomized, marks_guards, capabilities })
+        Ok(Born { layout, limits, hard, randomized, marks_guards, capabilities })
     }
 
-    /// Makes a system call; returns what the processor has in `rax` then.
-    pub fn call(&mut self, number: c_long, arguments: [u64; 6]) -> io::Result<i64> {
+    /// Makes a system call, and returns the value of `rax` after it.
+    pub(crate) fn call(&mut self, number: c_long, arguments: [u64; 6]) -> io::Result<i64> {
         let [rdi, rsi, rdx, r10, r8, r9] = arguments;
         let rax = u64::try_from(number).unwrap_or(u64::MAX);
         self.step(user_regs_struct {
@@ -196,7 +253,7 @@ impl Child {
         Ok(self.read_registers()?.rax.cast_signed())
     }
 
-    /// A call of the preparation, which must succeed.
+    /// Makes a system call that must succeed.
     fn must(&mut self, number: c_long, arguments: [u64; 6]) -> io::Result<u64> {
         let result = self.call(number, arguments)?;
         match i32::try_from(result) {
@@ -206,7 +263,7 @@ impl Child {
     }
 
     /// Touches a byte.
-    pub fn touch(&mut self, addr: usize, access: Access) -> io::Result<Result<(), Signal>> {
+    pub(crate) fn touch(&mut self, addr: usize, access: Access) -> io::Result<Result<(), Signal>> {
         let code = self.registers.rip;
         let read_or_write = |rip| user_regs_struct {
             rdi: addr as u64,
@@ -218,7 +275,7 @@ impl Child {
         match access {
             Access::Read => self.step(read_or_write(code + READ))?,
             Access::Write => self.step(read_or_write(code + WRITE))?,
-            // A single step would look at the instruction first, as the tracer.
+            // For a single step the tracer would read the instruction first.
             Access::Execute => self.go_on(user_regs_struct {
                 rip: addr as u64,
                 orig_rax: u64::MAX,
@@ -241,7 +298,7 @@ impl Child {
         Ok(match (signal, info.si_code) {
             (libc::SIGSEGV, 1) => Err(Signal::NotMapped),
             (libc::SIGSEGV, 2) => Err(Signal::NotAllowed),
-            // The instruction was fetched, and went no further; if there can be one.
+            // The instruction was fetched and did nothing, if there can be one at that address.
             (libc::SIGSEGV, KERNEL) if access == Access::Execute && is_canonical(addr) => Ok(()),
             (libc::SIGSEGV, KERNEL) => Err(Signal::NotAnAddress),
             (libc::SIGBUS, _) => Err(Signal::Bus),
@@ -249,8 +306,29 @@ impl Child {
         })
     }
 
-    /// Forks; the child is a child of this process too, and stopped. Or the error number, negated.
-    pub fn fork(&mut self) -> io::Result<Result<Self, i64>> {
+    /// Has the process read or write a byte of its own, whatever the mapping allows. Returns the
+    /// result of that system call.
+    pub(crate) fn force(&mut self, addr: usize, access: Access) -> io::Result<i64> {
+        let (path, byte) = (MEMORY_FILE_AT as u64, CODE as u64);
+        let read_write = u64::try_from(libc::O_RDWR).unwrap_or(0);
+        let file = self.must(libc::SYS_open, [path, read_write, 0, 0, 0, 0])?;
+        // `pread` and `pwrite` refuse addresses that look negative.
+        self.call(libc::SYS_lseek, [file, addr as u64, 0, 0, 0, 0])?;
+        let done = match access {
+            Access::Write => self.call(libc::SYS_write, [file, byte + ZERO_AT, 1, 0, 0, 0])?,
+            Access::Read | Access::Execute => {
+                let to = byte + NOTHING_AT;
+                let read = self.call(libc::SYS_read, [file, to, 1, 0, 0, 0])?;
+                // The byte was read and could not be copied: the page of instructions is read-only.
+                if read == -i64::from(libc::EFAULT) { 1 } else { read }
+            }
+        };
+        self.must(libc::SYS_close, [file, 0, 0, 0, 0, 0])?;
+        Ok(done)
+    }
+
+    /// Forks, and returns the child, which is traced and stopped, or the negated error number.
+    pub(crate) fn fork(&mut self) -> io::Result<Result<Self, i64>> {
         let flags = u64::try_from(libc::CLONE_PARENT | libc::SIGCHLD).unwrap_or(0);
         self.step(user_regs_struct {
             rdi: flags,
@@ -278,19 +356,19 @@ impl Child {
             thread: PhantomData,
         };
         child.wait()?;
-        // The parent is still inside of the call.
+        // The parent is still in the call.
         self.request(libc::PTRACE_SINGLESTEP, 0, 0)?;
         self.wait()?;
         Ok(Ok(child))
     }
 
-    /// A limit, soft and hard.
-    pub fn limit(&self, resource: libc::__rlimit_resource_t) -> io::Result<libc::rlimit> {
+    /// Returns a limit, soft and hard.
+    pub(crate) fn limit(&self, resource: libc::__rlimit_resource_t) -> io::Result<libc::rlimit> {
         read_limit(self.pid, resource)
     }
 
     /// Sets a limit.
-    pub fn set_limit(
+    pub(crate) fn set_limit(
         &self,
         resource: libc::__rlimit_resource_t,
         new: libc::rlimit,
@@ -301,8 +379,8 @@ impl Child {
         check(c_long::from(set)).map(drop)
     }
 
-    /// Its maps file, as it is.
-    pub fn maps(&mut self) -> io::Result<&[u8]> {
+    /// Reads its maps file.
+    pub(crate) fn maps(&mut self) -> io::Result<&[u8]> {
         let mut len = 0;
         loop {
             if len + 4096 > self.buffer.len() {
@@ -315,8 +393,8 @@ impl Child {
         }
     }
 
-    /// Another file about it.
-    pub fn file(&self, name: &str) -> io::Result<String> {
+    /// Reads another of its files in `/proc`.
+    pub(crate) fn file(&self, name: &str) -> io::Result<String> {
         fs::read_to_string(format!("/proc/{}/{name}", self.pid))
     }
 
@@ -345,6 +423,7 @@ impl Child {
         Ok(registers)
     }
 
+    /// Writes a word, whatever the mapping allows.
     fn poke(&self, addr: usize, word: u64) -> io::Result<()> {
         self.request(libc::PTRACE_POKEDATA, addr, usize::try_from(word).unwrap_or(0))
     }
@@ -354,12 +433,12 @@ impl Child {
         check(unsafe { libc::ptrace(request, self.pid, addr, data) }).map(drop)
     }
 
-    /// Waits until it has stopped; returns the signal that stopped it.
+    /// Waits until it has stopped, and returns the signal that stopped it.
     fn wait(&self) -> io::Result<c_int> {
         self.wait_for_status().map(|status| libc::WSTOPSIG(status))
     }
 
-    /// Waits until it has stopped; returns the signal and the event that stopped it.
+    /// Waits until it has stopped, and returns the status with the signal and the event.
     fn wait_for_status(&self) -> io::Result<c_int> {
         let mut status = 0;
         // SAFETY: the kernel writes a status to where there is one.
@@ -372,8 +451,11 @@ impl Child {
     }
 }
 
-/// Of a process; 0 is this one.
-pub fn read_limit(pid: pid_t, resource: libc::__rlimit_resource_t) -> io::Result<libc::rlimit> {
+/// Reads a limit of a process, where 0 is this one.
+pub(crate) fn read_limit(
+    pid: pid_t,
+    resource: libc::__rlimit_resource_t,
+) -> io::Result<libc::rlimit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: writes to a limit that is there.
     let read = unsafe { libc::prlimit(pid, resource, std::ptr::null(), &raw mut limit) };
@@ -384,22 +466,42 @@ pub fn read_limit(pid: pid_t, resource: libc::__rlimit_resource_t) -> io::Result
 impl Drop for Child {
     fn drop(&mut self) {
         let mut status = 0;
-        // SAFETY: the process is a child of this one that nobody else waits for, so the number is its.
+        // SAFETY: the process is a child of this one that only this value waits for, so the number
+        // is its.
         unsafe { libc::kill(self.pid, libc::SIGKILL) };
         // SAFETY: as above; the kernel writes a status to where there is one.
         unsafe { libc::waitpid(self.pid, &raw mut status, libc::__WALL) };
     }
 }
 
-/// In the child, before it becomes another program: descriptors, no privilege that suspends limits,
-/// no randomness, and traced from now on.
-fn prepare(files: &[c_int]) -> io::Result<()> {
+/// The privileges that the process keeps, if this one has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Privileges {
+    /// None, so that limits hold.
+    #[default]
+    None,
+    /// `CAP_IPC_LOCK` and `CAP_SYS_RAWIO`, but not `CAP_SYS_ADMIN`, which would damage real memory.
+    Kept,
+}
+
+/// The address of the name with this number.
+pub(crate) fn name_at(number: usize) -> usize {
+    NAMES_AT + number * NAME_SIZE
+}
+
+/// Runs in the child before it becomes another program: it gets its descriptors, drops privileges,
+/// switches off random addresses and huge pages, and is traced from now on.
+fn prepare(files: &[c_int], privileges: Privileges) -> io::Result<()> {
     for (file, number) in files.iter().zip(FIRST_FD..) {
         // SAFETY: descriptors of this process; the copy stays open across the exec.
         check(c_long::from(unsafe { libc::dup2(*file, number) }))?;
     }
-    for capability in [CAP_IPC_LOCK, CAP_SYS_RAWIO, CAP_SYS_ADMIN] {
-        // Fails without privilege, when there is nothing to drop.
+    let dropped: &[u32] = match privileges {
+        Privileges::None => &[CAP_IPC_LOCK, CAP_SYS_RAWIO, CAP_SYS_ADMIN],
+        Privileges::Kept => &[CAP_SYS_ADMIN],
+    };
+    for &capability in dropped {
+        // It fails without privileges, and then there are none to drop.
         // SAFETY: changes this process's capabilities only.
         unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) };
     }
@@ -409,6 +511,9 @@ fn prepare(files: &[c_int]) -> io::Result<()> {
         // SAFETY: reads from a limit that is there.
         check(c_long::from(unsafe { libc::setrlimit(resource, &raw const new) }))?;
     }
+    // Where huge pages are decides which pages become anonymous, and is not in the map.
+    // SAFETY: changes this process's way of making pages only.
+    check(c_long::from(unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) }))?;
     let no_random = libc::c_ulong::try_from(libc::ADDR_NO_RANDOMIZE).unwrap_or(0);
     // Where it is refused, addresses are random.
     // SAFETY: changes this process's execution domain only.

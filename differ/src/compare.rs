@@ -1,18 +1,18 @@
-//! Whether two maps are the same.
+//! Comparing maps.
 
 use std::collections::HashMap;
 
 use pervma_linux::Counts;
 
-/// What the maps file says of nameless shared memory.
+/// The name of shared anonymous memory in the maps file.
 const NAMELESS: &str = "/dev/zero (deleted)";
-/// What every process has and no call touches.
+/// The name of a page that every process has and no call changes.
 const GATE: &str = "[vsyscall]";
 
-/// Which inode of the kernel's is which object of the model's. Both count as they like; but what is
-/// one must stay one.
+/// Which inode of the kernel is which object of the model. Their numbers differ, but each pair must
+/// stay a pair.
 #[derive(Debug, Default)]
-pub struct Objects {
+pub(crate) struct Objects {
     inodes: HashMap<u64, u64>,
     objects: HashMap<u64, u64>,
 }
@@ -23,8 +23,8 @@ impl Objects {
             && *self.objects.entry(object).or_insert(inode) == inode
     }
 
-    /// Whether the texts of the kernel's maps file and of the model's say the same.
-    pub fn same_maps(&mut self, kernel: &str, model: &str) -> bool {
+    /// Whether the texts of the kernel's maps file and of the model's are the same.
+    pub(crate) fn same_maps(&mut self, kernel: &str, model: &str) -> bool {
         let mut kernel = kernel.lines().filter(|line| !line.ends_with(GATE));
         let mut model = model.lines();
         loop {
@@ -54,7 +54,7 @@ impl Objects {
 }
 
 /// The flags of each mapping in the text of `smaps`.
-pub fn flags_of_smaps(smaps: &str) -> Vec<String> {
+pub(crate) fn flags_of_smaps(smaps: &str) -> Vec<String> {
     let is_gate = |line: &str| line.ends_with(GATE);
     let end = smaps.lines().position(is_gate).unwrap_or(usize::MAX);
     let lines = smaps.lines().take(end);
@@ -62,8 +62,21 @@ pub fn flags_of_smaps(smaps: &str) -> Vec<String> {
     flags.map(|flags| flags.trim().to_owned()).collect()
 }
 
+/// Counts as the kernel shows them, in units of 1024 bytes: those below 0 lose two bits by that.
+pub(crate) fn counts_in_kib(counts: Counts) -> Counts {
+    let left = |count: usize| count.wrapping_mul(4) / 4;
+    let Counts { total, data, stack, exec, locked } = counts;
+    Counts {
+        total: left(total),
+        data: left(data),
+        stack: left(stack),
+        exec: left(exec),
+        locked: left(locked),
+    }
+}
+
 /// The counts in the text of `status`.
-pub fn counts_of_status(status: &str) -> Counts {
+pub(crate) fn counts_of_status(status: &str) -> Counts {
     let pages = |name: &str| -> usize {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         let number = line.and_then(|line| line.split_ascii_whitespace().next());

@@ -1,4 +1,4 @@
-//! What is to be known about the machine and its kernel.
+//! The machine and its kernel.
 
 use std::fs;
 use std::io;
@@ -7,35 +7,37 @@ use pervma_linux::abi;
 
 use crate::child::read_limit;
 
-/// The machine.
+/// What results depend on beside the process.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    /// The kernel's release.
+    /// The release of the kernel.
     pub kernel: String,
-    /// Its first two numbers.
+    /// The first two numbers of the release.
     pub version: (u32, u32),
-    /// `vm.max_map_count`.
+    /// The limit of mappings (`vm.max_map_count`).
     pub max_map_count: usize,
-    /// The most pages that one call may promise.
+    /// The most pages that one call may commit.
     pub commit_limit: usize,
     /// Whether anonymous memory can have names.
     pub anon_names: bool,
     /// Whether the kernel was built with huge pages.
     pub huge_pages: bool,
-    /// Whether it can be told that memory fails.
+    /// Whether the kernel knows `MADV_HWPOISON`.
     pub memory_failure: bool,
+    /// The sizes of huge pages that there are pools of, as powers of two.
+    pub huge_page_shifts: Vec<u32>,
 }
 
-/// How many files it takes: they have certain numbers in the process.
+/// The files that must be open at a time, since those of the process have certain numbers.
 const MOST_FILES: u64 = 64;
 
-/// The first version whose rules the model has.
-pub const OLDEST: (u32, u32) = (6, 17);
-/// The last one it has been compared with.
-pub const NEWEST: (u32, u32) = (6, 18);
+/// The first version of the kernel whose rules the model has.
+pub(crate) const OLDEST: (u32, u32) = (6, 17);
+/// The last version of the kernel that the model was compared with.
+pub(crate) const NEWEST: (u32, u32) = (6, 18);
 
 impl Machine {
-    /// Looks around.
+    /// Finds out about this machine.
     ///
     /// # Errors
     ///
@@ -56,10 +58,20 @@ impl Machine {
             anon_names: has_anon_names(),
             huge_pages: knows_advice(abi::MADV_HUGEPAGE),
             memory_failure: knows_advice(abi::MADV_HWPOISON),
+            huge_page_shifts: huge_page_shifts(),
         })
     }
 
-    /// Why the comparison cannot be made here, if so.
+    /// Whether there is a pool of huge pages of the size that the flags of `mmap` ask for.
+    pub fn has_huge_pages(&self, flags: u64) -> bool {
+        match flags >> 26 & 0x3f {
+            // The default size.
+            0 => !self.huge_page_shifts.is_empty(),
+            shift => self.huge_page_shifts.iter().any(|has| u64::from(*has) == shift),
+        }
+    }
+
+    /// Returns why the comparison cannot be made here, or `None` if it can.
     ///
     /// # Errors
     ///
@@ -90,6 +102,16 @@ impl Machine {
     }
 }
 
+fn huge_page_shifts() -> Vec<u32> {
+    let pools = fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+    let shift = |pool: fs::DirEntry| -> Option<u32> {
+        let name = pool.file_name();
+        let kilobytes = name.to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?;
+        Some(kilobytes.parse::<u64>().ok()?.trailing_zeros() + 10)
+    };
+    pools.filter_map(shift).collect()
+}
+
 fn number(path: &str) -> io::Result<usize> {
     fs::read_to_string(path)?.trim().parse().map_err(io::Error::other)
 }
@@ -105,13 +127,13 @@ fn memory() -> io::Result<usize> {
     Ok((kilobytes("MemTotal:") + kilobytes("SwapTotal:")) * 1024 / abi::PAGE)
 }
 
-/// Tries: advice about nothing.
+/// Whether the kernel takes this advice about an empty range.
 fn knows_advice(advice: i32) -> bool {
     // SAFETY: an empty range, so that nothing happens to any memory.
     unsafe { libc::madvise(std::ptr::null_mut(), 0, advice) == 0 }
 }
 
-/// Tries: nothing is mapped where it asks for.
+/// Whether the kernel takes names of anonymous memory, for an empty range.
 fn has_anon_names() -> bool {
     /// `PR_SET_VMA` and `PR_SET_VMA_ANON_NAME`.
     const SET: (libc::c_int, libc::c_ulong) = (0x5356_4d41, 0);

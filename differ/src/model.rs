@@ -1,4 +1,4 @@
-//! The side of the model.
+//! The model that is compared with the kernel.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -9,36 +9,40 @@ use pervma_linux::{
 };
 
 use crate::child::{Born, CAP_IPC_LOCK, CAP_SYS_ADMIN, CAP_SYS_RAWIO, CODE};
-use crate::files;
-use crate::op::{Op, Which};
+use crate::files::{OpenFiles, Opened};
+use crate::machine::Machine;
+use crate::op::{NAMES, Op, Which};
 use crate::outcome::Outcome;
 
-/// What steps are made on, to be compared with the kernel.
+/// A model that makes steps, to be compared with the kernel.
 pub trait Subject {
-    /// Makes a step.
+    /// Makes a step, and returns its outcome.
     fn step(&mut self, op: &Op) -> Outcome;
 
-    /// The map in the words of `/proc/PID/maps`.
+    /// Returns the map as `/proc/PID/maps` shows it.
     fn maps(&self) -> String;
 
-    /// The flags of each mapping, in order of address.
+    /// Returns the flags of each mapping, in order of address.
     fn flags(&self) -> Vec<String>;
 
-    /// What is counted.
+    /// Returns the counts of pages.
     fn counts(&self) -> Counts;
 
-    /// The mappings, for whoever makes steps up.
+    /// Returns the limits.
+    fn limits(&self) -> Limits;
+
+    /// Returns the mappings, on which the next step is generated.
     fn vmas(&self) -> Vec<(Range<usize>, Vma)>;
 
-    /// The map of the child that was last looked at and has ended.
+    /// Returns the map of the last child that was looked at and has ended.
     fn ended_child(&self) -> &str;
 }
 
-/// `Mm`, with files that end and with guard pages.
+/// An [`Mm`] with files that end and with guard pages.
 #[derive(Debug)]
 pub struct Model {
-    mm: Mm<Pages, pervma_linux::Std>,
-    files: Vec<Arc<File>>,
+    mm: Mm<Pages, pervma_linux::StdPlatform>,
+    files: Vec<Option<Arc<Opened>>>,
     ended_child: String,
 }
 
@@ -66,9 +70,8 @@ impl Backing for Pages {
     fn fault(&self, part: Part<'_>, _access: Access) -> Result<(), Refusal> {
         let pages = (part.range.end - part.range.start) / abi::PAGE;
         let size = match &part.vma.source {
-            Source::Anonymous => usize::MAX,
             Source::SharedAnonymous(object) => object.size / abi::PAGE,
-            Source::File(file) => files::pages(file),
+            _ => Opened::of(part.vma).map_or(usize::MAX, Opened::pages),
         };
         let first = usize::try_from(part.page_offset).unwrap_or(usize::MAX);
         // A guard page is met before the file is asked.
@@ -102,6 +105,13 @@ impl Backing for Pages {
                 self.with(|guards| guards.extend(part.range.step_by(abi::PAGE)));
             }
             abi::MADV_GUARD_REMOVE => _ = self.take(part.range),
+            // The process has no huge pages.
+            abi::MADV_COLLAPSE => return Err(Errno::EINVAL),
+            abi::MADV_REMOVE => {
+                let pages = (part.range.end - part.range.start) / abi::PAGE;
+                let end = part.page_offset.saturating_add(pages as u64);
+                return Opened::of(part.vma).map_or(Ok(()), |file| file.punch(end));
+            }
             _ => {}
         }
         Ok(())
@@ -109,9 +119,9 @@ impl Backing for Pages {
 }
 
 impl Model {
-    /// The model of a process that has just been born.
+    /// Makes the model of a process that has just been born.
     #[must_use]
-    pub fn new(config: &Config, files: &[Arc<File>]) -> Self {
+    pub fn new(config: &Config, files: &OpenFiles) -> Self {
         let mm = Mm::new(Pages::default(), config.clone());
         let mut model = Self { mm, files: files.to_vec(), ended_child: String::new() };
         let flags = abi::MAP_PRIVATE | abi::MAP_ANONYMOUS | abi::MAP_FIXED;
@@ -128,91 +138,102 @@ impl Model {
         model
     }
 
-    /// The call alone.
-    fn call(&self, op: &Op) -> Result<usize, Errno> {
-        let mm = &self.mm;
-        let done = |result: Result<(), Errno>| result.map(|()| 0);
-        match *op {
-            Op::Mmap { addr, len, prot, flags, file, offset } => {
-                let file = file.and_then(|file| self.files.get(file));
-                mm.mmap(addr, len, prot, flags, file, offset)
-            }
-            Op::Munmap { addr, len } => done(mm.munmap(addr, len)),
-            Op::Mprotect { addr, len, prot } => done(mm.mprotect(addr, len, prot)),
-            Op::PkeyMprotect { addr, len, prot, key } => {
-                done(mm.pkey_mprotect(addr, len, prot, key))
-            }
-            Op::Mremap { addr, old_len, new_len, flags, new_addr } => {
-                mm.mremap(addr, old_len, new_len, flags, new_addr)
-            }
-            Op::Madvise { addr, len, advice } => done(mm.madvise(addr, len, advice)),
-            Op::Mlock { addr, len } => done(mm.mlock(addr, len)),
-            Op::Mlock2 { addr, len, flags } => done(mm.mlock2(addr, len, flags)),
-            Op::Munlock { addr, len } => done(mm.munlock(addr, len)),
-            Op::Mlockall { flags } => done(mm.mlockall(flags)),
-            Op::Munlockall => done(mm.munlockall()),
-            Op::Brk { addr } => Ok(mm.brk(addr)),
-            Op::Mseal { addr, len, flags } => done(mm.mseal(addr, len, flags)),
-            Op::Msync { addr, len, flags } => done(mm.msync(addr, len, flags)),
-            Op::Mincore { addr, len, vector } => done(mm.mincore(addr, len, vector)),
-            Op::Unname { addr, len } => done(mm.set_anon_name(addr, len, None)),
-            Op::Touch { .. } | Op::Fork { .. } | Op::Limit { .. } => Ok(0),
-        }
+    /// The file with this number, if it is open.
+    fn file(&self, number: usize) -> Result<&Arc<Opened>, Errno> {
+        self.files.get(number).and_then(Option::as_ref).ok_or(Errno::EBADF)
     }
 
-    fn fork(&mut self, child_goes_on: bool) -> Result<usize, Errno> {
+    fn fork(&mut self, child_goes_on: bool) -> Result<(), Errno> {
         let child = self.mm.fork(Pages::default())?;
         if child_goes_on {
             self.mm = child;
         } else {
-            self.ended_child = child.maps();
+            self.ended_child = child.maps()?;
         }
-        Ok(0)
+        Ok(())
+    }
+
+    fn set_limit(&self, which: Which, bytes: u64) {
+        let limits = self.mm.limits();
+        self.mm.set_limits(match which {
+            Which::AddressSpace => Limits { address_space: bytes, ..limits },
+            Which::Data => Limits { data: bytes, ..limits },
+            Which::DataMax => Limits { data: limits.data.min(bytes), data_max: bytes, ..limits },
+            Which::Locked => Limits { locked: bytes, ..limits },
+            Which::Stack => Limits { stack: bytes, ..limits },
+        });
     }
 }
 
 impl Subject for Model {
     fn step(&mut self, op: &Op) -> Outcome {
-        match *op {
-            Op::Touch { addr, access } => Outcome::Touched(self.mm.fault(addr, access)),
+        let mm = &self.mm;
+        Outcome::done(match *op {
+            Op::Mmap { addr, len, prot, flags, file, offset } => {
+                let file = file.and_then(|file| self.file(file).ok());
+                let file = file.map(|file| Arc::clone(file) as Arc<dyn File>);
+                return Outcome::of(mm.mmap(addr, len, prot, flags, file.as_ref(), offset));
+            }
+            Op::Munmap { addr, len } => mm.munmap(addr, len),
+            Op::Mprotect { addr, len, prot } => mm.mprotect(addr, len, prot),
+            Op::PkeyMprotect { addr, len, prot, key } => mm.pkey_mprotect(addr, len, prot, key),
+            Op::Mremap { addr, old_len, new_len, flags, new_addr } => {
+                return Outcome::of(mm.mremap(addr, old_len, new_len, flags, new_addr));
+            }
+            Op::Madvise { addr, len, advice } => mm.madvise(addr, len, advice),
+            Op::Mlock { addr, len } => mm.mlock(addr, len),
+            Op::Mlock2 { addr, len, flags } => mm.mlock2(addr, len, flags),
+            Op::Munlock { addr, len } => mm.munlock(addr, len),
+            Op::Mlockall { flags } => mm.mlockall(flags),
+            Op::Munlockall => mm.munlockall(),
+            Op::Brk { addr } => return Outcome::of(Ok(mm.brk(addr))),
+            Op::Mseal { addr, len, flags } => mm.mseal(addr, len, flags),
+            Op::Msync { addr, len, flags } => mm.msync(addr, len, flags),
+            Op::Mincore { addr, len, vector } => mm.mincore(addr, len, vector),
+            Op::Name { addr, len, name } => {
+                mm.set_anon_name(addr, len, name.and_then(|name| NAMES.get(name).copied()))
+            }
+            Op::Touch { addr, access } => return Outcome::Touched(mm.fault(addr, access)),
+            Op::Force { addr, access } => mm.access_forced(addr, access),
             Op::Fork { child_goes_on } => match self.fork(child_goes_on) {
-                Ok(_) => Outcome::Done,
-                Err(error) => Outcome::of(Err(error)),
+                Ok(()) => return Outcome::Done,
+                Err(error) => Err(error),
             },
             Op::Limit { which, bytes } => {
-                let limits = self.mm.limits();
-                self.mm.set_limits(match which {
-                    Which::AddressSpace => Limits { address_space: bytes, ..limits },
-                    Which::Data => Limits { data: bytes, ..limits },
-                    Which::DataMax => {
-                        Limits { data: limits.data.min(bytes), data_max: bytes, ..limits }
-                    }
-                    Which::Locked => Limits { locked: bytes, ..limits },
-                    Which::Stack => Limits { stack: bytes, ..limits },
-                });
-                Outcome::Done
+                self.set_limit(which, bytes);
+                return Outcome::Done;
             }
-            _ => Outcome::of(self.call(op)),
-        }
+            Op::AddSeals { file, seals } => {
+                let vmas = self.vmas().into_iter().map(|(_, vma)| vma);
+                self.file(file).and_then(|file| file.add_seals(seals, vmas))
+            }
+            Op::Truncate { file, pages } => self.file(file).and_then(|file| file.truncate(pages)),
+            Op::Rename { file, name } => self.file(file).and_then(|file| file.rename(Some(name))),
+            Op::Unlink { file } => self.file(file).and_then(|file| file.rename(None)),
+        })
     }
 
     fn maps(&self) -> String {
-        self.mm.maps()
+        // It cannot fail; if it did, the text would be a difference.
+        self.mm.maps().unwrap_or_else(|error| error.to_string())
     }
 
     fn flags(&self) -> Vec<String> {
-        let mut all = Vec::new();
-        self.mm.for_each(|_, vma| all.push(vma.flags.to_string()));
-        all
+        self.vmas().iter().map(|(_, vma)| vma.flags.to_string()).collect()
     }
 
     fn counts(&self) -> Counts {
         self.mm.counts()
     }
 
+    fn limits(&self) -> Limits {
+        self.mm.limits()
+    }
+
     fn vmas(&self) -> Vec<(Range<usize>, Vma)> {
         let mut all = Vec::new();
-        self.mm.for_each(|range, vma| all.push((range, vma.clone())));
+        let seen = self.mm.for_each(|range, vma| all.push((range, vma.clone())));
+        debug_assert_eq!(seen, Ok(()), "no call is under way");
         all
     }
 
@@ -221,8 +242,8 @@ impl Subject for Model {
     }
 }
 
-/// What calls of a new process are made on, on this machine.
-pub fn config(born: &Born, machine: &crate::machine::Machine) -> Config {
+/// The configuration of a new process on this machine.
+pub(crate) fn config(born: &Born, machine: &Machine) -> Config {
     Config {
         layout: born.layout,
         limits: born.limits,

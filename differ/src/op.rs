@@ -1,14 +1,14 @@
-//! What is done, on both sides.
+//! Steps, which are made on both sides.
 #![expect(missing_docs, reason = "the fields are the arguments of the calls, by their usual names")]
 
 use std::fmt;
 
 use pervma_linux::Access;
 
-/// One step: a system call, a touch of memory, or what happens to a process.
+/// A step: a system call, a touch of memory, or a change of the process or of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// `mmap`; the file by its place in the list.
+    /// `mmap` of the file with this number, or of none.
     Mmap { addr: usize, len: usize, prot: u64, flags: u64, file: Option<usize>, offset: u64 },
     /// `munmap`.
     Munmap { addr: usize, len: usize },
@@ -38,15 +38,36 @@ pub enum Op {
     Msync { addr: usize, len: usize, flags: i32 },
     /// `mincore`.
     Mincore { addr: usize, len: usize, vector: usize },
-    /// `prctl(PR_SET_VMA_ANON_NAME)`: takes a name away.
-    Unname { addr: usize, len: usize },
-    /// A byte is touched.
+    /// `prctl(PR_SET_VMA_ANON_NAME)` with one of [`NAMES`], or with none.
+    Name { addr: usize, len: usize, name: Option<usize> },
+    /// The process touches a byte.
     Touch { addr: usize, access: Access },
-    /// The process forks, and the child goes on in its place; or the child is looked at and ends.
+    /// The process reads or writes a byte through `/proc/self/mem`, whatever the mapping allows.
+    Force { addr: usize, access: Access },
+    /// `fork`: the child takes the place of the process, or is looked at and ends.
     Fork { child_goes_on: bool },
-    /// `setrlimit`; no higher than the hard limit.
+    /// `setrlimit`.
     Limit { which: Which, bytes: u64 },
+    /// `fcntl(F_ADD_SEALS)` of a file, by another process.
+    AddSeals { file: usize, seals: i32 },
+    /// `ftruncate` of a file to so many pages, by another process.
+    Truncate { file: usize, pages: usize },
+    /// `rename` of a file to the name with this number, by another process.
+    Rename { file: usize, name: usize },
+    /// `unlink` of a file, by another process.
+    Unlink { file: usize },
 }
+
+/// Names for anonymous memory. The last ones are not valid.
+pub const NAMES: [&str; 7] = [
+    "name",
+    "a b",
+    "",
+    "1234567890123456789012345678901234567890123456789012345678901234567890123456789",
+    "12345678901234567890123456789012345678901234567890123456789012345678901234567890",
+    "[heap]",
+    "a\u{1}b",
+];
 
 /// A limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +76,7 @@ pub enum Which {
     AddressSpace,
     /// `RLIMIT_DATA`.
     Data,
-    /// The hard limit of it, which the other is lowered to.
+    /// The hard limit of `RLIMIT_DATA`, to which the soft one is lowered as well.
     DataMax,
     /// `RLIMIT_MEMLOCK`.
     Locked,
@@ -64,10 +85,21 @@ pub enum Which {
 }
 
 impl Op {
-    /// How many kinds of steps there are.
-    pub const KINDS: usize = 19;
+    /// The number of kinds of steps.
+    pub const KINDS: usize = 24;
 
-    /// The name of the call.
+    /// Whether it changes a file, and no mapping.
+    pub(crate) fn changes_file(&self) -> bool {
+        matches!(
+            self,
+            Self::AddSeals { .. }
+                | Self::Truncate { .. }
+                | Self::Rename { .. }
+                | Self::Unlink { .. }
+        )
+    }
+
+    /// Returns the name of the call.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -86,15 +118,20 @@ impl Op {
             Self::Mseal { .. } => "mseal",
             Self::Msync { .. } => "msync",
             Self::Mincore { .. } => "mincore",
-            Self::Unname { .. } => "prctl",
+            Self::Name { .. } => "prctl",
             Self::Touch { .. } => "touch",
+            Self::Force { .. } => "/proc/self/mem",
             Self::Fork { .. } => "fork",
             Self::Limit { .. } => "setrlimit",
+            Self::AddSeals { .. } => "fcntl",
+            Self::Truncate { .. } => "ftruncate",
+            Self::Rename { .. } => "rename",
+            Self::Unlink { .. } => "unlink",
         }
     }
 }
 
-/// As an expression of Rust, with addresses in hexadecimal.
+/// Shows it as an expression of Rust, with addresses in hexadecimal.
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let range = |f: &mut fmt::Formatter<'_>, name: &str, addr: &usize, len: &usize| {
@@ -153,12 +190,15 @@ impl fmt::Display for Op {
                 range(f, "Mincore", addr, len)?;
                 write!(f, ", vector: {vector:#x} }}")
             }
-            Self::Unname { addr, len } => {
-                range(f, "Unname", addr, len)?;
-                f.write_str(" }")
+            Self::Name { addr, len, name } => {
+                range(f, "Name", addr, len)?;
+                write!(f, ", name: {name:?} }}")
             }
             Self::Touch { addr, access } => {
                 write!(f, "Op::Touch {{ addr: {addr:#x}, access: Access::{access:?} }}")
+            }
+            Self::Force { addr, access } => {
+                write!(f, "Op::Force {{ addr: {addr:#x}, access: Access::{access:?} }}")
             }
             Self::Fork { child_goes_on } => {
                 write!(f, "Op::Fork {{ child_goes_on: {child_goes_on} }}")
@@ -166,6 +206,16 @@ impl fmt::Display for Op {
             Self::Limit { which, bytes } => {
                 write!(f, "Op::Limit {{ which: Which::{which:?}, bytes: {bytes:#x} }}")
             }
+            Self::AddSeals { file, seals } => {
+                write!(f, "Op::AddSeals {{ file: {file}, seals: {seals} }}")
+            }
+            Self::Truncate { file, pages } => {
+                write!(f, "Op::Truncate {{ file: {file}, pages: {pages} }}")
+            }
+            Self::Rename { file, name } => {
+                write!(f, "Op::Rename {{ file: {file}, name: {name} }}")
+            }
+            Self::Unlink { file } => write!(f, "Op::Unlink {{ file: {file} }}"),
         }
     }
 }

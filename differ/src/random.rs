@@ -1,15 +1,15 @@
-//! Numbers that look random and are the same for the same seed, today and in years.
+//! Pseudo-random numbers that depend on the seed alone, not on a version of a library.
 
-/// SplitMix64.
+/// The generator SplitMix64.
 #[derive(Clone, Debug)]
-pub struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -17,24 +17,29 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below `end`, which is small.
-    pub fn below(&mut self, end: usize) -> usize {
+    /// Any number.
+    pub(crate) fn word(&mut self) -> usize {
+        usize::try_from(self.next()).unwrap_or(usize::MAX)
+    }
+
+    /// A number below `end`, which must be small.
+    pub(crate) fn below(&mut self, end: usize) -> usize {
         let end = end.max(1) as u64;
         usize::try_from(self.next() % end).unwrap_or(0)
     }
 
     /// True once in `n` times.
-    pub fn one_in(&mut self, n: usize) -> bool {
+    pub(crate) fn one_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
     }
 
     /// One of a list that is not empty.
-    pub fn pick<T: Copy>(&mut self, list: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, list: &[T]) -> T {
         list[self.below(list.len())]
     }
 
-    /// One of a list of things and how often each is to come.
-    pub fn weighted<T: Copy>(&mut self, list: &[(usize, T)]) -> T {
+    /// One of a list of things, each with its weight.
+    pub(crate) fn weighted<T: Copy>(&mut self, list: &[(usize, T)]) -> T {
         let sum = list.iter().map(|(weight, _)| weight).sum();
         let mut left = self.below(sum);
         for (weight, thing) in list {

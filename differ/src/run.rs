@@ -1,86 +1,107 @@
-//! A run: episodes of steps, until there were enough or one differed.
+//! Runs: episodes of steps, until there were enough or one differed.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pervma_linux::{Config, File, Vma};
+use pervma_linux::{Config, Vma};
 
-use crate::generate::{Generator, Scene};
+use crate::child::Privileges;
+use crate::exceptions::Place;
+use crate::files::OpenFiles;
+use crate::generate::Generator;
 use crate::machine::Machine;
 use crate::model::Subject;
 use crate::op::Op;
 use crate::outcome::{self, Outcome};
+use crate::replay::Found;
+use crate::scene::Scene;
 use crate::session::{Difference, Session};
 use crate::shrink::Shrinker;
 
 /// Steps in an episode, which begins with a new process.
 const EPISODE: u64 = 400;
 
-/// Steps between two looks at what there is, where it takes long to look.
+/// The process keeps its privileges, if it has any, in one of so many episodes.
+const PRIVILEGED: u64 = 4;
+
+/// Steps after which the mappings are read again, where that takes long.
 const NEWS: u64 = 8;
 
-/// What is to be done.
+/// The steps to be made.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// How many steps.
+    /// The number of steps.
     pub ops: u64,
-    /// Which steps.
+    /// The same seed makes the same steps.
     pub seed: u64,
+}
+
+/// How far a run has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// So many steps were made and compared.
+    Made(u64),
+    /// Something differs, and so many of the steps to it are left.
+    Shrinking(usize),
 }
 
 /// How often a call succeeded and failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// It did what it was asked for.
+    /// How often it did what it should.
     pub succeeded: u64,
-    /// It returned an error, or memory could not be touched.
+    /// How often it returned an error, or memory could not be touched.
     pub failed: u64,
 }
 
-/// What came of a run.
+/// The results of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Steps made and compared.
+    /// The number of steps that were made and compared.
     pub ops: u64,
-    /// Which steps.
+    /// The seed of the steps.
     pub seed: u64,
-    /// The kernel's release.
+    /// The release of the kernel.
     pub kernel: String,
-    /// By the name of the call.
+    /// Successes and failures, by the name of the call.
     pub by_call: BTreeMap<&'static str, Tally>,
-    /// By the name of the error.
+    /// Numbers of errors, by their names.
     pub by_errno: BTreeMap<&'static str, u64>,
-    /// How often mappings became one, on the kernel and in the model alike.
+    /// How often mappings merged, on the kernel and in the model alike.
     pub merges: u64,
-    /// How often one was cut.
+    /// How often one was split.
     pub splits: u64,
-    /// How long it took.
+    /// Numbers of steps that were excluded, by the name of the exception.
+    pub excluded: BTreeMap<&'static str, u64>,
+    /// The time that the run took.
     pub elapsed: Duration,
-    /// What differed, if something did: the run ends there.
+    /// The difference that ended the run, if there was one.
     pub divergence: Option<Divergence>,
 }
 
-/// What differs, and the steps to it.
-pub type Found = (Difference, Vec<Op>);
-
-/// A difference, and the shortest way to it that was found.
+/// A difference, and the fewest steps to it that were found.
 #[derive(Clone, Debug)]
 pub struct Divergence {
-    /// What differs after the last step.
+    /// The difference after the last step.
     pub difference: Difference,
     /// The steps, from a new process on.
     pub steps: Vec<Op>,
+    /// The privileges of the process.
+    pub privileges: Privileges,
 }
 
-/// As a test to paste into `differ/tests/found.rs`.
+/// Shows it as a test to paste into `differ/tests/found.rs`.
 impl fmt::Display for Divergence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let same = match self.privileges {
+            Privileges::None => "same",
+            Privileges::Kept => "same_with_privileges",
+        };
         writeln!(f, "{}", self.difference)?;
-        writeln!(f, "#[test]\nfn found() {{\n    same(&[")?;
+        writeln!(f, "#[test]\nfn found() {{\n    {same}(&[")?;
         for op in &self.steps {
             writeln!(f, "        {op},")?;
         }
@@ -89,7 +110,7 @@ impl fmt::Display for Divergence {
 }
 
 impl Report {
-    /// The share of steps that succeeded.
+    /// Returns the share of steps that succeeded.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a percentage needs no more")]
     pub fn success_rate(&self) -> f64 {
@@ -116,7 +137,8 @@ impl Report {
     }
 }
 
-/// Makes steps and compares, with what `make` makes for each episode.
+/// Makes random steps and compares. `make` makes a model for each episode, and `watch` is told how
+/// far the run has come.
 ///
 /// # Errors
 ///
@@ -124,69 +146,87 @@ impl Report {
 pub fn run<S: Subject>(
     machine: &Machine,
     options: Options,
-    make: impl Fn(&Config, &[Arc<File>]) -> S,
+    make: impl Fn(&Config, &OpenFiles) -> S,
+    watch: &mut dyn FnMut(Progress),
 ) -> io::Result<Report> {
     let begin = Instant::now();
     let mut report =
         Report { seed: options.seed, kernel: machine.kernel.clone(), ..Report::default() };
-    let mut episode = 0;
+    let mut number = 0;
     while report.ops < options.ops && report.divergence.is_none() {
-        let steps = EPISODE.min(options.ops - report.ops);
-        let seed = options.seed.wrapping_mul(0x1_0000_0001).wrapping_add(episode);
-        if let Some(found) = run_episode(machine, seed, steps, &make, &mut report)? {
-            let (difference, steps) = Shrinker { machine, make: &make }.shrink(found)?;
-            report.divergence = Some(Divergence { difference, steps });
+        let privileged = number % PRIVILEGED == PRIVILEGED - 1;
+        let episode = Episode {
+            seed: options.seed.wrapping_mul(0x1_0000_0001).wrapping_add(number),
+            steps: EPISODE.min(options.ops - report.ops),
+            privileges: if privileged { Privileges::Kept } else { Privileges::None },
+        };
+        if let Some(found) = episode.run(machine, &make, &mut report, watch)? {
+            let privileges = episode.privileges;
+            let watch = &mut |left| watch(Progress::Shrinking(left));
+            let (difference, steps) =
+                Shrinker { machine, privileges, make: &make, watch }.shrink(found)?;
+            report.divergence = Some(Divergence { difference, steps, privileges });
         }
-        episode += 1;
+        number += 1;
     }
     report.elapsed = begin.elapsed();
     Ok(report)
 }
 
-fn run_episode<S: Subject>(
-    machine: &Machine,
+/// Steps of one process.
+struct Episode {
     seed: u64,
     steps: u64,
-    make: &impl Fn(&Config, &[Arc<File>]) -> S,
-    report: &mut Report,
-) -> io::Result<Option<Found>> {
-    let mut session = Session::begin(machine, make)?;
-    let mut generator = Generator::new(seed, *session.born(), machine.commit_limit);
-    let mut made = Vec::new();
-    let mut before = session.subject().vmas();
-    for _ in 0..steps {
-        let counts = session.subject().counts();
-        let mut scene = Scene { vmas: before.clone(), counts };
-        let op = generator.next(&mut scene);
-        made.push(op.clone());
-        let (outcome, difference) = session.step(&op)?;
-        report.count(&op, outcome);
-        if let Some(difference) = difference {
-            return Ok(Some((difference, made)));
-        }
-        let after = session.subject().vmas();
-        report.merges += ends_inside(&before, &after);
-        report.splits += ends_inside(&after, &before);
-        before = after;
-    }
-    let difference = session.compare_slow()?;
-    Ok(difference.map(|difference| (difference, made)))
+    privileges: Privileges,
 }
 
-/// Random steps after others, which have left mappings in `apart` that are not to be touched. Of the
-/// steps the results are compared, and the map at the end: it may be large. Not made any fewer.
+impl Episode {
+    fn run<S: Subject>(
+        &self,
+        machine: &Machine,
+        make: &impl Fn(&Config, &OpenFiles) -> S,
+        report: &mut Report,
+        watch: &mut dyn FnMut(Progress),
+    ) -> io::Result<Option<Found>> {
+        let mut session = Session::begin(machine, self.privileges, make)?;
+        let born = *session.born();
+        let mut generator = Generator::new(self.seed, Place { machine, born: &born });
+        let mut made = Vec::new();
+        let mut scene = Scene::of(session.subject());
+        for _ in 0..self.steps {
+            let op = generator.next(&mut scene, &mut report.excluded);
+            made.push(op.clone());
+            let (outcome, difference) = session.step(&op)?;
+            report.count(&op, outcome);
+            if let Some(difference) = difference {
+                return Ok(Some((difference, made)));
+            }
+            watch(Progress::Made(report.ops));
+            let after = Scene { locks_new: scene.locks_new, ..Scene::of(session.subject()) };
+            report.merges += ends_inside(&scene.vmas, &after.vmas);
+            report.splits += ends_inside(&after.vmas, &scene.vmas);
+            scene = after;
+        }
+        let difference = session.compare_slow()?;
+        Ok(difference.map(|difference| (difference, made)))
+    }
+}
+
+/// Makes random steps after others, which have left mappings in `apart` that are not to be touched.
+/// The results are compared after each step, and the map, which may be large, at the end. The steps
+/// to a difference are not made fewer.
 ///
 /// # Errors
 ///
 /// As for [`run`].
 pub fn run_after<S: Subject>(
     machine: &Machine,
-    make: &impl Fn(&Config, &[Arc<File>]) -> S,
+    make: &impl Fn(&Config, &OpenFiles) -> S,
     before: &[Op],
     apart: &Range<usize>,
     options: Options,
 ) -> io::Result<Option<Found>> {
-    let mut session = Session::begin(machine, make)?;
+    let mut session = Session::begin(machine, Privileges::None, make)?;
     let mut made = Vec::new();
     for op in before {
         made.push(op.clone());
@@ -194,15 +234,15 @@ pub fn run_after<S: Subject>(
             return Ok(Some((difference, made)));
         }
     }
-    let mut generator = Generator::new(options.seed, *session.born(), machine.commit_limit);
+    let born = *session.born();
+    let mut generator = Generator::new(options.seed, Place { machine, born: &born });
     let mut scene = Scene::default();
     for step in 0..options.ops {
         if step % NEWS == 0 {
-            let subject = session.subject();
-            scene = Scene { vmas: subject.vmas(), counts: subject.counts() };
+            scene = Scene { locks_new: scene.locks_new, ..Scene::of(session.subject()) };
             scene.vmas.retain(|(range, _)| !apart.contains(&range.start));
         }
-        let op = generator.next(&mut scene);
+        let op = generator.next(&mut scene, &mut BTreeMap::new());
         made.push(op.clone());
         if let (_, Some(difference)) = session.step_alone(&op)? {
             return Ok(Some((difference, made)));
@@ -225,44 +265,4 @@ fn ends_inside(ending: &[(Range<usize>, Vma)], whole: &[(Range<usize>, Vma)]) ->
         count += u64::from(inside);
     }
     count
-}
-
-/// Makes steps from a new process on; what differs, and after how many.
-///
-/// # Errors
-///
-/// When processes cannot be made or traced.
-pub fn replay<S: Subject>(
-    machine: &Machine,
-    make: &impl Fn(&Config, &[Arc<File>]) -> S,
-    steps: &[Op],
-) -> io::Result<Option<(usize, Difference)>> {
-    replay_after(machine, make, &[], steps)
-}
-
-/// As [`replay`], after other steps of which only the results are compared: with many mappings it
-/// takes long to compare them all.
-///
-/// # Errors
-///
-/// As for [`replay`].
-pub fn replay_after<S: Subject>(
-    machine: &Machine,
-    make: &impl Fn(&Config, &[Arc<File>]) -> S,
-    before: &[Op],
-    steps: &[Op],
-) -> io::Result<Option<(usize, Difference)>> {
-    let mut session = Session::begin(machine, make)?;
-    for (made, op) in before.iter().enumerate() {
-        if let (_, Some(difference)) = session.step_alone(op)? {
-            return Ok(Some((made + 1, difference)));
-        }
-    }
-    for (made, op) in steps.iter().enumerate() {
-        if let (_, Some(difference)) = session.step(op)? {
-            return Ok(Some((before.len() + made + 1, difference)));
-        }
-    }
-    let difference = session.compare_slow()?;
-    Ok(difference.map(|difference| (before.len() + steps.len(), difference)))
 }

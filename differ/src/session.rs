@@ -1,47 +1,46 @@
-//! Both sides together, step by step.
+//! The process and the model, compared step by step.
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 
 use libc::c_long;
-use pervma_linux::{Config, File};
+use pervma_linux::Config;
 
-use crate::child::{Born, Child, FIRST_FD};
+use crate::child::{Born, Child, FIRST_FD, Privileges, name_at};
 use crate::compare::{self, Objects};
-use crate::files;
+use crate::files::{Files, OpenFiles};
 use crate::machine::Machine;
 use crate::model::{self, Subject};
 use crate::op::{Op, Which};
 use crate::outcome::Outcome;
 
-/// `mseal`, which the bindings do not know everywhere.
+/// The number of `mseal`, which `libc` does not have on all targets.
 const SYS_MSEAL: c_long = 462;
-/// `PR_SET_VMA`, and of it `PR_SET_VMA_ANON_NAME`.
+/// `PR_SET_VMA`, which is used with `PR_SET_VMA_ANON_NAME`, which is 0.
 const PR_SET_VMA: u64 = 0x5356_4d41;
-/// How many steps there are between two looks at what is slow to read: flags and counts.
+/// Steps after which flags and counts are compared, which are slow to read.
 const SLOW_LOOKS: usize = 32;
 
-/// A process and what is to be the same.
-pub struct Session<S> {
+/// A process, and a model that must do the same.
+pub(crate) struct Session<S> {
     child: Child,
     subject: S,
     objects: Objects,
     steps: usize,
-    /// The map of the child that was looked at last and has ended.
+    /// The map of the last child that was looked at and has ended.
     ended_child: Option<String>,
-    files: Vec<Arc<File>>,
+    files: Files,
     born: Born,
 }
 
-/// Where the two sides differ.
+/// A difference between the two sides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// What differs.
+    /// What differs: the result, the map, flags or counts.
     pub what: &'static str,
-    /// On the kernel.
+    /// What the kernel has.
     pub kernel: String,
-    /// Here.
+    /// What the model has.
     pub model: String,
 }
 
@@ -57,46 +56,44 @@ impl fmt::Display for Difference {
 }
 
 impl<S: Subject> Session<S> {
-    /// A new process, and what `make` makes to be compared with it.
-    pub fn begin(
+    /// Starts a process, and makes a model of it with `make`.
+    pub(crate) fn begin(
         machine: &Machine,
-        make: impl FnOnce(&Config, &[Arc<File>]) -> S,
+        privileges: Privileges,
+        make: impl FnOnce(&Config, &OpenFiles) -> S,
     ) -> io::Result<Self> {
-        let files = files::make()?;
-        let (descriptors, files): (Vec<_>, Vec<_>) =
-            files.into_iter().map(|both| (both.descriptor, both.file)).unzip();
-        let (child, born) = Child::spawn(&descriptors)?;
-        let subject = make(&model::config(&born, machine), &files);
+        let files = Files::new()?;
+        let (child, born) = Child::spawn(files.descriptors(), privileges)?;
+        let subject = make(&model::config(&born, machine), files.opened());
         let objects = Objects::default();
         Ok(Self { child, subject, objects, steps: 0, ended_child: None, files, born })
     }
 
     /// What is known about the process.
-    pub fn born(&self) -> &Born {
+    pub(crate) fn born(&self) -> &Born {
         &self.born
     }
 
-    /// The files, by their numbers in steps.
-    pub fn files(&self) -> &[Arc<File>] {
-        &self.files
+    /// The files as the model has them, by their numbers in steps.
+    pub(crate) fn files(&self) -> &OpenFiles {
+        self.files.opened()
     }
 
-    /// What is compared with it.
-    pub fn subject(&self) -> &S {
+    /// The model.
+    pub(crate) fn subject(&self) -> &S {
         &self.subject
     }
 
-    /// Makes a step on both sides, and compares what can be seen afterwards.
-    pub fn step(&mut self, op: &Op) -> io::Result<(Outcome, Option<Difference>)> {
+    /// Makes a step on both sides, and compares results and maps.
+    pub(crate) fn step(&mut self, op: &Op) -> io::Result<(Outcome, Option<Difference>)> {
         match self.step_alone(op)? {
             (outcome, None) => Ok((outcome, self.compare()?)),
             differing => Ok(differing),
         }
     }
 
-    /// Makes a step on both sides, and compares the results only.
-    pub fn step_alone(&mut self, op: &Op) -> io::Result<(Outcome, Option<Difference>)> {
-        let op = &self.possible(op)?;
+    /// Makes a step on both sides, and compares only the results.
+    pub(crate) fn step_alone(&mut self, op: &Op) -> io::Result<(Outcome, Option<Difference>)> {
         let kernel = self.on_kernel(op)?;
         let model = self.subject.step(op);
         self.steps += 1;
@@ -109,7 +106,7 @@ impl<S: Subject> Session<S> {
     }
 
     /// Compares the maps, and at intervals flags and counts.
-    pub fn compare(&mut self) -> io::Result<Option<Difference>> {
+    pub(crate) fn compare(&mut self) -> io::Result<Option<Difference>> {
         let maps = self.subject.maps();
         let bytes = self.child.maps()?;
         let kernel = String::from_utf8_lossy(bytes);
@@ -131,7 +128,7 @@ impl<S: Subject> Session<S> {
     }
 
     /// Compares flags and counts.
-    pub fn compare_slow(&mut self) -> io::Result<Option<Difference>> {
+    pub(crate) fn compare_slow(&mut self) -> io::Result<Option<Difference>> {
         let flags = compare::flags_of_smaps(&self.child.file("smaps")?);
         let model = self.subject.flags();
         if flags != model {
@@ -140,7 +137,7 @@ impl<S: Subject> Session<S> {
             return Ok(Some(Difference { what: "flags", kernel, model }));
         }
         let counts = compare::counts_of_status(&self.child.file("status")?);
-        let model = self.subject.counts();
+        let model = compare::counts_in_kib(self.subject.counts());
         Ok((counts != model).then(|| Difference {
             what: "counts",
             kernel: format!("{counts:?}"),
@@ -148,22 +145,20 @@ impl<S: Subject> Session<S> {
         }))
     }
 
-    /// No limit can be set higher than the hard one is.
-    fn possible(&self, op: &Op) -> io::Result<Op> {
-        Ok(match *op {
-            Op::Limit { which, bytes } => {
-                let most = self.child.limit(resource(which))?.rlim_max;
-                Op::Limit { which, bytes: bytes.min(most) }
-            }
-            ref other => other.clone(),
-        })
-    }
-
     fn on_kernel(&mut self, op: &Op) -> io::Result<Outcome> {
         let (number, arguments) = match *op {
             Op::Touch { addr, access } => {
                 return self.child.touch(addr, access).map(Outcome::Touched);
             }
+            Op::Force { addr, access } => {
+                let done = self.child.force(addr, access)?;
+                // One byte, or an error.
+                return Ok(Outcome::Returned(done.min(0)));
+            }
+            Op::AddSeals { file, seals } => return Ok(self.files.add_seals(file, seals)),
+            Op::Truncate { file, pages } => return Ok(self.files.truncate(file, pages)),
+            Op::Rename { file, name } => return Ok(self.files.rename(file, Some(name))),
+            Op::Unlink { file } => return Ok(self.files.rename(file, None)),
             Op::Fork { child_goes_on } => {
                 let mut child = match self.child.fork()? {
                     Ok(child) => child,
@@ -185,8 +180,10 @@ impl<S: Subject> Session<S> {
                     }
                     _ => libc::rlimit { rlim_cur: bytes, ..old },
                 };
-                self.child.set_limit(resource(which), new)?;
-                return Ok(Outcome::Done);
+                return Ok(match self.child.set_limit(resource(which), new) {
+                    Ok(()) => Outcome::Done,
+                    error => Outcome::of_io(error),
+                });
             }
             ref call => system_call(call),
         };
@@ -210,7 +207,7 @@ fn system_call(op: &Op) -> (c_long, [u64; 6]) {
     let three = |addr, len, third| [word(addr), word(len), third, 0, 0, 0];
     match *op {
         Op::Mmap { addr, len, prot, flags, file, offset } => {
-            // Whatever is not in the list is not open.
+            // What is not in the list is not open.
             let index = file.and_then(|file| i32::try_from(file).ok());
             let file = int(index.map_or(-1, |index| FIRST_FD + index));
             (libc::SYS_mmap, [word(addr), word(len), prot, flags, file, offset])
@@ -234,8 +231,18 @@ fn system_call(op: &Op) -> (c_long, [u64; 6]) {
         Op::Mseal { addr, len, flags } => (SYS_MSEAL, three(addr, len, flags)),
         Op::Msync { addr, len, flags } => (libc::SYS_msync, three(addr, len, int(flags))),
         Op::Mincore { addr, len, vector } => (libc::SYS_mincore, three(addr, len, word(vector))),
-        Op::Unname { addr, len } => (libc::SYS_prctl, [PR_SET_VMA, 0, word(addr), word(len), 0, 0]),
-        // Not system calls of the process itself.
-        Op::Touch { .. } | Op::Fork { .. } | Op::Limit { .. } => (libc::SYS_getpid, [0; 6]),
+        Op::Name { addr, len, name } => {
+            let name = name.map_or(0, |name| word(name_at(name)));
+            (libc::SYS_prctl, [PR_SET_VMA, 0, word(addr), word(len), name, 0])
+        }
+        // These are no system calls of the process.
+        Op::Touch { .. }
+        | Op::Force { .. }
+        | Op::Fork { .. }
+        | Op::Limit { .. }
+        | Op::AddSeals { .. }
+        | Op::Truncate { .. }
+        | Op::Rename { .. }
+        | Op::Unlink { .. } => (libc::SYS_getpid, [0; 6]),
     }
 }

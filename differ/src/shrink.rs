@@ -1,51 +1,58 @@
-//! The shortest way to a difference.
+//! Finding fewer steps that lead to a difference.
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 
-use pervma_linux::{Config, File, Source, VmFlags, Vma, abi};
+use pervma_linux::{Config, VmFlags, Vma, abi};
 
-use crate::child::CODE;
+use crate::child::{CODE, Privileges};
+use crate::files::{OpenFiles, Opened};
 use crate::machine::Machine;
 use crate::model::Subject;
 use crate::op::Op;
-use crate::run::{Found, replay};
+use crate::replay::{Found, replay};
 use crate::session::Session;
 
-/// How many of the last steps a restated scene may keep.
+/// How many of the last steps may be kept behind a scene that was mapped at once.
 const KEPT: usize = 4;
 
-/// Makes steps fewer, as long as something differs after them: whatever it is.
-pub struct Shrinker<'a, F> {
-    /// Where.
+/// Leaves out steps as long as something differs after the others, whatever it is.
+pub(crate) struct Shrinker<'a, F> {
+    /// The machine to compare on.
     pub machine: &'a Machine,
-    /// What makes that which differs.
+    /// What the process may do.
+    pub privileges: Privileges,
+    /// Makes the model that differs.
     pub make: &'a F,
+    /// Is told the number of steps each time that there are fewer.
+    pub watch: &'a mut dyn FnMut(usize),
 }
 
-impl<S: Subject, F: Fn(&Config, &[Arc<File>]) -> S> Shrinker<'_, F> {
-    /// Leaves out what can be left out; then maps at once what the first steps have led to, and
-    /// leaves out again.
-    pub fn shrink(&self, found: Found) -> io::Result<Found> {
+impl<S: Subject, F: Fn(&Config, &OpenFiles) -> S> Shrinker<'_, F> {
+    /// Leaves out steps; then maps at once what the first steps have led to, and leaves out again.
+    pub(crate) fn shrink(&mut self, found: Found) -> io::Result<Found> {
         let shortest = self.leave_out(found)?;
         for kept in 1..=KEPT.min(shortest.1.len()) {
             let (first, last) = shortest.1.split_at(shortest.1.len() - kept);
-            let mut steps = self.restate(first)?;
-            steps.extend_from_slice(last);
-            if let Some((made, difference)) = replay(self.machine, self.make, &steps)? {
-                steps.truncate(made);
-                let restated = self.leave_out((difference, steps))?;
-                if restated.1.len() < shortest.1.len() {
-                    return self.shrink(restated);
+            let mapped = self.restate(first)?;
+            let of_files: Vec<Op> = first.iter().filter(|op| op.changes_file()).cloned().collect();
+            // What is mapped before a file changes may differ from what is mapped after it.
+            for first in [[&mapped, &of_files], [&of_files, &mapped]] {
+                let mut steps = [first[0], first[1], last].concat();
+                if let Some((made, difference)) = self.replay(&steps)? {
+                    steps.truncate(made);
+                    let restated = self.leave_out((difference, steps))?;
+                    if restated.1.len() < shortest.1.len() {
+                        return self.shrink(restated);
+                    }
                 }
             }
         }
         Ok(shortest)
     }
 
-    /// First large parts, then smaller ones, down to single steps.
-    fn leave_out(&self, (mut difference, mut steps): Found) -> io::Result<Found> {
+    /// Leaves out first large parts, then smaller ones, down to single steps.
+    fn leave_out(&mut self, (mut difference, mut steps): Found) -> io::Result<Found> {
         let mut part = steps.len().div_ceil(2);
         loop {
             let (mut start, mut shorter) = (0, false);
@@ -53,10 +60,11 @@ impl<S: Subject, F: Fn(&Config, &[Arc<File>]) -> S> Shrinker<'_, F> {
                 let end = (start + part).min(steps.len());
                 let mut rest = steps.clone();
                 rest.drain(start..end);
-                match replay(self.machine, self.make, &rest)? {
+                match self.replay(&rest)? {
                     Some((made, found)) => {
                         rest.truncate(made);
                         (steps, difference, shorter) = (rest, found, true);
+                        (self.watch)(steps.len());
                     }
                     None => start = end,
                 }
@@ -68,9 +76,13 @@ impl<S: Subject, F: Fn(&Config, &[Arc<File>]) -> S> Shrinker<'_, F> {
         }
     }
 
-    /// Maps at once what the steps lead to.
+    fn replay(&self, steps: &[Op]) -> io::Result<Option<(usize, crate::session::Difference)>> {
+        replay(self.machine, self.privileges, self.make, steps)
+    }
+
+    /// The calls that map at once what the steps lead to.
     fn restate(&self, steps: &[Op]) -> io::Result<Vec<Op>> {
-        let mut session = Session::begin(self.machine, self.make)?;
+        let mut session = Session::begin(self.machine, self.privileges, self.make)?;
         for op in steps {
             session.step(op)?;
         }
@@ -80,13 +92,17 @@ impl<S: Subject, F: Fn(&Config, &[Arc<File>]) -> S> Shrinker<'_, F> {
     }
 }
 
-/// The call that maps what there is.
-fn mapped(range: &Range<usize>, vma: &Vma, files: &[Arc<File>]) -> Op {
+/// The call that maps such a mapping.
+fn mapped(range: &Range<usize>, vma: &Vma, files: &OpenFiles) -> Op {
     let shared = if vma.flags.has(VmFlags::SHARED) { abi::MAP_SHARED } else { abi::MAP_PRIVATE };
-    let (file, anonymous) = match &vma.source {
-        Source::File(file) => (files.iter().position(|known| Arc::ptr_eq(known, file)), 0),
-        _ => (None, abi::MAP_ANONYMOUS),
+    let same = |opened: &Opened| {
+        let position =
+            |known: &Option<_>| known.as_deref().is_some_and(|k| std::ptr::eq(k, opened));
+        files.iter().position(position)
     };
+    let opened = Opened::of(vma);
+    let file = opened.and_then(same);
+    let anonymous = if opened.is_some() { 0 } else { abi::MAP_ANONYMOUS };
     let mut flags = shared | anonymous | abi::MAP_FIXED;
     let mut prot = abi::PROT_NONE;
     for (flag, bit) in [

@@ -4,12 +4,21 @@
 
 mod common;
 
-use pervma_differ::{Model, Op, Which, replay};
+use pervma_differ::{Model, Op, OpenFiles, Privileges, Which, replay};
 use pervma_linux::Access;
 
 fn same(steps: &[Op]) {
+    same_as(Privileges::None, steps);
+}
+
+/// The same in a process that keeps its privileges, if this one has any.
+fn same_with_privileges(steps: &[Op]) {
+    same_as(Privileges::Kept, steps);
+}
+
+fn same_as(privileges: Privileges, steps: &[Op]) {
     let Some(machine) = common::machine() else { return };
-    if let Some((made, difference)) = replay(&machine, &Model::new, steps).unwrap() {
+    if let Some((made, difference)) = replay(&machine, privileges, &Model::new, steps).unwrap() {
         panic!("after {made} steps: {difference}");
     }
 }
@@ -78,7 +87,7 @@ fn guard_pages_mark_the_mapping_and_the_mark_keeps_nothing_from_merging() {
 }
 
 #[test]
-fn a_guard_page_makes_nothing_ones_own() {
+fn a_guard_page_makes_no_anonymous_page() {
     same(&[
         Op::Mmap {
             addr: 0x1000_0000_2000,
@@ -143,11 +152,11 @@ fn an_old_length_that_wraps_round_unmaps_the_source() {
 fn the_heap_does_not_merge_with_what_lies_below_it() {
     let Some(machine) = common::machine() else { return };
     let start_brk = std::cell::Cell::new(0);
-    let make = |config: &pervma_linux::Config, files: &[_]| {
+    let make = |config: &pervma_linux::Config, files: &OpenFiles| {
         start_brk.set(config.layout.start_brk);
         Model::new(config, files)
     };
-    replay(&machine, &make, &[]).unwrap();
+    replay(&machine, Privileges::None, &make, &[]).unwrap();
     // Where addresses are random the heap may be elsewhere the next time, and this shows nothing.
     let heap = start_brk.get();
     same(&[
@@ -162,10 +171,10 @@ const fn mmap(addr: usize, len: usize, prot: u64, flags: u64) -> Op {
 }
 
 #[test]
-fn a_fork_promises_each_mapping_again() {
+fn a_fork_commits_each_mapping_again() {
     let Some(machine) = common::machine() else { return };
     if machine.commit_limit == usize::MAX {
-        println!("NOT RUN: any amount of memory is promised");
+        println!("NOT RUN: any amount of memory can be committed");
         return;
     }
     let (addr, half) = (0x2000_0000_0000, machine.commit_limit / 8 * 5 * 0x1000);
@@ -175,7 +184,7 @@ fn a_fork_promises_each_mapping_again() {
 }
 
 #[test]
-fn no_data_at_all_is_as_much_as_can_be_allowed_but_no_heap() {
+fn a_data_limit_of_0_is_the_hard_limit_but_for_the_heap() {
     let data = |bytes| Op::Limit { which: Which::Data, bytes };
     let most = Op::Limit { which: Which::DataMax, bytes: 0x6000 };
     let addr = 0x1000_0000_0000;
@@ -223,7 +232,163 @@ fn what_is_no_address_cannot_be_executed() {
     }
 }
 
-/// One step of each kind, as `pervma differ` prints it: that it compiles is the test.
+/// A file on a disk, where the machine has one that is known; the kernel refuses `MAP_SYNC` for it.
+const ON_DISK: Option<usize> = Some(7);
+
+#[test]
+fn a_file_that_is_not_dax_refuses_map_sync_when_what_was_there_is_gone() {
+    let addr = 0x1000_0000_0000;
+    let over = |kind: u64, more: u64, prot, file| Op::Mmap {
+        addr: addr + 0x1000,
+        len: 0x1000,
+        prot,
+        flags: kind | 0x10 | more,
+        file,
+        offset: 0,
+    };
+    for file in [ON_DISK, Some(0), Some(4)] {
+        for kind in 0..16 {
+            for more in [0, 0x8_0000, 0x8_8000, 0x20_0000, 0x28_0000] {
+                for prot in [1, 3] {
+                    let lower = mmap(addr, 0x3000, 1, 0x32);
+                    same(&[lower, over(kind, more, prot, file), mmap(addr, 0x1000, 3, 0x32)]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn eight_tebibytes_are_counted_as_an_int_when_they_are_locked() {
+    let addr = 0x1000_0000_0000;
+    same_with_privileges(&[
+        mmap(addr, 9 << 40, 1, 0x4032),
+        Op::Mlock2 { addr, len: 9 << 40, flags: 1 },
+        Op::Munlock { addr: addr + 0x1000, len: 8 << 40 },
+    ]);
+}
+
+/// A file in memory that is open several times, and one that has a name.
+const OPEN_TWICE: [usize; 2] = [0, 6];
+const NAMED: usize = 7;
+
+fn map_file(addr: usize, prot: u64, flags: u64, file: usize, page: u64) -> Op {
+    let offset = page * 0x1000;
+    Op::Mmap { addr, len: 0x1000, prot, flags: flags | 0x10, file: Some(file), offset }
+}
+
+#[test]
+fn what_is_known_of_a_file_changes_and_it_stays_the_same_file() {
+    let addr = 0x1000_0000_0000;
+    let [one, other] = OPEN_TWICE;
+    // Of one open file, before and after: one mapping. Of another one of the same file: two.
+    same(&[
+        map_file(addr, 1, 2, NAMED, 0),
+        Op::Rename { file: NAMED, name: 1 },
+        map_file(addr + 0x1000, 1, 2, NAMED, 1),
+        Op::Rename { file: NAMED, name: 2 },
+        Op::Unlink { file: NAMED },
+        Op::Unlink { file: NAMED },
+        map_file(addr + 0x2000, 1, 2, NAMED, 2),
+    ]);
+    same(&[
+        map_file(addr, 1, 2, one, 0),
+        Op::AddSeals { file: other, seals: 16 },
+        map_file(addr + 0x1000, 1, 2, one, 1),
+        map_file(addr + 0x2000, 1, 2, other, 2),
+        map_file(addr + 0x3000, 3, 1, one, 3),
+        map_file(addr + 0x3000, 1, 1, other, 3),
+        Op::Mprotect { addr: addr + 0x3000, len: 0x1000, prot: 3 },
+    ]);
+}
+
+#[test]
+fn writing_is_not_sealed_while_something_may_write() {
+    let addr = 0x1000_0000_0000;
+    let [one, other] = OPEN_TWICE;
+    let seal = Op::AddSeals { file: other, seals: 8 };
+    same(&[
+        map_file(addr, 1, 1, one, 0),
+        seal.clone(),
+        Op::Munmap { addr, len: 0x1000 },
+        seal.clone(),
+        seal.clone(),
+        map_file(addr, 3, 1, one, 0),
+        map_file(addr, 3, 2, one, 0),
+    ]);
+    // Mapped by the open file that cannot write: that may never.
+    same(&[map_file(addr, 1, 1, 4, 0), seal, map_file(addr, 3, 1, one, 0)]);
+}
+
+#[test]
+fn what_is_behind_the_end_of_a_file_comes_and_goes() {
+    let addr = 0x1000_0000_0000;
+    for kind in [1, 2] {
+        let touch = |page: usize, access| Op::Touch { addr: addr + page * 0x1000, access };
+        same(&[
+            Op::Mmap { addr, len: 0x5000, prot: 3, flags: 0x10 | kind, file: Some(0), offset: 0 },
+            touch(3, Access::Write),
+            Op::Truncate { file: 0, pages: 3 },
+            touch(2, Access::Read),
+            touch(3, Access::Read),
+            Op::Mlock { addr, len: 0x5000 },
+            Op::Truncate { file: 0, pages: 4 },
+            touch(3, Access::Read),
+            touch(4, Access::Write),
+        ]);
+    }
+}
+
+#[test]
+fn no_hole_is_made_beyond_the_largest_file_nor_in_a_sealed_one() {
+    let (addr, len) = (0x1000_0000_0000, 1 << 45);
+    let map = |file| Op::Mmap { addr, len, prot: 3, flags: 0x11, file: Some(file), offset: 0 };
+    let remove = |at: usize| Op::Madvise { addr: addr + at, len: 0x1000, advice: 9 };
+    let last = 0xffff_fffe * 0x1000;
+    same(&[map(NAMED), remove(last), remove(last + 0x1000), remove(len - 0x1000)]);
+    let seal = Op::AddSeals { file: 0, seals: 16 };
+    same(&[map(0), remove(len - 0x1000), seal, remove(0)]);
+}
+
+#[test]
+fn a_debugger_writes_what_is_private_and_reads_what_is_mapped() {
+    let addr = 0x1000_0000_0000;
+    for prot in 0..8 {
+        for flags in [0x1, 0x2, 0x21, 0x22, 0x28, 0x102 | 0x20] {
+            for file in [0, 4, NAMED, 8] {
+                let force = |access| Op::Force { addr: addr + 0x1004, access };
+                // Whether there are anonymous pages shows when neighbours merge.
+                same(&[
+                    Op::Mmap {
+                        addr,
+                        len: 0x3000,
+                        prot,
+                        flags: 0x10 | flags,
+                        file: Some(file),
+                        offset: 0,
+                    },
+                    Op::Mprotect { addr: addr + 0x1000, len: 0x1000, prot: prot ^ 4 },
+                    force(Access::Read),
+                    force(Access::Write),
+                    Op::Mprotect { addr: addr + 0x1000, len: 0x1000, prot: 3 },
+                    Op::Mremap {
+                        addr: addr + 0x1000,
+                        old_len: 0x1000,
+                        new_len: 0x1000,
+                        flags: 3,
+                        new_addr: addr + 0x8000,
+                    },
+                    Op::Fork { child_goes_on: true },
+                    force(Access::Read),
+                    Op::Force { addr: addr - 0x1004, access: Access::Write },
+                    Op::Mprotect { addr, len: 0x9000, prot: 1 },
+                ]);
+            }
+        }
+    }
+}
+
+/// One step of each kind, as `pervma differ` prints it. The test is that it compiles.
 #[rustfmt::skip]
 fn one_of_each() -> Vec<Op> {
     vec![
@@ -239,13 +404,18 @@ fn one_of_each() -> Vec<Op> {
         Op::Brk { addr: 0x555555801000 },
         Op::Msync { addr: 0x100000000000, len: 0x1000, flags: 4 },
         Op::Mincore { addr: 0x100000000000, len: 0x1000, vector: 0x100000000005 },
-        Op::Unname { addr: 0x100000000000, len: 0x1000 },
+        Op::Name { addr: 0x100000000000, len: 0x1000, name: Some(0) },
         Op::Touch { addr: 0x100000000001, access: Access::Write },
+        Op::Force { addr: 0x100000000001, access: Access::Read },
         Op::Limit { which: Which::AddressSpace, bytes: 0xffffffffffffffff },
         Op::Limit { which: Which::Data, bytes: 0x10000 },
         Op::Limit { which: Which::DataMax, bytes: 0x100000 },
         Op::Limit { which: Which::Locked, bytes: 0x0 },
         Op::Limit { which: Which::Stack, bytes: 0x8000 },
+        Op::AddSeals { file: 13, seals: 16 },
+        Op::Truncate { file: 0, pages: 3 },
+        Op::Rename { file: 7, name: 1 },
+        Op::Unlink { file: 7 },
         Op::Fork { child_goes_on: true },
         Op::Mremap { addr: 0x100000000000, old_len: 0x1000, new_len: 0x1000, flags: 0x3, new_addr: 0x100000009000 },
         Op::Mseal { addr: 0x100000009000, len: 0x1000, flags: 0 },

@@ -1,17 +1,17 @@
-//! At the limit of mappings the model and the kernel do the same. The results are compared after each
-//! step, the maps at the end: there are many mappings.
+//! At the limit of mappings the model and the kernel do the same. The results are compared after
+//! each step, the maps at the end: there are many mappings.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
-use pervma_differ::{Difference, Machine, Model, Op, Options, replay_after, run_after};
+use pervma_differ::{Difference, Machine, Model, Op, Options, Privileges, replay_after, run_after};
 use pervma_linux::abi::*;
 
-/// Above it this test would take too long.
+/// A limit above this would take too long to reach.
 const MOST: usize = 100_000;
 const BASE: usize = 0x1800_0000_0000;
-/// The part where everything happens: one mapping of many pages.
+/// The mapping of many pages that the steps change.
 const STAGE: usize = BASE - 64 * PAGE;
 const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
 
@@ -76,8 +76,8 @@ fn at_the_limit_of_mappings() {
     let fixed = MREMAP_MAYMOVE | MREMAP_FIXED;
     let stays = MREMAP_MAYMOVE | MREMAP_DONTUNMAP;
     let scenes: [(usize, &[Op]); 4] = [
-        // A move wants room before anything else is looked at. First there is some, then there is not,
-        // whatever is wrong with the source.
+        // A move wants spare mappings before it looks at anything. First there are some, then there
+        // are none, whatever is wrong with the source.
         (
             most - 8,
             &[
@@ -91,9 +91,9 @@ fn at_the_limit_of_mappings() {
                 mremap(50, 14, 14, fixed, 80),
             ],
         ),
-        // Room for one cut, not for two.
+        // One split is possible, two are not.
         (most - 1, &[mprotect(10, 5, PROT_READ), mprotect(30, 1, PROT_READ)]),
-        // Room for none.
+        // No split is possible.
         (
             most,
             &[
@@ -104,7 +104,7 @@ fn at_the_limit_of_mappings() {
                 munmap(10, 5),
                 mremap(0, 4, 8, may_move, 0),
                 mremap(0, 4, 4, fixed, 57),
-                // One at the edge takes no cut; one mapping more is let through, and no further.
+                // At the edge nothing is split. One mapping more than the limit is let through.
                 munmap(54, 2),
                 mmap(STAGE + 54 * PAGE, 1, PROT_READ, MAP_FIXED),
                 mmap(STAGE + 60 * PAGE, 1, PROT_READ, MAP_FIXED),
@@ -134,7 +134,8 @@ fn at_the_limit_of_mappings() {
         let (last, before) = steps.split_last().unwrap();
         let mut first = fill(count);
         first.extend_from_slice(before);
-        let differing = replay_after(&machine, &Model::new, &first, std::slice::from_ref(last));
+        let last_one = std::slice::from_ref(last);
+        let differing = replay_after(&machine, Privileges::None, &Model::new, &first, last_one);
         if let Some((made, Difference { what, kernel, model })) = differing.unwrap() {
             let apart = kernel.lines().zip(model.lines()).find(|(kernel, model)| kernel != model);
             panic!("{count} mappings, after {made} steps: {what}: {apart:?}");

@@ -10,7 +10,7 @@ use pervma_differ::{Model, Op, Options, run};
 fn random_steps_do_the_same_here_and_on_the_kernel() {
     let Some(machine) = common::machine() else { return };
     for seed in [1, 2] {
-        let report = run(&machine, Options { ops: 20_000, seed }, Model::new).unwrap();
+        let report = run(&machine, Options { ops: 20_000, seed }, Model::new, &mut |_| ()).unwrap();
         if let Some(divergence) = report.divergence {
             panic!("seed {seed}: {divergence}");
         }
@@ -24,7 +24,8 @@ fn random_steps_do_the_same_here_and_on_the_kernel() {
 fn the_same_seed_makes_the_same_steps() {
     let Some(machine) = common::machine() else { return };
     let counts = [(); 2].map(|()| {
-        let report = run(&machine, Options { ops: 2000, seed: 7 }, Model::new).unwrap();
+        let report =
+            run(&machine, Options { ops: 2000, seed: 7 }, Model::new, &mut |_| ()).unwrap();
         (report.by_call, report.by_errno, report.merges, report.splits)
     });
     assert_eq!(counts[0], counts[1]);

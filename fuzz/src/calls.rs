@@ -1,5 +1,5 @@
-//! Bytes as arguments of Linux's mapping calls: none may panic, counts must be right, and in strict
-//! mode a call that fails changes nothing.
+//! Bytes as arguments of Linux's mapping calls. No call may panic, counts must be right, and in
+//! strict mode a call that fails changes nothing.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

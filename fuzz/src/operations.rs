@@ -2,9 +2,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pervma::Std;
+use pervma::StdPlatform;
 
 #[path = "../../core/tests/suite/mod.rs"]
+#[expect(dead_code, reason = "one of its platforms is for other tests")]
 mod suite;
 
 use suite::compare::{compare, tell};
@@ -17,8 +18,8 @@ fuzz_target!(|bytes: &[u8]| {
         eprintln!("{}", tell(records));
     }
     match way % 3 {
-        0 => compare::<Spaces<Std, IN_EDITS>>(records, |_, _, _| ()),
-        1 => compare::<Spaces<Std, WAITING>>(records, |_, _, _| ()),
-        _ => compare::<Spaces<Std, EXCLUDING>>(records, |_, _, _| ()),
+        0 => compare::<Spaces<StdPlatform, IN_EDITS>>(records, |_, _, _| ()),
+        1 => compare::<Spaces<StdPlatform, WAITING>>(records, |_, _, _| ()),
+        _ => compare::<Spaces<StdPlatform, EXCLUDING>>(records, |_, _, _| ()),
     }
 });

@@ -3,7 +3,7 @@
 
 /// Bytes in a page.
 pub const PAGE: usize = 4096;
-/// Bytes in a huge page, and in what a page-table page covers.
+/// Bytes in a huge page, which are those that one page of a page table covers.
 pub const HUGE: usize = 2 << 20;
 
 pub const PROT_NONE: u64 = 0;
@@ -76,7 +76,7 @@ pub const MS_ASYNC: i32 = 1;
 pub const MS_INVALIDATE: i32 = 2;
 pub const MS_SYNC: i32 = 4;
 
-/// `len` rounded up to pages, wrapping round as Linux's `PAGE_ALIGN` does.
+/// `len` rounded up to pages, which wraps around as Linux's `PAGE_ALIGN` does.
 pub(crate) const fn page_align(len: usize) -> usize {
     len.wrapping_add(PAGE - 1) & !(PAGE - 1)
 }
@@ -86,7 +86,7 @@ pub(crate) const fn off_page(addr: usize) -> bool {
     addr & (PAGE - 1) != 0
 }
 
-/// Bytes as whole pages.
+/// The whole pages in a number of bytes.
 pub(crate) const fn pages(bytes: usize) -> usize {
     bytes / PAGE
 }

@@ -15,9 +15,9 @@ use crate::vma::{Source, Vma};
 /// The longest name, with the byte that ends it.
 const NAME_SIZE: usize = 80;
 
-impl<B: Backing, T: Platform> Mm<B, T> {
-    /// Advice about a range: some changes how its mappings are treated, the rest goes to the
-    /// [`Backing`].
+impl<B: Backing, P: Platform> Mm<B, P> {
+    /// Takes advice about a range. Some advice changes how its mappings are treated, and the rest
+    /// goes to the [`Backing`].
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking, VmFlags, abi::*};
@@ -25,13 +25,13 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     /// let mm = Mm::new(NoBacking, Config::default());
     /// let addr = mm.mmap(0, 8192, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)?;
     /// mm.madvise(addr, 4096, MADV_DONTFORK)?;
-    /// assert!(mm.lookup(addr).is_some_and(|(_, vma)| vma.flags.has(VmFlags::DONTCOPY)));
+    /// assert!(mm.lookup(addr)?.is_some_and(|(_, vma)| vma.flags.has(VmFlags::DONTCOPY)));
     /// # Ok::<(), pervma_linux::Errno>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// Those of the system call. A hole is reported after everything else has been done.
+    /// Those of the system call. A hole is reported after everything else was done.
     #[doc(alias = "do_madvise")]
     pub fn madvise(&self, addr: usize, len: usize, advice: i32) -> Result<(), Errno> {
         let Some(range) = check_arguments(addr, len, self.is_known(advice))? else {
@@ -58,7 +58,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     /// let mm = Mm::new(NoBacking, Config::default());
     /// let addr = mm.mmap(0, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)?;
     /// mm.set_anon_name(addr, 4096, Some("arena"))?;
-    /// assert!(mm.maps().contains("[anon:arena]"));
+    /// assert!(mm.maps()?.contains("[anon:arena]"));
     /// # Ok::<(), pervma_linux::Errno>(())
     /// ```
     ///
@@ -94,7 +94,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     }
 }
 
-/// The range, in whole pages; `None` if it is empty.
+/// The range in whole pages, or `None` if it is empty.
 fn check_arguments(addr: usize, len: usize, known: bool) -> Result<Option<Range<usize>>, Errno> {
     let aligned = page_align(len);
     if !known || off_page(addr) || (len != 0 && aligned == 0) {
@@ -104,9 +104,9 @@ fn check_arguments(addr: usize, len: usize, known: bool) -> Result<Option<Range<
     Ok((addr != end).then_some(addr..end))
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
-    /// Goes through the VMAs of a range. Holes are reported at the end, other errors at once. `each`
-    /// returns the whole VMA that the part is in afterwards.
+impl<B: Backing, P: Platform> Change<'_, B, P> {
+    /// Goes through the VMAs of a range. Holes are reported at the end, other errors at once.
+    /// `each` returns the whole VMA that the part is in afterwards.
     #[doc(alias = "madvise_walk_vmas")]
     fn advise_all(
         &mut self,
@@ -143,8 +143,8 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         }
     }
 
-    /// Gives a part of a VMA other flags or another name. What fails for want of memory may be tried
-    /// again.
+    /// Gives a part of a VMA other flags or another name. Where memory is missing, the error says
+    /// that it may succeed later.
     #[doc(alias = "madvise_update_vma")]
     fn relabel(&mut self, part: Range<usize>, vma: Vma) -> Result<Range<usize>, Errno> {
         match self.holding(part.start) {
@@ -188,16 +188,16 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         self.backing.map_or(Ok(()), |backing| backing.advise(part, advice))
     }
 
-    /// From now on there may be guard pages in the VMA at `addr`.
+    /// Notes that there may be guard pages in the VMA at `addr` from now on.
     fn may_guard(&mut self, addr: usize, anonymous: bool) -> Result<(), Errno> {
         if self.config.marks_guards {
-            let mut vma = self.edit.start_write(addr).map_err(|_| Errno::ENOMEM)?;
+            let mut vma = self.edit.write(addr).map_err(|_| Errno::ENOMEM)?;
             vma.flags |= VmFlags::MAYBE_GUARD;
         }
-        if anonymous || !self.config.marks_guards { self.give_group(addr) } else { Ok(()) }
+        if anonymous || !self.config.marks_guards { self.prepare_anon_vma(addr) } else { Ok(()) }
     }
 
-    /// Damages pages for tests: each must be there and readable.
+    /// Damages pages for tests. Each must be mapped and readable.
     #[doc(alias = "madvise_inject_error")]
     fn damage(&mut self, range: &Range<usize>, advice: i32) -> Result<(), Errno> {
         let mut at = range.start;
@@ -233,7 +233,7 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
     }
 }
 
-/// Whether the contents of a sealed VMA would be lost although they cannot be written.
+/// Whether the advice would destroy the contents of a sealed VMA that cannot be written.
 #[doc(alias = "can_madvise_modify")]
 fn is_lost_by(advice: i32, vma: &Vma) -> bool {
     let discards = matches!(
@@ -249,7 +249,7 @@ fn is_lost_by(advice: i32, vma: &Vma) -> bool {
     discards && vma.is_anonymous() && !vma.flags.has(VmFlags::WRITE)
 }
 
-/// Whether a huge page could be there at all.
+/// Whether a huge page fits into the VMA at all.
 #[doc(alias = "thp_vma_allowable_order")]
 fn may_collapse(whole: &Range<usize>, vma: &Vma) -> bool {
     let fits = whole
@@ -259,7 +259,7 @@ fn may_collapse(whole: &Range<usize>, vma: &Vma) -> bool {
     fits && !vma.flags.has(VmFlags::NOHUGEPAGE)
 }
 
-/// The flags that the advice leads to; `None` if it is about pages.
+/// The flags that the advice leads to, or `None` if it is about pages.
 fn new_flags(vma: &Vma, advice: i32) -> Result<Option<VmFlags>, Errno> {
     let flags = vma.flags;
     let reading = VmFlags::SEQ_READ | VmFlags::RAND_READ;

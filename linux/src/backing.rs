@@ -8,34 +8,34 @@ use crate::vma::Vma;
 /// How memory is touched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
-    /// Read.
+    /// It is read.
     Read,
-    /// Written.
+    /// It is written.
     Write,
-    /// Executed.
+    /// It is executed.
     Execute,
 }
 
 /// Why a page cannot be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// It lies behind the end of the file, or cannot be read: SIGBUS.
+    /// It lies behind the end of the file, or cannot be read: `SIGBUS`.
     Bus,
-    /// It is a guard page: SIGSEGV.
+    /// It is a guard page: `SIGSEGV`.
     Guard {
-        /// Where the page is.
+        /// The address of the page.
         addr: usize,
     },
-    /// No memory.
+    /// There is no memory for it.
     OutOfMemory,
 }
 
 /// A part of a VMA.
 #[derive(Clone, Debug)]
 pub struct Part<'a> {
-    /// The VMA.
+    /// The VMA that it is a part of.
     pub vma: &'a Vma,
-    /// Where the part is.
+    /// The addresses of the part.
     pub range: Range<usize>,
     /// The page of the file at its start; see [`Vma::page_offset`].
     pub page_offset: u64,
@@ -48,28 +48,31 @@ impl<'a> Part<'a> {
     }
 }
 
-/// What [`Mm`](crate::Mm) asks of the memory behind the map. The map is its own business; pages are
-/// the backing's. Every method has a default that does nothing.
+/// The memory behind the map: what [`Mm`](crate::Mm) asks of the pages. It keeps the map itself.
+/// Every method has a default that does nothing.
 ///
-/// All methods run inside of a call or a fault, and this is what else may run meanwhile:
+/// All methods run inside of a call or a fault, with these locks held and beside these faults:
 ///
 /// | method | locked | faults of the same range |
 /// |---|---|---|
-/// | [`fault`](Self::fault) | the VMA for reading, or the space | may run, even of the same page |
-/// | [`advise`](Self::advise), [`sync`](Self::sync) | the space | may run |
-/// | [`unmap`](Self::unmap), [`protect`](Self::protect), [`relocate`](Self::relocate), [`copy`](Self::copy) | the space, and the VMAs for writing | have ended; the next begins when the call is over |
+/// | `fault` | the VMA for reading, or the space | may run, even of the same page |
+/// | `advise`, `sync` | the space | may run |
+/// | `unmap`, `protect`, `relocate`, `copy` | the space, and the VMAs for writing | have ended |
 ///
-/// As in Linux, where page tables have locks of their own, advice may come to pages that are faulted
-/// in at that moment: it is the backing that gives them an order.
+/// Where faults have ended, the next one begins when the call is over. As in Linux, where page
+/// tables have locks of their own, advice may come to pages that are faulted in at that moment: the
+/// backing decides which of the two comes first.
 ///
-/// No method may call the same `Mm`; see [there](crate::Mm) what happens if one does.
+/// No method may call the same `Mm`; see [there](crate::Mm) what happens if one does. Where
+/// [`Mm::try_fault`](crate::Mm::try_fault) is asked in signal handlers, `fault` runs in them: it
+/// may not lock or allocate then.
 ///
 /// ```
 /// use core::ops::Range;
 /// use std::sync::Mutex;
 /// use pervma_linux::{Backing, Config, Mm, abi};
 ///
-/// /// Notes what is unmapped.
+/// /// Keeps a list of what is unmapped.
 /// #[derive(Default)]
 /// struct Pages(Mutex<Vec<Range<usize>>>);
 ///
@@ -86,7 +89,11 @@ impl<'a> Part<'a> {
 /// # Ok::<(), pervma_linux::Errno>(())
 /// ```
 pub trait Backing {
-    /// Makes every page of `part` present for `access`, which the VMA allows.
+    /// Makes every page of `part` present for `access`.
+    ///
+    /// The VMA allows the access, unless a debugger forces it
+    /// ([`Mm::access_forced`](crate::Mm::access_forced)): then the page becomes an anonymous page
+    /// of the private mapping, and stays as protected as it is.
     ///
     /// # Errors
     ///
@@ -96,25 +103,27 @@ pub trait Backing {
         Ok(())
     }
 
-    /// Nothing is mapped in `range` any more.
+    /// Is told that nothing is mapped in `range` any more.
     fn unmap(&self, range: Range<usize>) {
         let _ = range;
     }
 
-    /// What is in `from` is at `to` from now on, where nothing is yet. The VMA at `from` may stay,
-    /// empty. Neither there nor here is anything faulted in before the call is over.
+    /// Moves the pages in `from` to `to`, where nothing is yet. The VMA at `from` may stay, without
+    /// pages. Nothing is faulted in at either place before the call is over.
     fn relocate(&self, from: Range<usize>, to: usize) {
         let _ = (from, to);
     }
 
-    /// What is allowed in `part` has changed.
+    /// Is told that what is allowed in `part` has changed.
     fn protect(&self, part: Part<'_>) {
         let _ = part;
     }
 
-    /// A fork copies the pages of one's own that are in `part`, a whole VMA, to `child`, the backing of
-    /// the child, at the same addresses; guard pages too. Not called for a VMA that has none, or whose
-    /// copy is to be empty. So pages and map are from the same moment.
+    /// Copies the anonymous pages and the guard pages in `part`, a whole VMA, to the same addresses
+    /// of `child`, the backing of a fork's child.
+    ///
+    /// It is not called for a VMA that has none, or whose copy is to be empty. It runs while the
+    /// map is copied, so pages and map are from the same moment.
     fn copy(&self, part: Part<'_>, child: &Self)
     where
         Self: Sized,
@@ -122,12 +131,12 @@ pub trait Backing {
         let _ = (part, child);
     }
 
-    /// Advice about pages (`MADV_DONTNEED`, `MADV_REMOVE`, `MADV_GUARD_INSTALL` and the like). The checks of
-    /// Linux have passed.
+    /// Follows advice about pages (`MADV_DONTNEED`, `MADV_REMOVE`, `MADV_GUARD_INSTALL` and the
+    /// like). The checks that Linux makes before have passed.
     ///
     /// # Errors
     ///
-    /// What `madvise` is to return.
+    /// The error that `madvise` is to return.
     fn advise(&self, part: Part<'_>, advice: i32) -> Result<(), Errno> {
         let _ = (part, advice);
         Ok(())
@@ -137,14 +146,14 @@ pub trait Backing {
     ///
     /// # Errors
     ///
-    /// What `msync` is to return.
+    /// The error that `msync` is to return.
     fn sync(&self, part: Part<'_>) -> Result<(), Errno> {
         let _ = part;
         Ok(())
     }
 }
 
-/// No memory: only the map matters, and every page can be had.
+/// No memory at all: only the map matters, and every page can be had.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoBacking;
 

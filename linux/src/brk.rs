@@ -6,12 +6,12 @@ use crate::abi::*;
 use crate::backing::Backing;
 use crate::errno::Errno;
 use crate::flags::VmFlags;
-use crate::mm::{Change, Joins, Mm};
+use crate::mm::{Change, MergeWith, Mm};
 use crate::place::guarded_start;
 use crate::vma::{Source, Vma};
 
-impl<B: Backing, T: Platform> Mm<B, T> {
-    /// Moves the end of the heap; returns where it is, which is where it was if it cannot be moved.
+impl<B: Backing, P: Platform> Mm<B, P> {
+    /// Moves the end of the heap and returns where it is then: where it was, if it cannot be moved.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking};
@@ -19,7 +19,8 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     /// let mm = Mm::new(NoBacking, Config::default());
     /// let heap = mm.brk(0);
     /// assert_eq!(mm.brk(heap + 10), heap + 10);
-    /// assert!(mm.maps().contains("[heap]"));
+    /// assert!(mm.maps()?.contains("[heap]"));
+    /// # Ok::<(), pervma_linux::NotNow>(())
     /// ```
     pub fn brk(&self, brk: usize) -> usize {
         let moved = self.change(|change| change.brk(brk));
@@ -27,7 +28,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     }
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
+impl<B: Backing, P: Platform> Change<'_, B, P> {
     fn brk(&mut self, brk: usize) -> Result<usize, Errno> {
         let layout = self.config.layout;
         let heap = brk.checked_sub(layout.start_brk).ok_or(Errno::EINVAL)?;
@@ -69,8 +70,9 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         let page_offset = pages(old) as u64;
         let vma = Vma { flags, page_offset, source: Source::Anonymous, anon: None, name: None };
         // What lies below the heap is not looked at.
-        let joins = if old > layout.start_brk { Joins::LeftOnly } else { Joins::Neither };
-        self.map(old..new, vma, joins)?;
+        let merge_with =
+            if old > layout.start_brk { MergeWith::LeftOnly } else { MergeWith::Neither };
+        self.map(old..new, vma, merge_with)?;
         self.count_new(flags, len);
         self.state.brk = brk;
         if flags.has(VmFlags::LOCKED) {

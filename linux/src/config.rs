@@ -1,6 +1,6 @@
-//! What a call's result depends on beside the map: the machine, the process, its limits.
+//! What the results of calls depend on beside the map: the machine, the process and its limits.
 
-/// Where things are in the address space.
+/// The layout of the address space.
 ///
 /// The default is that of a process without address randomisation.
 ///
@@ -12,22 +12,22 @@
 pub struct Layout {
     /// The end of the address space.
     pub task_size: usize,
-    /// Room is looked for below this address, the highest first.
+    /// Gaps are looked for below this address, the highest first.
     pub mmap_base: usize,
-    /// Where the search from below starts, when there is no room below `mmap_base`.
+    /// The start of the search from below, for which there is no gap below `mmap_base`.
     pub mmap_legacy_base: usize,
-    /// The lowest address that is chosen.
+    /// The lowest address that is ever chosen.
     pub lowest_choice: usize,
-    /// The lowest address that may be mapped (`vm.mmap_min_addr`). Security modules may want choices
-    /// to be higher.
+    /// The lowest address that may be mapped (`vm.mmap_min_addr`). Security modules may want
+    /// choices to be higher.
     pub mmap_min_addr: usize,
     /// Bytes kept free below a mapping that grows downwards.
     pub stack_guard_gap: usize,
-    /// Where the heap of `brk` starts.
+    /// The start of the heap (`brk`).
     pub start_brk: usize,
-    /// Where it ends at first.
+    /// The end of the heap at first.
     pub brk: usize,
-    /// Bytes of the program's initialised data, which RLIMIT_DATA counts with the heap.
+    /// Bytes of the program's initialised data, which `RLIMIT_DATA` counts with the heap.
     pub data_size: usize,
     /// The initial stack pointer, by which the stack is named when it is shown.
     pub start_stack: usize,
@@ -50,7 +50,7 @@ impl Default for Layout {
     }
 }
 
-/// The resource limits that mapping calls look at, in bytes; `u64::MAX` is none.
+/// The resource limits that mapping calls look at, in bytes, where `u64::MAX` is none.
 ///
 /// ```
 /// assert_eq!(pervma_linux::Limits::default().address_space, u64::MAX);
@@ -61,7 +61,7 @@ pub struct Limits {
     pub address_space: u64,
     /// `RLIMIT_DATA`.
     pub data: u64,
-    /// The hard limit of `RLIMIT_DATA`, which counts for mappings where the other is 0.
+    /// The hard limit of `RLIMIT_DATA`, which holds for mappings where the soft one is 0.
     pub data_max: u64,
     /// `RLIMIT_MEMLOCK`.
     pub locked: u64,
@@ -81,50 +81,51 @@ impl Default for Limits {
 /// ```
 /// use pervma_linux::{Config, Errno, Mm, NoBacking, abi};
 ///
-/// // No call changes half: here, none of the range is made read-only.
+/// // All or nothing: here, none of the range is made read-only.
 /// let mm = Mm::new(NoBacking, Config { strict: true, ..Config::default() });
 /// let addr = mm.mmap(0, 4096, abi::PROT_WRITE, abi::MAP_PRIVATE | abi::MAP_ANONYMOUS, None, 0)?;
 /// let hole_behind = mm.mprotect(addr, 8192, abi::PROT_READ);
 /// # mm.munmap(addr + 4096, 4096)?;
 /// # let hole_behind = mm.mprotect(addr, 8192, abi::PROT_READ);
 /// assert_eq!(hole_behind, Err(Errno::ENOMEM));
-/// assert!(mm.maps().contains("-w-p"));
+/// assert!(mm.maps()?.contains("-w-p"));
 /// # Ok::<(), Errno>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where things are.
+    /// The layout of the address space.
     pub layout: Layout,
     /// The limits at first; see [`Mm::set_limits`](crate::Mm::set_limits).
     pub limits: Limits,
     /// How many VMAs there may be (`vm.max_map_count`).
     pub max_map_count: usize,
-    /// The most pages that one call may promise: those of the machine, when `vm.overcommit_memory`
-    /// is 0; `usize::MAX` when it is 1.
+    /// The most pages that one call may commit: those of the machine and its swap when
+    /// `vm.overcommit_memory` is 0, and `usize::MAX` when it is 1.
     pub commit_limit: usize,
-    /// Whether the process has `CAP_IPC_LOCK`: no limit on locking.
+    /// Whether the process has `CAP_IPC_LOCK`: there is no limit on locking then.
     pub may_lock: bool,
-    /// Whether it has `CAP_SYS_RAWIO`: it may map below `mmap_min_addr`.
+    /// Whether the process has `CAP_SYS_RAWIO`: it may map below `mmap_min_addr` then.
     pub may_map_low: bool,
-    /// Whether it has `CAP_SYS_ADMIN`: it may damage memory for tests.
+    /// Whether the process has `CAP_SYS_ADMIN`: it may use `MADV_HWPOISON` then.
     pub may_poison: bool,
     /// Whether the kernel knows names of anonymous memory (`CONFIG_ANON_VMA_NAME`).
     pub anon_names: bool,
     /// Whether the kernel was built with huge pages, on or off.
     pub huge_pages: bool,
-    /// Whether it can be told that memory fails (`CONFIG_MEMORY_FAILURE`).
+    /// Whether the kernel knows `MADV_HWPOISON` (`CONFIG_MEMORY_FAILURE`).
     pub memory_failure: bool,
-    /// Whether a mapping with guard pages is marked, as since Linux 6.19 and in later releases of
-    /// 6.18. Before, it got a group of its own pages instead, whatever it maps.
+    /// Whether a mapping with guard pages is marked ([`MAYBE_GUARD`](crate::VmFlags::MAYBE_GUARD)),
+    /// as since Linux 6.19 and in later releases of 6.18. Before, it got an `anon_vma` instead,
+    /// whatever it maps.
     pub marks_guards: bool,
-    /// No call changes half: when one fails, what is mapped is as it was, and so are flags and
-    /// counts. Linux is not like that.
+    /// Whether calls are all or nothing: when one fails, mappings, flags and counts are as they
+    /// were before. Linux is not like that.
     ///
-    /// Pages are the backing's: what it did before it refused something stays done (pages are
-    /// present, advice is followed), and so do [`Vma::anon`](crate::Vma::anon) and
-    /// [`MAYBE_GUARD`](crate::VmFlags::MAYBE_GUARD), which say what pages there may be. A touch is no
-    /// call: a stack may have grown for a page that cannot be had. And the map is put back as long as
-    /// there is memory to do so.
+    /// What the backing did before it refused something stays done (pages are present, advice is
+    /// followed). So [`Vma::anon`](crate::Vma::anon) and
+    /// [`MAYBE_GUARD`](crate::VmFlags::MAYBE_GUARD), which say what pages there may be, stay as
+    /// well. A touch is no call: a stack may have grown for a page that cannot be had. And the map
+    /// is restored only if there is memory to do so.
     pub strict: bool,
 }
 

@@ -1,10 +1,10 @@
-//! What is counted, and what the counts may not exceed.
+//! Counts of mapped pages, and the limits that they may not exceed.
 
 use crate::abi::{PAGE, pages};
 use crate::config::{Config, Limits};
 use crate::flags::VmFlags;
 
-/// How many pages are mapped, of which kind.
+/// The numbers of mapped pages, by their kind.
 ///
 /// ```
 /// use pervma_linux::{Config, Mm, NoBacking, abi};
@@ -16,25 +16,26 @@ use crate::flags::VmFlags;
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// All (`VmSize`).
+    /// All pages (`VmSize`).
     #[doc(alias = "total_vm")]
     pub total: usize,
-    /// Private and writable (`VmData`).
+    /// Private and writable pages (`VmData`).
     #[doc(alias = "data_vm")]
     pub data: usize,
-    /// Growing downwards (`VmStk`).
+    /// Pages of mappings that grow downwards (`VmStk`).
     #[doc(alias = "stack_vm")]
     pub stack: usize,
-    /// Executable and not writable (`VmExe` and `VmLib`).
+    /// Executable pages that are not writable (`VmExe` and `VmLib`).
     #[doc(alias = "exec_vm")]
     pub exec: usize,
-    /// Locked (`VmLck`). As in Linux, `MREMAP_DONTUNMAP` of locked memory counts it twice.
+    /// Locked pages (`VmLck`). As in Linux, `MREMAP_DONTUNMAP` of locked memory counts it twice,
+    /// and 8 TiB or more that are locked or unlocked at a time are counted wrong.
     #[doc(alias = "locked_vm")]
     pub locked: usize,
 }
 
 impl Counts {
-    /// `pages` with these flags came to be.
+    /// Counts `pages` more with these flags.
     #[doc(alias = "vm_stat_account")]
     pub(crate) fn add(&mut self, flags: VmFlags, pages: usize) {
         self.total = self.total.wrapping_add(pages);
@@ -43,7 +44,7 @@ impl Counts {
         }
     }
 
-    /// `pages` with these flags went.
+    /// Counts `pages` less with these flags.
     pub(crate) fn remove(&mut self, flags: VmFlags, pages: usize) {
         self.add(flags, pages.wrapping_neg());
     }
@@ -60,17 +61,17 @@ impl Counts {
         }
     }
 
-    /// Whether `pages` more with these flags stay within RLIMIT_AS and RLIMIT_DATA. The number may be
-    /// negative, as a wrapped one.
+    /// Whether `pages` more with these flags stay within `RLIMIT_AS` and `RLIMIT_DATA`. The number
+    /// may be a negative one that has wrapped.
     #[doc(alias = "may_expand_vm")]
     pub(crate) fn may_expand(&self, limits: &Limits, flags: VmFlags, pages: usize) -> bool {
-        // For the sake of one program, no data at all means as much as can be allowed.
+        // Linux takes a limit of 0 for the hard limit, for the sake of one program.
         let data = if limits.data == 0 { limits.data_max } else { limits.data };
         self.total.wrapping_add(pages) <= in_pages(limits.address_space)
             && (!flags.is_data() || self.data.wrapping_add(pages) <= in_pages(data))
     }
 
-    /// Whether `bytes` more that are locked, if the flags say so, stay within RLIMIT_MEMLOCK.
+    /// Whether `bytes` more, if the flags say that they are locked, stay within `RLIMIT_MEMLOCK`.
     #[doc(alias = "mlock_future_ok")]
     pub(crate) fn may_lock(
         &self,
@@ -85,7 +86,7 @@ impl Counts {
     }
 }
 
-/// A limit in bytes as whole pages.
+/// The whole pages of a limit in bytes.
 pub(crate) fn in_pages(bytes: u64) -> usize {
     usize::try_from(bytes / PAGE as u64).unwrap_or(usize::MAX)
 }

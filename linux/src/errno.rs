@@ -1,4 +1,4 @@
-//! Why a call failed.
+//! Error numbers.
 
 use core::fmt;
 
@@ -20,7 +20,7 @@ macro_rules! errno {
         impl Errno {
             $($(#[$doc])* pub const $name: Self = Self($number);)*
 
-            /// The name, of those that calls are known to return.
+            /// The name, if it is one that calls are known to return.
             ///
             /// ```
             /// assert_eq!(pervma_linux::Errno::EPERM.name(), Some("EPERM"));
@@ -37,37 +37,39 @@ macro_rules! errno {
 }
 
 errno! {
-    /// Not allowed: sealed, or a capability is missing.
+    /// It is sealed, or a capability is missing.
     EPERM = 1,
+    /// The memory can be neither read nor written, not even by force.
+    EIO = 5,
     /// The file is not open.
     EBADF = 9,
-    /// Try again.
+    /// It may succeed later.
     EAGAIN = 11,
-    /// No memory, no room, a limit, or nothing is mapped there.
+    /// There is no memory or no gap, a limit is reached, or nothing is mapped there.
     ENOMEM = 12,
-    /// The file's mode or the mapping's does not allow it.
+    /// The mode of the file or of the mapping does not allow it.
     EACCES = 13,
-    /// Bad address.
+    /// The address is not mapped as it would have to be.
     EFAULT = 14,
     /// Locked pages cannot be invalidated.
     EBUSY = 16,
-    /// Something is mapped there.
+    /// Something is mapped there already.
     EEXIST = 17,
-    /// The file cannot be mapped.
+    /// The file is of a kind that cannot be mapped.
     ENODEV = 19,
-    /// An argument makes no sense.
+    /// An argument is not valid.
     EINVAL = 22,
-    /// The file offset does not fit.
+    /// The offset in the file is too large.
     EOVERFLOW = 75,
     /// A flag is not supported for this kind of mapping.
     EOPNOTSUPP = 95,
 }
 
 impl Errno {
-    /// The highest number.
+    /// The highest error number.
     const LAST: u16 = 4095;
 
-    /// The error with this number: calls may also return one that has no name here.
+    /// Returns the error with this number. Calls may also return one that has no name here.
     ///
     /// ```
     /// use pervma_linux::{Config, Errno, Mm, NoBacking, abi::*};
@@ -82,13 +84,13 @@ impl Errno {
         if 1 <= number && number <= Self::LAST { Some(Self(number)) } else { None }
     }
 
-    /// The error that an address is taken for.
+    /// The error that Linux takes an address in the last page for.
     #[doc(alias = "IS_ERR_VALUE")]
     pub(crate) fn of_address(addr: usize) -> Option<Self> {
         u16::try_from(addr.wrapping_neg()).ok().and_then(Self::new)
     }
 
-    /// The number that a system call returns, negated.
+    /// Returns the number, which a system call returns negated.
     ///
     /// ```
     /// assert_eq!(pervma_linux::Errno::EINVAL.number(), 22);

@@ -1,69 +1,266 @@
-//! What is mapped: an open file, by its identity.
+//! Open files: their identity, and what is known of them at the moment.
 
 use alloc::string::String;
+use core::any::Any;
+use core::fmt;
+
+use lock_api::RwLock;
+use pervma::Platform;
+
+use crate::errno::Errno;
+use crate::flags::VmFlags;
 
 /// An open file, as far as mapping it is concerned.
 ///
-/// Two mappings are of the same open file if they hold the same [`Arc`](alloc::sync::Arc) of it; only
-/// such mappings merge. What is in the file is the [`Backing`](crate::Backing)'s business.
+/// Its identity is the [`Arc`](alloc::sync::Arc) that holds it: two mappings are of the same open
+/// file if they hold the same one, and only such mappings merge. What is known of it may change
+/// meanwhile (seals are set, a name is changed or taken away), and is asked each time that it is
+/// needed. What is in the file is the [`Backing`](crate::Backing)'s business, which finds the
+/// caller's own type by a conversion to [`Any`].
+///
+/// [`OpenFile`] is one that is told what is known. The methods are called from inside of calls, so
+/// for them holds what holds for those of a [`Backing`](crate::Backing): they may not call the same
+/// [`Mm`](crate::Mm), nor wait for a thread that does.
 ///
 /// ```
-/// use pervma_linux::File;
+/// use pervma_linux::{Config, File, FileFacts, Mm, NoBacking, abi::*};
+/// use std::any::Any;
+/// use std::sync::{Arc, Mutex};
 ///
-/// let file = File { writable: false, ..File::new("/etc/passwd") };
-/// assert!(file.readable);
+/// /// A file of an emulator, which has its own table of names.
+/// #[derive(Debug)]
+/// struct GuestFile {
+///     inode: u64,
+///     name: Mutex<String>,
+/// }
+///
+/// impl File for GuestFile {
+///     fn facts(&self) -> FileFacts {
+///         FileFacts { inode: self.inode, ..FileFacts::new() }
+///     }
+///
+///     fn path(&self) -> String {
+///         self.name.lock().unwrap().clone()
+///     }
+/// }
+///
+/// let guest = Arc::new(GuestFile { inode: 7, name: Mutex::new("/old".to_owned()) });
+/// let file: Arc<dyn File> = guest.clone();
+/// let mm = Mm::new(NoBacking, Config::default());
+/// let addr = mm.mmap(0, 4096, PROT_READ, MAP_PRIVATE, Some(&file), 0)?;
+/// *guest.name.lock().unwrap() = "/new".to_owned();
+/// assert!(mm.maps()?.ends_with("7                          /new\n"));
+///
+/// let known: &dyn Any = &*file;
+/// assert_eq!(known.downcast_ref::<GuestFile>().map(|file| file.inode), Some(7));
+/// # Ok::<(), pervma_linux::Errno>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct File {
+pub trait File: Any + fmt::Debug + Send + Sync {
+    /// What is known of it at the moment.
+    fn facts(&self) -> FileFacts;
+
+    /// Its path as `/proc/PID/maps` shows it, with ` (deleted)` behind it if it has no name any
+    /// more.
+    fn path(&self) -> String;
+}
+
+/// What is known of an open file at a moment: what calls look at, and what is shown beside its
+/// path.
+///
+/// ```
+/// use pervma_linux::FileFacts;
+///
+/// let facts = FileFacts { writable: false, ..FileFacts::new() };
+/// assert!(facts.readable);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileFacts {
     /// Open for reading.
     pub readable: bool,
     /// Open for writing.
     pub writable: bool,
-    /// Marked as one that can only be appended to (`chattr +a`), which forbids shared mappings when it
-    /// is open for writing. That it was opened with `O_APPEND` is not meant, and forbids nothing.
+    /// Marked as one that can only be appended to (`chattr +a`), which forbids shared mappings when
+    /// it is open for writing. That it was opened with `O_APPEND` is not meant, and forbids
+    /// nothing.
     pub append_only: bool,
     /// On a file system that forbids executing.
     pub noexec: bool,
-    /// Whether it can be mapped at all.
-    pub mappable: bool,
+    /// On a file system whose files may be DAX (ext4, XFS): only there `MAP_SHARED_VALIDATE` knows
+    /// `MAP_SYNC`.
+    pub knows_sync: bool,
+    /// What its file operation `mmap` says.
+    pub operation: MapOperation,
     /// The seal that forbids writing (`F_SEAL_WRITE`).
     pub seal_write: bool,
     /// The seal that forbids new ways of writing (`F_SEAL_FUTURE_WRITE`).
     pub seal_future_write: bool,
-    /// Whether mappings of at least a huge page are placed so that huge pages fit, as most disk file
-    /// systems do.
+    /// Whether mappings of at least a huge page are placed so that huge pages fit, as most disk
+    /// file systems do.
     pub huge_aligned: bool,
     /// The largest file that its file system knows, in bytes.
     pub max_bytes: u64,
-    /// Major and minor number of the device, for rendering.
+    /// Major and minor number of the device.
     pub device: (u32, u32),
-    /// Inode number, for rendering.
+    /// Inode number.
     pub inode: u64,
-    /// Path, for rendering.
-    pub path: String,
 }
 
-impl File {
-    /// An ordinary file, open for reading and writing.
+impl FileFacts {
+    /// Returns the facts of an ordinary file, open for reading and writing.
     ///
     /// ```
-    /// assert!(pervma_linux::File::new("data").writable);
+    /// assert!(pervma_linux::FileFacts::new().writable);
     /// ```
     #[must_use]
-    pub fn new(path: impl Into<String>) -> Self {
+    pub const fn new() -> Self {
         Self {
             readable: true,
             writable: true,
             append_only: false,
             noexec: false,
-            mappable: true,
+            knows_sync: false,
+            operation: MapOperation::Accepts,
             seal_write: false,
             seal_future_write: false,
             huge_aligned: false,
             max_bytes: i64::MAX.unsigned_abs(),
             device: (0, 0),
             inode: 0,
-            path: path.into(),
         }
+    }
+}
+
+impl Default for FileFacts {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The answer of a file's own part of `mmap`, the file operation of that name.
+///
+/// All but [`Absent`](Self::Absent) is asked when everything else has been checked and what was
+/// mapped in the range is gone: a refusal leaves a hole there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[doc(alias = "mmap_prepare")]
+pub enum MapOperation {
+    /// There is no such operation (pipes, directories): `ENODEV`, and nothing has changed.
+    Absent,
+    /// Every mapping is accepted.
+    Accepts,
+    /// A file that could be DAX and is not: every mapping with `MAP_SYNC`, whatever its type, is
+    /// refused with `EOPNOTSUPP`.
+    RefusesSync,
+    /// Every mapping is refused with this error (files in `/sys`: `ENODEV`).
+    Refuses(Errno),
+}
+
+impl MapOperation {
+    /// The answer to a mapping with these flags.
+    pub(crate) fn ask(self, flags: VmFlags) -> Result<(), Errno> {
+        match self {
+            Self::Absent => Err(Errno::ENODEV),
+            Self::RefusesSync if flags.has(VmFlags::SYNC) => Err(Errno::EOPNOTSUPP),
+            Self::Accepts | Self::RefusesSync => Ok(()),
+            Self::Refuses(error) => Err(error),
+        }
+    }
+}
+
+/// A [`File`] that is told what is known of it. Its methods lock it for a moment, so they are not
+/// for signal handlers.
+///
+/// ```
+/// use pervma_linux::{Config, Errno, File, FileFacts, Mm, NoBacking, OpenFile, abi::*};
+/// use std::sync::Arc;
+///
+/// let open = Arc::new(OpenFile::new("/data", FileFacts::new()));
+/// let file: Arc<dyn File> = open.clone();
+/// let mm = Mm::new(NoBacking, Config::default());
+/// let addr = mm.mmap(0, 4096, PROT_READ, MAP_SHARED, Some(&file), 0)?;
+///
+/// open.update(|facts| facts.seal_future_write = true);
+/// open.rename("/data (deleted)");
+/// let writable = PROT_READ | PROT_WRITE;
+/// assert_eq!(mm.mmap(0, 4096, writable, MAP_SHARED, Some(&file), 0), Err(Errno::EPERM));
+/// assert!(mm.maps()?.ends_with("/data (deleted)\n"));
+/// # Ok::<(), Errno>(())
+/// ```
+pub struct OpenFile<P: Platform> {
+    known: RwLock<P::Lock, Known>,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    facts: FileFacts,
+    path: String,
+}
+
+#[cfg(feature = "std")]
+impl OpenFile<pervma::StdPlatform> {
+    /// Makes an open file with this path and these facts.
+    ///
+    /// ```
+    /// use pervma_linux::{File, FileFacts, OpenFile};
+    /// assert_eq!(OpenFile::new("/etc/passwd", FileFacts::new()).path(), "/etc/passwd");
+    /// ```
+    #[must_use]
+    pub fn new(path: impl Into<String>, facts: FileFacts) -> Self {
+        Self::with_platform(path, facts)
+    }
+}
+
+impl<P: Platform> OpenFile<P> {
+    /// Makes an open file with this path and these facts, on the platform `P`.
+    ///
+    /// ```
+    /// use pervma_linux::{File, FileFacts, OpenFile, StdPlatform};
+    /// let file = OpenFile::<StdPlatform>::with_platform("/data", FileFacts::new());
+    /// assert_eq!(file.facts(), FileFacts::new());
+    /// ```
+    #[must_use]
+    pub fn with_platform(path: impl Into<String>, facts: FileFacts) -> Self {
+        Self { known: RwLock::new(Known { facts, path: path.into() }) }
+    }
+
+    /// Changes the facts. The next call goes by the new ones.
+    ///
+    /// ```
+    /// use pervma_linux::{File, FileFacts, OpenFile};
+    /// let file = OpenFile::new("/data", FileFacts::new());
+    /// file.update(|facts| facts.append_only = true);
+    /// assert!(file.facts().append_only);
+    /// ```
+    pub fn update(&self, change: impl FnOnce(&mut FileFacts)) {
+        change(&mut self.known.write().facts);
+    }
+
+    /// Changes the path that mappings are shown with.
+    ///
+    /// ```
+    /// use pervma_linux::{File, FileFacts, OpenFile};
+    /// let file = OpenFile::new("/a", FileFacts::new());
+    /// file.rename("/b");
+    /// assert_eq!(file.path(), "/b");
+    /// ```
+    pub fn rename(&self, path: impl Into<String>) {
+        let path = path.into();
+        self.known.write().path = path;
+    }
+}
+
+impl<P: Platform> File for OpenFile<P> {
+    fn facts(&self) -> FileFacts {
+        self.known.read().facts
+    }
+
+    fn path(&self) -> String {
+        self.known.read().path.clone()
+    }
+}
+
+impl<P: Platform> fmt::Debug for OpenFile<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Known { facts, path } = self.known.read().clone();
+        f.debug_struct("OpenFile").field("path", &path).field("facts", &facts).finish()
     }
 }

@@ -45,12 +45,12 @@ flags! {
     MAYWRITE = 5, "mw";
     /// Executing can be allowed.
     MAYEXEC = 6, "me";
-    /// Mapped shared, even if the file is open for reading only.
+    /// Mapped as shared, even if the file is open for reading only.
     MAYSHARE = 7, "ms";
     /// It grows towards lower addresses when touched below its start.
     GROWSDOWN = 8, "gd";
-    /// There may be guard pages in it. It keeps nothing from merging, and passes to what it merges
-    /// with.
+    /// There may be guard pages in it. This flag keeps nothing from merging, and passes to what it
+    /// merges with.
     MAYBE_GUARD = 9, "gu";
     /// Its pages stay in memory.
     LOCKED = 10, "lo";
@@ -62,11 +62,11 @@ flags! {
     DONTCOPY = 13, "dc";
     /// Pages are locked when they are touched, not before.
     LOCKONFAULT = 14, "lf";
-    /// Counted against the memory that may be promised.
+    /// Counted as committed memory (`vm.overcommit_memory`).
     ACCOUNT = 15, "ac";
-    /// Never counted against it.
+    /// Never counted as committed memory.
     NORESERVE = 16, "nr";
-    /// Page tables are written synchronously, where the file can.
+    /// Mapped with `MAP_SYNC`.
     SYNC = 17, "sf";
     /// Empty in a fork's child.
     WIPEONFORK = 18, "wf";
@@ -80,16 +80,16 @@ flags! {
     MERGEABLE = 22, "mg";
     /// Pages may be dropped when memory is short.
     DROPPABLE = 23, "dp";
-    /// Sealed: it stays where it is and as it is.
+    /// Sealed: it can be neither unmapped, moved, resized nor protected otherwise.
     SEALED = 24, "sl";
 }
 
 impl VmFlags {
     /// Reading, writing and executing.
     pub const ACCESS: Self = Self(Self::READ.0 | Self::WRITE.0 | Self::EXEC.0);
-    /// What `mlock` sets.
+    /// The flags that `mlock2` sets and `munlock` clears.
     pub const LOCKED_MASK: Self = Self(Self::LOCKED.0 | Self::LOCKONFAULT.0);
-    /// What a mapping without a file may become.
+    /// The MAY flags of a mapping without a file.
     pub const MAYALL: Self = Self(Self::MAYREAD.0 | Self::MAYWRITE.0 | Self::MAYEXEC.0);
 
     /// Whether all of `flags` are set.
@@ -114,7 +114,7 @@ impl VmFlags {
         self.0 & flags.0 != 0
     }
 
-    /// The flags for the protection bits of a call.
+    /// The flags that protection bits stand for.
     pub(crate) fn of_prot(prot: u64) -> Self {
         let mut flags = Self::default();
         for (bit, flag) in
@@ -127,12 +127,12 @@ impl VmFlags {
         flags
     }
 
-    /// Whether what is allowed could be forbidden to become: access without its MAY flag.
+    /// Whether an access is allowed whose MAY flag is missing.
     pub(crate) fn exceeds_may(self) -> bool {
         self.0 & !(self.0 >> 4) & Self::ACCESS.0 != 0
     }
 
-    /// Private and writable: its pages are this process's own, and RLIMIT_DATA counts them.
+    /// Whether it is private and writable: `RLIMIT_DATA` counts such pages.
     pub(crate) fn is_data(self) -> bool {
         self & (Self::WRITE | Self::SHARED | Self::GROWSDOWN) == Self::WRITE
     }
@@ -145,7 +145,7 @@ impl VmFlags {
         self & (Self::EXEC | Self::WRITE | Self::GROWSDOWN) == Self::EXEC
     }
 
-    /// Whether writes make pages of one's own.
+    /// Whether writes make anonymous pages.
     pub(crate) fn is_private(self) -> bool {
         !self.has(Self::SHARED)
     }

@@ -10,12 +10,13 @@ use crate::flags::VmFlags;
 use crate::mm::{Core, Mm, no_memory};
 use crate::vma::Vma;
 
-impl<B: Backing, T: Platform> Mm<B, T> {
-    /// The address space of a child, with `backing` behind it. Nothing in it is locked; what is
-    /// marked `DONTFORK` is not in it; what is marked `WIPEONFORK` is empty.
+impl<B: Backing, P: Platform> Mm<B, P> {
+    /// Makes the address space of a fork's child, with `backing` behind it. Nothing in it is
+    /// locked, what is marked `DONTFORK` is not in it, and what is marked `WIPEONFORK` has no
+    /// pages.
     ///
-    /// Pages are the backing's business: with a shared mapping the child is to see what the parent
-    /// sees; of its own pages it gets copies, VMA by VMA, by [`Backing::copy`].
+    /// The pages of shared mappings are the backings' to share. Anonymous pages are copied, VMA by
+    /// VMA, by [`Backing::copy`].
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking, abi::*};
@@ -30,8 +31,8 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     ///
     /// # Errors
     ///
-    /// `ENOMEM` when memory runs out, or a mapping is larger than what may be promised at once: two
-    /// that have merged may be.
+    /// `ENOMEM` when memory runs out, or when a mapping is larger than what may be committed at
+    /// once, as two that have merged may be.
     #[doc(alias("dup_mmap", "dup_mm"))]
     pub fn fork(&self, backing: B) -> Result<Self, Errno> {
         let mut change = self.core.change(&self.config, Some(&self.backing))?;
@@ -52,7 +53,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
             if !wiped && (vma.anon.is_some() || vma.flags.has(VmFlags::MAYBE_GUARD)) {
                 self.backing.copy(Part::new(&range, vma, range.clone()), &backing);
             }
-            let anon = vma.anon.filter(|_| !wiped).map(|_| state.new_group(true));
+            let anon = vma.anon.filter(|_| !wiped).map(|_| state.new_anon_vma(true));
             Some(Vma { flags: vma.flags & !VmFlags::LOCKED_MASK, anon, ..vma.clone() })
         });
         let core = Core { space: space.map_err(no_memory)?, state: RwLock::new(state) };

@@ -12,7 +12,7 @@ use crate::flags::VmFlags;
 use crate::mm::{Change, Mm};
 use crate::vma::Vma;
 
-impl<B: Backing, T: Platform> Mm<B, T> {
+impl<B: Backing, P: Platform> Mm<B, P> {
     /// Locks a range into memory and makes its pages present.
     ///
     /// ```
@@ -33,7 +33,8 @@ impl<B: Backing, T: Platform> Mm<B, T> {
         self.change(|change| change.mlock(addr, len, VmFlags::LOCKED))
     }
 
-    /// As [`mlock`](Self::mlock); with `MLOCK_ONFAULT` pages are locked when they are touched.
+    /// Locks a range as [`mlock`](Self::mlock) does; with `MLOCK_ONFAULT` pages are locked when
+    /// they are touched.
     ///
     /// ```
     /// use pervma_linux::{Config, Errno, Mm, NoBacking};
@@ -70,7 +71,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
         self.change(|change| change.apply_lock(&range, VmFlags::default()))
     }
 
-    /// Locks all there is, all there will be, or both.
+    /// Locks all mappings that there are, all that there will be, or both.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking, abi::*};
@@ -105,7 +106,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
         })
     }
 
-    /// Unlocks everything, and what is mapped from now on is not locked.
+    /// Unlocks all mappings, and locks none that there will be.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking};
@@ -124,13 +125,20 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     }
 }
 
-/// The pages that the bytes lie in. It may wrap round; then it ends before it starts.
+/// The pages that the bytes lie in. Where the range wraps around, it ends before it starts.
 fn whole_pages(addr: usize, len: usize) -> Range<usize> {
     let start = addr & !(PAGE - 1);
     start..start.wrapping_add(page_align(len.wrapping_add(addr - start)))
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
+/// What an `int` holds of a number. Linux counts pages in one here, so that 8 TiB or more at a time
+/// are counted wrong.
+#[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "as in Linux")]
+fn as_int(count: usize) -> i32 {
+    count as i32
+}
+
+impl<B: Backing, P: Platform> Change<'_, B, P> {
     fn mlock(&mut self, addr: usize, len: usize, flags: VmFlags) -> Result<(), Errno> {
         if !self.can_lock() {
             return Err(Errno::EPERM);
@@ -153,7 +161,7 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         })
     }
 
-    /// Locked pages in a range.
+    /// The number of locked pages in a range.
     #[doc(alias = "count_mm_mlocked_page_nr")]
     fn locked_in(&self, range: &Range<usize>) -> usize {
         let end = if range.end < range.start { usize::MAX } else { range.end };
@@ -196,13 +204,14 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
             return Ok(part);
         }
         let whole = self.modify(part.clone(), vma)?;
-        let count = pages(part.end - part.start);
+        let count = as_int(pages(part.end - part.start));
+        let more = match (old.has(VmFlags::LOCKED), flags.has(VmFlags::LOCKED)) {
+            (_, false) => count.wrapping_neg(),
+            (false, true) => count,
+            (true, true) => 0,
+        };
         let locked = &mut self.state.counts.locked;
-        match (old.has(VmFlags::LOCKED), flags.has(VmFlags::LOCKED)) {
-            (_, false) => *locked = locked.wrapping_sub(count),
-            (false, true) => *locked = locked.wrapping_add(count),
-            (true, true) => {}
-        }
+        *locked = locked.wrapping_add_signed(more as isize);
         Ok(whole)
     }
 

@@ -8,14 +8,14 @@ use pervma::Platform;
 use crate::abi::*;
 use crate::backing::Backing;
 use crate::errno::Errno;
-use crate::file::File;
+use crate::file::{File, FileFacts, MapOperation};
 use crate::flags::VmFlags;
-use crate::mm::{Change, Joins, Mm};
+use crate::mm::{Change, MergeWith, Mm};
 use crate::place::Wanted;
 use crate::vma::{Source, Vma};
 
-/// The flags that `MAP_SHARED` and older types know; they ignore others.
-const KNOWN_OF_OLD: u64 = MAP_SHARED
+/// The flags that `MAP_SHARED` and `MAP_PRIVATE` know. They ignore others.
+const LEGACY_FLAGS: u64 = MAP_SHARED
     | MAP_PRIVATE
     | MAP_FIXED
     | MAP_ANONYMOUS
@@ -40,19 +40,19 @@ struct Request<'a> {
     len: usize,
     prot: u64,
     flags: u64,
-    file: Option<&'a Arc<File>>,
+    file: Option<(&'a Arc<dyn File>, FileFacts)>,
     page_offset: u64,
 }
 
-impl<B: Backing, T: Platform> Mm<B, T> {
-    /// Maps a file, or with `MAP_ANONYMOUS` memory; returns the address. `offset` is in bytes.
+impl<B: Backing, P: Platform> Mm<B, P> {
+    /// Maps a file, or memory with `MAP_ANONYMOUS`, and returns the address. `offset` is in bytes.
     ///
     /// ```
-    /// use pervma_linux::{Config, File, Mm, NoBacking, abi::*};
+    /// use pervma_linux::{Config, File, FileFacts, Mm, NoBacking, OpenFile, abi::*};
     /// use std::sync::Arc;
     ///
     /// let mm = Mm::new(NoBacking, Config::default());
-    /// let file = Arc::new(File::new("/bin/true"));
+    /// let file: Arc<dyn File> = Arc::new(OpenFile::new("/bin/true", FileFacts::new()));
     /// let first = mm.mmap(0, 4096, PROT_READ, MAP_PRIVATE, Some(&file), 0)?;
     /// // Top-down: the next one goes below.
     /// let second = mm.mmap(0, 4096, PROT_READ, MAP_PRIVATE, Some(&file), 0)?;
@@ -62,7 +62,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     ///
     /// # Errors
     ///
-    /// Those of the system call. With `MAP_FIXED` it may fail when what was there is gone already.
+    /// Those of the system call. With `MAP_FIXED`, what was mapped there may be gone when it fails.
     #[doc(alias("do_mmap", "mmap_region"))]
     pub fn mmap(
         &self,
@@ -70,7 +70,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
         len: usize,
         prot: u64,
         flags: u64,
-        file: Option<&Arc<File>>,
+        file: Option<&Arc<dyn File>>,
         offset: u64,
     ) -> Result<usize, Errno> {
         if !offset.is_multiple_of(PAGE as u64) {
@@ -84,13 +84,14 @@ impl<B: Backing, T: Platform> Mm<B, T> {
             return Err(Errno::EINVAL);
         }
         let page_offset = offset / PAGE as u64;
+        let file = file.map(|file| (file, file.facts()));
         self.change(|change| {
             change.mmap(Request { hint: addr, len, prot, flags, file, page_offset })
         })
     }
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
+impl<B: Backing, P: Platform> Change<'_, B, P> {
     fn mmap(&mut self, request: Request<'_>) -> Result<usize, Errno> {
         let Request { prot, file, .. } = request;
         let mut flags = request.flags;
@@ -127,8 +128,8 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
             }
         }
         let source = match file {
-            Some(file) => Source::File(Arc::clone(file)),
-            // Whatever the type is: one that is not known is refused later.
+            Some((file, _)) => Source::File(Arc::clone(file)),
+            // Whatever the type is. One that is not known is refused later.
             None if flags & MAP_SHARED != 0 => self.state.new_object(len),
             None => Source::Anonymous,
         };
@@ -145,8 +146,8 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
             return Err(Errno::EAGAIN);
         }
         let page_offset = match file {
-            Some(file) => {
-                check_file(file, prot, &mut flags, &mut vm_flags, len, request.page_offset)?;
+            Some((_, facts)) => {
+                check_file(&facts, prot, &mut flags, &mut vm_flags, len, request.page_offset)?;
                 request.page_offset
             }
             None => check_anonymous(flags, &mut vm_flags, addr)?,
@@ -155,7 +156,8 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
             vm_flags |= VmFlags::NORESERVE;
         }
         let vma = Vma { flags: vm_flags, page_offset, source, anon: None, name: None };
-        self.map_over(range.clone(), vma)?;
+        let operation = file.map_or(MapOperation::Accepts, |(_, facts)| facts.operation);
+        self.map_over(range.clone(), vma, operation)?;
         let populate = flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE;
         if populate || vm_flags.has(VmFlags::LOCKED) {
             self.populate_what_can_be(range);
@@ -163,7 +165,7 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         Ok(addr)
     }
 
-    /// A hint below what may be mapped is a hint to the lowest address that may be.
+    /// Takes a hint below the lowest address that is chosen for a hint to that address.
     #[doc(alias = "round_hint_to_min")]
     fn round_hint(&self, hint: usize) -> usize {
         let hint = hint & !(PAGE - 1);
@@ -171,37 +173,43 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         if hint != 0 && hint < lowest { page_align(lowest) } else { hint }
     }
 
-    /// Maps over whatever is there. Once that has been removed, a failure leaves a hole.
+    /// Maps over whatever is there. Once that is removed, a failure leaves a hole.
     #[doc(alias = "__mmap_region")]
-    fn map_over(&mut self, range: Range<usize>, mut vma: Vma) -> Result<(), Errno> {
+    fn map_over(
+        &mut self,
+        range: Range<usize>,
+        mut vma: Vma,
+        operation: MapOperation,
+    ) -> Result<(), Errno> {
         let len = range.end - range.start;
         let removal = self.check_removal(&range)?;
         let more = pages(len).wrapping_sub(removal.total);
-        let promised = is_promised(&vma);
+        let accounted = is_accounted(&vma);
         let allowed = if self.may_expand(vma.flags, more) {
-            let promise = pages(len).saturating_sub(removal.promised);
-            if promised { self.may_commit(promise) } else { Ok(()) }
+            let more = pages(len).saturating_sub(removal.accounted);
+            if accounted { self.may_commit(more) } else { Ok(()) }
         } else {
             Err(Errno::ENOMEM)
         };
         if let Err(error) = allowed {
-            self.cut(range.start)?;
-            self.cut(range.end)?;
+            self.split_unlimited(range.start)?;
+            self.split_unlimited(range.end)?;
             return Err(error);
         }
-        if promised {
+        if accounted {
             vma.flags |= VmFlags::ACCOUNT;
         }
         self.remove(range.clone(), removal)?;
+        operation.ask(vma.flags)?;
         if matches!(vma.source, Source::SharedAnonymous(_)) && !vma.flags.has(VmFlags::NORESERVE) {
             self.may_commit(pages(len))?;
         }
         let mut flags = vma.flags;
-        self.map(range.clone(), vma, Joins::Both)?;
+        self.map(range.clone(), vma, MergeWith::Both)?;
         if flags.has(VmFlags::DROPPABLE | VmFlags::LOCKED) {
-            // Only now is it noticed that it cannot be locked, so it has not merged.
+            // Linux notices only here that such memory cannot be locked, so it has not merged.
             flags &= !VmFlags::LOCKED_MASK;
-            let mut vma = self.edit.start_write(range.start).map_err(|_| Errno::ENOMEM)?;
+            let mut vma = self.edit.write(range.start).map_err(|_| Errno::ENOMEM)?;
             vma.flags &= !VmFlags::LOCKED_MASK;
         }
         self.count_new(flags, len);
@@ -209,29 +217,30 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
     }
 }
 
-/// Whether the memory is promised when it is mapped: private, writable, and nobody has waived it.
+/// Whether the memory is committed when it is mapped: private, writable, and not `MAP_NORESERVE`.
 #[doc(alias = "accountable_mapping")]
-fn is_promised(vma: &Vma) -> bool {
+fn is_accounted(vma: &Vma) -> bool {
     vma.flags & (VmFlags::NORESERVE | VmFlags::SHARED | VmFlags::WRITE) == VmFlags::WRITE
 }
 
 fn check_file(
-    file: &File,
+    file: &FileFacts,
     prot: u64,
     flags: &mut u64,
     vm_flags: &mut VmFlags,
     len: usize,
     page_offset: u64,
 ) -> Result<(), Errno> {
-    let room = file.max_bytes.checked_sub(len as u64).ok_or(Errno::EOVERFLOW)?;
-    if page_offset > room / PAGE as u64 {
+    let last = file.max_bytes.checked_sub(len as u64).ok_or(Errno::EOVERFLOW)?;
+    if page_offset > last / PAGE as u64 {
         return Err(Errno::EOVERFLOW);
     }
     match *flags & MAP_TYPE {
         kind @ (MAP_SHARED | MAP_SHARED_VALIDATE) => {
+            let sync = if file.knows_sync { MAP_SYNC } else { 0 };
             if kind == MAP_SHARED {
-                *flags &= KNOWN_OF_OLD;
-            } else if *flags & !(KNOWN_OF_OLD | MAP_SHARED_VALIDATE) != 0 {
+                *flags &= LEGACY_FLAGS;
+            } else if *flags & !(LEGACY_FLAGS | MAP_SHARED_VALIDATE | sync) != 0 {
                 return Err(Errno::EOPNOTSUPP);
             }
             if prot & PROT_WRITE != 0 && !file.writable {
@@ -257,7 +266,7 @@ fn check_file(
         }
         *vm_flags &= !VmFlags::MAYEXEC;
     }
-    if !file.mappable {
+    if file.operation == MapOperation::Absent {
         return Err(Errno::ENODEV);
     }
     if vm_flags.has(VmFlags::GROWSDOWN) {
@@ -272,7 +281,7 @@ fn check_file(
     Ok(())
 }
 
-/// Returns the page offset: memory of the process's own is offset by its address.
+/// Returns the page offset, which in private anonymous memory is that of its address.
 fn check_anonymous(flags: u64, vm_flags: &mut VmFlags, addr: usize) -> Result<u64, Errno> {
     match flags & MAP_TYPE {
         MAP_SHARED if vm_flags.has(VmFlags::GROWSDOWN) => Err(Errno::EINVAL),

@@ -1,4 +1,4 @@
-//! The address space and its calls' common ground.
+//! The address space, and what its calls have in common.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -15,6 +15,7 @@ use crate::counts::Counts;
 use crate::errno::Errno;
 use crate::flags::VmFlags;
 use crate::merge::{self, Merge, Proposed};
+use crate::not_now::NotNow;
 use crate::vma::{AnonVma, Object, Source, Vma};
 
 /// An address space on which Linux's mapping calls are made, with Linux's results.
@@ -23,10 +24,23 @@ use crate::vma::{AnonVma, Object, Source, Vma};
 /// them may be made from several threads at once; changes take turns, and [`fault`](Self::fault)
 /// normally locks nothing but the VMA that it is about.
 ///
-/// From inside a method of the [`Backing`] nothing of the same `Mm` is to be called. Where that is
-/// done nevertheless, nothing hangs, as far as the platform can tell threads apart: a call fails with
-/// `EAGAIN`, a touch that would have to wait with [`OutOfMemory`](crate::Signal::OutOfMemory), nothing
-/// is found to be mapped, counts are those before the call, and limits are set for the next one.
+/// # In signal handlers
+///
+/// A handler may have interrupted any of these methods half-way, so it can call none that waits. It
+/// may call [`try_lookup`](Self::try_lookup), [`try_lookup_from`](Self::try_lookup_from),
+/// [`try_fault`](Self::try_fault), [`backing`](Self::backing) and [`config`](Self::config), and no
+/// others: they take no lock, allocate nothing, run no destructor and end after a bounded number of
+/// steps. What is mapped all the time is never a hole for them; while it is being changed their
+/// answer is [`NotNow`](crate::NotNow). Inside of a [`HandlerScope`](crate::HandlerScope) a method
+/// that would wait panics instead.
+///
+/// # From inside of the backing
+///
+/// From inside of a method of the [`Backing`] nothing of the same `Mm` is to be called. Where that
+/// is done nevertheless, nothing hangs, as far as the platform can tell threads apart: a call fails
+/// with `EAGAIN`, [`fault`](Self::fault) with [`Signal::OwnCall`](crate::Signal::OwnCall), and a
+/// question that would have to wait with [`NotNow::OwnCall`](crate::NotNow::OwnCall); counts are
+/// those before the call, and limits are set for the next one.
 ///
 /// ```
 /// use pervma_linux::{Config, Errno, Mm, NoBacking, abi::*};
@@ -38,24 +52,24 @@ use crate::vma::{AnonVma, Object, Source, Vma};
 /// mm.munmap(addr + 8192, 4096)?;
 /// assert_eq!(mm.mprotect(addr, 3 * 4096, PROT_NONE), Err(Errno::ENOMEM));
 /// // As in Linux, the call has changed what comes before the hole.
-/// assert_eq!(mm.maps().lines().count(), 1);
+/// assert_eq!(mm.maps()?.lines().count(), 1);
 /// # Ok::<(), Errno>(())
 /// ```
 #[doc(alias = "mm_struct")]
-pub struct Mm<B, T: Platform> {
-    pub(crate) core: Core<T>,
+pub struct Mm<B, P: Platform> {
+    pub(crate) core: Core<P>,
     pub(crate) backing: B,
     pub(crate) config: Config,
 }
 
 /// The map and what is counted beside it.
-pub(crate) struct Core<T: Platform> {
-    pub(crate) space: AddressSpace<Vma, T>,
-    pub(crate) state: RwLock<T::Lock, State>,
+pub(crate) struct Core<P: Platform> {
+    pub(crate) space: AddressSpace<Vma, P>,
+    pub(crate) state: RwLock<P::Lock, State>,
 }
 
-/// What belongs to the address space as a whole. A call works on a copy, so that nobody has to wait
-/// to look at it; but for the limits, which are set between calls, it is written in edits only.
+/// What belongs to the address space as a whole. A call works on a copy, so that others can read it
+/// meanwhile. Except for the limits, which are set between calls, it is written in edits only.
 #[derive(Clone, Copy)]
 pub(crate) struct State {
     pub(crate) counts: Counts,
@@ -64,7 +78,7 @@ pub(crate) struct State {
     pub(crate) brk: usize,
     /// Flags of all mappings to come (`mlockall` with `MCL_FUTURE`).
     pub(crate) future: VmFlags,
-    next_group: u64,
+    next_anon_vma: u64,
     next_object: u64,
 }
 
@@ -75,15 +89,15 @@ impl State {
             limits: config.limits,
             brk: config.layout.brk,
             future: VmFlags::default(),
-            next_group: 0,
+            next_anon_vma: 0,
             next_object: 0,
         }
     }
 
-    /// A group that no VMA is in yet.
-    pub(crate) fn new_group(&mut self, from_parent: bool) -> AnonVma {
-        self.next_group += 1;
-        AnonVma { number: self.next_group, from_parent }
+    /// An `anon_vma` that no VMA has yet.
+    pub(crate) fn new_anon_vma(&mut self, from_parent: bool) -> AnonVma {
+        self.next_anon_vma += 1;
+        AnonVma { number: self.next_anon_vma, from_parent }
     }
 
     pub(crate) fn new_object(&mut self, size: usize) -> Source {
@@ -93,24 +107,24 @@ impl State {
 }
 
 #[cfg(feature = "std")]
-impl<B: Backing> Mm<B, pervma::Std> {
-    /// An empty address space.
+impl<B: Backing> Mm<B, pervma::StdPlatform> {
+    /// Makes an empty address space.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking};
-    /// assert_eq!(Mm::new(NoBacking, Config::default()).maps(), "");
+    /// assert_eq!(Mm::new(NoBacking, Config::default()).maps().as_deref(), Ok(""));
     /// ```
     pub fn new(backing: B, config: Config) -> Self {
         Self::with_platform(backing, config)
     }
 }
 
-impl<B: Backing, T: Platform> Mm<B, T> {
-    /// An empty address space on the platform `T`.
+impl<B: Backing, P: Platform> Mm<B, P> {
+    /// Makes an empty address space on the platform `P`.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking};
-    /// let mm = Mm::<_, pervma::Std>::with_platform(NoBacking, Config::default());
+    /// let mm = Mm::<_, pervma::StdPlatform>::with_platform(NoBacking, Config::default());
     /// assert_eq!(mm.counts().total, 0);
     /// ```
     pub fn with_platform(backing: B, config: Config) -> Self {
@@ -119,7 +133,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
         Self { core, backing, config }
     }
 
-    /// The memory behind the map.
+    /// Returns the memory behind the map.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking};
@@ -129,7 +143,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
         &self.backing
     }
 
-    /// What calls are made on.
+    /// Returns the machine and the process that calls are made on.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking};
@@ -139,7 +153,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
         &self.config
     }
 
-    /// What is counted, as it was when the last call ended.
+    /// Returns the counts, as they were when the last call ended.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking};
@@ -149,7 +163,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
         self.core.state.read().counts
     }
 
-    /// The limits.
+    /// Returns the limits.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking};
@@ -172,48 +186,48 @@ impl<B: Backing, T: Platform> Mm<B, T> {
         self.core.state.write().limits = limits;
     }
 
-    /// Runs one call. In strict mode on a copy of the map first, so that it fails before anything
-    /// has changed; and if the backing refuses something later, the map is put back as it was.
+    /// Runs one call. In strict mode it runs on a copy of the map first, so that it fails before
+    /// anything has changed. If the backing refuses something later, the map is restored.
     pub(crate) fn change<R>(
         &self,
-        call: impl Fn(&mut Change<'_, B, T>) -> Result<R, Errno>,
+        call: impl Fn(&mut Change<'_, B, P>) -> Result<R, Errno>,
     ) -> Result<R, Errno> {
         let mut change = self.core.change(&self.config, Some(&self.backing))?;
         if !self.config.strict {
             return call(&mut change);
         }
-        let before = change.picture()?;
+        let before = change.snapshot()?;
         let draft = before.copy()?;
         call(&mut draft.change::<B>(&self.config, None)?)?;
         call(&mut change).or_else(|error| {
-            change.put_back(before)?;
+            change.restore(before)?;
             Err(error)
         })
     }
 }
 
-impl<T: Platform> Core<T> {
+impl<P: Platform> Core<P> {
     pub(crate) fn change<'m, B: Backing>(
         &'m self,
         config: &'m Config,
         backing: Option<&'m B>,
-    ) -> Result<Change<'m, B, T>, Errno> {
-        let edit = self.space.edit().map_err(|_| Errno::EAGAIN)?;
+    ) -> Result<Change<'m, B, P>, NotNow> {
+        let edit = self.space.edit().map_err(|_| NotNow::OwnCall)?;
         Ok(Change { core: self, state: *self.state.read(), edit, config, backing })
     }
 }
 
 /// A call under way: the space is locked for writing.
-pub(crate) struct Change<'m, B, T: Platform> {
-    core: &'m Core<T>,
+pub(crate) struct Change<'m, B, P: Platform> {
+    core: &'m Core<P>,
     pub(crate) state: State,
-    pub(crate) edit: Edit<'m, Vma, T>,
+    pub(crate) edit: Edit<'m, Vma, P>,
     pub(crate) config: &'m Config,
-    /// None when the call is only tried.
+    /// `None` when the call is only tried.
     pub(crate) backing: Option<&'m B>,
 }
 
-impl<B, T: Platform> Drop for Change<'_, B, T> {
+impl<B, P: Platform> Drop for Change<'_, B, P> {
     /// The state is written before the edit ends.
     fn drop(&mut self) {
         let mut state = self.core.state.write();
@@ -221,15 +235,15 @@ impl<B, T: Platform> Drop for Change<'_, B, T> {
     }
 }
 
-/// The map as it was.
-struct Picture {
+/// The map before a call.
+struct Snapshot {
     vmas: Vec<(Range<usize>, Vma)>,
     state: State,
 }
 
-impl Picture {
+impl Snapshot {
     /// A copy to try a call on.
-    fn copy<T: Platform>(&self) -> Result<Core<T>, Errno> {
+    fn copy<P: Platform>(&self) -> Result<Core<P>, Errno> {
         let space = AddressSpace::with_platform(PAGE);
         let mut edit = space.edit().map_err(|_| Errno::EAGAIN)?;
         for (range, vma) in &self.vmas {
@@ -240,19 +254,19 @@ impl Picture {
     }
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
-    fn picture(&self) -> Result<Picture, Errno> {
+impl<B: Backing, P: Platform> Change<'_, B, P> {
+    fn snapshot(&self) -> Result<Snapshot, Errno> {
         let mut vmas = Vec::new();
         vmas.try_reserve_exact(self.map_count()).map_err(|_| Errno::ENOMEM)?;
         vmas.extend(self.edit.iter().map(|(range, vma)| (range, vma.clone())));
-        Ok(Picture { vmas, state: self.state })
+        Ok(Snapshot { vmas, state: self.state })
     }
 
-    /// Puts the map back as it was. What says something about pages stays, since they do: groups
-    /// that VMAs have got, and that there may be guard pages.
-    fn put_back(&mut self, before: Picture) -> Result<(), Errno> {
-        let State { next_group, next_object, .. } = self.state;
-        self.state = State { next_group, next_object, ..before.state };
+    /// Restores the map. What says something about pages stays, since the pages do: an `anon_vma`
+    /// that a VMA got meanwhile, and that there may be guard pages.
+    fn restore(&mut self, before: Snapshot) -> Result<(), Errno> {
+        let State { next_anon_vma, next_object, .. } = self.state;
+        self.state = State { next_anon_vma, next_object, ..before.state };
         let mut end = 0;
         for (range, mut vma) in before.vmas {
             self.clear(end..range.start)?;
@@ -317,25 +331,26 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         self.core.space.slab().vmas().in_use
     }
 
-    /// Maps `range`, which is free, joining neighbours; returns the whole VMA that it is in now.
+    /// Maps `range`, which is free, and merges it with neighbours. Returns the whole VMA that it is
+    /// in now.
     pub(crate) fn map(
         &mut self,
         range: Range<usize>,
         vma: Vma,
-        joins: Joins,
+        merge_with: MergeWith,
     ) -> Result<Range<usize>, Errno> {
-        let hands_on = joins == Joins::Swallowing;
+        let hands_on = merge_with == MergeWith::Swallowing;
         let proposed = Proposed { range: range.clone(), vma: &vma, hands_on };
-        let (to_left, to_right) = match joins {
-            Joins::Both | Joins::Swallowing => (true, true),
-            Joins::LeftOnly => (true, false),
-            Joins::Neither => (false, false),
+        let (to_left, to_right) = match merge_with {
+            MergeWith::Both | MergeWith::Swallowing => (true, true),
+            MergeWith::LeftOnly => (true, false),
+            MergeWith::Neither => (false, false),
         };
         let prev = self.ending_at(range.start).filter(|_| to_left);
         let next = self.starting_at(range.end).filter(|_| to_right);
         let merge = merge::decide(as_pair(&prev), &proposed, as_pair(&next));
-        match joined(prev, &proposed, next, merge) {
-            Some((hull, vma)) => self.replace(hull, vma),
+        match merged_vma(prev, &proposed, next, merge) {
+            Some((merged, vma)) => self.replace(merged, vma),
             None => {
                 let inserted = self.edit.insert(range.clone(), vma);
                 inserted.map(|()| range).map_err(|error| no_memory(error.kind))
@@ -348,8 +363,9 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         replaced.map(|_| range).map_err(|error| no_memory(error.kind))
     }
 
-    /// Gives `range`, which lies in one VMA, another look: merges it with its neighbours or else cuts
-    /// it out, first at its start, then at its end. Returns the whole VMA that it is in now.
+    /// Changes `range`, which lies in one VMA, to be as `vma`: merges it with its neighbours, or
+    /// else splits it off, first at its start, then at its end. Returns the whole VMA that it is in
+    /// now.
     #[doc(alias = "vma_modify")]
     pub(crate) fn modify(&mut self, range: Range<usize>, vma: Vma) -> Result<Range<usize>, Errno> {
         let (whole, _) = self.holding(range.start).ok_or(Errno::ENOMEM)?;
@@ -358,37 +374,37 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         let prev = self.ending_at(range.start).filter(|_| whole.start == range.start);
         let next = self.starting_at(range.end).filter(|_| whole.end == range.end);
         let merge = merge::decide(as_pair(&prev), &proposed, as_pair(&next));
-        if let Some((hull, vma)) = joined(prev, &proposed, next, merge) {
-            return self.replace(hull, vma);
+        if let Some((merged, vma)) = merged_vma(prev, &proposed, next, merge) {
+            return self.replace(merged, vma);
         }
-        let inner_ends = [(range.start, whole.start), (range.end, whole.end)];
-        for (cut, end) in inner_ends {
-            if cut != end {
-                self.split(cut)?;
+        for (at, end) in [(range.start, whole.start), (range.end, whole.end)] {
+            if at != end {
+                self.split(at)?;
             }
         }
         self.replace(range, vma)
     }
 
-    /// Cuts the VMA that holds `addr` in two.
+    /// Splits the VMA that holds `addr` there, if there may be one VMA more.
     #[doc(alias = "split_vma")]
     fn split(&mut self, addr: usize) -> Result<(), Errno> {
         if self.map_count() >= self.config.max_map_count {
             return Err(Errno::ENOMEM);
         }
-        self.cut(addr)
+        self.split_unlimited(addr)
     }
 
-    /// Cuts without a look at how many VMAs there are; does nothing where none would be cut.
-    pub(crate) fn cut(&mut self, addr: usize) -> Result<(), Errno> {
+    /// Splits the VMA that holds `addr` there, however many VMAs there are. Does nothing at the
+    /// start of a VMA or outside of one.
+    pub(crate) fn split_unlimited(&mut self, addr: usize) -> Result<(), Errno> {
         let Some((range, _)) = self.holding(addr).filter(|(range, _)| range.start != addr) else {
             return Ok(());
         };
-        let cut = self.edit.update(addr..range.end, |_, vma| vma.clone());
-        cut.map(drop).map_err(no_memory)
+        let split = self.edit.update(addr..range.end, |_, vma| vma.clone());
+        split.map(drop).map_err(no_memory)
     }
 
-    /// Whether `count` more pages may be promised.
+    /// Whether `count` more pages may be committed (`vm.overcommit_memory`).
     #[doc(alias = "security_vm_enough_memory_mm")]
     pub(crate) fn may_commit(&self, count: usize) -> Result<(), Errno> {
         if count > self.config.commit_limit { Err(Errno::ENOMEM) } else { Ok(()) }
@@ -408,7 +424,7 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         self.state.limits.locked != 0 || self.config.may_lock
     }
 
-    /// A new mapping of `bytes` is counted.
+    /// Counts a new mapping of so many bytes.
     pub(crate) fn count_new(&mut self, flags: VmFlags, bytes: usize) {
         let counts = &mut self.state.counts;
         counts.add(flags, pages(bytes));
@@ -418,21 +434,22 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
     }
 }
 
-/// With what a new mapping may merge.
+/// The neighbours that a new mapping may merge with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Joins {
+pub(crate) enum MergeWith {
     /// Both neighbours.
     Both,
-    /// The one below: so does the heap.
+    /// The one below, as the heap.
     LeftOnly,
-    /// None: so does the heap's first page.
+    /// None, as the first page of the heap.
     Neither,
-    /// It is the end of a VMA that becomes longer, which swallows the next with fewer questions.
+    /// Both, where the mapping makes a VMA longer: fewer things keep that from merging with the
+    /// next.
     Swallowing,
 }
 
 /// The VMA that a proposed range and those it merges with become.
-fn joined(
+fn merged_vma(
     prev: Option<(Range<usize>, &Vma)>,
     proposed: &Proposed<'_>,
     next: Option<(Range<usize>, &Vma)>,
@@ -444,30 +461,30 @@ fn joined(
         return None;
     }
     let Proposed { range, vma, .. } = proposed;
-    let (mut hull, mut merged) = (range.clone(), (*vma).clone());
+    let (mut whole, mut merged) = (range.clone(), (*vma).clone());
     if let Some((at, prev)) = prev {
-        (hull.start, merged.page_offset) = (at.start, prev.page_offset);
+        (whole.start, merged.page_offset) = (at.start, prev.page_offset);
         merged.anon = prev.anon.or(merged.anon);
         merged.flags |= prev.flags;
     }
     if let Some((at, next)) = next {
-        hull.end = at.end;
+        whole.end = at.end;
         merged.anon = merged.anon.or(next.anon);
         merged.flags |= next.flags;
     }
-    Some((hull, merged))
+    Some((whole, merged))
 }
 
 fn as_pair<'a>(vma: &'a Option<(Range<usize>, &'a Vma)>) -> Option<(&'a Range<usize>, &'a Vma)> {
     vma.as_ref().map(|(range, vma)| (range, *vma))
 }
 
-/// Nothing else can go wrong with ranges that have been checked.
+/// The error of a change: nothing but memory can be missing for ranges that were checked.
 pub(crate) fn no_memory(_: ChangeError) -> Errno {
     Errno::ENOMEM
 }
 
-impl<B: fmt::Debug, T: Platform> fmt::Debug for Mm<B, T> {
+impl<B: fmt::Debug, P: Platform> fmt::Debug for Mm<B, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mm").field("backing", &self.backing).finish_non_exhaustive()
     }

@@ -1,4 +1,4 @@
-//! Where a mapping goes.
+//! The address that a mapping goes to.
 
 use core::ops::Range;
 
@@ -12,26 +12,26 @@ use crate::flags::VmFlags;
 use crate::mm::Change;
 use crate::vma::{Source, Vma};
 
-/// Where `MAP_32BIT` looks for room.
+/// The addresses in which `MAP_32BIT` looks for a gap.
 const LOW: Range<usize> = 0x4000_0000..0x8000_0000;
-/// Where `MAP_ABOVE4G` looks for room.
+/// The lowest address at which `MAP_ABOVE4G` looks for a gap.
 const ABOVE_4G: usize = 1 << 32;
 
-/// What room is looked for.
+/// The gap that is looked for.
 #[derive(Clone, Copy)]
 pub(crate) struct Wanted<'a> {
     /// The address that was asked for, or 0.
     pub(crate) hint: usize,
     pub(crate) len: usize,
-    /// Of the arguments of `mmap`.
+    /// Flags of `mmap`.
     pub(crate) flags: u64,
     pub(crate) source: &'a Source,
-    /// The page of the file that comes first.
+    /// The first page of the file.
     pub(crate) page_offset: u64,
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
-    /// Where a mapping goes, with the checks that belong to it.
+impl<B: Backing, P: Platform> Change<'_, B, P> {
+    /// The address that a mapping goes to, with the checks that belong to it.
     #[doc(alias = "get_unmapped_area")]
     pub(crate) fn choose(&self, wanted: Wanted<'_>) -> Result<usize, Errno> {
         let layout = &self.config.layout;
@@ -40,14 +40,14 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
             return Err(Errno::ENOMEM);
         }
         let aligned = match source {
-            Source::File(file) => file.huge_aligned && len >= HUGE,
+            Source::File(file) => len >= HUGE && file.facts().huge_aligned,
             Source::SharedAnonymous(_) => false,
             Source::Anonymous => hint == 0 && len.is_multiple_of(HUGE),
         };
-        let huge = if aligned && self.config.huge_pages { self.huge_room(wanted) } else { None };
+        let huge = if aligned && self.config.huge_pages { self.huge_gap(wanted) } else { None };
         let addr = match huge {
             Some(addr) => addr,
-            None => self.room(wanted).ok_or(Errno::ENOMEM)?,
+            None => self.gap(wanted).ok_or(Errno::ENOMEM)?,
         };
         // Only an address that was asked for can be so high.
         if let Some(error) = Errno::of_address(addr) {
@@ -65,9 +65,9 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         Ok(addr)
     }
 
-    /// Room where a huge page of the source fits on a huge page of memory.
+    /// A gap in which a huge page of the source fits on a huge page of memory.
     #[doc(alias = "thp_get_unmapped_area")]
-    fn huge_room(&self, wanted: Wanted<'_>) -> Option<usize> {
+    fn huge_gap(&self, wanted: Wanted<'_>) -> Option<usize> {
         let offset = match wanted.source {
             Source::Anonymous => 0,
             _ => usize::try_from(wanted.page_offset).ok()?.checked_mul(PAGE)?,
@@ -77,7 +77,7 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
             return None;
         }
         let padded = wanted.len.checked_add(HUGE)?;
-        let addr = self.room(Wanted { len: padded, ..wanted })?;
+        let addr = self.gap(Wanted { len: padded, ..wanted })?;
         if addr == wanted.hint {
             return (addr != 0).then_some(addr);
         }
@@ -85,9 +85,9 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         Some(addr + if shift == 0 { HUGE } else { shift })
     }
 
-    /// Room at the address asked for; or the highest below `mmap_base`; or the lowest.
+    /// The gap at the address asked for, or else the highest below `mmap_base`, or else the lowest.
     #[doc(alias = "arch_get_unmapped_area_topdown")]
-    fn room(&self, wanted: Wanted<'_>) -> Option<usize> {
+    fn gap(&self, wanted: Wanted<'_>) -> Option<usize> {
         let layout = &self.config.layout;
         let Wanted { hint, len, flags, .. } = wanted;
         if len > layout.task_size {
@@ -97,7 +97,7 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
             return Some(hint);
         }
         if flags & MAP_32BIT != 0 {
-            return self.room_from_below(LOW, wanted);
+            return self.gap_from_below(LOW, wanted);
         }
         let at = hint & !(PAGE - 1);
         let fits = at.checked_add(len).is_some_and(|end| end <= layout.task_size);
@@ -106,11 +106,11 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         }
         let lowest = if flags & MAP_ABOVE4G != 0 { ABOVE_4G } else { PAGE };
         let above = self.highest_gap(lowest.max(layout.lowest_choice)..layout.mmap_base, len);
-        above.or_else(|| self.room_from_below(layout.mmap_legacy_base..layout.task_size, wanted))
+        above.or_else(|| self.gap_from_below(layout.mmap_legacy_base..layout.task_size, wanted))
     }
 
     #[doc(alias = "arch_get_unmapped_area")]
-    fn room_from_below(&self, bounds: Range<usize>, wanted: Wanted<'_>) -> Option<usize> {
+    fn gap_from_below(&self, bounds: Range<usize>, wanted: Wanted<'_>) -> Option<usize> {
         let Wanted { hint, len, .. } = wanted;
         let last = bounds.end.checked_sub(len)?;
         let at = page_align(hint);
@@ -120,7 +120,7 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         self.lowest_gap(bounds.start.max(self.config.layout.lowest_choice)..bounds.end, len)
     }
 
-    /// Whether nothing is in the way of `len` bytes at `at`, the gap below a stack included.
+    /// Whether `len` bytes at `at` are free, and far enough below a stack.
     fn is_clear(&self, at: usize, len: usize) -> bool {
         self.first_from(at)
             .is_none_or(|(range, vma)| at + len <= guarded_start(&self.config.layout, &range, vma))
@@ -132,7 +132,7 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
             if bounds.start >= bounds.end {
                 return None;
             }
-            let search = GapSearch::new(len).within(bounds.clone()).from_above();
+            let search = GapSearch::new(len).within(bounds.clone()).top_down();
             let gap = self.edit.find_gap(&search).ok()?;
             let next = self.first_from(gap.end);
             let guarded = next.map(|(range, vma)| guarded_start(&self.config.layout, &range, vma));
@@ -162,7 +162,7 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
     }
 }
 
-/// Where the gap that is kept free below a VMA starts; without one, where the VMA does.
+/// The start of what is kept free below a VMA that is a stack, and of any other VMA its own start.
 #[doc(alias = "vm_start_gap")]
 pub(crate) fn guarded_start(layout: &Layout, range: &Range<usize>, vma: &Vma) -> usize {
     if vma.flags.has(VmFlags::GROWSDOWN) {

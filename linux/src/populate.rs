@@ -1,4 +1,4 @@
-//! Making pages present before they are touched, and the groups that pages of one's own need.
+//! Making pages present before they are touched, and the `anon_vma` that anonymous pages need.
 
 use core::ops::Range;
 
@@ -10,20 +10,20 @@ use crate::flags::VmFlags;
 use crate::merge;
 use crate::mm::Change;
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
-    /// Populates what is mapped in `range`, as far as it can be.
+impl<B: Backing, P: Platform> Change<'_, B, P> {
+    /// Makes the pages of what is mapped in `range` present, except for those that cannot be had.
     #[doc(alias = "mm_populate")]
     pub(crate) fn populate_what_can_be(&mut self, range: Range<usize>) {
         let mut at = range.start;
         while let Some((whole, _)) = self.first_in(&(at..range.end)) {
             let part = whole.start.max(at)..whole.end.min(range.end);
             at = part.end;
-            // What cannot be had is had when it is touched, or never.
+            // An error comes when the page is touched.
             let _ = self.populate_mapped(part);
         }
     }
 
-    /// Populates what is mapped in `range`, up to the first page that cannot be had.
+    /// Makes the pages of what is mapped in `range` present, up to the first that cannot be had.
     #[doc(alias = "__mm_populate")]
     pub(crate) fn populate(&mut self, range: Range<usize>) -> Result<(), Errno> {
         let mut at = range.start;
@@ -35,7 +35,7 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         Ok(())
     }
 
-    /// Populates a part of a VMA: for writing, if that makes pages of one's own.
+    /// Makes the pages of a part of a VMA present, for writing if that makes anonymous pages.
     #[doc(alias = "populate_vma_page_range")]
     pub(crate) fn populate_mapped(&mut self, part: Range<usize>) -> Result<(), Errno> {
         let Some((_, vma)) = self.holding(part.start) else { return Ok(()) };
@@ -46,8 +46,8 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         if !flags.any(VmFlags::ACCESS) {
             return Err(Errno::EFAULT);
         }
-        let own = flags & (VmFlags::WRITE | VmFlags::SHARED) == VmFlags::WRITE;
-        self.populate_part(part, if own { Access::Write } else { Access::Read })
+        let copies = flags & (VmFlags::WRITE | VmFlags::SHARED) == VmFlags::WRITE;
+        self.populate_part(part, if copies { Access::Write } else { Access::Read })
     }
 
     /// Makes the pages of a part of a VMA present.
@@ -59,13 +59,13 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         let (start, Some((whole, vma))) = (part.start, self.holding(part.start)) else {
             return Ok(());
         };
-        let own = access == Access::Write && vma.flags.is_private();
+        let copies = access == Access::Write && vma.flags.is_private();
         let had = match self.backing {
             Some(backing) => backing.fault(Part::new(&whole, vma, part), access),
             None => Ok(()),
         };
-        if own && !is_guard_at(start, had) {
-            self.give_group(start)?;
+        if copies && !is_guard_at(start, had) {
+            self.prepare_anon_vma(start)?;
         }
         had.map_err(|refusal| match refusal {
             Refusal::Bus | Refusal::Guard { .. } => Errno::EFAULT,
@@ -73,9 +73,10 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         })
     }
 
-    /// Gives the VMA at `addr` a group if it has none: a neighbour's, if the two may merge one day.
+    /// Gives the VMA at `addr` an `anon_vma` if it has none: a neighbour's, if the two may merge
+    /// later.
     #[doc(alias = "anon_vma_prepare")]
-    pub(crate) fn give_group(&mut self, addr: usize) -> Result<(), Errno> {
+    pub(crate) fn prepare_anon_vma(&mut self, addr: usize) -> Result<(), Errno> {
         let Some((range, vma)) = self.holding(addr).filter(|(_, vma)| vma.anon.is_none()) else {
             return Ok(());
         };
@@ -83,15 +84,15 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         let next = self.starting_at(range.end);
         let prev = prev.as_ref().map(|(range, vma)| (range, *vma));
         let next = next.as_ref().map(|(range, vma)| (range, *vma));
-        let joined = merge::group_to_join(prev, (&range, vma), next);
-        let group = joined.unwrap_or_else(|| self.state.new_group(false));
-        let mut vma = self.edit.start_write(addr).map_err(|_| Errno::ENOMEM)?;
-        vma.anon = Some(group);
+        let reusable = merge::reusable_anon_vma(prev, (&range, vma), next);
+        let anon = reusable.unwrap_or_else(|| self.state.new_anon_vma(false));
+        let mut vma = self.edit.write(addr).map_err(|_| Errno::ENOMEM)?;
+        vma.anon = Some(anon);
         Ok(())
     }
 }
 
-/// Whether a guard page is the first thing that was met: then nothing has become one's own.
+/// Whether the first page was a guard page, so that no anonymous page was made.
 pub(crate) fn is_guard_at(addr: usize, had: Result<(), Refusal>) -> bool {
     had == Err(Refusal::Guard { addr })
 }

@@ -11,8 +11,8 @@ use crate::flags::VmFlags;
 use crate::mm::{Change, Mm};
 use crate::vma::Vma;
 
-impl<B: Backing, T: Platform> Mm<B, T> {
-    /// Changes what is allowed in a range, VMA by VMA.
+impl<B: Backing, P: Platform> Mm<B, P> {
+    /// Changes what is allowed in a range, one VMA after the other.
     ///
     /// ```
     /// use pervma_linux::{Config, Errno, Mm, NoBacking, abi::*};
@@ -20,7 +20,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     /// let mm = Mm::new(NoBacking, Config::default());
     /// let addr = mm.mmap(0, 8192, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)?;
     /// mm.mprotect(addr, 4096, PROT_READ)?;
-    /// assert_eq!(mm.maps().lines().count(), 2);
+    /// assert_eq!(mm.maps()?.lines().count(), 2);
     /// # Ok::<(), Errno>(())
     /// ```
     ///
@@ -32,7 +32,8 @@ impl<B: Backing, T: Platform> Mm<B, T> {
         self.pkey_mprotect(addr, len, prot, -1)
     }
 
-    /// As [`mprotect`](Self::mprotect), on a machine without protection keys: only the key -1 exists.
+    /// Changes what is allowed as [`mprotect`](Self::mprotect) does, on a machine without
+    /// protection keys: only the key -1 exists.
     ///
     /// ```
     /// use pervma_linux::{Config, Errno, Mm, NoBacking, abi::*};
@@ -67,7 +68,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     }
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
+impl<B: Backing, P: Platform> Change<'_, B, P> {
     fn mprotect(&mut self, range: Range<usize>, prot: u64, grows: u64) -> Result<(), Errno> {
         let (first, vma) = self.first_in(&range).ok_or(Errno::ENOMEM)?;
         let mut at = range.start;
@@ -115,9 +116,9 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
             if !self.may_expand(flags, count) && self.may_expand(old, count) {
                 return Err(Errno::ENOMEM);
             }
-            let promised_or_not_to_be =
+            let accounted_or_never =
                 VmFlags::ACCOUNT | VmFlags::WRITE | VmFlags::SHARED | VmFlags::NORESERVE;
-            if !old.any(promised_or_not_to_be) {
+            if !old.any(accounted_or_never) {
                 self.may_commit(count)?;
                 flags |= VmFlags::ACCOUNT;
             }
@@ -134,7 +135,7 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         let locked_read_only =
             old & (VmFlags::WRITE | VmFlags::SHARED | VmFlags::LOCKED) == VmFlags::LOCKED;
         if locked_read_only && flags.has(VmFlags::WRITE) {
-            // Pages of its own are made now rather than when they are written.
+            // Anonymous pages are made now rather than when they are written.
             let _ = self.populate_mapped(part);
         }
         Ok(whole)

@@ -8,7 +8,7 @@ use crate::abi::*;
 use crate::backing::Backing;
 use crate::errno::Errno;
 use crate::flags::VmFlags;
-use crate::mm::{Change, Joins, Mm};
+use crate::mm::{Change, MergeWith, Mm};
 use crate::place::Wanted;
 use crate::vma::Vma;
 
@@ -27,7 +27,7 @@ impl Request {
         self.flags & flags != 0
     }
 
-    /// Whether it is to go elsewhere, whatever its size.
+    /// Whether it is to move, whatever its size.
     fn goes_elsewhere(self) -> bool {
         self.has(MREMAP_FIXED | MREMAP_DONTUNMAP)
     }
@@ -41,8 +41,8 @@ impl Request {
     }
 }
 
-impl<B: Backing, T: Platform> Mm<B, T> {
-    /// Makes a mapping longer or shorter, or moves it; returns where it is.
+impl<B: Backing, P: Platform> Mm<B, P> {
+    /// Makes a mapping longer or shorter, or moves it, and returns its address.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking, abi::*};
@@ -95,7 +95,7 @@ fn check_arguments(request: Request, task_size: usize) -> Result<(), Errno> {
     Ok(())
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
+impl<B: Backing, P: Platform> Change<'_, B, P> {
     fn mremap(&mut self, request: Request) -> Result<usize, Errno> {
         // Whatever is there, and once only, however many mappings are moved.
         let most = self.config.max_map_count.saturating_sub(3);
@@ -129,7 +129,7 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         Ok((whole, vma.clone()))
     }
 
-    /// Moves all VMAs of a range to a fixed place, with the gaps between them.
+    /// Moves all VMAs of a range to a fixed place, and keeps the holes between them.
     #[doc(alias = "remap_move")]
     fn move_all(&mut self, request: Request) -> Result<usize, Errno> {
         let end = request.addr.wrapping_add(request.old_len);
@@ -152,7 +152,7 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         if last_end.is_some() { Ok(request.new_addr) } else { Err(Errno::EFAULT) }
     }
 
-    /// Whether the VMA can be made longer or moved, as asked.
+    /// Whether the VMA can be made longer or moved as requested.
     #[doc(alias = "check_prep_vma")]
     fn check_source(&self, request: Request, whole: &Range<usize>, vma: &Vma) -> Result<(), Errno> {
         let Request { addr, old_len, new_len, .. } = request;
@@ -165,7 +165,7 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         if old_len == 0 && !vma.flags.any(VmFlags::SHARED | VmFlags::MAYSHARE) {
             return Err(Errno::EINVAL);
         }
-        // When it becomes shorter, what is cut off may reach beyond it.
+        // When it becomes shorter, what is unmapped may reach beyond it.
         let kept = old_len.min(new_len);
         if kept > whole.end - addr {
             return Err(Errno::EFAULT);
@@ -185,13 +185,13 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         Ok(())
     }
 
-    /// Moves to where it was asked to go.
+    /// Moves to the address that was asked for.
     #[doc(alias = "mremap_to")]
     fn remap_to(&mut self, mut request: Request) -> Result<usize, Errno> {
         let delta = request.delta();
         if request.has(MREMAP_FIXED) {
             self.munmap(request.new_addr, request.new_len)?;
-            // An old length that wraps round hides that the source was there.
+            // An old length that wraps around hides that the source was there.
             self.source(request)?;
         }
         if request.new_len < request.old_len {
@@ -221,7 +221,7 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
             if vma.flags.has(VmFlags::ACCOUNT) {
                 self.may_commit(pages(delta))?;
             }
-            self.map(extension, vma.from(whole.end - whole.start), Joins::Swallowing)?;
+            self.map(extension, vma.from(whole.end - whole.start), MergeWith::Swallowing)?;
             self.count_new(vma.flags, delta);
             return Ok(request.addr);
         }
@@ -245,7 +245,7 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         })
     }
 
-    /// Moves a part of one VMA to where nothing is.
+    /// Moves a part of one VMA to an address at which nothing is.
     #[doc(alias = "move_vma")]
     fn move_one(&mut self, request: Request, delta: usize) -> Result<usize, Errno> {
         if self.map_count() >= self.config.max_map_count.saturating_sub(3) {
@@ -253,17 +253,17 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         }
         let (whole, vma) = self.source(request)?;
         let stays = request.has(MREMAP_DONTUNMAP);
-        // From here on nothing is to become present at the source: it would be lost.
-        drop(self.edit.start_write(request.addr).map_err(|_| Errno::ENOMEM)?);
+        // From here on no page may become present at the source: it would be lost.
+        drop(self.edit.write(request.addr).map_err(|_| Errno::ENOMEM)?);
         if vma.flags.has(VmFlags::ACCOUNT) {
             self.may_commit(pages(if stays { request.new_len } else { delta }))?;
         }
         let mut copy = vma.from(request.addr - whole.start);
         if copy.is_anonymous() && copy.anon.is_none() {
-            // It has no pages whose offsets would have to be kept.
+            // It has no anonymous pages whose offsets would have to be kept.
             copy.page_offset = pages(request.new_addr) as u64;
         }
-        let new = self.map(request.target(), copy, Joins::Both)?;
+        let new = self.map(request.target(), copy, MergeWith::Both)?;
         self.count_new(vma.flags, request.new_len);
         let source = request.addr..request.addr + request.old_len;
         if let Some(backing) = self.backing {
@@ -278,14 +278,14 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         Ok(request.new_addr)
     }
 
-    /// What is left of a VMA whose pages have been moved away: it is not locked any more, and if all
-    /// of it was moved, it has no pages of its own.
+    /// Changes what stays of a VMA whose pages were moved away: it is not locked any more, and if
+    /// all of it was moved, it has no anonymous pages.
     #[doc(alias = "dontunmap_complete")]
     fn leave_empty(&mut self, source: &Range<usize>, new: &Range<usize>) -> Result<(), Errno> {
-        let joined = new.contains(&source.start);
-        let mut vma = self.edit.start_write(source.start).map_err(|_| Errno::ENOMEM)?;
+        let merged = new.contains(&source.start);
+        let mut vma = self.edit.write(source.start).map_err(|_| Errno::ENOMEM)?;
         vma.flags &= !VmFlags::LOCKED_MASK;
-        if !joined && vma.range() == *source {
+        if !merged && vma.range() == *source {
             vma.anon = None;
         }
         Ok(())

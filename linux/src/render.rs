@@ -5,77 +5,99 @@ use alloc::string::String;
 use core::fmt::{self, Write};
 use core::ops::Range;
 
-use pervma::Platform;
+use pervma::{Platform, ReadError};
 
 use crate::abi::PAGE;
 use crate::backing::Backing;
 use crate::config::Layout;
 use crate::flags::VmFlags;
 use crate::mm::Mm;
+use crate::not_now::{NotNow, not_now};
 use crate::vma::{Source, Vma};
 
-/// Where the name of a mapping starts in a line of the maps file.
+/// The column in which the name of a mapping starts in a line of the maps file.
 const NAME_COLUMN: usize = 73;
 
-impl<B: Backing, T: Platform> Mm<B, T> {
-    /// The VMA that holds `addr`.
+impl<B: Backing, P: Platform> Mm<B, P> {
+    /// Finds the VMA that holds `addr`, if something is mapped there. Waits for a call that changes
+    /// it.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking};
-    /// assert!(Mm::new(NoBacking, Config::default()).lookup(0x1000).is_none());
+    /// assert_eq!(Mm::new(NoBacking, Config::default()).lookup(0x1000), Ok(None));
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`NotNow::OwnCall`] where it would wait for its own thread.
     #[doc(alias("PROCMAP_QUERY", "vma_lookup"))]
-    pub fn lookup(&self, addr: usize) -> Option<(Range<usize>, Vma)> {
-        let vma = self.core.space.read(addr).ok()?;
-        Some((vma.range(), (*vma).clone()))
-    }
-
-    /// The first VMA that ends above `addr`.
-    ///
-    /// ```
-    /// use pervma_linux::{Config, Mm, NoBacking};
-    /// assert!(Mm::new(NoBacking, Config::default()).lookup_from(0).is_none());
-    /// ```
-    #[doc(alias("PROCMAP_QUERY_COVERING_OR_NEXT_VMA", "find_vma"))]
-    pub fn lookup_from(&self, addr: usize) -> Option<(Range<usize>, Vma)> {
-        let vma = self.core.space.read_from(addr).ok()??;
-        Some((vma.range(), (*vma).clone()))
-    }
-
-    /// Shows `visit` all VMAs in order of address, while nobody changes them. It must not call the
-    /// same `Mm`.
-    ///
-    /// ```
-    /// use pervma_linux::{Config, Mm, NoBacking};
-    /// Mm::new(NoBacking, Config::default()).for_each(|_, _| unreachable!("nothing is mapped"));
-    /// ```
-    pub fn for_each(&self, mut visit: impl FnMut(Range<usize>, &Vma)) {
-        if let Ok(view) = self.core.space.view() {
-            view.iter().for_each(|(range, vma)| visit(range, vma));
+    pub fn lookup(&self, addr: usize) -> Result<Option<(Range<usize>, Vma)>, NotNow> {
+        match self.core.space.read(addr) {
+            Ok(vma) => Ok(Some((vma.range(), (*vma).clone()))),
+            Err(ReadError::NotMapped { .. }) => Ok(None),
+            Err(error) => Err(not_now(error)),
         }
     }
 
-    /// The map as `/proc/PID/maps` shows it.
+    /// Finds the first VMA that ends above `addr`. Waits for a call that changes it.
     ///
-    /// Memory that is shared and has no name is shown with its number in place of an inode's.
+    /// ```
+    /// use pervma_linux::{Config, Mm, NoBacking};
+    /// assert_eq!(Mm::new(NoBacking, Config::default()).lookup_from(0), Ok(None));
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`NotNow::OwnCall`] where it would wait for its own thread.
+    #[doc(alias("PROCMAP_QUERY_COVERING_OR_NEXT_VMA", "find_vma"))]
+    pub fn lookup_from(&self, addr: usize) -> Result<Option<(Range<usize>, Vma)>, NotNow> {
+        let vma = self.core.space.read_at_or_after(addr).map_err(not_now)?;
+        Ok(vma.map(|vma| (vma.range(), (*vma).clone())))
+    }
+
+    /// Calls `visit` with all VMAs in order of address, while no call changes them. It must not
+    /// call the same `Mm`.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Mm, NoBacking};
+    /// Mm::new(NoBacking, Config::default()).for_each(|_, _| unreachable!("nothing is mapped"))?;
+    /// # Ok::<(), pervma_linux::NotNow>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`NotNow::OwnCall`] where it would wait for its own thread.
+    pub fn for_each(&self, mut visit: impl FnMut(Range<usize>, &Vma)) -> Result<(), NotNow> {
+        let view = self.core.space.view().map_err(|_| NotNow::OwnCall)?;
+        view.iter().for_each(|(range, vma)| visit(range, vma));
+        Ok(())
+    }
+
+    /// Returns the map as `/proc/PID/maps` shows it.
+    ///
+    /// Shared anonymous memory is shown with its number in place of an inode's.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking, abi::*};
     ///
     /// let mm = Mm::new(NoBacking, Config::default());
     /// mm.mmap(0x10000, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)?;
-    /// assert_eq!(mm.maps(), "00010000-00011000 r--p 00000000 00:00 0 \n");
+    /// assert_eq!(mm.maps()?, "00010000-00011000 r--p 00000000 00:00 0 \n");
     /// # Ok::<(), pervma_linux::Errno>(())
     /// ```
-    pub fn maps(&self) -> String {
+    ///
+    /// # Errors
+    ///
+    /// [`NotNow::OwnCall`] where it would wait for its own thread.
+    pub fn maps(&self) -> Result<String, NotNow> {
         let (mut text, mut brk) = (String::new(), None);
         self.for_each(|range, vma| {
-            // Nobody moves it while the map is looked at.
+            // No call moves it while the map is looked at.
             let brk = *brk.get_or_insert_with(|| self.core.state.read().brk);
             // Writing to a string does not fail.
             let _ = show(&mut text, &self.config.layout, brk, &range, vma);
-        });
-        text
+        })?;
+        Ok(text)
     }
 }
 
@@ -91,7 +113,10 @@ fn show(
     let (device, inode, offset) = match &vma.source {
         Source::Anonymous => ((0, 0), 0, 0),
         Source::SharedAnonymous(object) => ((0, 1), object.number, vma.page_offset),
-        Source::File(file) => (file.device, file.inode, vma.page_offset),
+        Source::File(file) => {
+            let facts = file.facts();
+            (facts.device, facts.inode, vma.page_offset)
+        }
     };
     write!(
         text,
@@ -108,7 +133,7 @@ fn show(
     )?;
     let name = match &vma.source {
         // The one character that would end the line.
-        Source::File(file) => file.path.replace('\n', "\\012"),
+        Source::File(file) => file.path().replace('\n', "\\012"),
         Source::SharedAnonymous(_) => match &vma.name {
             Some(name) => format!("[anon_shmem:{name}]"),
             None => String::from("/dev/zero (deleted)"),

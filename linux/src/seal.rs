@@ -11,8 +11,9 @@ use crate::flags::VmFlags;
 use crate::mm::{Change, Mm};
 use crate::vma::Vma;
 
-impl<B: Backing, T: Platform> Mm<B, T> {
-    /// Seals a range: from now on it can be neither unmapped, moved, resized nor protected otherwise.
+impl<B: Backing, P: Platform> Mm<B, P> {
+    /// Seals a range: from now on it can be neither unmapped, moved, resized nor protected
+    /// otherwise.
     ///
     /// ```
     /// use pervma_linux::{Config, Errno, Mm, NoBacking, abi::*};
@@ -38,7 +39,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     }
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
+impl<B: Backing, P: Platform> Change<'_, B, P> {
     fn mseal(&mut self, range: Range<usize>) -> Result<(), Errno> {
         let mut at = range.start;
         while at < range.end {

@@ -8,8 +8,8 @@ use crate::errno::Errno;
 use crate::flags::VmFlags;
 use crate::mm::{Change, Mm};
 
-impl<B: Backing, T: Platform> Mm<B, T> {
-    /// Writes shared mappings of files back.
+impl<B: Backing, P: Platform> Mm<B, P> {
+    /// Writes the shared mappings of files in a range back.
     ///
     /// ```
     /// use pervma_linux::{Config, Errno, Mm, NoBacking, abi::MS_SYNC};
@@ -52,8 +52,9 @@ impl<B: Backing, T: Platform> Mm<B, T> {
         result
     }
 
-    /// The checks of `mincore`, with a result vector at the address `vector`: it is written, a page of
-    /// it for each 4096 pages asked about. Which pages are present is the caller's to find out.
+    /// Makes the checks of `mincore` and writes to the result vector, which is at the address
+    /// `vector` and takes a page for each 4096 pages asked about. The caller finds out which pages
+    /// are present.
     ///
     /// ```
     /// use pervma_linux::{Config, Errno, Mm, NoBacking};
@@ -83,7 +84,7 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     }
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
+impl<B: Backing, P: Platform> Change<'_, B, P> {
     fn mincore(&mut self, addr: usize, count: usize, vector: usize) -> Result<(), Errno> {
         let (mut done, end) = (0, addr + count * PAGE);
         while done < count {

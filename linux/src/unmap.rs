@@ -11,18 +11,18 @@ use crate::errno::Errno;
 use crate::flags::VmFlags;
 use crate::mm::{Change, Mm, no_memory};
 
-/// What is in a range that is about to be removed.
+/// The counts of what is in a range that is about to be removed.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Removal {
     /// Pages of all kinds.
     pub(crate) total: usize,
-    /// Pages that were promised.
-    pub(crate) promised: usize,
+    /// Pages that are counted as committed.
+    pub(crate) accounted: usize,
     counts: Counts,
 }
 
-impl<B: Backing, T: Platform> Mm<B, T> {
-    /// Unmaps a range. That nothing is mapped there is no error.
+impl<B: Backing, P: Platform> Mm<B, P> {
+    /// Unmaps a range, in which nothing need be mapped.
     ///
     /// ```
     /// use pervma_linux::{Config, Errno, Mm, NoBacking};
@@ -35,14 +35,14 @@ impl<B: Backing, T: Platform> Mm<B, T> {
     /// # Errors
     ///
     /// Those of the system call. When something sealed is in the range, the mapping that the range
-    /// begins in may have been cut there.
+    /// begins in may have been split there.
     #[doc(alias = "do_vmi_munmap")]
     pub fn munmap(&self, addr: usize, len: usize) -> Result<(), Errno> {
         self.change(|change| change.munmap(addr, len))
     }
 }
 
-impl<B: Backing, T: Platform> Change<'_, B, T> {
+impl<B: Backing, P: Platform> Change<'_, B, P> {
     pub(crate) fn munmap(&mut self, addr: usize, len: usize) -> Result<(), Errno> {
         let task_size = self.config.layout.task_size;
         if off_page(addr) || addr > task_size || len > task_size - addr {
@@ -56,8 +56,8 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         self.remove(range, removal)
     }
 
-    /// Whether a range can be removed. If not because something is sealed, what the range begins in
-    /// is cut there, unless it is the sealed one.
+    /// Whether a range can be removed. If something sealed is in the way, the VMA that the range
+    /// begins in is split there, unless it is the sealed one.
     #[doc(alias = "vms_gather_munmap_vmas")]
     pub(crate) fn check_removal(&mut self, range: &Range<usize>) -> Result<Removal, Errno> {
         let mut removal = Removal::default();
@@ -69,7 +69,7 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
             }
             if vma.flags.has(VmFlags::SEALED) {
                 if !first {
-                    self.cut(range.start)?;
+                    self.split_unlimited(range.start)?;
                 }
                 return Err(Errno::EPERM);
             }
@@ -77,7 +77,7 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
             removal.total += count;
             removal.counts.add(vma.flags, count);
             if vma.flags.has(VmFlags::ACCOUNT) {
-                removal.promised += count;
+                removal.accounted += count;
             }
             if vma.flags.has(VmFlags::LOCKED) {
                 removal.counts.locked += count;
@@ -90,7 +90,7 @@ impl<B: Backing, T: Platform> Change<'_, B, T> {
         Ok(removal)
     }
 
-    /// Removes what has been checked.
+    /// Removes a range that was checked.
     #[doc(alias = "vms_complete_munmap_vmas")]
     pub(crate) fn remove(&mut self, range: Range<usize>, removal: Removal) -> Result<(), Errno> {
         if removal.total == 0 {

@@ -1,4 +1,4 @@
-//! What comes of it when the memory behind the map refuses something, or calls the map.
+//! The memory behind the map refuses something, or calls the map.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::ops::Range;
@@ -7,13 +7,14 @@ use std::thread;
 use std::time::Duration;
 
 use pervma_linux::{
-    Access, Backing, Config, Counts, Errno, Limits, Mm, Part, Refusal, Signal, Std, VmFlags, abi::*,
+    Access, Backing, Config, Counts, Errno, Limits, Mm, NotNow, Part, Refusal, Signal, StdPlatform,
+    VmFlags, abi::*,
 };
 
 const ADDR: usize = 0x1000_0000;
 const FIXED: u64 = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
 
-/// Refuses whatever is about this address.
+/// Refuses what concerns this address.
 struct Refusing(usize, Refusal);
 
 impl Backing for Refusing {
@@ -26,16 +27,16 @@ impl Backing for Refusing {
     }
 }
 
-fn seen<B: Backing>(mm: &Mm<B, Std>) -> (String, Vec<VmFlags>, Counts) {
+fn seen<B: Backing>(mm: &Mm<B, StdPlatform>) -> (String, Vec<VmFlags>, Counts) {
     let mut flags = Vec::new();
-    mm.for_each(|_, vma| flags.push(vma.flags));
-    (mm.maps(), flags, mm.counts())
+    mm.for_each(|_, vma| flags.push(vma.flags)).unwrap();
+    (mm.maps().unwrap(), flags, mm.counts())
 }
 
 /// Two mappings, of which the second refuses its second page; a stack; and names of calls that are
 /// refused half-way.
 fn refused_half_way(strict: bool) -> Vec<(&'static str, Errno, bool)> {
-    type Call = fn(&Mm<Refusing, Std>) -> Result<(), Errno>;
+    type Call = fn(&Mm<Refusing, StdPlatform>) -> Result<(), Errno>;
     const STACK: usize = 2 * ADDR;
     let calls: [(&str, Call); 6] = [
         ("mlock", |mm| mm.mlock(ADDR, 4 * PAGE)),
@@ -78,24 +79,25 @@ fn pages_that_were_made_before_a_refusal_keep_their_group() {
     mm.mmap(ADDR, PAGE, PROT_READ | PROT_WRITE, FIXED, None, 0).unwrap();
     mm.mmap(ADDR + PAGE, PAGE, PROT_READ, FIXED, None, 0).unwrap();
     mm.mlock(ADDR, 2 * PAGE).unwrap_err();
-    assert!(mm.lookup(ADDR).unwrap().1.anon.is_some());
-    assert!(mm.lookup(ADDR + PAGE).unwrap().1.anon.is_none());
+    assert!(mm.lookup(ADDR).unwrap().unwrap().1.anon.is_some());
+    assert!(mm.lookup(ADDR + PAGE).unwrap().unwrap().1.anon.is_none());
 }
 
 /// Calls the map it is behind.
 #[derive(Default)]
 struct Calling {
-    mm: OnceLock<Weak<Mm<Calling, Std>>>,
+    mm: OnceLock<Weak<Mm<Calling, StdPlatform>>>,
     seen: Mutex<Vec<Seen>>,
 }
 
-/// What calls from inside a backing come to.
+/// The results of calls that a backing makes.
 #[derive(Debug, PartialEq)]
 struct Seen {
     mmap: Result<usize, Errno>,
     fault: Result<(), Signal>,
-    found: bool,
-    maps: String,
+    found: Result<bool, NotNow>,
+    maps: Result<String, NotNow>,
+    visited: Result<(), NotNow>,
     total: usize,
     limit: u64,
 }
@@ -107,8 +109,9 @@ impl Calling {
         let seen = Seen {
             mmap: mm.mmap(0, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, None, 0),
             fault: mm.fault(ADDR + PAGE, Access::Write),
-            found: mm.lookup(ADDR + PAGE).is_some(),
+            found: mm.lookup(ADDR + PAGE).map(|found| found.is_some()),
             maps: mm.maps(),
+            visited: mm.for_each(|_, _| ()),
             total: mm.counts().total,
             limit: mm.limits().data,
         };
@@ -146,15 +149,17 @@ fn a_backing_that_calls_its_map_is_refused_and_does_not_hang() {
     let (seen, total, limit) = wait.recv_timeout(Duration::from_secs(60)).expect("it hangs");
     let nothing = Seen {
         mmap: Err(Errno::EAGAIN),
-        fault: Err(Signal::OutOfMemory),
-        found: false,
-        maps: String::new(),
+        fault: Err(Signal::OwnCall),
+        found: Err(NotNow::OwnCall),
+        maps: Err(NotNow::OwnCall),
+        visited: Err(NotNow::OwnCall),
         total: 3,
         limit: 1 << 40,
     };
-    // Beside a fault, what is there can still be found.
+    // During a fault, what is mapped can still be found.
     let [in_fault, in_unmap] = &seen[..] else { panic!("{seen:?}") };
-    assert_eq!((in_fault.mmap, in_fault.total), (Err(Errno::EAGAIN), 3));
+    assert_eq!((in_fault.mmap, in_fault.found), (Err(Errno::EAGAIN), Ok(true)));
+    assert_eq!((in_fault.total, &in_fault.maps), (3, &Err(NotNow::OwnCall)));
     assert_eq!(in_unmap, &nothing);
     assert_eq!((total, limit), (2, 1 << 40));
 }

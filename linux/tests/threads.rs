@@ -2,6 +2,9 @@
 #![expect(clippy::disallowed_types, reason = "a test has no ledger")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "common/watchdog.rs"]
+mod watchdog;
+
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,8 +13,11 @@ use std::time::{Duration, Instant};
 
 use pervma_linux::{Access, Backing, Config, Mm, NoBacking, Part, Refusal, Signal, abi::*};
 
+use watchdog::watchdog;
+
 #[test]
 fn faults_find_what_is_mapped_throughout() {
+    let _watchdog = watchdog(300);
     const STAYS: usize = 0x1000_0000;
     const COMES_AND_GOES: usize = STAYS + 8 * PAGE;
     const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
@@ -38,16 +44,16 @@ fn faults_find_what_is_mapped_throughout() {
         });
         for round in 0..4000 {
             mm.mmap(COMES_AND_GOES, PAGE, PROT_READ, ANONYMOUS, None, 0).unwrap();
-            let (cut, len) = (STAYS + (round % 8) * PAGE, PAGE);
-            mm.mprotect(cut, len, PROT_READ | PROT_EXEC).unwrap();
-            mm.mprotect(cut, len, PROT_READ).unwrap();
+            let (split, len) = (STAYS + (round % 8) * PAGE, PAGE);
+            mm.mprotect(split, len, PROT_READ | PROT_EXEC).unwrap();
+            mm.mprotect(split, len, PROT_READ).unwrap();
             if round % 64 == 0 {
                 thread::yield_now();
             }
             mm.munmap(COMES_AND_GOES, PAGE).unwrap();
         }
         over.store(true, Ordering::Relaxed);
-        // Both kinds have been seen when this ends.
+        // This ends when faults have found the mapping and have found it gone.
         while !faulting.is_finished() {
             mm.mmap(COMES_AND_GOES, PAGE, PROT_READ, ANONYMOUS, None, 0).unwrap();
             thread::yield_now();
@@ -56,15 +62,15 @@ fn faults_find_what_is_mapped_throughout() {
         }
         assert!(faulting.join().unwrap() > 0);
     });
-    assert_eq!(mm.maps().lines().count(), 1, "{}", mm.maps());
+    assert_eq!(mm.maps().unwrap().lines().count(), 1, "{:?}", mm.maps());
 }
 
-/// Notes the faults that run while pages are moved, unmapped or protected.
+/// Counts the faults that run while pages are moved, unmapped or protected.
 #[derive(Default)]
 struct Watch {
-    /// What no fault may be in.
+    /// The ranges that no fault may be in.
     closed: Mutex<Vec<Range<usize>>>,
-    /// What is moved from is not unmapped.
+    /// Whether the range that is moved from stays mapped (`MREMAP_DONTUNMAP`).
     stays: AtomicBool,
     faulting: Mutex<Vec<usize>>,
     faults: AtomicUsize,
@@ -72,7 +78,7 @@ struct Watch {
 }
 
 impl Watch {
-    /// Looks for some time whether a fault is in a range, or comes.
+    /// Forbids faults in a range, and watches for some time whether one is in it or begins.
     fn close(&self, range: Range<usize>) {
         self.closed.lock().unwrap().push(range.clone());
         let inside = self.faulting.lock().unwrap().iter().any(|addr| range.contains(addr));
@@ -123,6 +129,7 @@ impl Backing for Watch {
 
 #[test]
 fn nothing_is_faulted_in_where_pages_are_moved_unmapped_or_protected() {
+    let _watchdog = watchdog(300);
     const HERE: usize = 0x1000_0000;
     const THERE: usize = 0x2000_0000;
     let mm = Mm::new(Watch::default(), Config::default());
@@ -130,7 +137,7 @@ fn nothing_is_faulted_in_where_pages_are_moved_unmapped_or_protected() {
     mm.mmap(HERE, 2 * PAGE, PROT_READ, flags, None, 0).unwrap();
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        // The other page keeps what is moved a part of a mapping.
+        // A page of the same mapping is not moved, so that a part of a mapping is.
         for addr in [HERE, HERE + PAGE, THERE] {
             let (mm, over) = (&mm, &over);
             scope.spawn(move || {

@@ -1,25 +1,30 @@
-//! Rules that the kernel at hand may not show: it was built without them, or asks for privilege.
+//! Rules that the running kernel may not show: it was built without them, or asks for privilege.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use pervma_linux::{
-    Access, Backing, Config, Errno, File, Mm, NoBacking, Part, Refusal, VmFlags, abi::*,
+    Access, Backing, Config, Errno, File, FileFacts, MapOperation, Mm, NoBacking, OpenFile, Part,
+    Refusal, VmFlags, abi::*,
 };
 
 const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
+
+fn file(facts: FileFacts) -> Arc<dyn File> {
+    Arc::new(OpenFile::new("/file", facts))
+}
 
 #[test]
 fn names_keep_mappings_apart() {
     let mm = Mm::new(NoBacking, Config::default());
     let addr = mm.mmap(0, 3 * PAGE, PROT_READ, ANONYMOUS, None, 0).unwrap();
     mm.set_anon_name(addr + PAGE, PAGE, Some("a b")).unwrap();
-    assert_eq!(mm.maps().lines().count(), 3);
-    assert_eq!(mm.maps().matches("[anon:a b]").count(), 1);
+    assert_eq!(mm.maps().unwrap().lines().count(), 3);
+    assert_eq!(mm.maps().unwrap().matches("[anon:a b]").count(), 1);
     mm.set_anon_name(addr, 3 * PAGE, Some("a b")).unwrap();
-    assert_eq!(mm.maps().lines().count(), 1);
+    assert_eq!(mm.maps().unwrap().lines().count(), 1);
     mm.set_anon_name(addr, PAGE, None).unwrap();
-    assert_eq!(mm.maps().lines().count(), 2);
+    assert_eq!(mm.maps().unwrap().lines().count(), 2);
     for bad in ["a\nb", "[x]", "$", "`", "\\", &"x".repeat(80)] {
         assert_eq!(mm.set_anon_name(addr, PAGE, Some(bad)), Err(Errno::EINVAL), "{bad}");
     }
@@ -29,8 +34,8 @@ fn names_keep_mappings_apart() {
 
     let shared = mm.mmap(0, PAGE, PROT_READ, MAP_SHARED | MAP_ANONYMOUS, None, 0).unwrap();
     mm.set_anon_name(shared, PAGE, Some("s")).unwrap();
-    assert!(mm.maps().contains("[anon_shmem:s]"));
-    let file = Arc::new(File::new("/file"));
+    assert!(mm.maps().unwrap().contains("[anon_shmem:s]"));
+    let file = file(FileFacts::new());
     let mapped = mm.mmap(0, PAGE, PROT_READ, MAP_PRIVATE, Some(&file), 0).unwrap();
     assert_eq!(mm.set_anon_name(mapped, PAGE, Some("f")), Err(Errno::EBADF));
 }
@@ -38,25 +43,47 @@ fn names_keep_mappings_apart() {
 #[test]
 fn files_are_asked_what_may_be_done() {
     let mm = Mm::new(NoBacking, Config::default());
-    let map = |file: File, prot, flags| mm.mmap(0, PAGE, prot, flags, Some(&Arc::new(file)), 0);
-    let file = || File::new("/file");
-    let noexec = || File { noexec: true, ..file() };
-    assert_eq!(map(noexec(), PROT_EXEC, MAP_PRIVATE), Err(Errno::EPERM));
-    let addr = map(noexec(), PROT_READ, MAP_PRIVATE).unwrap();
+    let map = |facts, prot, flags| mm.mmap(0, PAGE, prot, flags, Some(&file(facts)), 0);
+    let plain = FileFacts::new();
+    let noexec = FileFacts { noexec: true, ..plain };
+    assert_eq!(map(noexec, PROT_EXEC, MAP_PRIVATE), Err(Errno::EPERM));
+    let addr = map(noexec, PROT_READ, MAP_PRIVATE).unwrap();
     assert_eq!(mm.mprotect(addr, PAGE, PROT_EXEC), Err(Errno::EACCES));
-    let unmappable = File { mappable: false, ..file() };
+    let unmappable = FileFacts { operation: MapOperation::Absent, ..plain };
     assert_eq!(map(unmappable, PROT_READ, MAP_PRIVATE), Err(Errno::ENODEV));
-    let append = || File { append_only: true, ..file() };
-    assert_eq!(map(append(), PROT_READ, MAP_SHARED), Err(Errno::EACCES));
-    assert!(map(append(), PROT_READ, MAP_PRIVATE).is_ok());
-    let small = File { max_bytes: 0, ..file() };
+    let append = FileFacts { append_only: true, ..plain };
+    assert_eq!(map(append, PROT_READ, MAP_SHARED), Err(Errno::EACCES));
+    assert!(map(append, PROT_READ, MAP_PRIVATE).is_ok());
+    let small = FileFacts { max_bytes: 0, ..plain };
     assert_eq!(map(small, PROT_READ, MAP_PRIVATE), Err(Errno::EOVERFLOW));
+}
+
+#[test]
+fn what_refuses_late_leaves_a_hole_except_in_strict_mode() {
+    let never = MapOperation::Refuses(Errno::ENODEV);
+    for (operation, flags, error) in [
+        (MapOperation::RefusesSync, MAP_PRIVATE | MAP_SYNC, Errno::EOPNOTSUPP),
+        (never, MAP_PRIVATE, Errno::ENODEV),
+    ] {
+        let file = file(FileFacts { operation, ..FileFacts::new() });
+        for strict in [false, true] {
+            let mm = Mm::new(NoBacking, Config { strict, ..Config::default() });
+            let addr = mm.mmap(0, 3 * PAGE, PROT_READ, ANONYMOUS, None, 0).unwrap();
+            let over = mm.mmap(addr + PAGE, PAGE, PROT_READ, flags | MAP_FIXED, Some(&file), 0);
+            assert_eq!(over, Err(error));
+            let left = if strict { 3 } else { 2 };
+            assert_eq!(
+                (mm.counts().total, mm.lookup(addr + PAGE).unwrap().is_some()),
+                (left, strict)
+            );
+        }
+    }
 }
 
 #[test]
 fn files_of_huge_pages_lie_on_huge_pages() {
     let mm = Mm::new(NoBacking, Config::default());
-    let file = Arc::new(File { huge_aligned: true, ..File::new("/file") });
+    let file = file(FileFacts { huge_aligned: true, ..FileFacts::new() });
     let addr = mm.mmap(0, 2 * HUGE, PROT_READ, MAP_PRIVATE, Some(&file), PAGE as u64).unwrap();
     assert_eq!(addr % HUGE, PAGE, "the file's pages and memory's pages agree");
 }
@@ -68,7 +95,7 @@ fn a_privileged_process_knows_no_limits() {
     let mm = Mm::new(NoBacking, config);
     assert_eq!(mm.mmap(0, PAGE, PROT_READ, ANONYMOUS | MAP_FIXED, None, 0), Ok(0));
     assert_eq!(mm.mlock(0, PAGE), Ok(()));
-    assert!(mm.lookup(0).unwrap().1.flags.has(VmFlags::LOCKED));
+    assert!(mm.lookup(0).unwrap().unwrap().1.flags.has(VmFlags::LOCKED));
 }
 
 #[test]
@@ -99,7 +126,7 @@ fn heap_and_stack_are_known_before_names_are_looked_at() {
     for addr in [heap, stack] {
         mm.set_anon_name(addr, PAGE, Some("name")).unwrap();
     }
-    let maps = mm.maps();
+    let maps = mm.maps().unwrap();
     let names: Vec<&str> = maps.lines().map(|line| line[73..].trim()).collect();
     assert_eq!(names, ["[heap]", "[stack]"]);
 }
@@ -107,9 +134,9 @@ fn heap_and_stack_are_known_before_names_are_looked_at() {
 #[test]
 fn a_name_stays_on_its_line() {
     let mm = Mm::new(NoBacking, Config::default());
-    let file = Arc::new(File::new("/a\nb\\c\td"));
+    let file: Arc<dyn File> = Arc::new(OpenFile::new("/a\nb\\c\td", FileFacts::new()));
     mm.mmap(0, PAGE, PROT_READ, MAP_PRIVATE, Some(&file), 0).unwrap();
-    assert!(mm.maps().ends_with(" /a\\012b\\c\td\n"), "{}", mm.maps());
+    assert!(mm.maps().unwrap().ends_with(" /a\\012b\\c\td\n"), "{:?}", mm.maps());
 }
 
 #[test]

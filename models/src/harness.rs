@@ -3,37 +3,37 @@
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pervma_models::internals::{Mutation, mutate};
-use pervma_models::ledger::{EDGES, Ordering, Step};
+use pervma_models::internals::ledger::{EDGES, Ordering};
+use pervma_models::internals::{Mutation, Step, mutate};
 
 /// A model: threads of the shipped source under every interleaving, up to so many preemptions of a
 /// thread, and every outcome of its loads that the memory model allows.
-pub struct Model {
+pub(crate) struct Model {
     /// Its name.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// What must hold, in one sentence.
-    pub property: &'static str,
+    pub(crate) property: &'static str,
     /// How many threads it has; it cannot start more.
-    pub threads: usize,
+    pub(crate) threads: usize,
     /// The most preemptions of a thread that are tried; `None` is all.
-    pub preemptions: Option<usize>,
+    pub(crate) preemptions: Option<usize>,
     /// One execution.
-    pub run: fn(),
+    pub(crate) run: fn(),
     /// What must make it fail.
-    pub mutants: &'static [Mutant],
+    pub(crate) mutants: &'static [Mutant],
 }
 
 /// A change to the protocol, and the failure that shows it.
-pub struct Mutant {
+pub(crate) struct Mutant {
     /// What is weakened or left out.
-    pub change: Change,
+    pub(crate) change: Change,
     /// How the model must fail: part of its first panic's message.
-    pub killed_by: &'static str,
+    pub(crate) killed_by: &'static str,
 }
 
 /// What a mutant changes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub(crate) enum Change {
     /// The edge of this name becomes the next that is weaker: an acquire or a release relaxed (a fence
     /// disappears), a sequentially consistent fence one that acquires and releases. An edge is never
     /// both an acquire and a release (`core/tests/ledger.rs`).
@@ -43,26 +43,26 @@ pub enum Change {
 }
 
 /// loom saw two accesses to a plain field that nothing orders.
-pub const RACE: &str = "Causality violation";
+pub(crate) const RACE: &str = "Causality violation";
 /// loom saw every thread asleep.
-pub const DEADLOCK: &str = "deadlock; threads";
+pub(crate) const DEADLOCK: &str = "deadlock; threads";
 
 /// Core's own check: a slot was given away while somebody had its count.
-pub const COUNTED: &str = "a slot is used again whose count is not 0";
+pub(crate) const COUNTED: &str = "a slot is used again whose count is not 0";
 
 /// A mutant that weakens an edge.
-pub const fn weaken(edge: &'static str, killed_by: &'static str) -> Mutant {
+pub(crate) const fn weaken(edge: &'static str, killed_by: &'static str) -> Mutant {
     Mutant { change: Change::Weaken(edge), killed_by }
 }
 
 /// A mutant that leaves a step out.
-pub const fn drop_step(step: Step, killed_by: &'static str) -> Mutant {
+pub(crate) const fn drop_step(step: Step, killed_by: &'static str) -> Mutant {
     Mutant { change: Change::Drop(step), killed_by }
 }
 
 impl Mutant {
     /// What it is called in the table.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         match self.change {
             Change::Weaken(edge) if weaker(edge) == Ordering::AcqRel => format!("{edge} acq_rel"),
             Change::Weaken(edge) => format!("{edge} relaxed"),
@@ -80,7 +80,7 @@ fn weaker(name: &str) -> Ordering {
 }
 
 /// Runs one model in this process, mutated or not. The process fails if the model does.
-pub fn run_here(model: &Model, mutant: Option<usize>) -> ExitCode {
+pub(crate) fn run_here(model: &Model, mutant: Option<usize>) -> ExitCode {
     if let Some(mutant) = mutant {
         let Some(mutant) = model.mutants.get(mutant) else {
             eprintln!("{} has {} mutants", model.name, model.mutants.len());
@@ -116,6 +116,6 @@ pub fn run_here(model: &Model, mutant: Option<usize>) -> ExitCode {
 }
 
 /// Locks what no panic leaves half done.
-pub fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
+pub(crate) fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 use std::fs;
 
-use pervma_models::ledger::{ARGUED, EDGES, STEPS};
+use pervma_models::internals::STEPS;
+use pervma_models::internals::ledger::{ARGUED, EDGES};
 
 use crate::harness::{Change, Model};
 use crate::models;
@@ -12,7 +13,7 @@ use crate::models;
 const SHIPPED: [&str; 3] = ["cli", "linux", "pager"];
 
 /// The page, if it can be true: an ordering outside of the ledger is an error.
-pub fn page() -> Result<String, String> {
+pub(crate) fn page() -> Result<String, String> {
     let mut page = String::from(
         "# Memory orderings\n\n\
          Made by `cargo run -p pervma-models -- --orderings > docs/orderings.md` from\n\
@@ -51,7 +52,7 @@ pub fn page() -> Result<String, String> {
     );
     for argued in ARGUED {
         let test = format!("`{}`", argued.test);
-        row(&mut page, &[argued.name, argued.what, argued.because, &test]);
+        row(&mut page, &[argued.name, argued.what, &argued.because.join(" "), &test]);
     }
     page.push_str(
         "\n## Bounds\n\nA model with two threads tries every interleaving of them, except these; with three threads,\n\

@@ -5,7 +5,8 @@ use std::process::{Command, ExitCode};
 use std::sync::Mutex;
 use std::time::Instant;
 
-use pervma_models::ledger::{ARGUED, EDGES, STEPS};
+use pervma_models::internals::STEPS;
+use pervma_models::internals::ledger::{ARGUED, EDGES};
 
 use crate::harness::{Change, Model, Mutant, lock};
 use crate::models;
@@ -47,7 +48,7 @@ impl Ran {
 
 /// Runs everything and prints the tables, or one JSON object; fails unless all models held and all
 /// mutants were killed.
-pub fn run_all(json: bool) -> ExitCode {
+pub(crate) fn run_all(json: bool) -> ExitCode {
     let ran = run_each();
     // A closed pipe is no reason to fail.
     let _ = if json { Ok(()) } else { tables(&ran, &mut io::stdout().lock()) };

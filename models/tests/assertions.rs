@@ -77,7 +77,7 @@ fn a_message_that_kills_nothing_is_found() {
 const ONE: &str = "one";
 const TWO: &str = "two";
 const HELPED: &str = "three";
-pub const M: Model = Model {
+pub(crate) const M: Model = Model {
     name: "m",
     run: || {
         assert!(true, "{ONE}");

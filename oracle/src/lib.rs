@@ -1,7 +1,8 @@
 //! A sequential address space, as plain as it can be: what pervma must agree with.
 //!
-//! One sorted `Vec`, no locks, no tricks; every operation looks at every entry. Tests run the same
-//! operations here and on [`pervma`](https://docs.rs/pervma) and compare results, errors included.
+//! It is one sorted `Vec` without locks, and every operation looks at every entry. Tests run the
+//! same operations here and on [`pervma`](https://docs.rs/pervma) and compare results, errors
+//! included.
 //!
 //! ```
 //! use pervma_oracle::{Oracle, Payload, Refused};
@@ -32,25 +33,25 @@
 use std::mem;
 use std::ops::Range;
 
-/// How a payload is divided and joined with its VMA.
+/// How a payload is split and merged with its VMA.
 pub trait Payload: Sized {
-    /// The payloads of the two parts of a VMA that is cut `offset` bytes from its start; `None`
-    /// if it cannot be cut there.
+    /// Returns the payloads of the two parts of a VMA that is split `offset` bytes from its start,
+    /// or `None` if it cannot be split there.
     fn split(&self, offset: usize) -> Option<(Self, Self)>;
 
-    /// The payload of this VMA, `len` bytes long, joined with the VMA that begins where it ends;
-    /// `None` to keep them apart.
+    /// Returns the payload of this VMA, `len` bytes long, merged with the VMA that begins where it
+    /// ends, or `None` to keep them apart.
     fn merge(&self, len: usize, next: &Self) -> Option<Self>;
 }
 
-/// Why an operation changed nothing. The first that applies, in this order.
+/// Why an operation changed nothing. Of several reasons, the first in this list is given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// The range, from the first number to the second, ends before it starts.
     Overflow(usize, usize),
     /// The range, at this address, holds no byte.
     Empty(usize),
-    /// This end of the range is no multiple of the granularity; the start is looked at first.
+    /// This end of the range is no multiple of the granularity. The start is checked first.
     Unaligned(usize),
     /// Nothing is in the whole range that was asked for, or, for an update, in this first part.
     NotMapped(Range<usize>),
@@ -60,31 +61,31 @@ pub enum Refused {
     Excluded(Range<usize>),
     /// This VMA or reservation, the first of them, is in the way.
     Overlap(Range<usize>),
-    /// This VMA, the first of them, would have to be cut where its payload cannot be.
+    /// This VMA, the first of them, would have to be split where its payload cannot be.
     PartlyCovered(Range<usize>),
 }
 
-/// What [`Oracle::find_gap`] looks for.
+/// The gap that [`Oracle::find_gap`] looks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Search {
-    /// How many bytes.
+    /// The size in bytes.
     pub size: usize,
-    /// What the start is a multiple of; less than the granularity means the granularity.
+    /// The alignment of the start. Less than the granularity means the granularity.
     pub align: usize,
-    /// Where the gap may lie.
+    /// The addresses in which the gap may lie.
     pub within: Range<usize>,
-    /// Whether the highest is wanted and not the lowest.
-    pub from_above: bool,
+    /// Whether the highest gap is wanted and not the lowest.
+    pub top_down: bool,
 }
 
-/// Why no gap was found. The first that applies, in this order.
+/// Why no gap was found. Of several reasons, the first in this list is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoGap {
     /// The size is 0 or no multiple of the granularity.
     Size(usize),
     /// The alignment is no power of two.
     Alignment(usize),
-    /// There is none.
+    /// There is no such gap.
     NotFound,
 }
 
@@ -99,51 +100,51 @@ pub struct Oracle<P> {
 #[derive(Debug)]
 struct Entry<P> {
     range: Range<usize>,
-    /// `None`: reserved.
+    /// `None` if it is reserved.
     payload: Option<P>,
     excluded: bool,
 }
 
-/// A range that is kept free for a payload to come. To be given to [`Oracle::commit`] or
+/// A range that is kept for a payload to come, until it is given to [`Oracle::commit`] or
 /// [`Oracle::roll_back`].
 #[derive(Debug)]
 #[must_use]
 pub struct Reservation(Range<usize>);
 
 impl Reservation {
-    /// What is reserved.
+    /// Returns the range that is reserved.
     pub fn range(&self) -> Range<usize> {
         self.0.clone()
     }
 }
 
-/// VMAs that nothing may change. To be given to [`Oracle::release`].
+/// VMAs that nothing may change, until they are given to [`Oracle::release`].
 #[derive(Debug)]
 #[must_use]
 pub struct Exclusion(Vec<Range<usize>>);
 
 impl Exclusion {
-    /// The VMAs, in order.
+    /// Returns the VMAs, in order of address.
     pub fn vmas(&self) -> &[Range<usize>] {
         &self.0
     }
 }
 
-/// Ranges with what they hold, in order.
+/// Ranges with their payloads, in order of address.
 pub type Removed<P> = Vec<(Range<usize>, P)>;
 
 impl<P: Payload> Oracle<P> {
-    /// An empty space whose ranges are aligned to `granularity` bytes.
+    /// Makes an empty space whose ranges are aligned to `granularity` bytes.
     #[must_use]
     pub fn new(granularity: usize) -> Self {
         Self { granularity, entries: Vec::new() }
     }
 
-    /// Maps `range`, where nothing may be. It is joined with nothing.
+    /// Maps `range`, where nothing may be, and merges nothing.
     ///
     /// # Errors
     ///
-    /// See [`Refused`]; the payload comes back.
+    /// See [`Refused`]. The payload is given back.
     pub fn insert(&mut self, range: Range<usize>, payload: P) -> Result<(), (Refused, P)> {
         if let Err(refused) = self.check(&range).and_then(|()| self.check_free(&range)) {
             return Err((refused, payload));
@@ -152,7 +153,7 @@ impl<P: Payload> Oracle<P> {
         Ok(())
     }
 
-    /// Unmaps everything in `range`, cut at its edges; what was there.
+    /// Unmaps everything in `range`, split at its edges, and returns what was there.
     ///
     /// # Errors
     ///
@@ -160,13 +161,13 @@ impl<P: Payload> Oracle<P> {
     pub fn remove(&mut self, range: Range<usize>) -> Result<Removed<P>, Refused> {
         self.check(&range)?;
         self.check_mapped(&range)?;
-        self.check_ours(&range)?;
-        self.cut(&range)?;
+        self.check_changeable(&range)?;
+        self.split(&range)?;
         Ok(self.take(&range))
     }
 
-    /// Unmaps everything in `range`, cut at its edges, and keeps the whole range free; what was
-    /// there.
+    /// Unmaps everything in `range`, split at its edges, reserves the whole range, and returns what
+    /// was there.
     ///
     /// # Errors
     ///
@@ -180,8 +181,8 @@ impl<P: Payload> Oracle<P> {
         Ok((removed, Reservation(range)))
     }
 
-    /// Gives every part in `range` the payload that `f` makes of it, cut at the edges of `range`,
-    /// and joins the parts and what touches them; what was there.
+    /// Gives every part in `range`, split at its edges, the payload that `f` makes of it, merges
+    /// the parts and what touches them, and returns what was there.
     ///
     /// ```
     /// # use pervma_oracle::{Oracle, Payload};
@@ -215,25 +216,25 @@ impl<P: Payload> Oracle<P> {
     ) -> Result<Removed<P>, Refused> {
         self.check(&range)?;
         self.check_no_hole(&range)?;
-        self.check_ours(&range)?;
-        self.cut(&range)?;
+        self.check_changeable(&range)?;
+        self.split(&range)?;
         let old = self.take(&range);
         for (part, payload) in &old {
             self.add(part.clone(), Some(f(part.clone(), payload)));
         }
-        self.join(&range);
+        self.merge(&range);
         Ok(old)
     }
 
-    /// Maps `range` in place of whatever is there, cut at its edges; what was there. It is joined
-    /// with nothing.
+    /// Maps `range` in place of whatever is there, split at its edges, merges nothing, and returns
+    /// what was there.
     ///
     /// # Errors
     ///
-    /// See [`Refused`]; the payload comes back.
+    /// See [`Refused`]. The payload is given back.
     pub fn replace(&mut self, range: Range<usize>, payload: P) -> Result<Removed<P>, (Refused, P)> {
-        let possible = self.check(&range).and_then(|()| self.check_ours(&range));
-        if let Err(refused) = possible.and_then(|()| self.cut(&range)) {
+        let possible = self.check(&range).and_then(|()| self.check_changeable(&range));
+        if let Err(refused) = possible.and_then(|()| self.split(&range)) {
             return Err((refused, payload));
         }
         let old = self.take(&range);
@@ -241,9 +242,11 @@ impl<P: Payload> Oracle<P> {
         Ok(old)
     }
 
-    /// Moves everything in `from`, cut at its edges, so that it starts at `to`; holes stay holes.
+    /// Moves everything in `from`, split at its edges, so that it starts at `to`, holes included,
+    /// and returns what was in `from`.
+    ///
     /// A part gets the payload that `f` makes of its new range and the old payload. The parts are
-    /// joined with each other and with what they touch there; what was in `from`.
+    /// merged with each other and with what they touch there.
     ///
     /// # Errors
     ///
@@ -258,24 +261,24 @@ impl<P: Payload> Oracle<P> {
         let target = to..to.wrapping_add(from.end - from.start);
         self.check(&target)?;
         self.check_mapped(&from)?;
-        self.check_ours(&from)?;
+        self.check_changeable(&from)?;
         if overlap(&from, &target) {
             return Err(Refused::Overlap(from));
         }
         if let Some(entry) = self.inside(&target).next() {
             return Err(Refused::Overlap(entry.range.clone()));
         }
-        self.cut(&from)?;
+        self.split(&from)?;
         let old = self.take(&from);
         for (part, payload) in &old {
             let moved = part.start - from.start + to..part.end - from.start + to;
             self.add(moved.clone(), Some(f(moved, payload)));
         }
-        self.join(&target);
+        self.merge(&target);
         Ok(old)
     }
 
-    /// Keeps `range`, where nothing may be, free.
+    /// Reserves `range`, where nothing may be.
     ///
     /// # Errors
     ///
@@ -287,7 +290,7 @@ impl<P: Payload> Oracle<P> {
         Ok(Reservation(range))
     }
 
-    /// Maps what was reserved. It is joined with nothing.
+    /// Maps what was reserved, and merges nothing.
     pub fn commit(&mut self, Reservation(range): Reservation, payload: P) {
         self.entries.retain(|entry| entry.range != range);
         self.add(range, Some(payload));
@@ -306,7 +309,7 @@ impl<P: Payload> Oracle<P> {
     pub fn exclude(&mut self, range: Range<usize>) -> Result<Exclusion, Refused> {
         self.check(&range)?;
         self.check_mapped(&range)?;
-        self.check_ours(&range)?;
+        self.check_changeable(&range)?;
         let mut vmas = Vec::new();
         for entry in self.entries.iter_mut().filter(|entry| overlap(&entry.range, &range)) {
             entry.excluded = true;
@@ -322,8 +325,8 @@ impl<P: Payload> Oracle<P> {
         }
     }
 
-    /// A space with the payloads that `f` makes of this one's, without the VMAs for which it makes
-    /// none, and without reservations.
+    /// Makes a space with the payloads that `f` makes of those of this space, without the VMAs for
+    /// which it makes none, and without reservations.
     ///
     /// # Errors
     ///
@@ -339,13 +342,13 @@ impl<P: Payload> Oracle<P> {
         Ok(fork)
     }
 
-    /// The lowest (highest) aligned range of the size that was asked for in which nothing is.
+    /// Returns the lowest (or highest) free and aligned range of the size that was asked for.
     ///
     /// # Errors
     ///
     /// See [`NoGap`].
     pub fn find_gap(&self, search: &Search) -> Result<Range<usize>, NoGap> {
-        let Search { size, align, ref within, from_above } = *search;
+        let Search { size, align, ref within, top_down } = *search;
         if size == 0 || size % self.granularity != 0 {
             return Err(NoGap::Size(size));
         }
@@ -355,7 +358,7 @@ impl<P: Payload> Oracle<P> {
         let align = align.max(self.granularity);
         let fit = |gap: Range<usize>| {
             let (start, end) = (gap.start.max(within.start), gap.end.min(within.end));
-            let aligned = if from_above {
+            let aligned = if top_down {
                 end.checked_sub(size)? / align * align
             } else {
                 start.checked_next_multiple_of(align)?
@@ -364,33 +367,33 @@ impl<P: Payload> Oracle<P> {
             fits.then(|| aligned..aligned + size)
         };
         let mut fitting = self.gaps().into_iter().filter_map(fit);
-        let found = if from_above { fitting.next_back() } else { fitting.next() };
+        let found = if top_down { fitting.next_back() } else { fitting.next() };
         found.ok_or(NoGap::NotFound)
     }
 
-    /// The VMA that holds `addr`.
+    /// Returns the VMA that holds `addr`.
     #[must_use]
     pub fn get(&self, addr: usize) -> Option<(Range<usize>, &P)> {
         self.iter().find(|(vma, _)| vma.contains(&addr))
     }
 
-    /// The first VMA that ends above `addr`.
+    /// Returns the first VMA that ends above `addr`.
     #[must_use]
-    pub fn read_from(&self, addr: usize) -> Option<(Range<usize>, &P)> {
+    pub fn read_at_or_after(&self, addr: usize) -> Option<(Range<usize>, &P)> {
         self.iter().find(|(vma, _)| vma.end > addr)
     }
 
-    /// All VMAs, in order.
+    /// Returns all VMAs, in order of address.
     pub fn iter(&self) -> impl Iterator<Item = (Range<usize>, &P)> {
         self.entries.iter().filter_map(|entry| Some((entry.range.clone(), entry.payload.as_ref()?)))
     }
 
-    /// All reservations, in order.
+    /// Returns all reservations, in order of address.
     pub fn reserved(&self) -> impl Iterator<Item = Range<usize>> {
         self.entries.iter().filter(|entry| entry.payload.is_none()).map(|entry| entry.range.clone())
     }
 
-    /// Where nothing is, in order.
+    /// The free ranges, in order of address.
     fn gaps(&self) -> Vec<Range<usize>> {
         let starts = [0].into_iter().chain(self.entries.iter().map(|entry| entry.range.end));
         let ends = self.entries.iter().map(|entry| entry.range.start).chain([usize::MAX]);
@@ -410,12 +413,12 @@ impl<P: Payload> Oracle<P> {
         }
     }
 
-    /// What has a byte in `range`, in order.
+    /// The entries with a byte in `range`, in order of address.
     fn inside(&self, range: &Range<usize>) -> impl Iterator<Item = &Entry<P>> {
         self.entries.iter().filter(move |entry| overlap(&entry.range, range))
     }
 
-    /// Refuses a range with nothing in it; a reservation is something.
+    /// Refuses a range with nothing in it. A reservation is something.
     fn check_mapped(&self, range: &Range<usize>) -> Result<(), Refused> {
         match self.inside(range).next() {
             Some(_) => Ok(()),
@@ -423,7 +426,7 @@ impl<P: Payload> Oracle<P> {
         }
     }
 
-    /// Refuses a range that is not covered to the last byte; a reservation covers.
+    /// Refuses a range with a hole. A reservation is no hole.
     fn check_no_hole(&self, range: &Range<usize>) -> Result<(), Refused> {
         match self.gaps().into_iter().find(|gap| overlap(gap, range)) {
             Some(gap) => {
@@ -433,8 +436,8 @@ impl<P: Payload> Oracle<P> {
         }
     }
 
-    /// Refuses a range with something in it that others hold.
-    fn check_ours(&self, range: &Range<usize>) -> Result<(), Refused> {
+    /// Refuses a range in which something is reserved or excluded.
+    fn check_changeable(&self, range: &Range<usize>) -> Result<(), Refused> {
         if let Some(entry) = self.inside(range).find(|entry| entry.payload.is_none()) {
             return Err(Refused::Reserved(entry.range.clone()));
         }
@@ -448,7 +451,7 @@ impl<P: Payload> Oracle<P> {
         }
     }
 
-    /// Refuses a range with anything in it, for the first thing that is.
+    /// Refuses a range with anything in it, and names the first entry.
     fn check_free(&self, range: &Range<usize>) -> Result<(), Refused> {
         match self.inside(range).next() {
             Some(entry) if entry.excluded => Err(Refused::Excluded(entry.range.clone())),
@@ -462,7 +465,7 @@ impl<P: Payload> Oracle<P> {
         self.entries.sort_by_key(|entry| entry.range.start);
     }
 
-    /// Takes out the VMAs in `range`, none of which sticks out.
+    /// Takes the VMAs out that lie in `range`, beyond which none of them reaches.
     fn take(&mut self, range: &Range<usize>) -> Removed<P> {
         let mut taken = Vec::new();
         for entry in mem::take(&mut self.entries) {
@@ -476,9 +479,9 @@ impl<P: Payload> Oracle<P> {
         taken
     }
 
-    /// Cuts the VMAs at the edges of `range`, or none of them.
-    fn cut(&mut self, range: &Range<usize>) -> Result<(), Refused> {
-        let mut pieces = Vec::new();
+    /// Splits the VMAs at the edges of `range`, or none of them.
+    fn split(&mut self, range: &Range<usize>) -> Result<(), Refused> {
+        let mut parts = Vec::new();
         for entry in self.inside(range) {
             let Range { start, end } = entry.range;
             let (left, right) = (start < range.start, range.end < end);
@@ -487,32 +490,32 @@ impl<P: Payload> Oracle<P> {
             if left && right {
                 let (a, rest) = payload.split(range.start - start).ok_or_else(cannot)?;
                 let (b, c) = rest.split(range.end - range.start).ok_or_else(cannot)?;
-                pieces.push((start..range.start, a));
-                pieces.push((range.clone(), b));
-                pieces.push((range.end..end, c));
+                parts.push((start..range.start, a));
+                parts.push((range.clone(), b));
+                parts.push((range.end..end, c));
             } else if left || right {
                 let at = if left { range.start } else { range.end };
                 let (a, b) = payload.split(at - start).ok_or_else(cannot)?;
-                pieces.push((start..at, a));
-                pieces.push((at..end, b));
+                parts.push((start..at, a));
+                parts.push((at..end, b));
             }
         }
-        self.entries.retain(|whole| !pieces.iter().any(|(piece, _)| overlap(piece, &whole.range)));
-        for (piece, payload) in pieces {
-            self.add(piece, Some(payload));
+        self.entries.retain(|whole| !parts.iter().any(|(part, _)| overlap(part, &whole.range)));
+        for (part, payload) in parts {
+            self.add(part, Some(payload));
         }
         Ok(())
     }
 
-    /// Joins, from left to right, the VMAs in `range` and those that touch it. The result of one
-    /// merge is tried against the next VMA.
-    fn join(&mut self, range: &Range<usize>) {
+    /// Merges, from left to right, the VMAs in `range` and those that touch it. What two of them
+    /// become is merged with the next one, if that can be.
+    fn merge(&mut self, range: &Range<usize>) {
         let concerned = |entry: &Entry<P>| {
             entry.range.start <= range.end && range.start <= entry.range.end && !entry.excluded
         };
-        let mut joined: Vec<Entry<P>> = Vec::new();
+        let mut all: Vec<Entry<P>> = Vec::new();
         for entry in mem::take(&mut self.entries) {
-            if let Some(last) = joined.last_mut()
+            if let Some(last) = all.last_mut()
                 && last.range.end == entry.range.start
                 && concerned(last)
                 && concerned(&entry)
@@ -524,10 +527,10 @@ impl<P: Payload> Oracle<P> {
                     excluded: false,
                 };
             } else {
-                joined.push(entry);
+                all.push(entry);
             }
         }
-        self.entries = joined;
+        self.entries = all;
     }
 }
 

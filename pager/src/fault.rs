@@ -129,15 +129,15 @@ fn find(
     scratch: &Scratch<'_>,
 ) -> Result<(ReadGuard<'static, Piece>, Fault), Verdict> {
     let count = Shard::mine();
-    let vma = match SPACE.try_read(addr) {
-        Ok(vma) => vma,
+    let (vma, walks) = match SPACE.try_read_with_walks(addr) {
+        Ok(found) => found,
         Err(ReadError::Locked { .. } | ReadError::Reserved { .. }) => {
             count.count_slow();
             return Err(Verdict::Later);
         }
         Err(_) => return Err(Verdict::PassOn),
     };
-    count.count_lookup(vma.walks());
+    count.count_lookup(walks);
     let mapping = &*vma.mapping;
     let backing = &*mapping.backing;
     let offset = mapping.offset_of(addr);
@@ -454,7 +454,7 @@ pub(crate) fn poison_at(addr: usize, until_room: bool) -> Option<Poisoned> {
 /// Poisons all that is missing of a region, as far as its VMAs can be read-locked now.
 pub(crate) fn poison_missing(backing: &Backing<dyn Source>) {
     let mut addr = 0;
-    while let Ok(Some(vma)) = SPACE.try_read_from(addr) {
+    while let Ok(Some(vma)) = SPACE.try_read_at_or_after(addr) {
         let range = vma.range();
         let mapping = &vma.mapping;
         if mapping.backing.number == backing.number {

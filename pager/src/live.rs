@@ -270,7 +270,7 @@ impl LiveRegion {
         let mut edit = SPACE.edit().map_err(|error| Error::Space(error.into()))?;
         let reservation = edit.reserve(addresses.clone());
         drop(edit);
-        let reservation = match reservation {
+        let mut reservation = match reservation {
             Ok(reservation) => reservation,
             // What another thread is about to change is mapped, as far as anyone can tell.
             Err(ChangeError::Excluded { vma }) => {
@@ -288,7 +288,7 @@ impl LiveRegion {
         let piece = Piece { mapping: Arc::clone(mapping), access, is_isolated: false };
         reservation.commit(piece).map_err(|refused| {
             let _ = mapping.memory.protect(part.clone(), Access::None);
-            Error::Space(refused.to_string().into())
+            self.of_change(refused.kind)
         })?;
         mapping.join(&addresses);
         Ok(())

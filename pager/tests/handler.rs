@@ -8,14 +8,14 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write;
 
 use common::{PAGE, child_case, run_child};
-use pervma::{AddressSpace, HandlerScope, Std};
+use pervma::{AddressSpace, HandlerScope, StdPlatform};
 use pervma_pager::{FileSource, MemorySource, ReadFailed, Region, SignalSafe, Source};
 
 /// Aborts inside a marked handler.
 struct NotInHandler;
 
 fn check() {
-    if HandlerScope::<Std>::active() {
+    if HandlerScope::<StdPlatform>::active() {
         std::process::abort();
     }
 }
@@ -40,6 +40,7 @@ static ALLOCATOR: NotInHandler = NotInHandler;
 
 #[test]
 fn faults_do_not_allocate() {
+    common::watch();
     let bytes = vec![5; 50 * PAGE + 1];
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&bytes).unwrap();

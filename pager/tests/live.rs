@@ -23,6 +23,7 @@ use rand::{RngExt, SeedableRng};
 
 #[test]
 fn a_granule_is_clipped_to_what_is_mapped() {
+    common::watch();
     let expected = random_bytes(16 * PAGE, 2);
     for mode in MODES {
         for region in regions(&expected, mode, |options| options.granule(16 * PAGE)) {
@@ -37,6 +38,7 @@ fn a_granule_is_clipped_to_what_is_mapped() {
 
 #[test]
 fn what_is_discarded_is_what_the_source_has_now() {
+    common::watch();
     for mode in MODES {
         let file = file_with(&[1; 5 * PAGE]);
         let source = FileSource::new(file.try_clone().unwrap()).unwrap();
@@ -54,6 +56,7 @@ fn what_is_discarded_is_what_the_source_has_now() {
 
 #[test]
 fn ranges_are_whole_pages_of_the_region() {
+    common::watch();
     let region = Options::new().map(MemorySource::new(vec![1; 5 * PAGE + 1])).unwrap();
     for range in [0..1, 1..PAGE, PAGE..PAGE, 0..7 * PAGE, 0..5 * PAGE + 2] {
         let refused = region.discard(range.clone());
@@ -72,6 +75,7 @@ fn ranges_are_whole_pages_of_the_region() {
 
 #[test]
 fn options_that_do_not_fit_are_errors() {
+    common::watch();
     let source = || MemorySource::new(vec![1; 5 * PAGE]);
     for granule in [0, 1, 2048, 3 * PAGE, usize::MAX] {
         let refused = Options::new().granule(granule).map(source());
@@ -131,6 +135,7 @@ fn forbidden_accesses_are_sigsegv() {
 
 #[test]
 fn protection_that_comes_back_keeps_everything() {
+    common::watch();
     for mode in MODES {
         let [region, _] = regions(&[7; 10 * PAGE], mode, Options::writable);
         region.write(5 * PAGE, &[1, 2, 3]);
@@ -145,6 +150,7 @@ fn protection_that_comes_back_keeps_everything() {
 
 #[test]
 fn a_region_grows_and_shrinks() {
+    common::watch();
     for mode in MODES {
         let expected = random_bytes(20 * PAGE, 5);
         let file = file_with(&expected[..3 * PAGE + 100]);
@@ -184,6 +190,7 @@ fn a_region_grows_and_shrinks() {
 /// Found in review: what lay behind the end was zeros, and was written back as such.
 #[test]
 fn the_rest_of_a_written_page_is_the_sources() {
+    common::watch();
     for mode in MODES {
         let file = file_with(&[3; 3 * PAGE]);
         let source = FileSource::new(file.try_clone().unwrap()).unwrap();
@@ -209,6 +216,7 @@ fn the_rest_of_a_written_page_is_the_sources() {
 /// Found in review: a thread that loses races for a page is not stuck at it.
 #[test]
 fn a_page_that_is_discarded_again_and_again_can_be_read() {
+    common::watch();
     let region = Options::new().map(MemorySource::new(vec![7; PAGE])).unwrap();
     std::thread::scope(|threads| {
         for _ in 0..3 {
@@ -224,6 +232,7 @@ fn a_page_that_is_discarded_again_and_again_can_be_read() {
 
 #[test]
 fn a_file_that_has_shrunk_is_not_written_beyond_its_end() {
+    common::watch();
     let file = file_with(&[1; 5 * PAGE]);
     let source = FileSource::new(file.try_clone().unwrap()).unwrap();
     let region = Options::new().writable().map(source).unwrap();
@@ -292,6 +301,7 @@ fn bytes_that_a_source_does_not_have_are_not_invented() {
 
 #[test]
 fn what_cannot_be_read_is_no_slice() {
+    common::watch();
     for mode in MODES {
         for region in regions(&[1; 4 * PAGE], mode, |options| options) {
             region.unmap(PAGE..2 * PAGE).unwrap();
@@ -418,6 +428,7 @@ fn a_bound_that_cannot_be_kept_fails_accesses_until_it_can() {
 
 #[test]
 fn what_was_written_moves() {
+    common::watch();
     for mode in MODES {
         let [region, _] = regions(&[7; 10 * PAGE], mode, Options::writable);
         let mut region = region;
@@ -440,6 +451,7 @@ fn what_was_written_moves() {
 
 #[test]
 fn pages_are_written_back_once() {
+    common::watch();
     for mode in MODES {
         let file = file_with(&[1; 5 * PAGE + 10]);
         let source = FileSource::new(file.try_clone().unwrap()).unwrap();
@@ -476,6 +488,7 @@ fn pages_are_written_back_once() {
 
 #[test]
 fn what_cannot_be_written_back_is_kept() {
+    common::watch();
     let file = file_with(&[1; 3 * PAGE]);
     let region = Options::new().writable().map(FileSource::new(file).unwrap()).unwrap();
     region.write(PAGE, &[2]);
@@ -492,6 +505,7 @@ fn what_cannot_be_written_back_is_kept() {
 
 #[test]
 fn a_bounded_region_keeps_what_is_written() {
+    common::watch();
     const PAGES: usize = 300;
     for mode in MODES {
         let mut expected = random_bytes(PAGES * PAGE, 3);
@@ -581,6 +595,7 @@ fn a_failure_is_one_page_and_ends_when_it_is_discarded() {
 
 #[test]
 fn a_thread_serves_system_calls_if_it_may() {
+    common::watch();
     let bytes = random_bytes(100 * PAGE, 8);
     let file = tempfile::tempfile().unwrap();
     for region in regions(&bytes, Mode::Thread, |options| options) {
@@ -633,6 +648,7 @@ fn a_fault_whose_page_came_is_not_served_again() {
 
 #[test]
 fn several_threads_serve_a_region() {
+    common::watch();
     let bytes = random_bytes(500 * PAGE, 8);
     let region = Options::threaded().threads(3).map(MemorySource::new(&bytes[..])).unwrap();
     let region = region.freeze().unwrap();
@@ -650,6 +666,7 @@ fn several_threads_serve_a_region() {
 
 #[test]
 fn huge_pages_hold_the_bytes() {
+    common::watch();
     const HUGE: usize = 2 << 20;
     let mut expected = random_bytes(2 * HUGE + 12345, 4);
     for mode in MODES {

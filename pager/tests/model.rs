@@ -48,9 +48,9 @@ struct Size {
 }
 
 const SIZES: [Size; 3] = [
-    Size { granule: 1, pages: 24, times: [700, 200] },
-    Size { granule: 16, pages: 96, times: [700, 200] },
-    Size { granule: 512, pages: 1200, times: [40, 20] },
+    Size { granule: 1, pages: 24, times: [1500, 500] },
+    Size { granule: 16, pages: 96, times: [1500, 500] },
+    Size { granule: 512, pages: 1200, times: [120, 50] },
 ];
 /// Of one thread.
 const STEPS: usize = 30;
@@ -103,22 +103,6 @@ fn tell_and_die(_: &Failure) -> Response {
     say_what_is_played();
     // SAFETY: ends the process.
     unsafe { libc::_exit(1) }
-}
-
-/// A sequence does not end.
-extern "C" fn tell_and_die_too(_: libc::c_int) {
-    say(b"somebody hangs: ");
-    say_what_is_played();
-    // SAFETY: ends the process.
-    unsafe { libc::_exit(1) }
-}
-
-/// Each sequence has so long, until the next one is begun.
-fn watch() {
-    type Handler = extern "C" fn(libc::c_int);
-    // SAFETY: the function writes and ends the process.
-    unsafe { libc::signal(libc::SIGALRM, tell_and_die_too as Handler as usize) };
-    common::watch();
 }
 
 /// What there is of a region, as plain arrays: of some of its pages, which nobody else changes.
@@ -671,7 +655,7 @@ impl Played {
 fn play(size: &Size, mode: Mode, threads: usize, seed: u64) {
     let numbers = [size.granule as u64, (mode == Mode::Thread).into(), seed];
     PLAYED.iter().zip(numbers).for_each(|(word, number)| word.store(number, Relaxed));
-    watch();
+    common::watch();
     let random = &mut StdRng::seed_from_u64(seed);
     let mut played = Played::new(size, mode, threads, random);
     if threads == 1 {
@@ -721,6 +705,7 @@ fn play_all(size: &Size, mode: Mode, threads: usize) {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let _told = Told;
+    common::when_it_hangs(say_what_is_played);
     if let Ok(only) = std::env::var("PERVMA_MODEL_SEED") {
         let numbers: Vec<u64> = only.split(' ').map(|number| number.parse().unwrap()).collect();
         if numbers[..2] == [size.granule as u64, (mode == Mode::Thread).into()] {

@@ -499,6 +499,7 @@ fn a_call_that_no_table_has_is_noticed() {
 
 #[test]
 fn the_error_says_what_to_do() {
+    common::watch();
     for errno in [Errno::PERM, Errno::NOSYS] {
         let thread = std::thread::spawn(move || {
             refuse(libc::SYS_userfaultfd, errno);

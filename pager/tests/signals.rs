@@ -378,6 +378,7 @@ fn mask_sigbus(how: c_int) {
 
 #[test]
 fn mapping_with_sigbus_blocked_is_an_error() {
+    common::watch();
     mask_sigbus(libc::SIG_BLOCK);
     let refused = Region::map(MemorySource::new(vec![1]));
     mask_sigbus(libc::SIG_UNBLOCK);

@@ -371,6 +371,7 @@ fn no_wrong_byte_and_no_hang() {
         std::process::abort();
     }));
     let seconds = std::env::var("PERVMA_SOAK_SECONDS").map_or(2, |text| text.parse().unwrap());
+    common::watch_for(2 * seconds + 60);
     for mode in [Mode::Signal, Mode::Thread] {
         soak(mode, Duration::from_secs(seconds));
     }

@@ -51,6 +51,7 @@ fn kinds() -> [(&'static str, LiveRegion); 5] {
 
 #[test]
 fn a_fault_fits_on_the_alternate_stack_of_a_thread() {
+    common::watch();
     for (kind, region) in kinds() {
         let used = stack_used(|| {
             for page in 0..65 {
@@ -60,4 +61,46 @@ fn a_fault_fits_on_the_alternate_stack_of_a_thread() {
         println!("{kind}: {used} bytes");
         assert!(used <= given(), "{kind}: {used} bytes");
     }
+}
+
+/// Threads that write, write back, unmap and map parts of a region meet what others change, and take
+/// the paths of a fault that are seldom taken.
+#[test]
+fn a_fault_that_meets_changes_fits_there_as_well() {
+    common::watch();
+    const PAGES: usize = 16;
+    let file = || FileSource::new(file_with(&[7; PAGES * PAGE])).unwrap();
+    let region = Options::new().writable().resident(8 * PAGE).map(file()).unwrap();
+    let region = &region;
+    let part = |page: usize| page * PAGE..(page + 1) * PAGE;
+    let most = std::thread::scope(|scope| {
+        let touching = (0..2).map(|thread| {
+            scope.spawn(move || {
+                stack_used(|| {
+                    for turn in 0..20_000 {
+                        let page = (turn * 5 + thread) % (PAGES / 2);
+                        assert_eq!(byte(region, page * PAGE), 7);
+                        region.write(page * PAGE, &[7]);
+                        if turn % 16 == 0 {
+                            region.write_back(0..region.len()).unwrap();
+                        }
+                    }
+                })
+            })
+        });
+        let changing = scope.spawn(move || {
+            stack_used(|| {
+                for turn in 0..20_000 {
+                    let page = PAGES / 2 + turn * 5 % (PAGES / 2);
+                    region.unmap(part(page)).unwrap();
+                    region.map(part(page)).unwrap();
+                    assert_eq!(byte(region, page * PAGE), 7);
+                }
+            })
+        });
+        let threads: Vec<_> = touching.chain([changing]).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).max().unwrap()
+    });
+    println!("beside changes: {most} bytes");
+    assert!(most <= given(), "{most} bytes");
 }

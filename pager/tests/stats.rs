@@ -8,6 +8,7 @@ use pervma_pager::{MemorySource, Region, stats};
 
 #[test]
 fn each_first_touch_is_one_fault_and_one_lookup() {
+    common::watch();
     const PAGES: usize = 300;
     let region = Region::map(MemorySource::new(vec![1; PAGES * PAGE])).unwrap();
     let before = stats();

@@ -11,8 +11,8 @@ use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Once};
 
+use pervma_schedules::internals::Step;
 use pervma_schedules::internals::{Mutation, mutate};
-use pervma_schedules::ledger::Step;
 use pervma_schedules::{AddressSpace, ChangeError, GapSearch, ReadError, WriteError};
 use shuttle::rand::{Rng as _, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
@@ -116,7 +116,7 @@ fn everybody_waits() {
         run(|space, inside| {
             for _ in 0..2 {
                 let mut edit = space.edit().unwrap();
-                match edit.start_write(A.start) {
+                match edit.write(A.start) {
                     Ok(mut payload) => {
                         assert_eq!(inside.load(SeqCst), 0, "{INSIDE}");
                         *payload += 1;
@@ -142,7 +142,7 @@ fn everybody_waits() {
     for thread in threads {
         thread.join().unwrap();
     }
-    assert!(space.edit().unwrap().try_start_write(A.start).is_ok(), "{LEFT}");
+    assert!(space.edit().unwrap().try_write(A.start).is_ok(), "{LEFT}");
 }
 
 /// B15j, B18. No wake-up is lost, and what was given up is given back.
@@ -153,10 +153,10 @@ fn everybody_who_waits_goes_on() {
 
 #[test]
 fn everybody_who_waits_goes_on_and_each_step_of_that_is_needed() {
-    let steps = [Step::WakeWaiter, Step::LookAgain, Step::OpenLast, Step::SeparateGate];
+    let steps = [Step::WakeWriter, Step::TestAgain, Step::NotifyLast, Step::SeparateEvent];
     fails_without(&steps, DEADLOCK, everybody_waits);
     // Or somebody is left inside, in schedules in which nobody comes after that one.
-    fails_without(&[Step::SleepOutside, Step::GiveBack], DEADLOCK, everybody_waits);
+    fails_without(&[Step::SleepUnlocked, Step::ClearExcluded], DEADLOCK, everybody_waits);
     fails_without(&[Step::WaitForReaders, Step::RefuseExcluded], INSIDE, everybody_waits);
 }
 
@@ -191,7 +191,7 @@ fn anything(space: &Space) {
         7 => drop(in_the_way(space.relocate(range, random.gen_range(50..60), |_, &p| p))),
         8 => {
             let reservation = in_the_way(space.edit().unwrap().reserve(range));
-            if let (Some(reservation), true) = (reservation, random.r#gen()) {
+            if let (Some(mut reservation), true) = (reservation, random.r#gen()) {
                 reservation.commit(payload).unwrap();
             }
         }
@@ -248,7 +248,7 @@ fn anything_at_once() {
     assert!(vmas.is_sorted_by(|one, next| one.end <= next.start), "{vmas:?}");
     assert_eq!(space.slab().vmas().in_use, vmas.len(), "a slot is lost");
     for range in vmas {
-        assert!(edit.try_start_write(range.start).is_ok(), "{LEFT}");
+        assert!(edit.try_write(range.start).is_ok(), "{LEFT}");
     }
 }
 
@@ -260,7 +260,7 @@ fn whatever_is_done_at_once_ends() {
 
 #[test]
 fn whatever_is_done_at_once_ends_and_each_step_of_that_is_needed() {
-    fails_without(&[Step::WakeWaiter, Step::SleepOutside], DEADLOCK, anything_at_once);
+    fails_without(&[Step::WakeWriter, Step::SleepUnlocked], DEADLOCK, anything_at_once);
     fails_without(&[Step::TestExcluded], "X is added once", anything_at_once);
 }
 
@@ -278,7 +278,7 @@ fn beside_readers_of_b(range: fn() -> Range<usize>) {
         })
     });
     let wide = range();
-    *space.edit().unwrap().start_write(A.start).unwrap() += 1;
+    *space.edit().unwrap().write(A.start).unwrap() += 1;
     space.update(wide.clone(), |_, payload| payload + 1).unwrap();
     space.edit().unwrap().update(wide.clone(), |_, payload| payload + 1).unwrap();
     space.replace(wide.clone(), 3).unwrap();
@@ -321,7 +321,7 @@ fn beside_readers_of_a() {
         })
     });
     space.update(A, |_, payload| payload + 1).unwrap();
-    *space.edit().unwrap().start_write(A.start).unwrap() += 1;
+    *space.edit().unwrap().write(A.start).unwrap() += 1;
     over.store(true, SeqCst);
     for reader in readers {
         reader.join().unwrap();

@@ -1,4 +1,4 @@
-//! The floors, as in the usual example code: a signal handler that does nothing but fill the
+//! The lower bounds, as in the usual example code: a signal handler that does nothing but fill the
 //! granule, and a thread that reads one fault at a time and fills it. No lookup, one region at a
 //! time, nothing passed on, `errno` not kept.
 #![expect(unsafe_code, reason = "installs and is a signal handler")]

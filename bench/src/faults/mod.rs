@@ -1,5 +1,5 @@
-//! The cost of a page fault, beside the floors: a signal handler, and a thread, that do nothing but
-//! fill.
+//! The cost of a page fault, beside lower bounds: a signal handler, and a thread, that do nothing
+//! but fill.
 //!
 //! Each round maps fresh memory and touches its pages once, in random order. What is measured is
 //! the time of the touching reads.
@@ -12,12 +12,11 @@ use std::error::Error;
 
 use self::plan::{Case, From, Mode, Plan};
 use self::round::Samples;
-use crate::contest::{Bound, Effort, Goal};
-use crate::report::Table;
-use crate::rows::Figures;
+use crate::comparison::{Bound, Effort, Goal};
+use crate::report::{Figures, Table};
 use crate::summary::Summary;
 
-/// What a fault in signal mode may take of the floor's time.
+/// What a fault in signal mode may take of the lower bound's time.
 const LIMIT: f64 = 1.15;
 
 /// # Errors
@@ -30,17 +29,18 @@ pub(crate) fn measure(effort: &Effort) -> Result<Figures, Box<dyn Error>> {
         for granule in plan::GRANULES {
             let title = format!("{} KiB a fault, served {by}", granule >> 10);
             let mut times = Table::new(&title, "ns a page");
-            let mut ratios = Table::new(format!("{title}: over the floor"), "ratio");
+            let mut ratios = Table::new(format!("{title}: over the lower bound"), "ratio");
             let of_this = |case: &Case| case.mode == mode && case.granule == granule;
             for Samples { case, bare, pervma } in samples.iter().filter(|of| of_this(&of.case)) {
                 let name = case.name();
                 let ratio =
                     Summary::of(pervma.iter().zip(bare).map(|(pervma, bare)| pervma / bare));
-                let figures = [("floor", bare), ("pervma", pervma)];
-                times.case(&name, figures.map(|(who, of)| (who, Summary::of(of.iter().copied()))));
+                let figures = [("lower bound", bare), ("pervma", pervma)];
+                times
+                    .case(&name, figures.map(|(name, of)| (name, Summary::of(of.iter().copied()))));
                 ratios.case(&name, [("pervma", ratio)]);
                 if mode == Mode::Signal {
-                    let what = format!("{title}, {name}: pervma over the floor");
+                    let what = format!("{title}, {name}: pervma over the lower bound");
                     goals.extend(ratio.map(|ratio| Goal::new(what, Bound::AtMost(LIMIT), ratio)));
                 }
             }
@@ -48,7 +48,7 @@ pub(crate) fn measure(effort: &Effort) -> Result<Figures, Box<dyn Error>> {
         }
     }
     let about = "Page faults of this process: pages of fresh memory touched once, in random order. The \
-                 floor is a signal handler or a thread that does nothing but fill. A case is where \
+                 lower bound is a signal handler or a thread that does nothing but fill. A case is where \
                  the bytes come from, and how many threads touch.";
     Ok((about, tables, goals))
 }

@@ -13,7 +13,7 @@ pub(crate) struct Plan {
     pub(crate) pages: usize,
 }
 
-/// Who serves faults.
+/// What serves faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// The faulting thread, in a signal handler.
@@ -25,13 +25,13 @@ pub(crate) enum Mode {
 /// Where bytes come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum From {
-    /// Memory: the floor is the ioctl alone.
+    /// Memory: the lower bound is the ioctl alone.
     Memory,
-    /// A file in the page cache: the floor is `pread` and the ioctl.
+    /// A file in the page cache: the lower bound is `pread` and the ioctl.
     File,
 }
 
-/// One way to fault, which pervma and a floor have in common.
+/// One way to fault, which pervma and a lower bound have in common.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Case {
     pub(crate) mode: Mode,

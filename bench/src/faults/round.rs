@@ -16,7 +16,7 @@ use rand::{RngExt, SeedableRng};
 use super::bare::{self, BareRegion, Filling};
 use super::plan::{Case, From, Mode, PAGE, Plan};
 
-/// Times of the floor and of pervma, in ns per page, one of each per round.
+/// Times of the bare handler and of pervma, in ns per page, one of each per round.
 #[derive(Debug)]
 pub(crate) struct Samples {
     pub(crate) case: Case,
@@ -31,8 +31,8 @@ struct Content {
 }
 
 impl Plan {
-    /// Runs all rounds. The ways take turns, so that whatever slows the machine down for a
-    /// while hits all of them.
+    /// Runs all rounds. The two take turns, so that what slows the machine down for a while slows
+    /// both of them down.
     ///
     /// # Errors
     ///
@@ -54,7 +54,7 @@ impl Plan {
                 let case = sample.case;
                 let bare = || touch(&content.bare(case)?, case, &order);
                 let pervma = || touch(&content.pervma(case)?, case, &order);
-                // Who goes first changes with every round.
+                // Another one goes first in every round.
                 let (bare, pervma) = if round % 2 == 0 {
                     (bare()?, pervma()?)
                 } else {

@@ -15,7 +15,7 @@ use super::part::Part;
 use super::picture::{Place, columns, draw, look, make, plain};
 use super::subject::{Map, Subject, World};
 
-pub struct Case {
+pub(crate) struct Case {
     before: &'static str,
     ops: &'static [Op],
     after: &'static str,
@@ -365,11 +365,11 @@ const FIND: &[Case] = &[
 
 /// Searches in all columns; with an alignment of less than a granule.
 const fn lowest(size: usize, within: Range<usize>) -> Op {
-    FindGap(Search { size, align: 1, within, from_above: false })
+    FindGap(Search { size, align: 1, within, top_down: false })
 }
 
 const fn highest(size: usize, within: Range<usize>) -> Op {
-    FindGap(Search { size, align: 1, within, from_above: true })
+    FindGap(Search { size, align: 1, within, top_down: true })
 }
 
 const GAP: &[Case] = &[
@@ -431,7 +431,7 @@ const ALL: &[&[Case]] = &[
 const CROWD: usize = 20;
 
 /// Runs every case everywhere on spaces of `W`; under Miri, which is slow, a few in one place.
-pub fn run<W: World>() {
+pub(crate) fn run<W: World>() {
     let all = ALL.iter().copied().flatten();
     if cfg!(miri) {
         for case in all.step_by(20) {

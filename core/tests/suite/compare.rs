@@ -1,15 +1,17 @@
 //! Long runs of operations on anything and on the oracle beside it, decoded from bytes.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use pervma_oracle::{Oracle, Search};
 
+use super::identities::Identities;
 use super::op::{Op, Outcome, Paint, Side};
 use super::part::Part;
 use super::subject::{OracleWorld, Subject, World};
 
 /// What to do next, or, at the beginning, where it all happens.
-pub type Record = [u8; 8];
+pub(crate) type Record = [u8; 8];
 
 /// Where the operations happen. There are two spaces, on one slab or on two.
 #[derive(Clone, Copy, Debug)]
@@ -140,14 +142,14 @@ impl Stage {
                 6 => range,
                 _ => self.base.saturating_add(usize::from(align))..usize::MAX,
             },
-            from_above: len >= 128,
+            top_down: len >= 128,
         }
     }
 }
 
 /// Does what `records` say on two spaces of `W` and on two oracles, and compares what comes of each
 /// operation and both maps after it. Tells `outcomes` on which space, what, and what came of it.
-pub fn compare<W: World>(records: &[Record], outcomes: impl FnMut(usize, &Op, &Outcome)) {
+pub(crate) fn compare<W: World>(records: &[Record], outcomes: impl FnMut(usize, &Op, &Outcome)) {
     let (first, rest) = records.split_first().unwrap_or((&[0; 8], &[]));
     let stage = Stage::decode(*first);
     let world = W::new(stage.granule, stage.shared);
@@ -157,7 +159,7 @@ pub fn compare<W: World>(records: &[Record], outcomes: impl FnMut(usize, &Op, &O
 }
 
 /// What `records` say, and what comes of it.
-pub fn tell(records: &[Record]) -> String {
+pub(crate) fn tell(records: &[Record]) -> String {
     let first = records.first().copied().unwrap_or_default();
     let mut told = format!("{:x?}\n", Stage::decode(first));
     compare::<OracleWorld>(records, |which, op, outcome| {
@@ -176,6 +178,7 @@ fn run<W: World>(
     let oracles = OracleWorld::new(granule, false);
     let mut sides = [0, 1].map(|_| Side::new(world.space(), granule));
     let mut models = [0, 1].map(|_| Side::new(oracles.space(), granule));
+    let (mut identities, mut given) = ([0, 1].map(|_| Identities::default()), HashSet::new());
     for record in records {
         let which = usize::from(record[1] & 1);
         // The edit goes on afterwards.
@@ -183,7 +186,11 @@ fn run<W: World>(
         for op in stage.ops(*record, &taken(&models[which].subject)) {
             let outcome = sides[which].run(&op);
             assert_eq!(outcome, models[which].run(&op));
+            identities[which].follow(&mut sides[which], &op, &outcome, &mut given);
             outcomes(which, &op, &outcome);
+        }
+        if let Some(id) = identities[which].any() {
+            assert_eq!(sides[1 - which].subject.find(id), None, "another space's");
         }
         if !goes_on {
             sides[which].subject.end();

@@ -29,7 +29,7 @@ fn with(range: &Range<usize>) -> [Op; 9] {
     ]
 }
 
-pub fn bad_ranges<W: World>() {
+pub(crate) fn bad_ranges<W: World>() {
     let world = W::new(PAGE, false);
     let mut side = Side::new(world.space(), PAGE);
     // Neither what is mapped nor what is reserved is looked at before.
@@ -67,11 +67,11 @@ pub fn bad_ranges<W: World>() {
 }
 
 /// Where a gap is found depends on what is mapped, so on which side of it the room is.
-pub fn gaps<W: World>() {
+pub(crate) fn gaps<W: World>() {
     let everywhere = 0..usize::MAX;
     let find = |side: &mut Side<W::Space<'_>>, size, align, within: &Range<usize>| {
-        [false, true].map(|from_above| {
-            let search = Search { size, align, within: within.clone(), from_above };
+        [false, true].map(|top_down| {
+            let search = Search { size, align, within: within.clone(), top_down };
             match side.run(&FindGap(search)) {
                 Outcome::Gap(found) => found.map(|gap| {
                     assert_eq!(gap.end - gap.start, size);
@@ -133,7 +133,7 @@ pub fn gaps<W: World>() {
 }
 
 /// A range cannot hold the last address, so nothing is ever there.
-pub fn ends<W: World>() {
+pub(crate) fn ends<W: World>() {
     let world = W::new(1, false);
     let mut side = Side::new(world.space(), 1);
     let all = 0..usize::MAX;

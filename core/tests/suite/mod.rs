@@ -1,10 +1,11 @@
 //! The behaviour of an address space, as one suite for everything that claims it.
 
-pub mod compare;
-pub mod op;
-pub mod part;
-pub mod spaces;
-pub mod subject;
+pub(crate) mod compare;
+pub(crate) mod identities;
+pub(crate) mod op;
+pub(crate) mod part;
+pub(crate) mod spaces;
+pub(crate) mod subject;
 
 #[cfg(test)]
 mod cases;
@@ -15,9 +16,9 @@ mod picture;
 #[cfg(test)]
 mod random;
 
-/// Runs everything on each world.
+/// Runs everything on each world; the last on those whose VMAs have identities.
 macro_rules! worlds {
-    ($($name:ident: $world:ty,)*) => {$(
+    ($($name:ident: $world:ty $(, $identities:ident)?;)*) => {$(
         #[cfg(test)]
         mod $name {
             use super::*;
@@ -46,16 +47,23 @@ macro_rules! worlds {
             fn random() {
                 random::run::<$world>();
             }
+
+            $(
+                #[test]
+                fn $identities() {
+                    identities::run::<$world>();
+                }
+            )?
         }
     )*};
 }
 
 worlds! {
-    oracle: subject::OracleWorld,
-    edits: spaces::Spaces<pervma::Std, { spaces::IN_EDITS }>,
-    waiting: spaces::Spaces<pervma::Std, { spaces::WAITING }>,
-    excluding: spaces::Spaces<pervma::Std, { spaces::EXCLUDING }>,
-    edits_with_spin_locks: spaces::Spaces<spaces::Spin, { spaces::IN_EDITS }>,
-    waiting_with_spin_locks: spaces::Spaces<spaces::Spin, { spaces::WAITING }>,
-    excluding_with_spin_locks: spaces::Spaces<spaces::Spin, { spaces::EXCLUDING }>,
+    oracle: subject::OracleWorld;
+    edits: spaces::Spaces<pervma::StdPlatform, { spaces::IN_EDITS }>, identities;
+    waiting: spaces::Spaces<pervma::StdPlatform, { spaces::WAITING }>, identities;
+    excluding: spaces::Spaces<pervma::StdPlatform, { spaces::EXCLUDING }>, identities;
+    edits_with_spin_locks: spaces::Spaces<spaces::Spin, { spaces::IN_EDITS }>, identities;
+    waiting_with_spin_locks: spaces::Spaces<spaces::Spin, { spaces::WAITING }>, identities;
+    excluding_with_spin_locks: spaces::Spaces<spaces::Spin, { spaces::EXCLUDING }>, identities;
 }

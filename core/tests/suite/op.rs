@@ -9,7 +9,7 @@ use super::subject::{Map, Subject};
 
 /// The payload of a VMA that is to be mapped.
 #[derive(Clone, Copy, Debug)]
-pub enum Paint {
+pub(crate) enum Paint {
     /// Begins with this letter.
     Letter(char),
     /// Part of a file that would begin with this letter at address 0: what touches goes on.
@@ -18,7 +18,7 @@ pub enum Paint {
 
 /// An operation on one space.
 #[derive(Clone, Debug)]
-pub enum Op {
+pub(crate) enum Op {
     Insert(Range<usize>, Paint),
     Remove(Range<usize>),
     /// If there is no exclusion yet, since it makes one.
@@ -52,7 +52,7 @@ pub enum Op {
 
 /// What came of an operation.
 #[derive(Debug, PartialEq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// It is done; and what it took out.
     Done(Map),
     /// Nothing has changed.
@@ -75,27 +75,27 @@ impl From<Result<Map, Refused>> for Outcome {
 }
 
 /// A space with the reservations and the exclusion that were made of it.
-pub struct Side<S: Subject> {
-    pub subject: S,
+pub(crate) struct Side<S: Subject> {
+    pub(crate) subject: S,
     granule: usize,
     reservations: Vec<(Range<usize>, S::Reservation)>,
     exclusion: Option<S::Exclusion>,
 }
 
 impl<S: Subject> Side<S> {
-    pub fn new(subject: S, granule: usize) -> Self {
+    pub(crate) fn new(subject: S, granule: usize) -> Self {
         Self { subject, granule, reservations: Vec::new(), exclusion: None }
     }
 
     /// Does `op`, which is possible.
     #[cfg(test)]
-    pub fn must(&mut self, op: &Op) {
+    pub(crate) fn must(&mut self, op: &Op) {
         let outcome = self.run(op);
         assert!(matches!(outcome, Outcome::Done(_) | Outcome::Forked(_)), "{op:?}: {outcome:?}");
     }
 
     /// Does `op`.
-    pub fn run(&mut self, op: &Op) -> Outcome {
+    pub(crate) fn run(&mut self, op: &Op) -> Outcome {
         let Self { subject, reservations, exclusion, granule } = self;
         let paint = |range: &Range<usize>, paint| painted(paint, range.start, *granule);
         match op.clone() {
@@ -173,7 +173,7 @@ impl<S: Subject> Side<S> {
             },
             Op::FindGap(search) => Outcome::Gap(subject.find_gap(&search)),
             Op::Get(addr) => Outcome::Found(subject.get(addr)),
-            Op::ReadFrom(addr) => Outcome::Found(subject.read_from(addr)),
+            Op::ReadFrom(addr) => Outcome::Found(subject.read_at_or_after(addr)),
         }
     }
 }

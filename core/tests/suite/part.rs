@@ -17,10 +17,10 @@ use std::fmt;
 
 /// `N` to `Z` take no more once they have this many granules. So the result of a chain of merges
 /// tells in which order they were made.
-pub const SHORT: usize = 3;
+pub(crate) const SHORT: usize = 3;
 
 /// What it is, from which byte on.
-pub struct Part {
+pub(crate) struct Part {
     letter: u8,
     /// Where in its file it begins; wraps round, so that a file may begin at any address.
     offset: usize,
@@ -36,7 +36,7 @@ thread_local! {
 
 impl Part {
     /// The part that begins with `letter`.
-    pub fn new(letter: char, granule: usize) -> Self {
+    pub(crate) fn new(letter: char, granule: usize) -> Self {
         let offset = match letter {
             'a'..='z' => letter as usize - 'a' as usize,
             '0'..='9' => letter as usize - '0' as usize,
@@ -61,7 +61,7 @@ impl Part {
     }
 
     /// What this would be if it began `bytes` later.
-    pub fn advanced(&self, bytes: usize) -> Self {
+    pub(crate) fn advanced(&self, bytes: usize) -> Self {
         let file = self.letter == b'a' || self.letter == b'0';
         let bytes = if file { bytes } else { 0 };
         Self::made(self.letter, self.offset.wrapping_add(bytes), self.granule)
@@ -69,17 +69,17 @@ impl Part {
 
     /// The letter of its granule `n`.
     #[cfg(test)]
-    pub fn letter(&self, n: usize) -> char {
+    pub(crate) fn letter(&self, n: usize) -> char {
         let here = self.advanced(n * self.granule);
         char::from(here.letter + u8::try_from(here.offset / here.granule).unwrap_or(b'?'))
     }
 
     /// How many there are on this thread.
-    pub fn alive() -> usize {
+    pub(crate) fn alive() -> usize {
         ALIVE.with_borrow(|(_, alive)| alive.len())
     }
 
-    pub fn split_at(&self, offset: usize) -> Option<(Self, Self)> {
+    pub(crate) fn split_at(&self, offset: usize) -> Option<(Self, Self)> {
         let cut = self.advanced(offset);
         if self.letter == b'0' && !cut.offset.is_multiple_of(4 * self.granule) {
             return None;
@@ -87,7 +87,7 @@ impl Part {
         Some((self.clone(), cut))
     }
 
-    pub fn merged(&self, len: usize, next: &Self) -> Option<Self> {
+    pub(crate) fn merged(&self, len: usize, next: &Self) -> Option<Self> {
         let short = (b'N'..=b'Z').contains(&self.letter);
         let full = short && len >= SHORT * self.granule;
         let goes_on = *next == self.advanced(len);

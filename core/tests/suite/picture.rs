@@ -11,28 +11,28 @@ use super::subject::{Map, Subject};
 
 /// Where column 0 is, and how wide a column is.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
-    pub base: usize,
-    pub granule: usize,
+pub(crate) struct Place {
+    pub(crate) base: usize,
+    pub(crate) granule: usize,
 }
 
 impl Place {
-    pub fn addr(self, column: usize) -> usize {
+    pub(crate) fn addr(self, column: usize) -> usize {
         self.base + column * self.granule
     }
 
-    pub fn range(self, columns: &Range<usize>) -> Range<usize> {
+    pub(crate) fn range(self, columns: &Range<usize>) -> Range<usize> {
         self.addr(columns.start)..self.addr(columns.end)
     }
 }
 
 /// How many columns `picture` has.
-pub fn columns(picture: &str) -> usize {
+pub(crate) fn columns(picture: &str) -> usize {
     picture.bytes().filter(|byte| !b"|()".contains(byte)).count()
 }
 
 /// Makes what `picture` shows.
-pub fn make<S: Subject>(side: &mut Side<S>, picture: &str, place: Place) {
+pub(crate) fn make<S: Subject>(side: &mut Side<S>, picture: &str, place: Place) {
     let mut excluded = Vec::new();
     let mut open = 0;
     let mut column = 0;
@@ -73,7 +73,7 @@ fn goes_on(left: char, right: char) -> bool {
 }
 
 /// The picture of `map`, with holes everywhere else.
-pub fn draw(map: &Map, columns: usize, place: Place) -> String {
+pub(crate) fn draw(map: &Map, columns: usize, place: Place) -> String {
     let mut picture = String::new();
     let mut column = 0;
     for (range, part) in map {
@@ -94,7 +94,7 @@ pub fn draw(map: &Map, columns: usize, place: Place) -> String {
 }
 
 /// The picture of what is in `columns` columns of the space. Exclusions do not show.
-pub fn look<S: Subject>(side: &mut Side<S>, columns: usize, place: Place) -> String {
+pub(crate) fn look<S: Subject>(side: &mut Side<S>, columns: usize, place: Place) -> String {
     let window = place.range(&(0..columns));
     let inside =
         |(range, _): &(Range<usize>, Part)| range.start < window.end && window.start < range.end;
@@ -110,6 +110,6 @@ pub fn look<S: Subject>(side: &mut Side<S>, columns: usize, place: Place) -> Str
 }
 
 /// The picture as [`look`] shows it: neither exclusions nor where reservations touch can be seen.
-pub fn plain(picture: &str) -> String {
+pub(crate) fn plain(picture: &str) -> String {
     picture.replace(['(', ')'], "").replace("#|#", "##")
 }

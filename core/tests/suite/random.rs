@@ -11,7 +11,7 @@ use super::subject::{OracleWorld, World};
 
 const RECORDS: usize = if cfg!(miri) { 20 } else { 200 };
 
-pub fn run<W: World>() {
+pub(crate) fn run<W: World>() {
     let mut config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
     if cfg!(miri) {
         config.cases = 1;

@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use pervma::{
     AddressSpace, ChangeError, Cursor, Edit, Exclusion, GapError, GapSearch, GlobalMemory,
-    InsertError, Payload, Platform, RangeError, ReadError, ReadGuard, Removed, RemovedVmas,
-    Reservation, Slab, WaitWord,
+    InsertError, Payload, Platform, RangeError, ReadError, ReadGuard, Reader, Removed, RemovedVmas,
+    Reservation, Slab, VmaId, WaitWord,
 };
 use pervma_oracle::{NoGap, Refused, Search};
 
 use super::part::Part;
-use super::subject::{Map, Subject, World};
+use super::subject::{Map, Named, Subject, World};
 
 impl Payload for Part {
     fn split(&self, offset: usize) -> Option<(Self, Self)> {
@@ -27,8 +27,8 @@ impl Payload for Part {
     }
 }
 
-/// A platform with locks of another crate, on which no thread knows who it is.
-pub enum Spin {}
+/// A platform with locks of another crate, on which threads have no identity.
+pub(crate) enum Spin {}
 
 // SAFETY: nothing unwinds, and no states are lent.
 unsafe impl Platform for Spin {
@@ -51,48 +51,51 @@ unsafe impl Platform for Spin {
 }
 
 /// Changes are operations of an edit.
-pub const IN_EDITS: u8 = 0;
+pub(crate) const IN_EDITS: u8 = 0;
 /// Changes are operations of the space.
-pub const WAITING: u8 = 1;
+pub(crate) const WAITING: u8 = 1;
 /// Changes are operations of an exclusion, where there are such.
-pub const EXCLUDING: u8 = 2;
+pub(crate) const EXCLUDING: u8 = 2;
 
-/// A world of spaces on the platform `T` that are changed in one of these ways.
-pub struct Spaces<T: Platform, const WAY: u8> {
+/// A world of spaces on the platform `P` that are changed in one of these ways.
+pub(crate) struct Spaces<P: Platform, const WAY: u8> {
     granule: usize,
-    slab: Option<Arc<Slab<Part, T>>>,
+    slab: Option<Arc<Slab<Part, P>>>,
     /// All there are, in a list that can grow while they are borrowed.
-    first: OnceCell<Box<Kept<T>>>,
+    first: OnceCell<Box<Kept<P>>>,
 }
 
-struct Kept<T: Platform> {
-    space: AddressSpace<Part, T>,
+struct Kept<P: Platform> {
+    space: AddressSpace<Part, P>,
     next: OnceCell<Box<Self>>,
 }
 
-impl<T: Platform, const WAY: u8> Spaces<T, WAY> {
-    fn keep(&self, space: AddressSpace<Part, T>) -> Space<'_, T, WAY> {
+impl<P: Platform, const WAY: u8> Spaces<P, WAY> {
+    fn keep(&self, space: AddressSpace<Part, P>) -> Space<'_, P, WAY> {
         let mut last = &self.first;
         while let Some(kept) = last.get() {
             last = &kept.next;
         }
         let kept = last.get_or_init(|| Box::new(Kept { space, next: OnceCell::new() }));
         let space = &kept.space;
-        Space { world: self, space, edit: None, cursor: space.cursor(), exclusions: 0 }
+        let cursor = space.cursor();
+        // In half of the worlds, so that exclusions scan for registered readers, or do not.
+        let reader = self.slab.is_some().then(|| sure(space.register()));
+        Space { world: self, space, edit: None, cursor, reader, exclusions: 0 }
     }
 }
 
-impl<T: Platform, const WAY: u8> World for Spaces<T, WAY> {
-    type Space<'w> = Space<'w, T, WAY>;
+impl<P: Platform, const WAY: u8> World for Spaces<P, WAY> {
+    type Space<'w> = Space<'w, P, WAY>;
 
     fn new(granule: usize, shared: bool) -> Self {
         let slab = shared.then(|| Arc::new(Slab::with_platform()));
         Self { granule, slab, first: OnceCell::new() }
     }
 
-    fn space(&self) -> Space<'_, T, WAY> {
+    fn space(&self) -> Space<'_, P, WAY> {
         self.keep(match &self.slab {
-            Some(slab) => AddressSpace::on_slab(self.granule, Arc::clone(slab)),
+            Some(slab) => AddressSpace::new_in(self.granule, Arc::clone(slab)),
             None => AddressSpace::with_platform(self.granule),
         })
     }
@@ -106,16 +109,17 @@ impl<T: Platform, const WAY: u8> World for Spaces<T, WAY> {
 }
 
 /// One space, and what the thread has of it.
-pub struct Space<'w, T: Platform, const WAY: u8> {
-    world: &'w Spaces<T, WAY>,
-    space: &'w AddressSpace<Part, T>,
-    edit: Option<Edit<'w, Part, T>>,
-    cursor: Cursor<'w, Part, T>,
+pub(crate) struct Space<'w, P: Platform, const WAY: u8> {
+    world: &'w Spaces<P, WAY>,
+    space: &'w AddressSpace<Part, P>,
+    edit: Option<Edit<'w, Part, P>>,
+    cursor: Cursor<'w, Part, P>,
+    reader: Option<Reader<'w, Part, P>>,
     exclusions: usize,
 }
 
-impl<'w, T: Platform, const WAY: u8> Space<'w, T, WAY> {
-    fn edit(&mut self) -> &mut Edit<'w, Part, T> {
+impl<'w, P: Platform, const WAY: u8> Space<'w, P, WAY> {
+    fn edit(&mut self) -> &mut Edit<'w, Part, P> {
         self.edit.get_or_insert_with(|| sure(self.space.edit()))
     }
 
@@ -135,9 +139,9 @@ impl<'w, T: Platform, const WAY: u8> Space<'w, T, WAY> {
     }
 }
 
-impl<'w, T: Platform, const WAY: u8> Subject for Space<'w, T, WAY> {
-    type Reservation = Reservation<'w, Part, T>;
-    type Exclusion = Exclusion<'w, Part, T>;
+impl<'w, P: Platform, const WAY: u8> Subject for Space<'w, P, WAY> {
+    type Reservation = Reservation<'w, Part, P>;
+    type Exclusion = Exclusion<'w, Part, P>;
 
     fn insert(&mut self, range: Range<usize>, payload: Part) -> Result<(), (Refused, Part)> {
         self.edit().insert(range, payload).map_err(given_back)
@@ -218,7 +222,7 @@ impl<'w, T: Platform, const WAY: u8> Subject for Space<'w, T, WAY> {
         Ok(reservation)
     }
 
-    fn commit(&mut self, reservation: Self::Reservation, payload: Part) {
+    fn commit(&mut self, mut reservation: Self::Reservation, payload: Part) {
         self.make_way();
         sure(reservation.commit(payload));
     }
@@ -232,7 +236,7 @@ impl<'w, T: Platform, const WAY: u8> Subject for Space<'w, T, WAY> {
         self.end();
         let exclusion = self.space.exclude(range.clone()).map_err(refused)?;
         assert_eq!(exclusion.range(), range);
-        assert!(exclusion.is_alone());
+        assert!(exclusion.is_drained());
         self.exclusions += 1;
         let vmas = exclusion.iter().map(cloned).collect();
         Ok((exclusion, vmas))
@@ -252,10 +256,10 @@ impl<'w, T: Platform, const WAY: u8> Subject for Space<'w, T, WAY> {
     }
 
     fn find_gap(&mut self, search: &Search) -> Result<Range<usize>, NoGap> {
-        let Search { size, align, ref within, from_above } = *search;
+        let Search { size, align, ref within, top_down } = *search;
         let mut search = GapSearch::new(size).aligned(align).within(within.clone());
-        if from_above {
-            search = search.from_above();
+        if top_down {
+            search = search.top_down();
         }
         let found = match &self.edit {
             Some(edit) => edit.find_gap(&search),
@@ -280,23 +284,34 @@ impl<'w, T: Platform, const WAY: u8> Subject for Space<'w, T, WAY> {
             ReadError::NotMapped { addr: at } | ReadError::Reserved { addr: at } if at == addr => {}
             other => panic!("{other}"),
         };
-        for read in [
+        let reads = [
             self.space.try_read(addr),
             self.space.read(addr),
             self.cursor.try_read(addr),
             self.cursor.read(addr),
-        ] {
+        ];
+        for read in reads {
             assert_eq!(read.map(held).map_err(hole).ok(), viewed);
+        }
+        if let Some(reader) = &self.reader {
+            let mut cursor = reader.cursor();
+            for read in [reader.try_read(addr), reader.read(addr), cursor.try_read(addr)] {
+                assert_eq!(read.map(held).map_err(hole).ok(), viewed);
+            }
         }
         viewed
     }
 
-    fn read_from(&mut self, addr: usize) -> Option<(Range<usize>, Part)> {
+    fn read_at_or_after(&mut self, addr: usize) -> Option<(Range<usize>, Part)> {
         if !self.free() {
             return self.edit().overlapping(addr..usize::MAX).next().map(cloned);
         }
-        let found = sure(self.space.try_read_from(addr)).map(held);
-        assert_eq!(sure(self.space.read_from(addr)).map(held), found);
+        let found = sure(self.space.try_read_at_or_after(addr)).map(held);
+        assert_eq!(sure(self.space.read_at_or_after(addr)).map(held), found);
+        if let Some(reader) = &self.reader {
+            assert_eq!(sure(reader.try_read_at_or_after(addr)).map(held), found);
+            assert_eq!(sure(reader.read_at_or_after(addr)).map(held), found);
+        }
         let view = sure(self.space.view());
         assert_eq!(view.overlapping(addr..usize::MAX).next().map(cloned), found);
         if let Some((range, _)) = &found {
@@ -313,7 +328,45 @@ impl<'w, T: Platform, const WAY: u8> Subject for Space<'w, T, WAY> {
         }
         let map: Map = self.space.iter().map(|vma| held(sure(vma))).collect();
         assert_eq!(sure(self.space.view()).iter().map(cloned).collect::<Map>(), map);
+        if let Some(reader) = &self.reader {
+            assert!(reader.iter().map(|vma| held(sure(vma))).eq(map.iter().cloned()));
+        }
         map
+    }
+
+    fn named(&mut self) -> Option<Vec<Named>> {
+        if self.free() {
+            let named = self.space.iter().map(|vma| {
+                let vma = sure(vma);
+                assert_eq!(vma.version().id(), vma.id());
+                Named { range: vma.range(), id: vma.id(), version: Some(vma.version()) }
+            });
+            return Some(named.collect());
+        }
+        let edit = &*self.edit();
+        let named = edit.iter().map(|(range, _)| {
+            let id = sure(edit.id(range.end - 1).ok_or(&range));
+            Named { range, id, version: None }
+        });
+        Some(named.collect())
+    }
+
+    fn find(&mut self, id: VmaId) -> Option<Range<usize>> {
+        if !self.free() {
+            return self.edit().get_by_id(id).map(|(range, _)| range);
+        }
+        let found = sure(self.space.view()).get_by_id(id).map(|(range, _)| range);
+        let reads = [self.space.try_read_id(id), self.space.read_id(id)];
+        let registered = self.reader.iter();
+        let registered = registered.flat_map(|r| [r.try_read_id(id), r.read_id(id)]);
+        for read in reads.into_iter().chain(registered) {
+            match (read, &found) {
+                (Ok(vma), Some(range)) => assert_eq!((vma.range(), vma.id()), (range.clone(), id)),
+                (Err(ReadError::Gone { .. }), None) => {}
+                (read, found) => panic!("{read:?} is not {found:?}"),
+            }
+        }
+        found
     }
 
     fn is_reserved(&mut self, addr: usize) -> bool {
@@ -330,10 +383,10 @@ impl<'w, T: Platform, const WAY: u8> Subject for Space<'w, T, WAY> {
     }
 }
 
-impl<T: Platform, const WAY: u8> Space<'_, T, WAY> {
+impl<P: Platform, const WAY: u8> Space<'_, P, WAY> {
     /// A reservation finds the edit of its own thread, if the platform can tell threads apart.
     fn make_way(&mut self) {
-        if T::with_thread(|_| ()).is_none() {
+        if P::with_thread(|_| ()).is_none() {
             self.end();
         }
     }
@@ -344,14 +397,14 @@ fn sure<V, E: Debug>(result: Result<V, E>) -> V {
 }
 
 fn map(removed: RemovedVmas<Part>) -> Map {
-    removed.into_iter().map(|Removed { range, payload }| (range, payload)).collect()
+    removed.into_iter().map(|Removed { range, payload, .. }| (range, payload)).collect()
 }
 
 fn cloned((range, part): (Range<usize>, &Part)) -> (Range<usize>, Part) {
     (range, part.clone())
 }
 
-fn held<T: Platform>(vma: ReadGuard<'_, Part, T>) -> (Range<usize>, Part) {
+fn held<P: Platform>(vma: ReadGuard<'_, Part, P>) -> (Range<usize>, Part) {
     (vma.range(), vma.clone())
 }
 

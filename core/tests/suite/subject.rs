@@ -2,15 +2,24 @@
 
 use std::ops::Range;
 
+use pervma::{VmaId, VmaVersion};
 use pervma_oracle::{NoGap, Oracle, Refused, Search};
 
 use super::part::Part;
 
 /// Ranges with what they hold, in order.
-pub type Map = Vec<(Range<usize>, Part)>;
+pub(crate) type Map = Vec<(Range<usize>, Part)>;
+
+/// A VMA, by what names it.
+pub(crate) struct Named {
+    pub(crate) range: Range<usize>,
+    pub(crate) id: VmaId,
+    /// Unknown while an edit goes on.
+    pub(crate) version: Option<VmaVersion>,
+}
 
 /// Where spaces live. They are made by it and borrow it.
-pub trait World {
+pub(crate) trait World {
     /// A space of this world.
     type Space<'w>: Subject
     where
@@ -27,7 +36,7 @@ pub trait World {
 }
 
 /// An address space. Refusals are in the words of the oracle.
-pub trait Subject: Sized {
+pub(crate) trait Subject: Sized {
     type Reservation;
     type Exclusion;
 
@@ -59,9 +68,13 @@ pub trait Subject: Sized {
     -> Result<Self, Refused>;
     fn find_gap(&mut self, search: &Search) -> Result<Range<usize>, NoGap>;
     fn get(&mut self, addr: usize) -> Option<(Range<usize>, Part)>;
-    fn read_from(&mut self, addr: usize) -> Option<(Range<usize>, Part)>;
+    fn read_at_or_after(&mut self, addr: usize) -> Option<(Range<usize>, Part)>;
     /// All VMAs.
     fn map(&mut self) -> Map;
+    /// All VMAs by what names them, if VMAs have identities.
+    fn named(&mut self) -> Option<Vec<Named>>;
+    /// The range of the VMA that `id` names.
+    fn find(&mut self, id: VmaId) -> Option<Range<usize>>;
     /// Whether `addr` is reserved. Ends the edit.
     fn is_reserved(&mut self, addr: usize) -> bool;
     /// Ends the edit, if there is one: the operations between two ends make up one edit.
@@ -71,7 +84,7 @@ pub trait Subject: Sized {
 }
 
 /// The world of the oracle.
-pub struct OracleWorld {
+pub(crate) struct OracleWorld {
     granule: usize,
 }
 
@@ -167,12 +180,20 @@ impl Subject for Oracle<Part> {
         Oracle::get(self, addr).map(|(range, part)| (range, part.clone()))
     }
 
-    fn read_from(&mut self, addr: usize) -> Option<(Range<usize>, Part)> {
-        Oracle::read_from(self, addr).map(|(range, part)| (range, part.clone()))
+    fn read_at_or_after(&mut self, addr: usize) -> Option<(Range<usize>, Part)> {
+        Oracle::read_at_or_after(self, addr).map(|(range, part)| (range, part.clone()))
     }
 
     fn map(&mut self) -> Map {
         self.iter().map(|(range, part)| (range, part.clone())).collect()
+    }
+
+    fn named(&mut self) -> Option<Vec<Named>> {
+        None
+    }
+
+    fn find(&mut self, _id: VmaId) -> Option<Range<usize>> {
+        None
     }
 
     fn is_reserved(&mut self, addr: usize) -> bool {

@@ -2,8 +2,8 @@
 
 use pervma_differ::Machine;
 
-/// The machine, if the comparison can be made on it; else it says why not, and the test has not run.
-pub fn machine() -> Option<Machine> {
+/// Returns the machine. If no comparison can be made on it, says why; the test has not run then.
+pub(crate) fn machine() -> Option<Machine> {
     let machine = Machine::here().unwrap();
     match machine.unfit().unwrap() {
         None => Some(machine),

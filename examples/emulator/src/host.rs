@@ -20,19 +20,19 @@ use crate::{Mapping, Protection};
 
 /// A file of the guest. It is made of cells: a word that says where in which file it lies, and a
 /// word that counts the stores to it.
-pub struct GuestFile(File);
+pub(crate) struct GuestFile(File);
 
 /// Bytes in a cell.
-pub const CELL: usize = 16;
+pub(crate) const CELL: usize = 16;
 
 /// What the first word of the cell at `offset` of file number `file` says.
-pub fn label(file: usize, offset: usize) -> u64 {
+pub(crate) fn label(file: usize, offset: usize) -> u64 {
     (file as u64 + 1) << 48 | offset as u64
 }
 
 impl GuestFile {
     /// Makes file number `file`, of `len` bytes.
-    pub fn create(file: usize, len: usize, writable: bool) -> io::Result<Self> {
+    pub(crate) fn create(file: usize, len: usize, writable: bool) -> io::Result<Self> {
         let whole = File::from(memfd_create(format!("guest-{file}"), MemfdFlags::CLOEXEC)?);
         let cells = (0..len).step_by(CELL).flat_map(|offset| [label(file, offset), 0]);
         let bytes: Vec<u8> = cells.flat_map(u64::to_ne_bytes).collect();
@@ -45,7 +45,7 @@ impl GuestFile {
     }
 
     /// How many stores its cells have counted.
-    pub fn stores(&self) -> io::Result<u64> {
+    pub(crate) fn stores(&self) -> io::Result<u64> {
         let mut bytes = vec![0; self.0.metadata()?.len() as usize];
         self.0.read_exact_at(&mut bytes, 0)?;
         let words = bytes.as_chunks::<8>().0.iter().map(|&word| u64::from_ne_bytes(word));
@@ -54,8 +54,8 @@ impl GuestFile {
 
     /// Maps a part of it at `range`; fails with `EXIST` if anything is mapped there.
     ///
-    /// Safe: what nobody has mapped nobody uses.
-    pub fn map(&self, range: &Range<usize>, mapping: &Mapping) -> Result<(), Errno> {
+    /// It is safe, since no thread uses what is not mapped.
+    pub(crate) fn map(&self, range: &Range<usize>, mapping: &Mapping) -> Result<(), Errno> {
         let (flags, offset) = (MapFlags::SHARED | MapFlags::FIXED_NOREPLACE, mapping.offset as u64);
         let prot = mapping.prot.flags();
         // SAFETY: with this flag, the kernel maps where nothing is, or refuses.
@@ -65,7 +65,7 @@ impl GuestFile {
 }
 
 /// Maps nothing at `range`, so that the place is taken; fails with `EXIST` like [`GuestFile::map`].
-pub fn occupy(range: &Range<usize>) -> Result<(), Errno> {
+pub(crate) fn occupy(range: &Range<usize>) -> Result<(), Errno> {
     let flags = MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE | MapFlags::NORESERVE;
     // SAFETY: with this flag, the kernel maps where nothing is, or refuses.
     unsafe { mm::mmap_anonymous(pointer(range.start), range.len(), ProtFlags::empty(), flags)? };
@@ -73,9 +73,9 @@ pub fn occupy(range: &Range<usize>) -> Result<(), Errno> {
 }
 
 /// Fails with `EXIST` if the host itself has something mapped in `range`.
-pub fn check_free(range: &Range<usize>) -> Result<(), Errno> {
+pub(crate) fn check_free(range: &Range<usize>) -> Result<(), Errno> {
     occupy(range)?;
-    // SAFETY: just mapped, and nobody else knows it.
+    // SAFETY: just mapped, and no other thread knows it.
     unsafe { unmap(range) }
 }
 
@@ -83,8 +83,8 @@ pub fn check_free(range: &Range<usize>) -> Result<(), Errno> {
 ///
 /// # Safety
 ///
-/// What is mapped there is the caller's, and nobody uses it.
-pub unsafe fn unmap(range: &Range<usize>) -> Result<(), Errno> {
+/// What is mapped there is the caller's, and no thread uses it.
+pub(crate) unsafe fn unmap(range: &Range<usize>) -> Result<(), Errno> {
     // SAFETY: handed on to the caller.
     unsafe { mm::munmap(pointer(range.start), range.len()) }
 }
@@ -94,7 +94,7 @@ pub unsafe fn unmap(range: &Range<usize>) -> Result<(), Errno> {
 /// # Safety
 ///
 /// As for [`unmap`].
-pub unsafe fn protect(range: &Range<usize>, prot: Protection) -> Result<(), Errno> {
+pub(crate) unsafe fn protect(range: &Range<usize>, prot: Protection) -> Result<(), Errno> {
     let flags = MprotectFlags::from_bits_retain(prot.flags().bits());
     // SAFETY: handed on to the caller.
     unsafe { mm::mprotect(pointer(range.start), range.len(), flags) }
@@ -105,7 +105,7 @@ pub unsafe fn protect(range: &Range<usize>, prot: Protection) -> Result<(), Errn
 /// # Safety
 ///
 /// As for [`unmap`], of both.
-pub unsafe fn relocate(from: &Range<usize>, to: &Range<usize>) -> Result<(), Errno> {
+pub(crate) unsafe fn relocate(from: &Range<usize>, to: &Range<usize>) -> Result<(), Errno> {
     let (old, new, len) = (pointer(from.start), pointer(to.start), from.len());
     // SAFETY: handed on to the caller.
     unsafe { mm::mremap_fixed(old, len, len, MremapFlags::MAYMOVE, new)? };
@@ -117,7 +117,7 @@ pub unsafe fn relocate(from: &Range<usize>, to: &Range<usize>) -> Result<(), Err
 /// # Safety
 ///
 /// Memory that may be read is mapped there, and stays during the call.
-pub unsafe fn load(addr: usize) -> u64 {
+pub(crate) unsafe fn load(addr: usize) -> u64 {
     // SAFETY: the caller's word; cells are aligned, and all accesses to them are atomic.
     unsafe { AtomicU64::from_ptr(pointer(addr).cast()) }.load(Relaxed)
 }
@@ -127,13 +127,13 @@ pub unsafe fn load(addr: usize) -> u64 {
 /// # Safety
 ///
 /// Memory that may be written is mapped there, and stays during the call.
-pub unsafe fn increment(addr: usize) {
+pub(crate) unsafe fn increment(addr: usize) {
     // SAFETY: as for `load`.
     unsafe { AtomicU64::from_ptr(pointer(addr).cast()) }.fetch_add(1, Relaxed);
 }
 
 /// The file mappings that the kernel has within `window`, as it tells them.
-pub fn mappings(window: &Range<usize>) -> io::Result<Vec<(Range<usize>, Mapping)>> {
+pub(crate) fn mappings(window: &Range<usize>) -> io::Result<Vec<(Range<usize>, Mapping)>> {
     let table = std::fs::read_to_string("/proc/self/maps")?;
     let parsed = table.lines().filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();

@@ -2,16 +2,16 @@
 //! serves them, on several threads at once.
 //!
 //! The emulator keeps two maps in step: its own, an [`AddressSpace`], and the kernel's. No lock
-//! covers both. System calls are slow, and whoever held the map's lock during one would hold up
-//! every thread of the guest. What replaces the lock is *ownership of addresses*:
+//! covers both. System calls are slow, and a thread that held the map's lock during one would hold
+//! up every thread of the guest. What replaces the lock is *ownership of addresses*:
 //!
-//! | the addresses are | who may change the host's mappings there |
+//! | the addresses are | the host's mappings there may be changed by |
 //! |---|---|
-//! | free | nobody |
+//! | free | no thread |
 //! | reserved | the holder of the [`Reservation`] |
-//! | mapped | nobody: a load or a store may be using them |
+//! | mapped | no thread: a load or a store may be using them |
 //! | mapped, and excluded, and its readers have left | the holder of the exclusion |
-//! | removed | who removed them, until the host has unmapped them |
+//! | removed | the thread that removed them, until the host has unmapped them |
 //!
 //! The last line overlaps the first: removed addresses are free for others at once, while the host
 //! still has something there. So new mappings are made with `MAP_FIXED_NOREPLACE`: the kernel
@@ -51,8 +51,8 @@ enum Protection {
     ReadWrite,
 }
 
-/// A system call may concern a part of a mapping: then the mapping is cut, and later perhaps joined
-/// again. What is to the right begins further on in the file.
+/// A system call may change a part of a mapping: then the mapping is split, and later perhaps
+/// merged again. What is to the right begins further on in the file.
 impl Payload for Mapping {
     fn split(&self, offset: usize) -> Option<(Self, Self)> {
         Some((*self, Self { offset: self.offset + offset, ..*self }))
@@ -83,18 +83,18 @@ struct Guest {
     collisions: AtomicU64,
 }
 
-// --- The system calls -----------------------------------------------------------------------------
+// --- The system calls ----------------------------------------------------------------------------
 
 impl Guest {
-    /// `mmap`: room, then the host's mapping, then the guest's.
+    /// `mmap`: a gap, then the host's mapping, then the guest's.
     fn mmap(&self, len: usize, mapping: Mapping) -> Result<()> {
         let file = &self.files[mapping.file];
-        let reservation = self.place(len, |range| file.map(range, &mapping))?;
+        let mut reservation = self.place(len, |range| file.map(range, &mapping))?;
         // From here on, the guest can use it.
         reservation.commit(mapping).map_err(broken)
     }
 
-    /// Finds room, and has `map` map something there on the host.
+    /// Finds a gap, and has `map` map something there on the host.
     fn place(
         &self,
         len: usize,
@@ -102,10 +102,10 @@ impl Guest {
     ) -> Result<Reservation<'_, Mapping>> {
         loop {
             let mut edit = self.space.edit().map_err(broken)?;
-            let room = edit.find_gap(&GapSearch::new(len).within(self.window.clone()))?;
-            let reservation = edit.reserve(room)?;
+            let gap = edit.find_gap(&GapSearch::new(len).within(self.window.clone()))?;
+            let reservation = edit.reserve(gap)?;
             drop(edit);
-            // No lock is held now, and yet nobody else can map anything there in the guest.
+            // No lock is held now, and yet no other thread can map anything there in the guest.
             match map(&reservation.range()) {
                 Ok(()) => return Ok(reservation),
                 // Another thread has removed what was there and is about to unmap it. Dropping the
@@ -120,12 +120,13 @@ impl Guest {
         }
     }
 
-    /// `munmap`: out of the map first, so that nobody uses it any more; then the host.
+    /// `munmap`: out of the map first, so that no thread uses it any more; then the host.
     fn munmap(&self, range: Range<usize>) -> Result<()> {
         // Waits for loads and stores in what it removes, and for no others.
         for removed in self.space.remove(range)? {
-            // What comes back is cut to the range. It has left the map, and is ours.
-            // SAFETY: we mapped it, nobody finds it any more, and its last reader has left.
+            // What comes back lies in the range. It is out of the map, and ours.
+            // SAFETY: we mapped it, no thread finds it any more, and its last reader has released
+            // it.
             unsafe { host::unmap(&removed.range) }.map_err(broken)?;
         }
         Ok(())
@@ -135,8 +136,8 @@ impl Guest {
     ///
     /// (Without a system call in between, [`AddressSpace::update`] does all of it.)
     fn mprotect(&self, range: Range<usize>, prot: Protection) -> Result<()> {
-        let exclusion = self.space.exclude(range.clone())?; // loads and stores stay out ...
-        exclusion.wait(); // ... and those inside leave
+        let exclusion = self.space.exclude(range.clone())?; // no load or store begins ...
+        exclusion.wait(); // ... and the last one has ended
 
         let within = |at: Range<usize>| at.start.max(range.start)..at.end.min(range.end);
         let parts: Vec<_> = exclusion.iter().map(|(at, old)| (within(at), old.prot)).collect();
@@ -152,8 +153,8 @@ impl Guest {
             }
             return Err(Failure::Refused(error)); // the exclusion is dropped: nothing has changed
         }
-        // Cuts and joins mappings as `Payload` says. The host has agreed: if there were no memory for
-        // this, the two maps would differ, and the emulator gives up.
+        // Splits and merges mappings as `Payload` says. The host has agreed: if there were no
+        // memory for this, the two maps would differ, and the emulator gives up.
         exclusion.update(|_, mapping| Mapping { prot, ..*mapping }).map_err(broken)?;
         Ok(())
     }
@@ -163,14 +164,16 @@ impl Guest {
     /// (Where the target is known to be free on the host, [`AddressSpace::relocate`] moves ranges
     /// at once; here, guest threads can see that the range is in neither place for a moment.)
     fn mremap(&self, from: Range<usize>) -> Result<()> {
-        // The kernel's `mremap` replaces what is at the target, without asking. So it has to be ours.
-        let target = self.place(from.len(), host::occupy)?;
+        // The kernel's `mremap` replaces what is at the target, without asking. So it has to be
+        // ours.
+        let mut target = self.place(from.len(), host::occupy)?;
         let to = target.range();
         let moved = self.evacuate(from, &to);
         match moved {
             Ok(mapping) => target.commit(mapping).map_err(broken),
             Err(error) => {
-                // SAFETY: we mapped it, and nobody knows it. The reservation is dropped after that.
+                // SAFETY: we mapped it, and no other thread knows it. The reservation is dropped
+                // later.
                 unsafe { host::unmap(&to) }.map_err(broken)?;
                 Err(error)
             }
@@ -187,7 +190,8 @@ impl Guest {
         if !whole {
             return Err(Failure::Refused(Errno::FAULT));
         }
-        // SAFETY: we mapped both, have excluded all others from one, and the other is only reserved.
+        // SAFETY: we mapped both, have excluded all others from one, and the other is only
+        // reserved.
         unsafe { host::relocate(&from, to) }.map_err(Failure::Refused)?;
         let removed = exclusion.remove().map_err(broken)?;
         removed.first().map(|removed| removed.payload).ok_or_else(|| broken("nothing was removed"))

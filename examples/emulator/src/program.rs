@@ -71,7 +71,7 @@ fn pages(maps: &[(Range<usize>, Mapping)], page: usize) -> BTreeMap<usize, Mappi
 }
 
 /// Runs the guest on four threads, prints what became of its calls, and checks the maps.
-pub fn run() -> Result<(), Box<dyn Error>> {
+pub(crate) fn run() -> Result<(), Box<dyn Error>> {
     let page = rustix::param::page_size();
     let start = 0x10_0000_0000; // far from everything that a process has
     let window = start..start + PAGES * page;

@@ -1,8 +1,8 @@
 //! Machine code: memory for it, and functions small enough to assemble by hand.
 //!
 //! The memory is mapped twice, once to write and once to run, as a JIT does that never has memory
-//! which is both. It knows nothing of functions: who may touch which bytes is for the caller to
-//! know, and what a caller has to know stands under *Safety*.
+//! which is both. It knows nothing of functions: which thread may touch which bytes is for the
+//! caller to know, and stands under *Safety*.
 
 use std::ffi::c_int;
 use std::io;
@@ -17,11 +17,11 @@ compile_error!("this example writes machine code for x86_64 and aarch64 only");
 const TRAP: u8 = if cfg!(target_arch = "x86_64") { 0xcc } else { 0 };
 
 /// How many bytes of a function run before its identity is in the result's register.
-pub const PROLOGUE: usize = if cfg!(target_arch = "x86_64") { 5 } else { 8 };
+pub(crate) const PROLOGUE: usize = if cfg!(target_arch = "x86_64") { 5 } else { 8 };
 
-/// A function `fn() -> u32` that goes round a loop `turns` times and returns `id`; its identity is
-/// in the result's register all the while.
-pub fn assemble(id: u32, turns: u32) -> Vec<u8> {
+/// Makes a function `fn() -> u32` that runs a loop `turns` times and returns `id`, which is in the
+/// result's register all the while.
+pub(crate) fn assemble(id: u32, turns: u32) -> Vec<u8> {
     let mut code = Vec::new();
     if cfg!(target_arch = "x86_64") {
         code.push(0xb8); // mov eax, id
@@ -49,12 +49,12 @@ pub fn assemble(id: u32, turns: u32) -> Vec<u8> {
     code
 }
 
-/// The identity in the code of a function, as [`assemble`] has put it there.
+/// Returns the identity in the code of a function that [`assemble`] has made.
 ///
 /// # Safety
 ///
 /// A function's code begins at `start`, and stays there during the call.
-pub unsafe fn identity(start: usize) -> u32 {
+pub(crate) unsafe fn identity(start: usize) -> u32 {
     let word = |offset: usize| {
         let place = ptr::with_exposed_provenance::<u32>(start + offset);
         // SAFETY: it lies in the function's code, by the caller's word.
@@ -69,7 +69,7 @@ pub unsafe fn identity(start: usize) -> u32 {
 }
 
 /// Memory for code, for as long as the process runs.
-pub struct CodeMemory {
+pub(crate) struct CodeMemory {
     /// Where it is run, and looked up.
     run: usize,
     /// Where it is written.
@@ -79,14 +79,14 @@ pub struct CodeMemory {
 
 impl CodeMemory {
     /// Maps `len` bytes.
-    pub fn map(len: usize) -> io::Result<Self> {
+    pub(crate) fn map(len: usize) -> io::Result<Self> {
         membarrier(REGISTER_SYNC_CORE)?;
         // SAFETY: the name is a C string.
         let memory = unsafe { libc::memfd_create(c"code".as_ptr(), libc::MFD_CLOEXEC) };
         if memory < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: just made, and nobody else's.
+        // SAFETY: just made, and owned by nothing else.
         let memory = unsafe { OwnedFd::from_raw_fd(memory) };
         let fd = memory.as_raw_fd();
         // SAFETY: changes the length of the file that we own.
@@ -107,19 +107,19 @@ impl CodeMemory {
     }
 
     /// The addresses that code has here.
-    pub fn range(&self) -> Range<usize> {
+    pub(crate) fn range(&self) -> Range<usize> {
         self.run..self.run + self.len
     }
 
-    /// Puts `code` at `start`, and sees to it that every processor will run just that.
+    /// Writes `code` at `start`, and has every processor run just that from now on.
     ///
     /// # Safety
     ///
-    /// Until the call is over, nobody else reads, writes or runs the bytes from `start` on.
-    pub unsafe fn write(&self, start: usize, code: &[u8]) -> io::Result<()> {
+    /// Until the call is over, no other thread reads, writes or runs the bytes from `start` on.
+    pub(crate) unsafe fn write(&self, start: usize, code: &[u8]) -> io::Result<()> {
         assert!(start >= self.run && start - self.run + code.len() <= self.len);
         let place = ptr::with_exposed_provenance_mut::<u8>(start - self.run + self.write);
-        // SAFETY: within the mapping, as was asserted, and nobody else's, by the caller's word.
+        // SAFETY: within the mapping, as was asserted, and no other thread's, by the caller's word.
         unsafe { ptr::copy_nonoverlapping(code.as_ptr(), place, code.len()) };
         #[cfg(target_arch = "aarch64")]
         flush(place.addr(), start, code.len());
@@ -127,12 +127,12 @@ impl CodeMemory {
         membarrier(SYNC_CORE)
     }
 
-    /// Overwrites what is at `range` with traps: whoever runs it now ends the process.
+    /// Overwrites what is at `range` with traps: a thread that runs it ends the process.
     ///
     /// # Safety
     ///
     /// As for [`write`](Self::write).
-    pub unsafe fn erase(&self, range: Range<usize>) -> io::Result<()> {
+    pub(crate) unsafe fn erase(&self, range: Range<usize>) -> io::Result<()> {
         // SAFETY: handed on to the caller.
         unsafe { self.write(range.start, &vec![TRAP; range.len()]) }
     }
@@ -143,7 +143,7 @@ impl CodeMemory {
 /// # Safety
 ///
 /// A function's code begins there, and stays until it has returned.
-pub unsafe fn call(start: usize) -> u32 {
+pub(crate) unsafe fn call(start: usize) -> u32 {
     let code = ptr::with_exposed_provenance::<()>(start);
     // SAFETY: the code of such a function is there, by the caller's word.
     let function = unsafe { std::mem::transmute::<*const (), extern "C" fn() -> u32>(code) };

@@ -40,27 +40,27 @@ type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 /// The map: where code lies, to the byte. A handler finds it because it is a `static`.
 static CODE: AddressSpace<Function> = AddressSpace::new(1);
 
-/// The memory that the map is about.
+/// The memory that the map describes.
 static MEMORY: OnceLock<CodeMemory> = OnceLock::new();
 
-/// What the map says about a range of code.
+/// What the map holds for a range of code.
 struct Function {
     id: u32,
-    /// Owns memory: the handler must not be the one who drops it. It cannot be, since what is
-    /// removed from the map comes back to whoever removed it.
+    /// Owns memory, so the handler must not drop it. It cannot, since what is removed from the map
+    /// comes back to the thread that removed it.
     name: String,
     kind: usize,
     /// Readers share a payload, so what they change in it is atomic.
     samples: AtomicU64,
 }
 
-/// A function is loaded and unloaded as a whole: its VMA is never cut nor merged.
+/// A function is loaded and unloaded as a whole: its VMA is neither split nor merged.
 impl Payload for Function {}
 
 /// Kinds of functions and how long they run, in turns of a loop.
 const KINDS: [(&str, u32); 3] = [("parse", 8_000), ("eval", 16_000), ("collect", 32_000)];
 
-/// How lookups of the handler have ended.
+/// Counts of how lookups of the handler ended.
 struct Counts {
     hit: AtomicU64,
     not_mapped: AtomicU64,
@@ -89,9 +89,9 @@ static PRESENT: Counts = Counts::new();
 /// Of addresses that were recorded earlier.
 static PAST: Counts = Counts::new();
 
-// --- The handler: everything that this example is about -------------------------------------------
+// --- The handler: everything that this example is about ------------------------------------------
 
-/// What the signal handler does, inside a `HandlerScope`.
+/// Is called by the signal handler, inside a `HandlerScope`.
 fn on_sample(sample: Sample) {
     look_up(sample.pc, Some(sample.register), &PRESENT);
     // Processors also record addresses on their own and hand them over in batches, when the code
@@ -109,15 +109,15 @@ fn on_sample(sample: Sample) {
 /// that we have interrupted is just there.
 fn look_up(addr: usize, running: Option<u32>, counts: &Counts) {
     let count = match CODE.try_read(addr) {
-        // The guard is a read lock: until it is dropped, at the end of this arm, nobody unloads the
-        // function, and a profiler would copy its name into a buffer.
+        // The guard is a read lock: until it is dropped, at the end of this arm, no thread unloads
+        // the function, and a profiler would copy its name into a buffer.
         Ok(function) if is_right(&function, function.range(), addr, running) => {
             function.samples.fetch_add(running.is_some().into(), Relaxed);
             &counts.hit
         }
-        // Somebody edits the map, perhaps the very thread that we have interrupted (`OwnEdit`); or
-        // is about to unload this function and waits for its readers (that thread: `OwnExclusion`).
-        // To wait for them here could be to wait for ever, so the sample is given up.
+        // A thread edits the map, perhaps the very one that we have interrupted (`OwnEdit`); or it
+        // is about to unload this function and waits for its readers (`OwnExclusion`). To wait for
+        // it here could be to wait for ever, so the sample is given up.
         Err(
             ReadError::Locked { .. } | ReadError::OwnEdit { .. } | ReadError::OwnExclusion { .. },
         ) => &counts.locked,
@@ -147,9 +147,9 @@ fn is_ours(addr: usize) -> bool {
     MEMORY.get().is_some_and(|memory| memory.range().contains(&addr))
 }
 
-// --- Compilers: loading and unloading -------------------------------------------------------------
+// --- Compilers: loading and unloading ------------------------------------------------------------
 
-/// Loads a new function: finds room, writes it, and only then shows it to others.
+/// Loads a new function: finds a gap, writes the code, and only then maps it for others.
 fn load(memory: &CodeMemory) -> Result<Range<usize>> {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     let id = NEXT.fetch_add(1, Relaxed);
@@ -157,14 +157,14 @@ fn load(memory: &CodeMemory) -> Result<Range<usize>> {
     let (name, turns) = KINDS[kind];
     let code = code::assemble(id, turns);
 
-    // The lowest room: what was unloaded last is soon used again. Reserved, it is ours, and the
-    // other compiler finds room elsewhere.
+    // The lowest gap: what was unloaded last is soon used again. Reserved, it is ours, and the
+    // other compiler finds a gap elsewhere.
     let mut edit = CODE.edit()?;
-    let room = GapSearch::new(code.len()).aligned(16).within(memory.range());
-    let reservation = edit.reserve(edit.find_gap(&room)?)?;
+    let search = GapSearch::new(code.len()).aligned(16).within(memory.range());
+    let mut reservation = edit.reserve(edit.find_gap(&search)?)?;
     drop(edit);
 
-    // Nobody waits for us while we write.
+    // No thread waits for us while we write.
     let range = reservation.range();
     // SAFETY: the range is reserved: no runner and no handler finds code there.
     unsafe { memory.write(range.start, &code)? };
@@ -173,15 +173,14 @@ fn load(memory: &CodeMemory) -> Result<Range<usize>> {
     Ok(range)
 }
 
-/// Unloads a function: waits until nobody runs it, erases it, and only then gives its place away.
+/// Unloads a function: waits until no thread runs it, erases it, and only then frees its addresses.
 ///
-/// In the order *remove, then erase*, the other compiler could have put a new function into the
-/// place before it is erased. [`AddressSpace::remove`] would do for who has nothing to do in
-/// between.
+/// In the order *remove, then erase*, the other compiler could load a new function there before the
+/// old one is erased. Where nothing has to be done in between, [`AddressSpace::remove`] is enough.
 fn unload(memory: &CodeMemory, range: Range<usize>) -> Result<Function> {
-    let exclusion = CODE.exclude(range.clone())?; // no new reader comes in
-    exclusion.wait(); // and those inside leave; other functions are not affected
-    // SAFETY: nobody runs or reads the function any more, and the place is still taken.
+    let exclusion = CODE.exclude(range.clone())?; // no reader acquires it any more
+    exclusion.wait(); // until the last one has released it
+    // SAFETY: no thread runs or reads the function any more, and its addresses are still taken.
     unsafe { memory.erase(range)? };
     let removed = exclusion.remove()?;
     // The payload comes back to us, to be dropped where dropping is allowed.
@@ -213,9 +212,9 @@ fn compile(memory: &CodeMemory, stop: &AtomicBool) -> Result<Profile> {
     Ok(profile)
 }
 
-// --- Runners --------------------------------------------------------------------------------------
+// --- Runners -------------------------------------------------------------------------------------
 
-/// Calls functions at random until it is told to stop; how many it has called.
+/// Calls functions at random until it is told to stop, and returns how many it has called.
 fn run(memory: &CodeMemory, mut random: usize, stop: &AtomicBool) -> Result<u64> {
     let _timer = Timer::start(PERIOD)?;
     let mut calls = 0;
@@ -224,7 +223,7 @@ fn run(memory: &CodeMemory, mut random: usize, stop: &AtomicBool) -> Result<u64>
         let range = memory.range();
         // The first function at or above some address. Not in a handler, so waiting is fine.
         let addr = range.start + (random >> 32) % range.len();
-        let Some(function) = CODE.read_from(addr)? else { continue };
+        let Some(function) = CODE.read_at_or_after(addr)? else { continue };
         // SAFETY: a function's code is there, and stays while we hold the guard.
         let returned = unsafe { code::call(function.range().start) };
         if returned != function.id {
@@ -235,7 +234,7 @@ fn run(memory: &CodeMemory, mut random: usize, stop: &AtomicBool) -> Result<u64>
     Ok(calls)
 }
 
-// --- The program ----------------------------------------------------------------------------------
+// --- The program ---------------------------------------------------------------------------------
 
 const PERIOD: Duration = Duration::from_micros(200);
 const DURATION: Duration = Duration::from_millis(1000);
@@ -293,7 +292,7 @@ fn profile() -> Result<()> {
     // Every hit was credited to a payload, and every payload came back to its owner.
     let credited: u64 = profile.iter().map(|(_, samples)| samples).sum();
     if wrong + past_wrong != 0 {
-        return Err("the map has lied".into());
+        return Err("the map and the code contradict each other".into());
     }
     if hit == 0 || past_hit == 0 || credited != hit {
         return Err(format!("of {hit} hits, {credited} were credited to functions").into());

@@ -9,22 +9,22 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use libc::{SIGPROF, siginfo_t, ucontext_t};
-use pervma::{HandlerScope, Std};
+use pervma::{HandlerScope, StdPlatform};
 
 /// What was running when the signal came.
 #[derive(Clone, Copy)]
-pub struct Sample {
+pub(crate) struct Sample {
     /// The program counter.
-    pub pc: usize,
+    pub(crate) pc: usize,
     /// The register in which a function returns its result.
-    pub register: u32,
+    pub(crate) register: u32,
 }
 
 /// Set before the handler is installed, so that the handler can always read it.
 static ON_SAMPLE: OnceLock<fn(Sample)> = OnceLock::new();
 
 /// Has `on_sample` called in a signal handler for each tick of a [`Timer`].
-pub fn install(on_sample: fn(Sample)) -> io::Result<()> {
+pub(crate) fn install(on_sample: fn(Sample)) -> io::Result<()> {
     ON_SAMPLE.get_or_init(|| on_sample);
     // SAFETY: a C structure of integers and an optional function: all zeros is valid.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
@@ -43,7 +43,7 @@ pub fn install(on_sample: fn(Sample)) -> io::Result<()> {
 /// For the kernel only: `context` is that of a delivered signal.
 unsafe extern "C" fn on_signal(_signal: c_int, _info: *mut siginfo_t, context: *mut c_void) {
     // From here on, whatever takes a lock of an address space panics, which ends the process.
-    let _inside = HandlerScope::<Std>::enter();
+    let _inside = HandlerScope::<StdPlatform>::enter();
     // SAFETY: with SA_SIGINFO it points to the interrupted context.
     let interrupted = unsafe { &*context.cast_const().cast::<ucontext_t>() };
     #[cfg(target_arch = "x86_64")]
@@ -59,12 +59,12 @@ unsafe extern "C" fn on_signal(_signal: c_int, _info: *mut siginfo_t, context: *
 }
 
 /// Interrupts the thread that started it, until it is dropped.
-pub struct Timer(libc::timer_t);
+pub(crate) struct Timer(libc::timer_t);
 
 impl Timer {
     /// Starts it. The period is that of a clock, so a thread that has no processor is not
     /// interrupted more often later on.
-    pub fn start(period: Duration) -> io::Result<Self> {
+    pub(crate) fn start(period: Duration) -> io::Result<Self> {
         // SAFETY: a C structure: all zeros is valid.
         let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
         event.sigev_notify = libc::SIGEV_THREAD_ID;
@@ -120,7 +120,7 @@ unsafe impl GlobalAlloc for NotInHandlers {
 }
 
 fn abort_in_handler() {
-    if HandlerScope::<Std>::active() {
+    if HandlerScope::<StdPlatform>::active() {
         std::process::abort();
     }
 }

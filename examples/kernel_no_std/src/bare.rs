@@ -8,16 +8,17 @@ use core::ptr;
 
 use spin::RwLock;
 
-/// How many processors there may be.
-pub const PROCESSORS: usize = 1;
+/// The most processors that there may be.
+pub(crate) const PROCESSORS: usize = 1;
 
-/// Which one runs this. Where there are more, it is in a register: `gs`, `tpidr_el1`, `tp`.
-pub fn processor() -> usize {
+/// The number of the running processor. Where there are more, it is in a register: `gs`,
+/// `tpidr_el1`, `tp`.
+pub(crate) fn processor() -> usize {
     0
 }
 
-/// What to do while waiting for another processor.
-pub fn pause() {
+/// Waits for another processor for a moment.
+pub(crate) fn pause() {
     core::hint::spin_loop();
 }
 
@@ -30,7 +31,7 @@ extern "C" fn _start() -> ! {
     halt()
 }
 
-/// What the entry of the timer in the interrupt table calls.
+/// Is called by the entry of the timer in the interrupt table.
 #[unsafe(no_mangle)]
 extern "C" fn timer_interrupt() {
     crate::platform::tick();
@@ -61,10 +62,10 @@ struct State {
     blocks: usize,
 }
 
-// SAFETY: bytes are touched only by who was given them.
+// SAFETY: only the owner of a block touches its bytes.
 unsafe impl Sync for Heap {}
 
-// SAFETY: under the lock, what lies behind `used` is given to nobody else, and `used` falls back only
+// SAFETY: under the lock, what lies behind `used` is in no other block, and `used` falls back only
 // when no block is in use.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {

@@ -10,24 +10,24 @@ use std::time::Duration;
 use crate::platform::{self, POOL};
 use crate::{INIT, PAGES, Process, Vma};
 
-/// How many processors there may be.
-pub const PROCESSORS: usize = 4;
+/// The most processors that there may be.
+pub(crate) const PROCESSORS: usize = 4;
 
 std::thread_local! {
     static PROCESSOR: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Which one runs this.
-pub fn processor() -> usize {
+/// The number of the running processor.
+pub(crate) fn processor() -> usize {
     PROCESSOR.get()
 }
 
-/// What to do while waiting for another processor: it may be a thread that has no real one.
-pub fn pause() {
+/// Waits for another processor for a moment. It may be a thread that has no real processor.
+pub(crate) fn pause() {
     thread::yield_now();
 }
 
-/// What a processor has done.
+/// The counts of what a processor has done.
 #[derive(Default)]
 struct Done {
     faults: u64,
@@ -38,7 +38,7 @@ struct Done {
 type Outcome<T> = Result<T, &'static str>;
 
 /// The `main` of the program.
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(what) => {
@@ -93,7 +93,7 @@ fn run() -> Outcome<()> {
     );
     println!("each of the {present} pages that are present is its mapping's");
     if faults == 0 || changes == 0 {
-        return Err("nobody has done anything");
+        return Err("no processor has done anything");
     }
     give_up_waiting(&INIT)
 }
@@ -132,10 +132,10 @@ fn change(process: &Process, mut random: Random, stop: &AtomicBool) -> Outcome<D
     Ok(done)
 }
 
-/// A deadline: the wait ends when its time has come, and nothing has changed.
+/// Checks a deadline: the wait ends when its time has come, and nothing has changed.
 fn give_up_waiting(process: &Process) -> Outcome<()> {
     let range = process.mmap(crate::PAGE, Vma { object: 0, offset: 0, writable: false });
-    let range = range.map_err(|_| "no room for one page")?;
+    let range = range.map_err(|_| "no gap of one page")?;
     let (reading, over) = (&Barrier::new(2), &AtomicBool::new(false));
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -149,9 +149,9 @@ fn give_up_waiting(process: &Process) -> Outcome<()> {
         });
         reading.wait();
         let exclusion = process.space.exclude(range.clone());
-        let alone = exclusion.map(|exclusion| exclusion.wait_until(platform::ticks() + 5));
+        let drained = exclusion.map(|exclusion| exclusion.wait_until(platform::ticks() + 5));
         over.store(true, Relaxed);
-        if alone == Ok(false) { Ok(()) } else { Err("a reader was overlooked") }
+        if drained == Ok(false) { Ok(()) } else { Err("a reader was overlooked") }
     })?;
     println!("a munmap that waits for a reader gives up when its time has come");
     process.munmap(range).map_err(|_| "the reader has left")

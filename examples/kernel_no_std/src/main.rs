@@ -2,16 +2,17 @@
 //! [`AddressSpace`], without an operating system underneath.
 //!
 //! A kernel has no `std`. It uses `pervma` with `default-features = false` and brings a
-//! [`Platform`](pervma::Platform) of its own; that is `platform.rs`, the file to read first. Here is
-//! what stands on it. The same source
+//! [`Platform`](pervma::Platform) of its own; that is `platform.rs`, the file to read first. Here
+//! is what stands on it. The same source
 //!
 //! - builds for bare metal, with an entry point, a panic handler and a heap of its own (`bare.rs`):
 //!   `cargo build -p kernel_no_std --target x86_64-unknown-none`;
 //! - runs as a normal program, with threads in the place of processors (`host.rs`):
 //!   `cargo run -p kernel_no_std`.
 //!
-//! The page table is a plain array here. What keeps it right is the rule that Linux has: an entry is
-//! made under the lock of its VMA, and taken away by who keeps all readers of that VMA out.
+//! The page table is a plain array here. What keeps it right is the rule that Linux has: an entry
+//! is made under the lock of its VMA, and cleared by a thread that keeps all readers of that VMA
+//! out.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![expect(clippy::disallowed_types, reason = "a page table and a clock have atomics of their own")]
 
@@ -60,7 +61,8 @@ impl Payload for Vma {
 }
 
 impl Vma {
-    /// The entry of the page table for the page that is `offset` bytes from the VMA's start; never 0.
+    /// The entry of the page table for the page that is `offset` bytes from the VMA's start; never
+    /// 0.
     fn entry(&self, offset: usize) -> u64 {
         let frame = (self.object * PAGES * 2 + (self.offset + offset) / PAGE) as u64;
         frame << 2 | u64::from(self.writable) << 1 | 1
@@ -89,7 +91,7 @@ enum Fault {
 
 const IN_EDIT: &str = "a fault in the kernel's own edit";
 
-// --- The page fault -------------------------------------------------------------------------------
+// --- The page fault ------------------------------------------------------------------------------
 
 impl Process {
     /// Serves a page fault: makes the page present, if it is mapped and may be accessed so.
@@ -97,30 +99,31 @@ impl Process {
         // Nearly always this is all: no lock that others write to, no allocation. Where waiting is
         // impossible, in an interrupt, it is the only way in.
         let found = match self.space.try_read(addr) {
-            // Somebody changes this VMA, or the hole that the address may be in: wait for them.
-            // (`read` alone would do all of this. It tries `try_read` first.)
+            // Another processor changes this VMA, or the hole that the address may be in: wait for
+            // it. (`read` would do all of this. It tries `try_read` first.)
             Err(ReadError::Locked { .. }) => self.space.read(addr),
             decided => decided,
         };
         let vma = found.map_err(|error| match error {
             ReadError::NotMapped { .. } | ReadError::Reserved { .. } => Fault::Refused,
-            // Without the platform's `with_thread`, this would be a processor that waits for itself.
+            // Without the platform's `with_thread`, this would be a processor that waits for
+            // itself.
             ReadError::OwnEdit { .. } => Fault::Broken(IN_EDIT),
             _ => Fault::Broken("a fault while its processor holds a lock"),
         })?;
         if write && !vma.writable {
             return Err(Fault::Refused);
         }
-        // Until the guard is dropped, nobody changes or removes the VMA.
+        // Until the guard is dropped, no processor changes or removes the VMA.
         let entry = vma.entry(page_offset(&vma.range(), addr));
         let page = &self.page_table[addr / PAGE];
         page.store(entry, Relaxed);
-        machine::pause(); // time for whoever would be wrong enough to take the entry away
+        machine::pause(); // time for a processor that would wrongly clear the entry
         if page.load(Relaxed) == entry { Ok(()) } else { Err(Fault::Broken("the entry is gone")) }
     }
 
-    /// Takes the pages of `range` away. A kernel also tells the other processors to forget them, which
-    /// takes its time.
+    /// Takes the pages of `range` away. A kernel also tells the other processors to forget them,
+    /// which takes its time.
     fn zap(&self, range: &Range<usize>) {
         machine::pause();
         for page in &self.page_table[range.start / PAGE..range.end.div_ceil(PAGE).min(PAGES)] {
@@ -134,35 +137,35 @@ fn page_offset(range: &Range<usize>, addr: usize) -> usize {
     (addr - range.start) / PAGE * PAGE
 }
 
-// --- The system calls -----------------------------------------------------------------------------
+// --- The system calls ----------------------------------------------------------------------------
 
 impl Process {
     /// `mmap`: pages are made present when they are touched.
     fn mmap(&self, len: usize, vma: Vma) -> Result<Range<usize>, ChangeError> {
-        let mut edit = self.space.edit().map_err(|_| ChangeError::OwnEdit)?;
+        let mut edit = self.space.edit()?;
         let out_of_space = || ChangeError::OutOfMemory { range: 0..len };
-        let search = GapSearch::new(len).within(0..PAGES * PAGE).from_above();
-        let room = edit.find_gap(&search).map_err(|_| out_of_space())?;
-        edit.insert(room.clone(), vma).map_err(|refused| refused.kind)?;
-        Ok(room)
+        let search = GapSearch::new(len).within(0..PAGES * PAGE).top_down();
+        let gap = edit.find_gap(&search).map_err(|_| out_of_space())?;
+        edit.insert(gap.clone(), vma).map_err(|refused| refused.kind)?;
+        Ok(gap)
     }
 
     /// `munmap`: out of the map, then out of the page table.
     fn munmap(&self, range: Range<usize>) -> Result<(), ChangeError> {
-        let mut edit = self.space.edit().map_err(|_| ChangeError::OwnEdit)?;
-        // Waits for faults in these VMAs. Afterwards, nobody makes their pages present.
+        let mut edit = self.space.edit()?;
+        // Waits for faults in these VMAs. Afterwards, no processor makes their pages present.
         let removed = edit.remove(range)?;
         // The slow part. Faults and other lookups under the mmap lock go on meanwhile, but no edit:
-        // nobody maps anything new at these addresses before their pages are gone.
+        // no processor maps anything new at these addresses before their pages are gone.
         let view = edit.downgrade();
         removed.iter().for_each(|removed| self.zap(&removed.range));
         drop(view);
         Ok(())
     }
 
-    /// `mprotect`: cuts and merges VMAs as [`Payload`] says.
+    /// `mprotect`: splits and merges VMAs as [`Payload`] says.
     fn mprotect(&self, range: Range<usize>, writable: bool) -> Result<(), ChangeError> {
-        let mut edit = self.space.edit().map_err(|_| ChangeError::OwnEdit)?;
+        let mut edit = self.space.edit()?;
         edit.update(range.clone(), |_, vma| Vma { writable, ..*vma })?;
         // The VMAs stay write-locked until the edit ends: no page comes back with the old rights.
         self.zap(&range);
@@ -170,13 +173,13 @@ impl Process {
     }
 }
 
-// --- What must hold -------------------------------------------------------------------------------
+// --- What must hold ------------------------------------------------------------------------------
 
 fn ensure(holds: bool, what: &'static str) -> Result<(), &'static str> {
     if holds { Ok(()) } else { Err(what) }
 }
 
-/// Everything that one processor can see; how many VMAs there were when memory ran out.
+/// Checks all that one processor can see, and returns how many VMAs there were when memory ran out.
 fn check_one_processor(process: &Process) -> Result<usize, &'static str> {
     let Process { space, page_table } = process;
     let vma = Vma { object: 7, offset: 0, writable: true };
@@ -190,19 +193,19 @@ fn check_one_processor(process: &Process) -> Result<usize, &'static str> {
     ensure(!faults(start - 1, false), "a fault beside the mapping")?;
 
     let middle = page(start, 4)..page(start, 6);
-    ensure(process.mprotect(middle.clone(), false).is_ok() && vmas() == 3, "mprotect cuts")?;
+    ensure(process.mprotect(middle.clone(), false).is_ok() && vmas() == 3, "mprotect splits")?;
     ensure(page_table[start / PAGE + 5].load(Relaxed) == 0, "mprotect leaves an old page")?;
     ensure(!faults(middle.start, true) && faults(middle.start, false), "read-only is read-only")?;
     ensure(faults(middle.end, true), "mprotect reaches too far")?;
     ensure(process.mprotect(middle.clone(), true).is_ok() && vmas() == 1, "mprotect merges")?;
 
-    ensure(process.munmap(middle.clone()).is_ok() && vmas() == 2, "munmap cuts")?;
+    ensure(process.munmap(middle.clone()).is_ok() && vmas() == 2, "munmap splits")?;
     ensure(!faults(middle.start, false) && faults(middle.end, true), "munmap")?;
 
     // A fault of the same processor on what its own edit has locked: an error, where a spin lock
     // would hang.
     let mut edit = space.edit().map_err(|_| "no edit")?;
-    ensure(edit.start_write(start).is_ok(), "nothing to lock")?;
+    ensure(edit.write(start).is_ok(), "nothing to lock")?;
     let noticed = match process.fault(start, false) {
         Err(Fault::Broken(why)) => why == IN_EDIT,
         _ => false,
@@ -237,11 +240,11 @@ fn check_out_of_memory(process: &Process) -> Result<usize, &'static str> {
     let Some(Range { start, end }) = large.map(|(range, _)| range.clone()) else {
         return Err("a mapping is lost");
     };
-    let cut = process.munmap(start + PAGE..start + 2 * PAGE);
-    ensure(matches!(cut, Err(ChangeError::OutOfMemory { .. })), "a cut without memory")?;
+    let split = process.munmap(start + PAGE..start + 2 * PAGE);
+    ensure(matches!(split, Err(ChangeError::OutOfMemory { .. })), "a split without memory")?;
     ensure(map()? == full, "a failure has changed something")?;
     ensure(process.fault(start + PAGE, false).is_ok(), "a failure has locked something")?;
-    // What is unmapped makes room at once.
+    // What is unmapped is a gap at once.
     ensure(process.munmap(end - PAGE..end).is_ok(), "munmap at the end of a mapping")?;
     let Some((range, _)) = full.iter().find(|(range, _)| range.len() == PAGE) else {
         return Err("the pages are lost");
@@ -255,7 +258,7 @@ fn check_out_of_memory(process: &Process) -> Result<usize, &'static str> {
     Ok(most)
 }
 
-/// Whether each page that is present is its VMA's; how many there are.
+/// Checks that each page that is present is its VMA's, and returns how many there are.
 fn check_page_table(process: &Process) -> Result<usize, &'static str> {
     let view = process.space.view().map_err(|_| "no view")?;
     let mut present = 0;

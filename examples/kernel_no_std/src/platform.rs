@@ -1,4 +1,5 @@
-//! What a kernel lends to its address spaces: a lock, memory, time, waiting, and who is running.
+//! What a kernel lends to its address spaces: a lock, memory, time, a way to wait, and the state of
+//! the running processor.
 
 use core::alloc::Layout;
 use core::cell::UnsafeCell;
@@ -11,7 +12,7 @@ use pervma::{Platform, SlabMemory, ThreadState, WaitWord};
 use crate::machine;
 
 /// The platform. It is a name only: all of its functions are static.
-pub enum Kernel {}
+pub(crate) enum Kernel {}
 
 // SAFETY: a processor's state is lent on that processor only, where threads are not switched while
 // it matters; nothing here unwinds.
@@ -25,8 +26,8 @@ unsafe impl Platform for Kernel {
     type Deadline = u64;
 
     /// Waits until the word has changed. Here a processor that waits has nothing better to do; a
-    /// kernel with a scheduler puts the thread on a queue of this word, looks at the word once more,
-    /// and sleeps.
+    /// kernel with a scheduler puts the thread on a queue of this word, looks at the word once
+    /// more, and sleeps.
     fn wait(word: &WaitWord, seen: u32, deadline: Option<u64>) -> bool {
         while word.value() == seen {
             if deadline.is_some_and(|at| ticks() >= at) {
@@ -37,14 +38,15 @@ unsafe impl Platform for Kernel {
         true
     }
 
-    /// Those who wait look for themselves. A kernel with a scheduler takes one off the word's queue;
-    /// readers call this, perhaps in an interrupt, so the queue may not have a lock.
+    /// Waiters look at the word themselves. A kernel with a scheduler takes one off the word's
+    /// queue; readers call this, perhaps in an interrupt, so the queue may not have a lock.
     fn wake(_word: &WaitWord) {}
 
     fn wake_all(_word: &WaitWord) {}
 
-    /// The state of who is running: here of the processor, since this kernel does not switch threads
-    /// while a guard or an edit lives. One that does keeps a [`ThreadState`] in each thread.
+    /// The state of what is running: here of the processor, since this kernel does not switch
+    /// threads while a guard or an edit lives. One that does keeps a [`ThreadState`] in each
+    /// thread.
     fn with_thread<R>(f: impl FnOnce(&ThreadState) -> R) -> Option<R> {
         static PROCESSORS: [ThreadState; machine::PROCESSORS] =
             [const { ThreadState::new() }; machine::PROCESSORS];
@@ -52,8 +54,8 @@ unsafe impl Platform for Kernel {
     }
 }
 
-/// What the raw lock does while somebody else has it.
-pub struct Pause;
+/// Waits for a moment while another processor has the raw lock.
+pub(crate) struct Pause;
 
 impl spin::RelaxStrategy for Pause {
     fn relax() {
@@ -63,22 +65,22 @@ impl spin::RelaxStrategy for Pause {
 
 static TICKS: AtomicU64 = AtomicU64::new(0);
 
-/// The time.
-pub fn ticks() -> u64 {
+/// The time, in ticks of the timer.
+pub(crate) fn ticks() -> u64 {
     TICKS.load(Relaxed)
 }
 
-/// What the timer's interrupt calls.
-pub fn tick() {
+/// Is called by the interrupt of the timer.
+pub(crate) fn tick() {
     TICKS.fetch_add(1, Relaxed);
 }
 
 /// The memory of slabs: so many bytes of the kernel's image, and no more. Slots and tree nodes are
 /// taken from it in chunks, and used again, but not returned while a slab lives.
-pub enum Pool {}
+pub(crate) enum Pool {}
 
-/// How much there is.
-pub const POOL: usize = 64 << 10;
+/// The bytes that there are.
+pub(crate) const POOL: usize = 64 << 10;
 
 #[repr(align(4096))]
 struct Memory(UnsafeCell<MaybeUninit<[u8; POOL]>>);
@@ -89,8 +91,9 @@ unsafe impl Sync for Memory {}
 static MEMORY: Memory = Memory(UnsafeCell::new(MaybeUninit::uninit()));
 static USED: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: `USED` only rises, so what lies between its old value and its new one was given to nobody
-// before; the memory is a static, so it stays. Larger alignments than that of the static are refused.
+// SAFETY: `USED` only rises, so what lies between its old value and its new one was not given out
+// before; the memory is a static, so it stays. Larger alignments than that of the static are
+// refused.
 unsafe impl SlabMemory for Pool {
     fn alloc(layout: Layout) -> *mut u8 {
         let place = |used: usize| {

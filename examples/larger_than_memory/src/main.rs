@@ -1,5 +1,5 @@
-//! A table of counters in a file of 64 MiB, updated at random from several threads, of which at most
-//! 4 MiB are in memory at a time.
+//! A table of counters in a file of 64 MiB, updated at random from several threads, of which at
+//! most 4 MiB are in memory at a time.
 //!
 //! The program says `read` and `write`; everything else happens by itself:
 //!
@@ -11,10 +11,10 @@
 //! In the end the file is read in the ordinary way, and no update may be missing.
 //!
 //! Is this the right tool? For a local file like this one, often not: the kernel's own `mmap` keeps
-//! what fits in memory and gives back the rest, at a fraction of the cost of a fault. It cannot hold
-//! a *bound* of its own for one mapping, say when and how pages are written (here: a checksum of
-//! each could be kept, or the pages be compressed), or map what is no file. Replace [`FileSource`] by
-//! a source of yours, and the program stays the same.
+//! what fits in memory and gives back the rest, at a fraction of the cost of a fault. It cannot
+//! hold a *bound* of its own for one mapping, say when and how pages are written (here: a checksum
+//! of each could be kept, or the pages be compressed), or map what is no file. Replace
+//! [`FileSource`] by a source of yours, and the program stays the same.
 
 use std::error::Error;
 use std::fs::File;
@@ -72,8 +72,8 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     Ok(if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Adds to random counters. Those of a thread are nobody else's: the region is memory, and two
-/// threads that write one place would have to agree as they would anywhere.
+/// Adds to random counters. Each thread has its own: the region is memory, and two threads that
+/// write one place would have to agree as they would anywhere.
 fn update(table: &LiveRegion, thread: usize) {
     let mut random = 0x2545_F491_4F6C_DD1D_u64 + thread as u64;
     for _ in 0..UPDATES {

@@ -1,10 +1,11 @@
-//! Calls with whatever arguments a string of bytes has, and what must hold after each of them: shared
-//! by a test and a fuzz target.
+//! Calls with arguments from a string of bytes, and what must hold after each of them: shared by a
+//! test and a fuzz target.
 
 use std::sync::Arc;
 
 use pervma_linux::{
-    Access, Backing, Config, Counts, Errno, File, Mm, Part, Refusal, Std, VmFlags, abi,
+    Access, Backing, Config, Counts, Errno, File, FileFacts, Mm, NotNow, OpenFile, Part, Refusal,
+    StdPlatform, VmFlags, abi,
 };
 
 /// Memory of which some pages cannot be had, and some advice cannot be followed.
@@ -41,8 +42,8 @@ impl Arguments<'_> {
         bytes
     }
 
-    /// Any 64 bits; or, so that calls meet each other's mappings, a page out of a few; or a number
-    /// that is on the edge of something.
+    /// Reads any 64 bits; or, so that calls meet each other's mappings, one of a few pages; or a
+    /// number near some limit.
     fn word(&mut self) -> u64 {
         let [how, few] = self.bytes();
         match how % 8 {
@@ -60,7 +61,7 @@ impl Arguments<'_> {
         usize::try_from(self.word()).unwrap_or(usize::MAX)
     }
 
-    /// A length, mostly of a few pages.
+    /// Reads a length, mostly of a few pages.
     fn len(&mut self) -> usize {
         let [few] = self.bytes();
         if few < 32 { self.addr() } else { usize::from(few % 8) * 4096 }
@@ -87,7 +88,7 @@ impl Arguments<'_> {
 /// # Panics
 ///
 /// When something does not hold.
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let mut arguments = Arguments(bytes);
     let [strict, unlimited] = arguments.bytes();
     let config = Config {
@@ -97,7 +98,7 @@ pub fn run(bytes: &[u8]) {
         may_map_low: unlimited & 2 != 0,
         ..Config::default()
     };
-    let file = Arc::new(File::new("/file"));
+    let file: Arc<dyn File> = Arc::new(OpenFile::new("/file", FileFacts::new()));
     let mut mm = Mm::new(Unwilling, config);
     while !arguments.0.is_empty() {
         let before = (mm.config().strict).then(|| state(&mm));
@@ -109,17 +110,17 @@ pub fn run(bytes: &[u8]) {
     }
 }
 
-/// What may not change when a call fails. Whether there may be guard pages is about pages.
-fn state(mm: &Mm<Unwilling, Std>) -> (String, Vec<VmFlags>, Counts) {
+/// Returns what may not change when a call fails. A mark of guard pages may: it is about pages.
+fn state(mm: &Mm<Unwilling, StdPlatform>) -> (Result<String, NotNow>, Vec<VmFlags>, Counts) {
     let mut flags = Vec::new();
-    mm.for_each(|_, vma| flags.push(vma.flags | VmFlags::MAYBE_GUARD));
-    (mm.maps(), flags, mm.counts())
+    let seen = mm.for_each(|_, vma| flags.push(vma.flags | VmFlags::MAYBE_GUARD));
+    (seen.and_then(|()| mm.maps()), flags, mm.counts())
 }
 
 fn call(
-    mm: &mut Mm<Unwilling, Std>,
+    mm: &mut Mm<Unwilling, StdPlatform>,
     arguments: &mut Arguments<'_>,
-    file: &Arc<File>,
+    file: &Arc<dyn File>,
 ) -> Result<(), Errno> {
     let [which] = arguments.bytes();
     let (addr, len) = (arguments.addr(), arguments.len());
@@ -150,7 +151,7 @@ fn call(
         17 => mm.set_anon_name(addr, len, [None, Some("name")][usize::from(which >> 7)]),
         18 => {
             let access = [Access::Read, Access::Write, Access::Execute][usize::from(which % 3)];
-            // A signal is no failure of a call: a stack that cannot grow has its first page then.
+            // A signal is no failed call: a stack that cannot grow has its first page then.
             let _ = mm.fault(addr, access);
             Ok(())
         }
@@ -162,11 +163,11 @@ fn call(
     }
 }
 
-/// What is counted is what is there; and no two mappings are where one would do.
-fn check(mm: &Mm<Unwilling, Std>) {
+/// Checks that the counts are right, and that no two mappings should be one.
+fn check(mm: &Mm<Unwilling, StdPlatform>) {
     let mut counted = Counts::default();
     let mut last_end = 0;
-    mm.for_each(|range, vma| {
+    let seen = mm.for_each(|range, vma| {
         assert!(last_end <= range.start && range.start < range.end);
         assert!(range.start % 4096 == 0 && range.end % 4096 == 0);
         assert!(range.end <= mm.config().layout.task_size);
@@ -183,6 +184,7 @@ fn check(mm: &Mm<Unwilling, Std>) {
             counted.data += pages;
         }
     });
+    assert_eq!(seen, Ok(()));
     let counts = mm.counts();
     // What is locked may be counted twice: see `Counts::locked`.
     assert_eq!(Counts { locked: 0, ..counts }, counted);

@@ -6,7 +6,7 @@ use loom::sync::atomic::AtomicU32;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
 use pervma_models::internals::Model as Platform;
-use pervma_models::ledger::Step;
+use pervma_models::internals::Step;
 use pervma_models::{AddressSpace, Slab};
 
 use super::lock::Vma;
@@ -19,15 +19,15 @@ const EARLY: &str = "a reader is inside before the edit ends";
 const TENANT: &str = "a stale reader has changed the count of the slot's next tenant";
 
 /// B12. Two editors, each of its own space, of which one removes while the other inserts.
-pub const TWO_EDITORS: Model = Model {
+pub(crate) const TWO_EDITORS: Model = Model {
     name: "two_editors",
     property: "a slot or a node is another space's only when its last owner is done with it",
     threads: 2,
     preemptions: None,
     run: || {
         let slab = std::sync::Arc::new(Slab::new());
-        let mine = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
-        let other = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
+        let mine = AddressSpace::new_in(1, std::sync::Arc::clone(&slab));
+        let other = AddressSpace::new_in(1, std::sync::Arc::clone(&slab));
         let mut edit = mine.edit().unwrap();
         // 40 comes last: the leaf is divided in the middle, since keys do not come in order.
         for start in [10, 20, 30, 50, 40] {
@@ -66,7 +66,7 @@ fn look(space: &AddressSpace<u32>, addr: usize, payload: u32, wrong: &str) {
 }
 
 /// B4, B7, B15d. One reader of the address that goes, one editor.
-pub const REUSE: Model = Model {
+pub(crate) const REUSE: Model = Model {
     name: "reuse",
     property: "a reader that comes late finds its own VMA or none, never the slot's next tenant",
     threads: 2,
@@ -84,7 +84,7 @@ pub const REUSE: Model = Model {
         });
         look(&space, 10, 1, OTHER);
         editor.join().unwrap();
-        assert_eq!(space.slab().vmas().made, 1, "the slot was used again");
+        assert_eq!(space.slab().vmas().capacity, 1, "the slot was used again");
     },
     mutants: &[
         weaken("ATTACH_PUBLISH", RACE),
@@ -96,7 +96,7 @@ pub const REUSE: Model = Model {
 };
 
 /// B4, B15h. One reader of an address that an edit maps, in a slot that was used before.
-pub const APPEAR: Model = Model {
+pub(crate) const APPEAR: Model = Model {
     name: "appear",
     property: "what an edit inserts is found complete, and not before the edit ends",
     threads: 2,
@@ -104,7 +104,7 @@ pub const APPEAR: Model = Model {
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
-        *space.edit().unwrap().start_write(10).unwrap() = 2; // the slot has the number of an edit
+        *space.edit().unwrap().write(10).unwrap() = 2; // the slot has the number of an edit
         space.edit().unwrap().remove(10..20).unwrap();
         let over = Arc::new(AtomicU32::new(0));
         let editor = thread::spawn({
@@ -125,15 +125,15 @@ pub const APPEAR: Model = Model {
 };
 
 /// One reader of a space, one editor that moves its slot to another space on the same slab.
-pub const REUSE_ELSEWHERE: Model = Model {
+pub(crate) const REUSE_ELSEWHERE: Model = Model {
     name: "reuse_elsewhere",
     property: "a slot that has gone to another space is refused, whatever its lock says",
     threads: 2,
     preemptions: Some(3),
     run: || {
         let slab = std::sync::Arc::new(Slab::new());
-        let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
-        let other = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
+        let mine = Arc::new(AddressSpace::new_in(1, std::sync::Arc::clone(&slab)));
+        let other = AddressSpace::new_in(1, std::sync::Arc::clone(&slab));
         mine.edit().unwrap().insert(10..20, 1).unwrap();
         let editor = thread::spawn({
             let mine = Arc::clone(&mine);
@@ -145,13 +145,13 @@ pub const REUSE_ELSEWHERE: Model = Model {
         });
         look(&mine, 10, 1, FOREIGN);
         editor.join().unwrap();
-        assert_eq!(slab.vmas().made, 1, "the slot was used again");
+        assert_eq!(slab.vmas().capacity, 1, "the slot was used again");
     },
     mutants: &[drop_step(Step::CheckSpace, FOREIGN), weaken("ATTACH_PUBLISH", RACE)],
 };
 
 /// B15a. A late reader of a slot whose VMA goes and which is used again, at the lock alone.
-pub const LATE_PUT: Model = Model {
+pub(crate) const LATE_PUT: Model = Model {
     name: "late_put",
     property: "a reader's put goes to the count that it took a reference from",
     threads: 2,
@@ -163,17 +163,17 @@ pub const LATE_PUT: Model = Model {
             move || {
                 let edit = vma.seq.begin();
                 vma.lock.exclude();
-                vma.lock.wait_alone::<Platform>(None);
+                vma.lock.wait_drained::<Platform>(None);
                 vma.lock.detach();
                 vma.lock.attach(edit);
                 vma.seq.end(edit);
             }
         });
-        if vma.lock.enter().is_ok() {
-            vma.lock.leave::<Platform>();
+        if vma.lock.try_acquire().is_ok() {
+            vma.lock.release::<Platform>();
         }
         editor.join().unwrap();
-        assert!(vma.lock.exclude_idle(), "{TENANT}");
+        assert!(vma.lock.try_exclude_idle(), "{TENANT}");
     },
     mutants: &[
         drop_step(Step::WaitForReaders, TENANT),

@@ -6,7 +6,7 @@ use loom::sync::Arc;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
 use pervma_models::internals::Model as Platform;
-use pervma_models::ledger::Step;
+use pervma_models::internals::Step;
 use pervma_models::{AddressSpace, Slab};
 
 use super::lock::{INSIDE, Vma};
@@ -18,7 +18,7 @@ const FOREIGN: &str = "a reader that slept is admitted to a VMA of another space
 
 /// B14. The increment has to be an acquire: else the test of the sequence moves in front of it, a
 /// writer locks and lets go in between, and both checks pass.
-pub const INCREMENT: Model = Model {
+pub(crate) const INCREMENT: Model = Model {
     name: "exchange_increment",
     property: "nobody is admitted while a writer has the VMA",
     threads: 2,
@@ -38,13 +38,13 @@ pub const INCREMENT: Model = Model {
         weaken("EXCLUDE_END", INSIDE),
         drop_step(Step::CheckSeq, INSIDE),
         drop_step(Step::RefuseExcluded, INSIDE),
-        drop_step(Step::MarkBeforeEnd, INSIDE),
+        drop_step(Step::LockBeforeClear, INSIDE),
     ],
 };
 
 /// B11, B15a. The author's claim: detaching waits for readers, so between detach and reuse nobody
 /// gets past the increment. It holds.
-pub const CLAIM: Model = Model {
+pub(crate) const CLAIM: Model = Model {
     name: "exchange_claim",
     property: "between the detach of a VMA and the reuse of its slot no reader gets past the increment",
     threads: 2,
@@ -56,7 +56,7 @@ pub const CLAIM: Model = Model {
             move || {
                 let edit = vma.seq.begin();
                 vma.lock.exclude();
-                vma.lock.wait_alone::<Platform>(None);
+                vma.lock.wait_drained::<Platform>(None);
                 vma.lock.detach();
                 vma.written.fetch_add(1, Relaxed);
                 vma.written.fetch_sub(1, Relaxed);
@@ -64,9 +64,9 @@ pub const CLAIM: Model = Model {
                 vma.seq.end(edit);
             }
         });
-        if vma.lock.enter().is_ok() {
+        if vma.lock.try_acquire().is_ok() {
             assert_eq!(vma.written.fetch_add(0, Relaxed), 0, "{PAST}");
-            vma.lock.leave::<Platform>();
+            vma.lock.release::<Platform>();
         }
         editor.join().unwrap();
     },
@@ -81,15 +81,15 @@ pub const CLAIM: Model = Model {
 /// B11. The counter-example to the conclusion that no second check is needed: a reader finds a VMA
 /// and sleeps while it is detached, freed, used again and attached. Its increment succeeds; only the
 /// checks that follow turn it away, that of the space and that of the address.
-pub const SLEEPER: Model = Model {
+pub(crate) const SLEEPER: Model = Model {
     name: "exchange_sleeper",
     property: "a reader that sleeps from the walk on, across detach, free, reuse and attach, is turned away",
     threads: 2,
     preemptions: Some(2),
     run: || {
         let slab = std::sync::Arc::new(Slab::new());
-        let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
-        let other = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
+        let mine = Arc::new(AddressSpace::new_in(1, std::sync::Arc::clone(&slab)));
+        let other = AddressSpace::new_in(1, std::sync::Arc::clone(&slab));
         mine.edit().unwrap().insert(10..20, 1).unwrap();
         let mut found = mine.cursor();
         drop(found.try_read(10).unwrap());
@@ -107,7 +107,7 @@ pub const SLEEPER: Model = Model {
             assert_eq!(*vma, 1, "{FOREIGN}");
         }
         editor.join().unwrap();
-        assert_eq!(slab.vmas().made, 1, "the slot was used again, and again");
+        assert_eq!(slab.vmas().capacity, 1, "the slot was used again, and again");
     },
     mutants: &[drop_step(Step::CheckSpace, FOREIGN), drop_step(Step::CheckRange, OTHER)],
 };

@@ -5,7 +5,7 @@ use loom::sync::atomic::AtomicU32;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
 use pervma_models::internals::Model as Platform;
-use pervma_models::ledger::Step;
+use pervma_models::internals::Step;
 use pervma_models::{AddressSpace, ChangeError, ReadError, WriteError};
 
 use super::lock::Vma;
@@ -13,7 +13,7 @@ use crate::harness::{DEADLOCK, Model, RACE, drop_step, weaken};
 
 const LATE: &str = "a reader is inside a removed VMA";
 const FOREIGN: &str = "an exclusion changes a VMA that another excludes";
-const TWICE: &str = "X is added once";
+const TWICE: &str = "X is set once";
 const LOST: &str = "what was changed or removed is not what there was";
 
 /// A reader of one address who counts itself while it is inside.
@@ -30,7 +30,7 @@ fn none_inside(inside: &AtomicU32, otherwise: &str) {
 }
 
 /// B9. A reader against a removal that waits without the mmap lock.
-pub const EXCLUDE_REMOVE: Model = Model {
+pub(crate) const EXCLUDE_REMOVE: Model = Model {
     name: "exclude_remove",
     property: "when a removal returns, nobody is inside and nobody enters",
     threads: 2,
@@ -39,7 +39,7 @@ pub const EXCLUDE_REMOVE: Model = Model {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
         let inside = Arc::new(AtomicU32::new(0));
-        drop(space.try_read(10).unwrap()); // moves the settled number on
+        drop(space.try_read(10).unwrap()); // advances the watermark
         let remover = thread::spawn({
             let (space, inside) = (Arc::clone(&space), Arc::clone(&inside));
             move || {
@@ -56,12 +56,12 @@ pub const EXCLUDE_REMOVE: Model = Model {
         drop_step(Step::WaitForReaders, RACE),
         drop_step(Step::KeepExcluded, LATE),
         weaken("EXCLUDE_WAIT", RACE),
-        weaken("READ_PUT", RACE),
+        weaken("READ_RELEASE", RACE),
     ],
 };
 
 /// B23. A reader against a change of the payload under an exclusion.
-pub const EXCLUDE_UPDATE: Model = Model {
+pub(crate) const EXCLUDE_UPDATE: Model = Model {
     name: "exclude_update",
     property: "a payload changes while nobody is inside, and the new one is read only when its edit is over",
     threads: 2,
@@ -69,7 +69,7 @@ pub const EXCLUDE_UPDATE: Model = Model {
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
-        drop(space.try_read(10).unwrap()); // moves the settled number on
+        drop(space.try_read(10).unwrap()); // advances the watermark
         let editor = thread::spawn({
             let space = Arc::clone(&space);
             move || assert_eq!(space.update(10..20, |_, _| 2).unwrap()[0].payload, 1)
@@ -88,7 +88,7 @@ pub const EXCLUDE_UPDATE: Model = Model {
 };
 
 /// A blocking reader against an exclusion that gives up.
-pub const GATE: Model = Model {
+pub(crate) const GATE: Model = Model {
     name: "gate",
     property: "whoever an exclusion refuses goes on when it ends",
     threads: 2,
@@ -96,7 +96,7 @@ pub const GATE: Model = Model {
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
-        drop(space.try_read(10).unwrap()); // moves the settled number on
+        drop(space.try_read(10).unwrap()); // advances the watermark
         let excluder = thread::spawn({
             let space = Arc::clone(&space);
             move || drop(space.exclude(10..20).unwrap())
@@ -105,15 +105,15 @@ pub const GATE: Model = Model {
         excluder.join().unwrap();
     },
     mutants: &[
-        weaken("GATE_REGISTER", DEADLOCK),
-        weaken("GATE_OPEN", DEADLOCK),
-        drop_step(Step::LookAgain, DEADLOCK),
-        drop_step(Step::OpenLast, DEADLOCK),
+        weaken("EVENT_PREPARE", DEADLOCK),
+        weaken("EVENT_NOTIFY", DEADLOCK),
+        drop_step(Step::TestAgain, DEADLOCK),
+        drop_step(Step::NotifyLast, DEADLOCK),
     ],
 };
 
 /// Two whom one exclusion refuses. At the lock alone.
-pub const TWO_SLEEPERS: Model = Model {
+pub(crate) const TWO_SLEEPERS: Model = Model {
     name: "two_sleepers",
     property: "the end of an exclusion lets all go on whom it refused",
     threads: 3,
@@ -124,13 +124,13 @@ pub const TWO_SLEEPERS: Model = Model {
         let sleepers = [0, 1].map(|_| {
             let vma = Arc::clone(&vma);
             thread::spawn(move || {
-                if let Some(ticket) = vma.lock.register() {
-                    vma.lock.sleep::<Platform>(ticket);
+                if let Some(key) = vma.lock.prepare_wait() {
+                    vma.lock.wait_notified::<Platform>(key);
                 }
             })
         });
-        vma.lock.readmit();
-        vma.lock.open_gate::<Platform>();
+        vma.lock.clear_excluded();
+        vma.lock.notify::<Platform>();
         for sleeper in sleepers {
             sleeper.join().unwrap();
         }
@@ -140,7 +140,7 @@ pub const TWO_SLEEPERS: Model = Model {
 
 /// One whom an exclusion refused comes late to sleep: the VMA is excluded again by then, by somebody
 /// who waits for him, and the gate has a new sleeper. At the lock alone.
-pub const LATE_SLEEPER: Model = Model {
+pub(crate) const LATE_SLEEPER: Model = Model {
     name: "late_sleeper",
     property: "nobody sleeps for an exclusion that came after the one that refused him",
     threads: 2,
@@ -149,20 +149,20 @@ pub const LATE_SLEEPER: Model = Model {
         let vma = Vma::attached();
         vma.lock.exclude();
         let sleeper = thread::spawn({
-            let (vma, ticket) = (Arc::clone(&vma), vma.lock.register().unwrap());
-            move || vma.lock.sleep::<Platform>(ticket)
+            let (vma, key) = (Arc::clone(&vma), vma.lock.prepare_wait().unwrap());
+            move || vma.lock.wait_notified::<Platform>(key)
         });
-        vma.lock.readmit();
-        vma.lock.open_gate::<Platform>();
+        vma.lock.clear_excluded();
+        vma.lock.notify::<Platform>();
         vma.lock.exclude();
-        assert!(vma.lock.register().is_some());
+        assert!(vma.lock.prepare_wait().is_some());
         sleeper.join().unwrap();
     },
-    mutants: &[drop_step(Step::AdvanceGate, DEADLOCK)],
+    mutants: &[drop_step(Step::AdvanceEvent, DEADLOCK)],
 };
 
 /// Two excluders of one VMA, of whom each gives up.
-pub const ABANDON: Model = Model {
+pub(crate) const ABANDON: Model = Model {
     name: "abandon",
     property: "an exclusion that gives up touches nothing of the next one's",
     threads: 2,
@@ -181,12 +181,12 @@ pub const ABANDON: Model = Model {
     mutants: &[
         weaken("EXCLUDE_END", RACE),
         weaken("EXCLUDE_BEGIN", RACE),
-        drop_step(Step::LinkBeforeEnd, RACE),
+        drop_step(Step::LinkBeforeClear, RACE),
     ],
 };
 
 /// Two removals of the same range, one of them by an edit that retries outside.
-pub const TWO_REMOVALS: Model = Model {
+pub(crate) const TWO_REMOVALS: Model = Model {
     name: "two_removals",
     property: "exclusions and edits of the same VMAs neither wait for each other for ever nor both have them",
     threads: 2,
@@ -211,11 +211,11 @@ pub const TWO_REMOVALS: Model = Model {
         assert_eq!(here + other.join().unwrap(), 2, "{LOST}");
         assert_eq!(space.slab().vmas().in_use, 0);
     },
-    mutants: &[drop_step(Step::TestExcluded, TWICE), drop_step(Step::SleepOutside, DEADLOCK)],
+    mutants: &[drop_step(Step::TestExcluded, TWICE), drop_step(Step::SleepUnlocked, DEADLOCK)],
 };
 
 /// B15j. A reader inside, one excluder that waits for it, one more whom that refuses.
-pub const TWO_WAITERS: Model = Model {
+pub(crate) const TWO_WAITERS: Model = Model {
     name: "two_waiters",
     property: "the last reader wakes the excluder, and not somebody whom the exclusion refuses",
     threads: 3,
@@ -237,11 +237,33 @@ pub const TWO_WAITERS: Model = Model {
         assert_eq!(remover.join().unwrap(), 1);
         assert!(reader.join().unwrap() <= 1);
     },
-    mutants: &[drop_step(Step::SeparateGate, DEADLOCK), drop_step(Step::WakeWaiter, DEADLOCK)],
+    mutants: &[drop_step(Step::SeparateEvent, DEADLOCK), drop_step(Step::WakeWriter, DEADLOCK)],
+};
+
+/// A change that finds the mmap lock taken when it would end, beside an edit of the same VMA.
+pub(crate) const SUSPENDED: Model = Model {
+    name: "suspended",
+    property: "a change that was suspended is made of what is there when it goes on",
+    threads: 2,
+    preemptions: Some(3),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        space.edit().unwrap().insert(10..20, 1).unwrap();
+        let updater = thread::spawn({
+            let space = Arc::clone(&space);
+            move || drop(space.update(10..20, |_, payload| payload + 10).unwrap())
+        });
+        let mut edit = space.edit().unwrap();
+        let added = if edit.update(10..20, |_, payload| payload + 100).is_ok() { 100 } else { 0 };
+        drop(edit);
+        updater.join().unwrap();
+        assert_eq!(*space.try_read(10).unwrap(), 11 + added, "{LOST}");
+    },
+    mutants: &[drop_step(Step::FindUnchanged, LOST)],
 };
 
 /// An exclusion with a hole in its range, in which another thread maps and excludes something.
-pub const HOLE_IN_RANGE: Model = Model {
+pub(crate) const HOLE_IN_RANGE: Model = Model {
     name: "hole_in_range",
     property: "an exclusion ends on its own VMAs, whatever has come into its range",
     threads: 2,
@@ -265,7 +287,7 @@ pub const HOLE_IN_RANGE: Model = Model {
 };
 
 /// B10. A reader against a write lock that does not wait.
-pub const IDLE: Model = Model {
+pub(crate) const IDLE: Model = Model {
     name: "idle",
     property: "a VMA that is write-locked because it was idle is idle",
     threads: 2,
@@ -277,7 +299,7 @@ pub const IDLE: Model = Model {
             let space = Arc::clone(&space);
             move || {
                 let mut edit = space.edit().unwrap();
-                if let Ok(mut vma) = edit.try_start_write(10) {
+                if let Ok(mut vma) = edit.try_write(10) {
                     *vma = 2;
                 }
             }
@@ -290,13 +312,13 @@ pub const IDLE: Model = Model {
     mutants: &[
         weaken("EXCLUDE_WAIT", RACE),
         weaken("EXCLUDE_END", RACE),
-        weaken("READ_PUT", RACE),
+        weaken("READ_RELEASE", RACE),
         drop_step(Step::CheckSeq, RACE),
     ],
 };
 
 /// An exclusion that gives up against another that takes the VMA in as a neighbour, if it is idle.
-pub const TAKEN_IN: Model = Model {
+pub(crate) const TAKEN_IN: Model = Model {
     name: "taken_in",
     property: "who finds a VMA idle has its link to himself, whoever had it before",
     threads: 2,
@@ -318,7 +340,7 @@ pub const TAKEN_IN: Model = Model {
 };
 
 /// A reader, an editor and an excluder of one VMA.
-pub const THREE_WAYS: Model = Model {
+pub(crate) const THREE_WAYS: Model = Model {
     name: "three_ways",
     property: "of a reader, an edit and an exclusion at most one has the VMA, and each of them ends",
     threads: 3,
@@ -326,12 +348,12 @@ pub const THREE_WAYS: Model = Model {
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
-        drop(space.try_read(10).unwrap()); // moves the settled number on
+        drop(space.try_read(10).unwrap()); // advances the watermark
         let editor = thread::spawn({
             let space = Arc::clone(&space);
             move || {
                 let mut edit = space.edit().unwrap();
-                match edit.start_write(10) {
+                match edit.write(10) {
                     Ok(mut vma) => {
                         *vma += 1;
                         1
@@ -358,12 +380,12 @@ pub const THREE_WAYS: Model = Model {
         drop_step(Step::WaitForReaders, RACE),
         drop_step(Step::RefuseExcluded, RACE),
         drop_step(Step::TestExcluded, TWICE),
-        drop_step(Step::WakeWaiter, DEADLOCK),
+        drop_step(Step::WakeWriter, DEADLOCK),
     ],
 };
 
 /// B2, B8. A reader of a VMA that an exclusion of its neighbour would merge with.
-pub const NEIGHBOUR: Model = Model {
+pub(crate) const NEIGHBOUR: Model = Model {
     name: "neighbour",
     property: "an exclusion merges a neighbour only while nobody is inside that",
     threads: 2,
@@ -374,7 +396,7 @@ pub const NEIGHBOUR: Model = Model {
         edit.insert(10..20, 1).unwrap();
         edit.insert(20..30, 2).unwrap();
         drop(edit);
-        drop(space.try_read(10).unwrap()); // moves the settled number on
+        drop(space.try_read(10).unwrap()); // advances the watermark
         let excluder = thread::spawn({
             let space = Arc::clone(&space);
             move || drop(space.update(20..30, |_, _| 1).unwrap())
@@ -385,5 +407,5 @@ pub const NEIGHBOUR: Model = Model {
         }
         excluder.join().unwrap();
     },
-    mutants: &[weaken("READ_PUT", RACE)],
+    mutants: &[weaken("READ_RELEASE", RACE)],
 };

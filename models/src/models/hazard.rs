@@ -5,7 +5,7 @@
 use loom::sync::Arc;
 use loom::thread::{self, JoinHandle};
 use pervma_models::internals::Barrier;
-use pervma_models::ledger::Step;
+use pervma_models::internals::Step;
 use pervma_models::{AddressSpace, ReadError, Reader, ReaderCursor, Slab};
 
 use crate::harness::{DEADLOCK, Model, RACE, drop_step, weaken};
@@ -19,7 +19,7 @@ fn space() -> Arc<AddressSpace<u32>> {
     edit.insert(10..20, 1).unwrap();
     edit.insert(30..40, 1).unwrap();
     drop(edit);
-    drop(space.try_read(30).unwrap()); // moves the settled number on
+    drop(space.try_read(30).unwrap()); // advances the watermark
     space
 }
 
@@ -42,11 +42,11 @@ fn read(cursor: &mut ReaderCursor<'_, u32>, inside: impl Fn()) {
 /// Write-locks the first VMA.
 fn write(space: &Arc<AddressSpace<u32>>) -> JoinHandle<()> {
     let space = Arc::clone(space);
-    thread::spawn(move || *space.edit().unwrap().start_write(10).unwrap() = 2)
+    thread::spawn(move || *space.edit().unwrap().write(10).unwrap() = 2)
 }
 
 /// One reader, one writer.
-pub const PUBLISHED: Model = Model {
+pub(crate) const PUBLISHED: Model = Model {
     name: "published",
     property: "a writer waits for the reader whose visit is published, or the reader sees that it has come",
     threads: 2,
@@ -61,22 +61,22 @@ pub const PUBLISHED: Model = Model {
         assert_eq!(*cursor.try_read(10).unwrap(), 2);
     },
     mutants: &[
-        weaken("HAZARD_SET_FENCE", RACE),
+        weaken("HAZARD_PUBLISH_FENCE", RACE),
         weaken("HAZARD_SCAN_FENCE", RACE),
         weaken("HAZARD_ADMIT", RACE),
         weaken("EXCLUDE_END", RACE),
-        weaken("HAZARD_CLEAR", RACE),
+        weaken("HAZARD_RETRACT", RACE),
         weaken("HAZARD_SCAN", RACE),
-        weaken("HAZARD_CLEAR_FENCE", DEADLOCK),
-        weaken("HAZARD_MARK_FENCE", DEADLOCK),
-        drop_step(Step::CountVisits, RACE),
+        weaken("HAZARD_RETRACT_FENCE", DEADLOCK),
+        weaken("HAZARD_TRANSFER_FENCE", DEADLOCK),
+        drop_step(Step::ScanHazards, RACE),
         drop_step(Step::RefuseExcluded, RACE),
-        drop_step(Step::TakeMarkBack, DEADLOCK),
+        drop_step(Step::UndoTransfer, DEADLOCK),
     ],
 };
 
 /// One reader that goes on to another VMA, one writer of the first.
-pub const NEXT_VISIT: Model = Model {
+pub(crate) const NEXT_VISIT: Model = Model {
     name: "next_visit",
     property: "a writer that sees the reader elsewhere sees that its reads are over",
     threads: 2,
@@ -95,7 +95,7 @@ pub const NEXT_VISIT: Model = Model {
 };
 
 /// One reader that stays for a while, one thread that excludes twice.
-pub const COUNTED_ONCE: Model = Model {
+pub(crate) const COUNTED_ONCE: Model = Model {
     name: "counted_once",
     property: "a reader that one exclusion has counted is not counted by the next, and makes one put",
     threads: 2,
@@ -108,18 +108,18 @@ pub const COUNTED_ONCE: Model = Model {
             let space = Arc::clone(&space);
             move || {
                 drop(space.exclude(10..20).unwrap());
-                *space.edit().unwrap().start_write(10).unwrap() = 2;
+                *space.edit().unwrap().write(10).unwrap() = 2;
             }
         });
         assert_eq!(*vma, 1);
         drop(vma);
         excluder.join().unwrap();
     },
-    mutants: &[drop_step(Step::SkipMarked, DEADLOCK)],
+    mutants: &[drop_step(Step::SkipTransferred, DEADLOCK)],
 };
 
 /// One reader, one writer that does not want to wait.
-pub const NOT_IDLE: Model = Model {
+pub(crate) const NOT_IDLE: Model = Model {
     name: "not_idle",
     property: "a VMA that counts nobody is taken for idle only if nobody has published a visit",
     threads: 2,
@@ -132,7 +132,7 @@ pub const NOT_IDLE: Model = Model {
             let space = Arc::clone(&space);
             move || {
                 let mut edit = space.edit().unwrap();
-                if let Ok(mut vma) = edit.try_start_write(10) {
+                if let Ok(mut vma) = edit.try_write(10) {
                     *vma = 2;
                 }
             }
@@ -140,13 +140,13 @@ pub const NOT_IDLE: Model = Model {
         read(&mut cursor, || ());
         writer.join().unwrap();
         // Whoever was counted has made its put.
-        assert!(space.edit().unwrap().try_start_write(10).is_ok());
+        assert!(space.edit().unwrap().try_write(10).is_ok());
     },
-    mutants: &[drop_step(Step::LookAfterIdle, RACE), drop_step(Step::CountVisits, RACE)],
+    mutants: &[drop_step(Step::ScanIdle, RACE), drop_step(Step::ScanHazards, RACE)],
 };
 
 /// One reader that gives its record up, one writer.
-pub const GIVEN_UP: Model = Model {
+pub(crate) const GIVEN_UP: Model = Model {
     name: "given_up",
     property: "a writer that finds nobody registered sees that the last reader's reads are over",
     threads: 2,
@@ -160,11 +160,11 @@ pub const GIVEN_UP: Model = Model {
         drop(reader);
         writer.join().unwrap();
     },
-    mutants: &[weaken("RECORD_LOOK", RACE)],
+    mutants: &[weaken("RECORD_TEST", RACE)],
 };
 
 /// Two readers, one after the other in the same record, one writer.
-pub const TAKEN_OVER: Model = Model {
+pub(crate) const TAKEN_OVER: Model = Model {
     name: "taken_over",
     property: "whoever takes a record over finds its hazards empty, and a mark that is left in it is made up for once",
     threads: 2,
@@ -176,7 +176,7 @@ pub const TAKEN_OVER: Model = Model {
         let next = thread::spawn({
             let space = Arc::clone(&space);
             move || {
-                *space.edit().unwrap().start_write(10).unwrap() = 2;
+                *space.edit().unwrap().write(10).unwrap() = 2;
                 let reader = space.register().unwrap();
                 assert_eq!(*reader.try_read(10).unwrap(), 2);
             }
@@ -185,13 +185,13 @@ pub const TAKEN_OVER: Model = Model {
         drop(vma);
         drop(reader);
         next.join().unwrap();
-        assert!(space.edit().unwrap().try_start_write(10).is_ok());
+        assert!(space.edit().unwrap().try_write(10).is_ok());
     },
-    mutants: &[drop_step(Step::CountVisits, RACE)],
+    mutants: &[drop_step(Step::ScanHazards, RACE)],
 };
 
 /// One reader that registers, one writer.
-pub const REGISTER: Model = Model {
+pub(crate) const REGISTER: Model = Model {
     name: "register",
     property: "a reader registers before a write lock and is seen, or after it and sees it",
     threads: 2,
@@ -205,20 +205,20 @@ pub const REGISTER: Model = Model {
         }
         writer.join().unwrap();
     },
-    mutants: &[drop_step(Step::CountVisits, RACE)],
+    mutants: &[drop_step(Step::ScanHazards, RACE)],
 };
 
 /// One reader of a space, one editor that moves its slot to another space on the same slab, and takes
 /// it away there too.
-pub const ELSEWHERE: Model = Model {
+pub(crate) const ELSEWHERE: Model = Model {
     name: "elsewhere",
     property: "the writer of one space waits for the late registered reader of another",
     threads: 2,
     preemptions: Some(2),
     run: || {
         let slab = std::sync::Arc::new(Slab::new());
-        let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
-        let other = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
+        let mine = Arc::new(AddressSpace::new_in(1, std::sync::Arc::clone(&slab)));
+        let other = AddressSpace::new_in(1, std::sync::Arc::clone(&slab));
         mine.edit().unwrap().insert(10..20, 1).unwrap();
         let reader = mine.register().unwrap();
         let mut cursor = cursor(&reader);
@@ -240,7 +240,7 @@ pub const ELSEWHERE: Model = Model {
     },
     mutants: &[
         drop_step(Step::CheckSpace, FOREIGN),
-        drop_step(Step::CountVisits, RACE),
+        drop_step(Step::ScanHazards, RACE),
         weaken("ATTACH_PUBLISH", RACE),
         weaken("HAZARD_ADMIT", RACE),
     ],
@@ -250,13 +250,13 @@ pub const ELSEWHERE: Model = Model {
 fn write_with(space: &Arc<AddressSpace<u32>>, barrier: &std::sync::Arc<Barrier>) -> JoinHandle<()> {
     let (space, barrier) = (Arc::clone(space), std::sync::Arc::clone(barrier));
     thread::spawn(move || {
-        barrier.join();
-        *space.edit().unwrap().start_write(10).unwrap() = 2;
+        barrier.enroll();
+        *space.edit().unwrap().write(10).unwrap() = 2;
     })
 }
 
 /// `PUBLISHED`, with barriers.
-pub const BARRIER: Model = Model {
+pub(crate) const BARRIER: Model = Model {
     name: "barrier",
     property: "a writer waits for the reader whose visit is published, or the reader sees that it has come",
     threads: 2,
@@ -266,7 +266,7 @@ pub const BARRIER: Model = Model {
         // Others whom the writer meets first: one that fences, and one that has gone.
         let fences = space.register().unwrap();
         let gone = space.register().unwrap();
-        barrier.join();
+        barrier.enroll();
         let reader = space.register().unwrap();
         drop(gone);
         let mut cursor = cursor(&reader);
@@ -279,24 +279,24 @@ pub const BARRIER: Model = Model {
     },
     mutants: &[
         weaken("HAZARD_ADMIT", RACE),
-        weaken("HAZARD_CLEAR", RACE),
+        weaken("HAZARD_RETRACT", RACE),
         weaken("HAZARD_FREE", RACE),
         weaken("HAZARD_SCAN", RACE),
         drop_step(Step::BarrierToScan, RACE),
-        drop_step(Step::BarrierToMark, DEADLOCK),
-        drop_step(Step::TakeMarkBack, DEADLOCK),
+        drop_step(Step::BarrierToTransfer, DEADLOCK),
+        drop_step(Step::UndoTransfer, DEADLOCK),
     ],
 };
 
 /// `NEXT_VISIT`, with barriers.
-pub const BARRIER_NEXT_VISIT: Model = Model {
+pub(crate) const BARRIER_NEXT_VISIT: Model = Model {
     name: "barrier_next_visit",
     property: "a writer that sees the reader elsewhere sees that its reads are over",
     threads: 2,
     preemptions: Some(4),
     run: || {
         let (space, barrier) = (space(), Barrier::new());
-        barrier.join();
+        barrier.enroll();
         let reader = space.register().unwrap();
         let (mut first, mut second) = (cursor(&reader), reader.cursor());
         drop(second.try_read(30).unwrap());
@@ -306,18 +306,18 @@ pub const BARRIER_NEXT_VISIT: Model = Model {
         barrier.end();
         writer.join().unwrap();
     },
-    mutants: &[weaken("HAZARD_SET", RACE), weaken("HAZARD_SCAN", RACE)],
+    mutants: &[weaken("HAZARD_PUBLISH", RACE), weaken("HAZARD_SCAN", RACE)],
 };
 
 /// `GIVEN_UP`, with barriers.
-pub const BARRIER_GIVEN_UP: Model = Model {
+pub(crate) const BARRIER_GIVEN_UP: Model = Model {
     name: "barrier_given_up",
     property: "a writer that finds nobody registered sees that the last reader's reads are over",
     threads: 2,
     preemptions: Some(4),
     run: || {
         let (space, barrier) = (space(), Barrier::new());
-        barrier.join();
+        barrier.enroll();
         let reader = space.register().unwrap();
         let mut cursor = cursor(&reader);
         let writer = write_with(&space, &barrier);
@@ -326,11 +326,11 @@ pub const BARRIER_GIVEN_UP: Model = Model {
         barrier.end();
         writer.join().unwrap();
     },
-    mutants: &[weaken("RECORD_GIVE_UP", RACE), weaken("RECORD_LOOK", RACE)],
+    mutants: &[weaken("RECORD_GIVE_UP", RACE), weaken("RECORD_TEST", RACE)],
 };
 
 /// One reader that holds the VMA and looks it up again, one excluder.
-pub const AGAIN: Model = Model {
+pub(crate) const AGAIN: Model = Model {
     name: "again",
     property: "a lookup that is refused takes back its own visit, and no other of the same VMA",
     threads: 2,
@@ -346,11 +346,11 @@ pub const AGAIN: Model = Model {
         drop(vma);
         writer.join().unwrap();
     },
-    mutants: &[drop_step(Step::CountVisits, RACE)],
+    mutants: &[drop_step(Step::ScanHazards, RACE)],
 };
 
 /// One reader that is late at a slot that becomes a reservation, and its owner.
-pub const AT_A_RESERVATION: Model = Model {
+pub(crate) const AT_A_RESERVATION: Model = Model {
     name: "at_a_reservation",
     property: "a reservation is filled when no registered reader looks at it any more",
     threads: 2,
@@ -365,7 +365,7 @@ pub const AT_A_RESERVATION: Model = Model {
             let space = Arc::clone(&space);
             move || {
                 // In the slot that the cursor knows.
-                let reservation = space.edit().unwrap().reserve(30..40).unwrap();
+                let mut reservation = space.edit().unwrap().reserve(30..40).unwrap();
                 reservation.commit(2).unwrap();
             }
         });
@@ -374,19 +374,19 @@ pub const AT_A_RESERVATION: Model = Model {
         }
         owner.join().unwrap();
     },
-    mutants: &[drop_step(Step::CountVisits, RACE)],
+    mutants: &[drop_step(Step::ScanHazards, RACE)],
 };
 
 /// One reader of a space that is late at a slot of another, which ends; the slot is used again.
-pub const AT_THE_END: Model = Model {
+pub(crate) const AT_THE_END: Model = Model {
     name: "at_the_end",
     property: "the end of a space waits for the late registered readers of others",
     threads: 2,
     preemptions: Some(3),
     run: || {
         let slab = std::sync::Arc::new(Slab::new());
-        let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
-        let other = AddressSpace::on_slab(1, slab);
+        let mine = Arc::new(AddressSpace::new_in(1, std::sync::Arc::clone(&slab)));
+        let other = AddressSpace::new_in(1, slab);
         mine.edit().unwrap().insert(10..20, 1).unwrap();
         let reader = mine.register().unwrap();
         let mut cursor = cursor(&reader);
@@ -402,25 +402,25 @@ pub const AT_THE_END: Model = Model {
         drop(cursor.try_read(10));
         editor.join().unwrap();
     },
-    mutants: &[drop_step(Step::CountVisits, RACE), drop_step(Step::DrainOnDrop, RACE)],
+    mutants: &[drop_step(Step::ScanHazards, RACE), drop_step(Step::DrainOnDrop, RACE)],
 };
 
 /// A reader that registers with one space, and a writer of another on the same slab.
-pub const REGISTER_ELSEWHERE: Model = Model {
+pub(crate) const REGISTER_ELSEWHERE: Model = Model {
     name: "register_elsewhere",
     property: "records are made and looked through by one thread at a time",
     threads: 2,
     preemptions: Some(3),
     run: || {
         let slab = std::sync::Arc::new(Slab::new());
-        let mine = AddressSpace::on_slab(1, std::sync::Arc::clone(&slab));
-        let other = Arc::new(AddressSpace::on_slab(1, slab));
+        let mine = AddressSpace::new_in(1, std::sync::Arc::clone(&slab));
+        let other = Arc::new(AddressSpace::new_in(1, slab));
         mine.edit().unwrap().insert(10..20, 1).unwrap();
         other.edit().unwrap().insert(10..20, 1).unwrap();
         let first = mine.register().unwrap();
         let writer = thread::spawn({
             let other = Arc::clone(&other);
-            move || *other.edit().unwrap().start_write(10).unwrap() = 2
+            move || *other.edit().unwrap().write(10).unwrap() = 2
         });
         let second = mine.register().unwrap();
         drop((first, second));

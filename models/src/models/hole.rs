@@ -2,7 +2,7 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use pervma_models::ledger::Step;
+use pervma_models::internals::Step;
 use pervma_models::{AddressSpace, ReadError, Slab};
 
 use crate::harness::{Model, RACE, drop_step, weaken};
@@ -31,7 +31,7 @@ fn full() -> Arc<AddressSpace<()>> {
 }
 
 /// A leaf splits while one of the entries that move is looked up.
-pub const SPLIT: Model = Model {
+pub(crate) const SPLIT: Model = Model {
     name: "split",
     property: "an address that stays mapped while its leaf splits is never reported as a hole",
     threads: 2,
@@ -48,7 +48,7 @@ pub const SPLIT: Model = Model {
     },
     mutants: &[
         drop_step(Step::CheckHole, HOLE),
-        drop_step(Step::StampNode, HOLE),
+        drop_step(Step::SetVersion, HOLE),
         weaken("HOLE_CHECK", HOLE),
         // The new nodes are the first of their chunk.
         weaken("NODE_FOLLOW", RACE),
@@ -56,9 +56,9 @@ pub const SPLIT: Model = Model {
     ],
 };
 
-/// The same, and before that a hole, which moves the settled number on: perhaps as far as the
+/// The same, and before that a hole, which advances the watermark: perhaps as far as the
 /// editor's edit.
-pub const SPLIT_SETTLED: Model = Model {
+pub(crate) const SPLIT_SETTLED: Model = Model {
     name: "split_settled",
     property: "a walker that believes an edit to be over has all of its changes behind it",
     threads: 2,
@@ -82,7 +82,7 @@ pub const SPLIT_SETTLED: Model = Model {
 };
 
 /// Entries shift to the left and to the right in the leaf of the one that is looked up.
-pub const SHIFT: Model = Model {
+pub(crate) const SHIFT: Model = Model {
     name: "shift",
     property: "an address that stays mapped while its entry shifts is never reported as a hole",
     threads: 2,
@@ -114,8 +114,8 @@ pub const SHIFT: Model = Model {
 /// space, whose edit has begun before, uses one for what it maps at 90. The other VMA is looked up.
 fn recycle(gone: usize, stays: usize) {
     let slab = std::sync::Arc::new(Slab::new());
-    let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
-    let other = AddressSpace::on_slab(1, slab);
+    let mine = Arc::new(AddressSpace::new_in(1, std::sync::Arc::clone(&slab)));
+    let other = AddressSpace::new_in(1, slab);
     let mut edit = mine.edit().unwrap();
     // 40 comes last: a leaf is divided in the middle, since keys do not come in order.
     for start in [10, 20, 30, 50, 40] {
@@ -141,7 +141,7 @@ fn recycle(gone: usize, stays: usize) {
 }
 
 /// B1. The root that the walker is in turns by another space's keys.
-pub const RECYCLED_NODE: Model = Model {
+pub(crate) const RECYCLED_NODE: Model = Model {
     name: "recycled_node",
     property: "a walker in a node that another space has recycled does not report a hole",
     threads: 2,
@@ -151,7 +151,7 @@ pub const RECYCLED_NODE: Model = Model {
 };
 
 /// The root that the walker is in has another space's word, where it had the way to the VMA.
-pub const RECYCLED_WORD: Model = Model {
+pub(crate) const RECYCLED_WORD: Model = Model {
     name: "recycled_word",
     property: "a walker that meets another space's word in a recycled node does not report a hole",
     threads: 2,
@@ -162,15 +162,15 @@ pub const RECYCLED_WORD: Model = Model {
 
 /// An edit takes the only VMA out and puts it back; in between, another space, whose edits have lower
 /// numbers, takes the node.
-pub const RECYCLED_STAMP: Model = Model {
+pub(crate) const RECYCLED_STAMP: Model = Model {
     name: "recycled_stamp",
     property: "an address that one edit replaces is never reported as a hole, whoever has its node",
     threads: 2,
     preemptions: Some(3),
     run: || {
         let slab = std::sync::Arc::new(Slab::new());
-        let mine = Arc::new(AddressSpace::on_slab(1, std::sync::Arc::clone(&slab)));
-        let other = AddressSpace::on_slab(1, slab);
+        let mine = Arc::new(AddressSpace::new_in(1, std::sync::Arc::clone(&slab)));
+        let other = AddressSpace::new_in(1, slab);
         mine.edit().unwrap().insert(10..15, ()).unwrap();
         look(&mine, 10);
         let editor = thread::spawn({
@@ -189,13 +189,13 @@ pub const RECYCLED_STAMP: Model = Model {
     },
     mutants: &[
         drop_step(Step::CheckUpwards, HOLE),
-        weaken("NODE_STAMP", HOLE),
-        weaken("STAMP_CHECK", HOLE),
+        weaken("NODE_VERSION", HOLE),
+        weaken("VERSION_CHECK", HOLE),
     ],
 };
 
 /// A leaf loses its first entry and gets it back: above the leaf, nothing but a key changes.
-pub const REPLACED: Model = Model {
+pub(crate) const REPLACED: Model = Model {
     name: "replaced",
     property: "what one edit takes out and puts back is never reported as a hole",
     threads: 2,
@@ -215,5 +215,5 @@ pub const REPLACED: Model = Model {
         look(&space, 40);
         editor.join().unwrap();
     },
-    mutants: &[drop_step(Step::StampKey, HOLE), drop_step(Step::StampNode, HOLE)],
+    mutants: &[drop_step(Step::SetVersionForKey, HOLE), drop_step(Step::SetVersion, HOLE)],
 };

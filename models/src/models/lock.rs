@@ -4,29 +4,29 @@ use loom::sync::Arc;
 use loom::sync::atomic::AtomicU32;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
+use pervma_models::internals::Step;
 use pervma_models::internals::{Cell, Model as Platform, SpaceSeq, VmaLock};
-use pervma_models::ledger::Step;
 use pervma_models::{AddressSpace, ReadError};
 
 use crate::harness::{Model, RACE, drop_step, weaken};
 
 /// The failure that the January 2025 exchange is about.
-pub const INSIDE: &str = "a write-locked VMA is read-locked";
+pub(crate) const INSIDE: &str = "a write-locked VMA is read-locked";
 const OVER: &str = "more readers are inside than the count can hold";
 
 /// A space reduced to one VMA with one field.
-pub struct Vma {
-    pub seq: SpaceSeq,
-    pub lock: VmaLock,
+pub(crate) struct Vma {
+    pub(crate) seq: SpaceSeq,
+    pub(crate) lock: VmaLock,
     field: Cell<u32>,
     /// Raised while a writer has the VMA or it is detached; loom's own atomic, read by read-modify-write, so that
     /// it orders nothing and shows the newest value.
-    pub written: AtomicU32,
+    pub(crate) written: AtomicU32,
 }
 
 impl Vma {
     /// Attached in an edit that is over.
-    pub fn attached() -> Arc<Self> {
+    pub(crate) fn attached() -> Arc<Self> {
         let vma = Self {
             seq: SpaceSeq::new(),
             lock: VmaLock::new(),
@@ -40,24 +40,24 @@ impl Vma {
     }
 
     /// One try of a reader; `read` runs if it was admitted.
-    pub fn try_read<R>(&self, read: impl FnOnce(&Cell<u32>) -> R) -> Option<R> {
-        if self.lock.looks_locked(&self.seq) || self.lock.enter().is_err() {
+    pub(crate) fn try_read<R>(&self, read: impl FnOnce(&Cell<u32>) -> R) -> Option<R> {
+        if self.lock.looks_locked(&self.seq) || self.lock.try_acquire().is_err() {
             return None;
         }
-        let unlocked = self.lock.unlocked(&self.seq);
+        let unlocked = self.lock.is_unlocked(&self.seq);
         let read = unlocked.then(|| {
             assert_eq!(self.written.fetch_add(0, Relaxed), 0, "{INSIDE}");
             read(&self.field)
         });
-        self.lock.leave::<Platform>();
+        self.lock.release::<Platform>();
         read
     }
 
     /// One edit; `write` runs while the VMA is write-locked.
-    pub fn write(&self, write: impl FnOnce(&Cell<u32>)) {
+    pub(crate) fn write(&self, write: impl FnOnce(&Cell<u32>)) {
         let edit = self.seq.begin();
         self.lock.exclude();
-        assert!(self.lock.wait_alone::<Platform>(None));
+        assert!(self.lock.wait_drained::<Platform>(None));
         self.lock.lock_until_end_of(edit);
         self.written.fetch_add(1, Relaxed);
         write(&self.field);
@@ -77,7 +77,7 @@ fn set(field: &Cell<u32>) {
 }
 
 /// B6. One reader, one writer, one field.
-pub const READ_AGAINST_WRITE: Model = Model {
+pub(crate) const READ_AGAINST_WRITE: Model = Model {
     name: "read_against_write",
     property: "nobody is admitted while a writer has the VMA, and no field is read while it changes",
     threads: 2,
@@ -97,18 +97,18 @@ pub const READ_AGAINST_WRITE: Model = Model {
     mutants: &[
         weaken("READ_ADMIT", RACE),
         weaken("EXCLUDE_END", RACE),
-        weaken("READ_PUT", RACE),
+        weaken("READ_RELEASE", RACE),
         weaken("EXCLUDE_WAIT", RACE),
         weaken("READ_SEQ", RACE),
         weaken("EDIT_END", RACE),
         drop_step(Step::RefuseExcluded, RACE),
-        drop_step(Step::MarkBeforeEnd, RACE),
+        drop_step(Step::LockBeforeClear, RACE),
         drop_step(Step::CheckEven, RACE),
     ],
 };
 
 /// A reader that learns from another, the writer itself, that the edit is over.
-pub const SETTLED: Model = Model {
+pub(crate) const SETTLED: Model = Model {
     name: "settled",
     property: "a reader that is told by another that an edit is over sees what it wrote",
     threads: 2,
@@ -126,8 +126,8 @@ pub const SETTLED: Model = Model {
         writer.join().unwrap();
     },
     mutants: &[
-        weaken("READ_SETTLED", RACE),
-        weaken("SEQ_SETTLE", RACE),
+        weaken("READ_WATERMARK", RACE),
+        weaken("WATERMARK_ADVANCE", RACE),
         weaken("READ_SEQ", RACE),
         weaken("EDIT_END", RACE),
         drop_step(Step::CheckEven, RACE),
@@ -135,7 +135,7 @@ pub const SETTLED: Model = Model {
 };
 
 /// One reader, one writer with two edits of which only the first touches the VMA.
-pub const READ_ACROSS_EDITS: Model = Model {
+pub(crate) const READ_ACROSS_EDITS: Model = Model {
     name: "read_across_edits",
     property: "a reader that sees the number of the next edit also sees what the last one wrote",
     threads: 2,
@@ -157,7 +157,7 @@ pub const READ_ACROSS_EDITS: Model = Model {
 };
 
 /// Two readers, one writer.
-pub const TWO_READERS: Model = Model {
+pub(crate) const TWO_READERS: Model = Model {
     name: "two_readers",
     property: "a writer waits for the last reader, whichever that is, and sees the reads of both over",
     threads: 3,
@@ -178,7 +178,7 @@ pub const TWO_READERS: Model = Model {
     },
     mutants: &[
         weaken("READ_ADMIT", RACE),
-        weaken("READ_PUT", RACE),
+        weaken("READ_RELEASE", RACE),
         weaken("EXCLUDE_WAIT", RACE),
         drop_step(Step::WaitForReaders, RACE),
         drop_step(Step::RefuseExcluded, RACE),
@@ -186,7 +186,7 @@ pub const TWO_READERS: Model = Model {
 };
 
 /// B15g. As many readers as the count holds, and one more.
-pub const FULL: Model = Model {
+pub(crate) const FULL: Model = Model {
     name: "full",
     property: "the count never holds more readers than its limit, and is never taken for X",
     threads: 3,
@@ -211,7 +211,7 @@ pub const FULL: Model = Model {
             reader.join().unwrap();
         }
         drop(one);
-        assert!(space.edit().unwrap().try_start_write(10).is_ok(), "{OVER}");
+        assert!(space.edit().unwrap().try_write(10).is_ok(), "{OVER}");
     },
     mutants: &[drop_step(Step::RefuseFull, OVER)],
 };

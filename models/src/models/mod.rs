@@ -6,6 +6,7 @@ mod exchange;
 mod exclude;
 mod hazard;
 mod hole;
+mod identity;
 mod lock;
 mod wait;
 mod whole;
@@ -13,7 +14,7 @@ mod whole;
 use crate::harness::{Change, Model};
 
 /// All of them.
-pub static ALL: [Model; 66] = [
+pub(crate) static ALL: [Model; 72] = [
     exchange::INCREMENT,
     exchange::CLAIM,
     exchange::SLEEPER,
@@ -46,6 +47,7 @@ pub static ALL: [Model; 66] = [
     exclude::ABANDON,
     exclude::TWO_REMOVALS,
     exclude::TWO_WAITERS,
+    exclude::SUSPENDED,
     exclude::HOLE_IN_RANGE,
     exclude::IDLE,
     exclude::TAKEN_IN,
@@ -66,6 +68,11 @@ pub static ALL: [Model; 66] = [
     hazard::AT_A_RESERVATION,
     hazard::AT_THE_END,
     hazard::REGISTER_ELSEWHERE,
+    identity::REPLACED_BY_ANOTHER,
+    identity::SAME_SLOT,
+    identity::NEXT_VERSION,
+    identity::FIRST_IDENTITY,
+    identity::UNVALIDATED_WALK,
     whole::SPACE_END,
     whole::FORGOTTEN,
     whole::RESERVE,
@@ -83,7 +90,7 @@ pub static ALL: [Model; 66] = [
 ];
 
 /// The models in which two edges meet: each fails if either of the two is weakened.
-pub fn that_meet(one: &str, other: &str) -> impl Iterator<Item = &'static Model> {
+pub(crate) fn that_meet(one: &str, other: &str) -> impl Iterator<Item = &'static Model> {
     ALL.iter().filter(move |model| {
         [one, other].iter().all(|edge| {
             let weakens = |change| matches!(change, Change::Weaken(name) if name == *edge);

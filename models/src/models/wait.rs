@@ -6,8 +6,8 @@ use loom::sync::atomic::AtomicU32;
 use loom::sync::atomic::Ordering::Relaxed;
 use loom::thread;
 use pervma_models::AddressSpace;
+use pervma_models::internals::Step;
 use pervma_models::internals::{Cell, Relaxed as NoOrder, WaitWord};
-use pervma_models::ledger::Step;
 
 use crate::harness::{DEADLOCK, Model, RACE, drop_step, weaken};
 
@@ -15,7 +15,7 @@ const KEPT: &str = "readers are kept out by nobody";
 
 /// The stand-in itself: a sleeper that saw the old value is woken, one that comes late does not
 /// sleep.
-pub const FUTEX: Model = Model {
+pub(crate) const FUTEX: Model = Model {
     name: "futex",
     property: "the stand-in for the futex loses no wake-up",
     threads: 2,
@@ -25,11 +25,11 @@ pub const FUTEX: Model = Model {
         let waker = thread::spawn({
             let word = Arc::clone(&word);
             move || {
-                word.fetch_add(1, NoOrder("the futex's mutex orders the compare"));
+                word.word().fetch_add(1, NoOrder("the futex's mutex orders the compare"));
                 word.futex_wake();
             }
         });
-        while word.load(NoOrder("looked at again after each wait")) == 0 {
+        while word.word().load(NoOrder("looked at again after each wait")) == 0 {
             word.futex_wait(0);
         }
         waker.join().unwrap();
@@ -38,7 +38,7 @@ pub const FUTEX: Model = Model {
 };
 
 /// A writer waits for the last of two readers.
-pub const WAKE: Model = Model {
+pub(crate) const WAKE: Model = Model {
     name: "wake",
     property: "a writer that waits for readers is woken by the last of them",
     threads: 2,
@@ -58,17 +58,17 @@ pub const WAKE: Model = Model {
             }
         });
         let mut edit = space.edit().unwrap();
-        let vma = edit.start_write(10).unwrap();
+        let vma = edit.write(10).unwrap();
         assert_eq!(inside.fetch_add(0, Relaxed), 0, "the writer did not wait");
         assert_eq!(*vma, 1);
         drop(edit);
         reader.join().unwrap();
     },
-    mutants: &[drop_step(Step::WakeWaiter, DEADLOCK)],
+    mutants: &[drop_step(Step::WakeWriter, DEADLOCK)],
 };
 
 /// A blocking reader against an edit that write-locks its VMA.
-pub const BLOCKING_READ: Model = Model {
+pub(crate) const BLOCKING_READ: Model = Model {
     name: "blocking_read",
     property: "a blocking read of an address that stays mapped returns it, whatever an edit does",
     threads: 2,
@@ -78,18 +78,18 @@ pub const BLOCKING_READ: Model = Model {
         space.edit().unwrap().insert(10..20, 1).unwrap();
         let editor = thread::spawn({
             let space = Arc::clone(&space);
-            move || *space.edit().unwrap().start_write(10).unwrap() = 2
+            move || *space.edit().unwrap().write(10).unwrap() = 2
         });
         let read = *space.read(10).unwrap();
         assert!(read == 1 || read == 2);
         editor.join().unwrap();
         assert_eq!(*space.try_read(10).unwrap(), 2);
     },
-    mutants: &[drop_step(Step::WakeWaiter, DEADLOCK)],
+    mutants: &[drop_step(Step::WakeWriter, DEADLOCK)],
 };
 
 /// B18. An exclusion that waits until a deadline, against a reader that uses what the VMA stands for.
-pub const CANCELLED_WAIT: Model = Model {
+pub(crate) const CANCELLED_WAIT: Model = Model {
     name: "cancelled_wait",
     property: "a wait that gives up leaves nothing behind, and one that does not has seen the readers leave",
     threads: 2,
@@ -98,7 +98,7 @@ pub const CANCELLED_WAIT: Model = Model {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, ()).unwrap();
         let memory = Arc::new(Cell::new(1));
-        drop(space.try_read(10).unwrap()); // moves the settled number on
+        drop(space.try_read(10).unwrap()); // advances the watermark
         let reader = thread::spawn({
             let (space, memory) = (Arc::clone(&space), Arc::clone(&memory));
             move || {
@@ -115,14 +115,14 @@ pub const CANCELLED_WAIT: Model = Model {
         }
         drop(exclusion);
         assert!(space.try_read(10).is_ok(), "{KEPT}");
-        assert!(space.edit().unwrap().start_write(10).is_ok(), "{KEPT}");
+        assert!(space.edit().unwrap().write(10).is_ok(), "{KEPT}");
         reader.join().unwrap();
     },
     mutants: &[
-        drop_step(Step::GiveBack, KEPT),
+        drop_step(Step::ClearExcluded, KEPT),
         weaken("EXCLUDE_WAIT", RACE),
         weaken("EXCLUDE_END", RACE),
         weaken("READ_ADMIT", RACE),
-        weaken("READ_PUT", RACE),
+        weaken("READ_RELEASE", RACE),
     ],
 };

@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use libc::{SIGBUS, siginfo_t};
-use pervma::{HandlerScope, Std};
+use pervma::{HandlerScope, StdPlatform};
 use rustix::thread::Timespec;
 
 use self::previous::Previous;
@@ -217,7 +217,7 @@ fn respond(addr: usize, cause: Option<Cause>, context: *mut c_void) -> bool {
         return false;
     }
     let verdict = {
-        let _inside = HandlerScope::<Std>::enter();
+        let _inside = HandlerScope::<StdPlatform>::enter();
         match cause {
             Some(cause) => fault::serve(addr, cause, PUT_OFF.get() == addr, Scratch::OfThread),
             None => fault::fail(addr),

@@ -6,6 +6,8 @@ use std::io::Write;
 use std::ops::Range;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use pervma_pager::sys::Errno;
 use pervma_pager::{FileSource, LiveRegion, MemorySource, Options};
@@ -13,12 +15,12 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
-pub const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 
 const CHILD: &str = "PERVMA_PAGER_TEST_CHILD";
 
 /// Random bytes, the same for the same seed.
-pub fn random_bytes(len: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn random_bytes(len: usize, seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; len];
     StdRng::seed_from_u64(seed).fill(bytes.as_mut_slice());
     bytes
@@ -26,14 +28,14 @@ pub fn random_bytes(len: usize, seed: u64) -> Vec<u8> {
 
 /// How a child ended, and what it wrote to its standard error.
 #[derive(Debug)]
-pub struct Ended {
-    pub exit: Option<i32>,
-    pub signal: Option<i32>,
-    pub stderr: String,
+pub(crate) struct Ended {
+    pub(crate) exit: Option<i32>,
+    pub(crate) signal: Option<i32>,
+    pub(crate) stderr: String,
 }
 
 /// Runs `case` of the test `name` in a process of its own: in it, [`child_case`] is `Some(case)`.
-pub fn run_child(name: &str, case: &str) -> Ended {
+pub(crate) fn run_child(name: &str, case: &str) -> Ended {
     let directory = tempfile::tempdir().unwrap();
     let Output { status, stderr, .. } = Command::new(std::env::current_exe().unwrap())
         .args([name, "--exact", "--nocapture", "--test-threads=1"])
@@ -47,31 +49,74 @@ pub fn run_child(name: &str, case: &str) -> Ended {
 }
 
 /// The case to play, in a child.
-pub fn child_case() -> Option<String> {
+pub(crate) fn child_case() -> Option<String> {
     let case = std::env::var(CHILD).ok()?;
     let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
     rustix::process::setrlimit(rustix::process::Resource::Core, none).unwrap();
-    // A child that hangs is a failure, not a hang of the test.
-    // SAFETY: no condition.
-    unsafe { libc::alarm(30) };
+    watch_for(30);
     Some(case)
 }
 
-/// From now on the tests of this program have so long for what they do until this is called again: a
-/// test that hangs is a failure, and ends it by SIGALRM.
-pub fn watch() {
-    // SAFETY: no condition.
-    unsafe { libc::alarm(120) };
+/// Gives the tests of this program two minutes from now, until this is called again. A test that
+/// could wait for ever calls it first; children are watched by [`child_case`].
+pub(crate) fn watch() {
+    watch_for(120);
 }
 
-pub fn file_with(bytes: &[u8]) -> File {
+/// When the program is to be ended; once that is set, a thread waits for it.
+static DEADLINE: Mutex<Option<Instant>> = Mutex::new(None);
+/// What else is said then.
+static SAYS: OnceLock<fn()> = OnceLock::new();
+
+/// Has the watchdog call a function before it ends the program.
+pub(crate) fn when_it_hangs(says: fn()) {
+    SAYS.get_or_init(|| says);
+}
+
+/// Ends this program in so many seconds, unless this is called again.
+///
+/// By a thread and not an alarm: threads of the pager, and those that wait for an exclusion, block
+/// signals.
+pub(crate) fn watch_for(seconds: u64) {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    let is_watched = DEADLINE.lock().unwrap().replace(deadline).is_some();
+    if is_watched {
+        return;
+    }
+    let wait = || loop {
+        let deadline = DEADLINE.lock().unwrap().unwrap();
+        match deadline.checked_duration_since(Instant::now()) {
+            Some(left) if !left.is_zero() => std::thread::sleep(left),
+            _ => end_what_hangs(),
+        }
+    };
+    std::thread::Builder::new().name("watchdog".to_owned()).spawn(wait).unwrap();
+}
+
+/// Says where each thread is, and ends the program.
+fn end_what_hangs() -> ! {
+    // Not by a macro: what those print is held back until a test ends.
+    let mut stderr = std::io::stderr();
+    let _ = writeln!(stderr, "a test does not end; its threads, and where in the kernel they are:");
+    for thread in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+        let [name, place] = ["comm", "wchan"]
+            .map(|file| std::fs::read_to_string(thread.path().join(file)).unwrap_or_default());
+        let _ = writeln!(stderr, "    {} in {}", name.trim(), place.trim());
+    }
+    if let Some(says) = SAYS.get() {
+        says();
+    }
+    std::process::abort();
+}
+
+pub(crate) fn file_with(bytes: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
     file
 }
 
 /// How many huge pages the system could give out.
-pub fn free_huge_pages() -> usize {
+pub(crate) fn free_huge_pages() -> usize {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap();
     let free = text.lines().find_map(|line| line.strip_prefix("HugePages_Free:")).unwrap();
     free.trim().parse().unwrap()
@@ -79,15 +124,15 @@ pub fn free_huge_pages() -> usize {
 
 /// Who serves a region's faults.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Mode {
+pub(crate) enum Mode {
     Signal,
     Thread,
 }
 
-pub const MODES: [Mode; 2] = [Mode::Signal, Mode::Thread];
+pub(crate) const MODES: [Mode; 2] = [Mode::Signal, Mode::Thread];
 
 /// Memory and file, with these bytes and options that both modes have.
-pub fn regions(bytes: &[u8], mode: Mode, set: fn(Options) -> Options) -> [LiveRegion; 2] {
+pub(crate) fn regions(bytes: &[u8], mode: Mode, set: fn(Options) -> Options) -> [LiveRegion; 2] {
     let memory = MemorySource::new(bytes);
     let file = FileSource::new(file_with(bytes)).unwrap();
     match mode {
@@ -100,20 +145,20 @@ pub fn regions(bytes: &[u8], mode: Mode, set: fn(Options) -> Options) -> [LiveRe
     .map(|region| region.unwrap())
 }
 
-pub fn byte(region: &LiveRegion, offset: usize) -> u8 {
+pub(crate) fn byte(region: &LiveRegion, offset: usize) -> u8 {
     let mut byte = [0];
     region.read(offset, &mut byte);
     byte[0]
 }
 
-pub fn bytes(region: &LiveRegion) -> Vec<u8> {
+pub(crate) fn bytes(region: &LiveRegion) -> Vec<u8> {
     let mut bytes = vec![0; region.len()];
     region.read(0, &mut bytes);
     bytes
 }
 
 /// How many pages of a region are in memory, as the kernel says.
-pub fn pages_in_memory(region: &LiveRegion) -> usize {
+pub(crate) fn pages_in_memory(region: &LiveRegion) -> usize {
     let mut pages = vec![0_u8; region.len().div_ceil(PAGE)];
     let start = region.as_ptr().cast();
     // SAFETY: asks about the region's memory, and writes a byte for each page of it.
@@ -123,7 +168,7 @@ pub fn pages_in_memory(region: &LiveRegion) -> usize {
 }
 
 /// Makes a system call fail in this thread from now on, as filters of containers do.
-pub fn refuse(call: libc::c_long, errno: Errno) {
+pub(crate) fn refuse(call: libc::c_long, errno: Errno) {
     let filter = SeccompFilter::new(
         [(call, vec![])].into(),
         SeccompAction::Allow,
@@ -137,7 +182,7 @@ pub fn refuse(call: libc::c_long, errno: Errno) {
 /// What an application may ask of the kernel for some pages of a region: it changes no byte, and gives
 /// them a mapping of their own.
 #[derive(Clone, Copy, Debug)]
-pub enum Ask {
+pub(crate) enum Ask {
     Advice(i32),
     Lock,
     Unlock,
@@ -149,7 +194,7 @@ pub enum Ask {
 
 impl Ask {
     /// Whether the kernel did it all: locking fills what is missing, which may fail.
-    pub fn ask(self, region: &LiveRegion, pages: &Range<usize>) -> bool {
+    pub(crate) fn ask(self, region: &LiveRegion, pages: &Range<usize>) -> bool {
         const MPOL_BIND: usize = 2;
         const PR_SET_VMA: i32 = 0x5356_4d41;
         const PR_SET_VMA_ANON_NAME: usize = 0;

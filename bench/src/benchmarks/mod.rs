@@ -1,0 +1,83 @@
+//! The benchmarks: what is measured, and the goals.
+
+mod edits;
+mod end;
+mod gap;
+pub(crate) mod instructions;
+mod lookup;
+mod memory;
+mod pace;
+mod registered;
+mod removal;
+mod threads;
+mod writer;
+
+use std::error::Error;
+
+use clap::ValueEnum;
+
+use crate::comparison::Effort;
+use crate::faults;
+use crate::report::{Figures, Section};
+
+/// A benchmark; in the order in which they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Benchmark {
+    /// Find, lock and unlock at random addresses.
+    Lookup,
+    /// The same with a cursor, at addresses that lie close together.
+    Cursor,
+    /// Insert + remove, split + merge.
+    Edits,
+    /// Threads that read different VMAs.
+    Different,
+    /// Threads that read the same VMA.
+    Same,
+    /// What registered readers cost edits.
+    Registered,
+    /// A reader beside a writer that never pauses.
+    Writer,
+    /// The end of an edit over many VMAs.
+    End,
+    /// Searches for gaps among many VMAs.
+    Gap,
+    /// Removals and edits while a reader stays elsewhere, or a removal waits.
+    Removal,
+    /// Bytes of a VMA, of an empty space, and after many changes.
+    Memory,
+    /// Page faults of this process, beside bare handlers.
+    Faults,
+    /// Instructions of lookups and changes, counted by callgrind if it is installed.
+    Instructions,
+}
+
+impl Benchmark {
+    /// # Errors
+    ///
+    /// The kernel's, and valgrind's.
+    pub(crate) fn measure(self, effort: &Effort) -> Result<Section, Box<dyn Error>> {
+        let name = self.to_possible_value();
+        let benchmark = name.map_or_else(String::new, |name| name.get_name().to_owned());
+        let section = |(about, tables, goals): Figures| Section {
+            benchmark,
+            about: about.to_owned(),
+            tables,
+            goals,
+        };
+        Ok(section(match self {
+            Self::Lookup => lookup::random(effort),
+            Self::Cursor => lookup::cursor(effort),
+            Self::Edits => edits::measure(effort),
+            Self::Different => threads::different(effort),
+            Self::Same => threads::same(effort),
+            Self::Registered => registered::measure(effort),
+            Self::Writer => writer::measure(effort),
+            Self::End => end::measure(effort),
+            Self::Gap => gap::measure(effort),
+            Self::Removal => removal::measure(effort),
+            Self::Memory => memory::measure(effort),
+            Self::Faults => faults::measure(effort)?,
+            Self::Instructions => instructions::measure()?,
+        }))
+    }
+}

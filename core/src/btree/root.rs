@@ -1,0 +1,71 @@
+//! The root of a tree.
+
+use super::node::{FANOUT, Node, Target, TreeWord};
+use crate::arena::{Arena, Idx};
+use crate::lock::{EditSeq, NodeVersion, Watermark};
+use crate::platform::Platform;
+use crate::sync::{AtomicU64, Relaxed, const_unless_model};
+
+/// As many nodes as a path can have: every node but the root keeps [`SPARSE`](super::node::SPARSE)
+/// entries or more, and with four of them each, thirteen levels hold as many entries as an arena
+/// has objects. The small nodes of tests are deeper.
+pub(crate) const MAX_DEPTH: usize = if FANOUT < 16 { 32 } else { 16 };
+
+/// The root of a tree; the nodes are in an arena.
+pub(crate) struct BTree {
+    root: TreeWord,
+    /// The edit that last changed the root.
+    version: NodeVersion,
+    /// See [`Shape`]; for the writer.
+    shape: AtomicU64,
+}
+
+/// Which nodes a tree has, and how they hang together: a number that changes with it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shape(u64);
+
+impl BTree {
+    const_unless_model! {
+        pub(crate) fn new() -> Self {
+            Self { root: TreeWord::empty(), version: NodeVersion::new(), shape: AtomicU64::new(0) }
+        }
+    }
+
+    pub(super) fn set_root(&self, edit: EditSeq, target: Target) {
+        self.version.set(edit);
+        self.root.link(target);
+    }
+
+    /// Whether the root has not changed since the edits up to `watermark`.
+    pub(super) fn root_is_unchanged(&self, watermark: Watermark) -> bool {
+        self.version.is_covered_by(watermark)
+    }
+
+    /// What the root points to.
+    #[inline(always)]
+    pub(super) fn root_target(&self) -> Target {
+        self.root.follow()
+    }
+
+    /// The index of the root, unless the tree is empty.
+    #[inline]
+    pub(super) fn root_index(&self) -> Option<Idx<Node>> {
+        self.root.follow().node()
+    }
+
+    /// The root, unless the tree is empty.
+    #[inline]
+    pub(crate) fn root<'n, P: Platform>(&self, nodes: &'n Arena<Node, P>) -> Option<&'n Node> {
+        self.root_index().map(|root| nodes.get(root))
+    }
+
+    /// The shape it has.
+    #[inline]
+    pub(crate) fn shape(&self) -> Shape {
+        Shape(self.shape.load(Relaxed("only the writer changes the shape")))
+    }
+
+    pub(super) fn new_shape(&self) {
+        self.shape.store(self.shape().0 + 1, Relaxed("only the writer asks for the shape"));
+    }
+}

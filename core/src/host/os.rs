@@ -1,0 +1,108 @@
+//! The platform of a program with an operating system.
+#![expect(unsafe_code, reason = "the contract of `Platform` is kept here")]
+
+use super::lock::StdLock;
+use crate::memory::GlobalMemory;
+use crate::platform::Platform;
+use crate::sync::WaitWord;
+use crate::thread::ThreadState;
+
+/// The platform of a program with an operating system.
+///
+/// - The mmap lock is `parking_lot`'s.
+/// - Threads sleep on the futex on Linux and Android, and elsewhere in `parking_lot_core`'s queues.
+///   Waking takes a lock of such a queue, so outside of Linux a guard must not be dropped in a
+///   signal handler.
+/// - A thread's state is a constant-initialised thread-local without a destructor. In a shared
+///   library that was loaded at run time, the first use of a thread-local by a thread may allocate,
+///   so there a thread that reads in signal handlers should read once before.
+/// - The barrier for registered readers is `membarrier(2)` on Linux and Android, where the kernel
+///   has it (4.14) and no filter forbids it to the thread that registers. If one forbids it to a
+///   thread that edits later, the process aborts.
+#[derive(Debug)]
+pub enum StdPlatform {}
+
+// SAFETY: a thread-local is its thread's alone, and its memory is handed on when the thread has
+// ended. The futex reads its word. Nothing here unwinds.
+unsafe impl Platform for StdPlatform {
+    type Lock = StdLock;
+    type Memory = GlobalMemory;
+    type Deadline = std::time::Instant;
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn wait(word: &WaitWord, seen: u32, deadline: Option<std::time::Instant>) -> bool {
+        use rustix::thread::futex;
+
+        let left = deadline.map(|at| at.saturating_duration_since(std::time::Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return false;
+        }
+        // A time too long for the kernel's type is no deadline.
+        let left = left.and_then(|left| futex::Timespec::try_from(left).ok());
+        // Every outcome (woken, changed before, interrupted, timed out) means: look again.
+        let _ = futex::wait(word.as_futex(), futex::Flags::PRIVATE, seen, left.as_ref());
+        true
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    fn wait(word: &WaitWord, seen: u32, deadline: Option<std::time::Instant>) -> bool {
+        super::park::wait(word, seen, deadline)
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn wake(word: &WaitWord) {
+        // Fails only for an address that is not mapped, and slots stay mapped.
+        let _ =
+            rustix::thread::futex::wake(word.as_futex(), rustix::thread::futex::Flags::PRIVATE, 1);
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    fn wake_all(word: &WaitWord) {
+        // As in `wake`.
+        let _ = rustix::thread::futex::wake(
+            word.as_futex(),
+            rustix::thread::futex::Flags::PRIVATE,
+            i32::MAX as u32,
+        );
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    fn wake(word: &WaitWord) {
+        super::park::wake(word);
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    fn wake_all(word: &WaitWord) {
+        super::park::wake_all(word);
+    }
+
+    #[inline(always)]
+    fn with_thread<R>(f: impl FnOnce(&ThreadState) -> R) -> Option<R> {
+        std::thread_local! {
+            static STATE: ThreadState = const { ThreadState::new() };
+        }
+        Some(STATE.with(f))
+    }
+
+    /// Registers the process for `membarrier(2)`.
+    #[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
+    fn prepare_barrier() -> bool {
+        use rustix::thread::{MembarrierCommand, membarrier};
+
+        // Tried once: what a filter forbids is not relied on.
+        membarrier(MembarrierCommand::RegisterPrivateExpedited).is_ok()
+            && membarrier(MembarrierCommand::PrivateExpedited).is_ok()
+    }
+
+    #[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
+    fn barrier() {
+        use rustix::thread::{MembarrierCommand, membarrier};
+
+        // A child process may have to register anew.
+        let done = membarrier(MembarrierCommand::PrivateExpedited).is_ok();
+        if !done && !Self::prepare_barrier() {
+            // Readers rely on it, and nothing else would do.
+            std::process::abort();
+        }
+    }
+}

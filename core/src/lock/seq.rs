@@ -1,0 +1,191 @@
+//! The sequence number of a space, the watermark of completed edits, and versions of tree nodes.
+#![cfg_attr(
+    not(pervma_model),
+    expect(unreachable_pub, reason = "the models reach it through `internals`")
+)]
+
+use crate::ledger::{
+    EDIT_BEGIN, EDIT_END, NODE_VERSION, READ_SEQ, READ_WATERMARK, VERSION_CHECK, WATERMARK_ADVANCE,
+};
+use crate::step::Step;
+use crate::sync::{AtomicU64, Line, Relaxed, ScheduleHint, check, const_unless_model, keep};
+
+/// The sequence number of a space: odd while an edit is under way.
+///
+/// It counts edits twice and has 64 bits, so no value repeats. Beside it, on a line that editors
+/// leave alone, stands the *watermark*: all edits up to it are completed. A reader that meets
+/// nothing newer needs no look at the sequence, whose line a busy editor keeps taking away. The
+/// first reader that does meet something newer advances the watermark.
+#[doc(alias = "mm_lock_seq")]
+#[repr(C)]
+pub struct SpaceSeq {
+    current: Line<AtomicU64>,
+    watermark: AtomicU64,
+    schedule: ScheduleHint,
+}
+
+/// The odd number that names an edit; only [`SpaceSeq::begin`] makes one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct EditSeq(u64);
+
+impl EditSeq {
+    /// The number itself.
+    #[inline(always)]
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
+
+    /// Whether it began after `other`, in the same space.
+    #[inline]
+    pub(crate) fn is_after(self, other: Self) -> bool {
+        self.0 > other.0
+    }
+
+    /// An edit that a VMA names.
+    #[inline(always)]
+    pub(super) fn from_number(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+/// All edits up to this number are completed.
+#[derive(Clone, Copy, Debug)]
+pub struct Watermark(u64);
+
+impl Watermark {
+    /// Whether `edit` is one of them.
+    #[inline(always)]
+    pub fn covers(self, edit: EditSeq) -> bool {
+        edit.0 <= self.0
+    }
+}
+
+/// The edit that last changed something which walkers read: a node of the tree, or its root.
+///
+/// It is stored before the change, so a walker that has met a store of the change sees it behind
+/// HOLE_CHECK. Where a node has gone to another space, it is a number of that space, which says
+/// nothing here; but whoever sees that one also sees the version of what led to the node.
+pub struct NodeVersion(AtomicU64);
+
+impl NodeVersion {
+    const_unless_model! {
+        /// The version of what no edit has changed.
+        pub(crate) fn new() -> Self {
+            Self(AtomicU64::new(0))
+        }
+    }
+
+    /// Announces changes by `edit`.
+    #[inline]
+    pub(crate) fn set(&self, edit: EditSeq) {
+        if keep(Step::SetVersion) {
+            self.0.store(edit.0, NODE_VERSION);
+        }
+    }
+
+    /// Whether the edit of the last change is below `watermark`.
+    #[inline]
+    pub(crate) fn is_covered_by(&self, watermark: Watermark) -> bool {
+        let edit = EditSeq(self.0.load(VERSION_CHECK));
+        watermark.covers(edit) || !keep(Step::CheckHole)
+    }
+}
+
+impl SpaceSeq {
+    const_unless_model! {
+        /// The sequence of a space that was never edited.
+        pub fn new() -> Self {
+            Self {
+                current: Line(AtomicU64::new(0)),
+                watermark: AtomicU64::new(0),
+                schedule: ScheduleHint::new(),
+            }
+        }
+    }
+
+    /// Begins an edit. The caller holds the mmap lock for writing.
+    #[doc(alias = "mmap_write_lock")]
+    #[inline]
+    pub fn begin(&self) -> EditSeq {
+        self.schedule.hint();
+        let current = &self.current.0;
+        let even = current.load(Relaxed("stored under the mmap lock, which is held"));
+        check(even.is_multiple_of(2), "one edit at a time");
+        current.store(even + 1, EDIT_BEGIN);
+        EditSeq(even + 1)
+    }
+
+    /// The edit that is under way, for the thread whose edit it is.
+    pub(crate) fn running(&self) -> EditSeq {
+        EditSeq(self.current.0.load(Relaxed("this thread stored it")))
+    }
+
+    /// Ends the edit that `begin` named, and with it all its write locks.
+    #[doc(alias = "vma_end_write_all")]
+    #[inline]
+    pub fn end(&self, edit: EditSeq) {
+        self.current.0.store(edit.0 + 1, EDIT_END);
+    }
+
+    /// Where the order of a walk and the begin of an edit matters, for a checker.
+    #[inline(always)]
+    pub(crate) fn schedule(&self) -> &ScheduleHint {
+        &self.schedule
+    }
+
+    /// The watermark. What the edits up to it have written is visible.
+    #[inline(always)]
+    pub(crate) fn watermark(&self) -> Watermark {
+        Watermark(self.watermark.load(READ_WATERMARK))
+    }
+
+    /// Advances the watermark to the last edit that is completed by now, where `known` was not
+    /// enough.
+    #[cold]
+    pub(crate) fn advance_watermark(&self, known: Watermark) -> Watermark {
+        let current = self.current.0.load(READ_SEQ);
+        // The edit with an odd number is not completed.
+        let completed = if keep(Step::CheckEven) { current & !1 } else { current };
+        // Without news, other readers are spared the store. Several may store out of order: each
+        // number is as true as the next.
+        if completed > known.0 {
+            self.watermark.store(completed, WATERMARK_ADVANCE);
+        }
+        Watermark(completed)
+    }
+
+    /// Whether `edit` is completed, and what it wrote visible.
+    #[inline(always)]
+    pub(super) fn is_completed(&self, edit: EditSeq) -> bool {
+        let watermark = self.watermark();
+        watermark.covers(edit) || self.advance_watermark(watermark).covers(edit)
+    }
+
+    /// Whether `edit` looks like the one under way. May be wrong either way.
+    #[inline(always)]
+    pub(super) fn looks_current(&self, edit: u64) -> bool {
+        let watermark = self.watermark.load(Relaxed("a hint: `is_completed` decides"));
+        edit > watermark && edit == self.current.0.load(Relaxed("a hint, as above"))
+    }
+}
+
+#[cfg(all(test, not(pervma_model)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_covered_when_its_edit_is_completed_and_a_reader_has_looked() {
+        let (seq, version) = (SpaceSeq::new(), NodeVersion::new());
+        assert!(version.is_covered_by(seq.watermark()), "never changed");
+        let edit = seq.begin();
+        version.set(edit);
+        assert!(!version.is_covered_by(seq.advance_watermark(seq.watermark())), "under way");
+        seq.end(edit);
+        assert!(!version.is_covered_by(seq.watermark()), "no reader has looked");
+        assert!(version.is_covered_by(seq.advance_watermark(seq.watermark())));
+        assert!(version.is_covered_by(seq.watermark()), "the watermark stays");
+        let next = seq.begin();
+        assert!(version.is_covered_by(seq.advance_watermark(seq.watermark())), "another edit");
+        seq.end(next);
+    }
+}

@@ -1,0 +1,607 @@
+//! One space: its state, its tree and its slab, bound together.
+//!
+//! Here a word of a leaf becomes a slot again, and a slot's index a word. Everything above works
+//! with [`Map`], with what it lends under the mmap lock ([`Vmas`], [`MapRead`], [`MapWrite`]) and
+//! with the [`WriteCursor`] of an edit.
+//!
+//! # Invariants
+//!
+//! - **M1** The state, the tree and the slab of a map are used with each other only: nothing lends
+//!   one of them to another map's operation.
+//! - **M2** A [`Vmas`] exists only while its map's mmap lock is held, by the thread that has it.
+//! - **T3** (of [`btree`](crate::btree)) Every word in a leaf is a slot attached to this map's
+//!   space, as long as the mmap lock is held and no operation of its holder is half done.
+#![expect(unsafe_code, reason = "words of the tree become slots again, by T3")]
+
+use alloc::sync::Arc;
+use core::marker::PhantomData;
+use core::ops::{Deref, Range};
+
+use crate::arena::Idx;
+use crate::btree::{BTree, Position, RecordPath, Shape, VisitedPath};
+use crate::error::OutOfMemory;
+use crate::host::DefaultPlatform;
+use crate::lock::Watermark;
+use crate::mm::{EditGuard, EditSection, MmapRead, SpaceState};
+use crate::platform::Platform;
+use crate::range::{RangeError, Span};
+use crate::slab::{Slab, SlabRef};
+use crate::slots::{Emptied, Entry, Excluded, FreeSlot, Reserved, Slot, Slots};
+use crate::sync::const_unless_model;
+
+/// The VMAs of one space.
+pub(crate) struct Map<T, P: Platform> {
+    state: SpaceState<P>,
+    tree: BTree,
+    slab: SlabRef<T, P>,
+    granularity: usize,
+}
+
+impl<T, P: Platform> Map<T, P> {
+    const_unless_model! {
+        /// An empty map with a slab of its own.
+        pub(crate) fn new(granularity: usize) -> Self {
+            Self {
+                state: SpaceState::new(),
+                tree: BTree::new(),
+                slab: SlabRef::own(),
+                granularity,
+            }
+        }
+    }
+
+    /// An empty map on a slab that others share.
+    pub(crate) fn new_in(granularity: usize, slab: Arc<Slab<T, P>>) -> Self {
+        let slab = SlabRef::Shared(slab);
+        Self { state: SpaceState::new(), tree: BTree::new(), slab, granularity }
+    }
+
+    /// An empty map like this one: on the same slab if that is shared.
+    pub(crate) fn empty_copy(&self) -> Self {
+        match &self.slab {
+            SlabRef::Own(_) => Self::new(self.granularity),
+            SlabRef::Shared(slab) => Self::new_in(self.granularity, Arc::clone(slab)),
+        }
+    }
+
+    /// What the ends of every range are multiples of, a power of two.
+    #[inline(always)]
+    pub(crate) fn granularity(&self) -> usize {
+        self.granularity
+    }
+
+    /// Checks a range for a change.
+    #[inline]
+    pub(crate) fn span(&self, range: Range<usize>) -> Result<Span, RangeError> {
+        Span::check(range, self.granularity)
+    }
+
+    #[inline(always)]
+    pub(crate) fn state(&self) -> &SpaceState<P> {
+        &self.state
+    }
+
+    #[inline(always)]
+    pub(crate) fn slab(&self) -> &Slab<T, P> {
+        self.slab.get()
+    }
+
+    /// Walks, with no lock, to the slot that may hold `addr`. It may have been recycled meanwhile;
+    /// during an edit it may be any slot of the slab, or none.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    pub(crate) fn walk<'s>(
+        &'s self,
+        addr: usize,
+        path: &mut impl RecordPath<'s>,
+    ) -> Option<&'s Slot<T>> {
+        let slab = self.slab(); // asked for once: a load that follows may not be moved in front
+        let raw = self.tree.walk(slab.node_arena(), addr, path)?;
+        // SAFETY: out of a word of the tree, loaded with acquire; of this slab, by M1.
+        Some(slab.slots().get(unsafe { Idx::from_raw(raw) }))
+    }
+
+    /// Walks, with no lock, to the first slot at or above `addr`; as little reliable.
+    pub(crate) fn walk_from<'s>(
+        &'s self,
+        addr: usize,
+        path: &mut impl RecordPath<'s>,
+    ) -> Option<&'s Slot<T>> {
+        let slab = self.slab();
+        let raw = self.tree.walk_from(slab.node_arena(), addr, path)?;
+        // SAFETY: as in `walk`.
+        Some(slab.slots().get(unsafe { Idx::from_raw(raw) }))
+    }
+
+    /// Whether what walks found is what the map held when the edits up to `watermark` were
+    /// completed, and until after each of its nodes was visited.
+    pub(crate) fn is_unchanged<const MAX: usize>(
+        &self,
+        path: &VisitedPath<'_, MAX>,
+        watermark: Watermark,
+    ) -> bool {
+        self.tree.is_unchanged(path, watermark)
+    }
+
+    /// Waits for the mmap lock for reading.
+    pub(crate) fn read(&self) -> MapRead<'_, T, P> {
+        MapRead { section: self.state.read(), vmas: Vmas::new(self) }
+    }
+
+    /// Waits for the mmap lock for writing, begins an edit, and releases the reservations that were
+    /// deferred to it.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    pub(crate) fn write(&self) -> MapWrite<'_, T, P> {
+        self.begin(self.state.write())
+    }
+
+    /// As [`write`](Self::write), unless it would have to wait for the mmap lock.
+    pub(crate) fn try_write(&self) -> Option<MapWrite<'_, T, P>> {
+        Some(self.begin(self.state.try_write()?))
+    }
+
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    fn begin<'s>(&'s self, section: EditGuard<'s, P>) -> MapWrite<'s, T, P> {
+        if !self.state.deferred().looks_empty() {
+            self.drain_deferred(section.again());
+        }
+        let edit = MapWrite { vmas: Vmas::new(self), section };
+        #[cfg(all(test, not(pervma_model)))]
+        edit.check();
+        edit
+    }
+
+    #[cold]
+    fn drain_deferred(&self, section: EditSection<'_, P>) {
+        let vmas = Vmas::new(self);
+        let mut cursor = WriteCursor::new(&vmas, &section);
+        for slot in Reserved::drain(self.slab().slots(), self.state.deferred()) {
+            cursor.release(&slot);
+        }
+    }
+
+    /// Runs `f` in the edit that the running thread has open, else in a new one.
+    pub(crate) fn within_edit<'s, R>(
+        &'s self,
+        f: impl FnOnce(&mut WriteCursor<'s, '_, T, P>) -> R,
+    ) -> R {
+        if self.state.edited_by_me() { self.in_own_edit(f) } else { f(&mut self.write().cursor()) }
+    }
+
+    /// The same, unless it would have to wait for the mmap lock.
+    pub(crate) fn within_edit_at_once<'s, R>(
+        &'s self,
+        f: impl FnOnce(&mut WriteCursor<'s, '_, T, P>) -> R,
+    ) -> Option<R> {
+        if self.state.edited_by_me() {
+            return Some(self.in_own_edit(f));
+        }
+        Some(f(&mut self.try_write()?.cursor()))
+    }
+
+    fn in_own_edit<'s, R>(&'s self, f: impl FnOnce(&mut WriteCursor<'s, '_, T, P>) -> R) -> R {
+        self.state.in_own_edit(|section| f(&mut WriteCursor::new(&Vmas::new(self), section)))
+    }
+
+    /// Removes what has the smallest address, in an edit of its own, and gives its payload out if
+    /// it had one; waits for readers, also for those of other spaces that are late on a shared
+    /// slab.
+    fn pop(&self) -> Option<Option<T>> {
+        let edit = self.write();
+        let entry = edit.first_from(0)?;
+        let start = entry.span().start;
+        let (payload, emptied) = entry.take_at_end(self.slab().slots(), &edit.section);
+        edit.cursor().detach(start, 0, emptied);
+        Some(payload)
+    }
+}
+
+/// What a word of a leaf leads to.
+///
+/// # Safety
+///
+/// It is a word of the tree of a map that has this slab, and that map's mmap lock is held for `'m`.
+#[inline]
+unsafe fn entry<'s: 'm, 'm, T, P: Platform>(slab: &'s Slab<T, P>, raw: u32) -> Entry<'s, 'm, T> {
+    // SAFETY: out of a word of the tree, loaded with acquire; of this slab, by M1.
+    let index = unsafe { Idx::from_raw(raw) };
+    // SAFETY: T3, as the caller says. Unique access to a payload is given out only by `Edit`, which
+    // is borrowed mutably for as long.
+    unsafe { Entry::new(slab.slots().get(index), index) }
+}
+
+impl<T, P: Platform> Drop for Map<T, P> {
+    fn drop(&mut self) {
+        /// Goes on when a payload's destructor panics.
+        struct Rest<'a, T, P: Platform>(&'a Map<T, P>);
+
+        impl<T, P: Platform> Drop for Rest<'_, T, P> {
+            fn drop(&mut self) {
+                while let Some(payload) = self.0.pop() {
+                    drop(payload);
+                }
+            }
+        }
+
+        let rest = Rest(self);
+        while let Some(payload) = rest.0.pop() {
+            drop(payload);
+        }
+    }
+}
+
+/// The VMAs of a space while the mmap lock is held: what [`View`](crate::View) and
+/// [`Edit`](crate::Edit) have in common.
+///
+/// ```
+/// use pervma::{AddressSpace, Vmas};
+///
+/// fn mapped_bytes(vmas: &Vmas<'_, &str>) -> usize {
+///     vmas.iter().map(|(range, _)| range.len()).sum()
+/// }
+///
+/// let space = AddressSpace::new(4096);
+/// let mut edit = space.edit()?;
+/// edit.insert(0x1000..0x3000, "text")?;
+/// assert_eq!(mapped_bytes(&edit), 0x2000);
+/// assert_eq!(mapped_bytes(&edit.downgrade()), 0x2000);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Vmas<'s, T, P: Platform = DefaultPlatform> {
+    map: &'s Map<T, P>,
+    // Neither `Send` nor `Sync`: the mmap lock belongs to its thread (M2).
+    _thread: PhantomData<*const ()>,
+}
+
+impl<'s, T, P: Platform> Vmas<'s, T, P> {
+    /// For a map whose mmap lock is held, by what the result is part of (M2).
+    #[inline]
+    fn new(map: &'s Map<T, P>) -> Self {
+        Self { map, _thread: PhantomData }
+    }
+
+    #[inline]
+    pub(crate) fn map(&self) -> &'s Map<T, P> {
+        self.map
+    }
+
+    /// What a word of the tree leads to.
+    #[inline]
+    fn entry(&self, raw: u32) -> Entry<'s, '_, T> {
+        // SAFETY: a word of this map's tree; by M2 its mmap lock is held as long as `self` is
+        // borrowed.
+        unsafe { entry(self.map.slab(), raw) }
+    }
+
+    /// What starts at `addr` or last before it.
+    pub(crate) fn floor(&self, addr: usize) -> Option<Entry<'s, '_, T>> {
+        let nodes = self.map.slab().node_arena();
+        let entry = self.entry(self.map.tree.walk(nodes, addr, &mut ())?);
+        (entry.span().start <= addr).then_some(entry)
+    }
+
+    /// What holds `addr`.
+    pub(crate) fn holding(&self, addr: usize) -> Option<Entry<'s, '_, T>> {
+        self.floor(addr).filter(|entry| entry.span().contains(addr))
+    }
+
+    /// What starts at `addr` or first after it.
+    pub(crate) fn first_from(&self, addr: usize) -> Option<Entry<'s, '_, T>> {
+        let nodes = self.map.slab().node_arena();
+        Some(self.entry(self.map.tree.walk_from(nodes, addr, &mut ())?))
+    }
+
+    /// What has a byte in `span`, in order of address.
+    pub(crate) fn entries(&self, span: Span) -> impl Iterator<Item = Entry<'s, '_, T>> {
+        // Each step looks anew: between two of them the thread may end a reservation of its own.
+        let mut last_end = None;
+        core::iter::from_fn(move || {
+            let entry = match last_end {
+                None => self.holding(span.start).or_else(|| self.first_from(span.start)),
+                Some(from) => self.first_from(from),
+            };
+            let entry = entry.filter(|entry| entry.span().start < span.end)?;
+            last_end = Some(entry.span().end);
+            Some(entry)
+        })
+    }
+
+    /// What starts at `addr` or first after it and has `size` free bytes behind it.
+    pub(crate) fn first_gap(&self, addr: usize, size: usize) -> Option<Entry<'s, '_, T>> {
+        let nodes = self.map.slab().node_arena();
+        Some(self.entry(self.map.tree.first_gap(nodes, addr, size)?))
+    }
+
+    /// What starts last before `addr` and has `size` free bytes behind it.
+    pub(crate) fn last_gap(&self, addr: usize, size: usize) -> Option<Entry<'s, '_, T>> {
+        let nodes = self.map.slab().node_arena();
+        Some(self.entry(self.map.tree.last_gap(nodes, addr, size)?))
+    }
+}
+
+/// A map with its mmap lock held for reading.
+pub(crate) struct MapRead<'s, T, P: Platform> {
+    vmas: Vmas<'s, T, P>,
+    section: MmapRead<'s, P>,
+}
+
+impl<'s, T, P: Platform> MapRead<'s, T, P> {
+    #[inline]
+    pub(crate) fn section(&self) -> &MmapRead<'s, P> {
+        &self.section
+    }
+}
+
+impl<'s, T, P: Platform> Deref for MapRead<'s, T, P> {
+    type Target = Vmas<'s, T, P>;
+
+    #[inline]
+    fn deref(&self) -> &Vmas<'s, T, P> {
+        &self.vmas
+    }
+}
+
+/// A map in an edit: its mmap lock held for writing.
+pub(crate) struct MapWrite<'s, T, P: Platform> {
+    vmas: Vmas<'s, T, P>,
+    section: EditGuard<'s, P>,
+}
+
+impl<'s, T, P: Platform> Deref for MapWrite<'s, T, P> {
+    type Target = Vmas<'s, T, P>;
+
+    #[inline]
+    fn deref(&self) -> &Vmas<'s, T, P> {
+        &self.vmas
+    }
+}
+
+impl<'s, T, P: Platform> MapWrite<'s, T, P> {
+    #[inline]
+    pub(crate) fn section(&self) -> &EditSection<'s, P> {
+        &self.section
+    }
+
+    /// The tree for the editor.
+    #[inline]
+    pub(crate) fn cursor(&self) -> WriteCursor<'s, '_, T, P> {
+        WriteCursor::new(&self.vmas, &self.section)
+    }
+
+    /// Ends the edit and keeps the lock for reading, with no other edit in between.
+    pub(crate) fn downgrade(self) -> MapRead<'s, T, P> {
+        MapRead { vmas: self.vmas, section: self.section.downgrade() }
+    }
+}
+
+/// The tree in the hands of the thread that edits its space. It goes from where it was last, as
+/// long as no node was split or refilled meanwhile.
+pub(crate) struct WriteCursor<'s: 'm, 'm, T, P: Platform> {
+    map: &'s Map<T, P>,
+    /// The map's.
+    slab: &'s Slab<T, P>,
+    section: &'m EditSection<'m, P>,
+    /// Where it was last; good while the tree has this shape. User code that runs in an edit can
+    /// change that: it may end a reservation.
+    at: Option<Position<'s>>,
+    shape: Shape,
+}
+
+impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
+    #[inline]
+    fn new(vmas: &Vmas<'s, T, P>, section: &'m EditSection<'_, P>) -> Self {
+        let map = vmas.map;
+        Self { map, slab: map.slab(), section, at: None, shape: map.tree.shape() }
+    }
+
+    #[inline]
+    pub(crate) fn map(&self) -> &'s Map<T, P> {
+        self.map
+    }
+
+    /// The VMAs as a whole, for as long as the section is borrowed.
+    #[inline]
+    pub(crate) fn vmas(&self) -> Vmas<'m, T, P> {
+        Vmas::new(self.map)
+    }
+
+    #[inline]
+    pub(crate) fn slots(&self) -> &'s Slots<T, P> {
+        self.slab.slots()
+    }
+
+    #[inline]
+    pub(crate) fn section(&self) -> &'m EditSection<'m, P> {
+        self.section
+    }
+
+    /// The entry with the largest key not above `addr`, or else the first.
+    #[inline]
+    fn seek(&mut self, addr: usize) -> Option<&mut Position<'s>> {
+        let (nodes, shape) = (self.slab.node_arena(), self.map.tree.shape());
+        if self.shape != shape {
+            (self.at, self.shape) = (None, shape);
+        }
+        let at = match &mut self.at {
+            Some(at) => at,
+            none => none.insert(Position::at_root(self.map.tree.root(nodes)?)),
+        };
+        at.seek(nodes, addr);
+        Some(at)
+    }
+
+    /// Shows what has a byte in `span`, in order of address and in one walk, as long as `visit`
+    /// says so. No user code may run meanwhile.
+    #[inline]
+    pub(crate) fn visit(&mut self, span: Span, mut visit: impl FnMut(Entry<'s, 'm, T>) -> bool) {
+        let slab = self.slab;
+        let Some(at) = self.seek(span.start) else { return };
+        while let Some(slot) = at.slot() {
+            // SAFETY: a word of this map's tree; the section is borrowed for `'m`.
+            let entry: Entry<'s, 'm, T> = unsafe { entry(slab, slot) };
+            let vma = entry.span();
+            // The first may lie before the span.
+            let shown = vma.start < span.end && (vma.end <= span.start || visit(entry));
+            if !shown || !at.next(slab.node_arena()) {
+                return;
+            }
+        }
+    }
+
+    /// The entry that was sought.
+    #[inline(always)]
+    fn sought(&mut self, addr: usize) -> Option<Entry<'s, 'm, T>> {
+        let slab = self.slab;
+        let slot = self.seek(addr)?.slot()?;
+        // SAFETY: a word of this map's tree; the section is borrowed for `'m`.
+        Some(unsafe { entry(slab, slot) })
+    }
+
+    /// What holds `addr`.
+    #[inline]
+    pub(crate) fn holding(&mut self, addr: usize) -> Option<Entry<'s, 'm, T>> {
+        self.sought(addr).filter(|entry| entry.span().contains(addr))
+    }
+
+    /// A free slot for this edit, which [`exchange`](Self::exchange) will link.
+    #[cold]
+    pub(crate) fn alloc(&self) -> Result<FreeSlot<'s, T>, OutOfMemory> {
+        FreeSlot::alloc(self.slab.slots(), self.section)
+    }
+
+    /// Whether nothing is in `span`. Its start was sought then, as
+    /// [`link_sought`](Self::link_sought) needs.
+    #[inline]
+    pub(crate) fn seek_free(&mut self, span: Span) -> bool {
+        self.seek(span.start).is_none_or(|at| at.is_free(span))
+    }
+
+    /// Links a free slot for `span`, whose start is no other's, to be attached at once: a walker
+    /// that gets here finds it detached, or locked. The gaps are right if nothing else is in the
+    /// span. When memory runs out nothing has changed.
+    pub(crate) fn link(&mut self, span: Span) -> Result<FreeSlot<'s, T>, OutOfMemory> {
+        self.seek(span.start);
+        self.link_sought(span)
+    }
+
+    /// As [`link`](Self::link), where the start of `span` was sought last.
+    #[inline]
+    pub(crate) fn link_sought(&mut self, span: Span) -> Result<FreeSlot<'s, T>, OutOfMemory> {
+        let slot = FreeSlot::alloc(self.slab.slots(), self.section)?;
+        let raw = slot.index().raw();
+        if let Some(at) = self.at.as_ref().filter(|at| !at.leaf_is_full()) {
+            at.insert(self.section.edit(), span.start, raw, span.len());
+            return Ok(slot);
+        }
+        let nodes = self.slab.node_arena();
+        match self.map.tree.insert(nodes, self.section, span.start, raw, span.len()) {
+            Ok(()) => Ok(slot),
+            Err(OutOfMemory) => {
+                slot.give_back(self.slab.slots(), self.section);
+                Err(OutOfMemory)
+            }
+        }
+    }
+
+    /// Takes the entry at `start` out of the tree. What it held, but for the bytes that are `kept`
+    /// by the entry before, becomes part of the gap before it.
+    #[inline]
+    pub(crate) fn unlink(&mut self, start: usize, kept: usize) {
+        self.seek(start);
+        self.unlink_sought(start, kept);
+    }
+
+    /// As [`unlink`](Self::unlink), where `start` was sought last.
+    #[inline]
+    fn unlink_sought(&mut self, start: usize, kept: usize) {
+        match &self.at {
+            Some(at) if at.key() == start && at.leaf_is_not_sparse() => {
+                at.remove(self.section.edit(), kept);
+            }
+            _ => self.map.tree.remove(self.slab.node_arena(), self.section, start, kept),
+        }
+    }
+
+    /// Takes the entry at `start` out of the tree, as [`unlink`](Self::unlink) does, and detaches
+    /// it.
+    #[inline]
+    pub(crate) fn detach(&mut self, start: usize, kept: usize, emptied: Emptied<'s, T>) {
+        self.unlink(start, kept);
+        emptied.detach(self.slab.slots(), self.section);
+    }
+
+    /// Detaches the entry at `start`, and links `slot` in its place.
+    pub(crate) fn exchange(
+        &mut self,
+        start: usize,
+        emptied: Emptied<'s, T>,
+        slot: &FreeSlot<'s, T>,
+    ) {
+        let (raw, edit) = (slot.index().raw(), self.section.edit());
+        if let Some(at) = self.seek(start) {
+            at.relink(edit, raw);
+        }
+        emptied.detach(self.slab.slots(), self.section);
+    }
+
+    /// Takes out the VMA at `span`, waiting for its readers, if there is exactly one and no other
+    /// thread excludes it; else nothing has changed.
+    #[inline]
+    pub(crate) fn take_whole(&mut self, span: Span) -> Option<T> {
+        let entry = self.sought(span.start)?;
+        if entry.span() != span {
+            return None;
+        }
+        let slots = self.slab.slots();
+        let mut excluded = Excluded::new(slots, false);
+        excluded.push(entry.vma()?, self.section).then_some(())?;
+        let (_, payload, emptied) = excluded.take_first()?;
+        self.unlink_sought(span.start, 0);
+        emptied.detach(slots, self.section);
+        Some(payload)
+    }
+
+    /// Ends a reservation.
+    #[cold]
+    pub(crate) fn release(&mut self, slot: &Reserved<'s, T>) {
+        let span = slot.span();
+        self.unlink(span.start, 0);
+        let slots = self.slab.slots();
+        slot.exclude(slots, self.section).detach(slots, self.section);
+        self.update_gaps(span);
+    }
+
+    /// Sets the gaps right after changes within `span`: those of all that start in it, and where
+    /// nothing starts with it, that of the last entry before it.
+    pub(crate) fn update_gaps(&mut self, span: Span) {
+        let slab = self.slab;
+        let Some(at) = self.seek(span.start) else { return };
+        while let Some(slot) = at.slot() {
+            // SAFETY: a word of this map's tree; the section is held.
+            let vma = unsafe { entry(slab, slot) }.span();
+            if vma.start >= span.end {
+                break; // the first of all, and behind the span
+            }
+            let next = at.next_key().unwrap_or(usize::MAX);
+            at.set_gap(next - vma.end);
+            if next >= span.end {
+                break;
+            }
+            at.next(slab.node_arena());
+        }
+    }
+}
+
+#[cfg(all(test, not(pervma_model)))]
+impl<T, P: Platform> MapWrite<'_, T, P> {
+    /// Panics unless all invariants of the tree hold, its keys are its VMAs' starts, and its gaps
+    /// what is free behind them.
+    fn check(&self) {
+        let map = self.vmas.map;
+        let mut end = usize::MAX;
+        for (key, (slot, gap)) in map.tree.checked(map.slab().node_arena()).into_iter().rev() {
+            let span = self.vmas.entry(slot).span();
+            assert_eq!((span.start, span.end + gap), (key, end), "a gap is not what is free");
+            end = span.start;
+        }
+    }
+}

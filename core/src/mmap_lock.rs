@@ -1,0 +1,119 @@
+//! The mmap lock: the platform's raw lock, or the checker's.
+
+#[cfg(pervma_model)]
+pub(crate) use checked::{MmapLock, RawReadGuard, RawWriteGuard};
+#[cfg(not(pervma_model))]
+pub(crate) use real::{MmapLock, RawReadGuard, RawWriteGuard};
+
+#[cfg(not(pervma_model))]
+mod real {
+    use lock_api::{RawRwLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+    use crate::platform::Platform;
+
+    /// The mmap lock: the platform's raw lock.
+    pub(crate) struct MmapLock<P: Platform>(RwLock<P::Lock, ()>);
+
+    /// The mmap lock held for reading.
+    pub(crate) type RawReadGuard<'a, P> = RwLockReadGuard<'a, <P as Platform>::Lock, ()>;
+
+    /// The mmap lock held for writing.
+    pub(crate) type RawWriteGuard<'a, P> = RwLockWriteGuard<'a, <P as Platform>::Lock, ()>;
+
+    impl<P: Platform> MmapLock<P> {
+        /// An unlocked lock.
+        pub(crate) const fn new() -> Self {
+            Self(RwLock::const_new(<P::Lock as RawRwLock>::INIT, ()))
+        }
+
+        /// Waits for the lock, shared.
+        #[inline]
+        pub(crate) fn read(&self) -> RawReadGuard<'_, P> {
+            self.0.read()
+        }
+
+        /// Waits for the lock, exclusive.
+        #[inline]
+        pub(crate) fn write(&self) -> RawWriteGuard<'_, P> {
+            self.0.write()
+        }
+
+        /// Acquires the lock, exclusive, if no thread holds it.
+        #[inline]
+        pub(crate) fn try_write(&self) -> Option<RawWriteGuard<'_, P>> {
+            self.0.try_write()
+        }
+
+        /// Makes a writer a reader, with no writer in between.
+        #[inline]
+        pub(crate) fn downgrade(guard: RawWriteGuard<'_, P>) -> RawReadGuard<'_, P> {
+            RwLockWriteGuard::downgrade(guard)
+        }
+    }
+}
+
+#[cfg(pervma_model)]
+mod checked {
+    #![expect(clippy::unwrap_used, reason = "a model that panics has failed")]
+
+    use core::marker::PhantomData;
+
+    use crate::platform::Platform;
+    use crate::sync::model::checker::sync::{
+        Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
+    };
+
+    /// The mmap lock.
+    pub(crate) struct MmapLock<P> {
+        lock: RwLock<()>,
+        /// Held by a writer until it has gone or become a reader: the checkers' locks cannot be
+        /// downgraded.
+        writers: Mutex<()>,
+        platform: PhantomData<P>,
+    }
+
+    /// The mmap lock held for reading.
+    pub(crate) struct RawReadGuard<'a, P>(
+        #[expect(dead_code, reason = "held for its drop")] RwLockReadGuard<'a, ()>,
+        PhantomData<P>,
+    );
+
+    /// The mmap lock held for writing.
+    pub(crate) struct RawWriteGuard<'a, P> {
+        guard: RwLockWriteGuard<'a, ()>,
+        _writers: MutexGuard<'a, ()>,
+        lock: &'a MmapLock<P>,
+    }
+
+    impl<P: Platform> MmapLock<P> {
+        /// An unlocked lock.
+        pub(crate) fn new() -> Self {
+            Self { lock: RwLock::new(()), writers: Mutex::new(()), platform: PhantomData }
+        }
+
+        /// Waits for the lock, shared.
+        pub(crate) fn read(&self) -> RawReadGuard<'_, P> {
+            RawReadGuard(self.lock.read().unwrap(), PhantomData)
+        }
+
+        /// Waits for the lock, exclusive.
+        pub(crate) fn write(&self) -> RawWriteGuard<'_, P> {
+            let writers = self.writers.lock().unwrap();
+            RawWriteGuard { guard: self.lock.write().unwrap(), _writers: writers, lock: self }
+        }
+
+        /// Takes the lock, exclusive, if nobody has it.
+        pub(crate) fn try_write(&self) -> Option<RawWriteGuard<'_, P>> {
+            let writers = self.writers.try_lock().ok()?;
+            let guard = self.lock.try_write().ok()?;
+            Some(RawWriteGuard { guard, _writers: writers, lock: self })
+        }
+
+        /// Lets readers in, and no writer before them.
+        pub(crate) fn downgrade(guard: RawWriteGuard<'_, P>) -> RawReadGuard<'_, P> {
+            let RawWriteGuard { guard, _writers, lock } = guard;
+            drop(guard);
+            lock.read()
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Guards that keep their space alive.
+#![forbid(unsafe_code)]
+
+use alloc::sync::Arc;
+use core::fmt;
+use core::ops::{Deref, Range};
+
+use crate::error::ReadError;
+use crate::host::DefaultPlatform;
+use crate::pinned::OwnedPin;
+use crate::platform::Platform;
+use crate::space::AddressSpace;
+use crate::vma_id::{VmaId, VmaVersion};
+
+/// A read-locked VMA that keeps its space alive and can be sent to other threads, from
+/// [`read_owned`](AddressSpace::read_owned).
+///
+/// It is in no thread's record, so a thread that waits for its own owned guard is not told. When
+/// the last handle to a space is a guard's, dropping the guard drops the space, with every
+/// payload in it; keep another handle where that must not happen.
+///
+/// ```
+/// use pervma::AddressSpace;
+/// use std::sync::Arc;
+///
+/// let space = Arc::new(AddressSpace::new(4096));
+/// space.insert(0x1000..0x3000, "text")?;
+/// let vma = space.read_owned(0x1000)?;
+/// let read = std::thread::spawn(move || *vma).join().unwrap();
+/// assert_eq!(read, "text");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "the VMA is unlocked at once when its guard is dropped"]
+pub struct OwnedReadGuard<T: 'static, P: Platform = DefaultPlatform> {
+    pin: OwnedPin<AddressSpace<T, P>, T, P>,
+}
+
+impl<T: 'static, P: Platform> OwnedReadGuard<T, P> {
+    /// The range of the VMA.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// let space = Arc::new(pervma::AddressSpace::new(4096));
+    /// space.insert(0x1000..0x4000, "text")?;
+    /// assert_eq!(space.read_owned(0x2000)?.range(), 0x1000..0x4000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn range(&self) -> Range<usize> {
+        self.pin.pinned().span().range()
+    }
+
+    /// What the VMA can be found by again when the guard is gone; see [`VmaId`].
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// let space = Arc::new(pervma::AddressSpace::new(4096));
+    /// space.insert(0x1000..0x4000, "text")?;
+    /// let id = space.read_owned(0x2000)?.id();
+    /// assert_eq!(space.read(0x2000)?.id(), id);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn id(&self) -> VmaId {
+        self.version().id()
+    }
+
+    /// What tells whether the VMA was write-locked since; see [`VmaVersion`].
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// let space = Arc::new(pervma::AddressSpace::new(4096));
+    /// space.insert(0x1000..0x4000, "text")?;
+    /// let version = space.read_owned(0x2000)?.version();
+    /// assert_eq!(space.read(0x2000)?.version(), version);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn version(&self) -> VmaVersion {
+        self.pin.pinned().version()
+    }
+
+    /// The space that the VMA is in.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// let space = Arc::new(pervma::AddressSpace::new(4096));
+    /// space.insert(0x1000..0x4000, "text")?;
+    /// assert!(Arc::ptr_eq(space.read_owned(0x2000)?.space(), &space));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn space(&self) -> &Arc<AddressSpace<T, P>> {
+        self.pin.space()
+    }
+}
+
+impl<T: 'static, P: Platform> Deref for OwnedReadGuard<T, P> {
+    type Target = T;
+
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        self.pin.pinned().payload()
+    }
+}
+
+impl<T: fmt::Debug + 'static, P: Platform> fmt::Debug for OwnedReadGuard<T, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnedReadGuard")
+            .field("range", &self.range())
+            .field("payload", &**self)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T: 'static, P: Platform> AddressSpace<T, P> {
+    /// As [`read`](Self::read), with a guard that owns a handle to the space and can be sent to
+    /// other threads. See [`OwnedReadGuard`] for a longer example.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// let space = Arc::new(pervma::AddressSpace::new(4096));
+    /// space.insert(0x1000..0x4000, "text")?;
+    /// let vma = space.read_owned(0x1000)?;
+    /// assert_eq!(std::thread::spawn(move || *vma).join().unwrap(), "text");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`read`](Self::read).
+    ///
+    /// # Panics
+    ///
+    /// As [`read`](Self::read).
+    pub fn read_owned(self: &Arc<Self>, addr: usize) -> Result<OwnedReadGuard<T, P>, ReadError> {
+        let pin = OwnedPin::new(Arc::clone(self), |space| {
+            space.map().read_lock(addr, None).map(|(read_lock, _)| read_lock)
+        })?;
+        Ok(OwnedReadGuard { pin })
+    }
+
+    /// As [`try_read`](Self::try_read), with a guard that owns a handle to the space and can be
+    /// sent to other threads.
+    ///
+    /// ```
+    /// use pervma::AddressSpace;
+    /// use std::sync::Arc;
+    ///
+    /// let space = Arc::new(AddressSpace::new(4096));
+    /// space.insert(0x1000..0x3000, "text")?;
+    /// assert_eq!(*space.try_read_owned(0x2000)?, "text");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`try_read`](Self::try_read).
+    pub fn try_read_owned(
+        self: &Arc<Self>,
+        addr: usize,
+    ) -> Result<OwnedReadGuard<T, P>, ReadError> {
+        let pin = OwnedPin::new(Arc::clone(self), |space| {
+            space.map().try_read(addr, None).map(|(read_lock, _)| read_lock)
+        })?;
+        Ok(OwnedReadGuard { pin })
+    }
+}

@@ -1,0 +1,190 @@
+//! The slot of one VMA, and all slots of a slab.
+//!
+//! # Who may touch what in a slot
+//!
+//! | field | read under | written under |
+//! |---|---|---|
+//! | `lock` | nothing (atomics) | the transitions of [`lock`](crate::lock) |
+//! | `space` | a reference (`refcnt` raised), or the mmap lock of the space it names | being free (before attach); drained |
+//! | `generation` | as `space` | drained, about to be detached |
+//! | `span`, `payload` | a read lock, one's own X, or the mmap lock | being free; write-locked; drained |
+//! | `link` | what the list is guarded by that the slot is on | the same: the guard of the arena (A3) for the free list; one's own X for an [`Excluded`](super::Excluded) list; owning the reservation for the deferred releases |
+//!
+//! # Invariants
+//!
+//! - **S1** `payload` is initialised exactly while the slot is attached and `space` does not say
+//!   *reserved*, except while an [`Emptied`](super::Emptied) has the slot.
+//! - **S2** A [`FreeSlot`](super::FreeSlot) is the only handle to a slot whose count is 0.
+//! - **S3** An [`Excluded`](super::Excluded) list has set X in each of its VMAs. Who meets an X
+//!   that is not its own leaves the VMA alone, so each stays attached to its space, unchanged.
+//! - **S4** A slot is attached at most once under each `generation`.
+#![expect(unsafe_code, reason = "slots are shared among threads as the table above says")]
+
+use core::mem::MaybeUninit;
+
+use crate::arena::{Arena, Idx, Object, Usage, Users};
+use crate::hazard::Registry;
+use crate::identity::SpaceId;
+use crate::lock::{SpaceSeq, VmaLock};
+use crate::mm::EditSection;
+use crate::platform::Platform;
+use crate::range::Span;
+use crate::step::Step;
+use crate::sync::{Cell, const_unless_model, keep};
+use crate::vma_id::VmaId;
+
+/// The slots of a slab, and the readers that publish which of them they read.
+pub(crate) struct Slots<T, P: Platform> {
+    pub(super) arena: Arena<Slot<T>, P>,
+    /// Of all spaces on the slab: a reader that comes late is perhaps another space's.
+    readers: Registry<P>,
+}
+
+impl<T, P: Platform> Slots<T, P> {
+    const_unless_model! {
+        pub(crate) fn new(users: Users) -> Self {
+            Self { arena: Arena::new(users), readers: Registry::new(users) }
+        }
+    }
+
+    /// The slot that `index` names.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    pub(crate) fn get(&self, index: Idx<Slot<T>>) -> &Slot<T> {
+        self.arena.get(index)
+    }
+
+    /// The registered readers.
+    pub(crate) fn readers(&self) -> &Registry<P> {
+        &self.readers
+    }
+
+    /// Excludes a VMA that has no reader, counted or registered.
+    #[inline]
+    pub(super) fn try_exclude_idle(&self, lock: &VmaLock, section: &EditSection<'_, P>) -> bool {
+        if !lock.try_exclude_idle() {
+            return false;
+        }
+        self.readers.transfer_readers(section, core::iter::once(lock));
+        let drained = lock.is_drained() || !keep(Step::ScanIdle);
+        if !drained {
+            // No thread sleeps because of it: that takes the mmap lock.
+            lock.clear_excluded();
+        }
+        drained
+    }
+
+    /// How many slots there are, and how many of them are in use.
+    pub(crate) fn usage(&self) -> Usage {
+        self.arena.usage()
+    }
+}
+
+/// The place of one VMA. Aligned to a cache line, so that readers of one VMA do not disturb those
+/// of the next.
+#[repr(C, align(64))]
+pub(crate) struct Slot<T> {
+    pub(super) lock: VmaLock,
+    pub(super) span: Cell<Span>,
+    pub(super) space: Cell<SpaceId>,
+    pub(super) payload: Cell<MaybeUninit<T>>,
+    /// The next slot on the list that this one is on, plus 1; 0 at the end.
+    pub(super) link: Cell<u32>,
+    /// How many VMAs have lived here before.
+    pub(super) generation: Cell<u32>,
+}
+
+// A VMA with a payload of 16 bytes takes one cache line.
+const _: () = assert!(cfg!(pervma_model) || size_of::<Slot<[u64; 2]>>() == 64);
+
+impl<T> Object for Slot<T> {
+    fn new() -> Self {
+        Self {
+            lock: VmaLock::new(),
+            span: Cell::new(Span { start: 0, end: 0 }),
+            space: Cell::new(SpaceId::NONE),
+            payload: Cell::new(MaybeUninit::uninit()),
+            link: Cell::new(0),
+            generation: Cell::new(0),
+        }
+    }
+
+    fn link(&self) -> &Cell<u32> {
+        &self.link
+    }
+}
+
+// SAFETY: the cells are touched as the table above says; the payload is shared among readers
+// (`Sync`) and taken out by whichever thread removes it (`Send`).
+unsafe impl<T: Send + Sync> Sync for Slot<T> {}
+// SAFETY: as for `Sync`; nothing in a slot belongs to a thread.
+unsafe impl<T: Send + Sync> Send for Slot<T> {}
+
+impl<T> Slot<T> {
+    /// Whether its VMA looks write-locked; a hint.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    pub(crate) fn looks_locked(&self, seq: &SpaceSeq) -> bool {
+        self.lock.looks_locked(seq)
+    }
+
+    /// The space that the VMA belongs to.
+    ///
+    /// # Safety
+    ///
+    /// The caller has a reference, or the mmap lock of the space that the slot is attached to.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    pub(super) unsafe fn space(&self) -> SpaceId {
+        // SAFETY: written while the slot is free or drained, and both a reference (L2) and the mmap
+        // lock exclude that, but for the holder of the lock itself.
+        self.space.with(|space| unsafe { *space })
+    }
+
+    /// The identity of the VMA that lives here.
+    ///
+    /// # Safety
+    ///
+    /// The caller has a read lock, or the mmap lock of the space that the slot is attached to.
+    pub(super) unsafe fn vma_id(&self) -> VmaId {
+        // SAFETY: as the caller says.
+        let space = unsafe { self.space() };
+        // SAFETY: a read lock keeps it (L2), and so does the mmap lock.
+        let start = self.span.with(|span| unsafe { (*span).start });
+        // SAFETY: written as `space` is.
+        let generation = self.generation.with(|generation| unsafe { *generation });
+        VmaId { space, start, slot: self.lock.name(), generation }
+    }
+
+    /// Ends the generation of a drained VMA that is about to be detached; whether there is no other
+    /// left for this slot.
+    #[inline]
+    pub(super) fn end_generation(&self) -> bool {
+        if !keep(Step::CountGenerations) {
+            return false;
+        }
+        self.generation.with_mut(|generation| {
+            // SAFETY: drained: no other thread reads or writes it.
+            let next = unsafe { *generation }.wrapping_add(1);
+            // SAFETY: as above.
+            unsafe { *generation = next };
+            next == 0
+        })
+    }
+
+    /// Pretends that so many VMAs have lived here.
+    #[cfg(all(test, not(pervma_model)))]
+    pub(crate) fn pretend_generation(&self, generation: u32) {
+        // SAFETY: the test's other threads do not look.
+        self.generation.with_mut(|at| unsafe { *at = generation });
+    }
+
+    /// Pretends that the VMA has `readers`.
+    #[cfg(all(test, not(pervma_model)))]
+    pub(crate) fn pretend_readers(&self, readers: u32) {
+        self.lock.pretend_readers(readers);
+    }
+
+    /// A release of a reference that is no release.
+    #[cfg(all(test, not(pervma_model)))]
+    pub(crate) fn release_unordered<P: Platform>(&self) {
+        self.lock.release_unordered::<P>();
+    }
+}

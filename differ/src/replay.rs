@@ -1,0 +1,57 @@
+//! Making given steps, from a new process on.
+
+use std::io;
+
+use pervma_linux::Config;
+
+use crate::child::Privileges;
+use crate::files::OpenFiles;
+use crate::machine::Machine;
+use crate::model::Subject;
+use crate::op::Op;
+use crate::session::{Difference, Session};
+
+/// A difference, and the steps to it.
+pub type Found = (Difference, Vec<Op>);
+
+/// Makes steps from a new process on. Returns the first difference and the number of steps to it.
+///
+/// # Errors
+///
+/// When processes cannot be made or traced.
+pub fn replay<S: Subject>(
+    machine: &Machine,
+    privileges: Privileges,
+    make: &impl Fn(&Config, &OpenFiles) -> S,
+    steps: &[Op],
+) -> io::Result<Option<(usize, Difference)>> {
+    replay_after(machine, privileges, make, &[], steps)
+}
+
+/// Makes steps as [`replay`] does, after others of which only the results are compared: with many
+/// mappings it takes long to compare the maps.
+///
+/// # Errors
+///
+/// As for [`replay`].
+pub fn replay_after<S: Subject>(
+    machine: &Machine,
+    privileges: Privileges,
+    make: &impl Fn(&Config, &OpenFiles) -> S,
+    before: &[Op],
+    steps: &[Op],
+) -> io::Result<Option<(usize, Difference)>> {
+    let mut session = Session::begin(machine, privileges, make)?;
+    for (made, op) in before.iter().enumerate() {
+        if let (_, Some(difference)) = session.step_alone(op)? {
+            return Ok(Some((made + 1, difference)));
+        }
+    }
+    for (made, op) in steps.iter().enumerate() {
+        if let (_, Some(difference)) = session.step(op)? {
+            return Ok(Some((before.len() + made + 1, difference)));
+        }
+    }
+    let difference = session.compare_slow()?;
+    Ok(difference.map(|difference| (before.len() + steps.len(), difference)))
+}

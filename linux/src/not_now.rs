@@ -1,0 +1,58 @@
+//! Why a question has no answer yet.
+
+use core::fmt;
+
+use pervma::ReadError;
+
+use crate::errno::Errno;
+
+/// Why a question has no answer at this moment. It is never taken for a hole.
+///
+/// The questions that may be asked in a signal handler say all of this. Those that wait say
+/// [`OwnCall`](Self::OwnCall) only, and calls say [`Errno::EAGAIN`] in its place.
+///
+/// ```
+/// use pervma_linux::{Errno, NotNow};
+/// assert_eq!(Errno::from(NotNow::OwnCall), Errno::EAGAIN);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NotNow {
+    /// Another thread is changing what is at the address, or near it. Ask again; a signal handler
+    /// can return, so that the interrupted instruction runs again and faults again.
+    Changing,
+    /// The thread would wait for itself: it is in the middle of a call of the same
+    /// [`Mm`](crate::Mm) (it asks from inside of a method of the [`Backing`](crate::Backing), or in
+    /// a handler that has interrupted the call), or it has a [`ReadGuard`](crate::ReadGuard) of it.
+    OwnCall,
+    /// Only [`Mm::fault`](crate::Mm::fault) can serve this touch, since it changes the map: a
+    /// private mapping is written for the first time, or a stack may grow.
+    NeedsCall,
+}
+
+impl fmt::Display for NotNow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Changing => f.write_str("another thread is changing the mapping"),
+            Self::OwnCall => f.write_str("this thread is in the middle of a call that changes it"),
+            Self::NeedsCall => f.write_str("the touch changes the map, which takes a call"),
+        }
+    }
+}
+
+impl core::error::Error for NotNow {}
+
+impl From<NotNow> for Errno {
+    fn from(_: NotNow) -> Self {
+        Self::EAGAIN
+    }
+}
+
+/// Why a lookup has no answer.
+pub(crate) fn not_now(error: ReadError) -> NotNow {
+    match error {
+        ReadError::OwnEdit { .. }
+        | ReadError::OwnExclusion { .. }
+        | ReadError::GuardHeld { .. } => NotNow::OwnCall,
+        _ => NotNow::Changing,
+    }
+}
