@@ -11,9 +11,9 @@ use crate::sys::{Errno, OpenError};
 /// changed then, and nothing is left behind but the SIGBUS handler.
 ///
 /// ```
-/// use pervma_pager::{Error, MemorySource, Region};
+/// use pervma_pager::{Error, MemorySource, FrozenRegion};
 ///
-/// assert!(matches!(Region::map(MemorySource::new(vec![])), Err(Error::Empty)));
+/// assert!(matches!(FrozenRegion::map(MemorySource::new(vec![])), Err(Error::Empty)));
 /// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

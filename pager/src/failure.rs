@@ -150,7 +150,7 @@ pub enum Response {
 /// Written pages that had to go to keep a bound, and could not be written to the source. They stay.
 ///
 /// [`Options::on_write_back_failure`](crate::Options::on_write_back_failure) is told of each, and
-/// [`LiveRegion::write_back_failure`](crate::LiveRegion::write_back_failure) keeps the last.
+/// [`Region::write_back_failure`](crate::Region::write_back_failure) keeps the last.
 #[derive(Clone, Debug)]
 pub struct WriteBackFailure {
     range: Range<usize>,

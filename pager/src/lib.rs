@@ -6,9 +6,9 @@
 //! a lock of the space, so faults are served in parallel, also while other ranges change.
 //!
 //! ```
-//! use pervma_pager::{MemorySource, Region};
+//! use pervma_pager::{MemorySource, FrozenRegion};
 //!
-//! let region = Region::map(MemorySource::new(vec![42; 1 << 20]))?;
+//! let region = FrozenRegion::map(MemorySource::new(vec![42; 1 << 20]))?;
 //! assert_eq!(region.len(), 1 << 20);
 //! assert_eq!(region[123_456], 42); // a fault, served by this thread
 //! # Ok::<(), pervma_pager::Error>(())
@@ -18,10 +18,10 @@
 //!
 //! | you want | use |
 //! |---|---|
-//! | a slice of bytes that comes page by page | [`Region::map`] |
+//! | a slice of bytes that comes page by page | [`FrozenRegion::map`] |
 //! | more pages a fault, huge pages, a bound of what is there, a hook for failures | [`Options`] |
-//! | to discard, protect, unmap, resize, move or write while others read | [`LiveRegion`] |
-//! | system calls on such memory, or a source that locks or allocates | [`Options::threaded`] |
+//! | to discard, protect, unmap, resize, move or write while others read | [`Region`] |
+//! | system calls on such memory, or a source that locks or allocates | [`Options::handler_threads`] |
 //! | the kernel's interface, for a pager of your own | [`sys`] |
 //!
 //! And when not to: for a local file that is in the page cache, the kernel's own `mmap` is the better
@@ -37,7 +37,7 @@
 //! |---|---|---|
 //! | who serves a fault | the thread that made it, in the SIGBUS handler | a thread of the region |
 //! | cost of a fault of one page | 4 to 5 µs | 8 µs and more, two changes of thread |
-//! | privilege | none | none for user code; for system calls see [`Options::threaded`] |
+//! | privilege | none | none for user code; for system calls see [`Options::handler_threads`] |
 //! | a system call that touches what is missing | fails with `EFAULT` | is served, if privileged |
 //! | sources | [`SignalSafe`] ones | all |
 //! | kernel | Linux 5.11 | Linux 6.6 |
@@ -68,7 +68,7 @@
 //! - Every byte of a region is the source's byte, or what was written to it. Nothing is invented: a
 //!   page whose bytes cannot be had is an error of the access ([`OnFailure`]), and stays one until it
 //!   is discarded. It is never asked for again and again.
-//! - What is in a [`Region`] never changes. What is in a [`LiveRegion`] changes when it is written,
+//! - What is in a [`FrozenRegion`] never changes. What is in a [`Region`] changes when it is written,
 //!   or read from the source again after it was given back.
 //! - No lock is held while a source is read. What was read is used only if the page was not given
 //!   back, unmapped or moved meanwhile.
@@ -177,7 +177,7 @@ mod error;
 mod evict;
 mod failure;
 mod fault;
-mod live;
+mod frozen;
 mod mapping;
 mod options;
 mod parts;
@@ -196,7 +196,7 @@ mod writer;
 
 pub use error::Error;
 pub use failure::{Failure, OnFailure, Response, WriteBackFailure};
-pub use live::LiveRegion;
+pub use frozen::FrozenRegion;
 pub use options::{InSignal, InThread, Options, Serves};
 pub use region::Region;
 pub use source::{FileSource, MemorySource, ReadFailed, SignalSafe, Source};

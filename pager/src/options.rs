@@ -1,12 +1,13 @@
 //! How a region is mapped.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::budget::Budget;
 use crate::failure::{OnFailure, OnWriteBackFailure, WriteBackFailure};
-use crate::live::LiveRegion;
 use crate::mapping::{Backing, PAGE};
+use crate::region::Region;
 use crate::source::{SignalSafe, Source};
 use crate::staging::Staging;
 use crate::sys::{PageSize, Userfaultfd, system_page_size};
@@ -27,16 +28,9 @@ impl<S: SignalSafe> Serves<S> for InSignal {}
 impl<S: Source> Serves<S> for InThread {}
 
 mod sealed {
-    pub trait Sealed {
-        /// Whether a thread serves.
-        const THREADED: bool;
-    }
-    impl Sealed for super::InSignal {
-        const THREADED: bool = false;
-    }
-    impl Sealed for super::InThread {
-        const THREADED: bool = true;
-    }
+    pub trait Sealed {}
+    impl Sealed for super::InSignal {}
+    impl Sealed for super::InThread {}
 }
 
 /// How a region is mapped: who serves its faults, and what else it can do.
@@ -62,8 +56,9 @@ pub struct Options<M = InSignal> {
     resident: Option<usize>,
     on_failure: OnFailure,
     on_write_back_failure: Hook,
-    threads: usize,
-    mode: std::marker::PhantomData<M>,
+    /// None in signal mode.
+    handler_threads: usize,
+    mode: PhantomData<M>,
 }
 
 /// Who is told of pages that cannot be written back.
@@ -88,49 +83,6 @@ impl Options<InSignal> {
     /// with `EFAULT`.
     #[must_use]
     pub const fn new() -> Self {
-        Self::of_mode()
-    }
-
-    /// The same, but [threaded](Options::threaded).
-    #[must_use]
-    pub fn in_thread(self) -> Options<InThread> {
-        Options {
-            granule: self.granule,
-            page_size: self.page_size,
-            is_writable: self.is_writable,
-            capacity: self.capacity,
-            resident: self.resident,
-            on_failure: self.on_failure,
-            on_write_back_failure: self.on_write_back_failure,
-            threads: self.threads,
-            mode: std::marker::PhantomData,
-        }
-    }
-}
-
-impl Options<InThread> {
-    /// Faults are served by a thread of the region, or [several](Self::threads): for memory that
-    /// system calls touch, and for sources that are not [`SignalSafe`]. It needs Linux 6.6.
-    ///
-    /// Without privilege the kernel lets it serve accesses of user code only;
-    /// [`LiveRegion::serves_system_calls`] tells. Privilege is access to `/dev/userfaultfd`,
-    /// `CAP_SYS_PTRACE`, or `vm.unprivileged_userfaultfd=1`.
-    #[must_use]
-    pub const fn threaded() -> Self {
-        Self::of_mode()
-    }
-
-    /// How many threads serve the region, at least one, as by default. More are for sources that
-    /// are slow.
-    #[must_use]
-    pub const fn threads(mut self, threads: usize) -> Self {
-        self.threads = if threads == 0 { 1 } else { threads };
-        self
-    }
-}
-
-impl<M> Options<M> {
-    const fn of_mode() -> Self {
         Self {
             granule: None,
             page_size: PageSize::Small,
@@ -139,8 +91,43 @@ impl<M> Options<M> {
             resident: None,
             on_failure: OnFailure::pass_on(),
             on_write_back_failure: Hook(None),
-            threads: 1,
-            mode: std::marker::PhantomData,
+            handler_threads: 0,
+            mode: PhantomData,
+        }
+    }
+}
+
+impl<M> Options<M> {
+    /// Faults are served by so many threads of the region (at least one, also for 0): for memory
+    /// that system calls touch, and for sources that are not [`SignalSafe`]. More than one are for
+    /// sources that are slow. It needs Linux 6.6.
+    ///
+    /// Without privilege the kernel lets them serve accesses of user code only;
+    /// [`Region::serves_system_calls`] tells. Privilege is access to `/dev/userfaultfd`,
+    /// `CAP_SYS_PTRACE`, or `vm.unprivileged_userfaultfd=1`.
+    ///
+    /// ```
+    /// use pervma_pager::{MemorySource, Options};
+    ///
+    /// let options = Options::new().granule(64 << 10).handler_threads(2);
+    /// let region = options.map(MemorySource::new(vec![7; 1 << 20]))?;
+    /// let mut byte = [0];
+    /// region.read(12_345, &mut byte); // served by one of the two
+    /// assert_eq!(byte, [7]);
+    /// # Ok::<(), pervma_pager::Error>(())
+    /// ```
+    #[must_use]
+    pub fn handler_threads(self, threads: usize) -> Options<InThread> {
+        Options {
+            granule: self.granule,
+            page_size: self.page_size,
+            is_writable: self.is_writable,
+            capacity: self.capacity,
+            resident: self.resident,
+            on_failure: self.on_failure,
+            on_write_back_failure: self.on_write_back_failure,
+            handler_threads: threads.max(1),
+            mode: PhantomData,
         }
     }
 
@@ -166,7 +153,7 @@ impl<M> Options<M> {
     }
 
     /// The region can be written, and knows which pages were
-    /// ([`written`](LiveRegion::written)): the first write to a page is a fault of its own.
+    /// ([`written`](Region::written)): the first write to a page is a fault of its own.
     #[must_use]
     pub const fn writable(mut self) -> Self {
         self.is_writable = true;
@@ -174,7 +161,7 @@ impl<M> Options<M> {
     }
 
     /// Addresses are reserved for so many bytes, so that the region can become as long in its
-    /// place ([`resize`](LiveRegion::resize)). By default, and at least, for the source's present
+    /// place ([`resize`](Region::resize)). By default, and at least, for the source's present
     /// size.
     #[must_use]
     pub const fn capacity(mut self, bytes: usize) -> Self {
@@ -207,7 +194,7 @@ impl<M> Options<M> {
     /// `hook` is told when pages have to go to keep a [bound](Self::resident) and cannot be written to
     /// the source: the disk is full, for example. They stay what is to be written, and are tried again
     /// from time to time; the region keeps the last such failure
-    /// ([`write_back_failure`](LiveRegion::write_back_failure)).
+    /// ([`write_back_failure`](Region::write_back_failure)).
     ///
     /// It is called on a thread of the region, while nothing of the region is locked, each time that it
     /// happens. It may not drop the region. A panic ends the process.
@@ -250,7 +237,7 @@ impl<M> Options<M> {
     /// # Panics
     ///
     /// In a signal handler.
-    pub fn map<S: Source + 'static>(self, source: S) -> Result<LiveRegion, Error>
+    pub fn map<S: Source + 'static>(self, source: S) -> Result<Region, Error>
     where
         M: Serves<S>,
     {
@@ -268,7 +255,7 @@ impl<M> Options<M> {
         if !granule.is_power_of_two() || granule < page {
             return Err(Error::Granule { granule, page });
         }
-        let is_threaded = M::THREADED;
+        let is_threaded = self.handler_threads > 0;
         if self.page_size == PageSize::Huge && !is_threaded && source.bytes().is_none() {
             return Err(Error::HugeNeedsMemory);
         }
@@ -305,7 +292,7 @@ impl<M> Options<M> {
             tail: tail(source.bytes(), page),
             source,
         });
-        LiveRegion::new(backing, self.capacity.max(len), self.threads)
+        Region::new(backing, self.capacity.max(len), self.handler_threads)
     }
 
     fn budget(&self, granule: usize) -> Result<Option<Budget>, Error> {

@@ -22,9 +22,9 @@ static COUNTERS: [Shard; SHARDS] = [const { Shard::new() }; SHARDS];
 /// other way round gives zeros.
 ///
 /// ```
-/// use pervma_pager::{MemorySource, Region, stats};
+/// use pervma_pager::{MemorySource, FrozenRegion, stats};
 ///
-/// let region = Region::map(MemorySource::new(vec![1; 3 * 4096]))?;
+/// let region = FrozenRegion::map(MemorySource::new(vec![1; 3 * 4096]))?;
 /// let before = stats();
 /// assert_eq!(region[0] + region[4096] + region[4097], 3);
 /// let counted = stats() - before;

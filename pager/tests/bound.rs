@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, mpsc};
 use common::{PAGE, byte, child_case, run_child};
 use pervma_pager::sys::Access;
 use pervma_pager::{
-    Error, LiveRegion, OnFailure, Options, ReadFailed, SignalSafe, Source, WriteBackFailure,
+    Error, OnFailure, Options, ReadFailed, Region, SignalSafe, Source, WriteBackFailure,
 };
 
 const PAGES: usize = 1024;
@@ -93,7 +93,7 @@ unsafe impl SignalSafe for Shelf {}
 
 /// A region of the shelf, of which so many pages may be there, in a mode and with a granule; accesses
 /// that fail end the process with 42.
-fn map(mode: &str, shelf: &Arc<Shelf>, bound: usize, granule: usize) -> LiveRegion {
+fn map(mode: &str, shelf: &Arc<Shelf>, bound: usize, granule: usize) -> Region {
     with_hook(mode, shelf, bound, granule, |_| {})
 }
 
@@ -103,20 +103,20 @@ fn with_hook(
     bound: usize,
     granule: usize,
     hook: impl Fn(&WriteBackFailure) + Send + Sync + 'static,
-) -> LiveRegion {
+) -> Region {
     let options = Options::new().writable().resident(bound * PAGE).granule(granule * PAGE);
     let options = options.on_failure(OnFailure::exit(42, "no room\n"));
     let options = options.on_write_back_failure(hook);
     let source = Arc::clone(shelf);
     match mode {
         "signal" => options.map(source).unwrap(),
-        "thread" => options.in_thread().map(source).unwrap(),
+        "thread" => options.handler_threads(1).map(source).unwrap(),
         _ => unreachable!(),
     }
 }
 
 /// Writes the first byte of so many pages, each beside one that is not written.
-fn write(region: &LiveRegion, pages: usize) {
+fn write(region: &Region, pages: usize) {
     for page in 0..pages {
         region.write(2 * page * PAGE, &[0]);
     }

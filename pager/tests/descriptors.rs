@@ -13,7 +13,7 @@ use std::path::Path;
 
 use common::{MODES, Mode, PAGE, byte, bytes, child_case, random_bytes, refuse, run_child};
 use pervma_pager::sys::Errno;
-use pervma_pager::{Error, FileSource, LiveRegion, OnFailure, Options};
+use pervma_pager::{Error, FileSource, OnFailure, Options, Region};
 use rustix::fs::{MemfdFlags, OFlags, SealFlags, fcntl_add_seals, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
@@ -31,11 +31,11 @@ fn open(path: &Path, flags: i32) -> std::io::Result<File> {
     File::options().read(true).write(true).custom_flags(flags).open(path)
 }
 
-fn map(mode: Mode, file: File) -> LiveRegion {
+fn map(mode: Mode, file: File) -> Region {
     let source = FileSource::new(file).unwrap();
     match mode {
         Mode::Signal => Options::new().writable().map(source).unwrap(),
-        Mode::Thread => Options::threaded().writable().map(source).unwrap(),
+        Mode::Thread => Options::new().handler_threads(1).writable().map(source).unwrap(),
     }
 }
 
@@ -47,7 +47,7 @@ fn content(file: &File) -> Vec<u8> {
 
 /// Writes a page, writes it back, and demands that it is where it belongs, or that the error has all
 /// these words and nothing has changed. Whether it was stored.
-fn stored_or_refused(region: &LiveRegion, file: &File, words: &[&str]) -> bool {
+fn stored_or_refused(region: &Region, file: &File, words: &[&str]) -> bool {
     let before = content(file);
     let at = 4 * PAGE;
     region.write(at + 9, &[!before[at + 9]]);
@@ -208,7 +208,7 @@ fn direct_io_is_refused_or_right() {
         let options = Options::new().writable().on_failure(OnFailure::exit(42, "cannot be read\n"));
         let region = match case.as_str() {
             "signal" => options.map(source).unwrap(),
-            _ => options.in_thread().map(source).unwrap(),
+            _ => options.handler_threads(1).map(source).unwrap(),
         };
         byte(&region, 4 * PAGE);
         fcntl_setfl(&other, fcntl_getfl(&other).unwrap() | OFlags::DIRECT).unwrap();

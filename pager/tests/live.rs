@@ -44,7 +44,7 @@ fn what_is_discarded_is_what_the_source_has_now() {
         let source = FileSource::new(file.try_clone().unwrap()).unwrap();
         let region = match mode {
             Mode::Signal => Options::new().map(source).unwrap(),
-            Mode::Thread => Options::threaded().map(source).unwrap(),
+            Mode::Thread => Options::new().handler_threads(1).map(source).unwrap(),
         };
         assert!(bytes(&region).iter().all(|&byte| byte == 1));
         file.write_all_at(&[2; 5 * PAGE], 0).unwrap();
@@ -158,7 +158,7 @@ fn a_region_grows_and_shrinks() {
         let options = Options::new().writable().capacity(10 * PAGE);
         let mut region = match mode {
             Mode::Signal => options.map(source).unwrap(),
-            Mode::Thread => options.in_thread().map(source).unwrap(),
+            Mode::Thread => options.handler_threads(1).map(source).unwrap(),
         };
         assert!(bytes(&region) == expected[..3 * PAGE + 100]);
         region.write(PAGE, b"kept");
@@ -197,7 +197,7 @@ fn the_rest_of_a_written_page_is_the_sources() {
         let options = Options::new().writable();
         let mut region = match mode {
             Mode::Signal => options.map(source).unwrap(),
-            Mode::Thread => options.in_thread().map(source).unwrap(),
+            Mode::Thread => options.handler_threads(1).map(source).unwrap(),
         };
         region.resize(6000).unwrap();
         region.discard(PAGE..6000).unwrap();
@@ -258,7 +258,7 @@ impl Source for Panicking {
 #[test]
 fn a_source_that_panics_ends_the_process() {
     if child_case().is_some() {
-        byte(&Options::threaded().map(Panicking).unwrap(), 0);
+        byte(&Options::new().handler_threads(1).map(Panicking).unwrap(), 0);
         return;
     }
     let ended = run_child("a_source_that_panics_ends_the_process", "panic");
@@ -286,7 +286,7 @@ impl Source for Short {
 fn bytes_that_a_source_does_not_have_are_not_invented() {
     if let Some(case) = child_case() {
         let bytes = if case == "whole" { 2 * PAGE } else { 2 * PAGE + 9 };
-        let options = Options::threaded().on_failure(OnFailure::exit(42, "gone\n"));
+        let options = Options::new().handler_threads(1).on_failure(OnFailure::exit(42, "gone\n"));
         let region = options.granule(4 * PAGE).map(Short(vec![1; bytes])).unwrap();
         let last = bytes - 1;
         assert_eq!((byte(&region, 0), byte(&region, last)), (1, 1));
@@ -324,7 +324,7 @@ fn what_cannot_be_read_is_no_slice() {
 #[test]
 fn faults_are_served_where_no_descriptor_may_be_opened() {
     if child_case().is_some() {
-        let region = Options::threaded().resident(8 * PAGE);
+        let region = Options::new().handler_threads(1).resident(8 * PAGE);
         let region = region.map(MemorySource::new(vec![7; 64 * PAGE])).unwrap();
         let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
         rustix::process::setrlimit(rustix::process::Resource::Nofile, none).unwrap();
@@ -401,7 +401,7 @@ fn a_bound_that_cannot_be_kept_fails_accesses_until_it_can() {
         };
         let region = match mode {
             "signal" => options.map(Shared(&REFUSING)).unwrap(),
-            _ => options.in_thread().map(Shared(&REFUSING)).unwrap(),
+            _ => options.handler_threads(1).map(Shared(&REFUSING)).unwrap(),
         };
         for page in 0..16 {
             region.write(page * PAGE, &[9]);
@@ -458,7 +458,7 @@ fn pages_are_written_back_once() {
         let options = Options::new().writable();
         let region = match mode {
             Mode::Signal => options.map(source).unwrap(),
-            Mode::Thread => options.in_thread().map(source).unwrap(),
+            Mode::Thread => options.handler_threads(1).map(source).unwrap(),
         };
         let len = region.len();
         let on_disk = |at: usize| {
@@ -514,7 +514,7 @@ fn a_bounded_region_keeps_what_is_written() {
         let options = Options::new().writable().resident(20 * PAGE);
         let region = match mode {
             Mode::Signal => options.map(source).unwrap(),
-            Mode::Thread => options.in_thread().map(source).unwrap(),
+            Mode::Thread => options.handler_threads(1).map(source).unwrap(),
         };
         let mut random = StdRng::seed_from_u64(4);
         for _ in 0..5000 {
@@ -564,10 +564,10 @@ fn a_failure_is_one_page_and_ends_when_it_is_discarded() {
         let options = Options::new().granule(16 * PAGE).on_failure(OnFailure::exit(42, "gone\n"));
         let region = match case.as_str() {
             "signal" => options.map(Arc::clone(&moody)).unwrap(),
-            "thread" => options.in_thread().map(Arc::clone(&moody)).unwrap(),
+            "thread" => options.handler_threads(1).map(Arc::clone(&moody)).unwrap(),
             "pass" => options.on_failure(OnFailure::pass_on()).map(Arc::clone(&moody)).unwrap(),
             "thread_pass" => {
-                let options = options.on_failure(OnFailure::pass_on()).in_thread();
+                let options = options.on_failure(OnFailure::pass_on()).handler_threads(1);
                 options.map(Arc::clone(&moody)).unwrap()
             }
             _ => unreachable!(),
@@ -635,7 +635,7 @@ impl Source for Slow {
 fn a_fault_whose_page_came_is_not_served_again() {
     common::watch();
     let source = Arc::new(Slow(Mutex::new(true), Condvar::new()));
-    let options = Options::threaded().writable().granule(64 * PAGE);
+    let options = Options::new().handler_threads(1).writable().granule(64 * PAGE);
     let region = options.map(Arc::clone(&source)).unwrap();
     region.write(0, &[2]);
     region.discard(0..region.len()).unwrap();
@@ -650,7 +650,7 @@ fn a_fault_whose_page_came_is_not_served_again() {
 fn several_threads_serve_a_region() {
     common::watch();
     let bytes = random_bytes(500 * PAGE, 8);
-    let region = Options::threaded().threads(3).map(MemorySource::new(&bytes[..])).unwrap();
+    let region = Options::new().handler_threads(3).map(MemorySource::new(&bytes[..])).unwrap();
     let region = region.freeze().unwrap();
     std::thread::scope(|threads| {
         for start in 0..4 {
@@ -676,7 +676,7 @@ fn huge_pages_hold_the_bytes() {
             Mode::Signal => options.map(source),
             Mode::Thread => {
                 let file = FileSource::new(file_with(&expected)).unwrap();
-                options.in_thread().map(file)
+                options.handler_threads(1).map(file)
             }
         };
         let region = region.unwrap();

@@ -34,7 +34,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use common::{Ask, MODES, Mode, PAGE};
 use pervma_pager::sys::Access;
 use pervma_pager::{
-    Error, Failure, FileSource, LiveRegion, MemorySource, OnFailure, Options, Response,
+    Error, Failure, FileSource, MemorySource, OnFailure, Options, Region, Response,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -230,7 +230,7 @@ impl Part {
         self.versions.remove(&page);
     }
 
-    fn check(&self, region: &LiveRegion, at: Range<usize>) {
+    fn check(&self, region: &Region, at: Range<usize>) {
         let mut found = vec![0; at.len()];
         region.read(at.start, &mut found);
         if found != self.shown[at.clone()] {
@@ -256,7 +256,7 @@ impl Part {
     }
 
     /// One random step.
-    fn step(&mut self, region: &LiveRegion, random: &mut StdRng) {
+    fn step(&mut self, region: &Region, random: &mut StdRng) {
         let len = region.len();
         let Some(pages) = self.some_pages(len, random) else { return };
         let range = Self::range(&pages, len);
@@ -316,7 +316,7 @@ impl Part {
 
     fn protect(
         &mut self,
-        region: &LiveRegion,
+        region: &Region,
         pages: Range<usize>,
         all_mapped: bool,
         random: &mut StdRng,
@@ -344,7 +344,7 @@ impl Part {
         }
     }
 
-    fn write_back(&mut self, region: &LiveRegion, pages: &Range<usize>, len: usize) {
+    fn write_back(&mut self, region: &Region, pages: &Range<usize>, len: usize) {
         let written = region.write_back(Self::range(pages, len));
         let is_closed = |page: &usize| self.access[*page] == Some(Access::None);
         let mut of_these =
@@ -399,7 +399,7 @@ impl Part {
     /// The file changes, and what is there of it is given back.
     fn refresh(
         &mut self,
-        region: &LiveRegion,
+        region: &Region,
         pages: &Range<usize>,
         any_mapped: bool,
         random: &mut StdRng,
@@ -422,7 +422,7 @@ impl Part {
         self.shown[whole.clone()].copy_from_slice(&self.stored[whole]);
     }
 
-    fn check_written(&self, region: &LiveRegion, pages: &Range<usize>, len: usize) {
+    fn check_written(&self, region: &Region, pages: &Range<usize>, len: usize) {
         let written = region.written(Self::range(pages, len)).unwrap();
         let written: BTreeSet<_> =
             written.into_iter().flat_map(|run| run.start / PAGE..run.end.div_ceil(PAGE)).collect();
@@ -435,7 +435,7 @@ impl Part {
     }
 
     /// Accesses that the kernel makes.
-    fn by_system_calls(&mut self, region: &LiveRegion, len: usize, random: &mut StdRng) {
+    fn by_system_calls(&mut self, region: &Region, len: usize, random: &mut StdRng) {
         let Some(at) = self.some_bytes(len, Access::Read, random) else { return };
         let (serves, file) = (region.serves_system_calls(), memory_file(&[]));
         let memory = |at: &Range<usize>| region.as_ptr().wrapping_add(at.start).cast();
@@ -459,7 +459,7 @@ impl Part {
     }
 
     /// What an application may ask for a part, whether the kernel does it or not.
-    fn ask(&mut self, region: &LiveRegion, pages: &Range<usize>, random: &mut StdRng) {
+    fn ask(&mut self, region: &Region, pages: &Range<usize>, random: &mut StdRng) {
         const ASKED: [Ask; 13] = [
             Ask::Lock,
             Ask::Unlock,
@@ -504,7 +504,7 @@ impl Part {
     }
 
     /// All that may be read is right, and can be stored.
-    fn finish(&mut self, region: &LiveRegion) {
+    fn finish(&mut self, region: &Region) {
         let len = region.len();
         let end = self.pages.end.min(len.div_ceil(PAGE));
         for page in self.pages.start..end.max(self.pages.start) {
@@ -529,7 +529,7 @@ impl Part {
 
 /// A region, and what is known of it.
 struct Played {
-    region: Option<LiveRegion>,
+    region: Option<Region>,
     parts: Vec<Part>,
     bound: Option<usize>,
 }
@@ -561,11 +561,11 @@ impl Played {
                 options.map(FileSource::new(file.try_clone().unwrap()).unwrap())
             }
             (Some(file), Mode::Thread) => {
-                let options = options.in_thread().threads(random.random_range(1..3));
+                let options = options.handler_threads(random.random_range(1..3));
                 options.map(FileSource::new(file.try_clone().unwrap()).unwrap())
             }
             (None, Mode::Signal) => options.map(MemorySource::new(&content[..])),
-            (None, Mode::Thread) => options.in_thread().map(MemorySource::new(&content[..])),
+            (None, Mode::Thread) => options.handler_threads(1).map(MemorySource::new(&content[..])),
         };
         let each = size.pages.div_ceil(threads);
         let part = |number: usize| Part {
@@ -590,7 +590,7 @@ impl Played {
         Self { region: Some(region.unwrap()), parts, bound }
     }
 
-    fn region(&mut self) -> &mut LiveRegion {
+    fn region(&mut self) -> &mut Region {
         self.region.as_mut().unwrap()
     }
 

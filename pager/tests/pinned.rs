@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::{MODES, Mode, PAGE, byte, bytes, child_case, file_with, random_bytes, run_child};
 use pervma_pager::sys::Access;
-use pervma_pager::{FileSource, LiveRegion, OnFailure, Options};
+use pervma_pager::{FileSource, OnFailure, Options, Region};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -81,7 +81,7 @@ const IORING_OFF_SQES: libc::off_t = 0x1000_0000;
 impl Held {
     /// Writes to each page of a part of a region, and holds them. `None` where the kernel has no
     /// io_uring, or does not let it be used.
-    fn new(region: &LiveRegion, part: &Range<usize>) -> Option<Self> {
+    fn new(region: &Region, part: &Range<usize>) -> Option<Self> {
         let mut params = Params::default();
         // SAFETY: the kernel fills in the parameters.
         let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 4, &raw mut params) };
@@ -190,7 +190,7 @@ fn can_tell() -> bool {
 const PAGES: usize = 256;
 
 /// A region of a file, and the file, with so many pages there at most.
-fn map(mode: Mode, expected: &[u8], bound: Option<usize>) -> (LiveRegion, File) {
+fn map(mode: Mode, expected: &[u8], bound: Option<usize>) -> (Region, File) {
     let file = file_with(expected);
     let source = FileSource::new(file.try_clone().unwrap()).unwrap();
     let options = Options::new().writable().on_failure(OnFailure::exit(42, "no room\n"));
@@ -200,7 +200,7 @@ fn map(mode: Mode, expected: &[u8], bound: Option<usize>) -> (LiveRegion, File) 
     };
     let region = match mode {
         Mode::Signal => options.map(source).unwrap(),
-        Mode::Thread => options.in_thread().map(source).unwrap(),
+        Mode::Thread => options.handler_threads(1).map(source).unwrap(),
     };
     (region, file)
 }

@@ -19,7 +19,7 @@ use common::{PAGE, child_case, random_bytes, refuse, run_child};
 use libc::c_long;
 use pervma_pager::sys::{Access, Errno, OpenError};
 use pervma_pager::{
-    Error, FileSource, LiveRegion, MemorySource, OnFailure, Options, ReadFailed, Region,
+    Error, FileSource, FrozenRegion, MemorySource, OnFailure, Options, ReadFailed, Region,
     SignalSafe, Source,
 };
 use seccompiler::{
@@ -248,11 +248,11 @@ impl Stage {
         &self,
         options: Options,
         source: S,
-    ) -> Result<LiveRegion, Error> {
+    ) -> Result<Region, Error> {
         let options = options.on_failure(OnFailure::exit(AccessFailed.code(), "no access\n"));
         match self.mode.as_str() {
             "signal" => options.map(source),
-            _ => options.in_thread().map(source),
+            _ => options.handler_threads(1).map(source),
         }
     }
 
@@ -268,7 +268,7 @@ impl Stage {
         })
     }
 
-    fn check(region: &LiveRegion, expected: &[u8]) {
+    fn check(region: &Region, expected: &[u8]) {
         let mut page = [0; PAGE];
         for start in (0..region.len()).step_by(PAGE) {
             let page = &mut page[..PAGE.min(region.len() - start)];
@@ -280,7 +280,7 @@ impl Stage {
         }
     }
 
-    fn write(&mut self, region: &LiveRegion, at: usize) {
+    fn write(&mut self, region: &Region, at: usize) {
         self.expected[at] = !self.expected[at];
         region.write(at, &self.expected[at..=at]);
     }
@@ -346,13 +346,13 @@ impl Stage {
 /// Regions to play with.
 struct Regions {
     /// Of memory, in granules.
-    memory: LiveRegion,
+    memory: Region,
     /// Of a file, written, in granules, and bounded.
-    file: LiveRegion,
+    file: Region,
     /// A page.
-    single: LiveRegion,
+    single: Region,
     /// Its source fails for one of its pages.
-    failing: LiveRegion,
+    failing: Region,
 }
 
 /// A thread that was started before anything was refused.
@@ -504,7 +504,7 @@ fn the_error_says_what_to_do() {
         let thread = std::thread::spawn(move || {
             refuse(libc::SYS_userfaultfd, errno);
             refuse(libc::SYS_openat, errno);
-            Region::map(MemorySource::new(vec![1])).unwrap_err()
+            FrozenRegion::map(MemorySource::new(vec![1])).unwrap_err()
         });
         let error = thread.join().unwrap();
         assert!(matches!(error, Error::Userfaultfd(OpenError::Refused(found)) if found == errno));

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 
 use common::{PAGE, random_bytes};
-use pervma_pager::{Error, FileSource, MemorySource, ReadFailed, Region, SignalSafe, Source};
+use pervma_pager::{Error, FileSource, FrozenRegion, MemorySource, ReadFailed, SignalSafe, Source};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -25,10 +25,10 @@ fn file_with(bytes: &[u8]) -> File {
 }
 
 /// Both kinds of source with these bytes.
-fn regions(bytes: &[u8]) -> [Region; 2] {
+fn regions(bytes: &[u8]) -> [FrozenRegion; 2] {
     [
-        Region::map(MemorySource::new(bytes)).unwrap(),
-        Region::map(FileSource::new(file_with(bytes)).unwrap()).unwrap(),
+        FrozenRegion::map(MemorySource::new(bytes)).unwrap(),
+        FrozenRegion::map(FileSource::new(file_with(bytes)).unwrap()).unwrap(),
     ]
 }
 
@@ -143,7 +143,7 @@ impl Drop for Told {
 fn the_source_is_dropped_with_the_region_on_the_dropping_thread() {
     common::watch();
     let (told, dropped) = mpsc::channel();
-    let region = Region::map(Told(Some(told))).unwrap();
+    let region = FrozenRegion::map(Told(Some(told))).unwrap();
     assert_eq!(region[0], 9);
     assert!(dropped.try_recv().is_err());
     drop(region);
@@ -155,7 +155,7 @@ fn one_source_can_serve_several_regions() {
     common::watch();
     let bytes = random_bytes(3 * PAGE, 7);
     let source = Arc::new(FileSource::new(file_with(&bytes)).unwrap());
-    let regions = [(); 3].map(|()| Region::map(Arc::clone(&source)).unwrap());
+    let regions = [(); 3].map(|()| FrozenRegion::map(Arc::clone(&source)).unwrap());
     for region in &regions {
         assert!(region[..] == bytes);
     }
@@ -165,7 +165,7 @@ fn one_source_can_serve_several_regions() {
 fn what_was_read_stays_when_the_file_changes() {
     common::watch();
     let mut file = file_with(&[1; 2 * PAGE]);
-    let region = Region::map(FileSource::new(file.try_clone().unwrap()).unwrap()).unwrap();
+    let region = FrozenRegion::map(FileSource::new(file.try_clone().unwrap()).unwrap()).unwrap();
     assert_eq!(region[0], 1);
     file.seek(SeekFrom::Start(0)).unwrap();
     file.write_all(&[2; 2 * PAGE]).unwrap();
@@ -209,7 +209,7 @@ impl Source for Careless {
 #[test]
 fn errno_is_preserved_by_a_fault() {
     common::watch();
-    let region = Region::map(Careless).unwrap();
+    let region = FrozenRegion::map(Careless).unwrap();
     // SAFETY: no condition; the C library has one for each thread.
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: this thread's own.
@@ -238,18 +238,18 @@ impl Source for Huge {
 #[test]
 fn empty_and_impossible_sources_are_errors() {
     common::watch();
-    assert!(matches!(Region::map(MemorySource::new(vec![])), Err(Error::Empty)));
+    assert!(matches!(FrozenRegion::map(MemorySource::new(vec![])), Err(Error::Empty)));
     let empty = FileSource::new(tempfile::tempfile().unwrap()).unwrap();
-    assert!(matches!(Region::map(empty), Err(Error::Empty)));
-    assert!(matches!(Region::map(Huge(u64::MAX)), Err(Error::TooLarge { .. })));
-    assert!(matches!(Region::map(Huge(1 << 60)), Err(Error::Memory { .. })));
+    assert!(matches!(FrozenRegion::map(empty), Err(Error::Empty)));
+    assert!(matches!(FrozenRegion::map(Huge(u64::MAX)), Err(Error::TooLarge { .. })));
+    assert!(matches!(FrozenRegion::map(Huge(1 << 60)), Err(Error::Memory { .. })));
 }
 
 #[test]
 fn a_region_can_be_sent_and_shared_and_shown_unread() {
     common::watch();
     fn sent_and_shared<T: Send + Sync>() {}
-    sent_and_shared::<Region>();
-    let region = Region::map(Huge(5)).unwrap();
+    sent_and_shared::<FrozenRegion>();
+    let region = FrozenRegion::map(Huge(5)).unwrap();
     assert!(format!("{region:?}").ends_with("len: 5 })"));
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use common::{Ask, MODES, Mode, PAGE, byte, bytes, pages_in_memory, random_bytes, regions};
 use pervma_pager::sys::Access;
-use pervma_pager::{LiveRegion, MemorySource, Options};
+use pervma_pager::{MemorySource, Options, Region};
 
 /// Pages of the granule that this test divides.
 const SMALL: usize = 16;
@@ -35,7 +35,7 @@ const DIVIDES: [Divide; 7] = [
 ];
 
 impl Divide {
-    fn divide(self, region: &LiveRegion, pages: &Range<usize>) {
+    fn divide(self, region: &Region, pages: &Range<usize>) {
         let part = pages.start * PAGE..(pages.end * PAGE).min(region.len());
         let touch_around = || {
             byte(region, 0);
@@ -62,13 +62,13 @@ impl Divide {
     }
 }
 
-fn is_writable(region: &LiveRegion) -> bool {
+fn is_writable(region: &Region) -> bool {
     // Only such a region lets writes through.
     region.protect(0..PAGE, Access::ReadWrite).is_ok()
 }
 
 /// Regions of so many pages that one fault fills, of each source, in a mode, read-only or writable.
-fn one_granule(expected: &[u8], mode: Mode, pages: usize, writable: bool) -> [LiveRegion; 2] {
+fn one_granule(expected: &[u8], mode: Mode, pages: usize, writable: bool) -> [Region; 2] {
     match (pages, writable) {
         (SMALL, false) => regions(expected, mode, |options| options.granule(SMALL * PAGE)),
         (SMALL, true) => {
@@ -199,7 +199,7 @@ fn a_granule_of_huge_pages_in_several_mappings_is_filled() {
         let source = MemorySource::new(&expected[..]);
         let region = match mode {
             Mode::Signal => options.map(source).unwrap(),
-            Mode::Thread => options.in_thread().map(source).unwrap(),
+            Mode::Thread => options.handler_threads(1).map(source).unwrap(),
         };
         Divide::Asked(Ask::Advice(libc::MADV_DONTDUMP)).divide(&region, &(LARGE..2 * LARGE));
         region.protect(2 * HUGE..3 * HUGE, Access::None).unwrap();

@@ -9,18 +9,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{MODES, Mode, PAGE, byte, file_with, random_bytes};
-use pervma_pager::{FileSource, LiveRegion, MemorySource, Options};
+use pervma_pager::{FileSource, MemorySource, Options, Region};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 const TIME: Duration = Duration::from_millis(600);
 
-fn writable(bytes: &[u8], mode: Mode, set: impl Fn(Options) -> Options) -> LiveRegion {
+fn writable(bytes: &[u8], mode: Mode, set: impl Fn(Options) -> Options) -> Region {
     let source = FileSource::new(file_with(bytes)).unwrap();
     let options = set(Options::new().writable());
     match mode {
         Mode::Signal => options.map(source),
-        Mode::Thread => options.in_thread().map(source),
+        Mode::Thread => options.handler_threads(1).map(source),
     }
     .unwrap()
 }
@@ -93,7 +93,7 @@ fn writes_that_are_over_are_known() {
 
 /// Threads that write, write back, unmap and map parts of a region of so many pages of a size, of
 /// which some may be there at a time.
-fn within_a_bound(region: &LiveRegion, pages: usize) {
+fn within_a_bound(region: &Region, pages: usize) {
     let page = region.page_size();
     let start = Instant::now();
     let part = |which: usize| which * page..(which + 1) * page;

@@ -6,7 +6,7 @@ mod common;
 use std::ptr;
 
 use common::{PAGE, byte, file_with};
-use pervma_pager::{FileSource, LiveRegion, MemorySource, Options};
+use pervma_pager::{FileSource, MemorySource, Options, Region};
 
 const PAINT: u8 = 0xA5;
 
@@ -34,7 +34,7 @@ fn given() -> usize {
     libc::SIGSTKSZ.max(least as usize)
 }
 
-fn kinds() -> [(&'static str, LiveRegion); 5] {
+fn kinds() -> [(&'static str, Region); 5] {
     let bytes = vec![7; 64 * PAGE + 9];
     let memory = || MemorySource::new(&bytes[..]);
     let file = || FileSource::new(file_with(&bytes)).unwrap();

@@ -34,11 +34,11 @@ use crate::Error;
 ///
 /// ```
 /// use std::io::Write;
-/// use pervma_pager::{FileSource, Region};
+/// use pervma_pager::{FileSource, FrozenRegion};
 ///
 /// let mut file = tempfile::tempfile()?;
 /// file.write_all(b"on demand")?;
-/// let region = Region::map(FileSource::new(file)?)?;
+/// let region = FrozenRegion::map(FileSource::new(file)?)?;
 /// assert_eq!(&region[3..], b"demand");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

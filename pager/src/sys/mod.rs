@@ -1,4 +1,4 @@
-//! userfaultfd, typed: the system layer under [`Region`](crate::Region), for those who write a
+//! userfaultfd, typed: the system layer under [`FrozenRegion`](crate::FrozenRegion), for those who write a
 //! pager of their own.
 //!
 //! Only what this crate uses is here: contexts in SIGBUS mode and contexts whose faults are read,

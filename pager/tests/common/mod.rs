@@ -10,7 +10,7 @@ use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use pervma_pager::sys::Errno;
-use pervma_pager::{FileSource, LiveRegion, MemorySource, Options};
+use pervma_pager::{FileSource, MemorySource, Options, Region};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
@@ -132,33 +132,33 @@ pub(crate) enum Mode {
 pub(crate) const MODES: [Mode; 2] = [Mode::Signal, Mode::Thread];
 
 /// Memory and file, with these bytes and options that both modes have.
-pub(crate) fn regions(bytes: &[u8], mode: Mode, set: fn(Options) -> Options) -> [LiveRegion; 2] {
+pub(crate) fn regions(bytes: &[u8], mode: Mode, set: fn(Options) -> Options) -> [Region; 2] {
     let memory = MemorySource::new(bytes);
     let file = FileSource::new(file_with(bytes)).unwrap();
     match mode {
         Mode::Signal => [set(Options::new()).map(memory), set(Options::new()).map(file)],
         Mode::Thread => {
-            let set = set(Options::new()).in_thread();
+            let set = set(Options::new()).handler_threads(1);
             [set.clone().map(memory), set.map(file)]
         }
     }
     .map(|region| region.unwrap())
 }
 
-pub(crate) fn byte(region: &LiveRegion, offset: usize) -> u8 {
+pub(crate) fn byte(region: &Region, offset: usize) -> u8 {
     let mut byte = [0];
     region.read(offset, &mut byte);
     byte[0]
 }
 
-pub(crate) fn bytes(region: &LiveRegion) -> Vec<u8> {
+pub(crate) fn bytes(region: &Region) -> Vec<u8> {
     let mut bytes = vec![0; region.len()];
     region.read(0, &mut bytes);
     bytes
 }
 
 /// How many pages of a region are in memory, as the kernel says.
-pub(crate) fn pages_in_memory(region: &LiveRegion) -> usize {
+pub(crate) fn pages_in_memory(region: &Region) -> usize {
     let mut pages = vec![0_u8; region.len().div_ceil(PAGE)];
     let start = region.as_ptr().cast();
     // SAFETY: asks about the region's memory, and writes a byte for each page of it.
@@ -194,7 +194,7 @@ pub(crate) enum Ask {
 
 impl Ask {
     /// Whether the kernel did it all: locking fills what is missing, which may fail.
-    pub(crate) fn ask(self, region: &LiveRegion, pages: &Range<usize>) -> bool {
+    pub(crate) fn ask(self, region: &Region, pages: &Range<usize>) -> bool {
         const MPOL_BIND: usize = 2;
         const PR_SET_VMA: i32 = 0x5356_4d41;
         const PR_SET_VMA_ANON_NAME: usize = 0;
