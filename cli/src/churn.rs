@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use pervma_pager::sys::Access;
-use pervma_pager::{LiveRegion, MemorySource, Options};
+use pervma_pager::{MemorySource, Options, Region};
 use rand::RngExt;
 
 use crate::error::Error;
@@ -27,7 +27,7 @@ pub(crate) struct Churned {
 /// Changes the region until `done`: discards pages that others read, and unmaps, maps, protects and
 /// reads the pages of `own`, which no other thread reads.
 pub(crate) fn churn(
-    region: &LiveRegion,
+    region: &Region,
     own: Range<usize>,
     input: &Input,
     done: &OnceLock<()>,

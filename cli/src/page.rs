@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pervma_pager::{FileSource, InSignal, LiveRegion, OnFailure, Options, Source, Stats};
+use pervma_pager::{FileSource, InSignal, OnFailure, Options, Region, Source, Stats};
 use rand::RngExt;
 
 use crate::args::{Mode, PageOptions};
@@ -95,7 +95,7 @@ pub(crate) fn run(options: &PageOptions) -> Result<Report, Error> {
 }
 
 /// Maps the file, if there is memory for it; returns the bound as well, if there is one.
-fn map(input: &Input, options: &PageOptions) -> Result<(LiveRegion, Option<usize>), Error> {
+fn map(input: &Input, options: &PageOptions) -> Result<(Region, Option<usize>), Error> {
     let granule = options.granule.bytes();
     let least = LEAST_GRANULES * granule;
     if let Some(bytes) = options.resident.filter(|bytes| *bytes < least) {
@@ -129,13 +129,13 @@ fn map(input: &Input, options: &PageOptions) -> Result<(LiveRegion, Option<usize
     let how = resident.map_or(how.clone(), |bytes| how.resident(bytes));
     let region = match options.mode {
         Mode::Signal => how.map(source)?,
-        Mode::Thread => how.in_thread().map(source)?,
+        Mode::Thread => how.handler_threads(1).map(source)?,
     };
     Ok((region, resident))
 }
 
 /// Hashes what is in the region and what ordinary reads get, both in order and at the same time.
-fn hash(region: &LiveRegion, input: &Input) -> Result<(String, String), Error> {
+fn hash(region: &Region, input: &Input) -> Result<(String, String), Error> {
     let len = region.len();
     let progress = Progress::of("hashing", len);
     thread::scope(|scope| {
@@ -157,7 +157,7 @@ fn hash(region: &LiveRegion, input: &Input) -> Result<(String, String), Error> {
 /// enough has been faulted again. Only the other thread reads `own`.
 fn churn_beside(
     touching: &Touching<'_>,
-    region: &LiveRegion,
+    region: &Region,
     own: Range<usize>,
     before: Stats,
 ) -> Result<(Touched, Option<Churned>), Error> {
@@ -196,7 +196,7 @@ fn churn_beside(
 /// they always had the bytes of the file.
 fn reread(
     touching: &Touching<'_>,
-    region: &LiveRegion,
+    region: &Region,
     number: usize,
     done: &OnceLock<()>,
 ) -> Result<bool, Error> {

@@ -4,7 +4,7 @@ use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pervma_pager::LiveRegion;
+use pervma_pager::Region;
 
 use crate::error::Error;
 use crate::input::{Input, PAGE};
@@ -22,7 +22,7 @@ pub(crate) trait Pages: Sync {
     fn copy(&self, at: usize, page: &mut [u8]);
 }
 
-impl Pages for LiveRegion {
+impl Pages for Region {
     fn touch(&self, at: usize, page: &mut [u8]) -> Result<(), Error> {
         self.read(at, &mut page[..1]);
         Ok(())

@@ -6,7 +6,6 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
-use crate::sys::Errno;
 use crate::wakeup::Wakeup;
 
 /// The bound of a region's resident pages.
@@ -16,11 +15,17 @@ pub(crate) struct Budget {
     limit: AtomicUsize,
     resident: AtomicUsize,
     most_resident: AtomicUsize,
-    /// The last attempt to make room failed.
-    exhausted: AtomicBool,
-    /// Some fault found no room.
-    short: AtomicBool,
-    /// There is little room left, and somebody has rung.
+    /// The most pages that a fault wanted and found no room for.
+    short: AtomicUsize,
+    /// Some fault has found no room for the first time.
+    is_new: AtomicBool,
+    /// So many of those that are resident could not be written back.
+    stuck: AtomicUsize,
+    /// No room could be made for so many pages; 0 if it could, or was not tried.
+    exhausted: AtomicUsize,
+    /// Room is made again and again for accesses that need more pages at once than can be there.
+    is_in_vain: AtomicBool,
+    /// There is little room left, and the evictor was woken.
     asked: AtomicBool,
     pub(crate) wakeup: Wakeup,
 }
@@ -30,52 +35,88 @@ pub(crate) struct Budget {
 pub(crate) struct Wanted {
     /// So many pages are to go, so that faults find room.
     pub(crate) pages: usize,
-    /// Some fault has found none.
-    pub(crate) is_short: bool,
+    /// Some fault wanted so many and found no room, and there is none for it by now; 0 if there is.
+    pub(crate) short: usize,
+    /// Some fault has found no room for the first time.
+    pub(crate) is_new: bool,
 }
 
 /// What a fault is told that wants pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
     Granted,
-    /// Somebody is making room: try again.
+    /// The evictor is making room: try again.
     Later,
     /// No room could be made.
     Refused,
 }
 
 impl Budget {
-    pub(crate) fn new(limit: usize) -> Result<Self, Errno> {
-        Ok(Self {
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
             limit: AtomicUsize::new(limit),
             resident: AtomicUsize::new(0),
             most_resident: AtomicUsize::new(0),
-            exhausted: AtomicBool::new(false),
-            short: AtomicBool::new(false),
+            short: AtomicUsize::new(0),
+            is_new: AtomicBool::new(false),
+            stuck: AtomicUsize::new(0),
+            exhausted: AtomicUsize::new(0),
+            is_in_vain: AtomicBool::new(false),
             asked: AtomicBool::new(false),
-            wakeup: Wakeup::new()?,
-        })
+            wakeup: Wakeup::new(),
+        }
     }
 
-    /// Takes so many pages. Runs in the signal handler.
+    /// Takes so many pages, for an access that was told `Later` before if `again` says so. Runs in
+    /// the signal handler.
     #[inline]
-    pub(crate) fn take(&self, pages: usize) -> Admission {
-        // RELAXED: here and below, numbers that guard nothing.
-        let limit = self.limit.load(Relaxed);
-        let resident = self.resident.fetch_add(pages, Relaxed) + pages;
-        if resident > limit {
-            self.resident.fetch_sub(pages, Relaxed);
-            let refused = self.exhausted.swap(false, Relaxed);
-            self.short.store(true, Relaxed);
-            // Unconditionally: this thread waits for it.
-            self.wakeup.ring();
-            return if refused { Admission::Refused } else { Admission::Later };
+    pub(crate) fn take(&self, pages: usize, again: bool) -> Admission {
+        if !self.take_now(pages) {
+            return self.take_later(pages, again);
         }
-        self.most_resident.fetch_max(resident, Relaxed);
-        if resident > limit - limit / 8 && !self.asked.swap(true, Relaxed) {
-            self.wakeup.ring();
+        let limit = self.limit.load(Relaxed);
+        if self.resident() > limit - limit / 8 && !self.asked.swap(true, Relaxed) {
+            self.wakeup.raise();
         }
         Admission::Granted
+    }
+
+    /// Takes so many pages if there is room for them now.
+    #[inline]
+    pub(crate) fn take_now(&self, pages: usize) -> bool {
+        // RELAXED: here and below, numbers that guard nothing.
+        let limit = self.limit.load(Relaxed);
+        let fits = |resident: usize| Some(resident + pages).filter(|&resident| resident <= limit);
+        let taken = self.resident.fetch_update(Relaxed, Relaxed, fits);
+        if let Ok(before) = taken {
+            self.most_resident.fetch_max(before + pages, Relaxed);
+        }
+        taken.is_ok()
+    }
+
+    /// Whether so many pages can be there at all, beside those that could not be written back. Runs in
+    /// the signal handler.
+    #[inline]
+    pub(crate) fn can_take(&self, pages: usize) -> bool {
+        pages <= self.limit.load(Relaxed).saturating_sub(self.stuck.load(Relaxed))
+    }
+
+    #[cold]
+    fn take_later(&self, pages: usize, again: bool) -> Admission {
+        if self.is_in_vain.swap(false, Relaxed) {
+            return Admission::Refused;
+        }
+        let exhausted = self.exhausted.swap(0, Relaxed);
+        if !again {
+            // What could not be done for others, who may have gone by now, is tried once more.
+            self.is_new.store(true, Relaxed);
+        } else if (1..=pages).contains(&exhausted) {
+            return Admission::Refused;
+        }
+        self.short.fetch_max(pages, Relaxed);
+        // Unconditionally: this thread waits for it.
+        self.wakeup.raise();
+        Admission::Later
     }
 
     /// Gives pages back.
@@ -83,28 +124,42 @@ impl Budget {
     pub(crate) fn give(&self, pages: usize) {
         if pages > 0 {
             self.resident.fetch_sub(pages, Relaxed);
-            self.exhausted.store(false, Relaxed);
+            self.exhausted.store(0, Relaxed);
         }
     }
 
-    /// How many pages should go now, so that faults find room.
-    pub(crate) fn wanted(&self) -> Wanted {
+    /// How many pages should go now, so that faults find room, when so many of those that are there
+    /// cannot go.
+    pub(crate) fn wanted(&self, stuck: usize) -> Wanted {
         self.asked.store(false, Relaxed);
+        self.stuck.store(stuck, Relaxed);
         let limit = self.limit.load(Relaxed);
         let resident = self.resident.load(Relaxed);
-        let is_short = self.short.swap(false, Relaxed);
-        let pages = if is_short || resident > limit - limit / 8 {
+        let mut short = self.short.swap(0, Relaxed);
+        if resident.saturating_add(short) <= limit {
+            short = 0;
+        }
+        // What those leave is what there is to work with.
+        let (limit, resident) = (limit.saturating_sub(stuck), resident.saturating_sub(stuck));
+        let pages = if short > 0 || resident > limit - limit / 8 {
             // A quarter is room for a granule, and for threads to go on while the next pages go.
             resident.saturating_sub(limit - limit / 4)
         } else {
             0
         };
-        Wanted { pages, is_short }
+        Wanted { pages, short, is_new: self.is_new.swap(false, Relaxed) }
     }
 
-    /// Nothing could be given back although a fault found no room: it is to fail.
-    pub(crate) fn give_up(&self) {
-        self.exhausted.store(true, Relaxed);
+    /// No room could be made for so many pages although a fault found none: it is to fail.
+    pub(crate) fn give_up(&self, pages: usize) {
+        self.exhausted.store(pages, Relaxed);
+        // Until here it was the same fault, which asks again.
+        self.short.store(0, Relaxed);
+    }
+
+    /// Room is made without an end, for an access that never has all that it needs: it is to fail.
+    pub(crate) fn is_in_vain(&self) {
+        self.is_in_vain.store(true, Relaxed);
     }
 
     pub(crate) fn lift(&self) {

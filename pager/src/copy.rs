@@ -94,7 +94,7 @@ pub(crate) fn dirty_pages(old: &Mapping, new: &Mapping) -> Result<usize, Errno> 
     let uffd = &old.backing.uffd;
     if old.backing.is_tracked {
         let whole = 0..old.memory.range().len();
-        uffd.write_protect(&old.memory, whole, true)?;
+        old.write_protect(&whole)?;
     }
     let mut copied = 0;
     let all = 0..old.records.len().min(new.records.len());

@@ -11,15 +11,18 @@ use crate::sys::{Errno, OpenError};
 /// changed then, and nothing is left behind but the SIGBUS handler.
 ///
 /// ```
-/// use pervma_pager::{Error, MemorySource, Region};
+/// use pervma_pager::{Error, MemorySource, FrozenRegion};
 ///
-/// assert!(matches!(Region::map(MemorySource::new(vec![])), Err(Error::Empty)));
+/// assert!(matches!(FrozenRegion::map(MemorySource::new(vec![])), Err(Error::Empty)));
 /// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The source has no bytes.
-    #[error("the source is empty: there is nothing to map")]
+    /// The source has no bytes, or says so: files in `/proc` do.
+    #[error(
+        "the source has no bytes: there is nothing to map (a file in /proc only says so: copy its \
+         content to a plain file)"
+    )]
     Empty,
     /// The source does not fit in an address space.
     #[error("{bytes} bytes do not fit in this process's address space")]
@@ -89,6 +92,13 @@ pub enum Error {
     /// The source is a directory, a pipe or a device.
     #[error("not a regular file")]
     NotARegularFile,
+    /// The source is a file that was opened for writing only, or for its path (`O_PATH`).
+    #[error("the file is not open for reading: open it for reading, and without O_PATH")]
+    NotReadable,
+    /// The source is a file that was opened for direct I/O (`O_DIRECT`): it is read to aligned memory
+    /// only.
+    #[error("the file is open for direct I/O: open it without O_DIRECT")]
+    DirectIo,
     /// The source is a file that ends before the size it reports.
     #[error("the file ends before the {bytes} bytes it reports: copy its content to a plain file")]
     NotItsSize {
@@ -126,6 +136,11 @@ pub enum Error {
     /// SIGBUS is blocked in this thread: a fault of a region would end the process.
     #[error("SIGBUS is blocked in this thread: unblock it before mapping regions")]
     SignalBlocked,
+    /// The signals of this thread could not be blocked for an operation.
+    #[error(
+        "the thread's signals could not be blocked ({0}): a filter must let rt_sigprocmask through"
+    )]
+    Mask(Errno),
     /// The SIGBUS handler could not be installed.
     #[error("the SIGBUS handler could not be installed ({0})")]
     Handler(Errno),

@@ -1,10 +1,14 @@
-//! What becomes of an access whose page cannot be had.
+//! What becomes of an access whose page cannot be had, and of a page that cannot be written back.
 #![expect(unsafe_code, reason = "ends the process; calls a hook with a contract")]
 #![expect(clippy::disallowed_types, reason = "only the first to fail has the word")]
 
 use std::ffi::{c_int, c_void};
 use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use crate::Error;
 
 /// What happens when a page of a region cannot be had: the source fails, the file has shrunk, there
 /// is no memory, or no room in the bound of resident pages.
@@ -143,6 +147,43 @@ pub enum Response {
     Resume,
 }
 
+/// Written pages that had to go to keep a bound, and could not be written to the source. They stay.
+///
+/// [`Options::on_write_back_failure`](crate::Options::on_write_back_failure) is told of each, and
+/// [`Region::write_back_failure`](crate::Region::write_back_failure) keeps the last.
+#[derive(Clone, Debug)]
+pub struct WriteBackFailure {
+    range: Range<usize>,
+    error: Arc<Error>,
+}
+
+impl WriteBackFailure {
+    pub(crate) fn new(range: Range<usize>, error: Error) -> Self {
+        Self { range, error: Arc::new(error) }
+    }
+
+    /// The pages, as offsets in the region.
+    #[must_use]
+    pub fn range(&self) -> Range<usize> {
+        self.range.clone()
+    }
+
+    /// Why: what the source has said ([`Error::WriteBack`]), or what kept the pages from it.
+    #[must_use]
+    pub fn error(&self) -> &Error {
+        &self.error
+    }
+}
+
+impl fmt::Display for WriteBackFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pages at {:#x?} of the region: {}", self.range, self.error)
+    }
+}
+
+/// Who is told of failures.
+pub(crate) type OnWriteBackFailure = Arc<dyn Fn(&WriteBackFailure) + Send + Sync>;
+
 fn exit(code: c_int, message: &str) -> ! {
     static SPOKEN: AtomicBool = AtomicBool::new(false);
     // RELAXED: one of them is the first.
@@ -153,6 +194,6 @@ fn exit(code: c_int, message: &str) -> ! {
         unsafe { libc::_exit(code) }
     }
     loop {
-        rustix::thread::sched_yield();
+        crate::signal::yield_now();
     }
 }

@@ -10,7 +10,7 @@ use pervma::{ReadError, ReadGuard};
 
 use crate::budget::Admission;
 use crate::failure::OnFailure;
-use crate::mapping::{Backing, Mapping, Outcome, PAGE, Piece, SOURCES, SPACE};
+use crate::mapping::{Backing, Mapping, Outcome, PAGE, Piece, Poisoned, SOURCES, SPACE};
 use crate::source::{ReadFailed, Source};
 use crate::stats::Shard;
 
@@ -40,8 +40,8 @@ pub(crate) enum Verdict {
     Changed { granule: Range<usize> },
     /// Nothing could be done now: it is to fault again, later.
     Later,
-    /// Its page cannot be had, and is poisoned.
-    Failed { on_failure: OnFailure, offset: usize },
+    /// Its page cannot be had, and is poisoned; or there is no room for it.
+    Failed { on_failure: OnFailure, offset: usize, for_want_of_room: bool },
     /// It is not ours.
     PassOn,
 }
@@ -54,13 +54,13 @@ pub(crate) enum Scratch<'a> {
     Given(&'a mut [u8]),
 }
 
-/// Serves a fault at `addr`.
+/// Serves a fault at `addr`, of an access that was put off before if `again` says so.
 ///
 /// It is cut into small functions for the sake of unoptimised builds, where the frames of large ones
 /// would not fit on an alternate signal stack beside those of the lookup.
 #[inline]
-pub(crate) fn serve(addr: usize, cause: Cause, scratch: Scratch<'_>) -> Verdict {
-    let (vma, fault) = match find(addr, cause, &scratch) {
+pub(crate) fn serve(addr: usize, cause: Cause, again: bool, scratch: Scratch<'_>) -> Verdict {
+    let (vma, fault) = match find(addr, cause, again, &scratch) {
         Ok(found) => found,
         Err(verdict) => return verdict,
     };
@@ -92,6 +92,8 @@ struct Fault {
     granule: Range<usize>,
     /// Whether the page is to be written, and that is tracked.
     is_written: bool,
+    /// Whether the access was put off before.
+    again: bool,
 }
 
 impl Fault {
@@ -111,9 +113,10 @@ impl Fault {
         Verdict::Changed { granule: self.granule() }
     }
 
-    fn failed(&self) -> Verdict {
+    fn failed(&self, for_want_of_room: bool) -> Verdict {
         Shard::mine().count_failure();
-        Verdict::Failed { on_failure: self.on_failure, offset: self.addr - self.base }
+        let (on_failure, offset) = (self.on_failure, self.addr - self.base);
+        Verdict::Failed { on_failure, offset, for_want_of_room }
     }
 }
 
@@ -122,6 +125,7 @@ impl Fault {
 fn find(
     addr: usize,
     cause: Cause,
+    again: bool,
     scratch: &Scratch<'_>,
 ) -> Result<(ReadGuard<'static, Piece>, Fault), Verdict> {
     let count = Shard::mine();
@@ -148,9 +152,17 @@ fn find(
         time: mapping.records.time(number..number + 1),
         granule: mapping.granule_at(addr, &vma.range()),
         is_written: backing.is_tracked && cause == Cause::Missing { is_write: true },
+        again,
     };
+    if mapping.records.was_refused(number)
+        && let Some(budget) = &backing.budget
+    {
+        // A system call. For this access there may be room.
+        budget.wakeup.raise();
+        return Err(Verdict::Later);
+    }
     if mapping.records.has_failed(number) {
-        return Err(fault.failed());
+        return Err(fault.failed(false));
     }
     if backing.is_threaded && matches!(scratch, Scratch::OfThread) {
         // It had failed, and was discarded since: its source is not for signal handlers.
@@ -178,7 +190,8 @@ fn conclude(fault: &Fault, cause: Cause, new: usize, end: End) -> Verdict {
         }
         End::Gone => fault.changed(),
         End::Later => Verdict::Later,
-        End::Failed => fault.failed(),
+        End::Failed => fault.failed(false),
+        End::NoRoom => fault.failed(true),
     }
 }
 
@@ -187,6 +200,8 @@ enum End {
     Done,
     Later,
     Gone,
+    /// The bound has no room for them, and none can be made.
+    NoRoom,
     Failed,
 }
 
@@ -208,13 +223,25 @@ struct Taken<'a> {
 }
 
 impl<'a> Taken<'a> {
+    /// For a chunk of what is missing.
     #[inline]
-    fn take(backing: &'a Backing<dyn Source>, bytes: usize) -> Result<Self, End> {
-        let pages = bytes / PAGE;
-        match backing.budget.as_ref().map(|budget| budget.take(pages)) {
-            None | Some(Admission::Granted) => Ok(Self { backing, pages }),
-            Some(Admission::Later) => Err(End::Later),
-            Some(Admission::Refused) => Err(End::Failed),
+    fn take(
+        backing: &'a Backing<dyn Source>,
+        chunk: &Range<usize>,
+        rest: &Rest,
+        fault: &Fault,
+    ) -> Result<Self, End> {
+        let pages = chunk.len() / PAGE;
+        let Some(budget) = &backing.budget else {
+            return Ok(Self { backing, pages });
+        };
+        if *chunk != fault.page && !budget.can_take(pages) {
+            return Err(End::Failed);
+        }
+        match budget.take(pages, fault.again) {
+            Admission::Granted => Ok(Self { backing, pages }),
+            Admission::Later if !rest.is_refused => Err(End::Later),
+            Admission::Later | Admission::Refused => Err(End::NoRoom),
         }
     }
 
@@ -244,13 +271,49 @@ impl Drop for Taken<'_> {
     }
 }
 
+/// What is still to be filled for a fault.
+struct Rest {
+    from: Range<usize>,
+    /// The page that the access wants is there, and its thread may go on: whatever becomes of the rest
+    /// is no reason to serve the fault again.
+    has_page: bool,
+    /// No room can be made. What there is may be taken, but is not waited for.
+    is_refused: bool,
+}
+
+impl Rest {
+    fn of(fault: &Fault) -> Self {
+        Self { from: fault.granule.clone(), has_page: false, is_refused: false }
+    }
+
+    /// Goes on after a chunk, or says how the fault ends. If more than the page that the access wants
+    /// could not be had, that page is tried by itself: the others may be had another time, or be
+    /// wanted never.
+    #[inline]
+    fn after(&mut self, chunk: &Range<usize>, end: End, fault: &Fault) -> Result<(), End> {
+        match end {
+            End::Done => {
+                self.from.start = chunk.end;
+                self.has_page |= chunk.contains(&fault.page.start);
+            }
+            _ if self.has_page => return Err(End::Done),
+            End::Failed | End::NoRoom if *chunk != fault.page => {
+                self.from = fault.page.clone();
+                self.is_refused = matches!(end, End::NoRoom);
+            }
+            end => return Err(end),
+        }
+        Ok(())
+    }
+}
+
 /// Fills from memory: the kernel copies from there.
 fn fill_from(mapping: &Mapping, bytes: &[u8], fault: &Fault) -> (usize, End) {
     let page_size = fault.page.len();
     let tail_at = bytes.len() / page_size * page_size;
-    let mut from = fault.granule.clone();
+    let mut rest = Rest::of(fault);
     let mut new = 0;
-    while let Some(mut chunk) = mapping.next_missing(from.clone(), &fault.page, usize::MAX) {
+    while let Some(mut chunk) = mapping.next_missing(rest.from.clone(), &fault.page, usize::MAX) {
         let tail = &*mapping.backing.tail;
         let bytes = if chunk.start < tail_at {
             chunk.end = chunk.end.min(tail_at);
@@ -260,16 +323,16 @@ fn fill_from(mapping: &Mapping, bytes: &[u8], fault: &Fault) -> (usize, End) {
             tail
         } else {
             // It has fewer bytes than it says.
-            return (new, End::Failed);
+            &[]
         };
-        let end = match Taken::take(&mapping.backing, chunk.len()) {
+        let end = match Taken::take(&mapping.backing, &chunk, &rest, fault) {
+            Ok(_) if bytes.is_empty() => End::Failed,
             Ok(taken) => taken.install(mapping, &chunk, bytes, fault, &mut new),
             Err(end) => end,
         };
-        if !matches!(end, End::Done) {
+        if let Err(end) = rest.after(&chunk, end, fault) {
             return (new, end);
         }
-        from.start = chunk.end;
     }
     (new, End::Done)
 }
@@ -284,41 +347,37 @@ fn read_and_fill(
     let Ok(backing) = SOURCES.try_read(fault.number) else {
         return (0, End::Later);
     };
-    let mut from = fault.granule.clone();
-    let mut until = from.end;
+    let mut rest = Rest::of(fault);
     let most = scratch.len();
     let mut new = 0;
-    while let Some(wanted) = Wanted::next(&vma.mapping, from, fault, most) {
-        let taken = match Taken::take(&backing, wanted.chunk.len()) {
-            Ok(taken) => taken,
-            Err(end) => return (new, end),
-        };
-        drop(vma);
-        let read = scratch.with(|buffer| wanted.read(&backing.source, buffer));
-        vma = match SPACE.try_read(fault.addr) {
-            Ok(again) if wanted.is_still(&again, fault) => again,
-            _ => return (new, End::Later),
-        };
-        let end = match read {
-            Ok(()) => {
-                let chunk = &wanted.chunk;
-                scratch.with(|buffer| {
-                    taken.install(&vma.mapping, chunk, &buffer[..chunk.len()], fault, &mut new)
-                })
+    while let Some(wanted) = Wanted::next(&vma.mapping, rest.from.clone(), fault, most) {
+        let chunk = &wanted.chunk;
+        let end = match Taken::take(&backing, chunk, &rest, fault) {
+            Err(end) => end,
+            Ok(taken) => {
+                drop(vma);
+                let read = scratch.with(|buffer| wanted.read(&backing.source, buffer));
+                vma = match SPACE.try_read(fault.addr) {
+                    Ok(again) if wanted.is_still(&again, fault) => again,
+                    _ if rest.has_page => return (new, End::Done),
+                    _ => return (new, End::Later),
+                };
+                match read {
+                    Ok(()) => scratch.with(|buffer| {
+                        taken.install(&vma.mapping, chunk, &buffer[..chunk.len()], fault, &mut new)
+                    }),
+                    Err(ReadFailed) if *chunk != fault.page => End::Failed,
+                    Err(ReadFailed) => match vma.mapping.poison(&fault.page, false) {
+                        Poisoned::ByKernel | Poisoned::ByRecord => End::Failed,
+                        // By somebody who could read it.
+                        Poisoned::Not => End::Gone,
+                    },
+                }
             }
-            // The other pages of the chunk may be had, or be wanted never.
-            Err(ReadFailed) if wanted.chunk != fault.page => {
-                (from, until) = (fault.page.clone(), fault.page.end);
-                continue;
-            }
-            Err(ReadFailed) if vma.mapping.poison(&fault.page) => End::Failed,
-            // It is there, by somebody who could read it.
-            Err(ReadFailed) => End::Gone,
         };
-        if !matches!(end, End::Done) {
+        if let Err(end) = rest.after(chunk, end, fault) {
             return (new, end);
         }
-        from = wanted.chunk.end..until;
     }
     (new, End::Done)
 }
@@ -369,14 +428,40 @@ fn let_write_perhaps(fault: &Fault) -> Verdict {
     }
 }
 
-/// Poisons the page at `addr`, for which a thread sleeps that is to be told of a failure; whether
-/// that could be tried.
-pub(crate) fn poison_at(addr: usize) -> bool {
-    let Ok(vma) = SPACE.try_read(addr) else {
-        return false;
-    };
-    vma.mapping.poison(&vma.mapping.page_at(vma.mapping.offset_of(addr)));
-    true
+/// Fails an access at `addr`.
+pub(crate) fn fail(addr: usize) -> Verdict {
+    match SPACE.try_read(addr) {
+        Ok(vma) => {
+            Shard::mine().count_failure();
+            let offset = vma.mapping.offset_of(addr);
+            let on_failure = vma.mapping.backing.on_failure;
+            Verdict::Failed { on_failure, offset, for_want_of_room: false }
+        }
+        // Made again, it fails again.
+        Err(ReadError::Locked { .. } | ReadError::Reserved { .. }) => Verdict::Later,
+        Err(_) => Verdict::PassOn,
+    }
+}
+
+/// Poisons the page at `addr`, for which a thread sleeps that is to be told of a failure; for good, or
+/// until there is room. `None` if that could not be tried now.
+pub(crate) fn poison_at(addr: usize, until_room: bool) -> Option<Poisoned> {
+    let vma = SPACE.try_read(addr).ok()?;
+    let page = vma.mapping.page_at(vma.mapping.offset_of(addr));
+    Some(vma.mapping.poison(&page, until_room))
+}
+
+/// Poisons all that is missing of a region, as far as its VMAs can be read-locked now.
+pub(crate) fn poison_missing(backing: &Backing<dyn Source>) {
+    let mut addr = 0;
+    while let Ok(Some(vma)) = SPACE.try_read_at_or_after(addr) {
+        let range = vma.range();
+        let mapping = &vma.mapping;
+        if mapping.backing.number == backing.number {
+            mapping.poison_missing(&(mapping.offset_of(range.start)..mapping.offset_of(range.end)));
+        }
+        addr = range.end;
+    }
 }
 
 impl Scratch<'_> {
@@ -427,7 +512,7 @@ mod tests {
 
     #[test]
     fn an_address_that_is_no_regions_is_passed_on() {
-        let verdict = serve(PAGE, Cause::Missing { is_write: false }, Scratch::OfThread);
+        let verdict = serve(PAGE, Cause::Missing { is_write: false }, false, Scratch::OfThread);
         assert!(matches!(verdict, Verdict::PassOn));
     }
 

@@ -6,9 +6,9 @@
 //! a lock of the space, so faults are served in parallel, also while other ranges change.
 //!
 //! ```
-//! use pervma_pager::{MemorySource, Region};
+//! use pervma_pager::{MemorySource, FrozenRegion};
 //!
-//! let region = Region::map(MemorySource::new(vec![42; 1 << 20]))?;
+//! let region = FrozenRegion::map(MemorySource::new(vec![42; 1 << 20]))?;
 //! assert_eq!(region.len(), 1 << 20);
 //! assert_eq!(region[123_456], 42); // a fault, served by this thread
 //! # Ok::<(), pervma_pager::Error>(())
@@ -18,10 +18,10 @@
 //!
 //! | you want | use |
 //! |---|---|
-//! | a slice of bytes that comes page by page | [`Region::map`] |
+//! | a slice of bytes that comes page by page | [`FrozenRegion::map`] |
 //! | more pages a fault, huge pages, a bound of what is there, a hook for failures | [`Options`] |
-//! | to discard, protect, unmap, resize, move or write while others read | [`LiveRegion`] |
-//! | system calls on such memory, or a source that locks or allocates | [`Options::threaded`] |
+//! | to discard, protect, unmap, resize, move or write while others read | [`Region`] |
+//! | system calls on such memory, or a source that locks or allocates | [`Options::handler_threads`] |
 //! | the kernel's interface, for a pager of your own | [`sys`] |
 //!
 //! And when not to: for a local file that is in the page cache, the kernel's own `mmap` is the better
@@ -37,17 +37,38 @@
 //! |---|---|---|
 //! | who serves a fault | the thread that made it, in the SIGBUS handler | a thread of the region |
 //! | cost of a fault of one page | 4 to 5 µs | 8 µs and more, two changes of thread |
-//! | privilege | none | none for user code; for system calls see [`Options::threaded`] |
+//! | privilege | none | none for user code; for system calls see [`Options::handler_threads`] |
 //! | a system call that touches what is missing | fails with `EFAULT` | is served, if privileged |
 //! | sources | [`SignalSafe`] ones | all |
 //! | kernel | Linux 5.11 | Linux 6.6 |
+//!
+//! # Devices that write to a region
+//!
+//! Direct I/O (`O_DIRECT`), registered buffers of io_uring and RDMA write to memory without a fault, for
+//! as long as they hold its pages (the kernel has them *pinned*). The kernel tells which pages it holds
+//! when it is asked to move them (`UFFDIO_MOVE`).
+//!
+//! | | signal mode | thread mode |
+//! |---|---|---|
+//! | I/O to pages that are missing or unwritten | `EFAULT` | served, if privileged |
+//! | held pages that should go to keep a bound | stay, and count | the same |
+//! | a bound that is full of them | an access fails after a second | the same; I/O by `EFAULT` |
+//! | held pages in `write_back` | written, and stay to be written | the same |
+//! | held pages in `discard`, `unmap`, `resize`, `relocate`, drop | later writes are lost | the same |
+//! | held pages in `freeze` | the slice changes | the same |
+//! | pages that cannot be told apart, in any of these | later writes are lost | the same |
+//!
+//! Later writes are what the device writes after the call: let the I/O end first. Pages cannot be told
+//! apart before Linux 6.8 and if they are huge, in parts with a protection key (`pkey_mprotect`), in
+//! locked parts beyond `ulimit -l`, and where a filter refuses `UFFDIO_MOVE`. Nor does the kernel tell of
+//! pages that are not pinned but only referenced, as some network file systems do it.
 //!
 //! # Guarantee
 //!
 //! - Every byte of a region is the source's byte, or what was written to it. Nothing is invented: a
 //!   page whose bytes cannot be had is an error of the access ([`OnFailure`]), and stays one until it
 //!   is discarded. It is never asked for again and again.
-//! - What is in a [`Region`] never changes. What is in a [`LiveRegion`] changes when it is written,
+//! - What is in a [`FrozenRegion`] never changes. What is in a [`Region`] changes when it is written,
 //!   or read from the source again after it was given back.
 //! - No lock is held while a source is read. What was read is used only if the page was not given
 //!   back, unmapped or moved meanwhile.
@@ -62,8 +83,9 @@
 //!
 //! - *Threads that touch regions*: in signal mode the handler runs on them, looks up, reads, fills.
 //! - *Handler threads*, of regions in thread mode: they read faults and do the same.
-//! - *Evictors*, one for each region with a bound: they give back what was filled longest ago, and
-//!   write it to the source first if it was written.
+//! - *Evictors*, one for each region with a bound: they give back what is clean, and never wait for
+//!   the source.
+//! - *Writers*, one for each of these that is writable: they write to the source what has to go.
 //! - *Threads that map, change and drop regions*: they edit the one address space of the process
 //!   that holds all regions, and exclude faults from the VMAs they change.
 //! - *The kernel*: a userfaultfd for each region, so that regions share no queue.
@@ -79,7 +101,8 @@
 //! 3. A write to a protected page: the page's record says now that it was written; the page may be
 //!    written; done.
 //! 4. If the region has a bound, pages are taken from its budget; if none are left, the access is
-//!    repeated when the evictor has made room.
+//!    repeated when the evictor has made room. It fails if no room can be made: nothing is clean, and
+//!    nothing can be written.
 //! 5. What is missing of the granule is read, 64 KiB at a time: the VMA is unlocked for it, and what
 //!    keeps the source is a VMA of its own, in a second address space. Then the VMA is locked again,
 //!    and the record of the pages must say that nothing of them was given back meanwhile. Memory
@@ -115,18 +138,29 @@
 //! - A *slow source* holds up the threads that want the same granule (in thread mode, all faults that
 //!   a handler thread has read with it), and the drop of its region; in signal mode with all signals
 //!   blocked.
-//! - *`madvise`, `munmap`, `mprotect` and the like* are this crate's to call on a region's memory:
-//!   called by others they leave its records wrong.
+//! - *`munmap`, `mprotect`, `MADV_DONTNEED` and whatever else* changes what is at a region's addresses
+//!   or who may access it is this crate's to call there: called by others it leaves the records wrong.
+//!   Other advice, locks and memory policies may be given for any part. Each divides the kernel's
+//!   mapping, and a granule that lies in several is filled in as many calls.
+//! - *Writing back* copies each page that stays in the region, to know that no device writes it: it takes
+//!   one and a half to two and a half times as long as writing alone, to a file in the page cache. While
+//!   it is written, up to 1 MiB is there twice; in a region whose bound has no room for that, it is given
+//!   back.
 //! - *Moving* a region copies what was written and leaves the rest to the source; *discarding* is not
 //!   shared with other mappings of the same source.
 //! - *Evicting* looks at 8 bytes for each page of the region, as many times as an eighth of the
 //!   bound is filled: choose a bound that is not tiny beside the region.
-//! - Each region takes a descriptor, two more in thread mode and one more with a bound: `ulimit -n`
-//!   bounds their number. Its pages take 8 bytes each of memory once they are touched.
+//! - *Pages that cannot be written back* stay, count, and leave that much less of a bound. An access
+//!   that needs more pages at once than they leave fails after 10,000 pages have gone in vain.
+//! - Each region takes a descriptor, and two more in thread mode: `ulimit -n` bounds their number. Its
+//!   pages take 8 bytes each of memory once they are touched.
+//! - *A system call that a filter refuses* (seccomp) is replaced by another one, or is an error: of
+//!   mapping a region if it is refused then, of the operation or the access if it is refused later.
+//!   Nothing works without `futex`, by which all of Rust waits.
 //! - The handler needs stack beside the signal frame: an alternate stack as the standard library
 //!   gives its threads (8 KiB or more) is enough for one fault, in a debug build too, but hardly more
 //!   than that: a handler of your own that runs on the same stack and touches a region needs the room
-//!   twice. Optimised, 4,120 bytes were in use where it was measured, unoptimised 7,696.
+//!   twice. Optimised, 4,120 bytes were in use where it was measured, unoptimised 7,744.
 //! - Each thread of the process has 64 KiB in its thread-local memory, of which a fault touches what
 //!   it reads at a time; glibc takes it from the thread's stack.
 //! - In a library that is loaded at run time the first fault of a thread may allocate its
@@ -143,22 +177,26 @@ mod error;
 mod evict;
 mod failure;
 mod fault;
-mod live;
+mod frozen;
 mod mapping;
 mod options;
+mod parts;
 mod poller;
 mod records;
 mod region;
 mod signal;
 mod source;
+mod staging;
 mod stats;
 pub mod sys;
+mod taken;
 mod wakeup;
 mod write_back;
+mod writer;
 
 pub use error::Error;
-pub use failure::{Failure, OnFailure, Response};
-pub use live::LiveRegion;
+pub use failure::{Failure, OnFailure, Response, WriteBackFailure};
+pub use frozen::FrozenRegion;
 pub use options::{InSignal, InThread, Options, Serves};
 pub use region::Region;
 pub use source::{FileSource, MemorySource, ReadFailed, SignalSafe, Source};

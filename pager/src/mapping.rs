@@ -1,17 +1,19 @@
 //! What a region is made of, and what its VMAs hold.
-#![expect(clippy::disallowed_types, reason = "a relaxed word: the VMA's lock orders it")]
+#![expect(clippy::disallowed_types, reason = "relaxed words: the lock of the VMA orders them")]
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use pervma::{AddressSpace, Payload};
 
 use crate::Error;
 use crate::budget::Budget;
-use crate::failure::OnFailure;
+use crate::failure::{OnFailure, OnWriteBackFailure};
+use crate::parts::Parts;
 use crate::records::Records;
 use crate::source::Source;
+use crate::staging::Staging;
 use crate::sys::{Access, CopyError, Errno, Fill, Memory, PageSize, Userfaultfd};
 
 /// The size of a page in bytes, and the unit of all counts, also where pages are huge.
@@ -40,7 +42,10 @@ pub(crate) struct Backing<S: Source + ?Sized> {
     pub(crate) is_threaded: bool,
     pub(crate) page_size: PageSize,
     pub(crate) on_failure: OnFailure,
+    pub(crate) on_write_back_failure: Option<OnWriteBackFailure>,
     pub(crate) budget: Option<Budget>,
+    /// Where written pages go to be written to the source; none where the kernel cannot move them.
+    pub(crate) staging: Option<Staging>,
     /// The end of a source in memory that does not fill its page, with zeros behind it; or empty.
     pub(crate) tail: Box<[u8]>,
     /// The bytes from the region's offset 0 on.
@@ -85,7 +90,27 @@ impl<S: Source + ?Sized> Backing<S> {
 pub(crate) struct Mapping {
     pub(crate) memory: Memory,
     pub(crate) records: Records,
+    /// Some pages were not given back when they were unmapped: a filter has refused it.
+    pub(crate) has_leftovers: AtomicBool,
     pub(crate) backing: Arc<Backing<dyn Source>>,
+}
+
+/// The region's mapping, for the threads that keep its bound, which hold the lock for as long as they
+/// work there. Only moving the region changes it.
+pub(crate) struct Place(RwLock<Arc<Mapping>>);
+
+impl Place {
+    pub(crate) fn new(mapping: Arc<Mapping>) -> Self {
+        Self(RwLock::new(mapping))
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Arc<Mapping>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Arc<Mapping>> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The payload of a VMA: a part of a mapping.
@@ -125,6 +150,17 @@ pub(crate) enum Outcome {
     Refused,
 }
 
+/// What became of a page that was to be poisoned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Poisoned {
+    /// Nothing: it is there.
+    Not,
+    /// Each access raises SIGBUS.
+    ByKernel,
+    /// Each access is a fault as before, and is refused by its record: the kernel cannot poison.
+    ByRecord,
+}
+
 impl Mapping {
     /// A place for `capacity` bytes, which nobody can access yet.
     pub(crate) fn new(backing: Arc<Backing<dyn Source>>, capacity: usize) -> Result<Self, Error> {
@@ -141,15 +177,32 @@ impl Mapping {
         registered.map_err(Error::Register)?;
         let records =
             Records::new(room >> page_size.shift()).ok_or_else(|| no_memory(Errno::NOMEM))?;
-        Ok(Self { memory, records, backing })
+        Ok(Self { memory, records, has_leftovers: AtomicBool::new(false), backing })
     }
 
     /// Gives back the pages of a part, which the caller has alone.
     pub(crate) fn give_back(&self, part: &Range<usize>) -> Result<(), Errno> {
         self.memory.discard(part.clone())?;
+        self.forget(part);
+        Ok(())
+    }
+
+    /// The pages of a part have gone, by the caller, who has them alone.
+    pub(crate) fn forget(&self, part: &Range<usize>) {
         let gone = self.records.forget(self.pages(part));
         if let Some(budget) = &self.backing.budget {
             budget.give(self.backing.counted(gone));
+        }
+    }
+
+    /// Gives back what was there when a part was unmapped, if it could not be given back then. The caller
+    /// has the part reserved.
+    pub(crate) fn give_back_leftovers(&self, part: &Range<usize>) -> Result<(), Errno> {
+        // RELAXED: it was set before the part was unmapped, which the caller has found.
+        if self.has_leftovers.load(Relaxed)
+            && self.pages(part).any(|page| self.records.is_present(page))
+        {
+            self.give_back(part)?;
         }
         Ok(())
     }
@@ -207,7 +260,8 @@ impl Mapping {
     }
 
     /// Fills the missing pages at `range` with `bytes`, the caller being inside of its VMA, and counts
-    /// what came by that. The page `written`, of a tracked mapping, may be written then.
+    /// what came by that, in as many parts as the kernel has mappings there. The page `written`, of a
+    /// tracked mapping, may be written then.
     pub(crate) fn install(
         &self,
         range: &Range<usize>,
@@ -225,27 +279,28 @@ impl Mapping {
             write_protected: self.backing.is_tracked && !dirty,
         };
         let mut new = 0;
-        let mut at = range.start;
-        while at < range.end {
-            let rest = &bytes[at - range.start..];
-            let (copied, next) = match self.backing.uffd.copy(&self.memory, at, rest, fill) {
-                Ok(()) => (rest.len(), range.end),
+        let mut parts = Parts::new(range.clone(), page_size);
+        while let Some(part) = parts.next() {
+            let bytes = &bytes[part.start - range.start..part.end - range.start];
+            let copied = match self.backing.uffd.copy(&self.memory, part.start, bytes, fill) {
+                Ok(()) => bytes.len(),
+                Err(CopyError::Again { copied: 0 }) => return (new, Outcome::Again),
+                Err(CopyError::Again { copied }) => copied,
+                Err(CopyError::NotRegistered) if parts.halve() => continue,
                 // What the kernel also says when the pool of huge pages is empty.
                 Err(CopyError::AlreadyPresent)
-                    if self.backing.page_size == PageSize::Huge && !self.memory.is_resident(at) =>
+                    if self.backing.page_size == PageSize::Small
+                        || self.memory.is_resident(part.start) =>
                 {
-                    return (new, Outcome::Refused);
+                    parts.advance(page_size);
+                    continue;
                 }
-                Err(CopyError::AlreadyPresent) => (0, at + page_size),
-                Err(CopyError::Again { copied: 0 }) => return (new, Outcome::Again),
-                Err(CopyError::Again { copied }) => (copied, at + copied),
                 Err(_) => return (new, Outcome::Refused),
             };
-            if copied > 0 {
-                let filled = self.records.fill(self.pages(&(at..at + copied)), dirty, time);
-                new += self.backing.counted(filled);
-            }
-            at = next;
+            let filled = part.start..part.start + copied;
+            let filled = self.records.fill(self.pages(&filled), dirty, time);
+            new += self.backing.counted(filled);
+            parts.advance(copied);
         }
         let outcome = match written {
             Some(page) if !dirty && range.contains(&page.start) => self.let_write(page),
@@ -268,16 +323,55 @@ impl Mapping {
         }
     }
 
-    /// Makes accesses to a page fail from now on, unless it is there by now; whether they will. The
-    /// caller is inside of its VMA.
-    pub(crate) fn poison(&self, page: &Range<usize>) -> bool {
+    /// Write-protects the pages of a part that are there. The caller excludes faults from it.
+    pub(crate) fn write_protect(&self, part: &Range<usize>) -> Result<(), Errno> {
+        let mut parts = Parts::new(part.clone(), self.backing.page_size.bytes());
+        while let Some(part) = parts.next() {
+            match self.backing.uffd.write_protect(&self.memory, part.clone(), true) {
+                Ok(()) => parts.advance(part.len()),
+                // Before Linux 6.3: it takes one mapping at a time.
+                Err(Errno::NOENT) if parts.halve() => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes accesses to a page fail from now on, or until the evictor takes that back, unless it is
+    /// there by now. The caller is inside of the page's VMA.
+    pub(crate) fn poison(&self, page: &Range<usize>, until_room: bool) -> Poisoned {
         // Before the kernel wakes anyone, who would ask the record. A fill by somebody else takes it
         // back.
         let number = self.page_of(page.start);
-        self.records.mark_failed(number);
-        // On a kernel that cannot, each access asks the record.
-        let _ = self.backing.uffd.poison(&self.memory, page.clone());
-        self.records.has_failed(number)
+        self.records.mark_failed(number, until_room);
+        let poisoned = self.backing.uffd.poison(&self.memory, page.clone());
+        if !self.records.has_failed(number) {
+            Poisoned::Not
+        } else if matches!(poisoned, Ok(()) | Err(Errno::EXIST)) {
+            Poisoned::ByKernel
+        } else {
+            Poisoned::ByRecord
+        }
+    }
+
+    /// Makes accesses to all that is missing of a part fail from now on. The caller is inside of its VMA.
+    pub(crate) fn poison_missing(&self, part: &Range<usize>) {
+        let is_missing =
+            |records: &Records, page| !records.is_present(page) && !records.has_failed(page);
+        for pages in self.records.runs(self.pages(part), is_missing) {
+            for page in pages.clone() {
+                self.records.mark_failed(page, false);
+            }
+            let mut parts = Parts::new(self.offsets(pages), self.backing.page_size.bytes());
+            while let Some(part) = parts.next() {
+                match self.backing.uffd.poison(&self.memory, part.clone()) {
+                    Ok(()) => parts.advance(part.len()),
+                    Err(_) if parts.halve() => {}
+                    // It is there, or it cannot be poisoned.
+                    Err(_) => parts.advance(self.backing.page_size.bytes()),
+                }
+            }
+        }
     }
 
     /// The number of the kernel's page at an offset, which is that of its record.
@@ -297,6 +391,11 @@ impl Mapping {
     pub(crate) fn offsets(&self, pages: Range<usize>) -> Range<usize> {
         let shift = self.backing.page_size.shift();
         pages.start << shift..pages.end << shift
+    }
+
+    /// All of it.
+    pub(crate) fn whole(&self) -> Range<usize> {
+        self.offsets(0..self.records.len())
     }
 
     /// The addresses of a part.

@@ -1,13 +1,16 @@
 //! How a region is mapped.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::budget::Budget;
-use crate::failure::OnFailure;
-use crate::live::LiveRegion;
+use crate::failure::{OnFailure, OnWriteBackFailure, WriteBackFailure};
 use crate::mapping::{Backing, PAGE};
+use crate::region::Region;
 use crate::source::{SignalSafe, Source};
-use crate::sys::{PageSize, Userfaultfd};
+use crate::staging::Staging;
+use crate::sys::{PageSize, Userfaultfd, system_page_size};
 use crate::{Error, signal};
 
 /// Faults are served in the signal handler, by the thread that faults: the default.
@@ -25,16 +28,9 @@ impl<S: SignalSafe> Serves<S> for InSignal {}
 impl<S: Source> Serves<S> for InThread {}
 
 mod sealed {
-    pub trait Sealed {
-        /// Whether a thread serves.
-        const THREADED: bool;
-    }
-    impl Sealed for super::InSignal {
-        const THREADED: bool = false;
-    }
-    impl Sealed for super::InThread {
-        const THREADED: bool = true;
-    }
+    pub trait Sealed {}
+    impl Sealed for super::InSignal {}
+    impl Sealed for super::InThread {}
 }
 
 /// How a region is mapped: who serves its faults, and what else it can do.
@@ -59,8 +55,20 @@ pub struct Options<M = InSignal> {
     capacity: usize,
     resident: Option<usize>,
     on_failure: OnFailure,
-    threads: usize,
-    mode: std::marker::PhantomData<M>,
+    on_write_back_failure: Hook,
+    /// None in signal mode.
+    handler_threads: usize,
+    mode: PhantomData<M>,
+}
+
+/// Who is told of pages that cannot be written back.
+#[derive(Clone, Default)]
+struct Hook(Option<OnWriteBackFailure>);
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Some" } else { "None" })
+    }
 }
 
 impl Default for Options<InSignal> {
@@ -75,48 +83,6 @@ impl Options<InSignal> {
     /// with `EFAULT`.
     #[must_use]
     pub const fn new() -> Self {
-        Self::of_mode()
-    }
-
-    /// The same, but [threaded](Options::threaded).
-    #[must_use]
-    pub const fn in_thread(self) -> Options<InThread> {
-        let Self { granule, page_size, is_writable, capacity, resident, on_failure, .. } = self;
-        Options {
-            granule,
-            page_size,
-            is_writable,
-            capacity,
-            resident,
-            on_failure,
-            ..Options::of_mode()
-        }
-    }
-}
-
-impl Options<InThread> {
-    /// Faults are served by a thread of the region, or [several](Self::threads): for memory that
-    /// system calls touch, and for sources that are not [`SignalSafe`]. It needs Linux 6.6.
-    ///
-    /// Without privilege the kernel lets it serve accesses of user code only;
-    /// [`LiveRegion::serves_system_calls`] tells. Privilege is access to `/dev/userfaultfd`,
-    /// `CAP_SYS_PTRACE`, or `vm.unprivileged_userfaultfd=1`.
-    #[must_use]
-    pub const fn threaded() -> Self {
-        Self::of_mode()
-    }
-
-    /// How many threads serve the region, at least one, as by default. More are for sources that
-    /// are slow.
-    #[must_use]
-    pub const fn threads(mut self, threads: usize) -> Self {
-        self.threads = if threads == 0 { 1 } else { threads };
-        self
-    }
-}
-
-impl<M> Options<M> {
-    const fn of_mode() -> Self {
         Self {
             granule: None,
             page_size: PageSize::Small,
@@ -124,8 +90,44 @@ impl<M> Options<M> {
             capacity: 0,
             resident: None,
             on_failure: OnFailure::pass_on(),
-            threads: 1,
-            mode: std::marker::PhantomData,
+            on_write_back_failure: Hook(None),
+            handler_threads: 0,
+            mode: PhantomData,
+        }
+    }
+}
+
+impl<M> Options<M> {
+    /// Faults are served by so many threads of the region (at least one, also for 0): for memory
+    /// that system calls touch, and for sources that are not [`SignalSafe`]. More than one are for
+    /// sources that are slow. It needs Linux 6.6.
+    ///
+    /// Without privilege the kernel lets them serve accesses of user code only;
+    /// [`Region::serves_system_calls`] tells. Privilege is access to `/dev/userfaultfd`,
+    /// `CAP_SYS_PTRACE`, or `vm.unprivileged_userfaultfd=1`.
+    ///
+    /// ```
+    /// use pervma_pager::{MemorySource, Options};
+    ///
+    /// let options = Options::new().granule(64 << 10).handler_threads(2);
+    /// let region = options.map(MemorySource::new(vec![7; 1 << 20]))?;
+    /// let mut byte = [0];
+    /// region.read(12_345, &mut byte); // served by one of the two
+    /// assert_eq!(byte, [7]);
+    /// # Ok::<(), pervma_pager::Error>(())
+    /// ```
+    #[must_use]
+    pub fn handler_threads(self, threads: usize) -> Options<InThread> {
+        Options {
+            granule: self.granule,
+            page_size: self.page_size,
+            is_writable: self.is_writable,
+            capacity: self.capacity,
+            resident: self.resident,
+            on_failure: self.on_failure,
+            on_write_back_failure: self.on_write_back_failure,
+            handler_threads: threads.max(1),
+            mode: PhantomData,
         }
     }
 
@@ -151,7 +153,7 @@ impl<M> Options<M> {
     }
 
     /// The region can be written, and knows which pages were
-    /// ([`written`](LiveRegion::written)): the first write to a page is a fault of its own.
+    /// ([`written`](Region::written)): the first write to a page is a fault of its own.
     #[must_use]
     pub const fn writable(mut self) -> Self {
         self.is_writable = true;
@@ -159,7 +161,7 @@ impl<M> Options<M> {
     }
 
     /// Addresses are reserved for so many bytes, so that the region can become as long in its
-    /// place ([`resize`](LiveRegion::resize)). By default, and at least, for the source's present
+    /// place ([`resize`](Region::resize)). By default, and at least, for the source's present
     /// size.
     #[must_use]
     pub const fn capacity(mut self, bytes: usize) -> Self {
@@ -167,11 +169,14 @@ impl<M> Options<M> {
         self
     }
 
-    /// At most so many bytes are there at a time. A thread of the region gives back what was
-    /// filled longest ago, and writes to the source what was written first.
+    /// At most so many bytes are there at a time. A thread of the region gives back what was filled
+    /// longest ago; another one, if the region is writable, writes to the source what was written.
     ///
-    /// It must be at least four granules. A fault that finds no room waits; if no room can be made,
-    /// since the source takes no writes, it fails.
+    /// It must be at least four granules. A fault that finds no room waits for it. Pages that cannot be
+    /// written ([`on_write_back_failure`](Self::on_write_back_failure)), or that [devices
+    /// hold](crate#devices-that-write-to-a-region), stay, and count; what is clean is given back all the
+    /// same. An access fails when there is nothing but such pages, or when it needs more pages at once
+    /// than they leave.
     #[must_use]
     pub const fn resident(mut self, bytes: usize) -> Self {
         self.resident = Some(bytes);
@@ -186,6 +191,41 @@ impl<M> Options<M> {
         self
     }
 
+    /// `hook` is told when pages have to go to keep a [bound](Self::resident) and cannot be written to
+    /// the source: the disk is full, for example. They stay what is to be written, and are tried again
+    /// from time to time; the region keeps the last such failure
+    /// ([`write_back_failure`](Region::write_back_failure)).
+    ///
+    /// It is called on a thread of the region, while nothing of the region is locked, each time that it
+    /// happens. It may not drop the region. A panic ends the process.
+    ///
+    /// ```
+    /// use std::sync::mpsc;
+    /// use pervma_pager::{FileSource, Options};
+    ///
+    /// let (full, told) = mpsc::channel();
+    /// let file = tempfile::tempfile()?;
+    /// file.set_len(64 << 20)?;
+    /// let region = Options::new()
+    ///     .writable()
+    ///     .resident(1 << 20)
+    ///     .on_write_back_failure(move |failure| {
+    ///         let _ = full.send(failure.clone());
+    ///     })
+    ///     .map(FileSource::new(file)?)?;
+    /// region.write(0, b"stored, sooner or later");
+    /// assert!(told.try_recv().is_err() && region.write_back_failure().is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn on_write_back_failure(
+        mut self,
+        hook: impl Fn(&WriteBackFailure) + Send + Sync + 'static,
+    ) -> Self {
+        self.on_write_back_failure = Hook(Some(Arc::new(hook)));
+        self
+    }
+
     /// Maps the source. The first region of a process installs the SIGBUS handler.
     ///
     /// # Errors
@@ -197,11 +237,11 @@ impl<M> Options<M> {
     /// # Panics
     ///
     /// In a signal handler.
-    pub fn map<S: Source + 'static>(self, source: S) -> Result<LiveRegion, Error>
+    pub fn map<S: Source + 'static>(self, source: S) -> Result<Region, Error>
     where
         M: Serves<S>,
     {
-        let found = rustix::param::page_size();
+        let found = system_page_size();
         if found != PAGE {
             return Err(Error::PageSize { found });
         }
@@ -215,23 +255,28 @@ impl<M> Options<M> {
         if !granule.is_power_of_two() || granule < page {
             return Err(Error::Granule { granule, page });
         }
-        let is_threaded = M::THREADED;
+        let is_threaded = self.handler_threads > 0;
         if self.page_size == PageSize::Huge && !is_threaded && source.bytes().is_none() {
             return Err(Error::HugeNeedsMemory);
         }
         if self.is_writable && self.resident.is_some() && !source.is_writable() {
             return Err(Error::SourceNotWritable);
         }
-        if signal::is_blocked() {
+        if signal::is_blocked().map_err(Error::Mask)? {
             return Err(Error::SignalBlocked);
         }
         let budget = self.budget(granule)?;
         signal::install().map_err(Error::Handler)?;
-        let uffd = if is_threaded {
+        let mut uffd = if is_threaded {
             Userfaultfd::open(self.page_size, self.is_writable)?
         } else {
             Userfaultfd::open_sigbus(self.page_size, self.is_writable)?
         };
+        uffd.check(self.is_writable, is_threaded)?;
+        // Only small pages can be moved.
+        let moves = self.is_writable && self.page_size == PageSize::Small && uffd.can_move();
+        let staging = moves.then(|| Staging::new(&uffd, budget.is_some())).transpose();
+        let no_memory = |errno| Error::Memory { bytes: Staging::BYTES, errno };
         let backing = Arc::new(Backing {
             number: Backing::<S>::next_number(),
             len: len.into(),
@@ -241,11 +286,13 @@ impl<M> Options<M> {
             is_threaded,
             page_size: self.page_size,
             on_failure: self.on_failure,
+            on_write_back_failure: self.on_write_back_failure.0,
             budget,
+            staging: staging.map_err(no_memory)?,
             tail: tail(source.bytes(), page),
             source,
         });
-        LiveRegion::new(backing, self.capacity.max(len), self.threads)
+        Region::new(backing, self.capacity.max(len), self.handler_threads)
     }
 
     fn budget(&self, granule: usize) -> Result<Option<Budget>, Error> {
@@ -256,8 +303,7 @@ impl<M> Options<M> {
         if bytes < least {
             return Err(Error::Resident { bytes, least });
         }
-        let budget = Budget::new(bytes / PAGE);
-        budget.map(Some).map_err(|errno| Error::Memory { bytes: 0, errno })
+        Ok(Some(Budget::new(bytes / PAGE)))
     }
 }
 

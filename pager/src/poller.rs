@@ -2,21 +2,25 @@
 //!
 //! A thread of this kind makes no mapping change and waits for no lock: what it cannot serve now it
 //! serves a little later, and goes on reading meanwhile.
+#![expect(clippy::disallowed_types, reason = "a flag that guards no memory")]
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use rustix::buffer::spare_capacity;
-use rustix::event::{Timespec, epoll};
+use rustix::event::{EventfdFlags, eventfd};
 
 use crate::fault::{self, CHUNK, Cause, Scratch, Verdict};
-use crate::mapping::{Backing, PAGE};
-use crate::signal::SignalsBlocked;
+use crate::mapping::{Backing, PAGE, Poisoned};
+use crate::signal::{SignalsBlocked, send_fault};
 use crate::source::Source;
-use crate::sys::{Errno, FaultMessage};
-use crate::wakeup::Wakeup;
+use crate::sys::epoll::Epoll;
+use crate::sys::{Errno, FaultMessage, is_process};
+use crate::wakeup::nap;
 
 /// The threads that serve a region. Dropping it ends them.
 #[derive(Debug)]
@@ -26,24 +30,46 @@ pub(crate) struct Pollers {
 }
 
 /// What the threads wait for: faults, or the end.
-///
-/// Not `poll`, which refuses two descriptors in a process that may open none (`ulimit -n`).
 #[derive(Debug)]
 struct Watch {
-    both: OwnedFd,
-    stop: Wakeup,
+    epoll: Epoll,
+    /// Can be read at any time, and is waited for when it is time to end.
+    ready: OwnedFd,
+    is_over: AtomicBool,
+    /// The process whose threads wait.
+    owner: u32,
 }
 
-const STOP: u64 = 1;
+const FAULTS: usize = 0;
+const STOP: usize = 1;
 
 impl Watch {
     fn new(backing: &Backing<dyn Source>) -> Result<Self, Errno> {
-        let watch =
-            Self { both: epoll::create(epoll::CreateFlags::CLOEXEC)?, stop: Wakeup::new()? };
-        let is_readable = epoll::EventFlags::IN;
-        epoll::add(&watch.both, &backing.uffd, epoll::EventData::new_u64(0), is_readable)?;
-        epoll::add(&watch.both, &watch.stop, epoll::EventData::new_u64(STOP), is_readable)?;
+        let watch = Self {
+            epoll: Epoll::new()?,
+            ready: eventfd(1, EventfdFlags::CLOEXEC)?,
+            is_over: AtomicBool::new(false),
+            owner: std::process::id(),
+        };
+        watch.epoll.add(&backing.uffd, FAULTS)?;
+        // A filter that refuses to wait shows here, and not when somebody waits.
+        watch.epoll.wait(Some(Duration::ZERO))?;
         Ok(watch)
+    }
+
+    /// Tells the threads to end; whether they will. Those of a forked child's parent are not told.
+    fn stop(&self) -> bool {
+        if !is_process(self.owner) {
+            return false;
+        }
+        // RELAXED: they look again and again, or are woken by the kernel.
+        self.is_over.store(true, Relaxed);
+        self.epoll.add(&self.ready, STOP).is_ok()
+    }
+
+    fn is_over(&self) -> bool {
+        // RELAXED: as above.
+        self.is_over.load(Relaxed)
     }
 }
 
@@ -52,7 +78,7 @@ impl Pollers {
         let watch = Arc::new(Watch::new(backing)?);
         let mut pollers = Self { watch, threads: Vec::new() };
         // A signal's handler could touch the region, for which its thread would wait.
-        let _blocked = SignalsBlocked::new();
+        let _blocked = SignalsBlocked::new()?;
         for _ in 0..threads {
             let (backing, watch) = (Arc::clone(backing), Arc::clone(&pollers.watch));
             let buffer = vec![0; CHUNK.max(backing.page_size.bytes())];
@@ -66,11 +92,24 @@ impl Pollers {
 
 impl Drop for Pollers {
     fn drop(&mut self) {
-        let ours = self.watch.stop.stop();
-        for thread in self.threads.drain(..).filter(|_| ours) {
+        // Where a filter refuses to tell them, they stay, with what they serve: a leak.
+        let will_end = self.watch.stop();
+        for thread in self.threads.drain(..).filter(|_| will_end) {
             // It has told of its panic, and nothing of it is used.
             let _ = thread.join();
         }
+    }
+}
+
+/// Whether a thread of this process that sleeps is in a system call, as the kernel tells.
+fn is_in_system_call(thread: u32) -> Option<bool> {
+    let mut file = File::open(format!("/proc/self/task/{thread}/syscall")).ok()?;
+    let mut start = [0; 2];
+    file.read_exact(&mut start).ok()?;
+    match start {
+        [b'-', b'1'] => Some(false),
+        [b'0'..=b'9', _] => Some(true),
+        _ => None,
     }
 }
 
@@ -98,65 +137,89 @@ struct Poller {
 }
 
 impl Poller {
-    /// Ends when it is told to; if it cannot go on, it panics, which ends the process: whoever
-    /// touches the region would wait for ever.
+    /// Ends when it is told to.
     fn run(mut self) {
-        let mut faults = Vec::new();
-        let mut events = Vec::with_capacity(2);
-        while self.wait(&mut events) {
-            faults.append(&mut self.deferred);
-            if let Err(errno) = self.backing.uffd.read_faults(|fault| faults.push(fault)) {
-                panic!("the faults of a region cannot be read: {errno}");
+        let (mut again, mut faults) = (Vec::new(), Vec::new());
+        while self.wait() {
+            again.append(&mut self.deferred);
+            if self.backing.uffd.read_faults(|fault| faults.push(fault)).is_err() {
+                return self.fail_closed();
             }
-            for fault in faults.drain(..) {
-                self.serve(fault);
+            let again = again.drain(..).map(|fault| (fault, true));
+            for (fault, again) in again.chain(faults.drain(..).map(|fault| (fault, false))) {
+                if !self.serve(&fault, again) {
+                    self.deferred.push(fault);
+                }
             }
         }
     }
 
     /// Waits for faults, or until those that were put off are due; `false` when it is time to end.
-    fn wait(&self, events: &mut Vec<epoll::Event>) -> bool {
-        const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000 };
-        let timeout = (!self.deferred.is_empty()).then_some(&SOON);
-        events.clear();
-        match epoll::wait(&self.watch.both, spare_capacity(events), timeout) {
-            Ok(_) | Err(Errno::INTR) => events.iter().all(|event| event.data.u64() != STOP),
-            Err(errno) => panic!("the faults of a region cannot be waited for: {errno}"),
+    fn wait(&self) -> bool {
+        const SOON: Duration = Duration::from_micros(200);
+        let most = (!self.deferred.is_empty()).then_some(SOON);
+        if self.watch.epoll.wait(most).is_err() {
+            // A filter that came later: look again and again.
+            nap();
         }
+        !self.watch.is_over()
     }
 
-    fn serve(&mut self, fault: FaultMessage) {
+    /// Serves a fault; `false` if it has to be put off.
+    fn serve(&mut self, fault: &FaultMessage, again: bool) -> bool {
         let cause = if fault.is_write_protected {
             Cause::WriteProtected
         } else {
             Cause::Missing { is_write: fault.is_write }
         };
         let page = fault.addr & !(PAGE - 1);
-        match fault::serve(page, cause, Scratch::Given(&mut self.buffer)) {
+        match fault::serve(page, cause, again, Scratch::Given(&mut self.buffer)) {
             Verdict::Filled { number, granule } => {
                 // Otherwise filling it has woken them. (Another region may be at the address by now.)
                 if !self.backing.fills_single_pages() || number != self.backing.number {
-                    self.wake(granule.start, granule.len());
+                    self.wake(granule.start, granule.len(), fault);
                 }
             }
             Verdict::There { granule, .. } | Verdict::Changed { granule } => {
-                self.wake(granule.start, granule.len());
+                self.wake(granule.start, granule.len(), fault);
             }
-            Verdict::Later => self.deferred.push(fault),
-            Verdict::Failed { .. } => {
-                if fault::poison_at(page) {
-                    self.wake(page, PAGE);
-                } else {
-                    self.deferred.push(fault);
+            Verdict::Later => return false,
+            Verdict::Failed { for_want_of_room, .. } => {
+                let in_system_call = for_want_of_room.then(|| is_in_system_call(fault.thread));
+                if in_system_call == Some(Some(false)) {
+                    // Nothing is poisoned, so that the page can be had as soon as there is room.
+                    return send_fault(fault.thread, fault.addr, true);
+                }
+                // A system call can be told by poison only, which is taken back later.
+                match fault::poison_at(page, in_system_call == Some(Some(true))) {
+                    Some(Poisoned::ByKernel) => self.wake(page, PAGE, fault),
+                    // It is there by now; unless it is there, and cannot be let be written.
+                    Some(Poisoned::Not) if cause != Cause::WriteProtected => {
+                        self.wake(page, PAGE, fault);
+                    }
+                    Some(_) => return send_fault(fault.thread, fault.addr, true),
+                    None => return false,
                 }
             }
             // It is not mapped any more: the access, repeated, ends as others do there.
-            Verdict::PassOn => self.wake(page, PAGE),
+            Verdict::PassOn => self.wake(page, PAGE, fault),
+        }
+        true
+    }
+
+    fn wake(&self, addr: usize, len: usize, fault: &FaultMessage) {
+        if self.backing.uffd.wake(addr, len).is_err() {
+            // A filter.
+            send_fault(fault.thread, fault.addr, false);
         }
     }
 
-    fn wake(&self, addr: usize, len: usize) {
-        // Fails only for what is no page.
-        let _ = self.backing.uffd.wake(addr, len);
+    /// Fails the accesses to all that is missing, until it is told to end: the faults cannot be read any
+    /// more, because of a filter that came later, and those who make them would wait for ever.
+    fn fail_closed(&self) {
+        while !self.watch.is_over() {
+            fault::poison_missing(&self.backing);
+            nap();
+        }
     }
 }

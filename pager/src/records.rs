@@ -10,7 +10,8 @@
 //!   under an exclusion of it (given back, written to the source). So an exclusion sees records that
 //!   nobody changes.
 //! - **R2** Under an exclusion, what is not `PRESENT` was not filled by this crate; what is `PRESENT`
-//!   and not `DIRTY` is write-protected, if the mapping is tracked.
+//!   and not `DIRTY` is write-protected, if the mapping is tracked, and no device writes it, if the
+//!   kernel can tell.
 //! - **R3** The time of a page only grows, and grows whenever the page is given back.
 //!
 //! Records are atomic for readers of one VMA beside each other; everything else that they say is
@@ -32,9 +33,14 @@ const PRESENT: u64 = 1;
 const DIRTY: u64 = 2;
 /// Its bytes could not be had.
 const FAILED: u64 = 4;
-const FLAGS: u64 = PRESENT | DIRTY | FAILED;
+/// It is dirty, and could not be given back when that was tried last: the source has not taken it, or
+/// it is held for a device.
+const STUCK: u64 = 8;
+/// It failed for want of room in the bound, in a system call: others may have it when there is some.
+const REFUSED: u64 = 16;
+const FLAGS: u64 = PRESENT | DIRTY | FAILED | STUCK | REFUSED;
 /// A time is a multiple of this.
-const TICK: u64 = 8;
+const TICK: u64 = 32;
 
 /// The records of the pages of a mapping.
 #[derive(Debug)]
@@ -84,9 +90,24 @@ impl Records {
         self.has(page, DIRTY)
     }
 
+    /// Whether a page is there, and is what its source has.
+    pub(crate) fn is_clean(&self, page: usize) -> bool {
+        self.is_present(page) && !self.is_dirty(page)
+    }
+
+    /// Whether a page is dirty and could not be given back when that was tried last.
+    pub(crate) fn is_stuck(&self, page: usize) -> bool {
+        self.has(page, STUCK)
+    }
+
     #[inline]
     pub(crate) fn has_failed(&self, page: usize) -> bool {
         self.has(page, FAILED)
+    }
+
+    /// Whether a page has failed for want of room, in a system call.
+    pub(crate) fn was_refused(&self, page: usize) -> bool {
+        self.has(page, REFUSED)
     }
 
     #[inline]
@@ -123,9 +144,11 @@ impl Records {
         present
     }
 
-    /// The bytes of a page could not be had, unless somebody else had them and filled it.
-    pub(crate) fn mark_failed(&self, page: usize) {
-        let failed = |record| (record & PRESENT == 0).then_some(record | FAILED);
+    /// The bytes of a page could not be had, or had no room, unless somebody else had them and filled
+    /// it.
+    pub(crate) fn mark_failed(&self, page: usize, until_room: bool) {
+        let how = if until_room { FAILED | REFUSED } else { FAILED };
+        let failed = |record| (record & PRESENT == 0).then_some(record | how);
         // RELAXED: R1. It failed already if it is there by now, and nothing is to be done.
         let _ = self.pages[page].fetch_update(Relaxed, Relaxed, failed);
     }
@@ -134,7 +157,17 @@ impl Records {
     pub(crate) fn mark_clean(&self, pages: Range<usize>) {
         for page in &self.pages[pages] {
             // RELAXED: R1.
-            page.fetch_and(!DIRTY, Relaxed);
+            page.fetch_and(!(DIRTY | STUCK), Relaxed);
+        }
+    }
+
+    /// Those of the pages that are dirty could not be given back by the caller, who excludes faults from
+    /// them.
+    pub(crate) fn mark_stuck(&self, pages: Range<usize>) {
+        let stuck = |record| (record & DIRTY != 0).then_some(record | STUCK);
+        for page in &self.pages[pages] {
+            // RELAXED: R1. Nothing is to be done for a clean one.
+            let _ = page.fetch_update(Relaxed, Relaxed, stuck);
         }
     }
 
@@ -177,18 +210,18 @@ impl Records {
         })
     }
 
-    /// The times of the pages that are there, in the order of the pages.
-    pub(crate) fn present_times(&self) -> impl Iterator<Item = u64> {
-        // RELAXED: a choice of what to give back is a guess.
-        let records = self.pages.iter().map(|page| page.load(Relaxed));
-        records.filter(|record| record & PRESENT != 0).map(|record| record & !FLAGS)
+    /// The times of the pages that have the property, in the order of the pages.
+    pub(crate) fn times(
+        &self,
+        mut property: impl FnMut(&Self, usize) -> bool,
+    ) -> impl Iterator<Item = u64> {
+        let pages = (0..self.len()).filter(move |&page| property(self, page));
+        pages.map(|page| self.time(page..page + 1))
     }
 
-    /// Whether a page is there and clean, and of this time or earlier.
+    /// Whether a page is of this time or earlier.
     pub(crate) fn is_older(&self, page: usize, time: u64) -> bool {
-        // RELAXED: as above.
-        let record = self.pages[page].load(Relaxed);
-        record & PRESENT != 0 && record & !FLAGS <= time
+        self.time(page..page + 1) <= time
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -219,10 +252,17 @@ mod tests {
         assert_eq!(records.forget(0..5), 3);
         assert!(records.time(0..5) > before && records.time(5..6) == before);
         assert_eq!(runs(Records::is_present), vec![5..6]);
-        assert_eq!(records.present_times().collect::<Vec<_>>(), [before]);
-        records.mark_failed(9);
-        records.mark_failed(5);
+        assert_eq!(records.times(Records::is_present).collect::<Vec<_>>(), [before]);
+        records.mark_stuck(5..6);
+        assert!(records.is_stuck(5) && records.is_dirty(5) && !records.is_clean(5));
+        records.mark_clean(5..6);
+        assert!(!records.is_stuck(5) && records.is_clean(5));
+        assert!(records.is_older(5, before) && !records.is_older(5, before - 1));
+        records.mark_failed(9, false);
+        records.mark_failed(8, true);
+        records.mark_failed(5, false);
         assert!(records.has_failed(9) && !records.has_failed(5), "it is there");
+        assert!(records.has_failed(8) && records.was_refused(8) && !records.was_refused(9));
         let moved = Records::new(20).unwrap();
         moved.inherit_times(&records);
         assert_eq!(moved.time(0..20), records.time(0..10));

@@ -1,81 +1,700 @@
-//! A slice of bytes that is filled on demand.
-#![expect(unsafe_code, reason = "lends the memory as a slice")]
+//! A region that is changed while it is used.
 
 use std::fmt;
-use std::ops::Deref;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
-use crate::source::SignalSafe;
-use crate::{Error, LiveRegion, Options};
+use pervma::{ChangeError, Exclusion};
 
-/// The bytes of a [`Source`](crate::Source), each page filled once, when it is first touched.
+use crate::copy;
+use crate::evict::Evictor;
+use crate::failure::WriteBackFailure;
+use crate::mapping::{Backing, Mapping, Outcome, PAGE, Piece, Place, SOURCES, SPACE};
+use crate::poller::Pollers;
+use crate::records::Records;
+use crate::signal::SignalsBlocked;
+use crate::source::Source;
+use crate::sys::{Access, Errno};
+use crate::write_back::write_back;
+use crate::{Error, FrozenRegion};
+
+/// The bytes of a [`Source`], filled on demand, that can be given back, protected, unmapped, moved
+/// and written while other threads use them. Made by [`Options::map`](crate::Options::map).
 ///
-/// It is a slice of exactly the source's size. Dropping it unmaps the memory and drops the source,
-/// on the thread that drops it.
+/// Offsets are bytes from the start of the region, which is the start of the source. Ranges are
+/// whole pages ([`page_size`](Self::page_size)); one may end with the region, which need not be
+/// whole pages. An operation changes all of its range or nothing. It holds up faults in the VMAs
+/// that it touches for as long as its system calls take, and no others; no lock is held while the
+/// source reads.
+///
+/// Its memory is reached with [`read`](Self::read) and [`write`](Self::write), which copy, or
+/// through [`as_ptr`](Self::as_ptr); as a slice only when it cannot change any more
+/// ([`freeze`](Self::freeze)).
 ///
 /// ```
-/// use pervma_pager::{MemorySource, Region};
+/// use pervma_pager::{MemorySource, Options};
+/// use pervma_pager::sys::Access;
 ///
-/// let text = MemorySource::new(b"filled on demand".as_slice());
-/// let region = Region::map(text)?;
-/// assert_eq!(&region[10..], b"demand");
+/// let region = Options::new().writable().map(MemorySource::new(vec![1; 5 * 4096]))?;
+/// region.write(4096 + 10, &[2, 2]);
+/// assert_eq!(region.written(0..region.len())?, [4096..2 * 4096]);
+///
+/// region.discard(0..2 * 4096)?; // filled from the source again
+/// let mut bytes = [0; 3];
+/// region.read(4096 + 9, &mut bytes);
+/// assert_eq!(bytes, [1, 1, 1]);
+///
+/// region.protect(0..4096, Access::Read)?; // a write would be SIGSEGV now
+/// region.unmap(4096..8192)?; // and so would any access there
+/// region.map(4096..8192)?;
 /// # Ok::<(), pervma_pager::Error>(())
 /// ```
+///
+/// Dropping it unmaps the memory and drops the source, on the thread that drops it, after the reads
+/// of the source that are under way. What was written and not [written
+/// back](Self::write_back) is lost.
 pub struct Region {
-    // Nothing of it is changed while the region is a slice.
-    live: LiveRegion,
+    evictor: Option<Evictor>,
+    pollers: Option<Pollers>,
+    mapping: Arc<Mapping>,
+    place: Arc<Place>,
 }
 
 impl Region {
-    /// Maps `source`, page by page and in the signal handler; for anything else there are
-    /// [`Options`], and [`LiveRegion::freeze`]. The first region of a process installs the SIGBUS
-    /// handler.
+    pub(crate) fn new(
+        backing: Arc<Backing<dyn Source>>,
+        capacity: usize,
+        threads: usize,
+    ) -> Result<Self, Error> {
+        let mapping = Arc::new(Mapping::new(Arc::clone(&backing), capacity)?);
+        let place = Arc::new(Place::new(Arc::clone(&mapping)));
+        // From here on, what fails is undone by its drop.
+        let mut region = Self { evictor: None, pollers: None, mapping, place };
+        let source = backing.number..backing.number + 1;
+        insert(&SOURCES, source, Arc::clone(&backing))?;
+        if backing.is_threaded {
+            let pollers = Pollers::start(&backing, threads);
+            region.pollers = Some(pollers.map_err(Error::Thread)?);
+        }
+        if backing.budget.is_some() {
+            let evictor = Evictor::start(&region.place, &backing);
+            region.evictor = Some(evictor.map_err(Error::Thread)?);
+        }
+        region.map(0..region.len())?;
+        Ok(region)
+    }
+
+    /// Its length in bytes.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a region has bytes")]
+    pub fn len(&self) -> usize {
+        self.mapping.backing.len()
+    }
+
+    /// The size of its pages in bytes: what ranges are multiples of.
+    #[must_use]
+    pub fn page_size(&self) -> usize {
+        self.mapping.backing.page_size.bytes()
+    }
+
+    /// The bytes that it can have at its addresses.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.mapping.memory.range().len()
+    }
+
+    /// Its first byte.
     ///
-    /// # Errors
+    /// Accesses are as to memory that is mapped shared: others may write at the same time, what is
+    /// discarded changes, and what is protected or unmapped is SIGSEGV. The addresses are the
+    /// region's until it is moved or dropped.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.mapping.memory.as_ptr()
+    }
+
+    /// Whether system calls that touch pages that are not there are served as well: in thread
+    /// mode, if that was granted. If not, they fail with `EFAULT`.
+    #[must_use]
+    pub fn serves_system_calls(&self) -> bool {
+        self.mapping.backing.uffd.serves_system_calls()
+    }
+
+    /// The bytes that are there now, of a region with a [bound](crate::Options::resident); `None`
+    /// for others.
+    #[must_use]
+    pub fn resident(&self) -> Option<usize> {
+        self.mapping.backing.budget.as_ref().map(|budget| budget.resident() * PAGE)
+    }
+
+    /// The most bytes that were there at a time, faults under way included; `None` without a bound.
+    #[must_use]
+    pub fn most_resident(&self) -> Option<usize> {
+        self.mapping.backing.budget.as_ref().map(|budget| budget.most_resident() * PAGE)
+    }
+
+    /// Copies bytes out, from `offset` on. Bytes that others write meanwhile are old or new, each
+    /// for itself.
     ///
-    /// As for [`Options::map`].
+    /// An access that its page's protection does not let through is SIGSEGV.
     ///
     /// # Panics
     ///
-    /// In a signal handler, so also in a source's methods on the fault path.
-    pub fn map(source: impl SignalSafe + 'static) -> Result<Self, Error> {
-        Options::new().map(source)?.freeze()
+    /// When that is not within the region.
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) {
+        self.check(offset, bytes.len());
+        copy::from_shared(&self.mapping.memory, offset, bytes);
     }
 
-    pub(crate) fn new(live: LiveRegion) -> Self {
-        Self { live }
+    /// Copies bytes in, from `offset` on. For a region that is
+    /// [writable](crate::Options::writable): in others it is SIGSEGV.
+    ///
+    /// # Panics
+    ///
+    /// When that is not within the region.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        self.check(offset, bytes.len());
+        copy::to_shared(&self.mapping.memory, offset, bytes);
     }
 
-    /// Makes it a region that can be changed again.
+    fn check(&self, offset: usize, bytes: usize) {
+        let len = self.len();
+        let fits = offset <= len && bytes <= len - offset;
+        assert!(fits, "{bytes} bytes at {offset} are not within {len} bytes");
+    }
+
+    /// Gives back the pages of a range: the next access to each is filled from the source again.
+    /// What was written there and not [written back](Self::write_back) is lost; a page that could not
+    /// be had is asked for again.
+    ///
+    /// # Errors
+    ///
+    /// When the range is not whole pages, or nothing of it is mapped.
+    ///
+    /// # Panics
+    ///
+    /// Here and in all operations that change the region: in a signal handler.
+    #[doc(alias = "MADV_DONTNEED")]
+    pub fn discard(&self, range: Range<usize>) -> Result<(), Error> {
+        let part = self.part(range)?;
+        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
+        let alone = self.exclude(&part)?;
+        let given_back = Accesses::of(&alone, &self.mapping)?.give_back();
+        drop(alone);
+        given_back.map_err(Error::Change)
+    }
+
+    /// Lets accesses to the pages of a range through or not. All of it must be mapped.
+    ///
+    /// # Errors
+    ///
+    /// When the range is not whole pages, or not mapped everywhere; when writes are to be let
+    /// through in a region that is not [writable](crate::Options::writable); when the kernel or
+    /// memory run out.
+    #[doc(alias = "mprotect")]
+    pub fn protect(&self, range: Range<usize>, access: Access) -> Result<(), Error> {
+        if access == Access::ReadWrite && !self.mapping.backing.is_tracked {
+            return Err(Error::ReadOnly);
+        }
+        let part = self.part(range)?;
+        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
+        let alone = self.exclude(&part)?;
+        let before = Accesses::of(&alone, &self.mapping)?;
+        if let Some(gap) = before.gap() {
+            return Err(Error::NotMapped(gap));
+        }
+        before.change(access)?;
+        let changed = alone.update(|_, piece| Piece { access, ..piece.clone() });
+        changed.map(drop).map_err(|error| {
+            before.restore();
+            self.of_change(error)
+        })
+    }
+
+    /// Unmaps the pages of a range and gives them back. Accesses are SIGSEGV from now on; the
+    /// addresses stay taken, and can be [mapped](Self::map) again.
+    ///
+    /// # Errors
+    ///
+    /// When the range is not whole pages, or nothing of it is mapped; when the kernel or memory run
+    /// out. Where a filter refuses `madvise` the range is unmapped all the same, and its memory kept.
+    #[doc(alias = "munmap")]
+    pub fn unmap(&self, range: Range<usize>) -> Result<(), Error> {
+        let part = self.part(range)?;
+        let mapping = &self.mapping;
+        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
+        loop {
+            let alone = self.exclude(&part)?;
+            let before = Accesses::of(&alone, &self.mapping)?;
+            before.change(Access::None)?;
+            // Reserved until its pages are gone: nobody maps it before.
+            match alone.remove_reserving() {
+                Ok((removed, reservation)) => {
+                    let gone = before.give_back();
+                    if gone.is_err() {
+                        // They go before the part is mapped again.
+                        mapping.has_leftovers.store(true, Relaxed);
+                    }
+                    drop(reservation);
+                    drop(removed);
+                    return gone.map_err(Error::Change);
+                }
+                // Another thread is mapping a part of it that was not mapped.
+                Err(
+                    ChangeError::Reserved { .. }
+                    | ChangeError::Overlap { .. }
+                    | ChangeError::Excluded { .. },
+                ) => before.restore(),
+                Err(error) => {
+                    before.restore();
+                    return Err(self.of_change(error));
+                }
+            }
+        }
+    }
+
+    /// Maps the pages of a range again, none of which is mapped. They are filled from the source,
+    /// and can be accessed as after the region was made.
+    ///
+    /// # Errors
+    ///
+    /// When the range is not whole pages, or some of it is mapped; when the kernel or memory run
+    /// out.
+    pub fn map(&self, range: Range<usize>) -> Result<(), Error> {
+        let part = self.part(range)?;
+        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
+        let mapping = &self.mapping;
+        let access = if mapping.backing.is_tracked { Access::ReadWrite } else { Access::Read };
+        let addresses = mapping.addresses(&part);
+        let mut edit = SPACE.edit().map_err(|error| Error::Space(error.into()))?;
+        let reservation = edit.reserve(addresses.clone());
+        drop(edit);
+        let mut reservation = match reservation {
+            Ok(reservation) => reservation,
+            // What another thread is about to change is mapped, as far as anyone can tell.
+            Err(ChangeError::Excluded { vma }) => {
+                return Err(self.of_change(ChangeError::Overlap { existing: vma }));
+            }
+            Err(error) => return Err(self.of_change(error)),
+        };
+        mapping.give_back_leftovers(&part).map_err(Error::Change)?;
+        // Accesses from here on find it reserved, and try again.
+        mapping.memory.protect(part.clone(), access).map_err(|errno| {
+            // Nothing to restore, whatever the kernel has done.
+            let _ = mapping.memory.protect(part.clone(), Access::None);
+            Error::Change(errno)
+        })?;
+        let piece = Piece { mapping: Arc::clone(mapping), access, is_isolated: false };
+        reservation.commit(piece).map_err(|refused| {
+            let _ = mapping.memory.protect(part.clone(), Access::None);
+            self.of_change(refused.kind)
+        })?;
+        mapping.join(&addresses);
+        Ok(())
+    }
+
+    /// Makes the region shorter or longer. When it becomes longer than its
+    /// [capacity](Self::capacity) it moves; otherwise it stays where it is.
+    ///
+    /// What it loses is unmapped. What it gains is mapped as after the region was made; the source
+    /// must have that many bytes by now. What it gains in the page in which it ended is the source's
+    /// as well, also if that page was written.
+    ///
+    /// # Errors
+    ///
+    /// When the source is too short or fails, or the length is 0; when the kernel or memory run out.
+    #[doc(alias = "mremap")]
+    pub fn resize(&mut self, len: usize) -> Result<(), Error> {
+        let bytes = self.mapping.backing.source.size();
+        let before = self.len();
+        if len == 0 {
+            return Err(Error::Empty);
+        }
+        if len > before && len as u64 > bytes {
+            return Err(Error::BeyondSource { bytes });
+        }
+        if len > self.capacity() {
+            self.relocate(len)?;
+        }
+        let page = self.page_size();
+        let (mapped, wanted) = (before.next_multiple_of(page), len.next_multiple_of(page));
+        if len < before {
+            if wanted < mapped {
+                match self.unmap(wanted..before) {
+                    Ok(()) | Err(Error::NotMapped(_)) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            self.mapping.backing.set_len(len);
+            return Ok(());
+        }
+        let last = mapped - page..mapped;
+        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
+        match self.exclude(&last) {
+            Ok(alone) => {
+                let is_dirty =
+                    self.mapping.pages(&last).any(|page| self.mapping.records.is_dirty(page));
+                if before < mapped {
+                    if is_dirty {
+                        self.read_behind(before..len.min(mapped), &alone)?;
+                    } else {
+                        self.mapping.give_back(&last).map_err(Error::Change)?;
+                    }
+                }
+                self.mapping.backing.set_len(len);
+                drop(alone);
+            }
+            Err(Error::NotMapped(_)) => self.mapping.backing.set_len(len),
+            Err(error) => return Err(error),
+        }
+        if mapped < wanted
+            && let Err(error) = self.map(mapped..len)
+        {
+            self.mapping.backing.set_len(before);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Reads from the source what lies behind the region's end so far, in its last page, which was
+    /// written and is excluded.
+    fn read_behind(
+        &self,
+        behind: Range<usize>,
+        alone: &Exclusion<'static, Piece>,
+    ) -> Result<(), Error> {
+        let mut bytes = vec![0; behind.len()];
+        let source = &self.mapping.backing.source;
+        source.read_at(behind.start as u64, &mut bytes).map_err(|_| Error::ReadFailed)?;
+        let before = Accesses::of(alone, &self.mapping)?;
+        before.change(Access::ReadWrite)?;
+        let page = self.mapping.page_at(behind.start);
+        let outcome = self.mapping.let_write(&page);
+        if outcome == Outcome::Done {
+            copy::to_shared(&self.mapping.memory, behind.start, &bytes);
+        }
+        before.restore();
+        if outcome == Outcome::Done { Ok(()) } else { Err(Error::Change(Errno::AGAIN)) }
+    }
+
+    /// Moves the region to other addresses, with room for `capacity` bytes there, and at least for
+    /// its length. What was written moves; other pages are filled from the source again.
+    ///
+    /// Accesses to the old addresses are SIGSEGV from now on, until something else is mapped there.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel or memory run out.
+    #[doc(alias = "mremap")]
+    pub fn relocate(&mut self, capacity: usize) -> Result<(), Error> {
+        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
+        let old = Arc::clone(&self.mapping);
+        let page = self.page_size();
+        let room = self.len().next_multiple_of(page);
+        let new = Mapping::new(Arc::clone(&old.backing), capacity.max(room))?;
+        let new = Arc::new(new);
+        // The evictor and the writer would work at the old place.
+        let mut place = self.place.write();
+        let copied = match self.exclude(&(0..room)) {
+            // All of it is unmapped.
+            Err(Error::NotMapped(_)) => 0,
+            Err(error) => return Err(error),
+            Ok(alone) => self.move_alone(&new, alone)?,
+        };
+        if let Some(budget) = &old.backing.budget {
+            let gone = old.records.times(Records::is_present).count().saturating_sub(copied);
+            budget.give(old.backing.counted(gone));
+        }
+        *place = Arc::clone(&new);
+        drop(place);
+        self.mapping = new;
+        Ok(())
+    }
+
+    /// Moves what is excluded, and says how many pages were copied.
+    fn move_alone(
+        &self,
+        new: &Arc<Mapping>,
+        alone: Exclusion<'static, Piece>,
+    ) -> Result<usize, Error> {
+        let old = &self.mapping;
+        let before = Accesses::of(&alone, old)?;
+        new.records.inherit_times(&old.records);
+        let copied = before.make_readable().and_then(|()| copy::dirty_pages(old, new));
+        let moved = copied.map_err(Error::Change).and_then(|copied| {
+            for (part, access) in before.mapped() {
+                new.memory.protect(part, access).map_err(Error::Change)?;
+            }
+            let to = new.memory.range().start;
+            let moved = alone.relocate(to, |_, piece| Piece {
+                mapping: Arc::clone(new),
+                access: piece.access,
+                is_isolated: false,
+            });
+            moved.map(|_old| copied).map_err(|error| self.of_change(error))
+        });
+        if moved.is_err() {
+            before.restore();
+        }
+        moved
+    }
+
+    /// The pages of a range that were written since they were filled, or since they were last
+    /// written back: runs of whole pages, in order.
+    ///
+    /// What is written meanwhile may be in it or not. In thread mode a page may be in it that a thread
+    /// had written before it was given back or written back, if several have faulted there at a time.
+    /// None in a region that is not [writable](crate::Options::writable).
+    ///
+    /// # Errors
+    ///
+    /// When the range is not whole pages; when memory runs out.
+    pub fn written(&self, range: Range<usize>) -> Result<Vec<Range<usize>>, Error> {
+        let part = self.part(range)?;
+        self.settle(&part)?;
+        let mapping = &self.mapping;
+        let dirty = mapping.records.runs(mapping.pages(&part), Records::is_dirty);
+        Ok(dirty.map(|run| mapping.offsets(run)).collect())
+    }
+
+    /// Writes the pages of a range that were written to the source, and returns how many bytes that
+    /// were. Those who write to such a page meanwhile wait, and the page is written once more the
+    /// next time.
+    ///
+    /// A page that the kernel holds for a device is written as it is now, and stays to be written
+    /// ([when that can be told](crate#devices-that-write-to-a-region)).
+    ///
+    /// # Errors
+    ///
+    /// When the range is not whole pages, when the source fails ([`Error::WriteBack`]), when pages
+    /// that were written are protected against reading ([`Error::NoAccess`]). What was not written
+    /// is still to be written.
+    #[doc(alias = "msync")]
+    pub fn write_back(&self, range: Range<usize>) -> Result<usize, Error> {
+        let part = self.part(range)?;
+        self.settle(&part)?;
+        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
+        write_back(&self.mapping, &part)
+    }
+
+    /// Why written pages could not be given back to keep a [bound](crate::Options::resident): the last
+    /// failure, as long as any of its pages is still to be written.
+    ///
+    /// [`write_back`](Self::write_back) tries them again, and so does the region from time to time and
+    /// before it refuses an access for want of room.
     #[must_use]
-    pub fn thaw(self) -> LiveRegion {
-        self.live
+    pub fn write_back_failure(&self) -> Option<WriteBackFailure> {
+        let failure = self.evictor.as_ref()?.last_failure()?;
+        let records = &self.mapping.records;
+        // The region may have become shorter.
+        let last = self.mapping.page_of(failure.range().end).min(records.len());
+        let mut pages = self.mapping.page_of(failure.range().start)..last;
+        pages.any(|page| records.is_stuck(page)).then_some(failure)
+    }
+
+    /// Makes it a slice that does not change any more: what is there stays, a bound of resident
+    /// pages is lifted, and writes end in SIGSEGV.
+    ///
+    /// Pages that were discarded or evicted before are read again, once.
+    ///
+    /// # Errors
+    ///
+    /// When some of it is not mapped or [protected](Self::protect) against reads; when the kernel or
+    /// memory run out. The region is dropped then: [write back](Self::write_back) first what must
+    /// not be lost.
+    pub fn freeze(mut self) -> Result<FrozenRegion, Error> {
+        if let Some(budget) = &self.mapping.backing.budget {
+            budget.lift();
+        }
+        self.evictor = None;
+        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
+        let alone = self.exclude(&self.part(0..self.len())?)?;
+        let parts = Accesses::of(&alone, &self.mapping)?;
+        drop(alone);
+        if let Some(gap) = parts.gap() {
+            return Err(Error::NotMapped(gap));
+        }
+        for (part, access) in parts.mapped() {
+            match access {
+                Access::None => return Err(Error::NoAccess(part)),
+                Access::Read => {}
+                Access::ReadWrite => {
+                    self.protect(part.start..part.end.min(self.len()), Access::Read)?;
+                }
+            }
+        }
+        Ok(FrozenRegion::new(self))
+    }
+
+    pub(crate) fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
+    /// A range as whole pages.
+    fn part(&self, range: Range<usize>) -> Result<Range<usize>, Error> {
+        let (len, page) = (self.len(), self.page_size());
+        let end = if range.end == len { len.next_multiple_of(page) } else { range.end };
+        let is_pages = range.start.is_multiple_of(page) && end.is_multiple_of(page);
+        if is_pages && range.start < end && range.end <= len {
+            Ok(range.start..end)
+        } else {
+            Err(Error::Range { start: range.start, end: range.end, len })
+        }
+    }
+
+    /// Nobody is inside of the VMAs of a part, or comes in, until what is returned is dropped.
+    fn exclude(&self, part: &Range<usize>) -> Result<Exclusion<'static, Piece>, Error> {
+        loop {
+            match SPACE.exclude(self.mapping.addresses(part)) {
+                Ok(alone) => {
+                    alone.wait();
+                    return Ok(alone);
+                }
+                // Another thread is about to map or unmap some of it, and soon done.
+                Err(ChangeError::Reserved { .. }) => std::thread::yield_now(),
+                Err(error) => return Err(self.of_change(error)),
+            }
+        }
+    }
+
+    /// Waits for the faults that are inside of a part: a write may be over although the fault that let
+    /// it through has not told of it yet.
+    fn settle(&self, part: &Range<usize>) -> Result<(), Error> {
+        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
+        match self.exclude(part) {
+            Ok(_) | Err(Error::NotMapped(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn of_change(&self, error: ChangeError) -> Error {
+        Error::of_change(error, self.mapping.memory.range().start)
     }
 }
 
-impl Deref for Region {
-    type Target = [u8];
+/// What may be accessed in a part of a region that is excluded, to change it and to change it back.
+struct Accesses<'m> {
+    mapping: &'m Mapping,
+    /// All of it, in order; `None` where nothing is mapped.
+    parts: Vec<(Range<usize>, Option<Access>)>,
+}
 
-    #[inline]
-    fn deref(&self) -> &[u8] {
-        // SAFETY: the memory is registered, with a userfaultfd that lives as long as it does. A
-        // page is filled once, and an access goes on only when its page is there (or is tried
-        // again). Whoever could discard, write or move has a `LiveRegion`, and nothing else has
-        // this one; it has no evictor, all of it is mapped and may be read, and none of it written
-        // (`freeze`).
-        let memory = unsafe { self.live.mapping().memory.bytes() };
-        &memory[..self.live.len()]
+impl<'m> Accesses<'m> {
+    fn of(alone: &Exclusion<'static, Piece>, mapping: &'m Mapping) -> Result<Self, Error> {
+        let within = alone.range();
+        let mut parts = Vec::new();
+        let most = 2 * alone.iter().count() + 1;
+        parts.try_reserve_exact(most).map_err(|_| Error::Change(Errno::NOMEM))?;
+        let mut next = within.start;
+        for (vma, piece) in alone.iter() {
+            let vma = vma.start.max(within.start)..vma.end.min(within.end);
+            parts.push((next..vma.start, None));
+            next = vma.end;
+            parts.push((vma, Some(piece.access)));
+        }
+        parts.push((next..within.end, None));
+        parts.retain(|(part, _)| !part.is_empty());
+        for (part, _) in &mut parts {
+            *part = mapping.offset_of(part.start)..mapping.offset_of(part.end);
+        }
+        Ok(Self { mapping, parts })
+    }
+
+    /// The first part that is not mapped.
+    fn gap(&self) -> Option<Range<usize>> {
+        self.parts.iter().find(|(_, access)| access.is_none()).map(|(part, _)| part.clone())
+    }
+
+    /// What is mapped.
+    fn mapped(&self) -> impl Iterator<Item = (Range<usize>, Access)> {
+        self.parts.iter().filter_map(|(part, access)| Some((part.clone(), (*access)?)))
+    }
+
+    /// Changes what is mapped, all of it or nothing. The rest is not excluded, and perhaps somebody
+    /// else's by now.
+    fn change(&self, access: Access) -> Result<(), Error> {
+        for (part, _) in self.mapped() {
+            if let Err(errno) = self.mapping.memory.protect(part, access) {
+                self.restore();
+                return Err(Error::Change(errno));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back the pages of what is mapped.
+    fn give_back(&self) -> Result<(), Errno> {
+        self.mapped().try_for_each(|(part, _)| self.mapping.give_back(&part))
+    }
+
+    /// Lets what was written be read.
+    fn make_readable(&self) -> Result<(), Errno> {
+        let records = &self.mapping.records;
+        for (part, access) in self.mapped() {
+            if access == Access::None
+                && self.mapping.pages(&part).any(|page| records.is_dirty(page))
+            {
+                self.mapping.memory.protect(part, Access::Read)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes what is mapped as it was. It only undoes, so the kernel needs no more mappings for it
+    /// than it had.
+    fn restore(&self) {
+        for (part, access) in self.mapped() {
+            // What was possible before is possible, unless a filter came between.
+            let _ = self.mapping.memory.protect(part, access);
+        }
     }
 }
 
-impl AsRef<[u8]> for Region {
-    fn as_ref(&self) -> &[u8] {
-        self
+/// Enters something in an address space.
+fn insert<P>(
+    space: &'static pervma::AddressSpace<P>,
+    range: Range<usize>,
+    payload: P,
+) -> Result<(), Error> {
+    let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
+    let mut edit = space.edit().map_err(|error| Error::Space(error.into()))?;
+    let inserted = edit.insert(range, payload);
+    drop(edit);
+    // What was not inserted is dropped here, outside of the edit.
+    inserted.map_err(|refused| Error::Space(refused.to_string().into()))
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        self.evictor = None;
+        if !self.mapping.memory.is_of_this_process() {
+            // In a forked child others may be inside of it for ever, as its parent left it.
+            return;
+        }
+        // If they cannot be blocked, it goes on without.
+        let blocked = SignalsBlocked::new();
+        // Refused in a source's methods, which may not drop regions, and when there is no memory
+        // for the list of what was removed: then the mapping stays as it is, a leak. Or nothing is
+        // mapped. Waits for faults in this region only; other regions come and go meanwhile.
+        let removed = SPACE.remove(self.mapping.memory.range());
+        // And for those who read its source.
+        let number = self.mapping.backing.number;
+        let source = SOURCES.remove(number..number + 1);
+        drop(blocked);
+        self.pollers = None;
+        // No fault is inside: these and `self` are the last to own the mapping and the source.
+        drop(removed);
+        drop(source);
     }
 }
 
 impl fmt::Debug for Region {
     /// The addresses; the content is not touched.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Region").field(&self.live).finish()
+        f.debug_struct("Region")
+            .field("range", &format_args!("{:#x?}", self.mapping.memory.range()))
+            .field("len", &self.len())
+            .finish()
     }
 }

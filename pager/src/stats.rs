@@ -22,9 +22,9 @@ static COUNTERS: [Shard; SHARDS] = [const { Shard::new() }; SHARDS];
 /// other way round gives zeros.
 ///
 /// ```
-/// use pervma_pager::{MemorySource, Region, stats};
+/// use pervma_pager::{MemorySource, FrozenRegion, stats};
 ///
-/// let region = Region::map(MemorySource::new(vec![1; 3 * 4096]))?;
+/// let region = FrozenRegion::map(MemorySource::new(vec![1; 3 * 4096]))?;
 /// let before = stats();
 /// assert_eq!(region[0] + region[4096] + region[4097], 3);
 /// let counted = stats() - before;
@@ -45,6 +45,8 @@ pub struct Stats {
     pub evicted: u64,
     /// Pages of 4096 bytes that were written to their source.
     pub written_back: u64,
+    /// Attempts to write pages to their source to keep a bound that failed.
+    pub write_back_failures: u64,
     /// Lookups that found the region in their first walk.
     pub lookups_first_try: u64,
     /// Lookups that needed more walks.
@@ -96,6 +98,7 @@ counters!(
     failures,
     evicted,
     written_back,
+    write_back_failures,
     lookups_first_try,
     lookups_retried,
     lookups_slow,
@@ -158,6 +161,11 @@ impl Shard {
     /// Counts pages that were given back.
     pub(crate) fn count_evicted(&self, pages: usize) {
         self.evicted.fetch_add(pages as u64, Relaxed);
+    }
+
+    /// Counts an attempt to write pages that failed.
+    pub(crate) fn count_write_back_failure(&self) {
+        self.write_back_failures.fetch_add(1, Relaxed);
     }
 
     /// Counts pages that were written to their source.

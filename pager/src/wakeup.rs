@@ -1,66 +1,111 @@
-//! A bell that one thread sleeps by: an eventfd, which may be rung in a signal handler.
+//! A wake-up event that one thread sleeps by, and that may be raised in a signal handler.
+#![expect(clippy::disallowed_types, reason = "the kernel sleeps by a plain word")]
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering::AcqRel};
 
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::process::{Pid, getpid};
+use rustix::thread::{Timespec, futex, nanosleep};
 
-use crate::sys::Errno;
+use crate::sys::{Errno, is_process};
 
-/// Rings add up until they are heard.
+/// Events that were not noticed yet are one.
 #[derive(Debug)]
 pub(crate) struct Wakeup {
-    bell: OwnedFd,
-    owner: Pid,
+    state: AtomicU32,
+    /// The process whose thread sleeps.
+    owner: u32,
 }
 
-/// More than all other rings together.
-const STOP: u64 = 1 << 40;
+const RAISED: u32 = 1;
+/// There will be no other.
+const OVER: u32 = 2;
 
 impl Wakeup {
-    pub(crate) fn new() -> Result<Self, Errno> {
-        Ok(Self { bell: eventfd(0, EventfdFlags::CLOEXEC)?, owner: getpid() })
+    pub(crate) fn new() -> Self {
+        Self { state: AtomicU32::new(0), owner: std::process::id() }
     }
 
-    /// Wakes the sleeper. One system call that leaves `errno` alone.
-    pub(crate) fn ring(&self) {
-        self.add(1);
+    /// Wakes the sleeper. One system call at most, which leaves `errno` alone.
+    pub(crate) fn raise(&self) {
+        self.set(RAISED);
     }
 
-    /// Wakes the sleeper for the last time. Not in a forked child, and it is told so: the sleeper is
-    /// its parent's thread.
+    /// Wakes the sleeper for the last time. Not in a forked child, and the caller is told so: the
+    /// sleeper is its parent's thread.
     pub(crate) fn stop(&self) -> bool {
-        let ours = getpid() == self.owner;
+        let ours = is_process(self.owner);
         if ours {
-            self.add(STOP);
+            self.set(OVER);
         }
         ours
     }
 
-    fn add(&self, rings: u64) {
-        // It could fail only when 2^64 rings were not heard.
-        let _ = rustix::io::write(&self.bell, &rings.to_ne_bytes());
+    fn set(&self, event: u32) {
+        // What the caller did before is seen by the sleeper when it wakes.
+        if self.state.fetch_or(event, AcqRel) == 0 {
+            // Fails for addresses that are none.
+            let _ = futex::wake(&self.state, futex::Flags::PRIVATE, 1);
+        }
     }
 
-    /// Sleeps until somebody rings. `false` if that was the last time.
-    ///
-    /// # Panics
-    ///
-    /// When the kernel lets nobody sleep there any more: then somebody has closed the descriptor.
+    /// Sleeps until an event is raised. `false` if that was the last one.
     pub(crate) fn wait(&self) -> bool {
-        let mut rings = [0; 8];
         loop {
-            match rustix::io::read(&self.bell, &mut rings) {
-                Ok(_) => return u64::from_ne_bytes(rings) < STOP,
-                Err(Errno::INTR) => {}
-                Err(errno) => panic!("an eventfd of a region cannot be read: {errno}"),
+            let state = self.state.fetch_and(!RAISED, AcqRel);
+            if state & OVER != 0 {
+                return false;
+            }
+            if state & RAISED != 0 {
+                return true;
+            }
+            match futex::wait(&self.state, futex::Flags::PRIVATE, 0, None) {
+                Ok(()) | Err(Errno::AGAIN | Errno::INTR) => {}
+                // A filter: look again from time to time.
+                Err(_) => nap(),
             }
         }
     }
 }
 
-impl AsFd for Wakeup {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
+/// Rests for a millisecond.
+pub(crate) fn nap() {
+    // Shorter is as good.
+    let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn what_was_raised_before_is_not_missed() {
+        let wakeup = Wakeup::new();
+        wakeup.raise();
+        wakeup.raise();
+        assert!(wakeup.wait());
+        assert!(wakeup.stop());
+        assert!(!wakeup.wait());
+        assert!(!wakeup.wait(), "it stays over");
+    }
+
+    #[test]
+    fn a_sleeper_is_woken_each_time() {
+        let wakeups = Arc::new([Wakeup::new(), Wakeup::new()]);
+        let theirs = Arc::clone(&wakeups);
+        let echo = std::thread::spawn(move || {
+            let mut times = 0;
+            while theirs[0].wait() {
+                times += 1;
+                theirs[1].raise();
+            }
+            times
+        });
+        for _ in 0..1000 {
+            wakeups[0].raise();
+            assert!(wakeups[1].wait());
+        }
+        wakeups[0].stop();
+        assert_eq!(echo.join().unwrap(), 1000);
     }
 }

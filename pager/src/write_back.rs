@@ -11,11 +11,32 @@ use crate::Error;
 use crate::copy;
 use crate::mapping::{Mapping, PAGE, Piece, SPACE};
 use crate::records::Records;
+use crate::staging::Staging;
 use crate::stats::Shard;
-use crate::sys::Access;
+use crate::sys::{Access, Errno};
+use crate::taken::{Fate, TakenOut};
 
 /// Bytes that are written at a time at most: for so long faults in them wait.
-const MOST: usize = 1 << 20;
+const MOST: usize = Staging::BYTES;
+
+/// What becomes of pages once they are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    Stay,
+    Go,
+}
+
+/// What came of writing.
+#[derive(Debug, Default)]
+pub(crate) struct Written {
+    pub(crate) bytes: usize,
+    /// So many pages were given back.
+    pub(crate) gone: usize,
+    /// Some pages are held for a device: they stay, and stay to be written.
+    pub(crate) was_held: bool,
+    /// Why not all could be written. What comes behind it was not tried.
+    pub(crate) error: Option<Error>,
+}
 
 /// Writes what was written in a part; returns the bytes.
 pub(crate) fn write_back(mapping: &Arc<Mapping>, part: &Range<usize>) -> Result<usize, Error> {
@@ -23,10 +44,17 @@ pub(crate) fn write_back(mapping: &Arc<Mapping>, part: &Range<usize>) -> Result<
     loop {
         let next = runs(mapping, &rest, Records::is_dirty).next();
         let Some(run) = next else { return Ok(bytes) };
-        let write = |mapping: &Mapping, accesses: &Accesses| write_alone(mapping, &run, accesses);
+        let write = |mapping: &Mapping, accesses: &Accesses| {
+            write_alone(mapping, &run, accesses, Then::Stay)
+        };
         match isolated(mapping, &run, write)? {
             Some(written) => {
-                bytes += written?;
+                // Where there was no room for copies.
+                Shard::mine().count_evicted(written.gone);
+                if let Some(error) = written.error {
+                    return Err(error);
+                }
+                bytes += written.bytes;
                 rest.start = run.end;
             }
             // Another thread is unmapping some of it, and its records go as well.
@@ -35,24 +63,44 @@ pub(crate) fn write_back(mapping: &Arc<Mapping>, part: &Range<usize>) -> Result<
     }
 }
 
-/// Gives back the pages of a run, but for those that were written and cannot be written back; how
-/// many went.
-pub(crate) fn evict(mapping: &Arc<Mapping>, run: &Range<usize>) -> Result<usize, Error> {
-    let is_dirty = mapping.pages(run).any(|page| mapping.records.is_dirty(page));
-    let evicted = if is_dirty {
-        isolated(mapping, run, |mapping, accesses| {
-            let written = write_alone(mapping, run, accesses);
-            let gone = give_back_clean(mapping, run)?;
-            // An error matters only where it is all that came of it.
-            if gone > 0 { Ok(gone) } else { written.map(|_bytes| 0) }
-        })?
-    } else {
-        // Nothing slow is done, so the whole VMA may wait for it.
-        excluded(mapping, run, |mapping, _| give_back_clean(mapping, run))?.map(|(gone, _)| gone)
-    };
-    let gone = evicted.unwrap_or(Ok(0))?;
+/// Gives back what is clean in a run; how many pages went. It waits for faults, which are short, and
+/// not for the source.
+pub(crate) fn evict_clean(mapping: &Arc<Mapping>, run: &Range<usize>) -> Result<usize, Error> {
+    // Nothing slow is done, so the whole VMA may wait for it.
+    let evicted = excluded(mapping, run, |mapping, _| give_back_clean(mapping, run))?;
+    let gone = evicted.map_or(Ok(0), |(gone, _)| gone)?;
     Shard::mine().count_evicted(gone);
     Ok(gone)
+}
+
+/// Writes what was written in a run and gives the run back, but for what cannot be written or is held.
+pub(crate) fn evict_dirty(mapping: &Arc<Mapping>, run: &Range<usize>) -> Written {
+    let evicted = isolated(mapping, run, |mapping, accesses| {
+        let mut written = write_alone(mapping, run, accesses, Then::Go);
+        // What was clean, or could not be taken out to be written.
+        match give_back_clean(mapping, run) {
+            Ok(gone) => written.gone += gone,
+            Err(error) => written.error = written.error.or(Some(error)),
+        }
+        written
+    });
+    let written = match evicted {
+        Ok(Some(written)) => written,
+        // Another thread is unmapping some of it, and its pages go as well.
+        Ok(None) => Written::default(),
+        Err(error) => Written { error: Some(error), ..Written::default() },
+    };
+    Shard::mine().count_evicted(written.gone);
+    written
+}
+
+/// Makes pages of a run missing again that were poisoned for want of room.
+pub(crate) fn take_back_poison(mapping: &Arc<Mapping>, run: &Range<usize>) -> Result<(), Error> {
+    let taken = excluded(mapping, run, |mapping, _| {
+        let mut refused = runs(mapping, run, Records::was_refused);
+        refused.try_for_each(|run| mapping.give_back(&run).map_err(Error::Change))
+    })?;
+    taken.map_or(Ok(()), |(taken, _)| taken)
 }
 
 /// The runs of whole pages with a property, none longer than [`MOST`].
@@ -125,39 +173,162 @@ fn isolated<V>(
     done
 }
 
-/// Writes the written pages of a part, which the caller has alone; returns the bytes.
-fn write_alone(
-    mapping: &Mapping,
-    part: &Range<usize>,
-    accesses: &Accesses,
-) -> Result<usize, Error> {
-    // Those who write now fault, and wait for the exclusion to end.
-    mapping
-        .backing
-        .uffd
-        .write_protect(&mapping.memory, part.clone(), true)
-        .map_err(Error::Change)?;
-    let len = mapping.backing.len();
-    let mut bytes = 0;
+/// Writes the written pages of a part, which the caller has alone.
+fn write_alone(mapping: &Mapping, part: &Range<usize>, accesses: &Accesses, then: Then) -> Written {
+    let mut written = Written::default();
     for run in runs(mapping, part, Records::is_dirty) {
         let addresses = mapping.addresses(&run);
-        let is_closed = |(vma, access): &(Range<usize>, Access)| {
-            *access == Access::None && vma.start < addresses.end && addresses.start < vma.end
-        };
-        if accesses.iter().any(is_closed) {
-            return Err(Error::NoAccess(run));
+        for (vma, access) in accesses {
+            let within = vma.start.max(addresses.start)..vma.end.min(addresses.end);
+            if within.is_empty() {
+                continue;
+            }
+            let run = mapping.offset_of(within.start)..mapping.offset_of(within.end);
+            if let Err(error) = write_run(mapping, &run, *access, then, &mut written) {
+                mapping.records.mark_stuck(mapping.pages(&run));
+                written.error = Some(error);
+                return written;
+            }
         }
-        let inside = run.start..run.end.min(len);
-        // SAFETY: dirty pages are there (R2) and may be read, the caller has them alone, and they
-        // have just been write-protected.
-        let written = unsafe { copy::alone(mapping, &inside) };
-        let source = &mapping.backing.source;
-        source.write_at(inside.start as u64, written).map_err(Error::WriteBack)?;
-        mapping.records.mark_clean(mapping.pages(&run));
-        Shard::mine().count_written_back(run.len() / PAGE);
-        bytes += inside.len();
     }
-    Ok(bytes)
+    written
+}
+
+/// Writes a run of written pages, which the caller has alone and which may be accessed alike.
+fn write_run(
+    mapping: &Mapping,
+    run: &Range<usize>,
+    access: Access,
+    then: Then,
+    written: &mut Written,
+) -> Result<(), Error> {
+    if access == Access::None {
+        return Err(Error::NoAccess(run.clone()));
+    }
+    let Some(staging) = &mapping.backing.staging else {
+        return write_in_place(mapping, run, written);
+    };
+    // Copies of them stay, if there is room for them.
+    let copies = Copies::take(mapping, if then == Then::Stay { run.len() } else { 0 });
+    let stays = then == Then::Stay && copies.is_some();
+    let opened = Opened::new(mapping, run, access).map_err(Error::Change)?;
+    let mut out = TakenOut::new(mapping, staging, run.start).map_err(Error::Change)?;
+    let fates = out.take(run);
+    if stays {
+        for (part, _) in fates.iter().filter(|(_, fate)| *fate == Fate::Out) {
+            out.put_copies(part).map_err(Error::Change)?;
+        }
+        // As it was, before anything slow is done.
+        drop(opened);
+    }
+    for (part, fate) in fates {
+        let pages = mapping.pages(&part);
+        match fate {
+            Fate::Out => {
+                written.bytes += store(mapping, &part, out.bytes(&part))?;
+                if stays {
+                    mapping.records.mark_clean(pages);
+                } else {
+                    out.settle(&part);
+                    mapping.forget(&part);
+                    written.gone += part.len() / PAGE;
+                }
+            }
+            // It is written as it is now, and once more when it is not held any more.
+            Fate::Held if then == Then::Stay => {
+                let mut bytes = vec![0; part.len()];
+                copy::from_shared(&mapping.memory, part.start, &mut bytes);
+                written.bytes += store(mapping, &part, &bytes)?;
+                written.was_held = true;
+            }
+            Fate::Held => {
+                mapping.records.mark_stuck(pages);
+                written.was_held = true;
+            }
+            Fate::Missing => mapping.forget(&part),
+            Fate::Fixed => write_in_place(mapping, &part, written)?,
+        }
+    }
+    Ok(())
+}
+
+/// Writes pages where they are, as the kernel cannot move them: nobody knows then whether a device
+/// writes them.
+fn write_in_place(
+    mapping: &Mapping,
+    run: &Range<usize>,
+    written: &mut Written,
+) -> Result<(), Error> {
+    // Those who write now fault, and wait for the exclusion to end.
+    mapping.write_protect(run).map_err(Error::Change)?;
+    // SAFETY: dirty pages are there (R2) and may be read, the caller has them alone, and they have
+    // just been write-protected.
+    let bytes = unsafe { copy::alone(mapping, run) };
+    written.bytes += store(mapping, run, bytes)?;
+    mapping.records.mark_clean(mapping.pages(run));
+    Ok(())
+}
+
+/// Has the source store the bytes of a run, but for what lies behind the region's length; how many
+/// bytes that were.
+fn store(mapping: &Mapping, run: &Range<usize>, bytes: &[u8]) -> Result<usize, Error> {
+    let inside = run.end.min(mapping.backing.len()).saturating_sub(run.start);
+    let source = &mapping.backing.source;
+    source.write_at(run.start as u64, &bytes[..inside]).map_err(Error::WriteBack)?;
+    Shard::mine().count_written_back(run.len() / PAGE);
+    Ok(inside)
+}
+
+/// A run that is let be written while its pages are moved.
+struct Opened<'m> {
+    mapping: &'m Mapping,
+    /// What it was before; `None` if it was that.
+    before: Option<(Range<usize>, Access)>,
+}
+
+impl<'m> Opened<'m> {
+    fn new(mapping: &'m Mapping, run: &Range<usize>, access: Access) -> Result<Self, Errno> {
+        let mut opened = Self { mapping, before: None };
+        if access != Access::ReadWrite {
+            // Those who write meanwhile, which they may not, fault, and wait for the exclusion to end.
+            mapping.write_protect(run)?;
+            opened.before = Some((run.clone(), access));
+            mapping.memory.protect(run.clone(), Access::ReadWrite)?;
+        }
+        Ok(opened)
+    }
+}
+
+impl Drop for Opened<'_> {
+    fn drop(&mut self) {
+        if let Some((run, access)) = self.before.take() {
+            // It only undoes, so the kernel needs no more mappings for it than it had.
+            let _ = self.mapping.memory.protect(run, access);
+        }
+    }
+}
+
+/// Room in the bound for copies of pages, while both are there.
+struct Copies<'m> {
+    mapping: &'m Mapping,
+    pages: usize,
+}
+
+impl<'m> Copies<'m> {
+    fn take(mapping: &'m Mapping, bytes: usize) -> Option<Self> {
+        let pages = bytes / PAGE;
+        let budget = mapping.backing.budget.as_ref();
+        // Only what was taken is given back.
+        budget.is_none_or(|budget| budget.take_now(pages)).then(|| Self { mapping, pages })
+    }
+}
+
+impl Drop for Copies<'_> {
+    fn drop(&mut self) {
+        if let Some(budget) = &self.mapping.backing.budget {
+            budget.give(self.pages);
+        }
+    }
 }
 
 /// Gives back the clean pages of a part, which the caller has alone; how many there were.

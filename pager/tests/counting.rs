@@ -31,6 +31,7 @@ fn alone() -> impl Drop {
 
 #[test]
 fn a_fault_fills_its_granule() {
+    common::watch();
     let _alone = alone();
     const GRANULE: usize = 64 << 10;
     for len in [1, PAGE, GRANULE - 1, GRANULE, 3 * GRANULE + 5 * PAGE + 7] {
@@ -54,6 +55,7 @@ fn a_fault_fills_its_granule() {
 
 #[test]
 fn a_granule_fills_around_what_is_there() {
+    common::watch();
     let _alone = alone();
     let expected = random_bytes(16 * PAGE, 1);
     for mode in MODES {
@@ -72,6 +74,7 @@ fn a_granule_fills_around_what_is_there() {
 
 #[test]
 fn no_more_is_there_than_the_bound() {
+    common::watch();
     let _alone = alone();
     const PAGES: usize = 600;
     let expected = random_bytes(PAGES * PAGE - 77, 9);

@@ -9,7 +9,7 @@ use std::io::Write;
 
 use common::{PAGE, child_case, run_child};
 use pervma::{AddressSpace, HandlerScope, StdPlatform};
-use pervma_pager::{FileSource, MemorySource, ReadFailed, Region, SignalSafe, Source};
+use pervma_pager::{FileSource, FrozenRegion, MemorySource, ReadFailed, SignalSafe, Source};
 
 /// Aborts inside a marked handler.
 struct NotInHandler;
@@ -40,12 +40,13 @@ static ALLOCATOR: NotInHandler = NotInHandler;
 
 #[test]
 fn faults_do_not_allocate() {
+    common::watch();
     let bytes = vec![5; 50 * PAGE + 1];
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&bytes).unwrap();
     let regions = [
-        Region::map(MemorySource::new(bytes.clone())).unwrap(),
-        Region::map(FileSource::new(file).unwrap()).unwrap(),
+        FrozenRegion::map(MemorySource::new(bytes.clone())).unwrap(),
+        FrozenRegion::map(FileSource::new(file).unwrap()).unwrap(),
     ];
     for region in &regions {
         std::thread::scope(|threads| {
@@ -84,7 +85,7 @@ fn what_must_not_happen_in_a_handler_aborts() {
             "nothing" => || {},
             _ => unreachable!(),
         };
-        let region = Region::map(Forbidden(forbidden)).unwrap();
+        let region = FrozenRegion::map(Forbidden(forbidden)).unwrap();
         std::hint::black_box(region[0]);
         std::process::exit(42);
     }

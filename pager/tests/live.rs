@@ -7,20 +7,23 @@
 mod common;
 
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex};
 
 use common::{
     MODES, Mode, PAGE, byte, bytes, child_case, file_with, random_bytes, regions, run_child,
 };
 use libc::{SIGBUS, SIGSEGV};
 use pervma_pager::sys::Access;
-use pervma_pager::{Error, FileSource, MemorySource, OnFailure, Options, ReadFailed, Source};
+use pervma_pager::{
+    Error, Failure, FileSource, MemorySource, OnFailure, Options, ReadFailed, Response, Source,
+};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 #[test]
 fn a_granule_is_clipped_to_what_is_mapped() {
+    common::watch();
     let expected = random_bytes(16 * PAGE, 2);
     for mode in MODES {
         for region in regions(&expected, mode, |options| options.granule(16 * PAGE)) {
@@ -35,12 +38,13 @@ fn a_granule_is_clipped_to_what_is_mapped() {
 
 #[test]
 fn what_is_discarded_is_what_the_source_has_now() {
+    common::watch();
     for mode in MODES {
         let file = file_with(&[1; 5 * PAGE]);
         let source = FileSource::new(file.try_clone().unwrap()).unwrap();
         let region = match mode {
             Mode::Signal => Options::new().map(source).unwrap(),
-            Mode::Thread => Options::threaded().map(source).unwrap(),
+            Mode::Thread => Options::new().handler_threads(1).map(source).unwrap(),
         };
         assert!(bytes(&region).iter().all(|&byte| byte == 1));
         file.write_all_at(&[2; 5 * PAGE], 0).unwrap();
@@ -52,6 +56,7 @@ fn what_is_discarded_is_what_the_source_has_now() {
 
 #[test]
 fn ranges_are_whole_pages_of_the_region() {
+    common::watch();
     let region = Options::new().map(MemorySource::new(vec![1; 5 * PAGE + 1])).unwrap();
     for range in [0..1, 1..PAGE, PAGE..PAGE, 0..7 * PAGE, 0..5 * PAGE + 2] {
         let refused = region.discard(range.clone());
@@ -70,6 +75,7 @@ fn ranges_are_whole_pages_of_the_region() {
 
 #[test]
 fn options_that_do_not_fit_are_errors() {
+    common::watch();
     let source = || MemorySource::new(vec![1; 5 * PAGE]);
     for granule in [0, 1, 2048, 3 * PAGE, usize::MAX] {
         let refused = Options::new().granule(granule).map(source());
@@ -129,6 +135,7 @@ fn forbidden_accesses_are_sigsegv() {
 
 #[test]
 fn protection_that_comes_back_keeps_everything() {
+    common::watch();
     for mode in MODES {
         let [region, _] = regions(&[7; 10 * PAGE], mode, Options::writable);
         region.write(5 * PAGE, &[1, 2, 3]);
@@ -143,6 +150,7 @@ fn protection_that_comes_back_keeps_everything() {
 
 #[test]
 fn a_region_grows_and_shrinks() {
+    common::watch();
     for mode in MODES {
         let expected = random_bytes(20 * PAGE, 5);
         let file = file_with(&expected[..3 * PAGE + 100]);
@@ -150,7 +158,7 @@ fn a_region_grows_and_shrinks() {
         let options = Options::new().writable().capacity(10 * PAGE);
         let mut region = match mode {
             Mode::Signal => options.map(source).unwrap(),
-            Mode::Thread => options.in_thread().map(source).unwrap(),
+            Mode::Thread => options.handler_threads(1).map(source).unwrap(),
         };
         assert!(bytes(&region) == expected[..3 * PAGE + 100]);
         region.write(PAGE, b"kept");
@@ -182,13 +190,14 @@ fn a_region_grows_and_shrinks() {
 /// Found in review: what lay behind the end was zeros, and was written back as such.
 #[test]
 fn the_rest_of_a_written_page_is_the_sources() {
+    common::watch();
     for mode in MODES {
         let file = file_with(&[3; 3 * PAGE]);
         let source = FileSource::new(file.try_clone().unwrap()).unwrap();
         let options = Options::new().writable();
         let mut region = match mode {
             Mode::Signal => options.map(source).unwrap(),
-            Mode::Thread => options.in_thread().map(source).unwrap(),
+            Mode::Thread => options.handler_threads(1).map(source).unwrap(),
         };
         region.resize(6000).unwrap();
         region.discard(PAGE..6000).unwrap();
@@ -207,6 +216,7 @@ fn the_rest_of_a_written_page_is_the_sources() {
 /// Found in review: a thread that loses races for a page is not stuck at it.
 #[test]
 fn a_page_that_is_discarded_again_and_again_can_be_read() {
+    common::watch();
     let region = Options::new().map(MemorySource::new(vec![7; PAGE])).unwrap();
     std::thread::scope(|threads| {
         for _ in 0..3 {
@@ -222,6 +232,7 @@ fn a_page_that_is_discarded_again_and_again_can_be_read() {
 
 #[test]
 fn a_file_that_has_shrunk_is_not_written_beyond_its_end() {
+    common::watch();
     let file = file_with(&[1; 5 * PAGE]);
     let source = FileSource::new(file.try_clone().unwrap()).unwrap();
     let region = Options::new().writable().map(source).unwrap();
@@ -247,7 +258,7 @@ impl Source for Panicking {
 #[test]
 fn a_source_that_panics_ends_the_process() {
     if child_case().is_some() {
-        byte(&Options::threaded().map(Panicking).unwrap(), 0);
+        byte(&Options::new().handler_threads(1).map(Panicking).unwrap(), 0);
         return;
     }
     let ended = run_child("a_source_that_panics_ends_the_process", "panic");
@@ -275,7 +286,7 @@ impl Source for Short {
 fn bytes_that_a_source_does_not_have_are_not_invented() {
     if let Some(case) = child_case() {
         let bytes = if case == "whole" { 2 * PAGE } else { 2 * PAGE + 9 };
-        let options = Options::threaded().on_failure(OnFailure::exit(42, "gone\n"));
+        let options = Options::new().handler_threads(1).on_failure(OnFailure::exit(42, "gone\n"));
         let region = options.granule(4 * PAGE).map(Short(vec![1; bytes])).unwrap();
         let last = bytes - 1;
         assert_eq!((byte(&region, 0), byte(&region, last)), (1, 1));
@@ -290,6 +301,7 @@ fn bytes_that_a_source_does_not_have_are_not_invented() {
 
 #[test]
 fn what_cannot_be_read_is_no_slice() {
+    common::watch();
     for mode in MODES {
         for region in regions(&[1; 4 * PAGE], mode, |options| options) {
             region.unmap(PAGE..2 * PAGE).unwrap();
@@ -312,7 +324,7 @@ fn what_cannot_be_read_is_no_slice() {
 #[test]
 fn faults_are_served_where_no_descriptor_may_be_opened() {
     if child_case().is_some() {
-        let region = Options::threaded().resident(8 * PAGE);
+        let region = Options::new().handler_threads(1).resident(8 * PAGE);
         let region = region.map(MemorySource::new(vec![7; 64 * PAGE])).unwrap();
         let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
         rustix::process::setrlimit(rustix::process::Resource::Nofile, none).unwrap();
@@ -345,22 +357,60 @@ impl Source for Refusing {
     }
 }
 
+/// A source that lives as long as the process.
+struct Shared(&'static Refusing);
+
+impl Source for Shared {
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed> {
+        self.0.read_at(offset, buf)
+    }
+
+    fn is_writable(&self) -> bool {
+        true
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.write_at(offset, bytes)
+    }
+}
+
 // SAFETY: writes to the buffer it is given.
-unsafe impl pervma_pager::SignalSafe for Refusing {}
+unsafe impl pervma_pager::SignalSafe for Shared {}
+
+static REFUSING: Refusing = Refusing(AtomicBool::new(true));
+
+/// Lets the source take writes, and the access be tried again.
+fn recovers(_: &Failure) -> Response {
+    REFUSING.0.store(false, Relaxed);
+    Response::Resume
+}
 
 #[test]
 fn a_bound_that_cannot_be_kept_fails_accesses_until_it_can() {
     if let Some(case) = child_case() {
-        let source = Arc::new(Refusing(AtomicBool::new(true)));
+        let (mode, case) = case.split_once(' ').unwrap();
         let options = Options::new().writable().resident(16 * PAGE);
-        let options = options.on_failure(OnFailure::exit(42, "full\n"));
-        let region = options.map(Arc::clone(&source)).unwrap();
+        let options = match case {
+            // SAFETY: an atomic.
+            "resumed" => options.on_failure(unsafe { OnFailure::call(recovers, 0) }),
+            _ => options.on_failure(OnFailure::exit(42, "full\n")),
+        };
+        let region = match mode {
+            "signal" => options.map(Shared(&REFUSING)).unwrap(),
+            _ => options.handler_threads(1).map(Shared(&REFUSING)).unwrap(),
+        };
         for page in 0..16 {
             region.write(page * PAGE, &[9]);
         }
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        while region.write_back_failure().is_none() {
+            std::thread::yield_now();
+        }
         if case == "recovered" {
-            source.0.store(false, Relaxed);
+            REFUSING.0.store(false, Relaxed);
         }
         for page in 16..64 {
             assert_eq!(byte(&region, page * PAGE), 1);
@@ -368,12 +418,17 @@ fn a_bound_that_cannot_be_kept_fails_accesses_until_it_can() {
         return;
     }
     let name = "a_bound_that_cannot_be_kept_fails_accesses_until_it_can";
-    assert_eq!(run_child(name, "recovered").exit, Some(0));
-    assert_eq!(run_child(name, "full").exit, Some(42));
+    for mode in ["signal", "thread"] {
+        for (case, exit) in [("recovered", 0), ("full", 42), ("resumed", 0)] {
+            let ended = run_child(name, &format!("{mode} {case}"));
+            assert_eq!(ended.exit, Some(exit), "{mode} {case}: {ended:?}");
+        }
+    }
 }
 
 #[test]
 fn what_was_written_moves() {
+    common::watch();
     for mode in MODES {
         let [region, _] = regions(&[7; 10 * PAGE], mode, Options::writable);
         let mut region = region;
@@ -396,13 +451,14 @@ fn what_was_written_moves() {
 
 #[test]
 fn pages_are_written_back_once() {
+    common::watch();
     for mode in MODES {
         let file = file_with(&[1; 5 * PAGE + 10]);
         let source = FileSource::new(file.try_clone().unwrap()).unwrap();
         let options = Options::new().writable();
         let region = match mode {
             Mode::Signal => options.map(source).unwrap(),
-            Mode::Thread => options.in_thread().map(source).unwrap(),
+            Mode::Thread => options.handler_threads(1).map(source).unwrap(),
         };
         let len = region.len();
         let on_disk = |at: usize| {
@@ -432,6 +488,7 @@ fn pages_are_written_back_once() {
 
 #[test]
 fn what_cannot_be_written_back_is_kept() {
+    common::watch();
     let file = file_with(&[1; 3 * PAGE]);
     let region = Options::new().writable().map(FileSource::new(file).unwrap()).unwrap();
     region.write(PAGE, &[2]);
@@ -448,6 +505,7 @@ fn what_cannot_be_written_back_is_kept() {
 
 #[test]
 fn a_bounded_region_keeps_what_is_written() {
+    common::watch();
     const PAGES: usize = 300;
     for mode in MODES {
         let mut expected = random_bytes(PAGES * PAGE, 3);
@@ -456,7 +514,7 @@ fn a_bounded_region_keeps_what_is_written() {
         let options = Options::new().writable().resident(20 * PAGE);
         let region = match mode {
             Mode::Signal => options.map(source).unwrap(),
-            Mode::Thread => options.in_thread().map(source).unwrap(),
+            Mode::Thread => options.handler_threads(1).map(source).unwrap(),
         };
         let mut random = StdRng::seed_from_u64(4);
         for _ in 0..5000 {
@@ -506,10 +564,10 @@ fn a_failure_is_one_page_and_ends_when_it_is_discarded() {
         let options = Options::new().granule(16 * PAGE).on_failure(OnFailure::exit(42, "gone\n"));
         let region = match case.as_str() {
             "signal" => options.map(Arc::clone(&moody)).unwrap(),
-            "thread" => options.in_thread().map(Arc::clone(&moody)).unwrap(),
+            "thread" => options.handler_threads(1).map(Arc::clone(&moody)).unwrap(),
             "pass" => options.on_failure(OnFailure::pass_on()).map(Arc::clone(&moody)).unwrap(),
             "thread_pass" => {
-                let options = options.on_failure(OnFailure::pass_on()).in_thread();
+                let options = options.on_failure(OnFailure::pass_on()).handler_threads(1);
                 options.map(Arc::clone(&moody)).unwrap()
             }
             _ => unreachable!(),
@@ -537,6 +595,7 @@ fn a_failure_is_one_page_and_ends_when_it_is_discarded() {
 
 #[test]
 fn a_thread_serves_system_calls_if_it_may() {
+    common::watch();
     let bytes = random_bytes(100 * PAGE, 8);
     let file = tempfile::tempfile().unwrap();
     for region in regions(&bytes, Mode::Thread, |options| options) {
@@ -553,10 +612,45 @@ fn a_thread_serves_system_calls_if_it_may() {
     }
 }
 
+/// Delivers the end of a granule when it is told to.
+struct Slow(Mutex<bool>, Condvar);
+
+impl Source for Slow {
+    fn size(&self) -> u64 {
+        128 * PAGE as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed> {
+        if offset == 48 * PAGE as u64 {
+            drop(self.1.wait_while(self.0.lock().unwrap(), |waits| *waits).unwrap());
+        }
+        buf.fill(1);
+        Ok(())
+    }
+}
+
+/// A thread goes on when its page is there. If what it does then spoils the rest of the granule, its
+/// fault is not served once more.
+#[test]
+fn a_fault_whose_page_came_is_not_served_again() {
+    common::watch();
+    let source = Arc::new(Slow(Mutex::new(true), Condvar::new()));
+    let options = Options::new().handler_threads(1).writable().granule(64 * PAGE);
+    let region = options.map(Arc::clone(&source)).unwrap();
+    region.write(0, &[2]);
+    region.discard(0..region.len()).unwrap();
+    *source.0.lock().unwrap() = false;
+    source.1.notify_all();
+    // The same thread serves this, after what it had to do.
+    assert_eq!(byte(&region, 64 * PAGE), 1);
+    assert!(region.written(0..region.len()).unwrap().is_empty());
+}
+
 #[test]
 fn several_threads_serve_a_region() {
+    common::watch();
     let bytes = random_bytes(500 * PAGE, 8);
-    let region = Options::threaded().threads(3).map(MemorySource::new(&bytes[..])).unwrap();
+    let region = Options::new().handler_threads(3).map(MemorySource::new(&bytes[..])).unwrap();
     let region = region.freeze().unwrap();
     std::thread::scope(|threads| {
         for start in 0..4 {
@@ -572,6 +666,7 @@ fn several_threads_serve_a_region() {
 
 #[test]
 fn huge_pages_hold_the_bytes() {
+    common::watch();
     const HUGE: usize = 2 << 20;
     let mut expected = random_bytes(2 * HUGE + 12345, 4);
     for mode in MODES {
@@ -581,7 +676,7 @@ fn huge_pages_hold_the_bytes() {
             Mode::Signal => options.map(source),
             Mode::Thread => {
                 let file = FileSource::new(file_with(&expected)).unwrap();
-                options.in_thread().map(file)
+                options.handler_threads(1).map(file)
             }
         };
         let region = region.unwrap();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 
 use common::{PAGE, random_bytes};
-use pervma_pager::{Error, FileSource, MemorySource, ReadFailed, Region, SignalSafe, Source};
+use pervma_pager::{Error, FileSource, FrozenRegion, MemorySource, ReadFailed, SignalSafe, Source};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -25,10 +25,10 @@ fn file_with(bytes: &[u8]) -> File {
 }
 
 /// Both kinds of source with these bytes.
-fn regions(bytes: &[u8]) -> [Region; 2] {
+fn regions(bytes: &[u8]) -> [FrozenRegion; 2] {
     [
-        Region::map(MemorySource::new(bytes)).unwrap(),
-        Region::map(FileSource::new(file_with(bytes)).unwrap()).unwrap(),
+        FrozenRegion::map(MemorySource::new(bytes)).unwrap(),
+        FrozenRegion::map(FileSource::new(file_with(bytes)).unwrap()).unwrap(),
     ]
 }
 
@@ -43,6 +43,7 @@ fn check_all_pages(region: &[u8], expected: &[u8], seed: u64) {
 
 #[test]
 fn every_size_reads_as_the_source() {
+    common::watch();
     for size in SIZES {
         let bytes = random_bytes(size, size as u64);
         for region in regions(&bytes) {
@@ -54,6 +55,7 @@ fn every_size_reads_as_the_source() {
 
 #[test]
 fn several_threads_touch_the_same_pages() {
+    common::watch();
     let bytes = random_bytes(500 * PAGE + 7, 1);
     for region in regions(&bytes) {
         std::thread::scope(|threads| {
@@ -67,6 +69,7 @@ fn several_threads_touch_the_same_pages() {
 
 #[test]
 fn memory_behind_the_last_byte_is_zero() {
+    common::watch();
     let bytes = random_bytes(PAGE + 1, 2);
     for region in regions(&bytes) {
         let last = &region[PAGE];
@@ -79,6 +82,7 @@ fn memory_behind_the_last_byte_is_zero() {
 
 #[test]
 fn regions_come_and_go_while_others_are_read() {
+    common::watch();
     let bytes = random_bytes(2000 * PAGE, 3);
     let [memory, file] = regions(&bytes);
     let (done, stop) = mpsc::channel::<()>();
@@ -104,6 +108,7 @@ fn regions_come_and_go_while_others_are_read() {
 
 #[test]
 fn a_region_can_be_dropped_by_another_thread_and_unread() {
+    common::watch();
     let bytes = random_bytes(10 * PAGE, 6);
     for region in regions(&bytes) {
         assert_eq!(region[5 * PAGE], bytes[5 * PAGE]);
@@ -136,8 +141,9 @@ impl Drop for Told {
 
 #[test]
 fn the_source_is_dropped_with_the_region_on_the_dropping_thread() {
+    common::watch();
     let (told, dropped) = mpsc::channel();
-    let region = Region::map(Told(Some(told))).unwrap();
+    let region = FrozenRegion::map(Told(Some(told))).unwrap();
     assert_eq!(region[0], 9);
     assert!(dropped.try_recv().is_err());
     drop(region);
@@ -146,9 +152,10 @@ fn the_source_is_dropped_with_the_region_on_the_dropping_thread() {
 
 #[test]
 fn one_source_can_serve_several_regions() {
+    common::watch();
     let bytes = random_bytes(3 * PAGE, 7);
     let source = Arc::new(FileSource::new(file_with(&bytes)).unwrap());
-    let regions = [(); 3].map(|()| Region::map(Arc::clone(&source)).unwrap());
+    let regions = [(); 3].map(|()| FrozenRegion::map(Arc::clone(&source)).unwrap());
     for region in &regions {
         assert!(region[..] == bytes);
     }
@@ -156,8 +163,9 @@ fn one_source_can_serve_several_regions() {
 
 #[test]
 fn what_was_read_stays_when_the_file_changes() {
+    common::watch();
     let mut file = file_with(&[1; 2 * PAGE]);
-    let region = Region::map(FileSource::new(file.try_clone().unwrap()).unwrap()).unwrap();
+    let region = FrozenRegion::map(FileSource::new(file.try_clone().unwrap()).unwrap()).unwrap();
     assert_eq!(region[0], 1);
     file.seek(SeekFrom::Start(0)).unwrap();
     file.write_all(&[2; 2 * PAGE]).unwrap();
@@ -166,6 +174,7 @@ fn what_was_read_stays_when_the_file_changes() {
 
 #[test]
 fn system_calls_get_efault_until_the_page_is_filled() {
+    common::watch();
     let (read, write) = rustix::pipe::pipe().unwrap();
     let bytes = random_bytes(PAGE, 8);
     for region in regions(&bytes) {
@@ -199,7 +208,8 @@ impl Source for Careless {
 
 #[test]
 fn errno_is_preserved_by_a_fault() {
-    let region = Region::map(Careless).unwrap();
+    common::watch();
+    let region = FrozenRegion::map(Careless).unwrap();
     // SAFETY: no condition; the C library has one for each thread.
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: this thread's own.
@@ -227,17 +237,19 @@ impl Source for Huge {
 
 #[test]
 fn empty_and_impossible_sources_are_errors() {
-    assert!(matches!(Region::map(MemorySource::new(vec![])), Err(Error::Empty)));
+    common::watch();
+    assert!(matches!(FrozenRegion::map(MemorySource::new(vec![])), Err(Error::Empty)));
     let empty = FileSource::new(tempfile::tempfile().unwrap()).unwrap();
-    assert!(matches!(Region::map(empty), Err(Error::Empty)));
-    assert!(matches!(Region::map(Huge(u64::MAX)), Err(Error::TooLarge { .. })));
-    assert!(matches!(Region::map(Huge(1 << 60)), Err(Error::Memory { .. })));
+    assert!(matches!(FrozenRegion::map(empty), Err(Error::Empty)));
+    assert!(matches!(FrozenRegion::map(Huge(u64::MAX)), Err(Error::TooLarge { .. })));
+    assert!(matches!(FrozenRegion::map(Huge(1 << 60)), Err(Error::Memory { .. })));
 }
 
 #[test]
 fn a_region_can_be_sent_and_shared_and_shown_unread() {
+    common::watch();
     fn sent_and_shared<T: Send + Sync>() {}
-    sent_and_shared::<Region>();
-    let region = Region::map(Huge(5)).unwrap();
+    sent_and_shared::<FrozenRegion>();
+    let region = FrozenRegion::map(Huge(5)).unwrap();
     assert!(format!("{region:?}").ends_with("len: 5 })"));
 }

@@ -9,18 +9,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{MODES, Mode, PAGE, byte, file_with, random_bytes};
-use pervma_pager::{FileSource, LiveRegion, MemorySource, Options};
+use pervma_pager::{FileSource, MemorySource, Options, Region};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 const TIME: Duration = Duration::from_millis(600);
 
-fn writable(bytes: &[u8], mode: Mode, set: impl Fn(Options) -> Options) -> LiveRegion {
+fn writable(bytes: &[u8], mode: Mode, set: impl Fn(Options) -> Options) -> Region {
     let source = FileSource::new(file_with(bytes)).unwrap();
     let options = set(Options::new().writable());
     match mode {
         Mode::Signal => options.map(source),
-        Mode::Thread => options.in_thread().map(source),
+        Mode::Thread => options.handler_threads(1).map(source),
     }
     .unwrap()
 }
@@ -29,6 +29,7 @@ fn writable(bytes: &[u8], mode: Mode, set: impl Fn(Options) -> Options) -> LiveR
 /// not taken for a page that cannot be had.
 #[test]
 fn threads_that_write_the_same_pages_wait_for_each_other() {
+    common::watch();
     const PAGES: usize = 4;
     for mode in MODES {
         let region = writable(&[7; PAGES * PAGE], mode, |options| options);
@@ -56,6 +57,7 @@ fn threads_that_write_the_same_pages_wait_for_each_other() {
 /// whether that has told of it yet.
 #[test]
 fn writes_that_are_over_are_known() {
+    common::watch();
     const PAGES: usize = 2048;
     for mode in MODES {
         let start = Instant::now();
@@ -91,7 +93,7 @@ fn writes_that_are_over_are_known() {
 
 /// Threads that write, write back, unmap and map parts of a region of so many pages of a size, of
 /// which some may be there at a time.
-fn within_a_bound(region: &LiveRegion, pages: usize) {
+fn within_a_bound(region: &Region, pages: usize) {
     let page = region.page_size();
     let start = Instant::now();
     let part = |which: usize| which * page..(which + 1) * page;
@@ -129,6 +131,7 @@ fn within_a_bound(region: &LiveRegion, pages: usize) {
 
 #[test]
 fn a_bound_is_kept_while_parts_come_and_go() {
+    common::watch();
     for mode in MODES {
         let bound = |options: Options| options.resident(8 * PAGE);
         within_a_bound(&writable(&[0; 16 * PAGE], mode, bound), 16);
@@ -137,6 +140,7 @@ fn a_bound_is_kept_while_parts_come_and_go() {
 
 #[test]
 fn a_bound_of_huge_pages_is_kept_while_parts_come_and_go() {
+    common::watch();
     const HUGE: usize = 2 << 20;
     if common::free_huge_pages() < 6 {
         return println!("skipped: vm.nr_hugepages has no 6 free pages");

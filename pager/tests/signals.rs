@@ -15,7 +15,7 @@ use common::{PAGE, child_case, run_child};
 use libc::{SIGBUS, siginfo_t};
 use pervma_pager::sys::Access;
 use pervma_pager::{
-    Error, FileSource, MemorySource, Options, ReadFailed, Region, SignalSafe, Source,
+    Error, FileSource, FrozenRegion, MemorySource, Options, ReadFailed, SignalSafe, Source,
 };
 use rustix::mm::{MapFlags, ProtFlags};
 
@@ -51,8 +51,8 @@ fn touch(address: *const u8) {
 }
 
 /// A region that works, mapped after the handler of the test was installed.
-fn working_region() -> Region {
-    let region = Region::map(MemorySource::new(vec![1; 2 * PAGE])).unwrap();
+fn working_region() -> FrozenRegion {
+    let region = FrozenRegion::map(MemorySource::new(vec![1; 2 * PAGE])).unwrap();
     assert_eq!(region[0], 1);
     region
 }
@@ -202,10 +202,10 @@ fn shrunk_file() -> (FileSource, File) {
 fn a_source_that_fails_ends_the_process_with_sigbus() {
     if let Some(case) = child_case() {
         let region = match case.as_str() {
-            "broken" => Region::map(Broken).unwrap(),
+            "broken" => FrozenRegion::map(Broken).unwrap(),
             "shrunk" => {
                 let (source, file) = shrunk_file();
-                let region = Region::map(source).unwrap();
+                let region = FrozenRegion::map(source).unwrap();
                 file.set_len(10).unwrap();
                 region
             }
@@ -225,7 +225,7 @@ fn a_source_that_fails_ends_the_process_with_sigbus() {
 fn a_failing_source_can_be_caught_like_any_sigbus() {
     if child_case().is_some() {
         handle_sigbus(inspects as Informed as usize, libc::SA_SIGINFO);
-        let region = Region::map(Broken).unwrap();
+        let region = FrozenRegion::map(Broken).unwrap();
         touch(&raw const region[0]);
         return;
     }
@@ -301,7 +301,7 @@ fn a_forked_child_that_drops_a_region_leaves_its_parents_threads_alone() {
         let options = Options::new().resident(8 * PAGE);
         let region = match case.as_str() {
             "signal" => options.map(source),
-            "thread" => options.in_thread().map(source),
+            "thread" => options.handler_threads(1).map(source),
             _ => unreachable!(),
         };
         let region = region.unwrap();
@@ -353,7 +353,7 @@ fn locked_memory_holds_the_sources_bytes() {
     if child_case().is_some() {
         rustix::mm::mlockall(rustix::mm::MlockAllFlags::FUTURE).unwrap();
         let before = pervma_pager::stats();
-        let region = Region::map(MemorySource::new(vec![7; BYTES])).unwrap();
+        let region = FrozenRegion::map(MemorySource::new(vec![7; BYTES])).unwrap();
         assert!(region.iter().all(|&byte| byte == 7));
         assert_eq!((pervma_pager::stats() - before).faults, 5);
         return;
@@ -378,11 +378,12 @@ fn mask_sigbus(how: c_int) {
 
 #[test]
 fn mapping_with_sigbus_blocked_is_an_error() {
+    common::watch();
     mask_sigbus(libc::SIG_BLOCK);
-    let refused = Region::map(MemorySource::new(vec![1]));
+    let refused = FrozenRegion::map(MemorySource::new(vec![1]));
     mask_sigbus(libc::SIG_UNBLOCK);
     assert!(matches!(refused, Err(Error::SignalBlocked)));
-    assert_eq!(Region::map(MemorySource::new(vec![1])).unwrap()[..], [1]);
+    assert_eq!(FrozenRegion::map(MemorySource::new(vec![1])).unwrap()[..], [1]);
 }
 
 /// What the handler below touches: the start of two pages, of ones and of twos.
@@ -407,7 +408,7 @@ fn a_handler_may_touch_what_its_thread_is_changing() {
         let source = MemorySource::new([[1; PAGE], [2; PAGE]].concat());
         let region = match case.as_str() {
             "signal" => Options::new().writable().map(source),
-            "thread" => Options::threaded().writable().map(source),
+            "thread" => Options::new().handler_threads(1).writable().map(source),
             _ => unreachable!(),
         };
         let region = region.unwrap();

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use common::{Mode, PAGE};
 use pervma_pager::sys::Access;
 use pervma_pager::{
-    Failure, FileSource, LiveRegion, MemorySource, OnFailure, Options, ReadFailed, Response,
+    Failure, FileSource, MemorySource, OnFailure, Options, ReadFailed, Region, Response,
     SignalSafe, Source, stats,
 };
 use rand::rngs::StdRng;
@@ -69,15 +69,15 @@ fn file_of_small_folios() -> File {
     file
 }
 
-fn map<S: Source + SignalSafe + 'static>(mode: Mode, options: Options, source: S) -> LiveRegion {
+fn map<S: Source + SignalSafe + 'static>(mode: Mode, options: Options, source: S) -> Region {
     match mode {
         Mode::Signal => options.map(source).unwrap(),
-        Mode::Thread => options.in_thread().threads(2).map(source).unwrap(),
+        Mode::Thread => options.handler_threads(2).map(source).unwrap(),
     }
 }
 
 /// Reads random places of pages that `mine` says, which hold the pattern.
-fn read(region: &LiveRegion, mine: fn(usize) -> bool, counts: &Counts, random: &mut StdRng) {
+fn read(region: &Region, mine: fn(usize) -> bool, counts: &Counts, random: &mut StdRng) {
     let mut bytes = [0; 80];
     let at = random.random_range(0..LEN);
     let most = bytes.len().min(PAGE - at % PAGE).min(LEN - at);
@@ -99,7 +99,7 @@ fn pages_of(kind: usize, random: &mut StdRng) -> Range<usize> {
 }
 
 /// Discards, protects and writes back what others read and write; unmaps what nobody else reads.
-fn change(region: &LiveRegion, counts: &Counts, random: &mut StdRng) {
+fn change(region: &Region, counts: &Counts, random: &mut StdRng) {
     match random.random_range(0..6) {
         0 | 1 => region.discard(pages_of(random.random_range(1..=2), random)).unwrap(),
         2 => {
@@ -128,7 +128,7 @@ fn change(region: &LiveRegion, counts: &Counts, random: &mut StdRng) {
 }
 
 /// Writes its own pages and knows what is there.
-fn write(region: &LiveRegion, known: &mut [u8], counts: &Counts, random: &mut StdRng) {
+fn write(region: &Region, known: &mut [u8], counts: &Counts, random: &mut StdRng) {
     let part = pages_of(0, random);
     let at = random.random_range(part.clone());
     let mut found = [0];
@@ -176,7 +176,7 @@ impl Source for Flaky {
 unsafe impl SignalSafe for Flaky {}
 
 /// Forks a child that touches a region: it must die of it.
-fn fork_and_touch(region: &LiveRegion) {
+fn fork_and_touch(region: &Region) {
     let start = region.as_ptr();
     // SAFETY: the child touches memory and exits; it takes no lock and allocates nothing.
     let pid = unsafe { libc::fork() };
@@ -209,7 +209,7 @@ fn shorten(file: &File, random: &mut StdRng) {
 }
 
 /// Lets those go on who met a failure.
-fn repair(regions: [&LiveRegion; 2]) {
+fn repair(regions: [&Region; 2]) {
     for region in regions {
         region.discard(0..LEN).unwrap();
     }
@@ -218,7 +218,7 @@ fn repair(regions: [&LiveRegion; 2]) {
 }
 
 /// Moves, grows and shrinks a region of its own while its evictor works, and knows what is there.
-fn carry(region: &mut LiveRegion, known: &mut [u8], counts: &Counts, random: &mut StdRng) {
+fn carry(region: &mut Region, known: &mut [u8], counts: &Counts, random: &mut StdRng) {
     let len = region.len();
     for _ in 0..20 {
         let at = random.random_range(0..len);
@@ -371,6 +371,7 @@ fn no_wrong_byte_and_no_hang() {
         std::process::abort();
     }));
     let seconds = std::env::var("PERVMA_SOAK_SECONDS").map_or(2, |text| text.parse().unwrap());
+    common::watch_for(2 * seconds + 60);
     for mode in [Mode::Signal, Mode::Thread] {
         soak(mode, Duration::from_secs(seconds));
     }

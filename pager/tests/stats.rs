@@ -4,12 +4,13 @@
 mod common;
 
 use common::PAGE;
-use pervma_pager::{MemorySource, Region, stats};
+use pervma_pager::{FrozenRegion, MemorySource, stats};
 
 #[test]
 fn each_first_touch_is_one_fault_and_one_lookup() {
+    common::watch();
     const PAGES: usize = 300;
-    let region = Region::map(MemorySource::new(vec![1; PAGES * PAGE])).unwrap();
+    let region = FrozenRegion::map(MemorySource::new(vec![1; PAGES * PAGE])).unwrap();
     let before = stats();
     std::thread::scope(|threads| {
         for half in region.chunks(PAGES / 2 * PAGE) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pervma_pager::{FileSource, MemorySource, Options, Region};
+use pervma_pager::{FileSource, FrozenRegion, MemorySource, Options};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -82,21 +82,21 @@ impl Content {
         BareRegion::map(self.bytes.len(), case.granule, case.mode, filling)
     }
 
-    fn pervma(&self, case: Case) -> Result<Region, Box<dyn Error>> {
+    fn pervma(&self, case: Case) -> Result<FrozenRegion, Box<dyn Error>> {
         let options = Options::new().granule(case.granule);
         let live = match (case.from, case.mode) {
             (From::Memory, mode) => {
                 let source = MemorySource::new(Arc::clone(&self.bytes));
                 match mode {
                     Mode::Signal => options.map(source)?,
-                    Mode::Thread => options.in_thread().map(source)?,
+                    Mode::Thread => options.handler_threads(1).map(source)?,
                 }
             }
             (From::File, mode) => {
                 let source = FileSource::new(self.file.try_clone()?)?;
                 match mode {
                     Mode::Signal => options.map(source)?,
-                    Mode::Thread => options.in_thread().map(source)?,
+                    Mode::Thread => options.handler_threads(1).map(source)?,
                 }
             }
         };

@@ -22,7 +22,7 @@ use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 use std::thread;
 
-use pervma_pager::{FileSource, LiveRegion, Options};
+use pervma_pager::{FileSource, Options, Region};
 
 /// Bytes of the table.
 const TABLE: usize = 64 << 20;
@@ -74,7 +74,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
 
 /// Adds to random counters. Each thread has its own: the region is memory, and two threads that
 /// write one place would have to agree as they would anywhere.
-fn update(table: &LiveRegion, thread: usize) {
+fn update(table: &Region, thread: usize) {
     let mut random = 0x2545_F491_4F6C_DD1D_u64 + thread as u64;
     for _ in 0..UPDATES {
         random ^= random << 13;

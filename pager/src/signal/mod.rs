@@ -6,7 +6,7 @@ mod previous;
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::marker::PhantomData;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use libc::{SIGBUS, siginfo_t};
 use pervma::{HandlerScope, StdPlatform};
@@ -16,7 +16,7 @@ use self::previous::Previous;
 use crate::failure::Response;
 use crate::fault::{self, Cause, Scratch, Verdict};
 use crate::stats::Shard;
-use crate::sys::Errno;
+use crate::sys::{Errno, last_errno};
 
 /// Whoever handled SIGBUS before us. Set before our handler is installed, so that the handler can
 /// always read it.
@@ -24,12 +24,16 @@ static PREVIOUS: OnceLock<Previous> = OnceLock::new();
 
 /// Installs the handler, once per process.
 pub(crate) fn install() -> Result<(), Errno> {
-    static INSTALLED: OnceLock<Result<(), Errno>> = OnceLock::new();
-    *INSTALLED.get_or_init(|| {
+    static INSTALLED: Mutex<bool> = Mutex::new(false);
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !*installed {
+        // A thread that may not is no reason for another one not to.
         let previous = Previous::query()?;
         PREVIOUS.get_or_init(|| previous);
-        set_action(&action())
-    })
+        set_action(&action())?;
+        *installed = true;
+    }
+    Ok(())
 }
 
 /// Our handler, with every signal blocked while it runs and system calls restarted after a SIGBUS
@@ -54,19 +58,25 @@ fn set_action(action: &libc::sigaction) -> Result<(), Errno> {
     }
 }
 
-fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)
-}
-
 /// Whether SIGBUS is blocked in the running thread: the kernel then kills the process at a fault,
 /// whatever handler it has.
-pub(crate) fn is_blocked() -> bool {
+pub(crate) fn is_blocked() -> Result<bool, Errno> {
     // SAFETY: a C structure of integers: all zeros is valid.
-    let mut mask: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: without a new set it only writes the present one to the place it is given.
-    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut mask) };
+    let none: libc::sigset_t = unsafe { std::mem::zeroed() };
+    let mask = change_mask(libc::SIG_BLOCK, &none)?;
     // SAFETY: a valid set.
-    unsafe { libc::sigismember(&raw const mask, SIGBUS) == 1 }
+    Ok(unsafe { libc::sigismember(&raw const mask, SIGBUS) == 1 })
+}
+
+/// Changes the running thread's mask; what it was.
+fn change_mask(how: c_int, set: &libc::sigset_t) -> Result<libc::sigset_t, Errno> {
+    // SAFETY: a C structure of integers: all zeros is valid.
+    let mut before: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: valid sets, of which the second is written.
+    match unsafe { libc::pthread_sigmask(how, set, &raw mut before) } {
+        0 => Ok(before),
+        errno => Err(Errno::from_raw_os_error(errno)),
+    }
 }
 
 /// While it lives, its thread takes no signal but those of faults, and neither will a thread that it
@@ -80,27 +90,78 @@ pub(crate) struct SignalsBlocked {
 }
 
 impl SignalsBlocked {
-    pub(crate) fn new() -> Self {
+    /// Fails where a filter refuses it.
+    pub(crate) fn new() -> Result<Self, Errno> {
         // SAFETY: a C structure of integers: all zeros is valid.
-        let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
+        let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
         // SAFETY: writes the set that it is given.
         unsafe { libc::sigfillset(&raw mut all) };
         for fault in [SIGBUS, libc::SIGSEGV, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP] {
             // SAFETY: a valid set and a signal.
             unsafe { libc::sigdelset(&raw mut all, fault) };
         }
-        // SAFETY: valid sets, of which the second is written.
-        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, &raw mut before) };
-        Self { before, _of_thread: PhantomData }
+        Ok(Self { before: change_mask(libc::SIG_BLOCK, &all)?, _of_thread: PhantomData })
     }
 }
 
 impl Drop for SignalsBlocked {
     fn drop(&mut self) {
-        let before = &raw const self.before;
-        // SAFETY: the set that was written, on the thread whose it is.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before, std::ptr::null_mut()) };
+        // On the thread whose set it is. What could be changed can be changed back.
+        let _ = change_mask(libc::SIG_SETMASK, &self.before);
     }
+}
+
+/// A SIGBUS that a handler thread sends to a thread that sleeps for a fault, where a filter lets it
+/// neither wake nor poison: the start of `siginfo_t`, as far as the kernel passes it through.
+#[repr(C)]
+struct Sent {
+    signal: c_int,
+    errno: c_int,
+    code: c_int,
+    /// Where the kernel has it for faults.
+    addr: usize,
+    /// Tells it from a signal that anyone else sends.
+    token: usize,
+    /// Whether the access is to fail; if not, it is to be made again.
+    is_failure: usize,
+    rest: [u64; 11],
+}
+
+impl Sent {
+    /// No code of the kernel's. Those of faults are the kernel's alone to send.
+    const CODE: c_int = -0x7065;
+
+    fn token() -> usize {
+        (&raw const PREVIOUS).addr()
+    }
+
+    /// Whether this signal is one.
+    ///
+    /// # Safety
+    ///
+    /// The pointer is a handler's argument.
+    unsafe fn of<'a>(info: *const siginfo_t) -> Option<&'a Self> {
+        const _: () = assert!(size_of::<Sent>() == size_of::<siginfo_t>());
+        // SAFETY: it points to so many bytes (contract), and all of them are valid.
+        let sent = unsafe { &*info.cast::<Self>() };
+        (sent.code == Self::CODE && sent.token == Self::token()).then_some(sent)
+    }
+}
+
+/// Has a thread that sleeps for a fault make the access again, or fail; whether that was let through.
+pub(crate) fn send_fault(thread: u32, addr: usize, is_failure: bool) -> bool {
+    let sent = Sent {
+        signal: SIGBUS,
+        errno: 0,
+        code: Sent::CODE,
+        addr,
+        token: Sent::token(),
+        is_failure: is_failure.into(),
+        rest: [0; 11],
+    };
+    let (call, process) = (libc::SYS_rt_tgsigqueueinfo, std::process::id());
+    // SAFETY: sends a signal within this process; the kernel only reads what it is given.
+    unsafe { libc::syscall(call, process, thread, SIGBUS, &raw const sent) == 0 }
 }
 
 /// The handler. It leaves `errno` as it was.
@@ -115,12 +176,19 @@ unsafe extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mu
     let saved = unsafe { errno.read() };
     // SAFETY: a delivered signal comes with a `siginfo_t`.
     let about = unsafe { &*info };
-    let served = matches!(about.si_code, libc::BUS_ADRERR | libc::BUS_MCEERR_AR) && {
+    let served = if matches!(about.si_code, libc::BUS_ADRERR | libc::BUS_MCEERR_AR) {
         // SAFETY: with these codes the kernel reports a fault, and a fault has an address.
         let addr = unsafe { about.si_addr() }.addr();
         // SAFETY: a delivered signal comes with the interrupted thread's context.
         let cause = unsafe { cause(context) };
-        respond(addr, cause, context)
+        respond(addr, Some(cause), context)
+    } else {
+        // SAFETY: a handler's argument.
+        match unsafe { Sent::of(info) } {
+            Some(sent) if sent.is_failure != 0 => respond(sent.addr, None, context),
+            Some(_) => true,
+            None => false,
+        }
     };
     if !served && let Some(previous) = PREVIOUS.get() {
         // SAFETY: signal, info and context are passed on as they came.
@@ -135,11 +203,13 @@ const FEW: u32 = 16;
 /// And so many, with rests between them of about a second together, mean that it cannot be read.
 const TOO_MANY: u32 = 2000;
 
-/// Serves a fault; whether the thread may go on.
+/// Serves a fault, or fails the access if no cause is given; whether the thread may go on.
 #[inline]
-fn respond(addr: usize, cause: Cause, context: *mut c_void) -> bool {
+fn respond(addr: usize, cause: Option<Cause>, context: *mut c_void) -> bool {
     thread_local! {
         static SERVING: Cell<bool> = const { Cell::new(false) };
+        /// The address of the access that was put off last; 0 if the last one was not.
+        static PUT_OFF: Cell<usize> = const { Cell::new(0) };
     }
     if SERVING.replace(true) {
         // A fault inside a fault of this thread, which all signals being blocked prevents: a
@@ -148,9 +218,14 @@ fn respond(addr: usize, cause: Cause, context: *mut c_void) -> bool {
     }
     let verdict = {
         let _inside = HandlerScope::<StdPlatform>::enter();
-        fault::serve(addr, cause, Scratch::OfThread)
+        match cause {
+            Some(cause) => fault::serve(addr, cause, PUT_OFF.get() == addr, Scratch::OfThread),
+            None => fault::fail(addr),
+        }
     };
     SERVING.set(false);
+    let is_put_off = matches!(verdict, Verdict::Changed { .. } | Verdict::Later);
+    PUT_OFF.set(if is_put_off { addr } else { 0 });
     match verdict {
         Verdict::Filled { .. } => true,
         Verdict::There { number, time, .. } => match fault::times_there(number, addr, time) {
@@ -166,7 +241,7 @@ fn respond(addr: usize, cause: Cause, context: *mut c_void) -> bool {
             true
         }
         // No scope is open and nothing is locked: a hook need not return.
-        Verdict::Failed { on_failure, offset } => {
+        Verdict::Failed { on_failure, offset, .. } => {
             on_failure.respond(addr, offset, context) == Response::Resume
         }
         Verdict::PassOn => false,
@@ -180,12 +255,18 @@ fn respond(addr: usize, cause: Cause, context: *mut c_void) -> bool {
 fn rest(times: u32) {
     const SPINS: u32 = 64;
     if times < SPINS {
-        rustix::thread::sched_yield();
+        yield_now();
     } else {
         let nanos = i64::from(times.min(20 * SPINS)) * 1000;
         // Interrupted is as good as done: the access decides.
         let _ = rustix::thread::nanosleep(&Timespec { tv_sec: 0, tv_nsec: nanos });
     }
+}
+
+/// Lets another thread run, if the kernel lets this one.
+pub(crate) fn yield_now() {
+    // SAFETY: no condition.
+    unsafe { libc::sched_yield() };
 }
 
 /// How often this thread has been put off since it had a fault served.

@@ -1,31 +1,44 @@
 //! A file, read page by page.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, ErrorKind, IoSlice};
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{OFlags, fcntl_getfl, fstat};
-use rustix::io::{Errno, pread};
+use rustix::fs::{FileType, OFlags, SealFlags, fcntl_get_seals, fcntl_getfl, fstat};
+use rustix::io::{Errno, ReadWriteFlags, pread, pwritev2};
 
 use super::{ReadFailed, SignalSafe, Source};
 use crate::Error;
 
-/// A regular file, read with `pread` and written with `pwrite`.
+/// A regular file, read and written by position.
 ///
 /// A page is read when it is first touched, and again when it is touched after it was given back;
 /// what the file becomes between does not show. A file that has shrunk below a page that is touched
 /// is a failure of that access. (One that is cut short and written anew during a single read can be
 /// read as zeros: the kernel's `read` has no better answer while it cuts what it keeps of a file.)
 ///
-/// It is writable if the file was opened for writing.
+/// It is writable if the file was opened for reading and writing and is not sealed against writes.
+/// What is written is stored at its offset, or refused with an error that says why:
+///
+/// - A descriptor that cannot be read by position is refused at once: one for writing only or with
+///   `O_PATH` ([`Error::NotReadable`]), a directory, pipe, socket, terminal or device
+///   ([`Error::NotARegularFile`]), a file in `/proc` or `/sys` whose size is not that of its content
+///   ([`Error::Empty`], [`Error::NotItsSize`]).
+/// - So is one with `O_DIRECT` ([`Error::DirectIo`]). If that is set later, accesses fail where the
+///   file system reads to aligned memory only.
+/// - With `O_APPEND`, set before or later, bytes go to their offset all the same from Linux 6.9 on.
+///   Before that the write is an error.
+/// - A write is an error as well when the file was sealed meanwhile (`F_SEAL_WRITE`,
+///   `F_SEAL_FUTURE_WRITE`), has become shorter (it does not become longer again), or is larger than
+///   the process may write (`ulimit -f`; no `SIGXFSZ` is raised).
 ///
 /// ```
 /// use std::io::Write;
-/// use pervma_pager::{FileSource, Region};
+/// use pervma_pager::{FileSource, FrozenRegion};
 ///
 /// let mut file = tempfile::tempfile()?;
 /// file.write_all(b"on demand")?;
-/// let region = Region::map(FileSource::new(file)?)?;
+/// let region = FrozenRegion::map(FileSource::new(file)?)?;
 /// assert_eq!(&region[3..], b"demand");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -33,7 +46,8 @@ use crate::Error;
 pub struct FileSource {
     file: File,
     size: u64,
-    is_writable: bool,
+    /// It was opened for reading and writing, which cannot change.
+    is_open_for_writing: bool,
 }
 
 impl FileSource {
@@ -41,16 +55,21 @@ impl FileSource {
     ///
     /// # Errors
     ///
-    /// When it is not a regular file, or its last byte cannot be read: not opened for reading, or
-    /// a file, as in `/sys`, whose size is not that of its content.
+    /// When it is not a regular file, or its bytes cannot be read by position: see above.
     pub fn new(file: File) -> Result<Self, Error> {
-        let metadata = file.metadata().map_err(Error::File)?;
-        if !metadata.is_file() {
+        let about = fstat(&file).map_err(|error| Error::File(error.into()))?;
+        if FileType::from_raw_mode(about.st_mode) != FileType::RegularFile {
             return Err(Error::NotARegularFile);
         }
         let flags = fcntl_getfl(&file).map_err(|error| Error::File(error.into()))?;
-        let is_writable = flags.intersection(OFlags::RWMODE) == OFlags::RDWR;
-        let source = Self { file, size: metadata.len(), is_writable };
+        if flags.contains(OFlags::PATH) || flags.intersection(OFlags::RWMODE) == OFlags::WRONLY {
+            return Err(Error::NotReadable);
+        }
+        if flags.contains(OFlags::DIRECT) {
+            return Err(Error::DirectIo);
+        }
+        let is_open_for_writing = flags.intersection(OFlags::RWMODE) == OFlags::RDWR;
+        let source = Self { file, size: about.st_size.cast_unsigned(), is_open_for_writing };
         if let Some(last) = source.size.checked_sub(1) {
             let read = pread(&source.file, &mut [0; 1], last).map_err(|e| Error::File(e.into()))?;
             if read == 0 {
@@ -59,12 +78,82 @@ impl FileSource {
         }
         Ok(source)
     }
+
+    fn is_sealed(&self) -> bool {
+        // Only files in memory have seals; for others the question is an error.
+        fcntl_get_seals(&self.file)
+            .is_ok_and(|seals| seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE))
+    }
+
+    /// Fails if the bytes up to `end` cannot be written, for a reason that can be told before.
+    fn check_write(&self, end: u64) -> io::Result<()> {
+        if !self.is_open_for_writing {
+            return Err(refused(ErrorKind::PermissionDenied, "the file is not open for writing"));
+        }
+        // It would become longer, with zeros between.
+        if size_of(&self.file)? < end {
+            return Err(refused(ErrorKind::UnexpectedEof, "the file has become shorter"));
+        }
+        // The kernel would send a signal that ends the process.
+        if size_limit().is_some_and(|limit| limit < end) {
+            let text = "beyond the limit of file sizes (ulimit -f)";
+            return Err(refused(ErrorKind::FileTooLarge, text));
+        }
+        Ok(())
+    }
+
+    /// Writes some of the bytes, at the offset even if the file is open for appending: `pwrite`
+    /// appends then, whatever its offset.
+    fn write_some(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
+        /// `RWF_NOAPPEND`.
+        const NO_APPEND: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x20);
+        match pwritev2(&self.file, &[IoSlice::new(bytes)], offset, NO_APPEND) {
+            // Linux before 6.9, or a filter.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM) => {}
+            done => return done.map_err(Into::into),
+        }
+        self.check_not_appending()?;
+        let written = match self.file.write_at(bytes, offset) {
+            Err(_) if self.is_sealed() => {
+                Err(refused(ErrorKind::PermissionDenied, "the file is sealed against writing"))
+            }
+            done => done,
+        };
+        // Nothing tells whether it was set before the write or after.
+        self.check_not_appending()?;
+        written
+    }
+
+    fn check_not_appending(&self) -> io::Result<()> {
+        if fcntl_getfl(&self.file)?.contains(OFlags::APPEND) {
+            let text = "the file is open for appending: open it without O_APPEND";
+            return Err(refused(ErrorKind::Unsupported, text));
+        }
+        Ok(())
+    }
+}
+
+fn size_of(file: &File) -> Result<u64, Errno> {
+    fstat(file).map(|about| about.st_size.cast_unsigned())
+}
+
+/// How large a file this process may write.
+#[expect(unsafe_code, reason = "asks the C library")]
+fn size_limit() -> Option<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes the limit to the place it is given.
+    let asked = unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &raw mut limit) };
+    (asked == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}
+
+fn refused(kind: ErrorKind, text: &'static str) -> io::Error {
+    io::Error::new(kind, text)
 }
 
 impl Source for FileSource {
     fn size(&self) -> u64 {
         // It may have grown; if it has shrunk, so be it.
-        self.file.metadata().map_or(self.size, |metadata| metadata.len())
+        size_of(&self.file).unwrap_or(self.size)
     }
 
     #[inline]
@@ -83,25 +172,30 @@ impl Source for FileSource {
             }
         }
         // While a file is cut short, a read that is under way can get zeros for what was cut.
-        match fstat(&self.file) {
-            Ok(now) if now.st_size.cast_unsigned() >= end => Ok(()),
+        match size_of(&self.file) {
+            Ok(now) if now >= end => Ok(()),
             _ => Err(ReadFailed),
         }
     }
 
     fn is_writable(&self) -> bool {
-        self.is_writable
+        self.is_open_for_writing && !self.is_sealed()
     }
 
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        // It would become longer, with zeros between.
-        if self.file.metadata()?.len() < offset + bytes.len() as u64 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the file has become shorter",
-            ));
+    fn write_at(&self, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
+        self.check_write(offset + bytes.len() as u64)?;
+        while !bytes.is_empty() {
+            match self.write_some(offset, bytes) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    bytes = bytes.get(written..).unwrap_or_default();
+                    offset += written as u64;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
-        self.file.write_all_at(bytes, offset)
+        Ok(())
     }
 }
 
@@ -131,7 +225,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(1).unwrap();
         let unreadable = File::options().write(true).open(file.path()).unwrap();
-        assert!(matches!(FileSource::new(unreadable), Err(Error::File(_))));
+        assert!(matches!(FileSource::new(unreadable), Err(Error::NotReadable)));
         let directory = File::open("/").unwrap();
         assert!(matches!(FileSource::new(directory), Err(Error::NotARegularFile)));
     }

@@ -7,9 +7,9 @@ use super::{ReadFailed, SignalSafe, Source};
 /// Bytes in memory, shared with whoever else has the `Arc`.
 ///
 /// ```
-/// use pervma_pager::{MemorySource, Region};
+/// use pervma_pager::{MemorySource, FrozenRegion};
 ///
-/// let region = Region::map(MemorySource::new(vec![7; 10_000]))?;
+/// let region = FrozenRegion::map(MemorySource::new(vec![7; 10_000]))?;
 /// assert_eq!(region[9_999], 7);
 /// # Ok::<(), pervma_pager::Error>(())
 /// ```

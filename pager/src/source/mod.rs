@@ -35,7 +35,7 @@ pub use memory::MemorySource;
 ///     }
 /// }
 ///
-/// let region = Options::threaded().map(Pages(100))?.freeze()?;
+/// let region = Options::new().handler_threads(1).map(Pages(100))?.freeze()?;
 /// assert_eq!((region[0], region[99 * 4096]), (0, 99));
 /// # Ok::<(), pervma_pager::Error>(())
 /// ```
@@ -100,7 +100,7 @@ pub trait Source: Send + Sync {
 ///
 /// ```
 /// #![allow(unsafe_code)]
-/// use pervma_pager::{ReadFailed, Region, SignalSafe, Source};
+/// use pervma_pager::{ReadFailed, FrozenRegion, SignalSafe, Source};
 ///
 /// struct Sevens(u64);
 ///
@@ -118,7 +118,7 @@ pub trait Source: Send + Sync {
 /// // SAFETY: it only writes to the buffer it was given.
 /// unsafe impl SignalSafe for Sevens {}
 ///
-/// assert_eq!(Region::map(Sevens(10_000))?[9_999], 7);
+/// assert_eq!(FrozenRegion::map(Sevens(10_000))?[9_999], 7);
 /// # Ok::<(), pervma_pager::Error>(())
 /// ```
 pub unsafe trait SignalSafe: Source {}

@@ -13,10 +13,14 @@ pub(super) const FEATURE_WRITE_PROTECT: u64 = 1;
 pub(super) const FEATURE_MISSING_HUGETLBFS: u64 = 1 << 4;
 /// `UFFD_FEATURE_SIGBUS`.
 pub(super) const FEATURE_SIGBUS: u64 = 1 << 7;
+/// `UFFD_FEATURE_THREAD_ID`.
+pub(super) const FEATURE_THREAD_ID: u64 = 1 << 8;
 /// `UFFD_FEATURE_WP_HUGETLBFS_SHMEM`.
 pub(super) const FEATURE_WRITE_PROTECT_HUGETLBFS: u64 = 1 << 12;
 /// `UFFD_FEATURE_POISON`.
 pub(super) const FEATURE_POISON: u64 = 1 << 14;
+/// `UFFD_FEATURE_MOVE`.
+pub(super) const FEATURE_MOVE: u64 = 1 << 16;
 /// `UFFDIO_REGISTER_MODE_MISSING`.
 pub(super) const REGISTER_MISSING: u64 = 1;
 /// `UFFDIO_REGISTER_MODE_WP`.
@@ -69,6 +73,17 @@ pub(super) struct Copy {
     pub(super) copy: i64,
 }
 
+/// `struct uffdio_move`.
+#[repr(C)]
+pub(super) struct Move {
+    pub(super) dst: u64,
+    pub(super) src: u64,
+    pub(super) len: u64,
+    pub(super) mode: u64,
+    /// Out: the bytes moved, or a negative error number.
+    pub(super) moved: i64,
+}
+
 /// `struct uffdio_writeprotect`, its range written out.
 #[repr(C)]
 pub(super) struct WriteProtect {
@@ -108,6 +123,8 @@ pub(super) const REGISTER: Opcode = opcode::read_write::<Register>(TYPE, 0x00);
 pub(super) const WAKE: Opcode = opcode::read::<Range>(TYPE, 0x02);
 /// `UFFDIO_COPY`.
 pub(super) const COPY: Opcode = opcode::read_write::<Copy>(TYPE, 0x03);
+/// `UFFDIO_MOVE`.
+pub(super) const MOVE: Opcode = opcode::read_write::<Move>(TYPE, 0x05);
 /// `UFFDIO_WRITEPROTECT`.
 pub(super) const WRITE_PROTECT: Opcode = opcode::read_write::<WriteProtect>(TYPE, 0x06);
 /// `UFFDIO_POISON`.
@@ -129,6 +146,7 @@ const _: () = {
     assert!(REGISTER == 0xC020_AA00);
     assert!(WAKE == 0x8010_AA02);
     assert!(COPY == 0xC028_AA03);
+    assert!(MOVE == 0xC028_AA05);
     assert!(WRITE_PROTECT == 0xC018_AA06);
     assert!(POISON == 0xC020_AA08);
     assert!(NEW == 0xAA00);

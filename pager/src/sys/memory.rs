@@ -7,9 +7,9 @@ use std::ptr::{self, NonNull};
 use rustix::ffi::c_void;
 use rustix::io::Errno;
 use rustix::mm::{
-    Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap_anonymous, mprotect, munlock, munmap,
+    Advice, MapFlags, MlockFlags, MprotectFlags, ProtFlags, madvise, mlock_with, mmap_anonymous,
+    mprotect, munlock, munmap,
 };
-use rustix::process::{Pid, getpid};
 
 /// What accesses memory lets through. Everything else is SIGSEGV.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ pub struct Memory {
     /// Invariant: `start` and `len` are a mapping of the process `owner` that is ours alone.
     start: NonNull<c_void>,
     len: usize,
-    owner: Pid,
+    owner: u32,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread, and `Memory` owns it.
@@ -97,9 +97,13 @@ impl Memory {
         // SAFETY: without MAP_FIXED the kernel chooses addresses that nothing is mapped at.
         let start = unsafe { mmap_anonymous(ptr::null_mut(), len, ProtFlags::empty(), flags) }?;
         let start = NonNull::new(start).ok_or(Errno::NOMEM)?;
-        let memory = Self { start, len, owner: getpid() };
+        let memory = Self { start, len, owner: std::process::id() };
         // SAFETY: the range is ours, and the advice does not change its content.
         unsafe { madvise(start.as_ptr(), len, Advice::LinuxDontFork) }?;
+        // Pages that the kernel shares with others of the same content cannot be moved. It is an error
+        // where it shares none.
+        // SAFETY: as above.
+        let _ = unsafe { madvise(start.as_ptr(), len, Advice::LinuxUnmergeable) };
         Ok(memory)
     }
 
@@ -145,8 +149,25 @@ impl Memory {
         unsafe { mprotect(start, len, flags) }
     }
 
-    /// Gives back the pages at `range`, locked ones too: the next access to each is a fault, as for memory that was
-    /// never touched.
+    /// Locks all of it, without filling what is missing, or unlocks it.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: the process may not lock so much (`ENOMEM`, `EPERM`).
+    #[doc(alias = "mlock2")]
+    pub fn lock_on_fault(&self, lock: bool) -> Result<(), Errno> {
+        let start = self.start.as_ptr();
+        if lock {
+            // SAFETY: the range is ours (invariant of `start`), and its content stays.
+            unsafe { mlock_with(start, self.len, MlockFlags::ONFAULT) }
+        } else {
+            // SAFETY: as above.
+            unsafe { munlock(start, self.len) }
+        }
+    }
+
+    /// Gives back the pages at `range`, locked ones too: the next access to each is a fault, as for
+    /// memory that was never touched.
     ///
     /// # Errors
     ///
@@ -173,7 +194,8 @@ impl Memory {
         }
     }
 
-    /// Whether the page at an offset is there. One system call, which may change `errno`.
+    /// Whether the page at an offset is there, as far as the kernel tells. One system call, which may
+    /// change `errno`.
     ///
     /// # Panics
     ///
@@ -184,7 +206,7 @@ impl Memory {
         let (page, _) = self.part(offset / 4096 * 4096..offset / 4096 * 4096 + 4096);
         let mut resident = 0;
         // SAFETY: asks of one page, and writes the byte that it has for it.
-        unsafe { libc::mincore(page, 1, &raw mut resident) == 0 && resident & 1 != 0 }
+        unsafe { libc::mincore(page, 1, &raw mut resident) != 0 || resident & 1 != 0 }
     }
 
     /// A part of it that is not empty.
@@ -196,7 +218,7 @@ impl Memory {
 
     /// Whether this is the process that mapped it; a forked child has other things there.
     pub(crate) fn is_of_this_process(&self) -> bool {
-        getpid() == self.owner
+        super::is_process(self.owner)
     }
 
     /// The content. The first access to a page that is missing is a fault.
@@ -204,8 +226,8 @@ impl Memory {
     /// # Safety
     ///
     /// The memory is registered, in this process, and may be read. While the slice lives, no page's
-    /// content changes after it could be read: a page is filled at most once and not discarded,
-    /// nobody writes, the userfaultfd stays open, and an access completes only when its page is
+    /// content changes after it could be read: a page is filled at most once and neither discarded nor
+    /// moved, nobody writes, the userfaultfd stays open, and an access completes only when its page is
     /// filled.
     #[must_use]
     pub unsafe fn bytes(&self) -> &[u8] {
@@ -220,10 +242,16 @@ impl Drop for Memory {
         if !self.is_of_this_process() {
             return;
         }
+        // A whole mapping can be unmapped, unless a filter refuses it: then it is a leak.
         // SAFETY: the mapping is ours (invariant of `start`), and borrows of it have ended.
-        let unmapped = unsafe { munmap(self.start.as_ptr(), self.len) };
-        debug_assert!(unmapped.is_ok(), "a whole mapping can be unmapped");
+        let _ = unsafe { munmap(self.start.as_ptr(), self.len) };
     }
+}
+
+/// The size of the kernel's pages in bytes.
+pub(crate) fn system_page_size() -> usize {
+    // SAFETY: asks the C library, which knows it.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(0)
 }
 
 #[cfg(test)]

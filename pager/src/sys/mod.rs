@@ -1,9 +1,9 @@
-//! userfaultfd, typed: the system layer under [`Region`](crate::Region), for those who write a
+//! userfaultfd, typed: the system layer under [`FrozenRegion`](crate::FrozenRegion), for those who write a
 //! pager of their own.
 //!
 //! Only what this crate uses is here: contexts in SIGBUS mode and contexts whose faults are read,
-//! anonymous [`Memory`] to register with them, and the filling, write-protecting and poisoning of
-//! pages. The outcomes of filling are told apart ([`CopyError`]). Each call on a [`Userfaultfd`]
+//! anonymous [`Memory`] to register with them, and the filling, moving, write-protecting and poisoning
+//! of pages. The outcomes of filling are told apart ([`CopyError`]). Each call on a [`Userfaultfd`]
 //! that is open is one system call that leaves `errno` alone, so it may be made in a signal
 //! handler.
 //!
@@ -26,9 +26,23 @@
 //! ```
 
 mod abi;
+pub(crate) mod epoll;
 mod memory;
 mod userfaultfd;
 
+pub(crate) use memory::system_page_size;
 pub use memory::{Access, Memory, PageSize};
 pub use rustix::io::Errno;
-pub use userfaultfd::{CopyError, FaultMessage, Fill, OpenError, Userfaultfd};
+pub use userfaultfd::{CopyError, FaultMessage, Fill, MoveError, OpenError, Userfaultfd};
+
+/// What the C library's last call in this thread has failed with.
+pub(crate) fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)
+}
+
+/// Whether this is the process of that number, and not a child that it has forked. Taken for granted
+/// where a filter refuses to tell.
+pub(crate) fn is_process(number: u32) -> bool {
+    let now = std::process::id();
+    now == number || now.cast_signed() <= 0 || number.cast_signed() <= 0
+}

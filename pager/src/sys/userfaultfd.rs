@@ -21,6 +21,7 @@ pub struct Userfaultfd {
     fd: OwnedFd,
     serves_system_calls: bool,
     can_poison: bool,
+    can_move: bool,
 }
 
 /// Why no userfaultfd could be had.
@@ -34,15 +35,15 @@ pub enum OpenError {
     Exhausted(Errno),
     /// The system call was refused.
     #[error(
-        "userfaultfd was refused ({0}): it needs Linux 5.11 or later and a container or seccomp \
-         filter that lets the system call through; on older kernels, root or \
-         vm.unprivileged_userfaultfd=1"
+        "userfaultfd was refused ({0}): it needs Linux 5.11 or later, and a container or seccomp \
+         filter that lets the system call through or access to /dev/userfaultfd; on older kernels, \
+         root or vm.unprivileged_userfaultfd=1"
     )]
     Refused(Errno),
     /// The kernel, or a filter, has userfaultfd but not what this crate needs of it.
     #[error(
         "userfaultfd has not the features that are needed ({0}): write protection needs Linux \
-         5.19, serving by a thread Linux 6.6, and a filter must let its ioctls through"
+         5.19, serving by a thread Linux 6.6, and a filter must let its ioctls and reads through"
     )]
     NoFeatures(Errno),
 }
@@ -72,6 +73,35 @@ pub enum CopyError {
     Other(Errno),
 }
 
+/// Why pages were not moved, or not all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MoveError {
+    /// The kernel stopped (`EAGAIN`), perhaps since a later page cannot be moved. Go on behind what was
+    /// moved.
+    #[error("stopped after {moved} bytes, to be tried again")]
+    Again {
+        /// What was moved, in bytes from the start.
+        moved: usize,
+    },
+    /// The first page is held for a device (`EBUSY`), or shared with another process.
+    #[error("the page is pinned")]
+    Held,
+    /// The first page is missing (`ENOENT`).
+    #[error("the page is missing")]
+    Missing,
+    /// A page is there already where the first one should go (`EEXIST`).
+    #[error("the page is already present")]
+    AlreadyPresent,
+    /// The range lies in several mappings of the kernel's, or in one that is not like the other memory's
+    /// (`EINVAL`): not let be written, locked or not, of another protection key.
+    #[error("the memory is in several mappings, or not like that where it should go")]
+    Unlike,
+    /// Anything else.
+    #[error("moving pages failed: {0}")]
+    Other(Errno),
+}
+
 /// What filling a page does beside filling it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fill {
@@ -91,6 +121,8 @@ pub struct FaultMessage {
     pub is_write: bool,
     /// Whether the page is there, and write-protected.
     pub is_write_protected: bool,
+    /// The thread that sleeps, as `gettid` names it.
+    pub thread: u32,
 }
 
 /// Messages at a time, so that events of a busy userfaultfd do not cost a system call each.
@@ -99,14 +131,17 @@ const BATCH: usize = 32;
 impl Userfaultfd {
     /// Opens one in SIGBUS mode, close-on-exec and user-mode-only: an access to a missing page
     /// raises SIGBUS in the thread that made it, and a system call that makes one fails with
-    /// `EFAULT`. It needs no privilege. With `track`, memory can be registered with write
-    /// protection too.
+    /// `EFAULT`. It needs no privilege: where the system call is refused, access to
+    /// `/dev/userfaultfd` will do. With `track`, memory can be registered with write protection too.
     ///
     /// # Errors
     ///
     /// When the system call is refused or the kernel is too old.
     pub fn open_sigbus(page_size: PageSize, track: bool) -> Result<Self, OpenError> {
-        let fd = open_plain(abi::USER_MODE_ONLY).map_err(refused)?;
+        let fd = match open_plain(abi::USER_MODE_ONLY) {
+            Ok(fd) => fd,
+            Err(errno) => open_device(abi::USER_MODE_ONLY).map_err(|_| refused(errno))?,
+        };
         Self::agree(fd, false, abi::FEATURE_SIGBUS | features(page_size, track))
     }
 
@@ -121,12 +156,12 @@ impl Userfaultfd {
     ///
     /// When the system call is refused or the kernel is too old.
     pub fn open(page_size: PageSize, track: bool) -> Result<Self, OpenError> {
-        let granted = open_device().or_else(|_| open_plain(0));
+        let granted = open_device(0).or_else(|_| open_plain(0));
         let (fd, serves_system_calls) = match granted {
             Ok(fd) => (fd, true),
             Err(_) => (open_plain(abi::USER_MODE_ONLY).map_err(refused)?, false),
         };
-        let features = abi::FEATURE_POISON | features(page_size, track);
+        let features = abi::FEATURE_POISON | abi::FEATURE_THREAD_ID | features(page_size, track);
         Self::agree(fd, serves_system_calls, features)
     }
 
@@ -137,7 +172,36 @@ impl Userfaultfd {
             .map_err(OpenError::NoFeatures)?;
         // The kernel answers with all the features that it has.
         let can_poison = api.features & abi::FEATURE_POISON != 0;
-        Ok(Self { fd, serves_system_calls, can_poison })
+        let can_move = api.features & abi::FEATURE_MOVE != 0;
+        Ok(Self { fd, serves_system_calls, can_poison, can_move })
+    }
+
+    /// Whether what serving faults takes is let through: a filter may refuse what opening did not
+    /// need. Nothing is filled, and no fault is taken.
+    pub(crate) fn check(&mut self, track: bool, reads: bool) -> Result<(), OpenError> {
+        // The kernel refuses an empty range as such; a filter looks no further than the call.
+        let refused = |called: Result<(), Errno>| match called {
+            Err(Errno::INVAL | Errno::AGAIN) | Ok(()) => Ok(()),
+            Err(errno) => Err(OpenError::NoFeatures(errno)),
+        };
+        let mut copy = abi::Copy { dst: 0, src: 0, len: 0, mode: 0, copy: 0 };
+        // SAFETY: `Copy` is what UFFDIO_COPY reads and writes; its range is empty.
+        refused(unsafe { update::<{ abi::COPY }, _>(self.fd.as_fd(), &mut copy) })?;
+        if track {
+            let mut protect = abi::WriteProtect { start: 0, len: 0, mode: 0 };
+            // SAFETY: `WriteProtect` is what UFFDIO_WRITEPROTECT reads; its range is empty.
+            refused(unsafe { update::<{ abi::WRITE_PROTECT }, _>(self.fd.as_fd(), &mut protect) })?;
+            let mut moved = abi::Move { dst: 0, src: 0, len: 0, mode: 0, moved: 0 };
+            // SAFETY: `Move` is what UFFDIO_MOVE reads and writes; its range is empty.
+            let called = unsafe { update::<{ abi::MOVE }, _>(self.fd.as_fd(), &mut moved) };
+            // It can be done without.
+            self.can_move &= refused(called).is_ok();
+        }
+        if reads {
+            // Too short for a message.
+            refused(rustix::io::read(&self.fd, &mut [0; 1]).map(drop))?;
+        }
+        Ok(())
     }
 
     /// Whether system calls that touch missing pages are served too, by whoever reads the faults.
@@ -226,6 +290,56 @@ impl Userfaultfd {
         }
     }
 
+    /// Whether pages can be [moved](Self::move_pages): from Linux 6.8 on, if a filter lets it through.
+    #[must_use]
+    pub fn can_move(&self) -> bool {
+        self.can_move
+    }
+
+    /// Moves the pages at `range` of `from`, all of which are there, to the missing ones of `to` from
+    /// `offset` on: whole pages of 4096 bytes. They are missing where they were then. Both are let be
+    /// written at those places ([`Memory::protect`]), and locked or not both; `to` is registered with
+    /// this userfaultfd.
+    ///
+    /// A page that the kernel holds for a device (it is pinned: direct I/O, registered buffers) does
+    /// not move, and a page that has moved is held by nobody. Write protection does not move with a
+    /// page (seen up to Linux 6.18): it can be written at its new place.
+    ///
+    /// # Errors
+    ///
+    /// See [`MoveError`].
+    ///
+    /// # Panics
+    ///
+    /// When either range is not within its memory.
+    #[doc(alias = "UFFDIO_MOVE")]
+    pub fn move_pages(
+        &self,
+        from: &Memory,
+        range: Range<usize>,
+        to: &Memory,
+        offset: usize,
+    ) -> Result<(), MoveError> {
+        let (src, len) = part(from, &range);
+        let (dst, _) = part(to, &(offset..offset.saturating_add(range.len())));
+        let mut argument = abi::Move { dst, src, len, mode: 0, moved: 0 };
+        // SAFETY: `Move` is what UFFDIO_MOVE reads and writes. It fills missing pages of `to`, whose
+        // content nobody has seen, and takes pages of `from` away, from which whoever made a slice of
+        // them keeps (contract of `Memory::bytes`).
+        match unsafe { update::<{ abi::MOVE }, _>(self.fd.as_fd(), &mut argument) } {
+            Ok(()) => Ok(()),
+            // A negative number is the error once more: nothing was moved.
+            Err(Errno::AGAIN) => {
+                Err(MoveError::Again { moved: usize::try_from(argument.moved).unwrap_or(0) })
+            }
+            Err(Errno::BUSY) => Err(MoveError::Held),
+            Err(Errno::NOENT) => Err(MoveError::Missing),
+            Err(Errno::EXIST) => Err(MoveError::AlreadyPresent),
+            Err(Errno::INVAL) => Err(MoveError::Unlike),
+            Err(other) => Err(MoveError::Other(other)),
+        }
+    }
+
     /// Write-protects the pages at `range` of `memory` that are there, or lets them be written
     /// and wakes whoever sleeps for that. The memory is registered with
     /// [`register_tracked`](Self::register_tracked).
@@ -311,6 +425,8 @@ impl Userfaultfd {
                     addr: message.address as usize,
                     is_write: message.flags & abi::FAULT_WRITE != 0,
                     is_write_protected: message.flags & abi::FAULT_WRITE_PROTECTED != 0,
+                    // Asked for when it was opened; the kernel keeps it in half of a word.
+                    thread: message.thread as u32,
                 });
             }
         }
@@ -350,15 +466,15 @@ fn open_plain(more: u32) -> Result<OwnedFd, Errno> {
     unsafe { userfaultfd(flags(more)) }
 }
 
-fn open_device() -> Result<OwnedFd, Errno> {
+fn open_device(more: u32) -> Result<OwnedFd, Errno> {
     let device = File::options().read(true).write(true).open("/dev/userfaultfd");
     let device = device.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::NODEV))?;
     // SAFETY: `New` is the call that this device has.
-    unsafe { ioctl(&device, New) }
+    unsafe { ioctl(&device, New(flags(more))) }
 }
 
 /// USERFAULTFD_IOC_NEW: its argument is the flags, its result a descriptor.
-struct New;
+struct New(UserfaultfdFlags);
 
 // SAFETY: the number is that of the call, whose argument is no pointer.
 unsafe impl Ioctl for New {
@@ -371,7 +487,7 @@ unsafe impl Ioctl for New {
     }
 
     fn as_ptr(&mut self) -> *mut c_void {
-        std::ptr::without_provenance_mut(flags(0).bits() as usize)
+        std::ptr::without_provenance_mut(self.0.bits() as usize)
     }
 
     unsafe fn output_from_ptr(fd: IoctlOutput, _: *mut c_void) -> Result<OwnedFd, Errno> {
@@ -504,6 +620,26 @@ mod tests {
     }
 
     #[test]
+    fn a_page_that_has_moved_is_there_and_no_more_here() {
+        let (uffd, memory) = registered(4);
+        let (_, other) = registered(1);
+        if !uffd.can_move() {
+            return println!("skipped: this kernel cannot move pages");
+        }
+        uffd.copy(&memory, 0, &[1; 2 * PAGE], Fill::default()).unwrap();
+        assert_eq!(uffd.move_pages(&memory, 0..PAGE, &memory, 2 * PAGE), Ok(()));
+        assert_eq!(uffd.move_pages(&memory, 0..PAGE, &memory, 3 * PAGE), Err(MoveError::Missing));
+        let present = uffd.move_pages(&memory, PAGE..2 * PAGE, &memory, 2 * PAGE);
+        assert_eq!(present, Err(MoveError::AlreadyPresent));
+        let stopped = uffd.move_pages(&memory, 2 * PAGE..4 * PAGE, &memory, 0);
+        assert_eq!(stopped, Err(MoveError::Again { moved: PAGE }));
+        let unlike = uffd.move_pages(&memory, 0..PAGE, &other, 0);
+        assert_eq!(unlike, Err(MoveError::Unlike), "it is of another userfaultfd");
+        // SAFETY: the page is filled, and nothing changes it afterwards.
+        assert!(unsafe { memory.bytes() }[..PAGE].iter().all(|&byte| byte == 1));
+    }
+
+    #[test]
     fn a_sleeping_thread_is_told_of_and_woken() {
         let memory = Memory::map(PAGE, PageSize::Small).unwrap();
         let uffd = Userfaultfd::open(PageSize::Small, false).unwrap();
@@ -517,8 +653,12 @@ mod tests {
                 uffd.read_faults(|fault| faults.push(fault)).unwrap();
             }
             let addr = memory.range().start;
-            let expected = FaultMessage { addr, is_write: false, is_write_protected: false };
+            let FaultMessage { thread, .. } = faults[0];
+            let expected =
+                FaultMessage { addr, is_write: false, is_write_protected: false, thread };
             assert_eq!(faults, [expected]);
+            // SAFETY: no condition.
+            assert_ne!(thread, unsafe { libc::gettid() }.cast_unsigned());
             uffd.copy(&memory, 0, &[7; PAGE], Fill::default()).unwrap();
             uffd.wake(addr, PAGE).unwrap();
             assert_eq!(reader.join().unwrap(), 7);

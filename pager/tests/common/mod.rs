@@ -3,12 +3,17 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
-use pervma_pager::{FileSource, LiveRegion, MemorySource, Options};
+use pervma_pager::sys::Errno;
+use pervma_pager::{FileSource, MemorySource, Options, Region};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 pub(crate) const PAGE: usize = 4096;
 
@@ -48,10 +53,60 @@ pub(crate) fn child_case() -> Option<String> {
     let case = std::env::var(CHILD).ok()?;
     let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
     rustix::process::setrlimit(rustix::process::Resource::Core, none).unwrap();
-    // A child that hangs is a failure, not a hang of the test.
-    // SAFETY: no condition.
-    unsafe { libc::alarm(30) };
+    watch_for(30);
     Some(case)
+}
+
+/// Gives the tests of this program two minutes from now, until this is called again. A test that
+/// could wait for ever calls it first; children are watched by [`child_case`].
+pub(crate) fn watch() {
+    watch_for(120);
+}
+
+/// When the program is to be ended; once that is set, a thread waits for it.
+static DEADLINE: Mutex<Option<Instant>> = Mutex::new(None);
+/// What else is said then.
+static SAYS: OnceLock<fn()> = OnceLock::new();
+
+/// Has the watchdog call a function before it ends the program.
+pub(crate) fn when_it_hangs(says: fn()) {
+    SAYS.get_or_init(|| says);
+}
+
+/// Ends this program in so many seconds, unless this is called again.
+///
+/// By a thread and not an alarm: threads of the pager, and those that wait for an exclusion, block
+/// signals.
+pub(crate) fn watch_for(seconds: u64) {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    let is_watched = DEADLINE.lock().unwrap().replace(deadline).is_some();
+    if is_watched {
+        return;
+    }
+    let wait = || loop {
+        let deadline = DEADLINE.lock().unwrap().unwrap();
+        match deadline.checked_duration_since(Instant::now()) {
+            Some(left) if !left.is_zero() => std::thread::sleep(left),
+            _ => end_what_hangs(),
+        }
+    };
+    std::thread::Builder::new().name("watchdog".to_owned()).spawn(wait).unwrap();
+}
+
+/// Says where each thread is, and ends the program.
+fn end_what_hangs() -> ! {
+    // Not by a macro: what those print is held back until a test ends.
+    let mut stderr = std::io::stderr();
+    let _ = writeln!(stderr, "a test does not end; its threads, and where in the kernel they are:");
+    for thread in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+        let [name, place] = ["comm", "wchan"]
+            .map(|file| std::fs::read_to_string(thread.path().join(file)).unwrap_or_default());
+        let _ = writeln!(stderr, "    {} in {}", name.trim(), place.trim());
+    }
+    if let Some(says) = SAYS.get() {
+        says();
+    }
+    std::process::abort();
 }
 
 pub(crate) fn file_with(bytes: &[u8]) -> File {
@@ -77,27 +132,94 @@ pub(crate) enum Mode {
 pub(crate) const MODES: [Mode; 2] = [Mode::Signal, Mode::Thread];
 
 /// Memory and file, with these bytes and options that both modes have.
-pub(crate) fn regions(bytes: &[u8], mode: Mode, set: fn(Options) -> Options) -> [LiveRegion; 2] {
+pub(crate) fn regions(bytes: &[u8], mode: Mode, set: fn(Options) -> Options) -> [Region; 2] {
     let memory = MemorySource::new(bytes);
     let file = FileSource::new(file_with(bytes)).unwrap();
     match mode {
         Mode::Signal => [set(Options::new()).map(memory), set(Options::new()).map(file)],
         Mode::Thread => {
-            let set = set(Options::new()).in_thread();
+            let set = set(Options::new()).handler_threads(1);
             [set.clone().map(memory), set.map(file)]
         }
     }
     .map(|region| region.unwrap())
 }
 
-pub(crate) fn byte(region: &LiveRegion, offset: usize) -> u8 {
+pub(crate) fn byte(region: &Region, offset: usize) -> u8 {
     let mut byte = [0];
     region.read(offset, &mut byte);
     byte[0]
 }
 
-pub(crate) fn bytes(region: &LiveRegion) -> Vec<u8> {
+pub(crate) fn bytes(region: &Region) -> Vec<u8> {
     let mut bytes = vec![0; region.len()];
     region.read(0, &mut bytes);
     bytes
+}
+
+/// How many pages of a region are in memory, as the kernel says.
+pub(crate) fn pages_in_memory(region: &Region) -> usize {
+    let mut pages = vec![0_u8; region.len().div_ceil(PAGE)];
+    let start = region.as_ptr().cast();
+    // SAFETY: asks about the region's memory, and writes a byte for each page of it.
+    let asked = unsafe { libc::mincore(start, region.len(), pages.as_mut_ptr()) };
+    assert_eq!(asked, 0, "{}", std::io::Error::last_os_error());
+    pages.iter().filter(|&page| page & 1 != 0).count()
+}
+
+/// Makes a system call fail in this thread from now on, as filters of containers do.
+pub(crate) fn refuse(call: libc::c_long, errno: Errno) {
+    let filter = SeccompFilter::new(
+        [(call, vec![])].into(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(errno.raw_os_error().cast_unsigned()),
+        std::env::consts::ARCH.try_into().unwrap(),
+    );
+    let program: BpfProgram = filter.unwrap().try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
+}
+
+/// What an application may ask of the kernel for some pages of a region: it changes no byte, and gives
+/// them a mapping of their own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ask {
+    Advice(i32),
+    Lock,
+    Unlock,
+    /// To a node of memory.
+    Bind,
+    /// As Android names heaps.
+    Name,
+}
+
+impl Ask {
+    /// Whether the kernel did it all: locking fills what is missing, which may fail.
+    pub(crate) fn ask(self, region: &Region, pages: &Range<usize>) -> bool {
+        const MPOL_BIND: usize = 2;
+        const PR_SET_VMA: i32 = 0x5356_4d41;
+        const PR_SET_VMA_ANON_NAME: usize = 0;
+        let start = region.as_ptr().wrapping_add(pages.start * PAGE).cast::<libc::c_void>();
+        let len = pages.len() * PAGE;
+        let node_0 = 1_u64;
+        let (call, mask) = (libc::SYS_mbind, &raw const node_0);
+        let done = match self {
+            // SAFETY: none of these calls changes what is in the memory.
+            Self::Advice(advice) => unsafe { libc::madvise(start, len, advice) },
+            // SAFETY: as above.
+            Self::Lock => unsafe { libc::mlock(start, len) },
+            // SAFETY: as above.
+            Self::Unlock => unsafe { libc::munlock(start, len) },
+            Self::Bind => {
+                // SAFETY: as above; the kernel reads the mask of nodes.
+                let done = unsafe { libc::syscall(call, start, len, MPOL_BIND, mask, 64_usize, 0) };
+                done as i32
+            }
+            Self::Name => {
+                let name = c"part".as_ptr();
+                // SAFETY: as above; the kernel reads the name.
+                unsafe { libc::prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, start, len, name) }
+            }
+        };
+        done == 0
+    }
 }

@@ -1,0 +1,197 @@
+//! The thread that writes to the source what has to go to keep a bound, and gives it back then.
+//!
+//! It works in passes, each for what was asked until it began, and nobody waits for it but accesses
+//! that find no room.
+
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::Error;
+use crate::failure::WriteBackFailure;
+use crate::mapping::{Backing, Mapping, Place};
+use crate::records::Records;
+use crate::source::Source;
+use crate::stats::Shard;
+use crate::write_back::{evict_dirty, runs};
+
+/// What the thread is asked for, and what has come of it.
+#[derive(Default)]
+pub(crate) struct Writer {
+    requests: Mutex<Requests>,
+    changed: Condvar,
+    last_failure: Mutex<Option<WriteBackFailure>>,
+}
+
+#[derive(Default)]
+struct Requests {
+    /// Pages that were filled up to this time are to be written in the next pass; 0 for none.
+    until: u64,
+    retry: Retry,
+    begun: u64,
+    ended: u64,
+    /// The last pass that tried all that was written and could give nothing back.
+    barren: u64,
+    /// In that pass some pages were held for a device.
+    was_held: bool,
+    is_over: bool,
+}
+
+/// Which of the pages whose write-back has failed before are tried again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Retry {
+    #[default]
+    None,
+    /// The next one in turn, so that none is forgotten.
+    One,
+    /// All of them, for an access that finds no room otherwise.
+    All,
+}
+
+/// Whether a page was filled up to a time and written since, and may be written back as far as is
+/// known.
+pub(crate) fn is_to_write(until: u64) -> impl Fn(&Records, usize) -> bool {
+    move |records, page| {
+        records.is_dirty(page) && !records.is_stuck(page) && records.is_older(page, until)
+    }
+}
+
+/// How a pass is going.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pass {
+    Running,
+    /// It has tried everything that was written, and nothing could be given back.
+    Barren,
+    /// As before; but some of it is held for a device, which will let it go.
+    Held,
+    /// Something has gone, or there was nothing to write.
+    Useful,
+}
+
+impl Writer {
+    fn requests(&self) -> MutexGuard<'_, Requests> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for what was written to pages that were filled up to a time. The number of the pass that
+    /// will see to it.
+    pub(crate) fn ask(&self, until: u64, retry: Retry) -> u64 {
+        let mut requests = self.requests();
+        requests.until = requests.until.max(until);
+        requests.retry = requests.retry.max(retry);
+        let pass = requests.begun + 1;
+        drop(requests);
+        self.changed.notify_one();
+        pass
+    }
+
+    pub(crate) fn outcome(&self, pass: u64) -> Pass {
+        let requests = self.requests();
+        if requests.ended < pass {
+            Pass::Running
+        } else if requests.barren >= pass {
+            if requests.was_held { Pass::Held } else { Pass::Barren }
+        } else {
+            Pass::Useful
+        }
+    }
+
+    pub(crate) fn stop(&self) {
+        self.requests().is_over = true;
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn last_failure(&self) -> Option<WriteBackFailure> {
+        self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What the thread does.
+    pub(crate) fn run(&self, place: &Place, backing: &Backing<dyn Source>) {
+        let mut first_retry = 0;
+        while let Some((until, retry)) = self.begin() {
+            let mut pass =
+                Work { writer: self, backing, has_failed: false, was_held: false, gone: 0 };
+            pass.write(&place.read(), until, retry, &mut first_retry);
+            let is_barren =
+                retry == Retry::All && pass.gone == 0 && (pass.has_failed || pass.was_held);
+            let mut requests = self.requests();
+            requests.ended = requests.begun;
+            if is_barren {
+                requests.barren = requests.begun;
+                requests.was_held = pass.was_held;
+            }
+            drop(requests);
+            if let Some(budget) = &backing.budget {
+                // The evictor may wait for how it went.
+                budget.wakeup.raise();
+            }
+        }
+    }
+
+    /// Waits until something is asked for; `None` when it is time to end.
+    fn begin(&self) -> Option<(u64, Retry)> {
+        let is_idle = |requests: &mut Requests| requests.until == 0 && !requests.is_over;
+        let requests = self.changed.wait_while(self.requests(), is_idle);
+        let mut requests = requests.unwrap_or_else(PoisonError::into_inner);
+        if requests.is_over {
+            return None;
+        }
+        requests.begun += 1;
+        Some((std::mem::take(&mut requests.until), std::mem::take(&mut requests.retry)))
+    }
+}
+
+/// One pass.
+struct Work<'a> {
+    writer: &'a Writer,
+    backing: &'a Backing<dyn Source>,
+    has_failed: bool,
+    /// Some pages were held for a device.
+    was_held: bool,
+    /// Pages.
+    gone: usize,
+}
+
+impl Work<'_> {
+    /// Writes and gives back what was filled up to then, and then pages that have failed before. Each
+    /// of those by itself, since one that cannot be written fails those that are written with it.
+    fn write(&mut self, mapping: &Arc<Mapping>, until: u64, retry: Retry, first_retry: &mut usize) {
+        for run in runs(mapping, &mapping.whole(), is_to_write(until)) {
+            self.evict(mapping, run);
+        }
+        let most = match retry {
+            Retry::None => 0,
+            Retry::One => 1,
+            Retry::All => usize::MAX,
+        };
+        let pages = mapping.records.len();
+        let in_turn = (*first_retry..pages).chain(0..(*first_retry).min(pages));
+        let failed = in_turn.filter(|&page| mapping.records.is_stuck(page));
+        for page in failed.take(most) {
+            self.evict(mapping, mapping.offsets(page..page + 1));
+            *first_retry = page + 1;
+        }
+    }
+
+    fn evict(&mut self, mapping: &Arc<Mapping>, run: Range<usize>) {
+        if self.writer.requests().is_over {
+            return;
+        }
+        let written = evict_dirty(mapping, &run);
+        self.gone += written.gone;
+        self.was_held |= written.was_held;
+        if let Some(error) = written.error {
+            self.has_failed = true;
+            self.failed(run, error);
+        }
+    }
+
+    fn failed(&self, range: Range<usize>, error: Error) {
+        Shard::mine().count_write_back_failure();
+        let failure = WriteBackFailure::new(range, error);
+        let last = &self.writer.last_failure;
+        *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure.clone());
+        if let Some(hook) = &self.backing.on_write_back_failure {
+            hook(&failure);
+        }
+    }
+}
