@@ -25,7 +25,8 @@ impl Source for Numbers {
 }
 
 // SAFETY: it only writes to the buffer it was given, so it may run in a signal handler. A source
-// that locks or allocates may not: it is for `Options::threaded`, which needs no such promise.
+// that locks or allocates may not: it is for `Options::handler_threads`, which needs no such
+// promise.
 unsafe impl SignalSafe for Numbers {}
 
 fn main() -> Result<(), Error> {
@@ -52,7 +53,7 @@ fn main() -> Result<(), Error> {
     Ok(())
 }
 
-fn byte(region: &pervma_pager::LiveRegion, offset: usize) -> u8 {
+fn byte(region: &pervma_pager::Region, offset: usize) -> u8 {
     let mut byte = [0];
     region.read(offset, &mut byte);
     byte[0]

@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use pervma_pager::{LiveRegion, OnFailure, Options, Source};
+use pervma_pager::{OnFailure, Options, Region, Source};
 
 use crate::snapshot::{FRAME, Snapshot};
 
@@ -87,13 +87,13 @@ fn show() -> Result<()> {
 }
 
 /// Maps a snapshot: a fault fills a frame.
-fn map(snapshot: Arc<Snapshot>) -> Result<LiveRegion> {
+fn map(snapshot: Arc<Snapshot>) -> Result<Region> {
     let on_failure = OnFailure::exit(DAMAGED.into(), "a frame of the snapshot is damaged\n");
     Ok(Options::new().granule(FRAME).resident(BOUND).on_failure(on_failure).map(snapshot)?)
 }
 
 /// Reads all pages in an order that looks random, each thread in another, and compares them.
-fn compare_all(region: &LiveRegion, thread: usize) -> Result<()> {
+fn compare_all(region: &Region, thread: usize) -> Result<()> {
     const PAGES: usize = SIZE.div_ceil(PAGE);
     /// A prime that does not divide their number, so each comes once.
     const STRIDE: usize = 7919;
@@ -103,7 +103,7 @@ fn compare_all(region: &LiveRegion, thread: usize) -> Result<()> {
 }
 
 /// Reads a page, and compares each byte.
-fn compare(region: &LiveRegion, page: usize) -> Result<()> {
+fn compare(region: &Region, page: usize) -> Result<()> {
     let (mut is, mut should_be) = ([0; PAGE], [0; PAGE]);
     let len = PAGE.min(SIZE - page * PAGE);
     region.read(page * PAGE, &mut is[..len]);
