@@ -4,6 +4,7 @@
 use core::fmt;
 use core::ops::{Deref, Range};
 
+use crate::error::ReadError;
 use crate::held::{Guards, Held};
 use crate::host::DefaultPlatform;
 use crate::pinned::Pinned;
@@ -39,6 +40,28 @@ impl<'s, T, P: Platform> ReadGuard<'s, T, P> {
     pub(crate) fn new(read_lock: ReadLocked<'s, T, P>) -> Self {
         let pinned = Pinned::new(read_lock);
         Self { _held: Held::record(pinned.space()), pinned }
+    }
+
+    /// One more guard of the same VMA, also while another thread waits to change it: looking it up
+    /// again would wait for that thread, which waits for this guard. Takes no lock and does not
+    /// allocate; the new guard is counted, that of a registered reader too.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.insert(0x1000..0x4000, "text")?;
+    /// let vma = space.try_read(0x2000)?;
+    /// let guard = vma.try_clone()?;
+    /// assert_eq!(*guard, *vma);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Busy`]: the VMA has as many readers as its count can hold.
+    pub fn try_clone(&self) -> Result<Self, ReadError> {
+        let busy = |_| ReadError::Busy { addr: self.pinned.span().start };
+        let pinned = self.pinned.again().map_err(busy)?;
+        Ok(Self { _held: Held::record(pinned.space()), pinned })
     }
 
     /// The range of the VMA.

@@ -36,6 +36,29 @@ pub struct OwnedReadGuard<T: 'static, P: Platform = DefaultPlatform> {
 }
 
 impl<T: 'static, P: Platform> OwnedReadGuard<T, P> {
+    /// One more guard of the same VMA, also while another thread waits to change it: looking it up
+    /// again would wait for that thread, which waits for this guard. Takes no lock and does not
+    /// allocate.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// let space = Arc::new(pervma::AddressSpace::new(4096));
+    /// space.insert(0x1000..0x4000, "text")?;
+    /// let vma = space.read_owned(0x2000)?;
+    /// let guard = vma.try_clone()?;
+    /// assert_eq!(*guard, *vma);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Busy`]: the VMA has as many readers as its count can hold.
+    pub fn try_clone(&self) -> Result<Self, ReadError> {
+        let busy = |_| ReadError::Busy { addr: self.range().start };
+        Ok(Self { pin: self.pin.again().map_err(busy)? })
+    }
+
     /// The range of the VMA.
     ///
     /// ```

@@ -6,6 +6,7 @@ use alloc::sync::Arc;
 use core::mem::MaybeUninit;
 
 use crate::identity::SpaceId;
+use crate::lock::Refused;
 use crate::platform::Platform;
 use crate::range::Span;
 use crate::slots::{ReadLocked, Slot};
@@ -23,6 +24,11 @@ impl<'s, T, P: Platform> Pinned<'s, T, P> {
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn new(read_lock: ReadLocked<'s, T, P>) -> Self {
         Self { payload: read_lock.payload(), read_lock }
+    }
+
+    /// One more of the same VMA, counted.
+    pub(crate) fn again(&self) -> Result<Self, Refused> {
+        self.read_lock.again().map(Self::new)
     }
 
     #[inline(always)]
@@ -69,6 +75,11 @@ impl<S, T: 'static, P: Platform> OwnedPin<S, T, P> {
         // space stays where it is, and alive, as long as the handle, which is dropped after it.
         let read_lock = unsafe { lock(&space)?.outliving() };
         Ok(Self { pinned: Pinned::new(read_lock), space })
+    }
+
+    /// One more of the same VMA.
+    pub(crate) fn again(&self) -> Result<Self, Refused> {
+        Ok(Self { pinned: self.pinned.again()?, space: Arc::clone(&self.space) })
     }
 
     #[inline(always)]

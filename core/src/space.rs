@@ -369,6 +369,7 @@ mod tests {
         let last = space.try_read(10).unwrap();
         assert_eq!(space.try_read(10).unwrap_err(), ReadError::Busy { addr: 10 });
         assert_eq!(space.read(10).unwrap_err(), ReadError::Busy { addr: 10 });
+        assert_eq!(last.try_clone().unwrap_err(), ReadError::Busy { addr: 10 });
         drop(last);
         assert!(space.try_read(10).is_ok(), "a place is free again");
         slot.pretend_readers(0);

@@ -60,6 +60,8 @@ steps! {
     RefuseDetached,
     /// A reader's increment fails at the limit.
     RefuseFull,
+    /// Nor one more for a reader that has it.
+    RefuseFullAgain,
     /// A reader's increment fails while EXCLUDED is set.
     RefuseExcluded,
     /// Whoever sets EXCLUDED scans the hazard pointers of registered readers.

@@ -639,3 +639,27 @@ fn a_space_is_as_it_was_when_a_change_has_panicked() {
     assert!(panicked.is_err());
     assert_eq!(*space.try_read(A.start).unwrap(), 1);
 }
+
+#[test]
+fn a_guard_is_cloned_while_another_thread_waits_to_change_its_vma() {
+    let dog = watchdog();
+    let space = Arc::new(space());
+    let reader = space.register().unwrap();
+    let (counted, registered) = (space.try_read(A.start).unwrap(), reader.try_read(A.start));
+    let (registered, owned) = (registered.unwrap(), space.read_owned(A.start).unwrap());
+    thread::scope(|scope| {
+        let remover = scope.spawn(|| space.remove(A).unwrap()[0].payload);
+        dog.until(|| space.try_read(A.start).is_err());
+        let again = [counted.try_clone().unwrap(), registered.try_clone().unwrap()];
+        let owned_again = owned.try_clone().unwrap();
+        drop((counted, registered, owned));
+        assert_eq!(again.iter().map(|vma| **vma + *owned_again).sum::<u32>(), 4);
+        assert!(again.iter().all(|vma| vma.range() == A) && owned_again.range() == A);
+        assert_eq!(space.edit().err(), Some(EditError::GuardHeld), "the clones are on record");
+        drop(again);
+        assert!(!remover.is_finished(), "the owned one is left");
+        thread::scope(|scope| scope.spawn(move || drop(owned_again)).join().unwrap());
+        assert_eq!(remover.join().unwrap(), 1);
+    });
+    space.edit().unwrap().insert(A, 3).unwrap();
+}

@@ -40,7 +40,8 @@
 //!
 //! # Invariants
 //!
-//! - **L1** A reader's increment succeeds only from 1 … LIMIT-1.
+//! - **L1** A reader's increment succeeds only from 1 … LIMIT-1; that of a reader that has the VMA
+//!   already, from any count that does not mean LIMIT readers or more.
 //! - **L2** Between an admitted reader's increment (or its publication) and its release the VMA
 //!   stays attached, to the same space, and nothing changes it: whoever sets X waits for X+1.
 //! - **L3** From the X+1 that its writer saw until the end of the edit, no reader is admitted:
@@ -89,6 +90,9 @@ pub const EXCLUDED: u32 = if cfg!(pervma_model) { 1 << 3 } else { 1 << 30 };
 /// From here on the count takes no reader by itself: one attachment and LIMIT-1 readers. What is
 /// left below X is for the registered readers that an exclusion may count in addition.
 pub const LIMIT: u32 = EXCLUDED / 2;
+
+/// Of an increment by a reader that has the VMA already.
+const AGAIN: Relaxed = Relaxed("what an acquiring reader sees, the caller has seen");
 
 /// How often a reader's increment is tried when others change the count at the same time.
 const ACQUIRE_TRIES: u32 = 64;
@@ -283,6 +287,22 @@ impl VmaLock {
     #[inline]
     pub(crate) fn is_drained(&self) -> bool {
         self.test_drained().is_ok()
+    }
+
+    /// Acquires it once more, for a reader that has it: also while X is set, since whoever set it
+    /// waits for that reader.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Busy`].
+    pub fn acquire_again(&self) -> Result<(), Refused> {
+        let count = self.refcnt.word().fetch_add(1, AGAIN);
+        if count % EXCLUDED < LIMIT || !keep(Step::RefuseFullAgain) {
+            return Ok(());
+        }
+        // Not the last reader: the caller is another.
+        self.refcnt.word().fetch_sub(1, AGAIN);
+        Err(Refused::Busy)
     }
 
     /// How many readers an excluded VMA has just now.

@@ -55,6 +55,12 @@ impl<'s, T, P: Platform> Reference<'s, T, P> {
         Ok(Self { slot, published: None, _platform: PhantomData })
     }
 
+    /// One more reference to the same slot, counted.
+    fn again(&self) -> Result<Self, Refused> {
+        self.slot.lock.acquire_again()?;
+        Ok(Self { slot: self.slot, published: None, _platform: PhantomData })
+    }
+
     #[cold]
     fn acquire_beyond_record(slot: &'s Slot<T>) -> Result<Self, Refused> {
         Self::acquire_counted(slot)
@@ -131,6 +137,11 @@ impl<T, P: Platform> Drop for Reference<'_, T, P> {
 pub(crate) struct ReadLocked<'s, T, P: Platform>(Reference<'s, T, P>);
 
 impl<'s, T, P: Platform> ReadLocked<'s, T, P> {
+    /// One more of the same VMA, counted.
+    pub(crate) fn again(&self) -> Result<Self, Refused> {
+        self.0.again().map(Self)
+    }
+
     /// Its range.
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn span(&self) -> Span {

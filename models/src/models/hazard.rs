@@ -94,6 +94,30 @@ pub(crate) const NEXT_VISIT: Model = Model {
     mutants: &[weaken("HAZARD_SCAN", RACE)],
 };
 
+/// One reader that clones its guard and drops the first, one writer.
+pub(crate) const CLONED: Model = Model {
+    name: "cloned",
+    property: "a VMA that was acquired once more, counted, is held until that is released",
+    threads: 2,
+    preemptions: None,
+    run: || {
+        let space = space();
+        let reader = space.register().unwrap();
+        let vma = reader.try_read(10).unwrap();
+        let writer = write(&space);
+        let again = vma.try_clone().unwrap();
+        drop(vma);
+        assert_eq!(*again, 1);
+        drop(again);
+        writer.join().unwrap();
+    },
+    mutants: &[
+        weaken("READ_RELEASE", RACE),
+        weaken("HAZARD_SCAN", RACE),
+        drop_step(Step::ScanHazards, RACE),
+    ],
+};
+
 /// One reader that stays for a while, one thread that excludes twice.
 pub(crate) const COUNTED_ONCE: Model = Model {
     name: "counted_once",

@@ -185,7 +185,18 @@ pub(crate) const TWO_READERS: Model = Model {
     ],
 };
 
-/// B15g. As many readers as the count holds, and one more.
+/// Counts a reader, if there is one.
+fn count<G>(inside: &AtomicU32, acquired: Result<G, ReadError>) {
+    match acquired {
+        Ok(_guard) => {
+            assert!(inside.fetch_add(1, Relaxed) < 3, "{OVER}");
+            inside.fetch_sub(1, Relaxed);
+        }
+        Err(error) => assert_eq!(error, ReadError::Busy { addr: 10 }, "{OVER}"),
+    }
+}
+
+/// B15g. As many readers as the count holds, and more.
 pub(crate) const FULL: Model = Model {
     name: "full",
     property: "the count never holds more readers than its limit, and is never taken for X",
@@ -199,19 +210,14 @@ pub(crate) const FULL: Model = Model {
         let inside = Arc::new(AtomicU32::new(2));
         let readers = [0, 1].map(|_| {
             let (space, inside) = (std::sync::Arc::clone(&space), Arc::clone(&inside));
-            thread::spawn(move || match space.try_read(10) {
-                Ok(_vma) => {
-                    assert!(inside.fetch_add(1, Relaxed) < 3, "{OVER}");
-                    inside.fetch_sub(1, Relaxed);
-                }
-                Err(error) => assert_eq!(error, ReadError::Busy { addr: 10 }, "{OVER}"),
-            })
+            thread::spawn(move || count(&inside, space.try_read(10)))
         });
+        count(&inside, two[0].try_clone());
         for reader in readers {
             reader.join().unwrap();
         }
         drop(two);
         assert!(space.edit().unwrap().try_write(10).is_ok(), "{OVER}");
     },
-    mutants: &[drop_step(Step::RefuseFull, OVER)],
+    mutants: &[drop_step(Step::RefuseFull, OVER), drop_step(Step::RefuseFullAgain, OVER)],
 };

@@ -14,7 +14,7 @@ mod whole;
 use crate::harness::{Change, Model};
 
 /// All of them.
-pub(crate) static ALL: [Model; 72] = [
+pub(crate) static ALL: [Model; 73] = [
     exchange::INCREMENT,
     exchange::CLAIM,
     exchange::SLEEPER,
@@ -55,6 +55,7 @@ pub(crate) static ALL: [Model; 72] = [
     exclude::THREE_WAYS,
     hazard::PUBLISHED,
     hazard::NEXT_VISIT,
+    hazard::CLONED,
     hazard::COUNTED_ONCE,
     hazard::NOT_IDLE,
     hazard::GIVEN_UP,
