@@ -104,11 +104,20 @@ impl Region {
         self.mapping.memory.range().len()
     }
 
-    /// Its first byte.
+    /// Its first byte. The addresses are the region's until it is moved or dropped.
     ///
-    /// Accesses are as to memory that is mapped shared: others may write at the same time, what is
-    /// discarded changes, and what is protected or unmapped is SIGSEGV. The addresses are the
-    /// region's until it is moved or dropped.
+    /// An access through it of your own may be:
+    ///
+    /// - a plain one (a slice too), as long as nothing changes the same bytes meanwhile. Changes are
+    ///   writes of other threads, [`write`](Self::write) included, and what gives pages back
+    ///   ([`discard`](Self::discard), [`unmap`](Self::unmap), [`resize`](Self::resize); also a
+    ///   [bound](crate::Options::resident), if the source has changed or writes can be lost);
+    /// - otherwise a relaxed or stronger atomic one of aligned words of eight bytes
+    ///   ([`AtomicU64::from_ptr`](std::sync::atomic::AtomicU64::from_ptr)), as
+    ///   [`read`](Self::read) and `write` make them. Accesses of other sizes must not race with
+    ///   those: that is undefined, as for all atomics of Rust.
+    ///
+    /// System calls and devices may access it at any time. What is protected or unmapped is SIGSEGV.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.mapping.memory.as_ptr()
@@ -134,8 +143,8 @@ impl Region {
         self.mapping.backing.budget.as_ref().map(|budget| budget.most_resident() * PAGE)
     }
 
-    /// Copies bytes out, from `offset` on. Bytes that others write meanwhile are old or new, each
-    /// for itself.
+    /// Copies bytes out, from `offset` on, by relaxed atomic loads. Bytes that others write
+    /// meanwhile are old or new, each for itself.
     ///
     /// An access that its page's protection does not let through is SIGSEGV.
     ///
@@ -147,7 +156,8 @@ impl Region {
         copy::from_shared(&self.mapping.memory, offset, bytes);
     }
 
-    /// Copies bytes in, from `offset` on. For a region that is
+    /// Copies bytes in, from `offset` on, by relaxed atomic stores; what is no whole aligned word
+    /// of eight bytes takes a locked instruction. For a region that is
     /// [writable](crate::Options::writable): in others it is SIGSEGV.
     ///
     /// # Panics
