@@ -1,78 +1,118 @@
 //! Copies from and to memory that others may access at the same time.
+//!
+//! Every access here is a relaxed atomic one of an aligned word, also where only some bytes of the
+//! word are meant: accesses of different sizes that race are as undefined as those that are not
+//! atomic. Bytes are written into a word by compare-and-swap, so that its other bytes stay what
+//! other threads make them.
 #![expect(unsafe_code, reason = "reads and writes a region's memory")]
+#![expect(clippy::disallowed_types, reason = "words of memory whose users order their accesses")]
 
 use std::ops::Range;
 use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::mapping::Mapping;
 use crate::sys::{CopyError, Errno, Fill, Memory};
 
-/// Words at a time where both ends allow it.
 const WORD: usize = size_of::<u64>();
 
 /// Copies bytes out of a region, each as it is at some moment.
-///
-/// Volatile, since others may write: the memory is the kernel's, outside of everything that Rust
-/// allocates, so this is no access that the language could call a race.
 pub(crate) fn from_shared(memory: &Memory, offset: usize, bytes: &mut [u8]) {
-    let mut from = part(memory, offset, bytes.len());
-    let (head, words) = split(from, bytes.len());
-    let (head, rest) = bytes.split_at_mut(head);
-    let (words, tail) = rest.split_at_mut(words);
-    for byte in head {
-        // SAFETY: within the memory, which is mapped while it is borrowed.
-        *byte = unsafe { from.read_volatile() };
-        from = from.wrapping_add(1);
+    let mut words = Words::new(memory, offset, bytes.len());
+    let (head, rest) = bytes.split_at_mut(before_word(offset, bytes.len()));
+    if !head.is_empty() {
+        head.copy_from_slice(&words.next().load()[offset % WORD..][..head.len()]);
     }
-    for word in words.chunks_exact_mut(WORD) {
-        // SAFETY: as above, and aligned.
-        let value = unsafe { from.cast::<u64>().read_volatile() };
-        word.copy_from_slice(&value.to_ne_bytes());
-        from = from.wrapping_add(WORD);
+    let (whole, tail) = rest.as_chunks_mut();
+    for bytes in whole {
+        *bytes = words.next().load();
     }
-    for byte in tail {
-        // SAFETY: as above.
-        *byte = unsafe { from.read_volatile() };
-        from = from.wrapping_add(1);
+    if !tail.is_empty() {
+        tail.copy_from_slice(&words.next().load()[..tail.len()]);
     }
 }
 
-/// Copies bytes into a region, as [`from_shared`] copies them out.
+/// Copies bytes into a region, each at some moment.
 pub(crate) fn to_shared(memory: &Memory, offset: usize, bytes: &[u8]) {
-    let mut to = part(memory, offset, bytes.len());
-    let (head, words) = split(to, bytes.len());
-    let (head, rest) = bytes.split_at(head);
-    let (words, tail) = rest.split_at(words);
-    for byte in head {
-        // SAFETY: within the memory, which is mapped while it is borrowed.
-        unsafe { to.write_volatile(*byte) };
-        to = to.wrapping_add(1);
+    let mut words = Words::new(memory, offset, bytes.len());
+    let (head, rest) = bytes.split_at(before_word(offset, bytes.len()));
+    if !head.is_empty() {
+        words.next().store_part(offset % WORD, head);
     }
-    for word in words.chunks_exact(WORD) {
-        let mut value = [0; WORD];
-        value.copy_from_slice(word);
-        // SAFETY: as above, and aligned.
-        unsafe { to.cast::<u64>().write_volatile(u64::from_ne_bytes(value)) };
-        to = to.wrapping_add(WORD);
+    let (whole, tail) = rest.as_chunks();
+    for bytes in whole {
+        words.next().store(*bytes);
     }
-    for byte in tail {
-        // SAFETY: as above.
-        unsafe { to.write_volatile(*byte) };
-        to = to.wrapping_add(1);
+    if !tail.is_empty() {
+        words.next().store_part(0, tail);
     }
 }
 
-/// Where so many bytes from an offset on are, all within the memory.
-fn part(memory: &Memory, offset: usize, len: usize) -> *mut u8 {
-    let room = memory.range().len();
-    assert!(offset <= room && len <= room - offset, "{len} bytes at {offset} are within {room}");
-    memory.as_ptr().wrapping_add(offset)
+/// How many of the bytes lie before the first word that begins among them.
+fn before_word(offset: usize, len: usize) -> usize {
+    (offset.next_multiple_of(WORD) - offset).min(len)
 }
 
-/// How many bytes there are before the first aligned word, and how many bytes in words then.
-fn split(shared: *const u8, len: usize) -> (usize, usize) {
-    let head = shared.align_offset(WORD).min(len);
-    (head, (len - head) / WORD * WORD)
+/// The words of some bytes of a memory, in order.
+struct Words<'m> {
+    /// Invariant: an aligned word of `memory`, or its end.
+    next: *mut u64,
+    memory: &'m Memory,
+}
+
+impl<'m> Words<'m> {
+    fn new(memory: &'m Memory, offset: usize, len: usize) -> Self {
+        let room = memory.range().len();
+        let fits = offset <= room && len <= room - offset;
+        assert!(fits, "{len} bytes at {offset} are not within {room}");
+        // Memory begins and ends with pages, so with words.
+        let next = memory.as_ptr().cast::<u64>().wrapping_add(offset / WORD);
+        Self { next, memory }
+    }
+
+    /// The next word. Asked for once for each word that has some of the bytes.
+    #[inline]
+    fn next(&mut self) -> Word<'m> {
+        debug_assert!(self.memory.range().contains(&self.next.addr()), "within the memory");
+        // SAFETY: aligned, and mapped while the memory is borrowed (invariant of `next`). Whether
+        // its page is there does not matter: if not, the access faults and is made again. Others
+        // access it by this function or as `Region::as_ptr` demands it, and slices of it are lent
+        // only while nothing writes it; the kernel and devices are no threads of the language.
+        let word = unsafe { AtomicU64::from_ptr(self.next) };
+        self.next = self.next.wrapping_add(1);
+        Word(word)
+    }
+}
+
+/// Eight bytes of a memory.
+struct Word<'m>(&'m AtomicU64);
+
+impl Word<'_> {
+    #[inline]
+    fn load(&self) -> [u8; WORD] {
+        // RELAXED: here and below, what orders accesses of several threads is theirs.
+        self.0.load(Relaxed).to_ne_bytes()
+    }
+
+    #[inline]
+    fn store(&self, bytes: [u8; WORD]) {
+        self.0.store(u64::from_ne_bytes(bytes), Relaxed);
+    }
+
+    /// Writes the bytes from `at` on.
+    fn store_part(&self, at: usize, bytes: &[u8]) {
+        // A guess, so that the first access is a write: a page that is missing is one fault then.
+        let mut found = 0;
+        loop {
+            let mut new = u64::to_ne_bytes(found);
+            new[at..][..bytes.len()].copy_from_slice(bytes);
+            let new = u64::from_ne_bytes(new);
+            match self.0.compare_exchange_weak(found, new, Relaxed, Relaxed) {
+                Ok(_) => return,
+                Err(now) => found = now,
+            }
+        }
+    }
 }
 
 /// A part of a mapping as a slice.
@@ -115,4 +155,61 @@ pub(crate) fn dirty_pages(old: &Mapping, new: &Mapping) -> Result<usize, Errno> 
         copied += new.records.fill(new.pages(&part), true, Some(new.records.tick()));
     }
     Ok(copied)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::{Access, PageSize};
+
+    fn memory() -> Memory {
+        let memory = Memory::map(4096, PageSize::Small).unwrap();
+        memory.protect(0..4096, Access::ReadWrite).unwrap();
+        memory
+    }
+
+    #[test]
+    fn bytes_at_any_offset_and_of_any_number_are_copied() {
+        let memory = memory();
+        let mut expected = [0_u8; 64];
+        for (offset, len) in (0..20).flat_map(|offset| (0..30).map(move |len| (offset, len))) {
+            let bytes: Vec<u8> = (0..len).map(|at| (offset * 31 + at * 7 + 1) as u8).collect();
+            to_shared(&memory, offset, &bytes);
+            expected[offset..][..len].copy_from_slice(&bytes);
+            let mut found = [0; 64];
+            from_shared(&memory, 0, &mut found);
+            assert_eq!(found, expected, "{len} bytes at {offset}");
+            let mut part = vec![0; len];
+            from_shared(&memory, offset, &mut part);
+            assert_eq!(part, bytes, "{len} bytes at {offset}");
+        }
+        from_shared(&memory, 4095, &mut [0]);
+        to_shared(&memory, 4096, &[]);
+    }
+
+    #[test]
+    fn threads_that_write_bytes_of_one_word_lose_none() {
+        let memory = &memory();
+        std::thread::scope(|scope| {
+            for at in [7, 8, 9, 10] {
+                scope.spawn(move || {
+                    for value in (0..=255).cycle().take(50_000) {
+                        to_shared(memory, at, &[value]);
+                        // Until long after: others write what they found before.
+                        for _ in 0..20 {
+                            let mut found = [0];
+                            from_shared(memory, at, &mut found);
+                            assert_eq!(found, [value], "at {at}");
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "are not within")]
+    fn bytes_beyond_the_memory_are_refused() {
+        from_shared(&memory(), 4090, &mut [0; 7]);
+    }
 }

@@ -149,9 +149,19 @@ pub enum Error {
         "a thread to serve the region could not be started: {0}; check ulimit -u and ulimit -n"
     )]
     Thread(#[source] io::Error),
-    /// The address space could not take the change.
-    #[error("the address space could not take the change: {0}")]
-    Space(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The operation would wait for its own thread: it is called in a method of a source, or a
+    /// guard or exclusion of the thread is in its way. Call it on another thread, or afterwards.
+    #[error("a source's methods may not map, change or drop regions: do it on another thread")]
+    InsideSource,
+    /// No memory was left to note the change. Free some, and try again.
+    #[error("no memory was left to note the change: free some, and try again")]
+    OutOfMemory,
+    /// Another thread is mapping, unmapping or changing a part of the range. Try again.
+    #[error("another thread is changing {0:#x?} in the region: try again")]
+    Busy(Range<usize>),
+    /// A reason that this crate does not expect. Nothing can be done but to report it.
+    #[error("a change was refused that should have been possible, please report it: {0}")]
+    Unexpected(#[source] ChangeError),
 }
 
 impl Error {
@@ -162,7 +172,14 @@ impl Error {
         match error {
             ChangeError::NotMapped { range } => Self::NotMapped(offsets(range)),
             ChangeError::Overlap { existing } => Self::Overlap(offsets(existing)),
-            other => Self::Space(other.into()),
+            ChangeError::Reserved { range } | ChangeError::Excluded { vma: range } => {
+                Self::Busy(offsets(range))
+            }
+            ChangeError::OwnEdit | ChangeError::GuardHeld | ChangeError::OwnExclusion => {
+                Self::InsideSource
+            }
+            ChangeError::OutOfMemory { .. } => Self::OutOfMemory,
+            other => Self::Unexpected(other),
         }
     }
 }

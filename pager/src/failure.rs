@@ -194,6 +194,6 @@ fn exit(code: c_int, message: &str) -> ! {
         unsafe { libc::_exit(code) }
     }
     loop {
-        crate::signal::yield_now();
+        std::thread::yield_now();
     }
 }

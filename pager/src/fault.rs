@@ -399,10 +399,11 @@ impl Wanted {
         Some(Self { chunk, time, len: mapping.backing.len() })
     }
 
-    /// Reads it; what lies behind the region's length is zeros.
+    /// Reads it. What lies behind the region's length is zeros, and so is what the source does not
+    /// fill although it should: never bytes that were read before.
     fn read(&self, source: &dyn Source, buffer: &mut [u8]) -> Result<(), ReadFailed> {
         let inside = self.chunk.len().min(self.len.saturating_sub(self.chunk.start));
-        buffer[inside..self.chunk.len()].fill(0);
+        buffer[..self.chunk.len()].fill(0);
         source.read_at(self.chunk.start as u64, &mut buffer[..inside])
     }
 

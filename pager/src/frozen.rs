@@ -4,8 +4,13 @@
 use std::fmt;
 use std::ops::Deref;
 
+use crate::Error;
+use crate::accesses::Accesses;
+use crate::options::Options;
+use crate::region::Region;
+use crate::signal::SignalsBlocked;
 use crate::source::SignalSafe;
-use crate::{Error, Options, Region};
+use crate::sys::Access;
 
 /// The bytes of a [`Source`](crate::Source), each page filled once, when it is first touched.
 ///
@@ -41,14 +46,43 @@ impl FrozenRegion {
         Options::new().map(source)?.freeze()
     }
 
-    pub(crate) fn new(region: Region) -> Self {
-        Self { region }
-    }
-
     /// Makes it a region that can be changed again.
     #[must_use]
     pub fn thaw(self) -> Region {
         self.region
+    }
+}
+
+impl Region {
+    /// Makes it a slice that does not change any more: what is there stays, a bound of resident
+    /// pages is lifted, and writes end in SIGSEGV.
+    ///
+    /// Pages that were discarded or evicted before are read again, once.
+    ///
+    /// # Errors
+    ///
+    /// When some of it is not mapped or [protected](Self::protect) against reads; when the kernel or
+    /// memory run out. The region is dropped then: [write back](Self::write_back) first what must
+    /// not be lost.
+    pub fn freeze(mut self) -> Result<FrozenRegion, Error> {
+        self.lift_bound();
+        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
+        let alone = self.exclude(&self.part(0..self.len())?)?;
+        let parts = Accesses::of(&alone, self.mapping())?;
+        drop(alone);
+        if let Some(gap) = parts.gap() {
+            return Err(Error::NotMapped(gap));
+        }
+        for (part, access) in parts.mapped() {
+            match access {
+                Access::None => return Err(Error::NoAccess(part)),
+                Access::Read => {}
+                Access::ReadWrite => {
+                    self.protect(part.start..part.end.min(self.len()), Access::Read)?;
+                }
+            }
+        }
+        Ok(FrozenRegion { region: self })
     }
 }
 

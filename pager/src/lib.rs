@@ -171,6 +171,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("pervma-pager needs Linux: it is made of userfaultfd");
 
+mod accesses;
 mod budget;
 mod copy;
 mod error;

@@ -8,6 +8,7 @@ use std::thread;
 use pervma::ChangeError;
 
 use crate::Error;
+use crate::accesses::Accesses;
 use crate::copy;
 use crate::mapping::{Mapping, PAGE, Piece, SPACE};
 use crate::records::Records;
@@ -44,7 +45,7 @@ pub(crate) fn write_back(mapping: &Arc<Mapping>, part: &Range<usize>) -> Result<
     loop {
         let next = runs(mapping, &rest, Records::is_dirty).next();
         let Some(run) = next else { return Ok(bytes) };
-        let write = |mapping: &Mapping, accesses: &Accesses| {
+        let write = |mapping: &Mapping, accesses: &Accesses<'_>| {
             write_alone(mapping, &run, accesses, Then::Stay)
         };
         match isolated(mapping, &run, write)? {
@@ -117,33 +118,34 @@ pub(crate) fn runs(
     })
 }
 
-/// What may be accessed where, of what is excluded.
-type Accesses = [(Range<usize>, Access)];
-
 /// Does `work` while nobody is inside of the VMAs of a part. `None` if it is not mapped any more.
 fn excluded<V>(
     mapping: &Mapping,
     part: &Range<usize>,
-    work: impl FnOnce(&Mapping, &Accesses) -> V,
+    work: impl FnOnce(&Mapping, &Accesses<'_>) -> V,
 ) -> Result<Option<(V, pervma::Exclusion<'static, Piece>)>, Error> {
-    let Some(alone) = if_mapped(|| SPACE.exclude(mapping.addresses(part)))? else {
+    let Some(alone) = if_mapped(mapping, || SPACE.exclude(mapping.addresses(part)))? else {
         return Ok(None);
     };
     alone.wait();
-    let accesses: Vec<_> = alone.iter().map(|(vma, piece)| (vma, piece.access)).collect();
+    let accesses = Accesses::of(&alone, mapping)?;
     let done = work(mapping, &accesses);
     Ok(Some((done, alone)))
 }
 
 /// What `change` does, when nobody is mapping or unmapping any of its range; `None` if that is not
 /// mapped any more.
-fn if_mapped<V>(mut change: impl FnMut() -> Result<V, ChangeError>) -> Result<Option<V>, Error> {
+fn if_mapped<V>(
+    mapping: &Mapping,
+    mut change: impl FnMut() -> Result<V, ChangeError>,
+) -> Result<Option<V>, Error> {
+    let base = mapping.memory.range().start;
     loop {
         match change() {
             Ok(done) => return Ok(Some(done)),
             Err(ChangeError::NotMapped { .. }) => return Ok(None),
             Err(ChangeError::Reserved { .. }) => thread::yield_now(),
-            Err(error) => return Err(Error::Space(error.into())),
+            Err(error) => return Err(Error::of_change(error, base)),
         }
     }
 }
@@ -153,11 +155,11 @@ fn if_mapped<V>(mut change: impl FnMut() -> Result<V, ChangeError>) -> Result<Op
 fn isolated<V>(
     mapping: &Mapping,
     part: &Range<usize>,
-    work: impl FnOnce(&Mapping, &Accesses) -> V,
+    work: impl FnOnce(&Mapping, &Accesses<'_>) -> V,
 ) -> Result<Option<V>, Error> {
     let addresses = mapping.addresses(part);
     let set_off = |_, piece: &Piece| Piece { is_isolated: true, ..piece.clone() };
-    if if_mapped(|| SPACE.update(addresses.clone(), set_off))?.is_none() {
+    if if_mapped(mapping, || SPACE.update(addresses.clone(), set_off))?.is_none() {
         return Ok(None);
     }
     let done = excluded(mapping, part, work);
@@ -174,17 +176,20 @@ fn isolated<V>(
 }
 
 /// Writes the written pages of a part, which the caller has alone.
-fn write_alone(mapping: &Mapping, part: &Range<usize>, accesses: &Accesses, then: Then) -> Written {
+fn write_alone(
+    mapping: &Mapping,
+    part: &Range<usize>,
+    accesses: &Accesses<'_>,
+    then: Then,
+) -> Written {
     let mut written = Written::default();
     for run in runs(mapping, part, Records::is_dirty) {
-        let addresses = mapping.addresses(&run);
-        for (vma, access) in accesses {
-            let within = vma.start.max(addresses.start)..vma.end.min(addresses.end);
-            if within.is_empty() {
+        for (part, access) in accesses.mapped() {
+            let run = part.start.max(run.start)..part.end.min(run.end);
+            if run.is_empty() {
                 continue;
             }
-            let run = mapping.offset_of(within.start)..mapping.offset_of(within.end);
-            if let Err(error) = write_run(mapping, &run, *access, then, &mut written) {
+            if let Err(error) = write_run(mapping, &run, access, then, &mut written) {
                 mapping.records.mark_stuck(mapping.pages(&run));
                 written.error = Some(error);
                 return written;

@@ -16,7 +16,8 @@ use common::{
 use libc::{SIGBUS, SIGSEGV};
 use pervma_pager::sys::Access;
 use pervma_pager::{
-    Error, Failure, FileSource, MemorySource, OnFailure, Options, ReadFailed, Response, Source,
+    Error, Failure, FileSource, MemorySource, OnFailure, Options, ReadFailed, Response, SignalSafe,
+    Source,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -644,6 +645,71 @@ fn a_fault_whose_page_came_is_not_served_again() {
     // The same thread serves this, after what it had to do.
     assert_eq!(byte(&region, 64 * PAGE), 1);
     assert!(region.written(0..region.len()).unwrap().is_empty());
+}
+
+/// Says that it has filled what it has not.
+struct Lazy;
+
+impl Source for Lazy {
+    fn size(&self) -> u64 {
+        64 * PAGE as u64 - 5
+    }
+
+    fn read_at(&self, _offset: u64, _buf: &mut [u8]) -> Result<(), ReadFailed> {
+        Ok(())
+    }
+}
+
+// SAFETY: it does nothing.
+unsafe impl SignalSafe for Lazy {}
+
+#[test]
+fn what_a_source_does_not_fill_is_zeros_and_not_another_regions() {
+    common::watch();
+    for mode in MODES {
+        for granule in [1, 16] {
+            let secret = file_with(&[7; 64 * PAGE]);
+            let options = Options::new().granule(granule * PAGE);
+            let secret = FileSource::new(secret).unwrap();
+            let [secret, lazy] = match mode {
+                Mode::Signal => [options.clone().map(secret), options.map(Lazy)],
+                Mode::Thread => {
+                    let options = options.handler_threads(1);
+                    [options.clone().map(secret), options.map(Lazy)]
+                }
+            }
+            .map(|region| region.unwrap());
+            for page in 0..64 {
+                assert_eq!(byte(&secret, page * PAGE), 7);
+                assert_eq!(byte(&lazy, page * PAGE), 0, "{mode:?} {granule}");
+            }
+            assert!(bytes(&lazy).iter().all(|&byte| byte == 0), "{mode:?} {granule}");
+        }
+    }
+}
+
+/// Maps a region in a handler thread, which reads its source then.
+struct Nested(Mutex<Option<Error>>);
+
+impl Source for Nested {
+    fn size(&self) -> u64 {
+        PAGE as u64
+    }
+
+    fn read_at(&self, _offset: u64, _buf: &mut [u8]) -> Result<(), ReadFailed> {
+        *self.0.lock().unwrap() = Options::new().map(MemorySource::new([1].as_slice())).err();
+        Ok(())
+    }
+}
+
+#[test]
+fn a_source_that_maps_a_region_is_told_where_it_is() {
+    common::watch();
+    let source = Arc::new(Nested(Mutex::new(None)));
+    let region = Options::new().handler_threads(1).map(Arc::clone(&source)).unwrap();
+    assert_eq!(byte(&region, 0), 0);
+    let refused = source.0.lock().unwrap().take();
+    assert!(matches!(refused, Some(Error::InsideSource)), "{refused:?}");
 }
 
 #[test]

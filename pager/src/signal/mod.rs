@@ -1,22 +1,25 @@
 //! The SIGBUS handler of this process.
 #![expect(unsafe_code, reason = "installs and is a signal handler")]
 
+mod action;
+mod mask;
 mod previous;
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
-use std::marker::PhantomData;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use libc::{SIGBUS, siginfo_t};
 use pervma::{HandlerScope, StdPlatform};
 use rustix::thread::Timespec;
 
+use self::action::set_action;
+pub(crate) use self::mask::{SignalsBlocked, is_blocked};
 use self::previous::Previous;
 use crate::failure::Response;
 use crate::fault::{self, Cause, Scratch, Verdict};
 use crate::stats::Shard;
-use crate::sys::{Errno, last_errno};
+use crate::sys::Errno;
 
 /// Whoever handled SIGBUS before us. Set before our handler is installed, so that the handler can
 /// always read it.
@@ -30,7 +33,7 @@ pub(crate) fn install() -> Result<(), Errno> {
         // A thread that may not is no reason for another one not to.
         let previous = Previous::query()?;
         PREVIOUS.get_or_init(|| previous);
-        set_action(&action())?;
+        set_action(&our_action())?;
         *installed = true;
     }
     Ok(())
@@ -38,7 +41,7 @@ pub(crate) fn install() -> Result<(), Errno> {
 
 /// Our handler, with every signal blocked while it runs and system calls restarted after a SIGBUS
 /// that was sent.
-fn action() -> libc::sigaction {
+fn our_action() -> libc::sigaction {
     // SAFETY: a C structure of integers and an optional function: all zeros is valid.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction =
@@ -47,68 +50,6 @@ fn action() -> libc::sigaction {
     // SAFETY: writes the set that it is given.
     unsafe { libc::sigfillset(&raw mut action.sa_mask) };
     action
-}
-
-/// Makes `action` the process's for SIGBUS. Async-signal-safe, but for `errno`.
-fn set_action(action: &libc::sigaction) -> Result<(), Errno> {
-    // SAFETY: the action is a valid one: ours, or one that the process had.
-    match unsafe { libc::sigaction(SIGBUS, action, std::ptr::null_mut()) } {
-        0 => Ok(()),
-        _ => Err(last_errno()),
-    }
-}
-
-/// Whether SIGBUS is blocked in the running thread: the kernel then kills the process at a fault,
-/// whatever handler it has.
-pub(crate) fn is_blocked() -> Result<bool, Errno> {
-    // SAFETY: a C structure of integers: all zeros is valid.
-    let none: libc::sigset_t = unsafe { std::mem::zeroed() };
-    let mask = change_mask(libc::SIG_BLOCK, &none)?;
-    // SAFETY: a valid set.
-    Ok(unsafe { libc::sigismember(&raw const mask, SIGBUS) == 1 })
-}
-
-/// Changes the running thread's mask; what it was.
-fn change_mask(how: c_int, set: &libc::sigset_t) -> Result<libc::sigset_t, Errno> {
-    // SAFETY: a C structure of integers: all zeros is valid.
-    let mut before: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: valid sets, of which the second is written.
-    match unsafe { libc::pthread_sigmask(how, set, &raw mut before) } {
-        0 => Ok(before),
-        errno => Err(Errno::from_raw_os_error(errno)),
-    }
-}
-
-/// While it lives, its thread takes no signal but those of faults, and neither will a thread that it
-/// starts.
-///
-/// For whoever is about to close VMAs to others: a handler that touched them would wait for the
-/// thread that it interrupted.
-pub(crate) struct SignalsBlocked {
-    before: libc::sigset_t,
-    _of_thread: PhantomData<*const ()>,
-}
-
-impl SignalsBlocked {
-    /// Fails where a filter refuses it.
-    pub(crate) fn new() -> Result<Self, Errno> {
-        // SAFETY: a C structure of integers: all zeros is valid.
-        let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
-        // SAFETY: writes the set that it is given.
-        unsafe { libc::sigfillset(&raw mut all) };
-        for fault in [SIGBUS, libc::SIGSEGV, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP] {
-            // SAFETY: a valid set and a signal.
-            unsafe { libc::sigdelset(&raw mut all, fault) };
-        }
-        Ok(Self { before: change_mask(libc::SIG_BLOCK, &all)?, _of_thread: PhantomData })
-    }
-}
-
-impl Drop for SignalsBlocked {
-    fn drop(&mut self) {
-        // On the thread whose set it is. What could be changed can be changed back.
-        let _ = change_mask(libc::SIG_SETMASK, &self.before);
-    }
 }
 
 /// A SIGBUS that a handler thread sends to a thread that sleeps for a fault, where a filter lets it
@@ -255,18 +196,12 @@ fn respond(addr: usize, cause: Option<Cause>, context: *mut c_void) -> bool {
 fn rest(times: u32) {
     const SPINS: u32 = 64;
     if times < SPINS {
-        yield_now();
+        std::thread::yield_now();
     } else {
         let nanos = i64::from(times.min(20 * SPINS)) * 1000;
         // Interrupted is as good as done: the access decides.
         let _ = rustix::thread::nanosleep(&Timespec { tv_sec: 0, tv_nsec: nanos });
     }
-}
-
-/// Lets another thread run, if the kernel lets this one.
-pub(crate) fn yield_now() {
-    // SAFETY: no condition.
-    unsafe { libc::sched_yield() };
 }
 
 /// How often this thread has been put off since it had a fault served.

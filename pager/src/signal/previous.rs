@@ -10,7 +10,7 @@ use std::ptr;
 
 use libc::{SIG_DFL, SIG_IGN, SIGBUS, siginfo_t, sigset_t, ucontext_t};
 
-use super::set_action;
+use super::action::set_action;
 use crate::sys::{Errno, last_errno};
 
 /// The process's action for SIGBUS at the time it was queried.

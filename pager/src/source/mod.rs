@@ -43,7 +43,8 @@ pub trait Source: Send + Sync {
     /// The size in bytes. Asked when the region is mapped or made larger, not in a handler.
     fn size(&self) -> u64;
 
-    /// Fills `buf` with the bytes from `offset` on; they lie within the size.
+    /// Fills `buf` with the bytes from `offset` on; they lie within the size. It is a buffer of the
+    /// thread that serves the fault, and all zeros: what is not filled stays zeros.
     ///
     /// Both are whole pages, but for the end of the source. It is called by several threads at
     /// once, and may not touch the region. A panic ends the process.

@@ -1,5 +1,7 @@
 //! A region that is changed while it is used.
 
+mod resize;
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,17 +9,18 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use pervma::{ChangeError, Exclusion};
 
+use crate::Error;
+use crate::accesses::Accesses;
 use crate::copy;
 use crate::evict::Evictor;
 use crate::failure::WriteBackFailure;
-use crate::mapping::{Backing, Mapping, Outcome, PAGE, Piece, Place, SOURCES, SPACE};
+use crate::mapping::{Backing, Mapping, PAGE, Piece, Place, SOURCES, SPACE};
 use crate::poller::Pollers;
 use crate::records::Records;
 use crate::signal::SignalsBlocked;
 use crate::source::Source;
-use crate::sys::{Access, Errno};
+use crate::sys::Access;
 use crate::write_back::write_back;
-use crate::{Error, FrozenRegion};
 
 /// The bytes of a [`Source`], filled on demand, that can be given back, protected, unmapped, moved
 /// and written while other threads use them. Made by [`Options::map`](crate::Options::map).
@@ -71,8 +74,7 @@ impl Region {
         let place = Arc::new(Place::new(Arc::clone(&mapping)));
         // From here on, what fails is undone by its drop.
         let mut region = Self { evictor: None, pollers: None, mapping, place };
-        let source = backing.number..backing.number + 1;
-        insert(&SOURCES, source, Arc::clone(&backing))?;
+        enter(&backing)?;
         if backing.is_threaded {
             let pollers = Pollers::start(&backing, threads);
             region.pollers = Some(pollers.map_err(Error::Thread)?);
@@ -104,11 +106,20 @@ impl Region {
         self.mapping.memory.range().len()
     }
 
-    /// Its first byte.
+    /// Its first byte. The addresses are the region's until it is moved or dropped.
     ///
-    /// Accesses are as to memory that is mapped shared: others may write at the same time, what is
-    /// discarded changes, and what is protected or unmapped is SIGSEGV. The addresses are the
-    /// region's until it is moved or dropped.
+    /// An access through it of your own may be:
+    ///
+    /// - a plain one (a slice too), as long as nothing changes the same bytes meanwhile. Changes are
+    ///   writes of other threads, [`write`](Self::write) included, and what gives pages back
+    ///   ([`discard`](Self::discard), [`unmap`](Self::unmap), [`resize`](Self::resize); also a
+    ///   [bound](crate::Options::resident), if the source has changed or writes can be lost);
+    /// - otherwise a relaxed or stronger atomic one of aligned words of eight bytes
+    ///   ([`AtomicU64::from_ptr`](std::sync::atomic::AtomicU64::from_ptr)), as
+    ///   [`read`](Self::read) and `write` make them. Accesses of other sizes must not race with
+    ///   those: that is undefined, as for all atomics of Rust.
+    ///
+    /// System calls and devices may access it at any time. What is protected or unmapped is SIGSEGV.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.mapping.memory.as_ptr()
@@ -134,8 +145,8 @@ impl Region {
         self.mapping.backing.budget.as_ref().map(|budget| budget.most_resident() * PAGE)
     }
 
-    /// Copies bytes out, from `offset` on. Bytes that others write meanwhile are old or new, each
-    /// for itself.
+    /// Copies bytes out, from `offset` on, by relaxed atomic loads. Bytes that others write
+    /// meanwhile are old or new, each for itself.
     ///
     /// An access that its page's protection does not let through is SIGSEGV.
     ///
@@ -147,7 +158,8 @@ impl Region {
         copy::from_shared(&self.mapping.memory, offset, bytes);
     }
 
-    /// Copies bytes in, from `offset` on. For a region that is
+    /// Copies bytes in, from `offset` on, by relaxed atomic stores; what is no whole aligned word
+    /// of eight bytes takes a locked instruction. For a region that is
     /// [writable](crate::Options::writable): in others it is SIGSEGV.
     ///
     /// # Panics
@@ -267,7 +279,7 @@ impl Region {
         let mapping = &self.mapping;
         let access = if mapping.backing.is_tracked { Access::ReadWrite } else { Access::Read };
         let addresses = mapping.addresses(&part);
-        let mut edit = SPACE.edit().map_err(|error| Error::Space(error.into()))?;
+        let mut edit = SPACE.edit().map_err(|error| self.of_change(error.into()))?;
         let reservation = edit.reserve(addresses.clone());
         drop(edit);
         let mut reservation = match reservation {
@@ -292,152 +304,6 @@ impl Region {
         })?;
         mapping.join(&addresses);
         Ok(())
-    }
-
-    /// Makes the region shorter or longer. When it becomes longer than its
-    /// [capacity](Self::capacity) it moves; otherwise it stays where it is.
-    ///
-    /// What it loses is unmapped. What it gains is mapped as after the region was made; the source
-    /// must have that many bytes by now. What it gains in the page in which it ended is the source's
-    /// as well, also if that page was written.
-    ///
-    /// # Errors
-    ///
-    /// When the source is too short or fails, or the length is 0; when the kernel or memory run out.
-    #[doc(alias = "mremap")]
-    pub fn resize(&mut self, len: usize) -> Result<(), Error> {
-        let bytes = self.mapping.backing.source.size();
-        let before = self.len();
-        if len == 0 {
-            return Err(Error::Empty);
-        }
-        if len > before && len as u64 > bytes {
-            return Err(Error::BeyondSource { bytes });
-        }
-        if len > self.capacity() {
-            self.relocate(len)?;
-        }
-        let page = self.page_size();
-        let (mapped, wanted) = (before.next_multiple_of(page), len.next_multiple_of(page));
-        if len < before {
-            if wanted < mapped {
-                match self.unmap(wanted..before) {
-                    Ok(()) | Err(Error::NotMapped(_)) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            self.mapping.backing.set_len(len);
-            return Ok(());
-        }
-        let last = mapped - page..mapped;
-        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
-        match self.exclude(&last) {
-            Ok(alone) => {
-                let is_dirty =
-                    self.mapping.pages(&last).any(|page| self.mapping.records.is_dirty(page));
-                if before < mapped {
-                    if is_dirty {
-                        self.read_behind(before..len.min(mapped), &alone)?;
-                    } else {
-                        self.mapping.give_back(&last).map_err(Error::Change)?;
-                    }
-                }
-                self.mapping.backing.set_len(len);
-                drop(alone);
-            }
-            Err(Error::NotMapped(_)) => self.mapping.backing.set_len(len),
-            Err(error) => return Err(error),
-        }
-        if mapped < wanted
-            && let Err(error) = self.map(mapped..len)
-        {
-            self.mapping.backing.set_len(before);
-            return Err(error);
-        }
-        Ok(())
-    }
-
-    /// Reads from the source what lies behind the region's end so far, in its last page, which was
-    /// written and is excluded.
-    fn read_behind(
-        &self,
-        behind: Range<usize>,
-        alone: &Exclusion<'static, Piece>,
-    ) -> Result<(), Error> {
-        let mut bytes = vec![0; behind.len()];
-        let source = &self.mapping.backing.source;
-        source.read_at(behind.start as u64, &mut bytes).map_err(|_| Error::ReadFailed)?;
-        let before = Accesses::of(alone, &self.mapping)?;
-        before.change(Access::ReadWrite)?;
-        let page = self.mapping.page_at(behind.start);
-        let outcome = self.mapping.let_write(&page);
-        if outcome == Outcome::Done {
-            copy::to_shared(&self.mapping.memory, behind.start, &bytes);
-        }
-        before.restore();
-        if outcome == Outcome::Done { Ok(()) } else { Err(Error::Change(Errno::AGAIN)) }
-    }
-
-    /// Moves the region to other addresses, with room for `capacity` bytes there, and at least for
-    /// its length. What was written moves; other pages are filled from the source again.
-    ///
-    /// Accesses to the old addresses are SIGSEGV from now on, until something else is mapped there.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel or memory run out.
-    #[doc(alias = "mremap")]
-    pub fn relocate(&mut self, capacity: usize) -> Result<(), Error> {
-        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
-        let old = Arc::clone(&self.mapping);
-        let page = self.page_size();
-        let room = self.len().next_multiple_of(page);
-        let new = Mapping::new(Arc::clone(&old.backing), capacity.max(room))?;
-        let new = Arc::new(new);
-        // The evictor and the writer would work at the old place.
-        let mut place = self.place.write();
-        let copied = match self.exclude(&(0..room)) {
-            // All of it is unmapped.
-            Err(Error::NotMapped(_)) => 0,
-            Err(error) => return Err(error),
-            Ok(alone) => self.move_alone(&new, alone)?,
-        };
-        if let Some(budget) = &old.backing.budget {
-            let gone = old.records.times(Records::is_present).count().saturating_sub(copied);
-            budget.give(old.backing.counted(gone));
-        }
-        *place = Arc::clone(&new);
-        drop(place);
-        self.mapping = new;
-        Ok(())
-    }
-
-    /// Moves what is excluded, and says how many pages were copied.
-    fn move_alone(
-        &self,
-        new: &Arc<Mapping>,
-        alone: Exclusion<'static, Piece>,
-    ) -> Result<usize, Error> {
-        let old = &self.mapping;
-        let before = Accesses::of(&alone, old)?;
-        new.records.inherit_times(&old.records);
-        let copied = before.make_readable().and_then(|()| copy::dirty_pages(old, new));
-        let moved = copied.map_err(Error::Change).and_then(|copied| {
-            for (part, access) in before.mapped() {
-                new.memory.protect(part, access).map_err(Error::Change)?;
-            }
-            let to = new.memory.range().start;
-            let moved = alone.relocate(to, |_, piece| Piece {
-                mapping: Arc::clone(new),
-                access: piece.access,
-                is_isolated: false,
-            });
-            moved.map(|_old| copied).map_err(|error| self.of_change(error))
-        });
-        if moved.is_err() {
-            before.restore();
-        }
-        moved
     }
 
     /// The pages of a range that were written since they were filled, or since they were last
@@ -493,38 +359,12 @@ impl Region {
         pages.any(|page| records.is_stuck(page)).then_some(failure)
     }
 
-    /// Makes it a slice that does not change any more: what is there stays, a bound of resident
-    /// pages is lifted, and writes end in SIGSEGV.
-    ///
-    /// Pages that were discarded or evicted before are read again, once.
-    ///
-    /// # Errors
-    ///
-    /// When some of it is not mapped or [protected](Self::protect) against reads; when the kernel or
-    /// memory run out. The region is dropped then: [write back](Self::write_back) first what must
-    /// not be lost.
-    pub fn freeze(mut self) -> Result<FrozenRegion, Error> {
+    /// Nothing is given back any more to keep a bound.
+    pub(crate) fn lift_bound(&mut self) {
         if let Some(budget) = &self.mapping.backing.budget {
             budget.lift();
         }
         self.evictor = None;
-        let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
-        let alone = self.exclude(&self.part(0..self.len())?)?;
-        let parts = Accesses::of(&alone, &self.mapping)?;
-        drop(alone);
-        if let Some(gap) = parts.gap() {
-            return Err(Error::NotMapped(gap));
-        }
-        for (part, access) in parts.mapped() {
-            match access {
-                Access::None => return Err(Error::NoAccess(part)),
-                Access::Read => {}
-                Access::ReadWrite => {
-                    self.protect(part.start..part.end.min(self.len()), Access::Read)?;
-                }
-            }
-        }
-        Ok(FrozenRegion::new(self))
     }
 
     pub(crate) fn mapping(&self) -> &Mapping {
@@ -532,7 +372,7 @@ impl Region {
     }
 
     /// A range as whole pages.
-    fn part(&self, range: Range<usize>) -> Result<Range<usize>, Error> {
+    pub(crate) fn part(&self, range: Range<usize>) -> Result<Range<usize>, Error> {
         let (len, page) = (self.len(), self.page_size());
         let end = if range.end == len { len.next_multiple_of(page) } else { range.end };
         let is_pages = range.start.is_multiple_of(page) && end.is_multiple_of(page);
@@ -544,7 +384,7 @@ impl Region {
     }
 
     /// Nobody is inside of the VMAs of a part, or comes in, until what is returned is dropped.
-    fn exclude(&self, part: &Range<usize>) -> Result<Exclusion<'static, Piece>, Error> {
+    pub(crate) fn exclude(&self, part: &Range<usize>) -> Result<Exclusion<'static, Piece>, Error> {
         loop {
             match SPACE.exclude(self.mapping.addresses(part)) {
                 Ok(alone) => {
@@ -573,96 +413,12 @@ impl Region {
     }
 }
 
-/// What may be accessed in a part of a region that is excluded, to change it and to change it back.
-struct Accesses<'m> {
-    mapping: &'m Mapping,
-    /// All of it, in order; `None` where nothing is mapped.
-    parts: Vec<(Range<usize>, Option<Access>)>,
-}
-
-impl<'m> Accesses<'m> {
-    fn of(alone: &Exclusion<'static, Piece>, mapping: &'m Mapping) -> Result<Self, Error> {
-        let within = alone.range();
-        let mut parts = Vec::new();
-        let most = 2 * alone.iter().count() + 1;
-        parts.try_reserve_exact(most).map_err(|_| Error::Change(Errno::NOMEM))?;
-        let mut next = within.start;
-        for (vma, piece) in alone.iter() {
-            let vma = vma.start.max(within.start)..vma.end.min(within.end);
-            parts.push((next..vma.start, None));
-            next = vma.end;
-            parts.push((vma, Some(piece.access)));
-        }
-        parts.push((next..within.end, None));
-        parts.retain(|(part, _)| !part.is_empty());
-        for (part, _) in &mut parts {
-            *part = mapping.offset_of(part.start)..mapping.offset_of(part.end);
-        }
-        Ok(Self { mapping, parts })
-    }
-
-    /// The first part that is not mapped.
-    fn gap(&self) -> Option<Range<usize>> {
-        self.parts.iter().find(|(_, access)| access.is_none()).map(|(part, _)| part.clone())
-    }
-
-    /// What is mapped.
-    fn mapped(&self) -> impl Iterator<Item = (Range<usize>, Access)> {
-        self.parts.iter().filter_map(|(part, access)| Some((part.clone(), (*access)?)))
-    }
-
-    /// Changes what is mapped, all of it or nothing. The rest is not excluded, and perhaps somebody
-    /// else's by now.
-    fn change(&self, access: Access) -> Result<(), Error> {
-        for (part, _) in self.mapped() {
-            if let Err(errno) = self.mapping.memory.protect(part, access) {
-                self.restore();
-                return Err(Error::Change(errno));
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives back the pages of what is mapped.
-    fn give_back(&self) -> Result<(), Errno> {
-        self.mapped().try_for_each(|(part, _)| self.mapping.give_back(&part))
-    }
-
-    /// Lets what was written be read.
-    fn make_readable(&self) -> Result<(), Errno> {
-        let records = &self.mapping.records;
-        for (part, access) in self.mapped() {
-            if access == Access::None
-                && self.mapping.pages(&part).any(|page| records.is_dirty(page))
-            {
-                self.mapping.memory.protect(part, Access::Read)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes what is mapped as it was. It only undoes, so the kernel needs no more mappings for it
-    /// than it had.
-    fn restore(&self) {
-        for (part, access) in self.mapped() {
-            // What was possible before is possible, unless a filter came between.
-            let _ = self.mapping.memory.protect(part, access);
-        }
-    }
-}
-
-/// Enters something in an address space.
-fn insert<P>(
-    space: &'static pervma::AddressSpace<P>,
-    range: Range<usize>,
-    payload: P,
-) -> Result<(), Error> {
+/// Enters a source in [`SOURCES`].
+fn enter(backing: &Arc<Backing<dyn Source>>) -> Result<(), Error> {
     let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
-    let mut edit = space.edit().map_err(|error| Error::Space(error.into()))?;
-    let inserted = edit.insert(range, payload);
-    drop(edit);
-    // What was not inserted is dropped here, outside of the edit.
-    inserted.map_err(|refused| Error::Space(refused.to_string().into()))
+    let at = backing.number..backing.number + 1;
+    let entered = SOURCES.insert(at, Arc::clone(backing));
+    entered.map_err(|refused| Error::of_change(refused.kind, 0))
 }
 
 impl Drop for Region {

@@ -1,0 +1,90 @@
+//! What may be accessed where, in a part of a region that is excluded.
+
+use std::ops::Range;
+
+use pervma::Exclusion;
+
+use crate::Error;
+use crate::mapping::{Mapping, Piece};
+use crate::sys::{Access, Errno};
+
+/// What may be accessed in a part of a region that is excluded, to change it and to change it back.
+pub(crate) struct Accesses<'m> {
+    mapping: &'m Mapping,
+    /// All of it, in order; `None` where nothing is mapped.
+    parts: Vec<(Range<usize>, Option<Access>)>,
+}
+
+impl<'m> Accesses<'m> {
+    pub(crate) fn of(
+        alone: &Exclusion<'static, Piece>,
+        mapping: &'m Mapping,
+    ) -> Result<Self, Error> {
+        let within = alone.range();
+        let mut parts = Vec::new();
+        let most = 2 * alone.iter().count() + 1;
+        parts.try_reserve_exact(most).map_err(|_| Error::Change(Errno::NOMEM))?;
+        let mut next = within.start;
+        for (vma, piece) in alone.iter() {
+            let vma = vma.start.max(within.start)..vma.end.min(within.end);
+            parts.push((next..vma.start, None));
+            next = vma.end;
+            parts.push((vma, Some(piece.access)));
+        }
+        parts.push((next..within.end, None));
+        parts.retain(|(part, _)| !part.is_empty());
+        for (part, _) in &mut parts {
+            *part = mapping.offset_of(part.start)..mapping.offset_of(part.end);
+        }
+        Ok(Self { mapping, parts })
+    }
+
+    /// The first part that is not mapped.
+    pub(crate) fn gap(&self) -> Option<Range<usize>> {
+        self.parts.iter().find(|(_, access)| access.is_none()).map(|(part, _)| part.clone())
+    }
+
+    /// What is mapped.
+    pub(crate) fn mapped(&self) -> impl Iterator<Item = (Range<usize>, Access)> {
+        self.parts.iter().filter_map(|(part, access)| Some((part.clone(), (*access)?)))
+    }
+
+    /// Changes what is mapped, all of it or nothing. The rest is not excluded, and perhaps somebody
+    /// else's by now.
+    pub(crate) fn change(&self, access: Access) -> Result<(), Error> {
+        for (part, _) in self.mapped() {
+            if let Err(errno) = self.mapping.memory.protect(part, access) {
+                self.restore();
+                return Err(Error::Change(errno));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back the pages of what is mapped.
+    pub(crate) fn give_back(&self) -> Result<(), Errno> {
+        self.mapped().try_for_each(|(part, _)| self.mapping.give_back(&part))
+    }
+
+    /// Lets what was written be read.
+    pub(crate) fn make_readable(&self) -> Result<(), Errno> {
+        let records = &self.mapping.records;
+        for (part, access) in self.mapped() {
+            if access == Access::None
+                && self.mapping.pages(&part).any(|page| records.is_dirty(page))
+            {
+                self.mapping.memory.protect(part, Access::Read)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes what is mapped as it was. It only undoes, so the kernel needs no more mappings for it
+    /// than it had.
+    pub(crate) fn restore(&self) {
+        for (part, access) in self.mapped() {
+            // What was possible before is possible, unless a filter came between.
+            let _ = self.mapping.memory.protect(part, access);
+        }
+    }
+}
