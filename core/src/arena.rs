@@ -27,6 +27,7 @@ use core::ops::Range;
 use core::ptr;
 
 use crate::error::OutOfMemory;
+use crate::held::SlabScope;
 use crate::memory::SlabMemory;
 use crate::mm::EditSection;
 use crate::mmap_lock::{MmapLock, RawWriteGuard};
@@ -241,7 +242,10 @@ impl<O: Object, P: Platform> Arena<O, P> {
         let (chunk, offset) = index.place();
         if offset == 0 {
             const { assert!(size_of::<O>() != 0) };
-            let base = P::Memory::alloc(chunk_layout::<O>(chunk)?).cast::<O>();
+            let layout = chunk_layout::<O>(chunk)?;
+            let scope = SlabScope::<P>::enter();
+            let base = P::Memory::alloc(layout).cast::<O>();
+            drop(scope);
             if base.is_null() {
                 return Err(OutOfMemory);
             }
