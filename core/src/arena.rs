@@ -197,7 +197,10 @@ impl<O: Object, P: Platform> Arena<O, P> {
     /// the arena, which this takes.
     #[inline]
     fn guard(&self, _section: &EditSection<'_, P>) -> Option<RawWriteGuard<'_, P>> {
-        (self.users == Users::Spaces).then(|| self.free.0.lock.write())
+        (self.users == Users::Spaces).then(|| {
+            let _scope = SlabScope::<P>::enter();
+            self.free.0.lock.write()
+        })
     }
 
     /// An object that is given to the caller alone: the one freed last, else a new one. The section

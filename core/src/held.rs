@@ -1,5 +1,5 @@
 //! Entries in the running thread's held-lock record, and the marks of a signal handler and of a
-//! slab that asks for memory.
+//! slab.
 
 use core::marker::PhantomData;
 
@@ -131,9 +131,10 @@ impl<P: Platform> Drop for HandlerScope<P> {
     }
 }
 
-/// Marks the running thread as asking for the memory of a slab, in the middle of a change. The
-/// program's global allocator, which may be asked, can do anything that is safe: what would join
-/// the edit that the thread has open must not do so then.
+/// Marks the running thread as asking for the memory or the lock of a slab, in the middle of a
+/// change. The program's global allocator, which may be called (a lock that waits may need memory
+/// too), can do anything that is safe: what is dropped there must not join the edit that the thread
+/// has open.
 pub(crate) struct SlabScope<P: Platform> {
     // Belongs to the thread that made it.
     _thread: PhantomData<(*const (), P)>,

@@ -18,9 +18,9 @@ use crate::space::AddressSpace;
 /// range back, and never waits for the mmap lock: that happens in the edit that the thread has
 /// open; or at once, if no thread holds the lock; or else when the next edit begins, as always when
 /// it is dropped inside a [`HandlerScope`](crate::HandlerScope), or by a global allocator that a
-/// slab asks for memory. A signal handler needs that scope to drop one: without it, the handler
-/// could change an edit that it has interrupted. A reservation that is forgotten
-/// ([`core::mem::forget`]) stays until the space is dropped.
+/// slab calls. A signal handler needs that scope to drop one: without it, the handler could change
+/// an edit that it has interrupted. A reservation that is forgotten ([`core::mem::forget`]) stays
+/// until the space is dropped.
 ///
 /// ```
 /// use pervma::{AddressSpace, ChangeError, GapSearch, ReadError};

@@ -3,24 +3,32 @@
 //!
 //! Reservations can be dropped and committed in an edit that the thread has open, so also within an
 //! operation of that edit. They surround what is changed, so that nodes of the tree are merged when
-//! they end.
+//! they end. The platform of this program asks for memory where one can that waits in queues, as
+//! `parking_lot`'s locks do.
 #![expect(clippy::unwrap_used, clippy::disallowed_types, reason = "tests")]
-
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::{Cell, RefCell};
-use std::mem;
-use std::ops::Range;
-use std::sync::Mutex;
-
-use pervma::{AddressSpace, ChangeError, GapError, GapSearch, Payload, Reservation};
 
 mod common;
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::{Cell, RefCell};
+use std::hint;
+use std::mem;
+use std::ops::Range;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, LocalKey};
+use std::time::Instant;
+
 use common::watchdog;
+use pervma::lock_api::{RawRwLock, RawRwLockDowngrade};
+use pervma::{
+    AddressSpace, ChangeError, GapError, GapSearch, GlobalMemory, Payload, Platform, Reservation,
+    Slab, StdLock, StdPlatform, ThreadState, WaitWord,
+};
 
 /// A reservation that is ended in the middle.
-type Kept = Reservation<'static, Color>;
-type Space = AddressSpace<Color>;
+type Kept = Reservation<'static, Color, Queues>;
+type Space = AddressSpace<Color, Queues>;
 
 thread_local! {
     /// Allocations until the interruption runs; it does not when this is negative.
@@ -35,7 +43,7 @@ thread_local! {
 }
 
 /// Counts one event, and runs the interruption if it is its turn.
-fn event(left: &'static std::thread::LocalKey<Cell<isize>>) {
+fn event(left: &'static LocalKey<Cell<isize>>) {
     let now = left.get();
     left.set(if now > 0 { now - 1 } else { -1 });
     if now == 0 {
@@ -61,6 +69,74 @@ unsafe impl GlobalAlloc for Interrupted {
 
 #[global_allocator]
 static ALLOCATOR: Interrupted = Interrupted;
+
+/// A platform that asks for memory before it waits, and always before it takes a lock.
+enum Queues {}
+
+// SAFETY: `StdPlatform` does what it promises.
+unsafe impl Platform for Queues {
+    type Lock = Lock;
+    type Memory = GlobalMemory;
+    type Deadline = Instant;
+
+    fn wait(word: &WaitWord, seen: u32, deadline: Option<Instant>) -> bool {
+        ask_for_memory();
+        StdPlatform::wait(word, seen, deadline)
+    }
+    fn wake(word: &WaitWord) {
+        StdPlatform::wake(word);
+    }
+    fn wake_all(word: &WaitWord) {
+        StdPlatform::wake_all(word);
+    }
+    fn with_thread<R>(f: impl FnOnce(&ThreadState) -> R) -> Option<R> {
+        StdPlatform::with_thread(f)
+    }
+}
+
+struct Lock(StdLock);
+
+fn ask_for_memory() {
+    drop(hint::black_box(Box::new(0)));
+}
+
+// SAFETY: `StdLock` keeps the contract, and each call is handed on to it.
+unsafe impl RawRwLock for Lock {
+    const INIT: Self = Self(StdLock::INIT);
+
+    type GuardMarker = <StdLock as RawRwLock>::GuardMarker;
+
+    fn lock_shared(&self) {
+        ask_for_memory();
+        self.0.lock_shared();
+    }
+    fn try_lock_shared(&self) -> bool {
+        self.0.try_lock_shared()
+    }
+    unsafe fn unlock_shared(&self) {
+        // SAFETY: as the caller says.
+        unsafe { self.0.unlock_shared() };
+    }
+    fn lock_exclusive(&self) {
+        ask_for_memory();
+        self.0.lock_exclusive();
+    }
+    fn try_lock_exclusive(&self) -> bool {
+        self.0.try_lock_exclusive()
+    }
+    unsafe fn unlock_exclusive(&self) {
+        // SAFETY: as the caller says.
+        unsafe { self.0.unlock_exclusive() };
+    }
+}
+
+// SAFETY: as for `RawRwLock`.
+unsafe impl RawRwLockDowngrade for Lock {
+    unsafe fn downgrade(&self) {
+        // SAFETY: as the caller says.
+        unsafe { self.0.downgrade() };
+    }
+}
 
 /// A payload that merges with its like.
 #[derive(Clone, Debug, PartialEq)]
@@ -156,8 +232,13 @@ const OPERATIONS: &[Operation] = &[
 static SPACES: Mutex<Vec<&'static Space>> = Mutex::new(Vec::new());
 
 /// VMAs of two colors, among so many reservations below and as many above.
-fn space(crowd: usize) -> &'static Space {
-    let space: &'static Space = Box::leak(Box::new(Space::new(1)));
+fn space(crowd: usize, shared: bool) -> &'static Space {
+    let space = if shared {
+        Space::new_in(1, Arc::new(Slab::with_platform()))
+    } else {
+        Space::with_platform(1)
+    };
+    let space: &'static Space = Box::leak(Box::new(space));
     SPACES.lock().unwrap().push(space);
     let mut edit = space.edit().unwrap();
     let mut kept = Vec::new();
@@ -215,7 +296,7 @@ fn check_gaps(space: &Space, reserved: &Option<Range<usize>>) {
 /// there were.
 fn interrupt_everywhere(
     (name, run): Operation,
-    left: &'static std::thread::LocalKey<Cell<isize>>,
+    left: &'static LocalKey<Cell<isize>>,
     fresh: &dyn Fn() -> &'static Space,
 ) -> usize {
     let done = {
@@ -252,35 +333,31 @@ fn interrupt_everywhere(
     unreachable!("every operation ends")
 }
 
-const CROWD: usize = if cfg!(miri) { 20 } else { 40 };
+const CROWD: usize = 40;
 
-/// Runs `test` with each way to end a reservation.
-fn each_end(test: impl Fn()) {
+#[test]
+#[cfg_attr(miri, ignore = "takes too long")]
+fn user_code_may_end_reservations_anywhere() {
     let _watchdog = watchdog();
     for end in [drop, commit] {
         END.set(end);
-        test();
+        for &operation in OPERATIONS {
+            let calls = interrupt_everywhere(operation, &CALLS_LEFT, &|| space(CROWD, false));
+            let expected = !matches!(operation.0, "insert" | "reserve");
+            assert_eq!(calls > 0, expected, "{}: {calls} calls", operation.0);
+        }
     }
 }
 
 #[test]
-fn user_code_may_end_reservations_anywhere() {
-    each_end(|| {
-        for &operation in OPERATIONS {
-            let calls = interrupt_everywhere(operation, &CALLS_LEFT, &|| space(CROWD));
-            let expected = !matches!(operation.0, "insert" | "reserve");
-            assert_eq!(calls > 0, expected, "{}: {calls} calls", operation.0);
+#[cfg_attr(miri, ignore = "takes too long")]
+fn the_allocator_may_drop_reservations_anywhere() {
+    let _watchdog = watchdog();
+    for &operation in OPERATIONS {
+        for shared in [false, true] {
+            interrupt_everywhere(operation, &ALLOCATIONS_LEFT, &|| space(CROWD, shared));
         }
-    });
-}
-
-#[test]
-fn the_allocator_may_end_reservations_anywhere() {
-    each_end(|| {
-        for &operation in OPERATIONS {
-            interrupt_everywhere(operation, &ALLOCATIONS_LEFT, &|| space(CROWD));
-        }
-    });
+    }
 }
 
 /// Around the ends of the first chunk of slots, and of the first chunk of nodes.
@@ -288,10 +365,43 @@ fn the_allocator_may_end_reservations_anywhere() {
 #[cfg_attr(miri, ignore = "takes too long")]
 fn the_allocator_may_drop_reservations_while_a_slab_asks_for_memory() {
     let _watchdog = watchdog();
-    let crowded = (30..2_000).find(|&crowd| space(crowd).slab().nodes().capacity > 64).unwrap();
-    for crowd in (29..32).chain(crowded - 3..crowded) {
+    let crowded = (30..2_000).find(|&crowd| space(crowd, false).slab().nodes().capacity > 64);
+    let crowded = crowded.unwrap();
+    for crowd in (29..31).chain(crowded - 2..crowded) {
         for &operation in OPERATIONS {
-            interrupt_everywhere(operation, &ALLOCATIONS_LEFT, &|| space(crowd));
+            interrupt_everywhere(operation, &ALLOCATIONS_LEFT, &|| space(crowd, false));
         }
+    }
+}
+
+#[test]
+fn the_allocator_may_drop_reservations_while_an_edit_waits_for_readers() {
+    let _watchdog = watchdog();
+    // Whatever of the nodes around it is merged.
+    for crowd in if cfg!(miri) { 14..18 } else { 10..30 } {
+        let space = space(crowd, false);
+        let (inside, is_inside) = mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let vma = space.read(VMAS + 10).unwrap();
+                inside.send(()).unwrap();
+                while space.try_read(VMAS + 11).is_ok() {
+                    thread::yield_now();
+                }
+                // It is excluded, and waited for.
+                drop(vma);
+            });
+            is_inside.recv().unwrap();
+            let mut edit = space.edit().unwrap();
+            ALLOCATIONS_LEFT.set(0); // the next one is for the wait
+            let removed = edit.remove(VMAS + 10..VMAS + 20).unwrap();
+            ALLOCATIONS_LEFT.set(-1);
+            assert_eq!(removed[0].range, VMAS + 10..VMAS + 20);
+            assert_eq!(edit.get(VMAS + 10), None);
+        });
+        drop(KEPT.take());
+        check_gaps(space, &None);
+        let left = [(0, 1), (20, 1), (30, 2)].map(|(at, c)| (VMAS + at..VMAS + at + 10, c));
+        assert_eq!(listed(space), left);
     }
 }
