@@ -39,8 +39,8 @@ pub unsafe trait SlabMemory {
 #[derive(Debug)]
 pub enum GlobalMemory {}
 
-// SAFETY: the global allocator's contract. If it uses the space that is being changed, it is refused
-// (`OwnEdit`), and what it gives back is left to the next edit (`SlabScope`).
+// SAFETY: the global allocator's contract. Where it would change the space that is being changed, it
+// is refused (`OwnEdit`), or left to the next edit (`SlabScope`).
 unsafe impl SlabMemory for GlobalMemory {
     fn alloc(layout: Layout) -> *mut u8 {
         if layout.size() == 0 {

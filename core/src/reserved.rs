@@ -40,8 +40,8 @@ impl<'s, T, P: Platform> ReservedRange<'s, T, P> {
 impl<T, P: Platform> Drop for ReservedRange<'_, T, P> {
     fn drop(&mut self) {
         let Some(slot) = self.slot.take() else { return };
-        // A handler may have interrupted an edit of its own thread anywhere, and slabs are asked for
-        // memory in the middle of one.
+        // A handler may have interrupted an edit of its own thread anywhere, and a slab calls
+        // others' code in the middle of one.
         let released = if HandlerScope::<P>::active() || SlabScope::<P>::active() {
             None
         } else {
