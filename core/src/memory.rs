@@ -39,7 +39,7 @@ pub unsafe trait SlabMemory {
 #[derive(Debug)]
 pub enum GlobalMemory {}
 
-// SAFETY: the global allocator's contract. Where it would change the space that is being changed, it
+// SAFETY: the global allocator's contract. What it would change of the space that is being changed
 // is refused (`OwnEdit`), or left to the next edit (`SlabScope`).
 unsafe impl SlabMemory for GlobalMemory {
     fn alloc(layout: Layout) -> *mut u8 {
