@@ -27,6 +27,7 @@ use core::ops::Range;
 use core::ptr;
 
 use crate::error::OutOfMemory;
+use crate::held::SlabScope;
 use crate::memory::SlabMemory;
 use crate::mm::EditSection;
 use crate::mmap_lock::{MmapLock, RawWriteGuard};
@@ -196,7 +197,10 @@ impl<O: Object, P: Platform> Arena<O, P> {
     /// the arena, which this takes.
     #[inline]
     fn guard(&self, _section: &EditSection<'_, P>) -> Option<RawWriteGuard<'_, P>> {
-        (self.users == Users::Spaces).then(|| self.free.0.lock.write())
+        (self.users == Users::Spaces).then(|| {
+            let _scope = SlabScope::<P>::enter();
+            self.free.0.lock.write()
+        })
     }
 
     /// An object that is given to the caller alone: the one freed last, else a new one. The section
@@ -241,7 +245,10 @@ impl<O: Object, P: Platform> Arena<O, P> {
         let (chunk, offset) = index.place();
         if offset == 0 {
             const { assert!(size_of::<O>() != 0) };
-            let base = P::Memory::alloc(chunk_layout::<O>(chunk)?).cast::<O>();
+            let layout = chunk_layout::<O>(chunk)?;
+            let scope = SlabScope::<P>::enter();
+            let base = P::Memory::alloc(layout).cast::<O>();
+            drop(scope);
             if base.is_null() {
                 return Err(OutOfMemory);
             }

@@ -1,4 +1,5 @@
-//! Entries in the running thread's held-lock record, and the mark of a signal handler.
+//! Entries in the running thread's held-lock record, and the marks of a signal handler and of a
+//! slab.
 
 use core::marker::PhantomData;
 
@@ -127,5 +128,35 @@ impl<P: Platform> Drop for HandlerScope<P> {
     fn drop(&mut self) {
         signal_fence();
         P::with_thread(ThreadState::leave_handler);
+    }
+}
+
+/// Marks the running thread as asking for the memory or the lock of a slab, in the middle of a
+/// change. The program's global allocator, which may be called (a lock that waits may need memory
+/// too), can do anything that is safe: what is dropped there must not join the edit that the thread
+/// has open.
+pub(crate) struct SlabScope<P: Platform> {
+    // Belongs to the thread that made it.
+    _thread: PhantomData<(*const (), P)>,
+}
+
+impl<P: Platform> SlabScope<P> {
+    /// Marks the thread until the scope is dropped.
+    pub(crate) fn enter() -> Self {
+        P::with_thread(ThreadState::enter_slab);
+        signal_fence();
+        Self { _thread: PhantomData }
+    }
+
+    /// Whether the running thread is marked.
+    pub(crate) fn active() -> bool {
+        P::with_thread(ThreadState::in_slab).unwrap_or(false)
+    }
+}
+
+impl<P: Platform> Drop for SlabScope<P> {
+    fn drop(&mut self) {
+        signal_fence();
+        P::with_thread(ThreadState::leave_slab);
     }
 }

@@ -537,8 +537,10 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
     /// As [`unlink`](Self::unlink), where `start` was sought last.
     #[inline]
     fn unlink_sought(&mut self, start: usize, kept: usize) {
+        let shape = self.map.tree.shape();
         match &self.at {
-            Some(at) if at.key() == start && at.leaf_is_not_sparse() => {
+            // Where the platform waited for readers meanwhile, it may have ended a reservation.
+            Some(at) if self.shape == shape && at.key() == start && at.leaf_is_not_sparse() => {
                 at.remove(self.section.edit(), kept);
             }
             _ => self.map.tree.remove(self.slab.node_arena(), self.section, start, kept),

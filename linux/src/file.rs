@@ -222,7 +222,8 @@ impl<P: Platform> OpenFile<P> {
         Self { known: RwLock::new(Known { facts, path: path.into() }) }
     }
 
-    /// Changes the facts. The next call goes by the new ones.
+    /// Changes the facts. The next call goes by the new ones. The file is locked while `change`
+    /// runs, so that must not ask it, nor make a call that does: it would wait for itself.
     ///
     /// ```
     /// use pervma_linux::{File, FileFacts, OpenFile};
