@@ -29,10 +29,10 @@ use crate::view::View;
 /// long. The space's own [`remove`](AddressSpace::remove), [`update`](AddressSpace::update),
 /// [`replace`](AddressSpace::replace) and [`relocate`](AddressSpace::relocate) wait outside.
 ///
-/// What it can look at is in [`Vmas`]. Payloads that operations split or merge away are dropped
-/// when the edit has ended, unless there is no memory to keep them. An edit that is forgotten
-/// ([`core::mem::forget`]) is never over: the space cannot be edited again, and dropping it waits
-/// for ever.
+/// It dereferences to [`Vmas`], with all that looks at the space. Payloads that operations split or
+/// merge away are dropped when the edit has ended, unless there is no memory to keep them. An edit
+/// that is forgotten ([`core::mem::forget`]) is never over: the space cannot be edited again, and
+/// dropping it waits forever.
 ///
 /// ```
 /// let space = pervma::AddressSpace::new(4096);

@@ -1,10 +1,10 @@
 //! The state of a space that its editors and readers share: identity, sequence, mmap lock.
 //!
 //! [`EditGuard`] is an edit: the sequence number is odd from the moment it exists until it is
-//! dropped, and goes even before the lock is released. Whoever holds it, or the lock for reading
-//! ([`MmapRead`]), may rely on lock invariant L4.
+//! dropped, and becomes even before the lock is released. Its holder, and the holder of the lock
+//! for reading ([`MmapRead`]), may rely on lock invariant L4.
 //!
-//! Both belong to the thread that took the lock, and so does whatever borrows them: that thread
+//! Both belong to the thread that took the lock, and so does all that borrows them: that thread
 //! goes on changing the space in ways that take no further lock (a reservation that it commits or
 //! drops), so no other thread may look through the same section meanwhile.
 
@@ -175,7 +175,7 @@ impl<'m, P: Platform> EditSection<'m, P> {
 
 /// An edit, from its begin to its end.
 pub(crate) struct EditGuard<'m, P: Platform> {
-    // Fields are dropped in order: the sequence goes even before the lock is released.
+    // Fields are dropped in order: the sequence becomes even before the lock is released.
     ending: Ending<'m, P>,
     _lock: RawWriteGuard<'m, P>,
 }
@@ -212,7 +212,7 @@ impl<P: Platform> Drop for Ending<'_, P> {
     fn drop(&mut self) {
         let state = self.0.state;
         state.seq.end(self.0.edit);
-        // A handler of this thread that is told *locked* must find itself to be the editor.
+        // A handler of this thread that finds a VMA locked must find itself to be the editor.
         signal_fence();
         state.editors.0.current.store(0, Relaxed("read back only by this thread"));
     }
