@@ -73,7 +73,7 @@ impl Request {
 
 /// Why the VMAs of a range were not excluded.
 pub(crate) enum Refusal<'s, 'm, T> {
-    /// Nothing will help.
+    /// An error that waiting does not mend.
     Error(ChangeError),
     /// Another thread's exclusion has this one.
     Excluded(Entry<'s, 'm, T>),
@@ -138,7 +138,7 @@ impl<'s, T, P: Platform> ExcludedVmas<'s, T, P> {
         }
     }
 
-    /// What the mutant without a list of its own believes: that all in the range is its own.
+    /// For the mutant without a list of its own, which takes all VMAs in the range.
     #[cfg(pervma_model)]
     pub(crate) fn take_over(&mut self, vmas: &Vmas<'s, T, P>, span: Span) {
         self.list.take_over(vmas.entries(span));
@@ -294,7 +294,7 @@ struct Plan<'s, 'l, T> {
     removed: RemovedVmas<T>,
     /// Payloads that were split or merged away. Their owner drops them when the edit has ended.
     deferred_drops: &'l mut Vec<T>,
-    /// How many payloads of excluded VMAs will become deferred drops.
+    /// How many payloads of excluded VMAs will be dropped after the edit.
     more_drops: usize,
 }
 
@@ -362,7 +362,7 @@ impl<'s, 'l, T: Payload, P: Platform> Change<'s, 'l, T, P> {
         &self.vmas
     }
 
-    /// What the mutant without a list of its own believes: that all in the range is its own.
+    /// For the mutant without a list of its own, which takes all VMAs in the range.
     #[cfg(pervma_model)]
     pub(crate) fn take_over(&mut self, vmas: &Vmas<'s, T, P>) {
         self.vmas.take_over(vmas, self.plan.request.span);
@@ -487,7 +487,7 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         Ok(())
     }
 
-    /// Plans a VMA made of the excluded one at `vma`; [`Change::split`] has made room for it.
+    /// Plans a VMA made of the excluded one at `vma`; [`Change::split`] has reserved capacity.
     #[inline(always)]
     fn push(&mut self, planned: Option<(Span, T)>, changed: bool, vma: Span) {
         let Some((span, payload)) = planned else { return };

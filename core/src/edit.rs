@@ -30,10 +30,10 @@ use crate::view::View;
 /// long. The space's own [`remove`](AddressSpace::remove), [`update`](AddressSpace::update),
 /// [`replace`](AddressSpace::replace) and [`relocate`](AddressSpace::relocate) wait outside.
 ///
-/// What it can look at is in [`Vmas`]. Payloads that operations split or merge away are dropped
-/// when the edit has ended, unless there is no memory to keep them. An edit that is forgotten
-/// ([`core::mem::forget`]) is never over: the space cannot be edited again, and dropping it waits
-/// for ever.
+/// It dereferences to [`Vmas`], with all that looks at the space. Payloads that operations split or
+/// merge away are dropped when the edit has ended, unless there is no memory to keep them. An edit
+/// that is forgotten ([`core::mem::forget`]) is never over: the space cannot be edited again, and
+/// dropping it waits forever.
 ///
 /// ```
 /// let space = pervma::AddressSpace::new(4096);
@@ -376,7 +376,8 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     /// # Errors
     ///
     /// When another thread excludes readers from a VMA ([`AddressSpace::fork`] waits for that), the
-    /// thread holds a guard of this space, or memory runs out. What was copied is dropped then, inside the edit.
+    /// thread holds a guard of this space, or memory runs out. What was copied is dropped then,
+    /// inside the edit.
     #[doc(alias("dup_mmap", "dup_mm", "VM_DONTCOPY"))]
     pub fn fork(
         &mut self,
@@ -506,8 +507,8 @@ impl<T, P: Platform> AddressSpace<T, P> {
         Ok(Edit { map: self.map().write(), deferred_drops: Vec::new() })
     }
 
-    /// Begins an edit if that needs no waiting: `None` if another thread edits or views the space, or
-    /// this thread does, or holds a guard of it.
+    /// Begins an edit if that needs no waiting: `None` if another thread edits or views the space,
+    /// or this thread does, or holds a guard of it.
     ///
     /// ```
     /// let space = pervma::AddressSpace::<u32>::new(4096);
@@ -525,13 +526,13 @@ impl<T, P: Platform> AddressSpace<T, P> {
         Some(Edit { map: self.map().try_write()?, deferred_drops: Vec::new() })
     }
 
-    /// Begins an edit in which no other thread excludes a VMA of `range`: no operation on this range
-    /// is refused as [excluded](ChangeError::Excluded). Waits for the exclusions that there are, not
-    /// in an edit, and for no reader.
+    /// Begins an edit in which no other thread excludes a VMA of `range`: no operation on this
+    /// range is refused as [excluded](ChangeError::Excluded). Waits for the exclusions that there
+    /// are, not in an edit, and for no reader.
     ///
-    /// Exclusions of this range that others ask for meanwhile, or changes by [`remove`](Self::remove)
-    /// and the like, wait until this edit has ended. So a thread that has an exclusion must not wait
-    /// for another thread that asks for one.
+    /// Exclusions of this range that others ask for meanwhile, or changes by
+    /// [`remove`](Self::remove) and the like, wait until this edit has ended. So a thread that has
+    /// an exclusion must not wait for another thread that asks for one.
     ///
     /// ```
     /// use std::thread;

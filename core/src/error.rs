@@ -169,7 +169,7 @@ impl From<OutOfMemory> for RegisterError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OutOfMemory;
 
-/// Why a range was not changed. Nothing has changed then, and nobody is kept out.
+/// Why a range was not changed. Nothing has changed then, and readers are admitted.
 ///
 /// Where several reasons apply, the first in this list is given. Reasons that other threads bring
 /// about while an operation is under way are given when they are met; closures may have run by

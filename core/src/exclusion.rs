@@ -26,12 +26,12 @@ use crate::space::AddressSpace;
 /// [`update`](Self::update), [`relocate`](Self::relocate)) is a short edit that waits for no
 /// reader. Dropping it admits readers again, with nothing changed.
 ///
-/// It means the VMAs that it found. What others insert into holes of the range later is not
-/// part of it, and stays. An exclusion of many VMAs can be overtaken again and again by
+/// It consists of the VMAs that it found. What other threads insert into holes of the range later
+/// is not part of it, and stays. An exclusion of many VMAs can be overtaken again and again by
 /// exclusions of a few; an [edit of a range](AddressSpace::edit_range) is not.
 ///
 /// It belongs to the thread that made it. One that is forgotten ([`core::mem::forget`]) keeps
-/// its VMAs excluded for ever; dropping the space frees them.
+/// its VMAs excluded forever; dropping the space frees them.
 ///
 /// ```
 /// use pervma::AddressSpace;
@@ -54,7 +54,7 @@ pub struct Exclusion<'s, T, P: Platform = DefaultPlatform> {
     space: &'s AddressSpace<T, P>,
     vmas: ExcludedVmas<'s, T, P>,
     request: Request,
-    /// Dropped last, as it is made first: a handler of this thread is never told to try again.
+    /// Made first and dropped last, so that a handler of this thread never gets *locked*.
     held: Held<Exclusions, P>,
 }
 
@@ -173,7 +173,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     /// let exclusion = space.exclude(0x1000..0x2000)?;
     /// assert!(!exclusion.is_drained());
     /// assert!(exclusion.waits_for().eq([(0x1000..0x4000, 1)]));
-    /// # std::mem::forget(exclusion); std::mem::forget(space); // else they would wait for ever
+    /// # std::mem::forget(exclusion); std::mem::forget(space); // else they would wait forever
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn waits_for(&self) -> impl Iterator<Item = (Range<usize>, u32)> {

@@ -16,7 +16,7 @@ use crate::vma_id::{VmaId, VmaVersion};
 ///
 /// Dropping it takes no lock and runs no destructor of yours. It belongs to the thread that made
 /// it. A guard that is forgotten ([`core::mem::forget`]) keeps its VMA read-locked: removing that
-/// VMA, or dropping the space, waits for ever.
+/// VMA, or dropping the space, waits forever.
 ///
 /// ```
 /// let space = pervma::AddressSpace::new(4096);
@@ -77,7 +77,7 @@ impl<'s, T, P: Platform> ReadGuard<'s, T, P> {
         self.pinned.span().range()
     }
 
-    /// What the VMA can be found by again when the guard is gone; see [`VmaId`].
+    /// The identity of the VMA, to find it again after the guard is dropped; see [`VmaId`].
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -90,7 +90,7 @@ impl<'s, T, P: Platform> ReadGuard<'s, T, P> {
         self.pinned.version().id()
     }
 
-    /// What tells whether the VMA was write-locked since; see [`VmaVersion`].
+    /// The version of the VMA, which every write lock changes; see [`VmaVersion`].
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -104,7 +104,7 @@ impl<'s, T, P: Platform> ReadGuard<'s, T, P> {
         self.pinned.version()
     }
 
-    /// Where the VMA lives.
+    /// The slot of the VMA.
     #[inline(always)]
     pub(crate) fn slot(&self) -> &'s Slot<T> {
         self.pinned.slot()

@@ -28,8 +28,8 @@
 //! - **H1** Only the thread that owns a record, and its signal handlers, store to its hazard
 //!   pointers.
 //! - **H2** One thread at a time scans the records: they are guarded as their arena is.
-//! - **H3** `transferred` is 0, or the name of the VMA whose count includes this reader; whoever
-//!   makes it 0, by exchange, releases that count.
+//! - **H3** `transferred` is 0, or the name of the VMA whose count includes this reader; the thread
+//!   that makes it 0, by exchange, releases that count.
 //! - **H4** A record gets its owner under the guard of the arena; it is given up with nothing
 //!   published.
 //!
@@ -89,7 +89,7 @@ pub(crate) struct Hazard {
     published: AtomicUsize,
     /// See H3.
     transferred: AtomicUsize,
-    /// What the record's owner is, beside what it is asked with.
+    /// The owner of the record.
     owner: AtomicU32,
     /// H1: it is not `Sync`, so a read lock stays with its thread.
     thread: PhantomData<Cell<()>>,
@@ -234,8 +234,8 @@ impl<P: Platform> Registry<P> {
 
     /// A record for the running thread.
     ///
-    /// The section is one of the space that the thread is going to read: what was excluded there
-    /// before, it will see; whoever excludes later scans here.
+    /// The section is one of the space that the thread is going to read: it will see what was
+    /// excluded there before, and a thread that excludes later scans here.
     pub(crate) fn register(
         &self,
         section: &EditSection<'_, P>,
@@ -253,7 +253,7 @@ impl<P: Platform> Registry<P> {
             if let Some(record) = free {
                 return Ok(record);
             }
-            // The first thread that comes by gets it.
+            // Any thread may take it.
             self.0.alloc(section)?;
         }
     }

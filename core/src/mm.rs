@@ -1,10 +1,10 @@
 //! The state of a space that its editors and readers share: identity, sequence, mmap lock.
 //!
 //! [`EditGuard`] is an edit: the sequence number is odd from the moment it exists until it is
-//! dropped, and goes even before the lock is released. Whoever holds it, or the lock for reading
-//! ([`MmapRead`]), may rely on lock invariant L4.
+//! dropped, and becomes even before the lock is released. Its holder, and the holder of the lock
+//! for reading ([`MmapRead`]), may rely on lock invariant L4.
 //!
-//! Both belong to the thread that took the lock, and so does whatever borrows them: that thread
+//! Both belong to the thread that took the lock, and so does all that borrows them: that thread
 //! goes on changing the space in ways that take no further lock (a reservation that it commits or
 //! drops), so no other thread may look through the same section meanwhile.
 
@@ -39,8 +39,8 @@ struct Editors<P: Platform> {
     waiting: WaitingEdit<P>,
 }
 
-/// The edit that waits for exclusions, if there is one. New exclusions in its range let it go first:
-/// else they could follow each other without end, each in another part of it.
+/// The edit that waits for exclusions, if there is one. New exclusions in its range let it go
+/// first: else they could follow each other without end, each in another part of it.
 struct WaitingEdit<P: Platform> {
     /// Held for writing by the thread whose edit waits. New exclusions acquire it for reading, to
     /// wait for that thread.
@@ -130,8 +130,8 @@ impl<P: Platform> SpaceState<P> {
         self.editors.0.waiting.turn.try_write().map(Turn)
     }
 
-    /// Waits until the edit that waits for exclusions has begun. Not to be called with the mmap lock
-    /// held.
+    /// Waits until the edit that waits for exclusions has begun. Not to be called with the mmap
+    /// lock held.
     pub(crate) fn let_waiting_edit_go_first(&self) {
         drop(self.editors.0.waiting.turn.read());
     }
@@ -231,7 +231,7 @@ impl<'m, P: Platform> EditSection<'m, P> {
 
 /// An edit, from its begin to its end.
 pub(crate) struct EditGuard<'m, P: Platform> {
-    // Fields are dropped in order: the sequence goes even before the lock is released.
+    // Fields are dropped in order: the sequence becomes even before the lock is released.
     ending: Ending<'m, P>,
     _lock: RawWriteGuard<'m, P>,
 }
@@ -268,7 +268,7 @@ impl<P: Platform> Drop for Ending<'_, P> {
     fn drop(&mut self) {
         let state = self.0.state;
         state.seq.end(self.0.edit);
-        // A handler of this thread that is told *locked* must find itself to be the editor.
+        // A handler of this thread that finds a VMA locked must find itself to be the editor.
         signal_fence();
         state.editors.0.current.store(0, Relaxed("read back only by this thread"));
     }

@@ -15,7 +15,7 @@ use crate::vma_id::{VmaId, VmaVersion};
 /// A read-locked VMA that keeps its space alive and can be sent to other threads, from
 /// [`read_owned`](AddressSpace::read_owned).
 ///
-/// It is in no thread's record, so a thread that waits for its own owned guard is not told. When
+/// It is in no thread's record, so a thread that waits for its own owned guard gets no error. When
 /// the last handle to a space is a guard's, dropping the guard drops the space, with every
 /// payload in it; keep another handle where that must not happen.
 ///
@@ -73,7 +73,7 @@ impl<T: 'static, P: Platform> OwnedReadGuard<T, P> {
         self.pin.pinned().span().range()
     }
 
-    /// What the VMA can be found by again when the guard is gone; see [`VmaId`].
+    /// The identity of the VMA, to find it again after the guard is dropped; see [`VmaId`].
     ///
     /// ```
     /// use std::sync::Arc;
@@ -88,7 +88,7 @@ impl<T: 'static, P: Platform> OwnedReadGuard<T, P> {
         self.version().id()
     }
 
-    /// What tells whether the VMA was write-locked since; see [`VmaVersion`].
+    /// The version of the VMA, which every write lock changes; see [`VmaVersion`].
     ///
     /// ```
     /// use std::sync::Arc;

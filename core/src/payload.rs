@@ -45,9 +45,9 @@ use alloc::sync::Arc;
 /// change that would split its VMA is refused then.
 ///
 /// Numbers, `bool`, `char`, `()` and [`String`] stand for attributes: both parts get the same, and
-/// equal neighbours merge. So do `&V` and [`Arc<V>`], which are equal if they are the same object. A
-/// [`Box`], an [`Option`] and a tuple split and merge as what is in them does: a tuple if all of it
-/// does.
+/// equal neighbours merge. So do `&V` and [`Arc<V>`], which are equal if they are the same object.
+/// A [`Box`], an [`Option`] and a tuple split and merge as what is in them does: a tuple if all of
+/// it does.
 #[doc(alias("__split_vma", "vma_merge_region"))]
 pub trait Payload: Sized {
     /// The payloads of the two parts of a VMA that is split `offset` bytes from its start; `None`

@@ -1,5 +1,4 @@
-//! Read locks in the hands of users: with the payload open, and with an owner that keeps the space
-//! alive.
+//! Read locks for guards: with the payload open, and with a handle that keeps the space alive.
 #![expect(unsafe_code, reason = "a payload is read under its read lock")]
 
 use alloc::sync::Arc;
@@ -51,7 +50,7 @@ impl<'s, T, P: Platform> Pinned<'s, T, P> {
         self.read_lock.version()
     }
 
-    /// Where the VMA lives.
+    /// The slot of the VMA.
     #[inline(always)]
     pub(crate) fn slot(&self) -> &'s Slot<T> {
         self.read_lock.slot()

@@ -1,4 +1,4 @@
-//! What the host lends: the mmap lock, sleeping and waking, and the state of the running thread.
+//! What the host provides: the mmap lock, sleeping and waking, and the state of the running thread.
 #![expect(unsafe_code, reason = "a platform has a contract")]
 
 use crate::memory::SlabMemory;
@@ -86,7 +86,7 @@ pub unsafe trait Platform: Sized + 'static {
     fn with_thread<R>(f: impl FnOnce(&ThreadState) -> R) -> Option<R>;
 
     /// Prepares [`barrier`](Self::barrier); whether it can be relied on from now on. Asked at each
-    /// registration of a [`Reader`](crate::Reader): one that was told so leaves its fences out.
+    /// registration of a [`Reader`](crate::Reader), which leaves its fences out if it is `true`.
     fn prepare_barrier() -> bool {
         false
     }

@@ -256,7 +256,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
     ///
     /// assert_eq!(*space.try_read_id(id)?, "buffer");
     /// space.remove(0x1000..0x3000)?;
-    /// space.insert(0x1000..0x3000, "somebody else's")?;
+    /// space.insert(0x1000..0x3000, "another buffer")?;
     /// assert_eq!(space.try_read_id(id).err(), Some(ReadError::Gone { addr: 0x1000 }));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -360,7 +360,7 @@ mod tests {
 
     /// B15g.
     #[test]
-    fn at_the_limit_of_readers_one_more_is_told_busy() {
+    fn at_the_limit_of_readers_one_more_is_busy() {
         let space = AddressSpace::new(1);
         space.insert(10..20, ()).unwrap();
         let slot = space.map.walk(10, &mut ()).unwrap();
@@ -371,7 +371,7 @@ mod tests {
         assert_eq!(space.read(10).unwrap_err(), ReadError::Busy { addr: 10 });
         assert_eq!(last.try_clone().unwrap_err(), ReadError::Busy { addr: 10 });
         drop(last);
-        assert!(space.try_read(10).is_ok(), "a place is free again");
+        assert!(space.try_read(10).is_ok(), "a reader has released");
         slot.pretend_readers(0);
     }
 
@@ -404,7 +404,7 @@ mod tests {
         });
     }
 
-    /// A slot that has held all the VMAs for which there are generations is left alone afterwards.
+    /// A slot whose generations are used up is not used again.
     #[test]
     fn an_id_is_never_given_twice_however_many_vmas_lived_in_the_slot() {
         let space = AddressSpace::new(1);

@@ -1,5 +1,5 @@
-//! What a thread knows of itself: its identity, the spaces in which it holds read locks or
-//! exclusions, and whether it is in a signal handler, or asks for what is a slab's.
+//! The state of a thread: its identity, the spaces in which it holds read locks or exclusions, and
+//! whether it is in a signal handler, or in a call that a slab makes for memory.
 //!
 //! Only the thread itself and its own signal handlers touch it, and a handler leaves everything as
 //! it found it. So nothing here orders anything between threads.

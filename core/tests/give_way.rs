@@ -24,9 +24,9 @@ fn space() -> AddressSpace<u32> {
     space
 }
 
-/// Runs `change`, of B, so that it finds the mmap lock taken when it has waited for its readers: an
-/// edit that waits for a reader of A has it. Shows what happens while that edit goes on, which ends
-/// with `last`, and then until `change` has ended.
+/// Runs `change`, of B, so that it finds the mmap lock taken after it has waited for its readers:
+/// by an edit that waits for a reader of A. Calls `meanwhile` while that edit goes on; it ends with
+/// `last`.
 fn beside_a_long_edit(
     dog: &Watchdog,
     space: &AddressSpace<u32>,
@@ -34,13 +34,13 @@ fn beside_a_long_edit(
     meanwhile: impl FnOnce(),
     last: impl FnOnce(&mut pervma::Edit<'_, u32>) + Send,
 ) {
-    let (release, told) = mpsc::channel::<()>();
+    let (release, released) = mpsc::channel::<()>();
     let (holds, is_held) = mpsc::channel();
     thread::scope(|scope| {
         scope.spawn(move || {
             let guard = space.try_read(A).unwrap();
             holds.send(()).unwrap();
-            told.recv().unwrap();
+            released.recv().unwrap();
             drop(guard);
         });
         is_held.recv().unwrap();

@@ -1,5 +1,4 @@
-//! Identities: of VMAs, of spaces and of threads. None of them comes back with the memory that it
-//! was in.
+//! Identities of VMAs, spaces and threads are not reused with their memory.
 #![expect(clippy::unwrap_used, clippy::disallowed_types, reason = "tests")]
 
 mod common;
@@ -30,7 +29,7 @@ fn version(space: &AddressSpace<u32>) -> VmaVersion {
     space.try_read(10).unwrap().version()
 }
 
-/// What can be done to a VMA, or beside it, and whether its version is another afterwards.
+/// Operations on a VMA or its neighbour, and whether its version changes.
 type Deed = (&'static str, bool, fn(&AddressSpace<u32>));
 
 const DEEDS: &[Deed] = &[

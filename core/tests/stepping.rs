@@ -157,7 +157,7 @@ fn a_handler_that_is_waited_for_does_not_hide_that_its_thread_was() {
         let over = AtomicBool::new(false);
         let before = CALLS.waits.load(Relaxed);
         let steps = thread::scope(|scope| {
-            // Were its release lost, this would wait for ever.
+            // Were its release lost, this would wait forever.
             scope.spawn(|| space.exclude(V..V + 5).unwrap().wait());
             dog.until(|| CALLS.has_waited_since(before));
             scope.spawn(|| {

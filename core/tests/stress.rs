@@ -32,7 +32,7 @@ const CONSTANT: usize = SIZE / 2;
 /// Payloads made and not yet dropped.
 static ALIVE: AtomicU64 = AtomicU64::new(0);
 
-/// Says where it is mapped, so that a reader can tell.
+/// A payload that says where it is mapped, for readers to check.
 #[derive(Debug)]
 struct Place {
     space: usize,
@@ -71,7 +71,7 @@ impl Payload for Place {
     }
 }
 
-/// What the threads have in common.
+/// What the threads share.
 struct Arena {
     spaces: Vec<Arc<AddressSpace<Place>>>,
     stop: AtomicBool,
@@ -351,7 +351,7 @@ const OPERATIONS: [&str; 15] = [
     "downgrade",
 ];
 
-/// What readers and editors must have come to, beside every operation.
+/// The results that readers and editors must have got, beside every operation.
 const OUTCOMES: [&str; 15] = [
     "try_read",
     "cursor",
@@ -458,7 +458,7 @@ fn memory_does_not_grow_however_long_vmas_come_and_go() {
 
 /// The next thread may get the memory of the one before, and with it the place of that one's state.
 #[test]
-fn threads_that_come_and_go_are_told_apart() {
+fn threads_that_reuse_a_state_are_told_apart() {
     let _watchdog = watchdog();
     let space = AddressSpace::<u32>::new(1);
     space.edit().unwrap().insert(0..1, 0).unwrap();

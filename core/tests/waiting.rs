@@ -1,5 +1,5 @@
-//! Which operation waits for which, which is refused instead of waiting for itself, and that an
-//! operation that gives up leaves nothing behind.
+//! Which operations wait for each other, which are refused because they would wait for their own
+//! thread, and that an operation that fails leaves nothing behind.
 #![expect(clippy::unwrap_used, clippy::disallowed_types, reason = "tests")]
 
 mod common;
@@ -72,7 +72,7 @@ fn a_removal_waits_for_readers_of_its_own_range_and_delays_no_other_operation() 
 
 /// B18.
 #[test]
-fn whatever_ends_an_exclusion_readers_come_in_again() {
+fn readers_are_admitted_however_an_exclusion_ends() {
     let _watchdog = watchdog();
     let space = space();
     let whole = || assert_eq!(space.try_read(B.start).unwrap().range(), B);
@@ -250,7 +250,7 @@ fn overlapping_exclusions_take_turns() {
 
 /// B20.
 #[test]
-fn a_thread_is_told_what_of_its_own_is_in_the_way() {
+fn a_thread_that_would_wait_for_itself_learns_for_what() {
     let _watchdog = watchdog();
     let space = space();
     let addr = B.start;
@@ -300,7 +300,7 @@ fn what_was_forgotten_does_not_stop_a_space_from_ending() {
 }
 
 #[test]
-fn what_comes_into_a_hole_of_an_exclusion_is_never_given_out() {
+fn what_is_inserted_into_a_hole_of_an_exclusion_stays() {
     let _watchdog = watchdog();
     let space = AddressSpace::new(1);
     space.edit().unwrap().insert(100..150, 7).unwrap();
@@ -312,7 +312,7 @@ fn what_comes_into_a_hole_of_an_exclusion_is_never_given_out() {
 }
 
 #[test]
-fn what_is_in_the_way_is_reported_before_payloads_are_split() {
+fn obstacles_are_reported_before_payloads_are_split() {
     let _watchdog = watchdog();
     #[derive(Debug, PartialEq)]
     struct Whole;
@@ -523,7 +523,7 @@ fn a_forgotten_guard_is_found() {
 }
 
 #[test]
-fn a_downgraded_edit_lets_readers_in_and_no_editor() {
+fn a_downgraded_edit_admits_readers_and_no_editor() {
     let _watchdog = watchdog();
     watched!(Host, CALLS);
     let dog = watchdog();

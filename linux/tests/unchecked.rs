@@ -1,4 +1,5 @@
-//! Rules that the running kernel may not show: it was built without them, or asks for privilege.
+//! Rules that cannot be compared with every running kernel: it may be built without them, or
+//! require privilege.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};

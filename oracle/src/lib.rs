@@ -342,9 +342,9 @@ impl<P: Payload> Oracle<P> {
         Ok(fork)
     }
 
-    /// Returns the lowest (or highest) free and aligned range of the size that was asked for: in the
-    /// gaps in which one must fit (size + alignment - granularity bytes), or if there is none, in
-    /// any.
+    /// Returns the lowest (or highest) free and aligned range of the size that was asked for: in
+    /// the gaps in which one must fit (size + alignment - granularity bytes), or if there is none,
+    /// in any.
     ///
     /// # Errors
     ///

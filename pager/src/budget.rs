@@ -94,8 +94,8 @@ impl Budget {
         taken.is_ok()
     }
 
-    /// Whether so many pages can be there at all, beside those that could not be written back. Runs in
-    /// the signal handler.
+    /// Whether so many pages can be there at all, beside those that could not be written back. Runs
+    /// in the signal handler.
     #[inline]
     pub(crate) fn can_take(&self, pages: usize) -> bool {
         pages <= self.limit.load(Relaxed).saturating_sub(self.stuck.load(Relaxed))

@@ -2,9 +2,9 @@
 //! source, another writes to the source what is not.
 //!
 //! So what is clean can be given back whatever else is stuck: pages whose write-back fails, or is
-//! slow, or never ends. What was filled longest ago goes first. Pages whose write-back has failed are
-//! passed over. If a fault finds no room and nothing clean is left, they are all tried once more, and
-//! only when that makes no room is the access refused.
+//! slow, or never ends. What was filled longest ago goes first. Pages whose write-back has failed
+//! are passed over. If a fault finds no room and nothing clean is left, they are all tried once
+//! more, and only when that makes no room is the access refused.
 
 use std::io;
 use std::sync::Arc;
@@ -23,8 +23,8 @@ use crate::writer::{Pass, Retry, Writer, is_to_write};
 
 /// How often a page that was stuck is tried again while there is room without.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// So long a fault waits for room where devices hold the pages. They may be held for the system call
-/// that waits: one that reads more at once than the bound has room for would wait for itself.
+/// So long a fault waits for room where devices hold the pages. They may be held for the system
+/// call that waits: one that reads more at once than the bound has room for would wait for itself.
 const HELD_TOO_LONG: Duration = Duration::from_secs(1);
 
 /// The threads. Dropping it ends them.
@@ -186,8 +186,8 @@ impl Rounds<'_> {
         survey
     }
 
-    /// Takes back the poison of pages for which there was no room: accesses are faults again, and wait
-    /// for room.
+    /// Takes back the poison of pages for which there was no room: accesses are faults again, and
+    /// wait for room.
     fn admit_again(&self, mapping: &Arc<Mapping>) {
         for run in runs(mapping, &mapping.whole(), Records::was_refused) {
             // If it cannot be done now, the next access asks for it again.
@@ -195,8 +195,8 @@ impl Rounds<'_> {
         }
     }
 
-    /// The time up to which so many of the noted pages were filled, or all of them; `None` if there is
-    /// none.
+    /// The time up to which so many of the noted pages were filled, or all of them; `None` if there
+    /// is none.
     fn oldest(&mut self, pages: usize) -> Option<u64> {
         let last = self.times.len().min(pages).checked_sub(1)?;
         let (_, &mut until, _) = self.times.select_nth_unstable(last);

@@ -56,8 +56,8 @@ pub(crate) enum Scratch<'a> {
 
 /// Serves a fault at `addr`, of an access that was put off before if `again` says so.
 ///
-/// It is cut into small functions for the sake of unoptimised builds, where the frames of large ones
-/// would not fit on an alternate signal stack beside those of the lookup.
+/// It is cut into small functions for the sake of unoptimised builds, where the frames of large
+/// ones would not fit on an alternate signal stack beside those of the lookup.
 #[inline]
 pub(crate) fn serve(addr: usize, cause: Cause, again: bool, scratch: Scratch<'_>) -> Verdict {
     let (vma, fault) = match find(addr, cause, again, &scratch) {
@@ -274,8 +274,8 @@ impl Drop for Taken<'_> {
 /// What is still to be filled for a fault.
 struct Rest {
     from: Range<usize>,
-    /// The page that the access wants is there, and its thread may go on: whatever becomes of the rest
-    /// is no reason to serve the fault again.
+    /// The page that the access wants is there, and its thread may go on: whatever becomes of the
+    /// rest is no reason to serve the fault again.
     has_page: bool,
     /// No room can be made. What there is may be taken, but is not waited for.
     is_refused: bool,
@@ -286,9 +286,9 @@ impl Rest {
         Self { from: fault.granule.clone(), has_page: false, is_refused: false }
     }
 
-    /// Goes on after a chunk, or says how the fault ends. If more than the page that the access wants
-    /// could not be had, that page is tried by itself: the others may be had another time, or be
-    /// wanted never.
+    /// Goes on after a chunk, or says how the fault ends. If more than the page that the access
+    /// wants could not be had, that page is tried by itself: the others may be had another time, or
+    /// be wanted never.
     #[inline]
     fn after(&mut self, chunk: &Range<usize>, end: End, fault: &Fault) -> Result<(), End> {
         match end {
@@ -337,8 +337,8 @@ fn fill_from(mapping: &Mapping, bytes: &[u8], fault: &Fault) -> (usize, End) {
     (new, End::Done)
 }
 
-/// Fills what the source reads. Nothing of the address space is locked while it does: the region may
-/// be changed or unmapped meanwhile, and then what was read is not used.
+/// Fills what the source reads. Nothing of the address space is locked while it does: the region
+/// may be changed or unmapped meanwhile, and then what was read is not used.
 fn read_and_fill(
     mut vma: ReadGuard<'static, Piece>,
     fault: &Fault,
@@ -444,8 +444,8 @@ pub(crate) fn fail(addr: usize) -> Verdict {
     }
 }
 
-/// Poisons the page at `addr`, for which a thread sleeps that is to be told of a failure; for good, or
-/// until there is room. `None` if that could not be tried now.
+/// Poisons the page at `addr`, for which a thread sleeps that is to be told of a failure; for good,
+/// or until there is room. `None` if that could not be tried now.
 pub(crate) fn poison_at(addr: usize, until_room: bool) -> Option<Poisoned> {
     let vma = SPACE.try_read(addr).ok()?;
     let page = vma.mapping.page_at(vma.mapping.offset_of(addr));
@@ -488,12 +488,13 @@ impl Scratch<'_> {
     }
 }
 
-/// How often in a row this thread has faulted at a page that was there, its record being of this time.
+/// How often in a row this thread has faulted at a page that was there, its record being of this
+/// time.
 ///
 /// Once or a few times is a race that another thread won: what is there stays until it is given
 /// back, which makes it of another time, so the access succeeds when it is repeated. For ever is a
-/// page that cannot be read although it is "there": swap that fails, or the addresses of a region in
-/// a forked child.
+/// page that cannot be read although it is "there": swap that fails, or the addresses of a region
+/// in a forked child.
 #[cold]
 pub(crate) fn times_there(region: usize, addr: usize, time: u64) -> u32 {
     type Place = (usize, usize, u64);

@@ -95,8 +95,8 @@ pub(crate) struct Mapping {
     pub(crate) backing: Arc<Backing<dyn Source>>,
 }
 
-/// The region's mapping, for the threads that keep its bound, which hold the lock for as long as they
-/// work there. Only moving the region changes it.
+/// The region's mapping, for the threads that keep its bound, which hold the lock for as long as
+/// they work there. Only moving the region changes it.
 pub(crate) struct Place(RwLock<Arc<Mapping>>);
 
 impl Place {
@@ -195,8 +195,8 @@ impl Mapping {
         }
     }
 
-    /// Gives back what was there when a part was unmapped, if it could not be given back then. The caller
-    /// has the part reserved.
+    /// Gives back what was there when a part was unmapped, if it could not be given back then. The
+    /// caller has the part reserved.
     pub(crate) fn give_back_leftovers(&self, part: &Range<usize>) -> Result<(), Errno> {
         // RELAXED: it was set before the part was unmapped, which the caller has found.
         if self.has_leftovers.load(Relaxed)
@@ -259,9 +259,9 @@ impl Mapping {
         Some(run.start..run.end.min(run.start.saturating_add(most)))
     }
 
-    /// Fills the missing pages at `range` with `bytes`, the caller being inside of its VMA, and counts
-    /// what came by that, in as many parts as the kernel has mappings there. The page `written`, of a
-    /// tracked mapping, may be written then.
+    /// Fills the missing pages at `range` with `bytes`, the caller being inside of its VMA, and
+    /// counts what came by that, in as many parts as the kernel has mappings there. The page
+    /// `written`, of a tracked mapping, may be written then.
     pub(crate) fn install(
         &self,
         range: &Range<usize>,
@@ -337,11 +337,11 @@ impl Mapping {
         Ok(())
     }
 
-    /// Makes accesses to a page fail from now on, or until the evictor takes that back, unless it is
-    /// there by now. The caller is inside of the page's VMA.
+    /// Makes accesses to a page fail from now on, or until the evictor takes that back, unless it
+    /// is there by now. The caller is inside of the page's VMA.
     pub(crate) fn poison(&self, page: &Range<usize>, until_room: bool) -> Poisoned {
-        // Before the kernel wakes anyone, who would ask the record. A fill by somebody else takes it
-        // back.
+        // Before the kernel wakes anyone, who would ask the record. A fill by somebody else takes
+        // it back.
         let number = self.page_of(page.start);
         self.records.mark_failed(number, until_room);
         let poisoned = self.backing.uffd.poison(&self.memory, page.clone());
@@ -354,7 +354,8 @@ impl Mapping {
         }
     }
 
-    /// Makes accesses to all that is missing of a part fail from now on. The caller is inside of its VMA.
+    /// Makes accesses to all that is missing of a part fail from now on. The caller is inside of
+    /// its VMA.
     pub(crate) fn poison_missing(&self, part: &Range<usize>) {
         let is_missing =
             |records: &Records, page| !records.is_present(page) && !records.has_failed(page);

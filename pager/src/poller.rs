@@ -175,7 +175,8 @@ impl Poller {
         let page = fault.addr & !(PAGE - 1);
         match fault::serve(page, cause, again, Scratch::Given(&mut self.buffer)) {
             Verdict::Filled { number, granule } => {
-                // Otherwise filling it has woken them. (Another region may be at the address by now.)
+                // Otherwise filling it has woken them. (Another region may be at the address by
+                // now.)
                 if !self.backing.fills_single_pages() || number != self.backing.number {
                     self.wake(granule.start, granule.len(), fault);
                 }
@@ -214,8 +215,9 @@ impl Poller {
         }
     }
 
-    /// Fails the accesses to all that is missing, until it is told to end: the faults cannot be read any
-    /// more, because of a filter that came later, and those who make them would wait for ever.
+    /// Fails the accesses to all that is missing, until it is told to end: the faults cannot be
+    /// read any more, because of a filter that came later, and those who make them would wait for
+    /// ever.
     fn fail_closed(&self) {
         while !self.watch.is_over() {
             fault::poison_missing(&self.backing);

@@ -7,11 +7,11 @@
 //! # Invariants
 //!
 //! - **R1** A record changes under the read lock of the page's VMA (filled, written, failed) or
-//!   under an exclusion of it (given back, written to the source). So an exclusion sees records that
-//!   nobody changes.
-//! - **R2** Under an exclusion, what is not `PRESENT` was not filled by this crate; what is `PRESENT`
-//!   and not `DIRTY` is write-protected, if the mapping is tracked, and no device writes it, if the
-//!   kernel can tell.
+//!   under an exclusion of it (given back, written to the source). So an exclusion sees records
+//!   that nobody changes.
+//! - **R2** Under an exclusion, what is not `PRESENT` was not filled by this crate; what is
+//!   `PRESENT` and not `DIRTY` is write-protected, if the mapping is tracked, and no device writes
+//!   it, if the kernel can tell.
 //! - **R3** The time of a page only grows, and grows whenever the page is given back.
 //!
 //! Records are atomic for readers of one VMA beside each other; everything else that they say is
@@ -33,10 +33,11 @@ const PRESENT: u64 = 1;
 const DIRTY: u64 = 2;
 /// Its bytes could not be had.
 const FAILED: u64 = 4;
-/// It is dirty, and could not be given back when that was tried last: the source has not taken it, or
-/// it is held for a device.
+/// It is dirty, and could not be given back when that was tried last: the source has not taken it,
+/// or it is held for a device.
 const STUCK: u64 = 8;
-/// It failed for want of room in the bound, in a system call: others may have it when there is some.
+/// It failed for want of room in the bound, in a system call: others may have it when there is
+/// some.
 const REFUSED: u64 = 16;
 const FLAGS: u64 = PRESENT | DIRTY | FAILED | STUCK | REFUSED;
 /// A time is a multiple of this.
@@ -122,8 +123,8 @@ impl Records {
     pub(crate) fn fill(&self, pages: Range<usize>, dirty: bool, time: Option<u64>) -> usize {
         let mut new = 0;
         for page in &self.pages[pages] {
-            // RELAXED: R1. Only one fill of a missing page succeeds, and others mark writes only when
-            // this has been stored.
+            // RELAXED: R1. Only one fill of a missing page succeeds, and others mark writes only
+            // when this has been stored.
             let old = page.load(Relaxed);
             let time = time.unwrap_or(old & !FLAGS);
             page.store(time | PRESENT | if dirty { DIRTY } else { old & DIRTY }, Relaxed);
@@ -144,8 +145,8 @@ impl Records {
         present
     }
 
-    /// The bytes of a page could not be had, or had no room, unless somebody else had them and filled
-    /// it.
+    /// The bytes of a page could not be had, or had no room, unless somebody else had them and
+    /// filled it.
     pub(crate) fn mark_failed(&self, page: usize, until_room: bool) {
         let how = if until_room { FAILED | REFUSED } else { FAILED };
         let failed = |record| (record & PRESENT == 0).then_some(record | how);
@@ -161,8 +162,8 @@ impl Records {
         }
     }
 
-    /// Those of the pages that are dirty could not be given back by the caller, who excludes faults from
-    /// them.
+    /// Those of the pages that are dirty could not be given back by the caller, who excludes faults
+    /// from them.
     pub(crate) fn mark_stuck(&self, pages: Range<usize>) {
         let stuck = |record| (record & DIRTY != 0).then_some(record | STUCK);
         for page in &self.pages[pages] {

@@ -1,7 +1,7 @@
 //! Written pages that are taken out of a region while they are written to its source.
 //!
-//! The kernel tells by it which pages it holds for a device (direct I/O, registered buffers): those do
-//! not move. One that has moved is held by nobody, and nobody can reach it.
+//! The kernel tells by it which pages it holds for a device (direct I/O, registered buffers): those
+//! do not move. One that has moved is held by nobody, and nobody can reach it.
 #![expect(unsafe_code, reason = "lends pages that were taken out")]
 
 use std::ops::Range;
@@ -104,8 +104,8 @@ impl<'m> TakenOut<'m> {
     pub(crate) fn bytes(&self, part: &Range<usize>) -> &[u8] {
         let Some(memory) = &self.memory else { return &[] };
         // SAFETY: the memory is registered, and can be read. Only pages that were moved there are
-        // looked at (the caller's part), and nobody else knows of them. They stay until this is dropped
-        // or borrowed otherwise.
+        // looked at (the caller's part), and nobody else knows of them. They stay until this is
+        // dropped or borrowed otherwise.
         let bytes = unsafe { memory.bytes() };
         &bytes[part.start - self.base..part.end - self.base]
     }

@@ -64,8 +64,8 @@ pub(crate) fn write_back(mapping: &Arc<Mapping>, part: &Range<usize>) -> Result<
     }
 }
 
-/// Gives back what is clean in a run; how many pages went. It waits for faults, which are short, and
-/// not for the source.
+/// Gives back what is clean in a run; how many pages went. It waits for faults, which are short,
+/// and not for the source.
 pub(crate) fn evict_clean(mapping: &Arc<Mapping>, run: &Range<usize>) -> Result<usize, Error> {
     // Nothing slow is done, so the whole VMA may wait for it.
     let evicted = excluded(mapping, run, |mapping, _| give_back_clean(mapping, run))?;
@@ -74,7 +74,8 @@ pub(crate) fn evict_clean(mapping: &Arc<Mapping>, run: &Range<usize>) -> Result<
     Ok(gone)
 }
 
-/// Writes what was written in a run and gives the run back, but for what cannot be written or is held.
+/// Writes what was written in a run and gives the run back, but for what cannot be written or is
+/// held.
 pub(crate) fn evict_dirty(mapping: &Arc<Mapping>, run: &Range<usize>) -> Written {
     let evicted = isolated(mapping, run, |mapping, accesses| {
         let mut written = write_alone(mapping, run, accesses, Then::Go);
@@ -295,7 +296,8 @@ impl<'m> Opened<'m> {
     fn new(mapping: &'m Mapping, run: &Range<usize>, access: Access) -> Result<Self, Errno> {
         let mut opened = Self { mapping, before: None };
         if access != Access::ReadWrite {
-            // Those who write meanwhile, which they may not, fault, and wait for the exclusion to end.
+            // Those who write meanwhile, which they may not, fault, and wait for the exclusion to
+            // end.
             mapping.write_protect(run)?;
             opened.before = Some((run.clone(), access));
             mapping.memory.protect(run.clone(), Access::ReadWrite)?;

@@ -1,4 +1,4 @@
-//! What the holder of the mmap lock, or of X, does with a slot.
+//! Operations on a slot by the holder of the mmap lock, or by the thread that set X.
 //!
 //! The slots and the section that these functions take are those of one space: see invariant M1 of
 //! [`map`](crate::map).
@@ -381,7 +381,7 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         }
     }
 
-    /// What the mutant without a list of its own believes: that all in the range is its own.
+    /// For the mutant without a list of its own, which takes all VMAs in the range.
     #[cfg(pervma_model)]
     pub(crate) fn take_over<'m>(&mut self, entries: impl Iterator<Item = Entry<'s, 'm, T>>)
     where
@@ -531,8 +531,8 @@ impl<'s, T> Reserved<'s, T> {
     }
 }
 
-/// A slot with nothing in it, the caller's to attach something or to
-/// [`give_back`](Self::give_back). One that is dropped is never used again.
+/// A free slot that the caller owns, to attach something or to [`give_back`](Self::give_back). One
+/// that is dropped is never used again.
 #[must_use]
 pub(crate) struct FreeSlot<'s, T> {
     slot: &'s Slot<T>,
@@ -555,7 +555,7 @@ impl<'s, T> FreeSlot<'s, T> {
         slots.arena.free(self.index, section);
     }
 
-    /// The name it will be linked by.
+    /// The index that a word of the tree will hold.
     #[inline]
     pub(crate) fn index(&self) -> Idx<Slot<T>> {
         self.index

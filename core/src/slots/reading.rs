@@ -1,4 +1,4 @@
-//! What readers do with a slot that a walk has led them to: acquire, validate, read, release.
+//! Operations of readers on a slot that a walk has found: acquire, validate, read, release.
 #![expect(unsafe_code, reason = "fields are read under a read lock")]
 
 use core::marker::PhantomData;
@@ -20,7 +20,7 @@ use crate::vma_id::{VmaId, VmaVersion};
 #[must_use]
 pub(crate) struct Reference<'s, T, P: Platform> {
     slot: &'s Slot<T>,
-    /// Where it was published, if it was not counted.
+    /// The hazard pointer, if it was published and not counted.
     published: Option<&'s Hazard>,
     _platform: PhantomData<P>,
 }

@@ -1,5 +1,4 @@
-//! What the test programs share: an end for tests that wait for ever, and a platform that can be
-//! watched.
+//! What the test programs share: a watchdog, and a platform that counts its calls.
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use std::marker::PhantomData;
@@ -42,7 +41,7 @@ pub(crate) fn watchdog() -> Watchdog {
     watchdog_beyond(Duration::ZERO)
 }
 
-/// The same, for a test that goes on for as long as `work` by itself.
+/// As [`watchdog`], for a test that itself takes as long as `work`.
 #[track_caller]
 pub(crate) fn watchdog_beyond(work: Duration) -> Watchdog {
     if cfg!(miri) {

@@ -1,4 +1,4 @@
-//! What columns cannot say: ranges that are none, alignment, and the ends of the address space.
+//! Cases that columns cannot show: invalid ranges, alignment, and the ends of the address space.
 
 use std::ops::Range;
 
@@ -66,7 +66,7 @@ pub(crate) fn bad_ranges<W: World>() {
     assert_eq!(side.run(&both), Outcome::Refused(Refused::Unaligned(1)));
 }
 
-/// Where a gap is found depends on what is mapped, so on which side of it the room is.
+/// Where a gap is found depends on which side of what is mapped has free space.
 pub(crate) fn gaps<W: World>() {
     let everywhere = 0..usize::MAX;
     let find = |side: &mut Side<W::Space<'_>>, size, align, within: &Range<usize>| {

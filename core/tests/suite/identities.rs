@@ -1,4 +1,4 @@
-//! Identities of VMAs: what an operation leaves, and what it gives anew.
+//! Identities of VMAs: which ones an operation keeps, and which are new.
 //!
 //! There is one rule, which the table in `VmaId`'s documentation spells out: a VMA is the one that
 //! was there before if that had the same start, unless it was replaced.
@@ -21,7 +21,7 @@ pub(crate) struct Identities {
 struct Known {
     end: usize,
     id: VmaId,
-    /// How often it was write-locked, as far as that can be told apart.
+    /// How often it was write-locked, as far as versions show.
     changes: u64,
     /// The last version that was seen, and the changes before.
     seen: Option<(u64, VmaVersion)>,

@@ -110,8 +110,8 @@ impl Region {
     ///
     /// An access through it of your own may be:
     ///
-    /// - a plain one (a slice too), as long as nothing changes the same bytes meanwhile. Changes are
-    ///   writes of other threads, [`write`](Self::write) included, and what gives pages back
+    /// - a plain one (a slice too), as long as nothing changes the same bytes meanwhile. Changes
+    ///   are writes of other threads, [`write`](Self::write) included, and what gives pages back
     ///   ([`discard`](Self::discard), [`unmap`](Self::unmap), [`resize`](Self::resize); also a
     ///   [bound](crate::Options::resident), if the source has changed or writes can be lost);
     /// - otherwise a relaxed or stronger atomic one of aligned words of eight bytes
@@ -119,7 +119,8 @@ impl Region {
     ///   [`read`](Self::read) and `write` make them. Accesses of other sizes must not race with
     ///   those: that is undefined, as for all atomics of Rust.
     ///
-    /// System calls and devices may access it at any time. What is protected or unmapped is SIGSEGV.
+    /// System calls and devices may access it at any time. What is protected or unmapped is
+    /// SIGSEGV.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.mapping.memory.as_ptr()
@@ -177,8 +178,8 @@ impl Region {
     }
 
     /// Gives back the pages of a range: the next access to each is filled from the source again.
-    /// What was written there and not [written back](Self::write_back) is lost; a page that could not
-    /// be had is asked for again.
+    /// What was written there and not [written back](Self::write_back) is lost; a page that could
+    /// not be had is asked for again.
     ///
     /// # Errors
     ///
@@ -230,7 +231,8 @@ impl Region {
     /// # Errors
     ///
     /// When the range is not whole pages, or nothing of it is mapped; when the kernel or memory run
-    /// out. Where a filter refuses `madvise` the range is unmapped all the same, and its memory kept.
+    /// out. Where a filter refuses `madvise` the range is unmapped all the same, and its memory
+    /// kept.
     #[doc(alias = "munmap")]
     pub fn unmap(&self, range: Range<usize>) -> Result<(), Error> {
         let part = self.part(range)?;
@@ -309,9 +311,9 @@ impl Region {
     /// The pages of a range that were written since they were filled, or since they were last
     /// written back: runs of whole pages, in order.
     ///
-    /// What is written meanwhile may be in it or not. In thread mode a page may be in it that a thread
-    /// had written before it was given back or written back, if several have faulted there at a time.
-    /// None in a region that is not [writable](crate::Options::writable).
+    /// What is written meanwhile may be in it or not. In thread mode a page may be in it that a
+    /// thread had written before it was given back or written back, if several have faulted there
+    /// at a time. None in a region that is not [writable](crate::Options::writable).
     ///
     /// # Errors
     ///
@@ -344,11 +346,11 @@ impl Region {
         write_back(&self.mapping, &part)
     }
 
-    /// Why written pages could not be given back to keep a [bound](crate::Options::resident): the last
-    /// failure, as long as any of its pages is still to be written.
+    /// Why written pages could not be given back to keep a [bound](crate::Options::resident): the
+    /// last failure, as long as any of its pages is still to be written.
     ///
-    /// [`write_back`](Self::write_back) tries them again, and so does the region from time to time and
-    /// before it refuses an access for want of room.
+    /// [`write_back`](Self::write_back) tries them again, and so does the region from time to time
+    /// and before it refuses an access for want of room.
     #[must_use]
     pub fn write_back_failure(&self) -> Option<WriteBackFailure> {
         let failure = self.evictor.as_ref()?.last_failure()?;
@@ -398,8 +400,8 @@ impl Region {
         }
     }
 
-    /// Waits for the faults that are inside of a part: a write may be over although the fault that let
-    /// it through has not told of it yet.
+    /// Waits for the faults that are inside of a part: a write may be over although the fault that
+    /// let it through has not told of it yet.
     fn settle(&self, part: &Range<usize>) -> Result<(), Error> {
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         match self.exclude(part) {

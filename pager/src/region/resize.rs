@@ -18,12 +18,13 @@ impl Region {
     /// [capacity](Self::capacity) it moves; otherwise it stays where it is.
     ///
     /// What it loses is unmapped. What it gains is mapped as after the region was made; the source
-    /// must have that many bytes by now. What it gains in the page in which it ended is the source's
-    /// as well, also if that page was written.
+    /// must have that many bytes by now. What it gains in the page in which it ended is the
+    /// source's as well, also if that page was written.
     ///
     /// # Errors
     ///
-    /// When the source is too short or fails, or the length is 0; when the kernel or memory run out.
+    /// When the source is too short or fails, or the length is 0; when the kernel or memory run
+    /// out.
     #[doc(alias = "mremap")]
     pub fn resize(&mut self, len: usize) -> Result<(), Error> {
         let bytes = self.mapping.backing.source.size();

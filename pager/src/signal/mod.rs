@@ -89,7 +89,8 @@ impl Sent {
     }
 }
 
-/// Has a thread that sleeps for a fault make the access again, or fail; whether that was let through.
+/// Has a thread that sleeps for a fault make the access again, or fail; whether that was let
+/// through.
 pub(crate) fn send_fault(thread: u32, addr: usize, is_failure: bool) -> bool {
     let sent = Sent {
         signal: SIGBUS,

@@ -100,8 +100,8 @@ impl Memory {
         let memory = Self { start, len, owner: std::process::id() };
         // SAFETY: the range is ours, and the advice does not change its content.
         unsafe { madvise(start.as_ptr(), len, Advice::LinuxDontFork) }?;
-        // Pages that the kernel shares with others of the same content cannot be moved. It is an error
-        // where it shares none.
+        // Pages that the kernel shares with others of the same content cannot be moved. It is an
+        // error where it shares none.
         // SAFETY: as above.
         let _ = unsafe { madvise(start.as_ptr(), len, Advice::LinuxUnmergeable) };
         Ok(memory)
@@ -183,8 +183,8 @@ impl Memory {
         }
         let (start, len) = self.part(range);
         let discard = |advice| {
-            // SAFETY: the range is ours (invariant of `start`), and whoever made a slice of it keeps
-            // from this (contract of `bytes`).
+            // SAFETY: the range is ours (invariant of `start`), and whoever made a slice of it
+            // keeps from this (contract of `bytes`).
             unsafe { madvise(start, len, advice) }
         };
         match discard(Advice::LinuxDontNeed) {
@@ -194,8 +194,8 @@ impl Memory {
         }
     }
 
-    /// Whether the page at an offset is there, as far as the kernel tells. One system call, which may
-    /// change `errno`.
+    /// Whether the page at an offset is there, as far as the kernel tells. One system call, which
+    /// may change `errno`.
     ///
     /// # Panics
     ///
@@ -226,9 +226,9 @@ impl Memory {
     /// # Safety
     ///
     /// The memory is registered, in this process, and may be read. While the slice lives, no page's
-    /// content changes after it could be read: a page is filled at most once and neither discarded nor
-    /// moved, nobody writes, the userfaultfd stays open, and an access completes only when its page is
-    /// filled.
+    /// content changes after it could be read: a page is filled at most once and neither discarded
+    /// nor moved, nobody writes, the userfaultfd stays open, and an access completes only when its
+    /// page is filled.
     #[must_use]
     pub unsafe fn bytes(&self) -> &[u8] {
         // SAFETY: readable memory of this length is mapped there for as long as `self` lives

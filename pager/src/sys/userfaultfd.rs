@@ -77,8 +77,8 @@ pub enum CopyError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MoveError {
-    /// The kernel stopped (`EAGAIN`), perhaps since a later page cannot be moved. Go on behind what was
-    /// moved.
+    /// The kernel stopped (`EAGAIN`), perhaps since a later page cannot be moved. Go on behind what
+    /// was moved.
     #[error("stopped after {moved} bytes, to be tried again")]
     Again {
         /// What was moved, in bytes from the start.
@@ -93,8 +93,8 @@ pub enum MoveError {
     /// A page is there already where the first one should go (`EEXIST`).
     #[error("the page is already present")]
     AlreadyPresent,
-    /// The range lies in several mappings of the kernel's, or in one that is not like the other memory's
-    /// (`EINVAL`): not let be written, locked or not, of another protection key.
+    /// The range lies in several mappings of the kernel's, or in one that is not like the other
+    /// memory's (`EINVAL`): not let be written, locked or not, of another protection key.
     #[error("the memory is in several mappings, or not like that where it should go")]
     Unlike,
     /// Anything else.
@@ -132,7 +132,8 @@ impl Userfaultfd {
     /// Opens one in SIGBUS mode, close-on-exec and user-mode-only: an access to a missing page
     /// raises SIGBUS in the thread that made it, and a system call that makes one fails with
     /// `EFAULT`. It needs no privilege: where the system call is refused, access to
-    /// `/dev/userfaultfd` will do. With `track`, memory can be registered with write protection too.
+    /// `/dev/userfaultfd` will do. With `track`, memory can be registered with write protection
+    /// too.
     ///
     /// # Errors
     ///
@@ -290,20 +291,21 @@ impl Userfaultfd {
         }
     }
 
-    /// Whether pages can be [moved](Self::move_pages): from Linux 6.8 on, if a filter lets it through.
+    /// Whether pages can be [moved](Self::move_pages): from Linux 6.8 on, if a filter lets it
+    /// through.
     #[must_use]
     pub fn can_move(&self) -> bool {
         self.can_move
     }
 
-    /// Moves the pages at `range` of `from`, all of which are there, to the missing ones of `to` from
-    /// `offset` on: whole pages of 4096 bytes. They are missing where they were then. Both are let be
-    /// written at those places ([`Memory::protect`]), and locked or not both; `to` is registered with
-    /// this userfaultfd.
+    /// Moves the pages at `range` of `from`, all of which are there, to the missing ones of `to`
+    /// from `offset` on: whole pages of 4096 bytes. They are missing where they were then. Both are
+    /// let be written at those places ([`Memory::protect`]), and locked or not both; `to` is
+    /// registered with this userfaultfd.
     ///
-    /// A page that the kernel holds for a device (it is pinned: direct I/O, registered buffers) does
-    /// not move, and a page that has moved is held by nobody. Write protection does not move with a
-    /// page (seen up to Linux 6.18): it can be written at its new place.
+    /// A page that the kernel holds for a device (it is pinned: direct I/O, registered buffers)
+    /// does not move, and a page that has moved is held by nobody. Write protection does not move
+    /// with a page (seen up to Linux 6.18): it can be written at its new place.
     ///
     /// # Errors
     ///
@@ -323,9 +325,9 @@ impl Userfaultfd {
         let (src, len) = part(from, &range);
         let (dst, _) = part(to, &(offset..offset.saturating_add(range.len())));
         let mut argument = abi::Move { dst, src, len, mode: 0, moved: 0 };
-        // SAFETY: `Move` is what UFFDIO_MOVE reads and writes. It fills missing pages of `to`, whose
-        // content nobody has seen, and takes pages of `from` away, from which whoever made a slice of
-        // them keeps (contract of `Memory::bytes`).
+        // SAFETY: `Move` is what UFFDIO_MOVE reads and writes. It fills missing pages of `to`,
+        // whose content nobody has seen, and takes pages of `from` away, from which whoever made a
+        // slice of them keeps (contract of `Memory::bytes`).
         match unsafe { update::<{ abi::MOVE }, _>(self.fd.as_fd(), &mut argument) } {
             Ok(()) => Ok(()),
             // A negative number is the error once more: nothing was moved.
