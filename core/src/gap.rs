@@ -9,7 +9,7 @@ use crate::platform::Platform;
 use crate::range::Span;
 use crate::slots::Entry;
 
-/// What kind of gap is looked for.
+/// The description of a gap to find.
 ///
 /// The answer is exact: of all places of that size and alignment within the bounds where nothing is
 /// mapped or reserved, the lowest, or the highest. It takes a number of steps logarithmic in the
@@ -153,7 +153,7 @@ pub enum GapError {
         /// The alignment that was asked for.
         align: usize,
     },
-    /// There is none.
+    /// There is no such gap.
     NotFound,
 }
 
@@ -211,7 +211,7 @@ impl<T, P: Platform> Search<'_, '_, T, P> {
         }
     }
 
-    /// What is free between an entry and the next; without one, before the first.
+    /// The free range between an entry and the next; without one, before the first.
     fn gap_after(&self, entry: Option<Entry<'_, '_, T>>) -> Span {
         let (start, next) =
             entry.map_or((0, 0), |entry| (entry.span().end, entry.span().start + 1));

@@ -131,7 +131,7 @@ impl<T, P: Platform> Drop for Reference<'_, T, P> {
 pub(crate) struct ReadLocked<'s, T, P: Platform>(Reference<'s, T, P>);
 
 impl<'s, T, P: Platform> ReadLocked<'s, T, P> {
-    /// Its range.
+    /// The range.
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn span(&self) -> Span {
         // SAFETY: read-locked, so nothing write-locks or detaches it (L2), and only that writes it.
@@ -144,13 +144,13 @@ impl<'s, T, P: Platform> ReadLocked<'s, T, P> {
         self.0.space()
     }
 
-    /// Its identity.
+    /// The identity.
     pub(crate) fn id(&self) -> VmaId {
         // SAFETY: this is a read lock.
         unsafe { self.0.slot.vma_id() }
     }
 
-    /// Its identity and state.
+    /// The identity and version.
     pub(crate) fn version(&self) -> VmaVersion {
         VmaVersion { vma: self.id(), changed_by: self.changed_by() }
     }
@@ -190,7 +190,7 @@ impl<'s, T, P: Platform> ReadLocked<'s, T, P> {
         self.0.slot
     }
 
-    /// The same read lock, for longer than the compiler can see.
+    /// This read lock with a longer lifetime.
     ///
     /// # Safety
     ///
