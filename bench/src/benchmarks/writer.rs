@@ -129,7 +129,7 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
                  reader being in the first half; or between the four VMAs that are read. The mean is of \
                  lookups in a row; percentiles are of lookups timed one by one, the timer included. Each takes \
                  a fixed time: 20 ms, 3 ms with --quick. Hindered: a try_read that took more than one walk \
-                 or was told to wait.";
+                 or returned Locked.";
     (about, tables, goals)
 }
 
