@@ -162,7 +162,7 @@ fn turns<M: Map>(map: M, span: Duration) -> impl FnMut(&Input) -> Vec<f64> {
     }
 }
 
-/// Inserts and removes until told to stop. ns a pair.
+/// Inserts and removes until `stop` is set. Returns ns a pair.
 fn write(map: &impl Map, numbers: &[usize], stop: &AtomicBool) -> f64 {
     let start = Instant::now();
     let mut pairs = 0;
