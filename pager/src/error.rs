@@ -52,7 +52,7 @@ pub enum Error {
         /// The size of the region's pages in bytes.
         page: usize,
     },
-    /// The bound of resident pages leaves no room to work in.
+    /// The bound of resident pages is too small to work in.
     #[error("a bound of {bytes} resident bytes is too small, it must be at least {least}")]
     Resident {
         /// What was asked for, in bytes.
@@ -95,8 +95,8 @@ pub enum Error {
     /// The source is a file that was opened for writing only, or for its path (`O_PATH`).
     #[error("the file is not open for reading: open it for reading, and without O_PATH")]
     NotReadable,
-    /// The source is a file that was opened for direct I/O (`O_DIRECT`): it is read to aligned memory
-    /// only.
+    /// The source is a file that was opened for direct I/O (`O_DIRECT`): it is read to aligned
+    /// memory only.
     #[error("the file is open for direct I/O: open it without O_DIRECT")]
     DirectIo,
     /// The source is a file that ends before the size it reports.

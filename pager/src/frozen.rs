@@ -61,15 +61,15 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// When some of it is not mapped or [protected](Self::protect) against reads; when the kernel or
-    /// memory run out. The region is dropped then: [write back](Self::write_back) first what must
-    /// not be lost.
+    /// When some of it is not mapped or [protected](Self::protect) against reads; when the kernel
+    /// or memory run out. The region is dropped then: [write back](Self::write_back) first what
+    /// must not be lost.
     pub fn freeze(mut self) -> Result<FrozenRegion, Error> {
         self.lift_bound();
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
-        let alone = self.exclude(&self.part(0..self.len())?)?;
-        let parts = Accesses::of(&alone, self.mapping())?;
-        drop(alone);
+        let exclusion = self.exclude(&self.part(0..self.len())?)?;
+        let parts = Accesses::of(&exclusion, self.mapping())?;
+        drop(exclusion);
         if let Some(gap) = parts.gap() {
             return Err(Error::NotMapped(gap));
         }

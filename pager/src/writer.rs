@@ -1,7 +1,7 @@
 //! The thread that writes to the source what has to go to keep a bound, and gives it back then.
 //!
-//! It works in passes, each for what was asked until it began, and nobody waits for it but accesses
-//! that find no room.
+//! It works in passes, each for what was asked until it began, and no thread waits for it but
+//! accesses that find the bound reached.
 
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -43,7 +43,7 @@ pub(crate) enum Retry {
     None,
     /// The next one in turn, so that none is forgotten.
     One,
-    /// All of them, for an access that finds no room otherwise.
+    /// All of them, for an access that finds the bound reached otherwise.
     All,
 }
 
@@ -72,8 +72,8 @@ impl Writer {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks for what was written to pages that were filled up to a time. The number of the pass that
-    /// will see to it.
+    /// Asks for what was written to pages that were filled up to a time. The number of the pass
+    /// that will see to it.
     pub(crate) fn ask(&self, until: u64, retry: Retry) -> u64 {
         let mut requests = self.requests();
         requests.until = requests.until.max(until);
@@ -152,8 +152,9 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Writes and gives back what was filled up to then, and then pages that have failed before. Each
-    /// of those by itself, since one that cannot be written fails those that are written with it.
+    /// Writes and gives back what was filled up to then, and then pages that have failed before.
+    /// Each of those by itself, since one that cannot be written fails those that are written with
+    /// it.
     fn write(&mut self, mapping: &Arc<Mapping>, until: u64, retry: Retry, first_retry: &mut usize) {
         for run in runs(mapping, &mapping.whole(), is_to_write(until)) {
             self.evict(mapping, run);

@@ -91,8 +91,8 @@ impl Source for Shelf {
 // SAFETY: atomics, and the buffer it is given.
 unsafe impl SignalSafe for Shelf {}
 
-/// A region of the shelf, of which so many pages may be there, in a mode and with a granule; accesses
-/// that fail end the process with 42.
+/// A region of the shelf, of which so many pages may be there, in a mode and with a granule;
+/// accesses that fail end the process with 42.
 fn map(mode: &str, shelf: &Arc<Shelf>, bound: usize, granule: usize) -> Region {
     with_hook(mode, shelf, bound, granule, |_| {})
 }

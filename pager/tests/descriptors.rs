@@ -1,5 +1,5 @@
-//! Descriptors that are not what they seem: what is written is stored at its offset, or refused with
-//! an error that says why, and the page is still to be written then.
+//! Descriptors that are not what they seem: what is written is stored at its offset, or refused
+//! with an error that says why, and the page is still to be written then.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::single_range_in_vec_init, reason = "lists of ranges are compared")]
 
@@ -45,8 +45,8 @@ fn content(file: &File) -> Vec<u8> {
     bytes
 }
 
-/// Writes a page, writes it back, and demands that it is where it belongs, or that the error has all
-/// these words and nothing has changed. Whether it was stored.
+/// Writes a page, writes it back, and demands that it is where it belongs, or that the error has
+/// all these words and nothing has changed. Whether it was stored.
 fn stored_or_refused(region: &Region, file: &File, words: &[&str]) -> bool {
     let before = content(file);
     let at = 4 * PAGE;

@@ -630,8 +630,8 @@ impl Source for Slow {
     }
 }
 
-/// A thread goes on when its page is there. If what it does then spoils the rest of the granule, its
-/// fault is not served once more.
+/// A thread goes on when its page is there. If what it does then spoils the rest of the granule,
+/// its fault is not served once more.
 #[test]
 fn a_fault_whose_page_came_is_not_served_again() {
     common::watch();

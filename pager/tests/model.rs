@@ -1,22 +1,23 @@
-//! Random sequences of everything that can be done to a region, beside plain arrays: at each granule,
-//! in each mode, of files and of memory, with a bound or without. Then the same by several threads,
-//! each in a part of its own, whose granules reach into the others' parts.
+//! Random sequences of everything that can be done to a region, beside plain arrays: at each
+//! granule, in each mode, of files and of memory, with a bound or without. Then the same by several
+//! threads, each in a part of its own, whose granules reach into the others' parts.
 //!
 //! `PERVMA_MODEL_SEED` plays the one sequence that a failure names (`granule mode seed`);
 //! `PERVMA_MODEL_TIMES` multiplies how many are played.
 //!
 //! # What it cannot produce
 //!
-//! - Accesses that must die: of what is unmapped or closed (`forbidden_accesses_are_sigsegv`), beyond a
-//!   bound that is full (`bound.rs`). Each of them ends a process; here each access succeeds.
-//! - Sources that fail, are shortened or refuse writes by turns: what is lost then is no function of the
-//!   sequence. `live.rs`, `soak.rs`, `descriptors.rs` and `bound.rs` have those.
-//! - A file that is changed under pages that are there: old bytes and new ones are both right until the
-//!   pages are discarded. Here it is changed, and they are discarded before anyone looks.
+//! - Accesses that must die: of what is unmapped or closed (`forbidden_accesses_are_sigsegv`),
+//!   beyond a bound that is full (`bound.rs`). Each of them ends a process; here each access
+//!   succeeds.
+//! - Sources that fail, are shortened or refuse writes by turns: what is lost then is no function
+//!   of the sequence. `live.rs`, `soak.rs`, `descriptors.rs` and `bound.rs` have those.
+//! - A file that is changed under pages that are there: old bytes and new ones are both right until
+//!   the pages are discarded. Here it is changed, and they are discarded before anyone looks.
 //! - What an application may not do to a region's memory (`munmap`, `MADV_DONTNEED`, its own
 //!   `mprotect`): the records are wrong afterwards. `seams.rs` holds that others do not suffer.
-//! - Pages of hugetlbfs, which most machines have none of (the tests named `huge`), pages that devices
-//!   hold (`pinned.rs`), forks and signals (`signals.rs`), filters (`refused.rs`).
+//! - Pages of hugetlbfs, which most machines have none of (the tests named `huge`), pages that
+//!   devices hold (`pinned.rs`), forks and signals (`signals.rs`), filters (`refused.rs`).
 //! - Two threads that write the same bytes, or change the same pages: `shared.rs` and `soak.rs`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_types, reason = "a hook says which sequence it was")]
@@ -197,8 +198,8 @@ impl Part {
         self.stored[from..page * PAGE + found.len()].copy_from_slice(&found[within..]);
     }
 
-    /// What was stored of a page, from some byte on, it has held since it was last known to be stored:
-    /// each byte for itself, since it may have been stored in the middle of a write.
+    /// What was stored of a page, from some byte on, it has held since it was last known to be
+    /// stored: each byte for itself, since it may have been stored in the middle of a write.
     fn assert_known(&self, page: usize, found: &[u8], from: usize) {
         let stored = &self.stored[page * PAGE..][..found.len()];
         if found[from..] == stored[from..] {

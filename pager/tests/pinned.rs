@@ -18,8 +18,8 @@ use pervma_pager::{FileSource, OnFailure, Options, Region};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// A buffer that the kernel holds for as long as this lives, and can read a file into: with io_uring,
-/// as a device would.
+/// A buffer that the kernel holds for as long as this lives, and can read a file into: with
+/// io_uring, as a device would.
 struct Held {
     ring: OwnedFd,
     params: Params,
@@ -345,7 +345,8 @@ fn a_bound_that_is_full_of_held_pages_refuses() {
     }
 }
 
-/// Discarding is the user's word: the page goes, held or not, and the next access gets the source's.
+/// Discarding is the user's word: the page goes, held or not, and the next access gets the
+/// source's.
 #[test]
 fn what_is_discarded_goes_even_if_a_device_holds_it() {
     common::watch();

@@ -3,8 +3,9 @@
 //! crate falls back, or there is an error, or the access fails as it was asked to; nothing aborts,
 //! hangs, or shows wrong bytes.
 //!
-//! [`CALLS`] is all that the crate calls, and [`RUNTIME`] what the standard library, the C library and
-//! the allocator call for it: whatever is in neither ends the child by SIGSYS, and fails the test.
+//! [`CALLS`] is all that the crate calls, and [`RUNTIME`] what the standard library, the C library
+//! and the allocator call for it: whatever is in neither ends the child by SIGSYS, and fails the
+//! test.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -152,7 +153,8 @@ const CALLS: &[Call] = &[
     call("getpid", libc::SYS_getpid, FINE, FINE),
 ];
 
-/// The flags of memory that the crate maps. (The allocator maps some like that, and can do without.)
+/// The flags of memory that the crate maps. (The allocator maps some like that, and can do
+/// without.)
 const MAPPED: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
 
 /// What nothing in Rust runs without, or what only the runtime asks for.

@@ -58,8 +58,8 @@ fn file() -> File {
     common::file_with(patterns(0..LEN))
 }
 
-/// A file that the kernel keeps in folios of a page each: when a file is cut inside of a larger one,
-/// a `pread` that is under way gets zeros for what was cut, and no error.
+/// A file that the kernel keeps in folios of a page each: when a file is cut inside of a larger
+/// one, a `pread` that is under way gets zeros for what was cut, and no error.
 fn file_of_small_folios() -> File {
     let file = tempfile::tempfile().unwrap();
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();

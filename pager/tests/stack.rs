@@ -63,8 +63,8 @@ fn a_fault_fits_on_the_alternate_stack_of_a_thread() {
     }
 }
 
-/// Threads that write, write back, unmap and map parts of a region meet what others change, and take
-/// the paths of a fault that are seldom taken.
+/// Threads that write, write back, unmap and map parts of a region meet what others change, and
+/// take the paths of a fault that are seldom taken.
 #[test]
 fn a_fault_that_meets_changes_fits_there_as_well() {
     common::watch();

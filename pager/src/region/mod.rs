@@ -110,8 +110,8 @@ impl Region {
     ///
     /// An access through it of your own may be:
     ///
-    /// - a plain one (a slice too), as long as nothing changes the same bytes meanwhile. Changes are
-    ///   writes of other threads, [`write`](Self::write) included, and what gives pages back
+    /// - a plain one (a slice too), as long as nothing changes the same bytes meanwhile. Changes
+    ///   are writes of other threads, [`write`](Self::write) included, and what gives pages back
     ///   ([`discard`](Self::discard), [`unmap`](Self::unmap), [`resize`](Self::resize); also a
     ///   [bound](crate::Options::resident), if the source has changed or writes can be lost);
     /// - otherwise a relaxed or stronger atomic one of aligned words of eight bytes
@@ -119,7 +119,8 @@ impl Region {
     ///   [`read`](Self::read) and `write` make them. Accesses of other sizes must not race with
     ///   those: that is undefined, as for all atomics of Rust.
     ///
-    /// System calls and devices may access it at any time. What is protected or unmapped is SIGSEGV.
+    /// System calls and devices may access it at any time. What is protected or unmapped is
+    /// SIGSEGV.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.mapping.memory.as_ptr()
@@ -177,8 +178,8 @@ impl Region {
     }
 
     /// Gives back the pages of a range: the next access to each is filled from the source again.
-    /// What was written there and not [written back](Self::write_back) is lost; a page that could not
-    /// be had is asked for again.
+    /// What was written there and not [written back](Self::write_back) is lost; a page that could
+    /// not be had is asked for again.
     ///
     /// # Errors
     ///
@@ -191,9 +192,9 @@ impl Region {
     pub fn discard(&self, range: Range<usize>) -> Result<(), Error> {
         let part = self.part(range)?;
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
-        let alone = self.exclude(&part)?;
-        let given_back = Accesses::of(&alone, &self.mapping)?.give_back();
-        drop(alone);
+        let exclusion = self.exclude(&part)?;
+        let given_back = Accesses::of(&exclusion, &self.mapping)?.give_back();
+        drop(exclusion);
         given_back.map_err(Error::Change)
     }
 
@@ -211,13 +212,13 @@ impl Region {
         }
         let part = self.part(range)?;
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
-        let alone = self.exclude(&part)?;
-        let before = Accesses::of(&alone, &self.mapping)?;
+        let exclusion = self.exclude(&part)?;
+        let before = Accesses::of(&exclusion, &self.mapping)?;
         if let Some(gap) = before.gap() {
             return Err(Error::NotMapped(gap));
         }
         before.change(access)?;
-        let changed = alone.update(|_, piece| Piece { access, ..piece.clone() });
+        let changed = exclusion.update(|_, piece| Piece { access, ..piece.clone() });
         changed.map(drop).map_err(|error| {
             before.restore();
             self.of_change(error)
@@ -230,18 +231,19 @@ impl Region {
     /// # Errors
     ///
     /// When the range is not whole pages, or nothing of it is mapped; when the kernel or memory run
-    /// out. Where a filter refuses `madvise` the range is unmapped all the same, and its memory kept.
+    /// out. Where a filter refuses `madvise` the range is unmapped all the same, and its memory
+    /// kept.
     #[doc(alias = "munmap")]
     pub fn unmap(&self, range: Range<usize>) -> Result<(), Error> {
         let part = self.part(range)?;
         let mapping = &self.mapping;
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         loop {
-            let alone = self.exclude(&part)?;
-            let before = Accesses::of(&alone, &self.mapping)?;
+            let exclusion = self.exclude(&part)?;
+            let before = Accesses::of(&exclusion, &self.mapping)?;
             before.change(Access::None)?;
-            // Reserved until its pages are gone: nobody maps it before.
-            match alone.remove_reserving() {
+            // Reserved until its pages are gone: no thread maps it before.
+            match exclusion.remove_reserving() {
                 Ok((removed, reservation)) => {
                     let gone = before.give_back();
                     if gone.is_err() {
@@ -309,9 +311,9 @@ impl Region {
     /// The pages of a range that were written since they were filled, or since they were last
     /// written back: runs of whole pages, in order.
     ///
-    /// What is written meanwhile may be in it or not. In thread mode a page may be in it that a thread
-    /// had written before it was given back or written back, if several have faulted there at a time.
-    /// None in a region that is not [writable](crate::Options::writable).
+    /// What is written meanwhile may be in it or not. In thread mode a page may be in it that a
+    /// thread had written before it was given back or written back, if several have faulted there
+    /// at a time. None in a region that is not [writable](crate::Options::writable).
     ///
     /// # Errors
     ///
@@ -329,7 +331,7 @@ impl Region {
     /// next time.
     ///
     /// A page that the kernel holds for a device is written as it is now, and stays to be written
-    /// ([when that can be told](crate#devices-that-write-to-a-region)).
+    /// ([when that can be told](crate::limits#devices-that-write-to-a-region)).
     ///
     /// # Errors
     ///
@@ -344,11 +346,11 @@ impl Region {
         write_back(&self.mapping, &part)
     }
 
-    /// Why written pages could not be given back to keep a [bound](crate::Options::resident): the last
-    /// failure, as long as any of its pages is still to be written.
+    /// Why written pages could not be given back to keep a [bound](crate::Options::resident): the
+    /// last failure, as long as any of its pages is still to be written.
     ///
-    /// [`write_back`](Self::write_back) tries them again, and so does the region from time to time and
-    /// before it refuses an access for want of room.
+    /// [`write_back`](Self::write_back) tries them again, and so does the region from time to time
+    /// and before it refuses an access that would exceed the bound.
     #[must_use]
     pub fn write_back_failure(&self) -> Option<WriteBackFailure> {
         let failure = self.evictor.as_ref()?.last_failure()?;
@@ -383,13 +385,13 @@ impl Region {
         }
     }
 
-    /// Nobody is inside of the VMAs of a part, or comes in, until what is returned is dropped.
+    /// Excludes the VMAs of a part until what is returned is dropped.
     pub(crate) fn exclude(&self, part: &Range<usize>) -> Result<Exclusion<'static, Piece>, Error> {
         loop {
             match SPACE.exclude(self.mapping.addresses(part)) {
-                Ok(alone) => {
-                    alone.wait();
-                    return Ok(alone);
+                Ok(exclusion) => {
+                    exclusion.wait();
+                    return Ok(exclusion);
                 }
                 // Another thread is about to map or unmap some of it, and soon done.
                 Err(ChangeError::Reserved { .. }) => std::thread::yield_now(),
@@ -398,7 +400,7 @@ impl Region {
         }
     }
 
-    /// Waits for the faults that are inside of a part: a write may be over although the fault that let
+    /// Waits for the faults under way in a part: a write may be over although the fault that let
     /// it through has not told of it yet.
     fn settle(&self, part: &Range<usize>) -> Result<(), Error> {
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
@@ -425,7 +427,7 @@ impl Drop for Region {
     fn drop(&mut self) {
         self.evictor = None;
         if !self.mapping.memory.is_of_this_process() {
-            // In a forked child others may be inside of it for ever, as its parent left it.
+            // In a forked child read locks of it may never be released, as its parent left it.
             return;
         }
         // If they cannot be blocked, it goes on without.
@@ -439,7 +441,7 @@ impl Drop for Region {
         let source = SOURCES.remove(number..number + 1);
         drop(blocked);
         self.pollers = None;
-        // No fault is inside: these and `self` are the last to own the mapping and the source.
+        // No fault is under way: these and `self` are the last to own the mapping and the source.
         drop(removed);
         drop(source);
     }

@@ -22,15 +22,15 @@ use crate::Error;
 ///
 /// - A descriptor that cannot be read by position is refused at once: one for writing only or with
 ///   `O_PATH` ([`Error::NotReadable`]), a directory, pipe, socket, terminal or device
-///   ([`Error::NotARegularFile`]), a file in `/proc` or `/sys` whose size is not that of its content
-///   ([`Error::Empty`], [`Error::NotItsSize`]).
+///   ([`Error::NotARegularFile`]), a file in `/proc` or `/sys` whose size is not that of its
+///   content ([`Error::Empty`], [`Error::NotItsSize`]).
 /// - So is one with `O_DIRECT` ([`Error::DirectIo`]). If that is set later, accesses fail where the
 ///   file system reads to aligned memory only.
 /// - With `O_APPEND`, set before or later, bytes go to their offset all the same from Linux 6.9 on.
 ///   Before that the write is an error.
 /// - A write is an error as well when the file was sealed meanwhile (`F_SEAL_WRITE`,
-///   `F_SEAL_FUTURE_WRITE`), has become shorter (it does not become longer again), or is larger than
-///   the process may write (`ulimit -f`; no `SIGXFSZ` is raised).
+///   `F_SEAL_FUTURE_WRITE`), has become shorter (it does not become longer again), or is larger
+///   than the process may write (`ulimit -f`; no `SIGXFSZ` is raised).
 ///
 /// ```
 /// use std::io::Write;

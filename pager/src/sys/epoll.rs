@@ -30,8 +30,8 @@ impl Epoll {
         epoll::add(&self.fd, fd, epoll::EventData::new_u64(number as u64), epoll::EventFlags::IN)
     }
 
-    /// Waits until a descriptor is ready, or that long; what is ready, as bits. It may be interrupted,
-    /// and then nothing is.
+    /// Waits until a descriptor is ready, or that long; what is ready, as bits. It may be
+    /// interrupted, and then nothing is.
     ///
     /// Where `epoll_pwait2` is refused it uses `epoll_pwait`, which counts milliseconds.
     pub(crate) fn wait(&self, most: Option<Duration>) -> Result<u64, Errno> {
@@ -59,8 +59,8 @@ impl Epoll {
         let most = most.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
         let (call, fd, mask) =
             (libc::SYS_epoll_pwait2, self.fd.as_raw_fd(), std::ptr::null::<u8>());
-        // SAFETY: writes at most so many events to where there is room for them, and reads a time or
-        // none. No mask of signals is given.
+        // SAFETY: writes at most so many events to where there is space for them, and reads a time
+        // or none. No mask of signals is given.
         outcome(unsafe { libc::syscall(call, fd, events.as_mut_ptr(), MOST, most, mask, 0_usize) })
     }
 

@@ -1,11 +1,11 @@
-//! userfaultfd, typed: the system layer under [`FrozenRegion`](crate::FrozenRegion), for those who write a
-//! pager of their own.
+//! userfaultfd, typed: the system layer under [`FrozenRegion`](crate::FrozenRegion), for those who
+//! write a pager of their own.
 //!
 //! Only what this crate uses is here: contexts in SIGBUS mode and contexts whose faults are read,
-//! anonymous [`Memory`] to register with them, and the filling, moving, write-protecting and poisoning
-//! of pages. The outcomes of filling are told apart ([`CopyError`]). Each call on a [`Userfaultfd`]
-//! that is open is one system call that leaves `errno` alone, so it may be made in a signal
-//! handler.
+//! anonymous [`Memory`] to register with them, and the filling, moving, write-protecting and
+//! poisoning of pages. The outcomes of filling are told apart ([`CopyError`]). Each call on a
+//! [`Userfaultfd`] that is open is one system call that does not change `errno`, so it may be made
+//! in a signal handler.
 //!
 //! ```
 //! use pervma_pager::sys::{Access, CopyError, Fill, Memory, PageSize, Userfaultfd};
@@ -40,8 +40,8 @@ pub(crate) fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)
 }
 
-/// Whether this is the process of that number, and not a child that it has forked. Taken for granted
-/// where a filter refuses to tell.
+/// Whether this is the process of that number, and not a child that it has forked. Taken for
+/// granted where a filter refuses to tell.
 pub(crate) fn is_process(number: u32) -> bool {
     let now = std::process::id();
     now == number || now.cast_signed() <= 0 || number.cast_signed() <= 0

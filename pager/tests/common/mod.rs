@@ -179,8 +179,8 @@ pub(crate) fn refuse(call: libc::c_long, errno: Errno) {
     seccompiler::apply_filter(&program).unwrap();
 }
 
-/// What an application may ask of the kernel for some pages of a region: it changes no byte, and gives
-/// them a mapping of their own.
+/// What an application may ask of the kernel for some pages of a region: it changes no byte, and
+/// gives them a mapping of their own.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Ask {
     Advice(i32),
