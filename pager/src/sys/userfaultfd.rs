@@ -615,7 +615,7 @@ mod tests {
     fn what_is_poisoned_can_be_discarded_and_what_is_there_not_poisoned() {
         let (uffd, memory) = registered(2);
         match uffd.poison(&memory, 0..PAGE) {
-            Err(Errno::INVAL) => return println!("skipped: this kernel cannot poison"),
+            Err(Errno::INVAL) => return println!("NOT RUN: this kernel cannot poison"),
             poisoned => poisoned.unwrap(),
         }
         memory.discard(0..PAGE).unwrap();
@@ -628,7 +628,7 @@ mod tests {
         let (uffd, memory) = registered(4);
         let (_, other) = registered(1);
         if !uffd.can_move() {
-            return println!("skipped: this kernel cannot move pages");
+            return println!("NOT RUN: this kernel cannot move pages");
         }
         uffd.copy(&memory, 0, &[1; 2 * PAGE], Fill::default()).unwrap();
         assert_eq!(uffd.move_pages(&memory, 0..PAGE, &memory, 2 * PAGE), Ok(()));
