@@ -11,7 +11,7 @@ use crate::sys::{Errno, OpenError};
 /// changed then, and nothing is left behind but the SIGBUS handler.
 ///
 /// ```
-/// use pervma_pager::{Error, MemorySource, FrozenRegion};
+/// use pervma_pager::{Error, FrozenRegion, MemorySource};
 ///
 /// assert!(matches!(FrozenRegion::map(MemorySource::new(vec![])), Err(Error::Empty)));
 /// ```

@@ -18,7 +18,7 @@ use crate::sys::Access;
 /// on the thread that drops it.
 ///
 /// ```
-/// use pervma_pager::{MemorySource, FrozenRegion};
+/// use pervma_pager::{FrozenRegion, MemorySource};
 ///
 /// let text = MemorySource::new(b"filled on demand".as_slice());
 /// let region = FrozenRegion::map(text)?;

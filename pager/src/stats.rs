@@ -22,7 +22,7 @@ static COUNTERS: [Shard; SHARDS] = [const { Shard::new() }; SHARDS];
 /// other way round gives zeros.
 ///
 /// ```
-/// use pervma_pager::{MemorySource, FrozenRegion, stats};
+/// use pervma_pager::{FrozenRegion, MemorySource, stats};
 ///
 /// let region = FrozenRegion::map(MemorySource::new(vec![1; 3 * 4096]))?;
 /// let before = stats();

@@ -220,7 +220,7 @@ impl Region {
         before.change(access)?;
         let changed = exclusion.update(|_, piece| Piece { access, ..piece.clone() });
         changed.map(drop).map_err(|error| {
-            before.restore();
+            self.undo(&part, &before);
             self.of_change(error)
         })
     }
@@ -254,14 +254,15 @@ impl Region {
                     drop(removed);
                     return gone.map_err(Error::Change);
                 }
-                // Another thread is mapping a part of it that was not mapped.
+                // Another thread is mapping a part of it that was not mapped. What it may do with
+                // the rest meanwhile is seen by the next try.
                 Err(
                     ChangeError::Reserved { .. }
                     | ChangeError::Overlap { .. }
                     | ChangeError::Excluded { .. },
-                ) => before.restore(),
+                ) => {}
                 Err(error) => {
-                    before.restore();
+                    self.undo(&part, &before);
                     return Err(self.of_change(error));
                 }
             }
@@ -397,6 +398,18 @@ impl Region {
                 Err(ChangeError::Reserved { .. }) => std::thread::yield_now(),
                 Err(error) => return Err(self.of_change(error)),
             }
+        }
+    }
+
+    /// Makes the kernel's accesses to a part again what they are known to be, after a change has
+    /// failed and its exclusion is over: other threads may have changed them since `before`.
+    fn undo(&self, part: &Range<usize>, before: &Accesses<'_>) {
+        let now = self
+            .exclude(part)
+            .and_then(|exclusion| Accesses::of(&exclusion, &self.mapping).map(|now| now.restore()));
+        if now.is_err() {
+            // Without memory: as far as is known.
+            before.restore();
         }
     }
 

@@ -101,7 +101,7 @@ pub trait Source: Send + Sync {
 ///
 /// ```
 /// #![allow(unsafe_code)]
-/// use pervma_pager::{ReadFailed, FrozenRegion, SignalSafe, Source};
+/// use pervma_pager::{FrozenRegion, ReadFailed, SignalSafe, Source};
 ///
 /// struct Sevens(u64);
 ///
