@@ -1,4 +1,4 @@
-//! Counts what is asked of the allocator, while a benchmark measures that.
+//! An allocator that counts bytes while a benchmark measures memory.
 #![expect(unsafe_code, reason = "is an allocator")]
 #![expect(clippy::disallowed_types, reason = "counts that no protocol uses")]
 

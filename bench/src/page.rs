@@ -1,4 +1,4 @@
-//! docs/benchmarks.md: the figures of saved runs, and explanations that are written by hand.
+//! docs/benchmarks.md: the figures of saved runs, and the explanations of bench/explanations.md.
 
 use std::error::Error;
 use std::fmt::{self, Write};
@@ -6,7 +6,7 @@ use std::fmt::{self, Write};
 use crate::comparison::{Bound, Goal};
 use crate::report::{Report, Section, Table, cell};
 
-/// The explanations that are written by hand, each below a heading.
+/// The explanations, each below a heading.
 pub(crate) const EXPLANATIONS: &str = include_str!("../explanations.md");
 
 const REJECTED: &str = "Tried and rejected";
@@ -16,7 +16,7 @@ const TOP: &str = "\
 
 pervma beside what people use instead, and beside lower bounds. The figures are of the last of the runs that
 this page is made of, the goals are judged in each. The explanations are
-written by hand, in [bench/explanations.md](../bench/explanations.md); the rest is printed:
+those of [bench/explanations.md](../bench/explanations.md); the rest is printed:
 
 ```sh
 cargo build --release -p pervma-bench
@@ -80,7 +80,7 @@ pub(crate) fn page<'r>(
     Ok(page)
 }
 
-/// A goal in each run, and what is written by hand about it.
+/// A goal in each run, and its explanation.
 struct Judged<'r> {
     heading: String,
     words: &'r str,

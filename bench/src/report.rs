@@ -248,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_contestant_may_miss_a_case() {
+    fn an_implementation_may_miss_a_case() {
         let mut table = Table::new("title", "ns");
         table.case("a", [("x", Some(Summary::exactly(1.0)))]);
         table.case("b", [("y", Some(Summary::exactly(250.0)))]);

@@ -16,7 +16,7 @@
 //!   only used with the arena that allocated it: a [`Map`](crate::map::Map) has one slab for life.
 //! - **A2** A chunk is never freed, moved or opened for unique access before the arena is dropped.
 //! - **A3** An arena's state, every `link` and the allocation of chunks are guarded by the arena's
-//!   lock; or, where it is one space's alone ([`Users::OneSpace`]), by the mmap lock of that space,
+//!   lock; or, where only one space uses it ([`Users::OneSpace`]), by the mmap lock of that space,
 //!   which is held for writing whenever that space allocates and frees.
 
 #![expect(unsafe_code, reason = "objects are shared by index, under the invariants above")]
@@ -27,6 +27,7 @@ use core::ops::Range;
 use core::ptr;
 
 use crate::error::OutOfMemory;
+use crate::held::SlabScope;
 use crate::memory::SlabMemory;
 use crate::mm::EditSection;
 use crate::mmap_lock::{MmapLock, RawWriteGuard};
@@ -120,7 +121,7 @@ struct ArenaState {
 }
 
 impl<O> Idx<O> {
-    /// The object that was made after `number` others, if there is room for so many.
+    /// The index of the object that was initialised after `number` others, within the capacity.
     fn of(number: u32) -> Option<Self> {
         let mut place = number as usize;
         for chunk in 0..CHUNKS {
@@ -142,6 +143,16 @@ impl<O> Idx<O> {
 const fn chunk_len(chunk: usize) -> usize {
     (FIRST_CHUNK as usize) << (2 * chunk)
 }
+
+/// The most objects that an arena holds.
+pub(crate) const CAPACITY: usize = {
+    let (mut chunk, mut sum) = (0, 0);
+    while chunk < CHUNKS {
+        sum += chunk_len(chunk);
+        chunk += 1;
+    }
+    sum
+};
 
 // What is stored in a word of the tree has 30 bits, and the mask names each chunk.
 const _: () = assert!(chunk_len(CHUNKS - 1) << CHUNK_BITS <= 1 << 30 && CHUNKS <= 1 << CHUNK_BITS);
@@ -181,16 +192,18 @@ impl<O: Object, P: Platform> Arena<O, P> {
         unsafe { &*object }
     }
 
-    /// What guards the arena while the caller allocates and frees (A3). Where one space alone uses
-    /// it, that is the section, which holds that space's mmap lock for writing; else the lock of
-    /// the arena, which this takes.
+    /// Guards the arena while the caller allocates and frees (A3): takes the lock of the arena,
+    /// unless only one space uses it, whose mmap lock the section holds for writing.
     #[inline]
     fn guard(&self, _section: &EditSection<'_, P>) -> Option<RawWriteGuard<'_, P>> {
-        (self.users == Users::Spaces).then(|| self.free.0.lock.write())
+        (self.users == Users::Spaces).then(|| {
+            let _scope = SlabScope::<P>::enter();
+            self.free.0.lock.write()
+        })
     }
 
-    /// An object that is given to the caller alone: the one freed last, else a new one. The section
-    /// is one of the space that the object is for.
+    /// Allocates an object: the one freed last, else a new one. The section is one of the space
+    /// that the object is for.
     #[inline]
     pub(crate) fn alloc(&self, section: &EditSection<'_, P>) -> Result<Idx<O>, OutOfMemory> {
         let _guard = self.guard(section);
@@ -231,7 +244,10 @@ impl<O: Object, P: Platform> Arena<O, P> {
         let (chunk, offset) = index.place();
         if offset == 0 {
             const { assert!(size_of::<O>() != 0) };
-            let base = P::Memory::alloc(chunk_layout::<O>(chunk)?).cast::<O>();
+            let layout = chunk_layout::<O>(chunk)?;
+            let scope = SlabScope::<P>::enter();
+            let base = P::Memory::alloc(layout).cast::<O>();
+            drop(scope);
             if base.is_null() {
                 return Err(OutOfMemory);
             }

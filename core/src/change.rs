@@ -23,7 +23,6 @@ use core::ptr;
 use smallvec::SmallVec;
 
 use crate::error::{ChangeError, OutOfMemory};
-use crate::lock::EditSeq;
 use crate::map::{Map, MapWrite, Vmas, WriteCursor};
 use crate::mm::EditSection;
 use crate::payload::Payload;
@@ -31,8 +30,6 @@ use crate::platform::Platform;
 use crate::range::Span;
 use crate::removed::RemovedVmas;
 use crate::slots::{Attached, Entry, Excluded, FreeSlot, Reserved};
-use crate::step::Step;
-use crate::sync::keep;
 
 /// What a change is about.
 #[derive(Clone, Copy)]
@@ -76,7 +73,7 @@ impl Request {
 
 /// Why the VMAs of a range were not excluded.
 pub(crate) enum Refusal<'s, 'm, T> {
-    /// Nothing will help.
+    /// An error that waiting does not mend.
     Error(ChangeError),
     /// Another thread's exclusion has this one.
     Excluded(Entry<'s, 'm, T>),
@@ -86,10 +83,6 @@ pub(crate) enum Refusal<'s, 'm, T> {
 pub(crate) struct ExcludedVmas<'s, T, P: Platform> {
     map: &'s Map<T, P>,
     list: Excluded<'s, T, P>,
-    /// How many there are.
-    count: usize,
-    /// The edit in which they were excluded.
-    since: EditSeq,
 }
 
 impl<'s, T, P: Platform> ExcludedVmas<'s, T, P> {
@@ -125,15 +118,6 @@ impl<'s, T, P: Platform> ExcludedVmas<'s, T, P> {
         }
     }
 
-    /// Whether they are those that were excluded in the edit `since`, `count` of them, and as they
-    /// were then. The mmap lock is held.
-    fn are_still(&self, count: usize, since: EditSeq) -> bool {
-        // What was not locked since then was there, so nothing has come, and nothing has gone if
-        // they are as many.
-        let unchanged = self.count == count && !self.iter().any(|vma| vma.was_locked_since(since));
-        unchanged || !keep(Step::FindUnchanged)
-    }
-
     /// What others have mapped or reserved in `span` since they were excluded.
     pub(crate) fn first_newcomer(&self, vmas: &Vmas<'_, T, P>, span: Span) -> Option<Span> {
         // The excluded ones are all still there, so the first that is not on the list is new.
@@ -154,7 +138,7 @@ impl<'s, T, P: Platform> ExcludedVmas<'s, T, P> {
         }
     }
 
-    /// What the mutant without a list of its own believes: that all in the range is its own.
+    /// For the mutant without a list of its own, which takes all VMAs in the range.
     #[cfg(pervma_model)]
     pub(crate) fn take_over(&mut self, vmas: &Vmas<'s, T, P>, span: Span) {
         self.list.take_over(vmas.entries(span));
@@ -289,7 +273,7 @@ pub(crate) fn exclude<'s, 'm, T, P: Platform>(
             });
         }
     }
-    Ok(ExcludedVmas { map: cursor.map(), list, count: entries, since: section.edit() })
+    Ok(ExcludedVmas { map: cursor.map(), list })
 }
 
 /// A change that has not happened yet. Dropping it changes nothing.
@@ -297,14 +281,6 @@ pub(crate) struct Change<'s, 'l, T, P: Platform> {
     // Dropped first: its payloads may be those of the VMAs.
     plan: Plan<'s, 'l, T>,
     vmas: ExcludedVmas<'s, T, P>,
-}
-
-/// Why a suspended change did not exclude its VMAs again.
-pub(crate) enum NotResumed<'s, 'm, T> {
-    /// Other threads have changed the VMAs. The change must start over.
-    Changed,
-    /// Another thread's exclusion has this one.
-    Excluded(Entry<'s, 'm, T>),
 }
 
 /// What a change is going to do.
@@ -318,7 +294,7 @@ struct Plan<'s, 'l, T> {
     removed: RemovedVmas<T>,
     /// Payloads that were split or merged away. Their owner drops them when the edit has ended.
     deferred_drops: &'l mut Vec<T>,
-    /// How many payloads of excluded VMAs will become deferred drops.
+    /// How many payloads of excluded VMAs will be dropped after the edit.
     more_drops: usize,
 }
 
@@ -386,33 +362,7 @@ impl<'s, 'l, T: Payload, P: Platform> Change<'s, 'l, T, P> {
         &self.vmas
     }
 
-    /// Admits readers to the VMAs again, until [`resume`](Self::resume).
-    pub(crate) fn suspend(&mut self) {
-        let slots = self.vmas.map.slab().slots();
-        self.vmas.list = Excluded::new(slots, true);
-    }
-
-    /// Excludes the VMAs again, after [`suspend`](Self::suspend).
-    pub(crate) fn resume<'m>(
-        &mut self,
-        cursor: &mut WriteCursor<'s, 'm, T, P>,
-    ) -> Result<(), NotResumed<'s, 'm, T>> {
-        self.check_space(cursor);
-        let (count, since) = (self.vmas.count, self.vmas.since);
-        let vmas = match exclude(cursor, &self.plan.request, true) {
-            Ok(vmas) => vmas,
-            Err(Refusal::Excluded(entry)) => return Err(NotResumed::Excluded(entry)),
-            // It says so when it starts over, unless that is different again by then.
-            Err(Refusal::Error(_)) => return Err(NotResumed::Changed),
-        };
-        if !vmas.are_still(count, since) {
-            return Err(NotResumed::Changed);
-        }
-        self.vmas.list = vmas.list;
-        Ok(())
-    }
-
-    /// What the mutant without a list of its own believes: that all in the range is its own.
+    /// For the mutant without a list of its own, which takes all VMAs in the range.
     #[cfg(pervma_model)]
     pub(crate) fn take_over(&mut self, vmas: &Vmas<'s, T, P>) {
         self.vmas.take_over(vmas, self.plan.request.span);
@@ -537,7 +487,7 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         Ok(())
     }
 
-    /// Plans a VMA made of the excluded one at `vma`; [`Change::split`] has made room for it.
+    /// Plans a VMA made of the excluded one at `vma`; [`Change::split`] has reserved capacity.
     #[inline(always)]
     fn push(&mut self, planned: Option<(Span, T)>, changed: bool, vma: Span) {
         let Some((span, payload)) = planned else { return };

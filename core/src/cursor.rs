@@ -15,9 +15,9 @@ use crate::space::AddressSpace;
 /// same one. From [`AddressSpace::cursor`] and
 /// [`Reader::cursor`](crate::Reader::cursor).
 ///
-/// What it remembers is checked like the end of any walk, so it need not be told of changes. A
-/// cursor is as legal in a signal handler as [`try_read`](AddressSpace::try_read). It belongs
-/// to the thread that made it.
+/// What it remembers is checked like the end of any walk, so changes need not invalidate it. A
+/// cursor is as legal in a signal handler as [`try_read`](AddressSpace::try_read). It belongs to
+/// the thread that made it.
 ///
 /// ```
 /// let space = pervma::AddressSpace::new(4096);

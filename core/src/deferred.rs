@@ -1,11 +1,11 @@
-//! Releases that are left to the next edit, because the thread that wanted to make them could not
-//! wait for the mmap lock: a list through what is to be released.
+//! A list of releases that are deferred to the next edit, because the thread that would have made
+//! them could not wait for the mmap lock.
 
 use crate::ledger::{DEFER_DRAIN, DEFER_PUSH};
 use crate::sync::{AtomicU32, Relaxed, const_unless_model};
 
-/// The list. Entries are named by numbers, and whoever owns one keeps a number in it: the next
-/// entry, plus 1; 0 at the end.
+/// The list. Entries are named by numbers; each entry stores the number of the next, plus 1, or 0
+/// at the end.
 pub(crate) struct DeferredReleases(AtomicU32);
 
 impl DeferredReleases {

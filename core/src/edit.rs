@@ -7,6 +7,7 @@ use core::ops::{Deref, DerefMut, Range};
 
 use crate::change::{Change, ExcludedVmas, Mapped, Refusal, Request, exclude};
 use crate::error::{ChangeError, EditError, InsertError, WriteError};
+use crate::held::HandlerScope;
 use crate::host::DefaultPlatform;
 use crate::map::{Map, MapWrite, Vmas, WriteCursor};
 use crate::payload::Payload;
@@ -29,10 +30,10 @@ use crate::view::View;
 /// long. The space's own [`remove`](AddressSpace::remove), [`update`](AddressSpace::update),
 /// [`replace`](AddressSpace::replace) and [`relocate`](AddressSpace::relocate) wait outside.
 ///
-/// What it can look at is in [`Vmas`]. Payloads that operations split or merge away are dropped
-/// when the edit has ended, unless there is no memory to keep them. An edit that is forgotten
-/// ([`core::mem::forget`]) is never over: the space cannot be edited again, and dropping it waits
-/// for ever.
+/// It dereferences to [`Vmas`], with all that looks at the space. Payloads that operations split or
+/// merge away are dropped when the edit has ended, unless there is no memory to keep them. An edit
+/// that is forgotten ([`core::mem::forget`]) is never over: the space cannot be edited again, and
+/// dropping it waits forever.
 ///
 /// ```
 /// let space = pervma::AddressSpace::new(4096);
@@ -374,23 +375,23 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     ///
     /// # Errors
     ///
-    /// When another thread excludes readers from a VMA, the thread holds a guard of this space, or
-    /// memory runs out. What was copied is dropped then, inside the edit.
+    /// When another thread excludes readers from a VMA ([`AddressSpace::fork`] waits for that), the
+    /// thread holds a guard of this space, or memory runs out. What was copied is dropped then,
+    /// inside the edit.
     #[doc(alias("dup_mmap", "dup_mm", "VM_DONTCOPY"))]
     pub fn fork(
         &mut self,
         mut copy: impl FnMut(Range<usize>, &T) -> Option<T>,
     ) -> Result<AddressSpace<T, P>, ChangeError> {
-        let everything = Span { start: 0, end: usize::MAX };
         check_no_guard(self.map.map())?;
-        if let Some(entry) = self.entries(everything).find(Entry::is_excluded) {
+        if let Some(entry) = self.entries(EVERYTHING).find(Entry::is_excluded) {
             return Err(ChangeError::Excluded { vma: entry.span().range() });
         }
         if keep(Step::LockBeforeCopy) {
-            self.map.start_write_all(everything);
+            self.map.start_write_all(EVERYTHING);
         }
         let child = AddressSpace::of(self.map.map().empty_copy());
-        for vma in self.entries(everything).filter_map(Entry::vma) {
+        for vma in self.entries(EVERYTHING).filter_map(Entry::vma) {
             let span = vma.span();
             if !keep(Step::LockBeforeCopy) {
                 self.map.start_write_all(span);
@@ -402,6 +403,9 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
         Ok(child)
     }
 }
+
+/// All that can be mapped.
+const EVERYTHING: Span = Span { start: 0, end: usize::MAX };
 
 /// Refuses what could wait for a guard of its own thread.
 #[inline]
@@ -501,6 +505,114 @@ impl<T, P: Platform> AddressSpace<T, P> {
     pub fn edit(&self) -> Result<Edit<'_, T, P>, EditError> {
         self.check_may_wait()?;
         Ok(Edit { map: self.map().write(), deferred_drops: Vec::new() })
+    }
+
+    /// Begins an edit if that needs no waiting: `None` if another thread edits or views the space,
+    /// or this thread does, or holds a guard of it.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::<u32>::new(4096);
+    /// let edit = space.try_edit();
+    /// assert!(edit.is_some() && space.try_edit().is_none());
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`](crate::HandlerScope): an edit's changes may wait.
+    #[doc(alias = "mmap_write_trylock")]
+    pub fn try_edit(&self) -> Option<Edit<'_, T, P>> {
+        HandlerScope::<P>::assert_may_wait();
+        self.check_may_wait().ok()?;
+        Some(Edit { map: self.map().try_write()?, deferred_drops: Vec::new() })
+    }
+
+    /// Begins an edit in which no other thread excludes a VMA of `range`: no operation on this
+    /// range is refused as [excluded](ChangeError::Excluded). Waits for the exclusions that there
+    /// are, not in an edit, and for no reader.
+    ///
+    /// Exclusions of this range that others ask for meanwhile, or changes by
+    /// [`remove`](Self::remove) and the like, wait until this edit has ended. So a thread that has
+    /// an exclusion must not wait for another thread that asks for one.
+    ///
+    /// ```
+    /// use std::thread;
+    /// use pervma::AddressSpace;
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// space.insert(0x1000..0x3000, "buffer")?;
+    /// let exclusion = space.exclude(0x2000..0x3000)?;
+    /// thread::scope(|scope| {
+    ///     let remover = scope.spawn(|| space.edit_range(0x1000..0x3000)?.remove(0x1000..0x3000));
+    ///     drop(exclusion); // until here it waits
+    ///     assert_eq!(remover.join().unwrap().unwrap().len(), 1);
+    /// });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When the range cannot be used, the thread edits this space already, holds a guard of it, or
+    /// has an exclusion in it.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    pub fn edit_range(&self, range: Range<usize>) -> Result<Edit<'_, T, P>, ChangeError> {
+        self.edit_span(self.map().span(range)?)
+    }
+
+    fn edit_span(&self, span: Span) -> Result<Edit<'_, T, P>, ChangeError> {
+        self.check_may_wait()?;
+        let state = self.map().state();
+        if state.holds_exclusion() {
+            return Err(ChangeError::OwnExclusion);
+        }
+        let mut turn = None;
+        loop {
+            let map = self.map().write();
+            let Some(entry) = map.entries(span).find(Entry::is_excluded) else {
+                if let Some(turn) = turn {
+                    map.section().end_turn(turn);
+                }
+                return Ok(Edit { map, deferred_drops: Vec::new() });
+            };
+            // While another edit has the turn, waiting for other exclusions perhaps, this one waits
+            // without.
+            turn = turn.or_else(|| state.try_turn());
+            if let Some(turn) = &turn {
+                map.section().wait_in_turn(turn, span);
+            }
+            if let Some(waiter) = entry.prepare_wait() {
+                waiter.wait::<P>(map);
+            }
+        }
+    }
+
+    /// A copy of the space, as by [`Edit::fork`], for which it waits until no other thread excludes
+    /// a VMA.
+    ///
+    /// ```
+    /// let parent = pervma::AddressSpace::new(4096);
+    /// parent.insert(0x1000..0x2000, "text")?;
+    /// let child = parent.fork(|_, payload| Some(*payload))?;
+    /// assert_eq!(*child.try_read(0x1000)?, "text");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When the thread edits this space already, holds a guard of it or has an exclusion in it, or
+    /// memory runs out.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    #[doc(alias("dup_mmap", "dup_mm"))]
+    pub fn fork(
+        &self,
+        copy: impl FnMut(Range<usize>, &T) -> Option<T>,
+    ) -> Result<AddressSpace<T, P>, ChangeError> {
+        self.edit_span(EVERYTHING)?.fork(copy)
     }
 
     /// Maps `range` with `payload`, merging nothing: an [`edit`](Self::edit) with one

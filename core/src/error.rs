@@ -21,7 +21,7 @@ pub enum ReadError {
         /// The address that was looked up.
         addr: usize,
     },
-    /// The VMA has as many readers as its count can hold (2³⁰ - 2).
+    /// The VMA has as many readers as its count can hold (2²⁹ - 1).
     Busy {
         /// The address that was looked up.
         addr: usize,
@@ -169,7 +169,7 @@ impl From<OutOfMemory> for RegisterError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OutOfMemory;
 
-/// Why a range was not changed. Nothing has changed then, and nobody is kept out.
+/// Why a range was not changed. Nothing has changed then, and readers are admitted.
 ///
 /// Where several reasons apply, the first in this list is given. Reasons that other threads bring
 /// about while an operation is under way are given when they are met; closures may have run by
@@ -199,7 +199,7 @@ pub enum ChangeError {
     },
     /// Another thread excludes readers from a VMA in the range and is about to change it. Only an
     /// edit reports it, since the other thread needs an edit to go on; operations that wait outside
-    /// of edits wait for it.
+    /// of edits, and [`edit_range`](crate::AddressSpace::edit_range), wait for it.
     Excluded {
         /// The first such VMA.
         vma: Range<usize>,

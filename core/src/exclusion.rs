@@ -5,11 +5,11 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 
-use crate::change::{Change, ExcludedVmas, Mapped, NotResumed, Refusal, Request, exclude};
+use crate::change::{Change, ExcludedVmas, Mapped, Refusal, Request, exclude};
 use crate::error::{ChangeError, InsertError};
 use crate::held::{Exclusions, HandlerScope, Held};
 use crate::host::DefaultPlatform;
-use crate::map::MapWrite;
+use crate::map::{Map, MapWrite};
 use crate::payload::Payload;
 use crate::platform::Platform;
 use crate::range::Span;
@@ -26,12 +26,12 @@ use crate::space::AddressSpace;
 /// [`update`](Self::update), [`relocate`](Self::relocate)) is a short edit that waits for no
 /// reader. Dropping it admits readers again, with nothing changed.
 ///
-/// It means the VMAs that it found. What others insert into holes of the range later is not
-/// part of it, and stays. An exclusion of many VMAs can be overtaken again and again by
-/// exclusions of a few.
+/// It consists of the VMAs that it found. What other threads insert into holes of the range later
+/// is not part of it, and stays. An exclusion of many VMAs can be overtaken again and again by
+/// exclusions of a few; an [edit of a range](AddressSpace::edit_range) is not.
 ///
 /// It belongs to the thread that made it. One that is forgotten ([`core::mem::forget`]) keeps
-/// its VMAs excluded for ever; dropping the space frees them.
+/// its VMAs excluded forever; dropping the space frees them.
 ///
 /// ```
 /// use pervma::AddressSpace;
@@ -54,7 +54,7 @@ pub struct Exclusion<'s, T, P: Platform = DefaultPlatform> {
     space: &'s AddressSpace<T, P>,
     vmas: ExcludedVmas<'s, T, P>,
     request: Request,
-    /// Dropped last, as it is made first: a handler of this thread is never told to try again.
+    /// Made first and dropped last, so that a handler of this thread never gets *locked*.
     held: Held<Exclusions, P>,
 }
 
@@ -69,6 +69,11 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
         let held = Held::record(map.state().assigned_id());
         loop {
             let edit = map.write();
+            if edit.section().has_waiting(request.span) {
+                drop(edit);
+                map.state().let_waiting_edit_go_first();
+                continue;
+            }
             let waiter = match exclude(&mut edit.cursor(), &request, true) {
                 Ok(vmas) => return Ok(Self { space, vmas, request, held }),
                 Err(Refusal::Error(error)) => return Err(error),
@@ -168,7 +173,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     /// let exclusion = space.exclude(0x1000..0x2000)?;
     /// assert!(!exclusion.is_drained());
     /// assert!(exclusion.waits_for().eq([(0x1000..0x4000, 1)]));
-    /// # std::mem::forget(exclusion); std::mem::forget(space); // else they would wait for ever
+    /// # std::mem::forget(exclusion); std::mem::forget(space); // else they would wait forever
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn waits_for(&self) -> impl Iterator<Item = (Range<usize>, u32)> {
@@ -190,6 +195,10 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     /// # Errors
     ///
     /// See [`ChangeError`]. Nothing has changed then, and the exclusion is over.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`].
     pub fn remove(self) -> Result<RemovedVmas<T>, ChangeError>
     where
         T: Payload,
@@ -217,6 +226,10 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     /// # Errors
     ///
     /// See [`ChangeError`]. Nothing has changed then, and the exclusion is over.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`].
     pub fn update(
         self,
         mut change: impl FnMut(Range<usize>, &T) -> T,
@@ -243,6 +256,10 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     /// # Errors
     ///
     /// See [`ChangeError`]. Nothing has changed then, and the exclusion is over.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`].
     pub fn relocate(
         self,
         to: usize,
@@ -305,6 +322,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
 
     /// Waits until the VMAs can be changed, if that is possible.
     fn wait_to_finish(&self, request: &Request) -> Result<(), ChangeError> {
+        HandlerScope::<P>::assert_may_wait();
         self.space.check_may_wait()?;
         if request.mapped == Mapped::Everything {
             self.vmas.check_whole(request.span)?;
@@ -332,6 +350,10 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     ///
     /// See [`ChangeError`]; [`Overlap`](ChangeError::Overlap) when others have mapped something in
     /// a hole of the range. Nothing has changed then, and the exclusion is over.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`].
     pub fn remove_reserving(self) -> Result<(RemovedVmas<T>, Reservation<'s, T, P>), ChangeError>
     where
         T: Payload,
@@ -426,8 +448,9 @@ impl<T, P: Platform> AddressSpace<T, P> {
     /// Changes the payload of every part of `range`, as [`Edit::update`](crate::Edit::update) does,
     /// but waits outside of edits, as [`remove`](Self::remove) does.
     ///
-    /// Splitting payloads and `change` run with no lock held, merging them in an edit. When others
-    /// change the range before that edit, it starts over: then they are called again.
+    /// Splitting payloads and `change` run with no lock held, merging them in an edit. When
+    /// another thread has the mmap lock for more than a moment, this admits readers again and
+    /// starts over, a few times at most: then they are called again.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -460,8 +483,9 @@ impl<T, P: Platform> AddressSpace<T, P> {
     /// Moves everything in `from` to `to`, as [`Edit::relocate`](crate::Edit::relocate) does, but
     /// waits outside of edits, as [`remove`](Self::remove) does.
     ///
-    /// Splitting payloads and `change` run with no lock held, merging them in an edit. When others
-    /// change the range before that edit, it starts over: then they are called again.
+    /// Splitting payloads and `change` run with no lock held, merging them in an edit. When
+    /// another thread has the mmap lock for more than a moment, this admits readers again and
+    /// starts over, a few times at most: then they are called again.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -500,8 +524,8 @@ impl<T, P: Platform> AddressSpace<T, P> {
     /// [`Edit::replace`](crate::Edit::replace) does, but waits outside of edits, as
     /// [`remove`](Self::remove) does.
     ///
-    /// When others change the range meanwhile, or map something in a hole of it, it starts over:
-    /// then the payloads' methods are called again.
+    /// When others map something in a hole of the range meanwhile, or have the mmap lock for more
+    /// than a moment, it starts over: then the payloads' methods are called again.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -531,16 +555,17 @@ impl<T, P: Platform> AddressSpace<T, P> {
             Ok(span) => span,
             Err(error) => return Err(InsertError { kind: error.into(), range, payload }),
         };
+        let mut patience = Patience::default();
         loop {
             let mut deferred_drops = Vec::new(); // as in `Exclusion::finish`
-            let replaced = self.replace_once(span, payload, &mut deferred_drops);
+            let replaced = self.replace_once(span, payload, &mut patience, &mut deferred_drops);
             drop(deferred_drops);
             payload = match replaced {
                 Ok(replaced) => return Ok(replaced),
                 Err((NotMade::Error(kind), payload)) => {
                     return Err(InsertError { kind, range, payload });
                 }
-                Err((NotMade::Changed, payload)) => payload,
+                Err((NotMade::Again, payload)) => payload,
             };
         }
     }
@@ -549,19 +574,20 @@ impl<T, P: Platform> AddressSpace<T, P> {
         &self,
         span: Span,
         payload: T,
+        patience: &mut Patience,
         deferred_drops: &mut Vec<T>,
     ) -> Result<RemovedVmas<T>, (NotMade, T)>
     where
         T: Payload,
     {
         let request = Request::new(span, Mapped::Anything);
-        let prepared = self.prepare_change(request, |_, _| None, deferred_drops);
+        let prepared = self.prepare_change(request, |_, _| None, patience, deferred_drops);
         let mut prepared = match prepared {
             Ok(prepared) => prepared,
             Err(error) => return Err((error, payload)),
         };
         if prepared.change.vmas().first_newcomer(&prepared.edit, span).is_some() {
-            return Err((NotMade::Changed, payload));
+            return Err((NotMade::Again, payload));
         }
         prepared
             .change
@@ -578,14 +604,15 @@ impl<T, P: Platform> AddressSpace<T, P> {
     where
         T: Payload,
     {
+        let mut patience = Patience::default();
         loop {
             let mut deferred_drops = Vec::new(); // as in `Exclusion::finish`
-            let changed = self.change_once(request, &mut place, &mut deferred_drops);
+            let changed = self.change_once(request, &mut place, &mut patience, &mut deferred_drops);
             drop(deferred_drops);
             match changed {
                 Ok(removed) => return Ok(removed),
                 Err(NotMade::Error(error)) => return Err(error),
-                Err(NotMade::Changed) => {}
+                Err(NotMade::Again) => {}
             }
         }
     }
@@ -594,12 +621,13 @@ impl<T, P: Platform> AddressSpace<T, P> {
         &self,
         request: Request,
         place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+        patience: &mut Patience,
         deferred_drops: &mut Vec<T>,
     ) -> Result<RemovedVmas<T>, NotMade>
     where
         T: Payload,
     {
-        let mut prepared = self.prepare_change(request, place, deferred_drops)?;
+        let mut prepared = self.prepare_change(request, place, patience, deferred_drops)?;
         prepared.edit.check_target(&request)?;
         Ok(prepared.change.finish(&mut prepared.edit.cursor())?)
     }
@@ -610,6 +638,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
         &'s self,
         request: Request,
         place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+        patience: &mut Patience,
         deferred_drops: &'l mut Vec<T>,
     ) -> Result<Prepared<'s, 'l, T, P>, NotMade>
     where
@@ -621,47 +650,42 @@ impl<T, P: Platform> AddressSpace<T, P> {
         let mut change = Change::new(vmas, request, deferred_drops);
         change.split(place)?;
         self.check_may_wait().map_err(ChangeError::from)?; // user code may have taken something
-        let edit = self.edit_to_finish(&mut change)?;
+        let edit = patience.begin_edit(self.map()).ok_or(NotMade::Again)?;
         Ok(Prepared { edit, change, _held: held })
-    }
-
-    /// Begins the edit that ends a change. While another thread has the mmap lock for longer than a
-    /// moment, readers are admitted to the VMAs again: whoever that thread waits for is not to hold
-    /// up the readers of these.
-    fn edit_to_finish<'s>(
-        &'s self,
-        change: &mut Change<'s, '_, T, P>,
-    ) -> Result<MapWrite<'s, T, P>, NotMade>
-    where
-        T: Payload,
-    {
-        loop {
-            for _ in 0..TRIES {
-                if let Some(edit) = self.map().try_write() {
-                    return Ok(edit);
-                }
-                core::hint::spin_loop();
-            }
-            change.suspend();
-            loop {
-                let edit = self.map().write();
-                let waiter = match change.resume(&mut edit.cursor()) {
-                    Ok(()) if change.vmas().is_drained() => return Ok(edit),
-                    Ok(()) => break,
-                    Err(NotResumed::Changed) => return Err(NotMade::Changed),
-                    Err(NotResumed::Excluded(entry)) => entry.prepare_wait(),
-                };
-                if let Some(waiter) = waiter {
-                    waiter.wait::<P>(edit);
-                }
-            }
-            change.vmas().wait_drained(None);
-        }
     }
 }
 
-/// How often a change asks for the mmap lock before it admits readers again: about as long as a
-/// short edit takes.
+/// How a change that excludes VMAs waits for the mmap lock. For a moment; then it clears X and
+/// starts over, so that readers of these VMAs do not wait for those of others, for whom the holder
+/// of the lock may be waiting. They may change what is inside of a payload, so user code has to run
+/// again. After a few times it keeps X and queues: edits that follow each other without a pause
+/// would otherwise keep it from ever ending.
+struct Patience {
+    times: u32,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { times: if cfg!(pervma_model) { 1 } else { 4 } }
+    }
+}
+
+impl Patience {
+    /// Begins the edit that ends the change; `None` if the change is to start over.
+    fn begin_edit<'s, T, P: Platform>(&mut self, map: &'s Map<T, P>) -> Option<MapWrite<'s, T, P>> {
+        let Some(left) = self.times.checked_sub(1) else { return Some(map.write()) };
+        for _ in 0..TRIES {
+            if let Some(edit) = map.try_write() {
+                return Some(edit);
+            }
+            core::hint::spin_loop();
+        }
+        self.times = left;
+        None
+    }
+}
+
+/// About as long as a short edit takes.
 const TRIES: u32 = if cfg!(pervma_model) { 1 } else { 100 };
 
 /// An edit that can end a change. Fields are dropped in order: the edit ends first.
@@ -674,8 +698,8 @@ struct Prepared<'s, 'l, T, P: Platform> {
 /// Why a change was not made.
 enum NotMade {
     Error(ChangeError),
-    /// Other threads have changed the range meanwhile: it has to start over.
-    Changed,
+    /// Others have changed the range meanwhile, or it has let readers back: it has to start over.
+    Again,
 }
 
 impl From<ChangeError> for NotMade {

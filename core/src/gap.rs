@@ -11,10 +11,11 @@ use crate::slots::Entry;
 
 /// What kind of gap is looked for.
 ///
-/// The answer is exact: of all places of that size and alignment within the bounds where nothing is
-/// mapped or reserved, the lowest, or the highest. It takes a number of steps logarithmic in the
-/// VMAs, and one more such number for each gap on the way that is large enough but holds no aligned
-/// place.
+/// The answer is the lowest place, or the highest, in the gaps within the bounds that hold `size +
+/// align - granularity` bytes: there an aligned place must fit, and finding one takes a number of
+/// steps logarithmic in the VMAs. That is all that Linux looks at. Where there is no such gap, the
+/// answer is the lowest place, or the highest, in any gap; that takes as many steps for each gap
+/// that is large enough but holds no aligned place.
 ///
 /// ```
 /// use pervma::{AddressSpace, GapSearch};
@@ -132,9 +133,15 @@ impl<T, P: Platform> Vmas<'_, T, P> {
         if !align.is_power_of_two() {
             return Err(GapError::Alignment { align });
         }
-        let bounds = Span { start, end };
-        let search = Search { size, align: align.max(granularity), bounds, vmas: self };
-        let found = if top_down { search.highest() } else { search.lowest() };
+        let (bounds, align) = (Span { start, end }, align.max(granularity));
+        let find = |min_len| {
+            let search = Search { size, align, min_len, bounds, vmas: self };
+            if top_down { search.highest() } else { search.lowest() }
+        };
+        let min_len = size.checked_add(align - granularity);
+        let found = min_len
+            .and_then(find)
+            .or_else(|| if min_len == Some(size) { None } else { find(size) });
         found.map(|start| start..start + size).ok_or(GapError::NotFound)
     }
 }
@@ -172,6 +179,8 @@ impl core::error::Error for GapError {}
 struct Search<'m, 's, T, P: Platform> {
     size: usize,
     align: usize,
+    /// How many bytes a gap has at least, as far as it lies within the bounds.
+    min_len: usize,
     bounds: Span,
     vmas: &'m Vmas<'s, T, P>,
 }
@@ -185,7 +194,7 @@ impl<T, P: Platform> Search<'_, '_, T, P> {
             if let Some(start) = self.fit_low(gap) {
                 return Some(start);
             }
-            let next = self.vmas.first_gap(from, self.size)?;
+            let next = self.vmas.first_gap(from, self.min_len)?;
             if next.span().end >= self.bounds.end {
                 return None;
             }
@@ -207,7 +216,7 @@ impl<T, P: Platform> Search<'_, '_, T, P> {
                 return None;
             }
             // Without an entry below, what is left is the gap before the first.
-            before = self.vmas.last_gap(below?, self.size);
+            before = self.vmas.last_gap(below?, self.min_len);
         }
     }
 
@@ -219,13 +228,21 @@ impl<T, P: Platform> Search<'_, '_, T, P> {
         Span { start, end: next.map_or(usize::MAX, |next| next.span().start) }
     }
 
+    /// What of the gap is within the bounds, if it is enough.
+    fn enough_of(&self, gap: Span) -> Option<Span> {
+        let (start, end) = (gap.start.max(self.bounds.start), gap.end.min(self.bounds.end));
+        (end.checked_sub(start)? >= self.min_len).then_some(Span { start, end })
+    }
+
     fn fit_low(&self, gap: Span) -> Option<usize> {
-        let start = gap.start.max(self.bounds.start).checked_next_multiple_of(self.align)?;
-        (start.checked_add(self.size)? <= gap.end.min(self.bounds.end)).then_some(start)
+        let Span { start, end } = self.enough_of(gap)?;
+        let start = start.checked_next_multiple_of(self.align)?;
+        (start.checked_add(self.size)? <= end).then_some(start)
     }
 
     fn fit_high(&self, gap: Span) -> Option<usize> {
-        let start = gap.end.min(self.bounds.end).checked_sub(self.size)? & !(self.align - 1);
-        (start >= gap.start.max(self.bounds.start)).then_some(start)
+        let Span { start: lowest, end } = self.enough_of(gap)?;
+        let start = end.checked_sub(self.size)? & !(self.align - 1);
+        (start >= lowest).then_some(start)
     }
 }

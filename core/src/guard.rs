@@ -4,6 +4,7 @@
 use core::fmt;
 use core::ops::{Deref, Range};
 
+use crate::error::ReadError;
 use crate::held::{Guards, Held};
 use crate::host::DefaultPlatform;
 use crate::pinned::Pinned;
@@ -15,7 +16,7 @@ use crate::vma_id::{VmaId, VmaVersion};
 ///
 /// Dropping it takes no lock and runs no destructor of yours. It belongs to the thread that made
 /// it. A guard that is forgotten ([`core::mem::forget`]) keeps its VMA read-locked: removing that
-/// VMA, or dropping the space, waits for ever.
+/// VMA, or dropping the space, waits forever.
 ///
 /// ```
 /// let space = pervma::AddressSpace::new(4096);
@@ -41,6 +42,28 @@ impl<'s, T, P: Platform> ReadGuard<'s, T, P> {
         Self { _held: Held::record(pinned.space()), pinned }
     }
 
+    /// One more guard of the same VMA, also while another thread waits to change it: looking it up
+    /// again would wait for that thread, which waits for this guard. Takes no lock and does not
+    /// allocate; the new guard is counted, that of a registered reader too.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.insert(0x1000..0x4000, "text")?;
+    /// let vma = space.try_read(0x2000)?;
+    /// let guard = vma.try_clone()?;
+    /// assert_eq!(*guard, *vma);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Busy`]: the VMA has as many readers as its count can hold.
+    pub fn try_clone(&self) -> Result<Self, ReadError> {
+        let busy = |_| ReadError::Busy { addr: self.pinned.span().start };
+        let pinned = self.pinned.again().map_err(busy)?;
+        Ok(Self { _held: Held::record(pinned.space()), pinned })
+    }
+
     /// The range of the VMA.
     ///
     /// ```
@@ -54,7 +77,7 @@ impl<'s, T, P: Platform> ReadGuard<'s, T, P> {
         self.pinned.span().range()
     }
 
-    /// What the VMA can be found by again when the guard is gone; see [`VmaId`].
+    /// The identity of the VMA, to find it again after the guard is dropped; see [`VmaId`].
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -67,7 +90,7 @@ impl<'s, T, P: Platform> ReadGuard<'s, T, P> {
         self.pinned.version().id()
     }
 
-    /// What tells whether the VMA was write-locked since; see [`VmaVersion`].
+    /// The version of the VMA, which every write lock changes; see [`VmaVersion`].
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -81,7 +104,7 @@ impl<'s, T, P: Platform> ReadGuard<'s, T, P> {
         self.pinned.version()
     }
 
-    /// Where the VMA lives.
+    /// The slot of the VMA.
     #[inline(always)]
     pub(crate) fn slot(&self) -> &'s Slot<T> {
         self.pinned.slot()

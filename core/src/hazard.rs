@@ -28,8 +28,8 @@
 //! - **H1** Only the thread that owns a record, and its signal handlers, store to its hazard
 //!   pointers.
 //! - **H2** One thread at a time scans the records: they are guarded as their arena is.
-//! - **H3** `transferred` is 0, or the name of the VMA whose count includes this reader; whoever
-//!   makes it 0, by exchange, releases that count.
+//! - **H3** `transferred` is 0, or the name of the VMA whose count includes this reader; the thread
+//!   that makes it 0, by exchange, releases that count.
 //! - **H4** A record gets its owner under the guard of the arena; it is given up with nothing
 //!   published.
 //!
@@ -43,13 +43,13 @@
 
 use core::marker::PhantomData;
 
-use crate::arena::{All, Arena, Object, Users};
+use crate::arena::{All, Arena, CAPACITY, Object, Users};
 use crate::error::OutOfMemory;
 use crate::ledger::{
     HAZARD_FREE, HAZARD_PUBLISH, HAZARD_PUBLISH_FENCE, HAZARD_RETRACT, HAZARD_RETRACT_FENCE,
     HAZARD_SCAN, HAZARD_SCAN_FENCE, HAZARD_TRANSFER_FENCE, RECORD_GIVE_UP, RECORD_TEST,
 };
-use crate::lock::VmaLock;
+use crate::lock::{EXCLUDED, LIMIT, VmaLock};
 use crate::mm::EditSection;
 use crate::platform::Platform;
 use crate::step::Step;
@@ -60,6 +60,9 @@ use crate::sync::{
 
 /// Hazard pointers in a record: guards that a thread can hold at once without counting.
 const HAZARDS: usize = if cfg!(pervma_model) { 2 } else { 4 };
+
+// All of them, counted in one VMA in addition to LIMIT, do not make X.
+const _: () = assert!(cfg!(pervma_model) || CAPACITY * HAZARDS < (EXCLUDED - LIMIT) as usize);
 
 /// In a hazard pointer: its reader is done, and tests for a transfer. No VMA's name: they are
 /// aligned.
@@ -86,7 +89,7 @@ pub(crate) struct Hazard {
     published: AtomicUsize,
     /// See H3.
     transferred: AtomicUsize,
-    /// What the record's owner is, beside what it is asked with.
+    /// The owner of the record.
     owner: AtomicU32,
     /// H1: it is not `Sync`, so a read lock stays with its thread.
     thread: PhantomData<Cell<()>>,
@@ -231,8 +234,8 @@ impl<P: Platform> Registry<P> {
 
     /// A record for the running thread.
     ///
-    /// The section is one of the space that the thread is going to read: what was excluded there
-    /// before, it will see; whoever excludes later scans here.
+    /// The section is one of the space that the thread is going to read: it will see what was
+    /// excluded there before, and a thread that excludes later scans here.
     pub(crate) fn register(
         &self,
         section: &EditSection<'_, P>,
@@ -250,7 +253,7 @@ impl<P: Platform> Registry<P> {
             if let Some(record) = free {
                 return Ok(record);
             }
-            // The first thread that comes by gets it.
+            // Any thread may take it.
             self.0.alloc(section)?;
         }
     }

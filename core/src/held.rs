@@ -1,4 +1,5 @@
-//! Entries in the running thread's held-lock record, and the mark of a signal handler.
+//! Entries in the running thread's held-lock record, and the marks of a signal handler and of a
+//! slab.
 
 use core::marker::PhantomData;
 
@@ -66,7 +67,8 @@ impl<K: Kind, P: Platform> Drop for Held<K, P> {
 ///
 /// While it lives, the thread must not wait: whatever takes a lock of this crate (an edit, the slow
 /// path of a blocking read, the end of a space) panics, which in an `extern "C"` handler ends the
-/// process. That turns "this path never locks" from a promise into a check.
+/// process. That turns "this path never locks" from a promise into a check. What is not checked is
+/// an [`Edit`](crate::Edit) that was begun before: its changes wait for readers.
 ///
 /// A guard that a handler takes must be dropped before the handler returns. Else the thread's
 /// record of guards may be wrong, and with it the errors that report self-deadlocks.
@@ -116,9 +118,9 @@ impl<P: Platform> HandlerScope<P> {
         P::with_thread(ThreadState::in_handler).unwrap_or(false)
     }
 
-    /// Panics inside a marked handler: the caller is about to take the mmap lock.
+    /// Panics inside a marked handler: the caller is about to take the mmap lock, or to wait.
     pub(crate) fn assert_may_wait() {
-        assert!(!Self::active(), "the mmap lock was asked for inside a signal handler");
+        assert!(!Self::active(), "what may wait was called inside a signal handler");
     }
 }
 
@@ -126,5 +128,35 @@ impl<P: Platform> Drop for HandlerScope<P> {
     fn drop(&mut self) {
         signal_fence();
         P::with_thread(ThreadState::leave_handler);
+    }
+}
+
+/// Marks the running thread as asking for the memory or the lock of a slab, in the middle of a
+/// change. The program's global allocator, which may be called (a lock that waits may need memory
+/// too), can do anything that is safe: what is dropped there must not join the edit that the thread
+/// has open.
+pub(crate) struct SlabScope<P: Platform> {
+    // Belongs to the thread that made it.
+    _thread: PhantomData<(*const (), P)>,
+}
+
+impl<P: Platform> SlabScope<P> {
+    /// Marks the thread until the scope is dropped.
+    pub(crate) fn enter() -> Self {
+        P::with_thread(ThreadState::enter_slab);
+        signal_fence();
+        Self { _thread: PhantomData }
+    }
+
+    /// Whether the running thread is marked.
+    pub(crate) fn active() -> bool {
+        P::with_thread(ThreadState::in_slab).unwrap_or(false)
+    }
+}
+
+impl<P: Platform> Drop for SlabScope<P> {
+    fn drop(&mut self) {
+        signal_fence();
+        P::with_thread(ThreadState::leave_slab);
     }
 }

@@ -1,6 +1,6 @@
-//! Identities of spaces and threads: given once in a process, to whoever asks first.
+//! Identities of spaces and threads, unique in a process.
 //!
-//! An address would not do: the next space, or the next thread, can lie where a dead one was.
+//! An address is not unique: the next space, or the next thread, can lie where a dead one was.
 
 use crate::step::Step;
 use crate::sync::{AtomicU64, MUTANT, Relaxed, const_unless_model, keep, new_identity};
@@ -18,7 +18,7 @@ impl Identity {
     /// The identity; 0 if none was needed yet.
     #[inline(always)]
     pub(crate) fn get(&self) -> u64 {
-        self.0.load(Relaxed("compared only; what bears the identity is published otherwise"))
+        self.0.load(Relaxed("compared only; what has the identity is published otherwise"))
     }
 
     /// The identity, never 0.
@@ -38,7 +38,7 @@ impl Identity {
             self.0.store(id, MUTANT);
             return id;
         }
-        let assigned = self.0.compare_exchange(0, id, Relaxed("one number wins; see `get`"));
+        let assigned = self.0.compare_exchange(0, id, Relaxed("one thread succeeds; see `get`"));
         assigned.map_or_else(|now| now, |_| id)
     }
 }
@@ -51,7 +51,7 @@ pub(crate) struct SpaceId(u64);
 const RESERVED: u64 = 1 << 63;
 
 impl SpaceId {
-    /// The owner of a slot in which nothing was ever attached.
+    /// The owner of a slot that was never attached.
     pub(crate) const NONE: Self = Self(0);
 
     #[inline(always)]

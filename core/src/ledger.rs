@@ -142,7 +142,7 @@ edges! {
 
     /// It has retracted, and is going to test whether its publication was transferred to the count.
     HAZARD_RETRACT_FENCE: Fence SeqCst, pairs [HAZARD_TRANSFER_FENCE],
-        without "the writer that has transferred the reader still sees its publication, and waits for a release that nobody makes";
+        without "the writer that has transferred the reader still sees its publication, and waits for a release that never comes";
 
     /// EXCLUDED is set, and the hazard pointers are going to be scanned.
     HAZARD_SCAN_FENCE: Fence SeqCst, pairs [HAZARD_PUBLISH_FENCE],
@@ -155,7 +155,7 @@ edges! {
     /// The writer has transferred to the count what it found, and is going to test whether it is
     /// still published.
     HAZARD_TRANSFER_FENCE: Fence SeqCst, pairs [HAZARD_RETRACT_FENCE],
-        without "a reader leaves before it is transferred, the writer still sees its publication, and waits for ever";
+        without "a reader leaves before it is transferred, the writer still sees its publication, and waits forever";
 
     /// A record is given up, with nothing published.
     RECORD_GIVE_UP: Store Release, pairs [RECORD_TEST],
@@ -168,11 +168,11 @@ edges! {
     /// A waiter that an exclusion refused announces in the event word that it is going to sleep,
     /// then tests whether the exclusion still lasts.
     EVENT_PREPARE: Rmw Acquire, pairs [EVENT_NOTIFY],
-        without "a waiter that comes after the notification still sees the old count, and sleeps for ever";
+        without "a waiter that comes after the notification still sees the old count, and sleeps forever";
 
     /// The end of an exclusion advances the event word, after EXCLUDED is cleared.
     EVENT_NOTIFY: Rmw Release, pairs [EVENT_PREPARE],
-        without "a waiter that sees the advanced event word still sees the old count, and sleeps for ever";
+        without "a waiter that sees the advanced event word still sees the old count, and sleeps forever";
 
     /// A reservation that is dropped while another thread has the mmap lock is deferred to the next
     /// edit.
@@ -187,8 +187,8 @@ edges! {
     ATTACH_PUBLISH: Store Release, pairs [READ_ADMIT, HAZARD_ADMIT],
         without "a reader that still holds the address of the recycled slot reads fields of its previous tenant";
 
-    /// The sequence becomes odd. Whoever loads this number sees what the edits before have written,
-    /// as if it had loaded the even one in front.
+    /// The sequence becomes odd. A reader that loads this number sees what the edits before have
+    /// written, as if it had loaded the even number before.
     EDIT_BEGIN: Store Release, pairs [READ_SEQ],
         without "a reader that meets the next edit believes the last one completed, and reads fields that are still on their way";
 
@@ -197,18 +197,18 @@ edges! {
         without "a reader is admitted to a VMA whose fields are still on their way";
 
     /// The acquire fence between the walk and the check of the versions of the visited nodes.
-    /// Whoever has met a change of a node sees the version that was set before it: every such store
-    /// is a release.
+    /// A walker that has seen a change of a node sees the version that was set before it: every
+    /// such store is a release.
     HOLE_CHECK: Fence Acquire, pairs [NODE_KEY],
         without "the check of the versions moves into the walk, and a change that the walk has met goes unnoticed";
 
     /// Behind it, the versions are checked, from the last node of the walk up to the root.
     VERSION_CHECK: Load Acquire, pairs [NODE_VERSION],
-        without "a node has gone to another space, whose number is taken for one of ours; that it was taken out of our tree before is not seen in the version of the node above it";
+        without "a node has gone to another space, whose number is taken for one of ours; the version of the node above it does not show that it was removed from our tree before";
 
     /// The writer announces that it is going to change a node, or the root.
     NODE_VERSION: Store Release, pairs [VERSION_CHECK],
-        without "whoever sees the version of a node's next space does not see that the node was taken out of its own tree before";
+        without "a reader that sees the version set by a node's next space does not see that the node was removed from its own tree before";
 
     /// A walker follows a word of the tree to a node or a slot.
     NODE_FOLLOW: Load Acquire, pairs [NODE_LINK],
@@ -306,7 +306,7 @@ pub const ARGUED: &[Argued] = &[
             "A thread's identity is stored only by that thread (or a handler that interrupts it), so it always finds its own.",
             "A space's identity is stored by compare-and-swap, so all threads agree on it; a reader that could miss it has not met a VMA of that space, because NODE_LINK publishes the identity with the first VMA.",
         ],
-        test: "core/tests/stress.rs::threads_that_come_and_go_are_told_apart",
+        test: "core/tests/stress.rs::threads_that_reuse_a_state_are_told_apart",
     },
     Argued {
         name: "LOAD_BUFFERING",

@@ -12,7 +12,7 @@ use crate::step::Step;
 use crate::sync::{keep, walks_unvalidated};
 use crate::vma_id::VmaId;
 
-/// Walks in a lookup, after the first, before it is told *locked*.
+/// Walks in a lookup, after the first, before it returns *locked*.
 const MORE_WALKS: u32 = if cfg!(pervma_model) { 2 } else { 7 };
 
 /// Whether it walks again when it meets something locked. Under the models it does not: a walk does
@@ -155,7 +155,7 @@ impl<T, P: Platform> Map<T, P> {
         holds.then_some(read_lock)
     }
 
-    /// *Locked* in the words of a thread that would wait for itself.
+    /// The error for *locked*, which differs for a thread that would wait for itself.
     #[cold]
     fn own(&self, error: ReadError) -> ReadError {
         match error {

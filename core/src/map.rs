@@ -183,8 +183,7 @@ impl<T, P: Platform> Map<T, P> {
     }
 
     /// Removes what has the smallest address, in an edit of its own, and gives its payload out if
-    /// it had one; waits for readers, also for those of other spaces that are late on a shared
-    /// slab.
+    /// it had one; waits for readers of other spaces that are late on a shared slab.
     fn pop(&self) -> Option<Option<T>> {
         let edit = self.write();
         let entry = edit.first_from(0)?;
@@ -212,19 +211,44 @@ unsafe fn entry<'s: 'm, 'm, T, P: Platform>(slab: &'s Slab<T, P>, raw: u32) -> E
 impl<T, P: Platform> Drop for Map<T, P> {
     fn drop(&mut self) {
         /// Goes on when a payload's destructor panics.
-        struct Rest<'a, T, P: Platform>(&'a Map<T, P>);
+        struct Rest<I: Iterator>(I);
 
-        impl<T, P: Platform> Drop for Rest<'_, T, P> {
-            fn drop(&mut self) {
-                while let Some(payload) = self.0.pop() {
-                    drop(payload);
-                }
+        impl<I: Iterator> Rest<I> {
+            fn drop_all(&mut self) {
+                self.0.by_ref().for_each(drop);
             }
         }
 
-        let rest = Rest(self);
-        while let Some(payload) = rest.0.pop() {
-            drop(payload);
+        impl<I: Iterator> Drop for Rest<I> {
+            fn drop(&mut self) {
+                self.drop_all();
+            }
+        }
+
+        match &self.slab {
+            // Nothing else looks at the slots or the tree: they end as they are.
+            SlabRef::Own(slab) => {
+                let _edit = self.write();
+                let nodes = slab.node_arena();
+                let mut at = self.tree.root(nodes).map(|root| {
+                    let mut at = Position::at_root(root);
+                    at.seek(nodes, 0);
+                    at
+                });
+                let payloads = core::iter::from_fn(move || {
+                    let here = at.as_mut()?;
+                    // SAFETY: a word of this map's tree, whose mmap lock is held.
+                    let entry = unsafe { entry(slab, here.slot()?) };
+                    if !here.next(nodes) {
+                        at = None;
+                    }
+                    // SAFETY: this is the drop of the space that the slab is part of, and it comes
+                    // by each entry once.
+                    Some(unsafe { entry.take_last() })
+                });
+                Rest(payloads).drop_all();
+            }
+            SlabRef::Shared(_) => Rest(core::iter::from_fn(|| self.pop())).drop_all(),
         }
     }
 }
@@ -513,8 +537,10 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
     /// As [`unlink`](Self::unlink), where `start` was sought last.
     #[inline]
     fn unlink_sought(&mut self, start: usize, kept: usize) {
+        let shape = self.map.tree.shape();
         match &self.at {
-            Some(at) if at.key() == start && at.leaf_is_not_sparse() => {
+            // Where the platform waited for readers meanwhile, it may have ended a reservation.
+            Some(at) if self.shape == shape && at.key() == start && at.leaf_is_not_sparse() => {
                 at.remove(self.section.edit(), kept);
             }
             _ => self.map.tree.remove(self.slab.node_arena(), self.section, start, kept),

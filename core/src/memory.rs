@@ -27,6 +27,9 @@ pub unsafe trait SlabMemory {
 
 /// Slab memory out of the global allocator.
 ///
+/// That may look addresses up, and change spaces, but none on the same shared slab: it would wait
+/// for itself.
+///
 /// ```
 /// use pervma::{GlobalMemory, SlabMemory};
 /// use std::alloc::Layout;
@@ -36,7 +39,8 @@ pub unsafe trait SlabMemory {
 #[derive(Debug)]
 pub enum GlobalMemory {}
 
-// SAFETY: the global allocator's contract.
+// SAFETY: the global allocator's contract. What it would change of the space that is being changed
+// is refused (`OwnEdit`), or left to the next edit (`SlabScope`).
 unsafe impl SlabMemory for GlobalMemory {
     fn alloc(layout: Layout) -> *mut u8 {
         if layout.size() == 0 {

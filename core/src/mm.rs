@@ -1,10 +1,10 @@
 //! The state of a space that its editors and readers share: identity, sequence, mmap lock.
 //!
 //! [`EditGuard`] is an edit: the sequence number is odd from the moment it exists until it is
-//! dropped, and goes even before the lock is released. Whoever holds it, or the lock for reading
-//! ([`MmapRead`]), may rely on lock invariant L4.
+//! dropped, and becomes even before the lock is released. Its holder, and the holder of the lock
+//! for reading ([`MmapRead`]), may rely on lock invariant L4.
 //!
-//! Both belong to the thread that took the lock, and so does whatever borrows them: that thread
+//! Both belong to the thread that took the lock, and so does all that borrows them: that thread
 //! goes on changing the space in ways that take no further lock (a reservation that it commits or
 //! drops), so no other thread may look through the same section meanwhile.
 
@@ -17,8 +17,9 @@ use crate::identity::{Identity, SpaceId};
 use crate::lock::{EditSeq, SpaceSeq};
 use crate::mmap_lock::{MmapLock, RawReadGuard, RawWriteGuard};
 use crate::platform::Platform;
+use crate::range::Span;
 use crate::step::Step;
-use crate::sync::{AtomicU64, Line, Relaxed, const_unless_model, keep, signal_fence};
+use crate::sync::{AtomicU64, AtomicUsize, Line, Relaxed, const_unless_model, keep, signal_fence};
 
 /// The shared state of one space.
 pub(crate) struct SpaceState<P: Platform> {
@@ -35,7 +36,21 @@ struct Editors<P: Platform> {
     /// asker's own identity, which only the asker itself can have stored.
     current: AtomicU64,
     deferred: DeferredReleases,
+    waiting: WaitingEdit<P>,
 }
+
+/// The edit that waits for exclusions, if there is one. New exclusions in its range let it go
+/// first: else they could follow each other without end, each in another part of it.
+struct WaitingEdit<P: Platform> {
+    /// Held for writing by the thread whose edit waits. New exclusions acquire it for reading, to
+    /// wait for that thread.
+    turn: MmapLock<P>,
+    /// The range; empty unless `turn` is held for writing.
+    start: AtomicUsize,
+    end: AtomicUsize,
+}
+
+const GUARDED: Relaxed = Relaxed("written and read under the mmap lock, which is held");
 
 impl<P: Platform> SpaceState<P> {
     const_unless_model! {
@@ -46,6 +61,11 @@ impl<P: Platform> SpaceState<P> {
                     lock: MmapLock::new(),
                     current: AtomicU64::new(0),
                     deferred: DeferredReleases::new(),
+                    waiting: WaitingEdit {
+                        turn: MmapLock::new(),
+                        start: AtomicUsize::new(0),
+                        end: AtomicUsize::new(0),
+                    },
                 }),
                 identity: Identity::unassigned(),
             }
@@ -105,6 +125,17 @@ impl<P: Platform> SpaceState<P> {
         Some(self.begin(self.editors.0.lock.try_write()?))
     }
 
+    /// Makes an edit, that of the caller, the one that waits for exclusions, unless there is one.
+    pub(crate) fn try_turn(&self) -> Option<Turn<'_, P>> {
+        self.editors.0.waiting.turn.try_write().map(Turn)
+    }
+
+    /// Waits until the edit that waits for exclusions has begun. Not to be called with the mmap
+    /// lock held.
+    pub(crate) fn let_waiting_edit_go_first(&self) {
+        drop(self.editors.0.waiting.turn.read());
+    }
+
     #[inline]
     fn begin<'m>(&'m self, lock: RawWriteGuard<'m, P>) -> EditGuard<'m, P> {
         if let Some(me) = P::with_thread(|thread| thread.id()) {
@@ -130,6 +161,11 @@ impl<P: Platform> SpaceState<P> {
         &self.editors.0.deferred
     }
 }
+
+/// The right of an edit to be the one that waits for exclusions.
+pub(crate) struct Turn<'m, P: Platform>(
+    #[expect(dead_code, reason = "held until it is dropped")] RawWriteGuard<'m, P>,
+);
 
 /// Neither `Send` nor `Sync`.
 type BelongsToThread = PhantomData<*const ()>;
@@ -166,6 +202,26 @@ impl<'m, P: Platform> EditSection<'m, P> {
         self.edit
     }
 
+    /// Whether an edit waits for exclusions in a range that touches `span`.
+    #[inline]
+    pub(crate) fn has_waiting(&self, span: Span) -> bool {
+        let waiting = &self.state.editors.0.waiting;
+        span.start < waiting.end.load(GUARDED) && waiting.start.load(GUARDED) < span.end
+    }
+
+    /// New exclusions in `span` wait from now on, until [`end_turn`](Self::end_turn).
+    pub(crate) fn wait_in_turn(&self, _: &Turn<'_, P>, span: Span) {
+        let waiting = &self.state.editors.0.waiting;
+        waiting.start.store(span.start, GUARDED);
+        waiting.end.store(span.end, GUARDED);
+    }
+
+    /// Lets exclusions that wait for this edit queue for the mmap lock.
+    pub(crate) fn end_turn(&self, turn: Turn<'_, P>) {
+        self.state.editors.0.waiting.end.store(0, GUARDED);
+        drop(turn);
+    }
+
     /// The identity of the space that is edited.
     #[inline]
     pub(crate) fn space(&self) -> SpaceId {
@@ -175,7 +231,7 @@ impl<'m, P: Platform> EditSection<'m, P> {
 
 /// An edit, from its begin to its end.
 pub(crate) struct EditGuard<'m, P: Platform> {
-    // Fields are dropped in order: the sequence goes even before the lock is released.
+    // Fields are dropped in order: the sequence becomes even before the lock is released.
     ending: Ending<'m, P>,
     _lock: RawWriteGuard<'m, P>,
 }
@@ -212,7 +268,7 @@ impl<P: Platform> Drop for Ending<'_, P> {
     fn drop(&mut self) {
         let state = self.0.state;
         state.seq.end(self.0.edit);
-        // A handler of this thread that is told *locked* must find itself to be the editor.
+        // A handler of this thread that finds a VMA locked must find itself to be the editor.
         signal_fence();
         state.editors.0.current.store(0, Relaxed("read back only by this thread"));
     }

@@ -102,14 +102,14 @@ mod checked {
             RawWriteGuard { guard: self.lock.write().unwrap(), _writers: writers, lock: self }
         }
 
-        /// Takes the lock, exclusive, if nobody has it.
+        /// Acquires the lock, exclusive, if no thread holds it.
         pub(crate) fn try_write(&self) -> Option<RawWriteGuard<'_, P>> {
             let writers = self.writers.try_lock().ok()?;
             let guard = self.lock.try_write().ok()?;
             Some(RawWriteGuard { guard, _writers: writers, lock: self })
         }
 
-        /// Lets readers in, and no writer before them.
+        /// Makes a writer a reader, with no writer in between.
         pub(crate) fn downgrade(guard: RawWriteGuard<'_, P>) -> RawReadGuard<'_, P> {
             let RawWriteGuard { guard, _writers, lock } = guard;
             drop(guard);

@@ -15,7 +15,7 @@ use crate::vma_id::{VmaId, VmaVersion};
 /// A read-locked VMA that keeps its space alive and can be sent to other threads, from
 /// [`read_owned`](AddressSpace::read_owned).
 ///
-/// It is in no thread's record, so a thread that waits for its own owned guard is not told. When
+/// It is in no thread's record, so a thread that waits for its own owned guard gets no error. When
 /// the last handle to a space is a guard's, dropping the guard drops the space, with every
 /// payload in it; keep another handle where that must not happen.
 ///
@@ -36,6 +36,29 @@ pub struct OwnedReadGuard<T: 'static, P: Platform = DefaultPlatform> {
 }
 
 impl<T: 'static, P: Platform> OwnedReadGuard<T, P> {
+    /// One more guard of the same VMA, also while another thread waits to change it: looking it up
+    /// again would wait for that thread, which waits for this guard. Takes no lock and does not
+    /// allocate.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// let space = Arc::new(pervma::AddressSpace::new(4096));
+    /// space.insert(0x1000..0x4000, "text")?;
+    /// let vma = space.read_owned(0x2000)?;
+    /// let guard = vma.try_clone()?;
+    /// assert_eq!(*guard, *vma);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Busy`]: the VMA has as many readers as its count can hold.
+    pub fn try_clone(&self) -> Result<Self, ReadError> {
+        let busy = |_| ReadError::Busy { addr: self.range().start };
+        Ok(Self { pin: self.pin.again().map_err(busy)? })
+    }
+
     /// The range of the VMA.
     ///
     /// ```
@@ -50,7 +73,7 @@ impl<T: 'static, P: Platform> OwnedReadGuard<T, P> {
         self.pin.pinned().span().range()
     }
 
-    /// What the VMA can be found by again when the guard is gone; see [`VmaId`].
+    /// The identity of the VMA, to find it again after the guard is dropped; see [`VmaId`].
     ///
     /// ```
     /// use std::sync::Arc;
@@ -65,7 +88,7 @@ impl<T: 'static, P: Platform> OwnedReadGuard<T, P> {
         self.version().id()
     }
 
-    /// What tells whether the VMA was write-locked since; see [`VmaVersion`].
+    /// The version of the VMA, which every write lock changes; see [`VmaVersion`].
     ///
     /// ```
     /// use std::sync::Arc;

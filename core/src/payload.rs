@@ -1,5 +1,7 @@
 //! How payloads are split and merged.
 
+use alloc::boxed::Box;
+use alloc::string::String;
 use alloc::sync::Arc;
 
 /// How the payload of a VMA is split, when a change begins or ends inside of the VMA, and merged
@@ -42,8 +44,10 @@ use alloc::sync::Arc;
 /// One that stands for something indivisible says nothing more: `impl Payload for Device {}`. A
 /// change that would split its VMA is refused then.
 ///
-/// Numbers, `bool`, `char` and `()` stand for attributes: both parts get the same, and equal
-/// neighbours merge. So do `&P` and [`Arc<P>`], which are equal if they are the same object.
+/// Numbers, `bool`, `char`, `()` and [`String`] stand for attributes: both parts get the same, and
+/// equal neighbours merge. So do `&V` and [`Arc<V>`], which are equal if they are the same object.
+/// A [`Box`], an [`Option`] and a tuple split and merge as what is in them does: a tuple if all of
+/// it does.
 #[doc(alias("__split_vma", "vma_merge_region"))]
 pub trait Payload: Sized {
     /// The payloads of the two parts of a VMA that is split `offset` bytes from its start; `None`
@@ -97,5 +101,103 @@ impl<V: ?Sized> Payload for Arc<V> {
 
     fn merge(&self, _len: usize, next: &Self) -> Option<Self> {
         Self::ptr_eq(self, next).then(|| Self::clone(self))
+    }
+}
+
+impl Payload for String {
+    fn split(&self, _offset: usize) -> Option<(Self, Self)> {
+        Some((self.clone(), self.clone()))
+    }
+
+    fn merge(&self, _len: usize, next: &Self) -> Option<Self> {
+        (self == next).then(|| self.clone())
+    }
+}
+
+impl<P: Payload> Payload for Box<P> {
+    fn split(&self, offset: usize) -> Option<(Self, Self)> {
+        (**self).split(offset).map(|(left, right)| (Self::new(left), Self::new(right)))
+    }
+
+    fn merge(&self, len: usize, next: &Self) -> Option<Self> {
+        (**self).merge(len, next).map(Self::new)
+    }
+}
+
+impl<P: Payload> Payload for Option<P> {
+    fn split(&self, offset: usize) -> Option<(Self, Self)> {
+        match self {
+            Some(payload) => payload.split(offset).map(|(left, right)| (Some(left), Some(right))),
+            None => Some((None, None)),
+        }
+    }
+
+    fn merge(&self, len: usize, next: &Self) -> Option<Self> {
+        match (self, next) {
+            (Some(payload), Some(next)) => payload.merge(len, next).map(Some),
+            (None, None) => Some(None),
+            _ => None,
+        }
+    }
+}
+
+macro_rules! tuple {
+    ($($name:ident $field:tt),*) => {
+        impl<$($name: Payload),*> Payload for ($($name,)*) {
+            fn split(&self, offset: usize) -> Option<(Self, Self)> {
+                let parts = ($(self.$field.split(offset)?,)*);
+                Some((($(parts.$field.0,)*), ($(parts.$field.1,)*)))
+            }
+
+            fn merge(&self, len: usize, next: &Self) -> Option<Self> {
+                Some(($(self.$field.merge(len, &next.$field)?,)*))
+            }
+        }
+    };
+}
+
+tuple!(A 0, B 1);
+tuple!(A 0, B 1, C 2);
+tuple!(A 0, B 1, C 2, D 3);
+
+#[cfg(all(test, not(pervma_model)))]
+mod tests {
+    use super::*;
+
+    /// A part of something, which knows where it begins.
+    #[derive(Clone, Debug, PartialEq)]
+    struct Part(usize);
+
+    impl Payload for Part {
+        fn split(&self, offset: usize) -> Option<(Self, Self)> {
+            Some((self.clone(), Self(self.0 + offset)))
+        }
+
+        fn merge(&self, len: usize, next: &Self) -> Option<Self> {
+            (self.0 + len == next.0).then(|| self.clone())
+        }
+    }
+
+    #[test]
+    fn what_is_inside_decides() {
+        assert_eq!(Box::new(Part(1)).split(4), Some((Box::new(Part(1)), Box::new(Part(5)))));
+        assert_eq!(Box::new(Part(1)).merge(4, &Box::new(Part(5))), Some(Box::new(Part(1))));
+        assert_eq!(Some(Part(1)).split(4), Some((Some(Part(1)), Some(Part(5)))));
+        assert_eq!(None::<Part>.split(4), Some((None, None)));
+        assert_eq!(None.merge(4, &Some(Part(5))), None);
+        assert_eq!(None::<Part>.merge(4, &None), Some(None));
+        assert_eq!(Some(Part(1)).merge(4, &Some(Part(6))), None);
+        let name = String::from("a");
+        assert_eq!(name.split(4), Some((name.clone(), name.clone())));
+        assert_eq!(name.merge(4, &String::from("b")), None);
+
+        assert_eq!((1, Part(1), ()).split(4), Some(((1, Part(1), ()), (1, Part(5), ()))));
+        assert_eq!((1, Part(1)).merge(4, &(1, Part(5))), Some((1, Part(1))));
+        assert_eq!((1, Part(1)).merge(4, &(2, Part(5))), None);
+        assert_eq!((1, 2, 3, Part(1)).merge(4, &(1, 2, 3, Part(6))), None);
+
+        struct Device;
+        impl Payload for Device {}
+        assert!((1, Device).split(4).is_none() && (Device, 1).merge(4, &(Device, 1)).is_none());
     }
 }

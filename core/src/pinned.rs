@@ -1,11 +1,11 @@
-//! Read locks in the hands of users: with the payload open, and with an owner that keeps the space
-//! alive.
+//! Read locks for guards: with the payload open, and with a handle that keeps the space alive.
 #![expect(unsafe_code, reason = "a payload is read under its read lock")]
 
 use alloc::sync::Arc;
 use core::mem::MaybeUninit;
 
 use crate::identity::SpaceId;
+use crate::lock::Refused;
 use crate::platform::Platform;
 use crate::range::Span;
 use crate::slots::{ReadLocked, Slot};
@@ -23,6 +23,11 @@ impl<'s, T, P: Platform> Pinned<'s, T, P> {
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn new(read_lock: ReadLocked<'s, T, P>) -> Self {
         Self { payload: read_lock.payload(), read_lock }
+    }
+
+    /// One more of the same VMA, counted.
+    pub(crate) fn again(&self) -> Result<Self, Refused> {
+        self.read_lock.again().map(Self::new)
     }
 
     #[inline(always)]
@@ -45,7 +50,7 @@ impl<'s, T, P: Platform> Pinned<'s, T, P> {
         self.read_lock.version()
     }
 
-    /// Where the VMA lives.
+    /// The slot of the VMA.
     #[inline(always)]
     pub(crate) fn slot(&self) -> &'s Slot<T> {
         self.read_lock.slot()
@@ -69,6 +74,11 @@ impl<S, T: 'static, P: Platform> OwnedPin<S, T, P> {
         // space stays where it is, and alive, as long as the handle, which is dropped after it.
         let read_lock = unsafe { lock(&space)?.outliving() };
         Ok(Self { pinned: Pinned::new(read_lock), space })
+    }
+
+    /// One more of the same VMA.
+    pub(crate) fn again(&self) -> Result<Self, Refused> {
+        Ok(Self { pinned: self.pinned.again()?, space: Arc::clone(&self.space) })
     }
 
     #[inline(always)]

@@ -1,4 +1,4 @@
-//! What the host lends: the mmap lock, sleeping and waking, and the state of the running thread.
+//! What the host provides: the mmap lock, sleeping and waking, and the state of the running thread.
 #![expect(unsafe_code, reason = "a platform has a contract")]
 
 use crate::memory::SlabMemory;
@@ -50,6 +50,8 @@ use crate::thread::ThreadState;
 ///   [`barrier`](Self::barrier) does what it says.
 /// - [`wait`](Self::wait), [`wake`](Self::wake) and [`wake_all`](Self::wake_all) do not write to
 ///   the word, not through its address either: it is the count of the lock.
+/// - None of the functions, nor those of the lock, uses an address space: they are called in the
+///   middle of changes.
 /// - None of the functions unwinds by itself, nor do those of the lock and of the memory: a change
 ///   of the tree may be half done.
 pub unsafe trait Platform: Sized + 'static {
@@ -84,7 +86,7 @@ pub unsafe trait Platform: Sized + 'static {
     fn with_thread<R>(f: impl FnOnce(&ThreadState) -> R) -> Option<R>;
 
     /// Prepares [`barrier`](Self::barrier); whether it can be relied on from now on. Asked at each
-    /// registration of a [`Reader`](crate::Reader): one that was told so leaves its fences out.
+    /// registration of a [`Reader`](crate::Reader), which leaves its fences out if it is `true`.
     fn prepare_barrier() -> bool {
         false
     }

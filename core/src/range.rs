@@ -1,4 +1,4 @@
-//! Byte ranges, checked once where they come in.
+//! Byte ranges, checked when an operation begins.
 
 use core::fmt;
 use core::ops::Range;

@@ -1,4 +1,4 @@
-//! Readers that do not count themselves.
+//! Registered readers, which publish what they read instead of counting themselves.
 #![forbid(unsafe_code)]
 
 use core::fmt;
@@ -21,11 +21,11 @@ use crate::vma_id::VmaId;
 ///
 /// A lookup without it increments a count in the VMA, so threads that read one VMA take turns at
 /// the cache line of that count. A registered reader writes to a place of its own instead, and
-/// leaves the VMA's line to all. What it costs is paid by whoever changes or write-locks a VMA of
-/// the slab: as long as a reader is registered, that makes all running threads of the process pass
-/// a barrier (`membarrier(2)`; see [`Platform::barrier`]), scans as many places as were ever in use
-/// at once, and on a shared slab takes a lock for it. So: for VMAs that many threads read and few
-/// edits change.
+/// does not write the VMA's line. Changes and write locks of the slab's VMAs pay for it: while a
+/// reader is registered, each makes all running threads of the process pass a barrier
+/// (`membarrier(2)`; see [`Platform::barrier`]), scans as many records as were ever in use at once,
+/// and on a shared slab takes a lock for it. Use it for VMAs that many threads read and few edits
+/// change.
 ///
 /// A thread can hold four guards of one reader at a time in this way; with more, or where a lookup
 /// has to wait, it counts as others do. In a signal handler it is as legal as

@@ -1,4 +1,4 @@
-//! What changes take out of a space.
+//! What changes remove from a space.
 
 use core::fmt;
 use core::iter::FusedIterator;
@@ -57,7 +57,7 @@ impl<T> RemovedVmas<T> {
         self.0.try_reserve_exact(vmas).map_err(|_| OutOfMemory)
     }
 
-    /// Appends one for which [`try_reserve`](Self::try_reserve) has made room.
+    /// Appends one for which [`try_reserve`](Self::try_reserve) has reserved capacity.
     #[inline]
     pub(crate) fn push(&mut self, range: Range<usize>, payload: T) {
         self.0.push(Removed { range, payload });

@@ -17,8 +17,10 @@ use crate::space::AddressSpace;
 /// No lock is held meanwhile. [`commit`](Self::commit) turns it into a VMA; dropping it gives the
 /// range back, and never waits for the mmap lock: that happens in the edit that the thread has
 /// open; or at once, if no thread holds the lock; or else when the next edit begins, as always when
-/// it is dropped inside a [`HandlerScope`](crate::HandlerScope). A reservation that is forgotten
-/// ([`core::mem::forget`]) stays until the space is dropped.
+/// it is dropped inside a [`HandlerScope`](crate::HandlerScope), or by a global allocator that a
+/// slab calls. A signal handler needs that scope to drop one: without it, the handler could change
+/// an edit that it has interrupted. A reservation that is forgotten ([`core::mem::forget`]) stays
+/// until the space is dropped.
 ///
 /// ```
 /// use pervma::{AddressSpace, ChangeError, GapSearch, ReadError};

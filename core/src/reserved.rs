@@ -1,6 +1,6 @@
 //! A range that is taken, with nothing mapped yet: the owner's handle.
 
-use crate::held::HandlerScope;
+use crate::held::{HandlerScope, SlabScope};
 use crate::map::Map;
 use crate::platform::Platform;
 use crate::range::Span;
@@ -40,8 +40,9 @@ impl<'s, T, P: Platform> ReservedRange<'s, T, P> {
 impl<T, P: Platform> Drop for ReservedRange<'_, T, P> {
     fn drop(&mut self) {
         let Some(slot) = self.slot.take() else { return };
-        // A handler may have interrupted an edit of its own thread anywhere.
-        let released = if HandlerScope::<P>::active() {
+        // A handler may have interrupted an edit of its own thread anywhere, and a slab calls
+        // others' code in the middle of one.
+        let released = if HandlerScope::<P>::active() || SlabScope::<P>::active() {
             None
         } else {
             self.map.within_edit_at_once(|cursor| cursor.release(&slot))

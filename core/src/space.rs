@@ -3,6 +3,7 @@
 
 use alloc::sync::Arc;
 use core::fmt;
+use core::panic::{RefUnwindSafe, UnwindSafe};
 
 use crate::error::{EditError, ReadError};
 use crate::guard::ReadGuard;
@@ -255,7 +256,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
     ///
     /// assert_eq!(*space.try_read_id(id)?, "buffer");
     /// space.remove(0x1000..0x3000)?;
-    /// space.insert(0x1000..0x3000, "somebody else's")?;
+    /// space.insert(0x1000..0x3000, "another buffer")?;
     /// assert_eq!(space.try_read_id(id).err(), Some(ReadError::Gone { addr: 0x1000 }));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -340,6 +341,10 @@ impl<T, P: Platform> AddressSpace<T, P> {
     }
 }
 
+// An operation in which user code panics has changed nothing.
+impl<T: RefUnwindSafe, P: Platform> RefUnwindSafe for AddressSpace<T, P> {}
+impl<T: UnwindSafe, P: Platform> UnwindSafe for AddressSpace<T, P> {}
+
 impl<T, P: Platform> fmt::Debug for AddressSpace<T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AddressSpace")
@@ -355,7 +360,7 @@ mod tests {
 
     /// B15g.
     #[test]
-    fn at_the_limit_of_readers_one_more_is_told_busy() {
+    fn at_the_limit_of_readers_one_more_is_busy() {
         let space = AddressSpace::new(1);
         space.insert(10..20, ()).unwrap();
         let slot = space.map.walk(10, &mut ()).unwrap();
@@ -364,8 +369,9 @@ mod tests {
         let last = space.try_read(10).unwrap();
         assert_eq!(space.try_read(10).unwrap_err(), ReadError::Busy { addr: 10 });
         assert_eq!(space.read(10).unwrap_err(), ReadError::Busy { addr: 10 });
+        assert_eq!(last.try_clone().unwrap_err(), ReadError::Busy { addr: 10 });
         drop(last);
-        assert!(space.try_read(10).is_ok(), "a place is free again");
+        assert!(space.try_read(10).is_ok(), "a reader has released");
         slot.pretend_readers(0);
     }
 
@@ -398,7 +404,7 @@ mod tests {
         });
     }
 
-    /// A slot that has held all the VMAs for which there are generations is left alone afterwards.
+    /// A slot whose generations are used up is not used again.
     #[test]
     fn an_id_is_never_given_twice_however_many_vmas_lived_in_the_slot() {
         let space = AddressSpace::new(1);

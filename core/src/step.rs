@@ -50,19 +50,21 @@ steps! {
     CheckHole,
     /// The versions of the visited nodes are checked from the last one up, the root's at the end.
     CheckUpwards,
-    /// The next VMA is believed to be that only if it has not changed since the watermark.
+    /// The next VMA is returned as the next only if it has not changed since the watermark.
     CheckNextSince,
     /// A change of a node sets its version first.
     SetVersion,
-    /// So does a change of nothing but a key.
+    /// A change of only a key sets the node's version first, too.
     SetVersionForKey,
     /// A reader's increment fails at 0.
     RefuseDetached,
     /// A reader's increment fails at the limit.
     RefuseFull,
+    /// Nor one more for a reader that has it.
+    RefuseFullAgain,
     /// A reader's increment fails while EXCLUDED is set.
     RefuseExcluded,
-    /// Whoever sets EXCLUDED scans the hazard pointers of registered readers.
+    /// The thread that sets EXCLUDED scans the hazard pointers of registered readers.
     ScanHazards,
     /// Records are made and scanned under the lock of their arena.
     GuardRecords,
@@ -74,7 +76,7 @@ steps! {
     BarrierToTransfer,
     /// A publication that was transferred to the count before is not transferred again.
     SkipTransferred,
-    /// The transfer of a reader that was leaving is undone.
+    /// The transfer of a reader that has retracted meanwhile is undone.
     UndoTransfer,
     /// A merged node is freed only when its entries have been copied.
     FreeLast,
@@ -90,23 +92,21 @@ steps! {
     WakeWriter,
     /// Attach stores `lock_seq`, so that no reader is admitted before the edit ends.
     AttachLocked,
-    /// Whoever sets EXCLUDED waits for the readers that hold the VMA.
+    /// The thread that sets EXCLUDED waits for the readers that hold the VMA.
     WaitForReaders,
-    /// Whoever wants to exclude tests first whether EXCLUDED is set.
+    /// A thread tests whether EXCLUDED is set before it excludes.
     TestExcluded,
     /// EXCLUDED stays until a detached VMA's count goes to 0, in one step.
     KeepExcluded,
     /// EXCLUDED stays until `lock_seq` says that the VMA is write-locked.
     LockBeforeClear,
-    /// Whoever abandons an exclusion clears EXCLUDED.
+    /// An exclusion that is dropped clears EXCLUDED.
     ClearExcluded,
     /// The drop of a space waits for late readers of its VMAs, also those of other spaces.
     DrainOnDrop,
     /// An exclusion ends on the VMAs of its own list, not on those of its range.
     OwnList,
-    /// A suspended change goes on only if what it was planned for is what it finds again.
-    FindUnchanged,
-    /// What an exclusion refuses sleeps on the event word, not on the count.
+    /// A thread that an exclusion refuses sleeps on the event word, not on the count.
     SeparateEvent,
     /// A list's link is read before EXCLUDED is cleared.
     LinkBeforeClear,
@@ -114,13 +114,13 @@ steps! {
     TestAgain,
     /// The event is notified after EXCLUDED is cleared.
     NotifyLast,
-    /// The end of an exclusion wakes all that sleep on its event word.
+    /// The end of an exclusion wakes all threads that sleep on its event word.
     WakeAll,
     /// The end of an exclusion advances the event word.
     AdvanceEvent,
     /// A waiter releases the mmap lock before it sleeps.
     SleepUnlocked,
-    /// What a word of the tree points to is told by that very word.
+    /// A word of the tree carries the kind of what it points to.
     TagInWord,
     /// A fork write-locks every VMA before it copies the first.
     LockBeforeCopy,

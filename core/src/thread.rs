@@ -1,5 +1,5 @@
-//! What a thread knows of itself: its identity, the spaces in which it holds read locks or
-//! exclusions, and whether it is in a signal handler.
+//! The state of a thread: its identity, the spaces in which it holds read locks or exclusions, and
+//! whether it is in a signal handler, or in a call that a slab makes for memory.
 //!
 //! Only the thread itself and its own signal handlers touch it, and a handler leaves everything as
 //! it found it. So nothing here orders anything between threads.
@@ -26,6 +26,7 @@ pub struct ThreadState {
     pub(crate) guards: HeldLocks,
     pub(crate) exclusions: HeldLocks,
     handlers: AtomicU64,
+    slabs: AtomicU64,
 }
 
 /// The held-lock record of one kind of lock: in each row a space and how many the thread holds
@@ -114,6 +115,7 @@ impl ThreadState {
                 guards: HeldLocks::none(),
                 exclusions: HeldLocks::none(),
                 handlers: AtomicU64::new(0),
+                slabs: AtomicU64::new(0),
             }
         }
     }
@@ -135,6 +137,18 @@ impl ThreadState {
     #[inline]
     pub(crate) fn in_handler(&self) -> bool {
         self.handlers.load(OWN) != 0
+    }
+
+    pub(crate) fn enter_slab(&self) {
+        self.slabs.store(self.slabs.load(OWN) + 1, OWN);
+    }
+
+    pub(crate) fn leave_slab(&self) {
+        self.slabs.store(self.slabs.load(OWN) - 1, OWN);
+    }
+
+    pub(crate) fn in_slab(&self) -> bool {
+        self.slabs.load(OWN) != 0
     }
 }
 

@@ -16,8 +16,8 @@ use crate::space::AddressSpace;
 /// [`Edit::downgrade`](crate::Edit::downgrade): no edit begins while it lives, so every VMA stays
 /// as it is, and can be looked at without a lock of its own. What it shows is in [`Vmas`].
 ///
-/// Readers go on beside it, and so do exclusions that wait. A thread that holds a view is told
-/// that it holds a guard where it would wait for itself. A view that is forgotten
+/// Readers go on beside it, and so do exclusions that wait. A thread that holds a view and would
+/// wait for itself gets the same error as the holder of a guard. A view that is forgotten
 /// ([`core::mem::forget`]) is never over: the space cannot be edited again.
 ///
 /// ```

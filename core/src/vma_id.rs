@@ -1,5 +1,5 @@
-//! What a caller can keep over a dropped lock, to find the same VMA by, or to learn that it is
-//! gone.
+//! Identities and versions of VMAs, which outlive a lock: to find the same VMA again, or to learn
+//! that it is gone.
 
 use crate::identity::SpaceId;
 use crate::lock::EditSeq;
@@ -37,7 +37,7 @@ use crate::lock::EditSeq;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct VmaId {
     pub(crate) space: SpaceId,
-    /// Where it starts. That does not change while it is attached.
+    /// The start of the VMA. It does not change while the VMA is attached.
     pub(crate) start: usize,
     /// The address of its slot.
     pub(crate) slot: usize,

@@ -27,7 +27,7 @@ impl<T, P: Platform> Vmas<'_, T, P> {
         Some((vma.span().range(), vma.payload()))
     }
 
-    /// What the VMA that holds `addr` can be found by again; see [`VmaId`].
+    /// The identity of the VMA that holds `addr`, to find it again; see [`VmaId`].
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);

@@ -23,7 +23,7 @@ thread_local! {
     static ALIVE: Cell<isize> = const { Cell::new(0) };
 }
 
-/// Whether it is this one's turn to fail.
+/// Counts down; whether this one is to fail.
 fn count_down(left: &'static std::thread::LocalKey<Cell<isize>>) -> bool {
     left.with(|left| {
         let turn = left.get() == 0;
@@ -94,17 +94,17 @@ impl Payload for Bytes {
 }
 
 type Space = AddressSpace<Bytes>;
-/// The VMAs, and where among them there is room for so and so much.
+/// The VMAs, and the gaps that searches for several sizes find.
 type Listed = (Vec<(Range<usize>, u32, usize)>, Vec<Option<Range<usize>>>);
 
 fn listed(space: &Space) -> Listed {
     let edit = space.edit().unwrap();
     let vmas = edit.iter().map(|(range, bytes)| (range, bytes.of, bytes.offset)).collect();
-    let room = |size| {
+    let gap = |size| {
         let search = GapSearch::new(size).within(100..2_000);
         [search.clone(), search.top_down()].map(|search| edit.find_gap(&search).ok())
     };
-    (vmas, [1, 20, 21, 50, 100, 1_560, 1_561].into_iter().flat_map(room).collect())
+    (vmas, [1, 20, 21, 50, 100, 1_560, 1_561].into_iter().flat_map(gap).collect())
 }
 
 /// One operation: whether it was done, or what it was refused for.
@@ -121,7 +121,7 @@ const OPERATIONS: &[Operation] = &[
         let mut edit = space.edit().unwrap();
         edit.update(110..130, |_, bytes| bytes.made_of(9, 0)).map(drop)
     }),
-    ("update that joins", |space| {
+    ("update that merges", |space| {
         let mut edit = space.edit().unwrap();
         edit.update(200..300, |_, bytes| bytes.made_of(1, 100)).map(drop)
     }),
@@ -136,7 +136,7 @@ const OPERATIONS: &[Operation] = &[
     ("fork", |space| space.edit().unwrap().fork(|_, bytes| Some(bytes.made(0))).map(drop)),
     ("remove outside", |space| space.remove(110..350).map(drop)),
     ("update outside", |space| space.update(110..130, |_, bytes| bytes.made_of(9, 0)).map(drop)),
-    ("update outside that joins", |space| {
+    ("update outside that merges", |space| {
         space.update(200..300, |_, bytes| bytes.made_of(1, 100)).map(drop)
     }),
     ("replace outside", |space| {
@@ -207,7 +207,7 @@ fn fail_everywhere(
             assert_eq!(space.slab().vmas().in_use, slots, "{name}, failure {n}: a slot is lost");
             let extra = space.slab().nodes().in_use - nodes;
             assert!(extra <= 8, "{name}, failure {n}: {extra} nodes are lost");
-            // Nobody is kept out, and it works when nothing fails.
+            // Readers are admitted, and the operation works when nothing fails.
             for (range, ..) in &before.0 {
                 assert_eq!(space.try_read(range.start).unwrap().range(), *range);
             }

@@ -92,7 +92,7 @@ fn page(start: usize) -> Range<usize> {
     start..start + PAGE
 }
 
-/// A space with all of them mapped but for what is reserved.
+/// A space with all of them mapped, except the reserved ones.
 fn space() -> Arc<Space> {
     let space = Arc::new(Space::with_platform(PAGE));
     for start in [FOUND, GONE, CHANGED, BUSY, LAST] {
@@ -101,7 +101,7 @@ fn space() -> Arc<Space> {
     space
 }
 
-/// What a lookup comes to.
+/// The result of a lookup.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Outcome {
     /// The VMA that starts here.
@@ -242,7 +242,7 @@ const ENTRIES: [Entry; 24] = [
     entry("a full Reader, by id", Identity, |at| read(at.readers.full.try_read_id(at.id))),
 ];
 
-/// A place, and what lookups there come to.
+/// A place, and the results of lookups there.
 struct Row {
     what: &'static str,
     addr: usize,
@@ -375,7 +375,7 @@ fn its_vma_has_as_many_readers_as_can_be() {
     drop(vma);
 }
 
-/// What comes of lookups of a VMA that another thread has.
+/// The results of lookups of a VMA that another thread holds.
 fn another_threads(space: &Arc<Space>, readers: &Readers<'_>, changed: VmaId, found: VmaId) {
     let locked = Error(ReadError::Locked { addr: CHANGED });
     let guard_held = Error(ReadError::GuardHeld { addr: CHANGED });
@@ -461,8 +461,8 @@ fn its_own_thread_excludes() {
     drop(exclusion);
 }
 
-/// Another thread write-locks the VMA again and again, until a lookup has found it after it was in the
-/// way.
+/// Another thread write-locks the VMA again and again, until a lookup has found it after it was in
+/// the way.
 fn it_has_to_walk_again() {
     let space = space();
     let (readers, id) = (Readers::register(&space), id_at(&space, CHANGED));
@@ -498,7 +498,7 @@ fn it_has_to_walk_again() {
 
 /// Each kind of guard, of a VMA that another thread waits for; and a reservation.
 #[test]
-fn what_was_held_is_dropped_in_a_handler_and_whoever_waits_is_woken() {
+fn what_was_held_is_dropped_in_a_handler_and_waiters_are_woken() {
     let dog = watchdog();
     for kind in 0..4 {
         let space = space();

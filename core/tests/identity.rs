@@ -1,4 +1,4 @@
-//! Identities: of VMAs, of spaces and of threads. None of them comes back with the memory that it was in.
+//! Identities of VMAs, spaces and threads are not reused with their memory.
 #![expect(clippy::unwrap_used, clippy::disallowed_types, reason = "tests")]
 
 mod common;
@@ -29,7 +29,7 @@ fn version(space: &AddressSpace<u32>) -> VmaVersion {
     space.try_read(10).unwrap().version()
 }
 
-/// What can be done to a VMA, or beside it, and whether its version is another afterwards.
+/// Operations on a VMA or its neighbour, and whether its version changes.
 type Deed = (&'static str, bool, fn(&AddressSpace<u32>));
 
 const DEEDS: &[Deed] = &[
@@ -138,7 +138,8 @@ fn an_id_of_another_space_names_nothing_here_also_if_it_names_the_same_slot() {
     gone(&AddressSpace::new_in(1, slab), id(&mine));
 }
 
-/// B29. What takes the place of a VMA at its address, in its slot or in another, is never found by its id.
+/// B29. What takes the place of a VMA at its address, in its slot or in another, is never found by
+/// its id.
 #[test]
 fn an_id_finds_its_own_vma_or_none_while_others_come_to_its_address() {
     const ROUNDS: u32 = if cfg!(miri) { 20 } else { 5_000 };
@@ -188,8 +189,8 @@ fn an_id_finds_its_own_vma_or_none_while_others_come_to_its_address() {
     });
 }
 
-/// What a thread can leave on its record for a space that is gone: each is forgotten in a space that
-/// then makes way for another at its address.
+/// What a thread can leave on its record for a space that is gone: each is forgotten in a space
+/// that then makes way for another at its address.
 #[test]
 fn a_new_space_at_the_address_of_an_old_one_inherits_nothing_of_it() {
     type Leave = fn(&AddressSpace<u32>);

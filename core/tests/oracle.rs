@@ -1,3 +1,3 @@
-//! The behavioural suite on whatever claims to be an address space, and the oracle beside it.
+//! The behavioural suite on all implementations of an address space, and on the oracle.
 
 mod suite;

@@ -1,5 +1,5 @@
-//! Registered readers: what they hold stays, a thread that waits for them is woken, and what they cannot
-//! publish they count.
+//! Registered readers: what they hold does not change, a thread that waits for them is woken, and
+//! they count what they cannot publish.
 #![expect(clippy::unwrap_used, clippy::disallowed_types, reason = "tests")]
 
 mod common;
@@ -32,7 +32,7 @@ impl Watched for NoBarrier {
 /// How often something is done.
 const TURNS: u64 = if cfg!(miri) { 15 } else { 5_000 };
 
-/// All the same, unless half of a change is seen.
+/// Words that are all equal, unless half of a change is seen.
 #[derive(Clone, Copy, PartialEq, Debug)]
 struct Words([u64; 6]);
 
@@ -171,7 +171,7 @@ fn registered_readers_of_spaces_that_share_a_slab() {
 }
 
 #[test]
-fn what_does_not_fit_into_the_record_is_counted() {
+fn guards_beyond_the_hazard_pointers_are_counted() {
     let _watchdog = watchdog();
     let space = one_vma::<StdPlatform>();
     let reader = space.register().unwrap();
@@ -309,7 +309,7 @@ fn a_forgotten_guard_keeps_its_vma_also_if_others_register() {
     let _watchdog = watchdog();
     let space = one_vma::<StdPlatform>();
     let reader = space.register().unwrap();
-    // In a hazard pointer behind the first, which is free again when the reader goes.
+    // In a hazard pointer after the first, which is free again when the reader's guard is dropped.
     let first = reader.try_read(15).unwrap();
     mem::forget(reader.try_read(15).unwrap());
     drop(first);

@@ -28,7 +28,7 @@ fn space() -> AddressSpace<u32> {
     space
 }
 
-/// Checks that the range is taken, and that readers are told so.
+/// Checks that the range is taken, and that readers get `Reserved`.
 fn is_reserved(space: &AddressSpace<u32>) {
     let addr = GAP.start;
     assert_eq!(space.try_read(addr).unwrap_err(), ReadError::Reserved { addr });
@@ -84,7 +84,7 @@ fn a_reservation_that_cannot_be_committed_stays_and_its_payload_comes_back() {
     drop(reservation);
     assert_eq!(*space.try_read(0x3000).unwrap(), 3, "what was committed stays");
 
-    // Beside a view of the same thread, which would wait for the mmap lock for ever.
+    // Beside a view of the same thread, which would wait for the mmap lock forever.
     let mut reservation = space.edit().unwrap().reserve(0x4000..0x5000).unwrap();
     let other = space.edit().unwrap().reserve(0x6000..0x7000).unwrap();
     let view = space.view().unwrap();

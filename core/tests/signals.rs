@@ -1,8 +1,8 @@
 //! A signal handler that looks addresses up while its own thread looks up, edits and excludes: real
 //! signals at any instruction, as fast as they can be sent.
 //!
-//! It must never be told *locked*, for no thread would unlock while it waits, nor shown a hole that is
-//! none; and it leaves the thread's record of what it holds as it was.
+//! It must never get *locked*, for no thread would unlock while it waits, nor a false hole; and it
+//! leaves the thread's record of what it holds as it was.
 #![cfg(target_os = "linux")]
 #![expect(clippy::disallowed_types, reason = "tests")]
 
@@ -51,7 +51,7 @@ extern "C" fn look(_signal: libc::c_int) {
     }
 }
 
-/// What the handler must come to, so many times each.
+/// How often the handler must have got each result.
 const TIMES: u64 = if cfg!(debug_assertions) { 500 } else { 5_000 };
 
 #[test]
@@ -95,14 +95,15 @@ fn a_handler_reads_in_the_middle_of_everything() {
             }
             let start = round * 7 % 90 + 101 * (round % 2);
             round += 1;
-            // Were a guard of the handler still on record, or one of ours taken off, this would fail.
+            // Were a guard of the handler still on record, or one of ours taken off, this would
+            // fail.
             let mut edit = SPACE.edit().unwrap();
             edit.insert(start..start + 3, start).unwrap();
             *edit.write(start).unwrap() = start;
             drop(edit);
             assert_eq!(*SPACE.try_read(start).unwrap(), start);
             // Were what the handler read still published, or what we read retracted by it, the
-            // exclusion below would wait for ever, or not for us.
+            // exclusion below would wait forever, or not for us.
             // SAFETY: the handler only shares it.
             let reader = unsafe { &*READER.load(Relaxed) };
             assert_eq!(*reader.try_read(start).unwrap(), start);
@@ -116,5 +117,5 @@ fn a_handler_reads_in_the_middle_of_everything() {
     });
     let counts = [&READ, &HOLES, &IN_OWN_EDIT, &IN_OWN_EXCLUSION].map(|count| count.load(Relaxed));
     println!("read, holes, in an edit, in an exclusion: {counts:?}");
-    assert_eq!(WRONG.load(Relaxed), 0, "a handler was told what it must not be told");
+    assert_eq!(WRONG.load(Relaxed), 0, "a handler got a result that is not allowed");
 }

@@ -132,7 +132,7 @@ fn the_last_address_is_nowhere_however_full_the_nodes_were() {
 }
 
 #[test]
-fn a_thread_that_would_wait_for_itself_is_told() {
+fn a_thread_that_would_wait_for_itself_gets_an_error() {
     let _watchdog = watchdog();
     let space = space_with(&[pages(1, 1), pages(3, 1)]);
 
@@ -304,7 +304,7 @@ fn lookups_elsewhere_do_not_notice_an_edit() {
     });
 }
 
-/// Counts its drops, and knows that it was dropped.
+/// Counts its drops, and panics at a second one.
 struct Counted {
     value: usize,
     drops: Arc<AtomicUsize>,
@@ -386,7 +386,7 @@ fn readers_hold_what_they_found_while_slots_migrate() {
     let slab = Arc::new(Slab::new());
     let spaces = [0, 1].map(|_| AddressSpace::new_in(PAGE, Arc::clone(&slab)));
     for space in &spaces {
-        // Page 0 stays for ever; page n carries its address.
+        // Page 0 stays; the payload of page n is its address.
         let payload = Counted { value: 0, drops: Arc::clone(&drops) };
         space.edit().unwrap().insert(pages(0, 1), payload).unwrap();
     }
@@ -413,7 +413,7 @@ fn readers_hold_what_they_found_while_slots_migrate() {
                 together.wait();
                 let mut found = 0_usize;
                 let mut page = which;
-                // Until the editors have ended and the page that stays has come round.
+                // Until the editors have ended and the page that stays was read.
                 while editors.load(Ordering::Acquire) != 0 || found == 0 {
                     page = (page + 7) % 44;
                     match space.try_read(page * PAGE) {

@@ -1,5 +1,5 @@
-//! A signal handler after each single instruction of a registered reader's lookups and of the drop of
-//! its guards: by the processor's trap flag, so that no window is missed for being short.
+//! A signal handler after each single instruction of a registered reader's lookups and of the drop
+//! of its guards: by the processor's trap flag, so that no window is missed for being short.
 #![cfg(all(target_os = "linux", target_arch = "x86_64", not(miri)))]
 #![expect(clippy::unwrap_used, clippy::disallowed_types, reason = "tests")]
 
@@ -33,7 +33,8 @@ type Reader<'s> = pervma::Reader<'s, u64, Host>;
 static READER: AtomicPtr<Reader<'static>> = AtomicPtr::new(ptr::null_mut());
 /// What the handler does at its step.
 static HANDLER: AtomicPtr<fn(&Reader<'_>)> = AtomicPtr::new(ptr::null_mut());
-/// The instructions that were stepped over, and the one after which the handler does it, or [`EACH`].
+/// The instructions that were stepped over, and the one after which the handler does it, or
+/// [`EACH`].
 static STEPS: AtomicU64 = AtomicU64::new(0);
 static AT: AtomicU64 = AtomicU64::new(0);
 
@@ -156,7 +157,7 @@ fn a_handler_that_is_waited_for_does_not_hide_that_its_thread_was() {
         let over = AtomicBool::new(false);
         let before = CALLS.waits.load(Relaxed);
         let steps = thread::scope(|scope| {
-            // Were its release lost, this would wait for ever.
+            // Were its release lost, this would wait forever.
             scope.spawn(|| space.exclude(V..V + 5).unwrap().wait());
             dog.until(|| CALLS.has_waited_since(before));
             scope.spawn(|| {

@@ -1,9 +1,9 @@
-//! Real threads on everything at once: readers of all kinds beside editors of all kinds, slots going
-//! from space to space.
+//! Real threads on everything at once: readers of all kinds beside editors of all kinds, slots
+//! going from space to space.
 //!
 //! What a reader holds must stay as it is and alive; every payload is dropped once; what is mapped
-//! throughout is always found; memory stops growing. A run ends when everything has happened, and not
-//! before `PERVMA_STRESS_SECONDS`.
+//! throughout is always found; memory stops growing. A run ends when everything has happened, and
+//! not before `PERVMA_STRESS_SECONDS`.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_types, reason = "tests")]
 
 mod common;
@@ -32,7 +32,7 @@ const CONSTANT: usize = SIZE / 2;
 /// Payloads made and not yet dropped.
 static ALIVE: AtomicU64 = AtomicU64::new(0);
 
-/// Says where it is mapped, so that a reader can tell.
+/// A payload that says where it is mapped, for readers to check.
 #[derive(Debug)]
 struct Place {
     space: usize,
@@ -71,7 +71,7 @@ impl Payload for Place {
     }
 }
 
-/// What the threads have in common.
+/// What the threads share.
 struct Arena {
     spaces: Vec<Arc<AddressSpace<Place>>>,
     stop: AtomicBool,
@@ -142,7 +142,8 @@ fn reader(arena: &Arena, seed: u64, all_seen: &Sender<Seen>) {
                     registered[number] = None;
                 }
                 let reader = registered[number].get_or_insert_with(|| space.register().unwrap());
-                // Twice the same, so that the first is published and the next beside it, or counted.
+                // Twice the same, so that the first is published and the next beside it, or
+                // counted.
                 let read = reader.try_read(addr);
                 let again = reader.try_read(CONSTANT);
                 judge(
@@ -350,7 +351,7 @@ const OPERATIONS: [&str; 15] = [
     "downgrade",
 ];
 
-/// What readers and editors must have come to, beside every operation.
+/// The results that readers and editors must have got, beside every operation.
 const OUTCOMES: [&str; 15] = [
     "try_read",
     "cursor",
@@ -457,7 +458,7 @@ fn memory_does_not_grow_however_long_vmas_come_and_go() {
 
 /// The next thread may get the memory of the one before, and with it the place of that one's state.
 #[test]
-fn threads_that_come_and_go_are_told_apart() {
+fn threads_that_reuse_a_state_are_told_apart() {
     let _watchdog = watchdog();
     let space = AddressSpace::<u32>::new(1);
     space.edit().unwrap().insert(0..1, 0).unwrap();

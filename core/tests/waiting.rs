@@ -1,5 +1,5 @@
-//! Which operation waits for which, which is refused instead of waiting for itself, and that an
-//! operation that gives up leaves nothing behind.
+//! Which operations wait for each other, which are refused because they would wait for their own
+//! thread, and that an operation that fails leaves nothing behind.
 #![expect(clippy::unwrap_used, clippy::disallowed_types, reason = "tests")]
 
 mod common;
@@ -13,8 +13,8 @@ use std::time::Instant;
 
 use common::{Calls, Delegate, Watched, watchdog};
 use pervma::{
-    AddressSpace, ChangeError, EditError, GapSearch, Payload, Platform, ReadError, VmaId,
-    WriteError,
+    AddressSpace, ChangeError, EditError, Exclusion, GapSearch, HandlerScope, Payload, Platform,
+    ReadError, StdPlatform, VmaId, WriteError,
 };
 
 const A: Range<usize> = 0x1000..0x2000;
@@ -72,7 +72,7 @@ fn a_removal_waits_for_readers_of_its_own_range_and_delays_no_other_operation() 
 
 /// B18.
 #[test]
-fn whatever_ends_an_exclusion_readers_come_in_again() {
+fn readers_are_admitted_however_an_exclusion_ends() {
     let _watchdog = watchdog();
     let space = space();
     let whole = || assert_eq!(space.try_read(B.start).unwrap().range(), B);
@@ -250,7 +250,7 @@ fn overlapping_exclusions_take_turns() {
 
 /// B20.
 #[test]
-fn a_thread_is_told_what_of_its_own_is_in_the_way() {
+fn a_thread_that_would_wait_for_itself_learns_for_what() {
     let _watchdog = watchdog();
     let space = space();
     let addr = B.start;
@@ -300,89 +300,7 @@ fn what_was_forgotten_does_not_stop_a_space_from_ending() {
 }
 
 #[test]
-fn a_reservation_ends_in_the_edit_that_its_thread_has_open() {
-    let _watchdog = watchdog();
-    let space = space();
-    let gap = 0x3000..0x4000;
-    let mut edit = space.edit().unwrap();
-    drop(edit.reserve(gap.clone()).unwrap());
-    let mut reservation = edit.reserve(gap.clone()).unwrap(); // the range was given back
-    assert_eq!(
-        edit.insert(gap.clone(), 3).unwrap_err().kind,
-        ChangeError::Overlap { existing: gap.clone() }
-    );
-    let reserved = ChangeError::Reserved { range: gap.clone() };
-    assert_eq!(edit.remove(A.start..B.end).unwrap_err(), reserved);
-    assert_eq!(edit.write(0x3000).unwrap_err(), WriteError::Reserved { addr: 0x3000 });
-    reservation.commit(3).unwrap();
-    assert_eq!(edit.get(0x3000), Some((gap.clone(), &3)));
-    drop(edit);
-    assert_eq!(*space.try_read(0x3000).unwrap(), 3);
-}
-
-#[test]
-fn a_reservation_that_cannot_be_committed_stays_and_its_payload_comes_back() {
-    let _watchdog = watchdog();
-    let space = space();
-    let mut reservation = space.edit().unwrap().reserve(0x3000..0x4000).unwrap();
-    assert_eq!(space.read(0x3000).unwrap_err(), ReadError::Reserved { addr: 0x3000 });
-    let guard = space.try_read(A.start).unwrap();
-    let error = reservation.commit(3).unwrap_err();
-    assert_eq!(error.kind, ChangeError::GuardHeld);
-    drop(guard);
-    reservation.commit(error.payload).unwrap();
-    assert_eq!(*space.try_read(0x3000).unwrap(), 3);
-    let again = reservation.commit(4).unwrap_err();
-    assert_eq!((again.kind, again.payload), (ChangeError::Overlap { existing: 0x3000..0x4000 }, 4));
-    drop(reservation);
-    assert_eq!(*space.try_read(0x3000).unwrap(), 3, "what was committed stays");
-
-    // Beside a view of the same thread, which would wait for the mmap lock for ever.
-    let mut reservation = space.edit().unwrap().reserve(0x4000..0x5000).unwrap();
-    let other = space.edit().unwrap().reserve(0x6000..0x7000).unwrap();
-    let view = space.view().unwrap();
-    assert_eq!(reservation.commit(4).unwrap_err().kind, ChangeError::GuardHeld);
-    drop((reservation, other));
-    assert_eq!(space.try_read(0x4000).unwrap_err(), ReadError::Reserved { addr: 0x4000 });
-    drop(view);
-    space.edit().unwrap().insert(0x4000..0x7000, 4).unwrap();
-    space.remove(0x4000..0x7000).unwrap();
-
-    let reservation = space.edit().unwrap().reserve(0x4000..0x5000).unwrap();
-    thread::scope(|scope| scope.spawn(move || drop(reservation)).join()).unwrap();
-    assert_eq!(space.try_read(0x4000).unwrap_err(), ReadError::NotMapped { addr: 0x4000 });
-    space.edit().unwrap().insert(0x4000..0x5000, 4).unwrap();
-}
-
-#[test]
-fn a_removal_can_keep_the_range_until_its_owner_has_cleaned_up() {
-    let _watchdog = watchdog();
-    let space = space();
-    // The reservation starts inside of a VMA; where one starts; and there is a hole in the range.
-    for range in [0x1800..0x2000, A, A.start..B.end] {
-        let space = AddressSpace::new(1);
-        space.edit().unwrap().insert(A, 1).unwrap();
-        space.edit().unwrap().insert(B, 2).unwrap();
-        let exclusion = space.exclude(range.clone()).unwrap();
-        let (removed, reservation) = exclusion.remove_reserving().unwrap();
-        assert_eq!(removed[0].range, range.start..A.end);
-        let addr = range.end - 1;
-        assert_eq!(space.try_read(addr).unwrap_err(), ReadError::Reserved { addr });
-        let taken = ChangeError::Overlap { existing: range.clone() };
-        assert_eq!(space.edit().unwrap().insert(addr..range.end, 9).unwrap_err().kind, taken);
-        drop(reservation);
-        assert_eq!(space.try_read(addr).unwrap_err(), ReadError::NotMapped { addr });
-        space.edit().unwrap().insert(range, 3).unwrap();
-    }
-    let exclusion = space.exclude(A.start..B.end).unwrap();
-    space.edit().unwrap().insert(0x4000..0x5000, 3).unwrap();
-    let filled = ChangeError::Overlap { existing: 0x4000..0x5000 };
-    assert_eq!(exclusion.remove_reserving().unwrap_err(), filled);
-    assert_eq!(space.view().unwrap().iter().count(), 3);
-}
-
-#[test]
-fn what_comes_into_a_hole_of_an_exclusion_is_never_given_out() {
+fn what_is_inserted_into_a_hole_of_an_exclusion_stays() {
     let _watchdog = watchdog();
     let space = AddressSpace::new(1);
     space.edit().unwrap().insert(100..150, 7).unwrap();
@@ -394,7 +312,7 @@ fn what_comes_into_a_hole_of_an_exclusion_is_never_given_out() {
 }
 
 #[test]
-fn what_is_in_the_way_is_reported_before_payloads_are_split() {
+fn obstacles_are_reported_before_payloads_are_split() {
     let _watchdog = watchdog();
     #[derive(Debug, PartialEq)]
     struct Whole;
@@ -447,8 +365,8 @@ fn no_destructor_runs_while_a_lock_or_an_exclusion_is_held() {
     };
     ended(0);
 
-    // Two payloads were split away, the whole one and its right part: they are dropped when the edit
-    // has ended, when the view has ended, when the exclusion is over.
+    // Two payloads were split away, the whole one and its right part: they are dropped when the
+    // edit has ended, when the view has ended, when the exclusion is over.
     drop(SPACE.edit().unwrap().remove(4..6).map(std::mem::forget));
     ended(2);
     let mut edit = SPACE.edit().unwrap();
@@ -499,28 +417,6 @@ fn user_code_that_takes_something_of_the_space_is_not_waited_for() {
     assert_eq!(updated.unwrap_err(), ChangeError::OwnEdit);
     drop(edit);
     assert_eq!(*space.try_read(0x2000).unwrap(), 1, "nothing has changed");
-}
-
-#[test]
-fn a_release_that_was_deferred_is_done_when_the_next_edit_begins() {
-    let _watchdog = watchdog();
-    let space = space();
-    let mut edit = space.edit().unwrap();
-    let [one, mut two, three] =
-        [0x3000, 0x5000, 0x1_0000].map(|start| edit.reserve(start..start + 0x1000).unwrap());
-    drop(edit);
-    let defer_release = |reservation| {
-        let view = space.view().unwrap();
-        drop(reservation);
-        drop(view);
-    };
-    defer_release(one);
-    two.commit(5).unwrap(); // an edit of its own
-    assert_eq!(space.try_read(0x3000).unwrap_err(), ReadError::NotMapped { addr: 0x3000 });
-    let exclusion = space.exclude(A).unwrap();
-    defer_release(three);
-    exclusion.relocate(0x1_0000, |_, &payload| payload).unwrap();
-    assert_eq!(*space.try_read(0x1_0000).unwrap(), 1);
 }
 
 #[test]
@@ -577,18 +473,6 @@ fn a_destructor_that_panics_loses_nothing_but_itself() {
     assert_eq!(ALIVE.load(Relaxed), 0);
 }
 
-#[test]
-fn a_lookup_of_the_next_vma_skips_many_reservations() {
-    let _watchdog = watchdog();
-    let space = AddressSpace::new(1);
-    let mut edit = space.edit().unwrap();
-    let reservations: Vec<_> = (1..513).map(|n| edit.reserve(n..n + 1).unwrap()).collect();
-    edit.insert(600..610, 5).unwrap();
-    drop(edit);
-    assert_eq!(space.try_read_at_or_after(0).unwrap().unwrap().range(), 600..610);
-    drop(reservations);
-}
-
 /// B22, B31. In an edit, and outside of edits: each with a reader of its own to wait for.
 #[test]
 fn user_code_runs_when_the_readers_have_released() {
@@ -639,7 +523,7 @@ fn a_forgotten_guard_is_found() {
 }
 
 #[test]
-fn a_downgraded_edit_lets_readers_in_and_no_editor() {
+fn a_downgraded_edit_admits_readers_and_no_editor() {
     let _watchdog = watchdog();
     watched!(Host, CALLS);
     let dog = watchdog();
@@ -707,4 +591,75 @@ fn the_end_of_a_space_in_a_guard_drops_its_payloads() {
     assert_eq!(drops.load(Relaxed), 0, "the guard keeps the space");
     drop(vma);
     assert_eq!(drops.load(Relaxed), 1);
+}
+
+#[test]
+fn an_exclusion_is_not_ended_in_a_handler() {
+    type Finish = fn(Exclusion<'_, u32>);
+    let finishes: [Finish; 4] = [
+        |exclusion| drop(exclusion.remove()),
+        |exclusion| drop(exclusion.update(|_, payload| *payload)),
+        |exclusion| drop(exclusion.relocate(0x10_0000, |_, payload| *payload)),
+        |exclusion| drop(exclusion.remove_reserving()),
+    ];
+    for finish in finishes {
+        let space = space();
+        let exclusion = space.exclude(A).unwrap();
+        let refused = catch_unwind(AssertUnwindSafe(|| {
+            let _handler = HandlerScope::<StdPlatform>::enter();
+            finish(exclusion);
+        }));
+        let said = refused.unwrap_err();
+        assert!(said.downcast_ref::<&str>().unwrap().contains("inside a signal handler"));
+        assert_eq!(*space.try_read(A.start).unwrap(), 1, "nothing has changed");
+    }
+}
+
+#[test]
+fn an_edit_that_would_wait_is_not_begun() {
+    let space = space();
+    let elsewhere = |space: &AddressSpace<u32>| {
+        thread::scope(|scope| scope.spawn(|| space.try_edit().is_some()).join().unwrap())
+    };
+    let edit = space.try_edit().unwrap();
+    assert!(!elsewhere(&space) && space.try_edit().is_none());
+    let view = edit.downgrade();
+    assert!(!elsewhere(&space) && space.try_edit().is_none());
+    drop(view);
+    let guard = space.try_read(A.start).unwrap();
+    assert!(space.try_edit().is_none() && elsewhere(&space), "it could wait for its own guard");
+    drop(guard);
+    space.try_edit().unwrap().remove(A).unwrap();
+}
+
+#[test]
+fn a_space_is_as_it_was_when_a_change_has_panicked() {
+    let space = space();
+    let panicked = catch_unwind(|| space.update(A, |_, _| panic!("no")));
+    assert!(panicked.is_err());
+    assert_eq!(*space.try_read(A.start).unwrap(), 1);
+}
+
+#[test]
+fn a_guard_is_cloned_while_another_thread_waits_to_change_its_vma() {
+    let dog = watchdog();
+    let space = Arc::new(space());
+    let reader = space.register().unwrap();
+    let (counted, registered) = (space.try_read(A.start).unwrap(), reader.try_read(A.start));
+    let (registered, owned) = (registered.unwrap(), space.read_owned(A.start).unwrap());
+    thread::scope(|scope| {
+        let remover = scope.spawn(|| space.remove(A).unwrap()[0].payload);
+        dog.until(|| space.try_read(A.start).is_err());
+        let again = [counted.try_clone().unwrap(), registered.try_clone().unwrap()];
+        let owned_again = owned.try_clone().unwrap();
+        drop((counted, registered, owned));
+        assert_eq!(again.iter().map(|vma| **vma + *owned_again).sum::<u32>(), 4);
+        assert!(again.iter().all(|vma| vma.range() == A) && owned_again.range() == A);
+        assert_eq!(space.edit().err(), Some(EditError::GuardHeld), "the clones are on record");
+        drop(again);
+        assert!(!remover.is_finished(), "the owned one is left");
+        thread::scope(|scope| scope.spawn(move || drop(owned_again)).join().unwrap());
+        assert_eq!(remover.join().unwrap(), 1);
+    });
+    space.edit().unwrap().insert(A, 3).unwrap();
 }

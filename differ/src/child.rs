@@ -21,8 +21,8 @@ pub(crate) const CODE: usize = 0x2000_0000;
 const INSTRUCTIONS: u64 = u64::from_le_bytes([0x0f, 0x05, 0x8a, 0x07, 0x88, 0x07, 0x90, 0x90]);
 const READ: u64 = 2;
 const WRITE: u64 = 4;
-/// What is no address. Pages hold zeros and ones, which as instructions add to the memory that
-/// `rax` or `rcx` points to: with this in both, an instruction that was fetched does nothing.
+/// A value that is no valid address. Pages hold zeros and ones, which as instructions add to the
+/// memory that `rax` or `rcx` points to: with this in both, a fetched instruction does nothing.
 const NOWHERE: u64 = 0x8000_0000_0000_0000;
 
 /// The address of the names for anonymous memory, in the same page, and the bytes from each to the

@@ -417,7 +417,7 @@ fn add_seals(file: &OwnedFd, seals: c_int) -> io::Result<()> {
 fn is_ext4(file: &OwnedFd) -> io::Result<bool> {
     // SAFETY: integers, for which zero is a value.
     let mut about: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the kernel writes to where there is room.
+    // SAFETY: the kernel writes a value of this size.
     check(unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut about) })?;
     // SAFETY: integers, for which zero is a value.
     let mut mount: libc::statvfs = unsafe { std::mem::zeroed() };

@@ -3,18 +3,18 @@
 //! Random steps (system calls, touches of memory, forks, limits, changes of files) are made by a
 //! process and by the model. After each step the result, the error and the whole map must be the
 //! same; flags and counts are compared at intervals. The model never learns anything from the
-//! kernel after the process was born. On a difference the steps to it are made as few as possible.
+//! kernel after the process was started. On a difference the steps to it are shrunk.
 //!
-//! What the generator makes up and does not make is in [`exceptions`], each with a reason that is
-//! tested. The process itself is set up so that it can be compared: it starts with one mapping, a
-//! page of instructions; no address in it is random; huge pages are switched off, since where they
-//! are decides what merges and is not in the map; and it has no `CAP_SYS_ADMIN`, with which it
-//! would damage memory. One process in four keeps `CAP_IPC_LOCK` and `CAP_SYS_RAWIO`, if this one
-//! has them.
+//! The steps that the generator excludes are in [`exceptions`], each with a reason that is tested.
+//! The process itself is set up so that it can be compared: it starts with one mapping, a page of
+//! instructions; no address in it is random; huge pages are switched off, since where they are
+//! decides what merges and is not in the map; and it has no `CAP_SYS_ADMIN`, with which it would
+//! damage memory. One process in four keeps `CAP_IPC_LOCK` and `CAP_SYS_RAWIO`, if this one has
+//! them.
 //!
 //! What is not compared: what is in pages; calls of several threads; files on disks other than
 //! those with ext4 (the others are in memory); what happens when memory runs out. Such rules are
-//! tried by hand in `linux/tests`.
+//! tested by cases in `linux/tests`.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 mod child;

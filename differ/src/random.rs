@@ -1,4 +1,4 @@
-//! Pseudo-random numbers that depend on the seed alone, not on a version of a library.
+//! Pseudo-random numbers that depend only on the seed, not on a version of a library.
 
 /// The generator SplitMix64.
 #[derive(Clone, Debug)]

@@ -137,8 +137,8 @@ impl Report {
     }
 }
 
-/// Makes random steps and compares. `make` makes a model for each episode, and `watch` is told how
-/// far the run has come.
+/// Makes random steps and compares. `make` makes a model for each episode, and `watch` is called
+/// with the run's progress.
 ///
 /// # Errors
 ///

@@ -24,7 +24,7 @@ pub(crate) struct Shrinker<'a, F> {
     pub privileges: Privileges,
     /// Makes the model that differs.
     pub make: &'a F,
-    /// Is told the number of steps each time that there are fewer.
+    /// Called with the number of steps each time that there are fewer.
     pub watch: &'a mut dyn FnMut(usize),
 }
 

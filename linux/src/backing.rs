@@ -5,18 +5,18 @@ use core::ops::Range;
 use crate::errno::Errno;
 use crate::vma::Vma;
 
-/// How memory is touched.
+/// How memory is accessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
-    /// It is read.
+    /// A read.
     Read,
-    /// It is written.
+    /// A write.
     Write,
-    /// It is executed.
+    /// An instruction fetch.
     Execute,
 }
 
-/// Why a page cannot be had.
+/// Why a page cannot be made present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// It lies behind the end of the file, or cannot be read: `SIGBUS`.
@@ -97,13 +97,13 @@ pub trait Backing {
     ///
     /// # Errors
     ///
-    /// When a page cannot be had; those before it may be present.
+    /// When a page cannot be made present; those before it may be present.
     fn fault(&self, part: Part<'_>, access: Access) -> Result<(), Refusal> {
         let _ = (part, access);
         Ok(())
     }
 
-    /// Is told that nothing is mapped in `range` any more.
+    /// Called when nothing is mapped in `range` any more.
     fn unmap(&self, range: Range<usize>) {
         let _ = range;
     }
@@ -114,7 +114,7 @@ pub trait Backing {
         let _ = (from, to);
     }
 
-    /// Is told that what is allowed in `part` has changed.
+    /// Called when the access that `part` allows has changed.
     fn protect(&self, part: Part<'_>) {
         let _ = part;
     }
@@ -153,7 +153,7 @@ pub trait Backing {
     }
 }
 
-/// No memory at all: only the map matters, and every page can be had.
+/// No memory: only the map matters, and every page can be made present.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoBacking;
 

@@ -55,7 +55,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         if !self.may_lock(self.state.future, len) {
             return Err(Errno::EAGAIN);
         }
-        let next = self.first_in(&(old..new + PAGE + layout.stack_guard_gap));
+        let next = self.first_in(&(old..(new + PAGE).saturating_add(layout.stack_guard_gap)));
         let free =
             next.is_none_or(|(range, vma)| new + PAGE <= guarded_start(&layout, &range, vma));
         if !free {

@@ -1,4 +1,4 @@
-//! What the results of calls depend on beside the map: the machine, the process and its limits.
+//! What the results of calls depend on, beside the map: the machine, the process and its limits.
 
 /// The layout of the address space.
 ///

@@ -1,4 +1,4 @@
-//! Open files: their identity, and what is known of them at the moment.
+//! Open files: their identity, and the facts about them at the moment.
 
 use alloc::string::String;
 use core::any::Any;
@@ -18,9 +18,9 @@ use crate::flags::VmFlags;
 /// needed. What is in the file is the [`Backing`](crate::Backing)'s business, which finds the
 /// caller's own type by a conversion to [`Any`].
 ///
-/// [`OpenFile`] is one that is told what is known. The methods are called from inside of calls, so
-/// for them holds what holds for those of a [`Backing`](crate::Backing): they may not call the same
-/// [`Mm`](crate::Mm), nor wait for a thread that does.
+/// [`OpenFile`] is one whose facts are set by its owner. The methods are called from inside of
+/// calls, so they are restricted as those of a [`Backing`](crate::Backing) are: they may not call
+/// the same [`Mm`](crate::Mm), nor wait for a thread that does.
 ///
 /// ```
 /// use pervma_linux::{Config, File, FileFacts, Mm, NoBacking, abi::*};
@@ -56,7 +56,7 @@ use crate::flags::VmFlags;
 /// # Ok::<(), pervma_linux::Errno>(())
 /// ```
 pub trait File: Any + fmt::Debug + Send + Sync {
-    /// What is known of it at the moment.
+    /// The facts about the file at the moment of the call.
     fn facts(&self) -> FileFacts;
 
     /// Its path as `/proc/PID/maps` shows it, with ` (deleted)` behind it if it has no name any
@@ -64,7 +64,7 @@ pub trait File: Any + fmt::Debug + Send + Sync {
     fn path(&self) -> String;
 }
 
-/// What is known of an open file at a moment: what calls look at, and what is shown beside its
+/// The facts about an open file at one moment: what calls look at, and what is shown beside its
 /// path.
 ///
 /// ```
@@ -88,7 +88,7 @@ pub struct FileFacts {
     /// On a file system whose files may be DAX (ext4, XFS): only there `MAP_SHARED_VALIDATE` knows
     /// `MAP_SYNC`.
     pub knows_sync: bool,
-    /// What its file operation `mmap` says.
+    /// The answer of its file operation `mmap`.
     pub operation: MapOperation,
     /// The seal that forbids writing (`F_SEAL_WRITE`).
     pub seal_write: bool,
@@ -166,8 +166,8 @@ impl MapOperation {
     }
 }
 
-/// A [`File`] that is told what is known of it. Its methods lock it for a moment, so they are not
-/// for signal handlers.
+/// A [`File`] whose owner sets its facts. Its methods lock it for a moment, so they must not be
+/// called in signal handlers.
 ///
 /// ```
 /// use pervma_linux::{Config, Errno, File, FileFacts, Mm, NoBacking, OpenFile, abi::*};
@@ -222,7 +222,8 @@ impl<P: Platform> OpenFile<P> {
         Self { known: RwLock::new(Known { facts, path: path.into() }) }
     }
 
-    /// Changes the facts. The next call goes by the new ones.
+    /// Changes the facts. The next call goes by the new ones. The file is locked while `change`
+    /// runs, so that must not ask it, nor make a call that does: it would wait for itself.
     ///
     /// ```
     /// use pervma_linux::{File, FileFacts, OpenFile};

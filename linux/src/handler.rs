@@ -1,4 +1,4 @@
-//! What may be asked in a signal handler.
+//! Lookups and faults in a signal handler.
 
 use pervma::{Platform, ReadError, ReadGuard};
 

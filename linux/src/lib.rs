@@ -1,4 +1,4 @@
-//! Linux's mapping calls, with Linux's results.
+//! Linux's memory-mapping system calls, with Linux's results.
 //!
 //! On an [`Mm`] the calls `mmap`, `munmap`, `mprotect`, `mremap`, `madvise`, `mlock`, `brk`,
 //! `mseal`, `msync`, `mincore` and `fork` take what the system calls take and return what they
@@ -47,7 +47,7 @@
 //!   since 6.17;
 //! - `madvise` of sealed memory: since 6.17;
 //! - `MADV_GUARD_INSTALL` on files: since 6.15;
-//! - guard pages mark the whole mapping: since 6.19 and in later releases of 6.18, and this alone
+//! - guard pages mark the whole mapping: since 6.19 and in later releases of 6.18. Only this one
 //!   can be chosen ([`Config::marks_guards`]);
 //! - neighbours of which only one has anonymous pages merge on either side: since 6.16;
 //! - anonymous mappings whose length is a multiple of a huge page are aligned to one: since 6.13.

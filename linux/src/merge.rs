@@ -1,12 +1,12 @@
-//! Which VMAs become one.
+//! Which VMAs merge.
 //!
 //! Two neighbours merge if they have equal flags, the same open file (not only the same inode),
 //! equal names, and page offsets that continue each other. The page offset of private anonymous
 //! memory is that of the address at which it was first mapped, so what was moved after it was
 //! touched does not merge at its new place.
 //!
-//! Besides, one [`AnonVma`] must do for both: if both have one it must be the same; if only one of
-//! them has one, the other takes it over, unless it came from the parent of a fork.
+//! Also, the two must be able to share one [`AnonVma`]: if both have one it must be the same; if
+//! only one of them has one, the other takes it over, unless it came from the parent of a fork.
 
 use core::ops::Range;
 
@@ -55,14 +55,14 @@ pub(crate) fn decide(
     Merge { left: left.is_some(), right: right.is_some() }
 }
 
-/// Whether the two are the same but for their place and their `anon_vma`.
+/// Whether the two are the same except for their place and their `anon_vma`.
 fn alike(a: &Vma, b: &Vma) -> bool {
     a.flags | VmFlags::MAYBE_GUARD == b.flags | VmFlags::MAYBE_GUARD
         && a.source == b.source
         && a.name == b.name
 }
 
-/// Whether one `anon_vma` does for both.
+/// Whether the two can share one `anon_vma`.
 #[doc(alias = "is_mergeable_anon_vma")]
 fn anon_vmas_fit(neighbour: Option<AnonVma>, own: Option<AnonVma>, hands_on: bool) -> bool {
     match (neighbour, own) {

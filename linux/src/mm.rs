@@ -1,4 +1,4 @@
-//! The address space, and what its calls have in common.
+//! The address space, and the code that its calls share.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;

@@ -1,4 +1,4 @@
-//! Why a question has no answer yet.
+//! The error of a lookup or a fault that cannot be answered without waiting.
 
 use core::fmt;
 

@@ -1,4 +1,4 @@
-//! Looking at the map from outside.
+//! Lookups and listings of the map.
 
 use alloc::format;
 use alloc::string::String;

@@ -1,4 +1,4 @@
-//! VMAs: what is known of each mapping.
+//! VMAs: the map's record of each mapping.
 
 use alloc::sync::Arc;
 use core::ptr;
@@ -73,7 +73,7 @@ pub struct AnonVma {
 }
 
 impl PartialEq for Source {
-    /// Compares open files by their identity, whatever is known of them.
+    /// Compares open files by their identity, whatever their facts are.
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Anonymous, Self::Anonymous) => true,

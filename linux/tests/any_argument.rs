@@ -17,7 +17,7 @@ fn bytes(seed: u64) -> impl Iterator<Item = u8> {
 }
 
 #[test]
-fn whatever_the_arguments_are() {
+fn calls_with_random_arguments_keep_the_invariants() {
     for seed in 0..600 {
         let input: Vec<u8> = bytes(seed).take(2000).collect();
         calls::run(&input);

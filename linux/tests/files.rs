@@ -1,4 +1,4 @@
-//! What is known of a file changes; which file it is does not.
+//! The facts about a file change; its identity does not.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
@@ -58,7 +58,7 @@ fn a_seal_holds_from_the_next_call_on() {
 }
 
 #[test]
-fn two_files_of_which_the_same_is_known_do_not_merge() {
+fn two_files_with_equal_facts_do_not_merge() {
     let mm = Mm::new(NoBacking, Config::default());
     let ((_one, file), (_two, other)) = (open("/a"), open("/a"));
     map(&mm, 0, PROT_READ, MAP_PRIVATE, &file).unwrap();
@@ -69,7 +69,7 @@ fn two_files_of_which_the_same_is_known_do_not_merge() {
 }
 
 #[test]
-fn where_a_moved_file_goes_is_decided_by_what_is_known_then() {
+fn where_a_moved_file_goes_is_decided_by_the_facts_at_that_moment() {
     let mm = Mm::new(NoBacking, Config::default());
     let (open, file) = open("/a");
     let addr = mm.mmap(ADDR, HUGE, PROT_READ, MAP_PRIVATE | MAP_FIXED, Some(&file), 0).unwrap();

@@ -1,4 +1,4 @@
-//! Faults go on while mappings change.
+//! Faults of several threads while mappings change.
 #![expect(clippy::disallowed_types, reason = "a test has no ledger")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

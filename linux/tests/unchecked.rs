@@ -1,11 +1,12 @@
-//! Rules that the running kernel may not show: it was built without them, or asks for privilege.
+//! Rules that cannot be compared with every running kernel: it may be built without them, or
+//! require privilege.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use pervma_linux::{
-    Access, Backing, Config, Errno, File, FileFacts, MapOperation, Mm, NoBacking, OpenFile, Part,
-    Refusal, VmFlags, abi::*,
+    Access, Backing, Config, Errno, File, FileFacts, Layout, MapOperation, Mm, NoBacking, OpenFile,
+    Part, Refusal, VmFlags, abi::*,
 };
 
 const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
@@ -197,4 +198,19 @@ fn a_fork_promises_what_has_merged() {
     assert_eq!(mm.fork(NoBacking).err(), Some(Errno::ENOMEM));
     mm.madvise(addr, 4 * PAGE, MADV_DONTFORK).unwrap();
     assert!(mm.fork(NoBacking).is_ok());
+}
+
+#[test]
+fn the_heap_keeps_a_gap_of_any_size_free_below_a_stack() {
+    for stack_guard_gap in [0, 256 * PAGE, usize::MAX - 2 * PAGE, usize::MAX] {
+        let layout = Layout { stack_guard_gap, ..Layout::default() };
+        let mm = Mm::new(NoBacking, Config { layout, ..Config::default() });
+        let heap = mm.brk(0);
+        assert_eq!(mm.brk(heap + PAGE), heap + PAGE, "nothing lies above");
+        let stack = heap + (1 << 30);
+        mm.mmap(stack, PAGE, PROT_READ, ANONYMOUS | MAP_FIXED | MAP_GROWSDOWN, None, 0).unwrap();
+        let wide = stack_guard_gap > 1 << 30;
+        let end = heap + if wide { PAGE } else { 2 * PAGE };
+        assert_eq!(mm.brk(heap + 2 * PAGE), end, "{stack_guard_gap:#x}");
+    }
 }

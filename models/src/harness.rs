@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pervma_models::internals::ledger::{EDGES, Ordering};
 use pervma_models::internals::{Mutation, Step, mutate};
 
-/// A model: threads of the shipped source under every interleaving, up to so many preemptions of a
-/// thread, and every outcome of its loads that the memory model allows.
+/// A model: threads of the shipped source under every interleaving, up to a bound on the
+/// preemptions of a thread, and every outcome of its loads that the memory model allows.
 pub(crate) struct Model {
     /// Its name.
     pub(crate) name: &'static str,
@@ -34,20 +34,20 @@ pub(crate) struct Mutant {
 /// What a mutant changes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// The edge of this name becomes the next that is weaker: an acquire or a release relaxed (a fence
-    /// disappears), a sequentially consistent fence one that acquires and releases. An edge is never
-    /// both an acquire and a release (`core/tests/ledger.rs`).
+    /// The edge gets the next weaker ordering: an acquire or a release becomes relaxed (a fence
+    /// disappears), a sequentially consistent fence acquires and releases. An edge is never both an
+    /// acquire and a release (`models/tests/ledger.rs`).
     Weaken(&'static str),
     /// The step is left out.
     Drop(Step),
 }
 
-/// loom saw two accesses to a plain field that nothing orders.
+/// loom's report of two unordered accesses to a plain field.
 pub(crate) const RACE: &str = "Causality violation";
-/// loom saw every thread asleep.
+/// loom's report of a state in which every thread sleeps.
 pub(crate) const DEADLOCK: &str = "deadlock; threads";
 
-/// Core's own check: a slot was given away while somebody had its count.
+/// Core's own check: a slot was freed while a reader held a reference to it.
 pub(crate) const COUNTED: &str = "a slot is used again whose count is not 0";
 
 /// A mutant that weakens an edge.
@@ -61,7 +61,7 @@ pub(crate) const fn drop_step(step: Step, killed_by: &'static str) -> Mutant {
 }
 
 impl Mutant {
-    /// What it is called in the table.
+    /// Its name in the table.
     pub(crate) fn name(&self) -> String {
         match self.change {
             Change::Weaken(edge) if weaker(edge) == Ordering::AcqRel => format!("{edge} acq_rel"),
@@ -71,7 +71,7 @@ impl Mutant {
     }
 }
 
-/// The ordering next to that of the edge.
+/// The next weaker ordering than the edge's.
 fn weaker(name: &str) -> Ordering {
     match EDGES.iter().find(|edge| edge.name == name).map(|edge| edge.ordering) {
         Some(Ordering::SeqCst) => Ordering::AcqRel,
@@ -115,7 +115,7 @@ pub(crate) fn run_here(model: &Model, mutant: Option<usize>) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Locks what no panic leaves half done.
+/// Locks `mutex`, poisoned or not: no panic leaves what it guards half done.
 pub(crate) fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

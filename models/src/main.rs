@@ -1,10 +1,10 @@
 //! Runs the models of pervma's protocol, and for each the mutants that it must reject.
 //!
-//! `pervma-models` runs everything and prints tables, with `--json` only their sums; it exits with 1
-//! if a model fails or a mutant survives. `pervma-models NAME` runs one model, `pervma-models NAME
-//! MUTANT` one mutant in this very process, which a mutant may end. `pervma-models --orderings`
-//! prints the page of all orderings, docs/orderings.md. Whatever would cut an exploration short is
-//! refused.
+//! `pervma-models` runs everything and prints tables, with `--json` only their totals; it exits
+//! with 1 if a model fails or a mutant survives. `pervma-models NAME` runs one model,
+//! `pervma-models NAME MUTANT` one mutant, both in this process, which a mutant may abort.
+//! `pervma-models --orderings` prints docs/orderings.md. loom's environment variables are refused,
+//! since they could end an exploration early.
 
 mod harness;
 mod models;
@@ -16,25 +16,25 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Interleavings of pervma's protocol, with the mutants each must reject.
+/// Check models of pervma's protocol, and that each rejects its mutants.
 #[derive(Parser)]
 #[command(version)]
 struct Args {
     /// Print docs/orderings.md, and run nothing.
     #[arg(long, conflicts_with_all = ["json", "model"])]
     orderings: bool,
-    /// Print the sums only, as one JSON object.
+    /// Print only the totals, as one JSON object.
     #[arg(long, conflicts_with = "model")]
     json: bool,
-    /// Run only this model, in this process.
+    /// The one model to run, in this process.
     model: Option<String>,
-    /// With this of its mutants, counted from 0.
+    /// The mutant of it to run, counted from 0.
     mutant: Option<usize>,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    // loom takes its bounds from there, and says that all is well when one is reached.
+    // loom takes bounds from the environment, and reports success when one is reached.
     let set =
         |(name, _): (OsString, _)| name.to_string_lossy().starts_with("LOOM_").then_some(name);
     if let Some(name) = std::env::vars_os().find_map(set) {

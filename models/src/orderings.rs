@@ -9,10 +9,10 @@ use pervma_models::internals::ledger::{ARGUED, EDGES};
 use crate::harness::{Change, Model};
 use crate::models;
 
-/// The crates that are shipped beside core.
-const SHIPPED: [&str; 3] = ["cli", "linux", "pager"];
+/// The crates that are published beside core.
+const PUBLISHED: [&str; 3] = ["cli", "linux", "pager"];
 
-/// The page, if it can be true: an ordering outside of the ledger is an error.
+/// The text of the page. An ordering outside of the ledger is an error.
 pub(crate) fn page() -> Result<String, String> {
     let mut page = String::from(
         "# Memory orderings\n\n\
@@ -21,9 +21,8 @@ pub(crate) fn page() -> Result<String, String> {
          that is atomic is relaxed: in `core` with its reason at the place, elsewhere as listed below.\n\n\
          ## Edges\n\n\
          An edge is one ordered operation, at one place in the source. Each model named beside it fails\n\
-         when the edge is relaxed, and by what it is meant to show: the race or the assertion that the\n\
-         model's mutant names. Behind each edge that it pairs with stand the models that fail when\n\
-         either of the two is relaxed.\n\n\
+         when the edge is relaxed, by the race or the assertion that the model's mutant names. The models\n\
+         in parentheses fail when either edge of that pair is relaxed.\n\n\
          | edge | operation | pairs with | without it | models |\n|---|---|---|---|---|\n",
     );
     for edge in EDGES {
@@ -47,16 +46,16 @@ pub(crate) fn page() -> Result<String, String> {
         row(&mut page, &[&format!("{step:?}"), step.what(), &models]);
     }
     page.push_str(
-        "\n## Argued, not modelled\n\nWhat the crate relies on and loom cannot show. Each is tried with real threads.\n\n\
-         | name | what is relied on | why it holds | tried in |\n|---|---|---|---|\n",
+        "\n## Argued, not modelled\n\nWhat the crate relies on and loom cannot show. Each is tested with real threads.\n\n\
+         | name | what is relied on | why it holds | tested in |\n|---|---|---|---|\n",
     );
     for argued in ARGUED {
         let test = format!("`{}`", argued.test);
         row(&mut page, &[argued.name, argued.what, &argued.because.join(" "), &test]);
     }
     page.push_str(
-        "\n## Bounds\n\nA model with two threads tries every interleaving of them, except these; with three threads,\n\
-         up to so many preemptions of a thread.\n\n| model | threads | preemptions |\n|---|---|---|\n",
+        "\n## Bounds\n\nThese models are bounded in the preemptions of a thread. All others try every interleaving.\n\n\
+         | model | threads | preemptions |\n|---|---|---|\n",
     );
     for Model { name, threads, preemptions, .. } in &models::ALL {
         if let Some(most) = preemptions {
@@ -64,31 +63,31 @@ pub(crate) fn page() -> Result<String, String> {
         }
     }
     page.push_str(
-        "\n## Outside of core\n\nNo other crate that is shipped has an ordering: what it has of atomics is relaxed. A page cannot\n\
-         be made where one says more.\n\n| file | reason |\n|---|---|\n",
+        "\n## Outside of core\n\nAll atomics of the other published crates are relaxed. This page is not made if one is not.\n\n\
+         | file | reason |\n|---|---|\n",
     );
     for (file, reason) in outside_of_core()? {
         row(&mut page, &[&format!("`{file}`"), &reason]);
     }
     page.push_str(
-        "\n## What is shown by what\n\n\
-         With a stable Rust toolchain and nothing else: the models and their mutants; that each edge is one\n\
-         operation of the source (`core/tests/ledger.rs`); that the shipped facade gives each edge its\n\
-         ordering, read in what the compiler makes of it for this machine (`core/tests/facade.rs`); that\n\
-         nobody sleeps for ever (`schedules/`).\n\n\
-         With the target `aarch64-unknown-linux-gnu`: that the machine code of a whole lookup has an\n\
-         acquire for each that the ledger names, and that of a put none (`.ci/put`). With nightly and `miri`\n\
-         or `rust-src`: that neither Miri nor ThreadSanitizer sees a race (`.ci/races`). Where these are\n\
-         ABSENT, that is not shown.\n",
+        "\n## What each check needs\n\n\
+         | needs | checks |\n|---|---|\n\
+         | stable Rust | the models and their mutants (`models/`) |\n\
+         | stable Rust | each edge is one operation of the source (`models/tests/ledger.rs`) |\n\
+         | stable Rust | each edge has its ordering in LLVM's code for this machine (`models/tests/sync.rs`) |\n\
+         | stable Rust | no thread sleeps forever under random schedules (`schedules/`) |\n\
+         | the target `aarch64-unknown-linux-gnu` | the machine code of a lookup has an acquire for each that the ledger names; that of a release (a *put*) has none (`.ci/acquires`) |\n\
+         | nightly with `miri`, or with `rust-src` | Miri, or ThreadSanitizer, reports no race (`.ci/races`) |\n\n\
+         The gate says ABSENT where it could not make one of them.\n",
     );
     Ok(page)
 }
 
-/// The files outside of core that use atomics, each with the reason it gives.
+/// The files of other crates that use atomics, each with its reason for that.
 fn outside_of_core() -> Result<Vec<(String, String)>, String> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     let mut found = Vec::new();
-    let mut dirs: Vec<_> = SHIPPED.iter().map(|name| format!("{name}/src")).collect();
+    let mut dirs: Vec<_> = PUBLISHED.iter().map(|name| format!("{name}/src")).collect();
     while let Some(dir) = dirs.pop() {
         for entry in fs::read_dir(format!("{root}/{dir}")).map_err(|e| format!("{dir}: {e}"))? {
             let name = entry.map_err(|e| e.to_string())?.file_name();
@@ -108,7 +107,7 @@ fn outside_of_core() -> Result<Vec<(String, String)>, String> {
                 let reason = code.split("clippy::disallowed_types,").nth(1);
                 let reason = reason.and_then(|rest| rest.split('"').nth(1));
                 let reason =
-                    reason.ok_or_else(|| format!("{path} uses atomics and says not why"))?;
+                    reason.ok_or_else(|| format!("{path} uses atomics without a reason"))?;
                 found.push((path, reason.to_owned()));
             }
         }
@@ -123,7 +122,7 @@ fn row(page: &mut String, cells: &[&str]) {
     let _ = writeln!(page, "| {} |", cells.join(" | "));
 }
 
-/// The models with such a mutant.
+/// The names of the models with a mutant that `made` accepts.
 fn those_that(made: impl Fn(&Change) -> bool) -> String {
     let has = |model: &&Model| model.mutants.iter().any(|mutant| made(&mutant.change));
     models::ALL.iter().filter(has).map(|model| model.name).collect::<Vec<_>>().join(", ")

@@ -1,4 +1,4 @@
-//! Runs everything, each model and mutant in a process of its own, and says how it ended.
+//! Runs every model and mutant, each in a process of its own, and reports the results.
 
 use std::io::{self, Write};
 use std::process::{Command, ExitCode};
@@ -11,10 +11,10 @@ use pervma_models::internals::ledger::{ARGUED, EDGES};
 use crate::harness::{Change, Model, Mutant, lock};
 use crate::models;
 
-/// The page of the published bugs; a test checks its rows.
+/// The page of published bugs; a test checks its rows.
 const BUGS: &str = include_str!("../../docs/known-bugs.md");
 
-/// A model, or a mutant of it, that has run.
+/// The result of a model, or of one of its mutants.
 struct Ran {
     model: &'static Model,
     mutant: Option<&'static Mutant>,
@@ -26,9 +26,9 @@ struct Ran {
 enum End {
     /// The model held, after this many executions.
     Held(u64),
-    /// A mutant failed as it must.
+    /// The mutant failed with the expected message.
     Killed,
-    /// Anything else, with what it said.
+    /// Anything else, with the output.
     Wrong(String),
 }
 
@@ -78,7 +78,7 @@ fn run_each() -> Vec<Ran> {
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
-                // The queue's lock is let go before the job begins.
+                // The queue's lock is released before the job begins.
                 let next = || lock(&todo).next();
                 while let Some((number, &(model, index))) = next() {
                     let mutant = index.and_then(|index| model.mutants.get(index));
@@ -118,14 +118,14 @@ fn judge(model: &Model, index: Option<usize>, mutant: Option<&Mutant>) -> End {
     }
 }
 
-/// The message of the first panic: what comes later may be a consequence of the unwinding.
+/// The message of the first panic: later ones may be consequences of the unwinding.
 fn first_panic(said: &str) -> String {
     let lines = said.lines().skip_while(|line| !line.contains("panicked at")).skip(1);
     let message = lines.take_while(|line| !line.contains("panicked at"));
     message.collect::<Vec<_>>().join("\n")
 }
 
-/// What does not prove what it should.
+/// Runs that ended in another way than expected, and what no model checks.
 fn complaints(ran: &[Ran]) -> Vec<String> {
     let mut complaints: Vec<_> = ran
         .iter()
@@ -150,10 +150,11 @@ fn complaints(ran: &[Ran]) -> Vec<String> {
     complaints
 }
 
-/// What the models leave open, whatever comes of running them.
+/// Models without a mutant, and pairs of edges that no model checks together.
 fn gaps() -> impl Iterator<Item = String> {
     let idle = models::ALL.iter().filter(|model| model.mutants.is_empty());
-    let idle = idle.map(|model| format!("{} has no mutant: it may hold for no reason", model.name));
+    let idle =
+        idle.map(|model| format!("{} has no mutant: nothing shows that it can fail", model.name));
     let pairs = EDGES.iter().flat_map(|edge| edge.pairs.iter().map(|other| (edge.name, *other)));
     let apart = pairs.filter(|&(edge, other)| models::that_meet(edge, other).next().is_none());
     idle.chain(apart.map(|(edge, other)| format!("{edge} and {other} meet in no model")))
@@ -161,14 +162,14 @@ fn gaps() -> impl Iterator<Item = String> {
 
 /// The sums of a run.
 struct Totals {
-    /// Orderings that the ledger names: edges, and what is argued.
+    /// Orderings that the ledger names: edges, and argued ones.
     edges: usize,
-    /// Edges whose mutants were all killed, and that have one.
+    /// Edges with at least one mutant, all of them killed.
     modelled: usize,
     executions: u64,
     mutants: usize,
     killed: usize,
-    /// Numbers in the page of the published bugs.
+    /// Numbers in the page of published bugs.
     bugs: usize,
 }
 
@@ -200,7 +201,7 @@ impl Totals {
     }
 }
 
-/// How many bugs have a row, or several (B15a, B15b and so on).
+/// How many bugs have a row, or several rows (B15a, B15b, …).
 fn bugs() -> usize {
     let rows = BUGS.lines().filter_map(|line| line.strip_prefix("| B"));
     let mut numbers: Vec<_> =
@@ -254,12 +255,12 @@ fn tables(ran: &[Ran], out: &mut impl Write) -> io::Result<()> {
     }
     writeln!(out, "\nargued, not modelled")?;
     for argued in ARGUED {
-        writeln!(out, "{:<15} {}; tried in {}", argued.name, argued.what, argued.test)?;
+        writeln!(out, "{:<15} {}; tested in {}", argued.name, argued.what, argued.test)?;
     }
     Ok(())
 }
 
-/// The rest of a row: what the models show that have this mutant.
+/// The rest of a row: executions, mutants and models that `change` is a mutant of.
 fn row(out: &mut impl Write, ran: &[Ran], change: Change, ends: &str) -> io::Result<()> {
     let mutants: Vec<_> = ran.iter().filter(|ran| ran.is_mutant(change)).collect();
     let names: Vec<_> = mutants.iter().map(|ran| ran.model.name).collect();

@@ -1,4 +1,4 @@
-//! No assertion of a model is there for show: what it says is the death of a mutant of that model.
+//! Each message of a model's assertions is the one by which a mutant of that model must fail.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -10,17 +10,17 @@ const UNREACHED: &[(&str, &str, &str)] = &[
     (
         "two_removals",
         "LOST",
-        "two who take one payload race for it, and a mutant dies by that or by the lock's check",
+        "two threads that take one payload race for it: a mutant fails by that or by the lock's check",
     ),
     (
         "three_ways",
         "LOST",
-        "two who change one payload race for it, and a mutant dies by that or by the lock's check",
+        "two threads that change one payload race for it: a mutant fails by that or by the lock's check",
     ),
     (
         "reserve",
         "UNMAPPED",
-        "the reservation and its VMA are one entry of the tree, which no step takes out",
+        "the reservation and its VMA are one entry of the tree, which no step removes",
     ),
 ];
 
@@ -30,7 +30,7 @@ fn messages<'t>(text: &'t str, defined: &BTreeSet<&str>) -> BTreeSet<&'t str> {
     words.filter(|word| defined.contains(word)).collect()
 }
 
-/// What models say in assertions that none of their mutants dies by, and what none dies by at all.
+/// Messages that no mutant of their model fails by, and messages that no mutant fails by at all.
 fn unkilled(files: &[String]) -> Vec<(String, String)> {
     let all = files.concat();
     let code: Vec<_> = all.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
@@ -55,7 +55,7 @@ fn unkilled(files: &[String]) -> Vec<(String, String)> {
 }
 
 #[test]
-fn every_message_is_the_death_of_a_mutant() {
+fn each_message_is_one_that_a_mutant_fails_by() {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/src/models");
     let files = fs::read_dir(dir).unwrap();
     let files: Vec<_> =
@@ -72,7 +72,7 @@ fn every_message_is_the_death_of_a_mutant() {
 }
 
 #[test]
-fn a_message_that_kills_nothing_is_found() {
+fn a_message_that_no_mutant_fails_by_is_found() {
     let text = r#"
 const ONE: &str = "one";
 const TWO: &str = "two";

@@ -1,5 +1,5 @@
-//! The page of the published bugs has a row for each, and what a row names exists. Models and tests
-//! bear the numbers of the bugs that they are named for.
+//! The page of published bugs has a row for each, and each model, test or item that a row names
+//! exists. Models and tests carry the numbers of their bugs.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -38,9 +38,9 @@ fn every_bug_has_its_row_and_what_the_row_names_exists() {
             let definition = definition(&text, item).unwrap_or_else(|| panic!("no {name}"));
             let is = |what: &str| definition.iter().any(|line| line.contains(what));
             if is(": Model = Model {") || is("#[test]") {
-                let bears =
+                let carries =
                     |line: &&str| line.split(|c: char| !c.is_alphanumeric()).any(|w| w == bug);
-                assert!(definition.iter().any(bears), "{name} does not bear the number {bug}");
+                assert!(definition.iter().any(carries), "{name} does not carry the number {bug}");
             }
         }
     }

@@ -1,5 +1,5 @@
-//! The ledger is whole: each edge names its other end, which names it back, and is one operation of
-//! the source; every relaxed access says why; what is argued is also tried.
+//! The ledger is complete: each edge names its other ends, which name it, and is one operation of
+//! the source; every relaxed access has a reason; every argued ordering has a test.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::fs;
@@ -16,7 +16,7 @@ fn both_ends_of_every_edge_name_each_other() {
             let partner = EDGES.iter().find(|other| other.name == *pair);
             let partner = partner.unwrap_or_else(|| panic!("{} names {pair}", edge.name));
             assert!(partner.pairs.contains(&edge.name), "{pair} does not name {}", edge.name);
-            // Two fences that each stand between a store and a load have no direction.
+            // Fences between a store and a load pair with each other; neither acquires or releases.
             let fit = match edge.ordering {
                 Ordering::Acquire => partner.ordering == Ordering::Release,
                 Ordering::Release => partner.ordering == Ordering::Acquire,
@@ -46,8 +46,7 @@ fn names_are_unique_and_only_fences_are_stronger_than_a_release_or_an_acquire() 
     }
 }
 
-/// The text of a file without comments and blanks; also without strings and `use`, if only code is
-/// asked for.
+/// The text of a file without comments and blanks, and if `only_code`, without strings and `use`.
 fn stripped(text: &str, only_code: bool) -> String {
     let mut rest = text;
     let mut stripped = String::new();
@@ -94,7 +93,7 @@ fn words<'t>(text: &'t str, word: &str) -> impl Iterator<Item = &'t str> {
     })
 }
 
-/// The files of `core/src` but the ledger and `sync`: name and stripped text.
+/// Name and stripped text of the files of `core/src`, except the ledger and `sync`.
 fn files(only_code: bool) -> Vec<(String, String)> {
     fn read(dir: &Path, only_code: bool, all: &mut Vec<(String, String)>) {
         for entry in fs::read_dir(dir).unwrap() {
@@ -132,7 +131,7 @@ fn every_edge_is_one_operation_of_the_source() {
     // A second place would be a second ordering, which might be needed at one of the two only.
     let files = files(true);
     for edge in EDGES {
-        assert_eq!(places(&files, edge.name), 1, "so many operations carry {}", edge.name);
+        assert_eq!(places(&files, edge.name), 1, "not one operation carries {}", edge.name);
     }
 }
 
@@ -142,12 +141,12 @@ fn every_step_is_taken_somewhere() {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../core/src/sync/model.rs");
     files.push((String::new(), stripped(&fs::read_to_string(model).unwrap(), true)));
     for step in STEPS {
-        assert_ne!(places(&files, &format!("{step:?}")), 0, "{step:?} is nowhere left out");
+        assert_ne!(places(&files, &format!("{step:?}")), 0, "{step:?} can be left out nowhere");
     }
 }
 
 /// Reasons of `sync` itself: for mutants, and for tests.
-const ELSEWHERE: [&str; 2] = ["MUTANT", "TEST"];
+const SYNC_REASONS: [&str; 2] = ["MUTANT", "TEST"];
 
 #[test]
 fn every_relaxed_access_says_why() {
@@ -175,8 +174,9 @@ fn every_relaxed_access_says_why() {
             let named = after.starts_with([',', '}', ';']) || after.starts_with("=Relaxed(\"");
             assert!(named, "a reason is written where it holds: {name}, {}", &after[..40]);
         }
-        // What is shared by no constant of the file does not compile, but for those of `sync`.
-        let used = ELSEWHERE.iter().map(|constant| words(&code, constant).count()).sum::<usize>();
+        // A constant of another file does not compile, except for those of `sync`.
+        let used =
+            SYNC_REASONS.iter().map(|constant| words(&code, constant).count()).sum::<usize>();
         assert!(
             used == 0 || ["vma.rs", "identity.rs", "park.rs"].contains(&&*name),
             "{name} has no reasons of its own"
@@ -186,13 +186,13 @@ fn every_relaxed_access_says_why() {
 }
 
 #[test]
-fn what_is_argued_is_tried() {
+fn every_argued_ordering_has_a_test() {
     for argued in ARGUED {
         let (file, test) = argued.test.split_once("::").unwrap();
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
         let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{file:?}: {error}"));
         assert!(text.contains(&format!("#[test]\nfn {test}(")), "{}", argued.test);
         let words: usize = argued.because.iter().map(|step| step.len()).sum();
-        assert!(words > 80, "{}: why?", argued.name);
+        assert!(words > 80, "{}: no argument", argued.name);
     }
 }

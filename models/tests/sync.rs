@@ -1,8 +1,8 @@
 //! `core/src/sync` accepts nothing but edges of the ledger, and gives each the ordering that the
-//! ledger states: an atomic operation that bypasses the ledger does not compile, and what does
-//! compile is read in the code that the compiler makes of it.
+//! ledger states: an atomic operation that bypasses the ledger does not compile, and the orderings
+//! of what compiles are read in LLVM's intermediate code.
 //!
-//! The module is compiled by itself, as it is shipped, with lines of use behind it.
+//! The module is compiled by itself, as it is shipped, with code that uses it appended.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::fmt::Write;
@@ -25,10 +25,11 @@ const FILES: [&str; 9] = [
     "sync/wait_word.rs",
 ];
 
-/// A file of the module, a piece of it, and what stands there instead.
+/// A planted fault: a file of the module, a piece of it, and what replaces that.
 type Plant = (&'static str, &'static str, &'static str);
 
-/// Compiles the module and the ledger with `items` behind them: LLVM's text, or the compiler's errors.
+/// Compiles the module and the ledger with `items` appended; returns LLVM's code, or the compiler's
+/// errors.
 fn compile(name: &str, items: &str, plant: Option<Plant>) -> Result<String, String> {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("../core/src");
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -67,14 +68,14 @@ fn compile(name: &str, items: &str, plant: Option<Plant>) -> Result<String, Stri
     }
 }
 
-/// The errors of one line of use, if any.
+/// Compiles one line that uses the module.
 fn line(name: &str, line: &str) -> Result<(), String> {
     let item = format!("pub fn line(word: &sync::AtomicU32) {{ {line} }}");
     compile(name, &item, None).map(drop)
 }
 
-/// The operations of the module: what carries them, how they are called (on the word `a`, with the
-/// edge `E` and a number `N` that makes each function another), how many orderings their code names.
+/// The operations of the module: kind, atomic type, a call (on the word `a`, with the edge `E` and
+/// a number `N` that makes each function different), how many orderings its code names.
 const OPERATIONS: &[(Kind, &str, &str, usize)] = &[
     (Kind::Load, "AtomicU32", "u64::from(a.load(E)) + N", 1),
     (Kind::Load, "AtomicU64", "a.load(E) ^ N", 1),
@@ -93,7 +94,7 @@ const OPERATIONS: &[(Kind, &str, &str, usize)] = &[
     (Kind::Fence, "AtomicU32", "{ sync::fence(E); u64::from(a.load(sync::Relaxed(\"\"))) ^ N }", 2),
 ];
 
-/// What is wrong with the code that the compiler makes of the edges and of relaxed accesses.
+/// The edges and relaxed accesses whose orderings in LLVM's code are wrong.
 fn wrong_orderings(name: &str, plant: Option<Plant>) -> Vec<String> {
     let mut items = String::new();
     let mut expected = Vec::new();
@@ -171,20 +172,20 @@ fn a_named_edge_or_a_reason_compiles() {
 }
 
 #[test]
-fn a_bare_ordering_does_not() {
+fn a_bare_ordering_does_not_compile() {
     let bare = "word.load(core::sync::atomic::Ordering::Acquire);";
     let errors = line("bare", bare).unwrap_err();
     assert!(errors.contains("LoadOrder` is not satisfied"), "{errors}");
 }
 
 #[test]
-fn a_relaxed_access_without_a_reason_does_not() {
+fn a_relaxed_access_without_a_reason_does_not_compile() {
     let errors = line("reason", "word.load(sync::Relaxed);").unwrap_err();
     assert!(errors.contains("LoadOrder` is not satisfied"), "{errors}");
 }
 
 #[test]
-fn an_edge_of_the_wrong_kind_does_not() {
+fn an_edge_of_the_wrong_kind_does_not_compile() {
     let errors = line("kind", "word.load(ledger::ATTACH_PUBLISH);").unwrap_err();
     assert!(errors.contains("LoadOrder` is not satisfied"), "{errors}");
     let errors = line("fence", "sync::fence(sync::Relaxed(\"?\"));").unwrap_err();
@@ -192,7 +193,7 @@ fn an_edge_of_the_wrong_kind_does_not() {
 }
 
 #[test]
-fn the_atomic_behind_the_door_is_out_of_reach() {
+fn the_inner_atomic_is_private() {
     let errors = line("inner", "word.0.load(core::sync::atomic::Ordering::Acquire);").unwrap_err();
     assert!(errors.contains("private"), "{errors}");
 }

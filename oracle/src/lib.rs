@@ -342,7 +342,9 @@ impl<P: Payload> Oracle<P> {
         Ok(fork)
     }
 
-    /// Returns the lowest (or highest) free and aligned range of the size that was asked for.
+    /// Returns the lowest (or highest) free and aligned range of the size that was asked for: in
+    /// the gaps in which one must fit (size + alignment - granularity bytes), or if there is none,
+    /// in any.
     ///
     /// # Errors
     ///
@@ -356,8 +358,11 @@ impl<P: Payload> Oracle<P> {
             return Err(NoGap::Alignment(align));
         }
         let align = align.max(self.granularity);
-        let fit = |gap: Range<usize>| {
+        let fit = |gap: Range<usize>, min_len: usize| {
             let (start, end) = (gap.start.max(within.start), gap.end.min(within.end));
+            if end.checked_sub(start)? < min_len {
+                return None;
+            }
             let aligned = if top_down {
                 end.checked_sub(size)? / align * align
             } else {
@@ -366,9 +371,13 @@ impl<P: Payload> Oracle<P> {
             let fits = start <= aligned && aligned.checked_add(size)? <= end;
             fits.then(|| aligned..aligned + size)
         };
-        let mut fitting = self.gaps().into_iter().filter_map(fit);
-        let found = if top_down { fitting.next_back() } else { fitting.next() };
-        found.ok_or(NoGap::NotFound)
+        let find = |min_len| {
+            let mut fitting = self.gaps().into_iter().filter_map(|gap| fit(gap, min_len));
+            if top_down { fitting.next_back() } else { fitting.next() }
+        };
+        // Where it must fit, or else anywhere.
+        let found = size.checked_add(align - self.granularity).and_then(find);
+        found.or_else(|| find(size)).ok_or(NoGap::NotFound)
     }
 
     /// Returns the VMA that holds `addr`.

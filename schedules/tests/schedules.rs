@@ -1,9 +1,9 @@
-//! Whole operations with real waiting, under random schedules: nobody sleeps for ever, and nobody is
-//! held up by who has nothing to do with it.
+//! Whole operations with real waiting, under random schedules: no thread sleeps forever, and no
+//! thread waits for readers of VMAs that it does not change.
 //!
-//! Half of the schedules are drawn at random, half by the priorities of PCT, all from fixed seeds.
-//! shuttle reports the schedule in which every thread sleeps, and one that does not come to an end.
-//! Each claim has mutants that break it. `PERVMA_SCHEDULES` sets how many schedules are tried.
+//! Half of the schedules are random, half follow the priorities of PCT, all from fixed seeds.
+//! shuttle reports a schedule in which every thread sleeps, and one that does not end. Each claim
+//! has mutants that break it. `PERVMA_SCHEDULES` sets how many schedules are tried.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::cell::RefCell;
@@ -27,9 +27,9 @@ type Space = AddressSpace<u32>;
 const A: Range<usize> = 10..20;
 const B: Range<usize> = 30..40;
 
-const INSIDE: &str = "a reader is inside while somebody has the VMA alone";
-const TORN: &str = "a hole was shown where something is mapped throughout";
-const LEFT: &str = "somebody is left inside";
+const BOTH: &str = "a reader holds a VMA that is write-locked or excluded";
+const TORN: &str = "iteration shows a hole at an address that is mapped throughout";
+const LEFT: &str = "a VMA still has a reader, or is excluded";
 const DEADLOCK: &str = "deadlock! blocked tasks";
 const ENDLESS: &str = "exceeded max_steps bound";
 
@@ -40,12 +40,15 @@ fn space() -> Arc<Space> {
     Arc::new(space)
 }
 
-/// Runs `program` under the schedules that were asked for.
+/// Runs `program` under as many schedules as `PERVMA_SCHEDULES` says.
 fn try_schedules(program: fn()) {
-    try_so_many(std::env::var("PERVMA_SCHEDULES").map_or(2_000, |n| n.parse().unwrap()), program);
+    try_schedules_up_to(
+        std::env::var("PERVMA_SCHEDULES").map_or(2_000, |n| n.parse().unwrap()),
+        program,
+    );
 }
 
-fn try_so_many(schedules: usize, program: fn()) {
+fn try_schedules_up_to(schedules: usize, program: fn()) {
     const BATCH: usize = 500;
     for seed in 0..schedules.div_ceil(2 * BATCH) as u64 {
         let schedulers: [Box<dyn Scheduler + Send>; 2] = [
@@ -62,7 +65,7 @@ fn try_so_many(schedules: usize, program: fn()) {
     }
 }
 
-/// Checks that `program` fails by `how`, and by nothing else, without each of `steps`.
+/// Checks that without each of `steps`, `program` fails with the message `how`.
 fn fails_without(steps: &[Step], how: &str, program: fn()) {
     for &step in steps {
         mutate(Mutation::Drop(step));
@@ -71,13 +74,13 @@ fn fails_without(steps: &[Step], how: &str, program: fn()) {
 }
 
 std::thread_local! {
-    /// What the first panic of this thread said: later ones can be consequences of its unwinding.
+    /// The message of this thread's first panic: later ones can be consequences of its unwinding.
     static FIRST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
 fn fails(how: &str, program: fn()) {
-    static NOTE_PANICS: Once = Once::new();
-    NOTE_PANICS.call_once(|| {
+    static RECORD_PANICS: Once = Once::new();
+    RECORD_PANICS.call_once(|| {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
             FIRST_PANIC.with_borrow_mut(|first| _ = first.get_or_insert_with(|| info.to_string()));
@@ -85,49 +88,49 @@ fn fails(how: &str, program: fn()) {
         }));
     });
     FIRST_PANIC.set(None);
-    // The first schedule that fails ends it.
-    let outcome = panic::catch_unwind(AssertUnwindSafe(|| try_so_many(200_000, program)));
+    // The first schedule that fails ends the run.
+    let outcome = panic::catch_unwind(AssertUnwindSafe(|| try_schedules_up_to(200_000, program)));
     assert!(outcome.is_err(), "SURVIVED");
     let said = FIRST_PANIC.take().unwrap_or_default();
     assert!(said.contains(how), "failed by {said:?}");
 }
 
-/// Reads the VMA at `addr` and waits for whoever has it; stays a while.
-fn read(space: &Space, addr: usize, inside: &AtomicU32) {
+/// Reads the VMA at `addr`, blocking, and holds it across a yield; counts itself in `readers`.
+fn read(space: &Space, addr: usize, readers: &AtomicU32) {
     if let Ok(vma) = space.read(addr) {
-        inside.fetch_add(1, SeqCst);
+        readers.fetch_add(1, SeqCst);
         thread::yield_now();
         assert!(vma.range().contains(&addr));
-        inside.fetch_sub(1, SeqCst);
+        readers.fetch_sub(1, SeqCst);
     }
 }
 
-/// Readers, an editor and two excluders of one VMA. All of them wait for each other.
-fn everybody_waits() {
+/// Readers, an editor and two excluders of one VMA, which all wait for each other.
+fn all_wait() {
     let space = space();
-    let inside = Arc::new(AtomicU32::new(0));
+    let readers = Arc::new(AtomicU32::new(0));
     let run = |body: fn(&Space, &AtomicU32)| {
-        let (space, inside) = (Arc::clone(&space), Arc::clone(&inside));
-        thread::spawn(move || body(&space, &inside))
+        let (space, readers) = (Arc::clone(&space), Arc::clone(&readers));
+        thread::spawn(move || body(&space, &readers))
     };
     let threads = [
-        run(|space, inside| (0..3).for_each(|_| read(space, A.start, inside))),
-        run(|space, inside| (0..3).for_each(|_| read(space, A.start, inside))),
-        run(|space, inside| {
+        run(|space, readers| (0..3).for_each(|_| read(space, A.start, readers))),
+        run(|space, readers| (0..3).for_each(|_| read(space, A.start, readers))),
+        run(|space, readers| {
             for _ in 0..2 {
                 let mut edit = space.edit().unwrap();
                 match edit.write(A.start) {
                     Ok(mut payload) => {
-                        assert_eq!(inside.load(SeqCst), 0, "{INSIDE}");
+                        assert_eq!(readers.load(SeqCst), 0, "{BOTH}");
                         *payload += 1;
                     }
                     Err(error) => assert_eq!(error, WriteError::Excluded { addr: A.start }),
                 }
             }
         }),
-        run(|space, inside| {
+        run(|space, readers| {
             let updated = space.update(A, |_, payload| {
-                assert_eq!(inside.load(SeqCst), 0, "{INSIDE}");
+                assert_eq!(readers.load(SeqCst), 0, "{BOTH}");
                 payload + 1
             });
             updated.unwrap();
@@ -135,7 +138,7 @@ fn everybody_waits() {
         run(|space, _| {
             let exclusion = space.exclude(A.start..B.end).unwrap();
             if !exclusion.wait_until(()) {
-                drop(exclusion); // the readers of A go on
+                drop(exclusion); // readers of A are admitted again
             }
         }),
     ];
@@ -145,23 +148,23 @@ fn everybody_waits() {
     assert!(space.edit().unwrap().try_write(A.start).is_ok(), "{LEFT}");
 }
 
-/// B15j, B18. No wake-up is lost, and what was given up is given back.
+/// B15j, B18. No wake-up is lost, and a wait that timed out leaves the VMA usable.
 #[test]
-fn everybody_who_waits_goes_on() {
-    try_schedules(everybody_waits);
+fn every_waiter_goes_on() {
+    try_schedules(all_wait);
 }
 
 #[test]
-fn everybody_who_waits_goes_on_and_each_step_of_that_is_needed() {
+fn every_waiter_goes_on_and_each_step_is_needed() {
     let steps = [Step::WakeWriter, Step::TestAgain, Step::NotifyLast, Step::SeparateEvent];
-    fails_without(&steps, DEADLOCK, everybody_waits);
-    // Or somebody is left inside, in schedules in which nobody comes after that one.
-    fails_without(&[Step::SleepUnlocked, Step::ClearExcluded], DEADLOCK, everybody_waits);
-    fails_without(&[Step::WaitForReaders, Step::RefuseExcluded], INSIDE, everybody_waits);
+    fails_without(&steps, DEADLOCK, all_wait);
+    // In some schedules they fail by `LEFT` instead.
+    fails_without(&[Step::SleepUnlocked, Step::ClearExcluded], DEADLOCK, all_wait);
+    fails_without(&[Step::WaitForReaders, Step::RefuseExcluded], BOTH, all_wait);
 }
 
-/// What an operation may say when others are in its way.
-fn in_the_way<V>(result: Result<V, ChangeError>) -> Option<V> {
+/// The result of an operation, if no change by another thread made it fail.
+fn unless_raced<V>(result: Result<V, ChangeError>) -> Option<V> {
     match result {
         Ok(value) => Some(value),
         Err(
@@ -174,36 +177,37 @@ fn in_the_way<V>(result: Result<V, ChangeError>) -> Option<V> {
     }
 }
 
-/// One operation of any kind; `A` and `B` and what becomes of them is all there is.
-fn anything(space: &Space) {
+/// Makes one operation of any kind.
+fn random_operation(space: &Space) {
     let mut random = thread_rng();
     let start = random.gen_range(8..36);
     let range = start..start + random.gen_range(1..14);
     let payload = random.gen_range(0..3);
     match random.gen_range(0..16) {
-        0 => drop(in_the_way(space.edit().unwrap().insert(range, payload).map_err(|e| e.kind))),
-        1 => drop(in_the_way(space.edit().unwrap().remove(range))),
-        2 => drop(in_the_way(space.remove(range))),
-        3 => drop(in_the_way(space.edit().unwrap().update(range, |_, _| payload))),
-        4 => drop(in_the_way(space.update(range, |_, _| payload))),
-        5 => drop(in_the_way(space.edit().unwrap().replace(range, payload).map_err(|e| e.kind))),
-        6 => drop(in_the_way(space.replace(range, payload).map_err(|e| e.kind))),
-        7 => drop(in_the_way(space.relocate(range, random.gen_range(50..60), |_, &p| p))),
+        0 => drop(unless_raced(space.edit().unwrap().insert(range, payload).map_err(|e| e.kind))),
+        1 => drop(unless_raced(space.edit().unwrap().remove(range))),
+        2 => drop(unless_raced(space.remove(range))),
+        3 => drop(unless_raced(space.edit().unwrap().update(range, |_, _| payload))),
+        4 => drop(unless_raced(space.update(range, |_, _| payload))),
+        5 => drop(unless_raced(space.edit().unwrap().replace(range, payload).map_err(|e| e.kind))),
+        6 => drop(unless_raced(space.replace(range, payload).map_err(|e| e.kind))),
+        7 => drop(unless_raced(space.relocate(range, random.gen_range(50..60), |_, &p| p))),
         8 => {
-            let reservation = in_the_way(space.edit().unwrap().reserve(range));
+            let reservation = unless_raced(space.edit().unwrap().reserve(range));
             if let (Some(mut reservation), true) = (reservation, random.r#gen()) {
                 reservation.commit(payload).unwrap();
             }
         }
         9 => {
-            if let Some(exclusion) = in_the_way(space.exclude(range))
+            if let Some(exclusion) = unless_raced(space.exclude(range))
                 && exclusion.wait_until(())
             {
-                drop(in_the_way(exclusion.remove_reserving()));
+                drop(unless_raced(exclusion.remove_reserving()));
             }
         }
         10 => {
-            if let Some(child) = in_the_way(space.edit().unwrap().fork(|_, &payload| Some(payload)))
+            if let Some(child) =
+                unless_raced(space.edit().unwrap().fork(|_, &payload| Some(payload)))
             {
                 assert!(child.iter().all(|vma| vma.is_ok()));
             }
@@ -233,12 +237,12 @@ fn anything(space: &Space) {
     }
 }
 
-/// Three threads, a few operations each, and the end of the space.
-fn anything_at_once() {
+/// Three threads make a few operations each; then the space is dropped.
+fn random_operations() {
     let space = space();
     let threads = [0; 3].map(|_| {
         let space = Arc::clone(&space);
-        thread::spawn(move || (0..4).for_each(|_| anything(&space)))
+        thread::spawn(move || (0..4).for_each(|_| random_operation(&space)))
     });
     for thread in threads {
         thread.join().unwrap();
@@ -252,19 +256,19 @@ fn anything_at_once() {
     }
 }
 
-/// B15j, B19, B20. Whatever is done at once, nobody waits for somebody who waits for him.
+/// B15j, B19, B20. Operations of several threads do not deadlock.
 #[test]
-fn whatever_is_done_at_once_ends() {
-    try_schedules(anything_at_once);
+fn concurrent_operations_end() {
+    try_schedules(random_operations);
 }
 
 #[test]
-fn whatever_is_done_at_once_ends_and_each_step_of_that_is_needed() {
-    fails_without(&[Step::WakeWriter, Step::SleepUnlocked], DEADLOCK, anything_at_once);
-    fails_without(&[Step::TestExcluded], "X is added once", anything_at_once);
+fn concurrent_operations_end_and_each_step_is_needed() {
+    fails_without(&[Step::WakeWriter, Step::SleepUnlocked], DEADLOCK, random_operations);
+    fails_without(&[Step::TestExcluded], "X is set once", random_operations);
 }
 
-/// Writers of `range`, while readers of `B` do not leave before all is over.
+/// Changes `range`, while readers of `B` hold it until all changes are made.
 fn beside_readers_of_b(range: fn() -> Range<usize>) {
     let space = space();
     let over = Arc::new((Mutex::new(false), Condvar::new()));
@@ -293,18 +297,19 @@ fn beside_readers_of_b(range: fn() -> Range<usize>) {
     }
 }
 
-/// A writer is not held up by the readers of other VMAs, though they never leave.
+/// A writer does not wait for readers of other VMAs.
 #[test]
 fn readers_of_other_vmas_do_not_starve_a_writer() {
     try_schedules(|| beside_readers_of_b(|| A));
 }
 
 #[test]
-fn readers_of_its_own_vmas_would() {
+fn readers_of_the_same_vma_block_a_writer() {
     fails(DEADLOCK, || beside_readers_of_b(|| B));
 }
 
-/// A writer of A and readers of A of whom there is always one inside, for as long as they get in.
+/// A writer of A, and readers of A that overlap, so that A has a reader as long as they are
+/// admitted.
 fn beside_readers_of_a() {
     let space = space();
     let over = Arc::new(AtomicBool::new(false));
@@ -313,7 +318,7 @@ fn beside_readers_of_a() {
         thread::spawn(move || {
             let mut held = None;
             while !over.load(SeqCst) {
-                // Hand over hand: the next guard is taken before the last one goes.
+                // The next guard is taken before the last one is dropped.
                 held = space.try_read_owned(A.start).ok();
                 thread::yield_now();
             }
@@ -329,20 +334,20 @@ fn beside_readers_of_a() {
     assert_eq!(*space.read(A.start).unwrap(), 3);
 }
 
-/// Nor by an endless line of readers of its own, since nobody enters while it waits.
+/// A stream of readers of the same VMA does not starve a writer: none is admitted while it waits.
 #[test]
-fn an_endless_line_of_readers_does_not_starve_a_writer() {
+fn a_stream_of_readers_does_not_starve_a_writer() {
     try_schedules(beside_readers_of_a);
 }
 
 #[test]
-fn an_endless_line_of_readers_would_if_they_got_in() {
+fn a_stream_of_readers_starves_a_writer_if_excluded_does_not_refuse_them() {
     fails_without(&[Step::RefuseExcluded], ENDLESS, beside_readers_of_a);
 }
 
-/// The ten ways in which a change can tear an iteration: the middle of three VMAs is merged with both
-/// neighbours, with the left one (whole, in part), with the right one (whole, in part); a VMA that
-/// comes into a hole between two is merged with both, the left, the right; the middle one is split,
+/// The ten ways in which a change can tear an iteration: the middle of three VMAs is merged with
+/// both neighbours, with the left one (whole, in part), with the right one (whole, in part); a VMA
+/// that is inserted between two is merged with both, the left, the right; the middle one is split,
 /// below and above.
 fn iterate_beside_a_change(case: u32) {
     let (left, right) = (1, if matches!(case, 1 | 6) { 1 } else { 3 });
@@ -354,16 +359,16 @@ fn iterate_beside_a_change(case: u32) {
         9 => (20..25, 7),
         _ => (25..30, 7),
     };
-    let comes_into_a_hole = matches!(case, 6..=8);
+    let inserted_between = matches!(case, 6..=8);
     let space = Arc::new(Space::new(1));
     let mut edit = space.edit().unwrap();
     edit.insert(10..20, left).unwrap();
-    if !comes_into_a_hole {
+    if !inserted_between {
         edit.insert(20..30, 2).unwrap();
     }
     edit.insert(30..40, right).unwrap();
     drop(edit);
-    let outside = !comes_into_a_hole && thread_rng().r#gen();
+    let outside = !inserted_between && thread_rng().r#gen();
     let editor = thread::spawn({
         let space = Arc::clone(&space);
         move || {
@@ -372,7 +377,7 @@ fn iterate_beside_a_change(case: u32) {
                 return;
             }
             let mut edit = space.edit().unwrap();
-            if comes_into_a_hole {
+            if inserted_between {
                 edit.insert(20..30, 2).unwrap();
             }
             edit.update(part, |_, _| becomes).unwrap();
@@ -381,10 +386,10 @@ fn iterate_beside_a_change(case: u32) {
     let mut shown = 0;
     for vma in space.iter() {
         let range = vma.unwrap().range();
-        // What lies between was shown as a hole; this much was mapped before and after.
+        // What lies between was shown as a hole; `mapped` addresses are mapped throughout.
         let hole = shown..range.start;
         let mapped =
-            |addr| (10..40).contains(&addr) && !(comes_into_a_hole && (20..30).contains(&addr));
+            |addr| (10..40).contains(&addr) && !(inserted_between && (20..30).contains(&addr));
         assert!(!hole.clone().any(mapped), "{TORN}: {hole:?} in case {case}");
         shown = range.end;
     }
@@ -392,13 +397,13 @@ fn iterate_beside_a_change(case: u32) {
     editor.join().unwrap();
 }
 
-/// B26. Iteration may show a VMA twice, never a hole that was not there.
+/// B26. Iteration may show a VMA twice, but never a hole that was never there.
 #[test]
 fn iteration_shows_no_hole_that_was_not_there() {
     try_schedules(|| iterate_beside_a_change(thread_rng().gen_range(1..=10)));
 }
 
 #[test]
-fn iteration_would_show_one_if_it_did_not_look_again() {
+fn iteration_shows_a_false_hole_without_the_check() {
     fails_without(&[Step::CheckHole], TORN, || iterate_beside_a_change(6));
 }

@@ -1,4 +1,4 @@
-//! The public interface of each library, as a list in `api/` that a change shows up in.
+//! The public interface of each library, compared with its list in `api/`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,7 +12,7 @@ use serde::Deserialize;
 /// The format of rustdoc's JSON that `public-api` reads: that of Rust 1.95.
 const FORMAT: u64 = 57;
 
-/// Compares what the libraries show with `api/*.txt`, or with `write` makes those anew.
+/// Compares the public interfaces with `api/*.txt`, or with `write` writes those anew.
 pub(crate) fn run(root: &Path, packages: &[String], write: bool) -> Result<()> {
     let mut changed = Vec::new();
     for package in packages {
@@ -78,7 +78,7 @@ fn listing(json: &Path) -> Result<Option<String>> {
     Ok(Some(lines.filter(|line| !unstable.iter().any(|name| line.contains(name))).collect()))
 }
 
-/// Lines that went (`-`) and came (`+`).
+/// Lines that were removed (`-`) and added (`+`).
 fn changes(recorded: &str, now: &str) -> Vec<String> {
     let (old, new): (BTreeSet<_>, BTreeSet<_>) =
         (recorded.lines().collect(), now.lines().collect());
@@ -91,7 +91,7 @@ mod tests {
     use super::changes;
 
     #[test]
-    fn what_goes_and_what_comes_is_told() {
+    fn removed_and_added_lines_are_listed() {
         let recorded = "pub fn a::kept()\npub fn a::gone()\n";
         let now = "pub fn a::kept()\npub fn a::planted()\n";
         assert_eq!(changes(recorded, now), ["-pub fn a::gone()", "+pub fn a::planted()"]);

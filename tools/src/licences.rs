@@ -8,7 +8,7 @@ use spdx::{Expression, LicenseReq, ParseMode};
 
 use crate::workspace::{Package, Workspace};
 
-/// Whoever uses pervma under MIT or Apache-2.0 can keep to each of these beside it.
+/// Licences whose terms a user of pervma under MIT or Apache-2.0 can keep, too.
 const COMPATIBLE: &[&str] = &[
     "0BSD",
     "Apache-2.0",

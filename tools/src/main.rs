@@ -1,8 +1,10 @@
-//! What CI checks of the sources, the public interfaces and the dependencies of pervma.
+//! Checks of the sources, the public interfaces and the dependencies of pervma, for CI.
 
 mod api;
 mod layers;
 mod licences;
+#[cfg(test)]
+mod links;
 mod missed;
 mod workspace;
 
@@ -24,25 +26,25 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Holds the layers in ARCHITECTURE.md against the imports.
+    /// Check the imports against the layers in ARCHITECTURE.md.
     Layers {
-        /// A package that is not in order yet: what is wrong in it is told, and does not count.
+        /// A package whose violations are printed but do not fail.
         #[arg(long)]
         open: Vec<String>,
     },
-    /// Compares the public interfaces of libraries with the lists in `api/`.
+    /// Compare the public interfaces of the libraries with the lists in `api/`.
     Api {
         packages: Vec<String>,
-        /// Makes the lists anew.
+        /// Write the lists anew.
         #[arg(long)]
         write: bool,
     },
-    /// Checks the licences of all dependencies.
+    /// Check the licences of all dependencies.
     Licences,
-    /// Says what a run of the gate did not do, from the logs of its steps.
+    /// List what a run of the gate did not do, from the logs of its steps.
     Missed {
         logs: PathBuf,
-        /// Fail if that is something.
+        /// Fail if the list is not empty.
         #[arg(long)]
         strict: bool,
     },

@@ -145,7 +145,7 @@ NOT RUN: no huge pages
     }
 
     #[test]
-    fn what_no_run_of_a_test_did_is_told() {
+    fn a_test_that_ran_in_no_step_is_listed() {
         let huge = "NOT RUN: no huge pages (live: huge)";
         let users = "skipped: root may do it (live: only_users)";
         assert_eq!(missed(&[log("tests", ROOT)]), [huge, users]);
@@ -153,7 +153,7 @@ NOT RUN: no huge pages
     }
 
     #[test]
-    fn what_a_step_lacks_is_told() {
+    fn what_a_step_lacks_is_listed() {
         let step = log("races", "ABSENT: nightly with miri\nit says ABSENT: in the middle\n");
         assert_eq!(missed(&[step]), ["ABSENT: nightly with miri (step races)"]);
         assert_eq!(missed(&[log("races", "fine\n")]), [""; 0]);

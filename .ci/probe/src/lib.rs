@@ -1,26 +1,25 @@
-//! The release of a read lock, and a lookup, by themselves, for `.ci/put` to read their machine
-//! code.
-#![expect(clippy::disallowed_types, reason = "the planted one goes around the facade")]
+//! The release of a read lock, and a lookup, as functions whose machine code `.ci/acquires` reads.
+#![expect(clippy::disallowed_types, reason = "the planted fault bypasses the facade")]
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use pervma::{AddressSpace, ReadGuard};
 
-/// What ends a read lock.
+/// Releases a read lock.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub fn probe_put(guard: ReadGuard<'_, u32>) {
+pub fn probe_release(guard: ReadGuard<'_, u32>) {
     drop(guard);
 }
 
-/// What takes a read lock, and gives it back where the lookup is rejected.
+/// Acquires a read lock, and releases it where the lookup is rejected.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub fn probe_lookup(space: &AddressSpace<u32>, addr: usize) -> Option<ReadGuard<'_, u32>> {
     space.try_read(addr).ok()
 }
 
-/// A decrement with an acquire that nobody needs, to be found by the same check.
+/// A decrement with a needless acquire, which the same check must find.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub fn probe_planted(count: &AtomicU32) -> u32 {

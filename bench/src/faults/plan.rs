@@ -25,7 +25,7 @@ pub(crate) enum Mode {
 /// Where bytes come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum From {
-    /// Memory: the lower bound is the ioctl alone.
+    /// Memory: the lower bound is only the ioctl.
     Memory,
     /// A file in the page cache: the lower bound is `pread` and the ioctl.
     File,

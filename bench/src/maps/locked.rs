@@ -7,7 +7,7 @@ use super::tree::{Cell, Entry, Tree};
 use super::{Find, Map, Reader};
 use crate::layout::Vma;
 
-/// Someone's `RwLock` around a tree.
+/// The `RwLock` of another crate, around a tree.
 pub(crate) trait RwLock: Default + Send + Sync {
     const NAME: &'static str;
 

@@ -12,7 +12,7 @@ use super::tree::Entry;
 use super::{Find, Map, Reader};
 use crate::layout::Vma;
 
-/// Someone's concurrent ordered map, from the starts of ranges.
+/// The concurrent ordered map of another crate, from the starts of ranges.
 pub(crate) trait Ordered: Default + Send + Sync {
     const NAME: &'static str;
 

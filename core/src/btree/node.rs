@@ -76,7 +76,7 @@ impl TreeWord {
         Target(self.0.load(NODE_FOLLOW))
     }
 
-    /// What a mutant sees that believes one word to tell the kind of all words in a node.
+    /// For a mutant that takes the kind of all words in a node from one of them.
     pub(crate) fn follow_as(&self, first: &Self) -> Target {
         Target(self.follow().0 & !3 | first.follow().0 & 3)
     }
@@ -295,7 +295,7 @@ impl Node {
         self.len.store(len as u32, WRITERS);
     }
 
-    /// Copies the entries from `from` on to the end of `other`, which has room for them.
+    /// Copies the entries from `from` on to the end of `other`, which has space for them.
     pub(crate) fn copy_tail_to(&self, edit: EditSeq, from: usize, other: &Self) {
         for entry in from..self.len() {
             other.insert(edit, self.key(entry), self.children[entry].follow(), self.gap(entry));

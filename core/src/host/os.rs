@@ -22,7 +22,7 @@ use crate::thread::ThreadState;
 #[derive(Debug)]
 pub enum StdPlatform {}
 
-// SAFETY: a thread-local is its thread's alone, and its memory is handed on when the thread has
+// SAFETY: only its own thread uses a thread-local, and its memory is reused after the thread has
 // ended. The futex reads its word. Nothing here unwinds.
 unsafe impl Platform for StdPlatform {
     type Lock = StdLock;

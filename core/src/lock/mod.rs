@@ -8,6 +8,5 @@ mod seq;
 mod vma;
 
 pub use seq::{EditSeq, NodeVersion, SpaceSeq, Watermark};
-#[cfg(all(test, not(pervma_model)))]
-pub(crate) use vma::LIMIT;
+pub(crate) use vma::{EXCLUDED, LIMIT};
 pub use vma::{EventKey, Refused, VmaLock};

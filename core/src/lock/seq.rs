@@ -12,10 +12,10 @@ use crate::sync::{AtomicU64, Line, Relaxed, ScheduleHint, check, const_unless_mo
 
 /// The sequence number of a space: odd while an edit is under way.
 ///
-/// It counts edits twice and has 64 bits, so no value repeats. Beside it, on a line that editors
-/// leave alone, stands the *watermark*: all edits up to it are completed. A reader that meets
-/// nothing newer needs no look at the sequence, whose line a busy editor keeps taking away. The
-/// first reader that does meet something newer advances the watermark.
+/// It counts edits twice and has 64 bits, so no value repeats. The *watermark*, all edits up to
+/// which are completed, is on a cache line that editors do not write. A reader that finds nothing
+/// newer does not load the sequence, whose line a busy editor keeps taking away. The first reader
+/// that does find something newer advances the watermark.
 #[doc(alias = "mm_lock_seq")]
 #[repr(C)]
 pub struct SpaceSeq {
@@ -33,12 +33,6 @@ impl EditSeq {
     #[inline(always)]
     pub(super) fn number(self) -> u64 {
         self.0
-    }
-
-    /// Whether it began after `other`, in the same space.
-    #[inline]
-    pub(crate) fn is_after(self, other: Self) -> bool {
-        self.0 > other.0
     }
 
     /// An edit that a VMA names.
@@ -64,7 +58,7 @@ impl Watermark {
 ///
 /// It is stored before the change, so a walker that has met a store of the change sees it behind
 /// HOLE_CHECK. Where a node has gone to another space, it is a number of that space, which says
-/// nothing here; but whoever sees that one also sees the version of what led to the node.
+/// nothing here; but a reader that sees it also sees the version of what led to the node.
 pub struct NodeVersion(AtomicU64);
 
 impl NodeVersion {
@@ -146,8 +140,8 @@ impl SpaceSeq {
         let current = self.current.0.load(READ_SEQ);
         // The edit with an odd number is not completed.
         let completed = if keep(Step::CheckEven) { current & !1 } else { current };
-        // Without news, other readers are spared the store. Several may store out of order: each
-        // number is as true as the next.
+        // Nothing is stored that other readers know already. Several may store out of order: all
+        // edits up to each of these numbers are completed.
         if completed > known.0 {
             self.watermark.store(completed, WATERMARK_ADVANCE);
         }

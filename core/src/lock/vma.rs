@@ -10,22 +10,22 @@
 //!
 //! # Values of the count (`refcnt`)
 //!
-//! X stands for [`EXCLUDED`], bit 30 (bit 2 under the models, so that the count fills). While it is
-//! set, readers are refused. LIMIT is X-1.
+//! X stands for [`EXCLUDED`], bit 30 (bit 3 under the models, so that the count fills). While it is
+//! set, readers are refused. From [`LIMIT`], X/2, on they are refused too.
 //!
 //! | refcnt | meaning | a reader that comes now | ended by |
 //! |---|---|---|---|
 //! | 0 | detached | is refused: *detached* | attach stores 1 |
 //! | 1 | attached, no counted reader; write-locked if `lock_seq == seq` | acquires, if `seq` agrees | any transition |
-//! | 2 … LIMIT | attached, value-1 readers, some only to find it write-locked and release | acquires below LIMIT; is refused at LIMIT: *busy* | any transition |
+//! | 2 … X-1 | attached, value-1 readers, some only to find it write-locked and release | acquires below LIMIT; is refused from LIMIT on: *busy* | any transition |
 //! | X | never | | |
 //! | X+1 | *drained*: attached, and held by one writer or excluder only | is refused: *excluded* | its holder clears X, or detaches by storing 0 |
-//! | above X+1 | a writer or an excluder waits for readers | is refused: *excluded* | readers release |
+//! | X+2 and above | a writer or an excluder waits for readers | is refused: *excluded* | readers release |
 //!
 //! Registered readers ([`hazard`](crate::hazard)) hold a VMA without being counted, until the
 //! thread that sets X scans for them and transfers them to the count: X comes first in all rows
-//! above. Should the exclusion be abandoned then, the count may pass LIMIT, if 2³⁰ guards or so
-//! were forgotten before; readers are refused from there on.
+//! above. Should the exclusion be abandoned then, the count may pass LIMIT, if 2²⁹ guards were
+//! forgotten before; it never reaches X, for there are fewer registered readers than X - LIMIT.
 //!
 //! The count changes by read-modify-write, except 0 → 1 (attach) and X+1 → 0 (detach), when no
 //! other thread may change it: at 0 and at X+1 every reader is refused.
@@ -40,9 +40,11 @@
 //!
 //! # Invariants
 //!
-//! - **L1** A reader's increment succeeds only from 1 … LIMIT-1.
+//! - **L1** A reader's increment succeeds only from 1 … LIMIT-1; that of a reader that has the VMA
+//!   already, from any count that does not mean LIMIT readers or more.
 //! - **L2** Between an admitted reader's increment (or its publication) and its release the VMA
-//!   stays attached, to the same space, and nothing changes it: whoever sets X waits for X+1.
+//!   stays attached, to the same space, and nothing changes it: the thread that sets X waits for
+//!   X+1.
 //! - **L3** From the X+1 that its writer saw until the end of the edit, no reader is admitted:
 //!   first the count refuses, then `lock_seq == seq` does.
 //! - **L4** Only the holder of the mmap lock for writing sets X or attaches, and never sets X where
@@ -52,13 +54,15 @@
 //!
 //! # Where it comes from, and where it differs
 //!
-//! Linux 6.15's `vm_refcnt` (series 20250213224655.1680278-1-surenb@google.com) and the exchange
-//! of January 2025 about the acquire on the increment. Different on purpose: the sequence has 64
-//! bits, since with 32 a writer that meets a `lock_seq` from 2³¹ edits ago believes the VMA is its
-//! own; the end of a wait is an acquire; the end of an edit is a release; a release of the count
-//! wakes through the slot, which is never freed, and not through the space; X stays from before the
-//! wait until the detached count is 0, where Linux excludes twice; exclusions that outlive the
-//! lock.
+//! Linux 6.15's `vm_refcnt` (series 20250213224655.1680278-1-surenb@google.com), and the discussion
+//! of January 2025 about the acquire on the increment. Different on purpose:
+//!
+//! - The sequence has 64 bits. With 32, a writer that finds a `lock_seq` from 2³¹ edits ago takes
+//!   the VMA for write-locked by itself.
+//! - The end of a wait is an acquire, and the end of an edit a release.
+//! - A release of the count wakes through the slot, which is never freed, not through the space.
+//! - X stays from before the wait until the detached count is 0, where Linux excludes twice.
+//! - An exclusion outlives the mmap lock.
 //!
 //! # Rejected
 //!
@@ -84,10 +88,14 @@ use crate::sync::{AtomicU64, MUTANT, Relaxed, WaitWord, check, const_unless_mode
 
 /// X, the bit in the count that keeps readers out.
 #[doc(alias("VMA_LOCK_OFFSET", "VM_REFCNT_EXCLUDE_READERS_FLAG"))]
-pub const EXCLUDED: u32 = if cfg!(pervma_model) { 1 << 2 } else { 1 << 30 };
+pub const EXCLUDED: u32 = if cfg!(pervma_model) { 1 << 3 } else { 1 << 30 };
 
-/// The most the count can hold: one attachment and LIMIT-1 readers.
-pub const LIMIT: u32 = EXCLUDED - 1;
+/// The count from which readers are refused: one attachment and LIMIT-1 readers. The values up to
+/// X are for the registered readers that an exclusion transfers in addition.
+pub const LIMIT: u32 = EXCLUDED / 2;
+
+/// Of an increment by a reader that has the VMA already.
+const AGAIN: Relaxed = Relaxed("what an acquiring reader sees, the caller has seen");
 
 /// How often a reader's increment is tried when others change the count at the same time.
 const ACQUIRE_TRIES: u32 = 64;
@@ -97,9 +105,9 @@ const ACQUIRE_TRIES: u32 = 64;
 pub enum Refused {
     /// The count is 0: nothing is attached in this slot.
     Detached,
-    /// A writer or an excluder waits for readers, or has the VMA.
+    /// A writer or an excluder waits for readers, or holds the VMA.
     Excluded,
-    /// Other threads changed the count under every try.
+    /// Other threads changed the count during every try.
     Contended,
     /// As many readers as the count can hold.
     Busy,
@@ -110,10 +118,10 @@ pub struct VmaLock {
     /// See the table of values above.
     #[doc(alias = "vm_refcnt")]
     refcnt: WaitWord,
-    /// What an exclusion refuses sleeps here; see above.
+    /// Threads that an exclusion refused sleep on this word; see above.
     event: WaitWord,
     /// The edit that last write-locked or attached this VMA. Odd from the start, so that a fresh
-    /// slot is told from one that no edit has locked.
+    /// slot differs from one that no edit has locked.
     #[doc(alias = "vm_lock_seq")]
     lock_seq: AtomicU64,
 }
@@ -152,7 +160,7 @@ impl VmaLock {
         for _ in 0..ACQUIRE_TRIES {
             match count {
                 0 if keep(Step::RefuseDetached) => return Err(Refused::Detached),
-                LIMIT if keep(Step::RefuseFull) => return Err(Refused::Busy),
+                LIMIT..EXCLUDED if keep(Step::RefuseFull) => return Err(Refused::Busy),
                 EXCLUDED.. if keep(Step::RefuseExcluded) => return Err(Refused::Excluded),
                 _ => {}
             }
@@ -165,7 +173,7 @@ impl VmaLock {
         Err(Refused::Contended)
     }
 
-    /// What a hazard pointer holds that names this VMA: it stays where it is, and is never 0.
+    /// The name of this VMA in a hazard pointer, never 0: its address, which does not change.
     #[inline(always)]
     pub(crate) fn name(&self) -> usize {
         core::ptr::from_ref(self).addr()
@@ -193,7 +201,7 @@ impl VmaLock {
             .fetch_add(1, Relaxed("its release is an edge, and the caller waits afterwards"));
     }
 
-    /// Undoes that.
+    /// Undoes [`transfer_reader`](Self::transfer_reader).
     pub(crate) fn undo_transfer(&self) {
         self.refcnt
             .word()
@@ -237,11 +245,10 @@ impl VmaLock {
         count >= EXCLUDED && keep(Step::TestExcluded)
     }
 
-    /// The last edit that has write-locked this VMA. The caller holds the mmap lock.
+    /// Whether `edit` has write-locked this VMA.
     #[inline]
-    pub(crate) fn locked_last_by(&self) -> EditSeq {
-        let number = self.lock_seq.load(Relaxed("written under the mmap lock, which is held"));
-        EditSeq::from_number(number)
+    pub(crate) fn is_locked_by(&self, edit: EditSeq) -> bool {
+        self.lock_seq.load(Relaxed("written under the mmap lock, which is held")) == edit.number()
     }
 
     /// Sets X in an attached VMA where it is not set: no reader acquires it any more. The mmap lock
@@ -283,6 +290,22 @@ impl VmaLock {
     #[inline]
     pub(crate) fn is_drained(&self) -> bool {
         self.test_drained().is_ok()
+    }
+
+    /// Acquires it once more, for a reader that has it: also while X is set, since whoever set it
+    /// waits for that reader.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Busy`].
+    pub fn acquire_again(&self) -> Result<(), Refused> {
+        let count = self.refcnt.word().fetch_add(1, AGAIN);
+        if count % EXCLUDED < LIMIT || !keep(Step::RefuseFullAgain) {
+            return Ok(());
+        }
+        // Not the last reader: the caller is another.
+        self.refcnt.word().fetch_sub(1, AGAIN);
+        Err(Refused::Busy)
     }
 
     /// How many readers an excluded VMA has just now.
@@ -352,7 +375,8 @@ impl VmaLock {
         );
     }
 
-    /// Wakes those that sleep because of an exclusion that has ended, X cleared or the count 0.
+    /// Wakes the threads that sleep because of an exclusion that has ended, X cleared or the count
+    /// 0.
     pub fn notify<P: Platform>(&self) {
         if !keep(Step::SeparateEvent) {
             P::wake_all(&self.refcnt);
@@ -396,7 +420,7 @@ impl VmaLock {
     }
 }
 
-/// What the event word showed when a sleeper announced itself.
+/// The value of the event word when a waiter announced itself.
 #[derive(Clone, Copy)]
 pub struct EventKey(u32);
 
@@ -453,6 +477,8 @@ mod tests {
         lock.pretend_readers(LIMIT - 2);
         assert_eq!(lock.try_acquire(), Ok(()), "the last place");
         assert_eq!((lock.count(), lock.try_acquire()), (LIMIT, Err(Refused::Busy)));
+        lock.pretend_readers(EXCLUDED - 2);
+        assert_eq!(lock.try_acquire(), Err(Refused::Busy), "registered readers came on top");
 
         for excluded in [EXCLUDED + 1, EXCLUDED + 7] {
             lock.pretend_readers(excluded - 1);
@@ -468,7 +494,7 @@ mod tests {
         lock.exclude();
         assert!(lock.is_excluded() && lock.wait_drained::<StdPlatform>(None));
         lock.lock_until_end_of(edit);
-        assert_eq!(lock.locked_last_by(), edit);
+        assert!(lock.is_locked_by(edit));
         assert_eq!(lock.count(), 1, "the sequence refuses, not the count");
         assert!(!lock.is_unlocked(&seq) && lock.looks_locked(&seq));
         seq.end(edit);

@@ -1,4 +1,4 @@
-//! What the holder of the mmap lock, or of X, does with a slot.
+//! Operations on a slot by the holder of the mmap lock, or by the thread that set X.
 //!
 //! The slots and the section that these functions take are those of one space: see invariant M1 of
 //! [`map`](crate::map).
@@ -14,7 +14,7 @@ use crate::arena::Idx;
 use crate::deferred::DeferredReleases;
 use crate::error::OutOfMemory;
 use crate::identity::SpaceId;
-use crate::lock::{EditSeq, EventKey, Refused, VmaLock};
+use crate::lock::{EventKey, Refused, VmaLock};
 use crate::mm::{EditSection, MmapRead};
 use crate::platform::Platform;
 use crate::range::Span;
@@ -105,6 +105,19 @@ impl<'s: 'm, 'm, T> Entry<'s, 'm, T> {
     }
 }
 
+impl<T> Entry<'_, '_, T> {
+    /// Takes the payload out, if it has one, and leaves the slot as it is.
+    ///
+    /// # Safety
+    ///
+    /// The space is being dropped, no other has its slab, and this is done once for each entry.
+    pub(crate) unsafe fn take_last(self) -> Option<T> {
+        // SAFETY: readers of this slab are readers of the space, of which no borrow is left; nor is
+        // there another handle. What a forgotten guard counts is never looked at again.
+        self.vma().map(|vma| unsafe { vma.take() })
+    }
+}
+
 /// A thread that an exclusion has refused, about to sleep. It holds nothing.
 pub(crate) struct Waiter<'s, T> {
     slot: &'s Slot<T>,
@@ -159,11 +172,6 @@ impl<'s: 'm, 'm, T> Attached<'s, 'm, T> {
         self.slot.lock.is_excluded()
     }
 
-    /// Whether an edit after `edit` has write-locked it.
-    pub(crate) fn was_locked_since(&self, edit: EditSeq) -> bool {
-        self.slot.lock.locked_last_by().is_after(edit)
-    }
-
     /// How many readers it has, for its excluder.
     pub(crate) fn readers(&self) -> u32 {
         self.slot.lock.readers()
@@ -181,7 +189,7 @@ impl<'s: 'm, 'm, T> Attached<'s, 'm, T> {
         if lock.is_excluded() {
             return None;
         }
-        if lock.locked_last_by() != section.edit() {
+        if !lock.is_locked_by(section.edit()) {
             lock.exclude();
             slots.readers().transfer_readers(section, iter::once(lock));
             lock.wait_drained::<P>(None);
@@ -197,7 +205,7 @@ impl<'s: 'm, 'm, T> Attached<'s, 'm, T> {
         section: &EditSection<'_, P>,
     ) -> Option<WriteLocked<'s, 'm, T>> {
         let lock = &self.slot.lock;
-        if lock.locked_last_by() != section.edit() {
+        if !lock.is_locked_by(section.edit()) {
             if !slots.try_exclude_idle(lock, section) {
                 return None;
             }
@@ -373,7 +381,7 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         }
     }
 
-    /// What the mutant without a list of its own believes: that all in the range is its own.
+    /// For the mutant without a list of its own, which takes all VMAs in the range.
     #[cfg(pervma_model)]
     pub(crate) fn take_over<'m>(&mut self, entries: impl Iterator<Item = Entry<'s, 'm, T>>)
     where
@@ -523,8 +531,8 @@ impl<'s, T> Reserved<'s, T> {
     }
 }
 
-/// A slot with nothing in it, the caller's to attach something or to
-/// [`give_back`](Self::give_back). One that is dropped is never used again.
+/// A free slot that the caller owns, to attach something or to [`give_back`](Self::give_back). One
+/// that is dropped is never used again.
 #[must_use]
 pub(crate) struct FreeSlot<'s, T> {
     slot: &'s Slot<T>,
@@ -547,7 +555,7 @@ impl<'s, T> FreeSlot<'s, T> {
         slots.arena.free(self.index, section);
     }
 
-    /// The name it will be linked by.
+    /// The index that a word of the tree will hold.
     #[inline]
     pub(crate) fn index(&self) -> Idx<Slot<T>> {
         self.index

@@ -1,4 +1,4 @@
-//! Slots: where VMAs live, in memory that is theirs for ever (see [`arena`](crate::arena)).
+//! Slots: type-stable memory for VMAs (see [`arena`](crate::arena)).
 
 mod holding;
 mod reading;

@@ -1,4 +1,4 @@
-//! What readers do with a slot that a walk has led them to: acquire, validate, read, release.
+//! Operations of readers on a slot that a walk has found: acquire, validate, read, release.
 #![expect(unsafe_code, reason = "fields are read under a read lock")]
 
 use core::marker::PhantomData;
@@ -20,7 +20,7 @@ use crate::vma_id::{VmaId, VmaVersion};
 #[must_use]
 pub(crate) struct Reference<'s, T, P: Platform> {
     slot: &'s Slot<T>,
-    /// Where it was published, if it was not counted.
+    /// The hazard pointer, if it was published and not counted.
     published: Option<&'s Hazard>,
     _platform: PhantomData<P>,
 }
@@ -53,6 +53,12 @@ impl<'s, T, P: Platform> Reference<'s, T, P> {
     fn acquire_counted(slot: &'s Slot<T>) -> Result<Self, Refused> {
         slot.lock.try_acquire()?;
         Ok(Self { slot, published: None, _platform: PhantomData })
+    }
+
+    /// One more reference to the same slot, counted.
+    fn again(&self) -> Result<Self, Refused> {
+        self.slot.lock.acquire_again()?;
+        Ok(Self { slot: self.slot, published: None, _platform: PhantomData })
     }
 
     #[cold]
@@ -131,6 +137,11 @@ impl<T, P: Platform> Drop for Reference<'_, T, P> {
 pub(crate) struct ReadLocked<'s, T, P: Platform>(Reference<'s, T, P>);
 
 impl<'s, T, P: Platform> ReadLocked<'s, T, P> {
+    /// One more of the same VMA, counted.
+    pub(crate) fn again(&self) -> Result<Self, Refused> {
+        self.0.again().map(Self)
+    }
+
     /// Its range.
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn span(&self) -> Span {

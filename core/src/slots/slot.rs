@@ -15,8 +15,9 @@
 //! - **S1** `payload` is initialised exactly while the slot is attached and `space` does not say
 //!   *reserved*, except while an [`Emptied`](super::Emptied) has the slot.
 //! - **S2** A [`FreeSlot`](super::FreeSlot) is the only handle to a slot whose count is 0.
-//! - **S3** An [`Excluded`](super::Excluded) list has set X in each of its VMAs. Who meets an X
-//!   that is not its own leaves the VMA alone, so each stays attached to its space, unchanged.
+//! - **S3** An [`Excluded`](super::Excluded) list has set X in each of its VMAs. A thread that
+//!   finds X set by another does not change the VMA, so each stays attached to its space,
+//!   unchanged.
 //! - **S4** A slot is attached at most once under each `generation`.
 #![expect(unsafe_code, reason = "slots are shared among threads as the table above says")]
 

@@ -1,7 +1,11 @@
 //! Atomics and fences that take an edge of the ledger, or a reason.
 #![cfg_attr(
     not(pervma_model),
-    expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the door"),
+    expect(
+        clippy::disallowed_types,
+        clippy::disallowed_methods,
+        reason = "takes edges, and passes them on"
+    ),
     expect(unreachable_pub, reason = "the models reach it through `internals`")
 )]
 

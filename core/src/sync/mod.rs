@@ -1,11 +1,11 @@
-//! The only door of this crate to atomics, fences and plain cells.
+//! The only place of this crate that uses atomics, fences and plain cells directly.
 //!
-//! Two back ends stand behind it: `real` (the processor's) and `model` (a checker's: loom's under
+//! It has two back ends: `real` (the processor's) and `model` (a checker's: loom's under
 //! the cfg `pervma_model` that the models package emits, shuttle's under `pervma_shuttle` beside
 //! it, from the schedules package). Nothing here decides anything: an atomic takes an edge of the
 //! [`ledger`](crate::ledger), or [`Relaxed`] with its reason, and passes the ordering on. A bare
 //! `Ordering` is not accepted, so an operation that the ledger does not know does not compile
-//! (`models/tests/sync.rs` holds that to it).
+//! (`models/tests/sync.rs` checks that).
 #![cfg_attr(
     not(pervma_model),
     expect(unreachable_pub, reason = "the models reach it through `internals`")

@@ -116,10 +116,10 @@ fn barrier() -> Option<Arc<Barrier>> {
 /// A stand-in for `membarrier(2)` between one thread that asks for barriers and one that passes
 /// them.
 ///
-/// The system call returns when the other thread has come past a full barrier, at a place of its
-/// program that nobody knows: what it did before is visible, what it does behind it sees what was
-/// done before the call. Here it comes past at the first of its fences for signal handlers, its
-/// barrier points or those that a model gives it, after the barrier was asked for, or when it ends.
+/// The system call returns when the other thread has passed a full barrier, at an unknown place of
+/// its program: what it did before is visible, what it does after sees what was done before the
+/// call. Here it passes at the first of its fences for signal handlers, its barrier points or those
+/// of the model, after the barrier was asked for, or when it ends.
 pub struct Barrier {
     state: Mutex<Barriers>,
     passed: Condvar,
@@ -152,7 +152,7 @@ impl Barrier {
         }
     }
 
-    /// The thread that passes barriers is not going to do anything else.
+    /// The thread that passes barriers has nothing more to do.
     pub fn end(&self) {
         let mut state = self.state.lock().unwrap();
         (state.wanted, state.over) = (false, true);

@@ -1,5 +1,9 @@
 //! The processor's atomics. Everything here inlines to the bare operation.
-#![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "this is the door")]
+#![expect(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "takes edges, and passes them on"
+)]
 
 use core::sync::atomic::Ordering;
 

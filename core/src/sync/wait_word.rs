@@ -32,8 +32,8 @@ mod real {
             self.0.load(Relaxed("a waiter looks again, with an ordering of its own"))
         }
 
-        /// The word's address, for a system call that compares and sleeps. Whoever writes through
-        /// it breaks the contract of [`Platform`](crate::Platform), and the lock.
+        /// The word's address, for a system call that compares and sleeps. A write through it
+        /// breaks the contract of [`Platform`](crate::Platform), and the lock.
         #[inline]
         pub fn as_ptr(&self) -> *const u32 {
             self.0.raw().as_ptr()

@@ -1,4 +1,4 @@
-//! What the test programs share: an end for tests that wait for ever, and a platform that can be watched.
+//! What the test programs share: a watchdog, and a platform that counts its calls.
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use std::marker::PhantomData;
@@ -41,7 +41,7 @@ pub(crate) fn watchdog() -> Watchdog {
     watchdog_beyond(Duration::ZERO)
 }
 
-/// The same, for a test that goes on for as long as `work` by itself.
+/// As [`watchdog`], for a test that itself takes as long as `work`.
 #[track_caller]
 pub(crate) fn watchdog_beyond(work: Duration) -> Watchdog {
     if cfg!(miri) {
@@ -106,8 +106,8 @@ pub(crate) trait Watched: 'static {
     fn calls() -> &'static Calls;
 }
 
-/// [`StdPlatform`], with its calls counted. A lock or a sleep inside a marked signal handler ends the
-/// process.
+/// [`StdPlatform`], with its calls counted. A lock or a sleep inside a marked signal handler ends
+/// the process.
 pub(crate) struct Delegate<W>(PhantomData<W>);
 
 // SAFETY: `StdPlatform` does what it promises; what is counted is no word of a lock.

@@ -1,8 +1,9 @@
 //! What each operation does, case by case.
 //!
-//! A case shows the space before and after, and what comes of the operation; addresses are columns.
+//! A case shows the space before and after, and the operation's result; addresses are columns.
 //! Every case runs at both ends of the address space and between, with granules of one byte and of
-//! a page, alone and beside as many VMAs as make the tree grow, on memory of its own and shared.
+//! a page, without and with so many other VMAs that the tree grows, on memory of its own and
+//! shared.
 
 use std::ops::Range;
 
@@ -22,7 +23,7 @@ pub(crate) struct Case {
     comes: Comes,
 }
 
-/// What comes of the last operation.
+/// The result of the last operation.
 enum Comes {
     /// It is done, and gives this out.
     Out(&'static str),
@@ -71,7 +72,7 @@ const fn no_gap(before: &'static str, ops: &'static [Op]) -> Case {
 const INSERT: &[Case] = &[
     done("......", &[Insert(1..4, Letter('a'))], ".abc.."),
     done("......", &[Insert(0..6, Letter('a'))], "abcdef"),
-    // What it touches is not joined.
+    // It is not merged with what it touches.
     done("ab..ef", &[Insert(2..4, Letter('c'))], "ab|cd|ef"),
     done("##..##", &[Insert(2..4, Letter('c'))], "##cd##"),
     // In the way.
@@ -91,7 +92,7 @@ const INSERT: &[Case] = &[
 const REMOVE: &[Case] = &[
     gives(".abcdef.", &[Remove(1..7)], "........", ".abcdef."),
     gives(".abcdef.", &[Remove(0..8)], "........", ".abcdef."),
-    // Cut at the edges.
+    // Split at the edges.
     gives(".abcdef.", &[Remove(3..5)], ".ab..ef.", "...cd..."),
     gives(".abcdef.", &[Remove(1..2)], "..bcdef.", ".a......"),
     gives(".abcdef.", &[Remove(6..7)], ".abcde..", "......f."),
@@ -113,7 +114,7 @@ const REMOVE: &[Case] = &[
     fails(".ab..cd.", &[Remove(3..5)], Refused::NotMapped(3..5)),
     fails(".ab..cd.", &[Remove(0..1)], Refused::NotMapped(0..1)),
     fails(".ab...cd.", &[Remove(4..5)], Refused::NotMapped(4..5)),
-    // Held by others.
+    // Excluded by others.
     fails("ab.##.cd", &[Remove(0..8)], Refused::Reserved(3..5)),
     fails("ab.##.cd", &[Remove(4..5)], Refused::Reserved(3..5)),
     fails("ab.##.cd", &[Remove(2..6)], Refused::Reserved(3..5)),
@@ -122,7 +123,7 @@ const REMOVE: &[Case] = &[
     fails("AA(BB)CC", &[Remove(3..5)], Refused::Excluded(2..4)),
     fails("AA(BBCC)", &[Remove(1..5)], Refused::Excluded(2..4)),
     fails("(AA).##.", &[Remove(0..6)], Refused::Reserved(3..5)),
-    // Cannot be cut.
+    // Cannot be split.
     fails("01234567", &[Remove(2..6)], Refused::PartlyCovered(0..8)),
     fails("01234567", &[Remove(2..4)], Refused::PartlyCovered(0..8)),
     fails("01234567", &[Remove(4..6)], Refused::PartlyCovered(0..8)),
@@ -137,40 +138,40 @@ const REMOVE: &[Case] = &[
 ];
 
 const UPDATE: &[Case] = &[
-    // Cut at the edges.
+    // Split at the edges.
     gives(".abcdef.", &[Update(3..5, Letter('A'))], ".abAAef.", "...cd..."),
     gives(".abcdef.", &[Update(1..3, Letter('A'))], ".AAcdef.", ".ab....."),
     gives(".abcdef.", &[Update(5..7, Letter('A'))], ".abcdAA.", ".....ef."),
     gives("abcdef", &[Update(0..6, Letter('A'))], "AAAAAA", "abcdef"),
-    // Parts in the range become one if they can.
+    // Parts in the range are merged if they can be.
     gives("abBBcd", &[Update(1..5, Letter('A'))], "aAAAAd", ".bBBc."),
     gives("ABC", &[Update(0..3, Letter('a'))], "abc", "ABC"),
     gives("ab|cd|ef", &[Keep(0..6)], "abcdef", "ab|cd|ef"),
     gives("abdegh", &[Keep(0..6)], "abdegh", "abdegh"),
-    // What was cut comes together again.
+    // What was split is merged again.
     gives(".abcdef.", &[Keep(3..5)], ".abcdef.", "...cd..."),
     gives(".abcdef.", &[Keep(2..7)], ".abcdef.", "..bcdef."),
     gives(".abcdef.", &[Update(3..5, Letter('c'))], ".abcdef.", "...cd..."),
-    // The left, the right, both are joined.
+    // Merged with the left one, the right one, both.
     gives("abAA..", &[Update(2..4, Letter('c'))], "abcd..", "..AA.."),
     gives("..AAcd", &[Update(2..4, Letter('a'))], "..abcd", "..AA.."),
     gives("abAAef", &[Update(2..4, Letter('c'))], "abcdef", "..AA.."),
     gives("abAAef", &[Update(2..4, Letter('d'))], "abdeef", "..AA.."),
     gives("AA|AA|AA", &[Keep(2..4)], "AAAAAA", "..AA.."),
     gives("AABBAA", &[Update(2..4, Letter('A'))], "AAAAAA", "..BB.."),
-    // But none beyond those that touch, and none beyond a rest.
+    // But with none that does not touch, and none beyond the rest of a split VMA.
     gives("A|A|A|A|A", &[Keep(2..3)], "A|AAA|A", "..A.."),
     gives("AA|AA", &[Keep(3..4)], "AA|AA", "...A"),
     gives("AA|AA", &[Keep(0..1)], "AA|AA", "A..."),
     gives("A.A.A", &[Keep(2..3)], "A.A.A", "..A.."),
-    // From left to right, and what is joined is tried against the next.
+    // From left to right: a merged VMA may be merged with the next.
     gives("N|N|N|N|N", &[Keep(0..5)], "NNN|NN", "N|N|N|N|N"),
     gives("NN|NN|NN", &[Keep(0..6)], "NNNN|NN", "NN|NN|NN"),
     gives("NN|N|N", &[Keep(2..3)], "NNN|N", "..N."),
     gives("N|N|NN", &[Keep(1..2)], "NNNN", ".N.."),
     gives("NNNN|N|N", &[Keep(4..5)], "NNNN|NN", "....N."),
     gives("NNNNNN", &[Keep(1..5)], "NNNNN|N", ".NNNN."),
-    // Held by others: left alone.
+    // Excluded by others: not merged.
     gives("(AA)BB.", &[Update(2..4, Letter('A'))], "AA|AA.", "..BB."),
     gives(".BB(AA)", &[Update(1..3, Letter('A'))], ".AA|AA", ".BB.."),
     gives("##ABBA##", &[Update(3..5, Letter('A'))], "##AAAA##", "...BB..."),
@@ -186,14 +187,14 @@ const UPDATE: &[Case] = &[
     fails("ab##.c", &[Keep(0..6)], Refused::NotMapped(4..5)),
     fails("(AA).cd", &[Keep(0..5)], Refused::NotMapped(2..3)),
     fails("0123.A", &[Keep(1..6)], Refused::NotMapped(4..5)),
-    // Held by others.
+    // Excluded by others.
     fails("ab##cd", &[Keep(1..5)], Refused::Reserved(2..4)),
     fails("ab##cd", &[Keep(3..5)], Refused::Reserved(2..4)),
     fails("ab##cd", &[Keep(2..4)], Refused::Reserved(2..4)),
     fails("(AA)##cd", &[Keep(1..5)], Refused::Reserved(2..4)),
     fails("ab(AA)cd", &[Keep(1..5)], Refused::Excluded(2..4)),
     fails("0123(AA)", &[Keep(1..5)], Refused::Excluded(4..6)),
-    // Cannot be cut.
+    // Cannot be split.
     fails("01234567", &[Keep(2..6)], Refused::PartlyCovered(0..8)),
     fails("01234567", &[Keep(4..6)], Refused::PartlyCovered(0..8)),
     fails("abcd0123", &[Keep(2..6)], Refused::PartlyCovered(4..8)),
@@ -208,18 +209,18 @@ const REPLACE: &[Case] = &[
     gives("abcdef", &[Replace(2..4, Letter('A'))], "abAAef", "..cd.."),
     gives("abc..def", &[Replace(2..6, Letter('A'))], "abAAAAef", "..c..d.."),
     gives("A.B.CC", &[Replace(1..5, Letter('a'))], "AabcdC", "..B.C."),
-    // Nothing is joined, and what was there does not merge before it goes.
+    // Nothing is merged, what is replaced neither.
     done("ab..ef", &[Replace(2..4, Letter('c'))], "ab|cd|ef"),
     gives("AAAAAA", &[Replace(2..4, Letter('A'))], "AA|AA|AA", "..AA.."),
     gives("ab|cd", &[Replace(1..3, Letter('A'))], "aAAd", ".b|c."),
-    // Held by others.
+    // Excluded by others.
     fails("ab.##.", &[Replace(0..6, Letter('A'))], Refused::Reserved(3..5)),
     fails("..##..", &[Replace(3..5, Letter('A'))], Refused::Reserved(2..4)),
     fails("(AA)##", &[Replace(1..4, Letter('A'))], Refused::Reserved(2..4)),
     fails("AA(BB).", &[Replace(0..5, Letter('A'))], Refused::Excluded(2..4)),
     fails("0123(BB)", &[Replace(2..6, Letter('A'))], Refused::Excluded(4..6)),
     gives("##ab(BB)", &[Replace(2..4, Letter('A'))], "##AABB", "..ab.."),
-    // Cannot be cut.
+    // Cannot be split.
     fails("01234567", &[Replace(2..6, Letter('A'))], Refused::PartlyCovered(0..8)),
     fails("01234567", &[Replace(4..6, Letter('A'))], Refused::PartlyCovered(0..8)),
     fails("abcd0123", &[Replace(2..6, Letter('A'))], Refused::PartlyCovered(4..8)),
@@ -230,7 +231,7 @@ const RELOCATE: &[Case] = &[
     gives("...ab.", &[Relocate(3..5, 0)], "ab....", "...ab."),
     gives("ab..", &[Relocate(0..2, 2)], "..ab", "ab.."),
     gives("..ab", &[Relocate(2..4, 0)], "ab..", "..ab"),
-    // Cut at the edges.
+    // Split at the edges.
     gives("abcdef....", &[Relocate(2..4, 7)], "ab..ef.cd.", "..cd......"),
     gives("abcdef....", &[Relocate(0..2, 7)], "..cdef.ab.", "ab........"),
     gives("abcdef....", &[Relocate(4..6, 7)], "abcd...ef.", "....ef...."),
@@ -238,26 +239,26 @@ const RELOCATE: &[Case] = &[
     gives("a.B.cc......", &[Relocate(0..5, 6)], ".....ca.B.c.", "a.B.c......."),
     gives("..ab.........", &[Relocate(0..6, 7)], ".........ab..", "..ab........."),
     gives(".......A.B...", &[Relocate(6..12, 0)], ".A.B.........", ".......A.B..."),
-    // The left, the right, both are joined.
+    // Merged with the left one, the right one, both.
     gives("ab...cd", &[Relocate(5..7, 2)], "abcd...", ".....cd"),
     gives("ab...cd", &[Relocate(0..2, 3)], "...abcd", "ab....."),
     gives("ab..ef.cd", &[Relocate(7..9, 2)], "abcdef...", ".......cd"),
     gives("ab..ef.bc", &[Relocate(7..9, 2)], "abbcef...", ".......bc"),
     gives("A|A..A.A", &[Relocate(6..7, 2)], "A|AA.A..", "......A"),
-    // Also what is left of a VMA that was cut at the source.
+    // Also with what is left of a VMA that was split at the source.
     gives("AAAA....", &[Relocate(0..2, 4)], "..AAAA..", "AA......"),
     gives("....AAAA", &[Relocate(6..8, 2)], "..AAAA..", "......AA"),
-    // But only what touches a piece, and nothing beyond it, be it what was left.
+    // But only with what touches a part, and nothing beyond that, the rest of a split VMA neither.
     gives(".AA|AA..", &[Relocate(1..2, 5)], "..A|AAA.", ".A....."),
     gives("..AA|AA.", &[Relocate(5..6, 1)], ".AAA|A..", ".....A."),
     gives("ab.....cd", &[Relocate(6..9, 2)], "ab.cd....", ".......cd"),
     gives("cd...ab...", &[Relocate(5..8, 2)], "cdab......", ".....ab..."),
     gives(".cd.ab....", &[Relocate(0..3, 6)], "....ab.cd.", ".cd......."),
-    // Pieces that touch become one if they can, from left to right.
+    // Parts that touch are merged if they can be, from left to right.
     gives("ab|cd.....", &[Relocate(0..4, 5)], ".....abcd", "ab|cd....."),
     gives("N|N|N|N|N......", &[Relocate(0..5, 6)], "......NNN|NN", "N|N|N|N|N......"),
     gives("NN..N.N|N..", &[Relocate(6..8, 2)], "NNN|NN.....", "......N|N.."),
-    // Painted anew.
+    // With new payloads.
     gives("ab....", &[RelocateAs(0..2, 3, Letter('A'))], "...AA.", "ab...."),
     gives("abAB...", &[RelocateAs(1..3, 4, Letter('A'))], "a..BAA.", ".bA...."),
     gives("AB...cd", &[RelocateAs(0..2, 3, Letter('a'))], "...abcd", "AB....."),
@@ -265,7 +266,7 @@ const RELOCATE: &[Case] = &[
     // Nothing to move.
     fails(".ab..cd.", &[Relocate(3..5, 0)], Refused::NotMapped(3..5)),
     fails(".ab..cd.", &[Relocate(3..5, 4)], Refused::NotMapped(3..5)),
-    // Held by others.
+    // Excluded by others.
     fails("ab##....", &[Relocate(1..4, 5)], Refused::Reserved(2..4)),
     fails("..##....", &[Relocate(1..4, 5)], Refused::Reserved(2..4)),
     fails("(AA)##.CC", &[Relocate(1..3, 5)], Refused::Reserved(2..4)),
@@ -286,7 +287,7 @@ const RELOCATE: &[Case] = &[
     fails("ab..(CC).", &[Relocate(0..2, 3)], Refused::Overlap(4..6)),
     fails("abc(DD)", &[Relocate(0..3, 2)], Refused::Overlap(0..3)),
     fails("01234567AA", &[Relocate(2..4, 8)], Refused::Overlap(8..10)),
-    // Cannot be cut.
+    // Cannot be split.
     fails("01234567..", &[Relocate(2..4, 8)], Refused::PartlyCovered(0..8)),
     fails("01234567..", &[Relocate(4..6, 8)], Refused::PartlyCovered(0..8)),
     gives("01234567....", &[Relocate(4..8, 8)], "0123....4567", "....4567...."),
@@ -339,7 +340,7 @@ const FORK: &[Case] = &[
     copies("ab.##.A|A", &[Fork { every_second: false, go_on: false }], "ab....A|A"),
     copies("ab.##.AB", &[Fork { every_second: true, go_on: false }], "......A."),
     fails("A.(BBCC)", &[Fork { every_second: false, go_on: false }], Refused::Excluded(2..4)),
-    // The copy is a space like any other, and what becomes of it is nothing to the first.
+    // The copy is a space like any other; changes to it do not change the original.
     Case {
         before: "abcd##",
         ops: &[Fork { every_second: false, go_on: true }, Remove(1..3)],
@@ -393,7 +394,7 @@ const GAP: &[Case] = &[
     no_gap("...ab..cd", &[highest(3, 1..9)]),
     gap(".......", &[highest(7, 0..7)], 0..7),
     gap(".......", &[highest(2, 3..6)], 4..6),
-    // A reservation is no gap, an exclusion nothing but the VMAs that it holds.
+    // A reservation is no gap; an exclusion covers only the VMAs that it holds.
     gap("##.(AA)..", &[lowest(1, 0..7)], 2..3),
     gap("..(AA).##", &[highest(1, 0..7)], 4..5),
     no_gap("##(AA)##|#", &[lowest(1, 0..7)]),
@@ -493,7 +494,7 @@ impl Case {
 }
 
 /// The ranges of `n` VMAs below and `n` above the picture, none of which touches it, as far as
-/// there is room.
+/// there is space.
 fn beside(place: Place, columns: usize, n: usize) -> Vec<Range<usize>> {
     let below = (1..=n).rev().filter_map(|n| place.base.checked_sub(2 * n * place.granule));
     let above = (0..n).filter_map(|n| {

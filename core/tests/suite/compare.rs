@@ -99,8 +99,8 @@ impl Stage {
         let g = self.granule;
         let anywhere = self.addr(at);
         let from = |start: usize, granules: usize| {
-            let room = self.end().saturating_sub(start) / g;
-            start..start + granules.min(room) * g
+            let most = self.end().saturating_sub(start) / g;
+            start..start + granules.min(most) * g
         };
         let first = at.checked_rem(there.len()).unwrap_or(0);
         let last = (first + (len % 8).saturating_sub(4)).min(there.len().saturating_sub(1));
@@ -147,8 +147,9 @@ impl Stage {
     }
 }
 
-/// Does what `records` say on two spaces of `W` and on two oracles, and compares what comes of each
-/// operation and both maps after it. Tells `outcomes` on which space, what, and what came of it.
+/// Runs the operations that `records` encode on two spaces of `W` and on two oracles, and compares
+/// the results of each operation and both maps after it. Calls `outcomes` with the space, the
+/// operation and its result.
 pub(crate) fn compare<W: World>(records: &[Record], outcomes: impl FnMut(usize, &Op, &Outcome)) {
     let (first, rest) = records.split_first().unwrap_or((&[0; 8], &[]));
     let stage = Stage::decode(*first);

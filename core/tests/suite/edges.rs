@@ -1,4 +1,4 @@
-//! What columns cannot say: ranges that are none, alignment, and the ends of the address space.
+//! Cases that columns cannot show: invalid ranges, alignment, and the ends of the address space.
 
 use std::ops::Range;
 
@@ -66,7 +66,7 @@ pub(crate) fn bad_ranges<W: World>() {
     assert_eq!(side.run(&both), Outcome::Refused(Refused::Unaligned(1)));
 }
 
-/// Where a gap is found depends on what is mapped, so on which side of it the room is.
+/// Where a gap is found depends on which side of what is mapped has free space.
 pub(crate) fn gaps<W: World>() {
     let everywhere = 0..usize::MAX;
     let find = |side: &mut Side<W::Space<'_>>, size, align, within: &Range<usize>| {
@@ -106,15 +106,16 @@ pub(crate) fn gaps<W: World>() {
     assert_eq!(find(&mut pages, PAGE, 1, &(1..2 * PAGE - 1)), [Err(NoGap::NotFound); 2]);
     let reversed = Range { start: 8 * PAGE, end: PAGE };
     assert_eq!(find(&mut pages, PAGE, 1, &reversed), [Err(NoGap::NotFound); 2]);
-    // A gap is passed over when what is aligned in it does not fit.
+    // A gap is passed over when what is aligned need not fit in it, unless that is so of all.
     for page in [1, 4, 16, 20] {
         pages.must(&Insert(page * PAGE..(page + 1) * PAGE, Letter('A')));
     }
     let window = 0..20 * PAGE;
-    assert_eq!(find(&mut pages, PAGE, 2 * PAGE, &window), [Ok(0), Ok(18 * PAGE)]);
+    assert_eq!(find(&mut pages, PAGE, 2 * PAGE, &window), [Ok(2 * PAGE), Ok(18 * PAGE)]);
     assert_eq!(find(&mut pages, 2 * PAGE, 4 * PAGE, &window), [Ok(8 * PAGE), Ok(12 * PAGE)]);
     assert_eq!(find(&mut pages, 4 * PAGE, 8 * PAGE, &window), [Ok(8 * PAGE); 2]);
     assert_eq!(find(&mut pages, 3 * PAGE, 2 * PAGE, &window), [Ok(6 * PAGE), Ok(12 * PAGE)]);
+    assert_eq!(find(&mut pages, 8 * PAGE, 8 * PAGE, &window), [Ok(8 * PAGE); 2]);
     assert_eq!(find(&mut pages, 9 * PAGE, 2 * PAGE, &window), [Ok(6 * PAGE); 2]);
     assert_eq!(find(&mut pages, 11 * PAGE, 2 * PAGE, &window), [Err(NoGap::NotFound); 2]);
 

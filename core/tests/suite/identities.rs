@@ -1,7 +1,7 @@
-//! Identities of VMAs: what an operation leaves, and what it gives anew.
+//! Identities of VMAs: which ones an operation keeps, and which are new.
 //!
-//! There is one rule, which the table in `VmaId`'s documentation spells out: a VMA is the one that was
-//! there before if that had the same start, unless it was replaced.
+//! There is one rule, which the table in `VmaId`'s documentation spells out: a VMA is the one that
+//! was there before if that had the same start, unless it was replaced.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
@@ -21,15 +21,15 @@ pub(crate) struct Identities {
 struct Known {
     end: usize,
     id: VmaId,
-    /// How often it was write-locked, as far as that can be told apart.
+    /// How often it was write-locked, as far as versions show.
     changes: u64,
     /// The last version that was seen, and the changes before.
     seen: Option<(u64, VmaVersion)>,
 }
 
 impl Identities {
-    /// Compares the VMAs of `side` with those before `op`, of which came `outcome`. What is named for
-    /// the first time was not among those `given` to this or another space.
+    /// Compares the VMAs of `side` with those before `op`, of which came `outcome`. What is named
+    /// for the first time was not among those `given` to this or another space.
     pub(crate) fn follow<S: Subject>(
         &mut self,
         side: &mut Side<S>,
@@ -96,6 +96,9 @@ impl Known {
 }
 
 #[cfg(test)]
+pub(crate) use table::run;
+
+#[cfg(test)]
 mod table {
     use super::super::op::Op::*;
     use super::super::op::Paint::Letter;
@@ -103,8 +106,8 @@ mod table {
     use super::super::subject::World;
     use super::*;
 
-    /// A space before, what is done, and the VMAs that there are afterwards: `=` for one that was there
-    /// before, `+` for another.
+    /// A space before, what is done, and the VMAs that there are afterwards: `=` for one that was
+    /// there before, `+` for another.
     type Case = (&'static str, &'static [Op], &'static str);
 
     const CASES: &[Case] = &[
@@ -169,6 +172,3 @@ mod table {
         world.finish();
     }
 }
-
-#[cfg(test)]
-pub(crate) use table::run;

@@ -1,4 +1,4 @@
-//! The behaviour of an address space, as one suite for everything that claims it.
+//! The behaviour of an address space, as one suite for all implementations.
 
 pub(crate) mod compare;
 pub(crate) mod identities;

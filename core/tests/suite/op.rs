@@ -1,4 +1,4 @@
-//! The operations as data, and what comes of them.
+//! The operations as data, and their results.
 
 use std::ops::Range;
 
@@ -23,15 +23,15 @@ pub(crate) enum Op {
     Remove(Range<usize>),
     /// If there is no exclusion yet, since it makes one.
     RemoveReserving(Range<usize>),
-    /// Paints the parts in the range; what each gets begins as far into the paint as the part is
-    /// into the range.
+    /// Updates the parts in the range with pieces of one payload: each part gets the piece at its
+    /// offset in the range.
     Update(Range<usize>, Paint),
-    /// An update that gives each part what it has.
+    /// An update that keeps each part's payload.
     Keep(Range<usize>),
     Replace(Range<usize>, Paint),
-    /// A relocation that gives each part what it has.
+    /// A relocation that keeps each part's payload.
     Relocate(Range<usize>, usize),
-    /// A relocation that paints the parts, as an update does.
+    /// A relocation that gives the parts new payloads, as an update does.
     RelocateAs(Range<usize>, usize, Paint),
     Reserve(Range<usize>),
     /// Of the `n`th of the reservations, modulo their number.
@@ -50,10 +50,10 @@ pub(crate) enum Op {
     ReadFrom(usize),
 }
 
-/// What came of an operation.
+/// The result of an operation.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Outcome {
-    /// It is done; and what it took out.
+    /// It was done, and returned this.
     Done(Map),
     /// Nothing has changed.
     Refused(Refused),
@@ -178,7 +178,7 @@ impl<S: Subject> Side<S> {
     }
 }
 
-/// Checks that what is refused comes back.
+/// Checks that a refused operation gives its payload back.
 fn back(result: Result<Map, (Refused, Part)>, given: &Part) -> Outcome {
     let result = result.map_err(|(refused, payload)| {
         assert_eq!(payload, *given);

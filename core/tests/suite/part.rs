@@ -2,7 +2,7 @@
 //!
 //! Its first granule has a letter, which says what it is:
 //!
-//! | letter | cut | merged |
+//! | letter | split | merged |
 //! |---|---|---|
 //! | `a` to `z` | a file: the letter goes on, one a granule | with what goes on where it ends |
 //! | `A` to `M` | the same all over | with its like |
@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 /// `N` to `Z` take no more once they have this many granules. So the result of a chain of merges
-/// tells in which order they were made.
+/// shows in which order they were made.
 pub(crate) const SHORT: usize = 3;
 
 /// What it is, from which byte on.
@@ -80,11 +80,11 @@ impl Part {
     }
 
     pub(crate) fn split_at(&self, offset: usize) -> Option<(Self, Self)> {
-        let cut = self.advanced(offset);
-        if self.letter == b'0' && !cut.offset.is_multiple_of(4 * self.granule) {
+        let right = self.advanced(offset);
+        if self.letter == b'0' && !right.offset.is_multiple_of(4 * self.granule) {
             return None;
         }
-        Some((self.clone(), cut))
+        Some((self.clone(), right))
     }
 
     pub(crate) fn merged(&self, len: usize, next: &Self) -> Option<Self> {

@@ -1,4 +1,4 @@
-//! Random operations on anything and on the oracle. `PROPTEST_CASES` makes the run longer.
+//! Random operations on an implementation and on the oracle. `PROPTEST_CASES` makes the run longer.
 
 use std::collections::BTreeSet;
 
@@ -26,7 +26,7 @@ pub(crate) fn run<W: World>() {
     }
 }
 
-/// What can come of each operation.
+/// The possible results of each operation.
 const EVERYTHING: &str = "
     Insert: Done Empty Overflow Unaligned Excluded Overlap
     Remove: Done Empty Overflow Unaligned NotMapped Reserved Excluded PartlyCovered
@@ -47,7 +47,7 @@ const EVERYTHING: &str = "
     ReadFrom: Found
 ";
 
-/// Otherwise the comparison may be of nothing.
+/// Otherwise the comparison might compare nothing.
 #[test]
 #[cfg_attr(miri, ignore = "takes too long")]
 fn random_records_bring_everything_about() {

@@ -1,6 +1,6 @@
 //! `AddressSpace` as a subject: changed in edits, by its own operations, and through exclusions.
 //!
-//! What an exclusion says no to at once, the space's own operation says too, in its order.
+//! The space's own operation refuses what an exclusion refuses, with the same error.
 
 use std::cell::OnceCell;
 use std::fmt::Debug;
@@ -124,7 +124,7 @@ impl<'w, P: Platform, const WAY: u8> Space<'w, P, WAY> {
     }
 
     /// Whether to change the space in an edit. What would wait for an exclusion of this thread is
-    /// refused, or waits for ever on a platform that cannot tell.
+    /// refused, or waits forever on a platform that cannot tell threads apart.
     fn in_edit(&mut self) -> bool {
         let in_edit = WAY == IN_EDITS || self.exclusions != 0;
         if !in_edit {
@@ -206,7 +206,7 @@ impl<'w, P: Platform, const WAY: u8> Subject for Space<'w, P, WAY> {
             self.edit().relocate(from, to, f)
         } else if let (EXCLUDING, Ok(exclusion)) = (WAY, space.exclude(from.clone())) {
             match exclusion.relocate(to, &mut f) {
-                // It cuts before it looks where to move, which may be refused too, and first.
+                // It splits before it checks the target, which is the first refusal elsewhere.
                 Err(ChangeError::PartlyCovered { .. }) => space.relocate(from, to, f),
                 relocated => relocated,
             }

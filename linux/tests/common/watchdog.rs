@@ -1,4 +1,4 @@
-//! Ends a test that waits for ever.
+//! A watchdog that ends a test which waits forever.
 
 use std::process;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};

@@ -1,5 +1,4 @@
-//! Readers against removal and reuse of the slot they are on their way to. Two threads, the whole
-//! lookup of the shipped source.
+//! A reader's lookup against removal and reuse of the slot that it is about to acquire.
 
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicU32;
@@ -14,14 +13,14 @@ use crate::harness::{COUNTED, Model, RACE, drop_step, weaken};
 
 const OTHER: &str = "a reader is admitted to a VMA that does not hold its address";
 const FOREIGN: &str = "a reader of one space is admitted to a VMA of another";
-const TAKEN: &str = "a slot or a node was taken while its owner was at it";
-const EARLY: &str = "a reader is inside before the edit ends";
+const TAKEN: &str = "a slot or a node was reused while its owner still used it";
+const EARLY: &str = "a reader acquires an inserted VMA before the edit ends";
 const TENANT: &str = "a stale reader has changed the count of the slot's next tenant";
 
-/// B12. Two editors, each of its own space, of which one removes while the other inserts.
+/// B12. Two editors of two spaces on one slab: one removes, the other inserts.
 pub(crate) const TWO_EDITORS: Model = Model {
     name: "two_editors",
-    property: "a slot or a node is another space's only when its last owner is done with it",
+    property: "a slot or a node goes to another space only when its last owner no longer uses it",
     threads: 2,
     preemptions: None,
     run: || {
@@ -29,7 +28,7 @@ pub(crate) const TWO_EDITORS: Model = Model {
         let mine = AddressSpace::new_in(1, std::sync::Arc::clone(&slab));
         let other = AddressSpace::new_in(1, std::sync::Arc::clone(&slab));
         let mut edit = mine.edit().unwrap();
-        // 40 comes last: the leaf is divided in the middle, since keys do not come in order.
+        // 40 comes last: the leaf is split in the middle, since keys are not inserted in order.
         for start in [10, 20, 30, 50, 40] {
             edit.insert(start..start + 5, start).unwrap();
         }
@@ -57,7 +56,7 @@ pub(crate) const TWO_EDITORS: Model = Model {
     mutants: &[drop_step(Step::FreeLast, TAKEN), drop_step(Step::FreeDetached, COUNTED)],
 };
 
-/// Looks `addr` up; what is found must hold it and carry `payload`.
+/// Looks `addr` up; a VMA that is found must hold it and have `payload`.
 fn look(space: &AddressSpace<u32>, addr: usize, payload: u32, wrong: &str) {
     if let Ok(vma) = space.try_read(addr) {
         assert!(vma.range().contains(&addr), "{wrong}");
@@ -65,10 +64,10 @@ fn look(space: &AddressSpace<u32>, addr: usize, payload: u32, wrong: &str) {
     }
 }
 
-/// B4, B7, B15d. One reader of the address that goes, one editor.
+/// B4, B7, B15d. A reader of an address, and an editor that unmaps it and reuses the slot.
 pub(crate) const REUSE: Model = Model {
     name: "reuse",
-    property: "a reader that comes late finds its own VMA or none, never the slot's next tenant",
+    property: "a late reader finds its own VMA or none, never the slot's next tenant",
     threads: 2,
     preemptions: Some(3),
     run: || {
@@ -95,10 +94,10 @@ pub(crate) const REUSE: Model = Model {
     ],
 };
 
-/// B4, B15h. One reader of an address that an edit maps, in a slot that was used before.
+/// B4, B15h. A reader of an address that an edit maps, in a slot that was used before.
 pub(crate) const APPEAR: Model = Model {
     name: "appear",
-    property: "what an edit inserts is found complete, and not before the edit ends",
+    property: "a VMA that an edit inserts is found complete, and not before the edit ends",
     threads: 2,
     preemptions: None,
     run: || {
@@ -124,9 +123,9 @@ pub(crate) const APPEAR: Model = Model {
     mutants: &[drop_step(Step::AttachLocked, EARLY), weaken("ATTACH_PUBLISH", RACE)],
 };
 
-/// One reader of a space, one editor that moves its slot to another space on the same slab.
-pub(crate) const REUSE_ELSEWHERE: Model = Model {
-    name: "reuse_elsewhere",
+/// A reader of a space, and an editor that frees its slot, which another space then uses.
+pub(crate) const REUSE_OTHER_SPACE: Model = Model {
+    name: "reuse_other_space",
     property: "a slot that has gone to another space is refused, whatever its lock says",
     threads: 2,
     preemptions: Some(3),
@@ -150,10 +149,10 @@ pub(crate) const REUSE_ELSEWHERE: Model = Model {
     mutants: &[drop_step(Step::CheckSpace, FOREIGN), weaken("ATTACH_PUBLISH", RACE)],
 };
 
-/// B15a. A late reader of a slot whose VMA goes and which is used again, at the lock alone.
-pub(crate) const LATE_PUT: Model = Model {
-    name: "late_put",
-    property: "a reader's put goes to the count that it took a reference from",
+/// B15a. A late reader of a slot whose VMA is detached and which is used again; the lock only.
+pub(crate) const LATE_RELEASE: Model = Model {
+    name: "late_release",
+    property: "a reader's release goes to the count that it acquired its reference from",
     threads: 2,
     preemptions: None,
     run: || {

@@ -1,4 +1,4 @@
-//! Exclusions: VMAs kept from readers while nobody holds the mmap lock.
+//! Exclusions: VMAs that are closed to readers while the mmap lock is not held.
 
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicU32;
@@ -11,44 +11,44 @@ use pervma_models::{AddressSpace, ChangeError, ReadError, WriteError};
 use super::lock::Vma;
 use crate::harness::{DEADLOCK, Model, RACE, drop_step, weaken};
 
-const LATE: &str = "a reader is inside a removed VMA";
+const LATE: &str = "a reader holds a removed VMA";
 const FOREIGN: &str = "an exclusion changes a VMA that another excludes";
 const TWICE: &str = "X is set once";
-const LOST: &str = "what was changed or removed is not what there was";
+const LOST: &str = "a change or a removal is lost, or made twice";
 
-/// A reader of one address who counts itself while it is inside.
-fn look(space: &AddressSpace<u32>, addr: usize, inside: &AtomicU32) {
+/// Reads one address, and counts itself in `readers` while it holds the VMA.
+fn look(space: &AddressSpace<u32>, addr: usize, readers: &AtomicU32) {
     if let Ok(vma) = space.try_read(addr) {
-        inside.fetch_add(1, Relaxed);
+        readers.fetch_add(1, Relaxed);
         assert!(*vma < 3);
-        inside.fetch_sub(1, Relaxed);
+        readers.fetch_sub(1, Relaxed);
     }
 }
 
-fn none_inside(inside: &AtomicU32, otherwise: &str) {
-    assert_eq!(inside.fetch_add(0, Relaxed), 0, "{otherwise}");
+fn none_reads(readers: &AtomicU32, otherwise: &str) {
+    assert_eq!(readers.fetch_add(0, Relaxed), 0, "{otherwise}");
 }
 
 /// B9. A reader against a removal that waits without the mmap lock.
 pub(crate) const EXCLUDE_REMOVE: Model = Model {
     name: "exclude_remove",
-    property: "when a removal returns, nobody is inside and nobody enters",
+    property: "when a removal returns, no reader holds the VMA and none is admitted",
     threads: 2,
     preemptions: None,
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
-        let inside = Arc::new(AtomicU32::new(0));
+        let readers = Arc::new(AtomicU32::new(0));
         drop(space.try_read(10).unwrap()); // advances the watermark
         let remover = thread::spawn({
-            let (space, inside) = (Arc::clone(&space), Arc::clone(&inside));
+            let (space, readers) = (Arc::clone(&space), Arc::clone(&readers));
             move || {
                 let removed = space.remove(10..20).unwrap();
-                none_inside(&inside, LATE);
+                none_reads(&readers, LATE);
                 assert_eq!((removed.len(), removed[0].payload), (1, 1));
             }
         });
-        look(&space, 10, &inside);
+        look(&space, 10, &readers);
         remover.join().unwrap();
         assert_eq!(space.try_read(10).unwrap_err(), ReadError::NotMapped { addr: 10 });
     },
@@ -63,7 +63,7 @@ pub(crate) const EXCLUDE_REMOVE: Model = Model {
 /// B23. A reader against a change of the payload under an exclusion.
 pub(crate) const EXCLUDE_UPDATE: Model = Model {
     name: "exclude_update",
-    property: "a payload changes while nobody is inside, and the new one is read only when its edit is over",
+    property: "a payload changes while no reader holds the VMA, and the new one is read only after its edit",
     threads: 2,
     preemptions: None,
     run: || {
@@ -87,10 +87,10 @@ pub(crate) const EXCLUDE_UPDATE: Model = Model {
     ],
 };
 
-/// A blocking reader against an exclusion that gives up.
-pub(crate) const GATE: Model = Model {
-    name: "gate",
-    property: "whoever an exclusion refuses goes on when it ends",
+/// A blocking reader against an exclusion that is dropped.
+pub(crate) const REFUSED_READER: Model = Model {
+    name: "refused_reader",
+    property: "a reader that an exclusion refuses goes on when the exclusion ends",
     threads: 2,
     preemptions: None,
     run: || {
@@ -112,10 +112,10 @@ pub(crate) const GATE: Model = Model {
     ],
 };
 
-/// Two whom one exclusion refuses. At the lock alone.
+/// Two threads that one exclusion refuses; the lock only.
 pub(crate) const TWO_SLEEPERS: Model = Model {
     name: "two_sleepers",
-    property: "the end of an exclusion lets all go on whom it refused",
+    property: "the end of an exclusion wakes all threads that it refused",
     threads: 3,
     preemptions: Some(3),
     run: || {
@@ -138,11 +138,12 @@ pub(crate) const TWO_SLEEPERS: Model = Model {
     mutants: &[drop_step(Step::WakeAll, DEADLOCK)],
 };
 
-/// One whom an exclusion refused comes late to sleep: the VMA is excluded again by then, by somebody
-/// who waits for him, and the gate has a new sleeper. At the lock alone.
+/// A thread that an exclusion refused is late to sleep: by then the VMA is excluded again, by a
+/// thread that waits for it, and another thread has announced itself in the event word; the lock
+/// only.
 pub(crate) const LATE_SLEEPER: Model = Model {
     name: "late_sleeper",
-    property: "nobody sleeps for an exclusion that came after the one that refused him",
+    property: "no thread sleeps for a later exclusion than the one that refused it",
     threads: 2,
     preemptions: None,
     run: || {
@@ -161,10 +162,10 @@ pub(crate) const LATE_SLEEPER: Model = Model {
     mutants: &[drop_step(Step::AdvanceEvent, DEADLOCK)],
 };
 
-/// Two excluders of one VMA, of whom each gives up.
+/// Two exclusions of one VMA, each dropped.
 pub(crate) const ABANDON: Model = Model {
     name: "abandon",
-    property: "an exclusion that gives up touches nothing of the next one's",
+    property: "an exclusion that is dropped touches no field that the next one owns",
     threads: 2,
     preemptions: None,
     run: || {
@@ -185,10 +186,10 @@ pub(crate) const ABANDON: Model = Model {
     ],
 };
 
-/// Two removals of the same range, one of them by an edit that retries outside.
+/// Two removals of the same range; one is an edit's, which an exclusion repeats if it is refused.
 pub(crate) const TWO_REMOVALS: Model = Model {
     name: "two_removals",
-    property: "exclusions and edits of the same VMAs neither wait for each other for ever nor both have them",
+    property: "exclusions and edits of the same VMAs neither deadlock nor both hold them",
     threads: 2,
     preemptions: None,
     run: || {
@@ -214,10 +215,10 @@ pub(crate) const TWO_REMOVALS: Model = Model {
     mutants: &[drop_step(Step::TestExcluded, TWICE), drop_step(Step::SleepUnlocked, DEADLOCK)],
 };
 
-/// B15j. A reader inside, one excluder that waits for it, one more whom that refuses.
+/// B15j. A reader that holds the VMA, an excluder that waits for it, a reader that this refuses.
 pub(crate) const TWO_WAITERS: Model = Model {
     name: "two_waiters",
-    property: "the last reader wakes the excluder, and not somebody whom the exclusion refuses",
+    property: "the last reader wakes the excluder, not a thread that the exclusion refuses",
     threads: 3,
     preemptions: Some(3),
     run: || {
@@ -240,32 +241,44 @@ pub(crate) const TWO_WAITERS: Model = Model {
     mutants: &[drop_step(Step::SeparateEvent, DEADLOCK), drop_step(Step::WakeWriter, DEADLOCK)],
 };
 
-/// A change that finds the mmap lock taken when it would end, beside an edit of the same VMA.
-pub(crate) const SUSPENDED: Model = Model {
-    name: "suspended",
-    property: "a change that was suspended is made of what is there when it goes on",
-    threads: 2,
-    preemptions: Some(3),
+/// An edit that waits for one exclusion, beside another thread that excludes a VMA in its range.
+pub(crate) const EDIT_RANGE: Model = Model {
+    name: "edit_range",
+    property: "an edit that waits for exclusions begins, and meets none in its range",
+    threads: 3,
+    preemptions: Some(2),
     run: || {
         let space = Arc::new(AddressSpace::new(1));
-        space.edit().unwrap().insert(10..20, 1).unwrap();
-        let updater = thread::spawn({
-            let space = Arc::clone(&space);
-            move || drop(space.update(10..20, |_, payload| payload + 10).unwrap())
-        });
         let mut edit = space.edit().unwrap();
-        let added = if edit.update(10..20, |_, payload| payload + 100).is_ok() { 100 } else { 0 };
+        edit.insert(10..15, 1).unwrap();
+        edit.insert(20..25, 2).unwrap();
         drop(edit);
-        updater.join().unwrap();
-        assert_eq!(*space.try_read(10).unwrap(), 11 + added, "{LOST}");
+        let exclusion = space.exclude(10..15).unwrap();
+        let editor = thread::spawn({
+            let space = Arc::clone(&space);
+            move || {
+                let mut edit = space.edit_range(10..25).unwrap();
+                edit.update(10..15, |_, payload| payload + 10).unwrap();
+                edit.update(20..25, |_, payload| payload + 10).unwrap();
+            }
+        });
+        let excluder = thread::spawn({
+            let space = Arc::clone(&space);
+            move || drop(space.update(20..25, |_, payload| payload + 100).unwrap())
+        });
+        drop(exclusion);
+        editor.join().unwrap();
+        excluder.join().unwrap();
+        assert_eq!(*space.try_read(10).unwrap(), 11);
+        assert_eq!(*space.try_read(20).unwrap(), 112, "{LOST}");
     },
-    mutants: &[drop_step(Step::FindUnchanged, LOST)],
+    mutants: &[drop_step(Step::SleepUnlocked, DEADLOCK), drop_step(Step::TestAgain, DEADLOCK)],
 };
 
 /// An exclusion with a hole in its range, in which another thread maps and excludes something.
 pub(crate) const HOLE_IN_RANGE: Model = Model {
     name: "hole_in_range",
-    property: "an exclusion ends on its own VMAs, whatever has come into its range",
+    property: "an exclusion ends on its own VMAs, whatever was mapped in its range meanwhile",
     threads: 2,
     preemptions: None,
     run: || {
@@ -276,7 +289,7 @@ pub(crate) const HOLE_IN_RANGE: Model = Model {
             let space = Arc::clone(&space);
             move || {
                 space.edit().unwrap().insert(20..25, 2).unwrap();
-                // Never to end, so that there is no race with who takes the VMA away.
+                // Never ends, so that it does not race with a removal of the VMA.
                 std::mem::forget(space.exclude(20..25));
             }
         });
@@ -289,7 +302,7 @@ pub(crate) const HOLE_IN_RANGE: Model = Model {
 /// B10. A reader against a write lock that does not wait.
 pub(crate) const IDLE: Model = Model {
     name: "idle",
-    property: "a VMA that is write-locked because it was idle is idle",
+    property: "a VMA that `try_write` finds idle has no reader",
     threads: 2,
     preemptions: None,
     run: || {
@@ -317,10 +330,10 @@ pub(crate) const IDLE: Model = Model {
     ],
 };
 
-/// An exclusion that gives up against another that takes the VMA in as a neighbour, if it is idle.
-pub(crate) const TAKEN_IN: Model = Model {
-    name: "taken_in",
-    property: "who finds a VMA idle has its link to himself, whoever had it before",
+/// An exclusion that is dropped, against another that merges the VMA as a neighbour if it is idle.
+pub(crate) const MERGE_IF_IDLE: Model = Model {
+    name: "merge_if_idle",
+    property: "a thread that excludes an idle VMA owns its link, after every earlier excluder",
     threads: 2,
     preemptions: None,
     run: || {
@@ -342,7 +355,7 @@ pub(crate) const TAKEN_IN: Model = Model {
 /// A reader, an editor and an excluder of one VMA.
 pub(crate) const THREE_WAYS: Model = Model {
     name: "three_ways",
-    property: "of a reader, an edit and an exclusion at most one has the VMA, and each of them ends",
+    property: "of a reader, an edit and an exclusion at most one holds the VMA, and each of them ends",
     threads: 3,
     preemptions: Some(2),
     run: || {
@@ -384,10 +397,10 @@ pub(crate) const THREE_WAYS: Model = Model {
     ],
 };
 
-/// B2, B8. A reader of a VMA that an exclusion of its neighbour would merge with.
+/// B2, B8. A reader of a VMA that an exclusion of its neighbour could merge.
 pub(crate) const NEIGHBOUR: Model = Model {
     name: "neighbour",
-    property: "an exclusion merges a neighbour only while nobody is inside that",
+    property: "an exclusion merges a neighbour only while no reader holds that",
     threads: 2,
     preemptions: None,
     run: || {

@@ -1,6 +1,6 @@
-//! Registered readers against who write-locks, excludes or removes what they visit.
+//! Registered readers against writers and excluders of the VMAs that they read.
 //!
-//! Most readers have a cursor that knows the VMA: what a walk may meet is shown by other models.
+//! Most readers have a cursor that remembers the VMA: other models are about walks.
 
 use loom::sync::Arc;
 use loom::thread::{self, JoinHandle};
@@ -23,19 +23,19 @@ fn space() -> Arc<AddressSpace<u32>> {
     space
 }
 
-/// A cursor that knows the first VMA.
+/// A cursor that remembers the first VMA.
 fn cursor<'r>(reader: &'r Reader<'r, u32>) -> ReaderCursor<'r, u32> {
     let mut cursor = reader.cursor();
     drop(cursor.try_read(10).unwrap());
     cursor
 }
 
-/// Reads the first VMA, if it can be had; does `inside` before and after.
-fn read(cursor: &mut ReaderCursor<'_, u32>, inside: impl Fn()) {
+/// Reads the first VMA, if it is admitted; calls `around` before and after.
+fn read(cursor: &mut ReaderCursor<'_, u32>, around: impl Fn()) {
     if let Ok(vma) = cursor.try_read(10) {
-        inside();
+        around();
         assert!(*vma < 3);
-        inside();
+        around();
     }
 }
 
@@ -48,7 +48,7 @@ fn write(space: &Arc<AddressSpace<u32>>) -> JoinHandle<()> {
 /// One reader, one writer.
 pub(crate) const PUBLISHED: Model = Model {
     name: "published",
-    property: "a writer waits for the reader whose visit is published, or the reader sees that it has come",
+    property: "a writer waits for the reader that has published, or the reader sees X",
     threads: 2,
     preemptions: Some(4),
     run: || {
@@ -75,10 +75,10 @@ pub(crate) const PUBLISHED: Model = Model {
     ],
 };
 
-/// One reader that goes on to another VMA, one writer of the first.
-pub(crate) const NEXT_VISIT: Model = Model {
-    name: "next_visit",
-    property: "a writer that sees the reader elsewhere sees that its reads are over",
+/// A reader that reads one VMA and then another, and a writer of the first.
+pub(crate) const NEXT_PUBLICATION: Model = Model {
+    name: "next_publication",
+    property: "a writer that sees another VMA published also sees the end of the reads before",
     threads: 2,
     preemptions: Some(4),
     run: || {
@@ -94,10 +94,34 @@ pub(crate) const NEXT_VISIT: Model = Model {
     mutants: &[weaken("HAZARD_SCAN", RACE)],
 };
 
-/// One reader that stays for a while, one thread that excludes twice.
-pub(crate) const COUNTED_ONCE: Model = Model {
-    name: "counted_once",
-    property: "a reader that one exclusion has counted is not counted by the next, and makes one put",
+/// A reader that clones its guard and drops the first, and a writer.
+pub(crate) const CLONED: Model = Model {
+    name: "cloned",
+    property: "a VMA that was acquired once more, counted, is held until that is released",
+    threads: 2,
+    preemptions: None,
+    run: || {
+        let space = space();
+        let reader = space.register().unwrap();
+        let vma = reader.try_read(10).unwrap();
+        let writer = write(&space);
+        let again = vma.try_clone().unwrap();
+        drop(vma);
+        assert_eq!(*again, 1);
+        drop(again);
+        writer.join().unwrap();
+    },
+    mutants: &[
+        weaken("READ_RELEASE", RACE),
+        weaken("HAZARD_SCAN", RACE),
+        drop_step(Step::ScanHazards, RACE),
+    ],
+};
+
+/// A reader that holds the VMA, and a thread that excludes it twice.
+pub(crate) const TRANSFERRED_ONCE: Model = Model {
+    name: "transferred_once",
+    property: "a reader that one exclusion has transferred to the count is not transferred by the next",
     threads: 2,
     preemptions: None,
     run: || {
@@ -118,10 +142,10 @@ pub(crate) const COUNTED_ONCE: Model = Model {
     mutants: &[drop_step(Step::SkipTransferred, DEADLOCK)],
 };
 
-/// One reader, one writer that does not want to wait.
+/// One reader, and a writer that does not wait.
 pub(crate) const NOT_IDLE: Model = Model {
     name: "not_idle",
-    property: "a VMA that counts nobody is taken for idle only if nobody has published a visit",
+    property: "a VMA that counts no reader is taken for idle only if no reader has published it",
     threads: 2,
     preemptions: Some(4),
     run: || {
@@ -139,16 +163,16 @@ pub(crate) const NOT_IDLE: Model = Model {
         });
         read(&mut cursor, || ());
         writer.join().unwrap();
-        // Whoever was counted has made its put.
+        // A transferred reader has released its count.
         assert!(space.edit().unwrap().try_write(10).is_ok());
     },
     mutants: &[drop_step(Step::ScanIdle, RACE), drop_step(Step::ScanHazards, RACE)],
 };
 
-/// One reader that gives its record up, one writer.
+/// A reader that gives up its record, and a writer.
 pub(crate) const GIVEN_UP: Model = Model {
     name: "given_up",
-    property: "a writer that finds nobody registered sees that the last reader's reads are over",
+    property: "a writer that finds no registered reader also sees the end of the last one's reads",
     threads: 2,
     preemptions: Some(4),
     run: || {
@@ -163,10 +187,10 @@ pub(crate) const GIVEN_UP: Model = Model {
     mutants: &[weaken("RECORD_TEST", RACE)],
 };
 
-/// Two readers, one after the other in the same record, one writer.
+/// Two readers that own the same record one after the other, and a writer.
 pub(crate) const TAKEN_OVER: Model = Model {
     name: "taken_over",
-    property: "whoever takes a record over finds its hazards empty, and a mark that is left in it is made up for once",
+    property: "the next owner of a record finds its hazard pointers free, and a transfer left there is undone once",
     threads: 2,
     preemptions: Some(4),
     run: || {
@@ -190,10 +214,10 @@ pub(crate) const TAKEN_OVER: Model = Model {
     mutants: &[drop_step(Step::ScanHazards, RACE)],
 };
 
-/// One reader that registers, one writer.
+/// A reader that registers, and a writer.
 pub(crate) const REGISTER: Model = Model {
     name: "register",
-    property: "a reader registers before a write lock and is seen, or after it and sees it",
+    property: "a writer sees a reader that registers, or the reader sees the write lock",
     threads: 2,
     preemptions: Some(4),
     run: || {
@@ -208,11 +232,10 @@ pub(crate) const REGISTER: Model = Model {
     mutants: &[drop_step(Step::ScanHazards, RACE)],
 };
 
-/// One reader of a space, one editor that moves its slot to another space on the same slab, and takes
-/// it away there too.
-pub(crate) const ELSEWHERE: Model = Model {
-    name: "elsewhere",
-    property: "the writer of one space waits for the late registered reader of another",
+/// A reader of a space, and an editor that frees its slot, which another space uses twice.
+pub(crate) const OTHER_SPACE: Model = Model {
+    name: "other_space",
+    property: "a writer of one space waits for a late registered reader of another",
     threads: 2,
     preemptions: Some(2),
     run: || {
@@ -246,7 +269,7 @@ pub(crate) const ELSEWHERE: Model = Model {
     ],
 };
 
-/// Write-locks the first VMA, and asks for barriers where the reader has no fences.
+/// Write-locks the first VMA, with barriers in place of the fences that the reader leaves out.
 fn write_with(space: &Arc<AddressSpace<u32>>, barrier: &std::sync::Arc<Barrier>) -> JoinHandle<()> {
     let (space, barrier) = (Arc::clone(space), std::sync::Arc::clone(barrier));
     thread::spawn(move || {
@@ -258,12 +281,12 @@ fn write_with(space: &Arc<AddressSpace<u32>>, barrier: &std::sync::Arc<Barrier>)
 /// `PUBLISHED`, with barriers.
 pub(crate) const BARRIER: Model = Model {
     name: "barrier",
-    property: "a writer waits for the reader whose visit is published, or the reader sees that it has come",
+    property: "a writer waits for the reader that has published, or the reader sees X",
     threads: 2,
     preemptions: Some(4),
     run: || {
         let (space, barrier) = (space(), Barrier::new());
-        // Others whom the writer meets first: one that fences, and one that has gone.
+        // Records that the writer scans first: one whose owner fences, and one that was given up.
         let fences = space.register().unwrap();
         let gone = space.register().unwrap();
         barrier.enroll();
@@ -288,10 +311,10 @@ pub(crate) const BARRIER: Model = Model {
     ],
 };
 
-/// `NEXT_VISIT`, with barriers.
-pub(crate) const BARRIER_NEXT_VISIT: Model = Model {
-    name: "barrier_next_visit",
-    property: "a writer that sees the reader elsewhere sees that its reads are over",
+/// `NEXT_PUBLICATION`, with barriers.
+pub(crate) const BARRIER_NEXT_PUBLICATION: Model = Model {
+    name: "barrier_next_publication",
+    property: "a writer that sees another VMA published also sees the end of the reads before",
     threads: 2,
     preemptions: Some(4),
     run: || {
@@ -312,7 +335,7 @@ pub(crate) const BARRIER_NEXT_VISIT: Model = Model {
 /// `GIVEN_UP`, with barriers.
 pub(crate) const BARRIER_GIVEN_UP: Model = Model {
     name: "barrier_given_up",
-    property: "a writer that finds nobody registered sees that the last reader's reads are over",
+    property: "a writer that finds no registered reader also sees the end of the last one's reads",
     threads: 2,
     preemptions: Some(4),
     run: || {
@@ -329,10 +352,10 @@ pub(crate) const BARRIER_GIVEN_UP: Model = Model {
     mutants: &[weaken("RECORD_GIVE_UP", RACE), weaken("RECORD_TEST", RACE)],
 };
 
-/// One reader that holds the VMA and looks it up again, one excluder.
-pub(crate) const AGAIN: Model = Model {
-    name: "again",
-    property: "a lookup that is refused takes back its own visit, and no other of the same VMA",
+/// A reader that holds the VMA and looks it up again, and a writer.
+pub(crate) const HELD_TWICE: Model = Model {
+    name: "held_twice",
+    property: "a refused lookup retracts its own publication, and no other of the same VMA",
     threads: 2,
     preemptions: Some(4),
     run: || {
@@ -349,10 +372,10 @@ pub(crate) const AGAIN: Model = Model {
     mutants: &[drop_step(Step::ScanHazards, RACE)],
 };
 
-/// One reader that is late at a slot that becomes a reservation, and its owner.
-pub(crate) const AT_A_RESERVATION: Model = Model {
-    name: "at_a_reservation",
-    property: "a reservation is filled when no registered reader looks at it any more",
+/// A late reader of a slot that becomes a reservation, and the owner of that.
+pub(crate) const LATE_AT_RESERVATION: Model = Model {
+    name: "late_at_reservation",
+    property: "a reservation is committed only when no registered reader has its slot published",
     threads: 2,
     preemptions: Some(2),
     run: || {
@@ -364,7 +387,7 @@ pub(crate) const AT_A_RESERVATION: Model = Model {
         let owner = thread::spawn({
             let space = Arc::clone(&space);
             move || {
-                // In the slot that the cursor knows.
+                // In the slot that the cursor remembers.
                 let mut reservation = space.edit().unwrap().reserve(30..40).unwrap();
                 reservation.commit(2).unwrap();
             }
@@ -377,10 +400,10 @@ pub(crate) const AT_A_RESERVATION: Model = Model {
     mutants: &[drop_step(Step::ScanHazards, RACE)],
 };
 
-/// One reader of a space that is late at a slot of another, which ends; the slot is used again.
-pub(crate) const AT_THE_END: Model = Model {
-    name: "at_the_end",
-    property: "the end of a space waits for the late registered readers of others",
+/// A late reader of a slot whose space, another than the reader's, is dropped; the slot is reused.
+pub(crate) const LATE_AT_SPACE_END: Model = Model {
+    name: "late_at_space_end",
+    property: "the drop of a space waits for late registered readers of other spaces",
     threads: 2,
     preemptions: Some(3),
     run: || {
@@ -406,9 +429,9 @@ pub(crate) const AT_THE_END: Model = Model {
 };
 
 /// A reader that registers with one space, and a writer of another on the same slab.
-pub(crate) const REGISTER_ELSEWHERE: Model = Model {
-    name: "register_elsewhere",
-    property: "records are made and looked through by one thread at a time",
+pub(crate) const REGISTER_OTHER_SPACE: Model = Model {
+    name: "register_other_space",
+    property: "records are made and scanned by one thread at a time",
     threads: 2,
     preemptions: Some(3),
     run: || {

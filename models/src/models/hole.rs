@@ -1,4 +1,4 @@
-//! "Nothing is mapped there", said while the tree changes.
+//! Lookups that report a hole while the tree changes.
 
 use loom::sync::Arc;
 use loom::thread;
@@ -9,8 +9,8 @@ use crate::harness::{Model, RACE, drop_step, weaken};
 
 const HOLE: &str = "a mapped address is reported as a hole";
 
-/// Looks up an address that is mapped throughout. Before an editor starts, that moves the settled
-/// number on to all that was done so far.
+/// Looks up an address that is mapped throughout. It advances the watermark, if no edit is under
+/// way.
 fn look(space: &AddressSpace<()>, addr: usize) {
     match space.try_read(addr) {
         Ok(vma) => assert!(vma.range().contains(&addr)),
@@ -18,7 +18,7 @@ fn look(space: &AddressSpace<()>, addr: usize) {
     }
 }
 
-/// A leaf with these four VMAs and no room.
+/// A space of one leaf, which four VMAs fill.
 fn full() -> Arc<AddressSpace<()>> {
     let space = Arc::new(AddressSpace::new(1));
     let mut edit = space.edit().unwrap();
@@ -30,7 +30,7 @@ fn full() -> Arc<AddressSpace<()>> {
     space
 }
 
-/// A leaf splits while one of the entries that move is looked up.
+/// A leaf splits while one of the entries that move to the new leaf is looked up.
 pub(crate) const SPLIT: Model = Model {
     name: "split",
     property: "an address that stays mapped while its leaf splits is never reported as a hole",
@@ -56,11 +56,10 @@ pub(crate) const SPLIT: Model = Model {
     ],
 };
 
-/// The same, and before that a hole, which advances the watermark: perhaps as far as the
-/// editor's edit.
-pub(crate) const SPLIT_SETTLED: Model = Model {
-    name: "split_settled",
-    property: "a walker that believes an edit to be over has all of its changes behind it",
+/// As `SPLIT`, after the lookup of a hole, which may advance the watermark to the editor's edit.
+pub(crate) const SPLIT_WATERMARK: Model = Model {
+    name: "split_watermark",
+    property: "a walk that takes an edit for completed sees all of its changes",
     threads: 2,
     preemptions: Some(2),
     run: || {
@@ -81,7 +80,7 @@ pub(crate) const SPLIT_SETTLED: Model = Model {
     ],
 };
 
-/// Entries shift to the left and to the right in the leaf of the one that is looked up.
+/// Entries of the leaf shift left and right while one of them is looked up.
 pub(crate) const SHIFT: Model = Model {
     name: "shift",
     property: "an address that stays mapped while its entry shifts is never reported as a hole",
@@ -110,14 +109,14 @@ pub(crate) const SHIFT: Model = Model {
     mutants: &[drop_step(Step::CheckHole, HOLE)],
 };
 
-/// A space with two leaves of one VMA each loses one of them: two nodes become free, and another
-/// space, whose edit has begun before, uses one for what it maps at 90. The other VMA is looked up.
+/// A space has two leaves with one VMA each, and `gone` is removed: two nodes become free, and
+/// another space, whose edit began before, uses one of them. `stays` is looked up.
 fn recycle(gone: usize, stays: usize) {
     let slab = std::sync::Arc::new(Slab::new());
     let mine = Arc::new(AddressSpace::new_in(1, std::sync::Arc::clone(&slab)));
     let other = AddressSpace::new_in(1, slab);
     let mut edit = mine.edit().unwrap();
-    // 40 comes last: a leaf is divided in the middle, since keys do not come in order.
+    // 40 comes last: a leaf is split in the middle, since keys are not inserted in order.
     for start in [10, 20, 30, 50, 40] {
         edit.insert(start..start + 5, ()).unwrap();
     }
@@ -140,31 +139,31 @@ fn recycle(gone: usize, stays: usize) {
     editor.join().unwrap();
 }
 
-/// B1. The root that the walker is in turns by another space's keys.
+/// B1. The walk is in a root that is recycled, and compares another space's keys.
 pub(crate) const RECYCLED_NODE: Model = Model {
     name: "recycled_node",
-    property: "a walker in a node that another space has recycled does not report a hole",
+    property: "a walk in a node that another space has recycled does not report a hole",
     threads: 2,
     preemptions: Some(3),
     run: || recycle(10, 30),
     mutants: &[weaken("NODE_KEY", HOLE), weaken("HOLE_CHECK", HOLE)],
 };
 
-/// The root that the walker is in has another space's word, where it had the way to the VMA.
+/// The walk is in a root that is recycled, and loads another space's word.
 pub(crate) const RECYCLED_WORD: Model = Model {
     name: "recycled_word",
-    property: "a walker that meets another space's word in a recycled node does not report a hole",
+    property: "a walk that loads another space's word in a recycled node does not report a hole",
     threads: 2,
     preemptions: Some(3),
     run: || recycle(30, 10),
     mutants: &[weaken("NODE_LINK", HOLE)],
 };
 
-/// An edit takes the only VMA out and puts it back; in between, another space, whose edits have lower
-/// numbers, takes the node.
-pub(crate) const RECYCLED_STAMP: Model = Model {
-    name: "recycled_stamp",
-    property: "an address that one edit replaces is never reported as a hole, whoever has its node",
+/// An edit removes the only VMA and inserts it again; in between, another space, whose edits have
+/// lower numbers, takes the node.
+pub(crate) const RECYCLED_VERSION: Model = Model {
+    name: "recycled_version",
+    property: "an address that one edit unmaps and maps is never reported as a hole, whichever space has its node",
     threads: 2,
     preemptions: Some(3),
     run: || {
@@ -194,10 +193,11 @@ pub(crate) const RECYCLED_STAMP: Model = Model {
     ],
 };
 
-/// A leaf loses its first entry and gets it back: above the leaf, nothing but a key changes.
+/// An edit removes the first entry of a leaf and inserts it again: above the leaf, only a key
+/// changes.
 pub(crate) const REPLACED: Model = Model {
     name: "replaced",
-    property: "what one edit takes out and puts back is never reported as a hole",
+    property: "an address that one edit unmaps and maps is never reported as a hole",
     threads: 2,
     preemptions: Some(2),
     run: || {

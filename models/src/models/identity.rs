@@ -1,4 +1,4 @@
-//! What is found again by its identity; and the walk that shipped lookups begin with.
+//! Identities of VMAs and spaces; and the walk that shipped lookups begin with.
 
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicU32;
@@ -9,9 +9,9 @@ use pervma_models::{AddressSpace, ChangeError, ReadError};
 
 use crate::harness::{Model, RACE, drop_step, weaken};
 
-const ANOTHER: &str = "another VMA is found by an id, in place of the one that it names";
-const CHANGED: &str = "a version does not tell that the VMA was write-locked";
-const LOST: &str = "what is mapped in a space is not found there";
+const ANOTHER: &str = "an id finds another VMA than the one that it names";
+const CHANGED: &str = "a version is unchanged though the VMA was write-locked";
+const LOST: &str = "a mapped address is not found";
 const OUTSIDE: &str = "a lookup returns a VMA that does not hold its address";
 
 /// A space with one VMA, with payload 1.
@@ -21,7 +21,7 @@ fn one_vma() -> Arc<AddressSpace<u32>> {
     Arc::new(space)
 }
 
-/// Finds the VMA with payload 1 by its id, beside `change`.
+/// Finds the VMA with payload 1 by its id, while another thread makes `change`.
 fn find_again(change: fn(&AddressSpace<u32>)) {
     let space = one_vma();
     let id = space.try_read(10).unwrap().id();
@@ -41,7 +41,7 @@ fn find_again(change: fn(&AddressSpace<u32>)) {
     assert_eq!(space.try_read_id(id).err(), Some(ReadError::Gone { addr: 10 }), "{ANOTHER}");
 }
 
-/// B29. Another VMA takes the place of one in the same edit.
+/// B29. An edit replaces a VMA with another.
 pub(crate) const REPLACED_BY_ANOTHER: Model = Model {
     name: "replaced_by_another",
     property: "an id finds its own VMA or none, never the one that replaces it",
@@ -97,10 +97,10 @@ pub(crate) const NEXT_VERSION: Model = Model {
     mutants: &[drop_step(Step::CheckSeq, CHANGED), drop_step(Step::LockBeforeClear, CHANGED)],
 };
 
-/// A space is given its identity by the first that needs it, with the mmap lock or without.
+/// The first thread that needs a space's identity assigns it, with the mmap lock or without.
 pub(crate) const FIRST_IDENTITY: Model = Model {
     name: "first_identity",
-    property: "all that give a space its identity at the same time agree on it",
+    property: "threads that assign a space's identity at the same time agree on it",
     threads: 2,
     preemptions: None,
     run: || {
@@ -120,7 +120,7 @@ pub(crate) const FIRST_IDENTITY: Model = Model {
     mutants: &[drop_step(Step::AgreeOnIdentity, LOST)],
 };
 
-/// The lookup as it is shipped: its first walk records no path, and what it finds is only checked.
+/// A lookup as shipped: its first walk does not record the nodes that it visits.
 pub(crate) const UNVALIDATED_WALK: Model = Model {
     name: "unvalidated_walk",
     property: "a lookup whose first walk is not validated returns the VMA that holds its address",

@@ -1,4 +1,4 @@
-//! Readers against the write lock of one VMA.
+//! Readers of one VMA against its write lock.
 
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicU32;
@@ -10,22 +10,22 @@ use pervma_models::{AddressSpace, ReadError};
 
 use crate::harness::{Model, RACE, drop_step, weaken};
 
-/// The failure that the January 2025 exchange is about.
-pub(crate) const INSIDE: &str = "a write-locked VMA is read-locked";
-const OVER: &str = "more readers are inside than the count can hold";
+/// The failure that READ_ADMIT prevents.
+pub(crate) const BOTH: &str = "a write-locked VMA is read-locked";
+const OVER: &str = "a VMA has more readers than the limit";
 
 /// A space reduced to one VMA with one field.
 pub(crate) struct Vma {
     pub(crate) seq: SpaceSeq,
     pub(crate) lock: VmaLock,
     field: Cell<u32>,
-    /// Raised while a writer has the VMA or it is detached; loom's own atomic, read by read-modify-write, so that
-    /// it orders nothing and shows the newest value.
+    /// 1 while a writer holds the VMA or it is detached, else 0. loom's own atomic, read by
+    /// read-modify-write, so that it orders nothing and shows the newest value.
     pub(crate) written: AtomicU32,
 }
 
 impl Vma {
-    /// Attached in an edit that is over.
+    /// A VMA that was attached in a completed edit.
     pub(crate) fn attached() -> Arc<Self> {
         let vma = Self {
             seq: SpaceSeq::new(),
@@ -39,21 +39,21 @@ impl Vma {
         Arc::new(vma)
     }
 
-    /// One try of a reader; `read` runs if it was admitted.
+    /// Runs `read` on the field if the VMA can be read-locked.
     pub(crate) fn try_read<R>(&self, read: impl FnOnce(&Cell<u32>) -> R) -> Option<R> {
         if self.lock.looks_locked(&self.seq) || self.lock.try_acquire().is_err() {
             return None;
         }
         let unlocked = self.lock.is_unlocked(&self.seq);
         let read = unlocked.then(|| {
-            assert_eq!(self.written.fetch_add(0, Relaxed), 0, "{INSIDE}");
+            assert_eq!(self.written.fetch_add(0, Relaxed), 0, "{BOTH}");
             read(&self.field)
         });
         self.lock.release::<Platform>();
         read
     }
 
-    /// One edit; `write` runs while the VMA is write-locked.
+    /// Makes one edit that write-locks the VMA and runs `write` on the field.
     pub(crate) fn write(&self, write: impl FnOnce(&Cell<u32>)) {
         let edit = self.seq.begin();
         self.lock.exclude();
@@ -67,19 +67,19 @@ impl Vma {
 }
 
 fn get(field: &Cell<u32>) -> u32 {
-    // SAFETY: what the models are about; loom reports it where it is wrong.
+    // SAFETY: the models show that no writer runs meanwhile; loom reports one that does.
     field.with(|field| unsafe { *field })
 }
 
 fn set(field: &Cell<u32>) {
-    // SAFETY: as in `get`.
+    // SAFETY: as in `get`, of readers too.
     field.with_mut(|field| unsafe { *field = 1 });
 }
 
 /// B6. One reader, one writer, one field.
 pub(crate) const READ_AGAINST_WRITE: Model = Model {
     name: "read_against_write",
-    property: "nobody is admitted while a writer has the VMA, and no field is read while it changes",
+    property: "no reader is admitted while the VMA is write-locked, and no field is read while it changes",
     threads: 2,
     preemptions: None,
     run: || {
@@ -92,7 +92,7 @@ pub(crate) const READ_AGAINST_WRITE: Model = Model {
             assert!(field <= 1);
         }
         writer.join().unwrap();
-        assert_eq!(vma.try_read(get), Some(1), "what the edit wrote is there");
+        assert_eq!(vma.try_read(get), Some(1), "what the edit wrote is read");
     },
     mutants: &[
         weaken("READ_ADMIT", RACE),
@@ -107,10 +107,10 @@ pub(crate) const READ_AGAINST_WRITE: Model = Model {
     ],
 };
 
-/// A reader that learns from another, the writer itself, that the edit is over.
-pub(crate) const SETTLED: Model = Model {
-    name: "settled",
-    property: "a reader that is told by another that an edit is over sees what it wrote",
+/// A reader that learns from the watermark, which the writer advanced, that the edit has completed.
+pub(crate) const WATERMARK: Model = Model {
+    name: "watermark",
+    property: "a reader that learns of a completed edit from the watermark sees what it wrote",
     threads: 2,
     preemptions: None,
     run: || {
@@ -134,7 +134,7 @@ pub(crate) const SETTLED: Model = Model {
     ],
 };
 
-/// One reader, one writer with two edits of which only the first touches the VMA.
+/// A reader, and a writer with two edits, of which only the first changes the VMA.
 pub(crate) const READ_ACROSS_EDITS: Model = Model {
     name: "read_across_edits",
     property: "a reader that sees the number of the next edit also sees what the last one wrote",
@@ -159,7 +159,7 @@ pub(crate) const READ_ACROSS_EDITS: Model = Model {
 /// Two readers, one writer.
 pub(crate) const TWO_READERS: Model = Model {
     name: "two_readers",
-    property: "a writer waits for the last reader, whichever that is, and sees the reads of both over",
+    property: "a writer waits for both readers, and their reads are over when it writes",
     threads: 3,
     preemptions: Some(2),
     run: || {
@@ -185,33 +185,39 @@ pub(crate) const TWO_READERS: Model = Model {
     ],
 };
 
-/// B15g. As many readers as the count holds, and one more.
+/// Counts a reader, if there is one.
+fn count<G>(held: &AtomicU32, acquired: Result<G, ReadError>) {
+    match acquired {
+        Ok(_guard) => {
+            assert!(held.fetch_add(1, Relaxed) < 3, "{OVER}");
+            held.fetch_sub(1, Relaxed);
+        }
+        Err(error) => assert_eq!(error, ReadError::Busy { addr: 10 }, "{OVER}"),
+    }
+}
+
+/// B15g. As many readers as the limit allows, and more.
 pub(crate) const FULL: Model = Model {
     name: "full",
-    property: "the count never holds more readers than its limit, and is never taken for X",
+    property: "the count never passes its limit, and never reaches X",
     threads: 3,
     preemptions: None,
     run: || {
         let space = std::sync::Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
-        let one = space.try_read(10).unwrap();
-        // X is 4 here: 1 for the attachment, and room for two readers.
-        let inside = Arc::new(AtomicU32::new(1));
+        // LIMIT is 4 here: 1 for the attachment, and three readers.
+        let two = [(); 2].map(|()| space.try_read(10).unwrap());
+        let held = Arc::new(AtomicU32::new(2));
         let readers = [0, 1].map(|_| {
-            let (space, inside) = (std::sync::Arc::clone(&space), Arc::clone(&inside));
-            thread::spawn(move || match space.try_read(10) {
-                Ok(_vma) => {
-                    assert!(inside.fetch_add(1, Relaxed) < 2, "{OVER}");
-                    inside.fetch_sub(1, Relaxed);
-                }
-                Err(error) => assert_eq!(error, ReadError::Busy { addr: 10 }, "{OVER}"),
-            })
+            let (space, held) = (std::sync::Arc::clone(&space), Arc::clone(&held));
+            thread::spawn(move || count(&held, space.try_read(10)))
         });
+        count(&held, two[0].try_clone());
         for reader in readers {
             reader.join().unwrap();
         }
-        drop(one);
+        drop(two);
         assert!(space.edit().unwrap().try_write(10).is_ok(), "{OVER}");
     },
-    mutants: &[drop_step(Step::RefuseFull, OVER)],
+    mutants: &[drop_step(Step::RefuseFull, OVER), drop_step(Step::RefuseFullAgain, OVER)],
 };

@@ -2,38 +2,38 @@
 #![expect(clippy::unwrap_used, reason = "a model that panics has failed")]
 
 mod detach;
-mod exchange;
+mod discussion;
 mod exclude;
 mod hazard;
 mod hole;
 mod identity;
 mod lock;
+mod operations;
 mod wait;
-mod whole;
 
 use crate::harness::{Change, Model};
 
-/// All of them.
-pub(crate) static ALL: [Model; 72] = [
-    exchange::INCREMENT,
-    exchange::CLAIM,
-    exchange::SLEEPER,
+/// All models.
+pub(crate) static ALL: [Model; 73] = [
+    discussion::ACQUIRE_BEFORE_CHECK,
+    discussion::DETACH_WAITS,
+    discussion::STALE_READER,
     lock::READ_AGAINST_WRITE,
     lock::READ_ACROSS_EDITS,
-    lock::SETTLED,
+    lock::WATERMARK,
     lock::TWO_READERS,
     lock::FULL,
     detach::REUSE,
     detach::APPEAR,
-    detach::REUSE_ELSEWHERE,
+    detach::REUSE_OTHER_SPACE,
     detach::TWO_EDITORS,
-    detach::LATE_PUT,
+    detach::LATE_RELEASE,
     hole::SPLIT,
-    hole::SPLIT_SETTLED,
+    hole::SPLIT_WATERMARK,
     hole::SHIFT,
     hole::RECYCLED_NODE,
     hole::RECYCLED_WORD,
-    hole::RECYCLED_STAMP,
+    hole::RECYCLED_VERSION,
     hole::REPLACED,
     wait::FUTEX,
     wait::WAKE,
@@ -41,55 +41,56 @@ pub(crate) static ALL: [Model; 72] = [
     wait::CANCELLED_WAIT,
     exclude::EXCLUDE_REMOVE,
     exclude::EXCLUDE_UPDATE,
-    exclude::GATE,
+    exclude::REFUSED_READER,
     exclude::TWO_SLEEPERS,
     exclude::LATE_SLEEPER,
     exclude::ABANDON,
     exclude::TWO_REMOVALS,
     exclude::TWO_WAITERS,
-    exclude::SUSPENDED,
+    exclude::EDIT_RANGE,
     exclude::HOLE_IN_RANGE,
     exclude::IDLE,
-    exclude::TAKEN_IN,
+    exclude::MERGE_IF_IDLE,
     exclude::NEIGHBOUR,
     exclude::THREE_WAYS,
     hazard::PUBLISHED,
-    hazard::NEXT_VISIT,
-    hazard::COUNTED_ONCE,
+    hazard::NEXT_PUBLICATION,
+    hazard::CLONED,
+    hazard::TRANSFERRED_ONCE,
     hazard::NOT_IDLE,
     hazard::GIVEN_UP,
     hazard::TAKEN_OVER,
     hazard::REGISTER,
-    hazard::ELSEWHERE,
+    hazard::OTHER_SPACE,
     hazard::BARRIER,
-    hazard::BARRIER_NEXT_VISIT,
+    hazard::BARRIER_NEXT_PUBLICATION,
     hazard::BARRIER_GIVEN_UP,
-    hazard::AGAIN,
-    hazard::AT_A_RESERVATION,
-    hazard::AT_THE_END,
-    hazard::REGISTER_ELSEWHERE,
+    hazard::HELD_TWICE,
+    hazard::LATE_AT_RESERVATION,
+    hazard::LATE_AT_SPACE_END,
+    hazard::REGISTER_OTHER_SPACE,
     identity::REPLACED_BY_ANOTHER,
     identity::SAME_SLOT,
     identity::NEXT_VERSION,
     identity::FIRST_IDENTITY,
     identity::UNVALIDATED_WALK,
-    whole::SPACE_END,
-    whole::FORGOTTEN,
-    whole::RESERVE,
-    whole::RESERVED_TOO_EARLY,
-    whole::RESERVED_READ,
-    whole::ROLL_BACK,
-    whole::ITERATION,
-    whole::LAST,
-    whole::TORN,
-    whole::PASSING,
-    whole::CURSOR,
-    whole::FORK,
-    whole::DOWNGRADE,
-    whole::TAG_IN_WORD,
+    operations::SPACE_END,
+    operations::FORGOTTEN,
+    operations::RESERVE,
+    operations::RESERVED_TOO_EARLY,
+    operations::RESERVED_READ,
+    operations::ROLL_BACK,
+    operations::ITERATION,
+    operations::NO_NEXT,
+    operations::TORN,
+    operations::SKIP_RESERVATIONS,
+    operations::CURSOR,
+    operations::FORK,
+    operations::DOWNGRADE,
+    operations::TAG_IN_WORD,
 ];
 
-/// The models in which two edges meet: each fails if either of the two is weakened.
+/// The models that fail if either of two edges is weakened.
 pub(crate) fn that_meet(one: &str, other: &str) -> impl Iterator<Item = &'static Model> {
     ALL.iter().filter(move |model| {
         [one, other].iter().all(|edge| {

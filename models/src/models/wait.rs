@@ -1,5 +1,5 @@
 //! Waiting and waking. The stand-in for the futex is made of loom's mutex and condition variable,
-//! which order more than a futex does: here only lost wake-ups are judged, not orderings.
+//! which order more than a futex does: these models show lost wake-ups, not weak orderings.
 
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicU32;
@@ -11,9 +11,9 @@ use pervma_models::internals::{Cell, Relaxed as NoOrder, WaitWord};
 
 use crate::harness::{DEADLOCK, Model, RACE, drop_step, weaken};
 
-const KEPT: &str = "readers are kept out by nobody";
+const KEPT: &str = "a VMA stays excluded after the exclusion has ended";
 
-/// The stand-in itself: a sleeper that saw the old value is woken, one that comes late does not
+/// The stand-in itself: a thread that compared before the change is woken, a later one does not
 /// sleep.
 pub(crate) const FUTEX: Model = Model {
     name: "futex",
@@ -37,29 +37,29 @@ pub(crate) const FUTEX: Model = Model {
     mutants: &[drop_step(Step::WakeUnderLock, DEADLOCK)],
 };
 
-/// A writer waits for the last of two readers.
+/// A writer waits for a reader.
 pub(crate) const WAKE: Model = Model {
     name: "wake",
-    property: "a writer that waits for readers is woken by the last of them",
+    property: "a writer that waits for readers is woken by the last one",
     threads: 2,
     preemptions: None,
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         space.edit().unwrap().insert(10..20, 1).unwrap();
-        let inside = Arc::new(AtomicU32::new(0));
+        let readers = Arc::new(AtomicU32::new(0));
         let reader = thread::spawn({
-            let (space, inside) = (Arc::clone(&space), Arc::clone(&inside));
+            let (space, readers) = (Arc::clone(&space), Arc::clone(&readers));
             move || {
                 if let Ok(vma) = space.try_read(10) {
-                    inside.fetch_add(1, Relaxed);
+                    readers.fetch_add(1, Relaxed);
                     assert_eq!(*vma, 1);
-                    inside.fetch_sub(1, Relaxed);
+                    readers.fetch_sub(1, Relaxed);
                 }
             }
         });
         let mut edit = space.edit().unwrap();
         let vma = edit.write(10).unwrap();
-        assert_eq!(inside.fetch_add(0, Relaxed), 0, "the writer did not wait");
+        assert_eq!(readers.fetch_add(0, Relaxed), 0, "the writer did not wait");
         assert_eq!(*vma, 1);
         drop(edit);
         reader.join().unwrap();
@@ -70,7 +70,7 @@ pub(crate) const WAKE: Model = Model {
 /// A blocking reader against an edit that write-locks its VMA.
 pub(crate) const BLOCKING_READ: Model = Model {
     name: "blocking_read",
-    property: "a blocking read of an address that stays mapped returns it, whatever an edit does",
+    property: "a blocking read of an address that stays mapped finds it, whatever an edit does",
     threads: 2,
     preemptions: None,
     run: || {
@@ -88,10 +88,11 @@ pub(crate) const BLOCKING_READ: Model = Model {
     mutants: &[drop_step(Step::WakeWriter, DEADLOCK)],
 };
 
-/// B18. An exclusion that waits until a deadline, against a reader that uses what the VMA stands for.
+/// B18. An exclusion that waits until a deadline, against a reader that uses the memory behind the
+/// VMA.
 pub(crate) const CANCELLED_WAIT: Model = Model {
     name: "cancelled_wait",
-    property: "a wait that gives up leaves nothing behind, and one that does not has seen the readers leave",
+    property: "a wait that timed out leaves the VMA usable, and one that returned has seen the readers' releases",
     threads: 2,
     preemptions: Some(4),
     run: || {
@@ -103,7 +104,8 @@ pub(crate) const CANCELLED_WAIT: Model = Model {
             let (space, memory) = (Arc::clone(&space), Arc::clone(&memory));
             move || {
                 if let Ok(_vma) = space.try_read(10) {
-                    // SAFETY: what the model is about; loom reports it where it is wrong.
+                    // SAFETY: the model shows that the VMA keeps the writer out; loom reports it
+                    // where that fails.
                     assert!(memory.with(|memory| unsafe { *memory }) < 3);
                 }
             }

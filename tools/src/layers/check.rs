@@ -1,4 +1,4 @@
-//! What a crate does against its layers.
+//! Violations of a crate's layers.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! What ARCHITECTURE.md claims: fenced blocks that begin with "layers" and a package's name.
+//! The layers that ARCHITECTURE.md states: fenced blocks that begin with "layers" and a package's
+//! name.
 
 use std::collections::BTreeMap;
 

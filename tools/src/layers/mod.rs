@@ -1,5 +1,5 @@
-//! Holds ARCHITECTURE.md's layers against the imports: a file uses files of its own line and of
-//! those above, no two files know each other, and packages depend on each other as the page says.
+//! Checks the imports against ARCHITECTURE.md's layers: a file uses files of its own line and of
+//! those above, no two files use each other, and packages depend on each other as the page says.
 
 mod check;
 mod list;
@@ -19,8 +19,8 @@ use self::list::Claims;
 use self::source::Crate;
 use crate::workspace::{Package, Workspace};
 
-/// Checks all packages of the workspace at `root`. Those in `open` are known not to be clean yet:
-/// what is wrong there is told, and does not count; if nothing is, that does.
+/// Checks all packages of the workspace at `root`. Violations in the packages in `open` are printed
+/// but do not fail; a package there without any does.
 pub(crate) fn run(root: &Path, open: &[String]) -> Result<()> {
     let page = root.join("ARCHITECTURE.md");
     let claims = Claims::read(&fs::read_to_string(&page)?).context("ARCHITECTURE.md")?;

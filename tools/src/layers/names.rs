@@ -8,8 +8,7 @@ use super::source::{Crate, Kind, ROOT};
 pub(crate) type Uses = BTreeMap<(usize, usize), BTreeSet<(usize, String)>>;
 
 impl Crate {
-    /// All uses of one file by another. What is reached by methods alone is not named, and not
-    /// seen.
+    /// All uses of one file by another. A use by method calls only names no path, and is not found.
     pub(crate) fn uses(&self) -> Uses {
         let mut uses = Uses::new();
         for (at, module) in self.modules.iter().enumerate() {

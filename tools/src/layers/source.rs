@@ -26,7 +26,7 @@ pub(crate) struct Mention {
 pub(crate) enum Kind {
     /// In code.
     Code,
-    /// In a `use`, where one name alone can be a module.
+    /// In a `use`, where a single name can be a module.
     Use,
     /// In a `pub use`, of whatever visibility: others can name it here.
     ReExport,

@@ -1,6 +1,6 @@
-//! The exchange of January 2025 that this design comes from, about turning a VMA's semaphore into a
-//! count. Three statements were made, and one question asked, about the put: no acquire is needed
-//! there, which `.ci/put` reads in the machine code.
+//! What was said on the Linux mailing list in January 2025, when the reference count of this design
+//! was proposed. One more statement, that a release (a *put*) needs no acquire, is checked in the
+//! machine code by `.ci/acquires`.
 
 use loom::sync::Arc;
 use loom::sync::atomic::Ordering::Relaxed;
@@ -9,18 +9,18 @@ use pervma_models::internals::Model as Platform;
 use pervma_models::internals::Step;
 use pervma_models::{AddressSpace, Slab};
 
-use super::lock::{INSIDE, Vma};
+use super::lock::{BOTH, Vma};
 use crate::harness::{Model, drop_step, weaken};
 
-const PAST: &str = "a reader gets past the increment of a detached VMA";
-const OTHER: &str = "a reader that slept is admitted to another VMA of its space";
-const FOREIGN: &str = "a reader that slept is admitted to a VMA of another space";
+const PAST: &str = "a reader acquires a reference to a detached VMA";
+const OTHER: &str = "a stale reader is admitted to another VMA of its space";
+const FOREIGN: &str = "a stale reader is admitted to a VMA of another space";
 
-/// B14. The increment has to be an acquire: else the test of the sequence moves in front of it, a
-/// writer locks and lets go in between, and both checks pass.
-pub(crate) const INCREMENT: Model = Model {
-    name: "exchange_increment",
-    property: "nobody is admitted while a writer has the VMA",
+/// B14. The increment must be an acquire: otherwise the test of the sequence moves in front of it,
+/// a writer sets and clears X in between, and both checks pass.
+pub(crate) const ACQUIRE_BEFORE_CHECK: Model = Model {
+    name: "acquire_before_check",
+    property: "no reader is admitted while the VMA is write-locked",
     threads: 2,
     preemptions: None,
     run: || {
@@ -34,19 +34,19 @@ pub(crate) const INCREMENT: Model = Model {
         assert!(vma.try_read(|_| ()).is_some(), "the write lock ends with the edit");
     },
     mutants: &[
-        weaken("READ_ADMIT", INSIDE),
-        weaken("EXCLUDE_END", INSIDE),
-        drop_step(Step::CheckSeq, INSIDE),
-        drop_step(Step::RefuseExcluded, INSIDE),
-        drop_step(Step::LockBeforeClear, INSIDE),
+        weaken("READ_ADMIT", BOTH),
+        weaken("EXCLUDE_END", BOTH),
+        drop_step(Step::CheckSeq, BOTH),
+        drop_step(Step::RefuseExcluded, BOTH),
+        drop_step(Step::LockBeforeClear, BOTH),
     ],
 };
 
-/// B11, B15a. The author's claim: detaching waits for readers, so between detach and reuse nobody
-/// gets past the increment. It holds.
-pub(crate) const CLAIM: Model = Model {
-    name: "exchange_claim",
-    property: "between the detach of a VMA and the reuse of its slot no reader gets past the increment",
+/// B11, B15a. The claim that held: detaching waits for readers, so between detach and reuse no
+/// reader acquires a reference.
+pub(crate) const DETACH_WAITS: Model = Model {
+    name: "detach_waits",
+    property: "between the detach of a VMA and the reuse of its slot no reader acquires a reference",
     threads: 2,
     preemptions: None,
     run: || {
@@ -79,11 +79,11 @@ pub(crate) const CLAIM: Model = Model {
 };
 
 /// B11. The counter-example to the conclusion that no second check is needed: a reader finds a VMA
-/// and sleeps while it is detached, freed, used again and attached. Its increment succeeds; only the
-/// checks that follow turn it away, that of the space and that of the address.
-pub(crate) const SLEEPER: Model = Model {
-    name: "exchange_sleeper",
-    property: "a reader that sleeps from the walk on, across detach, free, reuse and attach, is turned away",
+/// and sleeps while the slot is detached, freed, reused and attached. Its increment succeeds; only
+/// the checks of the space and the range that follow reject it.
+pub(crate) const STALE_READER: Model = Model {
+    name: "stale_reader",
+    property: "a reader whose slot is detached, freed, reused and attached after its walk is rejected",
     threads: 2,
     preemptions: Some(2),
     run: || {
@@ -107,7 +107,7 @@ pub(crate) const SLEEPER: Model = Model {
             assert_eq!(*vma, 1, "{FOREIGN}");
         }
         editor.join().unwrap();
-        assert_eq!(slab.vmas().capacity, 1, "the slot was used again, and again");
+        assert_eq!(slab.vmas().capacity, 1, "the slot was used twice again");
     },
     mutants: &[drop_step(Step::CheckSpace, FOREIGN), drop_step(Step::CheckRange, OTHER)],
 };

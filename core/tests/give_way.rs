@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use common::{Watchdog, watchdog};
-use pervma::{AddressSpace, ChangeError, ReadError};
+use pervma::{AddressSpace, ChangeError, Payload, ReadError};
 
 const A: usize = 10;
 const B: usize = 20;
@@ -24,9 +24,9 @@ fn space() -> AddressSpace<u32> {
     space
 }
 
-/// Runs `change`, of B, so that it finds the mmap lock taken when it has waited for its readers: an
-/// edit that waits for a reader of A has it. Shows what happens while that edit goes on, which ends
-/// with `last`, and then until `change` has ended.
+/// Runs `change`, of B, so that it finds the mmap lock taken after it has waited for its readers:
+/// by an edit that waits for a reader of A. Calls `meanwhile` while that edit goes on; it ends with
+/// `last`.
 fn beside_a_long_edit(
     dog: &Watchdog,
     space: &AddressSpace<u32>,
@@ -34,13 +34,13 @@ fn beside_a_long_edit(
     meanwhile: impl FnOnce(),
     last: impl FnOnce(&mut pervma::Edit<'_, u32>) + Send,
 ) {
-    let (release, told) = mpsc::channel::<()>();
+    let (release, released) = mpsc::channel::<()>();
     let (holds, is_held) = mpsc::channel();
     thread::scope(|scope| {
         scope.spawn(move || {
             let guard = space.try_read(A).unwrap();
             holds.send(()).unwrap();
-            told.recv().unwrap();
+            released.recv().unwrap();
             drop(guard);
         });
         is_held.recv().unwrap();
@@ -78,7 +78,7 @@ fn readers_of_one_vma_do_not_wait_for_a_reader_of_another() {
         assert_eq!(calls.load(Relaxed), 1);
     };
     beside_a_long_edit(&dog, &space, update, meanwhile, |_| {});
-    assert_eq!((*space.try_read(B).unwrap(), calls.load(Relaxed)), (1, 1), "B was as it had been");
+    assert_eq!((*space.try_read(B).unwrap(), calls.load(Relaxed)), (1, 2), "it started over");
     assert_eq!(space.try_read(A).unwrap_err(), ReadError::NotMapped { addr: A });
 }
 
@@ -179,4 +179,78 @@ fn every_change_that_waits_outside_admits_readers_meanwhile() {
         },
     );
     assert_eq!(map.try_read(B).unwrap().range(), B..C);
+}
+
+/// A payload that its readers change.
+struct Used(AtomicUsize);
+
+impl Payload for Used {
+    fn split(&self, _: usize) -> Option<(Self, Self)> {
+        let again = || Self(AtomicUsize::new(self.0.load(Relaxed)));
+        Some((again(), again()))
+    }
+}
+
+/// Runs `update` of B with a function that calls `in_change` each time it is called; when
+/// `in_change` returns, another thread has the mmap lock, and keeps it until readers of B are
+/// admitted or it has done so `most` times. Returns how often the function was called.
+fn met_by_edits<T: Payload + Sync + Send>(
+    dog: &Watchdog,
+    space: &AddressSpace<T>,
+    most: usize,
+    new: impl Fn(&T) -> T + Send + Sync,
+    while_admitted: impl Fn(&T) + Send,
+) -> usize {
+    let calls = AtomicUsize::new(0);
+    let (begin, told) = mpsc::channel();
+    let (begun, has_begun) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for time in 1..=most {
+                told.recv().unwrap();
+                let edit = space.edit().unwrap();
+                begun.send(()).unwrap();
+                if time < most {
+                    dog.until(|| space.try_read(B).map(|vma| while_admitted(&vma)).is_ok());
+                }
+                drop(edit);
+            }
+        });
+        let (calls, new) = (&calls, &new);
+        let update = scope.spawn(move || {
+            let change = |_, payload: &T| {
+                if calls.fetch_add(1, Relaxed) < most {
+                    begin.send(()).unwrap();
+                    has_begun.recv().unwrap();
+                }
+                new(payload)
+            };
+            drop(space.update(B..B + 5, change).unwrap());
+        });
+        update.join().unwrap();
+    });
+    calls.load(Relaxed)
+}
+
+#[test]
+fn what_readers_change_inside_of_a_payload_meanwhile_is_not_lost() {
+    let dog = watchdog();
+    let space = AddressSpace::new(1);
+    space.insert(B..B + 5, Used(AtomicUsize::new(0))).unwrap();
+    let used = AtomicUsize::new(0);
+    let copy = |payload: &Used| Used(AtomicUsize::new(payload.0.load(Relaxed)));
+    let calls = met_by_edits(&dog, &space, 2, copy, |payload| {
+        payload.0.fetch_add(1, Relaxed);
+        used.fetch_add(1, Relaxed);
+    });
+    assert!(calls >= 2, "it has started over");
+    assert_eq!(space.try_read(B).unwrap().0.load(Relaxed), used.load(Relaxed));
+}
+
+#[test]
+fn a_change_ends_though_an_edit_meets_it_each_time() {
+    let dog = watchdog();
+    // Four times it lets readers back, then it keeps the VMA and queues.
+    let calls = met_by_edits(&dog, &space(), 5, |payload| payload + 1, |_| {});
+    assert_eq!(calls, 5);
 }

@@ -1,4 +1,4 @@
-//! Operations that look at, take or copy more than one VMA; and the end of a space.
+//! Whole operations: reservations, iteration, cursors, forks, downgrades, and the drop of a space.
 
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicU32;
@@ -10,17 +10,17 @@ use pervma_models::{AddressSpace, Edit, ReadError, Slab};
 use crate::harness::{COUNTED, Model, RACE, drop_step, weaken};
 
 const UNCOMMITTED: &str = "a reservation is read as if it were a VMA";
-const UNMAPPED: &str = "what is read at a reserved address is neither the reservation nor its VMA";
-const EARLY: &str = "a reservation is reported in the middle of the edit that makes it";
-const SKIPPED: &str = "what is shown as the next VMA is not the next that is mapped throughout";
-const HALF: &str = "half of what one edit did is shown";
+const UNMAPPED: &str = "a reserved address is read as neither reserved nor committed";
+const EARLY: &str = "a reservation is reported before the edit that made it ends";
+const SKIPPED: &str = "the next VMA is skipped though it is mapped throughout";
+const HALF: &str = "a lookup shows half of an edit";
 const OTHER: &str = "a cursor is admitted to a VMA that does not hold its address";
-const COPIED: &str = "a reader is inside a VMA that is being copied";
-const BETWEEN: &str = "another edit has come between an edit and the view that it became";
+const COPIED: &str = "a reader holds a VMA that is being copied";
+const BETWEEN: &str = "another edit ran between an edit and the view that it became";
 const TAG: &str = "a node is taken for a VMA, or a VMA for a node";
 
-/// A slot of a space that ends, met by a reader of another space that remembers it from before; a third
-/// space uses it next.
+/// Drops a space while a reader of another space, whose cursor remembers the slot, looks it up; a
+/// third space uses the slot next.
 fn end_of_a_space(forget: bool) {
     let slab = std::sync::Arc::new(Slab::new());
     let new_in = || AddressSpace::new_in(1, std::sync::Arc::clone(&slab));
@@ -39,24 +39,24 @@ fn end_of_a_space(forget: bool) {
     assert!(remembered.try_read(10).is_err(), "nothing is mapped in the reader's space");
     end.join().unwrap();
     next.edit().unwrap().insert(10..20, 3).unwrap();
-    assert_eq!(slab.vmas().capacity, 1, "the slot was used again, and again");
+    assert_eq!(slab.vmas().capacity, 1, "the slot was used twice again");
     assert_eq!(next.try_read(10).map(|vma| *vma), Ok(3));
 }
 
-/// B13, B15c. A space ends while a reader of another is late on one of its slots.
+/// B13, B15c. A space is dropped while a late reader of another acquires one of its slots.
 pub(crate) const SPACE_END: Model = Model {
     name: "space_end",
-    property: "the end of a space waits for late readers of its slots, of whatever space",
+    property: "the drop of a space waits for late readers of its slots, whatever space they read",
     threads: 2,
     preemptions: None,
     run: || end_of_a_space(false),
     mutants: &[drop_step(Step::DrainOnDrop, COUNTED)],
 };
 
-/// B15c. The same, of a space in which somebody has forgotten an exclusion.
+/// B15c. As `SPACE_END`, with an exclusion of the space that was forgotten.
 pub(crate) const FORGOTTEN: Model = Model {
     name: "forgotten",
-    property: "a space in which an exclusion was forgotten ends, and still waits for late readers",
+    property: "the drop of a space with a forgotten exclusion ends, and waits for late readers",
     threads: 2,
     preemptions: None,
     run: || end_of_a_space(true),
@@ -66,7 +66,7 @@ pub(crate) const FORGOTTEN: Model = Model {
 /// A reader of a range that is reserved and then committed.
 pub(crate) const RESERVE: Model = Model {
     name: "reserve",
-    property: "a reserved address is reported so until its VMA is there, complete",
+    property: "a reserved address is reported as reserved until its VMA is complete",
     threads: 2,
     preemptions: Some(4),
     run: || {
@@ -100,7 +100,7 @@ pub(crate) const RESERVE: Model = Model {
 /// A reader of a range that an edit reserves.
 pub(crate) const RESERVED_TOO_EARLY: Model = Model {
     name: "reserved_too_early",
-    property: "a reservation is reported when the edit that made it is over, and not before",
+    property: "a reservation is reported only after the edit that made it",
     threads: 2,
     preemptions: None,
     run: || {
@@ -150,10 +150,10 @@ pub(crate) const RESERVED_READ: Model = Model {
     mutants: &[drop_step(Step::CheckReserved, UNCOMMITTED)],
 };
 
-/// A reservation is dropped while somebody else edits.
+/// A reservation is dropped while another thread edits.
 pub(crate) const ROLL_BACK: Model = Model {
     name: "roll_back",
-    property: "a reservation that is dropped waits for nobody, and its range is free in the next edit",
+    property: "the drop of a reservation does not wait, and its range is free in the next edit",
     threads: 2,
     preemptions: None,
     run: || {
@@ -174,10 +174,10 @@ pub(crate) const ROLL_BACK: Model = Model {
     mutants: &[weaken("DEFER_PUSH", RACE), weaken("DEFER_DRAIN", RACE)],
 };
 
-/// B26. The next VMA is asked for while entries shift in its leaf.
+/// B26. A lookup of the next VMA while entries shift in its leaf.
 pub(crate) const ITERATION: Model = Model {
     name: "iteration",
-    property: "asking for the next VMA never passes over one that is mapped throughout",
+    property: "a lookup of the next VMA skips none that is mapped throughout",
     threads: 2,
     preemptions: Some(2),
     run: || {
@@ -206,10 +206,10 @@ pub(crate) const ITERATION: Model = Model {
     ],
 };
 
-/// The next VMA is asked for while something is inserted before it, which is the last of all.
-pub(crate) const LAST: Model = Model {
-    name: "last",
-    property: "that there is no next VMA is said only if there is none",
+/// A lookup of the next VMA, the last of the space, while another is inserted before it.
+pub(crate) const NO_NEXT: Model = Model {
+    name: "no_next",
+    property: "a lookup of the next VMA returns `None` only if there is none",
     threads: 2,
     preemptions: Some(2),
     run: || {
@@ -228,16 +228,16 @@ pub(crate) const LAST: Model = Model {
     mutants: &[drop_step(Step::CheckHole, SKIPPED)],
 };
 
-/// The next VMA is asked for while one edit lets the VMA before it grow, and changes it.
+/// A lookup of the next VMA while one edit changes it and extends the VMA before it.
 pub(crate) const TORN: Model = Model {
     name: "torn",
-    property: "the first VMA that ends above an address is shown as it was when it was the first",
+    property: "the next VMA is returned with its state of a moment when it was the next",
     threads: 2,
     preemptions: Some(3),
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         let mut edit = space.edit().unwrap();
-        // In two leaves, so that what is moved changes no node on the way to the address.
+        // In two leaves, so that the relocation changes no node on the way to the address.
         for (range, payload) in [(10..20, 1), (30..40, 3), (50..60, 5), (60..70, 6), (70..80, 1)] {
             edit.insert(range, payload).unwrap();
         }
@@ -262,10 +262,10 @@ pub(crate) const TORN: Model = Model {
     mutants: &[drop_step(Step::CheckNextSince, HALF)],
 };
 
-/// The next VMA is asked for while a reservation becomes a VMA, and then a VMA a reservation.
-pub(crate) const PASSING: Model = Model {
-    name: "passing",
-    property: "asking for the next VMA skips reservations that were all there at one time",
+/// A lookup of the next VMA while a reservation becomes a VMA, and then a VMA a reservation.
+pub(crate) const SKIP_RESERVATIONS: Model = Model {
+    name: "skip_reservations",
+    property: "a lookup of the next VMA skips only reservations that existed at one moment",
     threads: 2,
     preemptions: Some(2),
     run: || {
@@ -293,7 +293,7 @@ pub(crate) const PASSING: Model = Model {
     mutants: &[drop_step(Step::CheckHole, SKIPPED)],
 };
 
-/// B17. A cursor whose slot becomes another VMA's.
+/// B17. A cursor whose slot is reused for another VMA.
 pub(crate) const CURSOR: Model = Model {
     name: "cursor",
     property: "a cursor finds its own VMA or none, never the slot's next tenant",
@@ -329,7 +329,7 @@ pub(crate) const CURSOR: Model = Model {
 /// B3, B15b. A reader of the second of two VMAs against a fork.
 pub(crate) const FORK: Model = Model {
     name: "fork",
-    property: "while a fork copies one VMA, nobody is inside any of the parent's",
+    property: "while a fork copies a VMA, no reader holds any VMA of the parent",
     threads: 2,
     preemptions: None,
     run: || {
@@ -338,21 +338,21 @@ pub(crate) const FORK: Model = Model {
         edit.insert(10..20, 1).unwrap();
         edit.insert(20..30, 2).unwrap();
         drop(edit);
-        let inside = Arc::new(AtomicU32::new(0));
+        let readers = Arc::new(AtomicU32::new(0));
         let parent = thread::spawn({
-            let (space, inside) = (Arc::clone(&space), Arc::clone(&inside));
+            let (space, readers) = (Arc::clone(&space), Arc::clone(&readers));
             move || {
                 let child = space.edit().unwrap().fork(|_, &payload| {
-                    assert_eq!(inside.fetch_add(0, Relaxed), 0, "{COPIED}");
+                    assert_eq!(readers.fetch_add(0, Relaxed), 0, "{COPIED}");
                     Some(payload)
                 });
                 assert_eq!(*child.unwrap().try_read(20).unwrap(), 2);
             }
         });
         if let Ok(vma) = space.try_read(20) {
-            inside.fetch_add(1, Relaxed);
+            readers.fetch_add(1, Relaxed);
             assert_eq!(*vma, 2);
-            inside.fetch_sub(1, Relaxed);
+            readers.fetch_sub(1, Relaxed);
         }
         parent.join().unwrap();
     },
@@ -363,10 +363,10 @@ pub(crate) const FORK: Model = Model {
     ],
 };
 
-/// B5. An edit becomes a view, while another edit waits for its turn.
+/// B5. An edit becomes a view, while another edit waits for the mmap lock.
 pub(crate) const DOWNGRADE: Model = Model {
     name: "downgrade",
-    property: "a view that was an edit sees the space as that edit left it, and so do readers",
+    property: "a view that was an edit shows the space as that edit left it",
     threads: 2,
     preemptions: Some(4),
     run: || {
@@ -396,10 +396,10 @@ pub(crate) const DOWNGRADE: Model = Model {
     mutants: &[weaken("EDIT_END", RACE), drop_step(Step::DowngradeAtOnce, BETWEEN)],
 };
 
-/// B1, B25. A leaf that a walker is in becomes the inner node of another tree.
+/// B1, B25. A leaf becomes an inner node of another tree while a walk is in it.
 pub(crate) const TAG_IN_WORD: Model = Model {
     name: "tag_in_word",
-    property: "a walker in a recycled node takes no node for a VMA and no VMA for a node",
+    property: "a walk in a recycled node takes no node for a VMA and no VMA for a node",
     threads: 2,
     preemptions: Some(2),
     run: || {
@@ -416,13 +416,13 @@ pub(crate) const TAG_IN_WORD: Model = Model {
         // The second leaf holds slots of higher numbers than the chunks of the nodes have.
         let third = AddressSpace::new_in(1, slab);
         map(&third, &[10, 20, 30, 40, 50, 60, 70, 80]);
-        // (Not in order of address, so that leaves are divided in the middle.)
+        // Not in order of address, so that leaves are split in the middle.
         map(&mine, &[10, 20, 30, 50, 40, 70, 60]);
         mine.edit().unwrap().remove(20..25).unwrap();
         let editor = thread::spawn({
             let mine = Arc::clone(&mine);
             move || {
-                // The second leaf is merged away, and becomes the new root of the other tree.
+                // The second leaf is freed by a merge, and becomes the new root of the other tree.
                 mine.edit().unwrap().remove(10..15).unwrap();
                 map(&other, &[50]);
                 other
