@@ -17,15 +17,15 @@ pub(crate) struct Accesses<'m> {
 
 impl<'m> Accesses<'m> {
     pub(crate) fn of(
-        alone: &Exclusion<'static, Piece>,
+        exclusion: &Exclusion<'static, Piece>,
         mapping: &'m Mapping,
     ) -> Result<Self, Error> {
-        let within = alone.range();
+        let within = exclusion.range();
         let mut parts = Vec::new();
-        let most = 2 * alone.iter().count() + 1;
+        let most = 2 * exclusion.iter().count() + 1;
         parts.try_reserve_exact(most).map_err(|_| Error::Change(Errno::NOMEM))?;
         let mut next = within.start;
-        for (vma, piece) in alone.iter() {
+        for (vma, piece) in exclusion.iter() {
             let vma = vma.start.max(within.start)..vma.end.min(within.end);
             parts.push((next..vma.start, None));
             next = vma.end;
@@ -49,7 +49,7 @@ impl<'m> Accesses<'m> {
         self.parts.iter().filter_map(|(part, access)| Some((part.clone(), (*access)?)))
     }
 
-    /// Changes what is mapped, all of it or nothing. The rest is not excluded, and perhaps somebody
+    /// Changes what is mapped, all of it or nothing. The rest is not excluded, and perhaps another
     /// else's by now.
     pub(crate) fn change(&self, access: Access) -> Result<(), Error> {
         for (part, _) in self.mapped() {

@@ -15,17 +15,18 @@ pub(crate) struct Budget {
     limit: AtomicUsize,
     resident: AtomicUsize,
     most_resident: AtomicUsize,
-    /// The most pages that a fault wanted and found no room for.
+    /// The most pages that a fault wanted and could not have since the bound was reached.
     short: AtomicUsize,
-    /// Some fault has found no room for the first time.
+    /// Some fault has found the bound reached for the first time.
     is_new: AtomicBool,
     /// So many of those that are resident could not be written back.
     stuck: AtomicUsize,
-    /// No room could be made for so many pages; 0 if it could, or was not tried.
+    /// So many pages were wanted when nothing could be given back; 0 if it could, or was not tried.
     exhausted: AtomicUsize,
-    /// Room is made again and again for accesses that need more pages at once than can be there.
+    /// Pages are given back again and again for accesses that need more pages at once than can be
+    /// there.
     is_in_vain: AtomicBool,
-    /// There is little room left, and the evictor was woken.
+    /// Few pages are left, and the evictor was woken.
     asked: AtomicBool,
     pub(crate) wakeup: Wakeup,
 }
@@ -33,11 +34,11 @@ pub(crate) struct Budget {
 /// What the evictor is to do.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
-    /// So many pages are to go, so that faults find room.
+    /// So many pages are to go, so that faults can take them.
     pub(crate) pages: usize,
-    /// Some fault wanted so many and found no room, and there is none for it by now; 0 if there is.
+    /// Some fault wanted so many, found the bound reached, and still would; 0 if it would not.
     pub(crate) short: usize,
-    /// Some fault has found no room for the first time.
+    /// Some fault has found the bound reached for the first time.
     pub(crate) is_new: bool,
 }
 
@@ -45,9 +46,9 @@ pub(crate) struct Wanted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
     Granted,
-    /// The evictor is making room: try again.
+    /// The evictor is giving pages back: try again.
     Later,
-    /// No room could be made.
+    /// No page could be given back.
     Refused,
 }
 
@@ -81,7 +82,7 @@ impl Budget {
         Admission::Granted
     }
 
-    /// Takes so many pages if there is room for them now.
+    /// Takes so many pages if the bound lets them be there now.
     #[inline]
     pub(crate) fn take_now(&self, pages: usize) -> bool {
         // RELAXED: here and below, numbers that guard nothing.
@@ -128,8 +129,8 @@ impl Budget {
         }
     }
 
-    /// How many pages should go now, so that faults find room, when so many of those that are there
-    /// cannot go.
+    /// How many pages should go now, so that faults can take them, when so many of those that are
+    /// there cannot go.
     pub(crate) fn wanted(&self, stuck: usize) -> Wanted {
         self.asked.store(false, Relaxed);
         self.stuck.store(stuck, Relaxed);
@@ -142,7 +143,7 @@ impl Budget {
         // What those leave is what there is to work with.
         let (limit, resident) = (limit.saturating_sub(stuck), resident.saturating_sub(stuck));
         let pages = if short > 0 || resident > limit - limit / 8 {
-            // A quarter is room for a granule, and for threads to go on while the next pages go.
+            // A quarter is enough for a granule, and for threads to go on while the next pages go.
             resident.saturating_sub(limit - limit / 4)
         } else {
             0
@@ -150,14 +151,15 @@ impl Budget {
         Wanted { pages, short, is_new: self.is_new.swap(false, Relaxed) }
     }
 
-    /// No room could be made for so many pages although a fault found none: it is to fail.
+    /// Nothing could be given back although a fault wants so many pages: it is to fail.
     pub(crate) fn give_up(&self, pages: usize) {
         self.exhausted.store(pages, Relaxed);
         // Until here it was the same fault, which asks again.
         self.short.store(0, Relaxed);
     }
 
-    /// Room is made without an end, for an access that never has all that it needs: it is to fail.
+    /// Pages are given back without an end, for an access that never has all that it needs: it is
+    /// to fail.
     pub(crate) fn is_in_vain(&self) {
         self.is_in_vain.store(true, Relaxed);
     }

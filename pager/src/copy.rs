@@ -119,16 +119,16 @@ impl Word<'_> {
 ///
 /// # Safety
 ///
-/// The pages are there and may be read. While the slice lives the caller has them alone, and they
+/// The pages are there and may be read. While the slice lives the caller excludes them, and they
 /// are write-protected.
-pub(crate) unsafe fn alone<'m>(mapping: &'m Mapping, part: &Range<usize>) -> &'m [u8] {
+pub(crate) unsafe fn excluded_pages<'m>(mapping: &'m Mapping, part: &Range<usize>) -> &'m [u8] {
     assert!(part.end <= mapping.memory.range().len(), "within the memory");
     let start = mapping.memory.as_ptr().wrapping_add(part.start);
     // SAFETY: mapped while the mapping is borrowed, and it does not change (contract).
     unsafe { &*ptr::slice_from_raw_parts(start, part.len()) }
 }
 
-/// Fills a new place of a region with what was written at the old one, which the caller has alone
+/// Fills a new place of a region with what was written at the old one, which the caller excludes
 /// and which may be read. How many of the kernel's pages that were.
 pub(crate) fn dirty_pages(old: &Mapping, new: &Mapping) -> Result<usize, Errno> {
     let uffd = &old.backing.uffd;
@@ -140,9 +140,9 @@ pub(crate) fn dirty_pages(old: &Mapping, new: &Mapping) -> Result<usize, Errno> 
     let all = 0..old.records.len().min(new.records.len());
     for run in old.records.runs(all, |records, page| records.is_dirty(page)) {
         let part = old.offsets(run);
-        // SAFETY: dirty pages are there (R2), the caller lets them be read and has them alone, and
+        // SAFETY: dirty pages are there (R2), the caller lets them be read and excludes them, and
         // they have just been write-protected.
-        let bytes = unsafe { alone(old, &part) };
+        let bytes = unsafe { excluded_pages(old, &part) };
         let mut done = 0;
         while done < bytes.len() {
             match uffd.copy(&new.memory, part.start + done, &bytes[done..], Fill::default()) {

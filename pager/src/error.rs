@@ -11,7 +11,7 @@ use crate::sys::{Errno, OpenError};
 /// changed then, and nothing is left behind but the SIGBUS handler.
 ///
 /// ```
-/// use pervma_pager::{Error, MemorySource, FrozenRegion};
+/// use pervma_pager::{Error, FrozenRegion, MemorySource};
 ///
 /// assert!(matches!(FrozenRegion::map(MemorySource::new(vec![])), Err(Error::Empty)));
 /// ```
@@ -52,7 +52,7 @@ pub enum Error {
         /// The size of the region's pages in bytes.
         page: usize,
     },
-    /// The bound of resident pages leaves no room to work in.
+    /// The bound of resident pages is too small to work in.
     #[error("a bound of {bytes} resident bytes is too small, it must be at least {least}")]
     Resident {
         /// What was asked for, in bytes.

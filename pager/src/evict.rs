@@ -3,8 +3,8 @@
 //!
 //! So what is clean can be given back whatever else is stuck: pages whose write-back fails, or is
 //! slow, or never ends. What was filled longest ago goes first. Pages whose write-back has failed
-//! are passed over. If a fault finds no room and nothing clean is left, they are all tried once
-//! more, and only when that makes no room is the access refused.
+//! are passed over. If a fault finds the bound reached and nothing clean is left, they are all
+//! tried once more, and the access is refused only when that gives nothing back.
 
 use std::io;
 use std::sync::Arc;
@@ -21,10 +21,10 @@ use crate::source::Source;
 use crate::write_back::{evict_clean, runs, take_back_poison};
 use crate::writer::{Pass, Retry, Writer, is_to_write};
 
-/// How often a page that was stuck is tried again while there is room without.
+/// How often a page that was stuck is tried again while the bound is kept without.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
-/// So long a fault waits for room where devices hold the pages. They may be held for the system
-/// call that waits: one that reads more at once than the bound has room for would wait for itself.
+/// So long a fault waits for pages that devices hold to go. They may be held for the system call
+/// that waits: one that reads more at once than the bound allows would wait for itself.
 const HELD_TOO_LONG: Duration = Duration::from_secs(1);
 
 /// The threads. Dropping it ends them.
@@ -56,7 +56,7 @@ impl Evictor {
 
     fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
         let thread = thread::Builder::new().name(name.to_owned());
-        // A signal's handler could touch the region, for which this thread makes room.
+        // A signal's handler could touch the region, whose pages this thread gives back.
         let _blocked = SignalsBlocked::new()?;
         self.threads.push(thread.spawn(move || aborting(work))?);
         Ok(())
@@ -106,7 +106,7 @@ struct Rounds<'a> {
     writer: Option<&'a Writer>,
     /// Memory for a choice.
     times: Vec<u64>,
-    /// The writer's pass for a fault that found no room when nothing was clean.
+    /// The writer's pass for a fault that found the bound reached when nothing was clean.
     asked: Option<u64>,
     /// When a page that was stuck is to be tried again.
     retry_at: Instant,
@@ -120,7 +120,7 @@ struct Rounds<'a> {
 struct Survey {
     /// Their write-back has failed.
     stuck: usize,
-    /// There was no room for them.
+    /// The bound was reached.
     refused: usize,
 }
 
@@ -186,8 +186,8 @@ impl Rounds<'_> {
         survey
     }
 
-    /// Takes back the poison of pages for which there was no room: accesses are faults again, and
-    /// wait for room.
+    /// Takes back the poison of pages for which the bound was reached: accesses are faults again,
+    /// and wait for pages to go.
     fn admit_again(&self, mapping: &Arc<Mapping>) {
         for run in runs(mapping, &mapping.whole(), Records::was_refused) {
             // If it cannot be done now, the next access asks for it again.
@@ -231,7 +231,8 @@ impl Rounds<'_> {
         given
     }
 
-    /// Whether nothing can be given back, when nothing was although a fault found no room.
+    /// Whether nothing can be given back, when nothing was although a fault found the bound
+    /// reached.
     fn is_stuck(&mut self, mapping: &Mapping) -> bool {
         let Some(writer) = self.writer else {
             // What counts as resident is being filled.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::Error;
 
 /// What happens when a page of a region cannot be had: the source fails, the file has shrunk, there
-/// is no memory, or no room in the bound of resident pages.
+/// is no memory, or the bound of resident pages is reached.
 ///
 /// It is chosen when a region is mapped ([`Options::on_failure`](crate::Options::on_failure)).
 #[derive(Clone, Copy, Default)]
@@ -32,7 +32,7 @@ enum Action {
 }
 
 impl OnFailure {
-    /// The signal goes to whoever handled SIGBUS before, as if an ordinary mapping's file had
+    /// The signal goes to the handler that was there before, as if an ordinary mapping's file had
     /// failed: the default.
     #[must_use]
     pub const fn pass_on() -> Self {
@@ -140,7 +140,7 @@ impl Failure {
 /// What a hook wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Response {
-    /// The signal goes to whoever handled SIGBUS before.
+    /// The signal goes to the handler that was there before.
     PassOn,
     /// The interrupted thread goes on, as its context now says. As it was, it makes the same access
     /// again, and the hook is called again.

@@ -36,11 +36,11 @@ pub(crate) enum Verdict {
     /// Its page was there, with a record of this time: the access is to be repeated.
     There { number: usize, time: u64, granule: Range<usize> },
     /// Its page has gone meanwhile, or another thread is about to fill it: the access is to be
-    /// repeated, and whoever is about it let go on.
+    /// repeated, and the other thread is let go on.
     Changed { granule: Range<usize> },
     /// Nothing could be done now: it is to fault again, later.
     Later,
-    /// Its page cannot be had, and is poisoned; or there is no room for it.
+    /// Its page cannot be had, and is poisoned; or the bound is reached.
     Failed { on_failure: OnFailure, offset: usize, for_want_of_room: bool },
     /// It is not ours.
     PassOn,
@@ -157,7 +157,7 @@ fn find(
     if mapping.records.was_refused(number)
         && let Some(budget) = &backing.budget
     {
-        // A system call. For this access there may be room.
+        // A system call. The bound may allow this access.
         budget.wakeup.raise();
         return Err(Verdict::Later);
     }
@@ -200,7 +200,7 @@ enum End {
     Done,
     Later,
     Gone,
-    /// The bound has no room for them, and none can be made.
+    /// The bound is reached, and nothing can be given back.
     NoRoom,
     Failed,
 }
@@ -277,7 +277,7 @@ struct Rest {
     /// The page that the access wants is there, and its thread may go on: whatever becomes of the
     /// rest is no reason to serve the fault again.
     has_page: bool,
-    /// No room can be made. What there is may be taken, but is not waited for.
+    /// No page can be given back. What there is may be taken, but is not waited for.
     is_refused: bool,
 }
 
@@ -369,7 +369,7 @@ fn read_and_fill(
                     Err(ReadFailed) if *chunk != fault.page => End::Failed,
                     Err(ReadFailed) => match vma.mapping.poison(&fault.page, false) {
                         Poisoned::ByKernel | Poisoned::ByRecord => End::Failed,
-                        // By somebody who could read it.
+                        // By another thread, which could read it.
                         Poisoned::Not => End::Gone,
                     },
                 }
@@ -392,7 +392,7 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// The next of what is missing. The caller is inside of the VMA.
+    /// The next of what is missing. The caller has read-locked the VMA.
     fn next(mapping: &Mapping, from: Range<usize>, fault: &Fault, most: usize) -> Option<Self> {
         let chunk = mapping.next_missing(from, &fault.page, most)?;
         let time = mapping.records.time(mapping.pages(&chunk));
@@ -407,7 +407,7 @@ impl Wanted {
         source.read_at(self.chunk.start as u64, &mut buffer[..inside])
     }
 
-    /// Whether it is what is wanted there now, and all in the VMA that the caller is inside of.
+    /// Whether it is what is wanted there now, and all in the VMA that the caller has read-locked.
     fn is_still(&self, vma: &ReadGuard<'static, Piece>, fault: &Fault) -> bool {
         let mapping = &*vma.mapping;
         let chunk = fault.base + self.chunk.start..fault.base + self.chunk.end;
@@ -445,7 +445,7 @@ pub(crate) fn fail(addr: usize) -> Verdict {
 }
 
 /// Poisons the page at `addr`, for which a thread sleeps that is to be told of a failure; for good,
-/// or until there is room. `None` if that could not be tried now.
+/// or until others have gone. `None` if that could not be tried now.
 pub(crate) fn poison_at(addr: usize, until_room: bool) -> Option<Poisoned> {
     let vma = SPACE.try_read(addr).ok()?;
     let page = vma.mapping.page_at(vma.mapping.offset_of(addr));
@@ -475,7 +475,7 @@ impl Scratch<'_> {
 
     /// Lends the buffer. A thread's is constant-initialised and has no destructor, so its use runs
     /// no code of the thread-local's own. What one use leaves there the next one finds, since no
-    /// fault is served inside of another.
+    /// fault is served within another.
     #[inline]
     fn with<V>(&mut self, using: impl FnOnce(&mut [u8]) -> V) -> V {
         thread_local! {
@@ -492,8 +492,8 @@ impl Scratch<'_> {
 /// time.
 ///
 /// Once or a few times is a race that another thread won: what is there stays until it is given
-/// back, which makes it of another time, so the access succeeds when it is repeated. For ever is a
-/// page that cannot be read although it is "there": swap that fails, or the addresses of a region
+/// back, which makes it of another time, so the access succeeds when it is repeated. Many times is
+/// a page that cannot be read although it is "there": swap that fails, or the addresses of a region
 /// in a forked child.
 #[cold]
 pub(crate) fn times_there(region: usize, addr: usize, time: u64) -> u32 {

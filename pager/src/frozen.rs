@@ -18,7 +18,7 @@ use crate::sys::Access;
 /// on the thread that drops it.
 ///
 /// ```
-/// use pervma_pager::{MemorySource, FrozenRegion};
+/// use pervma_pager::{FrozenRegion, MemorySource};
 ///
 /// let text = MemorySource::new(b"filled on demand".as_slice());
 /// let region = FrozenRegion::map(text)?;
@@ -67,9 +67,9 @@ impl Region {
     pub fn freeze(mut self) -> Result<FrozenRegion, Error> {
         self.lift_bound();
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
-        let alone = self.exclude(&self.part(0..self.len())?)?;
-        let parts = Accesses::of(&alone, self.mapping())?;
-        drop(alone);
+        let exclusion = self.exclude(&self.part(0..self.len())?)?;
+        let parts = Accesses::of(&exclusion, self.mapping())?;
+        drop(exclusion);
         if let Some(gap) = parts.gap() {
             return Err(Error::NotMapped(gap));
         }

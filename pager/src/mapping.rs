@@ -55,7 +55,7 @@ pub(crate) struct Backing<S: Source + ?Sized> {
 impl<S: Source + ?Sized> Backing<S> {
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        // RELAXED: those who fill the last page are inside of its VMA, whose lock orders it.
+        // RELAXED: those who fill the last page read-lock its VMA, whose lock orders it.
         self.len.load(Relaxed)
     }
 
@@ -162,7 +162,7 @@ pub(crate) enum Poisoned {
 }
 
 impl Mapping {
-    /// A place for `capacity` bytes, which nobody can access yet.
+    /// A place for `capacity` bytes, which no thread can access yet.
     pub(crate) fn new(backing: Arc<Backing<dyn Source>>, capacity: usize) -> Result<Self, Error> {
         let page_size = backing.page_size;
         let too_large = || Error::TooLarge { bytes: capacity as u64 };
@@ -180,14 +180,14 @@ impl Mapping {
         Ok(Self { memory, records, has_leftovers: AtomicBool::new(false), backing })
     }
 
-    /// Gives back the pages of a part, which the caller has alone.
+    /// Gives back the pages of a part, which the caller excludes.
     pub(crate) fn give_back(&self, part: &Range<usize>) -> Result<(), Errno> {
         self.memory.discard(part.clone())?;
         self.forget(part);
         Ok(())
     }
 
-    /// The pages of a part have gone, by the caller, who has them alone.
+    /// The pages of a part have gone, by the caller, who excludes them.
     pub(crate) fn forget(&self, part: &Range<usize>) {
         let gone = self.records.forget(self.pages(part));
         if let Some(budget) = &self.backing.budget {
@@ -215,7 +215,7 @@ impl Mapping {
         let with_neighbours = addresses.start.saturating_sub(page).max(whole.start)
             ..(addresses.end + page).min(whole.end);
         // Refused where something is not mapped, or without memory: then they stay apart, which
-        // nobody notices but the next operation.
+        // no thread notices but the next operation.
         let _ = SPACE.update(with_neighbours, |_, piece| piece.clone());
     }
 
@@ -259,7 +259,7 @@ impl Mapping {
         Some(run.start..run.end.min(run.start.saturating_add(most)))
     }
 
-    /// Fills the missing pages at `range` with `bytes`, the caller being inside of its VMA, and
+    /// Fills the missing pages at `range` with `bytes`, whose VMA the caller has read-locked, and
     /// counts what came by that, in as many parts as the kernel has mappings there. The page
     /// `written`, of a tracked mapping, may be written then.
     pub(crate) fn install(
@@ -309,8 +309,8 @@ impl Mapping {
         (new, outcome)
     }
 
-    /// Lets a page be written that is there, and remembers that it was. The caller is inside of its
-    /// VMA.
+    /// Lets a page be written that is there, and remembers that it was. The caller has read-locked
+    /// its VMA.
     pub(crate) fn let_write(&self, page: &Range<usize>) -> Outcome {
         // Before the kernel lets anyone write: an exclusion must see it.
         if !self.records.mark_dirty(self.page_of(page.start)) {
@@ -338,9 +338,9 @@ impl Mapping {
     }
 
     /// Makes accesses to a page fail from now on, or until the evictor takes that back, unless it
-    /// is there by now. The caller is inside of the page's VMA.
+    /// is there by now. The caller has read-locked the page's VMA.
     pub(crate) fn poison(&self, page: &Range<usize>, until_room: bool) -> Poisoned {
-        // Before the kernel wakes anyone, who would ask the record. A fill by somebody else takes
+        // Before the kernel wakes anyone, who would ask the record. A fill by another thread takes
         // it back.
         let number = self.page_of(page.start);
         self.records.mark_failed(number, until_room);
@@ -354,7 +354,7 @@ impl Mapping {
         }
     }
 
-    /// Makes accesses to all that is missing of a part fail from now on. The caller is inside of
+    /// Makes accesses to all that is missing of a part fail from now on. The caller has read-locked
     /// its VMA.
     pub(crate) fn poison_missing(&self, part: &Range<usize>) {
         let is_missing =

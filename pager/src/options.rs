@@ -172,19 +172,19 @@ impl<M> Options<M> {
     /// At most so many bytes are there at a time. A thread of the region gives back what was filled
     /// longest ago; another one, if the region is writable, writes to the source what was written.
     ///
-    /// It must be at least four granules. A fault that finds no room waits for it. Pages that
+    /// It must be at least four granules. A fault that finds the bound reached waits. Pages that
     /// cannot be written ([`on_write_back_failure`](Self::on_write_back_failure)), or that [devices
-    /// hold](crate#devices-that-write-to-a-region), stay, and count; what is clean is given back
-    /// all the same. An access fails when there is nothing but such pages, or when it needs more
-    /// pages at once than they leave.
+    /// hold](crate::limits#devices-that-write-to-a-region), stay, and count; what is clean is given
+    /// back all the same. An access fails when there is nothing but such pages, or when it needs
+    /// more pages at once than they leave.
     #[must_use]
     pub const fn resident(mut self, bytes: usize) -> Self {
         self.resident = Some(bytes);
         self
     }
 
-    /// What becomes of an access whose page cannot be had. By default the SIGBUS goes to whoever
-    /// handled it before.
+    /// What becomes of an access whose page cannot be had. By default the SIGBUS goes to the
+    /// handler that was there before.
     #[must_use]
     pub const fn on_failure(mut self, on_failure: OnFailure) -> Self {
         self.on_failure = on_failure;

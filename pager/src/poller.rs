@@ -52,7 +52,7 @@ impl Watch {
             owner: std::process::id(),
         };
         watch.epoll.add(&backing.uffd, FAULTS)?;
-        // A filter that refuses to wait shows here, and not when somebody waits.
+        // A filter that refuses to wait shows here, and not when a thread waits.
         watch.epoll.wait(Some(Duration::ZERO))?;
         Ok(watch)
     }
@@ -114,7 +114,7 @@ fn is_in_system_call(thread: u32) -> Option<bool> {
 }
 
 /// Runs what a thread of a region does. If it panics, in a source for example, the process ends:
-/// nobody else would serve those who wait.
+/// no other thread would serve those who wait.
 pub(crate) fn aborting(work: impl FnOnce()) {
     struct Aborting;
     impl Drop for Aborting {
@@ -188,7 +188,7 @@ impl Poller {
             Verdict::Failed { for_want_of_room, .. } => {
                 let in_system_call = for_want_of_room.then(|| is_in_system_call(fault.thread));
                 if in_system_call == Some(Some(false)) {
-                    // Nothing is poisoned, so that the page can be had as soon as there is room.
+                    // Nothing is poisoned, so that the page can be had when others have gone.
                     return send_fault(fault.thread, fault.addr, true);
                 }
                 // A system call can be told by poison only, which is taken back later.
@@ -216,8 +216,8 @@ impl Poller {
     }
 
     /// Fails the accesses to all that is missing, until it is told to end: the faults cannot be
-    /// read any more, because of a filter that came later, and those who make them would wait for
-    /// ever.
+    /// read any more, because of a filter that came later, and those who make them would never go
+    /// on.
     fn fail_closed(&self) {
         while !self.watch.is_over() {
             fault::poison_missing(&self.backing);

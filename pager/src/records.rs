@@ -8,7 +8,7 @@
 //!
 //! - **R1** A record changes under the read lock of the page's VMA (filled, written, failed) or
 //!   under an exclusion of it (given back, written to the source). So an exclusion sees records
-//!   that nobody changes.
+//!   that no thread changes.
 //! - **R2** Under an exclusion, what is not `PRESENT` was not filled by this crate; what is
 //!   `PRESENT` and not `DIRTY` is write-protected, if the mapping is tracked, and no device writes
 //!   it, if the kernel can tell.
@@ -36,8 +36,7 @@ const FAILED: u64 = 4;
 /// It is dirty, and could not be given back when that was tried last: the source has not taken it,
 /// or it is held for a device.
 const STUCK: u64 = 8;
-/// It failed for want of room in the bound, in a system call: others may have it when there is
-/// some.
+/// It failed in a system call because the bound was reached: it may be had when others have gone.
 const REFUSED: u64 = 16;
 const FLAGS: u64 = PRESENT | DIRTY | FAILED | STUCK | REFUSED;
 /// A time is a multiple of this.
@@ -106,7 +105,7 @@ impl Records {
         self.has(page, FAILED)
     }
 
-    /// Whether a page has failed for want of room, in a system call.
+    /// Whether a page has failed in a system call because the bound was reached.
     pub(crate) fn was_refused(&self, page: usize) -> bool {
         self.has(page, REFUSED)
     }
@@ -145,7 +144,7 @@ impl Records {
         present
     }
 
-    /// The bytes of a page could not be had, or had no room, unless somebody else had them and
+    /// The bytes of a page could not be had, or met the bound, unless another thread had them and
     /// filled it.
     pub(crate) fn mark_failed(&self, page: usize, until_room: bool) {
         let how = if until_room { FAILED | REFUSED } else { FAILED };
@@ -154,7 +153,7 @@ impl Records {
         let _ = self.pages[page].fetch_update(Relaxed, Relaxed, failed);
     }
 
-    /// The pages were written to the source, by the caller, who has them alone.
+    /// The pages were written to the source, by the caller, who excludes them.
     pub(crate) fn mark_clean(&self, pages: Range<usize>) {
         for page in &self.pages[pages] {
             // RELAXED: R1.
@@ -172,7 +171,7 @@ impl Records {
         }
     }
 
-    /// The pages were given back, by the caller, who has them alone. How many were there.
+    /// The pages were given back, by the caller, who excludes them. How many were there.
     pub(crate) fn forget(&self, pages: Range<usize>) -> usize {
         let time = self.tick();
         let mut gone = 0;
@@ -185,11 +184,11 @@ impl Records {
 
     /// Goes on from the times of `other`, of whose pages none is here.
     pub(crate) fn inherit_times(&self, other: &Self) {
-        // RELAXED: nobody else has these records yet, and the caller has the other pages alone.
+        // RELAXED: no other thread has these records yet, and the caller excludes the other pages.
         self.clock.store(other.clock.load(Relaxed), Relaxed);
         for (page, theirs) in self.pages.iter().zip(&other.pages) {
             let time = theirs.load(Relaxed) & !FLAGS;
-            // What is zero stays memory that nobody has touched.
+            // What is zero stays memory that no thread has touched.
             if time != 0 {
                 page.store(time, Relaxed);
             }

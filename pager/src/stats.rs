@@ -15,14 +15,14 @@ static COUNTERS: [Shard; SHARDS] = [const { Shard::new() }; SHARDS];
 
 /// What the threads of this process have counted so far.
 ///
-/// A thread that serves a region counts a fault just after it has woken whoever waited for it; when
-/// the region was dropped, everything of it is counted.
+/// A thread that serves a region counts a fault just after it has woken the thread that waited for
+/// it; when the region was dropped, everything of it is counted.
 ///
 /// Snapshots are subtracted to count what lies between them, the earlier from the later; the
 /// other way round gives zeros.
 ///
 /// ```
-/// use pervma_pager::{MemorySource, FrozenRegion, stats};
+/// use pervma_pager::{FrozenRegion, MemorySource, stats};
 ///
 /// let region = FrozenRegion::map(MemorySource::new(vec![1; 3 * 4096]))?;
 /// let before = stats();

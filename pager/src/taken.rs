@@ -1,7 +1,7 @@
 //! Written pages that are taken out of a region while they are written to its source.
 //!
 //! The kernel tells by it which pages it holds for a device (direct I/O, registered buffers): those
-//! do not move. One that has moved is held by nobody, and nobody can reach it.
+//! do not move. One that has moved is not held, and no thread can reach it.
 #![expect(unsafe_code, reason = "lends pages that were taken out")]
 
 use std::ops::Range;
@@ -19,15 +19,15 @@ pub(crate) enum Fate {
     Out,
     /// They are held for a device.
     Held,
-    /// They are not there: somebody else has given them back.
+    /// They are not there: another thread has given them back.
     Missing,
     /// The kernel cannot move them.
     Fixed,
 }
 
 /// Pages of a mapping that are out. Whatever is not settled goes back when this is dropped, to the
-/// place where nobody can have filled others: the caller has the pages alone all the time, and they
-/// may be written.
+/// place where no thread can have filled others: the caller excludes the pages all the time, and
+/// they may be written.
 pub(crate) struct TakenOut<'m> {
     mapping: &'m Mapping,
     staging: &'m Staging,
@@ -75,7 +75,7 @@ impl<'m> TakenOut<'m> {
                     thread::yield_now();
                     continue;
                 }
-                // Somebody is at it all the time.
+                // Another thread keeps changing it.
                 Err(MoveError::Again { moved: 0 } | MoveError::Held) => (PAGE, Fate::Held),
                 Err(MoveError::Again { moved }) => (moved, Fate::Out),
                 Err(MoveError::Missing) => (PAGE, Fate::Missing),
@@ -104,7 +104,7 @@ impl<'m> TakenOut<'m> {
     pub(crate) fn bytes(&self, part: &Range<usize>) -> &[u8] {
         let Some(memory) = &self.memory else { return &[] };
         // SAFETY: the memory is registered, and can be read. Only pages that were moved there are
-        // looked at (the caller's part), and nobody else knows of them. They stay until this is
+        // looked at (the caller's part), and no other thread knows of them. They stay until this is
         // dropped or borrowed otherwise.
         let bytes = unsafe { memory.bytes() };
         &bytes[part.start - self.base..part.end - self.base]
@@ -181,7 +181,7 @@ impl<'m> TakenOut<'m> {
         }
         // It can be copied if it cannot be moved.
         if self.put_copies(&page).is_err() {
-            // Then it is lost, and nobody is to take what the source has for it.
+            // Then it is lost, and no thread is to take what the source has for it.
             self.mapping.forget(&page);
             self.mapping.poison(&page, false);
         }

@@ -24,7 +24,7 @@ impl Wakeup {
         Self { state: AtomicU32::new(0), owner: std::process::id() }
     }
 
-    /// Wakes the sleeper. One system call at most, which leaves `errno` alone.
+    /// Wakes the sleeper. One system call at most, which does not change `errno`.
     pub(crate) fn raise(&self) {
         self.set(RAISED);
     }

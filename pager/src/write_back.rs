@@ -46,11 +46,11 @@ pub(crate) fn write_back(mapping: &Arc<Mapping>, part: &Range<usize>) -> Result<
         let next = runs(mapping, &rest, Records::is_dirty).next();
         let Some(run) = next else { return Ok(bytes) };
         let write = |mapping: &Mapping, accesses: &Accesses<'_>| {
-            write_alone(mapping, &run, accesses, Then::Stay)
+            write_excluded(mapping, &run, accesses, Then::Stay)
         };
         match isolated(mapping, &run, write)? {
             Some(written) => {
-                // Where there was no room for copies.
+                // Where the bound left no copies.
                 Shard::mine().count_evicted(written.gone);
                 if let Some(error) = written.error {
                     return Err(error);
@@ -78,7 +78,7 @@ pub(crate) fn evict_clean(mapping: &Arc<Mapping>, run: &Range<usize>) -> Result<
 /// held.
 pub(crate) fn evict_dirty(mapping: &Arc<Mapping>, run: &Range<usize>) -> Written {
     let evicted = isolated(mapping, run, |mapping, accesses| {
-        let mut written = write_alone(mapping, run, accesses, Then::Go);
+        let mut written = write_excluded(mapping, run, accesses, Then::Go);
         // What was clean, or could not be taken out to be written.
         match give_back_clean(mapping, run) {
             Ok(gone) => written.gone += gone,
@@ -96,7 +96,7 @@ pub(crate) fn evict_dirty(mapping: &Arc<Mapping>, run: &Range<usize>) -> Written
     written
 }
 
-/// Makes pages of a run missing again that were poisoned for want of room.
+/// Makes pages of a run missing again that were poisoned because the bound was reached.
 pub(crate) fn take_back_poison(mapping: &Arc<Mapping>, run: &Range<usize>) -> Result<(), Error> {
     let taken = excluded(mapping, run, |mapping, _| {
         let mut refused = runs(mapping, run, Records::was_refused);
@@ -119,23 +119,23 @@ pub(crate) fn runs(
     })
 }
 
-/// Does `work` while nobody is inside of the VMAs of a part. `None` if it is not mapped any more.
+/// Does `work` while the VMAs of a part are excluded. `None` if it is not mapped any more.
 fn excluded<V>(
     mapping: &Mapping,
     part: &Range<usize>,
     work: impl FnOnce(&Mapping, &Accesses<'_>) -> V,
 ) -> Result<Option<(V, pervma::Exclusion<'static, Piece>)>, Error> {
-    let Some(alone) = if_mapped(mapping, || SPACE.exclude(mapping.addresses(part)))? else {
+    let Some(exclusion) = if_mapped(mapping, || SPACE.exclude(mapping.addresses(part)))? else {
         return Ok(None);
     };
-    alone.wait();
-    let accesses = Accesses::of(&alone, mapping)?;
+    exclusion.wait();
+    let accesses = Accesses::of(&exclusion, mapping)?;
     let done = work(mapping, &accesses);
-    Ok(Some((done, alone)))
+    Ok(Some((done, exclusion)))
 }
 
-/// What `change` does, when nobody is mapping or unmapping any of its range; `None` if that is not
-/// mapped any more.
+/// What `change` does, when no thread is mapping or unmapping any of its range; `None` if that is
+/// not mapped any more.
 fn if_mapped<V>(
     mapping: &Mapping,
     mut change: impl FnMut() -> Result<V, ChangeError>,
@@ -165,10 +165,10 @@ fn isolated<V>(
     }
     let done = excluded(mapping, part, work);
     let done = done.map(|done| {
-        done.map(|(done, alone)| {
+        done.map(|(done, exclusion)| {
             let back = |_, piece: &Piece| Piece { is_isolated: false, ..piece.clone() };
-            // Without memory it stays apart, which nobody notices.
-            let _ = alone.update(back);
+            // Without memory it stays apart, which no thread notices.
+            let _ = exclusion.update(back);
             done
         })
     });
@@ -176,8 +176,8 @@ fn isolated<V>(
     done
 }
 
-/// Writes the written pages of a part, which the caller has alone.
-fn write_alone(
+/// Writes the written pages of a part, which the caller excludes.
+fn write_excluded(
     mapping: &Mapping,
     part: &Range<usize>,
     accesses: &Accesses<'_>,
@@ -200,7 +200,7 @@ fn write_alone(
     written
 }
 
-/// Writes a run of written pages, which the caller has alone and which may be accessed alike.
+/// Writes a run of written pages, which the caller excludes and which may be accessed alike.
 fn write_run(
     mapping: &Mapping,
     run: &Range<usize>,
@@ -214,7 +214,7 @@ fn write_run(
     let Some(staging) = &mapping.backing.staging else {
         return write_in_place(mapping, run, written);
     };
-    // Copies of them stay, if there is room for them.
+    // Copies of them stay, if the bound lets them be there.
     let copies = Copies::take(mapping, if then == Then::Stay { run.len() } else { 0 });
     let stays = then == Then::Stay && copies.is_some();
     let opened = Opened::new(mapping, run, access).map_err(Error::Change)?;
@@ -258,7 +258,7 @@ fn write_run(
     Ok(())
 }
 
-/// Writes pages where they are, as the kernel cannot move them: nobody knows then whether a device
+/// Writes pages where they are, as the kernel cannot move them: nothing tells then whether a device
 /// writes them.
 fn write_in_place(
     mapping: &Mapping,
@@ -267,9 +267,9 @@ fn write_in_place(
 ) -> Result<(), Error> {
     // Those who write now fault, and wait for the exclusion to end.
     mapping.write_protect(run).map_err(Error::Change)?;
-    // SAFETY: dirty pages are there (R2) and may be read, the caller has them alone, and they have
+    // SAFETY: dirty pages are there (R2) and may be read, the caller excludes them, and they have
     // just been write-protected.
-    let bytes = unsafe { copy::alone(mapping, run) };
+    let bytes = unsafe { copy::excluded_pages(mapping, run) };
     written.bytes += store(mapping, run, bytes)?;
     mapping.records.mark_clean(mapping.pages(run));
     Ok(())
@@ -315,7 +315,7 @@ impl Drop for Opened<'_> {
     }
 }
 
-/// Room in the bound for copies of pages, while both are there.
+/// Budget for copies of pages, while both are there.
 struct Copies<'m> {
     mapping: &'m Mapping,
     pages: usize,
@@ -338,7 +338,7 @@ impl Drop for Copies<'_> {
     }
 }
 
-/// Gives back the clean pages of a part, which the caller has alone; how many there were.
+/// Gives back the clean pages of a part, which the caller excludes; how many there were.
 fn give_back_clean(mapping: &Mapping, part: &Range<usize>) -> Result<usize, Error> {
     let mut gone = 0;
     let is_clean = |records: &Records, page| records.is_present(page) && !records.is_dirty(page);

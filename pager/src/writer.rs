@@ -1,7 +1,7 @@
 //! The thread that writes to the source what has to go to keep a bound, and gives it back then.
 //!
-//! It works in passes, each for what was asked until it began, and nobody waits for it but accesses
-//! that find no room.
+//! It works in passes, each for what was asked until it began, and no thread waits for it but
+//! accesses that find the bound reached.
 
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -43,7 +43,7 @@ pub(crate) enum Retry {
     None,
     /// The next one in turn, so that none is forgotten.
     One,
-    /// All of them, for an access that finds no room otherwise.
+    /// All of them, for an access that finds the bound reached otherwise.
     All,
 }
 

@@ -600,14 +600,13 @@ fn a_thread_serves_system_calls_if_it_may() {
     let bytes = random_bytes(100 * PAGE, 8);
     let file = tempfile::tempfile().unwrap();
     for region in regions(&bytes, Mode::Thread, |options| options) {
-        let serves = region.serves_system_calls();
+        let serves = common::serves_system_calls(&region);
         let region = region.freeze().unwrap();
         let written = rustix::io::write(&file, &region[..16 * PAGE]);
         if serves {
             assert_eq!(written, Ok(16 * PAGE));
         } else {
             assert_eq!(written, Err(rustix::io::Errno::FAULT));
-            println!("not run as a privileged user: user accesses only");
         }
         assert!(region[..] == bytes);
     }
@@ -746,8 +745,8 @@ fn huge_pages_hold_the_bytes() {
             }
         };
         let region = region.unwrap();
-        if common::free_huge_pages() < 6 {
-            return println!("skipped: vm.nr_hugepages has no 6 free pages");
+        if !common::has_huge_pages(6) {
+            return;
         }
         assert!(bytes(&region) == expected);
         region.write(HUGE, &[1, 2, 3]);

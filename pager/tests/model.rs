@@ -715,6 +715,10 @@ fn play_all(size: &Size, mode: Mode, threads: usize) {
         return;
     }
     let factor = std::env::var("PERVMA_MODEL_TIMES").map_or(1, |text| text.parse().unwrap());
+    if mode == Mode::Thread {
+        let region = Options::new().handler_threads(1).map(MemorySource::new([1].as_slice()));
+        common::serves_system_calls(&region.unwrap());
+    }
     for seed in 0..factor * size.times[usize::from(threads > 1)] {
         play(size, mode, threads, seed);
     }

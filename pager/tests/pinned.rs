@@ -86,7 +86,7 @@ impl Held {
         // SAFETY: the kernel fills in the parameters.
         let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 4, &raw mut params) };
         if ring < 0 {
-            println!("skipped: no io_uring: {}", std::io::Error::last_os_error());
+            common::not_run(format_args!("no io_uring: {}", std::io::Error::last_os_error()));
             return None;
         }
         // SAFETY: it is new, and nobody else's.
@@ -182,7 +182,7 @@ fn can_tell() -> bool {
     let version = (numbers.next().unwrap(), numbers.next().unwrap());
     let can = version >= (6, 8);
     if !can {
-        println!("skipped: before Linux 6.8");
+        common::not_run("before Linux 6.8 the kernel does not tell of pinned pages");
     }
     can
 }
@@ -326,13 +326,16 @@ fn a_page_in_locked_memory_that_a_device_holds_is_not_given_back() {
 #[test]
 fn a_bound_that_is_full_of_held_pages_refuses() {
     common::watch();
+    const NO_IO_URING: i32 = 43;
     let name = "a_bound_that_is_full_of_held_pages_refuses";
     if let Some(case) = child_case() {
         let mode = if case == "signal" { Mode::Signal } else { Mode::Thread };
         let expected = random_bytes(PAGES * PAGE, 11);
         let (region, _file) = map(mode, &expected, Some(16));
         // Not one more could be held while the bound is kept.
-        let Some(device) = Held::new(&region, &(0..16 * PAGE)) else { std::process::exit(42) };
+        let Some(device) = Held::new(&region, &(0..16 * PAGE)) else {
+            std::process::exit(NO_IO_URING)
+        };
         byte(&region, 100 * PAGE);
         drop(device);
         return;
@@ -340,6 +343,9 @@ fn a_bound_that_is_full_of_held_pages_refuses() {
     if can_tell() {
         for case in ["signal", "thread"] {
             let ended = run_child(name, case);
+            if ended.exit == Some(NO_IO_URING) {
+                return common::not_run("no io_uring");
+            }
             assert_eq!(ended.exit, Some(42), "{case}: {ended:?}");
         }
     }
@@ -370,7 +376,7 @@ fn direct(expected: &[u8]) -> Option<File> {
     match File::options().read(true).custom_flags(libc::O_DIRECT).open(path) {
         Ok(file) => Some(file),
         Err(error) => {
-            println!("skipped: no direct I/O here: {error}");
+            common::not_run(format_args!("no direct I/O here: {error}"));
             None
         }
     }
@@ -390,8 +396,7 @@ fn direct_reads_into_a_region_arrive() {
         for bound in [None, Some(16), Some(128)] {
             let mut expected = random_bytes(PAGES * PAGE, 15);
             let (region, file) = map(mode, &expected, bound);
-            if mode == Mode::Thread && !region.serves_system_calls() {
-                println!("not run as a privileged user: system calls are not served");
+            if mode == Mode::Thread && !common::serves_system_calls(&region) {
                 continue;
             }
             let mut random = StdRng::seed_from_u64(16);

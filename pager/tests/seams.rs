@@ -190,8 +190,8 @@ fn a_bound_counts_what_came_in_parts() {
 fn a_granule_of_huge_pages_in_several_mappings_is_filled() {
     common::watch();
     const HUGE: usize = 2 << 20;
-    if common::free_huge_pages() < 6 {
-        return println!("skipped: vm.nr_hugepages has no 6 free pages");
+    if !common::has_huge_pages(6) {
+        return;
     }
     let expected = random_bytes(4 * HUGE, 6);
     for mode in MODES {

@@ -360,8 +360,7 @@ fn locked_memory_holds_the_sources_bytes() {
     }
     let ended = run_child("locked_memory_holds_the_sources_bytes", "future");
     if ended.stderr.contains("PermissionDenied") || ended.stderr.contains("code: 11") {
-        println!("skipped: this user may not lock that much memory");
-        return;
+        return common::not_run("this user may not lock that much memory");
     }
     assert_eq!(ended.exit, Some(0), "{}", ended.stderr);
 }

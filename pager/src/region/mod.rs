@@ -192,9 +192,9 @@ impl Region {
     pub fn discard(&self, range: Range<usize>) -> Result<(), Error> {
         let part = self.part(range)?;
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
-        let alone = self.exclude(&part)?;
-        let given_back = Accesses::of(&alone, &self.mapping)?.give_back();
-        drop(alone);
+        let exclusion = self.exclude(&part)?;
+        let given_back = Accesses::of(&exclusion, &self.mapping)?.give_back();
+        drop(exclusion);
         given_back.map_err(Error::Change)
     }
 
@@ -212,15 +212,15 @@ impl Region {
         }
         let part = self.part(range)?;
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
-        let alone = self.exclude(&part)?;
-        let before = Accesses::of(&alone, &self.mapping)?;
+        let exclusion = self.exclude(&part)?;
+        let before = Accesses::of(&exclusion, &self.mapping)?;
         if let Some(gap) = before.gap() {
             return Err(Error::NotMapped(gap));
         }
         before.change(access)?;
-        let changed = alone.update(|_, piece| Piece { access, ..piece.clone() });
+        let changed = exclusion.update(|_, piece| Piece { access, ..piece.clone() });
         changed.map(drop).map_err(|error| {
-            before.restore();
+            self.undo(&part, &before);
             self.of_change(error)
         })
     }
@@ -239,11 +239,11 @@ impl Region {
         let mapping = &self.mapping;
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         loop {
-            let alone = self.exclude(&part)?;
-            let before = Accesses::of(&alone, &self.mapping)?;
+            let exclusion = self.exclude(&part)?;
+            let before = Accesses::of(&exclusion, &self.mapping)?;
             before.change(Access::None)?;
-            // Reserved until its pages are gone: nobody maps it before.
-            match alone.remove_reserving() {
+            // Reserved until its pages are gone: no thread maps it before.
+            match exclusion.remove_reserving() {
                 Ok((removed, reservation)) => {
                     let gone = before.give_back();
                     if gone.is_err() {
@@ -254,14 +254,15 @@ impl Region {
                     drop(removed);
                     return gone.map_err(Error::Change);
                 }
-                // Another thread is mapping a part of it that was not mapped.
+                // Another thread is mapping a part of it that was not mapped. What it may do with
+                // the rest meanwhile is seen by the next try.
                 Err(
                     ChangeError::Reserved { .. }
                     | ChangeError::Overlap { .. }
                     | ChangeError::Excluded { .. },
-                ) => before.restore(),
+                ) => {}
                 Err(error) => {
-                    before.restore();
+                    self.undo(&part, &before);
                     return Err(self.of_change(error));
                 }
             }
@@ -331,7 +332,7 @@ impl Region {
     /// next time.
     ///
     /// A page that the kernel holds for a device is written as it is now, and stays to be written
-    /// ([when that can be told](crate#devices-that-write-to-a-region)).
+    /// ([when that can be told](crate::limits#devices-that-write-to-a-region)).
     ///
     /// # Errors
     ///
@@ -350,7 +351,7 @@ impl Region {
     /// last failure, as long as any of its pages is still to be written.
     ///
     /// [`write_back`](Self::write_back) tries them again, and so does the region from time to time
-    /// and before it refuses an access for want of room.
+    /// and before it refuses an access that would exceed the bound.
     #[must_use]
     pub fn write_back_failure(&self) -> Option<WriteBackFailure> {
         let failure = self.evictor.as_ref()?.last_failure()?;
@@ -385,13 +386,13 @@ impl Region {
         }
     }
 
-    /// Nobody is inside of the VMAs of a part, or comes in, until what is returned is dropped.
+    /// Excludes the VMAs of a part until what is returned is dropped.
     pub(crate) fn exclude(&self, part: &Range<usize>) -> Result<Exclusion<'static, Piece>, Error> {
         loop {
             match SPACE.exclude(self.mapping.addresses(part)) {
-                Ok(alone) => {
-                    alone.wait();
-                    return Ok(alone);
+                Ok(exclusion) => {
+                    exclusion.wait();
+                    return Ok(exclusion);
                 }
                 // Another thread is about to map or unmap some of it, and soon done.
                 Err(ChangeError::Reserved { .. }) => std::thread::yield_now(),
@@ -400,8 +401,20 @@ impl Region {
         }
     }
 
-    /// Waits for the faults that are inside of a part: a write may be over although the fault that
-    /// let it through has not told of it yet.
+    /// Makes the kernel's accesses to a part again what they are known to be, after a change has
+    /// failed and its exclusion is over: other threads may have changed them since `before`.
+    fn undo(&self, part: &Range<usize>, before: &Accesses<'_>) {
+        let now = self
+            .exclude(part)
+            .and_then(|exclusion| Accesses::of(&exclusion, &self.mapping).map(|now| now.restore()));
+        if now.is_err() {
+            // Without memory: as far as is known.
+            before.restore();
+        }
+    }
+
+    /// Waits for the faults under way in a part: a write may be over although the fault that let
+    /// it through has not told of it yet.
     fn settle(&self, part: &Range<usize>) -> Result<(), Error> {
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         match self.exclude(part) {
@@ -427,7 +440,7 @@ impl Drop for Region {
     fn drop(&mut self) {
         self.evictor = None;
         if !self.mapping.memory.is_of_this_process() {
-            // In a forked child others may be inside of it for ever, as its parent left it.
+            // In a forked child read locks of it may never be released, as its parent left it.
             return;
         }
         // If they cannot be blocked, it goes on without.
@@ -441,7 +454,7 @@ impl Drop for Region {
         let source = SOURCES.remove(number..number + 1);
         drop(blocked);
         self.pollers = None;
-        // No fault is inside: these and `self` are the last to own the mapping and the source.
+        // No fault is under way: these and `self` are the last to own the mapping and the source.
         drop(removed);
         drop(source);
     }

@@ -53,18 +53,18 @@ impl Region {
         let last = mapped - page..mapped;
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         match self.exclude(&last) {
-            Ok(alone) => {
+            Ok(exclusion) => {
                 let is_dirty =
                     self.mapping.pages(&last).any(|page| self.mapping.records.is_dirty(page));
                 if before < mapped {
                     if is_dirty {
-                        self.read_behind(before..len.min(mapped), &alone)?;
+                        self.read_behind(before..len.min(mapped), &exclusion)?;
                     } else {
                         self.mapping.give_back(&last).map_err(Error::Change)?;
                     }
                 }
                 self.mapping.backing.set_len(len);
-                drop(alone);
+                drop(exclusion);
             }
             Err(Error::NotMapped(_)) => self.mapping.backing.set_len(len),
             Err(error) => return Err(error),
@@ -83,12 +83,12 @@ impl Region {
     fn read_behind(
         &self,
         behind: Range<usize>,
-        alone: &Exclusion<'static, Piece>,
+        exclusion: &Exclusion<'static, Piece>,
     ) -> Result<(), Error> {
         let mut bytes = vec![0; behind.len()];
         let source = &self.mapping.backing.source;
         source.read_at(behind.start as u64, &mut bytes).map_err(|_| Error::ReadFailed)?;
-        let before = Accesses::of(alone, &self.mapping)?;
+        let before = Accesses::of(exclusion, &self.mapping)?;
         before.change(Access::ReadWrite)?;
         let page = self.mapping.page_at(behind.start);
         let outcome = self.mapping.let_write(&page);
@@ -99,7 +99,7 @@ impl Region {
         if outcome == Outcome::Done { Ok(()) } else { Err(Error::Change(Errno::AGAIN)) }
     }
 
-    /// Moves the region to other addresses, with room for `capacity` bytes there, and at least for
+    /// Moves the region to other addresses, with space for `capacity` bytes there, and at least for
     /// its length. What was written moves; other pages are filled from the source again.
     ///
     /// Accesses to the old addresses are SIGSEGV from now on, until something else is mapped there.
@@ -121,7 +121,7 @@ impl Region {
             // All of it is unmapped.
             Err(Error::NotMapped(_)) => 0,
             Err(error) => return Err(error),
-            Ok(alone) => self.move_alone(&new, alone)?,
+            Ok(exclusion) => self.move_excluded(&new, exclusion)?,
         };
         if let Some(budget) = &old.backing.budget {
             let gone = old.records.times(Records::is_present).count().saturating_sub(copied);
@@ -134,13 +134,13 @@ impl Region {
     }
 
     /// Moves what is excluded, and says how many pages were copied.
-    fn move_alone(
+    fn move_excluded(
         &self,
         new: &Arc<Mapping>,
-        alone: Exclusion<'static, Piece>,
+        exclusion: Exclusion<'static, Piece>,
     ) -> Result<usize, Error> {
         let old = &self.mapping;
-        let before = Accesses::of(&alone, old)?;
+        let before = Accesses::of(&exclusion, old)?;
         new.records.inherit_times(&old.records);
         let copied = before.make_readable().and_then(|()| copy::dirty_pages(old, new));
         let moved = copied.map_err(Error::Change).and_then(|copied| {
@@ -148,7 +148,7 @@ impl Region {
                 new.memory.protect(part, access).map_err(Error::Change)?;
             }
             let to = new.memory.range().start;
-            let moved = alone.relocate(to, |_, piece| Piece {
+            let moved = exclusion.relocate(to, |_, piece| Piece {
                 mapping: Arc::clone(new),
                 access: piece.access,
                 is_isolated: false,

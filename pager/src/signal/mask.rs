@@ -32,7 +32,7 @@ fn change_mask(how: c_int, set: &libc::sigset_t) -> Result<libc::sigset_t, Errno
 /// While it lives, its thread takes no signal but those of faults, and neither will a thread that
 /// it starts.
 ///
-/// For whoever is about to close VMAs to others: a handler that touched them would wait for the
+/// For a thread that is about to exclude VMAs: a handler that touched them would wait for the
 /// thread that it interrupted.
 pub(crate) struct SignalsBlocked {
     before: libc::sigset_t,

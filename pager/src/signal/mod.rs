@@ -69,7 +69,7 @@ struct Sent {
 }
 
 impl Sent {
-    /// No code of the kernel's. Those of faults are the kernel's alone to send.
+    /// No code of the kernel's: only the kernel can send those of faults.
     const CODE: c_int = -0x7065;
 
     fn token() -> usize {
@@ -114,7 +114,7 @@ pub(crate) fn send_fault(thread: u32, addr: usize, is_failure: bool) -> bool {
 unsafe extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     // SAFETY: no condition; the C library has one for each thread.
     let errno = unsafe { libc::__errno_location() };
-    // SAFETY: it is valid while the thread lives, and nobody else's.
+    // SAFETY: it is valid while the thread lives, and no other thread's.
     let saved = unsafe { errno.read() };
     // SAFETY: a delivered signal comes with a `siginfo_t`.
     let about = unsafe { &*info };
@@ -190,9 +190,9 @@ fn respond(addr: usize, cause: Option<Cause>, context: *mut c_void) -> bool {
     }
 }
 
-/// Lets others go on: whoever changes the mapping, fills the page, or makes room. The more often it
-/// happens in a row, the longer it takes, so that a thread that waits for a disk does not spin, and
-/// one of more weight than the one it waits for lets it run.
+/// Lets others go on: the thread that changes the mapping, fills the page, or gives pages back. The
+/// more often it happens in a row, the longer it takes, so that a thread that waits for a disk does
+/// not spin, and one of more weight than the one it waits for lets it run.
 #[cold]
 fn rest(times: u32) {
     const SPINS: u32 = 64;

@@ -44,7 +44,7 @@ impl Previous {
         }
     }
 
-    /// Nobody handled it. A fault cannot be ignored, the kernel ends the process: repeated under
+    /// There was no handler. A fault cannot be ignored, the kernel ends the process: repeated under
     /// the default action, the access itself does that. A signal that was sent does not repeat.
     fn without_handler(&self, fault: bool) {
         if !fault && self.0.sa_sigaction == SIG_IGN {
@@ -111,7 +111,7 @@ impl Previous {
 }
 
 /// Whether the code is that of an access that faults again when it is repeated: the kernel's own
-/// codes are positive, and one of them tells of memory that nobody has accessed yet.
+/// codes are positive, and one of them tells of memory that no thread has accessed yet.
 fn is_fault(si_code: c_int) -> bool {
     si_code > 0 && si_code != libc::BUS_MCEERR_AO
 }
@@ -121,6 +121,6 @@ fn restore_default() {
     // SAFETY: a C structure of integers and an optional function: all zeros is valid, and is the
     // default action with no flags.
     let default: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
-    // Only a filter refuses it. Then the access faults for ever, and nothing can be done.
+    // Only a filter refuses it. Then the access never ends, and nothing can be done.
     let _ = set_action(&default);
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::{ReadFailed, SignalSafe, Source};
 
-/// Bytes in memory, shared with whoever else has the `Arc`.
+/// Bytes in memory, shared with all who have the `Arc`.
 ///
 /// ```
-/// use pervma_pager::{MemorySource, FrozenRegion};
+/// use pervma_pager::{FrozenRegion, MemorySource};
 ///
 /// let region = FrozenRegion::map(MemorySource::new(vec![7; 10_000]))?;
 /// assert_eq!(region[9_999], 7);

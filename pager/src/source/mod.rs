@@ -101,7 +101,7 @@ pub trait Source: Send + Sync {
 ///
 /// ```
 /// #![allow(unsafe_code)]
-/// use pervma_pager::{ReadFailed, FrozenRegion, SignalSafe, Source};
+/// use pervma_pager::{FrozenRegion, ReadFailed, SignalSafe, Source};
 ///
 /// struct Sevens(u64);
 ///
@@ -126,7 +126,7 @@ pub unsafe trait SignalSafe: Source {}
 
 /// A source could not deliver.
 ///
-/// It carries no reason: in a signal handler there is nobody to tell.
+/// It carries no reason: nothing in a signal handler could use one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the source could not deliver the bytes")]
 pub struct ReadFailed;

@@ -59,7 +59,7 @@ impl Epoll {
         let most = most.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
         let (call, fd, mask) =
             (libc::SYS_epoll_pwait2, self.fd.as_raw_fd(), std::ptr::null::<u8>());
-        // SAFETY: writes at most so many events to where there is room for them, and reads a time
+        // SAFETY: writes at most so many events to where there is space for them, and reads a time
         // or none. No mask of signals is given.
         outcome(unsafe { libc::syscall(call, fd, events.as_mut_ptr(), MOST, most, mask, 0_usize) })
     }

@@ -66,7 +66,7 @@ impl PageSize {
 /// ```
 #[derive(Debug)]
 pub struct Memory {
-    /// Invariant: `start` and `len` are a mapping of the process `owner` that is ours alone.
+    /// Invariant: `start` and `len` are a mapping of the process `owner`, owned by this.
     start: NonNull<c_void>,
     len: usize,
     owner: u32,
@@ -82,7 +82,7 @@ impl Memory {
     ///
     /// # Errors
     ///
-    /// The kernel's: no room in the address space or too many mappings (`ENOMEM`), or `len` is 0 or
+    /// The kernel's: no addresses left or too many mappings (`ENOMEM`), or `len` is 0 or
     /// not whole pages (`EINVAL`).
     #[doc(alias = "mmap")]
     pub fn map(len: usize, page_size: PageSize) -> Result<Self, Errno> {
@@ -114,7 +114,7 @@ impl Memory {
         start..start + self.len
     }
 
-    /// Its first byte. What may be accessed, and what is there, is the business of whoever
+    /// Its first byte. What may be accessed, and what is there, is up to its user, who
     /// registered it.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
@@ -140,8 +140,8 @@ impl Memory {
         };
         let (start, len) = self.part(range);
         if access == Access::ReadWrite {
-            // Memory that is locked the kernel would fill now, with faults that nobody can serve.
-            // SAFETY: the range is ours (invariant of `start`), and its content stays.
+            // Memory that is locked the kernel would fill now, with faults that no thread can
+            // serve. SAFETY: the range is ours (invariant of `start`), and its content stays.
             unsafe { munlock(start, len) }?;
         }
         // SAFETY: the range is ours (invariant of `start`). An access that is not let through ends
@@ -183,7 +183,7 @@ impl Memory {
         }
         let (start, len) = self.part(range);
         let discard = |advice| {
-            // SAFETY: the range is ours (invariant of `start`), and whoever made a slice of it
+            // SAFETY: the range is ours (invariant of `start`), and the owner of a slice of it
             // keeps from this (contract of `bytes`).
             unsafe { madvise(start, len, advice) }
         };
@@ -227,8 +227,8 @@ impl Memory {
     ///
     /// The memory is registered, in this process, and may be read. While the slice lives, no page's
     /// content changes after it could be read: a page is filled at most once and neither discarded
-    /// nor moved, nobody writes, the userfaultfd stays open, and an access completes only when its
-    /// page is filled.
+    /// nor moved, no thread writes, the userfaultfd stays open, and an access completes only when
+    /// its page is filled.
     #[must_use]
     pub unsafe fn bytes(&self) -> &[u8] {
         // SAFETY: readable memory of this length is mapped there for as long as `self` lives

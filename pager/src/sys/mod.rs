@@ -4,8 +4,8 @@
 //! Only what this crate uses is here: contexts in SIGBUS mode and contexts whose faults are read,
 //! anonymous [`Memory`] to register with them, and the filling, moving, write-protecting and
 //! poisoning of pages. The outcomes of filling are told apart ([`CopyError`]). Each call on a
-//! [`Userfaultfd`] that is open is one system call that leaves `errno` alone, so it may be made in
-//! a signal handler.
+//! [`Userfaultfd`] that is open is one system call that does not change `errno`, so it may be made
+//! in a signal handler.
 //!
 //! ```
 //! use pervma_pager::sys::{Access, CopyError, Fill, Memory, PageSize, Userfaultfd};

@@ -52,7 +52,7 @@ pub enum OpenError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CopyError {
-    /// The first page is there already (`EEXIST`); nothing was copied, and nobody was woken.
+    /// The first page is there already (`EEXIST`); nothing was copied, and no thread was woken.
     #[error("the page is already present")]
     AlreadyPresent,
     /// The kernel stopped (`EAGAIN`): mappings are changing, or a later page is already present.
@@ -105,7 +105,7 @@ pub enum MoveError {
 /// What filling a page does beside filling it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fill {
-    /// Threads that sleep for the pages are woken. In SIGBUS mode nobody sleeps.
+    /// Threads that sleep for the pages are woken. In SIGBUS mode no thread sleeps.
     pub wake: bool,
     /// The pages are write-protected; the memory is registered with
     /// [`register_tracked`](Userfaultfd::register_tracked).
@@ -147,7 +147,7 @@ impl Userfaultfd {
     }
 
     /// Opens one, close-on-exec, whose faults are [read](Self::read_faults): the thread that made
-    /// the access sleeps until somebody fills the page.
+    /// the access sleeps until a thread fills the page.
     ///
     /// Faults of system calls are served if that is granted: access to `/dev/userfaultfd`,
     /// `CAP_SYS_PTRACE`, or `vm.unprivileged_userfaultfd=1`. If not, a system call that touches a
@@ -205,7 +205,8 @@ impl Userfaultfd {
         Ok(())
     }
 
-    /// Whether system calls that touch missing pages are served too, by whoever reads the faults.
+    /// Whether system calls that touch missing pages are served too, by the thread that reads the
+    /// faults.
     #[must_use]
     pub fn serves_system_calls(&self) -> bool {
         self.serves_system_calls
@@ -276,7 +277,7 @@ impl Userfaultfd {
             copy: 0,
         };
         // SAFETY: `Copy` is what UFFDIO_COPY reads and writes. It reads `bytes`, which are
-        // borrowed, and writes only missing pages of `memory`, whose content nobody has seen
+        // borrowed, and writes only missing pages of `memory`, whose content no thread has seen
         // (contract of `Memory::bytes`).
         match unsafe { update::<{ abi::COPY }, _>(self.fd.as_fd(), &mut copy) } {
             Ok(()) => Ok(()),
@@ -304,8 +305,8 @@ impl Userfaultfd {
     /// registered with this userfaultfd.
     ///
     /// A page that the kernel holds for a device (it is pinned: direct I/O, registered buffers)
-    /// does not move, and a page that has moved is held by nobody. Write protection does not move
-    /// with a page (seen up to Linux 6.18): it can be written at its new place.
+    /// does not move, and a page that has moved is not held. Write protection does not move with a
+    /// page (seen up to Linux 6.18): it can be written at its new place.
     ///
     /// # Errors
     ///
@@ -326,8 +327,8 @@ impl Userfaultfd {
         let (dst, _) = part(to, &(offset..offset.saturating_add(range.len())));
         let mut argument = abi::Move { dst, src, len, mode: 0, moved: 0 };
         // SAFETY: `Move` is what UFFDIO_MOVE reads and writes. It fills missing pages of `to`,
-        // whose content nobody has seen, and takes pages of `from` away, from which whoever made a
-        // slice of them keeps (contract of `Memory::bytes`).
+        // whose content no thread has seen, and takes pages of `from` away, from which the owner of
+        // a slice of them keeps (contract of `Memory::bytes`).
         match unsafe { update::<{ abi::MOVE }, _>(self.fd.as_fd(), &mut argument) } {
             Ok(()) => Ok(()),
             // A negative number is the error once more: nothing was moved.
@@ -343,7 +344,7 @@ impl Userfaultfd {
     }
 
     /// Write-protects the pages at `range` of `memory` that are there, or lets them be written
-    /// and wakes whoever sleeps for that. The memory is registered with
+    /// and wakes the threads that sleep for that. The memory is registered with
     /// [`register_tracked`](Self::register_tracked).
     ///
     /// # Errors
@@ -368,8 +369,8 @@ impl Userfaultfd {
     }
 
     /// Makes every access to the missing pages at `range` of `memory` raise SIGBUS from now on,
-    /// until they are discarded, and wakes whoever sleeps for them. System calls get `EFAULT` or
-    /// `EHWPOISON`.
+    /// until they are discarded, and wakes the threads that sleep for them. System calls get
+    /// `EFAULT` or `EHWPOISON`.
     ///
     /// # Errors
     ///
@@ -389,7 +390,8 @@ impl Userfaultfd {
         unsafe { update::<{ abi::POISON }, _>(self.fd.as_fd(), &mut argument) }
     }
 
-    /// Wakes whoever sleeps for the page at `addr`, of whatever memory: the access is repeated.
+    /// Wakes the threads that sleep for the page at `addr`, of whatever memory: the access is
+    /// repeated.
     ///
     /// # Errors
     ///
@@ -493,7 +495,7 @@ unsafe impl Ioctl for New {
     }
 
     unsafe fn output_from_ptr(fd: IoctlOutput, _: *mut c_void) -> Result<OwnedFd, Errno> {
-        // SAFETY: the call succeeded (contract), so this is a new descriptor that nobody owns.
+        // SAFETY: the call succeeded (contract), so this is a new descriptor that no thread owns.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 }
@@ -601,7 +603,7 @@ mod tests {
         let fill = Fill { write_protected: true, ..Fill::default() };
         uffd.copy(&memory, 0, &[1; 2 * PAGE], fill).unwrap();
         uffd.write_protect(&memory, 0..PAGE, false).unwrap();
-        // SAFETY: the page may be written, and nobody else looks.
+        // SAFETY: the page may be written, and no other thread looks.
         unsafe { memory.as_ptr().write_volatile(2) };
         memory.discard(0..PAGE).unwrap();
         uffd.copy(&memory, 0, &[3; PAGE], Fill::default()).unwrap();
@@ -613,7 +615,7 @@ mod tests {
     fn what_is_poisoned_can_be_discarded_and_what_is_there_not_poisoned() {
         let (uffd, memory) = registered(2);
         match uffd.poison(&memory, 0..PAGE) {
-            Err(Errno::INVAL) => return println!("skipped: this kernel cannot poison"),
+            Err(Errno::INVAL) => return println!("NOT RUN: this kernel cannot poison"),
             poisoned => poisoned.unwrap(),
         }
         memory.discard(0..PAGE).unwrap();
@@ -626,7 +628,7 @@ mod tests {
         let (uffd, memory) = registered(4);
         let (_, other) = registered(1);
         if !uffd.can_move() {
-            return println!("skipped: this kernel cannot move pages");
+            return println!("NOT RUN: this kernel cannot move pages");
         }
         uffd.copy(&memory, 0, &[1; 2 * PAGE], Fill::default()).unwrap();
         assert_eq!(uffd.move_pages(&memory, 0..PAGE, &memory, 2 * PAGE), Ok(()));

@@ -115,8 +115,32 @@ pub(crate) fn file_with(bytes: &[u8]) -> File {
     file
 }
 
+/// Says that a test returns without having tried all that its name says. CI lists these lines.
+pub(crate) fn not_run(reason: impl std::fmt::Display) {
+    println!("NOT RUN: {reason}");
+}
+
+/// Whether the system has so many huge pages to give out; if not, the test has not run.
+pub(crate) fn has_huge_pages(wanted: usize) -> bool {
+    let has = free_huge_pages() >= wanted;
+    if !has {
+        not_run(format_args!("vm.nr_hugepages has no {wanted} free pages"));
+    }
+    has
+}
+
+/// Whether the handler threads of a region serve system calls; if not, the test has not run for
+/// them.
+pub(crate) fn serves_system_calls(region: &Region) -> bool {
+    let serves = region.serves_system_calls();
+    if !serves {
+        not_run("system calls: this user's handler threads serve accesses of user code only");
+    }
+    serves
+}
+
 /// How many huge pages the system could give out.
-pub(crate) fn free_huge_pages() -> usize {
+fn free_huge_pages() -> usize {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap();
     let free = text.lines().find_map(|line| line.strip_prefix("HugePages_Free:")).unwrap();
     free.trim().parse().unwrap()

@@ -1,0 +1,35 @@
+//! How a fault is served, and by which threads.
+//!
+//! # Actors
+//!
+//! - *Threads that touch regions*: in signal mode the handler runs on them, looks up, reads, fills.
+//! - *Handler threads*, of regions in thread mode: they read faults and do the same.
+//! - *Evictors*, one for each region with a bound: they give back what is clean, and never wait for
+//!   the source.
+//! - *Writers*, one for each of these that is writable: they write to the source what has to go.
+//! - *Threads that map, change and drop regions*: they edit the one address space of the process
+//!   that holds all regions, and exclude faults from the VMAs they change.
+//! - *The kernel*: a userfaultfd for each region, so that regions share no queue.
+//!
+//! # A fault, step by step
+//!
+//! 1. A thread touches a missing page, or writes one that is write-protected. In signal mode the
+//!    kernel raises SIGBUS in it and runs the handler with all signals blocked, on the thread's
+//!    alternate stack if it has one; in thread mode it puts it to sleep and a handler thread reads
+//!    of it.
+//! 2. [`try_read`](pervma::AddressSpace::try_read) with the address. Nothing mapped: step 7.
+//!    Changes in the way: the access is repeated a little later.
+//! 3. A write to a protected page: the page's record says now that it was written; the page may be
+//!    written; done.
+//! 4. If the region has a bound, pages are taken from its budget; if none are left, the access is
+//!    repeated when the evictor has given pages back. It fails if no page can be given back:
+//!    nothing is clean, and nothing can be written.
+//! 5. What is missing of the granule is read, 64 KiB at a time: the VMA is unlocked for it, and
+//!    what keeps the source is a VMA of its own, in a second address space. Then the VMA is locked
+//!    again, and the record of the pages must say that nothing of them was given back meanwhile.
+//!    Memory sources are not read: the kernel copies from there.
+//! 6. `UFFDIO_COPY`. The pages are there, or another thread was faster: unlock, and the access goes
+//!    on.
+//! 7. Failed: the page is poisoned, and the region's [`OnFailure`](crate::OnFailure) is asked. Not
+//!    ours, or passed on: to the handler that was there before. If there was none, the default
+//!    action is restored and the access, repeated, ends the process.

@@ -1,0 +1,77 @@
+//! What a region cannot do, and what its user has to keep in mind.
+//!
+//! - In signal mode a *system call* that touches a page that is missing, or protected for tracking,
+//!   fails with `EFAULT`. Touch each page first, or use thread mode. With a bound, a page that was
+//!   touched can have gone before the call: make it again then. Reading a missing page through
+//!   `/proc/PID/mem` fails in both modes.
+//! - *Writes are tracked by write protection*: the first write to a page that was filled for a read
+//!   is a fault of its own.
+//! - A SIGBUS handler that is installed *later* must pass on what is not its own, and must block
+//!   all signals (`sa_mask`, no `SA_NODEFER`), as ours does: under a smaller mask another handler
+//!   can interrupt a fault, and if it touches a region the process ends. One that is installed at
+//!   the very moment at which the first region is mapped can be missed.
+//! - *SIGBUS must not be blocked* in a thread that touches a region in signal mode, or one that
+//!   fails: the kernel ends the process then. Mapping a region from such a thread is an error.
+//! - A SIGBUS that is *sent* (by `kill`) goes to the handler before ours, which in a Rust program
+//!   is the standard library's; that one restores the default action, and the next fault of a
+//!   region ends the process.
+//! - *Operations on a region block signals* in their thread while faults wait for them, but those
+//!   of faults: a handler that touched the region would wait for its own thread. A source is
+//!   written with signals blocked.
+//! - A *forked child* does not have the regions: touching one there is SIGSEGV, never zeros. What
+//!   it drops of them is a leak, and does not affect its parent; any other operation fails or waits
+//!   for ever.
+//! - A *slow source* holds up the threads that want the same granule (in thread mode, all faults
+//!   that a handler thread has read with it), and the drop of its region; in signal mode with all
+//!   signals blocked.
+//! - *`munmap`, `mprotect`, `MADV_DONTNEED` and whatever else* changes what is at a region's
+//!   addresses or who may access it is this crate's to call there: called by others it leaves the
+//!   records wrong. Other advice, locks and memory policies may be given for any part. Each divides
+//!   the kernel's mapping, and a granule that lies in several is filled in as many calls.
+//! - *Writing back* copies each page that stays in the region, to know that no device writes it: it
+//!   takes one and a half to two and a half times as long as just writing, to a file in the page
+//!   cache. While it is written, up to 1 MiB is there twice; in a region whose bound does not allow
+//!   that, it is given back.
+//! - *Moving* a region copies what was written and leaves the rest to the source; *discarding* is
+//!   not shared with other mappings of the same source.
+//! - *Evicting* looks at 8 bytes for each page of the region, as many times as an eighth of the
+//!   bound is filled: choose a bound that is not tiny beside the region.
+//! - *Pages that cannot be written back* stay, count, and leave that much less of a bound. An
+//!   access that needs more pages at once than they leave fails after 10,000 pages have gone in
+//!   vain.
+//! - Each region takes a descriptor, and two more in thread mode: `ulimit -n` bounds their number.
+//!   Its pages take 8 bytes each of memory once they are touched.
+//! - *A system call that a filter refuses* (seccomp) is replaced by another one, or is an error: of
+//!   mapping a region if it is refused then, of the operation or the access if it is refused later.
+//!   Nothing works without `futex`, by which all of Rust waits.
+//! - The handler needs stack beside the signal frame. An alternate stack as the standard library
+//!   gives its threads (8 KiB or more) is enough for one fault, in a debug build too, but not for a
+//!   handler of your own that runs on the same stack and touches a region: that needs twice as
+//!   much.
+//! - Each thread of the process has 64 KiB in its thread-local memory, of which a fault touches
+//!   what it reads at a time; glibc takes it from the thread's stack.
+//! - In a library that is loaded at run time the first fault of a thread may allocate its
+//!   thread-locals: touch a region once on each thread, outside of allocators and handlers.
+//! - The kernel's pages are 4096 bytes, or 2 MiB of hugetlbfs; other page sizes are an error.
+//!
+//! # Devices that write to a region
+//!
+//! Direct I/O (`O_DIRECT`), registered buffers of io_uring and RDMA write to memory without a
+//! fault, for as long as they hold its pages (the kernel has them *pinned*). The kernel tells which
+//! pages it holds when it is asked to move them (`UFFDIO_MOVE`).
+//!
+//! | | signal mode | thread mode |
+//! |---|---|---|
+//! | I/O to pages that are missing or unwritten | `EFAULT` | served, if privileged |
+//! | held pages that should go to keep a bound | stay, and count | the same |
+//! | a bound that is full of them | an access fails after a second | the same; I/O by `EFAULT` |
+//! | held pages in `write_back` | written, and stay to be written | the same |
+//! | held pages in `discard`, `unmap`, `resize`, `relocate`, drop | later writes are lost | the same |
+//! | held pages in `freeze` | the slice changes | the same |
+//! | pages that cannot be told apart, in any of these | later writes are lost | the same |
+//!
+//! Later writes are what the device writes after the call: let the I/O end first. Pages cannot be
+//! told apart before Linux 6.8 and if they are huge, in parts with a protection key
+//! (`pkey_mprotect`), in locked parts beyond `ulimit -l`, and where a filter refuses `UFFDIO_MOVE`.
+//! Nor does the kernel tell of pages that are not pinned but only referenced, as some network file
+//! systems do it.
