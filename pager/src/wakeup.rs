@@ -1,5 +1,8 @@
 //! A wake-up event that one thread sleeps by, and that may be raised in a signal handler.
-#![expect(clippy::disallowed_types, reason = "the kernel sleeps by a plain word, and what was written before an event need not be seen with it")]
+#![expect(
+    clippy::disallowed_types,
+    reason = "the kernel sleeps by a plain word, and what was written before an event need not be seen with it"
+)]
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
