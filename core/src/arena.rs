@@ -57,7 +57,7 @@ impl<O> Clone for Idx<O> {
 impl<O> Copy for Idx<O> {}
 
 impl<O> Idx<O> {
-    /// What to store in a word of the tree: less than 2³⁰.
+    /// The number to store in a word of the tree: less than 2³⁰.
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn raw(self) -> u32 {
         self.0
@@ -75,7 +75,7 @@ impl<O> Idx<O> {
     }
 }
 
-/// What an arena holds.
+/// A type of object that an arena can hold.
 pub(crate) trait Object {
     /// An object in its first state.
     fn new() -> Self;
@@ -85,16 +85,16 @@ pub(crate) trait Object {
 
 /// Type-stable memory for objects of one kind.
 pub(crate) struct Arena<O, P: Platform> {
-    /// As many as the mask can name.
+    /// The chunks, as many as the mask can name.
     chunks: [Cell<*mut O>; 1 << CHUNK_BITS],
     users: Users,
     /// Written in every edit, so on no line that readers load.
     free: Line<FreeList<P>>,
 }
 
-/// What allocations change.
+/// The state that allocations change.
 struct FreeList<P: Platform> {
-    /// See A3.
+    /// The arena's lock (A3).
     lock: MmapLock<P>,
     state: Cell<ArenaState>,
     /// How many objects there are, in the upper half, and how many are in use: for any thread.

@@ -31,7 +31,7 @@ use crate::range::Span;
 use crate::removed::RemovedVmas;
 use crate::slots::{Attached, Entry, Excluded, FreeSlot, Reserved};
 
-/// What a change is about.
+/// The range of a change, and its conditions.
 #[derive(Clone, Copy)]
 pub(crate) struct Request {
     /// The range that is changed.
@@ -55,7 +55,7 @@ impl Request {
         Self { span, mapped, target: None }
     }
 
-    /// Of a move of everything in `span` to `target`.
+    /// The request to move everything in `span` to `target`.
     pub(crate) fn relocation(span: Span, target: Span) -> Self {
         Self { span, mapped: Mapped::Something, target: Some(target) }
     }
@@ -118,7 +118,7 @@ impl<'s, T, P: Platform> ExcludedVmas<'s, T, P> {
         }
     }
 
-    /// What others have mapped or reserved in `span` since they were excluded.
+    /// A VMA or reservation that another thread has added to `span` since they were excluded.
     pub(crate) fn first_newcomer(&self, vmas: &Vmas<'_, T, P>, span: Span) -> Option<Span> {
         // The excluded ones are all still there, so the first that is not on the list is new.
         let own = self.iter().map(|vma| Some(vma.span())).chain(core::iter::repeat(None));
@@ -200,7 +200,8 @@ impl<'s, T, P: Platform> MapWrite<'s, T, P> {
             .map_err(|OutOfMemory| ChangeError::OutOfMemory { range: span.range() })
     }
 
-    /// Takes out the VMA at `span`, waiting for its readers, if it can be had as a whole.
+    /// Removes the VMA at `span`, waiting for its readers, if there is exactly one and no other
+    /// thread excludes it.
     #[inline]
     pub(crate) fn take_whole(&self, span: Span) -> Option<T> {
         self.cursor().take_whole(span)
@@ -283,14 +284,14 @@ pub(crate) struct Change<'s, 'l, T, P: Platform> {
     vmas: ExcludedVmas<'s, T, P>,
 }
 
-/// What a change is going to do.
+/// The planned result of a change.
 struct Plan<'s, 'l, T> {
     request: Request,
-    /// What there will be, in order of address.
+    /// The VMAs after the change, in order of address.
     planned: SmallVec<[Planned<'s, T>; 3]>,
     /// The payloads of the parts in the range of the first and the last VMA, where these are split.
     parts: [Option<T>; 2],
-    /// What stood in the range.
+    /// The previous contents of the range.
     removed: RemovedVmas<T>,
     /// Payloads that were split or merged away. Their owner drops them when the edit has ended.
     deferred_drops: &'l mut Vec<T>,
@@ -298,10 +299,10 @@ struct Plan<'s, 'l, T> {
     more_drops: usize,
 }
 
-/// A VMA, or a reservation, that there will be.
+/// A planned VMA or reservation.
 struct Planned<'s, T> {
     span: Span,
-    /// `None` until it is known, or after it was put in its place.
+    /// `None` until it is known, and after the slot was filled.
     payload: Option<T>,
     /// Whether it is new, and so to be merged with its neighbours.
     changed: bool,
@@ -310,14 +311,14 @@ struct Planned<'s, T> {
     slot: Option<FreeSlot<'s, T>>,
 }
 
-/// What a planned VMA has to do with the excluded VMA that starts where it does.
+/// How a planned VMA relates to the excluded VMA with the same start.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// It takes over the slot: it is the same VMA.
+    /// The planned VMA takes over the slot: it is the same VMA.
     TakesOver,
-    /// It comes in its place: it is another VMA.
+    /// The planned VMA gets a slot of its own: it is another VMA.
     Exchanges,
-    /// There is none.
+    /// No excluded VMA has this start.
     New,
 }
 

@@ -9,7 +9,7 @@ use crate::range::RangeError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// Nothing was mapped there: at a moment during the lookup, between two edits.
+    /// Nothing was mapped at the address at a moment during the lookup, between two edits.
     NotMapped {
         /// The address that was looked up.
         addr: usize,
@@ -51,7 +51,7 @@ pub enum ReadError {
     /// The VMA that the [`VmaId`](crate::VmaId) names is not attached any more, or is another
     /// space's. Only lookups by id report it.
     Gone {
-        /// Where it started.
+        /// The start of the VMA.
         addr: usize,
     },
 }
@@ -189,7 +189,7 @@ pub enum ChangeError {
     OwnExclusion,
     /// Nothing is mapped or reserved in the range; or, for an update, in this part of it.
     NotMapped {
-        /// Where nothing is.
+        /// The range without a mapping.
         range: Range<usize>,
     },
     /// Part of the range is reserved.
@@ -258,11 +258,11 @@ impl core::error::Error for ChangeError {}
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct InsertError<T> {
-    /// What was wrong.
+    /// The cause.
     pub kind: ChangeError,
-    /// Where it was to be inserted.
+    /// The range of the insertion.
     pub range: Range<usize>,
-    /// What was to be inserted.
+    /// The payload, given back.
     pub payload: T,
 }
 
@@ -287,7 +287,7 @@ impl<T> core::error::Error for InsertError<T> {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WriteError {
-    /// Nothing is mapped there.
+    /// Nothing is mapped at the address.
     NotMapped {
         /// The address that was looked up.
         addr: usize,

@@ -656,10 +656,10 @@ impl<T, P: Platform> AddressSpace<T, P> {
 }
 
 /// How a change that excludes VMAs waits for the mmap lock. For a moment; then it clears X and
-/// starts over, so that readers of these VMAs do not wait for those of others, for whom the holder
-/// of the lock may be waiting. They may change what is inside of a payload, so user code has to run
-/// again. After a few times it keeps X and queues: edits that follow each other without a pause
-/// would otherwise keep it from ever ending.
+/// starts over, so that readers of these VMAs do not wait for readers of others, for which the
+/// holder of the lock may be waiting. Readers may change the inside of a payload, so user code has
+/// to run again. After a few times it keeps X and queues: edits without a pause would otherwise
+/// keep it from ever ending.
 struct Patience {
     times: u32,
 }

@@ -9,7 +9,7 @@ use crate::platform::Platform;
 use crate::range::Span;
 use crate::slots::Entry;
 
-/// What kind of gap is looked for.
+/// The description of a gap to find.
 ///
 /// The answer is the lowest place, or the highest, in the gaps within the bounds that hold `size +
 /// align - granularity` bytes: there an aligned place must fit, and finding one takes a number of
@@ -160,7 +160,7 @@ pub enum GapError {
         /// The alignment that was asked for.
         align: usize,
     },
-    /// There is none.
+    /// There is no such gap.
     NotFound,
 }
 
@@ -220,7 +220,7 @@ impl<T, P: Platform> Search<'_, '_, T, P> {
         }
     }
 
-    /// What is free between an entry and the next; without one, before the first.
+    /// The free range between an entry and the next; without one, before the first.
     fn gap_after(&self, entry: Option<Entry<'_, '_, T>>) -> Span {
         let (start, next) =
             entry.map_or((0, 0), |entry| (entry.span().end, entry.span().start + 1));

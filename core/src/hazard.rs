@@ -64,18 +64,18 @@ const HAZARDS: usize = if cfg!(pervma_model) { 2 } else { 4 };
 // All of them, counted in one VMA in addition to LIMIT, do not make X.
 const _: () = assert!(cfg!(pervma_model) || CAPACITY * HAZARDS < (EXCLUDED - LIMIT) as usize);
 
-/// In a hazard pointer: its reader is done, and tests for a transfer. No VMA's name: they are
-/// aligned.
+/// The value of a hazard pointer whose reader has retracted, and tests for a transfer. Names of
+/// VMAs are aligned addresses, so it is none.
 const RETRACTED: usize = 1;
 
-/// The record has no owner.
+/// The state of a record without an owner.
 const FREE: u32 = 0;
-/// Its owner fences.
+/// The state of a record whose owner fences.
 const FENCES: u32 = 1;
-/// Its owner relies on the platform's barrier.
+/// The state of a record whose owner relies on the platform's barrier.
 const BARRIERS: u32 = 2;
 
-/// What one thread publishes, on lines of its own.
+/// The hazard pointers of one registered reader, on cache lines of their own.
 #[repr(C, align(128))]
 pub(crate) struct Record {
     hazards: [Hazard; HAZARDS],
@@ -87,7 +87,7 @@ pub(crate) struct Record {
 pub(crate) struct Hazard {
     /// The name of the VMA that is read, [`RETRACTED`], or 0 if the hazard pointer is free.
     published: AtomicUsize,
-    /// See H3.
+    /// The VMA whose count includes this reader, or 0 (H3).
     transferred: AtomicUsize,
     /// The owner of the record.
     owner: AtomicU32,
@@ -127,7 +127,7 @@ impl Hazard {
         }
     }
 
-    /// What is published here, for a scan. What was published before is over.
+    /// The published name, for a scan. Reads of what was published before are over.
     #[inline]
     fn scan(&self) -> usize {
         self.published.load(HAZARD_SCAN)

@@ -30,7 +30,7 @@ impl Identity {
         }
     }
 
-    /// Of several that assign at the same time, a signal handler among them, one succeeds.
+    /// Assigns an identity: of several threads (or signal handlers) at the same time one succeeds.
     #[cold]
     fn assign(&self) -> u64 {
         let id = new_identity();

@@ -12,7 +12,7 @@ pub use core::sync::atomic::Ordering;
 
 use crate::sync::{FenceOrder, LoadOrder, RmwOrder, StoreOrder, resolve};
 
-/// What kind of operation carries an edge.
+/// The kind of operation that carries an edge.
 #[cfg(pervma_model)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -30,7 +30,7 @@ pub enum Kind {
 #[cfg(pervma_model)]
 #[derive(Clone, Copy, Debug)]
 pub struct Edge {
-    /// Its name, the same in the source, the models and the documents.
+    /// The name, the same in the source, the models and the documents.
     pub name: &'static str,
     /// The operation that carries it.
     pub kind: Kind,
@@ -38,7 +38,7 @@ pub struct Edge {
     pub ordering: Ordering,
     /// The names of the edges at the other end.
     pub pairs: &'static [&'static str],
-    /// What breaks without it.
+    /// What fails without it.
     pub without: &'static str,
 }
 
@@ -89,7 +89,7 @@ edges! {
     READ_SEQ: Load Acquire, pairs [EDIT_END, EDIT_BEGIN],
         without "a reader believes that an edit has ended and reads fields from the middle of it";
 
-    /// That reader passes on what it saw: all edits up to this number are completed.
+    /// The reader that loaded the sequence publishes that edits up to this number are completed.
     WATERMARK_ADVANCE: Store Release, pairs [READ_WATERMARK],
         without "a reader believes that an edit has ended and reads fields from the middle of it";
 
@@ -123,24 +123,24 @@ edges! {
     HAZARD_PUBLISH: Store Release, pairs [HAZARD_SCAN],
         without "a writer that sees only the next publication changes fields that the reader is still reading";
 
-    /// It has published, and is going to test the count.
+    /// A registered reader has published, and is going to test the count.
     HAZARD_PUBLISH_FENCE: Fence SeqCst, pairs [HAZARD_SCAN_FENCE],
         without "the reader tests the count before its publication can be seen, and both go on";
 
-    /// It tests the count: attached, and EXCLUDED not set. What READ_ADMIT is to a counted reader.
+    /// A registered reader tests that the VMA is attached and EXCLUDED not set: its READ_ADMIT.
     HAZARD_ADMIT: Load Acquire, pairs [ATTACH_PUBLISH, EXCLUDE_END],
         without "a registered reader is admitted to a write-locked VMA, or reads fields of the previous tenant";
 
-    /// It retracts the publication. Its reads are over before a writer can see that.
+    /// A registered reader retracts its publication. Its reads are over before a writer sees that.
     HAZARD_RETRACT: Store Release, pairs [HAZARD_SCAN],
         without "a writer changes fields that a registered reader is still reading";
 
-    /// It has looked for a transfer, and released its count if there was one: the hazard pointer is
-    /// free.
+    /// A registered reader has tested for a transfer, and released its count if there was one: the
+    /// hazard pointer is free.
     HAZARD_FREE: Store Release, pairs [HAZARD_SCAN],
         without "a writer that sees only that the hazard pointer is free changes what was read through it last";
 
-    /// It has retracted, and is going to test whether its publication was transferred to the count.
+    /// A registered reader has retracted, and is going to test whether it was transferred.
     HAZARD_RETRACT_FENCE: Fence SeqCst, pairs [HAZARD_TRANSFER_FENCE],
         without "the writer that has transferred the reader still sees its publication, and waits for a release that never comes";
 
@@ -148,7 +148,7 @@ edges! {
     HAZARD_SCAN_FENCE: Fence SeqCst, pairs [HAZARD_PUBLISH_FENCE],
         without "a writer scans for readers before they can see that EXCLUDED is set, and both go on";
 
-    /// A writer scans one of them.
+    /// A writer scans a hazard pointer.
     HAZARD_SCAN: Load Acquire, pairs [HAZARD_PUBLISH, HAZARD_RETRACT, HAZARD_FREE],
         without "a writer that sees a reader gone changes what that is still reading";
 
@@ -202,7 +202,7 @@ edges! {
     HOLE_CHECK: Fence Acquire, pairs [NODE_KEY],
         without "the check of the versions moves into the walk, and a change that the walk has met goes unnoticed";
 
-    /// Behind it, the versions are checked, from the last node of the walk up to the root.
+    /// After HOLE_CHECK, the versions are checked, from the last node of the walk up to the root.
     VERSION_CHECK: Load Acquire, pairs [NODE_VERSION],
         without "a node has gone to another space, whose number is taken for one of ours; the version of the node above it does not show that it was removed from our tree before";
 

@@ -34,7 +34,7 @@
 //!
 //! - A held VMA ([`ReadGuard`]) keeps its range and payload; they are neither changed nor dropped.
 //! - What an edit does appears to readers when the edit ends, all of it.
-//! - "Nothing is mapped there" is said only if it was true at a moment during the lookup.
+//! - A lookup returns "not mapped" only if that was true at a moment during the lookup.
 //! - An operation happens completely or not at all, whatever fails: memory, or user code that
 //!   panics.
 //! - Payloads come back: refused ones in the error, removed ones in the result. None is dropped
@@ -176,7 +176,7 @@ pub use vma_id::{VmaId, VmaVersion};
 
 #[cfg(all(test, not(pervma_model)))]
 extern crate self as pervma;
-/// The same suite as in the integration tests, with small nodes.
+/// The suite of the integration tests, with small nodes.
 #[cfg(all(test, not(pervma_model)))]
 #[path = "../tests/suite/mod.rs"]
 #[expect(unsafe_code, reason = "a platform of the tests")]

@@ -25,7 +25,7 @@ const MAX_SKIPPED: u32 = 512;
 /// A read lock, and the walks it took.
 pub(crate) type Found<'s, T, P> = (ReadLocked<'s, T, P>, u32);
 
-/// What a walk has met.
+/// The result of a walk.
 enum Met<'s, T, P: Platform> {
     /// A VMA of the space, read-locked now.
     Vma(ReadLocked<'s, T, P>),
@@ -39,7 +39,7 @@ enum Met<'s, T, P: Platform> {
 
 /// Why a VMA was not read-locked, with the mmap lock held for reading.
 enum Blocked<'s, T> {
-    /// As many readers as its count can hold.
+    /// The VMA has as many readers as LIMIT allows.
     Busy,
     /// The range is only reserved.
     Reserved,
@@ -123,7 +123,7 @@ impl<T, P: Platform> Map<T, P> {
         self.named(id, |addr| self.read_lock(addr, record))
     }
 
-    /// What `look` finds where the VMA starts that `id` names, if it is that VMA.
+    /// The result of `look` at the start of the VMA that `id` names, if that finds the same VMA.
     fn named<'s>(
         &'s self,
         id: VmaId,
@@ -376,10 +376,10 @@ impl<T, P: Platform> Map<T, P> {
     }
 }
 
-/// What a walk to the next VMA has come to.
+/// The result of a walk to the next VMA.
 enum Next<'s, T, P: Platform> {
     Vma(ReadLocked<'s, T, P>),
-    /// There is none.
+    /// No VMA follows.
     None,
     /// Something on the way has changed since the watermark.
     Changed,

@@ -22,7 +22,7 @@ impl<T, P: Platform> Clone for Lookups<'_, T, P> {
 }
 impl<T, P: Platform> Copy for Lookups<'_, T, P> {}
 
-/// What a lookup returns.
+/// The result of a lookup.
 type Guarded<'s, T, P> = Result<ReadGuard<'s, T, P>, ReadError>;
 
 impl<'s, T, P: Platform> Lookups<'s, T, P> {
@@ -31,7 +31,7 @@ impl<'s, T, P: Platform> Lookups<'s, T, P> {
         Self { map, record }
     }
 
-    /// The same, counting.
+    /// These lookups with counted read locks.
     #[inline(always)]
     pub(crate) fn counted(self) -> Self {
         Self { record: None, ..self }

@@ -64,7 +64,7 @@ impl<T, P: Platform> Map<T, P> {
         }
     }
 
-    /// What the ends of every range are multiples of, a power of two.
+    /// The granularity: the ends of every range are multiples of it. A power of two.
     #[inline(always)]
     pub(crate) fn granularity(&self) -> usize {
         self.granularity
@@ -167,7 +167,7 @@ impl<T, P: Platform> Map<T, P> {
         if self.state.edited_by_me() { self.in_own_edit(f) } else { f(&mut self.write().cursor()) }
     }
 
-    /// The same, unless it would have to wait for the mmap lock.
+    /// As [`within_edit`](Self::within_edit), unless it would have to wait for the mmap lock.
     pub(crate) fn within_edit_at_once<'s, R>(
         &'s self,
         f: impl FnOnce(&mut WriteCursor<'s, '_, T, P>) -> R,
@@ -194,7 +194,7 @@ impl<T, P: Platform> Map<T, P> {
     }
 }
 
-/// What a word of a leaf leads to.
+/// The entry that a word of a leaf leads to.
 ///
 /// # Safety
 ///
@@ -277,7 +277,7 @@ pub struct Vmas<'s, T, P: Platform = DefaultPlatform> {
 }
 
 impl<'s, T, P: Platform> Vmas<'s, T, P> {
-    /// For a map whose mmap lock is held, by what the result is part of (M2).
+    /// The VMAs of a map whose mmap lock is held by the value that the result is part of (M2).
     #[inline]
     fn new(map: &'s Map<T, P>) -> Self {
         Self { map, _thread: PhantomData }
@@ -288,7 +288,7 @@ impl<'s, T, P: Platform> Vmas<'s, T, P> {
         self.map
     }
 
-    /// What a word of the tree leads to.
+    /// The entry that a word of the tree leads to.
     #[inline]
     fn entry(&self, raw: u32) -> Entry<'s, '_, T> {
         // SAFETY: a word of this map's tree; by M2 its mmap lock is held as long as `self` is
@@ -296,25 +296,25 @@ impl<'s, T, P: Platform> Vmas<'s, T, P> {
         unsafe { entry(self.map.slab(), raw) }
     }
 
-    /// What starts at `addr` or last before it.
+    /// The entry that starts at `addr` or last before it.
     pub(crate) fn floor(&self, addr: usize) -> Option<Entry<'s, '_, T>> {
         let nodes = self.map.slab().node_arena();
         let entry = self.entry(self.map.tree.walk(nodes, addr, &mut ())?);
         (entry.span().start <= addr).then_some(entry)
     }
 
-    /// What holds `addr`.
+    /// The entry that holds `addr`.
     pub(crate) fn holding(&self, addr: usize) -> Option<Entry<'s, '_, T>> {
         self.floor(addr).filter(|entry| entry.span().contains(addr))
     }
 
-    /// What starts at `addr` or first after it.
+    /// The entry that starts at `addr` or first after it.
     pub(crate) fn first_from(&self, addr: usize) -> Option<Entry<'s, '_, T>> {
         let nodes = self.map.slab().node_arena();
         Some(self.entry(self.map.tree.walk_from(nodes, addr, &mut ())?))
     }
 
-    /// What has a byte in `span`, in order of address.
+    /// The entries with a byte in `span`, in order of address.
     pub(crate) fn entries(&self, span: Span) -> impl Iterator<Item = Entry<'s, '_, T>> {
         // Each step looks anew: between two of them the thread may end a reservation of its own.
         let mut last_end = None;
@@ -329,13 +329,13 @@ impl<'s, T, P: Platform> Vmas<'s, T, P> {
         })
     }
 
-    /// What starts at `addr` or first after it and has `size` free bytes behind it.
+    /// The entry that starts at `addr` or first after it and has `size` free bytes behind it.
     pub(crate) fn first_gap(&self, addr: usize, size: usize) -> Option<Entry<'s, '_, T>> {
         let nodes = self.map.slab().node_arena();
         Some(self.entry(self.map.tree.first_gap(nodes, addr, size)?))
     }
 
-    /// What starts last before `addr` and has `size` free bytes behind it.
+    /// The entry that starts last before `addr` and has `size` free bytes behind it.
     pub(crate) fn last_gap(&self, addr: usize, size: usize) -> Option<Entry<'s, '_, T>> {
         let nodes = self.map.slab().node_arena();
         Some(self.entry(self.map.tree.last_gap(nodes, addr, size)?))
@@ -480,7 +480,7 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
         Some(unsafe { entry(slab, slot) })
     }
 
-    /// What holds `addr`.
+    /// The entry that holds `addr`.
     #[inline]
     pub(crate) fn holding(&mut self, addr: usize) -> Option<Entry<'s, 'm, T>> {
         self.sought(addr).filter(|entry| entry.span().contains(addr))

@@ -3,7 +3,7 @@
 
 use core::alloc::Layout;
 
-/// Where a slab gets its memory, in chunks that it keeps until it is dropped.
+/// A source of memory for slabs, which take it in chunks and keep it until they are dropped.
 ///
 /// Each chunk is four times as large as the one before of its kind (VMAs, nodes, registered
 /// readers), so a bounded pool can refuse the next when it is a quarter full.

@@ -29,7 +29,7 @@ pub(crate) struct SpaceState<P: Platform> {
     identity: Identity,
 }
 
-/// What editors share, and readers do not touch.
+/// The state that editors share, and readers do not touch.
 struct Editors<P: Platform> {
     lock: MmapLock<P>,
     /// The thread that holds the mmap lock for writing, 0 for none. Only ever compared with the
@@ -167,7 +167,7 @@ pub(crate) struct Turn<'m, P: Platform>(
     #[expect(dead_code, reason = "held until it is dropped")] RawWriteGuard<'m, P>,
 );
 
-/// Neither `Send` nor `Sync`.
+/// A marker of types that are neither `Send` nor `Sync`.
 type BelongsToThread = PhantomData<*const ()>;
 
 /// The mmap lock held for reading.
@@ -190,7 +190,7 @@ impl<'m, P: Platform> EditSection<'m, P> {
         Self { state, edit, space: state.assigned_id(), _thread: PhantomData }
     }
 
-    /// The same section once more, for as long.
+    /// A copy of this section, which borrows it.
     #[inline]
     pub(crate) fn again(&self) -> EditSection<'_, P> {
         EditSection { state: self.state, edit: self.edit, space: self.space, _thread: PhantomData }

@@ -14,19 +14,19 @@ pub(crate) struct Span {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RangeError {
-    /// It holds no byte.
+    /// The range is empty.
     Empty {
-        /// Where it starts and ends.
+        /// The start and end of the range.
         addr: usize,
     },
-    /// It ends before it starts: `start + length` has overflowed.
+    /// The range ends before it starts: `start + length` has overflowed.
     Overflow {
-        /// Where it starts.
+        /// The start of the range.
         start: usize,
-        /// Where it would end.
+        /// The end of the range.
         end: usize,
     },
-    /// One of its ends is no multiple of the space's granularity.
+    /// An end of the range is no multiple of the space's granularity.
     Unaligned {
         /// The end that is not aligned.
         addr: usize,
@@ -74,7 +74,7 @@ impl Span {
         to..to.wrapping_add(self.len())
     }
 
-    /// Where this part of `from` is when that has moved to `target`.
+    /// The place of this part of `from` when `from` has moved to `target`.
     pub(crate) fn moved(self, from: Self, target: Self) -> Self {
         let start = self.start - from.start + target.start;
         Self { start, end: start + self.len() }

@@ -9,18 +9,18 @@ use smallvec::SmallVec;
 
 use crate::error::OutOfMemory;
 
-/// What stood in a range before it was changed: a VMA, or the part of one that lay in the range.
-/// Its payload is the caller's to drop.
+/// A VMA that a change has removed or replaced, or the part of one that lay in the range. Its
+/// payload is the caller's to drop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Removed<T> {
-    /// Where it was.
+    /// The range of the VMA, or of the part.
     pub range: Range<usize>,
-    /// What it held.
+    /// The payload.
     pub payload: T,
 }
 
-/// What a change has taken out of a space, in order of address.
+/// The VMAs that a change has removed or replaced, in order of address.
 ///
 /// One VMA takes no memory of its own, so that removing it cannot fail for want of memory.
 ///
@@ -63,7 +63,7 @@ impl<T> RemovedVmas<T> {
         self.0.push(Removed { range, payload });
     }
 
-    /// The same as a vector.
+    /// Converts the list into a vector.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
@@ -78,7 +78,7 @@ impl<T> RemovedVmas<T> {
 }
 
 impl<T> Default for RemovedVmas<T> {
-    /// Nothing.
+    /// An empty list.
     fn default() -> Self {
         Self::empty()
     }
@@ -116,7 +116,7 @@ impl<'a, T> IntoIterator for &'a RemovedVmas<T> {
     }
 }
 
-/// Gives out what a change has removed, in order of address. Made by `RemovedVmas::into_iter`.
+/// An iterator over [`RemovedVmas`], in order of address. Made by `RemovedVmas::into_iter`.
 pub struct IntoIter<T>(smallvec::IntoIter<[Removed<T>; 1]>);
 
 impl<T> Iterator for IntoIter<T> {

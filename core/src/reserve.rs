@@ -1,4 +1,4 @@
-//! Ranges that are taken before anything is mapped there.
+//! Reserved ranges, in which nothing is mapped yet.
 #![forbid(unsafe_code)]
 
 use core::fmt;
@@ -12,7 +12,7 @@ use crate::range::Span;
 use crate::reserved::ReservedRange;
 use crate::space::AddressSpace;
 
-/// A range that is taken while its mapping is made, from [`Edit::reserve`](crate::Edit::reserve).
+/// A reserved range, from [`Edit::reserve`](crate::Edit::reserve): taken, with nothing mapped yet.
 ///
 /// No lock is held meanwhile. [`commit`](Self::commit) turns it into a VMA; dropping it gives the
 /// range back, and never waits for the mmap lock: that happens in the edit that the thread has
@@ -109,9 +109,9 @@ impl<T, P: Platform> fmt::Debug for Reservation<'_, T, P> {
 }
 
 impl<'s, T, P: Platform> Edit<'s, T, P> {
-    /// Takes `range` while something outside is prepared, a system call for example: it is no gap
-    /// any more, nothing can be inserted there, and readers are told
-    /// [`Reserved`](crate::ReadError::Reserved). The reservation outlives the edit.
+    /// Reserves `range`, for example until a system call has returned: it is no gap any more,
+    /// nothing can be inserted there, and lookups return [`Reserved`](crate::ReadError::Reserved).
+    /// The reservation outlives the edit.
     ///
     /// See [`Reservation`] for a longer example.
     ///
@@ -136,8 +136,7 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
 }
 
 impl<T, P: Platform> AddressSpace<T, P> {
-    /// Takes `range` while something outside is prepared: an [`edit`](Self::edit) with one
-    /// [reservation](Edit::reserve).
+    /// Reserves `range`: an [`edit`](Self::edit) with one [reservation](Edit::reserve).
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);

@@ -101,7 +101,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
         Self { map: Map::new_in(granularity, slab) }
     }
 
-    /// What the ends of every range are multiples of, in bytes.
+    /// The granularity, in bytes: the ends of every range are multiples of it.
     ///
     /// ```
     /// assert_eq!(pervma::AddressSpace::<()>::new(4096).granularity(), 4096);
@@ -154,8 +154,8 @@ impl<T, P: Platform> AddressSpace<T, P> {
         self.lookups().try_read(addr)
     }
 
-    /// As [`try_read`](Self::try_read), for statistics: says too how many walks of the tree the
-    /// lookup took, 1 when nothing was in the way.
+    /// As [`try_read`](Self::try_read), for statistics: also returns how many walks of the tree the
+    /// lookup took, 1 if no change was in the way.
     ///
     /// # Errors
     ///
@@ -375,7 +375,7 @@ mod tests {
         slot.pretend_readers(0);
     }
 
-    /// For `.ci/races`: Miri and ThreadSanitizer must each report it.
+    /// A race, for `.ci/races`: Miri and ThreadSanitizer must each report it.
     #[test]
     #[ignore = "has a race: a reader's release is none"]
     fn planted_race() {

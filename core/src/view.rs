@@ -33,8 +33,8 @@ use crate::space::AddressSpace;
 pub struct View<'s, T, P: Platform = DefaultPlatform> {
     map: MapRead<'s, T, P>,
     _held: Held<Guards, P>,
-    /// What the edit that this was has split or merged away: dropped last, since its destructors
-    /// may edit the space.
+    /// Payloads that were split or merged away in the edit before a downgrade: dropped last, since
+    /// their destructors may edit the space.
     _deferred_drops: Vec<T>,
 }
 

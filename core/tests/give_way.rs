@@ -202,12 +202,12 @@ fn met_by_edits<T: Payload + Sync + Send>(
     while_admitted: impl Fn(&T) + Send,
 ) -> usize {
     let calls = AtomicUsize::new(0);
-    let (begin, told) = mpsc::channel();
+    let (begin, may_begin) = mpsc::channel();
     let (begun, has_begun) = mpsc::channel();
     thread::scope(|scope| {
         scope.spawn(move || {
             for time in 1..=most {
-                told.recv().unwrap();
+                may_begin.recv().unwrap();
                 let edit = space.edit().unwrap();
                 begun.send(()).unwrap();
                 if time < most {

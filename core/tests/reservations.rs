@@ -161,8 +161,8 @@ fn a_lookup_of_the_next_vma_skips_many_reservations() {
     assert_eq!(space.try_read_at_or_after(0).unwrap().unwrap().range(), 600..610);
     // Beyond the limit it does not know, and says so; a lookup that may wait does know.
     let more = [space.reserve(513..514).unwrap(), space.reserve(514..515).unwrap()];
-    let told = space.try_read_at_or_after(0).unwrap_err();
-    assert_eq!(told, ReadError::Locked { addr: 0 });
+    let error = space.try_read_at_or_after(0).unwrap_err();
+    assert_eq!(error, ReadError::Locked { addr: 0 });
     assert_eq!(space.read_at_or_after(0).unwrap().unwrap().range(), 600..610);
     drop((reservations, more));
     assert_eq!(space.try_read_at_or_after(0).unwrap().unwrap().range(), 600..610);

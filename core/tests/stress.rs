@@ -116,8 +116,8 @@ fn reader(arena: &Arena, seed: u64, all_seen: &Sender<Seen>) {
                 Err(ReadError::NotMapped { addr: CONSTANT }) => panic!("a false hole"),
                 Ok(()) => *seen.entry("a VMA was read").or_default() += 1,
                 Err(ReadError::NotMapped { .. }) => *seen.entry("a hole").or_default() += 1,
-                Err(ReadError::Locked { .. }) => *seen.entry("told locked").or_default() += 1,
-                Err(ReadError::Reserved { .. }) => *seen.entry("told reserved").or_default() += 1,
+                Err(ReadError::Locked { .. }) => *seen.entry("found locked").or_default() += 1,
+                Err(ReadError::Reserved { .. }) => *seen.entry("found reserved").or_default() += 1,
                 Err(error) => panic!("{error}"),
             }
         };

@@ -51,9 +51,9 @@ pub(crate) struct Child {
     thread: PhantomData<*const ()>,
 }
 
-/// What is known about a process before its first call.
+/// The state of a process before its first call.
 #[derive(Clone, Copy, Debug)]
-pub struct Born {
+pub struct InitialState {
     /// The layout of its address space.
     pub layout: Layout,
     /// Its limits.
@@ -75,7 +75,7 @@ pub(crate) const CAP_SYS_RAWIO: u32 = 17;
 /// The capability that `MADV_HWPOISON` needs, among many others.
 pub(crate) const CAP_SYS_ADMIN: u32 = 21;
 
-impl Born {
+impl InitialState {
     /// Defaults for tests that need no process.
     #[cfg(test)]
     pub(crate) fn unborn() -> Self {
@@ -119,7 +119,7 @@ impl Child {
     pub(crate) fn spawn<'f>(
         files: impl Iterator<Item = &'f OwnedFd>,
         privileges: Privileges,
-    ) -> io::Result<(Self, Born)> {
+    ) -> io::Result<(Self, InitialState)> {
         let descriptors: Vec<c_int> = files.map(AsRawFd::as_raw_fd).collect();
         let mut command = Command::new("/proc/self/exe");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -137,12 +137,12 @@ impl Child {
         };
         child.wait()?;
         child.maps = File::open(format!("/proc/{pid}/maps"))?;
-        let born = child.empty()?;
-        Ok((child, born))
+        let initial = child.empty()?;
+        Ok((child, initial))
     }
 
     /// Unmaps everything but a page of instructions.
-    fn empty(&mut self) -> io::Result<Born> {
+    fn empty(&mut self) -> io::Result<InitialState> {
         let options = libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACEFORK;
         self.request(libc::PTRACE_SETOPTIONS, 0, usize::try_from(options).unwrap_or(0))?;
         self.registers = self.read_registers()?;
@@ -231,7 +231,7 @@ impl Child {
         let capabilities = u64::from_str_radix(capabilities.unwrap_or_default().trim(), 16)
             .map_err(io::Error::other)?;
         let randomized = personality & no_random == 0;
-        Ok(Born { layout, limits, hard, randomized, marks_guards, capabilities })
+        Ok(InitialState { layout, limits, hard, randomized, marks_guards, capabilities })
     }
 
     /// Makes a system call, and returns the value of `rax` after it.

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use pervma_linux::{Access, Limits, VmFlags, abi::*};
 
-use crate::child::{Born, CAP_SYS_ADMIN, CODE};
+use crate::child::{CAP_SYS_ADMIN, CODE, InitialState};
 use crate::machine::Machine;
 use crate::op::{Op, Which};
 use crate::scene::Scene;
@@ -28,8 +28,8 @@ pub struct Exception {
 pub struct Place<'a> {
     /// The machine.
     pub machine: &'a Machine,
-    /// The process when it was born.
-    pub born: &'a Born,
+    /// The state of the process before its first call.
+    pub initial: &'a InitialState,
 }
 
 /// The most pages that one step may make present.
@@ -58,7 +58,7 @@ pub const ALL: &[Exception] = &[
         why: "where addresses are random, the kernel chooses a random one for MAP_32BIT",
         applies: |op, _, place| match *op {
             Op::Mmap { flags, .. } => {
-                place.born.randomized && flags & MAP_32BIT != 0 && flags & MAP_FIXED == 0
+                place.initial.randomized && flags & MAP_32BIT != 0 && flags & MAP_FIXED == 0
             }
             _ => false,
         },
@@ -84,7 +84,7 @@ pub const ALL: &[Exception] = &[
         why: "the process has CAP_SYS_ADMIN, with which memory of the machine would be damaged",
         applies: |op, _, place| match *op {
             Op::Madvise { advice: MADV_HWPOISON | MADV_SOFT_OFFLINE, .. } => {
-                place.born.has(CAP_SYS_ADMIN)
+                place.initial.has(CAP_SYS_ADMIN)
             }
             _ => false,
         },
@@ -102,7 +102,7 @@ pub const ALL: &[Exception] = &[
         why: "whether a limit may be set is not decided by what is mapped",
         applies: |op, scene, place| match *op {
             Op::Limit { which, bytes } => {
-                let Limits { address_space, locked, stack, .. } = place.born.hard;
+                let Limits { address_space, locked, stack, .. } = place.initial.hard;
                 let hard = match which {
                     Which::AddressSpace => address_space,
                     // It is lowered by steps.
@@ -176,7 +176,7 @@ fn most_present(op: &Op, scene: &Scene, place: &Place<'_>) -> usize {
             len / PAGE
         }
         Op::Brk { addr } if scene.locks_new => {
-            addr.saturating_sub(place.born.layout.start_brk) / PAGE
+            addr.saturating_sub(place.initial.layout.start_brk) / PAGE
         }
         Op::Mremap { addr, old_len, new_len, .. }
             if of(addr, old_len.max(1), VmFlags::LOCKED) > 0 =>
@@ -205,21 +205,26 @@ mod tests {
     use super::*;
 
     /// The name of the exception that a step is in a scene with a large mapping.
-    fn name_of(op: &Op, born: &Born, locked: bool, locks_new: bool) -> Option<&'static str> {
+    fn name_of(
+        op: &Op,
+        initial: &InitialState,
+        locked: bool,
+        locks_new: bool,
+    ) -> Option<&'static str> {
         let machine = Machine::here().unwrap();
         let flags = VmFlags::READ | if locked { VmFlags::LOCKED } else { VmFlags::default() };
         let vma = Vma { flags, page_offset: 0, source: Source::Anonymous, anon: None, name: None };
         let vmas = vec![(HALF, vma)];
         let limits = Limits::default();
         let scene = Scene { vmas, limits, locks_new, ..Scene::default() };
-        of(op, &scene, &Place { machine: &machine, born }).map(|exception| exception.name)
+        of(op, &scene, &Place { machine: &machine, initial }).map(|exception| exception.name)
     }
 
     const HALF: Range<usize> = 0x2000_0000_0000..0x2000_0000_0000 + (8 << 30);
 
     #[test]
     fn what_would_take_much_memory_is_left_out_and_no_more() {
-        let born = Born::unborn();
+        let initial = InitialState::unborn();
         let Range { start: addr, end } = HALF;
         let (len, page) = (end - addr, PAGE);
         let mmap = |len, flags| Op::Mmap { addr: 0, len, prot: 1, flags, file: None, offset: 0 };
@@ -253,15 +258,15 @@ mod tests {
             (Op::Mincore { addr, len, vector: addr }, false, false, false),
         ] {
             let name = is_excluded.then_some("memory");
-            assert_eq!(name_of(&op, &born, locked, locks_new), name, "{op}");
+            assert_eq!(name_of(&op, &initial, locked, locks_new), name, "{op}");
         }
     }
 
     #[test]
     fn memory_is_damaged_only_without_the_privilege_to_do_so() {
         let damage = Op::Madvise { addr: 0, len: PAGE, advice: MADV_HWPOISON };
-        assert_eq!(name_of(&damage, &Born::unborn(), false, false), None);
-        let privileged = Born::unborn().with(CAP_SYS_ADMIN);
+        assert_eq!(name_of(&damage, &InitialState::unborn(), false, false), None);
+        let privileged = InitialState::unborn().with(CAP_SYS_ADMIN);
         assert_eq!(name_of(&damage, &privileged, false, false), Some("damage"));
     }
 
@@ -269,9 +274,9 @@ mod tests {
     fn an_address_is_drawn_only_where_addresses_are_random() {
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT;
         let low = |flags| Op::Mmap { addr: 0, len: PAGE, prot: 1, flags, file: None, offset: 0 };
-        let mut random = Born::unborn();
+        let mut random = InitialState::unborn();
         random.randomized = true;
-        assert_eq!(name_of(&low(flags), &Born::unborn(), false, false), None);
+        assert_eq!(name_of(&low(flags), &InitialState::unborn(), false, false), None);
         assert_eq!(name_of(&low(flags), &random, false, false), Some("random low address"));
         assert_eq!(name_of(&low(flags | MAP_FIXED), &random, false, false), None);
     }

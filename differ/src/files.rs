@@ -30,7 +30,7 @@ pub(crate) const COUNT: usize = 15;
 const NO_SUCH_FILE: Option<Errno> = Errno::new(2);
 const TOO_LARGE: Option<Errno> = Errno::new(27);
 
-/// What all open files of an inode have in common.
+/// The state that all open files of an inode share.
 #[derive(Debug)]
 struct Inode {
     /// The folder of its name, if it has one.
@@ -359,7 +359,7 @@ impl Files {
     }
 }
 
-/// What is known of a descriptor, beside what is given.
+/// The model's open file of a descriptor, with the facts given and those that the kernel reports.
 fn opened(
     descriptor: &OwnedFd,
     folder: Option<Arc<Path>>,
@@ -380,7 +380,7 @@ fn opened(
     Ok(Opened { inode: Arc::new(Mutex::new(inode)), facts, kind })
 }
 
-/// What is known of a file with ext4.
+/// The facts about a file on ext4.
 fn disk_facts() -> FileFacts {
     FileFacts {
         knows_sync: true,

@@ -19,7 +19,7 @@ use crate::scene::Scene;
 const WINDOW: Range<usize> = 0x1000_0000_0000..0x1000_0000_0000 + 40 * PAGE;
 /// The address of mappings of half of all memory.
 const HALVES: usize = 0x2000_0000_0000;
-/// A length that cannot be had.
+/// A length that is too large to be mapped.
 const GIANT: usize = 1 << 46;
 
 /// Generates steps.
@@ -89,7 +89,7 @@ impl<'a> Generator<'a> {
 
     /// A number that is near a limit of the address space, or any.
     fn extreme(&mut self) -> usize {
-        let layout = self.place.born.layout;
+        let layout = self.place.initial.layout;
         let edge = self.random.pick(&[
             0,
             layout.lowest_choice,
@@ -284,13 +284,15 @@ impl<'a> Generator<'a> {
             0 => addr = addr.wrapping_add(self.random.below(PAGE)),
             1 => offset += self.random.below(PAGE),
             2 => len -= self.random.below(PAGE),
-            3 => len = self.random.pick(&[0, usize::MAX, self.place.born.layout.task_size + PAGE]),
+            3 => {
+                len = self.random.pick(&[0, usize::MAX, self.place.initial.layout.task_size + PAGE])
+            }
             4..=7 => len = HUGE * (1 + self.random.below(2)),
             8 => (len, prot) = (GIANT, PROT_WRITE),
-            9 => addr = self.place.born.layout.task_size - self.pages(3),
+            9 => addr = self.place.initial.layout.task_size - self.pages(3),
             10 => addr = self.pages(2) - PAGE,
             11 => offset = self.extreme(),
-            12 => addr = self.place.born.layout.start_brk + self.pages(12),
+            12 => addr = self.place.initial.layout.start_brk + self.pages(12),
             // An address in the last page is taken for an error.
             13 => addr = usize::MAX - self.random.below(PAGE),
             // Two of these may merge, and are more then than can be committed.
@@ -302,7 +304,7 @@ impl<'a> Generator<'a> {
             18 => len = self.extreme(),
             19 => addr = self.extreme(),
             // Such a mapping is named after the stack.
-            20 => addr = self.place.born.layout.start_stack & !(PAGE - 1),
+            20 => addr = self.place.initial.layout.start_stack & !(PAGE - 1),
             _ => {}
         }
         Op::Mmap { addr, len, prot, flags, file, offset: offset as u64 }
@@ -430,7 +432,7 @@ impl<'a> Generator<'a> {
     }
 
     fn brk(&mut self) -> Op {
-        let start = self.place.born.layout.start_brk;
+        let start = self.place.initial.layout.start_brk;
         let addr = match self.random.below(30) {
             0 => 0,
             1 => start - self.pages(3),
@@ -491,7 +493,7 @@ impl<'a> Generator<'a> {
     }
 
     fn limit(&mut self, scene: &Scene) -> Op {
-        let Limits { address_space, data, data_max, locked, stack } = self.place.born.limits;
+        let Limits { address_space, data, data_max, locked, stack } = self.place.initial.limits;
         let which = self.random.weighted(&[
             (12, Which::AddressSpace),
             (12, Which::Data),
@@ -551,14 +553,14 @@ mod tests {
     use pervma_linux::{File, FileFacts, OpenFile, Source, Vma};
 
     use super::*;
-    use crate::child::Born;
+    use crate::child::InitialState;
     use crate::machine::Machine;
 
     /// Steps for a scene of a few mappings, without a process.
     fn generated(steps: usize) -> (Vec<Op>, BTreeMap<&'static str, u64>) {
         let machine = Machine::here().unwrap();
-        let born = Born::unborn();
-        let mut generator = Generator::new(3, Place { machine: &machine, born: &born });
+        let initial = InitialState::unborn();
+        let mut generator = Generator::new(3, Place { machine: &machine, initial: &initial });
         let file: Arc<dyn File> = Arc::new(OpenFile::new("file", FileFacts::new()));
         let vma = |flags, source| Vma { flags, page_offset: 0, source, anon: None, name: None };
         let read = VmFlags::READ | VmFlags::MAYALL;

@@ -33,7 +33,7 @@ mod scene;
 mod session;
 mod shrink;
 
-pub use child::{Born, Privileges};
+pub use child::{InitialState, Privileges};
 pub use files::{OpenFiles, Opened};
 pub use machine::Machine;
 pub use model::{Model, Subject};

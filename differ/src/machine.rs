@@ -7,7 +7,7 @@ use pervma_linux::abi;
 
 use crate::child::read_limit;
 
-/// What results depend on beside the process.
+/// The properties of the machine that results depend on.
 #[derive(Clone, Debug)]
 pub struct Machine {
     /// The release of the kernel.

@@ -8,7 +8,7 @@ use pervma_linux::{
     Access, Backing, Config, Counts, Errno, File, Limits, Mm, Part, Refusal, Source, Vma, abi,
 };
 
-use crate::child::{Born, CAP_IPC_LOCK, CAP_SYS_ADMIN, CAP_SYS_RAWIO, CODE};
+use crate::child::{CAP_IPC_LOCK, CAP_SYS_ADMIN, CAP_SYS_RAWIO, CODE, InitialState};
 use crate::files::{OpenFiles, Opened};
 use crate::machine::Machine;
 use crate::op::{NAMES, Op, Which};
@@ -46,7 +46,7 @@ pub struct Model {
     ended_child: String,
 }
 
-/// The pages that cannot be had.
+/// The guard pages.
 #[derive(Debug, Default)]
 struct Pages {
     guards: Mutex<BTreeSet<usize>>,
@@ -119,7 +119,7 @@ impl Backing for Pages {
 }
 
 impl Model {
-    /// Makes the model of a process that has just been born.
+    /// Makes the model of a process that has just been started.
     #[must_use]
     pub fn new(config: &Config, files: &OpenFiles) -> Self {
         let mm = Mm::new(Pages::default(), config.clone());
@@ -243,19 +243,19 @@ impl Subject for Model {
 }
 
 /// The configuration of a new process on this machine.
-pub(crate) fn config(born: &Born, machine: &Machine) -> Config {
+pub(crate) fn config(initial: &InitialState, machine: &Machine) -> Config {
     Config {
-        layout: born.layout,
-        limits: born.limits,
+        layout: initial.layout,
+        limits: initial.limits,
         max_map_count: machine.max_map_count,
         commit_limit: machine.commit_limit,
-        may_lock: born.has(CAP_IPC_LOCK),
-        may_map_low: born.has(CAP_SYS_RAWIO),
-        may_poison: born.has(CAP_SYS_ADMIN),
+        may_lock: initial.has(CAP_IPC_LOCK),
+        may_map_low: initial.has(CAP_SYS_RAWIO),
+        may_poison: initial.has(CAP_SYS_ADMIN),
         anon_names: machine.anon_names,
         huge_pages: machine.huge_pages,
         memory_failure: machine.memory_failure,
-        marks_guards: born.marks_guards,
+        marks_guards: initial.marks_guards,
         ..Config::default()
     }
 }

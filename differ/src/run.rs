@@ -189,8 +189,8 @@ impl Episode {
         watch: &mut dyn FnMut(Progress),
     ) -> io::Result<Option<Found>> {
         let mut session = Session::begin(machine, self.privileges, make)?;
-        let born = *session.born();
-        let mut generator = Generator::new(self.seed, Place { machine, born: &born });
+        let initial = *session.initial();
+        let mut generator = Generator::new(self.seed, Place { machine, initial: &initial });
         let mut made = Vec::new();
         let mut scene = Scene::of(session.subject());
         for _ in 0..self.steps {
@@ -234,8 +234,8 @@ pub fn run_after<S: Subject>(
             return Ok(Some((difference, made)));
         }
     }
-    let born = *session.born();
-    let mut generator = Generator::new(options.seed, Place { machine, born: &born });
+    let initial = *session.initial();
+    let mut generator = Generator::new(options.seed, Place { machine, initial: &initial });
     let mut scene = Scene::default();
     for step in 0..options.ops {
         if step % NEWS == 0 {

@@ -6,7 +6,7 @@ use std::io;
 use libc::c_long;
 use pervma_linux::Config;
 
-use crate::child::{Born, Child, FIRST_FD, Privileges, name_at};
+use crate::child::{Child, FIRST_FD, InitialState, Privileges, name_at};
 use crate::compare::{self, Objects};
 use crate::files::{Files, OpenFiles};
 use crate::machine::Machine;
@@ -30,17 +30,17 @@ pub(crate) struct Session<S> {
     /// The map of the last child that was looked at and has ended.
     ended_child: Option<String>,
     files: Files,
-    born: Born,
+    initial: InitialState,
 }
 
 /// A difference between the two sides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// What differs: the result, the map, flags or counts.
+    /// The part that differs: the result, the map, flags or counts.
     pub what: &'static str,
-    /// What the kernel has.
+    /// The kernel's.
     pub kernel: String,
-    /// What the model has.
+    /// The model's.
     pub model: String,
 }
 
@@ -63,15 +63,15 @@ impl<S: Subject> Session<S> {
         make: impl FnOnce(&Config, &OpenFiles) -> S,
     ) -> io::Result<Self> {
         let files = Files::new()?;
-        let (child, born) = Child::spawn(files.descriptors(), privileges)?;
-        let subject = make(&model::config(&born, machine), files.opened());
+        let (child, initial) = Child::spawn(files.descriptors(), privileges)?;
+        let subject = make(&model::config(&initial, machine), files.opened());
         let objects = Objects::default();
-        Ok(Self { child, subject, objects, steps: 0, ended_child: None, files, born })
+        Ok(Self { child, subject, objects, steps: 0, ended_child: None, files, initial })
     }
 
-    /// What is known about the process.
-    pub(crate) fn born(&self) -> &Born {
-        &self.born
+    /// The state of the process before its first call.
+    pub(crate) fn initial(&self) -> &InitialState {
+        &self.initial
     }
 
     /// The files as the model has them, by their numbers in steps.

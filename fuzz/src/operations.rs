@@ -8,14 +8,14 @@ use pervma::StdPlatform;
 #[expect(dead_code, reason = "one of its platforms is for other tests")]
 mod suite;
 
-use suite::compare::{compare, tell};
+use suite::compare::{compare, describe};
 use suite::spaces::{EXCLUDING, IN_EDITS, Spaces, WAITING};
 
 fuzz_target!(|bytes: &[u8]| {
     let (way, rest) = bytes.split_first().unwrap_or((&0, &[]));
     let records = rest.as_chunks().0;
     if std::env::var_os("TELL").is_some() {
-        eprintln!("{}", tell(records));
+        eprintln!("{}", describe(records));
     }
     match way % 3 {
         0 => compare::<Spaces<StdPlatform, IN_EDITS>>(records, |_, _, _| ()),

@@ -63,6 +63,9 @@ impl<'a> Part<'a> {
 /// tables have locks of their own, advice may come to pages that are faulted in at that moment: the
 /// backing decides which of the two comes first.
 ///
+/// A method that panics ends its call half-way: the map stays as it is then, and the
+/// [counts](crate::Mm::counts) may be wrong from there on.
+///
 /// No method may call the same `Mm`; see [there](crate::Mm) what happens if one does. Where
 /// [`Mm::try_fault`](crate::Mm::try_fault) is asked in signal handlers, `fault` runs in them: it
 /// may not lock or allocate then.

@@ -124,7 +124,7 @@ pub struct Config {
     /// What the backing did before it refused something stays done (pages are present, advice is
     /// followed). So [`Vma::anon`](crate::Vma::anon) and
     /// [`MAYBE_GUARD`](crate::VmFlags::MAYBE_GUARD), which say what pages there may be, stay as
-    /// well. A touch is no call: a stack may have grown for a page that cannot be had. And the map
+    /// well. A touch is no call: a stack may have grown for a page that then fails. And the map
     /// is restored only if there is memory to do so.
     pub strict: bool,
 }

@@ -13,10 +13,10 @@ use crate::flags::VmFlags;
 /// An open file, as far as mapping it is concerned.
 ///
 /// Its identity is the [`Arc`](alloc::sync::Arc) that holds it: two mappings are of the same open
-/// file if they hold the same one, and only such mappings merge. What is known of it may change
-/// meanwhile (seals are set, a name is changed or taken away), and is asked each time that it is
-/// needed. What is in the file is the [`Backing`](crate::Backing)'s business, which finds the
-/// caller's own type by a conversion to [`Any`].
+/// file if they hold the same one, and only such mappings merge. The facts about it may change
+/// meanwhile (seals are set, a name is changed or removed), and are asked each time that they are
+/// needed. The contents of the file are the [`Backing`](crate::Backing)'s, which finds the caller's
+/// own type by a conversion to [`Any`].
 ///
 /// [`OpenFile`] is one whose facts are set by its owner. The methods are called from inside of
 /// calls, so they are restricted as those of a [`Backing`](crate::Backing) are: they may not call

@@ -131,7 +131,7 @@ fn whole_pages(addr: usize, len: usize) -> Range<usize> {
     start..start.wrapping_add(page_align(len.wrapping_add(addr - start)))
 }
 
-/// What an `int` holds of a number. Linux counts pages in one here, so that 8 TiB or more at a time
+/// A number truncated to an `int`. Linux counts pages in one here, so that 8 TiB or more at a time
 /// are counted wrong.
 #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "as in Linux")]
 fn as_int(count: usize) -> i32 {
@@ -154,7 +154,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
             }
         }
         self.apply_lock(&range, flags)?;
-        // The standard wants other numbers for a page that cannot be had.
+        // POSIX wants other numbers for a page that cannot be made present.
         self.populate(range).map_err(|error| match error {
             Errno::ENOMEM => Errno::EAGAIN,
             _ => Errno::ENOMEM,

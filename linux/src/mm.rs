@@ -68,7 +68,7 @@ pub(crate) struct Core<P: Platform> {
     pub(crate) state: RwLock<P::Lock, State>,
 }
 
-/// What belongs to the address space as a whole. A call works on a copy, so that others can read it
+/// The state of the address space as a whole. A call works on a copy, so that others can read it
 /// meanwhile. Except for the limits, which are set between calls, it is written in edits only.
 #[derive(Clone, Copy)]
 pub(crate) struct State {

@@ -11,7 +11,7 @@ use crate::merge;
 use crate::mm::Change;
 
 impl<B: Backing, P: Platform> Change<'_, B, P> {
-    /// Makes the pages of what is mapped in `range` present, except for those that cannot be had.
+    /// Makes the pages of what is mapped in `range` present, except for those that fail.
     #[doc(alias = "mm_populate")]
     pub(crate) fn populate_what_can_be(&mut self, range: Range<usize>) {
         let mut at = range.start;
@@ -23,7 +23,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         }
     }
 
-    /// Makes the pages of what is mapped in `range` present, up to the first that cannot be had.
+    /// Makes the pages of what is mapped in `range` present, up to the first that fails.
     #[doc(alias = "__mm_populate")]
     pub(crate) fn populate(&mut self, range: Range<usize>) -> Result<(), Errno> {
         let mut at = range.start;

@@ -24,20 +24,20 @@ use crate::flags::VmFlags;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[doc(alias = "vm_area_struct")]
 pub struct Vma {
-    /// What may be done with it, and how calls treat it.
+    /// The flags: which accesses it allows, and how calls treat it.
     pub flags: VmFlags,
     /// The page of the file at its start, or without a file the number of the page at which it was
     /// first mapped.
     pub page_offset: u64,
-    /// What is mapped.
+    /// The file or memory that is mapped.
     pub source: Source,
-    /// Where its anonymous pages belong, if it can have any yet.
+    /// The owner of its anonymous pages, if it can have any yet.
     pub anon: Option<AnonVma>,
     /// The name of anonymous memory, if it was given one.
     pub name: Option<Arc<str>>,
 }
 
-/// What a VMA maps.
+/// The file or memory that a VMA maps.
 #[derive(Clone, Debug)]
 pub enum Source {
     /// Private anonymous memory: zeros at first.
@@ -58,7 +58,7 @@ pub struct Object {
     pub size: usize,
 }
 
-/// What the anonymous pages of one or more VMAs belong to.
+/// The owner of the anonymous pages of one or more VMAs.
 ///
 /// A VMA gets one when it can first have anonymous pages: when private memory is written. Two VMAs
 /// with different ones never merge; and what came from the parent of a fork does not merge with

@@ -9,7 +9,7 @@ use pervma_models::internals::{Mutation, Step, mutate};
 /// A model: threads of the shipped source under every interleaving, up to a bound on the
 /// preemptions of a thread, and every outcome of its loads that the memory model allows.
 pub(crate) struct Model {
-    /// Its name.
+    /// The name.
     pub(crate) name: &'static str,
     /// What must hold, in one sentence.
     pub(crate) property: &'static str,
@@ -19,7 +19,7 @@ pub(crate) struct Model {
     pub(crate) preemptions: Option<usize>,
     /// One execution.
     pub(crate) run: fn(),
-    /// What must make it fail.
+    /// The changes that must make it fail.
     pub(crate) mutants: &'static [Mutant],
 }
 

@@ -91,7 +91,7 @@ pub(crate) struct Mapping {
     pub(crate) memory: Memory,
     pub(crate) records: Records,
     /// Some pages were not given back when they were unmapped: a filter has refused it.
-    pub(crate) has_leftovers: AtomicBool,
+    has_leftovers: AtomicBool,
     pub(crate) backing: Arc<Backing<dyn Source>>,
 }
 
@@ -198,6 +198,11 @@ impl Mapping {
         if let Some(budget) = &self.backing.budget {
             budget.give(self.backing.counted(gone));
         }
+    }
+
+    /// Says that something was left behind in it.
+    pub(crate) fn set_has_leftovers(&self) {
+        self.has_leftovers.store(true, Relaxed);
     }
 
     /// Gives back what was there when a part was unmapped, if it could not be given back then. The

@@ -1,7 +1,10 @@
 //! A wake-up event that one thread sleeps by, and that may be raised in a signal handler.
-#![expect(clippy::disallowed_types, reason = "the kernel sleeps by a plain word")]
+#![expect(
+    clippy::disallowed_types,
+    reason = "the kernel sleeps by a plain word, and what was written before an event need not be seen with it"
+)]
 
-use std::sync::atomic::{AtomicU32, Ordering::AcqRel};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use rustix::thread::{Timespec, futex, nanosleep};
 
@@ -40,8 +43,9 @@ impl Wakeup {
     }
 
     fn set(&self, event: u32) {
-        // What the caller did before is seen by the sleeper when it wakes.
-        if self.state.fetch_or(event, AcqRel) == 0 {
+        // RELAXED: what the sleeper looks at are numbers that guard nothing, and a fault that waits
+        // for it raises the event again each time that it has waited in vain.
+        if self.state.fetch_or(event, Relaxed) == 0 {
             // Fails for addresses that are none.
             let _ = futex::wake(&self.state, futex::Flags::PRIVATE, 1);
         }
@@ -50,7 +54,7 @@ impl Wakeup {
     /// Sleeps until an event is raised. `false` if that was the last one.
     pub(crate) fn wait(&self) -> bool {
         loop {
-            let state = self.state.fetch_and(!RAISED, AcqRel);
+            let state = self.state.fetch_and(!RAISED, Relaxed);
             if state & OVER != 0 {
                 return false;
             }

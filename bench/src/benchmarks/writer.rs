@@ -129,7 +129,7 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
                  reader being in the first half; or between the four VMAs that are read. The mean is of \
                  lookups in a row; percentiles are of lookups timed one by one, the timer included. Each takes \
                  a fixed time: 20 ms, 3 ms with --quick. Hindered: a try_read that took more than one walk \
-                 or was told to wait.";
+                 or returned Locked.";
     (about, tables, goals)
 }
 
@@ -162,7 +162,7 @@ fn turns<M: Map>(map: M, span: Duration) -> impl FnMut(&Input) -> Vec<f64> {
     }
 }
 
-/// Inserts and removes until told to stop. ns a pair.
+/// Inserts and removes until `stop` is set. Returns ns a pair.
 fn write(map: &impl Map, numbers: &[usize], stop: &AtomicBool) -> f64 {
     let start = Instant::now();
     let mut pairs = 0;

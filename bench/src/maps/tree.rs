@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::layout::Vma;
 
-/// What is known of the range that starts at a key.
+/// The range that starts at a key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
     pub(crate) end: usize,

@@ -2,11 +2,12 @@
 //!
 //! # Guarantee
 //!
-//! [`BTree::walk`] and [`BTree::walk_from`] end after a number of steps that [`MAX_DEPTH`] bounds
-//! and write nothing. While no edit is under way the one finds the entry with the largest key not
-//! above the address (or the first, if they are all above and the walk is not going to be
-//! validated), the other that with the smallest key not below it. During an edit they may arrive
-//! anywhere, also in another space's tree, or nowhere; the caller finds out.
+//! [`BTree::walk`] and [`BTree::walk_from`] end after a number of steps that
+//! [`MAX_DEPTH`](root::MAX_DEPTH) bounds, and write nothing. While no edit is under way the first
+//! finds the entry with the largest key not above the address (or the first entry, if they are all
+//! above and the walk is not going to be validated), the second the entry with the smallest key not
+//! below it. During an edit they may find any entry, also one of another space's tree, or none; the
+//! caller checks what they found.
 //!
 //! All else is for the writer and takes a number of steps logarithmic in the entries.
 //!

@@ -287,7 +287,7 @@ impl Node {
         self.forget(len);
     }
 
-    /// The same, in a node whose version was set.
+    /// As [`truncate`](Self::truncate), in a node whose version was set.
     fn forget(&self, len: usize) {
         for entry in (len..self.len()).rev() {
             self.store_key(entry, NO_KEY);

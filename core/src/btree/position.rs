@@ -71,7 +71,7 @@ impl<'n> Position<'n> {
         (0..self.leaf).rev().map(|step| self.step(step))
     }
 
-    /// What the entry's word points to.
+    /// The node or slot that the entry's word points to.
     #[inline]
     pub(crate) fn slot(&self) -> Option<u32> {
         let (leaf, entry) = self.last();

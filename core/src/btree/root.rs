@@ -41,7 +41,7 @@ impl BTree {
         self.version.is_covered_by(watermark)
     }
 
-    /// What the root points to.
+    /// The target of the root: a node, or nothing.
     #[inline(always)]
     pub(super) fn root_target(&self) -> Target {
         self.root.follow()

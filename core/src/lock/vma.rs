@@ -109,13 +109,13 @@ pub enum Refused {
     Excluded,
     /// Other threads changed the count during every try.
     Contended,
-    /// As many readers as the count can hold.
+    /// The VMA has as many readers as LIMIT allows.
     Busy,
 }
 
 /// The lock in a VMA.
 pub struct VmaLock {
-    /// See the table of values above.
+    /// The count; see the table of values above.
     #[doc(alias = "vm_refcnt")]
     refcnt: WaitWord,
     /// Threads that an exclusion refused sleep on this word; see above.

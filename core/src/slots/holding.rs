@@ -22,7 +22,7 @@ use crate::step::Step;
 use crate::sync::{check, keep, signal_fence};
 use crate::vma_id::VmaId;
 
-/// What the tree leads to while the mmap lock is held: a VMA or a reservation, attached to that
+/// An entry of the tree, while the mmap lock is held: a VMA or a reservation, attached to that
 /// space for as long as `'m`. Its slot lives as long as `'s`.
 pub(crate) struct Entry<'s, 'm, T> {
     slot: &'s Slot<T>,
@@ -31,7 +31,7 @@ pub(crate) struct Entry<'s, 'm, T> {
 }
 
 impl<'s: 'm, 'm, T> Entry<'s, 'm, T> {
-    /// What a word of the tree leads to.
+    /// The entry that a word of the tree leads to.
     ///
     /// # Safety
     ///
@@ -43,7 +43,7 @@ impl<'s: 'm, 'm, T> Entry<'s, 'm, T> {
         Self { slot, index, _section: PhantomData }
     }
 
-    /// Its range.
+    /// The range.
     pub(crate) fn span(&self) -> Span {
         // SAFETY: written only by the holder of the mmap lock for writing, which is either this
         // thread or none.
@@ -146,14 +146,14 @@ pub(crate) struct Attached<'s, 'm, T> {
 }
 
 impl<'s: 'm, 'm, T> Attached<'s, 'm, T> {
-    /// Its range.
+    /// The range.
     pub(crate) fn span(&self) -> Span {
         // SAFETY: written only by the holder of the mmap lock for writing, which is either this
         // thread or none, and not while it is excluded.
         self.slot.span.with(|span| unsafe { *span })
     }
 
-    /// Its payload.
+    /// The payload.
     pub(crate) fn payload(&self) -> &'m T {
         // SAFETY: as for `span`; unique access is excluded by the contract of `Entry::new`.
         let payload = self.slot.payload.with(|payload| unsafe { &*payload });
@@ -161,7 +161,7 @@ impl<'s: 'm, 'm, T> Attached<'s, 'm, T> {
         unsafe { payload.assume_init_ref() }
     }
 
-    /// Its identity.
+    /// The identity.
     pub(crate) fn id(&self) -> VmaId {
         // SAFETY: as for `span`.
         unsafe { self.slot.vma_id() }
@@ -198,7 +198,7 @@ impl<'s: 'm, 'm, T> Attached<'s, 'm, T> {
         Some(WriteLocked(self))
     }
 
-    /// The same, if it has no readers just now.
+    /// As [`start_write`](Self::start_write), if it has no readers just now.
     pub(crate) fn try_start_write<P: Platform>(
         self,
         slots: &Slots<T, P>,
@@ -231,12 +231,12 @@ impl<'s: 'm, 'm, T> Attached<'s, 'm, T> {
 pub(crate) struct WriteLocked<'s, 'm, T>(Attached<'s, 'm, T>);
 
 impl<'s: 'm, 'm, T> WriteLocked<'s, 'm, T> {
-    /// Its range.
+    /// The range.
     pub(crate) fn span(&self) -> Span {
         self.0.span()
     }
 
-    /// Its payload.
+    /// The payload.
     pub(crate) fn payload(&self) -> &T {
         self.0.payload()
     }
@@ -488,7 +488,7 @@ pub(crate) struct Reserved<'s, T> {
 }
 
 impl<'s, T> Reserved<'s, T> {
-    /// Its range.
+    /// The range.
     pub(crate) fn span(&self) -> Span {
         // SAFETY: written before it was attached, and only the owner changes it.
         self.slot.span.with(|span| unsafe { *span })

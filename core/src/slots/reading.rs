@@ -137,12 +137,12 @@ impl<T, P: Platform> Drop for Reference<'_, T, P> {
 pub(crate) struct ReadLocked<'s, T, P: Platform>(Reference<'s, T, P>);
 
 impl<'s, T, P: Platform> ReadLocked<'s, T, P> {
-    /// One more of the same VMA, counted.
+    /// One more read lock of the same VMA, counted.
     pub(crate) fn again(&self) -> Result<Self, Refused> {
         self.0.again().map(Self)
     }
 
-    /// Its range.
+    /// The range.
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn span(&self) -> Span {
         // SAFETY: read-locked, so nothing write-locks or detaches it (L2), and only that writes it.
@@ -155,13 +155,13 @@ impl<'s, T, P: Platform> ReadLocked<'s, T, P> {
         self.0.space()
     }
 
-    /// Its identity.
+    /// The identity.
     pub(crate) fn id(&self) -> VmaId {
         // SAFETY: this is a read lock.
         unsafe { self.0.slot.vma_id() }
     }
 
-    /// Its identity and state.
+    /// The identity and version.
     pub(crate) fn version(&self) -> VmaVersion {
         VmaVersion { vma: self.id(), changed_by: self.changed_by() }
     }
@@ -201,7 +201,7 @@ impl<'s, T, P: Platform> ReadLocked<'s, T, P> {
         self.0.slot
     }
 
-    /// The same read lock, for longer than the compiler can see.
+    /// This read lock with a longer lifetime.
     ///
     /// # Safety
     ///

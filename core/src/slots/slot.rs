@@ -37,7 +37,7 @@ use crate::vma_id::VmaId;
 /// The slots of a slab, and the readers that publish which of them they read.
 pub(crate) struct Slots<T, P: Platform> {
     pub(super) arena: Arena<Slot<T>, P>,
-    /// Of all spaces on the slab: a reader that comes late is perhaps another space's.
+    /// Registered readers of all spaces on the slab: a late reader may be one of another space.
     readers: Registry<P>,
 }
 

@@ -31,7 +31,7 @@ pub use {
     loom as checker,
 };
 
-/// What one run of a model changes of the shipped protocol.
+/// The change that a run of a model makes to the shipped protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutation {
     /// The edge of this name gets this ordering.
@@ -131,7 +131,7 @@ struct Barriers {
 }
 
 impl Barrier {
-    /// For two threads: each [`enroll`](Self::enroll)s.
+    /// A barrier for two threads, each of which must [`enroll`](Self::enroll).
     pub fn new() -> Arc<Self> {
         let state = Mutex::new(Barriers { wanted: false, over: false });
         Arc::new(Self { state, passed: Condvar::new() })
@@ -180,7 +180,7 @@ pub fn ask_for_barrier() {
     }
 }
 
-/// Where two threads pass whose order loom is to try both ways.
+/// A scheduling hint: a place that two threads pass, whose order loom is to try both ways.
 ///
 /// To find out which steps of others it must try before one, loom looks at the last access of a
 /// word only. A writer that looks at the words of the tree before it stores hides that a walker has

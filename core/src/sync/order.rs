@@ -1,4 +1,4 @@
-//! What an access of an atomic accepts as its ordering.
+//! The orderings that accesses of atomics accept.
 #![cfg_attr(
     not(pervma_model),
     expect(unreachable_pub, reason = "the models reach it through `internals`")
@@ -16,32 +16,32 @@ pub struct Relaxed(
     pub &'static str,
 );
 
-/// For accesses that only mutants make.
+/// The reason of accesses that only mutants make.
 pub const MUTANT: Relaxed = Relaxed("a mutant's");
 
-/// For what tests do to an atomic.
+/// The reason of accesses that only tests make.
 #[cfg(all(test, not(pervma_model)))]
 pub const TEST: Relaxed = Relaxed("a test's");
 
-/// What an atomic load accepts.
+/// An ordering that an atomic load accepts.
 pub trait LoadOrder: Copy {
     /// The ordering to use.
     fn order(self) -> Ordering;
 }
 
-/// What an atomic store accepts.
+/// An ordering that an atomic store accepts.
 pub trait StoreOrder: Copy {
     /// The ordering to use.
     fn order(self) -> Ordering;
 }
 
-/// What an atomic read-modify-write accepts.
+/// An ordering that an atomic read-modify-write accepts.
 pub trait RmwOrder: Copy {
     /// The ordering to use.
     fn order(self) -> Ordering;
 }
 
-/// What a fence accepts: never [`Relaxed`].
+/// An ordering that a fence accepts: never [`Relaxed`].
 pub trait FenceOrder: Copy {
     /// The ordering to use.
     fn order(self) -> Ordering;

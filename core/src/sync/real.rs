@@ -51,7 +51,7 @@ pub fn new_identity() -> u64 {
 pub struct ScheduleHint;
 
 impl ScheduleHint {
-    /// Nothing.
+    /// A hint without effect.
     pub const fn new() -> Self {
         Self
     }

@@ -159,14 +159,14 @@ pub(crate) fn compare<W: World>(records: &[Record], outcomes: impl FnMut(usize, 
     assert_eq!(Part::alive(), 0, "all payloads are dropped");
 }
 
-/// What `records` say, and what comes of it.
-pub(crate) fn tell(records: &[Record]) -> String {
+/// Describes the operations that `records` encode, and their results.
+pub(crate) fn describe(records: &[Record]) -> String {
     let first = records.first().copied().unwrap_or_default();
-    let mut told = format!("{:x?}\n", Stage::decode(first));
+    let mut transcript = format!("{:x?}\n", Stage::decode(first));
     compare::<OracleWorld>(records, |which, op, outcome| {
-        told += &format!("space {which}: {op:x?}: {outcome:x?}\n");
+        transcript += &format!("space {which}: {op:x?}: {outcome:x?}\n");
     });
-    told
+    transcript
 }
 
 fn run<W: World>(

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use proptest::test_runner::{TestError, TestRunner};
 
-use super::compare::{Record, compare, tell};
+use super::compare::{Record, compare, describe};
 use super::op::{Op, Outcome};
 use super::subject::{OracleWorld, World};
 
@@ -22,7 +22,7 @@ pub(crate) fn run<W: World>() {
         Ok(())
     });
     if let Err(TestError::Fail(reason, records)) = result {
-        panic!("{reason}\n{}", tell(&records));
+        panic!("{reason}\n{}", describe(&records));
     }
 }
 

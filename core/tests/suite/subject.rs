@@ -79,7 +79,7 @@ pub(crate) trait Subject: Sized {
     fn is_reserved(&mut self, addr: usize) -> bool;
     /// Ends the edit, if there is one: the operations between two ends make up one edit.
     fn end(&mut self);
-    /// How many VMAs and reservations there are by the count of the memory, if it can be told.
+    /// How many VMAs and reservations there are by the count of the memory, if there is one.
     fn entries(&self) -> Option<usize>;
 }
 

@@ -8,7 +8,7 @@ use pervma_linux::{
     StdPlatform, VmFlags, abi,
 };
 
-/// Memory of which some pages cannot be had, and some advice cannot be followed.
+/// Memory in which some pages cannot be made present, and some advice cannot be followed.
 struct Unwilling;
 
 impl Backing for Unwilling {

@@ -5,7 +5,6 @@ mod resize;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use pervma::{ChangeError, Exclusion};
 
@@ -248,7 +247,7 @@ impl Region {
                     let gone = before.give_back();
                     if gone.is_err() {
                         // They go before the part is mapped again.
-                        mapping.has_leftovers.store(true, Relaxed);
+                        mapping.set_has_leftovers();
                     }
                     drop(reservation);
                     drop(removed);

@@ -48,7 +48,7 @@ pub(crate) fn run(root: &Path, open: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// What is wrong in one package.
+/// The violations in one package.
 fn check_package(claims: &Claims, package: &Package) -> Result<Vec<String>> {
     let roots = package.shipped_roots();
     let sources: Vec<Crate> = roots.map(Crate::read).collect::<Result<_>>()?;

@@ -34,14 +34,14 @@ impl Crate {
     }
 }
 
-/// How much of a path has to be found for it to lead somewhere in this crate.
+/// How much of a path must be found for it to lead into this crate.
 #[derive(Clone, Copy, PartialEq)]
 enum Sought {
-    /// None: it does. What is not found is made by a macro.
+    /// Nothing: it leads into this crate, and names that are not found are made by a macro.
     Nothing,
-    /// Its first name: it may be another crate's, or the language's.
+    /// The first name, which may be another crate's or the language's.
     Head,
-    /// All: it may be among what a glob import brings.
+    /// All of it: a glob import may bring it.
     All,
 }
 
