@@ -132,14 +132,12 @@ pub(crate) unsafe fn excluded_pages<'m>(mapping: &'m Mapping, part: &Range<usize
 /// and which may be read. How many of the kernel's pages that were.
 pub(crate) fn dirty_pages(old: &Mapping, new: &Mapping) -> Result<usize, Errno> {
     let uffd = &old.backing.uffd;
-    if old.backing.is_tracked {
-        let whole = 0..old.memory.range().len();
-        old.write_protect(&whole)?;
-    }
     let mut copied = 0;
     let all = 0..old.records.len().min(new.records.len());
     for run in old.records.runs(all, |records, page| records.is_dirty(page)) {
         let part = old.offsets(run);
+        // Only these: the others are (R2), or are missing and are to stay as they are.
+        old.write_protect(&part)?;
         // SAFETY: dirty pages are there (R2), the caller lets them be read and excludes them, and
         // they have just been write-protected.
         let bytes = unsafe { excluded_pages(old, &part) };

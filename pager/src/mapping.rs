@@ -184,6 +184,11 @@ impl Mapping {
     pub(crate) fn give_back(&self, part: &Range<usize>) -> Result<(), Errno> {
         self.memory.discard(part.clone())?;
         self.forget(part);
+        if self.backing.page_size == PageSize::Huge && self.backing.is_tracked {
+            // Of huge pages the kernel keeps the write protection when they have gone, and poisons
+            // none that has it: an access that fails would fault again and again.
+            self.set_write_protection(part, false)?;
+        }
         Ok(())
     }
 
@@ -330,9 +335,13 @@ impl Mapping {
 
     /// Write-protects the pages of a part that are there. The caller excludes faults from it.
     pub(crate) fn write_protect(&self, part: &Range<usize>) -> Result<(), Errno> {
+        self.set_write_protection(part, true)
+    }
+
+    fn set_write_protection(&self, part: &Range<usize>, protected: bool) -> Result<(), Errno> {
         let mut parts = Parts::new(part.clone(), self.backing.page_size.bytes());
         while let Some(part) = parts.next() {
-            match self.backing.uffd.write_protect(&self.memory, part.clone(), true) {
+            match self.backing.uffd.write_protect(&self.memory, part.clone(), protected) {
                 Ok(()) => parts.advance(part.len()),
                 // Before Linux 6.3: it takes one mapping at a time.
                 Err(Errno::NOENT) if parts.halve() => {}

@@ -7,7 +7,7 @@
 mod common;
 
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex};
 
 use common::{
@@ -729,10 +729,64 @@ fn several_threads_serve_a_region() {
     });
 }
 
+/// Can be read so many times, and written at any time.
+struct Expiring(AtomicUsize);
+
+const HUGE: usize = 2 << 20;
+
+impl Source for Expiring {
+    fn size(&self) -> u64 {
+        HUGE as u64
+    }
+
+    fn read_at(&self, _offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed> {
+        let left = self.0.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
+        buf.fill(7);
+        left.map(drop).map_err(|_| ReadFailed)
+    }
+
+    fn is_writable(&self) -> bool {
+        true
+    }
+
+    fn write_at(&self, _offset: u64, _bytes: &[u8]) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The kernel keeps the write protection of a huge page that is given back, in whose place it would
+/// not poison: the access that fails would fault again and again.
+#[test]
+fn a_huge_page_that_cannot_be_had_again_fails_the_access() {
+    let name = "a_huge_page_that_cannot_be_had_again_fails_the_access";
+    if let Some(case) = child_case() {
+        let options = Options::new().huge_pages().writable().handler_threads(1);
+        let options = options.on_failure(OnFailure::exit(42, "cannot be had\n"));
+        let mut region = options.map(Expiring(AtomicUsize::new(1))).unwrap();
+        region.write(0, &[1]);
+        region.write_back(0..HUGE).unwrap();
+        match case.as_str() {
+            "discarded" => region.discard(0..HUGE).unwrap(),
+            "mapped again" => {
+                region.unmap(0..HUGE).unwrap();
+                region.map(0..HUGE).unwrap();
+            }
+            _ => region.relocate(0).unwrap(),
+        }
+        byte(&region, 5);
+        unreachable!("the source cannot be read any more");
+    }
+    let Some(_pages) = common::huge_pages(2) else { return };
+    for case in ["discarded", "mapped again", "moved"] {
+        let ended = run_child(name, case);
+        assert_eq!(ended.exit, Some(42), "{case}: {ended:?}");
+    }
+}
+
 #[test]
 fn huge_pages_hold_the_bytes() {
     common::watch();
-    const HUGE: usize = 2 << 20;
+    let Some(_pages) = common::huge_pages(6) else { return };
     let mut expected = random_bytes(2 * HUGE + 12345, 4);
     for mode in MODES {
         let options = Options::new().huge_pages().writable();
@@ -745,9 +799,6 @@ fn huge_pages_hold_the_bytes() {
             }
         };
         let region = region.unwrap();
-        if !common::has_huge_pages(6) {
-            return;
-        }
         assert!(bytes(&region) == expected);
         region.write(HUGE, &[1, 2, 3]);
         assert_eq!(region.written(0..region.len()).unwrap(), [HUGE..2 * HUGE]);

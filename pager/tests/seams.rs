@@ -190,9 +190,7 @@ fn a_bound_counts_what_came_in_parts() {
 fn a_granule_of_huge_pages_in_several_mappings_is_filled() {
     common::watch();
     const HUGE: usize = 2 << 20;
-    if !common::has_huge_pages(6) {
-        return;
-    }
+    let Some(_pages) = common::huge_pages(6) else { return };
     let expected = random_bytes(4 * HUGE, 6);
     for mode in MODES {
         let options = Options::new().huge_pages().granule(4 * HUGE);

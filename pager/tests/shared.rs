@@ -142,9 +142,7 @@ fn a_bound_is_kept_while_parts_come_and_go() {
 fn a_bound_of_huge_pages_is_kept_while_parts_come_and_go() {
     common::watch();
     const HUGE: usize = 2 << 20;
-    if !common::has_huge_pages(6) {
-        return;
-    }
+    let Some(_pages) = common::huge_pages(6) else { return };
     // A signal handler fills them from memory, which cannot be written: only threads can have both.
     let bound = |options: Options| options.huge_pages().resident(5 * HUGE);
     within_a_bound(&writable(&vec![0; 10 * HUGE], Mode::Thread, bound), 10);

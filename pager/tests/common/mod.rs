@@ -120,13 +120,27 @@ pub(crate) fn not_run(reason: impl std::fmt::Display) {
     println!("NOT RUN: {reason}");
 }
 
-/// Whether the system has so many huge pages to give out; if not, the test has not run.
-pub(crate) fn has_huge_pages(wanted: usize) -> bool {
-    let has = free_huge_pages() >= wanted;
-    if !has {
-        not_run(format_args!("vm.nr_hugepages has no {wanted} free pages"));
+/// So many huge pages of the system, as long as what is returned lives; if it has not so many, the
+/// test has not run. Tests take turns, also those of other processes: what a region finds gone when
+/// it needs it is an access that fails.
+pub(crate) fn huge_pages(wanted: usize) -> Option<impl Drop> {
+    struct Turn {
+        _lock: File,
     }
-    has
+    impl Drop for Turn {
+        fn drop(&mut self) {}
+    }
+    let lock = File::open("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages").ok();
+    if let Some(lock) = &lock {
+        rustix::fs::flock(lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    }
+    match lock {
+        Some(lock) if free_huge_pages() >= wanted => Some(Turn { _lock: lock }),
+        _ => {
+            not_run(format_args!("vm.nr_hugepages has no {wanted} free pages"));
+            None
+        }
+    }
 }
 
 /// Whether the handler threads of a region serve system calls; if not, the test has not run for
