@@ -191,7 +191,7 @@ pub(crate) const TWO_REMOVALS: Model = Model {
     name: "two_removals",
     property: "exclusions and edits of the same VMAs neither deadlock nor both hold them",
     threads: 2,
-    preemptions: None,
+    preemptions: Some(3),
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         let mut edit = space.edit().unwrap();

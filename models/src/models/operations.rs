@@ -233,7 +233,7 @@ pub(crate) const TORN: Model = Model {
     name: "torn",
     property: "the next VMA is returned with its state of a moment when it was the next",
     threads: 2,
-    preemptions: Some(3),
+    preemptions: Some(2),
     run: || {
         let space = Arc::new(AddressSpace::new(1));
         let mut edit = space.edit().unwrap();
