@@ -68,8 +68,8 @@
 //!
 //! The default feature `std` brings [`StdPlatform`], with `parking_lot`'s raw lock, the futex and a
 //! thread-local state. Without it the crate needs `alloc` only, and a [`Platform`] of yours: a raw
-//! lock of the crate [`lock_api`], memory for slabs ([`SlabMemory`]), a way to sleep on a word and
-//! to wake, and where a thread's state lives.
+//! lock that implements [`lock_api::RawRwLockDowngrade`], memory for slabs ([`SlabMemory`]), a way
+//! to sleep on a word and to wake, and where a thread's state lives.
 //!
 //! # Memory orderings
 //!

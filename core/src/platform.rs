@@ -18,7 +18,7 @@ use crate::thread::ThreadState;
 ///
 /// // SAFETY: nothing unwinds, no word is written to, and no states are lent.
 /// unsafe impl Platform for Spinning {
-///     type Lock = parking_lot::RawRwLock; // any raw lock of the crate `lock_api`
+///     type Lock = parking_lot::RawRwLock; // any that implements `RawRwLockDowngrade`
 ///     type Memory = GlobalMemory;
 ///     type Deadline = u64;
 ///
@@ -55,7 +55,10 @@ use crate::thread::ThreadState;
 /// - None of the functions unwinds by itself, nor do those of the lock and of the memory: a change
 ///   of the tree may be half done.
 pub unsafe trait Platform: Sized + 'static {
-    /// The mmap lock. Only editors and readers on the slow path take it.
+    /// The mmap lock. Only editors and readers on the slow path take it. An edit becomes a view
+    /// without releasing it, so the raw lock has to implement [`lock_api::RawRwLockDowngrade`], as
+    /// `parking_lot::RawRwLock` does, and `spin::RwLock<()>` with the features `rwlock` and
+    /// `lock_api`.
     #[cfg(not(pervma_model))]
     type Lock: lock_api::RawRwLockDowngrade + Send + Sync;
 

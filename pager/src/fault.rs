@@ -337,8 +337,8 @@ fn fill_from(mapping: &Mapping, bytes: &[u8], fault: &Fault) -> (usize, End) {
     (new, End::Done)
 }
 
-/// Fills what the source reads. Nothing of the address space is locked while it does: the region
-/// may be changed or unmapped meanwhile, and then what was read is not used.
+/// Fills what the source reads. No VMA of the region is locked while it does, only the source's in
+/// `SOURCES`: the region may be changed or unmapped meanwhile, and then what was read is not used.
 fn read_and_fill(
     mut vma: ReadGuard<'static, Piece>,
     fault: &Fault,

@@ -42,11 +42,12 @@
 //! # Guarantee
 //!
 //! - Every byte of a region is the source's byte, or what was written to it. A page whose bytes
-//!   cannot be had is an error of the access ([`OnFailure`]), and stays one until it is discarded.
+//!   cannot be had is an error of each access to it ([`OnFailure`]) until it is discarded.
 //! - What is in a [`FrozenRegion`] never changes. What is in a [`Region`] changes when it is
 //!   written, or read from the source again after it was given back.
-//! - No lock is held while a source is read. What was read is used only if the page was not given
-//!   back, unmapped or moved meanwhile.
+//! - While a source is read for a fault, no part of the region is locked: changes go on, and only
+//!   the drop of the region waits for the source. What was read is used only if the page was not
+//!   given back, unmapped or moved meanwhile.
 //! - An operation waits for the faults in the VMAs that it touches, and holds up those only.
 //! - In signal mode the fault path does not lock, allocate or run a destructor, and `errno` is
 //!   preserved.

@@ -8,8 +8,9 @@
 //!   keeps to the rules of signal handlers, so a fault is served by the thread that made it, with
 //!   no change of threads. `no_allocation.rs` holds it to the rule that is broken most easily.
 //! - Here two threads read all pages, each in a random order of its own, and compare every byte.
-//! - Then a frame is damaged. To touch it is an error of that access, and of no other: the region
-//!   says what becomes of the thread ([`OnFailure`]), and here it ends the process, a second one.
+//! - Then a frame is damaged. To touch a page of it is an error of accesses to this page, and of no
+//!   others: the region says what becomes of the thread ([`OnFailure`]), and here it ends the
+//!   process, a second one.
 //!
 //! What to know before you do the same: the handler runs on the alternate stack that Rust gives its
 //! threads, 8 KiB. A fault takes half of it, or in a debug build nearly all of it, and a decoder

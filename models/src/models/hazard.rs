@@ -111,11 +111,7 @@ pub(crate) const CLONED: Model = Model {
         drop(again);
         writer.join().unwrap();
     },
-    mutants: &[
-        weaken("READ_RELEASE", RACE),
-        weaken("HAZARD_SCAN", RACE),
-        drop_step(Step::ScanHazards, RACE),
-    ],
+    mutants: &[weaken("READ_RELEASE", RACE), weaken("HAZARD_SCAN", RACE)],
 };
 
 /// A reader that holds the VMA, and a thread that excludes it twice.

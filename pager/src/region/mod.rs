@@ -27,8 +27,8 @@ use crate::write_back::write_back;
 /// Offsets are bytes from the start of the region, which is the start of the source. Ranges are
 /// whole pages ([`page_size`](Self::page_size)); one may end with the region, which need not be
 /// whole pages. An operation changes all of its range or nothing. It holds up faults in the VMAs
-/// that it touches for as long as its system calls take, and no others; no lock is held while the
-/// source reads.
+/// that it touches for as long as its system calls take, and no others, and does not wait for a
+/// source that is read for a fault.
 ///
 /// Its memory is reached with [`read`](Self::read) and [`write`](Self::write), which copy, or
 /// through [`as_ptr`](Self::as_ptr); as a slice only when it cannot change any more

@@ -46,13 +46,21 @@ pub trait Source: Send + Sync {
     /// Fills `buf` with the bytes from `offset` on; they lie within the size. It is a buffer of the
     /// thread that serves the fault, and all zeros: what is not filled stays zeros.
     ///
-    /// Both are whole pages, but for the end of the source. It is called by several threads at
-    /// once, and may not touch the region. A panic ends the process.
+    /// A call asks for what is missing of a granule, at most 64 KiB at a time (with [huge
+    /// pages](crate::Options::huge_pages), 2 MiB). So it may begin and end inside a granule, and a
+    /// source that is stored in larger frames should keep the last one that it has decoded. Offset
+    /// and length are whole pages, but for the end of the source, and when
+    /// [`Region::resize`](crate::Region::resize) asks for the rest of the region's last page.
+    ///
+    /// It is called by several threads at once, and may not touch the region. A panic while a fault
+    /// is served ends the process.
     ///
     /// # Errors
     ///
-    /// When the bytes cannot be had. The page is then poisoned: the access ends as the region's
-    /// [`OnFailure`](crate::OnFailure) says, and so do others until the page is discarded.
+    /// When the bytes cannot be had. Where several pages were asked for, the one that the access
+    /// wants is asked for again, by itself. If that fails, it is poisoned, and no other page is:
+    /// the access ends as the region's [`OnFailure`](crate::OnFailure) says, and so do all accesses
+    /// to this page until it is [discarded](crate::Region::discard).
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed>;
 
     /// All bytes at once, where they are in ordinary memory: pages are then copied from there
@@ -92,12 +100,16 @@ pub trait Source: Send + Sync {
 /// - no allocation and no deallocation, so no destructor that does it;
 /// - no thread-local with a lazy initialiser or a destructor, and no state that the interrupted
 ///   code may be half-way through changing;
-/// - no access to a region of this crate (SIGBUS is blocked: the process would be killed), no
-///   jump out of the call, and a small stack: alternate signal stacks are a few KiB.
+/// - no access to a region of this crate (SIGBUS is blocked: the process would be killed), and no
+///   jump out of the call;
+/// - little stack: of the 8 KiB that Rust gives its threads for signals, a fault takes about 4
+///   itself, signal frame included (x86-64, optimised). So `read_at` may use 3 KiB. In a debug
+///   build a fault takes 7, which leaves half a KiB: let the source's package be optimised there
+///   too (`[profile.dev.package.NAME]`), or give threads a larger stack (`sigaltstack`).
 ///
-/// They may make system calls. A panic ends the process. While `read_at` runs, the source is not
-/// dropped, and nothing of the address space is locked: the region may be changed, or other
-/// regions come and go.
+/// They may make system calls. A panic ends the process. While `read_at` runs for a fault, the
+/// source is not dropped, and no VMA of the region is locked: the region may be changed, and other
+/// regions come and go. Only the drop of the region waits for it.
 ///
 /// ```
 /// #![allow(unsafe_code)]
