@@ -394,16 +394,22 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
     }
 
     /// Takes the first VMA off the list, once it is drained: its range, its payload, and what is
-    /// left to be filled again or detached.
+    /// left to be filled again or detached. Calls `waited` if there were readers to wait for.
     #[inline]
-    pub(crate) fn take_first(&mut self) -> Option<(Span, T, Emptied<'s, T>)> {
+    pub(crate) fn take_first(
+        &mut self,
+        waited: impl FnOnce(),
+    ) -> Option<(Span, T, Emptied<'s, T>)> {
         let index = self.first?;
         self.first = self.next(index);
         if self.first.is_none() {
             self.last = None;
         }
         let slot = self.slots.get(index);
-        slot.lock.wait_drained::<P>(None);
+        if !slot.lock.is_drained() {
+            slot.lock.wait_drained::<P>(None);
+            waited();
+        }
         let vma = Attached { slot, index, _section: PhantomData };
         // SAFETY: drained, and the list was the only handle.
         let (span, payload) = (vma.span(), unsafe { vma.take() });
