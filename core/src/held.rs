@@ -142,6 +142,7 @@ pub(crate) struct SlabScope<P: Platform> {
 
 impl<P: Platform> SlabScope<P> {
     /// Marks the thread until the scope is dropped.
+    #[inline(never)] // inlined, it would cost all changes registers
     pub(crate) fn enter() -> Self {
         P::with_thread(ThreadState::enter_slab);
         signal_fence();
