@@ -3,7 +3,7 @@
 //! Everything here may run in the signal handler: no lock, no allocation, no destructor. The
 //! handler threads of regions that are served by one run the same code.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::ops::Range;
 
 use pervma::{ReadError, ReadGuard};
@@ -13,9 +13,6 @@ use crate::failure::OnFailure;
 use crate::mapping::{Backing, Mapping, Outcome, PAGE, Piece, Poisoned, SOURCES, SPACE};
 use crate::source::{ReadFailed, Source};
 use crate::stats::Shard;
-
-/// Bytes that are read from a source at a time.
-pub(crate) const CHUNK: usize = 64 << 10;
 
 /// What is known of why an access faulted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,12 +43,13 @@ pub(crate) enum Verdict {
     PassOn,
 }
 
-/// Where bytes go between a source and the kernel.
-pub(crate) enum Scratch<'a> {
-    /// To the thread's own buffer of [`CHUNK`] bytes.
-    OfThread,
-    /// Here.
-    Given(&'a mut [u8]),
+/// Who serves a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Server {
+    /// The thread that made it, in the signal handler.
+    Handler,
+    /// A thread of the region.
+    Thread,
 }
 
 /// Serves a fault at `addr`, of an access that was put off before if `again` says so.
@@ -59,8 +57,8 @@ pub(crate) enum Scratch<'a> {
 /// It is cut into small functions for the sake of unoptimised builds, where the frames of large
 /// ones would not fit on an alternate signal stack beside those of the lookup.
 #[inline]
-pub(crate) fn serve(addr: usize, cause: Cause, again: bool, scratch: Scratch<'_>) -> Verdict {
-    let (vma, fault) = match find(addr, cause, again, &scratch) {
+pub(crate) fn serve(addr: usize, cause: Cause, again: bool, server: Server) -> Verdict {
+    let (vma, fault) = match find(addr, cause, again, server) {
         Ok(found) => found,
         Err(verdict) => return verdict,
     };
@@ -69,7 +67,7 @@ pub(crate) fn serve(addr: usize, cause: Cause, again: bool, scratch: Scratch<'_>
         Cause::WriteProtected => (0, vma.mapping.let_write(&fault.page).into()),
         Cause::Missing { .. } | Cause::Unknown => match vma.mapping.backing.source.bytes() {
             Some(bytes) => fill_from(&vma.mapping, bytes, &fault),
-            None => read_and_fill(vma, &fault, scratch),
+            None => read_and_fill(vma, &fault),
         },
     };
     conclude(&fault, cause, new, end)
@@ -126,7 +124,7 @@ fn find(
     addr: usize,
     cause: Cause,
     again: bool,
-    scratch: &Scratch<'_>,
+    server: Server,
 ) -> Result<(ReadGuard<'static, Piece>, Fault), Verdict> {
     let count = Shard::mine();
     let (vma, walks) = match SPACE.try_read_with_walks(addr) {
@@ -164,7 +162,7 @@ fn find(
     if mapping.records.has_failed(number) {
         return Err(fault.failed(false));
     }
-    if backing.is_threaded && matches!(scratch, Scratch::OfThread) {
+    if backing.is_threaded && server == Server::Handler {
         // It had failed, and was discarded since: its source is not for signal handlers.
         return Err(fault.there());
     }
@@ -339,33 +337,31 @@ fn fill_from(mapping: &Mapping, bytes: &[u8], fault: &Fault) -> (usize, End) {
 
 /// Fills what the source reads. No VMA of the region is locked while it does, only the source's in
 /// `SOURCES`: the region may be changed or unmapped meanwhile, and then what was read is not used.
-fn read_and_fill(
-    mut vma: ReadGuard<'static, Piece>,
-    fault: &Fault,
-    mut scratch: Scratch<'_>,
-) -> (usize, End) {
+fn read_and_fill(mut vma: ReadGuard<'static, Piece>, fault: &Fault) -> (usize, End) {
     let Ok(backing) = SOURCES.try_read(fault.number) else {
         return (0, End::Later);
     };
+    let Some(mut buffer) = backing.buffers.take(fault.granule.len()) else {
+        return (0, End::Later);
+    };
     let mut rest = Rest::of(fault);
-    let most = scratch.len();
     let mut new = 0;
-    while let Some(wanted) = Wanted::next(&vma.mapping, rest.from.clone(), fault, most) {
+    while let Some(wanted) = Wanted::next(&vma.mapping, rest.from.clone(), fault, buffer.len()) {
         let chunk = &wanted.chunk;
         let end = match Taken::take(&backing, chunk, &rest, fault) {
             Err(end) => end,
             Ok(taken) => {
                 drop(vma);
-                let read = scratch.with(|buffer| wanted.read(&backing.source, buffer));
+                let read = wanted.read(&backing.source, &mut buffer);
                 vma = match SPACE.try_read(fault.addr) {
                     Ok(again) if wanted.is_still(&again, fault) => again,
                     _ if rest.has_page => return (new, End::Done),
                     _ => return (new, End::Later),
                 };
                 match read {
-                    Ok(()) => scratch.with(|buffer| {
+                    Ok(()) => {
                         taken.install(&vma.mapping, chunk, &buffer[..chunk.len()], fault, &mut new)
-                    }),
+                    }
                     Err(ReadFailed) if *chunk != fault.page => End::Failed,
                     Err(ReadFailed) => match vma.mapping.poison(&fault.page, false) {
                         Poisoned::ByKernel | Poisoned::ByRecord => End::Failed,
@@ -465,29 +461,6 @@ pub(crate) fn poison_missing(backing: &Backing<dyn Source>) {
     }
 }
 
-impl Scratch<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::OfThread => CHUNK,
-            Self::Given(buffer) => buffer.len(),
-        }
-    }
-
-    /// Lends the buffer. A thread's is constant-initialised and has no destructor, so its use runs
-    /// no code of the thread-local's own. What one use leaves there the next one finds, since no
-    /// fault is served within another.
-    #[inline]
-    fn with<V>(&mut self, using: impl FnOnce(&mut [u8]) -> V) -> V {
-        thread_local! {
-            static BUFFER: RefCell<[u8; CHUNK]> = const { RefCell::new([0; CHUNK]) };
-        }
-        match self {
-            Self::OfThread => BUFFER.with(|buffer| using(&mut buffer.borrow_mut()[..])),
-            Self::Given(buffer) => using(buffer),
-        }
-    }
-}
-
 /// How often in a row this thread has faulted at a page that was there, its record being of this
 /// time.
 ///
@@ -514,7 +487,7 @@ mod tests {
 
     #[test]
     fn an_address_that_is_no_regions_is_passed_on() {
-        let verdict = serve(PAGE, Cause::Missing { is_write: false }, false, Scratch::OfThread);
+        let verdict = serve(PAGE, Cause::Missing { is_write: false }, false, Server::Handler);
         assert!(matches!(verdict, Verdict::PassOn));
     }
 

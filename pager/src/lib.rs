@@ -65,7 +65,7 @@
 //! - `munmap`, `mprotect` and `MADV_DONTNEED` at a region's addresses are this crate's to call.
 //! - What devices write to a region after an operation on it can be lost: let the I/O end first.
 //! - A forked child does not have the regions.
-//! - Each thread has 64 KiB of thread-local memory, touched only by faults.
+//! - A region whose source is read has buffers beside its pages, up to 40 MiB of them.
 //! - A debugger stops at each fault in signal mode: in gdb say `handle SIGBUS nostop noprint pass`.
 //!
 //! How a fault is served, step by step, and by which threads: [`internals`].
@@ -76,6 +76,7 @@ compile_error!("pervma-pager needs Linux: it is made of userfaultfd");
 
 mod accesses;
 mod budget;
+mod buffers;
 mod copy;
 mod error;
 mod evict;

@@ -48,8 +48,11 @@
 //!   gives its threads (8 KiB or more) is enough for one fault, in a debug build too, but not for a
 //!   handler of your own that runs on the same stack and touches a region: that needs twice as
 //!   much.
-//! - Each thread of the process has 64 KiB in its thread-local memory, of which a fault touches
-//!   what it reads at a time; glibc takes it from the thread's stack.
+//! - A region whose source is read has buffers: in thread mode one of a granule (8 MiB at most) for
+//!   each thread, in signal mode up to 128 of up to 64 KiB, and with larger granules others of
+//!   32 MiB together. They take memory once they are used, as many as are used at a time, and keep
+//!   it. A bound does not count them. While all are in use, threads that fault in signal mode try
+//!   again and again.
 //! - In a library that is loaded at run time the first fault of a thread may allocate its
 //!   thread-locals: touch a region once on each thread, outside of allocators and handlers.
 //! - The kernel's pages are 4096 bytes, or 2 MiB of hugetlbfs; other page sizes are an error.

@@ -9,6 +9,7 @@ use pervma::{AddressSpace, Payload};
 
 use crate::Error;
 use crate::budget::Budget;
+use crate::buffers::Buffers;
 use crate::failure::{OnFailure, OnWriteBackFailure};
 use crate::parts::Parts;
 use crate::records::Records;
@@ -46,6 +47,8 @@ pub(crate) struct Backing<S: Source + ?Sized> {
     pub(crate) budget: Option<Budget>,
     /// Where written pages go to be written to the source; none where the kernel cannot move them.
     pub(crate) staging: Option<Staging>,
+    /// Where the source is read to.
+    pub(crate) buffers: Buffers,
     /// The end of a source in memory that does not fill its page, with zeros behind it; or empty.
     pub(crate) tail: Box<[u8]>,
     /// The bytes from the region's offset 0 on.

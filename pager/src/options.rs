@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::budget::Budget;
+use crate::buffers::Buffers;
 use crate::failure::{OnFailure, OnWriteBackFailure, WriteBackFailure};
 use crate::mapping::{Backing, PAGE};
 use crate::region::Region;
@@ -266,6 +267,8 @@ impl<M> Options<M> {
             return Err(Error::SignalBlocked);
         }
         let budget = self.budget(granule)?;
+        let capacity = self.capacity.max(len);
+        let buffers = self.buffers(source.bytes().is_some(), granule, capacity)?;
         signal::install().map_err(Error::Handler)?;
         let mut uffd = if is_threaded {
             Userfaultfd::open(self.page_size, self.is_writable)?
@@ -289,10 +292,25 @@ impl<M> Options<M> {
             on_write_back_failure: self.on_write_back_failure.0,
             budget,
             staging: staging.map_err(no_memory)?,
+            buffers,
             tail: tail(source.bytes(), page),
             source,
         });
-        Region::new(backing, self.capacity.max(len), self.handler_threads)
+        Region::new(backing, capacity, self.handler_threads)
+    }
+
+    fn buffers(&self, in_memory: bool, granule: usize, capacity: usize) -> Result<Buffers, Error> {
+        if in_memory {
+            return Ok(Buffers::none());
+        }
+        // No more than there is to read.
+        let page = self.page_size.bytes();
+        let bytes = granule.min(capacity.checked_next_multiple_of(page).unwrap_or(granule));
+        let made = match self.handler_threads {
+            0 => Buffers::of_handlers(capacity.div_ceil(granule), bytes),
+            threads => Buffers::of_threads(threads, bytes),
+        };
+        made.map_err(|errno| Error::Memory { bytes, errno })
     }
 
     fn budget(&self, granule: usize) -> Result<Option<Budget>, Error> {

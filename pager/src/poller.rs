@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::fault::{self, CHUNK, Cause, Scratch, Verdict};
+use crate::fault::{self, Cause, Server, Verdict};
 use crate::mapping::{Backing, PAGE, Poisoned};
 use crate::signal::{SignalsBlocked, send_fault};
 use crate::source::Source;
@@ -81,9 +81,8 @@ impl Pollers {
         let _blocked = SignalsBlocked::new()?;
         for _ in 0..threads {
             let (backing, watch) = (Arc::clone(backing), Arc::clone(&pollers.watch));
-            let buffer = vec![0; CHUNK.max(backing.page_size.bytes())];
             let thread = thread::Builder::new().name("pervma-pager".to_owned());
-            let poller = Poller { backing, watch, buffer, deferred: Vec::new() };
+            let poller = Poller { backing, watch, deferred: Vec::new() };
             pollers.threads.push(thread.spawn(move || aborting(|| poller.run()))?);
         }
         Ok(pollers)
@@ -131,7 +130,6 @@ pub(crate) fn aborting(work: impl FnOnce()) {
 struct Poller {
     backing: Arc<Backing<dyn Source>>,
     watch: Arc<Watch>,
-    buffer: Vec<u8>,
     /// Faults that could not be served yet.
     deferred: Vec<FaultMessage>,
 }
@@ -166,14 +164,14 @@ impl Poller {
     }
 
     /// Serves a fault; `false` if it has to be put off.
-    fn serve(&mut self, fault: &FaultMessage, again: bool) -> bool {
+    fn serve(&self, fault: &FaultMessage, again: bool) -> bool {
         let cause = if fault.is_write_protected {
             Cause::WriteProtected
         } else {
             Cause::Missing { is_write: fault.is_write }
         };
         let page = fault.addr & !(PAGE - 1);
-        match fault::serve(page, cause, again, Scratch::Given(&mut self.buffer)) {
+        match fault::serve(page, cause, again, Server::Thread) {
             Verdict::Filled { number, granule } => {
                 // Otherwise filling it has woken them. (Another region may be at the address by
                 // now.)

@@ -43,13 +43,15 @@ pub trait Source: Send + Sync {
     /// The size in bytes. Asked when the region is mapped or made larger, not in a handler.
     fn size(&self) -> u64;
 
-    /// Fills `buf` with the bytes from `offset` on; they lie within the size. It is a buffer of the
-    /// thread that serves the fault, and all zeros: what is not filled stays zeros.
+    /// Fills `buf` with the bytes from `offset` on; they lie within the size. It is no other
+    /// thread's meanwhile, and all zeros: what is not filled stays zeros.
     ///
-    /// A call asks for what is missing of a granule, at most 64 KiB at a time (with [huge
-    /// pages](crate::Options::huge_pages), 2 MiB). So it may begin and end inside a granule, and a
-    /// source that is stored in larger frames should keep the last one that it has decoded. Offset
-    /// and length are whole pages, but for the end of the source, and when
+    /// A call asks for what is missing of a granule at once, so for all of it if nothing of it is
+    /// there. It asks for less if some pages of the granule are there, or have failed; if the
+    /// granule has more than 8 MiB (then for 8 MiB at a time); in signal mode for 64 KiB at a time
+    /// if the region's larger buffers, 32 MiB together, are all in use; and for one page when more
+    /// could not be had. So it may begin and end inside a granule. Offset and length are whole
+    /// pages, but for the end of the source, and when
     /// [`Region::resize`](crate::Region::resize) asks for the rest of the region's last page.
     ///
     /// It is called by several threads at once, and may not touch the region. A panic while a fault
