@@ -37,6 +37,9 @@ pub(crate) enum Verdict {
     Changed { granule: Range<usize> },
     /// Nothing could be done now: it is to fault again, later.
     Later,
+    /// Another thread reads its granule, the one of this number. In the signal handler it was
+    /// waited for, and the access is to be repeated.
+    UnderWay { granule: usize },
     /// Its page cannot be had, and is poisoned; or the bound is reached.
     Failed { on_failure: OnFailure, offset: usize, for_want_of_room: bool },
     /// It is not ours.
@@ -67,7 +70,7 @@ pub(crate) fn serve(addr: usize, cause: Cause, again: bool, server: Server) -> V
         Cause::WriteProtected => (0, vma.mapping.let_write(&fault.page).into()),
         Cause::Missing { .. } | Cause::Unknown => match vma.mapping.backing.source.bytes() {
             Some(bytes) => fill_from(&vma.mapping, bytes, &fault),
-            None => read_and_fill(vma, &fault),
+            None => read_and_fill(vma, &fault, server),
         },
     };
     conclude(&fault, cause, new, end)
@@ -188,6 +191,7 @@ fn conclude(fault: &Fault, cause: Cause, new: usize, end: End) -> Verdict {
         }
         End::Gone => fault.changed(),
         End::Later => Verdict::Later,
+        End::UnderWay { granule } => Verdict::UnderWay { granule },
         End::Failed => fault.failed(false),
         End::NoRoom => fault.failed(true),
     }
@@ -198,6 +202,10 @@ enum End {
     Done,
     Later,
     Gone,
+    /// Another thread reads its granule.
+    UnderWay {
+        granule: usize,
+    },
     /// The bound is reached, and nothing can be given back.
     NoRoom,
     Failed,
@@ -337,10 +345,28 @@ fn fill_from(mapping: &Mapping, bytes: &[u8], fault: &Fault) -> (usize, End) {
 
 /// Fills what the source reads. No VMA of the region is locked while it does, only the source's in
 /// `SOURCES`: the region may be changed or unmapped meanwhile, and then what was read is not used.
-fn read_and_fill(mut vma: ReadGuard<'static, Piece>, fault: &Fault) -> (usize, End) {
+fn read_and_fill(
+    mut vma: ReadGuard<'static, Piece>,
+    fault: &Fault,
+    server: Server,
+) -> (usize, End) {
     let Ok(backing) = SOURCES.try_read(fault.number) else {
         return (0, End::Later);
     };
+    let granule = vma.mapping.granule_of(fault.page.start);
+    let Some(_reading) = backing.reads.begin(granule) else {
+        drop(vma);
+        if server == Server::Handler {
+            backing.reads.wait(granule);
+            Shard::mine().count_fault();
+        }
+        return (0, End::UnderWay { granule });
+    };
+    if vma.mapping.is_there(&fault.page) {
+        // Another thread has read it since the access faulted.
+        let end = fault.written().map_or(End::Done, |page| vma.mapping.let_write(page).into());
+        return (0, end);
+    }
     let Some(mut buffer) = backing.buffers.take(fault.granule.len()) else {
         return (0, End::Later);
     };

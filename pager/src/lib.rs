@@ -45,6 +45,7 @@
 //!   cannot be had is an error of each access to it ([`OnFailure`]) until it is discarded.
 //! - What is in a [`FrozenRegion`] never changes. What is in a [`Region`] changes when it is
 //!   written, or read from the source again after it was given back.
+//! - Threads that want the same granule at the same time share one read of the source.
 //! - While a source is read for a fault, no part of the region is locked: changes go on, and only
 //!   the drop of the region waits for the source. What was read is used only if the page was not
 //!   given back, unmapped or moved meanwhile.
@@ -91,6 +92,7 @@ mod mapping;
 mod options;
 mod parts;
 mod poller;
+mod reads;
 mod records;
 mod region;
 mod signal;

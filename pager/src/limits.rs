@@ -21,9 +21,9 @@
 //! - A *forked child* does not have the regions: touching one there is SIGSEGV, never zeros. What
 //!   it drops of them is a leak, and does not affect its parent; any other operation fails or waits
 //!   for ever.
-//! - A *slow source* holds up the threads that want the same granule (in thread mode, all faults
-//!   that a handler thread has read with it), and the drop of its region; in signal mode with all
-//!   signals blocked.
+//! - A *slow source* holds up the threads that want the same granule, the handler thread that reads
+//!   it, and the drop of its region; in signal mode with all signals blocked. A read that takes
+//!   more than 10 seconds is made once more, for the threads that wait for it in signal mode.
 //! - *`munmap`, `mprotect`, `MADV_DONTNEED` and whatever else* changes what is at a region's
 //!   addresses or who may access it is this crate's to call there: called by others it leaves the
 //!   records wrong. Other advice, locks and memory policies may be given for any part. Each divides

@@ -12,6 +12,7 @@ use crate::budget::Budget;
 use crate::buffers::Buffers;
 use crate::failure::{OnFailure, OnWriteBackFailure};
 use crate::parts::Parts;
+use crate::reads::Reads;
 use crate::records::Records;
 use crate::source::Source;
 use crate::staging::Staging;
@@ -49,6 +50,8 @@ pub(crate) struct Backing<S: Source + ?Sized> {
     pub(crate) staging: Option<Staging>,
     /// Where the source is read to.
     pub(crate) buffers: Buffers,
+    /// Which granules of it are being read.
+    pub(crate) reads: Reads,
     /// The end of a source in memory that does not fill its page, with zeros behind it; or empty.
     pub(crate) tail: Box<[u8]>,
     /// The bytes from the region's offset 0 on.
@@ -245,6 +248,17 @@ impl Mapping {
         let granule = self.backing.granule;
         let start = (addr - base) / granule * granule;
         start.max(vma.start - base)..(start + granule).min(vma.end - base)
+    }
+
+    /// The number of the granule at an offset.
+    #[inline]
+    pub(crate) fn granule_of(&self, offset: usize) -> usize {
+        offset / self.backing.granule
+    }
+
+    /// Whether a page is there, as far as the kernel tells. The caller has read-locked its VMA.
+    pub(crate) fn is_there(&self, page: &Range<usize>) -> bool {
+        self.records.is_present(self.page_of(page.start)) && self.memory.is_resident(page.start)
     }
 
     /// The kernel's page at an offset.

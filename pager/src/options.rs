@@ -8,6 +8,7 @@ use crate::budget::Budget;
 use crate::buffers::Buffers;
 use crate::failure::{OnFailure, OnWriteBackFailure, WriteBackFailure};
 use crate::mapping::{Backing, PAGE};
+use crate::reads::Reads;
 use crate::region::Region;
 use crate::source::{SignalSafe, Source};
 use crate::staging::Staging;
@@ -268,7 +269,8 @@ impl<M> Options<M> {
         }
         let budget = self.budget(granule)?;
         let capacity = self.capacity.max(len);
-        let buffers = self.buffers(source.bytes().is_some(), granule, capacity)?;
+        let is_in_memory = source.bytes().is_some();
+        let buffers = self.buffers(is_in_memory, granule, capacity)?;
         signal::install().map_err(Error::Handler)?;
         let mut uffd = if is_threaded {
             Userfaultfd::open(self.page_size, self.is_writable)?
@@ -293,14 +295,20 @@ impl<M> Options<M> {
             budget,
             staging: staging.map_err(no_memory)?,
             buffers,
+            reads: Reads::new(if is_in_memory { 0 } else { capacity.div_ceil(granule) }),
             tail: tail(source.bytes(), page),
             source,
         });
         Region::new(backing, capacity, self.handler_threads)
     }
 
-    fn buffers(&self, in_memory: bool, granule: usize, capacity: usize) -> Result<Buffers, Error> {
-        if in_memory {
+    fn buffers(
+        &self,
+        is_in_memory: bool,
+        granule: usize,
+        capacity: usize,
+    ) -> Result<Buffers, Error> {
+        if is_in_memory {
             return Ok(Buffers::none());
         }
         // No more than there is to read.

@@ -169,7 +169,7 @@ fn respond(addr: usize, cause: Option<Cause>, context: *mut c_void) -> bool {
     let is_put_off = matches!(verdict, Verdict::Changed { .. } | Verdict::Later);
     PUT_OFF.set(if is_put_off { addr } else { 0 });
     match verdict {
-        Verdict::Filled { .. } => true,
+        Verdict::Filled { .. } | Verdict::UnderWay { .. } => true,
         Verdict::There { number, time, .. } => match fault::times_there(number, addr, time) {
             1..FEW => true,
             times if times < TOO_MANY => {

@@ -54,8 +54,10 @@ pub trait Source: Send + Sync {
     /// pages, but for the end of the source, and when
     /// [`Region::resize`](crate::Region::resize) asks for the rest of the region's last page.
     ///
-    /// It is called by several threads at once, and may not touch the region. A panic while a fault
-    /// is served ends the process.
+    /// It is called by several threads at once, as a rule for different granules: other threads
+    /// that want the same one wait, share what was read, and read themselves only if that failed or
+    /// takes more than 10 seconds. It may not touch the region. A panic while a fault is served
+    /// ends the process.
     ///
     /// # Errors
     ///

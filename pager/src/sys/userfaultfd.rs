@@ -408,8 +408,22 @@ impl Userfaultfd {
     /// # Errors
     ///
     /// The kernel's. A userfaultfd in SIGBUS mode has nothing to read.
-    pub fn read_faults(&self, mut each: impl FnMut(FaultMessage)) -> Result<(), Errno> {
-        let mut messages = [MaybeUninit::<abi::Message>::uninit(); BATCH];
+    pub fn read_faults(&self, each: impl FnMut(FaultMessage)) -> Result<(), Errno> {
+        self.read_up_to::<BATCH>(each)
+    }
+
+    /// Takes a fault that waits to be read, if there is one.
+    pub(crate) fn read_fault(&self) -> Result<Option<FaultMessage>, Errno> {
+        let mut first = None;
+        self.read_up_to::<1>(|fault| first = Some(fault))?;
+        Ok(first)
+    }
+
+    fn read_up_to<const MOST: usize>(
+        &self,
+        mut each: impl FnMut(FaultMessage),
+    ) -> Result<(), Errno> {
+        let mut messages = [MaybeUninit::<abi::Message>::uninit(); MOST];
         let bytes = {
             let (start, len) =
                 (messages.as_mut_ptr().cast::<MaybeUninit<u8>>(), size_of_val(&messages));
