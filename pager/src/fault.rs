@@ -10,7 +10,7 @@ use pervma::{ReadError, ReadGuard};
 
 use crate::budget::Admission;
 use crate::failure::OnFailure;
-use crate::mapping::{Backing, Mapping, Outcome, PAGE, Piece, Poisoned, SOURCES, SPACE};
+use crate::mapping::{Backing, Content, Mapping, Outcome, PAGE, Piece, Poisoned, SOURCES, SPACE};
 use crate::source::{ReadFailed, Source};
 use crate::stats::Shard;
 
@@ -258,11 +258,11 @@ impl<'a> Taken<'a> {
         mut self,
         mapping: &Mapping,
         chunk: &Range<usize>,
-        bytes: &[u8],
+        content: Content<'_>,
         fault: &Fault,
         new: &mut usize,
     ) -> End {
-        let (came, outcome) = mapping.install(chunk, bytes, fault.written());
+        let (came, outcome) = mapping.install(chunk, content, fault.written());
         self.pages -= came;
         *new += came;
         outcome.into()
@@ -333,7 +333,7 @@ fn fill_from(mapping: &Mapping, bytes: &[u8], fault: &Fault) -> (usize, End) {
         };
         let end = match Taken::take(&mapping.backing, &chunk, &rest, fault) {
             Ok(_) if bytes.is_empty() => End::Failed,
-            Ok(taken) => taken.install(mapping, &chunk, bytes, fault, &mut new),
+            Ok(taken) => taken.install(mapping, &chunk, Content::Bytes(bytes), fault, &mut new),
             Err(end) => end,
         };
         if let Err(end) = rest.after(&chunk, end, fault) {
@@ -371,22 +371,34 @@ fn read_and_fill(
         return (0, End::Later);
     };
     let mut rest = Rest::of(fault);
+    let mut takes_zeros = backing.takes_zeros();
     let mut new = 0;
-    while let Some(wanted) = Wanted::next(&vma.mapping, rest.from.clone(), fault, buffer.len()) {
-        let chunk = &wanted.chunk;
-        let end = match Taken::take(&backing, chunk, &rest, fault) {
+    while let Some(mut wanted) = Wanted::next(&vma.mapping, rest.from.clone(), fault, buffer.len())
+    {
+        let end = match Taken::take(&backing, &wanted.chunk, &rest, fault) {
             Err(end) => end,
             Ok(taken) => {
                 drop(vma);
-                let read = wanted.read(&backing.source, &mut buffer);
+                let read = if takes_zeros && wanted.is_zeros(&backing.source) {
+                    Ok(Content::Zeros)
+                } else {
+                    wanted.read(&backing.source, &mut buffer)
+                };
+                let chunk = &wanted.chunk;
                 vma = match SPACE.try_read(fault.addr) {
                     Ok(again) if wanted.is_still(&again, fault) => again,
                     _ if rest.has_page => return (new, End::Done),
                     _ => return (new, End::Later),
                 };
                 match read {
-                    Ok(()) => {
-                        taken.install(&vma.mapping, chunk, &buffer[..chunk.len()], fault, &mut new)
+                    Ok(content) => {
+                        let end = taken.install(&vma.mapping, chunk, content, fault, &mut new);
+                        if matches!((content, &end), (Content::Zeros, End::Failed)) {
+                            // A filter that came later: they are copied.
+                            takes_zeros = false;
+                            continue;
+                        }
+                        end
                     }
                     Err(ReadFailed) if *chunk != fault.page => End::Failed,
                     Err(ReadFailed) => match vma.mapping.poison(&fault.page, false) {
@@ -397,7 +409,7 @@ fn read_and_fill(
                 }
             }
         };
-        if let Err(end) = rest.after(chunk, end, fault) {
+        if let Err(end) = rest.after(&wanted.chunk, end, fault) {
             return (new, end);
         }
     }
@@ -407,6 +419,8 @@ fn read_and_fill(
 /// What a fault is about to read.
 struct Wanted {
     chunk: Range<usize>,
+    /// The end of what its time is that of.
+    end: usize,
     /// Its name: it grows when any of it is given back (R3).
     time: u64,
     /// The region's length.
@@ -418,15 +432,47 @@ impl Wanted {
     fn next(mapping: &Mapping, from: Range<usize>, fault: &Fault, most: usize) -> Option<Self> {
         let chunk = mapping.next_missing(from, &fault.page, most)?;
         let time = mapping.records.time(mapping.pages(&chunk));
-        Some(Self { chunk, time, len: mapping.backing.len() })
+        Some(Self { end: chunk.end, chunk, time, len: mapping.backing.len() })
     }
 
     /// Reads it. What lies behind the region's length is zeros, and so is what the source does not
     /// fill although it should: never bytes that were read before.
-    fn read(&self, source: &dyn Source, buffer: &mut [u8]) -> Result<(), ReadFailed> {
+    fn read<'b>(
+        &self,
+        source: &dyn Source,
+        buffer: &'b mut [u8],
+    ) -> Result<Content<'b>, ReadFailed> {
         let inside = self.chunk.len().min(self.len.saturating_sub(self.chunk.start));
-        buffer[..self.chunk.len()].fill(0);
-        source.read_at(self.chunk.start as u64, &mut buffer[..inside])
+        let buffer = &mut buffer[..self.chunk.len()];
+        buffer.fill(0);
+        source.read_at(self.chunk.start as u64, &mut buffer[..inside])?;
+        Ok(Content::Bytes(buffer))
+    }
+
+    /// Whether its first pages are zeros, as the source says. It is made shorter, to what is all
+    /// zeros or has none that are known.
+    #[inline]
+    fn is_zeros(&mut self, source: &dyn Source) -> bool {
+        let (mut at, end) = (self.chunk.start, self.len.min(self.chunk.end));
+        let (from, to) = loop {
+            let known = if at < end { source.zeros(at as u64..end as u64) } else { None };
+            let Some(zeros) = known else { return false };
+            let first = (zeros.start as usize).clamp(at, end);
+            let last = (zeros.end as usize).clamp(first, end);
+            // Behind the end is zeros.
+            let to = if last == end { self.chunk.end } else { last / PAGE * PAGE };
+            let from = first.next_multiple_of(PAGE);
+            if from < to {
+                break (from, to);
+            }
+            if last <= at {
+                return false;
+            }
+            at = last;
+        };
+        let is_first = from == self.chunk.start;
+        self.chunk.end = if is_first { to } else { from };
+        is_first
     }
 
     /// Whether it is what is wanted there now, and all in the VMA that the caller has read-locked.
@@ -435,7 +481,7 @@ impl Wanted {
         let chunk = fault.base + self.chunk.start..fault.base + self.chunk.end;
         mapping.backing.number == fault.number
             && mapping.memory.range().start == fault.base
-            && mapping.records.time(mapping.pages(&self.chunk)) == self.time
+            && mapping.records.time(mapping.pages(&(self.chunk.start..self.end))) == self.time
             && vma.range().start <= chunk.start
             && chunk.end <= vma.range().end
     }

@@ -21,6 +21,7 @@
 //! | a slice of bytes that comes page by page | [`FrozenRegion::map`] |
 //! | to discard, protect, unmap, resize, move or write while others read | [`Region`] |
 //! | more pages a fault, huge pages, a bound of resident pages, a hook for failures | [`Options`] |
+//! | what is zeros not to be read, and to take no memory | [`Source::zeros`], in files by itself |
 //! | system calls on such memory, or a source that locks or allocates | [`Options::handler_threads`] |
 //! | the kernel's interface, for a pager of your own | [`sys`] |
 //!
@@ -58,7 +59,8 @@
 //!
 //! Each is explained in [`limits`].
 //!
-//! - Linux with pages of 4096 bytes; one file descriptor a region, three in thread mode.
+//! - Linux with pages of 4096 bytes; one file descriptor a region, three in thread mode; a sparse
+//!   file as the source takes one more.
 //! - In signal mode a system call that touches a missing page fails with `EFAULT`, and SIGBUS must
 //!   not be blocked in a thread that touches a region.
 //! - A SIGBUS handler that is installed later must pass on what is not its own, with all signals

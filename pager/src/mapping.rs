@@ -70,6 +70,12 @@ impl<S: Source + ?Sized> Backing<S> {
         self.len.store(len, Relaxed);
     }
 
+    /// Whether pages of zeros can be had for nothing.
+    #[inline]
+    pub(crate) fn takes_zeros(&self) -> bool {
+        self.uffd.can_zero() && !self.is_tracked && self.page_size == PageSize::Small
+    }
+
     /// Whether a granule is one page of the kernel's.
     #[inline]
     pub(crate) fn fills_single_pages(&self) -> bool {
@@ -141,6 +147,14 @@ impl Payload for Piece {
             && !next.is_isolated;
         alike.then(|| self.clone())
     }
+}
+
+/// What pages are filled with.
+#[derive(Clone, Copy)]
+pub(crate) enum Content<'a> {
+    Bytes(&'a [u8]),
+    /// Not for a tracked mapping: the kernel does not write-protect them.
+    Zeros,
 }
 
 /// How an attempt at pages ended.
@@ -286,13 +300,13 @@ impl Mapping {
         Some(run.start..run.end.min(run.start.saturating_add(most)))
     }
 
-    /// Fills the missing pages at `range` with `bytes`, whose VMA the caller has read-locked, and
+    /// Fills the missing pages at `range`, whose VMA the caller has read-locked, and
     /// counts what came by that, in as many parts as the kernel has mappings there. The page
     /// `written`, of a tracked mapping, may be written then.
     pub(crate) fn install(
         &self,
         range: &Range<usize>,
-        bytes: &[u8],
+        content: Content<'_>,
         written: Option<&Range<usize>>,
     ) -> (usize, Outcome) {
         let time = self.backing.budget.is_some().then(|| self.records.tick());
@@ -308,9 +322,16 @@ impl Mapping {
         let mut new = 0;
         let mut parts = Parts::new(range.clone(), page_size);
         while let Some(part) = parts.next() {
-            let bytes = &bytes[part.start - range.start..part.end - range.start];
-            let copied = match self.backing.uffd.copy(&self.memory, part.start, bytes, fill) {
-                Ok(()) => bytes.len(),
+            let (uffd, memory) = (&self.backing.uffd, &self.memory);
+            let filled = match content {
+                Content::Bytes(bytes) => {
+                    let bytes = &bytes[part.start - range.start..part.end - range.start];
+                    uffd.copy(memory, part.start, bytes, fill)
+                }
+                Content::Zeros => uffd.zero(memory, part.clone(), fill.wake),
+            };
+            let copied = match filled {
+                Ok(()) => part.len(),
                 Err(CopyError::Again { copied: 0 }) => return (new, Outcome::Again),
                 Err(CopyError::Again { copied }) => copied,
                 Err(CopyError::NotRegistered) if parts.halve() => continue,

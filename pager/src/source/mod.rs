@@ -3,8 +3,10 @@
 
 mod file;
 mod memory;
+mod sparse;
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 pub use file::FileSource;
@@ -67,6 +69,19 @@ pub trait Source: Send + Sync {
     /// to this page until it is [discarded](crate::Region::discard).
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed>;
 
+    /// The first part of a range that is known to be zeros, such as a hole of a sparse file. The
+    /// range lies within the size, in bytes; what is returned may begin before it, and end behind
+    /// it. `None` if nothing is known.
+    ///
+    /// Whole pages of zeros are not read, and take no memory: the kernel has one page of zeros for
+    /// all. It is asked before each read, in regions that are not
+    /// [writable](crate::Options::writable) and have no [huge pages](crate::Options::huge_pages).
+    #[inline]
+    fn zeros(&self, range: Range<u64>) -> Option<Range<u64>> {
+        let _ = range;
+        None
+    }
+
     /// All bytes at once, where they are in ordinary memory: pages are then copied from there
     /// without `read_at`. Always the same bytes.
     #[inline]
@@ -96,9 +111,9 @@ pub trait Source: Send + Sync {
 ///
 /// # Safety
 ///
-/// [`read_at`](Source::read_at) and [`bytes`](Source::bytes) run in a signal handler, on a thread
-/// that was interrupted at any instruction that touches the region, with all signals blocked. They
-/// are async-signal-safe:
+/// [`read_at`](Source::read_at), [`zeros`](Source::zeros) and [`bytes`](Source::bytes) run in a
+/// signal handler, on a thread that was interrupted at any instruction that touches the region,
+/// with all signals blocked. They are async-signal-safe:
 /// - no lock and no wait for another thread of this process: the interrupted thread may hold
 ///   what is waited for;
 /// - no allocation and no deallocation, so no destructor that does it;
@@ -155,6 +170,11 @@ impl<S: Source + ?Sized> Source for Arc<S> {
     #[inline]
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed> {
         (**self).read_at(offset, buf)
+    }
+
+    #[inline]
+    fn zeros(&self, range: Range<u64>) -> Option<Range<u64>> {
+        (**self).zeros(range)
     }
 
     #[inline]
