@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     thread::scope(|scope| {
         let unload = scope.spawn(|| CODE.remove(0x1000..0x10b7));
         while CODE.try_read(0x1000).is_ok() {
-            thread::yield_now(); // until the removal lets nobody in any more
+            thread::yield_now(); // until the removal refuses readers
         }
         assert_eq!((*function, function.range()), ("parse", 0x1000..0x10b7));
         drop(function);

@@ -1,4 +1,4 @@
-//! Readers that register: when that pays, and what it costs those who edit.
+//! Readers that register: when that pays, and what it costs edits.
 //! `cargo run --release -p pervma --example registered`
 //!
 //! A lookup counts its reader in the mapping, by two atomic read-modify-writes of one cache line.
@@ -6,9 +6,10 @@
 //! reads in a place of its own. So:
 //!
 //! - it pays where many threads read a few mappings: guest memory, a JIT's code, a large file;
-//! - it does not where each thread reads mappings of its own, whose lines nobody else wants;
-//! - edits pay: whoever changes or removes a mapping makes all running threads of the process pass
-//!   a memory barrier (`membarrier(2)`), and looks through the places of all registered readers.
+//! - it does not where each thread reads mappings of its own, whose lines no other thread wants;
+//! - edits pay: a thread that changes or removes a mapping makes all running threads of the process
+//!   pass a memory barrier (`membarrier(2)`), and looks through the places of all registered
+//!   readers.
 //!
 //! Times differ from machine to machine, and are printed. What is checked is that no reader ever
 //! sees a change that is undone or half done. (Measured with care: docs/benchmarks.md, rows `same`

@@ -259,7 +259,7 @@ impl<O: Object, P: Platform> Arena<O, P> {
         let base = self.chunks[chunk].with(|base| unsafe { *base });
         // SAFETY: `offset` lies within the chunk.
         let object = unsafe { base.add(offset) };
-        // SAFETY: allocated above for this type, and not yet an object to anyone.
+        // SAFETY: allocated above for this type, and no thread has its index yet.
         unsafe { object.write(O::new()) };
         Ok(())
     }

@@ -693,7 +693,7 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
                 self.deferred_drops.push(payload);
             }
         };
-        while let Some((at, payload, emptied)) = list.take_first() {
+        while let Some((at, payload, emptied)) = list.take_first(|| ()) {
             let removed = match request.span.overlap(at) {
                 Some(part) if part == at => Some((part, payload)),
                 Some(part) => {

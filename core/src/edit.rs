@@ -99,7 +99,7 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     }
 
     /// Unmaps every byte of `range`, waiting for readers, and hands out what was there, in order of
-    /// address. VMAs that reach beyond the range are split; a part that is left behind the range is
+    /// address. VMAs that reach beyond the range are split; a part that is left above the range is
     /// a VMA of its own, which may need memory.
     ///
     /// ```
@@ -227,8 +227,8 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     }
 
     /// Maps `range` with `payload` in the place of whatever is mapped there, waiting for its
-    /// readers; hands out what was there. Merges nothing. If dividing a payload panics, `payload`
-    /// is dropped on the way, inside the edit.
+    /// readers; hands out what was there. Merges nothing. If splitting a payload panics,
+    /// `payload` is dropped on the way, inside the edit.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);

@@ -534,13 +534,11 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
         self.unlink_sought(start, kept);
     }
 
-    /// As [`unlink`](Self::unlink), where `start` was sought last.
+    /// As [`unlink`](Self::unlink), where `start` was sought last and nothing has waited since.
     #[inline]
     fn unlink_sought(&mut self, start: usize, kept: usize) {
-        let shape = self.map.tree.shape();
         match &self.at {
-            // Where the platform waited for readers meanwhile, it may have ended a reservation.
-            Some(at) if self.shape == shape && at.key() == start && at.leaf_is_not_sparse() => {
+            Some(at) if at.key() == start && at.leaf_is_not_sparse() => {
                 at.remove(self.section.edit(), kept);
             }
             _ => self.map.tree.remove(self.slab.node_arena(), self.section, start, kept),
@@ -580,8 +578,14 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
         let slots = self.slab.slots();
         let mut excluded = Excluded::new(slots, false);
         excluded.push(entry.vma()?, self.section).then_some(())?;
-        let (_, payload, emptied) = excluded.take_first()?;
-        self.unlink_sought(span.start, 0);
+        let mut waited = false;
+        let (_, payload, emptied) = excluded.take_first(|| waited = true)?;
+        if waited {
+            // Meanwhile the platform may have ended a reservation.
+            self.unlink(span.start, 0);
+        } else {
+            self.unlink_sought(span.start, 0);
+        }
         emptied.detach(slots, self.section);
         Some(payload)
     }

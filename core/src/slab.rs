@@ -42,7 +42,8 @@ pub struct Slab<T, P: Platform = DefaultPlatform> {
 #[cfg(any(feature = "std", pervma_model))]
 impl<T> Slab<T> {
     const_unless_model! {
-        /// An empty slab on the default platform.
+        /// An empty slab on the default platform. Without the feature `std`, name one:
+        /// [`with_platform`](Self::with_platform).
         ///
         /// ```
         /// let slab = pervma::Slab::<u32>::new();

@@ -40,6 +40,7 @@ pub struct AddressSpace<T, P: Platform = DefaultPlatform> {
 impl<T> AddressSpace<T> {
     const_unless_model! {
         /// An empty space with a slab of its own. Ranges in it are aligned to `granularity` bytes.
+        /// Without the feature `std`, name a platform: [`with_platform`](Self::with_platform).
         ///
         /// ```
         /// use pervma::AddressSpace;

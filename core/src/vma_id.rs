@@ -48,7 +48,7 @@ pub struct VmaId {
 /// Names one state of one VMA, from a guard's [`version`](crate::ReadGuard::version): gone at any
 /// write lock of the VMA, also if nothing was changed under it, and never given twice.
 ///
-/// For work that is prepared without a lock: note the version, release the VMA, read or compute,
+/// For work that is prepared without a lock: keep the version, release the VMA, read or compute,
 /// find the VMA again by its [`id`](Self::id), and compare.
 ///
 /// ```

@@ -19,6 +19,26 @@ fn every_model_holds_and_rejects_its_mutants() {
     assert_eq!(sum("mutants"), sum("killed"));
     assert_eq!(sum("survivors"), 0);
     assert_eq!(sum("bugs"), 35);
+
+    let (named, modelled, argued) = (sum("edges"), sum("modelled"), sum("argued"));
+    let (models, mutants) = (sums.split(' ').next().unwrap(), sum("mutants"));
+    for (page, states) in [
+        (
+            "README.md",
+            format!("{named} memory orderings have names. {modelled} of them are checked"),
+        ),
+        ("README.md", format!("in {models} models of the shipped source")),
+        (
+            "README.md",
+            format!("{mutants} such mutants, all rejected. The other {argued} are argued"),
+        ),
+        ("CHANGELOG.md", format!("{models} models, {modelled} edges, {mutants} mutants")),
+    ] {
+        let path = format!("{}/../{page}", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(path).unwrap();
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(text.contains(&states), "{page} does not state: {states}");
+    }
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn main() -> Result<(), Error> {
     let before = stats();
     let region = Options::new().writable().map(Numbers)?;
 
-    // Two threads touch every page. Whoever comes first has a page fault, and fills the page.
+    // Two threads touch every page. The first to touch one has a page fault, and fills it.
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| (0..PAGES).for_each(|n| assert_eq!(byte(&region, n * PAGE), n as u8)));

@@ -1,4 +1,4 @@
-//! How much of a region may be there at a time.
+//! How much of a region may be present at a time.
 //!
 //! Faults take from the budget before they fill, in a signal handler perhaps; the thread of
 //! `evict.rs` gives back. A number of pages guards nothing but itself, so relaxed counters do.
@@ -24,7 +24,7 @@ pub(crate) struct Budget {
     /// So many pages were wanted when nothing could be given back; 0 if it could, or was not tried.
     exhausted: AtomicUsize,
     /// Pages are given back again and again for accesses that need more pages at once than can be
-    /// there.
+    /// present.
     is_in_vain: AtomicBool,
     /// Few pages are left, and the evictor was woken.
     asked: AtomicBool,
@@ -82,7 +82,7 @@ impl Budget {
         Admission::Granted
     }
 
-    /// Takes so many pages if the bound lets them be there now.
+    /// Takes so many pages if the bound lets them be present now.
     #[inline]
     pub(crate) fn take_now(&self, pages: usize) -> bool {
         // RELAXED: here and below, numbers that guard nothing.
@@ -95,8 +95,8 @@ impl Budget {
         taken.is_ok()
     }
 
-    /// Whether so many pages can be there at all, beside those that could not be written back. Runs
-    /// in the signal handler.
+    /// Whether so many pages can be present at all, beside those that could not be written back.
+    /// Runs in the signal handler.
     #[inline]
     pub(crate) fn can_take(&self, pages: usize) -> bool {
         pages <= self.limit.load(Relaxed).saturating_sub(self.stuck.load(Relaxed))
@@ -130,7 +130,7 @@ impl Budget {
     }
 
     /// How many pages should go now, so that faults can take them, when so many of those that are
-    /// there cannot go.
+    /// present cannot go.
     pub(crate) fn wanted(&self, stuck: usize) -> Wanted {
         self.asked.store(false, Relaxed);
         self.stuck.store(stuck, Relaxed);

@@ -62,9 +62,9 @@ struct Words<'m> {
 
 impl<'m> Words<'m> {
     fn new(memory: &'m Memory, offset: usize, len: usize) -> Self {
-        let room = memory.range().len();
-        let fits = offset <= room && len <= room - offset;
-        assert!(fits, "{len} bytes at {offset} are not within {room}");
+        let all = memory.range().len();
+        let fits = offset <= all && len <= all - offset;
+        assert!(fits, "{len} bytes at {offset} are not within {all}");
         // Memory begins and ends with pages, so with words.
         let next = memory.as_ptr().cast::<u64>().wrapping_add(offset / WORD);
         Self { next, memory }
@@ -75,7 +75,7 @@ impl<'m> Words<'m> {
     fn next(&mut self) -> Word<'m> {
         debug_assert!(self.memory.range().contains(&self.next.addr()), "within the memory");
         // SAFETY: aligned, and mapped while the memory is borrowed (invariant of `next`). Whether
-        // its page is there does not matter: if not, the access faults and is made again. Others
+        // its page is present does not matter: if not, the access faults and is made again. Others
         // access it by this function or as `Region::as_ptr` demands it, and slices of it are lent
         // only while nothing writes it; the kernel and devices are no threads of the language.
         let word = unsafe { AtomicU64::from_ptr(self.next) };
@@ -119,7 +119,7 @@ impl Word<'_> {
 ///
 /// # Safety
 ///
-/// The pages are there and may be read. While the slice lives the caller excludes them, and they
+/// The pages are present and may be read. While the slice lives the caller excludes them, and they
 /// are write-protected.
 pub(crate) unsafe fn excluded_pages<'m>(mapping: &'m Mapping, part: &Range<usize>) -> &'m [u8] {
     assert!(part.end <= mapping.memory.range().len(), "within the memory");
@@ -138,7 +138,7 @@ pub(crate) fn dirty_pages(old: &Mapping, new: &Mapping) -> Result<usize, Errno> 
         let part = old.offsets(run);
         // Only these: the others are (R2), or are missing and are to stay as they are.
         old.write_protect(&part)?;
-        // SAFETY: dirty pages are there (R2), the caller lets them be read and excludes them, and
+        // SAFETY: dirty pages are present (R2), the caller lets them be read and excludes them, and
         // they have just been write-protected.
         let bytes = unsafe { excluded_pages(old, &part) };
         let mut done = 0;

@@ -96,7 +96,7 @@ fn run(place: &Place, backing: &Backing<dyn Source>, writer: Option<&Writer>) {
         in_vain: InVain::default(),
     };
     while budget.wakeup.wait() {
-        rounds.make_room(&place.read());
+        rounds.free_pages(&place.read());
     }
 }
 
@@ -134,7 +134,7 @@ struct Given {
 }
 
 impl Rounds<'_> {
-    fn make_room(&mut self, mapping: &Arc<Mapping>) {
+    fn free_pages(&mut self, mapping: &Arc<Mapping>) {
         let Survey { stuck, refused } = self.survey(mapping);
         if refused > 0 {
             self.admit_again(mapping);
@@ -172,7 +172,7 @@ impl Rounds<'_> {
         }
     }
 
-    /// Notes the times of what is there and may go, and counts what is not.
+    /// Notes the times of what is present and may go, and counts what is not.
     fn survey(&mut self, mapping: &Mapping) -> Survey {
         self.times.clear();
         let mut survey = Survey::default();
@@ -262,9 +262,9 @@ impl Rounds<'_> {
     }
 }
 
-/// Notices accesses that need more pages at once than can be there, as an instruction that touches
-/// two pages does when only one can be given back: each time one comes the other has gone, without
-/// an end.
+/// Notices accesses that need more pages at once than can be present, as an instruction that
+/// touches two pages does when only one can be given back: each time one comes the other has gone,
+/// without an end.
 #[derive(Default)]
 struct InVain {
     /// Which granules went last.

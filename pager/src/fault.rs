@@ -30,8 +30,8 @@ pub(crate) enum Cause {
 pub(crate) enum Verdict {
     /// Its page came, in the region of this number; at these addresses threads may sleep for it.
     Filled { number: usize, granule: Range<usize> },
-    /// Its page was there, with a record of this time: the access is to be repeated.
-    There { number: usize, time: u64, granule: Range<usize> },
+    /// Its page was present, with a record of this time: the access is to be repeated.
+    Present { number: usize, time: u64, granule: Range<usize> },
     /// Its page has gone meanwhile, or another thread is about to fill it: the access is to be
     /// repeated, and the other thread is let go on.
     Changed { granule: Range<usize> },
@@ -41,7 +41,7 @@ pub(crate) enum Verdict {
     /// waited for, and the access is to be repeated.
     UnderWay { granule: usize },
     /// Its page cannot be had, and is poisoned; or the bound is reached.
-    Failed { on_failure: OnFailure, offset: usize, for_want_of_room: bool },
+    Failed { on_failure: OnFailure, offset: usize, is_refused: bool },
     /// It is not ours.
     PassOn,
 }
@@ -57,7 +57,7 @@ pub(crate) enum Server {
 
 /// Serves a fault at `addr`, of an access that was put off before if `again` says so.
 ///
-/// It is cut into small functions for the sake of unoptimised builds, where the frames of large
+/// It is split into small functions for the sake of unoptimised builds, where the frames of large
 /// ones would not fit on an alternate signal stack beside those of the lookup.
 #[inline]
 pub(crate) fn serve(addr: usize, cause: Cause, again: bool, server: Server) -> Verdict {
@@ -106,18 +106,18 @@ impl Fault {
         self.base + self.granule.start..self.base + self.granule.end
     }
 
-    fn there(&self) -> Verdict {
-        Verdict::There { number: self.number, time: self.time, granule: self.granule() }
+    fn present(&self) -> Verdict {
+        Verdict::Present { number: self.number, time: self.time, granule: self.granule() }
     }
 
     fn changed(&self) -> Verdict {
         Verdict::Changed { granule: self.granule() }
     }
 
-    fn failed(&self, for_want_of_room: bool) -> Verdict {
+    fn failed(&self, is_refused: bool) -> Verdict {
         Shard::mine().count_failure();
         let (on_failure, offset) = (self.on_failure, self.addr - self.base);
-        Verdict::Failed { on_failure, offset, for_want_of_room }
+        Verdict::Failed { on_failure, offset, is_refused }
     }
 }
 
@@ -167,7 +167,7 @@ fn find(
     }
     if backing.is_threaded && server == Server::Handler {
         // It had failed, and was discarded since: its source is not for signal handlers.
-        return Err(fault.there());
+        return Err(fault.present());
     }
     Ok((vma, fault))
 }
@@ -180,12 +180,12 @@ fn conclude(fault: &Fault, cause: Cause, new: usize, end: End) -> Verdict {
     match end {
         End::Done => {
             count.count_fault();
-            let was_there = new == 0 && cause != Cause::WriteProtected;
-            if was_there && fault.is_tracked && cause == Cause::Unknown {
+            let was_present = new == 0 && cause != Cause::WriteProtected;
+            if was_present && fault.is_tracked && cause == Cause::Unknown {
                 return let_write_perhaps(fault);
             }
-            if was_there {
-                return fault.there();
+            if was_present {
+                return fault.present();
             }
             Verdict::Filled { number: fault.number, granule: fault.granule() }
         }
@@ -193,7 +193,7 @@ fn conclude(fault: &Fault, cause: Cause, new: usize, end: End) -> Verdict {
         End::Later => Verdict::Later,
         End::UnderWay { granule } => Verdict::UnderWay { granule },
         End::Failed => fault.failed(false),
-        End::NoRoom => fault.failed(true),
+        End::Refused => fault.failed(true),
     }
 }
 
@@ -207,7 +207,7 @@ enum End {
         granule: usize,
     },
     /// The bound is reached, and nothing can be given back.
-    NoRoom,
+    Refused,
     Failed,
 }
 
@@ -247,7 +247,7 @@ impl<'a> Taken<'a> {
         match budget.take(pages, fault.again) {
             Admission::Granted => Ok(Self { backing, pages }),
             Admission::Later if !rest.is_refused => Err(End::Later),
-            Admission::Later | Admission::Refused => Err(End::NoRoom),
+            Admission::Later | Admission::Refused => Err(End::Refused),
         }
     }
 
@@ -280,7 +280,7 @@ impl Drop for Taken<'_> {
 /// What is still to be filled for a fault.
 struct Rest {
     from: Range<usize>,
-    /// The page that the access wants is there, and its thread may go on: whatever becomes of the
+    /// The page that the access wants is present, and its thread may go on: whatever becomes of the
     /// rest is no reason to serve the fault again.
     has_page: bool,
     /// No page can be given back. What there is may be taken, but is not waited for.
@@ -303,9 +303,9 @@ impl Rest {
                 self.has_page |= chunk.contains(&fault.page.start);
             }
             _ if self.has_page => return Err(End::Done),
-            End::Failed | End::NoRoom if *chunk != fault.page => {
+            End::Failed | End::Refused if *chunk != fault.page => {
                 self.from = fault.page.clone();
-                self.is_refused = matches!(end, End::NoRoom);
+                self.is_refused = matches!(end, End::Refused);
             }
             end => return Err(end),
         }
@@ -362,7 +362,7 @@ fn read_and_fill(
         }
         return (0, End::UnderWay { granule });
     };
-    if vma.mapping.is_there(&fault.page) {
+    if vma.mapping.is_page_present(&fault.page) {
         // Another thread has read it since the access faulted.
         let end = fault.written().map_or(End::Done, |page| vma.mapping.let_write(page).into());
         return (0, end);
@@ -487,11 +487,11 @@ impl Wanted {
     }
 }
 
-/// A page that is there, at a processor that does not say whether it is to be written.
+/// A page that is present, at a processor that does not say whether it is to be written.
 #[cold]
 fn let_write_perhaps(fault: &Fault) -> Verdict {
     match SPACE.try_read(fault.addr).map(|vma| vma.mapping.let_write(&fault.page)) {
-        Ok(Outcome::Done) => fault.there(),
+        Ok(Outcome::Done) => fault.present(),
         // If it failed, the access faults again.
         _ => fault.changed(),
     }
@@ -504,7 +504,7 @@ pub(crate) fn fail(addr: usize) -> Verdict {
             Shard::mine().count_failure();
             let offset = vma.mapping.offset_of(addr);
             let on_failure = vma.mapping.backing.on_failure;
-            Verdict::Failed { on_failure, offset, for_want_of_room: false }
+            Verdict::Failed { on_failure, offset, is_refused: false }
         }
         // Made again, it fails again.
         Err(ReadError::Locked { .. } | ReadError::Reserved { .. }) => Verdict::Later,
@@ -514,10 +514,10 @@ pub(crate) fn fail(addr: usize) -> Verdict {
 
 /// Poisons the page at `addr`, for which a thread sleeps that is to be told of a failure; for good,
 /// or until others have gone. `None` if that could not be tried now.
-pub(crate) fn poison_at(addr: usize, until_room: bool) -> Option<Poisoned> {
+pub(crate) fn poison_at(addr: usize, is_refused: bool) -> Option<Poisoned> {
     let vma = SPACE.try_read(addr).ok()?;
     let page = vma.mapping.page_at(vma.mapping.offset_of(addr));
-    Some(vma.mapping.poison(&page, until_room))
+    Some(vma.mapping.poison(&page, is_refused))
 }
 
 /// Poisons all that is missing of a region, as far as its VMAs can be read-locked now.
@@ -533,15 +533,15 @@ pub(crate) fn poison_missing(backing: &Backing<dyn Source>) {
     }
 }
 
-/// How often in a row this thread has faulted at a page that was there, its record being of this
+/// How often in a row this thread has faulted at a page that was present, its record being of this
 /// time.
 ///
-/// Once or a few times is a race that another thread won: what is there stays until it is given
+/// Once or a few times is a race that another thread won: what is present stays until it is given
 /// back, which makes it of another time, so the access succeeds when it is repeated. Many times is
-/// a page that cannot be read although it is "there": swap that fails, or the addresses of a region
+/// a page that cannot be read although it is present: swap that fails, or the addresses of a region
 /// in a forked child.
 #[cold]
-pub(crate) fn times_there(region: usize, addr: usize, time: u64) -> u32 {
+pub(crate) fn times_present(region: usize, addr: usize, time: u64) -> u32 {
     type Place = (usize, usize, u64);
     thread_local! {
         static LAST: Cell<(Place, u32)> = const { Cell::new(((0, 0, 0), 0)) };
@@ -565,9 +565,9 @@ mod tests {
 
     #[test]
     fn only_the_same_page_of_one_region_is_counted() {
-        assert!((1..9).all(|page| times_there(1, page * PAGE, 7) == 1));
-        assert!((2..9).all(|region| times_there(region, 0, 7) == 1), "addresses are used again");
-        assert!((8..17).all(|time| times_there(8, 0, time) == 1), "it was given back between");
-        assert!((1..9).all(|times| times_there(1, times as usize, 7) == times));
+        assert!((1..9).all(|page| times_present(1, page * PAGE, 7) == 1));
+        assert!((2..9).all(|region| times_present(region, 0, 7) == 1), "addresses are used again");
+        assert!((8..17).all(|time| times_present(8, 0, time) == 1), "it was given back between");
+        assert!((1..9).all(|times| times_present(1, times as usize, 7) == times));
     }
 }

@@ -54,7 +54,7 @@ impl FrozenRegion {
 }
 
 impl Region {
-    /// Makes it a slice that does not change any more: what is there stays, a bound of resident
+    /// Makes it a slice that does not change any more: what is present stays, a bound of resident
     /// pages is lifted, and writes end in SIGSEGV.
     ///
     /// Pages that were discarded or evicted before are read again, once.
@@ -92,9 +92,9 @@ impl Deref for FrozenRegion {
     #[inline]
     fn deref(&self) -> &[u8] {
         // SAFETY: the memory is registered, with a userfaultfd that lives as long as it does. A
-        // page is filled once, and an access goes on only when its page is there (or is tried
-        // again). Whoever could discard, write or move has a `Region`, and nothing else has
-        // this one; it has no evictor, all of it is mapped and may be read, and none of it written
+        // page is filled once, and an access goes on only when its page is present (or is tried
+        // again). To discard, write or move takes a `Region`, and this is the only handle to this
+        // one; it has no evictor, all of it is mapped and may be read, and none of it written
         // (`freeze`).
         let memory = unsafe { self.region.mapping().memory.bytes() };
         &memory[..self.region.len()]

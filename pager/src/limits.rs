@@ -26,12 +26,12 @@
 //!   more than 10 seconds is made once more, for the threads that wait for it in signal mode.
 //! - *`munmap`, `mprotect`, `MADV_DONTNEED` and whatever else* changes what is at a region's
 //!   addresses or who may access it is this crate's to call there: called by others it leaves the
-//!   records wrong. Other advice, locks and memory policies may be given for any part. Each divides
+//!   records wrong. Other advice, locks and memory policies may be given for any part. Each splits
 //!   the kernel's mapping, and a granule that lies in several is filled in as many calls.
 //! - *Writing back* copies each page that stays in the region, to know that no device writes it: it
 //!   takes one and a half to two and a half times as long as just writing, to a file in the page
-//!   cache. While it is written, up to 1 MiB is there twice; in a region whose bound does not allow
-//!   that, it is given back.
+//!   cache. While it is written, up to 1 MiB is present twice; in a region whose bound does not
+//!   allow that, it is given back.
 //! - *Moving* a region copies what was written and leaves the rest to the source; *discarding* is
 //!   not shared with other mappings of the same source.
 //! - *Evicting* looks at 8 bytes for each page of the region, as many times as an eighth of the

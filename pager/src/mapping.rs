@@ -24,8 +24,8 @@ pub(crate) const PAGE: usize = 4096;
 /// All regions of this process.
 pub(crate) static SPACE: AddressSpace<Piece> = AddressSpace::new(PAGE);
 
-/// Every region has one address here, its number. Whoever reads a region's source holds the VMA's
-/// read lock: that keeps the source, while nothing of [`SPACE`] is locked.
+/// Every region has one address here, its number. A thread that reads a region's source holds the
+/// VMA's read lock: that keeps the source, while nothing of [`SPACE`] is locked.
 pub(crate) static SOURCES: AddressSpace<Arc<Backing<dyn Source>>> = AddressSpace::new(1);
 
 /// What belongs to a region wherever it is mapped.
@@ -40,7 +40,7 @@ pub(crate) struct Backing<S: Source + ?Sized> {
     pub(crate) granule: usize,
     /// Whether its pages can be written, and writes are tracked.
     pub(crate) is_tracked: bool,
-    /// Whether a thread reads its faults, and those who fault sleep.
+    /// Whether a thread reads its faults, and threads that fault sleep.
     pub(crate) is_threaded: bool,
     pub(crate) page_size: PageSize,
     pub(crate) on_failure: OnFailure,
@@ -61,7 +61,7 @@ pub(crate) struct Backing<S: Source + ?Sized> {
 impl<S: Source + ?Sized> Backing<S> {
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        // RELAXED: those who fill the last page read-lock its VMA, whose lock orders it.
+        // RELAXED: threads that fill the last page read-lock its VMA, whose lock orders it.
         self.len.load(Relaxed)
     }
 
@@ -173,7 +173,7 @@ pub(crate) enum Outcome {
 /// What became of a page that was to be poisoned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Poisoned {
-    /// Nothing: it is there.
+    /// Nothing: it is present.
     Not,
     /// Each access raises SIGBUS.
     ByKernel,
@@ -186,9 +186,9 @@ impl Mapping {
     pub(crate) fn new(backing: Arc<Backing<dyn Source>>, capacity: usize) -> Result<Self, Error> {
         let page_size = backing.page_size;
         let too_large = || Error::TooLarge { bytes: capacity as u64 };
-        let room = capacity.checked_next_multiple_of(page_size.bytes()).ok_or_else(too_large)?;
-        let no_memory = |errno| Error::Memory { bytes: room, errno };
-        let memory = Memory::map(room, page_size).map_err(no_memory)?;
+        let len = capacity.checked_next_multiple_of(page_size.bytes()).ok_or_else(too_large)?;
+        let no_memory = |errno| Error::Memory { bytes: len, errno };
+        let memory = Memory::map(len, page_size).map_err(no_memory)?;
         let registered = if backing.is_tracked {
             backing.uffd.register_tracked(&memory)
         } else {
@@ -196,7 +196,7 @@ impl Mapping {
         };
         registered.map_err(Error::Register)?;
         let records =
-            Records::new(room >> page_size.shift()).ok_or_else(|| no_memory(Errno::NOMEM))?;
+            Records::new(len >> page_size.shift()).ok_or_else(|| no_memory(Errno::NOMEM))?;
         Ok(Self { memory, records, has_leftovers: AtomicBool::new(false), backing })
     }
 
@@ -225,8 +225,8 @@ impl Mapping {
         self.has_leftovers.store(true, Relaxed);
     }
 
-    /// Gives back what was there when a part was unmapped, if it could not be given back then. The
-    /// caller has the part reserved.
+    /// Gives back what was present when a part was unmapped, if it could not be given back then.
+    /// The caller has the part reserved.
     pub(crate) fn give_back_leftovers(&self, part: &Range<usize>) -> Result<(), Errno> {
         // RELAXED: it was set before the part was unmapped, which the caller has found.
         if self.has_leftovers.load(Relaxed)
@@ -237,9 +237,9 @@ impl Mapping {
         Ok(())
     }
 
-    /// Joins the VMAs at these addresses with their neighbours, where they are alike and were cut
-    /// for an operation that is over.
-    pub(crate) fn join(&self, addresses: &Range<usize>) {
+    /// Merges the VMAs at these addresses with their neighbours, where they are alike and were
+    /// split for an operation that is over.
+    pub(crate) fn merge_back(&self, addresses: &Range<usize>) {
         let whole = self.memory.range();
         let page = self.backing.page_size.bytes();
         let with_neighbours = addresses.start.saturating_sub(page).max(whole.start)
@@ -270,8 +270,8 @@ impl Mapping {
         offset / self.backing.granule
     }
 
-    /// Whether a page is there, as far as the kernel tells. The caller has read-locked its VMA.
-    pub(crate) fn is_there(&self, page: &Range<usize>) -> bool {
+    /// Whether a page is present, as far as the kernel tells. The caller has read-locked its VMA.
+    pub(crate) fn is_page_present(&self, page: &Range<usize>) -> bool {
         self.records.is_present(self.page_of(page.start)) && self.memory.is_resident(page.start)
     }
 
@@ -315,7 +315,7 @@ impl Mapping {
         // of its own.
         let dirty = written == Some(range);
         let fill = Fill {
-            // Those who sleep for a granule of several pages are woken when all is there.
+            // Threads that sleep for a granule of several pages are woken when all is present.
             wake: self.backing.is_threaded && self.backing.fills_single_pages(),
             write_protected: self.backing.is_tracked && !dirty,
         };
@@ -357,10 +357,10 @@ impl Mapping {
         (new, outcome)
     }
 
-    /// Lets a page be written that is there, and remembers that it was. The caller has read-locked
-    /// its VMA.
+    /// Lets a page be written that is present, and remembers that it was. The caller has
+    /// read-locked its VMA.
     pub(crate) fn let_write(&self, page: &Range<usize>) -> Outcome {
-        // Before the kernel lets anyone write: an exclusion must see it.
+        // Before the kernel lets a thread write: an exclusion must see it.
         if !self.records.mark_dirty(self.page_of(page.start)) {
             return Outcome::Gone;
         }
@@ -371,7 +371,7 @@ impl Mapping {
         }
     }
 
-    /// Write-protects the pages of a part that are there. The caller excludes faults from it.
+    /// Write-protects the pages of a part that are present. The caller excludes faults from it.
     pub(crate) fn write_protect(&self, part: &Range<usize>) -> Result<(), Errno> {
         self.set_write_protection(part, true)
     }
@@ -390,12 +390,12 @@ impl Mapping {
     }
 
     /// Makes accesses to a page fail from now on, or until the evictor takes that back, unless it
-    /// is there by now. The caller has read-locked the page's VMA.
-    pub(crate) fn poison(&self, page: &Range<usize>, until_room: bool) -> Poisoned {
-        // Before the kernel wakes anyone, who would ask the record. A fill by another thread takes
-        // it back.
+    /// is present by now. The caller has read-locked the page's VMA.
+    pub(crate) fn poison(&self, page: &Range<usize>, is_refused: bool) -> Poisoned {
+        // Before the kernel wakes threads, which would ask the record. A fill by another thread
+        // takes it back.
         let number = self.page_of(page.start);
-        self.records.mark_failed(number, until_room);
+        self.records.mark_failed(number, is_refused);
         let poisoned = self.backing.uffd.poison(&self.memory, page.clone());
         if !self.records.has_failed(number) {
             Poisoned::Not
@@ -420,7 +420,7 @@ impl Mapping {
                 match self.backing.uffd.poison(&self.memory, part.clone()) {
                     Ok(()) => parts.advance(part.len()),
                     Err(_) if parts.halve() => {}
-                    // It is there, or it cannot be poisoned.
+                    // It is present, or it cannot be poisoned.
                     Err(_) => parts.advance(self.backing.page_size.bytes()),
                 }
             }

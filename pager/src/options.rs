@@ -42,7 +42,7 @@ mod sealed {
 ///
 /// let region = Options::new()
 ///     .granule(64 << 10) // one fault fills 16 pages
-///     .resident(1 << 20) // and at most 1 MiB is there at a time
+///     .resident(1 << 20) // and at most 1 MiB is present at a time
 ///     .map(MemorySource::new(vec![7; 10 << 20]))?;
 /// let mut bytes = [0; 3];
 /// region.read(5 << 20, &mut bytes);
@@ -81,7 +81,7 @@ impl Default for Options<InSignal> {
 
 impl Options<InSignal> {
     /// Faults are served in the signal handler, on the thread that faults. It needs no privilege,
-    /// and is several times as fast; but a system call that touches a page that is not there fails
+    /// and is several times as fast; but a system call that touches a missing page fails
     /// with `EFAULT`.
     #[must_use]
     pub const fn new() -> Self {
@@ -171,8 +171,9 @@ impl<M> Options<M> {
         self
     }
 
-    /// At most so many bytes are there at a time. A thread of the region gives back what was filled
-    /// longest ago; another one, if the region is writable, writes to the source what was written.
+    /// At most so many bytes are present at a time. A thread of the region gives back what was
+    /// filled longest ago; another one, if the region is writable, writes to the source what was
+    /// written.
     ///
     /// It must be at least four granules. A fault that finds the bound reached waits. Pages that
     /// cannot be written ([`on_write_back_failure`](Self::on_write_back_failure)), or that [devices

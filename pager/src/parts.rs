@@ -1,6 +1,6 @@
 //! A range that is handed to the kernel in as many parts as the kernel has mappings there.
 //!
-//! A VMA of ours can be several of the kernel's: what it was divided for is over, but the kernel
+//! A VMA of ours can be several of the kernel's: what it was split for is over, but the kernel
 //! does not merge its own again, or the application has asked for something (advice, a lock, a
 //! policy) for a part of it. Calls that take a range of one mapping refuse the whole range then.
 

@@ -136,7 +136,7 @@ fn is_in_system_call(thread: u32) -> Option<bool> {
 }
 
 /// Runs what a thread of a region does. If it panics, in a source for example, the process ends:
-/// no other thread would serve those who wait.
+/// no other thread would serve the threads that wait.
 pub(crate) fn aborting(work: impl FnOnce()) {
     struct Aborting;
     impl Drop for Aborting {
@@ -229,15 +229,15 @@ impl Poller {
                     self.wake(granule.start, granule.len(), fault);
                 }
             }
-            Verdict::There { granule, .. } | Verdict::Changed { granule } => {
+            Verdict::Present { granule, .. } | Verdict::Changed { granule } => {
                 self.wake(granule.start, granule.len(), fault);
             }
             Verdict::Later => return false,
             Verdict::UnderWay { granule } => {
                 return self.watch.share(granule, *fault, &self.backing.reads);
             }
-            Verdict::Failed { for_want_of_room, .. } => {
-                let in_system_call = for_want_of_room.then(|| is_in_system_call(fault.thread));
+            Verdict::Failed { is_refused, .. } => {
+                let in_system_call = is_refused.then(|| is_in_system_call(fault.thread));
                 if in_system_call == Some(Some(false)) {
                     // Nothing is poisoned, so that the page can be had when others have gone.
                     return send_fault(fault.thread, fault.addr, true);
@@ -245,7 +245,7 @@ impl Poller {
                 // A system call can be told by poison only, which is taken back later.
                 match fault::poison_at(page, in_system_call == Some(Some(true))) {
                     Some(Poisoned::ByKernel) => self.wake(page, PAGE, fault),
-                    // It is there by now; unless it is there, and cannot be let be written.
+                    // It is present by now; unless it is present, and cannot be let be written.
                     Some(Poisoned::Not) if cause != Cause::WriteProtected => {
                         self.wake(page, PAGE, fault);
                     }
@@ -267,8 +267,7 @@ impl Poller {
     }
 
     /// Fails the accesses to all that is missing, until it is told to end: the faults cannot be
-    /// read any more, because of a filter that came later, and those who make them would never go
-    /// on.
+    /// read any more, because of a filter that came later, and their threads would never go on.
     fn fail_closed(&self) {
         while !self.watch.is_over() {
             fault::poison_missing(&self.backing);

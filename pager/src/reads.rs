@@ -1,10 +1,10 @@
 //! Which granules are being read from a source: one thread reads, those that want the same wait.
 //!
 //! That a granule is being read is a hint, and decides only who reads it. What was read is in the
-//! kernel's page tables when the read is over, and whoever has waited makes the access again.
+//! kernel's page tables when the read is over, and a thread that has waited makes its access again.
 #![expect(
     clippy::disallowed_types,
-    reason = "the kernel sleeps by plain words, which say who reads and guard nothing of what is read"
+    reason = "the kernel sleeps by plain words, which say what is being read and guard none of the bytes"
 )]
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -60,7 +60,7 @@ impl Reads {
         let Some((word, name)) = self.place(granule) else {
             return Some(Reading { word: None });
         };
-        // RELAXED: here and below, it says who reads, and nothing of what was read.
+        // RELAXED: here and below, it says what is being read, and nothing of the bytes.
         match word.compare_exchange(0, name, Relaxed, Relaxed) {
             Ok(_) => Some(Reading { word: Some(word) }),
             Err(now) if now & !AWAITED == name => None,
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn all_who_wait_are_woken() {
+    fn all_waiters_are_woken() {
         const ROUNDS: usize = 1000;
         let reads = Reads::new(1);
         let barrier = Barrier::new(4);

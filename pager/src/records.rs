@@ -2,7 +2,7 @@
 //! written since, and when it last changed.
 //!
 //! A record is for deciding what to give back, to write, and whether what was read from a source is
-//! still wanted. It never answers a fault: the kernel knows what is there.
+//! still wanted. It never answers a fault: the kernel knows what is present.
 //!
 //! # Invariants
 //!
@@ -27,7 +27,7 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// The page is there, filled by this crate.
+/// The page is present, filled by this crate.
 const PRESENT: u64 = 1;
 /// It was written since it was filled or last written to the source.
 const DIRTY: u64 = 2;
@@ -50,7 +50,7 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    /// Of so many pages, none of which is there. `None` without memory.
+    /// Of so many pages, none of which is present. `None` without memory.
     ///
     /// It is the kernel's zeroed memory, so what is never touched costs none.
     pub(crate) fn new(pages: usize) -> Option<Self> {
@@ -90,7 +90,7 @@ impl Records {
         self.has(page, DIRTY)
     }
 
-    /// Whether a page is there, and is what its source has.
+    /// Whether a page is present, and is what its source has.
     pub(crate) fn is_clean(&self, page: usize) -> bool {
         self.is_present(page) && !self.is_dirty(page)
     }
@@ -117,7 +117,7 @@ impl Records {
     }
 
     /// The pages were filled by the caller, who holds the read lock; at that time, if it matters
-    /// when. How many were not there before.
+    /// when. How many were missing before.
     #[inline]
     pub(crate) fn fill(&self, pages: Range<usize>, dirty: bool, time: Option<u64>) -> usize {
         let mut new = 0;
@@ -132,8 +132,8 @@ impl Records {
         new
     }
 
-    /// A page that is there is about to be written, by a holder of the read lock; whether it is
-    /// there.
+    /// A page that is present is about to be written, by a holder of the read lock; whether it is
+    /// present.
     pub(crate) fn mark_dirty(&self, page: usize) -> bool {
         // It cannot go between the two steps (R1).
         let present = self.is_present(page);
@@ -146,10 +146,10 @@ impl Records {
 
     /// The bytes of a page could not be had, or met the bound, unless another thread had them and
     /// filled it.
-    pub(crate) fn mark_failed(&self, page: usize, until_room: bool) {
-        let how = if until_room { FAILED | REFUSED } else { FAILED };
+    pub(crate) fn mark_failed(&self, page: usize, is_refused: bool) {
+        let how = if is_refused { FAILED | REFUSED } else { FAILED };
         let failed = |record| (record & PRESENT == 0).then_some(record | how);
-        // RELAXED: R1. It failed already if it is there by now, and nothing is to be done.
+        // RELAXED: R1. It failed already if it is present by now, and nothing is to be done.
         let _ = self.pages[page].fetch_update(Relaxed, Relaxed, failed);
     }
 
@@ -171,7 +171,7 @@ impl Records {
         }
     }
 
-    /// The pages were given back, by the caller, who excludes them. How many were there.
+    /// The pages were given back, by the caller, who excludes them. How many were present.
     pub(crate) fn forget(&self, pages: Range<usize>) -> usize {
         let time = self.tick();
         let mut gone = 0;
@@ -239,7 +239,7 @@ mod tests {
         assert_eq!(records.time(0..10), 0);
         assert_eq!(records.fill(2..5, false, None), 3);
         assert_eq!(records.fill(4..6, true, Some(records.tick())), 1);
-        assert!(!records.mark_dirty(0), "it is not there");
+        assert!(!records.mark_dirty(0), "it is missing");
         assert!(records.mark_dirty(2));
         let runs = |property: fn(&Records, usize) -> bool| {
             records.runs(0..10, property).collect::<Vec<_>>()
@@ -261,7 +261,7 @@ mod tests {
         records.mark_failed(9, false);
         records.mark_failed(8, true);
         records.mark_failed(5, false);
-        assert!(records.has_failed(9) && !records.has_failed(5), "it is there");
+        assert!(records.has_failed(9) && !records.has_failed(5), "it is present");
         assert!(records.has_failed(8) && records.was_refused(8) && !records.was_refused(9));
         let moved = Records::new(20).unwrap();
         moved.inherit_times(&records);

@@ -34,7 +34,7 @@ static COUNTERS: [Shard; SHARDS] = [const { Shard::new() }; SHARDS];
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Faults of regions after which the page was there, filled by this fault or by another
+    /// Faults of regions after which the page was present, filled by this fault or by another
     /// thread's at the same time; and first writes to pages whose writes are tracked.
     pub faults: u64,
     /// Pages of 4096 bytes that faults filled; with granules, several a fault.
@@ -136,7 +136,7 @@ impl Shard {
         self.lookups_slow.fetch_add(1, Relaxed);
     }
 
-    /// Counts a fault whose page is there now.
+    /// Counts a fault whose page is present now.
     #[inline]
     pub(crate) fn count_fault(&self) {
         self.faults.fetch_add(1, Relaxed);

@@ -172,7 +172,7 @@ fn isolated<V>(
             done
         })
     });
-    mapping.join(&addresses);
+    mapping.merge_back(&addresses);
     done
 }
 
@@ -214,7 +214,7 @@ fn write_run(
     let Some(staging) = &mapping.backing.staging else {
         return write_in_place(mapping, run, written);
     };
-    // Copies of them stay, if the bound lets them be there.
+    // Copies of them stay, if the bound lets them be present.
     let copies = Copies::take(mapping, if then == Then::Stay { run.len() } else { 0 });
     let stays = then == Then::Stay && copies.is_some();
     let opened = Opened::new(mapping, run, access).map_err(Error::Change)?;
@@ -265,9 +265,9 @@ fn write_in_place(
     run: &Range<usize>,
     written: &mut Written,
 ) -> Result<(), Error> {
-    // Those who write now fault, and wait for the exclusion to end.
+    // Threads that write now fault, and wait for the exclusion to end.
     mapping.write_protect(run).map_err(Error::Change)?;
-    // SAFETY: dirty pages are there (R2) and may be read, the caller excludes them, and they have
+    // SAFETY: dirty pages are present (R2) and may be read, the caller excludes them, and they have
     // just been write-protected.
     let bytes = unsafe { copy::excluded_pages(mapping, run) };
     written.bytes += store(mapping, run, bytes)?;
@@ -296,8 +296,8 @@ impl<'m> Opened<'m> {
     fn new(mapping: &'m Mapping, run: &Range<usize>, access: Access) -> Result<Self, Errno> {
         let mut opened = Self { mapping, before: None };
         if access != Access::ReadWrite {
-            // Those who write meanwhile, which they may not, fault, and wait for the exclusion to
-            // end.
+            // Threads that write meanwhile, though they may not, fault, and wait for the exclusion
+            // to end.
             mapping.write_protect(run)?;
             opened.before = Some((run.clone(), access));
             mapping.memory.protect(run.clone(), Access::ReadWrite)?;
@@ -315,7 +315,7 @@ impl Drop for Opened<'_> {
     }
 }
 
-/// Budget for copies of pages, while both are there.
+/// Budget for copies of pages, while both are present.
 struct Copies<'m> {
     mapping: &'m Mapping,
     pages: usize,

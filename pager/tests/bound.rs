@@ -105,7 +105,7 @@ fn with_hook(
     hook: impl Fn(&WriteBackFailure) + Send + Sync + 'static,
 ) -> Region {
     let options = Options::new().writable().resident(bound * PAGE).granule(granule * PAGE);
-    let options = options.on_failure(OnFailure::exit(42, "no room\n"));
+    let options = options.on_failure(OnFailure::exit(42, "over the bound\n"));
     let options = options.on_write_back_failure(hook);
     let source = Arc::clone(shelf);
     match mode {

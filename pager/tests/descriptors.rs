@@ -164,7 +164,7 @@ fn what_cannot_be_read_by_position_is_refused_by_its_name() {
     // SAFETY: opens a descriptor.
     let terminal = unsafe { libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) };
     if terminal >= 0 {
-        // SAFETY: it is new, and nobody else's.
+        // SAFETY: it is new, and has no other owner.
         not_files.push(unsafe { OwnedFd::from_raw_fd(terminal) });
     }
     if let Ok(disk) = File::open("/dev/loop0").or_else(|_| File::open("/dev/vda")) {

@@ -578,7 +578,7 @@ fn a_failure_is_one_page_and_ends_when_it_is_discarded() {
             assert_eq!(byte(&region, page * PAGE), 7);
         }
         moody.0.store(false, Relaxed);
-        assert_eq!(byte(&region, 5 * PAGE), 7, "nobody has asked for it before");
+        assert_eq!(byte(&region, 5 * PAGE), 7, "it was not read before");
         moody.0.store(true, Relaxed);
         region.discard(5 * PAGE..6 * PAGE).unwrap();
         byte(&region, 5 * PAGE);

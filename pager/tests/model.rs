@@ -12,8 +12,8 @@
 //!   succeeds.
 //! - Sources that fail, are shortened or refuse writes by turns: what is lost then is no function
 //!   of the sequence. `live.rs`, `soak.rs`, `descriptors.rs` and `bound.rs` have those.
-//! - A file that is changed under pages that are there: old bytes and new ones are both right until
-//!   the pages are discarded. Here it is changed, and they are discarded before anyone looks.
+//! - A file that is changed under present pages: old bytes and new ones are both right until the
+//!   pages are discarded. Here it is changed, and they are discarded before a thread looks.
 //! - What an application may not do to a region's memory (`munmap`, `MADV_DONTNEED`, its own
 //!   `mprotect`): the records are wrong afterwards. `seams.rs` holds that others do not suffer.
 //! - Pages of hugetlbfs, which most machines have none of (the tests named `huge`), pages that
@@ -106,7 +106,7 @@ fn tell_and_die(_: &Failure) -> Response {
     unsafe { libc::_exit(1) }
 }
 
-/// What there is of a region, as plain arrays: of some of its pages, which nobody else changes.
+/// What there is of a region, as plain arrays: of some of its pages, which only its thread changes.
 struct Part {
     pages: Range<usize>,
     /// What a read shows, from the start of the region on.
@@ -451,7 +451,7 @@ impl Part {
             let mut bytes = vec![0; at.len()];
             fill(random, &mut bytes);
             file.write_all_at(&bytes, 0).unwrap();
-            // SAFETY: writes the region's memory, where nobody else does.
+            // SAFETY: writes the region's memory, where no other thread does.
             let read = unsafe { libc::pread(file.as_raw_fd(), memory(&at), at.len(), 0) };
             assert_eq!(read, at.len() as isize, "{}", std::io::Error::last_os_error());
             self.shown[at.clone()].copy_from_slice(&bytes);

@@ -89,7 +89,7 @@ impl Held {
             common::not_run(format_args!("no io_uring: {}", std::io::Error::last_os_error()));
             return None;
         }
-        // SAFETY: it is new, and nobody else's.
+        // SAFETY: it is new, and has no other owner.
         let ring = unsafe { OwnedFd::from_raw_fd(ring as i32) };
         let map = |offset| {
             let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
@@ -193,7 +193,7 @@ const PAGES: usize = 256;
 fn map(mode: Mode, expected: &[u8], bound: Option<usize>) -> (Region, File) {
     let file = file_with(expected);
     let source = FileSource::new(file.try_clone().unwrap()).unwrap();
-    let options = Options::new().writable().on_failure(OnFailure::exit(42, "no room\n"));
+    let options = Options::new().writable().on_failure(OnFailure::exit(42, "over the bound\n"));
     let options = match bound {
         Some(pages) => options.resident(pages * PAGE),
         None => options,
@@ -407,7 +407,7 @@ fn direct_reads_into_a_region_arrive() {
                         region.write_back(0..region.len()).unwrap();
                     }
                 });
-                // Reads that need more than there may be wait for room until they are refused.
+                // Reads that need more pages than the bound leaves wait until they are refused.
                 let times = if bound == Some(16) && mode == Mode::Thread { 3 } else { 40 };
                 for _ in 0..times {
                     let [from, to] = [(); 2].map(|()| random.random_range(0..PAGES - READ) * PAGE);
@@ -423,7 +423,7 @@ fn direct_reads_into_a_region_arrive() {
                     let read = unsafe {
                         libc::pread(disk_file.as_raw_fd(), memory, len, from as libc::off_t)
                     };
-                    // Some of it, if there is no room for all, or if some was evicted before.
+                    // Some of it, if the bound does not leave all, or if some was evicted before.
                     let read = usize::try_from(read).unwrap_or(0);
                     expected[to..to + read].copy_from_slice(&disk[from..from + read]);
                     let mut shown = vec![0; READ * PAGE];

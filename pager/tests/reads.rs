@@ -239,7 +239,7 @@ impl Source for Crowded {
 unsafe impl SignalSafe for Crowded {}
 
 #[test]
-fn a_granule_is_read_once_for_all_who_want_it() {
+fn a_granule_is_read_once_for_all_threads_that_want_it() {
     common::watch();
     for (granule, stride) in [(PAGE, 0), (16 * PAGE, PAGE), (16 * PAGE, 0)] {
         for (mode, handlers) in [(Mode::Signal, 0), (Mode::Thread, 1), (Mode::Thread, 4)] {
@@ -258,7 +258,7 @@ fn a_granule_is_read_once_for_all_who_want_it() {
 }
 
 #[test]
-fn those_who_wait_for_a_read_that_fails_read_themselves() {
+fn threads_that_wait_for_a_read_that_fails_read_themselves() {
     common::watch();
     for (mode, handlers) in [(Mode::Signal, 0), (Mode::Thread, 1), (Mode::Thread, 4)] {
         for _ in 0..20 {

@@ -1,4 +1,4 @@
-//! Regions hold their source's bytes, whoever touches them, and give everything back.
+//! Regions hold their source's bytes, whichever thread touches them, and give everything back.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;

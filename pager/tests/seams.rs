@@ -145,7 +145,7 @@ fn a_page_that_the_application_took_away_is_missed_by_nobody_else() {
             for region in one_granule(&expected, mode, SMALL, false) {
                 let start = region.as_ptr().wrapping_add(4 * PAGE).cast();
                 if closed {
-                    // SAFETY: nobody accesses these pages.
+                    // SAFETY: no thread accesses these pages.
                     let done = unsafe { libc::mprotect(start, 2 * PAGE, libc::PROT_NONE) };
                     assert_eq!(done, 0);
                 } else {

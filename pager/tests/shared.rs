@@ -53,8 +53,8 @@ fn threads_that_write_the_same_pages_wait_for_each_other() {
     }
 }
 
-/// A write is over when its thread goes on, whoever has served the fault that let it through and
-/// whether that has told of it yet.
+/// A write is over when its thread goes on, whichever thread has served the fault that let it
+/// through, and whether that has told of it yet.
 #[test]
 fn writes_that_are_over_are_known() {
     common::watch();
@@ -65,7 +65,7 @@ fn writes_that_are_over_are_known() {
             let region = writable(&[0; PAGES * PAGE], mode, |options| options);
             let at = AtomicUsize::new(0);
             thread::scope(|scope| {
-                // The first to write a page is the one who faults.
+                // The first thread that writes a page faults.
                 scope.spawn(|| {
                     for page in 0..PAGES {
                         at.store(page, Relaxed);

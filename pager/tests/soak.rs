@@ -27,7 +27,7 @@ use rand::{RngExt, SeedableRng};
 const PAGES: usize = 512;
 const LEN: usize = PAGES * PAGE - 100;
 
-/// What was done, for whoever watches and for the report.
+/// What was done, for the watching thread and for the report.
 #[derive(Debug, Default)]
 struct Counts {
     reads: AtomicU64,
@@ -98,7 +98,8 @@ fn pages_of(kind: usize, random: &mut StdRng) -> Range<usize> {
     page * PAGE..((page + 1) * PAGE).min(LEN)
 }
 
-/// Discards, protects and writes back what others read and write; unmaps what nobody else reads.
+/// Discards, protects and writes back what others read and write; unmaps what no other thread
+/// reads.
 fn change(region: &Region, counts: &Counts, random: &mut StdRng) {
     match random.random_range(0..6) {
         0 | 1 => region.discard(pages_of(random.random_range(1..=2), random)).unwrap(),
@@ -142,7 +143,7 @@ fn write(region: &Region, known: &mut [u8], counts: &Counts, random: &mut StdRng
 /// How often failing regions were repaired.
 static REPAIRED: AtomicU64 = AtomicU64::new(0);
 
-/// Waits until somebody has repaired the region, and tries again.
+/// Waits until a thread has repaired the region, and tries again.
 fn wait_for_repair(failure: &Failure) -> Response {
     assert!(failure.offset() < LEN);
     let before = REPAIRED.load(Relaxed);
@@ -202,13 +203,13 @@ fn shorten(file: &File, random: &mut StdRng) {
     let len = random.random_range(0..PAGES) * PAGE;
     file.set_len(len as u64).unwrap();
     std::thread::sleep(Duration::from_micros(random.random_range(0..2000)));
-    // In order, so that nobody reads anything but the pattern or the end.
+    // In order, so that no thread reads anything but the pattern or the end.
     for at in (len..LEN).step_by(PAGE) {
         file.write_all_at(patterns(at..(at + PAGE).min(LEN)), at as u64).unwrap();
     }
 }
 
-/// Lets those go on who met a failure.
+/// Lets the threads go on that met a failure.
 fn repair(regions: [&Region; 2]) {
     for region in regions {
         region.discard(0..LEN).unwrap();
@@ -328,7 +329,7 @@ fn soak(mode: Mode, time: Duration) {
         let shortened = &shortened;
         let repairer = threads.spawn(move || {
             let mut random = StdRng::seed_from_u64(13);
-            // Until the readers have ended, who may wait for it.
+            // Until the readers have ended, which may wait for it.
             while readers.iter().any(|reader| !reader.is_finished()) {
                 if running() {
                     shorten(shortened, &mut random);
@@ -352,7 +353,7 @@ fn soak(mode: Mode, time: Duration) {
             let stands = now.0 == last.0 || now.1 == last.1 || now.2 == last.2;
             quiet = if stands { quiet + 1 } else { 0 };
             last = now;
-            assert!(quiet < 300, "somebody hangs: {counts:?}");
+            assert!(quiet < 300, "a thread hangs: {counts:?}");
         }
         done.store(true, Relaxed);
     });

@@ -103,7 +103,7 @@ fn what_is_written_to_a_hole_later_is_read() {
         let region = map(mode, Options::new().granule(16 * PAGE), source);
         assert_eq!(byte(&region, 20 * PAGE), 0);
         file.write_all_at(&[9; PAGE], 20 * PAGE as u64).unwrap();
-        assert_eq!(byte(&region, 20 * PAGE), 0, "it is there");
+        assert_eq!(byte(&region, 20 * PAGE), 0, "it is present");
         region.discard(16 * PAGE..32 * PAGE).unwrap();
         assert_eq!((byte(&region, 20 * PAGE), byte(&region, 21 * PAGE)), (9, 0));
         file.set_len(20 * PAGE as u64).unwrap();

@@ -157,9 +157,9 @@ fn long_random_edits_agree_with_a_map() {
             ];
             let split = |at: usize| entries.split_at(entries.partition_point(|e| e.0 < at));
             let ((below, from), (up_to, _)) = (split(probe), split(probe + 1));
-            let roomy = |entry: &&Entry| entry.1.1 >= size;
+            let fits = |entry: &&Entry| entry.1.1 >= size;
             let expected =
-                [up_to.last(), from.first(), from.iter().find(roomy), below.iter().rfind(roomy)];
+                [up_to.last(), from.first(), from.iter().find(fits), below.iter().rfind(fits)];
             let expected = expected.map(|entry| entry.map(|&(_, (slot, _))| slot));
             assert_eq!(found, expected, "seed {seed}, step {step}");
             let mut position = tree.seek(&nodes, probe);

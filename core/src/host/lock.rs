@@ -4,7 +4,7 @@
 use lock_api::{RawRwLock, RawRwLockDowngrade};
 
 /// The mmap lock of [`StdPlatform`](crate::StdPlatform): `parking_lot`'s, which hands itself on to
-/// the next in the queue when one has waited long.
+/// the next in the queue when one has waited long. It comes with the feature `std`.
 pub struct StdLock(parking_lot::RawRwLock);
 
 // SAFETY: `parking_lot`'s lock keeps the contract, and each call is handed on to it.

@@ -7,7 +7,7 @@ use crate::platform::Platform;
 use crate::sync::WaitWord;
 use crate::thread::ThreadState;
 
-/// The platform of a program with an operating system.
+/// The platform of a program with an operating system. It comes with the feature `std`.
 ///
 /// - The mmap lock is `parking_lot`'s.
 /// - Threads sleep on the futex on Linux and Android, and elsewhere in `parking_lot_core`'s queues.

@@ -292,8 +292,8 @@ impl VmaLock {
         self.test_drained().is_ok()
     }
 
-    /// Acquires it once more, for a reader that has it: also while X is set, since whoever set it
-    /// waits for that reader.
+    /// Acquires it once more, for a reader that has it: also while X is set, since the thread that
+    /// set it waits for that reader.
     ///
     /// # Errors
     ///

@@ -155,7 +155,8 @@ impl<'s: 'm, 'm, T> Attached<'s, 'm, T> {
 
     /// The payload.
     pub(crate) fn payload(&self) -> &'m T {
-        // SAFETY: as for `span`; unique access is excluded by the contract of `Entry::new`.
+        // SAFETY: written only by the holder of the mmap lock for writing, which is either this
+        // thread or none; the contract of `Entry::new` excludes a `WriteLocked` of this thread.
         let payload = self.slot.payload.with(|payload| unsafe { &*payload });
         // SAFETY: S1: attached and not reserved, so initialised.
         unsafe { payload.assume_init_ref() }
@@ -163,7 +164,7 @@ impl<'s: 'm, 'm, T> Attached<'s, 'm, T> {
 
     /// The identity.
     pub(crate) fn id(&self) -> VmaId {
-        // SAFETY: as for `span`.
+        // SAFETY: `Entry::new`: attached to a space whose mmap lock is held for `'m`.
         unsafe { self.slot.vma_id() }
     }
 
@@ -218,7 +219,7 @@ impl<'s: 'm, 'm, T> Attached<'s, 'm, T> {
     ///
     /// # Safety
     ///
-    /// The VMA is drained and the caller's, who puts another payload in or detaches it.
+    /// The VMA is drained and the caller's, which puts another payload in or detaches it.
     unsafe fn take(self) -> T {
         // SAFETY: drained: no other thread reads or writes it.
         let payload = self.slot.payload.with_mut(|payload| unsafe { payload.read() });
@@ -393,16 +394,22 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
     }
 
     /// Takes the first VMA off the list, once it is drained: its range, its payload, and what is
-    /// left to be filled again or detached.
+    /// left to be filled again or detached. Calls `waited` if there were readers to wait for.
     #[inline]
-    pub(crate) fn take_first(&mut self) -> Option<(Span, T, Emptied<'s, T>)> {
+    pub(crate) fn take_first(
+        &mut self,
+        waited: impl FnOnce(),
+    ) -> Option<(Span, T, Emptied<'s, T>)> {
         let index = self.first?;
         self.first = self.next(index);
         if self.first.is_none() {
             self.last = None;
         }
         let slot = self.slots.get(index);
-        slot.lock.wait_drained::<P>(None);
+        if !slot.lock.is_drained() {
+            slot.lock.wait_drained::<P>(None);
+            waited();
+        }
         let vma = Attached { slot, index, _section: PhantomData };
         // SAFETY: drained, and the list was the only handle.
         let (span, payload) = (vma.span(), unsafe { vma.take() });
@@ -457,9 +464,9 @@ impl<T> Emptied<'_, T> {
         let Self { slot, outlives_edit, .. } = self;
         // SAFETY: drained until X is cleared; the payload was taken out before (S1).
         slot.payload.with_mut(|at| unsafe { at.write(MaybeUninit::new(payload)) });
-        // SAFETY: as above.
+        // SAFETY: drained: no other thread reads or writes it until X is cleared, below.
         slot.space.with_mut(|space| unsafe { *space = section.space() });
-        // SAFETY: as above.
+        // SAFETY: as is `space`, until the same moment.
         slot.span.with_mut(|at| unsafe { *at = span });
         end_exclusion::<P>(&slot.lock, outlives_edit, |lock| {
             lock.lock_until_end_of(section.edit());
@@ -588,7 +595,7 @@ impl<'s, T> FreeSlot<'s, T> {
         check(slot.lock.is_detached(), "a slot is used again whose count is not 0");
         // SAFETY: S2, as in `attach`.
         slot.space.with_mut(|space| unsafe { *space = owner });
-        // SAFETY: as above.
+        // SAFETY: S2: the count is 0 until `attach`, so the fields are ours.
         slot.span.with_mut(|at| unsafe { *at = span });
         slot.lock.attach(section.edit());
     }

@@ -164,7 +164,7 @@ impl<T> Slot<T> {
         self.generation.with_mut(|generation| {
             // SAFETY: drained: no other thread reads or writes it.
             let next = unsafe { *generation }.wrapping_add(1);
-            // SAFETY: as above.
+            // SAFETY: drained, as for the read.
             unsafe { *generation = next };
             next == 0
         })

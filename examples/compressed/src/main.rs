@@ -137,7 +137,7 @@ fn mixed(mut x: u64) -> u64 {
 /// Frames that are damaged: one that is compressed, and one that is stored as it is.
 const VICTIMS: [usize; 2] = [5, 7];
 
-/// Damages frames in the file, and shows what becomes of those who want them.
+/// Damages frames in the file, and shows what becomes of threads that want them.
 fn show_damage(snapshot: &Snapshot, path: &Path) -> Result<()> {
     let file = File::options().read(true).write(true).open(path)?;
     for victim in VICTIMS {
@@ -147,14 +147,14 @@ fn show_damage(snapshot: &Snapshot, path: &Path) -> Result<()> {
         file.write_all_at(&[!byte[0]], middle)?;
     }
 
-    // Whoever asks the source itself gets an error, and can do so before it touches anything.
+    // A call of the source itself returns an error, and can be made before a page is touched.
     for frame in 0..8 {
         let asked = snapshot.read_at((frame * FRAME) as u64, &mut [0; PAGE]);
         if asked.is_err() != VICTIMS.contains(&frame) {
             return Err(format!("frame {frame}: {asked:?}").into());
         }
     }
-    // Whoever touches the region cannot be given one.
+    // An access to the region cannot return one: its thread gets a signal.
     let second = Command::new(std::env::current_exe()?).arg(path).output()?;
     let (printed, message) = (String::from_utf8(second.stdout)?, String::from_utf8(second.stderr)?);
     print!(

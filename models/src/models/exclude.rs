@@ -270,7 +270,7 @@ pub(crate) const EDIT_RANGE: Model = Model {
         editor.join().unwrap();
         excluder.join().unwrap();
         assert_eq!(*space.try_read(10).unwrap(), 11);
-        assert_eq!(*space.try_read(20).unwrap(), 112, "{LOST}");
+        assert_eq!(*space.try_read(20).unwrap(), 112);
     },
     mutants: &[drop_step(Step::SleepUnlocked, DEADLOCK), drop_step(Step::TestAgain, DEADLOCK)],
 };

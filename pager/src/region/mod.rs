@@ -132,14 +132,15 @@ impl Region {
         self.mapping.backing.uffd.serves_system_calls()
     }
 
-    /// The bytes that are there now, of a region with a [bound](crate::Options::resident); `None`
+    /// The bytes that are present now, of a region with a [bound](crate::Options::resident); `None`
     /// for others.
     #[must_use]
     pub fn resident(&self) -> Option<usize> {
         self.mapping.backing.budget.as_ref().map(|budget| budget.resident() * PAGE)
     }
 
-    /// The most bytes that were there at a time, faults under way included; `None` without a bound.
+    /// The most bytes that were present at a time, faults under way included; `None` without a
+    /// bound.
     #[must_use]
     pub fn most_resident(&self) -> Option<usize> {
         self.mapping.backing.budget.as_ref().map(|budget| budget.most_resident() * PAGE)
@@ -286,7 +287,7 @@ impl Region {
         drop(edit);
         let mut reservation = match reservation {
             Ok(reservation) => reservation,
-            // What another thread is about to change is mapped, as far as anyone can tell.
+            // What another thread is about to change is mapped, as far as can be told.
             Err(ChangeError::Excluded { vma }) => {
                 return Err(self.of_change(ChangeError::Overlap { existing: vma }));
             }
@@ -304,7 +305,7 @@ impl Region {
             let _ = mapping.memory.protect(part.clone(), Access::None);
             self.of_change(refused.kind)
         })?;
-        mapping.join(&addresses);
+        mapping.merge_back(&addresses);
         Ok(())
     }
 
@@ -327,8 +328,8 @@ impl Region {
     }
 
     /// Writes the pages of a range that were written to the source, and returns how many bytes that
-    /// were. Those who write to such a page meanwhile wait, and the page is written once more the
-    /// next time.
+    /// were. Threads that write to such a page meanwhile wait, and the page is written once more
+    /// the next time.
     ///
     /// A page that the kernel holds for a device is written as it is now, and stays to be written
     /// ([when that can be told](crate::limits#devices-that-write-to-a-region)).
@@ -448,7 +449,7 @@ impl Drop for Region {
         // for the list of what was removed: then the mapping stays as it is, a leak. Or nothing is
         // mapped. Waits for faults in this region only; other regions come and go meanwhile.
         let removed = SPACE.remove(self.mapping.memory.range());
-        // And for those who read its source.
+        // And for the threads that read its source.
         let number = self.mapping.backing.number;
         let source = SOURCES.remove(number..number + 1);
         drop(blocked);

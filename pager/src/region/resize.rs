@@ -112,12 +112,12 @@ impl Region {
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         let old = Arc::clone(&self.mapping);
         let page = self.page_size();
-        let room = self.len().next_multiple_of(page);
-        let new = Mapping::new(Arc::clone(&old.backing), capacity.max(room))?;
+        let len = self.len().next_multiple_of(page);
+        let new = Mapping::new(Arc::clone(&old.backing), capacity.max(len))?;
         let new = Arc::new(new);
         // The evictor and the writer would work at the old place.
         let mut place = self.place.write();
-        let copied = match self.exclude(&(0..room)) {
+        let copied = match self.exclude(&(0..len)) {
             // All of it is unmapped.
             Err(Error::NotMapped(_)) => 0,
             Err(error) => return Err(error),

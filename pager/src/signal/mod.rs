@@ -21,8 +21,8 @@ use crate::fault::{self, Cause, Server, Verdict};
 use crate::stats::Shard;
 use crate::sys::Errno;
 
-/// Whoever handled SIGBUS before us. Set before our handler is installed, so that the handler can
-/// always read it.
+/// The action for SIGBUS that was there before. Set before our handler is installed, so that the
+/// handler can always read it.
 static PREVIOUS: OnceLock<Previous> = OnceLock::new();
 
 /// Installs the handler, once per process.
@@ -61,7 +61,7 @@ struct Sent {
     code: c_int,
     /// Where the kernel has it for faults.
     addr: usize,
-    /// Tells it from a signal that anyone else sends.
+    /// Tells it from a signal that comes from elsewhere.
     token: usize,
     /// Whether the access is to fail; if not, it is to be made again.
     is_failure: usize,
@@ -136,11 +136,11 @@ unsafe extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mu
         // SAFETY: signal, info and context are passed on as they came.
         unsafe { previous.deliver(signal, info, context) }
     }
-    // SAFETY: as for the read.
+    // SAFETY: the thread's own `errno`, which was read above.
     unsafe { errno.write(saved) };
 }
 
-/// So many faults in a row at a page that is there are nothing unusual.
+/// So many faults in a row at a page that is present are nothing unusual.
 const FEW: u32 = 16;
 /// And so many, with rests between them of about a second together, mean that it cannot be read.
 const TOO_MANY: u32 = 2000;
@@ -170,7 +170,7 @@ fn respond(addr: usize, cause: Option<Cause>, context: *mut c_void) -> bool {
     PUT_OFF.set(if is_put_off { addr } else { 0 });
     match verdict {
         Verdict::Filled { .. } | Verdict::UnderWay { .. } => true,
-        Verdict::There { number, time, .. } => match fault::times_there(number, addr, time) {
+        Verdict::Present { number, time, .. } => match fault::times_present(number, addr, time) {
             1..FEW => true,
             times if times < TOO_MANY => {
                 rest(times);

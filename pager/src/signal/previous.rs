@@ -1,8 +1,8 @@
-//! Whoever handled SIGBUS before, and passing a signal on to them.
+//! The handler that SIGBUS had before, and passing a signal on to it.
 //!
-//! It should look to them as if the kernel had called. What is different: they run on the stack
-//! that our handler is on, the thread's alternate one if it has one, whatever their `SA_ONSTACK`;
-//! and system calls are restarted, whatever their `SA_RESTART`.
+//! It should look to that handler as if the kernel had called. What is different: it runs on the
+//! stack that ours is on, the thread's alternate one if it has one, whatever its `SA_ONSTACK`; and
+//! system calls are restarted, whatever its `SA_RESTART`.
 
 use std::ffi::{c_int, c_void};
 use std::mem::{MaybeUninit, transmute};
@@ -83,7 +83,8 @@ impl Previous {
             unsafe { handler(signal, info, context) };
         } else {
             type Handler = unsafe extern "C" fn(c_int);
-            // SAFETY: as above, without the flag of this type.
+            // SAFETY: an action that is neither SIG_DFL nor SIG_IGN is a function, without the flag
+            // of this type.
             let handler = unsafe { transmute::<usize, Handler>(self.0.sa_sigaction) };
             // SAFETY: it gets what the kernel would have given it.
             unsafe { handler(signal) };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{ReadFailed, SignalSafe, Source};
 
-/// Bytes in memory, shared with all who have the `Arc`.
+/// Bytes in memory, shared with all that have the `Arc`.
 ///
 /// ```
 /// use pervma_pager::{FrozenRegion, MemorySource};

@@ -49,12 +49,12 @@ pub trait Source: Send + Sync {
     /// thread's meanwhile, and all zeros: what is not filled stays zeros.
     ///
     /// A call asks for what is missing of a granule at once, so for all of it if nothing of it is
-    /// there. It asks for less if some pages of the granule are there, or have failed; if the
+    /// present. It asks for less if some pages of the granule are present, or have failed; if the
     /// granule has more than 8 MiB (then for 8 MiB at a time); in signal mode for 64 KiB at a time
     /// if the region's larger buffers, 32 MiB together, are all in use; and for one page when more
     /// could not be had. So it may begin and end inside a granule. Offset and length are whole
-    /// pages, but for the end of the source, and when
-    /// [`Region::resize`](crate::Region::resize) asks for the rest of the region's last page.
+    /// pages, but for the end of the source, and when [`Region::resize`](crate::Region::resize)
+    /// asks for the rest of the region's last page.
     ///
     /// It is called by several threads at once, as a rule for different granules: other threads
     /// that want the same one wait, share what was read, and read themselves only if that failed or

@@ -72,7 +72,8 @@ impl Epoll {
         let round_up = |most: Duration| most.as_micros().div_ceil(1000).min(1 << 30) as i32;
         let most = most.map_or(-1, round_up);
         let fd = self.fd.as_raw_fd();
-        // SAFETY: as above.
+        // SAFETY: writes at most so many events to where there is space for them. No mask of
+        // signals is given.
         let ready = unsafe {
             libc::epoll_pwait(fd, events.as_mut_ptr(), MOST as i32, most, std::ptr::null())
         };

@@ -102,7 +102,7 @@ impl Memory {
         unsafe { madvise(start.as_ptr(), len, Advice::LinuxDontFork) }?;
         // Pages that the kernel shares with others of the same content cannot be moved. It is an
         // error where it shares none.
-        // SAFETY: as above.
+        // SAFETY: the range is ours, and the advice does not change its content.
         let _ = unsafe { madvise(start.as_ptr(), len, Advice::LinuxUnmergeable) };
         Ok(memory)
     }
@@ -114,7 +114,7 @@ impl Memory {
         start..start + self.len
     }
 
-    /// Its first byte. What may be accessed, and what is there, is up to its user, who
+    /// Its first byte. What may be accessed, and what is present, is up to its user, who
     /// registered it.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
@@ -161,7 +161,7 @@ impl Memory {
             // SAFETY: the range is ours (invariant of `start`), and its content stays.
             unsafe { mlock_with(start, self.len, MlockFlags::ONFAULT) }
         } else {
-            // SAFETY: as above.
+            // SAFETY: the range is ours (invariant of `start`), and its content stays.
             unsafe { munlock(start, self.len) }
         }
     }
@@ -194,7 +194,7 @@ impl Memory {
         }
     }
 
-    /// Whether the page at an offset is there, as far as the kernel tells. One system call, which
+    /// Whether the page at an offset is present, as far as the kernel tells. One system call, which
     /// may change `errno`.
     ///
     /// # Panics

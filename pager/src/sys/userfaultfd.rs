@@ -53,7 +53,7 @@ pub enum OpenError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CopyError {
-    /// The first page is there already (`EEXIST`); nothing was copied, and no thread was woken.
+    /// The first page is present already (`EEXIST`); nothing was copied, and no thread was woken.
     #[error("the page is already present")]
     AlreadyPresent,
     /// The kernel stopped (`EAGAIN`): mappings are changing, or a later page is already present.
@@ -91,7 +91,7 @@ pub enum MoveError {
     /// The first page is missing (`ENOENT`).
     #[error("the page is missing")]
     Missing,
-    /// A page is there already where the first one should go (`EEXIST`).
+    /// A page is present already where the first one should go (`EEXIST`).
     #[error("the page is already present")]
     AlreadyPresent,
     /// The range lies in several mappings of the kernel's, or in one that is not like the other
@@ -120,7 +120,7 @@ pub struct FaultMessage {
     pub addr: usize,
     /// Whether the access is a write.
     pub is_write: bool,
-    /// Whether the page is there, and write-protected.
+    /// Whether the page is present, and write-protected.
     pub is_write_protected: bool,
     /// The thread that sleeps, as `gettid` names it.
     pub thread: u32,
@@ -323,7 +323,7 @@ impl Userfaultfd {
         self.can_move
     }
 
-    /// Moves the pages at `range` of `from`, all of which are there, to the missing ones of `to`
+    /// Moves the pages at `range` of `from`, all of which are present, to the missing ones of `to`
     /// from `offset` on: whole pages of 4096 bytes. They are missing where they were then. Both are
     /// let be written at those places ([`Memory::protect`]), and locked or not both; `to` is
     /// registered with this userfaultfd.
@@ -367,7 +367,7 @@ impl Userfaultfd {
         }
     }
 
-    /// Write-protects the pages at `range` of `memory` that are there, or lets them be written
+    /// Write-protects the pages at `range` of `memory` that are present, or lets them be written
     /// and wakes the threads that sleep for that. The memory is registered with
     /// [`register_tracked`](Self::register_tracked).
     ///
@@ -398,7 +398,7 @@ impl Userfaultfd {
     ///
     /// # Errors
     ///
-    /// The kernel's: `EEXIST` when a page is there, `EINVAL` before Linux 6.6.
+    /// The kernel's: `EEXIST` when a page is present, `EINVAL` before Linux 6.6.
     ///
     /// # Panics
     ///
