@@ -3,19 +3,16 @@
 //! Everything here may run in the signal handler: no lock, no allocation, no destructor. The
 //! handler threads of regions that are served by one run the same code.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::ops::Range;
 
 use pervma::{ReadError, ReadGuard};
 
 use crate::budget::Admission;
 use crate::failure::OnFailure;
-use crate::mapping::{Backing, Mapping, Outcome, PAGE, Piece, Poisoned, SOURCES, SPACE};
+use crate::mapping::{Backing, Content, Mapping, Outcome, PAGE, Piece, Poisoned, SOURCES, SPACE};
 use crate::source::{ReadFailed, Source};
 use crate::stats::Shard;
-
-/// Bytes that are read from a source at a time.
-pub(crate) const CHUNK: usize = 64 << 10;
 
 /// What is known of why an access faulted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,18 +37,22 @@ pub(crate) enum Verdict {
     Changed { granule: Range<usize> },
     /// Nothing could be done now: it is to fault again, later.
     Later,
+    /// Another thread reads its granule, the one of this number. In the signal handler it was
+    /// waited for, and the access is to be repeated.
+    UnderWay { granule: usize },
     /// Its page cannot be had, and is poisoned; or the bound is reached.
     Failed { on_failure: OnFailure, offset: usize, is_refused: bool },
     /// It is not ours.
     PassOn,
 }
 
-/// Where bytes go between a source and the kernel.
-pub(crate) enum Scratch<'a> {
-    /// To the thread's own buffer of [`CHUNK`] bytes.
-    OfThread,
-    /// Here.
-    Given(&'a mut [u8]),
+/// Who serves a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Server {
+    /// The thread that made it, in the signal handler.
+    Handler,
+    /// A thread of the region.
+    Thread,
 }
 
 /// Serves a fault at `addr`, of an access that was put off before if `again` says so.
@@ -59,8 +60,8 @@ pub(crate) enum Scratch<'a> {
 /// It is split into small functions for the sake of unoptimised builds, where the frames of large
 /// ones would not fit on an alternate signal stack beside those of the lookup.
 #[inline]
-pub(crate) fn serve(addr: usize, cause: Cause, again: bool, scratch: Scratch<'_>) -> Verdict {
-    let (vma, fault) = match find(addr, cause, again, &scratch) {
+pub(crate) fn serve(addr: usize, cause: Cause, again: bool, server: Server) -> Verdict {
+    let (vma, fault) = match find(addr, cause, again, server) {
         Ok(found) => found,
         Err(verdict) => return verdict,
     };
@@ -69,7 +70,7 @@ pub(crate) fn serve(addr: usize, cause: Cause, again: bool, scratch: Scratch<'_>
         Cause::WriteProtected => (0, vma.mapping.let_write(&fault.page).into()),
         Cause::Missing { .. } | Cause::Unknown => match vma.mapping.backing.source.bytes() {
             Some(bytes) => fill_from(&vma.mapping, bytes, &fault),
-            None => read_and_fill(vma, &fault, scratch),
+            None => read_and_fill(vma, &fault, server),
         },
     };
     conclude(&fault, cause, new, end)
@@ -126,7 +127,7 @@ fn find(
     addr: usize,
     cause: Cause,
     again: bool,
-    scratch: &Scratch<'_>,
+    server: Server,
 ) -> Result<(ReadGuard<'static, Piece>, Fault), Verdict> {
     let count = Shard::mine();
     let (vma, walks) = match SPACE.try_read_with_walks(addr) {
@@ -164,7 +165,7 @@ fn find(
     if mapping.records.has_failed(number) {
         return Err(fault.failed(false));
     }
-    if backing.is_threaded && matches!(scratch, Scratch::OfThread) {
+    if backing.is_threaded && server == Server::Handler {
         // It had failed, and was discarded since: its source is not for signal handlers.
         return Err(fault.present());
     }
@@ -190,6 +191,7 @@ fn conclude(fault: &Fault, cause: Cause, new: usize, end: End) -> Verdict {
         }
         End::Gone => fault.changed(),
         End::Later => Verdict::Later,
+        End::UnderWay { granule } => Verdict::UnderWay { granule },
         End::Failed => fault.failed(false),
         End::Refused => fault.failed(true),
     }
@@ -200,6 +202,10 @@ enum End {
     Done,
     Later,
     Gone,
+    /// Another thread reads its granule.
+    UnderWay {
+        granule: usize,
+    },
     /// The bound is reached, and nothing can be given back.
     Refused,
     Failed,
@@ -252,11 +258,11 @@ impl<'a> Taken<'a> {
         mut self,
         mapping: &Mapping,
         chunk: &Range<usize>,
-        bytes: &[u8],
+        content: Content<'_>,
         fault: &Fault,
         new: &mut usize,
     ) -> End {
-        let (came, outcome) = mapping.install(chunk, bytes, fault.written());
+        let (came, outcome) = mapping.install(chunk, content, fault.written());
         self.pages -= came;
         *new += came;
         outcome.into()
@@ -327,7 +333,7 @@ fn fill_from(mapping: &Mapping, bytes: &[u8], fault: &Fault) -> (usize, End) {
         };
         let end = match Taken::take(&mapping.backing, &chunk, &rest, fault) {
             Ok(_) if bytes.is_empty() => End::Failed,
-            Ok(taken) => taken.install(mapping, &chunk, bytes, fault, &mut new),
+            Ok(taken) => taken.install(mapping, &chunk, Content::Bytes(bytes), fault, &mut new),
             Err(end) => end,
         };
         if let Err(end) = rest.after(&chunk, end, fault) {
@@ -342,30 +348,58 @@ fn fill_from(mapping: &Mapping, bytes: &[u8], fault: &Fault) -> (usize, End) {
 fn read_and_fill(
     mut vma: ReadGuard<'static, Piece>,
     fault: &Fault,
-    mut scratch: Scratch<'_>,
+    server: Server,
 ) -> (usize, End) {
     let Ok(backing) = SOURCES.try_read(fault.number) else {
         return (0, End::Later);
     };
+    let granule = vma.mapping.granule_of(fault.page.start);
+    let Some(_reading) = backing.reads.begin(granule) else {
+        drop(vma);
+        if server == Server::Handler {
+            backing.reads.wait(granule);
+            Shard::mine().count_fault();
+        }
+        return (0, End::UnderWay { granule });
+    };
+    if vma.mapping.is_page_present(&fault.page) {
+        // Another thread has read it since the access faulted.
+        let end = fault.written().map_or(End::Done, |page| vma.mapping.let_write(page).into());
+        return (0, end);
+    }
+    let Some(mut buffer) = backing.buffers.take(fault.granule.len()) else {
+        return (0, End::Later);
+    };
     let mut rest = Rest::of(fault);
-    let most = scratch.len();
+    let mut takes_zeros = backing.takes_zeros();
     let mut new = 0;
-    while let Some(wanted) = Wanted::next(&vma.mapping, rest.from.clone(), fault, most) {
-        let chunk = &wanted.chunk;
-        let end = match Taken::take(&backing, chunk, &rest, fault) {
+    while let Some(mut wanted) = Wanted::next(&vma.mapping, rest.from.clone(), fault, buffer.len())
+    {
+        let end = match Taken::take(&backing, &wanted.chunk, &rest, fault) {
             Err(end) => end,
             Ok(taken) => {
                 drop(vma);
-                let read = scratch.with(|buffer| wanted.read(&backing.source, buffer));
+                let read = if takes_zeros && wanted.is_zeros(&backing.source) {
+                    Ok(Content::Zeros)
+                } else {
+                    wanted.read(&backing.source, &mut buffer)
+                };
+                let chunk = &wanted.chunk;
                 vma = match SPACE.try_read(fault.addr) {
                     Ok(again) if wanted.is_still(&again, fault) => again,
                     _ if rest.has_page => return (new, End::Done),
                     _ => return (new, End::Later),
                 };
                 match read {
-                    Ok(()) => scratch.with(|buffer| {
-                        taken.install(&vma.mapping, chunk, &buffer[..chunk.len()], fault, &mut new)
-                    }),
+                    Ok(content) => {
+                        let end = taken.install(&vma.mapping, chunk, content, fault, &mut new);
+                        if matches!((content, &end), (Content::Zeros, End::Failed)) {
+                            // A filter that came later: they are copied.
+                            takes_zeros = false;
+                            continue;
+                        }
+                        end
+                    }
                     Err(ReadFailed) if *chunk != fault.page => End::Failed,
                     Err(ReadFailed) => match vma.mapping.poison(&fault.page, false) {
                         Poisoned::ByKernel | Poisoned::ByRecord => End::Failed,
@@ -375,7 +409,7 @@ fn read_and_fill(
                 }
             }
         };
-        if let Err(end) = rest.after(chunk, end, fault) {
+        if let Err(end) = rest.after(&wanted.chunk, end, fault) {
             return (new, end);
         }
     }
@@ -385,6 +419,8 @@ fn read_and_fill(
 /// What a fault is about to read.
 struct Wanted {
     chunk: Range<usize>,
+    /// The end of what its time is that of.
+    end: usize,
     /// Its name: it grows when any of it is given back (R3).
     time: u64,
     /// The region's length.
@@ -396,15 +432,47 @@ impl Wanted {
     fn next(mapping: &Mapping, from: Range<usize>, fault: &Fault, most: usize) -> Option<Self> {
         let chunk = mapping.next_missing(from, &fault.page, most)?;
         let time = mapping.records.time(mapping.pages(&chunk));
-        Some(Self { chunk, time, len: mapping.backing.len() })
+        Some(Self { end: chunk.end, chunk, time, len: mapping.backing.len() })
     }
 
     /// Reads it. What lies behind the region's length is zeros, and so is what the source does not
     /// fill although it should: never bytes that were read before.
-    fn read(&self, source: &dyn Source, buffer: &mut [u8]) -> Result<(), ReadFailed> {
+    fn read<'b>(
+        &self,
+        source: &dyn Source,
+        buffer: &'b mut [u8],
+    ) -> Result<Content<'b>, ReadFailed> {
         let inside = self.chunk.len().min(self.len.saturating_sub(self.chunk.start));
-        buffer[..self.chunk.len()].fill(0);
-        source.read_at(self.chunk.start as u64, &mut buffer[..inside])
+        let buffer = &mut buffer[..self.chunk.len()];
+        buffer.fill(0);
+        source.read_at(self.chunk.start as u64, &mut buffer[..inside])?;
+        Ok(Content::Bytes(buffer))
+    }
+
+    /// Whether its first pages are zeros, as the source says. It is made shorter, to what is all
+    /// zeros or has none that are known.
+    #[inline]
+    fn is_zeros(&mut self, source: &dyn Source) -> bool {
+        let (mut at, end) = (self.chunk.start, self.len.min(self.chunk.end));
+        let (from, to) = loop {
+            let known = if at < end { source.zeros(at as u64..end as u64) } else { None };
+            let Some(zeros) = known else { return false };
+            let first = (zeros.start as usize).clamp(at, end);
+            let last = (zeros.end as usize).clamp(first, end);
+            // Behind the end is zeros.
+            let to = if last == end { self.chunk.end } else { last / PAGE * PAGE };
+            let from = first.next_multiple_of(PAGE);
+            if from < to {
+                break (from, to);
+            }
+            if last <= at {
+                return false;
+            }
+            at = last;
+        };
+        let is_first = from == self.chunk.start;
+        self.chunk.end = if is_first { to } else { from };
+        is_first
     }
 
     /// Whether it is what is wanted there now, and all in the VMA that the caller has read-locked.
@@ -413,7 +481,7 @@ impl Wanted {
         let chunk = fault.base + self.chunk.start..fault.base + self.chunk.end;
         mapping.backing.number == fault.number
             && mapping.memory.range().start == fault.base
-            && mapping.records.time(mapping.pages(&self.chunk)) == self.time
+            && mapping.records.time(mapping.pages(&(self.chunk.start..self.end))) == self.time
             && vma.range().start <= chunk.start
             && chunk.end <= vma.range().end
     }
@@ -465,29 +533,6 @@ pub(crate) fn poison_missing(backing: &Backing<dyn Source>) {
     }
 }
 
-impl Scratch<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Self::OfThread => CHUNK,
-            Self::Given(buffer) => buffer.len(),
-        }
-    }
-
-    /// Lends the buffer. A thread's is constant-initialised and has no destructor, so its use runs
-    /// no code of the thread-local's own. What one use leaves there the next one finds, since no
-    /// fault is served within another.
-    #[inline]
-    fn with<V>(&mut self, using: impl FnOnce(&mut [u8]) -> V) -> V {
-        thread_local! {
-            static BUFFER: RefCell<[u8; CHUNK]> = const { RefCell::new([0; CHUNK]) };
-        }
-        match self {
-            Self::OfThread => BUFFER.with(|buffer| using(&mut buffer.borrow_mut()[..])),
-            Self::Given(buffer) => using(buffer),
-        }
-    }
-}
-
 /// How often in a row this thread has faulted at a page that was present, its record being of this
 /// time.
 ///
@@ -514,7 +559,7 @@ mod tests {
 
     #[test]
     fn an_address_that_is_no_regions_is_passed_on() {
-        let verdict = serve(PAGE, Cause::Missing { is_write: false }, false, Scratch::OfThread);
+        let verdict = serve(PAGE, Cause::Missing { is_write: false }, false, Server::Handler);
         assert!(matches!(verdict, Verdict::PassOn));
     }
 

@@ -24,12 +24,15 @@
 //! 4. If the region has a bound, pages are taken from its budget; if none are left, the access is
 //!    repeated when the evictor has given pages back. It fails if no page can be given back:
 //!    nothing is clean, and nothing can be written.
-//! 5. What is missing of the granule is read, 64 KiB at a time: the VMA is unlocked for it, and
-//!    what keeps the source is a VMA of its own, in a second address space. Then the VMA is locked
-//!    again, and the record of the pages must say that nothing of them was given back meanwhile.
-//!    Memory sources are not read: the kernel copies from there.
-//! 6. `UFFDIO_COPY`. The pages are present, or another thread was faster: unlock, and the access
-//!    goes on.
+//! 5. If another thread reads the granule, its end is awaited, and the access is repeated: the
+//!    handler sleeps by a futex; a handler thread leaves the fault to the thread that reads, and
+//!    serves others. Otherwise what is missing of the granule is read, into a buffer of the region:
+//!    the VMA is unlocked for it, and what keeps the source is a VMA of its own, in a second
+//!    address space. Then the VMA is locked again, and the record of the pages must say that
+//!    nothing of them was given back meanwhile. Memory sources are not read: the kernel copies from
+//!    there.
+//! 6. `UFFDIO_COPY`, or `UFFDIO_ZEROPAGE` for what the source says is zeros. The pages are present,
+//!    or another thread was faster: unlock, and the access goes on.
 //! 7. Failed: the page is poisoned, and the region's [`OnFailure`](crate::OnFailure) is asked. Not
 //!    ours, or passed on: to the handler that was there before. If there was none, the default
 //!    action is restored and the access, repeated, ends the process.

@@ -21,6 +21,7 @@
 //! | a slice of bytes that comes page by page | [`FrozenRegion::map`] |
 //! | to discard, protect, unmap, resize, move or write while others read | [`Region`] |
 //! | more pages a fault, huge pages, a bound of resident pages, a hook for failures | [`Options`] |
+//! | what is zeros not to be read, and to take no memory | [`Source::zeros`], in files by itself |
 //! | system calls on such memory, or a source that locks or allocates | [`Options::handler_threads`] |
 //! | the kernel's interface, for a pager of your own | [`sys`] |
 //!
@@ -45,6 +46,7 @@
 //!   cannot be had is an error of each access to it ([`OnFailure`]) until it is discarded.
 //! - What is in a [`FrozenRegion`] never changes. What is in a [`Region`] changes when it is
 //!   written, or read from the source again after it was given back.
+//! - Threads that want the same granule at the same time share one read of the source.
 //! - While a source is read for a fault, no part of the region is locked: changes go on, and only
 //!   the drop of the region waits for the source. What was read is used only if the page was not
 //!   given back, unmapped or moved meanwhile.
@@ -57,7 +59,8 @@
 //!
 //! Each is explained in [`limits`].
 //!
-//! - Linux with pages of 4096 bytes; one file descriptor a region, three in thread mode.
+//! - Linux with pages of 4096 bytes; one file descriptor a region, three in thread mode; a sparse
+//!   file as the source takes one more.
 //! - In signal mode a system call that touches a missing page fails with `EFAULT`, and SIGBUS must
 //!   not be blocked in a thread that touches a region.
 //! - A SIGBUS handler that is installed later must pass on what is not its own, with all signals
@@ -65,7 +68,7 @@
 //! - `munmap`, `mprotect` and `MADV_DONTNEED` at a region's addresses are this crate's to call.
 //! - What devices write to a region after an operation on it can be lost: let the I/O end first.
 //! - A forked child does not have the regions.
-//! - Each thread has 64 KiB of thread-local memory, touched only by faults.
+//! - A region whose source is read has buffers beside its pages, up to 40 MiB of them.
 //! - A debugger stops at each fault in signal mode: in gdb say `handle SIGBUS nostop noprint pass`.
 //!
 //! How a fault is served, step by step, and by which threads: [`internals`].
@@ -76,6 +79,7 @@ compile_error!("pervma-pager needs Linux: it is made of userfaultfd");
 
 mod accesses;
 mod budget;
+mod buffers;
 mod copy;
 mod error;
 mod evict;
@@ -90,6 +94,7 @@ mod mapping;
 mod options;
 mod parts;
 mod poller;
+mod reads;
 mod records;
 mod region;
 mod signal;

@@ -21,9 +21,9 @@
 //! - A *forked child* does not have the regions: touching one there is SIGSEGV, never zeros. What
 //!   it drops of them is a leak, and does not affect its parent; any other operation fails or waits
 //!   for ever.
-//! - A *slow source* holds up the threads that want the same granule (in thread mode, all faults
-//!   that a handler thread has read with it), and the drop of its region; in signal mode with all
-//!   signals blocked.
+//! - A *slow source* holds up the threads that want the same granule, the handler thread that reads
+//!   it, and the drop of its region; in signal mode with all signals blocked. A read that takes
+//!   more than 10 seconds is made once more, for the threads that wait for it in signal mode.
 //! - *`munmap`, `mprotect`, `MADV_DONTNEED` and whatever else* changes what is at a region's
 //!   addresses or who may access it is this crate's to call there: called by others it leaves the
 //!   records wrong. Other advice, locks and memory policies may be given for any part. Each splits
@@ -39,7 +39,11 @@
 //! - *Pages that cannot be written back* stay, count, and leave that much less of a bound. An
 //!   access that needs more pages at once than they leave fails after 10,000 pages have gone in
 //!   vain.
-//! - Each region takes a descriptor, and two more in thread mode: `ulimit -n` bounds their number.
+//! - *What is known to be zeros* ([`Source::zeros`](crate::Source::zeros), holes of a file) takes
+//!   no memory in regions that are not writable and have no huge pages. In others it is copied: the
+//!   kernel does not tell of the first write to its page of zeros. A bound counts it as any page.
+//! - Each region takes a descriptor, and two more in thread mode, and the source of a sparse file
+//!   one more than its file: `ulimit -n` bounds their number.
 //!   Its pages take 8 bytes each of memory once they are touched.
 //! - *A system call that a filter refuses* (seccomp) is replaced by another one, or is an error: of
 //!   mapping a region if it is refused then, of the operation or the access if it is refused later.
@@ -48,8 +52,11 @@
 //!   gives its threads (8 KiB or more) is enough for one fault, in a debug build too, but not for a
 //!   handler of your own that runs on the same stack and touches a region: that needs twice as
 //!   much.
-//! - Each thread of the process has 64 KiB in its thread-local memory, of which a fault touches
-//!   what it reads at a time; glibc takes it from the thread's stack.
+//! - A region whose source is read has buffers: in thread mode one of a granule (8 MiB at most) for
+//!   each thread, in signal mode up to 128 of up to 64 KiB, and with larger granules others of
+//!   32 MiB together. They take memory once they are used, as many as are used at a time, and keep
+//!   it. A bound does not count them. While all are in use, threads that fault in signal mode try
+//!   again and again.
 //! - In a library that is loaded at run time the first fault of a thread may allocate its
 //!   thread-locals: touch a region once on each thread, outside of allocators and handlers.
 //! - The kernel's pages are 4096 bytes, or 2 MiB of hugetlbfs; other page sizes are an error.

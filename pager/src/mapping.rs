@@ -9,8 +9,10 @@ use pervma::{AddressSpace, Payload};
 
 use crate::Error;
 use crate::budget::Budget;
+use crate::buffers::Buffers;
 use crate::failure::{OnFailure, OnWriteBackFailure};
 use crate::parts::Parts;
+use crate::reads::Reads;
 use crate::records::Records;
 use crate::source::Source;
 use crate::staging::Staging;
@@ -46,6 +48,10 @@ pub(crate) struct Backing<S: Source + ?Sized> {
     pub(crate) budget: Option<Budget>,
     /// Where written pages go to be written to the source; none where the kernel cannot move them.
     pub(crate) staging: Option<Staging>,
+    /// Where the source is read to.
+    pub(crate) buffers: Buffers,
+    /// Which granules of it are being read.
+    pub(crate) reads: Reads,
     /// The end of a source in memory that does not fill its page, with zeros behind it; or empty.
     pub(crate) tail: Box<[u8]>,
     /// The bytes from the region's offset 0 on.
@@ -62,6 +68,12 @@ impl<S: Source + ?Sized> Backing<S> {
     pub(crate) fn set_len(&self, len: usize) {
         // RELAXED: as above.
         self.len.store(len, Relaxed);
+    }
+
+    /// Whether pages of zeros can be had for nothing.
+    #[inline]
+    pub(crate) fn takes_zeros(&self) -> bool {
+        self.uffd.can_zero() && !self.is_tracked && self.page_size == PageSize::Small
     }
 
     /// Whether a granule is one page of the kernel's.
@@ -135,6 +147,14 @@ impl Payload for Piece {
             && !next.is_isolated;
         alike.then(|| self.clone())
     }
+}
+
+/// What pages are filled with.
+#[derive(Clone, Copy)]
+pub(crate) enum Content<'a> {
+    Bytes(&'a [u8]),
+    /// Not for a tracked mapping: the kernel does not write-protect them.
+    Zeros,
 }
 
 /// How an attempt at pages ended.
@@ -244,6 +264,17 @@ impl Mapping {
         start.max(vma.start - base)..(start + granule).min(vma.end - base)
     }
 
+    /// The number of the granule at an offset.
+    #[inline]
+    pub(crate) fn granule_of(&self, offset: usize) -> usize {
+        offset / self.backing.granule
+    }
+
+    /// Whether a page is present, as far as the kernel tells. The caller has read-locked its VMA.
+    pub(crate) fn is_page_present(&self, page: &Range<usize>) -> bool {
+        self.records.is_present(self.page_of(page.start)) && self.memory.is_resident(page.start)
+    }
+
     /// The kernel's page at an offset.
     #[inline]
     pub(crate) fn page_at(&self, offset: usize) -> Range<usize> {
@@ -269,13 +300,13 @@ impl Mapping {
         Some(run.start..run.end.min(run.start.saturating_add(most)))
     }
 
-    /// Fills the missing pages at `range` with `bytes`, whose VMA the caller has read-locked, and
+    /// Fills the missing pages at `range`, whose VMA the caller has read-locked, and
     /// counts what came by that, in as many parts as the kernel has mappings there. The page
     /// `written`, of a tracked mapping, may be written then.
     pub(crate) fn install(
         &self,
         range: &Range<usize>,
-        bytes: &[u8],
+        content: Content<'_>,
         written: Option<&Range<usize>>,
     ) -> (usize, Outcome) {
         let time = self.backing.budget.is_some().then(|| self.records.tick());
@@ -291,9 +322,16 @@ impl Mapping {
         let mut new = 0;
         let mut parts = Parts::new(range.clone(), page_size);
         while let Some(part) = parts.next() {
-            let bytes = &bytes[part.start - range.start..part.end - range.start];
-            let copied = match self.backing.uffd.copy(&self.memory, part.start, bytes, fill) {
-                Ok(()) => bytes.len(),
+            let (uffd, memory) = (&self.backing.uffd, &self.memory);
+            let filled = match content {
+                Content::Bytes(bytes) => {
+                    let bytes = &bytes[part.start - range.start..part.end - range.start];
+                    uffd.copy(memory, part.start, bytes, fill)
+                }
+                Content::Zeros => uffd.zero(memory, part.clone(), fill.wake),
+            };
+            let copied = match filled {
+                Ok(()) => part.len(),
                 Err(CopyError::Again { copied: 0 }) => return (new, Outcome::Again),
                 Err(CopyError::Again { copied }) => copied,
                 Err(CopyError::NotRegistered) if parts.halve() => continue,

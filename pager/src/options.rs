@@ -5,8 +5,10 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::budget::Budget;
+use crate::buffers::Buffers;
 use crate::failure::{OnFailure, OnWriteBackFailure, WriteBackFailure};
 use crate::mapping::{Backing, PAGE};
+use crate::reads::Reads;
 use crate::region::Region;
 use crate::source::{SignalSafe, Source};
 use crate::staging::Staging;
@@ -267,6 +269,9 @@ impl<M> Options<M> {
             return Err(Error::SignalBlocked);
         }
         let budget = self.budget(granule)?;
+        let capacity = self.capacity.max(len);
+        let is_in_memory = source.bytes().is_some();
+        let buffers = self.buffers(is_in_memory, granule, capacity)?;
         signal::install().map_err(Error::Handler)?;
         let mut uffd = if is_threaded {
             Userfaultfd::open(self.page_size, self.is_writable)?
@@ -290,10 +295,31 @@ impl<M> Options<M> {
             on_write_back_failure: self.on_write_back_failure.0,
             budget,
             staging: staging.map_err(no_memory)?,
+            buffers,
+            reads: Reads::new(if is_in_memory { 0 } else { capacity.div_ceil(granule) }),
             tail: tail(source.bytes(), page),
             source,
         });
-        Region::new(backing, self.capacity.max(len), self.handler_threads)
+        Region::new(backing, capacity, self.handler_threads)
+    }
+
+    fn buffers(
+        &self,
+        is_in_memory: bool,
+        granule: usize,
+        capacity: usize,
+    ) -> Result<Buffers, Error> {
+        if is_in_memory {
+            return Ok(Buffers::none());
+        }
+        // No more than there is to read.
+        let page = self.page_size.bytes();
+        let bytes = granule.min(capacity.checked_next_multiple_of(page).unwrap_or(granule));
+        let made = match self.handler_threads {
+            0 => Buffers::of_handlers(capacity.div_ceil(granule), bytes),
+            threads => Buffers::of_threads(threads, bytes),
+        };
+        made.map_err(|errno| Error::Memory { bytes, errno })
     }
 
     fn budget(&self, granule: usize) -> Result<Option<Budget>, Error> {

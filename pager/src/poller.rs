@@ -7,15 +7,16 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::fault::{self, CHUNK, Cause, Scratch, Verdict};
+use crate::fault::{self, Cause, Server, Verdict};
 use crate::mapping::{Backing, PAGE, Poisoned};
+use crate::reads::Reads;
 use crate::signal::{SignalsBlocked, send_fault};
 use crate::source::Source;
 use crate::sys::epoll::Epoll;
@@ -36,6 +37,8 @@ struct Watch {
     /// Can be read at any time, and is waited for when it is time to end.
     ready: OwnedFd,
     is_over: AtomicBool,
+    /// Faults in granules that another of the threads reads, with the numbers of these.
+    shared: Mutex<Vec<(usize, FaultMessage)>>,
     /// The process whose threads wait.
     owner: u32,
 }
@@ -49,6 +52,7 @@ impl Watch {
             epoll: Epoll::new()?,
             ready: eventfd(1, EventfdFlags::CLOEXEC)?,
             is_over: AtomicBool::new(false),
+            shared: Mutex::default(),
             owner: std::process::id(),
         };
         watch.epoll.add(&backing.uffd, FAULTS)?;
@@ -71,6 +75,25 @@ impl Watch {
         // RELAXED: as above.
         self.is_over.load(Relaxed)
     }
+
+    /// Leaves a fault to the thread that reads its granule, or has just read it: that one looks
+    /// here afterwards. `false` if it has already looked.
+    fn share(&self, granule: usize, fault: FaultMessage, reads: &Reads) -> bool {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not seen as over although it is, it is over when its thread takes this lock, after it.
+        let is_under_way = reads.is_under_way(granule);
+        if is_under_way {
+            shared.push((granule, fault));
+        }
+        is_under_way
+    }
+
+    /// Takes faults that were left to threads which have read their granules by now.
+    fn take_shared(&self, reads: &Reads, to: &mut Vec<FaultMessage>) {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let over = shared.extract_if(.., |(granule, _)| !reads.is_under_way(*granule));
+        to.extend(over.map(|(_, fault)| fault));
+    }
 }
 
 impl Pollers {
@@ -81,9 +104,8 @@ impl Pollers {
         let _blocked = SignalsBlocked::new()?;
         for _ in 0..threads {
             let (backing, watch) = (Arc::clone(backing), Arc::clone(&pollers.watch));
-            let buffer = vec![0; CHUNK.max(backing.page_size.bytes())];
             let thread = thread::Builder::new().name("pervma-pager".to_owned());
-            let poller = Poller { backing, watch, buffer, deferred: Vec::new() };
+            let poller = Poller { backing, watch, next: Vec::new(), deferred: Vec::new() };
             pollers.threads.push(thread.spawn(move || aborting(|| poller.run()))?);
         }
         Ok(pollers)
@@ -131,26 +153,52 @@ pub(crate) fn aborting(work: impl FnOnce()) {
 struct Poller {
     backing: Arc<Backing<dyn Source>>,
     watch: Arc<Watch>,
-    buffer: Vec<u8>,
+    /// Faults that are to be served now.
+    next: Vec<FaultMessage>,
     /// Faults that could not be served yet.
     deferred: Vec<FaultMessage>,
 }
 
+/// So many faults are served between two looks at those that were put off.
+const IN_A_ROW: usize = 32;
+
 impl Poller {
     /// Ends when it is told to.
     fn run(mut self) {
-        let (mut again, mut faults) = (Vec::new(), Vec::new());
+        let mut again = Vec::new();
         while self.wait() {
             again.append(&mut self.deferred);
-            if self.backing.uffd.read_faults(|fault| faults.push(fault)).is_err() {
-                return self.fail_closed();
+            for fault in again.drain(..) {
+                self.take_on(fault, true);
             }
-            let again = again.drain(..).map(|fault| (fault, true));
-            for (fault, again) in again.chain(faults.drain(..).map(|fault| (fault, false))) {
-                if !self.serve(&fault, again) {
-                    self.deferred.push(fault);
+            for _ in 0..IN_A_ROW {
+                // One at a time: the others are for threads that idle.
+                match self.backing.uffd.read_fault() {
+                    Ok(Some(fault)) => self.take_on(fault, false),
+                    Ok(None) => break,
+                    Err(_) => return self.fail_closed(),
+                }
+                if self.watch.is_over() {
+                    return;
                 }
             }
+        }
+    }
+
+    /// Serves a fault, and what was left to this thread meanwhile.
+    fn take_on(&mut self, fault: FaultMessage, again: bool) {
+        self.attempt(fault, again);
+        loop {
+            self.watch.take_shared(&self.backing.reads, &mut self.next);
+            let Some(fault) = self.next.pop() else { return };
+            self.attempt(fault, false);
+        }
+    }
+
+    /// Serves a fault, or puts it off.
+    fn attempt(&mut self, fault: FaultMessage, again: bool) {
+        if !self.serve(&fault, again) {
+            self.deferred.push(fault);
         }
     }
 
@@ -166,14 +214,14 @@ impl Poller {
     }
 
     /// Serves a fault; `false` if it has to be put off.
-    fn serve(&mut self, fault: &FaultMessage, again: bool) -> bool {
+    fn serve(&self, fault: &FaultMessage, again: bool) -> bool {
         let cause = if fault.is_write_protected {
             Cause::WriteProtected
         } else {
             Cause::Missing { is_write: fault.is_write }
         };
         let page = fault.addr & !(PAGE - 1);
-        match fault::serve(page, cause, again, Scratch::Given(&mut self.buffer)) {
+        match fault::serve(page, cause, again, Server::Thread) {
             Verdict::Filled { number, granule } => {
                 // Otherwise filling it has woken them. (Another region may be at the address by
                 // now.)
@@ -185,6 +233,9 @@ impl Poller {
                 self.wake(granule.start, granule.len(), fault);
             }
             Verdict::Later => return false,
+            Verdict::UnderWay { granule } => {
+                return self.watch.share(granule, *fault, &self.backing.reads);
+            }
             Verdict::Failed { is_refused, .. } => {
                 let in_system_call = is_refused.then(|| is_in_system_call(fault.thread));
                 if in_system_call == Some(Some(false)) {

@@ -138,7 +138,9 @@ const CALLS: &[Call] = &[
     call("madvise DONTNEED", libc::SYS_madvise, ACCESS, ACCESS).with(2, 4),
     call("madvise DONTNEED_LOCKED", libc::SYS_madvise, FINE, FINE).with(2, 24),
     call("madvise UNMERGEABLE", libc::SYS_madvise, FINE, FINE).with(2, 13),
+    ioctl("UFFDIO_ZEROPAGE", 0xC020_AA04, FINE, FINE).by(NO_MEMORY),
     // Files.
+    call("lseek", libc::SYS_lseek, FINE, FINE),
     call("pread64", libc::SYS_pread64, MAP, ACCESS),
     call("fstat", libc::SYS_fstat, MAP, ACCESS),
     call("fcntl F_GETFL", libc::SYS_fcntl, MAP, FINE).with(1, 3),
@@ -259,12 +261,13 @@ impl Stage {
     }
 
     /// What there is to play with.
-    fn regions(&self, bytes: MemorySource, file: File) -> Result<Regions, Error> {
+    fn regions(&self, bytes: MemorySource, file: File, sparse: File) -> Result<Regions, Error> {
         let granules = Options::new().granule(4 * PAGE);
         let bounded = granules.clone().writable().resident(16 * PAGE).capacity(LEN + 16 * PAGE);
         Ok(Regions {
-            memory: self.map(granules, bytes)?,
+            memory: self.map(granules.clone(), bytes)?,
             file: self.map(bounded, FileSource::new(file)?)?,
+            sparse: self.map(granules, FileSource::new(sparse)?)?,
             single: self.map(Options::new(), MemorySource::new(vec![5; PAGE]))?,
             failing: self.map(Options::new(), Failing)?,
         })
@@ -294,12 +297,16 @@ impl Stage {
             self.write(&regions.file, page * PAGE);
         }
         Self::check(&regions.file, &self.expected);
+        regions.sparse.read(0, &mut [0]);
         regions.single.read(0, &mut [0]);
         regions.failing.read(0, &mut [0]);
     }
 
     fn play(&mut self, regions: Regions) {
-        let Regions { memory, mut file, single, failing } = regions;
+        let Regions { memory, mut file, sparse, single, failing } = regions;
+        Self::check(&sparse, &[0; LEN]);
+        self.note(sparse.discard(0..LEN));
+        Self::check(&sparse, &[0; LEN]);
         self.note(memory.protect(16 * PAGE..20 * PAGE, Access::None));
         self.note(memory.protect(16 * PAGE..20 * PAGE, Access::Read));
         Self::check(&memory, &self.original);
@@ -351,6 +358,8 @@ struct Regions {
     memory: Region,
     /// Of a file, written, in granules, and bounded.
     file: Region,
+    /// A file that is one hole.
+    sparse: Region,
     /// A page.
     single: Region,
     /// Its source fails for one of its pages.
@@ -420,6 +429,8 @@ fn play(case: &str) -> ! {
     let file = common::file_with(&expected);
     let source = MemorySource::new(&expected[..]);
     let theirs = file.try_clone().unwrap();
+    let sparse = tempfile::tempfile().unwrap();
+    sparse.set_len(LEN as u64).unwrap();
     let helper = Helper::start();
     let mode = mode.to_owned();
     let original = expected.clone();
@@ -428,7 +439,7 @@ fn play(case: &str) -> ! {
     if let (Some(call), "before") = (call, when) {
         refuse_call(call, errno(), false);
     }
-    let regions = match stage.regions(source, theirs) {
+    let regions = match stage.regions(source, theirs, sparse) {
         Ok(regions) => regions,
         Err(error) => {
             say(&format!("{error}\n"));

@@ -17,7 +17,7 @@ use self::action::set_action;
 pub(crate) use self::mask::{SignalsBlocked, is_blocked};
 use self::previous::Previous;
 use crate::failure::Response;
-use crate::fault::{self, Cause, Scratch, Verdict};
+use crate::fault::{self, Cause, Server, Verdict};
 use crate::stats::Shard;
 use crate::sys::Errno;
 
@@ -161,7 +161,7 @@ fn respond(addr: usize, cause: Option<Cause>, context: *mut c_void) -> bool {
     let verdict = {
         let _inside = HandlerScope::<StdPlatform>::enter();
         match cause {
-            Some(cause) => fault::serve(addr, cause, PUT_OFF.get() == addr, Scratch::OfThread),
+            Some(cause) => fault::serve(addr, cause, PUT_OFF.get() == addr, Server::Handler),
             None => fault::fail(addr),
         }
     };
@@ -169,7 +169,7 @@ fn respond(addr: usize, cause: Option<Cause>, context: *mut c_void) -> bool {
     let is_put_off = matches!(verdict, Verdict::Changed { .. } | Verdict::Later);
     PUT_OFF.set(if is_put_off { addr } else { 0 });
     match verdict {
-        Verdict::Filled { .. } => true,
+        Verdict::Filled { .. } | Verdict::UnderWay { .. } => true,
         Verdict::Present { number, time, .. } => match fault::times_present(number, addr, time) {
             1..FEW => true,
             times if times < TOO_MANY => {

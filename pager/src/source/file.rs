@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FileType, OFlags, SealFlags, fcntl_get_seals, fcntl_getfl, fstat};
 use rustix::io::{Errno, ReadWriteFlags, pread, pwritev2};
 
+use super::sparse::Sparse;
 use super::{ReadFailed, SignalSafe, Source};
 use crate::Error;
 
@@ -16,6 +18,10 @@ use crate::Error;
 /// what the file becomes between does not show. A file that has shrunk below a page that is touched
 /// is a failure of that access. (One that is cut short and written anew during a single read can be
 /// read as zeros: the kernel's `read` has no better answer while it cuts what it keeps of a file.)
+///
+/// Holes of a sparse file are not read ([`zeros`](Source::zeros)). Such a file takes a second
+/// descriptor, since the kernel tells of holes by moving a position; without `/proc` its holes are
+/// read as zeros.
 ///
 /// It is writable if the file was opened for reading and writing and is not sealed against writes.
 /// What is written is stored at its offset, or refused with an error that says why:
@@ -48,6 +54,8 @@ pub struct FileSource {
     size: u64,
     /// It was opened for reading and writing, which cannot change.
     is_open_for_writing: bool,
+    /// If it had holes when it was taken.
+    sparse: Option<Sparse>,
 }
 
 impl FileSource {
@@ -69,7 +77,8 @@ impl FileSource {
             return Err(Error::DirectIo);
         }
         let is_open_for_writing = flags.intersection(OFlags::RWMODE) == OFlags::RDWR;
-        let source = Self { file, size: about.st_size.cast_unsigned(), is_open_for_writing };
+        let (size, sparse) = (about.st_size.cast_unsigned(), Sparse::of(&file, &about));
+        let source = Self { file, size, is_open_for_writing, sparse };
         if let Some(last) = source.size.checked_sub(1) {
             let read = pread(&source.file, &mut [0; 1], last).map_err(|e| Error::File(e.into()))?;
             if read == 0 {
@@ -176,6 +185,12 @@ impl Source for FileSource {
             Ok(now) if now >= end => Ok(()),
             _ => Err(ReadFailed),
         }
+    }
+
+    fn zeros(&self, range: Range<u64>) -> Option<Range<u64>> {
+        let hole = self.sparse.as_ref()?.hole(range.clone())?;
+        // Behind the end of a file that has shrunk there are no zeros.
+        size_of(&self.file).is_ok_and(|now| now >= range.end).then_some(hole)
     }
 
     fn is_writable(&self) -> bool {

@@ -3,8 +3,10 @@
 
 mod file;
 mod memory;
+mod sparse;
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 pub use file::FileSource;
@@ -43,17 +45,21 @@ pub trait Source: Send + Sync {
     /// The size in bytes. Asked when the region is mapped or made larger, not in a handler.
     fn size(&self) -> u64;
 
-    /// Fills `buf` with the bytes from `offset` on; they lie within the size. It is a buffer of the
-    /// thread that serves the fault, and all zeros: what is not filled stays zeros.
+    /// Fills `buf` with the bytes from `offset` on; they lie within the size. It is no other
+    /// thread's meanwhile, and all zeros: what is not filled stays zeros.
     ///
-    /// A call asks for what is missing of a granule, at most 64 KiB at a time (with [huge
-    /// pages](crate::Options::huge_pages), 2 MiB). So it may begin and end inside a granule, and a
-    /// source that is stored in larger frames should keep the last one that it has decoded. Offset
-    /// and length are whole pages, but for the end of the source, and when
-    /// [`Region::resize`](crate::Region::resize) asks for the rest of the region's last page.
+    /// A call asks for what is missing of a granule at once, so for all of it if nothing of it is
+    /// present. It asks for less if some pages of the granule are present, or have failed; if the
+    /// granule has more than 8 MiB (then for 8 MiB at a time); in signal mode for 64 KiB at a time
+    /// if the region's larger buffers, 32 MiB together, are all in use; and for one page when more
+    /// could not be had. So it may begin and end inside a granule. Offset and length are whole
+    /// pages, but for the end of the source, and when [`Region::resize`](crate::Region::resize)
+    /// asks for the rest of the region's last page.
     ///
-    /// It is called by several threads at once, and may not touch the region. A panic while a fault
-    /// is served ends the process.
+    /// It is called by several threads at once, as a rule for different granules: other threads
+    /// that want the same one wait, share what was read, and read themselves only if that failed or
+    /// takes more than 10 seconds. It may not touch the region. A panic while a fault is served
+    /// ends the process.
     ///
     /// # Errors
     ///
@@ -62,6 +68,19 @@ pub trait Source: Send + Sync {
     /// the access ends as the region's [`OnFailure`](crate::OnFailure) says, and so do all accesses
     /// to this page until it is [discarded](crate::Region::discard).
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed>;
+
+    /// The first part of a range that is known to be zeros, such as a hole of a sparse file. The
+    /// range lies within the size, in bytes; what is returned may begin before it, and end behind
+    /// it. `None` if nothing is known.
+    ///
+    /// Whole pages of zeros are not read, and take no memory: the kernel has one page of zeros for
+    /// all. It is asked before each read, in regions that are not
+    /// [writable](crate::Options::writable) and have no [huge pages](crate::Options::huge_pages).
+    #[inline]
+    fn zeros(&self, range: Range<u64>) -> Option<Range<u64>> {
+        let _ = range;
+        None
+    }
 
     /// All bytes at once, where they are in ordinary memory: pages are then copied from there
     /// without `read_at`. Always the same bytes.
@@ -92,9 +111,9 @@ pub trait Source: Send + Sync {
 ///
 /// # Safety
 ///
-/// [`read_at`](Source::read_at) and [`bytes`](Source::bytes) run in a signal handler, on a thread
-/// that was interrupted at any instruction that touches the region, with all signals blocked. They
-/// are async-signal-safe:
+/// [`read_at`](Source::read_at), [`zeros`](Source::zeros) and [`bytes`](Source::bytes) run in a
+/// signal handler, on a thread that was interrupted at any instruction that touches the region,
+/// with all signals blocked. They are async-signal-safe:
 /// - no lock and no wait for another thread of this process: the interrupted thread may hold
 ///   what is waited for;
 /// - no allocation and no deallocation, so no destructor that does it;
@@ -151,6 +170,11 @@ impl<S: Source + ?Sized> Source for Arc<S> {
     #[inline]
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed> {
         (**self).read_at(offset, buf)
+    }
+
+    #[inline]
+    fn zeros(&self, range: Range<u64>) -> Option<Range<u64>> {
+        (**self).zeros(range)
     }
 
     #[inline]

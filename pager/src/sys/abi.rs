@@ -27,6 +27,8 @@ pub(super) const REGISTER_MISSING: u64 = 1;
 pub(super) const REGISTER_WRITE_PROTECT: u64 = 1 << 1;
 /// `UFFDIO_COPY_MODE_DONTWAKE`.
 pub(super) const COPY_DONT_WAKE: u64 = 1;
+/// `UFFDIO_ZEROPAGE_MODE_DONTWAKE`.
+pub(super) const ZERO_PAGE_DONT_WAKE: u64 = 1;
 /// `UFFDIO_COPY_MODE_WP`.
 pub(super) const COPY_WRITE_PROTECTED: u64 = 1 << 1;
 /// `UFFDIO_WRITEPROTECT_MODE_WP`.
@@ -71,6 +73,16 @@ pub(super) struct Copy {
     pub(super) mode: u64,
     /// Out: the bytes copied, or a negative error number.
     pub(super) copy: i64,
+}
+
+/// `struct uffdio_zeropage`, its range written out.
+#[repr(C)]
+pub(super) struct ZeroPage {
+    pub(super) start: u64,
+    pub(super) len: u64,
+    pub(super) mode: u64,
+    /// Out: the bytes filled, or a negative error number.
+    pub(super) filled: i64,
 }
 
 /// `struct uffdio_move`.
@@ -123,6 +135,8 @@ pub(super) const REGISTER: Opcode = opcode::read_write::<Register>(TYPE, 0x00);
 pub(super) const WAKE: Opcode = opcode::read::<Range>(TYPE, 0x02);
 /// `UFFDIO_COPY`.
 pub(super) const COPY: Opcode = opcode::read_write::<Copy>(TYPE, 0x03);
+/// `UFFDIO_ZEROPAGE`.
+pub(super) const ZERO_PAGE: Opcode = opcode::read_write::<ZeroPage>(TYPE, 0x04);
 /// `UFFDIO_MOVE`.
 pub(super) const MOVE: Opcode = opcode::read_write::<Move>(TYPE, 0x05);
 /// `UFFDIO_WRITEPROTECT`.
@@ -146,6 +160,7 @@ const _: () = {
     assert!(REGISTER == 0xC020_AA00);
     assert!(WAKE == 0x8010_AA02);
     assert!(COPY == 0xC028_AA03);
+    assert!(ZERO_PAGE == 0xC020_AA04);
     assert!(MOVE == 0xC028_AA05);
     assert!(WRITE_PROTECT == 0xC018_AA06);
     assert!(POISON == 0xC020_AA08);

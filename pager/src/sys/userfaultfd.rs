@@ -22,6 +22,7 @@ pub struct Userfaultfd {
     serves_system_calls: bool,
     can_poison: bool,
     can_move: bool,
+    can_zero: bool,
 }
 
 /// Why no userfaultfd could be had.
@@ -174,7 +175,8 @@ impl Userfaultfd {
         // The kernel answers with all the features that it has.
         let can_poison = api.features & abi::FEATURE_POISON != 0;
         let can_move = api.features & abi::FEATURE_MOVE != 0;
-        Ok(Self { fd, serves_system_calls, can_poison, can_move })
+        // As old as userfaultfd; a filter can refuse it.
+        Ok(Self { fd, serves_system_calls, can_poison, can_move, can_zero: true })
     }
 
     /// Whether what serving faults takes is let through: a filter may refuse what opening did not
@@ -188,6 +190,11 @@ impl Userfaultfd {
         let mut copy = abi::Copy { dst: 0, src: 0, len: 0, mode: 0, copy: 0 };
         // SAFETY: `Copy` is what UFFDIO_COPY reads and writes; its range is empty.
         refused(unsafe { update::<{ abi::COPY }, _>(self.fd.as_fd(), &mut copy) })?;
+        let mut zero = abi::ZeroPage { start: 0, len: 0, mode: 0, filled: 0 };
+        // SAFETY: `ZeroPage` is what UFFDIO_ZEROPAGE reads and writes; its range is empty.
+        let called = unsafe { update::<{ abi::ZERO_PAGE }, _>(self.fd.as_fd(), &mut zero) };
+        // It can be done without.
+        self.can_zero &= refused(called).is_ok();
         if track {
             let mut protect = abi::WriteProtect { start: 0, len: 0, mode: 0 };
             // SAFETY: `WriteProtect` is what UFFDIO_WRITEPROTECT reads; its range is empty.
@@ -279,17 +286,34 @@ impl Userfaultfd {
         // SAFETY: `Copy` is what UFFDIO_COPY reads and writes. It reads `bytes`, which are
         // borrowed, and writes only missing pages of `memory`, whose content no thread has seen
         // (contract of `Memory::bytes`).
-        match unsafe { update::<{ abi::COPY }, _>(self.fd.as_fd(), &mut copy) } {
-            Ok(()) => Ok(()),
-            Err(Errno::EXIST) => Err(CopyError::AlreadyPresent),
-            // A negative number is the error once more: nothing was copied.
-            Err(Errno::AGAIN) => {
-                Err(CopyError::Again { copied: usize::try_from(copy.copy).unwrap_or(0) })
-            }
-            Err(Errno::NOENT) => Err(CopyError::NotRegistered),
-            Err(Errno::SRCH) => Err(CopyError::ProcessGone),
-            Err(other) => Err(CopyError::Other(other)),
-        }
+        let copied = unsafe { update::<{ abi::COPY }, _>(self.fd.as_fd(), &mut copy) };
+        filled(copied, copy.copy)
+    }
+
+    /// Whether pages can be [filled with zeros](Self::zero): unless a filter refuses it.
+    pub(crate) fn can_zero(&self) -> bool {
+        self.can_zero
+    }
+
+    /// Fills the missing pages at `range` of `memory`, whole pages of 4096 bytes, with zeros: they
+    /// take no memory of their own. They are not write-protected.
+    ///
+    /// # Errors
+    ///
+    /// See [`CopyError`].
+    ///
+    /// # Panics
+    ///
+    /// When the range is not within the memory.
+    #[doc(alias = "UFFDIO_ZEROPAGE")]
+    pub fn zero(&self, memory: &Memory, range: Range<usize>, wake: bool) -> Result<(), CopyError> {
+        let (start, len) = part(memory, &range);
+        let mode = if wake { 0 } else { abi::ZERO_PAGE_DONT_WAKE };
+        let mut zero = abi::ZeroPage { start, len, mode, filled: 0 };
+        // SAFETY: `ZeroPage` is what UFFDIO_ZEROPAGE reads and writes. It writes only missing pages
+        // of `memory`, whose content no thread has seen (contract of `Memory::bytes`).
+        let zeroed = unsafe { update::<{ abi::ZERO_PAGE }, _>(self.fd.as_fd(), &mut zero) };
+        filled(zeroed, zero.filled)
     }
 
     /// Whether pages can be [moved](Self::move_pages): from Linux 6.8 on, if a filter lets it
@@ -408,8 +432,22 @@ impl Userfaultfd {
     /// # Errors
     ///
     /// The kernel's. A userfaultfd in SIGBUS mode has nothing to read.
-    pub fn read_faults(&self, mut each: impl FnMut(FaultMessage)) -> Result<(), Errno> {
-        let mut messages = [MaybeUninit::<abi::Message>::uninit(); BATCH];
+    pub fn read_faults(&self, each: impl FnMut(FaultMessage)) -> Result<(), Errno> {
+        self.read_up_to::<BATCH>(each)
+    }
+
+    /// Takes a fault that waits to be read, if there is one.
+    pub(crate) fn read_fault(&self) -> Result<Option<FaultMessage>, Errno> {
+        let mut first = None;
+        self.read_up_to::<1>(|fault| first = Some(fault))?;
+        Ok(first)
+    }
+
+    fn read_up_to<const MOST: usize>(
+        &self,
+        mut each: impl FnMut(FaultMessage),
+    ) -> Result<(), Errno> {
+        let mut messages = [MaybeUninit::<abi::Message>::uninit(); MOST];
         let bytes = {
             let (start, len) =
                 (messages.as_mut_ptr().cast::<MaybeUninit<u8>>(), size_of_val(&messages));
@@ -435,6 +473,20 @@ impl Userfaultfd {
             }
         }
         Ok(())
+    }
+}
+
+/// What came of a call that fills pages, and says how many bytes that were.
+#[inline]
+fn filled(called: Result<(), Errno>, bytes: i64) -> Result<(), CopyError> {
+    match called {
+        Ok(()) => Ok(()),
+        Err(Errno::EXIST) => Err(CopyError::AlreadyPresent),
+        // A negative number is the error once more: nothing was filled.
+        Err(Errno::AGAIN) => Err(CopyError::Again { copied: usize::try_from(bytes).unwrap_or(0) }),
+        Err(Errno::NOENT) => Err(CopyError::NotRegistered),
+        Err(Errno::SRCH) => Err(CopyError::ProcessGone),
+        Err(other) => Err(CopyError::Other(other)),
     }
 }
 
@@ -572,6 +624,21 @@ mod tests {
             uffd.copy(&memory, 0, &[0; PAGE], Fill::default()),
             Err(CopyError::NotRegistered)
         );
+    }
+
+    #[test]
+    fn pages_of_zeros_are_filled_once() {
+        let (uffd, memory) = registered(4);
+        assert_eq!(uffd.zero(&memory, PAGE..3 * PAGE, false), Ok(()));
+        let there = uffd.zero(&memory, 2 * PAGE..4 * PAGE, false);
+        assert_eq!(there, Err(CopyError::AlreadyPresent));
+        let some = uffd.zero(&memory, 0..4 * PAGE, false);
+        assert_eq!(some, Err(CopyError::Again { copied: PAGE }));
+        let half = uffd.zero(&memory, 3 * PAGE..3 * PAGE + 10, false);
+        assert_eq!(half, Err(CopyError::Other(Errno::INVAL)));
+        // SAFETY: only filled pages are read, and nothing changes them.
+        let bytes = unsafe { memory.bytes() };
+        assert!(bytes[..3 * PAGE].iter().all(|&byte| byte == 0));
     }
 
     #[test]
