@@ -442,7 +442,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
         T: Payload,
     {
         let request = Request::new(self.map().span(range)?, Mapped::Something);
-        self.change(request, |_, _| None)
+        self.change_payloads(request, |_, _| None)
     }
 
     /// Changes the payload of every part of `range`, as [`Edit::update`](crate::Edit::update) does,
@@ -477,7 +477,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
         T: Payload,
     {
         let request = Request::new(self.map().span(range)?, Mapped::Everything);
-        self.change(request, |part, payload| Some((part, change(part.range(), payload))))
+        self.change_payloads(request, |part, payload| Some((part, change(part.range(), payload))))
     }
 
     /// Moves everything in `from` to `to`, as [`Edit::relocate`](crate::Edit::relocate) does, but
@@ -514,7 +514,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
     {
         let from = self.map().span(from)?;
         let target = self.map().span(from.target(to))?;
-        self.change(Request::relocation(from, target), |part, payload| {
+        self.change_payloads(Request::relocation(from, target), |part, payload| {
             let there = part.moved(from, target);
             Some((there, change(there.range(), payload)))
         })
@@ -543,11 +543,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
     ///
     /// Inside a [`HandlerScope`].
     #[doc(alias = "MAP_FIXED")]
-    pub fn replace(
-        &self,
-        range: Range<usize>,
-        mut payload: T,
-    ) -> Result<RemovedVmas<T>, InsertError<T>>
+    pub fn replace(&self, range: Range<usize>, payload: T) -> Result<RemovedVmas<T>, InsertError<T>>
     where
         T: Payload,
     {
@@ -555,103 +551,107 @@ impl<T, P: Platform> AddressSpace<T, P> {
             Ok(span) => span,
             Err(error) => return Err(InsertError { kind: error.into(), range, payload }),
         };
-        let mut patience = Patience::default();
-        loop {
-            let mut deferred_drops = Vec::new(); // as in `Exclusion::finish`
-            let replaced = self.replace_once(span, payload, &mut patience, &mut deferred_drops);
-            drop(deferred_drops);
-            payload = match replaced {
-                Ok(replaced) => return Ok(replaced),
-                Err((NotMade::Error(kind), payload)) => {
-                    return Err(InsertError { kind, range, payload });
-                }
-                Err((NotMade::Again, payload)) => payload,
-            };
-        }
-    }
-
-    fn replace_once(
-        &self,
-        span: Span,
-        payload: T,
-        patience: &mut Patience,
-        deferred_drops: &mut Vec<T>,
-    ) -> Result<RemovedVmas<T>, (NotMade, T)>
-    where
-        T: Payload,
-    {
         let request = Request::new(span, Mapped::Anything);
-        let prepared = self.prepare_change(request, |_, _| None, patience, deferred_drops);
-        let mut prepared = match prepared {
-            Ok(prepared) => prepared,
-            Err(error) => return Err((error, payload)),
-        };
-        if prepared.change.vmas().first_newcomer(&prepared.edit, span).is_some() {
-            return Err((NotMade::Again, payload));
-        }
-        prepared
-            .change
-            .finish_replacing(&mut prepared.edit.cursor(), payload)
-            .map_err(|(error, payload)| (error.into(), payload))
+        let replaced = self.change(
+            request,
+            |_, _| None,
+            payload,
+            |edit, change, payload| {
+                if change.vmas().first_newcomer(edit, span).is_some() {
+                    return Err((NotMade::Again, payload));
+                }
+                let replaced = change.finish_replacing(&mut edit.cursor(), payload);
+                replaced.map_err(|(error, payload)| (error.into(), payload))
+            },
+        );
+        replaced.map_err(|(kind, payload)| InsertError { kind, range, payload })
     }
 
-    /// Changes a range, waiting outside of edits, as often as it takes.
-    fn change(
+    /// Changes the payloads in a range to what `place` makes of them.
+    fn change_payloads(
         &self,
         request: Request,
-        mut place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+        place: impl FnMut(Span, &T) -> Option<(Span, T)>,
     ) -> Result<RemovedVmas<T>, ChangeError>
     where
         T: Payload,
     {
+        let changed = self.change(request, place, (), |edit, change, ()| {
+            let target = edit.check_target(&request);
+            let changed = target.and_then(|()| change.finish(&mut edit.cursor()));
+            changed.map_err(|error| (error.into(), ()))
+        });
+        changed.map_err(|(error, ())| error)
+    }
+
+    /// Changes a range, waiting outside of edits, as often as it takes. `finish` ends the change, in
+    /// an edit; `given` is lent to it, and comes back with an error.
+    fn change<'s, G, R>(
+        &'s self,
+        request: Request,
+        mut place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+        mut given: G,
+        mut finish: impl FnMut(
+            &MapWrite<'s, T, P>,
+            &mut Change<'s, '_, T, P>,
+            G,
+        ) -> Result<R, (NotMade, G)>,
+    ) -> Result<R, (ChangeError, G)>
+    where
+        T: Payload,
+    {
         let mut patience = Patience::default();
         loop {
             let mut deferred_drops = Vec::new(); // as in `Exclusion::finish`
-            let changed = self.change_once(request, &mut place, &mut patience, &mut deferred_drops);
+            let drops = &mut deferred_drops;
+            let changed =
+                self.change_once(request, &mut place, &mut patience, drops, given, &mut finish);
             drop(deferred_drops);
             match changed {
-                Ok(removed) => return Ok(removed),
-                Err(NotMade::Error(error)) => return Err(error),
-                Err(NotMade::Again) => {}
+                Ok(changed) => return Ok(changed),
+                Err((NotMade::Error(error), given)) => return Err((error, given)),
+                Err((NotMade::Again, back)) => given = back,
             }
         }
     }
 
-    fn change_once(
-        &self,
-        request: Request,
-        place: impl FnMut(Span, &T) -> Option<(Span, T)>,
-        patience: &mut Patience,
-        deferred_drops: &mut Vec<T>,
-    ) -> Result<RemovedVmas<T>, NotMade>
-    where
-        T: Payload,
-    {
-        let mut prepared = self.prepare_change(request, place, patience, deferred_drops)?;
-        prepared.edit.check_target(&request)?;
-        Ok(prepared.change.finish(&mut prepared.edit.cursor())?)
-    }
-
-    /// Excludes a range, waits for its readers, runs user code, and begins the edit that is to end
-    /// the change.
-    fn prepare_change<'s, 'l>(
+    /// Excludes a range, waits for its readers, runs user code, and begins the edit in which
+    /// `finish` ends the change. (The change is large, and stays where it is.)
+    #[inline]
+    fn change_once<'s, 'l, G, R>(
         &'s self,
         request: Request,
         place: impl FnMut(Span, &T) -> Option<(Span, T)>,
         patience: &mut Patience,
         deferred_drops: &'l mut Vec<T>,
-    ) -> Result<Prepared<'s, 'l, T, P>, NotMade>
+        given: G,
+        finish: impl FnOnce(
+            &MapWrite<'s, T, P>,
+            &mut Change<'s, 'l, T, P>,
+            G,
+        ) -> Result<R, (NotMade, G)>,
+    ) -> Result<R, (NotMade, G)>
     where
         T: Payload,
     {
-        let exclusion = Exclusion::new(self, request)?;
+        let exclusion = match Exclusion::new(self, request) {
+            Ok(exclusion) => exclusion,
+            Err(error) => return Err((error.into(), given)),
+        };
         exclusion.vmas.wait_drained(None);
-        let Exclusion { vmas, held, .. } = exclusion;
+        // Dropped in the other order: the edit ends first.
+        let Exclusion { vmas, held: _held, .. } = exclusion;
         let mut change = Change::new(vmas, request, deferred_drops);
-        change.split(place)?;
-        self.check_may_wait().map_err(ChangeError::from)?; // user code may have taken something
-        let edit = patience.begin_edit(self.map()).ok_or(NotMade::Again)?;
-        Ok(Prepared { edit, change, _held: held })
+        let split = change.split(place);
+        // User code may have taken something.
+        let ready = split.and_then(|()| Ok(self.check_may_wait()?));
+        if let Err(error) = ready {
+            return Err((error.into(), given));
+        }
+        match patience.begin_edit(self.map()) {
+            Some(edit) => finish(&edit, &mut change, given),
+            None => Err((NotMade::Again, given)),
+        }
     }
 }
 
@@ -687,13 +687,6 @@ impl Patience {
 
 /// About as long as a short edit takes.
 const TRIES: u32 = if cfg!(pervma_model) { 1 } else { 100 };
-
-/// An edit that can end a change. Fields are dropped in order: the edit ends first.
-struct Prepared<'s, 'l, T, P: Platform> {
-    edit: MapWrite<'s, T, P>,
-    change: Change<'s, 'l, T, P>,
-    _held: Held<Exclusions, P>,
-}
 
 /// Why a change was not made.
 enum NotMade {
