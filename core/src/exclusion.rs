@@ -584,8 +584,8 @@ impl<T, P: Platform> AddressSpace<T, P> {
         changed.map_err(|(error, ())| error)
     }
 
-    /// Changes a range, waiting outside of edits, as often as it takes. `finish` ends the change, in
-    /// an edit; `given` is lent to it, and comes back with an error.
+    /// Changes a range, waiting outside of edits, as often as it takes. `finish` ends the change,
+    /// in an edit; `given` is lent to it, and comes back with an error.
     fn change<'s, G, R>(
         &'s self,
         request: Request,
