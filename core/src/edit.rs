@@ -532,7 +532,9 @@ impl<T, P: Platform> AddressSpace<T, P> {
     ///
     /// Exclusions of this range that others ask for meanwhile, or changes by
     /// [`remove`](Self::remove) and the like, wait until this edit has ended. So a thread that has
-    /// an exclusion must not wait for another thread that asks for one.
+    /// an exclusion must not wait for another thread that asks for one. They wait for one edit of a
+    /// space at a time: while another waits for exclusions, in whatever range, new ones can
+    /// overtake this edit.
     ///
     /// ```
     /// use std::thread;

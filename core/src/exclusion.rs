@@ -28,7 +28,7 @@ use crate::space::AddressSpace;
 ///
 /// It consists of the VMAs that it found. What other threads insert into holes of the range later
 /// is not part of it, and stays. An exclusion of many VMAs can be overtaken again and again by
-/// exclusions of a few; an [edit of a range](AddressSpace::edit_range) is not.
+/// exclusions of a few; see [`edit_range`](AddressSpace::edit_range) for what is not.
 ///
 /// It belongs to the thread that made it. One that is forgotten ([`core::mem::forget`]) keeps
 /// its VMAs excluded forever; dropping the space frees them.
