@@ -3,6 +3,8 @@
 
 use rustix::ioctl::{Opcode, opcode};
 
+use super::FaultMessage;
+
 /// `UFFD_USER_MODE_ONLY`: faults of system calls are not served, hence no privilege is needed.
 pub(super) const USER_MODE_ONLY: u32 = 1;
 /// `UFFD_API`: the protocol's version.
@@ -35,6 +37,14 @@ pub(super) const COPY_WRITE_PROTECTED: u64 = 1 << 1;
 pub(super) const WRITE_PROTECT_ON: u64 = 1;
 /// `UFFD_EVENT_PAGEFAULT`.
 pub(super) const EVENT_PAGEFAULT: u8 = 0x12;
+/// `UFFD_EVENT_FORK`.
+pub(super) const EVENT_FORK: u8 = 0x13;
+/// `UFFD_EVENT_REMAP`.
+pub(super) const EVENT_REMAP: u8 = 0x14;
+/// `UFFD_EVENT_REMOVE`.
+pub(super) const EVENT_REMOVE: u8 = 0x15;
+/// `UFFD_EVENT_UNMAP`.
+pub(super) const EVENT_UNMAP: u8 = 0x16;
 /// `UFFD_PAGEFAULT_FLAG_WRITE`.
 pub(super) const FAULT_WRITE: u64 = 1;
 /// `UFFD_PAGEFAULT_FLAG_WP`.
@@ -114,15 +124,33 @@ pub(super) struct Poison {
     pub(super) updated: i64,
 }
 
-/// `struct uffd_msg`, as it is for a page fault.
+/// `struct uffd_msg`. What the words are depends on the event.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Message {
     pub(super) event: u8,
     pub(super) reserved: [u8; 7],
-    pub(super) flags: u64,
-    pub(super) address: u64,
-    pub(super) thread: u64,
+    pub(super) words: [u64; 3],
+}
+
+impl Message {
+    /// As the message of a page fault: flags, address, thread.
+    pub(super) fn fault(&self) -> FaultMessage {
+        let [flags, address, thread] = self.words;
+        FaultMessage {
+            addr: address as usize,
+            is_write: flags & FAULT_WRITE != 0,
+            is_write_protected: flags & FAULT_WRITE_PROTECTED != 0,
+            // The kernel keeps it in the first half of the word.
+            thread: first_half(thread),
+        }
+    }
+}
+
+/// The 32 bits that come first in memory.
+pub(super) fn first_half(word: u64) -> u32 {
+    let [a, b, c, d, ..] = word.to_ne_bytes();
+    u32::from_ne_bytes([a, b, c, d])
 }
 
 const TYPE: u8 = 0xAA;

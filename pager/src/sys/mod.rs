@@ -1,9 +1,9 @@
 //! userfaultfd, typed: the system layer under [`FrozenRegion`](crate::FrozenRegion), for those who
 //! write a pager of their own.
 //!
-//! Only what this crate uses is here: contexts in SIGBUS mode and contexts whose faults are read,
+//! Only what this project uses is here: contexts in SIGBUS mode and contexts whose faults are read,
 //! anonymous [`Memory`] to register with them, and the filling, moving, write-protecting and
-//! poisoning of pages. The outcomes of filling are told apart ([`CopyError`]). Each call on a
+//! poisoning of pages; and contexts of other processes ([`RemoteUserfaultfd`]). The outcomes of filling are told apart ([`CopyError`]). Each call on a
 //! [`Userfaultfd`] that is open is one system call that does not change `errno`, so it may be made
 //! in a signal handler.
 //!
@@ -28,10 +28,12 @@
 mod abi;
 pub(crate) mod epoll;
 mod memory;
+mod remote;
 mod userfaultfd;
 
 pub(crate) use memory::system_page_size;
 pub use memory::{Access, Memory, PageSize};
+pub use remote::{Event, Message, NotUserfaultfd, RemoteUserfaultfd};
 pub use rustix::io::Errno;
 pub use userfaultfd::{CopyError, FaultMessage, Fill, MoveError, OpenError, Userfaultfd};
 

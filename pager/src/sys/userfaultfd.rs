@@ -122,7 +122,8 @@ pub struct FaultMessage {
     pub is_write: bool,
     /// Whether the page is present, and write-protected.
     pub is_write_protected: bool,
-    /// The thread that sleeps, as `gettid` names it.
+    /// The thread that sleeps, as `gettid` names it; 0 if it was not asked for when the userfaultfd
+    /// was opened.
     pub thread: u32,
 }
 
@@ -447,7 +448,7 @@ impl Userfaultfd {
         &self,
         mut each: impl FnMut(FaultMessage),
     ) -> Result<(), Errno> {
-        let mut messages = [MaybeUninit::<abi::Message>::uninit(); MOST];
+        let mut messages = [const { MaybeUninit::<abi::Message>::uninit() }; MOST];
         let bytes = {
             let (start, len) =
                 (messages.as_mut_ptr().cast::<MaybeUninit<u8>>(), size_of_val(&messages));
@@ -463,13 +464,7 @@ impl Userfaultfd {
             // SAFETY: the kernel has written so many whole messages, and all bytes are valid ones.
             let message = unsafe { message.assume_init_ref() };
             if message.event == abi::EVENT_PAGEFAULT {
-                each(FaultMessage {
-                    addr: message.address as usize,
-                    is_write: message.flags & abi::FAULT_WRITE != 0,
-                    is_write_protected: message.flags & abi::FAULT_WRITE_PROTECTED != 0,
-                    // Asked for when it was opened; the kernel keeps it in half of a word.
-                    thread: message.thread as u32,
-                });
+                each(message.fault());
             }
         }
         Ok(())
@@ -478,7 +473,7 @@ impl Userfaultfd {
 
 /// What came of a call that fills pages, and says how many bytes that were.
 #[inline]
-fn filled(called: Result<(), Errno>, bytes: i64) -> Result<(), CopyError> {
+pub(super) fn filled(called: Result<(), Errno>, bytes: i64) -> Result<(), CopyError> {
     match called {
         Ok(()) => Ok(()),
         Err(Errno::EXIST) => Err(CopyError::AlreadyPresent),
@@ -573,7 +568,10 @@ impl AsFd for Userfaultfd {
 /// `T` is the structure that the kernel expects for `OPCODE`, and its fields name memory that the
 /// call may read and write.
 #[inline]
-unsafe fn update<const OPCODE: Opcode, T>(fd: BorrowedFd<'_>, value: &mut T) -> Result<(), Errno> {
+pub(super) unsafe fn update<const OPCODE: Opcode, T>(
+    fd: BorrowedFd<'_>,
+    value: &mut T,
+) -> Result<(), Errno> {
     // SAFETY: the caller vouches for the pair of number and structure.
     let call = unsafe { Updater::<OPCODE, T>::new(value) };
     // SAFETY: the caller vouches for what the call reads and writes.
