@@ -1,0 +1,542 @@
+//! One client: a userfaultfd, and what belongs into the memory that is registered with it.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use pervma::{ChangeError, ReadError};
+use pervma_pager::Source;
+use pervma_pager::sys::{CopyError, Errno, Event, Message, NotUserfaultfd, RemoteUserfaultfd};
+
+use crate::failure::{Failure, Health};
+use crate::map::{Content, Map, PAGE, Piece};
+use crate::state::Extent;
+use crate::stats::{Counter, Counters};
+
+/// The number of a client: no other one of its pager has it, or will have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClientId(pub(crate) u64);
+
+impl fmt::Display for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Why a client was not taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// What it brought is no userfaultfd.
+    #[error(transparent)]
+    NotUserfaultfd(#[from] NotUserfaultfd),
+    /// Its memory overlaps itself, or is more than there is memory to describe.
+    #[error("its memory cannot be described: {0}")]
+    Memory(#[from] ChangeError),
+    /// There are as many clients as are let.
+    #[error("there are {0} clients already, as many as are let")]
+    TooMany(usize),
+    /// The kernel has refused to watch its descriptor.
+    #[error("its descriptor cannot be watched: {0}")]
+    Watch(Errno),
+}
+
+pub(crate) struct Client {
+    pub(crate) id: ClientId,
+    uffd: RemoteUserfaultfd,
+    map: Map,
+    pub(crate) source: Arc<dyn Source>,
+    /// Bytes that a fault fills, aligned by address.
+    granule: usize,
+    /// Bytes that are filled at once, as aligned.
+    piece: usize,
+    /// Held to fill what the map says, and exclusively from before messages are read until the map
+    /// says what they say.
+    ///
+    /// A thread that has told of a removal goes on when the message is read. If a fill that was
+    /// looked up before came after that, the thread would see what it has removed.
+    fills: RwLock<()>,
+    /// The granules that are being read from the source. Whoever reads one wakes all of it when it
+    /// is done, whatever came of it: so a fault in such a granule needs no answer.
+    reading: Mutex<HashSet<usize>>,
+    /// Where the next fault is if the client goes on in order.
+    expected: Mutex<usize>,
+    pub(crate) health: Health,
+    pub(crate) counters: Counters,
+}
+
+/// What is to be done about a fault.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Served {
+    /// Nothing any more: its page is there, or its thread makes the access again.
+    Done,
+    /// An event is to be read first: to be served again.
+    Again,
+    /// The source has to be waited for: this page is to be read, and the granule with it.
+    Read,
+    /// It cannot be.
+    Failed(Failure),
+    /// Its process has gone.
+    Gone,
+}
+
+/// What came of beginning a read.
+#[derive(Debug)]
+pub(crate) enum Begun {
+    Wanted(Wanted),
+    /// Another thread reads the granule, and wakes all that sleep for it.
+    UnderWay,
+    /// Something else belongs there by now.
+    NotOfSource,
+}
+
+/// What is to be read for a fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Addresses.
+    pub(crate) range: Range<usize>,
+    /// The page, of its own size, that a thread sleeps for.
+    pub(crate) page: Range<usize>,
+    /// Where the range's bytes are in the source.
+    pub(crate) offset: u64,
+}
+
+/// How much is filled between two looks at whether messages are to be read: a fill of this size
+/// takes about 20 µs.
+const PIECE: usize = 64 << 10;
+
+impl Client {
+    pub(crate) fn new(
+        id: ClientId,
+        userfaultfd: OwnedFd,
+        extents: &[Extent],
+        source: Arc<dyn Source>,
+        granule: usize,
+    ) -> Result<Self, ClientError> {
+        let uffd = RemoteUserfaultfd::new(userfaultfd)?;
+        let page = extents.iter().map(|extent| extent.page_size as usize).max().unwrap_or(PAGE);
+        let granule = granule.max(page);
+        Ok(Self::of(id, uffd, Map::new(extents)?, source, granule, granule.min(PIECE).max(page)))
+    }
+
+    fn of(
+        id: ClientId,
+        uffd: RemoteUserfaultfd,
+        map: Map,
+        source: Arc<dyn Source>,
+        granule: usize,
+        piece: usize,
+    ) -> Self {
+        Self {
+            id,
+            uffd,
+            map,
+            source,
+            granule,
+            piece,
+            fills: RwLock::new(()),
+            reading: Mutex::default(),
+            expected: Mutex::default(),
+            health: Health::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// A forked child.
+    pub(crate) fn child(&self, id: ClientId, child: ForkedChild) -> Result<Self, ClientError> {
+        let uffd = RemoteUserfaultfd::new(child.userfaultfd)?;
+        let source = Arc::clone(&self.source);
+        Ok(Self::of(id, uffd, child.map, source, self.granule, self.piece))
+    }
+
+    pub(crate) fn extents(&self) -> Vec<Extent> {
+        self.map.extents()
+    }
+
+    /// Reads messages to `buffer`. Faults are added to `faults`, and children to `children`; the
+    /// map says what the others say. Returns how many messages there were.
+    pub(crate) fn read(
+        &self,
+        buffer: &mut [Message],
+        faults: &mut Vec<usize>,
+        children: &mut Vec<ForkedChild>,
+    ) -> Result<usize, Failure> {
+        let _no_fills = self.fills.write().unwrap_or_else(PoisonError::into_inner);
+        let count = self.uffd.read(buffer).map_err(Failure::Read)?;
+        for message in &mut buffer[..count] {
+            let (counter, done) = match message.take() {
+                Event::Fault(fault) => {
+                    faults.push(fault.addr & !(PAGE - 1));
+                    continue;
+                }
+                Event::Remove(range) => (Counter::Removes, self.map.remove(range)),
+                Event::Unmap(range) => (Counter::Unmaps, self.map.unmap(range)),
+                Event::Remap { from, to, len } => {
+                    (Counter::Remaps, self.map.relocate(from..from.saturating_add(len), to))
+                }
+                Event::Fork(userfaultfd) => {
+                    let copied = self.map.fork();
+                    let child = copied.map(|map| children.push(ForkedChild { userfaultfd, map }));
+                    (Counter::Forks, child)
+                }
+                _ => continue,
+            };
+            self.counters.add(counter, 1);
+            done.map_err(Failure::Map)?;
+        }
+        Ok(count)
+    }
+
+    /// Fills the page at an address, and what else of its granule is missing and need not be waited
+    /// for.
+    pub(crate) fn serve(&self, addr: usize) -> Served {
+        if self.health.failure().is_some() {
+            return self.poison(addr);
+        }
+        let piece = self.piece(addr);
+        let served = self.fill(addr, &piece, None, For::Thread);
+        if served == Served::Done {
+            self.counters.add(Counter::Faults, 1);
+            for other in self.others(addr, &piece) {
+                if self.fill(other.start, &other, None, For::Later) != Served::Done {
+                    break;
+                }
+            }
+        }
+        served
+    }
+
+    /// Fills a range for which no thread sleeps, as far as it is missing and the bytes of the
+    /// source belong there.
+    pub(crate) fn fill_ahead(&self, range: &Range<usize>) -> Served {
+        for piece in pieces(range, self.piece) {
+            let served = self.fill(piece.start, &piece, None, For::Later);
+            if served != Served::Done {
+                return served;
+            }
+        }
+        Served::Done
+    }
+
+    /// Whether a fault is where it was expected. The next one is then expected behind so many
+    /// granules more, else in the next granule.
+    pub(crate) fn is_in_order(&self, addr: usize, granules: usize) -> bool {
+        let granule = self.granule_at(addr);
+        let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_expected = granule.start == *expected;
+        let ahead = if is_expected { granules.saturating_mul(self.granule) } else { 0 };
+        *expected = granule.end.saturating_add(ahead);
+        is_expected
+    }
+
+    /// What of the granule of an address is to be read. The caller reads it now, and says so when
+    /// that is [over](Self::end_read).
+    pub(crate) fn begin_read(&self, addr: usize) -> Begun {
+        let Ok(vma) = self.map.read(addr) else { return Begun::NotOfSource };
+        let (page, whole) = (page_of(addr, &vma), vma.range());
+        let granule = self.granule_at(addr);
+        let range = granule.start.max(whole.start)..granule.end.min(whole.end);
+        let Content::Source(offset) = vma.at(range.start - whole.start).content else {
+            return Begun::NotOfSource;
+        };
+        if !self.reading().insert(granule.start) {
+            return Begun::UnderWay;
+        }
+        Begun::Wanted(Wanted { range, page, offset })
+    }
+
+    /// Poisons the page, which cannot be read, if it is still what belongs there.
+    pub(crate) fn fail_read(&self, wanted: &Wanted) -> Served {
+        let _order = self.fills.read().unwrap_or_else(PoisonError::into_inner);
+        let Ok(vma) = self.map.read(wanted.page.start) else { return Served::Done };
+        let offset = wanted.offset + (wanted.page.start - wanted.range.start) as u64;
+        let at = wanted.page.start - vma.range().start;
+        if vma.at(at).content != Content::Source(offset) {
+            return Served::Read;
+        }
+        drop(vma);
+        self.poison(wanted.page.start)
+    }
+
+    /// Fills what was read, as far as it is still what belongs there. Whether its page needs
+    /// another look: something else belongs there by now, or an event is to be read first.
+    pub(crate) fn fill_read(&self, wanted: &Wanted, bytes: &[u8]) -> Served {
+        let mut served = Served::Done;
+        for piece in pieces(&wanted.range, self.piece) {
+            let at = piece.start - wanted.range.start;
+            let read =
+                Read { offset: wanted.offset + at as u64, bytes: &bytes[at..][..piece.len()] };
+            let filled = if piece.contains(&wanted.page.start) {
+                served = self.fill(wanted.page.start, &piece, Some(&read), For::Thread);
+                &served
+            } else {
+                &self.fill(piece.start, &piece, Some(&read), For::Later)
+            };
+            if *filled == Served::Gone {
+                return Served::Gone;
+            }
+        }
+        served
+    }
+
+    /// A granule is not being read any more: threads that sleep for what is missing of it fault
+    /// again.
+    pub(crate) fn end_read(&self, wanted: &Wanted) {
+        let granule = self.granule_at(wanted.page.start);
+        self.reading().remove(&granule.start);
+        // All of it, also what lies outside of the VMA: faults there were not answered either.
+        let _ = self.uffd.wake(granule.start, granule.len());
+    }
+
+    /// The page at an address cannot be had, for good.
+    pub(crate) fn poison(&self, addr: usize) -> Served {
+        let len = self.map.read(addr).map_or(PAGE, |vma| vma.page_size as usize);
+        let addr = addr / len * len;
+        match self.uffd.poison(addr, len) {
+            Ok(()) => {
+                self.counters.add(Counter::Poisoned, 1);
+                Served::Done
+            }
+            Err(CopyError::Again { .. }) => Served::Again,
+            Err(CopyError::ProcessGone) => Served::Gone,
+            // Before Linux 6.6.
+            Err(CopyError::Other(Errno::INVAL | Errno::NOTTY)) => Served::Failed(Failure::NoPoison),
+            Err(_) => self.wake(addr, len),
+        }
+    }
+
+    /// Poisons all that is missing. Whether the descriptor may be closed then.
+    pub(crate) fn poison_missing(&self) -> Served {
+        for extent in self.map.extents() {
+            let (page, end) = (extent.page_size as usize, (extent.start + extent.len) as usize);
+            let mut at = extent.start as usize;
+            while at < end {
+                match self.uffd.poison(at, end - at) {
+                    Ok(()) => at = end,
+                    Err(CopyError::Again { copied: 0 }) => return Served::Again,
+                    Err(CopyError::Again { copied }) => at += copied,
+                    Err(CopyError::ProcessGone) => return Served::Gone,
+                    Err(CopyError::Other(Errno::INVAL | Errno::NOTTY)) => {
+                        return Served::Failed(Failure::NoPoison);
+                    }
+                    // It is there, or no more mapped.
+                    Err(_) => at += page,
+                }
+            }
+        }
+        Served::Done
+    }
+
+    /// Whether the client's process has gone: the kernel looks for it before it looks for memory.
+    pub(crate) fn is_gone(&self) -> bool {
+        /// Nothing is mapped there.
+        const NOWHERE: usize = 0x7FFF_FFFF_E000;
+        let page = [0; PAGE];
+        self.uffd.copy(NOWHERE, &raw const page[..], false) == Err(CopyError::ProcessGone)
+    }
+
+    fn reading(&self) -> MutexGuard<'_, HashSet<usize>> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn granule_at(&self, addr: usize) -> Range<usize> {
+        let start = addr / self.granule * self.granule;
+        start..start.saturating_add(self.granule)
+    }
+
+    /// What is filled at once with the page at an address.
+    fn piece(&self, addr: usize) -> Range<usize> {
+        let start = addr / self.piece * self.piece;
+        start..start + self.piece
+    }
+
+    /// The rest of a granule, in pieces: what lies behind the first one, then what lies before.
+    fn others(&self, addr: usize, piece: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let granule = self.granule_at(addr);
+        let behind = pieces(&(piece.end..granule.end), self.piece);
+        behind.chain(pieces(&(granule.start..piece.start), self.piece))
+    }
+
+    /// Fills a piece as far as it lies in the VMA of an address, with what
+    /// belongs there, which may have been read.
+    fn fill(&self, addr: usize, piece: &Range<usize>, read: Option<&Read<'_>>, by: For) -> Served {
+        let _order = self.fills.read().unwrap_or_else(PoisonError::into_inner);
+        let vma = match self.map.read(addr) {
+            Ok(vma) => vma,
+            Err(ReadError::NotMapped { .. }) if by == For::Later => return Served::Done,
+            Err(ReadError::NotMapped { .. }) if read.is_none() => {
+                return Served::Failed(Failure::Outside(addr));
+            }
+            // It was unmapped since. Its thread is told by the kernel.
+            Err(ReadError::NotMapped { .. }) => return self.wake(addr, PAGE),
+            Err(_) => return Served::Again,
+        };
+        let whole = vma.range();
+        let page = page_of(addr, &vma);
+        let range = piece.start.max(whole.start)..piece.end.min(whole.end);
+        let belongs = vma.at(range.start - whole.start);
+        let read = match (read, belongs.content) {
+            (Some(read), Content::Source(offset)) => {
+                // Bytes for the part that is in the VMA, if they are these.
+                let skipped = range.start - piece.start;
+                let is_it = read.offset + skipped as u64 == offset;
+                is_it.then(|| &read.bytes[skipped..][..range.len()])
+            }
+            _ => None,
+        };
+        if by == For::Later && belongs.content == Content::Zeros {
+            // It was removed, to take no memory.
+            return Served::Done;
+        }
+        let mut filled = self.fill_with(&range, belongs, read);
+        if filled == Filled::NotRegistered && range != page {
+            // The kernel has several mappings there, or less of it.
+            let at = page.start - range.start;
+            filled =
+                self.fill_with(&page, belongs.at(at), read.map(|read| &read[at..][..page.len()]));
+        }
+        match filled {
+            Filled::All => Served::Done,
+            Filled::Some | Filled::NotRegistered if by == For::Later => Served::Done,
+            // The page was there, perhaps, and filling does not wake for that. If it goes before
+            // the thread looks, it faults again.
+            Filled::Some | Filled::NotRegistered => self.wake(page.start, page.len()),
+            Filled::Again => Served::Again,
+            Filled::NotThere => Served::Read,
+            Filled::NoMemory => Served::Failed(Failure::NoMemory),
+            Filled::Gone => Served::Gone,
+        }
+    }
+
+    /// Fills a range with what belongs there, and wakes for it. The caller has read-locked its VMA.
+    fn fill_with(&self, range: &Range<usize>, piece: Piece, read: Option<&[u8]>) -> Filled {
+        let page = piece.page_size as usize;
+        let bytes: Option<*const [u8]> = match (piece.content, read) {
+            (Content::Source(_), Some(read)) => Some(read),
+            (Content::Source(offset), None) => {
+                let in_source = offset..offset + range.len() as u64;
+                let is_zeros = || {
+                    let zeros = self.source.zeros(in_source.clone());
+                    zeros.is_some_and(|zeros| {
+                        zeros.start <= in_source.start && in_source.end <= zeros.end
+                    })
+                };
+                if page == PAGE && is_zeros() {
+                    None
+                } else {
+                    match self.source.resident(in_source) {
+                        Some(bytes) => Some(bytes),
+                        None => return Filled::NotThere,
+                    }
+                }
+            }
+            (Content::Zeros, _) if page == PAGE => None,
+            (Content::Zeros, _) => Some(zeros(range.len())),
+        };
+        let (mut at, mut all) = (0, true);
+        while at < range.len() {
+            let (addr, len) = (range.start + at, range.len() - at);
+            let filled = match bytes {
+                Some(bytes) => {
+                    let from = bytes.cast::<u8>().wrapping_add(at);
+                    self.uffd.copy(addr, std::ptr::slice_from_raw_parts(from, len), true)
+                }
+                None => self.uffd.zero(addr, len, true),
+            };
+            let came = match filled {
+                Ok(()) => len,
+                Err(CopyError::Again { copied: 0 }) => return Filled::Again,
+                Err(CopyError::Again { copied }) => copied,
+                Err(CopyError::AlreadyPresent) => {
+                    all = false;
+                    at += page;
+                    continue;
+                }
+                Err(CopyError::NotRegistered) => return Filled::NotRegistered,
+                Err(CopyError::ProcessGone) => return Filled::Gone,
+                Err(CopyError::Other(Errno::NOMEM | Errno::NOSPC)) => return Filled::NoMemory,
+                // The file has become shorter: to be found out by reading it.
+                Err(_) => return Filled::NotThere,
+            };
+            let counter = if bytes.is_some() { Counter::Pages } else { Counter::Zeros };
+            self.counters.add(counter, (came / PAGE) as u64);
+            at += came;
+        }
+        if all { Filled::All } else { Filled::Some }
+    }
+
+    fn wake(&self, addr: usize, len: usize) -> Served {
+        // No whole pages, which they are.
+        let _ = self.uffd.wake(addr, len);
+        Served::Done
+    }
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.uffd.as_fd()
+    }
+}
+
+/// A child that the kernel has told of.
+pub(crate) struct ForkedChild {
+    userfaultfd: OwnedFd,
+    map: Map,
+}
+
+/// For whom a page is filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum For {
+    /// A thread that sleeps.
+    Thread,
+    /// One that may come.
+    Later,
+}
+
+/// What was read from the source.
+struct Read<'b> {
+    offset: u64,
+    bytes: &'b [u8],
+}
+
+/// What came of filling a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Filled {
+    /// All of it came, and who slept for it is awake.
+    All,
+    /// Some pages were there already.
+    Some,
+    /// An event is to be read first.
+    Again,
+    /// The source has to be waited for.
+    NotThere,
+    NotRegistered,
+    NoMemory,
+    Gone,
+}
+
+/// The page, of its VMA's size, at an address.
+fn page_of(addr: usize, piece: &Piece) -> Range<usize> {
+    let size = piece.page_size as usize;
+    let start = addr / size * size;
+    start..start + size
+}
+
+/// A range in aligned pieces.
+fn pieces(range: &Range<usize>, piece: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let end = range.end;
+    let mut at = range.start;
+    std::iter::from_fn(move || {
+        let start = at;
+        at = ((start / piece + 1) * piece).min(end);
+        (start < end).then_some(start..at)
+    })
+}
+
+/// That many zeros, at most a huge page.
+fn zeros(len: usize) -> *const [u8] {
+    static ZEROS: [u8; 2 << 20] = [0; 2 << 20];
+    &raw const ZEROS[..len]
+}

@@ -1,0 +1,221 @@
+//! What belongs where in a client's memory.
+
+use std::ops::Range;
+
+use pervma::{AddressSpace, ChangeError, InsertError, Payload, ReadError, ReadGuard};
+
+use crate::state::Extent;
+
+/// The payload of a VMA: what its missing pages are filled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub(crate) content: Content,
+    /// In bytes.
+    pub(crate) page_size: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// The bytes of the source from this offset on.
+    Source(u64),
+    /// It was removed.
+    Zeros,
+}
+
+impl Content {
+    fn at(self, offset: usize) -> Self {
+        match self {
+            Self::Source(start) => Self::Source(start + offset as u64),
+            Self::Zeros => Self::Zeros,
+        }
+    }
+}
+
+impl Piece {
+    /// What belongs so many bytes behind its start.
+    pub(crate) fn at(self, offset: usize) -> Self {
+        Self { content: self.content.at(offset), ..self }
+    }
+}
+
+impl Payload for Piece {
+    fn split(&self, offset: usize) -> Option<(Self, Self)> {
+        Some((*self, self.at(offset)))
+    }
+
+    fn merge(&self, len: usize, next: &Self) -> Option<Self> {
+        (self.at(len) == *next).then_some(*self)
+    }
+}
+
+/// The smallest page.
+pub(crate) const PAGE: usize = 4096;
+
+/// A client's memory, a VMA for each range that is alike. Lookups run beside changes; a change is
+/// one thread's at a time.
+pub(crate) struct Map {
+    space: AddressSpace<Piece>,
+}
+
+impl Map {
+    pub(crate) fn new(extents: &[Extent]) -> Result<Self, ChangeError> {
+        let space = AddressSpace::new(PAGE);
+        let mut edit = space.edit()?;
+        for extent in extents {
+            let content = match extent.content {
+                Extent::ZEROS => Content::Zeros,
+                _ => Content::Source(extent.offset),
+            };
+            let range = extent.start as usize..(extent.start + extent.len) as usize;
+            let piece = Piece { content, page_size: extent.page_size };
+            edit.insert(range, piece).map_err(|error: InsertError<Piece>| error.kind)?;
+        }
+        drop(edit);
+        Ok(Self { space })
+    }
+
+    /// Read-locks the VMA at an address.
+    pub(crate) fn read(&self, addr: usize) -> Result<ReadGuard<'_, Piece>, ReadError> {
+        self.space.read(addr)
+    }
+
+    /// All of it.
+    pub(crate) fn extents(&self) -> Vec<Extent> {
+        let vmas = self.space.iter().filter_map(Result::ok);
+        let extent = |vma: ReadGuard<'_, Piece>| {
+            let (offset, content) = match vma.content {
+                Content::Source(offset) => (offset, Extent::SOURCE),
+                Content::Zeros => (0, Extent::ZEROS),
+            };
+            let range = vma.range();
+            Extent {
+                start: range.start as u64,
+                len: range.len() as u64,
+                offset,
+                page_size: vma.page_size,
+                content,
+            }
+        };
+        vmas.map(extent).collect()
+    }
+
+    /// Its pages are about to go: from now on it is zeros.
+    pub(crate) fn remove(&self, range: Range<usize>) -> Result<(), ChangeError> {
+        for part in self.mapped(&range) {
+            self.space.update(part, |_, piece| Piece { content: Content::Zeros, ..*piece })?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn unmap(&self, range: Range<usize>) -> Result<(), ChangeError> {
+        match self.space.remove(range) {
+            Ok(_) | Err(ChangeError::NotMapped { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What was at the old place is at the new one. The old one is zeros: it can still be mapped
+    /// (`MREMAP_DONTUNMAP`), and is unmapped by an event of its own if it is not.
+    pub(crate) fn relocate(&self, from: Range<usize>, to: usize) -> Result<(), ChangeError> {
+        let parts = self.mapped(&from);
+        self.unmap(to..to.saturating_add(from.len()))?;
+        let mut left = Vec::new();
+        let moved = self.space.relocate(from, to, |_, piece| {
+            left.push(*piece);
+            *piece
+        });
+        match moved {
+            Ok(removed) => drop(removed),
+            Err(ChangeError::NotMapped { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        let page_size = left.first().map_or(PAGE as u32, |piece| piece.page_size);
+        for part in parts {
+            let zeros = Piece { content: Content::Zeros, page_size };
+            self.space.insert(part, zeros).map_err(|error| error.kind)?;
+        }
+        Ok(())
+    }
+
+    /// A copy, for a forked child.
+    pub(crate) fn fork(&self) -> Result<Self, ChangeError> {
+        Ok(Self { space: self.space.fork(|_, piece| Some(*piece))? })
+    }
+
+    /// The parts of a range that are mapped, as few as possible.
+    fn mapped(&self, range: &Range<usize>) -> Vec<Range<usize>> {
+        let mut parts: Vec<Range<usize>> = Vec::new();
+        let mut at = range.start;
+        // Nothing is write-locked, since the only thread that changes it is here.
+        while let Ok(Some(vma)) = self.space.read_at_or_after(at) {
+            let part = vma.range();
+            if part.start >= range.end {
+                break;
+            }
+            at = part.end;
+            let part = part.start.max(range.start)..part.end.min(range.end);
+            match parts.last_mut() {
+                Some(last) if last.end == part.start => last.end = part.end,
+                _ => parts.push(part),
+            }
+        }
+        parts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extent(start: u64, len: u64, offset: u64) -> Extent {
+        Extent { start, len, offset, page_size: 4096, content: Extent::SOURCE }
+    }
+
+    fn zeros(start: u64, len: u64) -> Extent {
+        Extent { offset: 0, content: Extent::ZEROS, ..extent(start, len, 0) }
+    }
+
+    #[test]
+    fn what_is_removed_is_zeros_and_what_is_beside_it_stays() {
+        let map = Map::new(&[extent(0x1000, 0x4000, 0x7000), extent(0x8000, 0x2000, 0)]).unwrap();
+        map.remove(0x2000..0x9000).unwrap();
+        let expected = [
+            extent(0x1000, 0x1000, 0x7000),
+            zeros(0x2000, 0x3000),
+            zeros(0x8000, 0x1000),
+            extent(0x9000, 0x1000, 0x1000),
+        ];
+        assert_eq!(map.extents(), expected);
+        map.remove(0x10_0000..0x20_0000).unwrap();
+        assert_eq!(map.extents(), expected, "nothing is there");
+    }
+
+    #[test]
+    fn what_moves_is_the_same_elsewhere_and_zeros_where_it_was() {
+        let map = Map::new(&[extent(0x1000, 0x4000, 0x7000), extent(0x8000, 0x2000, 0)]).unwrap();
+        map.relocate(0x2000..0x4000, 0x8000).unwrap();
+        assert_eq!(
+            map.extents(),
+            [
+                extent(0x1000, 0x1000, 0x7000),
+                zeros(0x2000, 0x2000),
+                extent(0x4000, 0x1000, 0xa000),
+                extent(0x8000, 0x2000, 0x8000),
+            ]
+        );
+        map.unmap(0x2000..0x4000).unwrap();
+        map.unmap(0x2000..0x4000).unwrap();
+        assert_eq!(map.extents().len(), 3);
+        map.relocate(0x20_0000..0x30_0000, 0x40_0000).unwrap();
+        assert_eq!(map.extents().len(), 3, "nothing was there");
+    }
+
+    #[test]
+    fn a_copy_is_changed_by_itself() {
+        let map = Map::new(&[extent(0x1000, 0x4000, 0)]).unwrap();
+        let child = map.fork().unwrap();
+        child.remove(0x1000..0x2000).unwrap();
+        assert_eq!(map.extents(), [extent(0x1000, 0x4000, 0)]);
+        assert_eq!(child.extents().len(), 2);
+    }
+}

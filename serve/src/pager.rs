@@ -1,0 +1,837 @@
+//! A pager: workers, and the clients whose faults they serve.
+#![expect(clippy::disallowed_types, reason = "flags and numbers that guard no memory")]
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use pervma_pager::Source;
+use pervma_pager::sys::{Errno, Message};
+use rustix::event::{EventfdFlags, epoll, eventfd};
+
+use crate::client::{Begun, Client, ClientError, ClientId, ForkedChild, Served, Wanted};
+use crate::failure::Failure;
+use crate::limits::Limits;
+use crate::reads::{Reads, Task};
+use crate::state::Extent;
+use crate::stats::{Counter, Latency, Stats};
+
+/// How faults are served.
+///
+/// ```
+/// use pervma_serve::{Limits, Options};
+///
+/// let pager = Options::new().workers(2).granule(64 << 10).ahead(16).start(|notice| {
+///     println!("{notice:?}");
+/// })?;
+/// assert_eq!(pager.clients(), []);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Options {
+    workers: usize,
+    granule: usize,
+    ahead: usize,
+    spin: Duration,
+    limits: Limits,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Options {
+    /// Two workers, a granule of 64 KiB, nothing filled ahead.
+    pub fn new() -> Self {
+        Self {
+            workers: 2,
+            granule: 64 << 10,
+            ahead: 0,
+            spin: Duration::ZERO,
+            limits: Limits::default(),
+        }
+    }
+
+    /// So many threads read and serve faults; at least one.
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers.max(1);
+        self
+    }
+
+    /// So many bytes, aligned by address, are filled for a fault, as far as they are missing; made
+    /// a power of two, and at least a page of the client's.
+    pub fn granule(mut self, bytes: usize) -> Self {
+        self.granule = bytes.next_power_of_two().max(4096);
+        self
+    }
+
+    /// So many granules are filled ahead of a client that faults in one granule after the other, by
+    /// a thread that lets faults go first.
+    pub fn ahead(mut self, granules: usize) -> Self {
+        self.ahead = granules;
+        self
+    }
+
+    /// So long a worker looks for the next fault of the client that it has served before it sleeps:
+    /// less time to an answer, for a processor that does nothing else.
+    pub fn spin(mut self, time: Duration) -> Self {
+        self.spin = time;
+        self
+    }
+
+    /// How much clients may ask for.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Starts the threads. `on_notice` is called by them: it returns soon, and makes no call that
+    /// waits for the pager.
+    ///
+    /// # Errors
+    ///
+    /// When descriptors or threads run out.
+    pub fn start(self, on_notice: impl Fn(Notice) + Send + Sync + 'static) -> io::Result<Pager> {
+        Pager::start(self, Box::new(on_notice))
+    }
+}
+
+/// What becomes of clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Notice {
+    /// A client has forked, and its child is a client too.
+    Forked {
+        /// The client.
+        parent: ClientId,
+        /// The child.
+        child: ClientId,
+    },
+    /// A client cannot be served: accesses to what is missing fail from now on.
+    Failed {
+        /// The client.
+        client: ClientId,
+        /// Why.
+        failure: Failure,
+    },
+    /// All that a failed client misses is poisoned, and its descriptor closed.
+    Closed {
+        /// The client.
+        client: ClientId,
+    },
+    /// Nothing of a failed client can be poisoned: its descriptor stays open, and its threads sleep
+    /// until it is ended.
+    Kept {
+        /// The client.
+        client: ClientId,
+    },
+    /// All that a client missed is there, and its descriptor closed.
+    Completed {
+        /// The client.
+        client: ClientId,
+        /// What was counted of it.
+        stats: Stats,
+    },
+    /// A client's process has ended.
+    Gone {
+        /// The client.
+        client: ClientId,
+        /// What was counted of it.
+        stats: Stats,
+    },
+}
+
+/// Serves the faults of clients, until it is dropped: what they miss then is poisoned.
+///
+/// See the [crate] for what it promises.
+pub struct Pager {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    background: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    options: Options,
+    epoll: OwnedFd,
+    /// Wakes a worker, or all of them.
+    wake: OwnedFd,
+    work: Mutex<Work>,
+    clients: RwLock<HashMap<u64, Arc<Client>>>,
+    next_id: AtomicU64,
+    reads: Arc<Reads>,
+    ahead: Ahead,
+    jobs: Mutex<Sender<Arc<Client>>>,
+    latency: Latency,
+    is_over: AtomicBool,
+    on_notice: Box<dyn Fn(Notice) + Send + Sync>,
+}
+
+/// Faults that were read by one worker, and are left to others.
+#[derive(Default)]
+struct Work {
+    faults: VecDeque<Fault>,
+    idle: usize,
+}
+
+struct Fault {
+    client: Arc<Client>,
+    addr: usize,
+    /// When it was read.
+    since: Instant,
+}
+
+/// What is to be filled ahead.
+#[derive(Default)]
+struct Ahead {
+    /// A client, and where it is to be filled from.
+    queue: Mutex<VecDeque<(Arc<Client>, usize)>>,
+    todo: Condvar,
+}
+
+/// More than this many are not filled ahead of.
+const MOST_AHEAD: usize = 256;
+/// Messages that are read at a time.
+const BATCH: usize = 32;
+/// The token of the descriptor that wakes. Clients are counted from 1.
+const WAKE: u64 = 0;
+/// What could not be served is tried again after so long.
+const SOON: Duration = Duration::from_micros(200);
+/// A read that fails is tried again after these.
+const RETRIES: [Duration; 3] =
+    [Duration::from_millis(10), Duration::from_millis(100), Duration::from_millis(500)];
+/// So often it is looked whether clients have gone.
+const LOOK: Duration = Duration::from_millis(500);
+
+impl Pager {
+    fn start(options: Options, on_notice: Box<dyn Fn(Notice) + Send + Sync>) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE), edges)?;
+        let (jobs, todo) = mpsc::channel();
+        let (workers, limits) = (options.workers, options.limits.clone());
+        let shared = Arc::new_cyclic(|shared: &std::sync::Weak<Shared>| {
+            let shared = shared.clone();
+            let run = move |task: &Task, buffer: &mut Vec<u8>| {
+                if let Some(shared) = shared.upgrade() {
+                    shared.read_source(task, buffer);
+                }
+            };
+            Shared {
+                options,
+                epoll,
+                wake,
+                work: Mutex::default(),
+                clients: RwLock::default(),
+                next_id: AtomicU64::new(1),
+                reads: Arc::new(Reads::new(limits.reads, limits.all_reads, run)),
+                ahead: Ahead::default(),
+                jobs: Mutex::new(jobs),
+                latency: Latency::default(),
+                is_over: AtomicBool::new(false),
+                on_notice,
+            }
+        });
+        let mut pager = Self { shared, threads: Vec::new(), background: None };
+        for _ in 0..workers {
+            pager.spawn("pervma-worker", Shared::work)?;
+        }
+        if pager.shared.options.ahead > 0 {
+            pager.spawn("pervma-ahead", Shared::fill_ahead)?;
+        }
+        let shared = Arc::clone(&pager.shared);
+        let background = thread::Builder::new().name("pervma-close".to_owned());
+        pager.background = Some(background.spawn(move || shared.look_after(&todo))?);
+        Ok(pager)
+    }
+
+    fn spawn(&mut self, name: &str, work: fn(&Shared)) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let thread = thread::Builder::new().name(name.to_owned());
+        self.threads.push(thread.spawn(move || work(&shared))?);
+        Ok(())
+    }
+
+    /// Takes a client: its userfaultfd, which does not block, and what belongs into the memory that
+    /// is registered with it, as long as it is missing. The bytes are those of the source, which do
+    /// not change.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClientError`]. The descriptor is closed then.
+    pub fn add(
+        &self,
+        userfaultfd: OwnedFd,
+        extents: &[Extent],
+        source: Arc<dyn Source>,
+    ) -> Result<ClientId, ClientError> {
+        let most = self.shared.options.limits.clients;
+        if self.shared.count() >= most {
+            return Err(ClientError::TooMany(most));
+        }
+        let (id, granule) = (self.shared.new_id(), self.shared.options.granule);
+        let client = Client::new(id, userfaultfd, extents, source, granule)?;
+        self.shared.watch(Arc::new(client)).map_err(ClientError::Watch)?;
+        Ok(id)
+    }
+
+    /// The clients that are served, or fail.
+    #[must_use]
+    pub fn clients(&self) -> Vec<ClientId> {
+        let mut clients: Vec<_> = self.shared.all().iter().map(|client| client.id).collect();
+        clients.sort_unstable();
+        clients
+    }
+
+    /// What was counted of a client; `None` if it has gone.
+    #[must_use]
+    pub fn stats(&self, client: ClientId) -> Option<Stats> {
+        Some(self.shared.client(client.0)?.counters.stats())
+    }
+
+    /// What belongs into a client's memory now; `None` if it has gone.
+    #[must_use]
+    pub fn extents(&self, client: ClientId) -> Option<Vec<Extent>> {
+        Some(self.shared.client(client.0)?.extents())
+    }
+
+    /// How long answers took: of faults that did not wait for a source.
+    #[must_use]
+    pub fn latency(&self) -> &Latency {
+        &self.shared.latency
+    }
+
+    /// Fails a client: what it misses is poisoned, and its descriptor closed then. `false` if it
+    /// has gone, or fails already.
+    pub fn fail(&self, client: ClientId) -> bool {
+        let client = self.shared.client(client.0);
+        client.is_some_and(|client| self.shared.fail(&client, Failure::Stopped))
+    }
+
+    /// Fills all that a client misses, so that it needs no pager any more, and lets it go. `false`
+    /// if it has gone, fails, or some of it cannot be read: then it is served as before.
+    pub fn complete(&self, client: ClientId) -> bool {
+        self.shared.client(client.0).is_some_and(|client| self.shared.complete(&client))
+    }
+
+    /// Looks now whether a client's process has gone, and forgets it if so.
+    pub fn look(&self, client: ClientId) {
+        if let Some(client) = self.shared.client(client.0)
+            && client.is_gone()
+        {
+            self.shared.forget(&client);
+        }
+    }
+}
+
+impl Drop for Pager {
+    fn drop(&mut self) {
+        let shared = &self.shared;
+        for client in shared.all() {
+            shared.fail(&client, Failure::Stopped);
+        }
+        // Workers go on meanwhile: what clients do could not be poisoned else.
+        while shared.all().iter().any(|client| !client.health.is_kept()) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        for kept in shared.all() {
+            // For ever: closed, its memory would read as zeros.
+            std::mem::forget(kept);
+        }
+        shared.is_over.store(true, Relaxed);
+        shared.ahead.todo.notify_all();
+        for _ in 0..shared.options.workers {
+            shared.wake_worker();
+        }
+        drop(std::mem::replace(
+            &mut *shared.jobs.lock().unwrap_or_else(PoisonError::into_inner),
+            mpsc::channel().0,
+        ));
+        for thread in self.threads.drain(..).chain(self.background.take()) {
+            // It has told of its panic.
+            let _ = thread.join();
+        }
+        shared.reads.stop();
+    }
+}
+
+impl fmt::Debug for Pager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pager").field("clients", &self.clients()).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn new_id(&self) -> ClientId {
+        // RELAXED: here and below, numbers and flags that guard nothing.
+        ClientId(self.next_id.fetch_add(1, Relaxed))
+    }
+
+    fn count(&self) -> usize {
+        self.clients.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    fn client(&self, id: u64) -> Option<Arc<Client>> {
+        self.clients.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    fn all(&self) -> Vec<Arc<Client>> {
+        self.clients.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn watch(&self, client: Arc<Client>) -> Result<(), Errno> {
+        let id = client.id.0;
+        let mut clients = self.clients.write().unwrap_or_else(PoisonError::into_inner);
+        clients.insert(id, Arc::clone(&client));
+        drop(clients);
+        let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        let added = epoll::add(&self.epoll, &*client, epoll::EventData::new_u64(id), edges);
+        if added.is_err() {
+            self.clients.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        }
+        added
+    }
+
+    /// A client has gone, or may go.
+    fn remove(&self, client: &Client) -> bool {
+        let mut clients = self.clients.write().unwrap_or_else(PoisonError::into_inner);
+        let was_there = clients.remove(&client.id.0).is_some();
+        drop(clients);
+        if was_there {
+            // It is closed later, by the last thread that has it.
+            let _ = epoll::delete(&self.epoll, client);
+            self.reads.forget(client.id);
+        }
+        was_there
+    }
+
+    fn forget(&self, client: &Client) {
+        if self.remove(client) {
+            let stats = client.counters.stats();
+            (self.on_notice)(Notice::Gone { client: client.id, stats });
+        }
+    }
+
+    /// A client cannot be served any more.
+    fn fail(&self, client: &Arc<Client>, failure: Failure) -> bool {
+        let is_first = client.health.fail(failure.clone());
+        if is_first {
+            (self.on_notice)(Notice::Failed { client: client.id, failure });
+            let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+            // The thread ends when the pager does.
+            let _ = jobs.send(Arc::clone(client));
+        }
+        is_first
+    }
+
+    fn wake_worker(&self) {
+        // It counts far, and does not block.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// What a worker does.
+    fn work(&self) {
+        let mut worker = Worker {
+            shared: self,
+            messages: std::iter::repeat_with(Message::default).take(BATCH).collect(),
+            faults: Vec::new(),
+            deferred: Vec::new(),
+        };
+        // RELAXED: it is woken for it.
+        while !self.is_over.load(Relaxed) {
+            worker.turn();
+        }
+        // What woke this one is told once.
+        self.wake_worker();
+    }
+
+    /// A fault that a worker has left.
+    fn left(&self) -> Option<Fault> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner).faults.pop_front()
+    }
+
+    /// A fault that another worker has left; if there is none, the worker counts as idle.
+    fn next(&self) -> Option<Fault> {
+        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let fault = work.faults.pop_front();
+        if fault.is_none() {
+            work.idle += 1;
+        } else if work.idle > 0 && !work.faults.is_empty() {
+            // Several wake-ups in a row are one.
+            self.wake_worker();
+        }
+        fault
+    }
+
+    /// Leaves faults to workers that idle, or to the next that has time.
+    fn share(&self, client: &Arc<Client>, addrs: impl Iterator<Item = usize>, since: Instant) {
+        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        work.faults.extend(addrs.map(|addr| Fault { client: Arc::clone(client), addr, since }));
+        if work.idle > 0 {
+            self.wake_worker();
+        }
+    }
+
+    /// Serves a fault; `false` if it has to be served again.
+    fn serve(&self, fault: &Fault) -> bool {
+        let client = &fault.client;
+        match client.serve(fault.addr) {
+            Served::Done => {
+                self.latency.add(fault.since.elapsed());
+                self.note_ahead(client, fault.addr);
+                true
+            }
+            Served::Again => false,
+            Served::Read => {
+                let client = Arc::clone(client);
+                let task = Task { client, addr: fault.addr, is_ahead: false };
+                self.reads.submit(task).is_ok()
+            }
+            Served::Failed(Failure::NoMemory) => client.poison(fault.addr) == Served::Done,
+            Served::Failed(failure) => {
+                self.fail(client, failure);
+                // Now it is poisoned, if that can be.
+                client.serve(fault.addr) != Served::Again
+            }
+            Served::Gone => {
+                self.forget(client);
+                true
+            }
+        }
+    }
+
+    /// Takes the child of a client.
+    fn adopt(&self, parent: &Client, child: ForkedChild) {
+        let id = self.new_id();
+        let is_too_many = self.count() >= self.options.limits.clients;
+        let adopted = parent.child(id, child).map(Arc::new).and_then(|client| {
+            self.watch(Arc::clone(&client)).map_err(ClientError::Watch)?;
+            Ok(client)
+        });
+        match adopted {
+            Ok(client) => {
+                (self.on_notice)(Notice::Forked { parent: parent.id, child: id });
+                if is_too_many {
+                    self.fail(&client, Failure::TooMany);
+                }
+            }
+            Err(error) => tracing::error!(client = %parent.id, %error, "a child is not served"),
+        }
+    }
+
+    /// Reads a granule from the source, and fills it.
+    fn read_source(&self, task: &Task, buffer: &mut Vec<u8>) {
+        let client = &task.client;
+        let fault = Fault { client: Arc::clone(client), addr: task.addr, since: Instant::now() };
+        // RELAXED: it is looked at again and again.
+        while !self.is_over.load(Relaxed) {
+            match client.begin_read(task.addr) {
+                Begun::UnderWay => return,
+                Begun::NotOfSource if task.is_ahead || self.serve(&fault) => return,
+                Begun::NotOfSource => thread::sleep(SOON),
+                Begun::Wanted(wanted) => {
+                    let served = self.read_wanted(client, wanted.clone(), task.is_ahead, buffer);
+                    client.end_read(&wanted);
+                    match served {
+                        Served::Read => {}
+                        Served::Gone => return self.forget(client),
+                        Served::Failed(failure) => {
+                            self.fail(client, failure);
+                            return;
+                        }
+                        Served::Done | Served::Again => return,
+                    }
+                }
+            }
+        }
+    }
+
+    fn read_wanted(
+        &self,
+        client: &Arc<Client>,
+        mut wanted: Wanted,
+        is_ahead: bool,
+        buffer: &mut Vec<u8>,
+    ) -> Served {
+        client.counters.add(Counter::Reads, 1);
+        let mut retries = RETRIES.iter();
+        while !self.read_once(client, &wanted, buffer) {
+            if is_ahead {
+                return Served::Done;
+            }
+            client.counters.add(Counter::Retries, 1);
+            if wanted.range != wanted.page {
+                // The others may never be wanted.
+                wanted.offset += (wanted.page.start - wanted.range.start) as u64;
+                wanted.range = wanted.page.clone();
+                continue;
+            }
+            match retries.next() {
+                Some(&delay) if client.health.failure().is_none() => thread::sleep(delay),
+                _ => {
+                    tracing::error!(client = %client.id, offset = wanted.offset, "cannot be read");
+                    return self.until_read(client, || client.fail_read(&wanted));
+                }
+            }
+        }
+        self.until_read(client, || client.fill_read(&wanted, &buffer[..wanted.range.len()]))
+    }
+
+    /// Reads what is wanted; whether that could be done.
+    fn read_once(&self, client: &Client, wanted: &Wanted, buffer: &mut Vec<u8>) -> bool {
+        let len = wanted.range.len();
+        buffer.clear();
+        buffer.resize(len, 0);
+        client.source.read_at(wanted.offset, buffer).is_ok()
+    }
+
+    /// Does it until the events that it waits for were read.
+    fn until_read(&self, client: &Client, mut work: impl FnMut() -> Served) -> Served {
+        loop {
+            let served = work();
+            // RELAXED: it is looked at again and again.
+            if served != Served::Again || self.is_over.load(Relaxed) {
+                return served;
+            }
+            if client.is_gone() {
+                return Served::Gone;
+            }
+            thread::sleep(SOON);
+        }
+    }
+
+    /// Notes where a client may fault next, if it goes on as it did.
+    fn note_ahead(&self, client: &Arc<Client>, addr: usize) {
+        if self.options.ahead == 0 || !client.is_in_order(addr, self.options.ahead) {
+            return;
+        }
+        let mut queue = self.ahead.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.len() < MOST_AHEAD {
+            queue.push_back((Arc::clone(client), client.granule_at(addr).end));
+            self.ahead.todo.notify_one();
+        }
+    }
+
+    /// What the thread does that fills ahead.
+    fn fill_ahead(&self) {
+        loop {
+            let mut queue = self.ahead.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            let (client, mut addr) = loop {
+                // RELAXED: it is woken for it.
+                if self.is_over.load(Relaxed) {
+                    return;
+                }
+                match queue.pop_front() {
+                    Some(next) => break next,
+                    None => {
+                        queue = self.ahead.todo.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                    }
+                }
+            };
+            drop(queue);
+            for _ in 0..self.options.ahead {
+                self.let_faults_go_first();
+                let granule = client.granule_at(addr);
+                match client.fill_ahead(&granule) {
+                    Served::Done => client.counters.add(Counter::Ahead, 1),
+                    Served::Read => {
+                        let client = Arc::clone(&client);
+                        // For later: if it cannot be done, so be it.
+                        let _ = self.reads.submit(Task { client, addr, is_ahead: true });
+                    }
+                    _ => break,
+                }
+                addr = granule.end;
+            }
+        }
+    }
+
+    fn let_faults_go_first(&self) {
+        for _ in 0..100 {
+            let work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+            if work.faults.is_empty() {
+                return;
+            }
+            drop(work);
+            thread::yield_now();
+        }
+    }
+
+    /// What the thread does that poisons what failed clients miss, and looks for those that have
+    /// gone.
+    fn look_after(&self, todo: &Receiver<Arc<Client>>) {
+        loop {
+            match todo.recv_timeout(LOOK) {
+                Ok(client) => self.close(&client),
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    for client in self.all() {
+                        if client.is_gone() {
+                            self.forget(&client);
+                        }
+                    }
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Poisons all that a failed client misses.
+    fn close(&self, client: &Arc<Client>) {
+        match self.until_read(client, || client.poison_missing()) {
+            Served::Failed(_) => {
+                client.health.keep();
+                (self.on_notice)(Notice::Kept { client: client.id });
+            }
+            Served::Gone => self.forget(client),
+            _ => {
+                if self.remove(client) {
+                    (self.on_notice)(Notice::Closed { client: client.id });
+                }
+            }
+        }
+    }
+
+    fn complete(&self, client: &Arc<Client>) -> bool {
+        let mut buffer = Vec::new();
+        for extent in client.extents() {
+            let (mut at, end) = (extent.start as usize, (extent.start + extent.len) as usize);
+            while at < end {
+                // RELAXED: it is looked at again and again.
+                if client.health.failure().is_some() || self.is_over.load(Relaxed) {
+                    return false;
+                }
+                let next = client.granule_at(at).end.min(end);
+                match client.fill_ahead(&(at..next)) {
+                    Served::Done => at = next,
+                    Served::Again => thread::sleep(SOON),
+                    Served::Read => {
+                        let task = Task { client: Arc::clone(client), addr: at, is_ahead: false };
+                        let poisoned = client.counters.stats().poisoned;
+                        self.read_source(&task, &mut buffer);
+                        if client.counters.stats().poisoned > poisoned {
+                            return false;
+                        }
+                        at = next;
+                    }
+                    Served::Gone => {
+                        self.forget(client);
+                        return false;
+                    }
+                    Served::Failed(_) => return false,
+                }
+            }
+        }
+        if self.remove(client) {
+            let stats = client.counters.stats();
+            (self.on_notice)(Notice::Completed { client: client.id, stats });
+        }
+        true
+    }
+}
+
+/// A thread that reads and serves faults.
+struct Worker<'s> {
+    shared: &'s Shared,
+    messages: Vec<Message>,
+    /// Memory for the addresses of what was read.
+    faults: Vec<usize>,
+    /// What could not be served yet.
+    deferred: Vec<Fault>,
+}
+
+impl Worker<'_> {
+    fn turn(&mut self) {
+        let shared = self.shared;
+        while let Some(fault) = shared.next() {
+            self.serve(fault);
+        }
+        let soon = rustix::event::Timespec { tv_sec: 0, tv_nsec: SOON.subsec_nanos().into() };
+        let most = (!self.deferred.is_empty()).then_some(&soon);
+        let mut ready = [const { MaybeUninit::uninit() }; 8];
+        let events = epoll::wait(&shared.epoll, &mut ready, most);
+        shared.work.lock().unwrap_or_else(PoisonError::into_inner).idle -= 1;
+        // Interrupted is as good as nothing.
+        for event in events.map(|(events, _)| events).unwrap_or_default().iter() {
+            if let Some(client) = shared.client(event.data.u64()) {
+                self.read(&client);
+            }
+        }
+        for fault in std::mem::take(&mut self.deferred) {
+            self.serve(fault);
+        }
+    }
+
+    fn serve(&mut self, fault: Fault) {
+        if !self.shared.serve(&fault) {
+            self.deferred.push(fault);
+        }
+    }
+
+    /// Reads and serves all that a client has to tell.
+    fn read(&mut self, client: &Arc<Client>) {
+        let mut spin_until = None;
+        // RELAXED: it is looked at again and again.
+        while !self.shared.is_over.load(Relaxed) {
+            self.faults.clear();
+            let mut children = Vec::new();
+            let read = client.read(&mut self.messages, &mut self.faults, &mut children);
+            let since = Instant::now();
+            for child in children {
+                self.shared.adopt(client, child);
+            }
+            let count = match read {
+                Ok(count) => count,
+                Err(failure) => {
+                    self.shared.fail(client, failure);
+                    // What can be read, is: faults are poisoned then.
+                    if self.faults.is_empty() {
+                        return;
+                    }
+                    self.faults.len()
+                }
+            };
+            if count == 0 {
+                let until = *spin_until.get_or_insert_with(|| since + self.shared.options.spin);
+                if !wait_spinning(client, until) {
+                    return;
+                }
+                continue;
+            }
+            spin_until = None;
+            let (first, others) = match self.faults.split_first() {
+                Some((&first, others)) => (first, others),
+                None => continue,
+            };
+            if !others.is_empty() {
+                self.shared.share(client, others.iter().copied(), since);
+            }
+            let fault = Fault { client: Arc::clone(client), addr: first, since };
+            self.serve(fault);
+            while let Some(fault) = self.shared.left() {
+                self.serve(fault);
+            }
+        }
+    }
+}
+
+/// Looks again and again whether a client has something to tell, until it is time to sleep.
+fn wait_spinning(client: &Client, until: Instant) -> bool {
+    while Instant::now() < until {
+        let mut polled = [rustix::event::PollFd::new(client, rustix::event::PollFlags::IN)];
+        let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        if matches!(rustix::event::poll(&mut polled, Some(&zero)), Ok(1)) {
+            return true;
+        }
+    }
+    false
+}

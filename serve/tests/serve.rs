@@ -1,0 +1,419 @@
+//! Clients that are threads of this process: every byte is what belongs there.
+
+mod common;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use common::{
+    ALL_EVENTS, Kind, Memory, PAGE, REMOVE, alone, memory_file, random_bytes, userfaultfd,
+};
+use pervma_pager::{ReadFailed, Source};
+use pervma_serve::{Failure, Notice, Options, Pager};
+
+fn start(options: Options) -> (Pager, Receiver<Notice>) {
+    let (send, receive) = channel();
+    // The receiver may have gone.
+    (options.start(move |notice| drop(send.send(notice))).unwrap(), receive)
+}
+
+/// Maps memory, and has it served.
+fn client(pager: &Pager, bytes: &[u8], features: u64, kind: Kind) -> Option<Memory> {
+    let page_size = if matches!(kind, Kind::Huge) { 2 << 20 } else { PAGE as u32 };
+    let fd = userfaultfd(features);
+    let memory = Memory::map(bytes.len(), kind)?.register(&fd);
+    pager.add(fd, &[memory.extent_of(0, page_size)], memory_file(bytes)).unwrap();
+    Some(memory)
+}
+
+#[test]
+fn every_page_comes_at_every_granule_and_with_any_number_of_workers() {
+    let _alone = alone();
+    const LEN: usize = 4 << 20;
+    for granule in [PAGE, 64 << 10, 2 << 20] {
+        for workers in [1, 2, 4] {
+            for ahead in [0, 4] {
+                let options = Options::new().granule(granule).workers(workers).ahead(ahead);
+                let (pager, _notices) = start(options);
+                let bytes = random_bytes(LEN, 1);
+                let memory = client(&pager, &bytes, REMOVE, Kind::Anonymous).unwrap();
+                std::thread::scope(|scope| {
+                    for thread in 0..4 {
+                        let bytes = &bytes;
+                        scope.spawn(move || {
+                            for turn in 0..LEN / PAGE {
+                                let page = if thread % 2 == 0 { turn } else { turn * 331 + thread };
+                                let at = page % (LEN / PAGE) * PAGE + turn % PAGE;
+                                assert_eq!(memory.byte(at), bytes[at]);
+                            }
+                        });
+                    }
+                });
+                assert!(memory.copy() == bytes, "{granule} {workers}");
+                // It is counted a little later. Each page comes once.
+                let pages = || pager.stats(pager.clients()[0]).unwrap().pages;
+                while pages() < (LEN / PAGE) as u64 {
+                    std::thread::yield_now();
+                }
+                assert_eq!(pages(), (LEN / PAGE) as u64);
+                memory.unmap();
+            }
+        }
+    }
+}
+
+#[test]
+fn huge_pages_come_as_such() {
+    let _alone = alone();
+    const HUGE: usize = 2 << 20;
+    let (pager, _notices) = start(Options::new());
+    let bytes = random_bytes(2 * HUGE, 2);
+    let Some(memory) = client(&pager, &bytes, REMOVE | 1 << 4, Kind::Huge) else {
+        return println!("NOT RUN: no huge pages");
+    };
+    assert!(memory.copy() == bytes);
+    memory.pages(0..HUGE / PAGE).discard();
+    assert_eq!(memory.byte(77), 0);
+    assert!(memory.copy()[HUGE..] == bytes[HUGE..]);
+    memory.unmap();
+}
+
+/// Each thread discards pages of its own, which others touch all the time, so that fills are under
+/// way whenever a page goes.
+#[test]
+fn what_was_removed_reads_as_zeros_whatever_was_under_way() {
+    let _alone = alone();
+    const PAGES: usize = 64;
+    for (granule, workers) in [(PAGE, 2), (64 << 10, 3)] {
+        let (pager, _notices) = start(Options::new().granule(granule).workers(workers));
+        let bytes = random_bytes(PAGES * PAGE, 3);
+        for round in 0..150 {
+            let memory = client(&pager, &bytes, ALL_EVENTS, Kind::Anonymous).unwrap();
+            let is_over = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                for thread in 0..2 {
+                    let is_over = &is_over;
+                    scope.spawn(move || {
+                        let mut page = thread;
+                        while !is_over.load(Relaxed) {
+                            page = (page * 5 + 7 + round) % PAGES;
+                            let byte = memory.byte(page * PAGE);
+                            assert!(byte == 0 || byte == bytes_at(page), "a wrong byte");
+                        }
+                    });
+                }
+                for page in 0..PAGES {
+                    let page = (page * 29 + round) % PAGES;
+                    memory.page(page).discard();
+                    assert_eq!(memory.byte(page * PAGE), 0, "page {page} in round {round}");
+                }
+                is_over.store(true, Relaxed);
+            });
+            memory.unmap();
+        }
+        assert!(bytes.len() > 1);
+    }
+
+    fn bytes_at(page: usize) -> u8 {
+        static BYTES: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+        BYTES.get_or_init(|| random_bytes(PAGES * PAGE, 3))[page * PAGE]
+    }
+}
+
+#[test]
+fn memory_is_right_where_it_has_moved() {
+    let _alone = alone();
+    const PAGES: usize = 32;
+    let (pager, _notices) = start(Options::new().granule(4 * PAGE));
+    let bytes = random_bytes(PAGES * PAGE, 4);
+    let memory = client(&pager, &bytes, ALL_EVENTS, Kind::Anonymous).unwrap();
+    let place = Memory::map(PAGES * PAGE, Kind::Anonymous).unwrap();
+    assert_eq!(memory.byte(9 * PAGE), bytes[9 * PAGE]);
+    memory.pages(10..12).discard();
+    let moved = memory.pages(8..16).relocate(place.start, 0);
+    for page in 0..8 {
+        let expected = if (2..4).contains(&page) { 0 } else { bytes[(8 + page) * PAGE + 5] };
+        assert_eq!(moved.byte(page * PAGE + 5), expected, "{page}");
+    }
+    // The old place stays mapped, and is zeros.
+    let other = Memory { start: place.start + 16 * PAGE, len: 0 };
+    let moved = memory.pages(16..20).relocate(other.start, libc::MREMAP_DONTUNMAP);
+    assert!(moved.copy() == bytes[16 * PAGE..20 * PAGE]);
+    assert!(memory.pages(16..20).copy().iter().all(|&byte| byte == 0));
+    assert!(memory.pages(20..32).copy() == bytes[20 * PAGE..]);
+    memory.pages(0..8).unmap();
+    let extents = pager.extents(pager.clients()[0]).unwrap();
+    let mapped: u64 = extents.iter().map(|extent| extent.len).sum();
+    assert_eq!(mapped, (PAGES * PAGE) as u64 - (8 + 8) * PAGE as u64 + 12 * PAGE as u64);
+}
+
+#[test]
+fn a_forked_child_is_served_with_what_its_parent_had_then() {
+    let _alone = alone();
+    const PAGES: usize = 64;
+    let (pager, notices) = start(Options::new().granule(PAGE));
+    let bytes = random_bytes(PAGES * PAGE, 5);
+    let memory = client(&pager, &bytes, ALL_EVENTS, Kind::Anonymous).unwrap();
+    memory.pages(3..5).discard();
+    memory.set(7 * PAGE, 99);
+    for round in 0..20 {
+        let code = common::in_child(|| {
+            for page in (0..PAGES).rev() {
+                let expected = match page {
+                    3 | 4 => 0,
+                    7 => 99,
+                    _ => bytes[page * PAGE],
+                };
+                if memory.byte(page * PAGE) != expected {
+                    return page as i32;
+                }
+            }
+            memory.page(20).discard();
+            if memory.byte(20 * PAGE) == 0 { 100 } else { 101 }
+        });
+        assert_eq!(code, 100, "round {round}: otherwise the page that was wrong");
+        assert_eq!(memory.byte(20 * PAGE), bytes[20 * PAGE], "the parent's stays");
+    }
+    let mut gone = 0;
+    while gone < 20 {
+        match notices.recv_timeout(Duration::from_secs(20)).unwrap() {
+            Notice::Gone { stats, .. } => {
+                gone += 1;
+                assert_eq!(stats.removes, 1);
+            }
+            Notice::Forked { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(pager.clients().len(), 1);
+    memory.unmap();
+}
+
+/// A page each is slow, the others are not.
+struct Slow {
+    bytes: Vec<u8>,
+    is_slow: Box<dyn Fn(usize) -> Duration + Send + Sync>,
+    at_once: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Slow {
+    fn new(bytes: &[u8], is_slow: impl Fn(usize) -> Duration + Send + Sync + 'static) -> Arc<Self> {
+        let (at_once, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Arc::new(Self { bytes: bytes.to_vec(), is_slow: Box::new(is_slow), at_once, most })
+    }
+}
+
+impl Source for Slow {
+    fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed> {
+        let offset = offset as usize;
+        let now = self.at_once.fetch_add(1, Relaxed) + 1;
+        self.most.fetch_max(now, Relaxed);
+        std::thread::sleep((self.is_slow)(offset / PAGE));
+        self.at_once.fetch_sub(1, Relaxed);
+        buf.copy_from_slice(&self.bytes[offset..][..buf.len()]);
+        Ok(())
+    }
+
+    fn resident(&self, range: Range<u64>) -> Option<*const [u8]> {
+        let (start, end) = (range.start as usize, range.end as usize);
+        let is_fast = (start / PAGE..end / PAGE).all(|page| (self.is_slow)(page).is_zero());
+        is_fast.then(|| &raw const self.bytes[start..end])
+    }
+}
+
+#[test]
+fn a_slow_source_delays_only_what_waits_for_it() {
+    let _alone = alone();
+    const PAGES: usize = 256;
+    const SLOW: usize = 64;
+    let (pager, _notices) = start(Options::new().granule(PAGE).workers(2));
+    let bytes = random_bytes(PAGES * PAGE, 6);
+    let source =
+        Slow::new(&bytes, |page| if page < SLOW { Duration::from_secs(2) } else { Duration::ZERO });
+    let fd = userfaultfd(REMOVE);
+    let memory = Memory::map(PAGES * PAGE, Kind::Anonymous).unwrap().register(&fd);
+    pager.add(fd, &[memory.extent(0)], source.clone()).unwrap();
+    std::thread::scope(|scope| {
+        let slow: Vec<_> = (0..SLOW)
+            .map(|page| scope.spawn(move || (memory.byte(page * PAGE), Instant::now())))
+            .collect();
+        while source.at_once.load(Relaxed) < SLOW {
+            std::thread::yield_now();
+        }
+        for page in SLOW..PAGES {
+            assert_eq!(memory.byte(page * PAGE), bytes[page * PAGE]);
+        }
+        let fast_done = Instant::now();
+        for (page, slow) in slow.into_iter().enumerate() {
+            let (byte, done) = slow.join().unwrap();
+            assert_eq!(byte, bytes[page * PAGE]);
+            assert!(done > fast_done, "page {page} was slow, and what is fast did not wait for it");
+        }
+    });
+    assert_eq!(source.most.load(Relaxed), SLOW);
+    memory.unmap();
+}
+
+#[test]
+fn a_page_is_read_once_for_many_threads() {
+    let _alone = alone();
+    let (pager, _notices) = start(Options::new().granule(4 * PAGE));
+    let bytes = random_bytes(4 * PAGE, 7);
+    let source = Slow::new(&bytes, |_| Duration::from_millis(50));
+    let fd = userfaultfd(REMOVE);
+    let memory = Memory::map(4 * PAGE, Kind::Anonymous).unwrap().register(&fd);
+    let id = pager.add(fd, &[memory.extent(0)], source).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let bytes = &bytes;
+            scope.spawn(move || assert_eq!(memory.byte(thread * 2048), bytes[thread * 2048]));
+        }
+    });
+    assert_eq!(pager.stats(id).unwrap().reads, 1);
+    memory.unmap();
+}
+
+#[test]
+fn what_is_removed_while_it_is_read_is_zeros() {
+    let _alone = alone();
+    let (pager, _notices) = start(Options::new().granule(4 * PAGE));
+    let bytes = random_bytes(4 * PAGE, 8);
+    let source = Slow::new(&bytes, |_| Duration::from_millis(50));
+    let fd = userfaultfd(REMOVE);
+    let memory = Memory::map(4 * PAGE, Kind::Anonymous).unwrap().register(&fd);
+    pager.add(fd, &[memory.extent(0)], source.clone()).unwrap();
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(move || memory.byte(0));
+        while source.at_once.load(Relaxed) == 0 {
+            std::thread::yield_now();
+        }
+        memory.page(0).discard();
+        assert_eq!(memory.byte(0), 0);
+        assert_eq!(reader.join().unwrap(), 0);
+        assert_eq!(memory.byte(PAGE), bytes[PAGE]);
+    });
+    memory.unmap();
+}
+
+/// Fails so often for each page, as long as it is told to.
+struct Failing {
+    failures: AtomicUsize,
+}
+
+impl Source for Failing {
+    fn size(&self) -> u64 {
+        16 * PAGE as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed> {
+        let is_bad = (offset..offset + buf.len() as u64).contains(&(3 * PAGE as u64));
+        let fails = |left: usize| left.checked_sub(1);
+        if is_bad && self.failures.fetch_update(Relaxed, Relaxed, fails).is_ok() {
+            return Err(ReadFailed);
+        }
+        buf.fill(7);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_read_that_fails_is_tried_again_and_then_its_page_is_poisoned() {
+    let _alone = alone();
+    for (failures, expected) in [(3, 0), (1000, -libc::SIGBUS)] {
+        let (pager, notices) = start(Options::new().granule(8 * PAGE));
+        let fd = userfaultfd(ALL_EVENTS);
+        let memory = Memory::map(16 * PAGE, Kind::Anonymous).unwrap().register(&fd);
+        let source = Arc::new(Failing { failures: AtomicUsize::new(failures) });
+        pager.add(fd, &[memory.extent(0)], source).unwrap();
+        let code = common::in_child(|| i32::from(memory.byte(3 * PAGE) != 7));
+        assert_eq!(code, expected);
+        // Others of the granule are not its business.
+        assert_eq!(memory.byte(2 * PAGE), 7);
+        assert_eq!(memory.byte(15 * PAGE), 7);
+        let stats = loop {
+            match notices.recv_timeout(Duration::from_secs(20)).unwrap() {
+                Notice::Gone { stats, .. } => break stats,
+                other => assert!(matches!(other, Notice::Forked { .. }), "{other:?}"),
+            }
+        };
+        assert_eq!(stats.poisoned, u64::from(expected != 0));
+        assert!(stats.retries >= 3);
+        if expected != 0 {
+            // Discarded, it is a page like others.
+            memory.page(3).discard();
+            assert_eq!(memory.byte(3 * PAGE), 0);
+        }
+        memory.unmap();
+    }
+}
+
+#[test]
+fn a_client_whose_pager_ends_is_poisoned_and_reads_no_zeros() {
+    let _alone = alone();
+    const PAGES: usize = 64;
+    let (pager, notices) = start(Options::new().granule(PAGE));
+    let bytes = random_bytes(PAGES * PAGE, 9);
+    let memory = client(&pager, &bytes, REMOVE, Kind::Anonymous).unwrap();
+    for page in (0..PAGES).step_by(3) {
+        assert_eq!(memory.byte(page * PAGE), bytes[page * PAGE]);
+    }
+    let id = pager.clients()[0];
+    drop(pager);
+    let failed = Notice::Failed { client: id, failure: Failure::Stopped };
+    assert_eq!(notices.recv().unwrap(), failed);
+    assert_eq!(notices.recv().unwrap(), Notice::Closed { client: id });
+    for page in 0..PAGES {
+        let code = common::in_child(|| i32::from(memory.byte(page * PAGE) == bytes[page * PAGE]));
+        assert_eq!(code, if page % 3 == 0 { 1 } else { -libc::SIGBUS }, "{page}");
+    }
+    memory.unmap();
+}
+
+#[test]
+fn a_client_that_is_completed_needs_no_pager() {
+    let _alone = alone();
+    const PAGES: usize = 64;
+    let (pager, notices) = start(Options::new().granule(PAGE));
+    let bytes = random_bytes(PAGES * PAGE, 10);
+    let source = Slow::new(&bytes, |page| Duration::from_millis(u64::from(page == 5)));
+    let fd = userfaultfd(REMOVE);
+    let memory = Memory::map(PAGES * PAGE, Kind::Anonymous).unwrap().register(&fd);
+    let id = pager.add(fd, &[memory.extent(0)], source).unwrap();
+    memory.page(9).discard();
+    assert!(pager.complete(id));
+    assert!(matches!(notices.recv().unwrap(), Notice::Completed { client, .. } if client == id));
+    drop(pager);
+    let mut expected = bytes;
+    expected[9 * PAGE..10 * PAGE].fill(0);
+    assert!(memory.copy() == expected);
+    memory.unmap();
+}
+
+#[test]
+fn a_fault_outside_of_what_a_client_told_of_fails_it_alone() {
+    let _alone = alone();
+    let (pager, notices) = start(Options::new().granule(PAGE));
+    let bytes = random_bytes(8 * PAGE, 11);
+    let other = client(&pager, &bytes, REMOVE, Kind::Anonymous).unwrap();
+    let fd = userfaultfd(ALL_EVENTS);
+    let memory = Memory::map(8 * PAGE, Kind::Anonymous).unwrap().register(&fd);
+    let id = pager.add(fd, &[memory.pages(0..4).extent(0)], memory_file(&bytes)).unwrap();
+    assert_eq!(common::in_child(|| i32::from(memory.byte(6 * PAGE))), -libc::SIGBUS);
+    let is_of_child = |notice: &Notice| {
+        let outside = Failure::Outside(memory.start + 6 * PAGE);
+        matches!(notice, Notice::Failed { client, failure } if *client != id && *failure == outside)
+    };
+    while !is_of_child(&notices.recv_timeout(Duration::from_secs(20)).unwrap()) {}
+    assert_eq!(memory.byte(PAGE), bytes[PAGE], "its parent is served on");
+    assert_eq!(other.byte(PAGE), bytes[PAGE]);
+    memory.unmap();
+    other.unmap();
+}
