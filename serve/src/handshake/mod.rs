@@ -4,6 +4,8 @@ use std::os::fd::OwnedFd;
 
 use crate::state::Extent;
 
+pub mod firecracker;
+
 /// What a client has brought.
 #[derive(Debug)]
 pub struct Arrival {
