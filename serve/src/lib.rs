@@ -9,6 +9,7 @@ mod map;
 mod pager;
 mod reads;
 mod source;
+pub mod peer;
 pub mod state;
 mod stats;
 
