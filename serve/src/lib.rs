@@ -3,6 +3,7 @@
 
 mod client;
 mod failure;
+pub mod exec_helper;
 pub mod handshake;
 mod limits;
 mod map;
@@ -10,8 +11,10 @@ mod pager;
 mod reads;
 mod source;
 pub mod peer;
+pub mod sandbox;
 pub mod state;
 mod stats;
+mod threads;
 
 pub use client::{ClientError, ClientId};
 pub use failure::Failure;

@@ -1,0 +1,277 @@
+//! A process that runs a command for the daemon, which itself cannot once it is in its sandbox.
+#![expect(unsafe_code, reason = "fork, and the descriptors that the new process does not need")]
+
+use std::ffi::OsString;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, kill_process_group, pidfd_open, setsid, waitpid,
+};
+
+use crate::threads;
+
+/// How long a command may take.
+const LIMIT: Duration = Duration::from_secs(30);
+/// How much longer the helper may take to say what came of it.
+const GRACE: Duration = Duration::from_secs(10);
+/// Bytes of a reason. The rest is left out.
+const REASON: usize = 4096;
+
+/// A process that runs one command, as often as it is asked to, with the number of a client and a
+/// reason as two more arguments: for `--on-failure exec COMMAND`.
+///
+/// It is started before the daemon enters its [`Sandbox`](crate::sandbox::Sandbox), and keeps the
+/// privileges of that time. The command is fixed from then on, and no shell reads it; whatever
+/// became of the daemon could run it, with other numbers and reasons, and nothing else.
+///
+/// ```standalone_crate
+/// use pervma_serve::exec_helper::{ExecHelper, Outcome};
+///
+/// // Before anything has started a thread.
+/// let helper = ExecHelper::start(&["echo".into(), "a client has failed:".into()])?;
+/// // Runs `echo "a client has failed:" 4711 "its source is gone"`.
+/// assert_eq!(helper.run(4711, "its source is gone")?, Outcome::Exited(0));
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct ExecHelper {
+    process: Pid,
+    /// `None` after an error: what would be read next could be an older answer.
+    socket: Mutex<Option<UnixStream>>,
+}
+
+/// What became of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It has exited with this status.
+    Exited(i32),
+    /// It was ended by this signal.
+    Killed(i32),
+    /// It was killed after the limit of time, with what it had started in its process group.
+    TimedOut,
+    /// It could not be started: the kernel's number of the error.
+    NotStarted(i32),
+}
+
+impl ExecHelper {
+    /// Starts the process. Each run of the command may take 30 seconds.
+    ///
+    /// The command is looked for in `PATH` if it has no slash. It gets this process's environment,
+    /// standard output and standard error, an empty standard input, and no other descriptor.
+    ///
+    /// The process ends when this is dropped, or this process ends; not by the signals of a
+    /// terminal.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`] if the command is empty. An error if there are other threads, or
+    /// the kernel's.
+    pub fn start(command: &[OsString]) -> io::Result<Self> {
+        Self::start_with_limit(command, LIMIT)
+    }
+
+    /// As [`start`](Self::start), with another limit of time.
+    ///
+    /// # Errors
+    ///
+    /// As for `start`.
+    pub fn start_with_limit(command: &[OsString], limit: Duration) -> io::Result<Self> {
+        if command.is_empty() {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "the command is empty"));
+        }
+        threads::expect_one()?;
+        let (here, there) = UnixStream::pair()?;
+        here.set_read_timeout(Some(limit.saturating_add(GRACE)))?;
+        // SAFETY: there is one thread, so that no lock is held by another and the child is an
+        // ordinary process. It does not return from here: nothing that this process owns is
+        // released twice.
+        let process = match unsafe { libc::fork() } {
+            -1 => return Err(io::Error::last_os_error()),
+            0 => {
+                let served = catch_unwind(AssertUnwindSafe(|| serve(there, command, limit)));
+                exit(if matches!(served, Ok(Ok(()))) { 0 } else { 1 })
+            }
+            process => process,
+        };
+        drop(there);
+        let process = Pid::from_raw(process).ok_or(ErrorKind::Other)?;
+        let helper = Self { process, socket: Mutex::new(Some(here)) };
+        if let Some(socket) = lock(&helper.socket).as_mut() {
+            // It says that it has closed everything else.
+            socket.read_exact(&mut [0])?;
+        }
+        Ok(helper)
+    }
+
+    /// Runs the command with `pid` and `reason` as further arguments, and waits for it: at most the
+    /// limit of time and a little longer, after the runs that other threads have asked for.
+    ///
+    /// A reason has at most 4096 bytes, the rest is left out; a zero byte becomes a space.
+    ///
+    /// # Errors
+    ///
+    /// If the helper is gone or does not answer; then it is not asked again.
+    pub fn run(&self, pid: u32, reason: &str) -> io::Result<Outcome> {
+        let mut place = lock(&self.socket);
+        let gone = || io::Error::new(ErrorKind::BrokenPipe, "the process that runs it is gone");
+        let mut socket = place.take().ok_or_else(gone)?;
+        let end = (0..=REASON.min(reason.len())).rfind(|&end| reason.is_char_boundary(end));
+        let reason = reason[..end.unwrap_or(0)].replace('\0', " ");
+        send(&mut socket, pid, &reason)?;
+        let mut answer = [0; 5];
+        socket.read_exact(&mut answer)?;
+        let outcome = Outcome::decode(answer).ok_or(ErrorKind::InvalidData)?;
+        *place = Some(socket);
+        Ok(outcome)
+    }
+
+    /// The number of the process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.as_raw_pid().cast_unsigned()
+    }
+}
+
+impl Drop for ExecHelper {
+    /// Ends the process, and waits until it has ended. Does not wait for one that does not answer.
+    fn drop(&mut self) {
+        let socket = lock(&self.socket).take();
+        let options = if socket.is_some() { WaitOptions::empty() } else { WaitOptions::NOHANG };
+        drop(socket);
+        while matches!(waitpid(Some(self.process), options), Err(Errno::INTR)) {}
+    }
+}
+
+fn lock(socket: &Mutex<Option<UnixStream>>) -> std::sync::MutexGuard<'_, Option<UnixStream>> {
+    socket.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Outcome {
+    fn encode(self) -> [u8; 5] {
+        let (kind, value) = match self {
+            Self::Exited(status) => (0, status),
+            Self::Killed(signal) => (1, signal),
+            Self::TimedOut => (2, 0),
+            Self::NotStarted(errno) => (3, errno),
+        };
+        let [a, b, c, d] = value.to_ne_bytes();
+        [kind, a, b, c, d]
+    }
+
+    fn decode([kind, value @ ..]: [u8; 5]) -> Option<Self> {
+        let value = i32::from_ne_bytes(value);
+        match kind {
+            0 => Some(Self::Exited(value)),
+            1 => Some(Self::Killed(value)),
+            2 => Some(Self::TimedOut),
+            3 => Some(Self::NotStarted(value)),
+            _ => None,
+        }
+    }
+}
+
+/// Sends a request: the number, the length of the reason, the reason.
+fn send(socket: &mut UnixStream, pid: u32, reason: &str) -> io::Result<()> {
+    let mut request = Vec::with_capacity(8 + reason.len());
+    request.extend(pid.to_ne_bytes());
+    request.extend((reason.len() as u32).to_ne_bytes());
+    request.extend(reason.bytes());
+    socket.write_all(&request)
+}
+
+/// Receives a request; `None` once the other end is closed.
+fn receive(socket: &mut UnixStream) -> io::Result<Option<(u32, String)>> {
+    let mut numbers = [[0; 4]; 2];
+    match socket.read_exact(numbers.as_flattened_mut()) {
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
+        other => other?,
+    }
+    let [pid, len] = numbers.map(u32::from_ne_bytes);
+    let mut reason = vec![0; (len as usize).min(REASON)];
+    socket.read_exact(&mut reason)?;
+    let reason = String::from_utf8(reason).map_err(|_| ErrorKind::InvalidData)?;
+    Ok(Some((pid, reason)))
+}
+
+/// The helper: answers requests until the other end of its socket is closed.
+fn serve(mut socket: UnixStream, command: &[OsString], limit: Duration) -> io::Result<()> {
+    let kept = socket.as_raw_fd();
+    close_between(3, kept - 1)?;
+    close_between(3.max(kept + 1), RawFd::MAX)?;
+    // It fails for the leader of a process group, which a child is not.
+    setsid()?;
+    socket.write_all(&[0])?;
+    while let Some((pid, reason)) = receive(&mut socket)? {
+        let outcome = run(command, pid, &reason, limit).unwrap_or_else(|error| {
+            Outcome::NotStarted(error.raw_os_error().unwrap_or(libc::EINVAL))
+        });
+        // The daemon may have ended meanwhile: the command was run all the same.
+        socket.write_all(&outcome.encode())?;
+    }
+    Ok(())
+}
+
+/// Runs the command once.
+fn run(command: &[OsString], pid: u32, reason: &str, limit: Duration) -> io::Result<Outcome> {
+    let (program, arguments) = command.split_first().ok_or(ErrorKind::InvalidInput)?;
+    let mut command = Command::new(program);
+    command.args(arguments).arg(pid.to_string()).arg(reason);
+    let mut child = command.stdin(Stdio::null()).process_group(0).spawn()?;
+    let ended = wait(&mut child, limit);
+    if !matches!(ended, Ok(Some(_))) {
+        // The group has its number, which is not another's until it was waited for.
+        let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
+        child.wait()?;
+    }
+    Ok(match ended? {
+        None => Outcome::TimedOut,
+        Some(status) => match (status.code(), status.signal()) {
+            (Some(code), _) => Outcome::Exited(code),
+            (None, signal) => Outcome::Killed(signal.unwrap_or(0)),
+        },
+    })
+}
+
+/// Waits until a child has ended, or `None` if it takes longer than the limit.
+fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
+    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+    let began = Instant::now();
+    loop {
+        let left = limit.saturating_sub(began.elapsed());
+        let timeout = left.try_into().map_err(|_| ErrorKind::InvalidInput)?;
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) => return Ok(None),
+            Ok(_) => return child.wait().map(Some),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Closes descriptors `first` to `last`, in the helper.
+fn close_between(first: RawFd, last: RawFd) -> io::Result<()> {
+    if first > last {
+        return Ok(());
+    }
+    // SAFETY: it takes three numbers. What owns these descriptors is not used by the helper, which
+    // has a copy of this process's memory and does not return from `serve` but to exit.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Ends the helper without running what its parent has registered for its own end.
+fn exit(status: i32) -> ! {
+    // SAFETY: it takes a number, and does not return.
+    unsafe { libc::_exit(status) }
+}
