@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::error::{Error, one_line};
+use crate::serve::ServeOptions;
 
 /// More threads than any machine needs to keep busy.
 const MAX_THREADS: usize = 1024;
@@ -29,6 +30,9 @@ pub(crate) enum Command {
     /// Make random mapping calls on the running kernel and on pervma-linux, and compare results,
     /// errors and the whole map after each.
     Differ(DifferOptions),
+    /// Serve the page faults of microVMs that are restored from snapshots: Firecracker's, and all
+    /// that arrive as it does.
+    Serve(ServeOptions),
 }
 
 #[derive(Args, Debug)]
@@ -134,7 +138,7 @@ pub(crate) fn print(text: &str) -> Result<(), Error> {
     }
 }
 
-fn threads(text: &str) -> Result<NonZeroUsize, String> {
+pub(crate) fn threads(text: &str) -> Result<NonZeroUsize, String> {
     match text.parse().ok().and_then(NonZeroUsize::new) {
         Some(threads) if threads.get() <= MAX_THREADS => Ok(threads),
         _ => Err(format!("give a number from 1 to {MAX_THREADS}")),

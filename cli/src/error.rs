@@ -50,6 +50,8 @@ pub(crate) enum Error {
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     #[error("the comparison could not be made ({0}): it needs /proc and ptrace")]
     Differ(io::Error),
+    #[error("{0}: give --no-sandbox to serve without one")]
+    Sandbox(#[from] pervma_serve::sandbox::SandboxError),
     #[error("the report could not be written: {0}")]
     Output(#[from] io::Error),
 }

@@ -15,6 +15,7 @@ mod page;
 mod picture;
 mod progress;
 mod report;
+mod serve;
 mod touch;
 mod words;
 
@@ -34,8 +35,18 @@ const MISMATCHED: u8 = 1;
 const STACK: usize = 2 << 20;
 
 fn main() -> ExitCode {
-    let work = thread::Builder::new().stack_size(STACK).spawn(run);
-    let result = work.map_err(Error::NoThread).and_then(|work| touch::join(work.join()));
+    let result = match args::parse() {
+        Ok(None) => Ok(MATCHED),
+        // The sandbox has to be entered by the only thread.
+        Ok(Some(Command::Serve(options))) => {
+            serve::run(&options).map(|all| if all { MATCHED } else { MISMATCHED })
+        }
+        Ok(Some(command)) => {
+            let work = thread::Builder::new().stack_size(STACK).spawn(|| run(command));
+            work.map_err(Error::NoThread).and_then(|work| touch::join(work.join()))
+        }
+        Err(error) => Err(error),
+    };
     ExitCode::from(result.unwrap_or_else(|error| {
         // If standard error is closed, there is no place left to report that.
         let _ = writeln!(io::stderr(), "pervma: {error}");
@@ -43,17 +54,20 @@ fn main() -> ExitCode {
     }))
 }
 
-fn run() -> Result<u8, Error> {
-    let options = match args::parse()? {
-        None => return Ok(MATCHED),
-        Some(Command::Differ(options)) => {
+fn run(command: Command) -> Result<u8, Error> {
+    match command {
+        Command::Page(options) => page(&options),
+        Command::Differ(options) => {
             let (text, same) = differ::compare(&options)?;
             args::print(&text)?;
-            return Ok(if same { MATCHED } else { MISMATCHED });
+            Ok(if same { MATCHED } else { MISMATCHED })
         }
-        Some(Command::Page(options)) => options,
-    };
-    let report = page::run(&options)?;
+        Command::Serve(_) => unreachable!("it is run by the first thread"),
+    }
+}
+
+fn page(options: &args::PageOptions) -> Result<u8, Error> {
+    let report = page::run(options)?;
     if let Some(file) = &options.svg {
         picture::draw(&report, file)?;
     }

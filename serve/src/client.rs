@@ -50,6 +50,8 @@ pub(crate) struct Client {
     pub(crate) source: Arc<dyn Source>,
     /// Bytes that a fault fills, aligned by address.
     granule: usize,
+    /// Of its memory, as it was told, in bytes.
+    pub(crate) len: u64,
     /// Bytes that are filled at once, as aligned.
     piece: usize,
     /// Held to fill what the map says, and exclusively from before messages are read until the map
@@ -132,9 +134,10 @@ impl Client {
         Self {
             id,
             uffd,
-            map,
             source,
             granule,
+            len: extents_len(&map),
+            map,
             piece,
             fills: RwLock::new(()),
             reading: Mutex::default(),
@@ -515,6 +518,10 @@ enum Filled {
     NotRegistered,
     NoMemory,
     Gone,
+}
+
+fn extents_len(map: &Map) -> u64 {
+    map.extents().iter().map(|extent| extent.len).sum()
 }
 
 /// The page, of its VMA's size, at an address.

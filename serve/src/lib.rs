@@ -2,16 +2,17 @@
 #![deny(unsafe_code)]
 
 mod client;
-mod failure;
 pub mod exec_helper;
+mod failure;
 pub mod handshake;
 mod limits;
 mod map;
 mod pager;
-mod reads;
-mod source;
 pub mod peer;
+mod reads;
 pub mod sandbox;
+mod server;
+mod source;
 pub mod state;
 mod stats;
 mod threads;
@@ -20,5 +21,6 @@ pub use client::{ClientError, ClientId};
 pub use failure::Failure;
 pub use limits::Limits;
 pub use pager::{Notice, Options, Pager};
+pub use server::{Ended, Listen, OnFailure, OnStop, Server, Tell};
 pub use source::MemoryFile;
 pub use stats::{Latency, Stats};

@@ -1,5 +1,5 @@
 //! Clients of a pager that are threads of this process, or children of it.
-#![allow(dead_code, reason = "each test program uses some of it")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test program uses some of it")]
 
 use std::fs::File;
 use std::io::Write;

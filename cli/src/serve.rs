@@ -1,0 +1,382 @@
+//! The command `serve`: a daemon that serves the page faults of microVMs.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use listenfd::ListenFd;
+use pervma_serve::exec_helper::ExecHelper;
+use pervma_serve::sandbox::Sandbox;
+use pervma_serve::{
+    Ended, Limits, Listen, MemoryFile, OnFailure, OnStop, Options, Pager, Server, Stats, Tell,
+};
+use serde::Serialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::args::Granule;
+use crate::error::{Error, one_line};
+
+#[derive(Args, Debug)]
+pub(crate) struct ServeOptions {
+    /// The Unix socket at which microVMs arrive; made with mode 0600. Without it, the first socket
+    /// that a service manager has passed (socket activation).
+    #[arg(long, value_name = "PATH", requires = "memory")]
+    socket: Option<PathBuf>,
+    /// The memory file of the snapshot that those who arrive there were taken from.
+    #[arg(long, value_name = "FILE")]
+    memory: Option<PathBuf>,
+    /// Another socket, with a memory file of its own; may be given many times.
+    #[arg(long, value_name = "SOCKET=FILE", value_parser = vm)]
+    vm: Vec<(PathBuf, PathBuf)>,
+    /// The number of threads that serve faults, 1 to 1024 [default: one per core].
+    #[arg(long, value_name = "N", value_parser = crate::args::threads)]
+    workers: Option<std::num::NonZeroUsize>,
+    /// How much one fault fills: 4K, 64K or 2M.
+    #[arg(long, value_name = "SIZE", default_value = "64K")]
+    granule: Granule,
+    /// So many granules are filled ahead of a VM that touches one after the other.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    ahead: usize,
+    /// So long a thread looks for the next fault before it sleeps, in microseconds.
+    #[arg(long, value_name = "MICROS", default_value_t = 0)]
+    spin: u64,
+    /// What is done with a VM that cannot be served, beside poisoning what it misses.
+    #[arg(long, value_name = "WHAT", default_value = "poison")]
+    on_failure: WhatOnFailure,
+    /// For `--on-failure exec`: the command, and given again, its arguments. It gets the number of
+    /// the VM's process and the reason as two more, runs outside of the sandbox, without a shell,
+    /// and is killed after 30 seconds.
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    exec: Vec<OsString>,
+    /// What happens to VMs at SIGTERM or SIGINT; a second one makes them fail at once.
+    #[arg(long, value_name = "WHAT", default_value = "drain")]
+    on_stop: WhatOnStop,
+    /// How long `--on-stop drain` waits, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    stop_timeout: u64,
+    /// Serves VMs of this user only; may be given many times [default: whoever can connect].
+    #[arg(long, value_name = "UID")]
+    allow_uid: Vec<u32>,
+    /// VMs at a time, forked children included.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().clients)]
+    max_clients: usize,
+    /// Regions of a VM.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().regions)]
+    max_regions: usize,
+    /// Bytes of a VM's message.
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().message)]
+    max_message: usize,
+    /// Peers at a time that have not said all yet.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().handshakes)]
+    max_handshakes: usize,
+    /// Seconds until a peer has said all.
+    #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().handshake.as_secs())]
+    handshake_timeout: u64,
+    /// Reads of the memory file at a time that wait for the disk, of one VM.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().reads)]
+    max_reads: usize,
+    /// Reads of memory files at a time that wait for the disk, of all VMs.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().all_reads)]
+    max_all_reads: usize,
+    /// Keep all privileges. Without it the process gives up files, other system calls than serving
+    /// takes, and capabilities once its sockets are there.
+    #[arg(long)]
+    no_sandbox: bool,
+    /// Print a JSON object a second, one a line, and one at the end.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum WhatOnFailure {
+    /// Nothing else: accesses to what is missing fail.
+    Poison,
+    /// Its process is killed.
+    Kill,
+    /// The command of `--exec` is run.
+    Exec,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum WhatOnStop {
+    /// They are served until they have gone.
+    Drain,
+    /// All that they miss is filled.
+    Fill,
+    /// They fail.
+    Fail,
+}
+
+fn vm(text: &str) -> Result<(PathBuf, PathBuf), String> {
+    let (socket, file) = text.split_once('=').ok_or("give SOCKET=FILE")?;
+    if socket.is_empty() || file.is_empty() {
+        return Err("give SOCKET=FILE".to_owned());
+    }
+    Ok((socket.into(), file.into()))
+}
+
+/// Serves until it is told to stop; whether all VMs could be served to their end.
+pub(crate) fn run(options: &ServeOptions) -> Result<bool, Error> {
+    let (wake, stop) = UnixStream::pair()?;
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::low_level::pipe::register(signal, wake.try_clone()?)?;
+    }
+    let is_terminal = io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(is_terminal)
+        .with_target(false)
+        .init();
+    let mut progress = Progress::new(options.json);
+    // Before the sandbox, and before there are threads.
+    let helper = match options.on_failure {
+        WhatOnFailure::Exec if options.exec.is_empty() => {
+            return Err(Error::Usage("--on-failure exec needs --exec COMMAND".to_owned()));
+        }
+        WhatOnFailure::Exec => Some(ExecHelper::start(&options.exec)?),
+        WhatOnFailure::Poison | WhatOnFailure::Kill => None,
+    };
+    let listens = listens(options)?;
+    if options.no_sandbox {
+        tracing::warn!("no sandbox: all privileges are kept");
+    } else {
+        enter_sandbox(options)?;
+    }
+    let server = server(options, listens, helper);
+    let ended = server.run(stop.as_fd(), ready, |pager| progress.look(pager))?;
+    progress.end(ended)?;
+    Ok(ended.failed == 0)
+}
+
+/// Tells a service manager, if there is one.
+fn ready() -> io::Result<()> {
+    sd_notify::notify(false, &[sd_notify::NotifyState::Ready])
+}
+
+/// Gives up what serving does not take.
+fn enter_sandbox(options: &ServeOptions) -> Result<(), Error> {
+    let sockets = options.socket.iter().chain(options.vm.iter().map(|(socket, _)| socket));
+    let folder = |socket: &PathBuf| match socket.parent() {
+        Some(folder) if folder != Path::new("") => folder.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let removable = sockets.map(folder).collect();
+    let kills_other_users = options.on_failure == WhatOnFailure::Kill;
+    let report = Sandbox { removable, kills_other_users }.enter()?;
+    tracing::info!("sandbox: {report}");
+    Ok(())
+}
+
+/// Has a thread run the command for each failure, since it may take its time.
+fn teller(helper: ExecHelper) -> Box<Tell> {
+    let (send, failures) = channel::<(u32, String)>();
+    std::thread::spawn(move || {
+        for (pid, reason) in failures {
+            match helper.run(pid, &reason) {
+                Ok(outcome) => tracing::info!(pid, ?outcome, "the command was run"),
+                Err(error) => tracing::error!(pid, %error, "the command was not run"),
+            }
+        }
+    });
+    // The thread ends after this does.
+    Box::new(move |peer, failure| drop(send.send((peer.pid, failure.to_string()))))
+}
+
+fn server(options: &ServeOptions, listens: Vec<Listen>, helper: Option<ExecHelper>) -> Server {
+    let limits = Limits {
+        clients: options.max_clients,
+        handshakes: options.max_handshakes.max(1),
+        handshake: Duration::from_secs(options.handshake_timeout),
+        message: options.max_message,
+        regions: options.max_regions,
+        reads: options.max_reads,
+        all_reads: options.max_all_reads,
+    };
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let workers = options.workers.map_or(cores, std::num::NonZeroUsize::get);
+    let pager = Options::new()
+        .workers(workers)
+        .granule(options.granule.bytes())
+        .ahead(options.ahead)
+        .spin(Duration::from_micros(options.spin));
+    let server = Server::new(listens, pager, limits)
+        .on_failure(match helper {
+            Some(helper) => OnFailure::Tell(teller(helper)),
+            None if options.on_failure == WhatOnFailure::Kill => OnFailure::Kill,
+            None => OnFailure::Poison,
+        })
+        .on_stop(match options.on_stop {
+            WhatOnStop::Drain => OnStop::Drain(Duration::from_secs(options.stop_timeout)),
+            WhatOnStop::Fill => OnStop::Fill,
+            WhatOnStop::Fail => OnStop::Fail,
+        });
+    if options.allow_uid.is_empty() { server } else { server.only_users(options.allow_uid.clone()) }
+}
+
+/// The sockets, each with its memory file. A file that is given twice is opened once.
+fn listens(options: &ServeOptions) -> Result<Vec<Listen>, Error> {
+    let mut files: HashMap<PathBuf, Arc<MemoryFile>> = HashMap::new();
+    let mut open = |path: &Path| -> Result<Arc<MemoryFile>, Error> {
+        if let Some(file) = files.get(path) {
+            return Ok(Arc::clone(file));
+        }
+        let opened = File::open(path).and_then(MemoryFile::new).map_err(|reason| Error::File {
+            file: path.to_owned(),
+            reason: reason.to_string(),
+            advice: "give the memory file of a snapshot",
+        })?;
+        let file = Arc::new(opened);
+        files.insert(path.to_owned(), Arc::clone(&file));
+        Ok(file)
+    };
+    let mut passed = ListenFd::from_env();
+    let mut first_passed = passed.take_unix_listener(0)?;
+    let mut listens = Vec::new();
+    let first = options.memory.as_ref().map(|memory| (options.socket.as_ref(), memory));
+    let others = options.vm.iter().map(|(socket, memory)| (Some(socket), memory));
+    for (socket, memory) in first.into_iter().chain(others) {
+        let source = open(memory)?;
+        let listen = match socket {
+            Some(path) => Listen::at(path, source).map_err(|error| socket_error(path, &error))?,
+            None => match first_passed.take() {
+                Some(listener) => Listen::of(listener, source)?,
+                None => return Err(Error::Usage("--memory needs --socket".to_owned())),
+            },
+        };
+        listens.push(listen);
+    }
+    if listens.is_empty() {
+        return Err(Error::Usage("give --socket and --memory, or --vm".to_owned()));
+    }
+    Ok(listens)
+}
+
+fn socket_error(path: &Path, error: &io::Error) -> Error {
+    let advice = match error.kind() {
+        io::ErrorKind::AddrInUse => "another process listens there: end it, or give another socket",
+        io::ErrorKind::AlreadyExists => "it is no socket: remove it, or give another one",
+        _ => "give a path at which a socket can be made",
+    };
+    Error::File { file: path.to_owned(), reason: one_line(Path::new(&error.to_string())), advice }
+}
+
+/// What is told about once a second.
+struct Progress {
+    json: bool,
+    is_terminal: bool,
+    since: Instant,
+    /// The sum of clients that were seen last.
+    last: Stats,
+}
+
+/// A line of `--json`.
+#[derive(Serialize)]
+struct Line {
+    clients: usize,
+    faults: u64,
+    faults_per_second: f64,
+    p50_us: f64,
+    p99_us: f64,
+    resident_percent: f64,
+    pages: u64,
+    zeros: u64,
+    ahead: u64,
+    reads: u64,
+    retries: u64,
+    poisoned: u64,
+    removes: u64,
+    unmaps: u64,
+    remaps: u64,
+    forks: u64,
+}
+
+/// The last line of `--json`.
+#[derive(Serialize)]
+struct LastLine {
+    ended: bool,
+    clients: u64,
+    refused: u64,
+    failed: u64,
+}
+
+impl Progress {
+    fn new(json: bool) -> Self {
+        let is_terminal = !json && io::stderr().is_terminal();
+        Self { json, is_terminal, since: Instant::now(), last: Stats::default() }
+    }
+
+    fn look(&mut self, pager: &Pager) {
+        let time = self.since.elapsed();
+        if !(self.json || self.is_terminal) || time < Duration::from_secs(1) {
+            return;
+        }
+        self.since = Instant::now();
+        let (mut stats, mut bytes) = (Stats::default(), 0);
+        let clients = pager.clients();
+        for &client in &clients {
+            stats += pager.stats(client).unwrap_or_default();
+            bytes += pager.len(client).unwrap_or_default();
+        }
+        let faults = stats.faults.saturating_sub(self.last.faults);
+        self.last = stats;
+        let (_, [half, most]) = pager.latency().quantiles([0.5, 0.99]);
+        let resident = (stats.pages + stats.zeros) as f64 * 4096.0 / (bytes.max(1) as f64);
+        let line = Line {
+            clients: clients.len(),
+            faults: stats.faults,
+            faults_per_second: faults as f64 / time.as_secs_f64(),
+            p50_us: half.as_secs_f64() * 1e6,
+            p99_us: most.as_secs_f64() * 1e6,
+            resident_percent: 100.0 * resident.min(1.0),
+            pages: stats.pages,
+            zeros: stats.zeros,
+            ahead: stats.ahead,
+            reads: stats.reads,
+            retries: stats.retries,
+            poisoned: stats.poisoned,
+            removes: stats.removes,
+            unmaps: stats.unmaps,
+            remaps: stats.remaps,
+            forks: stats.forks,
+        };
+        // Nobody reads it any more, perhaps: serving goes on.
+        let _ = if self.json { print_line(&line) } else { line.show() };
+    }
+
+    fn end(&self, ended: Ended) -> io::Result<()> {
+        let Ended { clients, refused, failed, .. } = ended;
+        if self.json {
+            return print_line(&LastLine { ended: true, clients, refused, failed });
+        }
+        if self.is_terminal {
+            writeln!(io::stderr())?;
+        }
+        writeln!(io::stderr(), "VMs {clients}, refused {refused}, failed {failed}")
+    }
+}
+
+fn print_line(line: &impl Serialize) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, line)?;
+    writeln!(out)?;
+    out.flush()
+}
+
+impl Line {
+    fn show(&self) -> io::Result<()> {
+        let Self { clients, faults_per_second, p50_us, p99_us, resident_percent, .. } = self;
+        write!(
+            io::stderr(),
+            "\r\u{1b}[KVMs {clients}, faults/s {faults_per_second:.0}, p50 {p50_us:.1} us, \
+             p99 {p99_us:.1} us, resident {resident_percent:.1} %"
+        )
+    }
+}

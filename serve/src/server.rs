@@ -1,0 +1,498 @@
+//! A daemon: sockets at which clients arrive, and what happens until they have gone.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::fs;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use pervma_pager::Source;
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
+
+use crate::client::ClientId;
+use crate::failure::Failure;
+use crate::handshake::firecracker::Handshake;
+use crate::limits::Limits;
+use crate::pager::{Notice, Options, Pager};
+use crate::peer::Peer;
+
+/// A socket at which clients arrive, all with the same bytes.
+#[derive(Clone)]
+pub struct Listen {
+    listener: Arc<UnixListener>,
+    /// Removed at the end, if this process has made it.
+    path: Option<PathBuf>,
+    source: Arc<dyn Source>,
+}
+
+impl Listen {
+    /// Makes a socket that its owner alone can connect to (mode 0600). One that nobody listens at
+    /// any more is replaced.
+    ///
+    /// # Errors
+    ///
+    /// `AddrInUse` if another process listens there; `AlreadyExists` if the path is another file's.
+    pub fn at(path: &Path, source: Arc<dyn Source>) -> io::Result<Self> {
+        if let Ok(about) = fs::symlink_metadata(path) {
+            if !about.file_type().is_socket() {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            if UnixStream::connect(path).is_ok() {
+                return Err(io::ErrorKind::AddrInUse.into());
+            }
+            fs::remove_file(path)?;
+        }
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        bind(&socket, &SocketAddrUnix::new(path)?)?;
+        // Before it listens, nobody can connect.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        listen(&socket, 1024)?;
+        Ok(Self { path: Some(path.to_owned()), ..Self::of(socket.into(), source)? })
+    }
+
+    /// A socket that listens already, from a service manager.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn of(listener: UnixListener, source: Arc<dyn Source>) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener: Arc::new(listener), path: None, source })
+    }
+}
+
+impl fmt::Debug for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listen").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// What is done beside poisoning when a client cannot be served.
+pub enum OnFailure {
+    /// Nothing.
+    Poison,
+    /// Its process is killed.
+    Kill,
+    /// Someone is told: the process, and why.
+    Tell(Box<Tell>),
+}
+
+/// Tells someone of a process that cannot be served, and why. It returns soon: meanwhile no client
+/// is accepted.
+pub type Tell = dyn FnMut(&Peer, &Failure) + Send;
+
+impl fmt::Debug for OnFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Poison => "Poison",
+            Self::Kill => "Kill",
+            Self::Tell(_) => "Tell",
+        })
+    }
+}
+
+/// What happens to clients when the daemon is told to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnStop {
+    /// They are served until they have gone, so long at most; then they fail.
+    Drain(Duration),
+    /// All that they miss is filled; what cannot be read fails.
+    Fill,
+    /// They fail.
+    Fail,
+}
+
+/// A daemon.
+#[derive(Debug)]
+pub struct Server {
+    listens: Vec<Listen>,
+    limits: Limits,
+    options: Options,
+    on_failure: OnFailure,
+    on_stop: OnStop,
+    uids: Option<Vec<u32>>,
+}
+
+/// How a daemon has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Ended {
+    /// Clients that were taken.
+    pub clients: u64,
+    /// Peers that were refused.
+    pub refused: u64,
+    /// Clients that could not be served to their end.
+    pub failed: u64,
+}
+
+impl Server {
+    /// A daemon that listens at these sockets.
+    #[must_use]
+    pub fn new(listens: Vec<Listen>, options: Options, limits: Limits) -> Self {
+        let options = options.limits(limits.clone());
+        let (on_failure, on_stop) = (OnFailure::Poison, OnStop::Fail);
+        Self { listens, limits, options, on_failure, on_stop, uids: None }
+    }
+
+    /// What is done beside poisoning when a client cannot be served: nothing if it is not said.
+    #[must_use]
+    pub fn on_failure(mut self, on_failure: OnFailure) -> Self {
+        self.on_failure = on_failure;
+        self
+    }
+
+    /// What happens to clients at the end: they fail if it is not said.
+    #[must_use]
+    pub fn on_stop(mut self, on_stop: OnStop) -> Self {
+        self.on_stop = on_stop;
+        self
+    }
+
+    /// Only these users are served, as the kernel tells of who has connected.
+    #[must_use]
+    pub fn only_users(mut self, uids: Vec<u32>) -> Self {
+        self.uids = Some(uids);
+        self
+    }
+
+    /// Serves until `stop` can be read, and does then what [`on_stop`](Self::on_stop) says; until
+    /// more can be read, and then clients fail at once. `started` is called when all threads are
+    /// there and before the first client is accepted, `look` about twice a second.
+    ///
+    /// # Errors
+    ///
+    /// When descriptors or threads run out at the start, or `started` fails.
+    pub fn run(
+        self,
+        stop: BorrowedFd<'_>,
+        started: impl FnOnce() -> io::Result<()>,
+        mut look: impl FnMut(&Pager),
+    ) -> io::Result<Ended> {
+        let noticed = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (send, notices) = channel();
+        let told = Arc::clone(&noticed);
+        let pager = self.options.clone().start(move |notice| {
+            // The other end goes when the pager has gone.
+            let _ = send.send(notice);
+            let _ = rustix::io::write(&told, &1_u64.to_ne_bytes());
+        })?;
+        started()?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let mut control = Control {
+            server: self,
+            epoll,
+            pager: Some(pager),
+            notices,
+            noticed,
+            pending: VecDeque::new(),
+            served: HashMap::new(),
+            next: FIRST,
+            looked: Instant::now(),
+            ended: Ended::default(),
+        };
+        control.watch(stop, STOP)?;
+        control.watch(Arc::clone(&control.noticed).as_fd(), NOTICES)?;
+        for (number, listen) in control.server.listens.clone().iter().enumerate() {
+            control.watch(listen.listener.as_fd(), LISTENS + number as u64)?;
+        }
+        while !control.turn(stop, &mut look)? {}
+        control.stop(stop, &mut look)?;
+        Ok(control.ended)
+    }
+}
+
+/// Tokens: what is ready.
+const STOP: u64 = 0;
+const NOTICES: u64 = 1;
+const LISTENS: u64 = 2;
+/// The first of handshakes and clients.
+const FIRST: u64 = 1 << 32;
+/// How often at least it is looked at the time.
+const LOOK: Duration = Duration::from_millis(500);
+/// Peers that are accepted in a row, before others are looked at.
+const IN_A_ROW: usize = 64;
+
+/// A peer that has not said all yet.
+struct Pending {
+    token: u64,
+    listen: usize,
+    connection: UnixStream,
+    peer: Peer,
+    handshake: Handshake,
+}
+
+/// A client.
+struct Served {
+    connection: UnixStream,
+    peer: Peer,
+    client: ClientId,
+}
+
+struct Control {
+    server: Server,
+    epoll: OwnedFd,
+    pager: Option<Pager>,
+    notices: Receiver<Notice>,
+    noticed: Arc<OwnedFd>,
+    /// The oldest first.
+    pending: VecDeque<Pending>,
+    served: HashMap<u64, Served>,
+    next: u64,
+    looked: Instant,
+    ended: Ended,
+}
+
+impl Control {
+    fn watch(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        let data = epoll::EventData::new_u64(token);
+        Ok(epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN | epoll::EventFlags::RDHUP)?)
+    }
+
+    fn unwatch(&self, fd: impl AsFd) {
+        // It may not be watched any more.
+        let _ = epoll::delete(&self.epoll, fd);
+    }
+
+    /// Whether it is time to stop.
+    fn turn(&mut self, stop: BorrowedFd<'_>, look: &mut impl FnMut(&Pager)) -> io::Result<bool> {
+        let mut ready = [const { MaybeUninit::uninit() }; 64];
+        let most = Timespec { tv_sec: 0, tv_nsec: LOOK.subsec_nanos().into() };
+        let tokens: Vec<u64> = match epoll::wait(&self.epoll, &mut ready, Some(&most)) {
+            Ok((events, _)) => events.iter().map(|event| event.data.u64()).collect(),
+            Err(rustix::io::Errno::INTR) => Vec::new(),
+            Err(error) => return Err(error.into()),
+        };
+        let mut is_over = false;
+        for token in tokens {
+            match token {
+                STOP => {
+                    let _ = rustix::io::read(stop, &mut [0; 64]);
+                    is_over = true;
+                }
+                NOTICES => self.read_notices(),
+                FIRST.. => self.hear(token),
+                listen => self.accept((listen - LISTENS) as usize),
+            }
+        }
+        if self.looked.elapsed() >= LOOK {
+            self.looked = Instant::now();
+            self.drop_late();
+            if let Some(pager) = &self.pager {
+                look(pager);
+            }
+        }
+        Ok(is_over)
+    }
+
+    fn accept(&mut self, listen: usize) {
+        for _ in 0..IN_A_ROW {
+            let listener = &self.server.listens[listen].listener;
+            let connection = match listener.accept() {
+                Ok((connection, _)) => connection,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    tracing::warn!(%error, "a peer cannot be accepted");
+                    // Descriptors have run out, perhaps: the oldest that says nothing goes.
+                    if let Some(oldest) = self.pending.pop_front() {
+                        self.refuse(&oldest.peer, &"it has not said what it wants");
+                    }
+                    return;
+                }
+            };
+            if let Err(error) = self.greet(listen, connection) {
+                tracing::warn!(%error, "a peer cannot be heard");
+            }
+        }
+    }
+
+    fn greet(&mut self, listen: usize, connection: UnixStream) -> io::Result<()> {
+        connection.set_nonblocking(true)?;
+        let peer = Peer::of(&connection)?;
+        if self.server.uids.as_ref().is_some_and(|uids| !uids.contains(&peer.uid)) {
+            self.refuse(&peer, &"its user is not one that is served");
+            return Ok(());
+        }
+        if self.pending.len() >= self.server.limits.handshakes
+            && let Some(oldest) = self.pending.pop_front()
+        {
+            self.refuse(&oldest.peer, &"too many peers have not said what they want");
+        }
+        let token = self.next;
+        self.next += 1;
+        self.watch(connection.as_fd(), token)?;
+        let handshake = Handshake::new(&self.server.limits);
+        self.pending.push_back(Pending { token, listen, connection, peer, handshake });
+        self.hear(token);
+        Ok(())
+    }
+
+    /// Something has come from a peer or a client, or one of them has gone.
+    fn hear(&mut self, token: u64) {
+        let pending = self.pending.iter().position(|pending| pending.token == token);
+        if let Some(mut pending) = pending.and_then(|at| self.pending.remove(at)) {
+            let source = &self.server.listens[pending.listen].source;
+            match pending.handshake.advance(&pending.connection, source.size()) {
+                Ok(None) => {
+                    // In the order in which they came.
+                    let at = self.pending.partition_point(|other| other.token < token);
+                    self.pending.insert(at, pending);
+                }
+                Ok(Some(arrival)) => self.take(pending, arrival),
+                Err(error) => self.refuse(&pending.peer, &error),
+            }
+        } else if let Some(served) = self.served.get(&token) {
+            // It has closed its end, or its process has ended. What else it says is not heard.
+            self.unwatch(&served.connection);
+            if let Some(pidfd) = &served.peer.pidfd
+                && served.peer.has_exited()
+            {
+                self.unwatch(pidfd);
+            }
+            if let Some(pager) = &self.pager {
+                pager.look(served.client);
+            }
+        }
+    }
+
+    fn take(&mut self, pending: Pending, arrival: crate::handshake::Arrival) {
+        let Some(pager) = &self.pager else { return };
+        let Pending { token, listen, connection, peer, .. } = pending;
+        let source = Arc::clone(&self.server.listens[listen].source);
+        let bytes: u64 = arrival.extents.iter().map(|extent| extent.len).sum();
+        let client = match pager.add(arrival.userfaultfd, &arrival.extents, source) {
+            Ok(client) => client,
+            Err(error) => return self.refuse(&peer, &error),
+        };
+        self.ended.clients += 1;
+        tracing::info!(%client, pid = peer.pid, uid = peer.uid, bytes, "a client has come");
+        if matches!(self.server.on_failure, OnFailure::Kill)
+            && let Err(error) = peer.can_be_signalled()
+        {
+            tracing::warn!(%client, %error, "it can only be poisoned if it cannot be served");
+        }
+        if let Some(pidfd) = &peer.pidfd
+            && let Err(error) = self.watch(pidfd.as_fd(), token)
+        {
+            tracing::warn!(%client, %error, "its end is seen late");
+        }
+        self.served.insert(token, Served { connection, peer, client });
+    }
+
+    fn refuse(&mut self, peer: &Peer, error: &dyn fmt::Display) {
+        self.ended.refused += 1;
+        tracing::warn!(pid = peer.pid, uid = peer.uid, "a peer is refused: {error}");
+    }
+
+    /// Refuses peers that take too long.
+    fn drop_late(&mut self) {
+        let late: Vec<u64> = self.pending.iter().map(|pending| pending.token).collect();
+        for token in late {
+            self.hear(token);
+        }
+    }
+
+    fn read_notices(&mut self) {
+        let _ = rustix::io::read(&*self.noticed, &mut [0; 8]);
+        while let Ok(notice) = self.notices.try_recv() {
+            self.heed(notice);
+        }
+    }
+
+    fn heed(&mut self, notice: Notice) {
+        match notice {
+            Notice::Forked { parent, child } => tracing::info!(%parent, %child, "a client forked"),
+            Notice::Failed { client, failure } => {
+                if failure != Failure::Stopped {
+                    self.ended.failed += 1;
+                }
+                tracing::error!(%client, "a client cannot be served: {failure}");
+                let served = self.served.values().find(|served| served.client == client);
+                match (served, &mut self.server.on_failure) {
+                    // The processes of forked children are not known.
+                    (None, _) | (_, OnFailure::Poison) => {}
+                    (Some(served), OnFailure::Tell(tell)) => tell(&served.peer, &failure),
+                    (Some(served), OnFailure::Kill) => kill(served),
+                }
+            }
+            Notice::Kept { client } => {
+                tracing::error!(%client, "its memory cannot be poisoned: it is killed");
+                if let Some(served) = self.served.values().find(|served| served.client == client) {
+                    kill(served);
+                }
+            }
+            Notice::Closed { client } => {
+                tracing::info!(%client, "all that a client missed is poisoned");
+                self.forget(client);
+            }
+            Notice::Completed { client, .. } => {
+                tracing::info!(%client, "all that a client missed is there");
+                self.forget(client);
+            }
+            Notice::Gone { client, stats } => {
+                tracing::info!(%client, faults = stats.faults, "a client has gone");
+                self.forget(client);
+            }
+        }
+    }
+
+    fn forget(&mut self, client: ClientId) {
+        self.served.retain(|_, served| served.client != client);
+    }
+
+    /// Does what is to be done with clients at the end.
+    fn stop(&mut self, stop: BorrowedFd<'_>, look: &mut impl FnMut(&Pager)) -> io::Result<()> {
+        for listen in std::mem::take(&mut self.server.listens) {
+            self.unwatch(&*listen.listener);
+            if let Some(path) = listen.path {
+                // It may be gone, or the sandbox refuse it.
+                let _ = fs::remove_file(path);
+            }
+        }
+        self.pending.clear();
+        let begin = Instant::now();
+        match self.server.on_stop {
+            OnStop::Fail => {}
+            OnStop::Drain(most) => {
+                tracing::info!("clients are served until they have gone");
+                let is_any = |pager: &Option<Pager>| {
+                    pager.as_ref().is_some_and(|pager| !pager.clients().is_empty())
+                };
+                while is_any(&self.pager) && begin.elapsed() < most {
+                    if self.turn(stop, look)? {
+                        break;
+                    }
+                }
+            }
+            OnStop::Fill => {
+                tracing::info!("all that clients miss is filled");
+                if let Some(pager) = &self.pager {
+                    for client in pager.clients() {
+                        pager.complete(client);
+                    }
+                }
+            }
+        }
+        self.read_notices();
+        // What is left fails.
+        drop(self.pager.take());
+        self.read_notices();
+        Ok(())
+    }
+}
+
+fn kill(served: &Served) {
+    if let Err(error) = served.peer.kill() {
+        tracing::error!(client = %served.client, %error, "it cannot be killed");
+    }
+}
