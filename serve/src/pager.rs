@@ -305,8 +305,8 @@ impl Pager {
         Some(self.shared.client(client.0)?.extents())
     }
 
-    /// The length of a client's memory in bytes, as it was told at first or forked; `None` if it has
-    /// gone.
+    /// The length of a client's memory in bytes, as it was told at first or forked; `None` if it
+    /// has gone.
     #[must_use]
     pub fn len(&self, client: ClientId) -> Option<u64> {
         Some(self.shared.client(client.0)?.len)

@@ -1,5 +1,5 @@
 //! The memory file of a snapshot.
-#![allow(unsafe_code, reason = "maps a file, and asks what of it is in memory")]
+#![expect(unsafe_code, reason = "maps a file, and asks what of it is in memory")]
 
 use std::fs::File;
 use std::io;

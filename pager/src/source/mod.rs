@@ -89,11 +89,11 @@ pub trait Source: Send + Sync {
         None
     }
 
-    /// The bytes of a range, which lies within the size, if the kernel can copy them from memory now
-    /// without waiting for a device. They are for the kernel only, which copies to another process
-    /// ([`RemoteUserfaultfd::copy`](crate::sys::RemoteUserfaultfd::copy)) and finds out if they
-    /// have gone: a file that was mapped can have become shorter. Regions of this process do not
-    /// ask.
+    /// The bytes of a range, which lies within the size, if the kernel can copy them from memory
+    /// now without waiting for a device. They are for the kernel only, which copies to another
+    /// process ([`RemoteUserfaultfd::copy`](crate::sys::RemoteUserfaultfd::copy)) and finds out if
+    /// they have gone: a file that was mapped can have become shorter. Regions of this process do
+    /// not ask.
     #[inline]
     fn resident(&self, range: Range<u64>) -> Option<*const [u8]> {
         self.bytes()?.get(range.start as usize..range.end as usize).map(std::ptr::from_ref)

@@ -3,8 +3,6 @@
 
 use rustix::ioctl::{Opcode, opcode};
 
-use super::FaultMessage;
-
 /// `UFFD_USER_MODE_ONLY`: faults of system calls are not served, hence no privilege is needed.
 pub(super) const USER_MODE_ONLY: u32 = 1;
 /// `UFFD_API`: the protocol's version.
@@ -131,20 +129,6 @@ pub(super) struct Message {
     pub(super) event: u8,
     pub(super) reserved: [u8; 7],
     pub(super) words: [u64; 3],
-}
-
-impl Message {
-    /// As the message of a page fault: flags, address, thread.
-    pub(super) fn fault(&self) -> FaultMessage {
-        let [flags, address, thread] = self.words;
-        FaultMessage {
-            addr: address as usize,
-            is_write: flags & FAULT_WRITE != 0,
-            is_write_protected: flags & FAULT_WRITE_PROTECTED != 0,
-            // The kernel keeps it in the first half of the word.
-            thread: first_half(thread),
-        }
-    }
 }
 
 /// The 32 bits that come first in memory.

@@ -3,9 +3,9 @@
 //!
 //! Only what this project uses is here: contexts in SIGBUS mode and contexts whose faults are read,
 //! anonymous [`Memory`] to register with them, and the filling, moving, write-protecting and
-//! poisoning of pages; and contexts of other processes ([`RemoteUserfaultfd`]). The outcomes of filling are told apart ([`CopyError`]). Each call on a
-//! [`Userfaultfd`] that is open is one system call that does not change `errno`, so it may be made
-//! in a signal handler.
+//! poisoning of pages; and contexts of other processes ([`RemoteUserfaultfd`]). The outcomes of
+//! filling are told apart ([`CopyError`]). Each call on a [`Userfaultfd`] that is open is one
+//! system call that does not change `errno`, so it may be made in a signal handler.
 //!
 //! ```
 //! use pervma_pager::sys::{Access, CopyError, Fill, Memory, PageSize, Userfaultfd};

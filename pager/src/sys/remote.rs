@@ -67,7 +67,7 @@ impl Message {
         let message = std::mem::take(&mut self.0);
         let [first, second, third] = message.words.map(|word| word as usize);
         match message.event {
-            abi::EVENT_PAGEFAULT => Event::Fault(message.fault()),
+            abi::EVENT_PAGEFAULT => Event::Fault(FaultMessage::of(&message)),
             abi::EVENT_FORK => {
                 let number = abi::first_half(message.words[0]).cast_signed();
                 // SAFETY: the kernel has opened it for the reader of this message, who has not

@@ -127,6 +127,20 @@ pub struct FaultMessage {
     pub thread: u32,
 }
 
+impl FaultMessage {
+    /// What a message of a page fault says.
+    pub(super) fn of(message: &abi::Message) -> Self {
+        let [flags, address, thread] = message.words;
+        Self {
+            addr: address as usize,
+            is_write: flags & abi::FAULT_WRITE != 0,
+            is_write_protected: flags & abi::FAULT_WRITE_PROTECTED != 0,
+            // The kernel keeps it in the first half of the word.
+            thread: abi::first_half(thread),
+        }
+    }
+}
+
 /// Messages at a time, so that events of a busy userfaultfd do not cost a system call each.
 const BATCH: usize = 32;
 
@@ -464,7 +478,7 @@ impl Userfaultfd {
             // SAFETY: the kernel has written so many whole messages, and all bytes are valid ones.
             let message = unsafe { message.assume_init_ref() };
             if message.event == abi::EVENT_PAGEFAULT {
-                each(message.fault());
+                each(FaultMessage::of(message));
             }
         }
         Ok(())

@@ -37,7 +37,7 @@ use serde::de::{
 };
 
 use super::Arrival;
-use crate::Limits;
+use crate::limits::Limits;
 use crate::state::Extent;
 
 /// The size of pages that are not huge, in bytes.
@@ -371,8 +371,8 @@ pub fn parse(message: &[u8], source_len: u64, limits: &Limits) -> Result<Parsed,
     }
 }
 
-/// Appends bytes. The vector has at most `limit` bytes of capacity, and grows as vectors do, so that
-/// many short pieces are not many copies.
+/// Appends bytes. The vector has at most `limit` bytes of capacity, and grows as vectors do, so
+/// that many short pieces are not many copies.
 fn extend(message: &mut Vec<u8>, bytes: &[u8], limit: usize) {
     let needed = message.len() + bytes.len();
     if needed > message.capacity() {

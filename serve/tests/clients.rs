@@ -1,4 +1,6 @@
 //! Clients that are threads of this process: every byte is what belongs there.
+#![expect(clippy::disallowed_types, reason = "flags of tests")]
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 
@@ -9,7 +11,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use common::{
-    ALL_EVENTS, Kind, Memory, PAGE, REMOVE, alone, memory_file, random_bytes, userfaultfd,
+    ALL_EVENTS, Kind, Memory, PAGE, REMAP, REMOVE, UNMAP, alone, memory_file, random_bytes,
+    userfaultfd,
 };
 use pervma_pager::{ReadFailed, Source};
 use pervma_serve::{Failure, Notice, Options, Pager};
@@ -23,7 +26,7 @@ fn start(options: Options) -> (Pager, Receiver<Notice>) {
 /// Maps memory, and has it served.
 fn client(pager: &Pager, bytes: &[u8], features: u64, kind: Kind) -> Option<Memory> {
     let page_size = if matches!(kind, Kind::Huge) { 2 << 20 } else { PAGE as u32 };
-    let fd = userfaultfd(features);
+    let fd = userfaultfd(features)?;
     let memory = Memory::map(bytes.len(), kind)?.register(&fd);
     pager.add(fd, &[memory.extent_of(0, page_size)], memory_file(bytes)).unwrap();
     Some(memory)
@@ -91,7 +94,7 @@ fn what_was_removed_reads_as_zeros_whatever_was_under_way() {
         let (pager, _notices) = start(Options::new().granule(granule).workers(workers));
         let bytes = random_bytes(PAGES * PAGE, 3);
         for round in 0..150 {
-            let memory = client(&pager, &bytes, ALL_EVENTS, Kind::Anonymous).unwrap();
+            let memory = client(&pager, &bytes, REMOVE, Kind::Anonymous).unwrap();
             let is_over = AtomicBool::new(false);
             std::thread::scope(|scope| {
                 for thread in 0..2 {
@@ -130,7 +133,8 @@ fn memory_is_right_where_it_has_moved() {
     const PAGES: usize = 32;
     let (pager, _notices) = start(Options::new().granule(4 * PAGE));
     let bytes = random_bytes(PAGES * PAGE, 4);
-    let memory = client(&pager, &bytes, ALL_EVENTS, Kind::Anonymous).unwrap();
+    let events = REMOVE | REMAP | UNMAP;
+    let memory = client(&pager, &bytes, events, Kind::Anonymous).unwrap();
     let place = Memory::map(PAGES * PAGE, Kind::Anonymous).unwrap();
     assert_eq!(memory.byte(9 * PAGE), bytes[9 * PAGE]);
     memory.pages(10..12).discard();
@@ -157,7 +161,7 @@ fn a_forked_child_is_served_with_what_its_parent_had_then() {
     const PAGES: usize = 64;
     let (pager, notices) = start(Options::new().granule(PAGE));
     let bytes = random_bytes(PAGES * PAGE, 5);
-    let memory = client(&pager, &bytes, ALL_EVENTS, Kind::Anonymous).unwrap();
+    let Some(memory) = client(&pager, &bytes, ALL_EVENTS, Kind::Anonymous) else { return };
     memory.pages(3..5).discard();
     memory.set(7 * PAGE, 99);
     for round in 0..20 {
@@ -239,7 +243,7 @@ fn a_slow_source_delays_only_what_waits_for_it() {
     let bytes = random_bytes(PAGES * PAGE, 6);
     let source =
         Slow::new(&bytes, |page| if page < SLOW { Duration::from_secs(2) } else { Duration::ZERO });
-    let fd = userfaultfd(REMOVE);
+    let fd = userfaultfd(REMOVE).unwrap();
     let memory = Memory::map(PAGES * PAGE, Kind::Anonymous).unwrap().register(&fd);
     pager.add(fd, &[memory.extent(0)], source.clone()).unwrap();
     std::thread::scope(|scope| {
@@ -269,7 +273,7 @@ fn a_page_is_read_once_for_many_threads() {
     let (pager, _notices) = start(Options::new().granule(4 * PAGE));
     let bytes = random_bytes(4 * PAGE, 7);
     let source = Slow::new(&bytes, |_| Duration::from_millis(50));
-    let fd = userfaultfd(REMOVE);
+    let fd = userfaultfd(REMOVE).unwrap();
     let memory = Memory::map(4 * PAGE, Kind::Anonymous).unwrap().register(&fd);
     let id = pager.add(fd, &[memory.extent(0)], source).unwrap();
     std::thread::scope(|scope| {
@@ -288,7 +292,7 @@ fn what_is_removed_while_it_is_read_is_zeros() {
     let (pager, _notices) = start(Options::new().granule(4 * PAGE));
     let bytes = random_bytes(4 * PAGE, 8);
     let source = Slow::new(&bytes, |_| Duration::from_millis(50));
-    let fd = userfaultfd(REMOVE);
+    let fd = userfaultfd(REMOVE).unwrap();
     let memory = Memory::map(4 * PAGE, Kind::Anonymous).unwrap().register(&fd);
     pager.add(fd, &[memory.extent(0)], source.clone()).unwrap();
     std::thread::scope(|scope| {
@@ -330,7 +334,7 @@ fn a_read_that_fails_is_tried_again_and_then_its_page_is_poisoned() {
     let _alone = alone();
     for (failures, expected) in [(3, 0), (1000, -libc::SIGBUS)] {
         let (pager, notices) = start(Options::new().granule(8 * PAGE));
-        let fd = userfaultfd(ALL_EVENTS);
+        let Some(fd) = userfaultfd(ALL_EVENTS) else { return };
         let memory = Memory::map(16 * PAGE, Kind::Anonymous).unwrap().register(&fd);
         let source = Arc::new(Failing { failures: AtomicUsize::new(failures) });
         pager.add(fd, &[memory.extent(0)], source).unwrap();
@@ -385,7 +389,7 @@ fn a_client_that_is_completed_needs_no_pager() {
     let (pager, notices) = start(Options::new().granule(PAGE));
     let bytes = random_bytes(PAGES * PAGE, 10);
     let source = Slow::new(&bytes, |page| Duration::from_millis(u64::from(page == 5)));
-    let fd = userfaultfd(REMOVE);
+    let fd = userfaultfd(REMOVE).unwrap();
     let memory = Memory::map(PAGES * PAGE, Kind::Anonymous).unwrap().register(&fd);
     let id = pager.add(fd, &[memory.extent(0)], source).unwrap();
     memory.page(9).discard();
@@ -404,7 +408,7 @@ fn a_fault_outside_of_what_a_client_told_of_fails_it_alone() {
     let (pager, notices) = start(Options::new().granule(PAGE));
     let bytes = random_bytes(8 * PAGE, 11);
     let other = client(&pager, &bytes, REMOVE, Kind::Anonymous).unwrap();
-    let fd = userfaultfd(ALL_EVENTS);
+    let Some(fd) = userfaultfd(ALL_EVENTS) else { return };
     let memory = Memory::map(8 * PAGE, Kind::Anonymous).unwrap().register(&fd);
     let id = pager.add(fd, &[memory.pages(0..4).extent(0)], memory_file(&bytes)).unwrap();
     assert_eq!(common::in_child(|| i32::from(memory.byte(6 * PAGE))), -libc::SIGBUS);
