@@ -235,8 +235,11 @@ impl Handshake {
     /// until then `None`.
     ///
     /// `source_len` is the length of the source in bytes. The connection need not be nonblocking.
-    /// One call receives at most [`Limits::message`] bytes and a little more. After an arrival or
-    /// an error the handshake is over: it begins again with nothing received, and the same time.
+    /// One call receives at most [`Limits::message`] bytes and a little more. An incomplete
+    /// handshake becomes an error when this is called after the time of [`Limits::handshake`]:
+    /// for a client that sends nothing, a timer has to call it.
+    ///
+    /// After an arrival or an error the handshake is over, and has no use.
     ///
     /// # Errors
     ///
