@@ -69,7 +69,7 @@ impl Peer {
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// The kernel's: this process can have too many open files, for example.
     pub fn of(connection: &UnixStream) -> io::Result<Self> {
         let credentials: libc::ucred = option(connection.as_fd(), libc::SO_PEERCRED)?;
         let (uid, gid) = (credentials.uid, credentials.gid);
@@ -80,8 +80,9 @@ impl Peer {
             Ok(descriptor) => Some(unsafe { OwnedFd::from_raw_fd(descriptor) }),
             // Before Linux 6.5.
             Err(Errno::NOPROTOOPT) => by_number(connection, credentials),
-            // It is gone: its number must not be used.
-            Err(_) => None,
+            // It is gone, in the words of different kernels: its number must not be used.
+            Err(Errno::SRCH | Errno::INVAL | Errno::NODATA) => None,
+            Err(error) => return Err(error.into()),
         };
         Ok(Self { pid, uid, gid, pidfd })
     }
