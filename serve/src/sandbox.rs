@@ -80,12 +80,14 @@ pub struct Sandbox {
     pub kills_other_users: bool,
 }
 
-/// How much of a [`Sandbox`] the kernel has.
+/// What a [`Sandbox`] is on this kernel, and for this user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
     /// How much of what is asked of Landlock.
     pub landlock: Landlock,
+    /// Whether there is `CAP_KILL`, the only capability that there can be.
+    pub keeps_kill: bool,
     /// Whether the bounding set is empty. It is left as it is where there is no `CAP_SETPCAP`;
     /// `no_new_privs` then keeps programs from gaining what is in it.
     pub bounding_set_is_empty: bool,
@@ -135,8 +137,9 @@ impl Sandbox {
         set_no_new_privs(true).map_err(privileges)?;
         let landlock = self.restrict_files().map_err(SandboxError::Landlock)?;
         let bounding_set_is_empty = self.drop_capabilities().map_err(privileges)?;
+        let keeps_kill = !capabilities(None).map_err(privileges)?.effective.is_empty();
         self.restrict_calls().map_err(SandboxError::Seccomp)?;
-        Ok(Report { landlock, bounding_set_is_empty })
+        Ok(Report { landlock, keeps_kill, bounding_set_is_empty })
     }
 
     fn restrict_files(&self) -> Result<Landlock, Box<dyn std::error::Error + Send + Sync>> {
@@ -212,10 +215,11 @@ impl fmt::Display for Report {
             Landlock::Partial => "files by Landlock, of an older version",
             Landlock::Absent => "files not by Landlock, which the kernel does not have",
         };
-        write!(formatter, "{files}; system calls by seccomp; no capabilities")?;
+        let capabilities = if self.keeps_kill { "CAP_KILL alone" } else { "no capabilities" };
+        write!(formatter, "{files}; system calls by seccomp; {capabilities}")?;
         match self.bounding_set_is_empty {
             true => Ok(()),
-            false => formatter.write_str(", but a bounding set, for want of CAP_SETPCAP"),
+            false => formatter.write_str("; for want of CAP_SETPCAP a bounding set"),
         }
     }
 }
@@ -469,11 +473,14 @@ mod tests {
 
     #[test]
     fn reports_say_what_there_is_not() {
-        let full = Report { landlock: Landlock::Full, bounding_set_is_empty: true };
+        let landlock = Landlock::Full;
+        let full = Report { landlock, keeps_kill: false, bounding_set_is_empty: true };
         let text = "files by Landlock; system calls by seccomp; no capabilities";
         assert_eq!(full.to_string(), text);
-        let least = Report { landlock: Landlock::Absent, bounding_set_is_empty: false };
-        assert!(least.to_string().contains("not by Landlock"));
-        assert!(least.to_string().contains("bounding set"));
+        let landlock = Landlock::Absent;
+        let least = Report { landlock, keeps_kill: true, bounding_set_is_empty: false };
+        for part in ["not by Landlock", "CAP_KILL alone", "bounding set"] {
+            assert!(least.to_string().contains(part), "{least}");
+        }
     }
 }

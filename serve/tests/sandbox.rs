@@ -13,6 +13,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -307,6 +308,22 @@ fn what_the_daemon_does_not_do_is_refused() {
 }
 
 #[test]
+fn a_process_in_the_sandbox_can_abort() {
+    const NAME: &str = "a_process_in_the_sandbox_can_abort";
+    if child::case().is_none() {
+        return child::run(NAME, "alone");
+    }
+    let aborting = || {
+        let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+        rustix::process::setrlimit(rustix::process::Resource::Core, none).unwrap();
+        Sandbox::default().enter().unwrap();
+        std::process::abort();
+    };
+    let status = child::with_one_thread(aborting, |_| ());
+    assert_eq!(status.signal(), Some(libc::SIGABRT));
+}
+
+#[test]
 fn only_what_is_removable_can_be_removed() {
     child::alone(
         "only_what_is_removable_can_be_removed",
@@ -402,7 +419,8 @@ fn clients_of_other_users_can_be_killed_if_that_was_kept() {
             let flags = rustix::process::PidfdFlags::empty();
             let pidfd = rustix::process::pidfd_open(pid, flags).unwrap();
             let peer = Peer { pid: child.cast_unsigned(), uid: 65534, gid: 0, pidfd: Some(pidfd) };
-            Sandbox { kills_other_users, ..Sandbox::default() }.enter().unwrap();
+            let report = Sandbox { kills_other_users, ..Sandbox::default() }.enter().unwrap();
+            assert_eq!(report.keeps_kill, kills_other_users);
             let expected = if kills_other_users { Ok(()) } else { Err(SignalError::NotPermitted) };
             assert_eq!(peer.kill(), expected);
             drop(connection);
