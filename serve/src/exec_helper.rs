@@ -1,8 +1,9 @@
 //! A process that runs a command for the daemon, which itself cannot once it is in its sandbox.
-#![expect(unsafe_code, reason = "fork, and the descriptors that the new process does not need")]
+#![expect(unsafe_code, reason = "fork; signals and descriptors that are not for the new process")]
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -68,8 +69,8 @@ impl ExecHelper {
     /// The command is looked for in `PATH` if it has no slash. It gets this process's environment,
     /// standard output and standard error, an empty standard input, and no other descriptor.
     ///
-    /// The process ends when this is dropped, or this process ends; not by the signals of a
-    /// terminal.
+    /// The process ends when this is dropped, or this process ends; not by a signal, but SIGKILL, so
+    /// that it still runs commands for a daemon that was told to end.
     ///
     /// # Errors
     ///
@@ -204,6 +205,8 @@ fn receive(socket: &mut UnixStream) -> io::Result<Option<(u32, String)>> {
 
 /// The helper: answers requests until the other end of its socket is closed.
 fn serve(mut socket: UnixStream, command: &[OsString], limit: Duration) -> io::Result<()> {
+    // First: the daemon's handlers write to what is closed next.
+    block_signals(true)?;
     let kept = socket.as_raw_fd();
     close_between(3, kept - 1)?;
     close_between(3.max(kept + 1), RawFd::MAX)?;
@@ -225,7 +228,10 @@ fn run(command: &[OsString], pid: u32, reason: &str, limit: Duration) -> io::Res
     let (program, arguments) = command.split_first().ok_or(ErrorKind::InvalidInput)?;
     let mut command = Command::new(program);
     command.args(arguments).arg(pid.to_string()).arg(reason);
-    let mut child = command.stdin(Stdio::null()).process_group(0).spawn()?;
+    command.stdin(Stdio::null()).process_group(0);
+    // SAFETY: between fork and exec it makes one system call, and allocates nothing.
+    unsafe { command.pre_exec(|| block_signals(false)) };
+    let mut child = command.spawn()?;
     let ended = wait(&mut child, limit);
     if !matches!(ended, Ok(Some(_))) {
         // The group has its number, which is not another's until it was waited for.
@@ -254,6 +260,25 @@ fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
             Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+/// Blocks all signals, or none, by a call that is legal after a fork.
+fn block_signals(all: bool) -> io::Result<()> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    let made = match all {
+        // SAFETY: it writes all of the set.
+        true => unsafe { libc::sigfillset(set.as_mut_ptr()) },
+        // SAFETY: it writes all of the set.
+        false => unsafe { libc::sigemptyset(set.as_mut_ptr()) },
+    };
+    if made != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it reads a set, which was just written.
+    match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut()) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
     }
 }
 

@@ -179,6 +179,21 @@ fn it_ends_with_its_owner() {
 }
 
 #[test]
+fn signals_that_ask_the_daemon_to_end_end_commands_and_not_the_helper() {
+    child::alone(
+        "signals_that_ask_the_daemon_to_end_end_commands_and_not_the_helper",
+        [|| {
+            let helper = ExecHelper::start(&script("kill -TERM $$")).unwrap();
+            let process = Pid::from_raw(helper.pid().cast_signed()).unwrap();
+            for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::USR1] {
+                kill_process(process, signal).unwrap();
+            }
+            assert_eq!(helper.run(1, "why").unwrap(), Outcome::Killed(libc::SIGTERM));
+        }],
+    );
+}
+
+#[test]
 fn it_ends_when_the_daemon_is_killed() {
     const NAME: &str = "it_ends_when_the_daemon_is_killed";
     if child::case().is_none() {
