@@ -69,7 +69,7 @@ impl ExecHelper {
     /// The command is looked for in `PATH` if it has no slash. It gets this process's environment,
     /// standard output and standard error, an empty standard input, and no other descriptor.
     ///
-    /// The process ends when this is dropped, or this process ends; not by a signal, but SIGKILL, so
+    /// The process ends when this is dropped, or this process ends; of signals only by SIGKILL, so
     /// that it still runs commands for a daemon that was told to end.
     ///
     /// # Errors
