@@ -4,8 +4,11 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -38,7 +41,7 @@ pub(crate) struct ServeOptions {
     vm: Vec<(PathBuf, PathBuf)>,
     /// The number of threads that serve faults, 1 to 1024 [default: one per core].
     #[arg(long, value_name = "N", value_parser = crate::args::threads)]
-    workers: Option<std::num::NonZeroUsize>,
+    workers: Option<NonZeroUsize>,
     /// How much one fault fills: 4K, 64K or 2M.
     #[arg(long, value_name = "SIZE", default_value = "64K")]
     granule: Granule,
@@ -145,20 +148,38 @@ pub(crate) fn run(options: &ServeOptions) -> Result<bool, Error> {
         WhatOnFailure::Poison | WhatOnFailure::Kill => None,
     };
     let listens = listens(options)?;
+    // It asks files for a quota, which the sandbox does not let it.
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let manager = Manager::find()?;
     if options.no_sandbox {
         tracing::warn!("no sandbox: all privileges are kept");
     } else {
         enter_sandbox(options)?;
     }
-    let server = server(options, listens, helper);
-    let ended = server.run(stop.as_fd(), ready, |pager| progress.look(pager))?;
+    let server = server(options, listens, helper, cores);
+    let ended = server.run(stop.as_fd(), || manager.tell_ready(), |pager| progress.look(pager))?;
     progress.end(ended)?;
     Ok(ended.failed == 0)
 }
 
-/// Tells a service manager, if there is one.
-fn ready() -> io::Result<()> {
-    sd_notify::notify(false, &[sd_notify::NotifyState::Ready])
+/// The service manager, if there is one that wants to be told (`sd_notify`). Its socket is connected
+/// before the sandbox is entered, in which no socket can be made.
+struct Manager(Option<UnixDatagram>);
+
+impl Manager {
+    fn find() -> io::Result<Self> {
+        let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(Self(None)) };
+        let socket = UnixDatagram::unbound()?;
+        match name.as_bytes() {
+            [b'@', name @ ..] => socket.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
+            _ => socket.connect(&name)?,
+        }
+        Ok(Self(Some(socket)))
+    }
+
+    fn tell_ready(&self) -> io::Result<()> {
+        self.0.as_ref().map_or(Ok(()), |socket| socket.send(b"READY=1").map(drop))
+    }
 }
 
 /// Gives up what serving does not take.
@@ -190,7 +211,12 @@ fn teller(helper: ExecHelper) -> Box<Tell> {
     Box::new(move |peer, failure| drop(send.send((peer.pid, failure.to_string()))))
 }
 
-fn server(options: &ServeOptions, listens: Vec<Listen>, helper: Option<ExecHelper>) -> Server {
+fn server(
+    options: &ServeOptions,
+    listens: Vec<Listen>,
+    helper: Option<ExecHelper>,
+    cores: usize,
+) -> Server {
     let limits = Limits {
         clients: options.max_clients,
         handshakes: options.max_handshakes.max(1),
@@ -200,8 +226,7 @@ fn server(options: &ServeOptions, listens: Vec<Listen>, helper: Option<ExecHelpe
         reads: options.max_reads,
         all_reads: options.max_all_reads,
     };
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-    let workers = options.workers.map_or(cores, std::num::NonZeroUsize::get);
+    let workers = options.workers.map_or(cores, NonZeroUsize::get);
     let pager = Options::new()
         .workers(workers)
         .granule(options.granule.bytes())

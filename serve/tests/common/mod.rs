@@ -8,6 +8,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use pervma_pager::sys::{Message, RemoteUserfaultfd};
 use pervma_serve::MemoryFile;
 use pervma_serve::state::Extent;
 use rand::rngs::StdRng;
@@ -171,6 +172,19 @@ impl Memory {
         let at = std::ptr::with_exposed_provenance_mut(self.start);
         // SAFETY: mapped memory of the test's, which is not used any more.
         assert_eq!(unsafe { libc::munmap(at, self.len) }, 0);
+    }
+
+    /// Unmaps it, and reads what is told of that.
+    pub(crate) fn unmap_beside(self, uffd: &RemoteUserfaultfd) {
+        std::thread::scope(|scope| {
+            let unmapper = scope.spawn(move || self.unmap());
+            while !unmapper.is_finished() {
+                let mut messages = [Message::default()];
+                let _ = uffd.read(&mut messages);
+                messages[0].take();
+                std::thread::yield_now();
+            }
+        });
     }
 
     /// Moves it to other addresses.
