@@ -1,10 +1,12 @@
 //! One client: a userfaultfd, and what belongs into the memory that is registered with it.
 
-use std::collections::HashSet;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
 
 use pervma::{ChangeError, ReadError};
 use pervma_pager::Source;
@@ -63,6 +65,9 @@ pub(crate) struct Client {
     /// The granules that are being read from the source. Whoever reads one wakes all of it when it
     /// is done, whatever came of it: so a fault in such a granule needs no answer.
     reading: Mutex<HashSet<usize>>,
+    /// Where nothing is mapped although faults came from there, and when their threads were woken;
+    /// since memory was unmapped last.
+    strays: Mutex<HashMap<usize, Instant>>,
     /// Where the next fault is if the client goes on in order.
     expected: Mutex<usize>,
     pub(crate) health: Health,
@@ -141,6 +146,7 @@ impl Client {
             piece,
             fills: RwLock::new(()),
             reading: Mutex::default(),
+            strays: Mutex::default(),
             expected: Mutex::default(),
             health: Health::default(),
             counters: Counters::default(),
@@ -169,7 +175,9 @@ impl Client {
         let _no_fills = self.fills.write().unwrap_or_else(PoisonError::into_inner);
         let count = self.uffd.read(buffer).map_err(Failure::Read)?;
         for message in &mut buffer[..count] {
-            let (counter, done) = match message.take() {
+            let event = message.take();
+            tracing::trace!(client = %self.id, ?event);
+            let (counter, done) = match event {
                 Event::Fault(fault) => {
                     faults.push(fault.addr & !(PAGE - 1));
                     continue;
@@ -186,20 +194,23 @@ impl Client {
                 }
                 _ => continue,
             };
+            if matches!(counter, Counter::Unmaps | Counter::Remaps) {
+                self.strays().clear();
+            }
             self.counters.add(counter, 1);
             done.map_err(Failure::Map)?;
         }
         Ok(count)
     }
 
-    /// Fills the page at an address, and what else of its granule is missing and need not be waited
-    /// for.
-    pub(crate) fn serve(&self, addr: usize) -> Served {
+    /// Fills the page at an address, whose fault was read at this time, and what else of its
+    /// granule is missing and need not be waited for.
+    pub(crate) fn serve(&self, addr: usize, since: Instant) -> Served {
         if self.health.failure().is_some() {
             return self.poison(addr);
         }
         let piece = self.piece(addr);
-        let served = self.fill(addr, &piece, None, For::Thread);
+        let served = self.fill(addr, &piece, None, For::Thread(since));
         if served == Served::Done {
             self.counters.add(Counter::Faults, 1);
             for other in self.others(addr, &piece) {
@@ -265,14 +276,14 @@ impl Client {
 
     /// Fills what was read, as far as it is still what belongs there. Whether its page needs
     /// another look: something else belongs there by now, or an event is to be read first.
-    pub(crate) fn fill_read(&self, wanted: &Wanted, bytes: &[u8]) -> Served {
+    pub(crate) fn fill_read(&self, wanted: &Wanted, bytes: &[u8], since: Instant) -> Served {
         let mut served = Served::Done;
         for piece in pieces(&wanted.range, self.piece) {
             let at = piece.start - wanted.range.start;
             let read =
                 Read { offset: wanted.offset + at as u64, bytes: &bytes[at..][..piece.len()] };
             let filled = if piece.contains(&wanted.page.start) {
-                served = self.fill(wanted.page.start, &piece, Some(&read), For::Thread);
+                served = self.fill(wanted.page.start, &piece, Some(&read), For::Thread(since));
                 &served
             } else {
                 &self.fill(piece.start, &piece, Some(&read), For::Later)
@@ -340,6 +351,28 @@ impl Client {
         self.uffd.copy(NOWHERE, &raw const page[..], false) == Err(CopyError::ProcessGone)
     }
 
+    fn strays(&self) -> MutexGuard<'_, HashMap<usize, Instant>> {
+        self.strays.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A fault where nothing is mapped, that was read at this time. It is nothing unusual: its
+    /// thread was woken when another fault was served, went on, and has unmapped the page. If one
+    /// is read after threads were woken for that, and nothing was unmapped since, the client has
+    /// not told of all its memory.
+    fn stray(&self, addr: usize, read: Instant) -> Served {
+        match self.strays().entry(addr) {
+            Entry::Occupied(woken) if *woken.get() < read => {
+                return Served::Failed(Failure::Outside(addr));
+            }
+            Entry::Occupied(_) => {}
+            Entry::Vacant(place) => {
+                self.wake(addr, PAGE);
+                place.insert(Instant::now());
+            }
+        }
+        Served::Done
+    }
+
     fn reading(&self) -> MutexGuard<'_, HashSet<usize>> {
         self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -368,12 +401,12 @@ impl Client {
         let _order = self.fills.read().unwrap_or_else(PoisonError::into_inner);
         let vma = match self.map.read(addr) {
             Ok(vma) => vma,
-            Err(ReadError::NotMapped { .. }) if by == For::Later => return Served::Done,
-            Err(ReadError::NotMapped { .. }) if read.is_none() => {
-                return Served::Failed(Failure::Outside(addr));
+            Err(ReadError::NotMapped { .. }) => {
+                return match by {
+                    For::Thread(read) => self.stray(addr, read),
+                    For::Later => Served::Done,
+                };
             }
-            // It was unmapped since. Its thread is told by the kernel.
-            Err(ReadError::NotMapped { .. }) => return self.wake(addr, PAGE),
             Err(_) => return Served::Again,
         };
         let whole = vma.range();
@@ -492,8 +525,8 @@ pub(crate) struct ForkedChild {
 /// For whom a page is filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum For {
-    /// A thread that sleeps.
-    Thread,
+    /// A thread that sleeps, whose fault was read at this time.
+    Thread(Instant),
     /// One that may come.
     Later,
 }

@@ -1,6 +1,7 @@
 //! What belongs where in a client's memory.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use pervma::{AddressSpace, ChangeError, InsertError, Payload, ReadError, ReadGuard};
 
@@ -55,7 +56,22 @@ pub(crate) const PAGE: usize = 4096;
 /// one thread's at a time.
 pub(crate) struct Map {
     space: AddressSpace<Piece>,
+    /// Places from which something has moved, and what of each is not told to be unmapped yet.
+    left: Mutex<Vec<Left>>,
 }
+
+/// A place from which something has moved.
+///
+/// The kernel tells that it is unmapped after it has told of the move, and by then another thread
+/// may have moved something else there, and that may have been told before: that stays.
+struct Left {
+    place: Range<usize>,
+    rest: Vec<Range<usize>>,
+}
+
+/// Of so many such places it is known. One that stays mapped (`MREMAP_DONTUNMAP`) is known until
+/// there are as many others.
+const MOST_LEFT: usize = 1024;
 
 impl Map {
     pub(crate) fn new(extents: &[Extent]) -> Result<Self, ChangeError> {
@@ -71,7 +87,7 @@ impl Map {
             edit.insert(range, piece).map_err(|error: InsertError<Piece>| error.kind)?;
         }
         drop(edit);
-        Ok(Self { space })
+        Ok(Self { space, left: Mutex::default() })
     }
 
     /// Read-locks the VMA at an address.
@@ -108,6 +124,14 @@ impl Map {
     }
 
     pub(crate) fn unmap(&self, range: Range<usize>) -> Result<(), ChangeError> {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        match left.iter().position(|left| left.place == range) {
+            Some(at) => left.remove(at).rest.into_iter().try_for_each(|rest| self.forget(rest)),
+            None => self.forget(range),
+        }
+    }
+
+    fn forget(&self, range: Range<usize>) -> Result<(), ChangeError> {
         match self.space.remove(range) {
             Ok(_) | Err(ChangeError::NotMapped { .. }) => Ok(()),
             Err(error) => Err(error),
@@ -118,10 +142,20 @@ impl Map {
     /// (`MREMAP_DONTUNMAP`), and is unmapped by an event of its own if it is not.
     pub(crate) fn relocate(&self, from: Range<usize>, to: usize) -> Result<(), ChangeError> {
         let parts = self.mapped(&from);
-        self.unmap(to..to.saturating_add(from.len()))?;
-        let mut left = Vec::new();
+        let target = to..to.saturating_add(from.len());
+        self.forget(target.clone())?;
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        for left in left.iter_mut() {
+            left.rest = left.rest.iter().flat_map(|rest| without(rest, &target)).collect();
+        }
+        if left.len() >= MOST_LEFT {
+            left.remove(0);
+        }
+        left.push(Left { place: from.clone(), rest: vec![from.clone()] });
+        drop(left);
+        let mut pieces = Vec::new();
         let moved = self.space.relocate(from, to, |_, piece| {
-            left.push(*piece);
+            pieces.push(*piece);
             *piece
         });
         match moved {
@@ -129,7 +163,7 @@ impl Map {
             Err(ChangeError::NotMapped { .. }) => return Ok(()),
             Err(error) => return Err(error),
         }
-        let page_size = left.first().map_or(PAGE as u32, |piece| piece.page_size);
+        let page_size = pieces.first().map_or(PAGE as u32, |piece| piece.page_size);
         for part in parts {
             let zeros = Piece { content: Content::Zeros, page_size };
             self.space.insert(part, zeros).map_err(|error| error.kind)?;
@@ -139,7 +173,7 @@ impl Map {
 
     /// A copy, for a forked child.
     pub(crate) fn fork(&self) -> Result<Self, ChangeError> {
-        Ok(Self { space: self.space.fork(|_, piece| Some(*piece))? })
+        Ok(Self { space: self.space.fork(|_, piece| Some(*piece))?, left: Mutex::default() })
     }
 
     /// The parts of a range that are mapped, as few as possible.
@@ -161,6 +195,16 @@ impl Map {
         }
         parts
     }
+}
+
+/// What of a range is outside of another one.
+fn without(
+    range: &Range<usize>,
+    other: &Range<usize>,
+) -> impl Iterator<Item = Range<usize>> + use<> {
+    let before = range.start..range.end.min(other.start);
+    let behind = range.start.max(other.end)..range.end;
+    [before, behind].into_iter().filter(|part| part.start < part.end)
 }
 
 #[cfg(test)]
@@ -208,6 +252,19 @@ mod tests {
         assert_eq!(map.extents().len(), 3);
         map.relocate(0x20_0000..0x30_0000, 0x40_0000).unwrap();
         assert_eq!(map.extents().len(), 3, "nothing was there");
+    }
+
+    #[test]
+    fn what_has_moved_to_a_place_stays_when_it_is_told_late_that_the_place_was_left() {
+        let map = Map::new(&[extent(0x1000, 0x4000, 0x7000), extent(0x8000, 0x2000, 0)]).unwrap();
+        map.relocate(0x1000..0x5000, 0x1_0000).unwrap();
+        map.relocate(0x8000..0xa000, 0x2000).unwrap();
+        map.unmap(0x1000..0x5000).unwrap();
+        map.unmap(0x8000..0xa000).unwrap();
+        let expected = [extent(0x2000, 0x2000, 0), extent(0x1_0000, 0x4000, 0x7000)];
+        assert_eq!(map.extents(), expected);
+        map.unmap(0x1000..0x5000).unwrap();
+        assert_eq!(map.extents(), expected[1..], "now it is another event");
     }
 
     #[test]

@@ -492,7 +492,7 @@ impl Shared {
     /// Serves a fault; `false` if it has to be served again.
     fn serve(&self, fault: &Fault) -> bool {
         let client = &fault.client;
-        match client.serve(fault.addr) {
+        match client.serve(fault.addr, fault.since) {
             Served::Done => {
                 self.latency.add(fault.since.elapsed());
                 self.note_ahead(client, fault.addr);
@@ -501,14 +501,14 @@ impl Shared {
             Served::Again => false,
             Served::Read => {
                 let client = Arc::clone(client);
-                let task = Task { client, addr: fault.addr, is_ahead: false };
+                let task = Task { client, addr: fault.addr, since: fault.since, is_ahead: false };
                 self.reads.submit(task).is_ok()
             }
             Served::Failed(Failure::NoMemory) => client.poison(fault.addr) == Served::Done,
             Served::Failed(failure) => {
                 self.fail(client, failure);
                 // Now it is poisoned, if that can be.
-                client.serve(fault.addr) != Served::Again
+                client.serve(fault.addr, fault.since) != Served::Again
             }
             Served::Gone => {
                 self.forget(client);
@@ -539,7 +539,7 @@ impl Shared {
     /// Reads a granule from the source, and fills it.
     fn read_source(&self, task: &Task, buffer: &mut Vec<u8>) {
         let client = &task.client;
-        let fault = Fault { client: Arc::clone(client), addr: task.addr, since: Instant::now() };
+        let fault = Fault { client: Arc::clone(client), addr: task.addr, since: task.since };
         // RELAXED: it is looked at again and again.
         while !self.is_over.load(Relaxed) {
             match client.begin_read(task.addr) {
@@ -547,7 +547,7 @@ impl Shared {
                 Begun::NotOfSource if task.is_ahead || self.serve(&fault) => return,
                 Begun::NotOfSource => thread::sleep(SOON),
                 Begun::Wanted(wanted) => {
-                    let served = self.read_wanted(client, wanted.clone(), task.is_ahead, buffer);
+                    let served = self.read_wanted(task, wanted.clone(), buffer);
                     client.end_read(&wanted);
                     match served {
                         Served::Read => {}
@@ -563,17 +563,12 @@ impl Shared {
         }
     }
 
-    fn read_wanted(
-        &self,
-        client: &Arc<Client>,
-        mut wanted: Wanted,
-        is_ahead: bool,
-        buffer: &mut Vec<u8>,
-    ) -> Served {
+    fn read_wanted(&self, task: &Task, mut wanted: Wanted, buffer: &mut Vec<u8>) -> Served {
+        let client = &task.client;
         client.counters.add(Counter::Reads, 1);
         let mut retries = RETRIES.iter();
         while !self.read_once(client, &wanted, buffer) {
-            if is_ahead {
+            if task.is_ahead {
                 return Served::Done;
             }
             client.counters.add(Counter::Retries, 1);
@@ -591,7 +586,9 @@ impl Shared {
                 }
             }
         }
-        self.until_read(client, || client.fill_read(&wanted, &buffer[..wanted.range.len()]))
+        self.until_read(client, || {
+            client.fill_read(&wanted, &buffer[..wanted.range.len()], task.since)
+        })
     }
 
     /// Reads what is wanted; whether that could be done.
@@ -654,7 +651,8 @@ impl Shared {
                     Served::Read => {
                         let client = Arc::clone(&client);
                         // For later: if it cannot be done, so be it.
-                        let _ = self.reads.submit(Task { client, addr, is_ahead: true });
+                        let task = Task { client, addr, since: Instant::now(), is_ahead: true };
+                        let _ = self.reads.submit(task);
                     }
                     _ => break,
                 }
@@ -722,7 +720,8 @@ impl Shared {
                     Served::Done => at = next,
                     Served::Again => thread::sleep(SOON),
                     Served::Read => {
-                        let task = Task { client: Arc::clone(client), addr: at, is_ahead: false };
+                        let (of, since) = (Arc::clone(client), Instant::now());
+                        let task = Task { client: of, addr: at, since, is_ahead: false };
                         let poisoned = client.counters.stats().poisoned;
                         self.read_source(&task, &mut buffer);
                         if client.counters.stats().poisoned > poisoned {

@@ -6,7 +6,7 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::client::{Client, ClientId};
 
@@ -15,6 +15,8 @@ pub(crate) struct Task {
     pub(crate) client: Arc<Client>,
     /// The address that faulted, or that may.
     pub(crate) addr: usize,
+    /// When the fault was read.
+    pub(crate) since: Instant,
     /// No thread waits for it.
     pub(crate) is_ahead: bool,
 }

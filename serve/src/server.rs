@@ -277,7 +277,10 @@ impl Control {
         for token in tokens {
             match token {
                 STOP => {
-                    let _ = rustix::io::read(stop, &mut [0; 64]);
+                    // Closed, it tells of it once.
+                    if rustix::io::read(stop, &mut [0; 64]) == Ok(0) {
+                        self.unwatch(stop);
+                    }
                     is_over = true;
                 }
                 NOTICES => self.read_notices(),
@@ -413,10 +416,12 @@ impl Control {
         match notice {
             Notice::Forked { parent, child } => tracing::info!(%parent, %child, "a client forked"),
             Notice::Failed { client, failure } => {
-                if failure != Failure::Stopped {
+                if failure == Failure::Stopped {
+                    tracing::warn!(%client, "a client is poisoned: {failure}");
+                } else {
                     self.ended.failed += 1;
+                    tracing::error!(%client, "a client cannot be served: {failure}");
                 }
-                tracing::error!(%client, "a client cannot be served: {failure}");
                 let served = self.served.values().find(|served| served.client == client);
                 match (served, &mut self.server.on_failure) {
                     // The processes of forked children are not known.

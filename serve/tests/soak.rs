@@ -1,0 +1,244 @@
+//! Several processes at a time that discard, write, move, unmap and fork what is served to them, or
+//! die in the middle of it. Each compares every byte that it reads with what belongs there.
+//!
+//! `PERVMA_SOAK_SECONDS` is how long; 5 without it. What it does not do: huge pages, shared memory
+//! and slow sources, which have tests of their own.
+#![expect(clippy::disallowed_types, reason = "flags of tests")]
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::io::IoSlice;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use common::{
+    FORK, Kind, Memory, PAGE, REMAP, REMOVE, UNMAP, alone_for, memory_file, random_bytes,
+    userfaultfd,
+};
+use pervma_serve::{Limits, Listen, OnStop, Options, Server};
+use rand::rngs::StdRng;
+use rand::{Rng, RngExt, SeedableRng};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+/// Of a client.
+const PAGES: usize = 512;
+/// A thread has these pages for itself, one behind the other, and others only look.
+const THREADS: usize = 3;
+const CLIENT: &str = "PERVMA_SOAK_CLIENT";
+const SEED: u64 = 17;
+
+/// What a page is to its thread.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// Of the file, or zeros, or written.
+    Byte(u8),
+    Unmapped,
+}
+
+/// A thread's part of a client's memory.
+struct Part {
+    /// Where it is now.
+    memory: Memory,
+    /// Where it can move.
+    place: Memory,
+    states: Vec<State>,
+}
+
+impl Part {
+    fn check(&self, page: usize) {
+        if let State::Byte(byte) = self.states[page] {
+            let found = self.memory.byte(page * PAGE);
+            assert_eq!(found, byte, "page {page} of {:x}", self.memory.start);
+        }
+    }
+
+    fn step(&mut self, random: &mut StdRng, may_fork: bool) {
+        let count = self.states.len();
+        let page = random.random_range(0..count);
+        let end = (page + random.random_range(1..=4)).min(count);
+        let is_mapped = self.states[page..end].iter().all(|state| *state != State::Unmapped);
+        match random.random_range(0..100) {
+            0..55 => self.check(page),
+            55..75 if is_mapped => {
+                let byte = random.random();
+                self.memory.set(page * PAGE, byte);
+                self.states[page] = State::Byte(byte);
+            }
+            75..92 if is_mapped => {
+                self.memory.pages(page..end).discard();
+                self.states[page..end].fill(State::Byte(0));
+                (page..end).for_each(|page| self.check(page));
+            }
+            92..94 if self.states.iter().all(|state| *state != State::Unmapped) => {
+                self.memory = self.memory.relocate(self.place.start, 0);
+                self.place = Memory::map(self.memory.len, Kind::Anonymous).unwrap();
+            }
+            94 if random.random_range(0..40) == 0 => {
+                self.memory.page(page).unmap();
+                self.states[page] = State::Unmapped;
+            }
+            95 if may_fork => {
+                let wrong = common::in_child(|| {
+                    let is_right = |page: &usize| match self.states[*page] {
+                        State::Byte(byte) => self.memory.byte(page * PAGE) == byte,
+                        State::Unmapped => true,
+                    };
+                    let all = (0..count).all(|page| is_right(&page));
+                    if let Some(page) = (0..count).find(|&page| self.states[page] == State::Byte(0))
+                    {
+                        self.memory.page(page).discard();
+                        return i32::from(!all || self.memory.byte(page * PAGE) != 0);
+                    }
+                    i32::from(!all)
+                });
+                assert_eq!(wrong, 0, "in a child");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A client: connects, and does random things for so long.
+fn client(socket: &Path, seed: u64, time: Duration) {
+    let events = userfaultfd(FORK | REMAP | REMOVE | UNMAP);
+    let may_fork = events.is_some();
+    let fd = events.or_else(|| userfaultfd(REMAP | REMOVE | UNMAP)).unwrap();
+    let memory = Memory::map(PAGES * PAGE, Kind::Anonymous).unwrap().register(&fd);
+    let connection = UnixStream::connect(socket).unwrap();
+    let message = format!(
+        r#"[{{"base_host_virt_addr":{},"size":{},"offset":0,"page_size":4096}}]"#,
+        memory.start, memory.len
+    );
+    let descriptors = [fd.as_fd()];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut with = SendAncillaryBuffer::new(&mut space);
+    assert!(with.push(SendAncillaryMessage::ScmRights(&descriptors)));
+    let bytes = [IoSlice::new(message.as_bytes())];
+    sendmsg(&connection, &bytes, &mut with, SendFlags::empty()).unwrap();
+    drop(fd);
+
+    let file = random_bytes(PAGES * PAGE, SEED);
+    let each = PAGES / THREADS;
+    let until = Instant::now() + time;
+    // A fork while another thread holds the allocator would leave it locked in the child, which
+    // allocates nothing; and one while another forks is as good as any.
+    let steps = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (file, steps) = (&file, &steps);
+            scope.spawn(move || {
+                let mut random = StdRng::seed_from_u64(seed * 100 + thread as u64);
+                let pages = thread * each..(thread + 1) * each;
+                let states = pages.clone().map(|page| State::Byte(file[page * PAGE])).collect();
+                let memory = memory.pages(pages);
+                let place = Memory::map(memory.len, Kind::Anonymous).unwrap();
+                let mut part = Part { memory, place, states };
+                while Instant::now() < until {
+                    part.step(&mut random, may_fork && thread == 0);
+                    steps.fetch_add(1, Relaxed);
+                }
+                (0..each).for_each(|page| part.check(page));
+            });
+        }
+    });
+    println!("{} steps", steps.load(Relaxed));
+}
+
+fn start(socket: &Path, seed: u64, time: Duration) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["clients_do_as_they_like", "--exact", "--nocapture", "--test-threads=1"])
+        .env(CLIENT, format!("{seed} {} {}", time.as_millis(), socket.display()))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn clients_do_as_they_like() {
+    if let Ok(client_of) = std::env::var(CLIENT) {
+        let mut words = client_of.splitn(3, ' ');
+        let mut number = || words.next().unwrap().parse::<u64>().unwrap();
+        let (seed, time) = (number(), Duration::from_millis(number()));
+        return client(Path::new(words.next().unwrap()), seed, time);
+    }
+    let seconds = std::env::var("PERVMA_SOAK_SECONDS").map_or(5, |text| text.parse().unwrap());
+    let _alone = alone_for(Duration::from_secs(2 * seconds + 120));
+    tracing_subscriber::fmt().with_max_level(tracing::Level::ERROR).with_ansi(false).init();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let source = memory_file(&random_bytes(PAGES * PAGE, SEED));
+    let listen = Listen::at(&socket, source).unwrap();
+    let (stop, stopped) = UnixStream::pair().unwrap();
+    let options = Options::new().workers(3).granule(4 * PAGE).ahead(4);
+    let server = Server::new(vec![listen], options, Limits::default())
+        .on_stop(OnStop::Drain(Duration::from_secs(30)));
+    let seen = Arc::new(Mutex::new((0, String::new())));
+    let last = Arc::clone(&seen);
+    let server = std::thread::spawn(move || {
+        server.run(
+            stopped.as_fd(),
+            || Ok(()),
+            move |pager| {
+                let stats = pager.clients().into_iter().filter_map(|client| pager.stats(client));
+                let mut sum = pervma_serve::Stats::default();
+                stats.for_each(|stats| sum += stats);
+                let mut last = last.lock().unwrap();
+                if sum.faults > last.0 {
+                    *last = (sum.faults, format!("{sum:?}"));
+                }
+            },
+        )
+    });
+
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let mut random = StdRng::seed_from_u64(seconds);
+    let (mut ended, mut killed) = (0, 0);
+    let check = |status: ExitStatus, was_killed: bool| {
+        let by_us = was_killed && status.signal() == Some(libc::SIGKILL);
+        assert!(status.success() || by_us, "a client has failed: {status}");
+    };
+    let mut clients: Vec<(Child, Option<Instant>)> = Vec::new();
+    while Instant::now() < until {
+        while clients.len() < 4 {
+            let time = Duration::from_millis(random.random_range(200..2000));
+            let dies = random.random_range(0..3) == 0;
+            let death = dies.then(|| Instant::now() + time.mul_f64(random.random_range(0.0..1.0)));
+            clients.push((start(&socket, random.next_u64() >> 32, time), death));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        for (client, death) in &mut clients {
+            if death.is_some_and(|death| death < Instant::now()) {
+                client.kill().unwrap();
+            }
+        }
+        clients.retain_mut(|(client, death)| match client.try_wait().unwrap() {
+            None => true,
+            Some(status) => {
+                check(status, death.is_some());
+                if status.success() {
+                    ended += 1
+                } else {
+                    killed += 1
+                }
+                false
+            }
+        });
+    }
+    for (mut client, death) in clients {
+        check(client.wait().unwrap(), death.is_some());
+        ended += 1;
+    }
+    drop(stop);
+    let outcome = server.join().unwrap().unwrap();
+    assert_eq!(outcome.failed, 0);
+    println!("{ended} clients have ended, {killed} were killed; {outcome:?}");
+    println!("most at a time: {}", seen.lock().unwrap().1);
+}
