@@ -234,6 +234,54 @@ impl Client {
         Served::Done
     }
 
+    /// Fills some of what is missing from an address on, for good: what of it the source has. `None`
+    /// if there is no more. `Done` says that all that is `wanted` is there; that is less than a
+    /// piece, where the kernel has several mappings. If it has to be [read](Served::Read), this is
+    /// called again with the bytes.
+    pub(crate) fn fill_next(
+        &self,
+        addr: usize,
+        read: Option<&Read<'_>>,
+    ) -> Option<(Wanted, Served)> {
+        let _order = self.fills.read().unwrap_or_else(PoisonError::into_inner);
+        let mut addr = addr;
+        let vma = loop {
+            // Nothing is write-locked: that is done exclusively.
+            let vma = self.map.read_at_or_after(addr).ok()??;
+            match vma.content {
+                Content::Source(_) => break vma,
+                Content::Zeros => addr = vma.range().end,
+            }
+        };
+        let whole = vma.range();
+        let start = addr.max(whole.start);
+        let page = page_of(start, &vma);
+        let mut range = start..self.piece(start).end.min(whole.end);
+        let belongs = vma.at(start - whole.start);
+        let Content::Source(offset) = belongs.content else { return None };
+        let read = read.filter(|read| read.offset == offset);
+        let bytes = |range: &Range<usize>| read.and_then(|read| read.bytes.get(..range.len()));
+        let mut filled = self.fill_with(&range, belongs, bytes(&range));
+        if filled == Filled::NotRegistered && range != page {
+            range = page.clone();
+            filled = self.fill_with(&range, belongs, bytes(&range));
+        }
+        let served = match filled {
+            // What is not registered is not the pager's to fill.
+            Filled::All | Filled::Some | Filled::NotRegistered => Served::Done,
+            Filled::Again => Served::Again,
+            Filled::NotThere => Served::Read,
+            Filled::NoMemory => Served::Failed(Failure::NoMemory),
+            Filled::Gone => Served::Gone,
+        };
+        Some((Wanted { range, page, offset }, served))
+    }
+
+    /// How often its memory has moved.
+    pub(crate) fn moves(&self) -> u64 {
+        self.counters.stats().remaps
+    }
+
     /// Whether a fault is where it was expected. The next one is then expected behind so many
     /// granules more, else in the next granule.
     pub(crate) fn is_in_order(&self, addr: usize, granules: usize) -> bool {
@@ -321,14 +369,24 @@ impl Client {
         }
     }
 
-    /// Poisons all that is missing. Whether the descriptor may be closed then.
+    /// Poisons all that is missing. Whether the client may be let go then.
     pub(crate) fn poison_missing(&self) -> Served {
+        let moves = self.moves();
         for extent in self.map.extents() {
             let (page, end) = (extent.page_size as usize, (extent.start + extent.len) as usize);
             let mut at = extent.start as usize;
+            let mut most = end - at;
             while at < end {
-                match self.uffd.poison(at, end - at) {
-                    Ok(()) => at = end,
+                let len = most.min(end - at);
+                match self.uffd.poison(at, len) {
+                    Ok(()) => {
+                        at += len;
+                        most = most.saturating_mul(2);
+                    }
+                    // The kernel has several mappings there.
+                    Err(CopyError::NotRegistered) if len > page => {
+                        most = (len / 2 / page).max(1) * page
+                    }
                     Err(CopyError::Again { copied: 0 }) => return Served::Again,
                     Err(CopyError::Again { copied }) => at += copied,
                     Err(CopyError::ProcessGone) => return Served::Gone,
@@ -340,15 +398,39 @@ impl Client {
                 }
             }
         }
-        Served::Done
+        // What has moved may not have been poisoned at either place.
+        if self.moves() == moves { Served::Done } else { Served::Again }
+    }
+
+    /// Takes its memory back from the kernel: for a client that misses nothing any more. It may
+    /// keep a copy of the descriptor, of which nobody would read what it does then, and it would
+    /// wait for ever.
+    pub(crate) fn let_go(&self) -> Served {
+        let extents = self.map.extents();
+        for extent in &extents {
+            // Nothing is mapped there any more, perhaps.
+            let _ = self.uffd.unregister(extent.start as usize, extent.len as usize);
+        }
+        match self.probe() {
+            Err(CopyError::ProcessGone) => Served::Gone,
+            // An event that was raised before is to be read.
+            Err(CopyError::Again { .. }) => Served::Again,
+            _ if self.map.extents() != extents => Served::Again,
+            _ => Served::Done,
+        }
     }
 
     /// Whether the client's process has gone: the kernel looks for it before it looks for memory.
     pub(crate) fn is_gone(&self) -> bool {
+        self.probe() == Err(CopyError::ProcessGone)
+    }
+
+    /// Fills nothing: says in which state the process is.
+    fn probe(&self) -> Result<(), CopyError> {
         /// Nothing is mapped there.
         const NOWHERE: usize = 0x7FFF_FFFF_E000;
         let page = [0; PAGE];
-        self.uffd.copy(NOWHERE, &raw const page[..], false) == Err(CopyError::ProcessGone)
+        self.uffd.copy(NOWHERE, &raw const page[..], false)
     }
 
     fn strays(&self) -> MutexGuard<'_, HashMap<usize, Instant>> {
@@ -532,9 +614,9 @@ enum For {
 }
 
 /// What was read from the source.
-struct Read<'b> {
-    offset: u64,
-    bytes: &'b [u8],
+pub(crate) struct Read<'b> {
+    pub(crate) offset: u64,
+    pub(crate) bytes: &'b [u8],
 }
 
 /// What came of filling a range.

@@ -95,6 +95,14 @@ impl Map {
         self.space.read(addr)
     }
 
+    /// Read-locks the VMA at an address, or the first behind it.
+    pub(crate) fn read_at_or_after(
+        &self,
+        addr: usize,
+    ) -> Result<Option<ReadGuard<'_, Piece>>, ReadError> {
+        self.space.read_at_or_after(addr)
+    }
+
     /// All of it.
     pub(crate) fn extents(&self) -> Vec<Extent> {
         let vmas = self.space.iter().filter_map(Result::ok);

@@ -16,7 +16,7 @@ use pervma_pager::Source;
 use pervma_pager::sys::{Errno, Message};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
-use crate::client::{Begun, Client, ClientError, ClientId, ForkedChild, Served, Wanted};
+use crate::client::{Begun, Client, ClientError, ClientId, ForkedChild, Read, Served, Wanted};
 use crate::failure::Failure;
 use crate::limits::Limits;
 use crate::reads::{Reads, Task};
@@ -591,6 +591,25 @@ impl Shared {
         })
     }
 
+    /// Reads what is wanted, again where that fails; whether it could be done.
+    fn read_again(&self, client: &Client, wanted: &Wanted, buffer: &mut Vec<u8>) -> bool {
+        client.counters.add(Counter::Reads, 1);
+        let mut retries = RETRIES.iter();
+        while !self.read_once(client, wanted, buffer) {
+            match retries.next() {
+                Some(&delay) if client.health.failure().is_none() => {
+                    client.counters.add(Counter::Retries, 1);
+                    thread::sleep(delay);
+                }
+                _ => {
+                    tracing::error!(client = %client.id, offset = wanted.offset, "cannot be read");
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
     /// Reads what is wanted; whether that could be done.
     fn read_once(&self, client: &Client, wanted: &Wanted, buffer: &mut Vec<u8>) -> bool {
         let len = wanted.range.len();
@@ -692,7 +711,11 @@ impl Shared {
 
     /// Poisons all that a failed client misses.
     fn close(&self, client: &Arc<Client>) {
-        match self.until_read(client, || client.poison_missing()) {
+        let close = || match client.poison_missing() {
+            Served::Done => client.let_go(),
+            other => other,
+        };
+        match self.until_read(client, close) {
             Served::Failed(_) => {
                 client.health.keep();
                 (self.on_notice)(Notice::Kept { client: client.id });
@@ -708,40 +731,53 @@ impl Shared {
 
     fn complete(&self, client: &Arc<Client>) -> bool {
         let mut buffer = Vec::new();
-        for extent in client.extents() {
-            let (mut at, end) = (extent.start as usize, (extent.start + extent.len) as usize);
-            while at < end {
-                // RELAXED: it is looked at again and again.
-                if client.health.failure().is_some() || self.is_over.load(Relaxed) {
+        loop {
+            let moves = client.moves();
+            let filled = self.fill_all(client, &mut buffer);
+            match filled {
+                // What has moved may have been filled at neither place.
+                Served::Done if client.moves() != moves => continue,
+                Served::Done => {}
+                Served::Gone => {
+                    self.forget(client);
                     return false;
                 }
-                let next = client.granule_at(at).end.min(end);
-                match client.fill_ahead(&(at..next)) {
-                    Served::Done => at = next,
-                    Served::Again => thread::sleep(SOON),
-                    Served::Read => {
-                        let (of, since) = (Arc::clone(client), Instant::now());
-                        let task = Task { client: of, addr: at, since, is_ahead: false };
-                        let poisoned = client.counters.stats().poisoned;
-                        self.read_source(&task, &mut buffer);
-                        if client.counters.stats().poisoned > poisoned {
-                            return false;
-                        }
-                        at = next;
-                    }
-                    Served::Gone => {
-                        self.forget(client);
-                        return false;
-                    }
-                    Served::Failed(_) => return false,
-                }
+                _ => return false,
             }
+            break;
         }
-        if self.remove(client) {
+        if self.until_read(client, || client.let_go()) == Served::Done && self.remove(client) {
             let stats = client.counters.stats();
             (self.on_notice)(Notice::Completed { client: client.id, stats });
         }
         true
+    }
+
+    /// Fills all that a client misses, in order of addresses.
+    fn fill_all(&self, client: &Client, buffer: &mut Vec<u8>) -> Served {
+        let mut at = 0;
+        let mut was_read: Option<u64> = None;
+        loop {
+            // RELAXED: it is looked at again and again.
+            if client.health.failure().is_some() || self.is_over.load(Relaxed) {
+                return Served::Failed(Failure::Stopped);
+            }
+            let read = was_read.take().map(|offset| Read { offset, bytes: &buffer[..] });
+            let next = client.fill_next(at, read.as_ref());
+            let Some((wanted, served)) = next else { return Served::Done };
+            at = wanted.range.start;
+            match served {
+                Served::Done => at = wanted.range.end,
+                Served::Again => thread::sleep(SOON),
+                Served::Read => {
+                    if !self.read_again(client, &wanted, buffer) {
+                        return Served::Failed(Failure::Source);
+                    }
+                    was_read = Some(wanted.offset);
+                }
+                Served::Gone | Served::Failed(_) => return served,
+            }
+        }
     }
 }
 

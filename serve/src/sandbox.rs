@@ -21,7 +21,7 @@
 //! | `fcntl` to copy a descriptor, and for flags and seals | copies of descriptors, and their checks |
 //! | `readlink` `readlinkat` | `/proc/self/fd`: what a descriptor is |
 //! | `unlink` `unlinkat`, if anything is removable | the daemon's socket, at its end |
-//! | `ioctl` with `UFFDIO_COPY` `UFFDIO_ZEROPAGE` `UFFDIO_WAKE` `UFFDIO_POISON` `FIONBIO` | filling pages; sockets that do not wait |
+//! | `ioctl` with `UFFDIO_COPY` `UFFDIO_ZEROPAGE` `UFFDIO_WAKE` `UFFDIO_POISON` `UFFDIO_UNREGISTER` `FIONBIO` | filling pages, and letting them go; sockets that do not wait |
 //! | `mmap` `mprotect` without `PROT_EXEC`; `munmap` `mremap` `madvise` `mincore` `brk` | memory |
 //! | `clone` with `CLONE_THREAD`; `set_robust_list` `rseq` `sigaltstack` `sched_getaffinity` `gettid` `getpid` | threads |
 //! | `prctl` with `PR_SET_NAME` | their names |
@@ -269,7 +269,9 @@ impl Only {
 }
 
 /// `ioctl`s: of userfaultfds, and the one by which the standard library makes sockets nonblocking.
-const IOCTLS: &[u64] = &[UFFDIO_COPY, UFFDIO_ZEROPAGE, UFFDIO_WAKE, UFFDIO_POISON, FIONBIO];
+const IOCTLS: &[u64] =
+    &[UFFDIO_UNREGISTER, UFFDIO_COPY, UFFDIO_ZEROPAGE, UFFDIO_WAKE, UFFDIO_POISON, FIONBIO];
+const UFFDIO_UNREGISTER: u64 = 0x8010_AA01;
 const UFFDIO_COPY: u64 = 0xC028_AA03;
 const UFFDIO_ZEROPAGE: u64 = 0xC020_AA04;
 const UFFDIO_WAKE: u64 = 0x8010_AA02;

@@ -97,6 +97,7 @@ fn what_the_daemon_does_still_works() {
             refused(&remote.zero(0x10000, 4096, true).unwrap_err());
             refused(&remote.poison(0x10000, 4096).unwrap_err());
             refused(&remote.wake(0x10000, 4095).unwrap_err());
+            refused(&remote.unregister(0x10000, 4096).unwrap_err());
 
             // The source.
             let mut bytes = [0; 16];

@@ -143,6 +143,8 @@ const TYPE: u8 = 0xAA;
 pub(super) const API: Opcode = opcode::read_write::<Api>(TYPE, 0x3F);
 /// `UFFDIO_REGISTER`.
 pub(super) const REGISTER: Opcode = opcode::read_write::<Register>(TYPE, 0x00);
+/// `UFFDIO_UNREGISTER`. It is declared as one that reads.
+pub(super) const UNREGISTER: Opcode = opcode::read::<Range>(TYPE, 0x01);
 /// `UFFDIO_WAKE`. It is declared as one that reads.
 pub(super) const WAKE: Opcode = opcode::read::<Range>(TYPE, 0x02);
 /// `UFFDIO_COPY`.
@@ -170,6 +172,7 @@ const _: () = {
 const _: () = {
     assert!(API == 0xC018_AA3F);
     assert!(REGISTER == 0xC020_AA00);
+    assert!(UNREGISTER == 0x8010_AA01);
     assert!(WAKE == 0x8010_AA02);
     assert!(COPY == 0xC028_AA03);
     assert!(ZERO_PAGE == 0xC020_AA04);

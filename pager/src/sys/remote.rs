@@ -186,6 +186,20 @@ impl RemoteUserfaultfd {
         // SAFETY: `Range` is what UFFDIO_WAKE reads; it changes no content.
         unsafe { update::<{ abi::WAKE }, _>(self.fd.as_fd(), &mut argument) }
     }
+
+    /// Takes memory back from the userfaultfd, also from copies of it that others keep: the kernel
+    /// fills what is missing with zeros from now on, tells nothing of it, and wakes the threads
+    /// that sleep for it. What was poisoned stays so.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: `EINVAL` where nothing is mapped at `addr`.
+    #[doc(alias = "UFFDIO_UNREGISTER")]
+    pub fn unregister(&self, addr: usize, len: usize) -> Result<(), Errno> {
+        let mut argument = abi::Range { start: addr as u64, len: len as u64 };
+        // SAFETY: `Range` is what UFFDIO_UNREGISTER reads; it changes no content that is there.
+        unsafe { update::<{ abi::UNREGISTER }, _>(self.fd.as_fd(), &mut argument) }
+    }
 }
 
 impl AsFd for RemoteUserfaultfd {

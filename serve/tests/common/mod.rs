@@ -94,8 +94,10 @@ impl Memory {
     /// Maps so many bytes, aligned to 2 MiB; `None` if there are no huge pages.
     pub(crate) fn map(len: usize, kind: Kind) -> Option<Self> {
         const ALIGN: usize = 2 << 20;
-        let (protection, anonymous) =
-            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let (protection, anonymous) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+        );
         // SAFETY: new addresses.
         let place = unsafe { libc::mmap(std::ptr::null_mut(), len + ALIGN, 0, anonymous, -1, 0) };
         assert_ne!(place, libc::MAP_FAILED);
@@ -161,6 +163,13 @@ impl Memory {
         let at = std::ptr::with_exposed_provenance_mut(self.start);
         // SAFETY: mapped memory of the test's.
         let done = unsafe { libc::madvise(at, self.len, advice) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    }
+
+    pub(crate) fn protect(self, protection: i32) {
+        let at = std::ptr::with_exposed_provenance_mut(self.start);
+        // SAFETY: mapped memory of the test's.
+        let done = unsafe { libc::mprotect(at, self.len, protection) };
         assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
     }
 
