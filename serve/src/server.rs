@@ -1,6 +1,6 @@
 //! A daemon: sockets at which clients arrive, and what happens until they have gone.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::fs;
 use std::io;
@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use pervma_pager::Source;
@@ -192,7 +192,7 @@ impl Server {
         let mut control = Control {
             server: self,
             epoll,
-            pager: Some(pager),
+            pager: Some(Arc::new(pager)),
             notices,
             noticed,
             pending: VecDeque::new(),
@@ -242,7 +242,7 @@ struct Served {
 struct Control {
     server: Server,
     epoll: OwnedFd,
-    pager: Option<Pager>,
+    pager: Option<Arc<Pager>>,
     notices: Receiver<Notice>,
     noticed: Arc<OwnedFd>,
     /// The oldest first.
@@ -416,7 +416,8 @@ impl Control {
         match notice {
             Notice::Forked { parent, child } => tracing::info!(%parent, %child, "a client forked"),
             Notice::Failed { client, failure } => {
-                if failure == Failure::Stopped {
+                // Unless that is what was asked for.
+                if failure == Failure::Stopped && self.server.on_stop == OnStop::Fail {
                     tracing::warn!(%client, "a client is poisoned: {failure}");
                 } else {
                     self.ended.failed += 1;
@@ -470,7 +471,7 @@ impl Control {
             OnStop::Fail => {}
             OnStop::Drain(most) => {
                 tracing::info!("clients are served until they have gone");
-                let is_any = |pager: &Option<Pager>| {
+                let is_any = |pager: &Option<Arc<Pager>>| {
                     pager.as_ref().is_some_and(|pager| !pager.clients().is_empty())
                 };
                 while is_any(&self.pager) && begin.elapsed() < most {
@@ -481,9 +482,14 @@ impl Control {
             }
             OnStop::Fill => {
                 tracing::info!("all that clients miss is filled");
-                if let Some(pager) = &self.pager {
-                    for client in pager.clients() {
-                        pager.complete(client);
+                let filled = self.fill()?;
+                while filled.try_recv() == Err(TryRecvError::Empty) {
+                    if self.turn(stop, look)?
+                        && let Some(pager) = &self.pager
+                    {
+                        for client in pager.clients() {
+                            pager.fail(client);
+                        }
                     }
                 }
             }
@@ -493,6 +499,27 @@ impl Control {
         drop(self.pager.take());
         self.read_notices();
         Ok(())
+    }
+
+    /// Has a thread fill all that clients miss; it says when it has done so, and has dropped the
+    /// pager.
+    fn fill(&self) -> io::Result<Receiver<()>> {
+        let (send, filled) = channel();
+        let (pager, noticed) = (self.pager.clone(), Arc::clone(&self.noticed));
+        let fill = move || {
+            if let Some(pager) = pager {
+                let mut tried = HashSet::new();
+                // Children that are forked meanwhile, too.
+                while let Some(id) = pager.clients().into_iter().find(|&id| tried.insert(id)) {
+                    pager.complete(id);
+                }
+            }
+            // The other end waits for it.
+            let _ = send.send(());
+            let _ = rustix::io::write(&noticed, &1_u64.to_ne_bytes());
+        };
+        std::thread::Builder::new().name("pervma-fill".to_owned()).spawn(fill)?;
+        Ok(filled)
     }
 }
 
