@@ -12,14 +12,17 @@ use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use listenfd::ListenFd;
 use pervma_serve::exec_helper::ExecHelper;
+use pervma_serve::peer::Peer;
 use pervma_serve::sandbox::Sandbox;
 use pervma_serve::{
-    Ended, Limits, Listen, MemoryFile, OnFailure, OnStop, Options, Pager, Server, Stats, Tell,
+    Ended, Failure, Limits, Listen, MemoryFile, OnFailure, OnStop, Options, Pager, Server, Stats,
+    Tell,
 };
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -156,8 +159,14 @@ pub(crate) fn run(options: &ServeOptions) -> Result<bool, Error> {
     } else {
         enter_sandbox(options)?;
     }
-    let server = server(options, listens, helper, cores);
+    let (tell, teller) = helper.map(teller).unzip();
+    let server = server(options, listens, tell, cores);
     let ended = server.run(stop.as_fd(), || manager.tell_ready(), |pager| progress.look(pager))?;
+    // The last failures may be those of the end.
+    if let Some(teller) = teller {
+        // It has told of its panic.
+        let _ = teller.join();
+    }
     progress.end(ended)?;
     Ok(ended.failed == 0)
 }
@@ -197,9 +206,9 @@ fn enter_sandbox(options: &ServeOptions) -> Result<(), Error> {
 }
 
 /// Has a thread run the command for each failure, since it may take its time.
-fn teller(helper: ExecHelper) -> Box<Tell> {
+fn teller(helper: ExecHelper) -> (Box<Tell>, JoinHandle<()>) {
     let (send, failures) = channel::<(u32, String)>();
-    std::thread::spawn(move || {
+    let teller = std::thread::spawn(move || {
         for (pid, reason) in failures {
             match helper.run(pid, &reason) {
                 Ok(outcome) => tracing::info!(pid, ?outcome, "the command was run"),
@@ -208,13 +217,16 @@ fn teller(helper: ExecHelper) -> Box<Tell> {
         }
     });
     // The thread ends after this does.
-    Box::new(move |peer, failure| drop(send.send((peer.pid, failure.to_string()))))
+    let tell = move |peer: &Peer, failure: &Failure| {
+        drop(send.send((peer.pid, failure.to_string())));
+    };
+    (Box::new(tell), teller)
 }
 
 fn server(
     options: &ServeOptions,
     listens: Vec<Listen>,
-    helper: Option<ExecHelper>,
+    tell: Option<Box<Tell>>,
     cores: usize,
 ) -> Server {
     let limits = Limits {
@@ -233,8 +245,8 @@ fn server(
         .ahead(options.ahead)
         .spin(Duration::from_micros(options.spin));
     let server = Server::new(listens, pager, limits)
-        .on_failure(match helper {
-            Some(helper) => OnFailure::Tell(teller(helper)),
+        .on_failure(match tell {
+            Some(tell) => OnFailure::Tell(tell),
             None if options.on_failure == WhatOnFailure::Kill => OnFailure::Kill,
             None => OnFailure::Poison,
         })
