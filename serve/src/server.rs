@@ -418,7 +418,7 @@ impl Control {
             Notice::Failed { client, failure } => {
                 // Unless that is what was asked for.
                 if failure == Failure::Stopped && self.server.on_stop == OnStop::Fail {
-                    tracing::warn!(%client, "a client is poisoned: {failure}");
+                    tracing::warn!(%client, "a client cannot be served: {failure}");
                 } else {
                     self.ended.failed += 1;
                     tracing::error!(%client, "a client cannot be served: {failure}");

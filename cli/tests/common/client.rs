@@ -200,7 +200,7 @@ impl Played {
         let number = |text: &str| text.parse::<usize>().unwrap();
         let (first, count, told) = (number(first), number(count), number(told));
         let expected = fs::read(file).unwrap()[first * PAGE..][..count * PAGE].to_vec();
-        let fd = userfaultfd(number(features) as u64);
+        let fd = userfaultfd(number(features) as u64).unwrap();
         let memory = Memory::map(count * PAGE, Kind::Anonymous).unwrap().register(&fd);
         let connection = UnixStream::connect(socket).unwrap();
         let message = message(&[(memory.start, told * PAGE, first * PAGE)]);
