@@ -171,8 +171,8 @@ pub(crate) fn run(options: &ServeOptions) -> Result<bool, Error> {
     Ok(ended.failed == 0)
 }
 
-/// The service manager, if there is one that wants to be told (`sd_notify`). Its socket is connected
-/// before the sandbox is entered, in which no socket can be made.
+/// The service manager, if there is one that wants to be told (`sd_notify`). Its socket is
+/// connected before the sandbox is entered, in which no socket can be made.
 struct Manager(Option<UnixDatagram>);
 
 impl Manager {
