@@ -235,9 +235,9 @@ impl Client {
     }
 
     /// Fills some of what is missing from an address on, for good: what of it the source has.
-    /// `None` if there is no more. `Done` says that all that is `wanted` is there; that is less than a
-    /// piece, where the kernel has several mappings. If it has to be [read](Served::Read), this is
-    /// called again with the bytes.
+    /// `None` if there is no more. `Done` says that all that is `wanted` is there; that is less
+    /// than a piece, where the kernel has several mappings. If it has to be [read](Served::Read),
+    /// this is called again with the bytes.
     pub(crate) fn fill_next(
         &self,
         addr: usize,
