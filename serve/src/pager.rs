@@ -6,6 +6,7 @@ use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
@@ -610,12 +611,14 @@ impl Shared {
         true
     }
 
-    /// Reads what is wanted; whether that could be done.
+    /// Reads what is wanted; whether that could be done. A source that panics could not.
     fn read_once(&self, client: &Client, wanted: &Wanted, buffer: &mut Vec<u8>) -> bool {
         let len = wanted.range.len();
         buffer.clear();
         buffer.resize(len, 0);
-        client.source.read_at(wanted.offset, buffer).is_ok()
+        let read = || client.source.read_at(wanted.offset, buffer).is_ok();
+        // It has told of its panic, and what it has left in the buffer is not used.
+        catch_unwind(AssertUnwindSafe(read)).unwrap_or(false)
     }
 
     /// Does it until the events that it waits for were read.

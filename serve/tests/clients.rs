@@ -308,9 +308,10 @@ fn what_is_removed_while_it_is_read_is_zeros() {
     memory.unmap();
 }
 
-/// Fails so often for each page, as long as it is told to.
+/// Fails so often for a page, by a panic or an error.
 struct Failing {
     failures: AtomicUsize,
+    panics: bool,
 }
 
 impl Source for Failing {
@@ -322,6 +323,7 @@ impl Source for Failing {
         let is_bad = (offset..offset + buf.len() as u64).contains(&(3 * PAGE as u64));
         let fails = |left: usize| left.checked_sub(1);
         if is_bad && self.failures.fetch_update(Relaxed, Relaxed, fails).is_ok() {
+            assert!(!self.panics, "a source may");
             return Err(ReadFailed);
         }
         buf.fill(7);
@@ -332,11 +334,12 @@ impl Source for Failing {
 #[test]
 fn a_read_that_fails_is_tried_again_and_then_its_page_is_poisoned() {
     let _alone = alone();
-    for (failures, expected) in [(3, 0), (1000, -libc::SIGBUS)] {
+    for (failures, panics, expected) in [(3, false, 0), (3, true, 0), (1000, false, -libc::SIGBUS)]
+    {
         let (pager, notices) = start(Options::new().granule(8 * PAGE));
         let Some(fd) = userfaultfd(ALL_EVENTS) else { return };
         let memory = Memory::map(16 * PAGE, Kind::Anonymous).unwrap().register(&fd);
-        let source = Arc::new(Failing { failures: AtomicUsize::new(failures) });
+        let source = Arc::new(Failing { failures: AtomicUsize::new(failures), panics });
         pager.add(fd, &[memory.extent(0)], source).unwrap();
         let code = common::in_child(|| i32::from(memory.byte(3 * PAGE) != 7));
         assert_eq!(code, expected);
