@@ -16,6 +16,8 @@ use pervma_pager::{FileSource, ReadFailed, Source};
 #[derive(Debug)]
 pub struct MemoryFile {
     file: FileSource,
+    /// The same, to ask for its size.
+    handle: File,
     /// All of it. No byte is read by way of this but by the kernel.
     map: Mmap,
     size: u64,
@@ -44,8 +46,9 @@ impl MemoryFile {
         }
         // SAFETY: nothing is made of the mapping but its address, so the file may change.
         let map = unsafe { MmapOptions::new().map(&file) }?;
+        let handle = file.try_clone()?;
         let file = FileSource::new(file).map_err(io::Error::other)?;
-        Ok(Self { file, map, size })
+        Ok(Self { file, handle, map, size })
     }
 }
 
@@ -67,7 +70,10 @@ impl Source for MemoryFile {
         const SOME: usize = 512;
         const PAGE: usize = 4096;
         let (start, end) = (range.start as usize, range.end as usize);
-        if start > end || end > self.map.len() {
+        // Of a page that the file has a part of, by now, the kernel would copy zeros.
+        let is_there = rustix::fs::fstat(&self.handle)
+            .is_ok_and(|about| about.st_size.cast_unsigned() >= range.end);
+        if start > end || end > self.map.len() || !is_there {
             return None;
         }
         let first = start / PAGE * PAGE;
@@ -102,6 +108,8 @@ mod tests {
         assert!(memory.resident(0..4 * 4096).is_none(), "beyond the end");
         file.set_len(4096).unwrap();
         assert!(memory.resident(0..4096).is_some());
+        file.set_len(4095).unwrap();
+        assert!(memory.resident(0..4096).is_none(), "the last byte is gone");
         assert_eq!(memory.size(), 3 * 4096);
         assert_eq!(memory.read_at(4096, &mut [0; 4096]), Err(ReadFailed));
     }
