@@ -34,6 +34,9 @@ pub enum ClientError {
     /// What it brought is no userfaultfd.
     #[error(transparent)]
     NotUserfaultfd(#[from] NotUserfaultfd),
+    /// Its userfaultfd cannot be used yet: `UFFDIO_API` was not called.
+    #[error("its userfaultfd has not been set up")]
+    NotSetUp,
     /// Its memory overlaps itself, or is more than there is memory to describe.
     #[error("its memory cannot be described: {0}")]
     Memory(#[from] ChangeError),
@@ -114,6 +117,9 @@ pub(crate) struct Wanted {
 /// takes about 20 µs.
 const PIECE: usize = 64 << 10;
 
+/// A page that is never mapped.
+const NOWHERE: usize = 0x7FFF_FFFF_E000;
+
 impl Client {
     pub(crate) fn new(
         id: ClientId,
@@ -125,7 +131,13 @@ impl Client {
         let uffd = RemoteUserfaultfd::new(userfaultfd)?;
         let page = extents.iter().map(|extent| extent.page_size as usize).max().unwrap_or(PAGE);
         let granule = granule.max(page);
-        Ok(Self::of(id, uffd, Map::new(extents)?, source, granule, granule.min(PIECE).max(page)))
+        let map = Map::new(extents)?;
+        let client = Self::of(id, uffd, map, source, granule, granule.min(PIECE).max(page));
+        match client.probe() {
+            // Nothing could be filled or poisoned.
+            Err(CopyError::Other(Errno::INVAL)) => Err(ClientError::NotSetUp),
+            _ => Ok(client),
+        }
     }
 
     fn of(
@@ -363,14 +375,18 @@ impl Client {
             }
             Err(CopyError::Again { .. }) => Served::Again,
             Err(CopyError::ProcessGone) => Served::Gone,
-            // Before Linux 6.6.
-            Err(CopyError::Other(Errno::INVAL | Errno::NOTTY)) => Served::Failed(Failure::NoPoison),
+            Err(CopyError::Other(Errno::INVAL)) if !self.can_poison() => {
+                Served::Failed(Failure::NoPoison)
+            }
             Err(_) => self.wake(addr, len),
         }
     }
 
     /// Poisons all that is missing. Whether the client may be let go then.
     pub(crate) fn poison_missing(&self) -> Served {
+        if !self.can_poison() {
+            return Served::Failed(Failure::NoPoison);
+        }
         let moves = self.moves();
         for extent in self.map.extents() {
             let (page, end) = (extent.page_size as usize, (extent.start + extent.len) as usize);
@@ -383,16 +399,14 @@ impl Client {
                         at += len;
                         most = most.saturating_mul(2);
                     }
-                    // The kernel has several mappings there.
-                    Err(CopyError::NotRegistered) if len > page => {
+                    Err(CopyError::Other(Errno::NOMEM)) => return Served::Again,
+                    // The kernel has several mappings there, or addresses end within.
+                    Err(CopyError::NotRegistered | CopyError::Other(_)) if len > page => {
                         most = (len / 2 / page).max(1) * page
                     }
                     Err(CopyError::Again { copied: 0 }) => return Served::Again,
                     Err(CopyError::Again { copied }) => at += copied,
                     Err(CopyError::ProcessGone) => return Served::Gone,
-                    Err(CopyError::Other(Errno::INVAL | Errno::NOTTY)) => {
-                        return Served::Failed(Failure::NoPoison);
-                    }
                     // It is there, or no more mapped.
                     Err(_) => at += page,
                 }
@@ -425,10 +439,13 @@ impl Client {
         self.probe() == Err(CopyError::ProcessGone)
     }
 
+    /// Whether the kernel can poison: since Linux 6.6.
+    fn can_poison(&self) -> bool {
+        self.uffd.poison(NOWHERE, PAGE) != Err(CopyError::Other(Errno::INVAL))
+    }
+
     /// Fills nothing: says in which state the process is.
     fn probe(&self) -> Result<(), CopyError> {
-        /// Nothing is mapped there.
-        const NOWHERE: usize = 0x7FFF_FFFF_E000;
         let page = [0; PAGE];
         self.uffd.copy(NOWHERE, &raw const page[..], false)
     }
