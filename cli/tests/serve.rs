@@ -16,10 +16,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 
-use client::{Client, Has};
+use client::{Client, Has, all_events};
 use common::{pervma, run};
 use daemon::{Daemon, Place, is_there};
-use memory::{ALL_EVENTS, PAGE, REMOVE};
+use memory::{FORK, PAGE, REMOVE};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -27,12 +27,6 @@ use serde_json::Value;
 #[test]
 fn client_process() {
     client::play();
-}
-
-impl Place {
-    fn client(&self, has: Has) -> Client {
-        Client::new(&self.socket, &self.file, has)
-    }
 }
 
 const PAGES: usize = 512;
@@ -79,24 +73,26 @@ fn many_clients_of_many_sockets_have_each_its_own_bytes() {
 
 #[test]
 fn what_a_client_discards_is_zeros_and_its_forked_children_are_served() {
-    if memory::userfaultfd(ALL_EVENTS).is_none() {
-        return;
-    }
     let place = Place::new(PAGES);
     let mut daemon = place.serve(["--workers", "2"]);
-    let mut client = place.client(Has::pages(PAGES, ALL_EVENTS));
+    let events = all_events();
+    let forks = events & FORK != 0;
+    let mut client = place.client(Has::pages(PAGES, events));
     client.asked("check 0 100");
     client.asked("discard 50 150");
     client.asked("write 120");
     client.asked("write 200");
-    client.asked("fork");
-    daemon.wait_for("a client forked");
-    daemon.wait_for("a client has gone");
-    client.asked("discard 300 301");
-    client.asked("fork");
+    for page in [300, 400] {
+        if forks {
+            client.asked("fork");
+            daemon.wait_for("a client forked");
+            daemon.wait_for("a client has gone");
+        }
+        client.asked(&format!("discard {page} {}", page + 1));
+    }
     client.asked("check");
     client.end();
-    (0..2).for_each(|_| drop(daemon.wait_for("a client has gone")));
+    daemon.wait_for("a client has gone");
     assert_eq!(daemon.stop().exit, Some(0));
 }
 
@@ -104,7 +100,8 @@ fn what_a_client_discards_is_zeros_and_its_forked_children_are_served() {
 fn a_client_that_is_killed_is_forgotten_and_others_are_served_on() {
     let place = Place::new(PAGES);
     let mut daemon = place.serve(["--json"]);
-    let mut clients: Vec<_> = (0..3).map(|_| place.client(Has::pages(PAGES, REMOVE))).collect();
+    let mut clients: Vec<_> =
+        (0..3).map(|_| place.client(Has::pages(PAGES, all_events()))).collect();
     clients.iter_mut().for_each(|client| client.asked("check 0 64"));
     // In the middle of what it does.
     clients[1].tell("check");
@@ -204,10 +201,7 @@ fn a_client_that_the_daemon_leaves_fails_and_reads_no_zeros() {
 #[test]
 fn a_client_that_the_daemon_has_filled_goes_on_without_it() {
     let place = Place::new(PAGES);
-    for features in [REMOVE, ALL_EVENTS] {
-        if memory::userfaultfd(features).is_none() {
-            return;
-        }
+    for features in [REMOVE, all_events()] {
         let daemon = place.serve(["--on-stop", "fill"]);
         let mut clients =
             [false, true].map(|keeps| place.client(Has { keeps, ..Has::pages(PAGES, features) }));

@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use rustix::cmsg_space;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use crate::memory::{Kind, Memory, PAGE, in_child, userfaultfd};
+use crate::daemon::Place;
+use crate::memory::{ALL_EVENTS, FORK, Kind, Memory, PAGE, in_child, userfaultfd};
 
 const CLIENT: &str = "PERVMA_CLI_TEST_CLIENT";
 
@@ -46,6 +47,12 @@ impl Has {
     /// The first pages of the memory file, told of as they are.
     pub(crate) fn pages(count: usize, features: u64) -> Self {
         Self { count, first: 0, told: count, features, keeps: false }
+    }
+}
+
+impl Place {
+    pub(crate) fn client(&self, has: Has) -> Client {
+        Client::new(&self.socket, &self.file, has)
     }
 }
 
@@ -114,6 +121,11 @@ impl Drop for Client {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// All events that this user may have told: others are no part of the test then.
+pub(crate) fn all_events() -> u64 {
+    if userfaultfd(ALL_EVENTS).is_some() { ALL_EVENTS } else { ALL_EVENTS & !FORK }
 }
 
 /// Sends a message with descriptors.

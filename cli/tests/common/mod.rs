@@ -1,4 +1,5 @@
 //! Running the command.
+#![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::ffi::OsStr;
 use std::process::{Command, Stdio};
