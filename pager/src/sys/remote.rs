@@ -2,10 +2,11 @@
 #![expect(unsafe_code, reason = "ioctls, and descriptors that come as numbers")]
 
 use std::fs;
+use std::io::IoSliceMut;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use super::userfaultfd::{filled, update};
 use super::{CopyError, FaultMessage, abi};
@@ -83,7 +84,7 @@ impl Message {
 }
 
 impl RemoteUserfaultfd {
-    /// Takes a descriptor.
+    /// Takes a descriptor, and makes it nonblocking: also what its other holders have.
     ///
     /// # Errors
     ///
@@ -91,7 +92,11 @@ impl RemoteUserfaultfd {
     pub fn new(fd: OwnedFd) -> Result<Self, NotUserfaultfd> {
         let link = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
         let found = match link {
-            Ok(link) if link.as_os_str() == "anon_inode:[userfaultfd]" => return Ok(Self { fd }),
+            Ok(link) if link.as_os_str() == "anon_inode:[userfaultfd]" => {
+                // For kernels whose `read` can only so be told not to wait.
+                let _ = rustix::io::ioctl_fionbio(&fd, true);
+                return Ok(Self { fd });
+            }
             Ok(link) => link.display().to_string(),
             Err(error) => error.to_string(),
         };
@@ -105,7 +110,8 @@ impl RemoteUserfaultfd {
     ///
     /// # Errors
     ///
-    /// The kernel's. A descriptor that blocks, blocks.
+    /// The kernel's. Before Linux 6.10 this waits if another holder has made the descriptor
+    /// blocking again.
     pub fn read(&self, buffer: &mut [Message]) -> Result<usize, Errno> {
         let bytes = {
             let (start, len) = (buffer.as_mut_ptr().cast::<u8>(), size_of_val(buffer));
@@ -113,11 +119,24 @@ impl RemoteUserfaultfd {
             // are valid messages.
             unsafe { std::slice::from_raw_parts_mut(start, len) }
         };
-        match rustix::io::read(&self.fd, bytes) {
+        let read = match self.read_at_once(bytes) {
+            // Before Linux 6.10.
+            Err(Errno::OPNOTSUPP) => rustix::io::read(&self.fd, bytes),
+            other => other,
+        };
+        match read {
             Ok(read) => Ok(read / size_of::<Message>()),
             Err(Errno::AGAIN | Errno::INTR) => Ok(0),
             Err(error) => Err(error),
         }
+    }
+
+    /// Reads without waiting, whatever another holder of the descriptor has made of its flags.
+    fn read_at_once(&self, bytes: &mut [u8]) -> Result<usize, Errno> {
+        /// A position that is none.
+        const HERE: u64 = u64::MAX;
+        let mut bytes = [IoSliceMut::new(bytes)];
+        rustix::io::preadv2(&self.fd, &mut bytes, HERE, ReadWriteFlags::NOWAIT)
     }
 
     /// Fills the missing pages from `addr` on with `bytes`, whole pages, and wakes the threads that
