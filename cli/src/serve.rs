@@ -24,6 +24,7 @@ use pervma_serve::{
     Ended, Failure, Limits, Listen, MemoryFile, OnFailure, OnStop, Options, Pager, Server, Stats,
     Tell,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -150,6 +151,7 @@ pub(crate) fn run(options: &ServeOptions) -> Result<bool, Error> {
         WhatOnFailure::Exec => Some(ExecHelper::start(&options.exec)?),
         WhatOnFailure::Poison | WhatOnFailure::Kill => None,
     };
+    raise_descriptors();
     let listens = listens(options)?;
     // It asks files for a quota, which the sandbox does not let it.
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
@@ -169,6 +171,14 @@ pub(crate) fn run(options: &ServeOptions) -> Result<bool, Error> {
     }
     progress.end(ended)?;
     Ok(ended.failed == 0)
+}
+
+/// Lets this process have as many descriptors as it may have: each VM takes three.
+fn raise_descriptors() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit of descriptors cannot be raised");
+    }
 }
 
 /// The service manager, if there is one that wants to be told (`sd_notify`). Its socket is

@@ -277,3 +277,51 @@ fn a_memory_file_that_is_shortened() {
     let ended = served.daemon.stop();
     assert_eq!(ended.with("cannot be read").len(), 3, "{ended:#?}");
 }
+
+#[test]
+fn the_daemon_takes_all_descriptors_that_it_may_have() {
+    let place = Place::new(1);
+    let served = place.command(["--on-stop", "fail"]);
+    let mut command = std::process::Command::new("/bin/sh");
+    command.args(["-c", r#"ulimit -S -n 40; exec "$0" "$@""#]);
+    command.arg(served.get_program()).args(served.get_args());
+    let daemon = Daemon::start(command);
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", daemon.pid())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let [.., soft, hard, _] = line.split_whitespace().collect::<Vec<_>>()[..] else {
+        panic!("{line}")
+    };
+    assert_eq!(soft, hard);
+}
+
+/// There are more clients than the daemon has descriptors for: who comes then is refused or waits,
+/// and neither the daemon nor its log is kept busy by that.
+#[test]
+fn more_clients_than_descriptors() {
+    let mut have_waited = 0;
+    // A client takes three: they end with any of these.
+    for limit in 39..42 {
+        let place = Place::new(PAGES);
+        let served = place.command(["--workers", "2", "--on-stop", "fail"]);
+        let mut command = std::process::Command::new("/bin/sh");
+        let script = format!(r#"ulimit -n {limit}; exec "$0" "$@""#);
+        command.args(["-c", &script]).arg(served.get_program()).args(served.get_args());
+        let mut daemon = Daemon::start(command);
+        let has = Has::pages(PAGES, REMOVE);
+        let mut first = place.client(has);
+        daemon.wait_for("a client has come");
+        let others: Vec<_> =
+            (0..14).map(|_| Client::connect(&place.socket, &place.file, has)).collect();
+        daemon.wait_for("WARN");
+        first.asked("check");
+        drop(others);
+        daemon.wait_for("a client has gone");
+        let mut another = place.client(has);
+        another.asked("check");
+        first.end();
+        let ended = daemon.stop();
+        have_waited += ended.with("a peer cannot be accepted").len();
+        assert!(ended.with("WARN").len() < 200, "{} lines", ended.with("WARN").len());
+    }
+    assert!(have_waited > 0);
+}

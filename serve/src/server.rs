@@ -199,13 +199,12 @@ impl Server {
             served: HashMap::new(),
             next: FIRST,
             looked: Instant::now(),
+            is_resting: false,
             ended: Ended::default(),
         };
         control.watch(stop, STOP)?;
         control.watch(Arc::clone(&control.noticed).as_fd(), NOTICES)?;
-        for (number, listen) in control.server.listens.clone().iter().enumerate() {
-            control.watch(listen.listener.as_fd(), LISTENS + number as u64)?;
-        }
+        control.listen()?;
         while !control.turn(stop, &mut look)? {}
         control.stop(stop, &mut look)?;
         Ok(control.ended)
@@ -250,6 +249,8 @@ struct Control {
     served: HashMap<u64, Served>,
     next: u64,
     looked: Instant,
+    /// Nobody is accepted now.
+    is_resting: bool,
     ended: Ended,
 }
 
@@ -291,6 +292,9 @@ impl Control {
         if self.looked.elapsed() >= LOOK {
             self.looked = Instant::now();
             self.drop_late();
+            if self.is_resting {
+                self.listen()?;
+            }
             if let Some(pager) = &self.pager {
                 look(pager);
             }
@@ -307,8 +311,12 @@ impl Control {
                 Err(error) => {
                     tracing::warn!(%error, "a peer cannot be accepted");
                     // Descriptors have run out, perhaps: the oldest that says nothing goes.
-                    if let Some(oldest) = self.pending.pop_front() {
-                        self.refuse(&oldest.peer, &"it has not said what it wants");
+                    match self.pending.pop_front() {
+                        Some(oldest) => {
+                            self.refuse(&oldest.peer, &"it has not said what it wants");
+                        }
+                        // Peers wait for a while, and are not told of again and again.
+                        None => self.rest(),
                     }
                     return;
                 }
@@ -317,6 +325,23 @@ impl Control {
                 tracing::warn!(%error, "a peer cannot be heard");
             }
         }
+    }
+
+    /// Accepts nobody until the time is looked at again.
+    fn rest(&mut self) {
+        for listen in &self.server.listens {
+            self.unwatch(&*listen.listener);
+        }
+        self.is_resting = true;
+    }
+
+    /// Listens at all sockets.
+    fn listen(&mut self) -> io::Result<()> {
+        for (number, listen) in self.server.listens.iter().enumerate() {
+            self.watch(listen.listener.as_fd(), LISTENS + number as u64)?;
+        }
+        self.is_resting = false;
+        Ok(())
     }
 
     fn greet(&mut self, listen: usize, connection: UnixStream) -> io::Result<()> {

@@ -15,6 +15,7 @@ use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use rustix::cmsg_space;
+use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use crate::daemon::Place;
@@ -52,13 +53,14 @@ impl Has {
 
 impl Place {
     pub(crate) fn client(&self, has: Has) -> Client {
-        Client::new(&self.socket, &self.file, has)
+        Client::connect(&self.socket, &self.file, has).unwrap()
     }
 }
 
 impl Client {
-    /// A client that has connected, and brought its memory.
-    pub(crate) fn new(socket: &Path, file: &Path, has: Has) -> Self {
+    /// A client that has connected, and brought its memory; `None` if its connection was closed
+    /// before.
+    pub(crate) fn connect(socket: &Path, file: &Path, has: Has) -> Option<Self> {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["client_process", "--exact", "--nocapture", "--test-threads=1"]);
         command.env(CLIENT, "").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -68,8 +70,12 @@ impl Client {
         let mut client = Self { child, commands, answers };
         let (socket, file) = (socket.to_str().unwrap(), file.to_str().unwrap());
         let Has { count, first, told, features, keeps } = has;
-        client.asked(&format!("connect {socket} {file} {first} {count} {told} {features} {keeps}"));
-        client
+        client.tell(&format!("connect {socket} {file} {first} {count} {told} {features} {keeps}"));
+        match client.answer().as_str() {
+            "done" => Some(client),
+            "closed" => None,
+            other => panic!("{other}"),
+        }
     }
 
     /// Tells it what to do.
@@ -130,13 +136,19 @@ pub(crate) fn all_events() -> u64 {
 
 /// Sends a message with descriptors.
 pub(crate) fn send(connection: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
+    assert!(try_send(connection, bytes, descriptors));
+}
+
+/// Sends a message with descriptors, unless the connection is closed.
+fn try_send(connection: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> bool {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(8))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() {
         assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)));
     }
     let sent = sendmsg(connection, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL);
-    assert_eq!(sent, Ok(bytes.len()));
+    assert!(matches!(sent, Ok(_) | Err(Errno::PIPE)), "{sent:?}");
+    sent == Ok(bytes.len())
 }
 
 /// Firecracker's message: the address, the length and the offset of each region, in bytes.
@@ -162,7 +174,9 @@ pub(crate) fn play() {
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     catch_bus_errors();
     let mut lines = std::io::stdin().lines().map(Result::unwrap);
-    let mut played = Played::connect(&lines.next().unwrap());
+    let Some(mut played) = Played::connect(&lines.next().unwrap()) else {
+        return eprintln!("closed");
+    };
     eprintln!("done");
     for line in lines {
         let words: Vec<&str> = line.split(' ').collect();
@@ -206,7 +220,7 @@ struct Played {
 }
 
 impl Played {
-    fn connect(line: &str) -> Self {
+    fn connect(line: &str) -> Option<Self> {
         let [_, socket, file, first, count, told, features, keeps] =
             line.split(' ').collect::<Vec<_>>().try_into().unwrap();
         let number = |text: &str| text.parse::<usize>().unwrap();
@@ -216,9 +230,9 @@ impl Played {
         let memory = Memory::map(count * PAGE, Kind::Anonymous).unwrap().register(&fd);
         let connection = UnixStream::connect(socket).unwrap();
         let message = message(&[(memory.start, told * PAGE, first * PAGE)]);
-        send(&connection, message.as_bytes(), &[fd.as_fd()]);
+        let is_sent = try_send(&connection, message.as_bytes(), &[fd.as_fd()]);
         let kept = (keeps == "true").then_some(fd);
-        Self { memory, expected, connection: Some(connection), _kept: kept }
+        is_sent.then_some(Self { memory, expected, connection: Some(connection), _kept: kept })
     }
 
     /// Compares pages, in another order than theirs.
