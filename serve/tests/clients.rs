@@ -431,3 +431,38 @@ fn a_fault_outside_of_what_a_client_told_of_fails_it_alone() {
     memory.unmap();
     other.unmap();
 }
+
+/// What moves to where the pager has been already must be filled all the same.
+#[test]
+fn what_moves_while_a_client_is_completed_is_there() {
+    let _alone = alone();
+    const PAGES: usize = 4096;
+    const PART: usize = 64;
+    const STAYS: usize = PAGES - PART;
+    let bytes = random_bytes(PAGES * PAGE, 12);
+    for round in 0..3 {
+        let (pager, notices) = start(Options::new().granule(PAGE));
+        let fd = userfaultfd(REMOVE | REMAP | UNMAP).unwrap();
+        // Below it there is place, which the client has not told of.
+        let place = Memory::map((PART + PAGES) * PAGE, Kind::Anonymous).unwrap();
+        let memory = place.pages(PART..PART + PAGES).register(&fd);
+        let id = pager.add(fd, &[memory.extent(0)], memory_file(&bytes)).unwrap();
+        let is_half_way = || pager.stats(id).is_none_or(|stats| stats.pages >= PAGES as u64 / 2);
+        std::thread::scope(|scope| {
+            let mover = scope.spawn(|| {
+                while !is_half_way() {
+                    std::thread::yield_now();
+                }
+                memory.pages(STAYS..PAGES).relocate(place.start, libc::MREMAP_DONTUNMAP)
+            });
+            assert!(pager.complete(id));
+            let moved = mover.join().unwrap();
+            assert!(moved.copy() == bytes[STAYS * PAGE..], "round {round}");
+        });
+        let completed = |notice| matches!(notice, Notice::Completed { client, .. } if client == id);
+        assert!(completed(notices.recv().unwrap()));
+        drop(pager);
+        assert!(memory.pages(0..STAYS).copy() == bytes[..STAYS * PAGE], "round {round}");
+        place.unmap();
+    }
+}
