@@ -35,17 +35,12 @@ const MISMATCHED: u8 = 1;
 const STACK: usize = 2 << 20;
 
 fn main() -> ExitCode {
-    let result = match args::parse() {
-        Ok(None) => Ok(MATCHED),
-        // The sandbox has to be entered by the only thread.
-        Ok(Some(Command::Serve(options))) => {
-            serve::run(&options).map(|all| if all { MATCHED } else { MISMATCHED })
-        }
-        Ok(Some(command)) => {
-            let work = thread::Builder::new().stack_size(STACK).spawn(|| run(command));
-            work.map_err(Error::NoThread).and_then(|work| touch::join(work.join()))
-        }
-        Err(error) => Err(error),
+    // The sandbox has to be entered by the only thread.
+    let result = if std::env::args_os().nth(1).is_some_and(|command| command == "serve") {
+        run()
+    } else {
+        let work = thread::Builder::new().stack_size(STACK).spawn(run);
+        work.map_err(Error::NoThread).and_then(|work| touch::join(work.join()))
     };
     ExitCode::from(result.unwrap_or_else(|error| {
         // If standard error is closed, there is no place left to report that.
@@ -54,15 +49,18 @@ fn main() -> ExitCode {
     }))
 }
 
-fn run(command: Command) -> Result<u8, Error> {
-    match command {
-        Command::Page(options) => page(&options),
-        Command::Differ(options) => {
+fn run() -> Result<u8, Error> {
+    match args::parse()? {
+        None => Ok(MATCHED),
+        Some(Command::Page(options)) => page(&options),
+        Some(Command::Differ(options)) => {
             let (text, same) = differ::compare(&options)?;
             args::print(&text)?;
             Ok(if same { MATCHED } else { MISMATCHED })
         }
-        Command::Serve(_) => unreachable!("it is run by the first thread"),
+        Some(Command::Serve(options)) => {
+            Ok(if serve::run(&options)? { MATCHED } else { MISMATCHED })
+        }
     }
 }
 
