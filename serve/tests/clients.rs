@@ -84,6 +84,42 @@ fn huge_pages_come_as_such() {
     memory.unmap();
 }
 
+#[test]
+fn of_shared_memory_what_is_there_stays_and_what_was_never_filled_is_zeros() {
+    let _alone = alone();
+    const MISSING_SHMEM: u64 = 1 << 5;
+    let (pager, _notices) = start(Options::new().granule(PAGE));
+    let bytes = random_bytes(8 * PAGE, 12);
+    let memory = client(&pager, &bytes, REMOVE | MISSING_SHMEM, Kind::Shared).unwrap();
+    assert!(memory.pages(0..2).copy() == bytes[..2 * PAGE]);
+    memory.set(PAGE, 99);
+    memory.pages(0..4).discard();
+    assert_eq!([0, 1, 2, 3].map(|page| memory.byte(page * PAGE)), [bytes[0], 99, 0, 0]);
+    // Here the pages go from the file.
+    memory.pages(0..2).advise(libc::MADV_REMOVE);
+    assert_eq!([0, 1].map(|page| memory.byte(page * PAGE)), [0, 0]);
+    assert!(memory.pages(4..8).copy() == bytes[4 * PAGE..]);
+    memory.unmap();
+}
+
+#[test]
+fn what_may_be_freed_is_what_it_was_or_zeros() {
+    let _alone = alone();
+    let (pager, _notices) = start(Options::new().granule(PAGE));
+    let bytes = random_bytes(8 * PAGE, 13);
+    let memory = client(&pager, &bytes, REMOVE, Kind::Anonymous).unwrap();
+    assert!(memory.pages(0..4).copy() == bytes[..4 * PAGE]);
+    memory.pages(0..6).advise(libc::MADV_FREE);
+    for page in 0..4 {
+        let found = memory.page(page).copy();
+        let is_old = found == bytes[page * PAGE..][..PAGE];
+        assert!(is_old || found.iter().all(|&byte| byte == 0), "page {page}");
+    }
+    assert!(memory.pages(4..6).copy().iter().all(|&byte| byte == 0));
+    assert!(memory.pages(6..8).copy() == bytes[6 * PAGE..]);
+    memory.unmap();
+}
+
 /// Each thread discards pages of its own, which others touch all the time, so that fills are under
 /// way whenever a page goes.
 #[test]
