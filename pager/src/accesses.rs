@@ -49,8 +49,18 @@ impl<'m> Accesses<'m> {
         self.parts.iter().filter_map(|(part, access)| Some((part.clone(), (*access)?)))
     }
 
-    /// Changes what is mapped, all of it or nothing. The rest is not excluded, and perhaps another
-    /// else's by now.
+    /// What is mapped of a part. The rest is not excluded: another thread may map and fill it.
+    pub(crate) fn mapped_of(
+        &self,
+        part: &Range<usize>,
+    ) -> impl Iterator<Item = (Range<usize>, Access)> {
+        let within = move |(mapped, access): (Range<usize>, Access)| {
+            (mapped.start.max(part.start)..mapped.end.min(part.end), access)
+        };
+        self.mapped().map(within).filter(|(mapped, _)| !mapped.is_empty())
+    }
+
+    /// Changes what is mapped, all of it or nothing.
     pub(crate) fn change(&self, access: Access) -> Result<(), Error> {
         for (part, _) in self.mapped() {
             if let Err(errno) = self.mapping.memory.protect(part, access) {

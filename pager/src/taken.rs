@@ -78,6 +78,11 @@ impl<'m> TakenOut<'m> {
                 // Another thread keeps changing it.
                 Err(MoveError::Again { moved: 0 } | MoveError::Held) => (PAGE, Fate::Held),
                 Err(MoveError::Again { moved }) => (moved, Fate::Out),
+                // Nothing was there before: it has moved, and the kernel (seen in Linux 6.18) told of
+                // a second try.
+                Err(MoveError::AlreadyPresent) if !self.mapping.memory.is_resident(part.start) => {
+                    (PAGE, Fate::Out)
+                }
                 Err(MoveError::Missing) => (PAGE, Fate::Missing),
                 Err(MoveError::Unlike) if parts.halve() => continue,
                 Err(MoveError::Unlike) if !toggled && self.toggle_lock() => {
@@ -207,5 +212,37 @@ impl Drop for TakenOut<'_> {
         if is_empty {
             self.staging.put(memory);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::mapping::SPACE;
+    use crate::{MemorySource, Options};
+
+    /// As Linux 6.18 does now and then: it moves a page, and says that one was there already.
+    #[test]
+    fn what_has_moved_although_the_kernel_does_not_say_so_is_out() {
+        let region = Options::new().writable().map(MemorySource::new(vec![1; 4 * PAGE])).unwrap();
+        region.write(0, &[2; 3 * PAGE]);
+        let mapping = SPACE.try_read(region.as_ptr().addr()).map(|vma| Arc::clone(&vma.mapping));
+        let mapping = mapping.unwrap();
+        let Some(staging) = &mapping.backing.staging else {
+            return println!("NOT RUN: this kernel cannot move pages");
+        };
+        let all = 0..3 * PAGE;
+        let excluded = region.exclude(&all).unwrap();
+        let mut out = TakenOut::new(&mapping, staging, 0).unwrap();
+        out.exchange(0..2 * PAGE, true).unwrap();
+        assert_eq!(out.take(&all), [(all.clone(), Fate::Out)]);
+        assert_eq!(out.bytes(&all), [2; 3 * PAGE]);
+        drop(out);
+        drop(excluded);
+        let mut found = vec![0; 4 * PAGE];
+        region.read(0, &mut found);
+        assert_eq!(found, [[2; 3 * PAGE].as_slice(), &[1; PAGE]].concat(), "they are back");
     }
 }

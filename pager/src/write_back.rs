@@ -68,7 +68,8 @@ pub(crate) fn write_back(mapping: &Arc<Mapping>, part: &Range<usize>) -> Result<
 /// and not for the source.
 pub(crate) fn evict_clean(mapping: &Arc<Mapping>, run: &Range<usize>) -> Result<usize, Error> {
     // Nothing slow is done, so the whole VMA may wait for it.
-    let evicted = excluded(mapping, run, |mapping, _| give_back_clean(mapping, run))?;
+    let evicted =
+        excluded(mapping, run, |mapping, accesses| give_back_clean(mapping, run, accesses))?;
     let gone = evicted.map_or(Ok(0), |(gone, _)| gone)?;
     Shard::mine().count_evicted(gone);
     Ok(gone)
@@ -80,7 +81,7 @@ pub(crate) fn evict_dirty(mapping: &Arc<Mapping>, run: &Range<usize>) -> Written
     let evicted = isolated(mapping, run, |mapping, accesses| {
         let mut written = write_excluded(mapping, run, accesses, Then::Go);
         // What was clean, or could not be taken out to be written.
-        match give_back_clean(mapping, run) {
+        match give_back_clean(mapping, run, accesses) {
             Ok(gone) => written.gone += gone,
             Err(error) => written.error = written.error.or(Some(error)),
         }
@@ -98,9 +99,11 @@ pub(crate) fn evict_dirty(mapping: &Arc<Mapping>, run: &Range<usize>) -> Written
 
 /// Makes pages of a run missing again that were poisoned because the bound was reached.
 pub(crate) fn take_back_poison(mapping: &Arc<Mapping>, run: &Range<usize>) -> Result<(), Error> {
-    let taken = excluded(mapping, run, |mapping, _| {
-        let mut refused = runs(mapping, run, Records::was_refused);
-        refused.try_for_each(|run| mapping.give_back(&run).map_err(Error::Change))
+    let taken = excluded(mapping, run, |mapping, accesses| {
+        accesses.mapped_of(run).try_for_each(|(part, _)| {
+            let mut refused = runs(mapping, &part, Records::was_refused);
+            refused.try_for_each(|run| mapping.give_back(&run).map_err(Error::Change))
+        })
     })?;
     taken.map_or(Ok(()), |(taken, _)| taken)
 }
@@ -185,11 +188,7 @@ fn write_excluded(
 ) -> Written {
     let mut written = Written::default();
     for run in runs(mapping, part, Records::is_dirty) {
-        for (part, access) in accesses.mapped() {
-            let run = part.start.max(run.start)..part.end.min(run.end);
-            if run.is_empty() {
-                continue;
-            }
+        for (run, access) in accesses.mapped_of(&run) {
             if let Err(error) = write_run(mapping, &run, access, then, &mut written) {
                 mapping.records.mark_stuck(mapping.pages(&run));
                 written.error = Some(error);
@@ -338,13 +337,45 @@ impl Drop for Copies<'_> {
     }
 }
 
-/// Gives back the clean pages of a part, which the caller excludes; how many there were.
-fn give_back_clean(mapping: &Mapping, part: &Range<usize>) -> Result<usize, Error> {
+/// Gives back the clean pages of a part, which the caller excludes where it is mapped; how many
+/// there were.
+fn give_back_clean(
+    mapping: &Mapping,
+    part: &Range<usize>,
+    accesses: &Accesses<'_>,
+) -> Result<usize, Error> {
     let mut gone = 0;
-    let is_clean = |records: &Records, page| records.is_present(page) && !records.is_dirty(page);
-    for run in runs(mapping, part, is_clean) {
-        mapping.give_back(&run).map_err(Error::Change)?;
-        gone += run.len() / PAGE;
+    for (part, _) in accesses.mapped_of(part) {
+        for run in runs(mapping, &part, Records::is_clean) {
+            mapping.give_back(&run).map_err(Error::Change)?;
+            gone += run.len() / PAGE;
+        }
     }
     Ok(gone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{MemorySource, Options};
+
+    /// Another thread may have unmapped a part of what is to go, and another one may have mapped it
+    /// again and be filling it.
+    #[test]
+    fn what_is_not_excluded_is_left_alone() {
+        let source = MemorySource::new(vec![1; 4 * PAGE]);
+        let region = Options::new().writable().map(source).unwrap();
+        let all = 0..region.len();
+        let mapping = SPACE.try_read(region.as_ptr().addr()).map(|vma| Arc::clone(&vma.mapping));
+        let mapping = mapping.unwrap();
+        region.read(0, &mut vec![0; all.len()]);
+        region.unmap(PAGE..2 * PAGE).unwrap();
+        mapping.records.fill(1..2, false, None);
+        assert_eq!(evict_clean(&mapping, &all).unwrap(), 3);
+        assert!(mapping.records.is_present(1), "it was filled by then");
+        mapping.records.forget(1..2);
+        mapping.records.mark_failed(1, true);
+        take_back_poison(&mapping, &all).unwrap();
+        assert!(mapping.records.was_refused(1), "it was refused by then");
+    }
 }

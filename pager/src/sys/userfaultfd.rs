@@ -91,7 +91,9 @@ pub enum MoveError {
     /// The first page is missing (`ENOENT`).
     #[error("the page is missing")]
     Missing,
-    /// A page is present already where the first one should go (`EEXIST`).
+    /// A page is present already where the first one should go (`EEXIST`). Linux 6.18 also says so
+    /// when it has just moved the page there, after a try that had to be repeated: what is missing
+    /// at its old place then has moved, and so may pages behind it.
     #[error("the page is already present")]
     AlreadyPresent,
     /// The range lies in several mappings of the kernel's, or in one that is not like the other

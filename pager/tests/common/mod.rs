@@ -99,9 +99,9 @@ fn end_what_hangs() -> ! {
     let mut stderr = std::io::stderr();
     let _ = writeln!(stderr, "a test does not end; its threads, and where in the kernel they are:");
     for thread in std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
-        let [name, place] = ["comm", "wchan"]
+        let [name, place, call] = ["comm", "wchan", "syscall"]
             .map(|file| std::fs::read_to_string(thread.path().join(file)).unwrap_or_default());
-        let _ = writeln!(stderr, "    {} in {}", name.trim(), place.trim());
+        let _ = writeln!(stderr, "    {} in {}: {}", name.trim(), place.trim(), call.trim());
     }
     if let Some(says) = SAYS.get() {
         says();
