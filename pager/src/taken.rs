@@ -78,8 +78,7 @@ impl<'m> TakenOut<'m> {
                 // Another thread keeps changing it.
                 Err(MoveError::Again { moved: 0 } | MoveError::Held) => (PAGE, Fate::Held),
                 Err(MoveError::Again { moved }) => (moved, Fate::Out),
-                // Nothing was there before: it has moved, and the kernel (seen in Linux 6.18) told of
-                // a second try.
+                // Nothing was there before: it has moved, and Linux 6.18 told of a second try.
                 Err(MoveError::AlreadyPresent) if !self.mapping.memory.is_resident(part.start) => {
                     (PAGE, Fate::Out)
                 }
