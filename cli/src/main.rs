@@ -17,6 +17,7 @@ mod progress;
 mod report;
 mod serve;
 mod touch;
+mod values;
 mod words;
 
 use std::io::{self, Write};

@@ -28,8 +28,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::args::Granule;
 use crate::error::{Error, one_line};
+use crate::values::{Granule, threads};
 
 #[derive(Args, Debug)]
 pub(crate) struct ServeOptions {
@@ -44,7 +44,7 @@ pub(crate) struct ServeOptions {
     #[arg(long, value_name = "SOCKET=FILE", value_parser = vm)]
     vm: Vec<(PathBuf, PathBuf)>,
     /// The number of threads that serve faults, 1 to 1024 [default: one per core].
-    #[arg(long, value_name = "N", value_parser = crate::args::threads)]
+    #[arg(long, value_name = "N", value_parser = threads)]
     workers: Option<NonZeroUsize>,
     /// How much one fault fills: 4K, 64K or 2M.
     #[arg(long, value_name = "SIZE", default_value = "64K")]
