@@ -1,14 +1,20 @@
 //! Several processes at a time that discard, write, move, unmap and fork what is served to them, or
 //! die in the middle of it. Each compares every byte that it reads with what belongs there.
 //!
-//! `PERVMA_SOAK_SECONDS` is how long; 5 without it. What it does not do: huge pages, shared memory
-//! and slow sources, which have tests of their own.
+//! Half of them have memory of their own, half share theirs with their children. The source has
+//! some of its pages at hand, is slow with others, and fails now and then.
+//!
+//! `PERVMA_SOAK_SECONDS` is how long; 5 without it. What it does not do: huge pages, and sources
+//! that fail for good, which have tests of their own (`clients.rs`). A child looks at what its own
+//! thread had: what another thread has moved at that time may be told in the wrong order
+//! (docs/serve.md).
 #![expect(clippy::disallowed_types, reason = "flags of tests")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 
 use std::io::IoSlice;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -19,9 +25,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{
-    FORK, Kind, Memory, PAGE, REMAP, REMOVE, UNMAP, alone_for, memory_file, random_bytes,
-    userfaultfd,
+    FORK, Kind, Memory, PAGE, REMAP, REMOVE, UNMAP, alone_for, random_bytes, userfaultfd,
 };
+use pervma_pager::{ReadFailed, Source};
 use pervma_serve::{Limits, Listen, OnStop, Options, Server};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
@@ -29,6 +35,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 
 /// Of a client.
 const PAGES: usize = 512;
+const GRANULE: usize = 4 * PAGE;
 /// A thread has these pages for itself, one behind the other, and others only look.
 const THREADS: usize = 3;
 const CLIENT: &str = "PERVMA_SOAK_CLIENT";
@@ -42,6 +49,38 @@ enum State {
     Unmapped,
 }
 
+/// Has every third granule at hand, is slow with another third, and fails every eleventh read, but
+/// not twice in a row.
+struct Moody {
+    bytes: Vec<u8>,
+    reads: AtomicUsize,
+}
+
+impl Source for Moody {
+    fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed> {
+        let number = self.reads.fetch_add(1, Relaxed);
+        if number % 11 == 10 {
+            return Err(ReadFailed);
+        }
+        let offset = offset as usize;
+        if offset / GRANULE % 3 == 1 {
+            std::thread::sleep(Duration::from_micros((number % 5) as u64 * 500));
+        }
+        buf.copy_from_slice(&self.bytes[offset..][..buf.len()]);
+        Ok(())
+    }
+
+    fn resident(&self, range: Range<u64>) -> Option<*const [u8]> {
+        let (start, end) = (range.start as usize, range.end as usize);
+        let is_at_hand = (start / GRANULE..end.div_ceil(GRANULE)).all(|granule| granule % 3 == 0);
+        is_at_hand.then(|| &raw const self.bytes[start..end])
+    }
+}
+
 /// A thread's part of a client's memory.
 struct Part {
     /// Where it is now.
@@ -49,6 +88,8 @@ struct Part {
     /// Where it can move.
     place: Memory,
     states: Vec<State>,
+    /// What makes its pages zeros.
+    removal: i32,
 }
 
 impl Part {
@@ -72,7 +113,7 @@ impl Part {
                 self.states[page] = State::Byte(byte);
             }
             75..92 if is_mapped => {
-                self.memory.pages(page..end).discard();
+                self.memory.pages(page..end).advise(self.removal);
                 self.states[page..end].fill(State::Byte(0));
                 (page..end).for_each(|page| self.check(page));
             }
@@ -93,7 +134,7 @@ impl Part {
                     let all = (0..count).all(|page| is_right(&page));
                     if let Some(page) = (0..count).find(|&page| self.states[page] == State::Byte(0))
                     {
-                        self.memory.page(page).discard();
+                        self.memory.page(page).advise(self.removal);
                         return i32::from(!all || self.memory.byte(page * PAGE) != 0);
                     }
                     i32::from(!all)
@@ -110,7 +151,12 @@ fn client(socket: &Path, seed: u64, time: Duration) {
     let events = userfaultfd(FORK | REMAP | REMOVE | UNMAP);
     let may_fork = events.is_some();
     let fd = events.or_else(|| userfaultfd(REMAP | REMOVE | UNMAP)).unwrap();
-    let memory = Memory::map(PAGES * PAGE, Kind::Anonymous).unwrap().register(&fd);
+    let (kind, removal) = if seed.is_multiple_of(2) {
+        (Kind::Anonymous, libc::MADV_DONTNEED)
+    } else {
+        (Kind::Shared, libc::MADV_REMOVE)
+    };
+    let memory = Memory::map(PAGES * PAGE, kind).unwrap().register(&fd);
     let connection = UnixStream::connect(socket).unwrap();
     let message = format!(
         r#"[{{"base_host_virt_addr":{},"size":{},"offset":0,"page_size":4096}}]"#,
@@ -139,7 +185,7 @@ fn client(socket: &Path, seed: u64, time: Duration) {
                 let states = pages.clone().map(|page| State::Byte(file[page * PAGE])).collect();
                 let memory = memory.pages(pages);
                 let place = Memory::map(memory.len, Kind::Anonymous).unwrap();
-                let mut part = Part { memory, place, states };
+                let mut part = Part { memory, place, states, removal };
                 while Instant::now() < until {
                     part.step(&mut random, may_fork && thread == 0);
                     steps.fetch_add(1, Relaxed);
@@ -174,10 +220,11 @@ fn clients_do_as_they_like() {
     tracing_subscriber::fmt().with_max_level(tracing::Level::ERROR).with_ansi(false).init();
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("socket");
-    let source = memory_file(&random_bytes(PAGES * PAGE, SEED));
+    let bytes = random_bytes(PAGES * PAGE, SEED);
+    let source = Arc::new(Moody { bytes, reads: AtomicUsize::new(0) });
     let listen = Listen::at(&socket, source).unwrap();
     let (stop, stopped) = UnixStream::pair().unwrap();
-    let options = Options::new().workers(3).granule(4 * PAGE).ahead(4);
+    let options = Options::new().workers(3).granule(GRANULE).ahead(4);
     let server = Server::new(vec![listen], options, Limits::default())
         .on_stop(OnStop::Drain(Duration::from_secs(30)));
     let seen = Arc::new(Mutex::new((0, String::new())));
