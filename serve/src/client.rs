@@ -186,6 +186,8 @@ impl Client {
     ) -> Result<usize, Failure> {
         let _no_fills = self.fills.write().unwrap_or_else(PoisonError::into_inner);
         let count = self.uffd.read(buffer).map_err(Failure::Read)?;
+        let mut outcome = Ok(count);
+        // Each is taken, also behind one that fails: faults are to be answered.
         for message in &mut buffer[..count] {
             let event = message.take();
             tracing::trace!(client = %self.id, ?event);
@@ -210,9 +212,9 @@ impl Client {
                 self.strays().clear();
             }
             self.counters.add(counter, 1);
-            done.map_err(Failure::Map)?;
+            outcome = outcome.and_then(|count| done.map(|()| count).map_err(Failure::Map));
         }
-        Ok(count)
+        outcome
     }
 
     /// Fills the page at an address, whose fault was read at this time, and what else of its
@@ -279,6 +281,7 @@ impl Client {
             filled = self.fill_with(&range, belongs, bytes(&range));
         }
         let served = match filled {
+            Filled::Some if self.had_no_memory(&page) => Served::Failed(Failure::NoMemory),
             // What is not registered is not the pager's to fill.
             Filled::All | Filled::Some | Filled::NotRegistered => Served::Done,
             Filled::Again => Served::Again,
@@ -380,6 +383,18 @@ impl Client {
             }
             Err(_) => self.wake(addr, len),
         }
+    }
+
+    /// Whether a page is missing of which the kernel says that it is there: it also says so of
+    /// huge pages when it has none to give. Then it is poisoned, or its thread would fault for ever.
+    /// The caller excludes that messages are read, so it has not gone meanwhile.
+    fn had_no_memory(&self, page: &Range<usize>) -> bool {
+        let had_none = page.len() > PAGE && self.uffd.poison(page.start, page.len()) == Ok(());
+        if had_none {
+            self.counters.add(Counter::Poisoned, 1);
+            tracing::error!(client = %self.id, addr = page.start, "no huge page is left");
+        }
+        had_none
     }
 
     /// Poisons all that is missing. Whether the client may be let go then.
@@ -535,6 +550,7 @@ impl Client {
         match filled {
             Filled::All => Served::Done,
             Filled::Some | Filled::NotRegistered if by == For::Later => Served::Done,
+            Filled::Some if self.had_no_memory(&page) => Served::Done,
             // The page was there, perhaps, and filling does not wake for that. If it goes before
             // the thread looks, it faults again.
             Filled::Some | Filled::NotRegistered => self.wake(page.start, page.len()),

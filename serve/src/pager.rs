@@ -4,7 +4,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -15,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use pervma_pager::Source;
 use pervma_pager::sys::{Errno, Message};
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::buffer::spare_capacity;
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 use crate::client::{Begun, Client, ClientError, ClientId, ForkedChild, Read, Served, Wanted};
 use crate::failure::Failure;
@@ -83,8 +83,8 @@ impl Options {
         self
     }
 
-    /// So long a worker looks for the next fault of the client that it has served before it sleeps:
-    /// less time to an answer, for a processor that does nothing else.
+    /// So long a worker looks for the next fault of any client, after it has read one, before it
+    /// sleeps: less time to an answer, for a processor that does nothing else.
     pub fn spin(mut self, time: Duration) -> Self {
         self.spin = time;
         self
@@ -203,6 +203,8 @@ struct Ahead {
 const MOST_AHEAD: usize = 256;
 /// Messages that are read at a time.
 const BATCH: usize = 32;
+/// So many times in a row a client is read that always has something to tell.
+const IN_A_ROW: usize = 16;
 /// The token of the descriptor that wakes. Clients are counted from 1.
 const WAKE: u64 = 0;
 /// What could not be served is tried again after so long.
@@ -410,6 +412,13 @@ impl Shared {
         added
     }
 
+    /// A client has not told all: that is found out again, when others were looked at.
+    fn watch_again(&self, client: &Client) {
+        let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        // Refused if it was removed meanwhile.
+        let _ = epoll::modify(&self.epoll, client, epoll::EventData::new_u64(client.id.0), edges);
+    }
+
     /// A client has gone, or may go.
     fn remove(&self, client: &Client) -> bool {
         let mut clients = self.clients.write().unwrap_or_else(PoisonError::into_inner);
@@ -454,6 +463,8 @@ impl Shared {
             messages: std::iter::repeat_with(Message::default).take(BATCH).collect(),
             faults: Vec::new(),
             deferred: Vec::new(),
+            ready: Vec::with_capacity(8),
+            last_read: Instant::now(),
         };
         // RELAXED: it is woken for it.
         while !self.is_over.load(Relaxed) {
@@ -792,6 +803,10 @@ struct Worker<'s> {
     faults: Vec<usize>,
     /// What could not be served yet.
     deferred: Vec<Fault>,
+    /// Memory for what the kernel says of the clients.
+    ready: Vec<epoll::Event>,
+    /// When a client had something to tell last.
+    last_read: Instant,
 }
 
 impl Worker<'_> {
@@ -800,19 +815,35 @@ impl Worker<'_> {
         while let Some(fault) = shared.next() {
             self.serve(fault);
         }
-        let soon = rustix::event::Timespec { tv_sec: 0, tv_nsec: SOON.subsec_nanos().into() };
-        let most = (!self.deferred.is_empty()).then_some(&soon);
-        let mut ready = [const { MaybeUninit::uninit() }; 8];
-        let events = epoll::wait(&shared.epoll, &mut ready, most);
+        self.wait();
         shared.work.lock().unwrap_or_else(PoisonError::into_inner).idle -= 1;
-        // Interrupted is as good as nothing.
-        for event in events.map(|(events, _)| events).unwrap_or_default().iter() {
-            if let Some(client) = shared.client(event.data.u64()) {
+        for at in 0..self.ready.len() {
+            if let Some(client) = shared.client(self.ready[at].data.u64()) {
                 self.read(&client);
             }
         }
         for fault in std::mem::take(&mut self.deferred) {
             self.serve(fault);
+        }
+    }
+
+    /// Waits until clients have something to tell, or another worker has left faults.
+    fn wait(&mut self) {
+        let soon = Timespec { tv_sec: 0, tv_nsec: SOON.subsec_nanos().into() };
+        let spin_until = self.last_read + self.shared.options.spin;
+        loop {
+            let is_spinning = self.deferred.is_empty() && Instant::now() < spin_until;
+            let most = match (is_spinning, self.deferred.is_empty()) {
+                (true, _) => Some(&Timespec { tv_sec: 0, tv_nsec: 0 }),
+                (false, true) => None,
+                (false, false) => Some(&soon),
+            };
+            self.ready.clear();
+            // Interrupted is as good as nothing.
+            let _ = epoll::wait(&self.shared.epoll, spare_capacity(&mut self.ready), most);
+            if !is_spinning || !self.ready.is_empty() {
+                return;
+            }
         }
     }
 
@@ -822,11 +853,13 @@ impl Worker<'_> {
         }
     }
 
-    /// Reads and serves all that a client has to tell.
+    /// Reads and serves what a client has to tell: all of it, or as much as leaves time for others.
     fn read(&mut self, client: &Arc<Client>) {
-        let mut spin_until = None;
-        // RELAXED: it is looked at again and again.
-        while !self.shared.is_over.load(Relaxed) {
+        for _ in 0..IN_A_ROW {
+            // RELAXED: it is looked at again and again.
+            if self.shared.is_over.load(Relaxed) {
+                return;
+            }
             self.faults.clear();
             let mut children = Vec::new();
             let read = client.read(&mut self.messages, &mut self.faults, &mut children);
@@ -846,13 +879,9 @@ impl Worker<'_> {
                 }
             };
             if count == 0 {
-                let until = *spin_until.get_or_insert_with(|| since + self.shared.options.spin);
-                if !wait_spinning(client, until) {
-                    return;
-                }
-                continue;
+                return;
             }
-            spin_until = None;
+            self.last_read = since;
             let (first, others) = match self.faults.split_first() {
                 Some((&first, others)) => (first, others),
                 None => continue,
@@ -866,17 +895,6 @@ impl Worker<'_> {
                 self.serve(fault);
             }
         }
+        self.shared.watch_again(client);
     }
-}
-
-/// Looks again and again whether a client has something to tell, until it is time to sleep.
-fn wait_spinning(client: &Client, until: Instant) -> bool {
-    while Instant::now() < until {
-        let mut polled = [rustix::event::PollFd::new(client, rustix::event::PollFlags::IN)];
-        let zero = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        if matches!(rustix::event::poll(&mut polled, Some(&zero)), Ok(1)) {
-            return true;
-        }
-    }
-    false
 }

@@ -11,8 +11,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use common::{
-    ALL_EVENTS, Kind, Memory, PAGE, REMAP, REMOVE, UNMAP, alone, memory_file, random_bytes,
-    userfaultfd,
+    ALL_EVENTS, FORK, Kind, Memory, PAGE, REMAP, REMOVE, UNMAP, alone, free_huge_pages,
+    memory_file, random_bytes, userfaultfd,
 };
 use pervma_pager::{ReadFailed, Source};
 use pervma_serve::{Failure, Notice, Options, Pager};
@@ -25,7 +25,8 @@ fn start(options: Options) -> (Pager, Receiver<Notice>) {
 
 /// Maps memory, and has it served.
 fn client(pager: &Pager, bytes: &[u8], features: u64, kind: Kind) -> Option<Memory> {
-    let page_size = if matches!(kind, Kind::Huge) { 2 << 20 } else { PAGE as u32 };
+    let is_huge = matches!(kind, Kind::Huge | Kind::HugeUnreserved);
+    let page_size = if is_huge { 2 << 20 } else { PAGE as u32 };
     let fd = userfaultfd(features)?;
     let memory = Memory::map(bytes.len(), kind)?.register(&fd);
     pager.add(fd, &[memory.extent_of(0, page_size)], memory_file(bytes)).unwrap();
@@ -65,6 +66,45 @@ fn every_page_comes_at_every_granule_and_with_any_number_of_workers() {
                 memory.unmap();
             }
         }
+    }
+}
+
+#[test]
+fn a_client_that_faults_without_end_does_not_keep_the_worker() {
+    const FEW: usize = 64;
+    const THREADS: usize = 16;
+    let _alone = alone();
+    let (pager, _notices) = start(Options::new().granule(PAGE).workers(1));
+    let bytes = random_bytes(FEW * PAGE, 3);
+    let [busy, other] = [(); 2].map(|()| client(&pager, &bytes, REMOVE, Kind::Anonymous).unwrap());
+    let is_over = &AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            scope.spawn(move || {
+                while !is_over.load(Relaxed) {
+                    let page = busy.page(thread);
+                    page.byte(0);
+                    page.discard();
+                }
+            });
+        }
+        for round in 0..20 {
+            let page = other.page(round);
+            assert_eq!(page.byte(0), bytes[round * PAGE]);
+        }
+        is_over.store(true, Relaxed);
+    });
+}
+
+#[test]
+fn a_worker_that_looks_for_the_next_fault_looks_for_that_of_any_client() {
+    let _alone = alone();
+    let hour = Duration::from_secs(3600);
+    let (pager, _notices) = start(Options::new().granule(PAGE).workers(1).spin(hour));
+    let bytes = random_bytes(4 * PAGE, 3);
+    let clients = [(); 3].map(|()| client(&pager, &bytes, REMOVE, Kind::Anonymous).unwrap());
+    for page in 0..4 {
+        assert!(clients.iter().all(|memory| memory.byte(page * PAGE) == bytes[page * PAGE]));
     }
 }
 
@@ -161,6 +201,36 @@ fn what_was_removed_reads_as_zeros_whatever_was_under_way() {
         static BYTES: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
         BYTES.get_or_init(|| random_bytes(PAGES * PAGE, 3))[page * PAGE]
     }
+}
+
+/// The kernel says `EEXIST` then, as for a page that is there.
+#[test]
+fn a_huge_page_that_there_is_none_of_is_poisoned() {
+    let _alone = alone();
+    const HUGE: usize = 2 << 20;
+    const MORE: usize = 2;
+    let (pager, notices) = start(Options::new());
+    let free = free_huge_pages();
+    let bytes = vec![7; (free + MORE) * HUGE];
+    let features = FORK | REMOVE | 1 << 4;
+    let Some(memory) = client(&pager, &bytes, features, Kind::HugeUnreserved) else {
+        return println!("NOT RUN: no huge pages, or no forks that are told of");
+    };
+    let id = pager.clients()[0];
+    let codes = || {
+        (0..free + MORE).map(|page| common::in_child(|| i32::from(memory.byte(page * HUGE) != 7)))
+    };
+    for (page, code) in codes().enumerate() {
+        assert!(code == 0 || page >= free && code == -libc::SIGBUS, "{page}: {code}");
+    }
+    assert!(!pager.complete(id), "some of it can never be there");
+    assert!(pager.fail(id));
+    let closed = Notice::Closed { client: id };
+    while notices.recv_timeout(Duration::from_secs(20)).unwrap() != closed {}
+    for (page, code) in codes().enumerate() {
+        assert_eq!(code, if page < free { 0 } else { -libc::SIGBUS }, "{page}");
+    }
+    memory.unmap();
 }
 
 #[test]

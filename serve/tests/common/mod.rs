@@ -88,23 +88,25 @@ pub(crate) enum Kind {
     Shared,
     /// Pages of 2 MiB.
     Huge,
+    /// Pages of 2 MiB, for which none are kept: there may be fewer.
+    HugeUnreserved,
 }
 
 impl Memory {
     /// Maps so many bytes, aligned to 2 MiB; `None` if there are no huge pages.
     pub(crate) fn map(len: usize, kind: Kind) -> Option<Self> {
         const ALIGN: usize = 2 << 20;
-        let (protection, anonymous) = (
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-        );
+        let (protection, reserved) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let anonymous = reserved | libc::MAP_NORESERVE;
         // SAFETY: new addresses.
         let place = unsafe { libc::mmap(std::ptr::null_mut(), len + ALIGN, 0, anonymous, -1, 0) };
         assert_ne!(place, libc::MAP_FAILED);
         let start = place.addr().next_multiple_of(ALIGN);
         let (flags, fd) = match kind {
             Kind::Anonymous => (anonymous, -1),
-            Kind::Huge => (anonymous | libc::MAP_HUGETLB, -1),
+            Kind::Huge => (reserved | libc::MAP_HUGETLB, -1),
+            Kind::HugeUnreserved => (anonymous | libc::MAP_HUGETLB, -1),
             Kind::Shared => {
                 // SAFETY: makes a file.
                 let fd = unsafe { libc::memfd_create(c"memory".as_ptr(), 0) };
@@ -226,6 +228,13 @@ pub(crate) fn random_bytes(len: usize, seed: u64) -> Vec<u8> {
         page[0] |= 1;
     }
     bytes
+}
+
+/// How many huge pages the system could give out.
+pub(crate) fn free_huge_pages() -> usize {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let free = text.lines().find_map(|line| line.strip_prefix("HugePages_Free:")).unwrap();
+    free.trim().parse().unwrap()
 }
 
 pub(crate) fn memory_file(bytes: &[u8]) -> Arc<MemoryFile> {
