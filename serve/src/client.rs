@@ -386,7 +386,7 @@ impl Client {
     }
 
     /// Whether a page is missing of which the kernel says that it is there: it also says so of
-    /// huge pages when it has none to give. Then it is poisoned, or its thread would fault for ever.
+    /// huge pages when it has none to give. Then it is poisoned; else its thread faults for ever.
     /// The caller excludes that messages are read, so it has not gone meanwhile.
     fn had_no_memory(&self, page: &Range<usize>) -> bool {
         let had_none = page.len() > PAGE && self.uffd.poison(page.start, page.len()) == Ok(());
