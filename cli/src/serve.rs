@@ -1,17 +1,19 @@
 //! The command `serve`: a daemon that serves the page faults of microVMs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -24,12 +26,14 @@ use pervma_serve::{
     Ended, Failure, Limits, Listen, MemoryFile, OnFailure, OnStop, Options, Pager, Server, Stats,
     Tell,
 };
+use rustix::fs::{FileType, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 
 use crate::error::{Error, one_line};
-use crate::values::{Granule, threads};
+use crate::values::{Granule, positive, threads};
 
 #[derive(Args, Debug)]
 pub(crate) struct ServeOptions {
@@ -63,7 +67,8 @@ pub(crate) struct ServeOptions {
     /// and is killed after 30 seconds.
     #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
     exec: Vec<OsString>,
-    /// What happens to VMs at SIGTERM or SIGINT; a second one makes them fail at once.
+    /// What happens to VMs at SIGTERM, SIGINT, SIGHUP or SIGQUIT; a second one makes them fail at
+    /// once.
     #[arg(long, value_name = "WHAT", default_value = "drain")]
     on_stop: WhatOnStop,
     /// How long `--on-stop drain` waits, in seconds.
@@ -73,19 +78,20 @@ pub(crate) struct ServeOptions {
     #[arg(long, value_name = "UID")]
     allow_uid: Vec<u32>,
     /// VMs at a time, forked children included.
-    #[arg(long, value_name = "N", default_value_t = Limits::default().clients)]
+    #[arg(long, value_name = "N", value_parser = positive, default_value_t = Limits::default().clients)]
     max_clients: usize,
     /// Regions of a VM.
-    #[arg(long, value_name = "N", default_value_t = Limits::default().regions)]
+    #[arg(long, value_name = "N", value_parser = positive, default_value_t = Limits::default().regions)]
     max_regions: usize,
     /// Bytes of a VM's message.
-    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().message)]
+    #[arg(long, value_name = "BYTES", value_parser = positive, default_value_t = Limits::default().message)]
     max_message: usize,
     /// Peers at a time that have not said all yet.
-    #[arg(long, value_name = "N", default_value_t = Limits::default().handshakes)]
+    #[arg(long, value_name = "N", value_parser = positive, default_value_t = Limits::default().handshakes)]
     max_handshakes: usize,
     /// Seconds until a peer has said all.
-    #[arg(long, value_name = "SECONDS", default_value_t = Limits::default().handshake.as_secs())]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..),
+        default_value_t = Limits::default().handshake.as_secs())]
     handshake_timeout: u64,
     /// Reads of the memory file at a time that wait for the disk, of one VM.
     #[arg(long, value_name = "N", default_value_t = Limits::default().reads)]
@@ -97,7 +103,7 @@ pub(crate) struct ServeOptions {
     /// takes, and capabilities once its sockets are there.
     #[arg(long)]
     no_sandbox: bool,
-    /// Print a JSON object a second, one a line, and one at the end.
+    /// Print a JSON object a second, one a line, and one at the end; as into a pipe.
     #[arg(long)]
     json: bool,
 }
@@ -132,27 +138,25 @@ fn vm(text: &str) -> Result<(PathBuf, PathBuf), String> {
 
 /// Serves until it is told to stop; whether all VMs could be served to their end.
 pub(crate) fn run(options: &ServeOptions) -> Result<bool, Error> {
+    // Before any descriptor is opened, which could be taken for one of these.
+    let passed = ListenFd::from_env();
     let (wake, stop) = UnixStream::pair()?;
-    for signal in [SIGTERM, SIGINT] {
+    for signal in [SIGTERM, SIGINT, SIGHUP, SIGQUIT] {
         signal_hook::low_level::pipe::register(signal, wake.try_clone()?)?;
     }
-    let is_terminal = io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_ansi(is_terminal)
-        .with_target(false)
-        .init();
-    let mut progress = Progress::new(options.json);
+    for signal in [SIGUSR1, SIGUSR2] {
+        // They would end the process, and let memory be zeros.
+        signal_hook::flag::register(signal, Arc::default())?;
+    }
+    log();
+    refuse_contradictions(options)?;
     // Before the sandbox, and before there are threads.
     let helper = match options.on_failure {
-        WhatOnFailure::Exec if options.exec.is_empty() => {
-            return Err(Error::Usage("--on-failure exec needs --exec COMMAND".to_owned()));
-        }
         WhatOnFailure::Exec => Some(ExecHelper::start(&options.exec)?),
         WhatOnFailure::Poison | WhatOnFailure::Kill => None,
     };
     raise_descriptors();
-    let listens = listens(options)?;
+    let listens = listens(options, passed)?;
     // It asks files for a quota, which the sandbox does not let it.
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let manager = Manager::find()?;
@@ -162,15 +166,79 @@ pub(crate) fn run(options: &ServeOptions) -> Result<bool, Error> {
         enter_sandbox(options)?;
     }
     let (tell, teller) = helper.map(teller).unzip();
+    // Threads, so not before the sandbox.
+    let (output, _written) = Output::start();
+    let mut progress = Progress::new(options.json, output);
     let server = server(options, listens, tell, cores);
-    let ended = server.run(stop.as_fd(), || manager.tell_ready(), |pager| progress.look(pager))?;
+    let ended = server.run(
+        stop.as_fd(),
+        || manager.tell_ready(),
+        |pager, ended| progress.look(pager, ended),
+    )?;
     // The last failures may be those of the end.
     if let Some(teller) = teller {
         // It has told of its panic.
         let _ = teller.join();
     }
-    progress.end(ended)?;
-    Ok(ended.failed == 0)
+    progress.end(ended);
+    Ok(ended.failed == 0 && ended.stats.poisoned == 0)
+}
+
+/// Where lines go once serving begins: a thread writes them. Who does not read them, or has gone,
+/// loses lines, and stops nothing.
+#[derive(Clone)]
+struct Output {
+    out: NonBlocking,
+    err: NonBlocking,
+}
+
+static OUTPUT: OnceLock<Output> = OnceLock::new();
+
+impl Output {
+    /// What is returned beside it writes what is left when it is dropped, for a second at most.
+    fn start() -> (Self, [WorkerGuard; 2]) {
+        let (out, out_guard) = NonBlockingBuilder::default().lossy(true).finish(io::stdout());
+        let (err, err_guard) = NonBlockingBuilder::default().lossy(true).finish(io::stderr());
+        let output = Self { out, err };
+        (OUTPUT.get_or_init(|| output).clone(), [out_guard, err_guard])
+    }
+}
+
+/// Logs to standard error.
+fn log() {
+    let writer = || -> Box<dyn Write> {
+        match OUTPUT.get() {
+            Some(output) => Box::new(output.err.clone()),
+            None => Box::new(io::stderr()),
+        }
+    };
+    tracing_subscriber::fmt()
+        .with_writer(writer)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .log_internal_errors(false)
+        .init();
+}
+
+/// What the command line cannot mean.
+fn refuse_contradictions(options: &ServeOptions) -> Result<(), Error> {
+    let is_exec = options.on_failure == WhatOnFailure::Exec;
+    if is_exec && options.exec.is_empty() {
+        return Err(Error::Usage("--on-failure exec needs --exec COMMAND".to_owned()));
+    }
+    if !is_exec && !options.exec.is_empty() {
+        return Err(Error::Usage("--exec needs --on-failure exec".to_owned()));
+    }
+    let mut sockets = HashSet::new();
+    let twice = options
+        .socket
+        .iter()
+        .chain(options.vm.iter().map(|(socket, _)| socket))
+        .find(|&socket| !sockets.insert(socket));
+    match twice {
+        Some(socket) => Err(Error::Usage(format!("{} is given twice", one_line(socket)))),
+        None => Ok(()),
+    }
 }
 
 /// Lets this process have as many descriptors as it may have: each VM takes three.
@@ -241,7 +309,7 @@ fn server(
 ) -> Server {
     let limits = Limits {
         clients: options.max_clients,
-        handshakes: options.max_handshakes.max(1),
+        handshakes: options.max_handshakes,
         handshake: Duration::from_secs(options.handshake_timeout),
         message: options.max_message,
         regions: options.max_regions,
@@ -269,13 +337,16 @@ fn server(
 }
 
 /// The sockets, each with its memory file. A file that is given twice is opened once.
-fn listens(options: &ServeOptions) -> Result<Vec<Listen>, Error> {
+fn listens(options: &ServeOptions, mut passed: ListenFd) -> Result<Vec<Listen>, Error> {
     let mut files: HashMap<PathBuf, Arc<MemoryFile>> = HashMap::new();
     let mut open = |path: &Path| -> Result<Arc<MemoryFile>, Error> {
         if let Some(file) = files.get(path) {
             return Ok(Arc::clone(file));
         }
-        let opened = File::open(path).and_then(MemoryFile::new).map_err(|reason| Error::File {
+        // Not to wait for who writes, if it is a pipe.
+        let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+        let opened = File::options().read(true).custom_flags(nonblocking).open(path);
+        let opened = opened.and_then(MemoryFile::new).map_err(|reason| Error::File {
             file: path.to_owned(),
             reason: reason.to_string(),
             advice: "give the memory file of a snapshot",
@@ -284,8 +355,18 @@ fn listens(options: &ServeOptions) -> Result<Vec<Listen>, Error> {
         files.insert(path.to_owned(), Arc::clone(&file));
         Ok(file)
     };
-    let mut passed = ListenFd::from_env();
-    let mut first_passed = passed.take_unix_listener(0)?;
+    let mut first_passed = match (options.socket.is_some(), passed.len()) {
+        (_, 0) => None,
+        (false, 1) => passed.take_unix_listener(0).map_err(|error| {
+            Error::Usage(format!("the socket that was passed cannot be used: {error}"))
+        })?,
+        (false, _) => {
+            return Err(Error::Usage("more than one socket was passed: give one".to_owned()));
+        }
+        (true, _) => {
+            return Err(Error::Usage("a socket was passed: leave --socket out".to_owned()));
+        }
+    };
     let mut listens = Vec::new();
     let first = options.memory.as_ref().map(|memory| (options.socket.as_ref(), memory));
     let others = options.vm.iter().map(|(socket, memory)| (Some(socket), memory));
@@ -295,7 +376,10 @@ fn listens(options: &ServeOptions) -> Result<Vec<Listen>, Error> {
             Some(path) => Listen::at(path, source).map_err(|error| socket_error(path, &error))?,
             None => match first_passed.take() {
                 Some(listener) => Listen::of(listener, source)?,
-                None => return Err(Error::Usage("--memory needs --socket".to_owned())),
+                None => {
+                    let message = "--memory needs --socket, and no socket was passed";
+                    return Err(Error::Usage(message.to_owned()));
+                }
             },
         };
         listens.push(listen);
@@ -317,6 +401,10 @@ fn socket_error(path: &Path, error: &io::Error) -> Error {
 
 /// What is told about once a second.
 struct Progress {
+    output: Output,
+    /// Whether JSON was asked for, and nothing else.
+    only_json: bool,
+    /// As for a pipe.
     json: bool,
     is_terminal: bool,
     since: Instant,
@@ -328,11 +416,18 @@ struct Progress {
 #[derive(Serialize)]
 struct Line {
     clients: usize,
-    faults: u64,
     faults_per_second: f64,
     p50_us: f64,
     p99_us: f64,
     resident_percent: f64,
+    #[serde(flatten)]
+    counts: Counts,
+}
+
+/// What was counted since the start.
+#[derive(Serialize)]
+struct Counts {
+    faults: u64,
     pages: u64,
     zeros: u64,
     ahead: u64,
@@ -352,15 +447,19 @@ struct LastLine {
     clients: u64,
     refused: u64,
     failed: u64,
+    #[serde(flatten)]
+    counts: Counts,
 }
 
 impl Progress {
-    fn new(json: bool) -> Self {
+    fn new(only_json: bool, output: Output) -> Self {
+        let json = only_json || is_pipe(io::stdout());
         let is_terminal = !json && io::stderr().is_terminal();
-        Self { json, is_terminal, since: Instant::now(), last: Stats::default() }
+        let (since, last) = (Instant::now(), Stats::default());
+        Self { output, only_json, json, is_terminal, since, last }
     }
 
-    fn look(&mut self, pager: &Pager) {
+    fn look(&mut self, pager: &Pager, ended: &Ended) {
         let time = self.since.elapsed();
         if !(self.json || self.is_terminal) || time < Duration::from_secs(1) {
             return;
@@ -372,17 +471,67 @@ impl Progress {
             stats += pager.stats(client).unwrap_or_default();
             bytes += pager.len(client).unwrap_or_default();
         }
+        let resident = (stats.pages + stats.zeros) as f64 * 4096.0 / (bytes.max(1) as f64);
+        stats += ended.stats;
         let faults = stats.faults.saturating_sub(self.last.faults);
         self.last = stats;
         let (_, [half, most]) = pager.latency().quantiles([0.5, 0.99]);
-        let resident = (stats.pages + stats.zeros) as f64 * 4096.0 / (bytes.max(1) as f64);
         let line = Line {
             clients: clients.len(),
-            faults: stats.faults,
             faults_per_second: faults as f64 / time.as_secs_f64(),
             p50_us: half.as_secs_f64() * 1e6,
             p99_us: most.as_secs_f64() * 1e6,
             resident_percent: 100.0 * resident.min(1.0),
+            counts: stats.into(),
+        };
+        if self.json {
+            self.print(&line);
+        } else {
+            self.say(line.to_string());
+        }
+    }
+
+    fn end(&mut self, ended: Ended) {
+        let Ended { clients, refused, failed, stats, .. } = ended;
+        if self.json {
+            let counts = stats.into();
+            self.print(&LastLine { ended: true, clients, refused, failed, counts });
+        }
+        if self.only_json {
+            return;
+        }
+        let start = if self.is_terminal { "\n" } else { "" };
+        let poisoned = match stats.poisoned {
+            0 => String::new(),
+            pages => format!(", pages poisoned {pages}"),
+        };
+        self.say(format!("{start}VMs {clients}, refused {refused}, failed {failed}{poisoned}\n"));
+    }
+
+    fn print(&mut self, line: &impl Serialize) {
+        // Numbers and their names, which can be written.
+        if let Ok(mut text) = serde_json::to_vec(line) {
+            text.push(b'\n');
+            // Who does not read it loses it.
+            let _ = self.output.out.write_all(&text);
+        }
+    }
+
+    fn say(&mut self, text: String) {
+        // As above.
+        let _ = self.output.err.write_all(text.as_bytes());
+    }
+}
+
+fn is_pipe(out: impl AsFd) -> bool {
+    let about = rustix::fs::fstat(out);
+    about.is_ok_and(|about| FileType::from_raw_mode(about.st_mode) == FileType::Fifo)
+}
+
+impl From<Stats> for Counts {
+    fn from(stats: Stats) -> Self {
+        Self {
+            faults: stats.faults,
             pages: stats.pages,
             zeros: stats.zeros,
             ahead: stats.ahead,
@@ -393,35 +542,15 @@ impl Progress {
             unmaps: stats.unmaps,
             remaps: stats.remaps,
             forks: stats.forks,
-        };
-        // Nobody reads it any more, perhaps: serving goes on.
-        let _ = if self.json { print_line(&line) } else { line.show() };
-    }
-
-    fn end(&self, ended: Ended) -> io::Result<()> {
-        let Ended { clients, refused, failed, .. } = ended;
-        if self.json {
-            return print_line(&LastLine { ended: true, clients, refused, failed });
         }
-        if self.is_terminal {
-            writeln!(io::stderr())?;
-        }
-        writeln!(io::stderr(), "VMs {clients}, refused {refused}, failed {failed}")
     }
 }
 
-fn print_line(line: &impl Serialize) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer(&mut out, line)?;
-    writeln!(out)?;
-    out.flush()
-}
-
-impl Line {
-    fn show(&self) -> io::Result<()> {
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { clients, faults_per_second, p50_us, p99_us, resident_percent, .. } = self;
         write!(
-            io::stderr(),
+            f,
             "\r\u{1b}[KVMs {clients}, faults/s {faults_per_second:.0}, p50 {p50_us:.1} us, \
              p99 {p99_us:.1} us, resident {resident_percent:.1} %"
         )

@@ -39,6 +39,12 @@ pub(crate) fn threads(text: &str) -> Result<NonZeroUsize, String> {
     }
 }
 
+/// Reads a number that is not 0.
+pub(crate) fn positive(text: &str) -> Result<usize, String> {
+    let number = text.parse().map_err(|_| "give a number".to_owned())?;
+    if number == 0 { Err("give a number from 1 on".to_owned()) } else { Ok(number) }
+}
+
 /// Reads a number of bytes, with K, M or G for powers of 1024.
 pub(crate) fn size(text: &str) -> Result<usize, String> {
     let (digits, shift) = match text.char_indices().last() {

@@ -6,7 +6,7 @@ use std::fmt;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pervma::{ChangeError, ReadError};
 use pervma_pager::Source;
@@ -71,6 +71,8 @@ pub(crate) struct Client {
     /// Where nothing is mapped although faults came from there, and when their threads were woken;
     /// since memory was unmapped last.
     strays: Mutex<HashMap<usize, Instant>>,
+    /// When a page could not be read the last time, for good.
+    failed_read: Mutex<Option<Instant>>,
     /// Where the next fault is if the client goes on in order.
     expected: Mutex<usize>,
     pub(crate) health: Health,
@@ -117,6 +119,9 @@ pub(crate) struct Wanted {
 /// takes about 20 µs.
 const PIECE: usize = 64 << 10;
 
+/// The size of huge pages.
+const HUGE: usize = 2 << 20;
+
 /// A page that is never mapped.
 const NOWHERE: usize = 0x7FFF_FFFF_E000;
 
@@ -159,6 +164,7 @@ impl Client {
             fills: RwLock::new(()),
             reading: Mutex::default(),
             strays: Mutex::default(),
+            failed_read: Mutex::default(),
             expected: Mutex::default(),
             health: Health::default(),
             counters: Counters::default(),
@@ -194,6 +200,9 @@ impl Client {
             let (counter, done) = match event {
                 Event::Fault(fault) => {
                     faults.push(fault.addr & !(PAGE - 1));
+                    if fault.is_write_protected || fault.is_minor {
+                        outcome = outcome.and(Err(Failure::Present(fault.addr)));
+                    }
                     continue;
                 }
                 Event::Remove(range) => (Counter::Removes, self.map.remove(range)),
@@ -264,7 +273,7 @@ impl Client {
             let vma = self.map.read_at_or_after(addr).ok()??;
             match vma.content {
                 Content::Source(_) => break vma,
-                Content::Zeros => addr = vma.range().end,
+                Content::Zeros | Content::Poisoned => addr = vma.range().end,
             }
         };
         let whole = vma.range();
@@ -290,6 +299,28 @@ impl Client {
             Filled::Gone => Served::Gone,
         };
         Some((Wanted { range, page, offset }, served))
+    }
+
+    /// A page could not be read, for good.
+    pub(crate) fn note_failed_read(&self) {
+        *self.failed_read.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether that was not long ago: others will fail as well, and are not tried for so long.
+    pub(crate) fn has_failed_to_read(&self) -> bool {
+        const LONG: Duration = Duration::from_secs(10);
+        let failed = self.failed_read.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.is_some_and(|at| at.elapsed() < LONG)
+    }
+
+    /// Whether it was not to be served from the beginning.
+    pub(crate) fn is_refused(&self) -> bool {
+        matches!(self.health.failure(), Some(Failure::Refused(_)))
+    }
+
+    /// Whether it has told of memory at an address.
+    pub(crate) fn has(&self, addr: usize) -> bool {
+        self.map.read(addr).is_ok()
     }
 
     /// How often its memory has moved.
@@ -369,11 +400,24 @@ impl Client {
 
     /// The page at an address cannot be had, for good.
     pub(crate) fn poison(&self, addr: usize) -> Served {
-        let len = self.map.read(addr).map_or(PAGE, |vma| vma.page_size as usize);
-        let addr = addr / len * len;
+        match self.map.read(addr).map(|vma| vma.page_size as usize) {
+            Ok(len) => self.poison_page(addr / len * len, len),
+            // Of memory that it has not told of, perhaps huge pages.
+            Err(_) => match self.uffd.poison(addr, PAGE) {
+                Err(CopyError::Other(Errno::INVAL)) if self.can_poison() => {
+                    self.poison_page(addr / HUGE * HUGE, HUGE)
+                }
+                _ => self.poison_page(addr, PAGE),
+            },
+        }
+    }
+
+    fn poison_page(&self, addr: usize, len: usize) -> Served {
         match self.uffd.poison(addr, len) {
             Ok(()) => {
-                self.counters.add(Counter::Poisoned, 1);
+                if self.health.failure().is_none() {
+                    self.counters.add(Counter::Poisoned, 1);
+                }
                 Served::Done
             }
             Err(CopyError::Again { .. }) => Served::Again,
@@ -397,38 +441,45 @@ impl Client {
         had_none
     }
 
-    /// Poisons all that is missing. Whether the client may be let go then.
+    /// Poisons what is missing of the source's bytes, some of it after the other. `Done` if no more
+    /// is: the client may be let go then, and what it has removed is zeros as before.
+    ///
+    /// What is poisoned stays so wherever it moves, so a client that moves its memory again and
+    /// again does not keep this from its end.
     pub(crate) fn poison_missing(&self) -> Served {
+        /// So much at a time, about 2 ms: a client that has something to tell waits for so long.
+        const MOST: usize = 64 << 20;
         if !self.can_poison() {
             return Served::Failed(Failure::NoPoison);
         }
-        let moves = self.moves();
-        for extent in self.map.extents() {
-            let (page, end) = (extent.page_size as usize, (extent.start + extent.len) as usize);
-            let mut at = extent.start as usize;
-            let mut most = end - at;
-            while at < end {
-                let len = most.min(end - at);
-                match self.uffd.poison(at, len) {
-                    Ok(()) => {
-                        at += len;
-                        most = most.saturating_mul(2);
-                    }
-                    Err(CopyError::Other(Errno::NOMEM)) => return Served::Again,
-                    // The kernel has several mappings there, or addresses end within.
-                    Err(CopyError::NotRegistered | CopyError::Other(_)) if len > page => {
-                        most = (len / 2 / page).max(1) * page
-                    }
-                    Err(CopyError::Again { copied: 0 }) => return Served::Again,
-                    Err(CopyError::Again { copied }) => at += copied,
-                    Err(CopyError::ProcessGone) => return Served::Gone,
-                    // It is there, or no more mapped.
-                    Err(_) => at += page,
+        let mut most = MOST;
+        loop {
+            // Nothing is read meanwhile: where the kernel poisons, memory is where the map says.
+            let _no_reads = self.fills.write().unwrap_or_else(PoisonError::into_inner);
+            let Some((range, page)) = self.map.first_of_source() else { return Served::Done };
+            let len = most.min(range.len());
+            let done = match self.uffd.poison(range.start, len) {
+                Ok(()) => {
+                    most = most.saturating_mul(2).min(MOST);
+                    len
                 }
+                // The kernel has several mappings there, or addresses end within.
+                Err(CopyError::NotRegistered | CopyError::Other(_)) if len > page => {
+                    most = (len / 2 / page).max(1) * page;
+                    continue;
+                }
+                Err(CopyError::Again { copied: 0 } | CopyError::Other(Errno::NOMEM)) => {
+                    return Served::Again;
+                }
+                Err(CopyError::Again { copied }) => copied,
+                Err(CopyError::ProcessGone) => return Served::Gone,
+                // It is there, or no more mapped.
+                Err(_) => page,
+            };
+            if let Err(error) = self.map.poison(&(range.start..range.start + done)) {
+                return Served::Failed(Failure::Map(error));
             }
         }
-        // What has moved may not have been poisoned at either place.
-        if self.moves() == moves { Served::Done } else { Served::Again }
     }
 
     /// Takes its memory back from the kernel: for a client that misses nothing any more. It may
@@ -583,6 +634,8 @@ impl Client {
                     }
                 }
             }
+            // The client cannot be served any more: its thread looks again, and is told so.
+            (Content::Poisoned, _) => return Filled::Some,
             (Content::Zeros, _) if page == PAGE => None,
             (Content::Zeros, _) => Some(zeros(range.len())),
         };

@@ -12,6 +12,14 @@ pub enum Failure {
     /// A thread of it touches memory that it has not told of.
     #[error("a fault at {0:#x}, which is outside of its memory")]
     Outside(usize),
+    /// A thread of it waits for something else than a missing page.
+    #[error(
+        "a fault at {0:#x}, where a page is: it has asked for write protection or minor faults"
+    )]
+    Present(usize),
+    /// It was refused when it came.
+    #[error("{0}")]
+    Refused(String),
     /// The kernel does not let its messages be read.
     #[error("its userfaultfd cannot be read: {0}")]
     Read(Errno),

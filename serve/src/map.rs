@@ -21,13 +21,15 @@ pub(crate) enum Content {
     Source(u64),
     /// It was removed.
     Zeros,
+    /// What was missing is poisoned, wherever it moves.
+    Poisoned,
 }
 
 impl Content {
     fn at(self, offset: usize) -> Self {
         match self {
             Self::Source(start) => Self::Source(start + offset as u64),
-            Self::Zeros => Self::Zeros,
+            Self::Zeros | Self::Poisoned => self,
         }
     }
 }
@@ -80,6 +82,7 @@ impl Map {
         for extent in extents {
             let content = match extent.content {
                 Extent::ZEROS => Content::Zeros,
+                Extent::POISONED => Content::Poisoned,
                 _ => Content::Source(extent.offset),
             };
             let range = extent.start as usize..(extent.start + extent.len) as usize;
@@ -110,6 +113,7 @@ impl Map {
             let (offset, content) = match vma.content {
                 Content::Source(offset) => (offset, Extent::SOURCE),
                 Content::Zeros => (0, Extent::ZEROS),
+                Content::Poisoned => (0, Extent::POISONED),
             };
             let range = vma.range();
             Extent {
@@ -125,10 +129,26 @@ impl Map {
 
     /// Its pages are about to go: from now on it is zeros.
     pub(crate) fn remove(&self, range: Range<usize>) -> Result<(), ChangeError> {
-        for part in self.mapped(&range) {
-            self.space.update(part, |_, piece| Piece { content: Content::Zeros, ..*piece })?;
+        self.set(&range, Content::Zeros)
+    }
+
+    /// What was missing of it is poisoned.
+    pub(crate) fn poison(&self, range: &Range<usize>) -> Result<(), ChangeError> {
+        self.set(range, Content::Poisoned)
+    }
+
+    fn set(&self, range: &Range<usize>, content: Content) -> Result<(), ChangeError> {
+        for part in self.mapped(range) {
+            self.space.update(part, |_, piece| Piece { content, ..*piece })?;
         }
         Ok(())
+    }
+
+    /// The first range that has bytes of the source, and the size of its pages.
+    pub(crate) fn first_of_source(&self) -> Option<(Range<usize>, usize)> {
+        let mut vmas = self.space.iter().filter_map(Result::ok);
+        let vma = vmas.find(|vma| matches!(vma.content, Content::Source(_)))?;
+        Some((vma.range(), vma.page_size as usize))
     }
 
     pub(crate) fn unmap(&self, range: Range<usize>) -> Result<(), ChangeError> {

@@ -12,8 +12,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use pervma_pager::Source;
 use pervma_pager::sys::{Errno, Message};
+use pervma_pager::{MemorySource, Source};
 use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
@@ -129,6 +129,8 @@ pub enum Notice {
     Closed {
         /// The client.
         client: ClientId,
+        /// What was counted of it.
+        stats: Stats,
     },
     /// Nothing of a failed client can be poisoned: its descriptor stays open, and its threads sleep
     /// until it is ended.
@@ -212,6 +214,8 @@ const SOON: Duration = Duration::from_micros(200);
 /// A read that fails is tried again after these.
 const RETRIES: [Duration; 3] =
     [Duration::from_millis(10), Duration::from_millis(100), Duration::from_millis(500)];
+/// What a failed client misses could not be poisoned in this time: it always has something to tell.
+const GIVE_UP: Duration = Duration::from_secs(10);
 /// So often it is looked whether clients have gone.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -288,10 +292,12 @@ impl Pager {
         Ok(id)
     }
 
-    /// The clients that are served, or fail.
+    /// The clients that are served, or fail; not those that were [refused](Self::refuse).
     #[must_use]
     pub fn clients(&self) -> Vec<ClientId> {
-        let mut clients: Vec<_> = self.shared.all().iter().map(|client| client.id).collect();
+        let all = self.shared.all();
+        let served = all.iter().filter(|client| !client.is_refused());
+        let mut clients: Vec<_> = served.map(|client| client.id).collect();
         clients.sort_unstable();
         clients
     }
@@ -319,6 +325,31 @@ impl Pager {
     #[must_use]
     pub fn latency(&self) -> &Latency {
         &self.shared.latency
+    }
+
+    /// Takes a client that is not to be served, for a reason: it fails at once. What of its memory
+    /// is not told in `extents` is poisoned as its threads touch it, and if nothing is told, its
+    /// descriptor is kept until its process has gone: closed, its memory would read as zeros.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClientError`]. The descriptor is closed then. As many are kept as may be served.
+    pub fn refuse(
+        &self,
+        userfaultfd: OwnedFd,
+        extents: &[Extent],
+        reason: String,
+    ) -> Result<ClientId, ClientError> {
+        let most = self.shared.options.limits.clients;
+        if self.shared.all().iter().filter(|client| client.is_refused()).count() >= most {
+            return Err(ClientError::TooMany(most));
+        }
+        let (id, granule) = (self.shared.new_id(), self.shared.options.granule);
+        let nothing = Arc::new(MemorySource::new(Vec::new()));
+        let client = Arc::new(Client::new(id, userfaultfd, extents, nothing, granule)?);
+        let watched = self.shared.watch_failed(client, Failure::Refused(reason));
+        watched.map_err(ClientError::Watch)?;
+        Ok(id)
     }
 
     /// Fails a client: what it misses is poisoned, and its descriptor closed then. `false` if it
@@ -387,8 +418,10 @@ impl Shared {
         ClientId(self.next_id.fetch_add(1, Relaxed))
     }
 
+    /// Of those that are served.
     fn count(&self) -> usize {
-        self.clients.read().unwrap_or_else(PoisonError::into_inner).len()
+        let clients = self.clients.read().unwrap_or_else(PoisonError::into_inner);
+        clients.values().filter(|client| !client.is_refused()).count()
     }
 
     fn client(&self, id: u64) -> Option<Arc<Client>> {
@@ -443,12 +476,28 @@ impl Shared {
     fn fail(&self, client: &Arc<Client>, failure: Failure) -> bool {
         let is_first = client.health.fail(failure.clone());
         if is_first {
-            (self.on_notice)(Notice::Failed { client: client.id, failure });
-            let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-            // The thread ends when the pager does.
-            let _ = jobs.send(Arc::clone(client));
+            self.tell_failure(client, failure);
         }
         is_first
+    }
+
+    /// Takes a client that is not to be served: it fails before a thread of it can be.
+    fn watch_failed(&self, client: Arc<Client>, failure: Failure) -> Result<(), Errno> {
+        client.health.fail(failure.clone());
+        self.watch(Arc::clone(&client))?;
+        self.tell_failure(&client, failure);
+        Ok(())
+    }
+
+    fn tell_failure(&self, client: &Arc<Client>, failure: Failure) {
+        (self.on_notice)(Notice::Failed { client: client.id, failure });
+        if client.is_refused() && client.len == 0 {
+            client.health.keep();
+            return;
+        }
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        // The thread ends when the pager does.
+        let _ = jobs.send(Arc::clone(client));
     }
 
     fn wake_worker(&self) {
@@ -534,17 +583,16 @@ impl Shared {
         let id = self.new_id();
         let is_too_many = self.count() >= self.options.limits.clients;
         let adopted = parent.child(id, child).map(Arc::new).and_then(|client| {
-            self.watch(Arc::clone(&client)).map_err(ClientError::Watch)?;
-            Ok(client)
-        });
-        match adopted {
-            Ok(client) => {
-                (self.on_notice)(Notice::Forked { parent: parent.id, child: id });
-                if is_too_many {
-                    self.fail(&client, Failure::TooMany);
-                }
+            (self.on_notice)(Notice::Forked { parent: parent.id, child: id });
+            let too_many = is_too_many.then_some(Failure::TooMany);
+            match parent.health.failure().cloned().or(too_many) {
+                Some(failure) => self.watch_failed(client, failure),
+                None => self.watch(client),
             }
-            Err(error) => tracing::error!(client = %parent.id, %error, "a child is not served"),
+            .map_err(ClientError::Watch)
+        });
+        if let Err(error) = adopted {
+            tracing::error!(client = %parent.id, %error, "a child is not served");
         }
     }
 
@@ -578,7 +626,8 @@ impl Shared {
     fn read_wanted(&self, task: &Task, mut wanted: Wanted, buffer: &mut Vec<u8>) -> Served {
         let client = &task.client;
         client.counters.add(Counter::Reads, 1);
-        let mut retries = RETRIES.iter();
+        let tries = if client.has_failed_to_read() { 1 } else { RETRIES.len() };
+        let mut retries = RETRIES[..tries].iter();
         while !self.read_once(client, &wanted, buffer) {
             if task.is_ahead {
                 return Served::Done;
@@ -594,6 +643,7 @@ impl Shared {
                 Some(&delay) if client.health.failure().is_none() => thread::sleep(delay),
                 _ => {
                     tracing::error!(client = %client.id, offset = wanted.offset, "cannot be read");
+                    client.note_failed_read();
                     return self.until_read(client, || client.fail_read(&wanted));
                 }
             }
@@ -678,6 +728,10 @@ impl Shared {
             drop(queue);
             for _ in 0..self.options.ahead {
                 self.let_faults_go_first();
+                // RELAXED: it is looked at again and again.
+                if self.is_over.load(Relaxed) || !client.has(addr) {
+                    break;
+                }
                 let granule = client.granule_at(addr);
                 match client.fill_ahead(&granule) {
                     Served::Done => client.counters.add(Counter::Ahead, 1),
@@ -708,39 +762,51 @@ impl Shared {
     /// What the thread does that poisons what failed clients miss, and looks for those that have
     /// gone.
     fn look_after(&self, todo: &Receiver<Arc<Client>>) {
+        // Each with when it is given up.
+        let mut failed: VecDeque<(Arc<Client>, Instant)> = VecDeque::new();
+        let mut looked = Instant::now();
         loop {
-            match todo.recv_timeout(LOOK) {
-                Ok(client) => self.close(&client),
-                Err(mpsc::RecvTimeoutError::Timeout) => {
-                    for client in self.all() {
-                        if client.is_gone() {
-                            self.forget(&client);
-                        }
+            let wait = if failed.is_empty() { LOOK } else { SOON };
+            match todo.recv_timeout(wait) {
+                Ok(client) => failed.push_back((client, Instant::now() + GIVE_UP)),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                // All of them have gone or are closed, or are kept open.
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            }
+            failed.retain(|(client, until)| !self.close(client, *until));
+            if looked.elapsed() >= LOOK {
+                looked = Instant::now();
+                for client in self.all() {
+                    if client.is_gone() {
+                        self.forget(&client);
                     }
                 }
-                Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
         }
     }
 
-    /// Poisons all that a failed client misses.
-    fn close(&self, client: &Arc<Client>) {
-        let close = || match client.poison_missing() {
+    /// Poisons what a failed client misses, and lets it go; whether that is over. If it cannot be
+    /// done until then, its descriptor stays open.
+    fn close(&self, client: &Arc<Client>, until: Instant) -> bool {
+        let closed = match client.poison_missing() {
             Served::Done => client.let_go(),
             other => other,
         };
-        match self.until_read(client, close) {
-            Served::Failed(_) => {
+        match closed {
+            Served::Again if Instant::now() < until => return false,
+            Served::Again | Served::Failed(_) => {
                 client.health.keep();
                 (self.on_notice)(Notice::Kept { client: client.id });
             }
             Served::Gone => self.forget(client),
             _ => {
                 if self.remove(client) {
-                    (self.on_notice)(Notice::Closed { client: client.id });
+                    let stats = client.counters.stats();
+                    (self.on_notice)(Notice::Closed { client: client.id, stats });
                 }
             }
         }
+        true
     }
 
     fn complete(&self, client: &Arc<Client>) -> bool {

@@ -5,7 +5,8 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -14,24 +15,29 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use pervma_pager::Source;
+use pervma_pager::sys::RemoteUserfaultfd;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
 
-use crate::client::ClientId;
+use crate::client::{ClientError, ClientId};
 use crate::failure::Failure;
+use crate::handshake::Arrival;
 use crate::handshake::firecracker::Handshake;
 use crate::limits::Limits;
 use crate::pager::{Notice, Options, Pager};
 use crate::peer::Peer;
+use crate::state::Extent;
+use crate::stats::Stats;
 
 /// A socket at which clients arrive, all with the same bytes.
 #[derive(Clone)]
 pub struct Listen {
     listener: Arc<UnixListener>,
-    /// Removed at the end, if this process has made it.
-    path: Option<PathBuf>,
+    /// What this process has made: removed at the end.
+    made: Option<Made>,
     source: Arc<dyn Source>,
 }
 
@@ -58,7 +64,8 @@ impl Listen {
         // Before it listens, nobody can connect.
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         listen(&socket, 1024)?;
-        Ok(Self { path: Some(path.to_owned()), ..Self::of(socket.into(), source)? })
+        let made = Some(Made::of(path)?);
+        Ok(Self { made, ..Self::of(socket.into(), source)? })
     }
 
     /// A socket that listens already, from a service manager.
@@ -68,13 +75,45 @@ impl Listen {
     /// The kernel's.
     pub fn of(listener: UnixListener, source: Arc<dyn Source>) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        Ok(Self { listener: Arc::new(listener), path: None, source })
+        Ok(Self { listener: Arc::new(listener), made: None, source })
     }
+}
+
+/// A socket's file.
+#[derive(Clone, Debug)]
+struct Made {
+    path: PathBuf,
+    /// Opened by its path only.
+    file: Arc<OwnedFd>,
+    /// Where the kernel says that it is.
+    place: PathBuf,
+}
+
+impl Made {
+    fn of(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::empty())?;
+        let place = place(&file)?;
+        Ok(Self { path: path.to_owned(), file: Arc::new(file), place })
+    }
+
+    /// Removes it, unless something else is at its path by now.
+    fn remove(&self) {
+        if place(&self.file).is_ok_and(|place| place == self.place) {
+            // The sandbox may refuse it.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Where a file is, which the kernel says although no file can be asked for any more.
+fn place(file: &OwnedFd) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 impl fmt::Debug for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Listen").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("Listen").field("made", &self.made).finish_non_exhaustive()
     }
 }
 
@@ -124,7 +163,7 @@ pub struct Server {
     uids: Option<Vec<u32>>,
 }
 
-/// How a daemon has ended.
+/// How a daemon has ended, or what has ended so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Ended {
@@ -134,6 +173,8 @@ pub struct Ended {
     pub refused: u64,
     /// Clients that could not be served to their end.
     pub failed: u64,
+    /// What was counted of clients that have gone.
+    pub stats: Stats,
 }
 
 impl Server {
@@ -168,7 +209,8 @@ impl Server {
 
     /// Serves until `stop` can be read, and does then what [`on_stop`](Self::on_stop) says; until
     /// more can be read, and then clients fail at once. `started` is called when all threads are
-    /// there and before the first client is accepted, `look` about twice a second.
+    /// there and before the first client is accepted, `look` about twice a second, with what has
+    /// ended so far.
     ///
     /// # Errors
     ///
@@ -177,7 +219,7 @@ impl Server {
         self,
         stop: BorrowedFd<'_>,
         started: impl FnOnce() -> io::Result<()>,
-        mut look: impl FnMut(&Pager),
+        mut look: impl FnMut(&Pager, &Ended),
     ) -> io::Result<Ended> {
         let noticed = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (send, notices) = channel();
@@ -266,7 +308,11 @@ impl Control {
     }
 
     /// Whether it is time to stop.
-    fn turn(&mut self, stop: BorrowedFd<'_>, look: &mut impl FnMut(&Pager)) -> io::Result<bool> {
+    fn turn(
+        &mut self,
+        stop: BorrowedFd<'_>,
+        look: &mut impl FnMut(&Pager, &Ended),
+    ) -> io::Result<bool> {
         let mut ready = [const { MaybeUninit::uninit() }; 64];
         let most = Timespec { tv_sec: 0, tv_nsec: LOOK.subsec_nanos().into() };
         let tokens: Vec<u64> = match epoll::wait(&self.epoll, &mut ready, Some(&most)) {
@@ -296,7 +342,7 @@ impl Control {
                 self.listen()?;
             }
             if let Some(pager) = &self.pager {
-                look(pager);
+                look(pager, &self.ended);
             }
         }
         Ok(is_over)
@@ -313,7 +359,7 @@ impl Control {
                     // Descriptors have run out, perhaps: the oldest that says nothing goes.
                     match self.pending.pop_front() {
                         Some(oldest) => {
-                            self.refuse(&oldest.peer, &"it has not said what it wants");
+                            self.refuse_pending(oldest, "it has not said what it wants");
                         }
                         // Peers wait for a while, and are not told of again and again.
                         None => self.rest(),
@@ -354,7 +400,7 @@ impl Control {
         if self.pending.len() >= self.server.limits.handshakes
             && let Some(oldest) = self.pending.pop_front()
         {
-            self.refuse(&oldest.peer, &"too many peers have not said what they want");
+            self.refuse_pending(oldest, "too many peers have not said what they want");
         }
         let token = self.next;
         self.next += 1;
@@ -377,7 +423,7 @@ impl Control {
                     self.pending.insert(at, pending);
                 }
                 Ok(Some(arrival)) => self.take(pending, arrival),
-                Err(error) => self.refuse(&pending.peer, &error),
+                Err(error) => self.refuse_pending(pending, &error.to_string()),
             }
         } else if let Some(served) = self.served.get(&token) {
             // It has closed its end, or its process has ended. What else it says is not heard.
@@ -393,15 +439,24 @@ impl Control {
         }
     }
 
-    fn take(&mut self, pending: Pending, arrival: crate::handshake::Arrival) {
+    fn take(&mut self, pending: Pending, arrival: Arrival) {
         let Some(pager) = &self.pager else { return };
-        let Pending { token, listen, connection, peer, .. } = pending;
-        let source = Arc::clone(&self.server.listens[listen].source);
+        let source = Arc::clone(&self.server.listens[pending.listen].source);
         let bytes: u64 = arrival.extents.iter().map(|extent| extent.len).sum();
+        // It is closed if it is not taken; but not the last that this process has.
+        let kept = arrival.userfaultfd.try_clone();
         let client = match pager.add(arrival.userfaultfd, &arrival.extents, source) {
             Ok(client) => client,
-            Err(error) => return self.refuse(&peer, &error),
+            Err(error) => {
+                let error = error.to_string();
+                self.refuse(&pending.peer, &error);
+                return match kept {
+                    Ok(kept) => self.fail_closed(pending, kept, &arrival.extents, error),
+                    Err(error) => tracing::error!(%error, "its memory may read as zeros"),
+                };
+            }
         };
+        let Pending { token, connection, peer, .. } = pending;
         self.ended.clients += 1;
         tracing::info!(%client, pid = peer.pid, uid = peer.uid, bytes, "a client has come");
         if matches!(self.server.on_failure, OnFailure::Kill)
@@ -420,6 +475,45 @@ impl Control {
     fn refuse(&mut self, peer: &Peer, error: &dyn fmt::Display) {
         self.ended.refused += 1;
         tracing::warn!(pid = peer.pid, uid = peer.uid, "a peer is refused: {error}");
+    }
+
+    /// Refuses a peer that has perhaps brought a userfaultfd, and not said of which memory.
+    fn refuse_pending(&mut self, mut pending: Pending, error: &str) {
+        self.refuse(&pending.peer, &error);
+        let handshake = Handshake::new(&self.server.limits);
+        let descriptors = std::mem::replace(&mut pending.handshake, handshake).into_descriptors();
+        let mut ones = descriptors.into_iter().filter(|fd| RemoteUserfaultfd::is_one(fd.as_fd()));
+        let Some(first) = ones.next() else { return };
+        for other in ones {
+            if let Some(pager) = &self.pager
+                && let Err(error) = pager.refuse(other, &[], error.to_owned())
+            {
+                tracing::error!(%error, "its memory may read as zeros");
+            }
+        }
+        self.fail_closed(pending, first, &[], error.to_owned());
+    }
+
+    /// Has the memory of a peer that is refused fail, and its owner told.
+    fn fail_closed(
+        &mut self,
+        pending: Pending,
+        userfaultfd: OwnedFd,
+        extents: &[Extent],
+        reason: String,
+    ) {
+        let Some(pager) = &self.pager else { return };
+        match pager.refuse(userfaultfd, extents, reason) {
+            Ok(client) => {
+                let Pending { token, connection, peer, .. } = pending;
+                // It sees that it was refused.
+                let _ = connection.shutdown(Shutdown::Both);
+                self.served.insert(token, Served { connection, peer, client });
+            }
+            // There is no memory that would be zeros.
+            Err(ClientError::NotUserfaultfd(_) | ClientError::NotSetUp) => {}
+            Err(error) => tracing::error!(%error, "its memory may read as zeros"),
+        }
     }
 
     /// Refuses peers that take too long.
@@ -441,12 +535,17 @@ impl Control {
         match notice {
             Notice::Forked { parent, child } => tracing::info!(%parent, %child, "a client forked"),
             Notice::Failed { client, failure } => {
-                // Unless that is what was asked for.
-                if failure == Failure::Stopped && self.server.on_stop == OnStop::Fail {
-                    tracing::warn!(%client, "a client cannot be served: {failure}");
-                } else {
-                    self.ended.failed += 1;
-                    tracing::error!(%client, "a client cannot be served: {failure}");
+                match failure {
+                    // It was told of, and counted.
+                    Failure::Refused(_) => {}
+                    // That is what was asked for.
+                    Failure::Stopped if self.server.on_stop == OnStop::Fail => {
+                        tracing::warn!(%client, "a client cannot be served: {failure}");
+                    }
+                    _ => {
+                        self.ended.failed += 1;
+                        tracing::error!(%client, "a client cannot be served: {failure}");
+                    }
                 }
                 let served = self.served.values().find(|served| served.client == client);
                 match (served, &mut self.server.on_failure) {
@@ -462,35 +561,41 @@ impl Control {
                     kill(served);
                 }
             }
-            Notice::Closed { client } => {
+            Notice::Closed { client, stats } => {
                 tracing::info!(%client, "all that a client missed is poisoned");
-                self.forget(client);
+                self.forget(client, stats);
             }
-            Notice::Completed { client, .. } => {
+            Notice::Completed { client, stats } => {
                 tracing::info!(%client, "all that a client missed is there");
-                self.forget(client);
+                self.forget(client, stats);
             }
             Notice::Gone { client, stats } => {
                 tracing::info!(%client, faults = stats.faults, "a client has gone");
-                self.forget(client);
+                self.forget(client, stats);
             }
         }
     }
 
-    fn forget(&mut self, client: ClientId) {
+    fn forget(&mut self, client: ClientId, stats: Stats) {
+        self.ended.stats += stats;
         self.served.retain(|_, served| served.client != client);
     }
 
     /// Does what is to be done with clients at the end.
-    fn stop(&mut self, stop: BorrowedFd<'_>, look: &mut impl FnMut(&Pager)) -> io::Result<()> {
+    fn stop(
+        &mut self,
+        stop: BorrowedFd<'_>,
+        look: &mut impl FnMut(&Pager, &Ended),
+    ) -> io::Result<()> {
         for listen in std::mem::take(&mut self.server.listens) {
             self.unwatch(&*listen.listener);
-            if let Some(path) = listen.path {
-                // It may be gone, or the sandbox refuse it.
-                let _ = fs::remove_file(path);
+            if let Some(made) = listen.made {
+                made.remove();
             }
         }
-        self.pending.clear();
+        for pending in std::mem::take(&mut self.pending) {
+            self.refuse_pending(pending, "the pager ends");
+        }
         let begin = Instant::now();
         match self.server.on_stop {
             OnStop::Fail => {}

@@ -16,7 +16,7 @@ pub struct Extent {
     pub offset: u64,
     /// The size of its pages in bytes: 4096, or that of huge pages.
     pub page_size: u32,
-    /// [`Extent::SOURCE`] or [`Extent::ZEROS`].
+    /// [`Extent::SOURCE`], [`Extent::ZEROS`] or [`Extent::POISONED`].
     pub content: u32,
 }
 
@@ -28,6 +28,8 @@ impl Extent {
     pub const SOURCE: u32 = 0;
     /// It reads as zeros, since it was removed.
     pub const ZEROS: u32 = 1;
+    /// What was missing of it is poisoned: the client cannot be served.
+    pub const POISONED: u32 = 2;
 
     /// Its addresses.
     #[must_use]

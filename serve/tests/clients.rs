@@ -225,8 +225,9 @@ fn a_huge_page_that_there_is_none_of_is_poisoned() {
     }
     assert!(!pager.complete(id), "some of it can never be there");
     assert!(pager.fail(id));
-    let closed = Notice::Closed { client: id };
-    while notices.recv_timeout(Duration::from_secs(20)).unwrap() != closed {}
+    let is_closed =
+        |notice: &Notice| matches!(notice, Notice::Closed { client, .. } if *client == id);
+    while !is_closed(&notices.recv_timeout(Duration::from_secs(20)).unwrap()) {}
     for (page, code) in codes().enumerate() {
         assert_eq!(code, if page < free { 0 } else { -libc::SIGBUS }, "{page}");
     }
@@ -489,7 +490,7 @@ fn a_client_whose_pager_ends_is_poisoned_and_reads_no_zeros() {
     drop(pager);
     let failed = Notice::Failed { client: id, failure: Failure::Stopped };
     assert_eq!(notices.recv().unwrap(), failed);
-    assert_eq!(notices.recv().unwrap(), Notice::Closed { client: id });
+    assert!(matches!(notices.recv().unwrap(), Notice::Closed { client, .. } if client == id));
     for page in 0..PAGES {
         let code = common::in_child(|| i32::from(memory.byte(page * PAGE) == bytes[page * PAGE]));
         assert_eq!(code, if page % 3 == 0 { 1 } else { -libc::SIGBUS }, "{page}");
@@ -571,4 +572,82 @@ fn what_moves_while_a_client_is_completed_is_there() {
         assert!(memory.pages(0..STAYS).copy() == bytes[..STAYS * PAGE], "round {round}");
         place.unmap();
     }
+}
+
+/// Closed, its descriptor would let the memory be zeros.
+#[test]
+fn a_client_that_is_refused_is_poisoned() {
+    let _alone = alone();
+    let (pager, notices) = start(Options::new());
+    for is_told in [false, true] {
+        let Some(fd) = userfaultfd(FORK | REMOVE) else { return };
+        let memory = Memory::map(64 * PAGE, Kind::Anonymous).unwrap().register(&fd);
+        let extents = if is_told { vec![memory.extent(0)] } else { Vec::new() };
+        let id = pager.refuse(fd, &extents, "no".to_owned()).unwrap();
+        let failed = Notice::Failed { client: id, failure: Failure::Refused("no".to_owned()) };
+        while notices.recv().unwrap() != failed {}
+        assert_eq!(pager.clients(), [], "it is not served");
+        let is_closed = |notice| matches!(notice, Notice::Closed { client, .. } if client == id);
+        while is_told && !is_closed(notices.recv_timeout(Duration::from_secs(20)).unwrap()) {}
+        let touch = || common::in_child(|| i32::from(memory.byte(9 * PAGE)));
+        assert_eq!(touch(), -libc::SIGBUS);
+        if !is_told {
+            while !matches!(notices.recv().unwrap(), Notice::Gone { .. }) {}
+            // Its descriptor is kept: other pages are poisoned as they are touched.
+            assert_eq!(common::in_child(|| i32::from(memory.byte(60 * PAGE))), -libc::SIGBUS);
+        }
+        memory.unmap();
+    }
+}
+
+#[test]
+fn a_client_that_moves_without_end_can_be_failed() {
+    const PAGES: usize = 8000;
+    let _alone = alone();
+    let (pager, notices) = start(Options::new().granule(PAGE));
+    let bytes = random_bytes(PAGES * PAGE, 12);
+    let memory = client(&pager, &bytes, REMAP | UNMAP, Kind::Anonymous).unwrap();
+    let id = pager.clients()[0];
+    let is_over = &AtomicBool::new(false);
+    let moved = std::thread::scope(|scope| {
+        let mover = scope.spawn(move || {
+            let mut memory = memory;
+            while !is_over.load(Relaxed) {
+                let place = Memory::map(memory.len, Kind::Anonymous).unwrap();
+                memory = memory.relocate(place.start, 0);
+            }
+            memory
+        });
+        assert!(pager.fail(id));
+        let failed = notices.recv().unwrap();
+        assert!(matches!(failed, Notice::Failed { .. }), "{failed:?}");
+        let closed = notices.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert!(matches!(closed, Notice::Closed { client, .. } if client == id), "{closed:?}");
+        is_over.store(true, Relaxed);
+        mover.join().unwrap()
+    });
+    for page in (0..PAGES).step_by(97) {
+        assert_eq!(common::in_child(|| i32::from(moved.byte(page * PAGE))), -libc::SIGBUS);
+    }
+    moved.unmap();
+}
+
+/// Nobody would take the write protection away.
+#[test]
+fn a_client_that_waits_for_other_than_missing_pages_fails() {
+    const WRITE_PROTECT: u64 = 1;
+    let _alone = alone();
+    let (pager, notices) = start(Options::new().granule(PAGE));
+    let bytes = random_bytes(8 * PAGE, 13);
+    let fd = userfaultfd(REMOVE | WRITE_PROTECT).unwrap();
+    let memory = Memory::map(8 * PAGE, Kind::Anonymous).unwrap().register_for(&fd, 3);
+    let protector = fd.try_clone().unwrap();
+    let id = pager.add(fd, &[memory.extent(0)], memory_file(&bytes)).unwrap();
+    assert_eq!(memory.byte(PAGE), bytes[PAGE]);
+    memory.page(1).write_protect(&protector);
+    memory.set(PAGE, 77);
+    assert_eq!(memory.byte(PAGE), 77, "it is not protected any more");
+    let failed = Notice::Failed { client: id, failure: Failure::Present(memory.start + PAGE) };
+    assert_eq!(notices.recv().unwrap(), failed);
+    memory.unmap();
 }

@@ -308,11 +308,14 @@ fn no_descriptor_is_leaked_however_a_handshake_ends() {
                 }
                 let advanced = pair.advance();
                 let held = match &advanced {
-                    Ok(Some(_)) => 1,
-                    Ok(None) => count,
-                    Err(_) => 0,
+                    Ok(Some(_)) => Some(1),
+                    Ok(None) => Some(count),
+                    // What came is for who refuses it.
+                    Err(_) => None,
                 };
-                assert_eq!(open(), before + 2 + held, "{count}, {advanced:?}");
+                if let Some(held) = held {
+                    assert_eq!(open(), before + 2 + held, "{count}, {advanced:?}");
+                }
                 drop((pair, advanced));
                 assert_eq!(open(), before);
             }
@@ -322,7 +325,7 @@ fn no_descriptor_is_leaked_however_a_handshake_ends() {
     let mut pair = Pair::new(&limits);
     pair.send(b"[", &descriptors[..2]);
     assert!(matches!(pair.refused(), HandshakeError::Endless { .. }));
-    assert_eq!(open(), before + 2);
+    assert_eq!(open(), before + 2 + 2);
 }
 
 #[test]

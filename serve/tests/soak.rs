@@ -20,7 +20,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -50,10 +50,12 @@ enum State {
 }
 
 /// Has every third granule at hand, is slow with another third, and fails every eleventh read, but
-/// not twice in a row.
+/// not twice in a row from one place.
 struct Moody {
     bytes: Vec<u8>,
     reads: AtomicUsize,
+    /// Of each page, whether the last read from there has failed.
+    has_failed: Vec<AtomicBool>,
 }
 
 impl Source for Moody {
@@ -63,10 +65,11 @@ impl Source for Moody {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed> {
         let number = self.reads.fetch_add(1, Relaxed);
-        if number % 11 == 10 {
+        let offset = offset as usize;
+        let fails = number % 11 == 10;
+        if !self.has_failed[offset / PAGE].swap(fails, Relaxed) && fails {
             return Err(ReadFailed);
         }
-        let offset = offset as usize;
         if offset / GRANULE % 3 == 1 {
             std::thread::sleep(Duration::from_micros((number % 5) as u64 * 500));
         }
@@ -221,7 +224,11 @@ fn clients_do_as_they_like() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("socket");
     let bytes = random_bytes(PAGES * PAGE, SEED);
-    let source = Arc::new(Moody { bytes, reads: AtomicUsize::new(0) });
+    let source = Arc::new(Moody {
+        bytes,
+        reads: AtomicUsize::new(0),
+        has_failed: std::iter::repeat_with(AtomicBool::default).take(PAGES).collect(),
+    });
     let listen = Listen::at(&socket, source).unwrap();
     let (stop, stopped) = UnixStream::pair().unwrap();
     let options = Options::new().workers(3).granule(GRANULE).ahead(4);
@@ -233,7 +240,7 @@ fn clients_do_as_they_like() {
         server.run(
             stopped.as_fd(),
             || Ok(()),
-            move |pager| {
+            move |pager, _| {
                 let stats = pager.clients().into_iter().filter_map(|client| pager.stats(client));
                 let mut sum = pervma_serve::Stats::default();
                 stats.for_each(|stats| sum += stats);

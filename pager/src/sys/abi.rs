@@ -47,6 +47,8 @@ pub(super) const EVENT_UNMAP: u8 = 0x16;
 pub(super) const FAULT_WRITE: u64 = 1;
 /// `UFFD_PAGEFAULT_FLAG_WP`.
 pub(super) const FAULT_WRITE_PROTECTED: u64 = 1 << 1;
+/// `UFFD_PAGEFAULT_FLAG_MINOR`.
+pub(super) const FAULT_MINOR: u64 = 1 << 2;
 
 /// `struct uffdio_api`.
 #[repr(C)]

@@ -2,9 +2,10 @@
 #![expect(unsafe_code, reason = "ioctls, and descriptors that come as numbers")]
 
 use std::fs;
-use std::io::IoSliceMut;
+use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
 
 use rustix::io::{Errno, ReadWriteFlags};
 
@@ -83,6 +84,13 @@ impl Message {
     }
 }
 
+/// What `/proc/self/fd` says of a userfaultfd.
+const LINK: &str = "anon_inode:[userfaultfd]";
+
+fn link(fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
 impl RemoteUserfaultfd {
     /// Takes a descriptor, and makes it nonblocking: also what its other holders have.
     ///
@@ -90,17 +98,20 @@ impl RemoteUserfaultfd {
     ///
     /// When it is no userfaultfd, as `/proc/self/fd` tells.
     pub fn new(fd: OwnedFd) -> Result<Self, NotUserfaultfd> {
-        let link = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-        let found = match link {
-            Ok(link) if link.as_os_str() == "anon_inode:[userfaultfd]" => {
-                // For kernels whose `read` can only so be told not to wait.
-                let _ = rustix::io::ioctl_fionbio(&fd, true);
-                return Ok(Self { fd });
-            }
-            Ok(link) => link.display().to_string(),
-            Err(error) => error.to_string(),
-        };
+        let link = link(fd.as_fd());
+        if link.as_ref().is_ok_and(|link| link.as_os_str() == LINK) {
+            // For kernels whose `read` can only so be told not to wait.
+            let _ = rustix::io::ioctl_fionbio(&fd, true);
+            return Ok(Self { fd });
+        }
+        let found = link.map_or_else(|error| error.to_string(), |link| link.display().to_string());
         Err(NotUserfaultfd { found })
+    }
+
+    /// Whether a descriptor is a userfaultfd, as `/proc/self/fd` tells.
+    #[must_use]
+    pub fn is_one(fd: BorrowedFd<'_>) -> bool {
+        link(fd).is_ok_and(|link| link.as_os_str() == LINK)
     }
 
     /// Reads messages to the start of `buffer`, page faults first whatever was told before them,

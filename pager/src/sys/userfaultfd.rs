@@ -124,6 +124,8 @@ pub struct FaultMessage {
     pub is_write: bool,
     /// Whether the page is present, and write-protected.
     pub is_write_protected: bool,
+    /// Whether the page is in the file, and only not mapped (`UFFDIO_REGISTER_MODE_MINOR`).
+    pub is_minor: bool,
     /// The thread that sleeps, as `gettid` names it; 0 if it was not asked for when the userfaultfd
     /// was opened.
     pub thread: u32,
@@ -137,6 +139,7 @@ impl FaultMessage {
             addr: address as usize,
             is_write: flags & abi::FAULT_WRITE != 0,
             is_write_protected: flags & abi::FAULT_WRITE_PROTECTED != 0,
+            is_minor: flags & abi::FAULT_MINOR != 0,
             // The kernel keeps it in the first half of the word.
             thread: abi::first_half(thread),
         }
@@ -739,8 +742,13 @@ mod tests {
             }
             let addr = memory.range().start;
             let FaultMessage { thread, .. } = faults[0];
-            let expected =
-                FaultMessage { addr, is_write: false, is_write_protected: false, thread };
+            let expected = FaultMessage {
+                addr,
+                is_write: false,
+                is_write_protected: false,
+                is_minor: false,
+                thread,
+            };
             assert_eq!(faults, [expected]);
             // SAFETY: no condition.
             assert_ne!(thread, unsafe { libc::gettid() }.cast_unsigned());

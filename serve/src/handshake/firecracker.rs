@@ -14,17 +14,18 @@
 //! | other members of a region | nothing |
 //! | an object `{"type": 0, "regions": [...]}` in place of the array | the array, as nydus sends it |
 //! | what follows the message | nothing |
-//! | a second descriptor, as forks send for the memory | nothing; it is closed |
+//! | a second descriptor, as forks send for the memory | nothing; it is closed, if it is no userfaultfd |
 //!
 //! The message may come in pieces, and the descriptor with any of them, or after them.
 
 use std::fmt::{self, Write as _};
 use std::io::IoSliceMut;
 use std::mem::{self, MaybeUninit};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use pervma_pager::sys::RemoteUserfaultfd;
 use rustix::cmsg_space;
 use rustix::io::Errno;
 use rustix::net::{
@@ -79,7 +80,7 @@ pub struct Handshake {
     /// How many bytes have come.
     received: usize,
     message: Message,
-    /// In the order in which they came; the first is the userfaultfd.
+    /// In the order in which they came; the first userfaultfd is the client's.
     descriptors: Vec<OwnedFd>,
 }
 
@@ -135,6 +136,9 @@ pub enum HandshakeError {
     /// More descriptors have come than a client can have a reason for.
     #[error("the client has sent more than {DESCRIPTORS} descriptors")]
     TooManyDescriptors,
+    /// Two of its descriptors are userfaultfds.
+    #[error("the client has sent two userfaultfds, of which one can be served")]
+    TwoUserfaultfds,
     /// The kernel could not pass a descriptor on: this process may have too many open.
     #[error("a descriptor of the client was lost: are too many files open here?")]
     DescriptorLost,
@@ -243,7 +247,8 @@ impl Handshake {
     ///
     /// # Errors
     ///
-    /// Why the client is to be refused. All descriptors that it has sent are closed.
+    /// Why the client is to be refused. What it has sent is to be [taken](Self::into_descriptors)
+    /// then: closed, a userfaultfd lets missing pages be zeros.
     pub fn advance(
         &mut self,
         connection: &UnixStream,
@@ -255,9 +260,15 @@ impl Handshake {
             other => other,
         };
         if !matches!(advanced, Ok(None)) {
-            *self = Self { began: self.began, ..Self::new(&self.limits) };
+            self.message = Message::Partial { bytes: Vec::new(), scan: Scan::default() };
         }
         advanced
+    }
+
+    /// The descriptors that have come, if no arrival has taken them.
+    #[must_use]
+    pub fn into_descriptors(self) -> Vec<OwnedFd> {
+        self.descriptors
     }
 
     fn receive_all(
@@ -326,10 +337,17 @@ impl Handshake {
         }
         match &mut self.message {
             Message::Complete(extents) if !self.descriptors.is_empty() => {
+                let is_one = |fd: &OwnedFd| RemoteUserfaultfd::is_one(fd.as_fd());
+                if self.descriptors.iter().filter(|fd| is_one(fd)).count() > 1 {
+                    return Err(HandshakeError::TwoUserfaultfds);
+                }
+                let first = self.descriptors.iter().position(is_one);
                 let extents = mem::take(extents);
-                let userfaultfd = self.descriptors.remove(0);
+                // If there is none, that is found when it is used.
+                let userfaultfd = self.descriptors.remove(first.unwrap_or(0));
                 if !self.descriptors.is_empty() {
                     tracing::info!("a second descriptor of the client is closed unused");
+                    self.descriptors.clear();
                 }
                 Ok(Some(Arrival { extents, userfaultfd }))
             }

@@ -122,11 +122,23 @@ impl Memory {
     }
 
     pub(crate) fn register(self, fd: &OwnedFd) -> Self {
-        let mut register = [self.start as u64, self.len as u64, 1, 0];
+        self.register_for(fd, 1)
+    }
+
+    /// For missing pages, 1, and what else is to be told of.
+    pub(crate) fn register_for(self, fd: &OwnedFd, modes: u64) -> Self {
+        let mut register = [self.start as u64, self.len as u64, modes, 0];
         // SAFETY: UFFDIO_REGISTER reads and writes four words.
         let done = unsafe { libc::ioctl(fd.as_raw_fd(), 0xC020_AA00, register.as_mut_ptr()) };
         assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
         self
+    }
+
+    pub(crate) fn write_protect(self, fd: &OwnedFd) {
+        let mut protect = [self.start as u64, self.len as u64, 1];
+        // SAFETY: UFFDIO_WRITEPROTECT reads three words.
+        let done = unsafe { libc::ioctl(fd.as_raw_fd(), 0xC018_AA06, protect.as_mut_ptr()) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
     }
 
     pub(crate) fn range(self) -> Range<usize> {
