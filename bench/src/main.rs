@@ -7,6 +7,7 @@
 mod allocator;
 mod benchmarks;
 mod comparison;
+mod daemon;
 mod faults;
 mod layout;
 mod machine;
@@ -65,6 +66,9 @@ enum Instead {
     /// Perform the operations of one case, as that benchmark has it done under callgrind.
     #[command(hide = true)]
     Perform(Case),
+    /// Be the process whose pages fault, as the benchmarks of the daemon have it.
+    #[command(hide = true)]
+    Client,
 }
 
 fn main() -> ExitCode {
@@ -90,6 +94,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         }
         Some(Instead::Record) => print!("{}", instructions::record()?),
         Some(Instead::Perform(case)) => case.perform(),
+        Some(Instead::Client) => daemon::play()?,
     }
     Ok(())
 }

@@ -50,6 +50,34 @@ fn one_benchmark_as_json_and_as_a_picture() -> Result<(), Box<dyn Error>> {
 }
 
 #[test]
+fn the_daemon_beside_its_peers() -> Result<(), Box<dyn Error>> {
+    let names = ["daemon-faults", "daemon-events", "daemon-guest", "daemon-clients"];
+    let output = Command::new(env!("CARGO_BIN_EXE_pervma-bench"))
+        .args(["--quick", "--json"])
+        .args(names.iter().flat_map(|name| ["--only", name]))
+        .output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    for (name, goals) in names.into_iter().zip([9, 5, 2, 1]) {
+        let benchmarks = report["benchmarks"].as_array().ok_or("benchmarks")?;
+        let benchmark = benchmarks.iter().find(|benchmark| benchmark["benchmark"] == name);
+        let benchmark = benchmark.ok_or(name)?;
+        if benchmark["about"].as_str().is_some_and(|about| about.starts_with("ABSENT")) {
+            println!("NOT RUN: {name}: {}", String::from_utf8_lossy(&output.stderr));
+            continue;
+        }
+        assert_eq!(benchmark["goals"].as_array().map(Vec::len), Some(goals), "{name}");
+        for table in benchmark["tables"].as_array().ok_or("tables")? {
+            for line in table["lines"].as_array().ok_or("lines")? {
+                let figures = line["figures"].as_array().ok_or("figures")?;
+                assert!(figures.iter().all(|figure| figure["median"].is_number()), "{line}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn without_valgrind_its_benchmark_is_absent() -> Result<(), Box<dyn Error>> {
     let output = Command::new(env!("CARGO_BIN_EXE_pervma-bench"))
         .args(["--only", "instructions", "--check"])

@@ -209,7 +209,11 @@ const BATCH: usize = 32;
 const IN_A_ROW: usize = 16;
 /// The token of the descriptor that wakes. Clients are counted from 1.
 const WAKE: u64 = 0;
-/// What could not be served is tried again after so long.
+/// A worker is told when there is something to read that was not there before.
+const EDGES: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::ET);
+/// What could not be served is tried again at once for so long.
+const PROMPT: Duration = Duration::from_micros(100);
+/// And then after so long.
 const SOON: Duration = Duration::from_micros(200);
 /// A read that fails is tried again after these.
 const RETRIES: [Duration; 3] =
@@ -223,8 +227,7 @@ impl Pager {
     fn start(options: Options, on_notice: Box<dyn Fn(Notice) + Send + Sync>) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE), edges)?;
+        epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE), EDGES)?;
         let (jobs, todo) = mpsc::channel();
         let (workers, limits) = (options.workers, options.limits.clone());
         let shared = Arc::new_cyclic(|shared: &std::sync::Weak<Shared>| {
@@ -437,19 +440,18 @@ impl Shared {
         let mut clients = self.clients.write().unwrap_or_else(PoisonError::into_inner);
         clients.insert(id, Arc::clone(&client));
         drop(clients);
-        let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        let added = epoll::add(&self.epoll, &*client, epoll::EventData::new_u64(id), edges);
+        let added = epoll::add(&self.epoll, &*client, epoll::EventData::new_u64(id), EDGES);
         if added.is_err() {
             self.clients.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
         }
         added
     }
 
-    /// A client has not told all: that is found out again, when others were looked at.
-    fn watch_again(&self, client: &Client) {
-        let edges = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        // Refused if it was removed meanwhile.
-        let _ = epoll::modify(&self.epoll, client, epoll::EventData::new_u64(client.id.0), edges);
+    /// Has a worker read what a client has told and is not read: others were to be looked at first,
+    /// or there was no descriptor for a fork, which is not told of again.
+    fn remind(&self, client: &Client) {
+        // It is not watched any more, perhaps.
+        let _ = epoll::modify(&self.epoll, client, epoll::EventData::new_u64(client.id.0), EDGES);
     }
 
     /// A client has gone, or may go.
@@ -542,9 +544,12 @@ impl Shared {
     }
 
     /// Leaves faults to workers that idle, or to the next that has time.
-    fn share(&self, client: &Arc<Client>, addrs: impl Iterator<Item = usize>, since: Instant) {
+    fn share(&self, faults: impl ExactSizeIterator<Item = Fault>) {
+        if faults.len() == 0 {
+            return;
+        }
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
-        work.faults.extend(addrs.map(|addr| Fault { client: Arc::clone(client), addr, since }));
+        work.faults.extend(faults);
         if work.idle > 0 {
             self.wake_worker();
         }
@@ -779,6 +784,8 @@ impl Shared {
                 for client in self.all() {
                     if client.is_gone() {
                         self.forget(&client);
+                    } else {
+                        self.remind(&client);
                     }
                 }
             }
@@ -913,9 +920,21 @@ impl Worker<'_> {
         }
     }
 
+    /// Serves a fault. While the kernel refuses that, what it has to tell of the client is read,
+    /// and the thread that has raised it goes on soon; if not, the fault is served later.
     fn serve(&mut self, fault: Fault) {
-        if !self.shared.serve(&fault) {
-            self.deferred.push(fault);
+        let mut until = None;
+        while !self.shared.serve(&fault) {
+            let now = Instant::now();
+            if now >= *until.get_or_insert(now + PROMPT) {
+                return self.deferred.push(fault);
+            }
+            let Heard { first, is_all } = self.hear(&fault.client);
+            self.shared.share(first.into_iter());
+            if !is_all {
+                self.shared.remind(&fault.client);
+            }
+            thread::yield_now();
         }
     }
 
@@ -926,41 +945,51 @@ impl Worker<'_> {
             if self.shared.is_over.load(Relaxed) {
                 return;
             }
-            self.faults.clear();
-            let mut children = Vec::new();
-            let read = client.read(&mut self.messages, &mut self.faults, &mut children);
-            let since = Instant::now();
-            for child in children {
-                self.shared.adopt(client, child);
-            }
-            let count = match read {
-                Ok(count) => count,
-                Err(failure) => {
-                    self.shared.fail(client, failure);
-                    // What can be read, is: faults are poisoned then.
-                    if self.faults.is_empty() {
-                        return;
-                    }
-                    self.faults.len()
+            let Heard { first, is_all } = self.hear(client);
+            if let Some(fault) = first {
+                self.last_read = fault.since;
+                self.serve(fault);
+                while let Some(fault) = self.shared.left() {
+                    self.serve(fault);
                 }
-            };
-            if count == 0 {
+            }
+            if is_all {
+                // What comes from now on is told of by an edge.
                 return;
             }
-            self.last_read = since;
-            let (first, others) = match self.faults.split_first() {
-                Some((&first, others)) => (first, others),
-                None => continue,
-            };
-            if !others.is_empty() {
-                self.shared.share(client, others.iter().copied(), since);
-            }
-            let fault = Fault { client: Arc::clone(client), addr: first, since };
-            self.serve(fault);
-            while let Some(fault) = self.shared.left() {
-                self.serve(fault);
-            }
         }
-        self.shared.watch_again(client);
+        self.shared.remind(client);
     }
+
+    /// Reads some of what a client has to tell. The first fault is the caller's to serve, others
+    /// are left to whoever has time.
+    fn hear(&mut self, client: &Arc<Client>) -> Heard {
+        self.faults.clear();
+        let mut children = Vec::new();
+        let read = client.read(&mut self.messages, &mut self.faults, &mut children);
+        let since = Instant::now();
+        for child in children {
+            self.shared.adopt(client, child);
+        }
+        let is_all = match read {
+            Ok(count) => count < self.messages.len(),
+            Err(failure) => {
+                self.shared.fail(client, failure);
+                // What can be read, is: faults are poisoned then.
+                self.faults.is_empty()
+            }
+        };
+        let fault = |&addr: &usize| Fault { client: Arc::clone(client), addr, since };
+        let mut faults = self.faults.iter().map(fault);
+        let first = faults.next();
+        self.shared.share(faults);
+        Heard { first, is_all }
+    }
+}
+
+/// What was read of a client's messages.
+struct Heard {
+    first: Option<Fault>,
+    /// There were no more, or they cannot be read.
+    is_all: bool,
 }

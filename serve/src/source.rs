@@ -1,15 +1,21 @@
 //! The memory file of a snapshot.
 #![expect(unsafe_code, reason = "maps a file, and asks what of it is in memory")]
+#![expect(clippy::disallowed_types, reason = "notes of what was in memory, which guard none")]
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
 
 use memmap2::{Mmap, MmapOptions};
 use pervma_pager::{FileSource, ReadFailed, Source};
 
 /// A file that holds the memory of virtual machines: what of it is in the page cache is copied from
 /// there by the kernel, the rest is read.
+///
+/// What was in the page cache a hundredth of a second ago is taken to be still there: if it is not,
+/// whoever has it copied waits for it.
 ///
 /// It has the size that it had when it was opened. If it becomes shorter, what is gone cannot be
 /// read.
@@ -21,6 +27,50 @@ pub struct MemoryFile {
     /// All of it. No byte is read by way of this but by the kernel.
     map: Mmap,
     size: u64,
+    seen: Seen,
+}
+
+/// Windows of the file that were in memory, each for a short time: to ask costs as much as to copy
+/// a page, however much is asked for.
+#[derive(Debug)]
+struct Seen {
+    since: Instant,
+    /// A window and when it was seen, by the lowest bits of the window's number.
+    windows: [AtomicU64; Seen::COUNT],
+}
+
+impl Seen {
+    /// Bytes of a window.
+    const WINDOW: usize = 2 << 20;
+    const COUNT: usize = 64;
+    /// Of the time in milliseconds, in a word; the window is above.
+    const TIME_BITS: u32 = 36;
+    /// In milliseconds.
+    const LASTS: u64 = 10;
+
+    fn new() -> Self {
+        Self { since: Instant::now(), windows: [const { AtomicU64::new(0) }; Self::COUNT] }
+    }
+
+    /// Counted from 1, so that 0 is no window's note.
+    fn note(window: usize, now: u64) -> u64 {
+        (window as u64 + 1) << Self::TIME_BITS | now & ((1 << Self::TIME_BITS) - 1)
+    }
+
+    fn now(&self) -> u64 {
+        self.since.elapsed().as_millis() as u64
+    }
+
+    /// Whether a window was seen a short time ago.
+    fn is(&self, window: usize) -> bool {
+        // RELAXED: here and below, a note of what may be wrong already.
+        let note = self.windows[window % Self::COUNT].load(Relaxed);
+        Self::note(window, self.now()).checked_sub(note).is_some_and(|ago| ago < Self::LASTS)
+    }
+
+    fn set(&self, window: usize) {
+        self.windows[window % Self::COUNT].store(Self::note(window, self.now()), Relaxed);
+    }
 }
 
 impl MemoryFile {
@@ -48,7 +98,29 @@ impl MemoryFile {
         let map = unsafe { MmapOptions::new().map(&file) }?;
         let handle = file.try_clone()?;
         let file = FileSource::new(file).map_err(io::Error::other)?;
-        Ok(Self { file, handle, map, size })
+        Ok(Self { file, handle, map, size, seen: Seen::new() })
+    }
+
+    /// Whether a part of a window is in memory, now or a short time ago.
+    fn is_in_memory(&self, window: usize, part: Range<usize>) -> bool {
+        const PAGE: usize = 4096;
+        if self.seen.is(window) {
+            return true;
+        }
+        let start = window * Seen::WINDOW;
+        let len = Seen::WINDOW.min(self.map.len() - start);
+        let mut resident = [0_u8; Seen::WINDOW / PAGE];
+        let addr = self.map.as_ptr().wrapping_add(start).cast_mut().cast();
+        // SAFETY: the window is mapped, and there is a byte for each of its pages.
+        if unsafe { libc::mincore(addr, len, resident.as_mut_ptr()) } != 0 {
+            return false;
+        }
+        let are_there = |pages: &[u8]| pages.iter().all(|page| page & 1 == 1);
+        if are_there(&resident[..len.div_ceil(PAGE)]) {
+            self.seen.set(window);
+            return true;
+        }
+        are_there(&resident[(part.start - start) / PAGE..(part.end - start).div_ceil(PAGE)])
     }
 }
 
@@ -66,9 +138,6 @@ impl Source for MemoryFile {
     }
 
     fn resident(&self, range: Range<u64>) -> Option<*const [u8]> {
-        /// Pages asked for at a time.
-        const SOME: usize = 512;
-        const PAGE: usize = 4096;
         let (start, end) = (range.start as usize, range.end as usize);
         // Of a page that the file has a part of, by now, the kernel would copy zeros.
         let is_there = rustix::fs::fstat(&self.handle)
@@ -76,18 +145,13 @@ impl Source for MemoryFile {
         if start > end || end > self.map.len() || !is_there {
             return None;
         }
-        let first = start / PAGE * PAGE;
-        for at in (first..end).step_by(SOME * PAGE) {
-            let mut resident = [0_u8; SOME];
-            let len = (end - at).min(SOME * PAGE);
-            let addr = self.map.as_ptr().wrapping_add(at).cast_mut().cast();
-            // SAFETY: the part is mapped, and there is a byte for each of its pages.
-            if unsafe { libc::mincore(addr, len, resident.as_mut_ptr()) } != 0 {
-                return None;
-            }
-            if resident[..len.div_ceil(PAGE)].iter().any(|page| page & 1 == 0) {
-                return None;
-            }
+        let mut windows = start / Seen::WINDOW..end.div_ceil(Seen::WINDOW);
+        let is_in_memory = windows.all(|window| {
+            let first = window * Seen::WINDOW;
+            self.is_in_memory(window, start.max(first)..end.min(first + Seen::WINDOW))
+        });
+        if !is_in_memory {
+            return None;
         }
         Some(std::ptr::slice_from_raw_parts(self.map.as_ptr().wrapping_add(start), end - start))
     }
@@ -96,6 +160,7 @@ impl Source for MemoryFile {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::time::Duration;
 
     use super::*;
 
@@ -112,6 +177,19 @@ mod tests {
         assert!(memory.resident(0..4096).is_none(), "the last byte is gone");
         assert_eq!(memory.size(), 3 * 4096);
         assert_eq!(memory.read_at(4096, &mut [0; 4096]), Err(ReadFailed));
+    }
+
+    #[test]
+    fn a_window_that_was_seen_is_no_other_and_not_for_long() {
+        let seen = Seen::new();
+        assert!(!seen.is(0));
+        seen.set(3);
+        assert!(!seen.is(4) && !seen.is(3 + Seen::COUNT));
+        let long_ago = Seen { since: Instant::now() - Duration::from_secs(60), ..Seen::new() };
+        long_ago.windows[3].store(Seen::note(3, long_ago.now()), Relaxed);
+        assert!(long_ago.is(3));
+        long_ago.windows[3].store(Seen::note(3, long_ago.now() - Seen::LASTS), Relaxed);
+        assert!(!long_ago.is(3));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::error::Error;
 use clap::ValueEnum;
 
 use crate::comparison::Effort;
+use crate::daemon;
 use crate::faults;
 use crate::report::{Figures, Section};
 
@@ -47,6 +48,14 @@ pub(crate) enum Benchmark {
     Memory,
     /// Page faults of this process, beside bare handlers.
     Faults,
+    /// Page faults of another process, by granule, threads and workers, beside minimal handlers.
+    DaemonFaults,
+    /// Page faults of another process while it discards memory elsewhere, or a source is slow.
+    DaemonEvents,
+    /// A guest of KVM that touches its memory, beside a minimal handler.
+    DaemonGuest,
+    /// A hundred processes that fault at once.
+    DaemonClients,
     /// Instructions of lookups and changes, counted by callgrind if it is installed.
     Instructions,
 }
@@ -77,6 +86,10 @@ impl Benchmark {
             Self::Removal => removal::measure(effort),
             Self::Memory => memory::measure(effort),
             Self::Faults => faults::measure(effort)?,
+            Self::DaemonFaults => daemon::faults(effort)?,
+            Self::DaemonEvents => daemon::events(effort)?,
+            Self::DaemonGuest => daemon::guests(effort)?,
+            Self::DaemonClients => daemon::clients(effort)?,
             Self::Instructions => instructions::measure()?,
         }))
     }
