@@ -30,6 +30,16 @@ pub enum Error {
         /// The size of the source in bytes.
         bytes: u64,
     },
+    /// A part of a file was asked for that the file does not have.
+    #[error("the part {start}..{end} is not within the file's {bytes} bytes")]
+    BeyondFile {
+        /// Where the part was to start, in bytes.
+        start: u64,
+        /// Where it was to end.
+        end: u64,
+        /// How many bytes there are.
+        bytes: u64,
+    },
     /// A region was to become longer than its source.
     #[error("the source has {bytes} bytes, the region cannot become longer")]
     BeyondSource {
