@@ -174,6 +174,68 @@ pub enum Error {
     Unexpected(#[source] ChangeError),
 }
 
+/// A byte of a region that could not be accessed, in place of the signal that an ordinary access to
+/// it would have ended in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{refusal}, at {offset:#x} of the region, after {done} bytes")]
+pub struct AccessError {
+    offset: usize,
+    done: usize,
+    refusal: Refusal,
+}
+
+/// Why a byte could not be accessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// Nothing is mapped there: it was unmapped, or is behind the region's end, or the process is a
+    /// forked child, which does not have the region.
+    #[error("nothing is mapped")]
+    NotMapped,
+    /// Its protection does not let the access through, or it is a write to a region that is not
+    /// [writable](crate::Options::writable).
+    #[error("its protection does not let the access through")]
+    Protected,
+    /// The source could not deliver the page, or the kernel has no memory for it.
+    #[error("its page cannot be had")]
+    Unavailable,
+    /// The [bound](crate::Options::resident) is reached, and no page can be given back.
+    #[error("the bound of resident pages is reached, and none can be given back")]
+    BoundReached,
+    /// The thread is in a method of this region's source, and would wait for itself.
+    #[error("it is accessed in a method of the region's source")]
+    InsideSource,
+    /// The signals of this thread could not be blocked.
+    #[error(
+        "the thread's signals could not be blocked ({0}): a filter must let rt_sigprocmask through"
+    )]
+    Mask(Errno),
+}
+
+impl AccessError {
+    pub(crate) fn new(offset: usize, done: usize, refusal: Refusal) -> Self {
+        Self { offset, done, refusal }
+    }
+
+    /// The first byte that could not be accessed, as an offset in the region.
+    #[must_use]
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// So many bytes were copied before it, or came by the call.
+    #[must_use]
+    pub fn done(&self) -> usize {
+        self.done
+    }
+
+    /// Why.
+    #[must_use]
+    pub fn refusal(&self) -> Refusal {
+        self.refusal
+    }
+}
+
 impl Error {
     /// What the address space said of addresses, in offsets of a region that starts at `base`.
     pub(crate) fn of_change(error: ChangeError, base: usize) -> Self {

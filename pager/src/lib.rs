@@ -20,6 +20,7 @@
 //! |---|---|
 //! | a slice of bytes that comes page by page | [`FrozenRegion::map`] |
 //! | to discard, protect, unmap, resize, move or write while others read | [`Region`] |
+//! | an error in place of a signal when a page cannot be had | [`Region::read_checked`] |
 //! | more pages a fault, huge pages, a bound of resident pages, a hook for failures | [`Options`] |
 //! | what is zeros not to be read, and to take no memory | [`Source::zeros`], in files by itself |
 //! | system calls on such memory, or a source that locks or allocates | [`Options::handler_threads`] |
@@ -85,6 +86,7 @@ mod error;
 mod evict;
 mod failure;
 mod fault;
+mod filler;
 mod frozen;
 #[cfg(doc)]
 pub mod internals;
@@ -107,7 +109,7 @@ mod wakeup;
 mod write_back;
 mod writer;
 
-pub use error::Error;
+pub use error::{AccessError, Error, Refusal};
 pub use failure::{Failure, OnFailure, Response, WriteBackFailure};
 pub use frozen::FrozenRegion;
 pub use options::{InSignal, InThread, Options, Serves};

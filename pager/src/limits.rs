@@ -17,7 +17,9 @@
 //!   region ends the process.
 //! - *Operations on a region block signals* in their thread while faults wait for them, but those
 //!   of faults: a handler that touched the region would wait for its own thread. A source is
-//!   written with signals blocked.
+//!   written with signals blocked, and read so by the copies that return errors
+//!   ([`read_checked`](crate::Region::read_checked)). None of them may be called in a signal
+//!   handler.
 //! - A *forked child* does not have the regions: touching one there is SIGSEGV, never zeros. What
 //!   it drops of them is a leak, and does not affect its parent; any other operation fails or waits
 //!   for ever.
@@ -26,8 +28,9 @@
 //!   more than 10 seconds is made once more, for the threads that wait for it in signal mode.
 //! - *`munmap`, `mprotect`, `MADV_DONTNEED` and whatever else* changes what is at a region's
 //!   addresses or who may access it is this crate's to call there: called by others it leaves the
-//!   records wrong. Other advice, locks and memory policies may be given for any part. Each splits
-//!   the kernel's mapping, and a granule that lies in several is filled in as many calls.
+//!   records wrong, and copies that return errors can wait for ever. Other advice, locks and memory
+//!   policies may be given for any part. Each splits the kernel's mapping, and a granule that lies
+//!   in several is filled in as many calls.
 //! - *Writing back* copies each page that stays in the region, to know that no device writes it: it
 //!   takes one and a half to two and a half times as long as just writing, to a file in the page
 //!   cache. While it is written, up to 1 MiB is present twice; in a region whose bound does not

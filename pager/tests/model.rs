@@ -9,7 +9,7 @@
 //!
 //! - Accesses that must die: of what is unmapped or closed (`forbidden_accesses_are_sigsegv`),
 //!   beyond a bound that is full (`bound.rs`). Each of them ends a process; here each access
-//!   succeeds.
+//!   succeeds, or is one of those that return an error.
 //! - Sources that fail, are shortened or refuse writes by turns: what is lost then is no function
 //!   of the sequence. `live.rs`, `soak.rs`, `descriptors.rs` and `bound.rs` have those.
 //! - A file that is changed under present pages: old bytes and new ones are both right until the
@@ -35,7 +35,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use common::{Ask, MODES, Mode, PAGE};
 use pervma_pager::sys::Access;
 use pervma_pager::{
-    Error, Failure, FileSource, MemorySource, OnFailure, Options, Region, Response,
+    Error, Failure, FileSource, MemorySource, OnFailure, Options, Refusal, Region, Response,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -106,6 +106,11 @@ fn tell_and_die(_: &Failure) -> Response {
     unsafe { libc::_exit(1) }
 }
 
+/// Whether what a protection lets through has what is needed.
+fn lets(access: Access, needed: Access) -> bool {
+    access == needed || access == Access::ReadWrite
+}
+
 /// What there is of a region, as plain arrays: of some of its pages, which only its thread changes.
 struct Part {
     pages: Range<usize>,
@@ -160,11 +165,7 @@ impl Part {
     /// Some bytes whose pages can be accessed like that.
     fn some_bytes(&self, len: usize, needed: Access, random: &mut StdRng) -> Option<Range<usize>> {
         let pages = self.some_pages(len, random)?;
-        let fits = |page: &usize| match self.access[*page] {
-            Some(Access::ReadWrite) => true,
-            Some(access) => access == needed,
-            None => false,
-        };
+        let fits = |page: &usize| self.access[*page].is_some_and(|access| lets(access, needed));
         let pages = pages.start..pages.start + pages.take_while(fits).count();
         if pages.is_empty() {
             return None;
@@ -262,7 +263,7 @@ impl Part {
         let Some(pages) = self.some_pages(len, random) else { return };
         let range = Self::range(&pages, len);
         let [all, any] = self.is_mapped(&pages);
-        match random.random_range(0..100) {
+        match random.random_range(0..116) {
             0..25 => {
                 if let Some(at) = self.some_bytes(len, Access::Read, random) {
                     self.check(region, at);
@@ -303,7 +304,9 @@ impl Part {
             84..88 => self.refresh(region, &pages, any, random),
             88..92 => self.check_written(region, &pages, len),
             92..96 => self.by_system_calls(region, len, random),
-            _ => self.ask(region, &pages, random),
+            96..100 => self.ask(region, &pages, random),
+            100..108 => self.read_checked(region, range, random),
+            _ => self.write_checked(region, range, random),
         }
     }
 
@@ -433,6 +436,53 @@ impl Part {
         let perhaps = &here(&self.perhaps) | &here(&self.let_be_written);
         assert!(self.is_bounded || dirty.is_subset(&written), "{dirty:?}, not {written:?}");
         assert!(written.is_subset(&(&dirty | &perhaps)), "{dirty:?}, not {written:?}");
+    }
+
+    /// Some bytes of a range, whatever may be accessed there, and how many come before what an
+    /// access may not touch.
+    fn any_bytes(
+        &self,
+        range: Range<usize>,
+        needed: Access,
+        random: &mut StdRng,
+    ) -> (Range<usize>, Result<(), (usize, Refusal)>) {
+        let start = random.random_range(range.clone());
+        let at = start..random.random_range(start + 1..=range.end);
+        let stops = (at.start / PAGE..at.end.div_ceil(PAGE)).find_map(|page| {
+            let refusal = match self.access[page] {
+                None => Refusal::NotMapped,
+                Some(access) if !lets(access, needed) => Refusal::Protected,
+                Some(_) => return None,
+            };
+            Some(((page * PAGE).max(at.start) - at.start, refusal))
+        });
+        (at, stops.map_or(Ok(()), Err))
+    }
+
+    fn read_checked(&self, region: &Region, range: Range<usize>, random: &mut StdRng) {
+        let (at, expected) = self.any_bytes(range, Access::Read, random);
+        let mut found = vec![0; at.len()];
+        let read = region.read_checked(at.start, &mut found);
+        assert_eq!(read.map_err(|error| (error.done(), error.refusal())), expected, "{at:#x?}");
+        let done = expected.map_or_else(|(done, _)| done, |()| at.len());
+        assert!(found[..done] == self.shown[at.start..][..done], "{at:#x?}");
+        assert!(found[done..].iter().all(|&byte| byte == 0), "{at:#x?}: more than it says");
+    }
+
+    fn write_checked(&mut self, region: &Region, range: Range<usize>, random: &mut StdRng) {
+        let len = region.len();
+        let (at, expected) = self.any_bytes(range, Access::ReadWrite, random);
+        let mut bytes = vec![0; at.len()];
+        fill(random, &mut bytes);
+        // What is to be there, and may be stored while it is written.
+        let done = expected.map_or_else(|(done, _)| done, |()| at.len());
+        let written = at.start..at.start + done;
+        if done > 0 {
+            self.shown[written.clone()].copy_from_slice(&bytes[..done]);
+            self.write(&written, len);
+        }
+        let wrote = region.write_checked(at.start, &bytes);
+        assert_eq!(wrote.map_err(|error| (error.done(), error.refusal())), expected, "{at:#x?}");
     }
 
     /// Accesses that the kernel makes.

@@ -1,5 +1,6 @@
 //! A region that is changed while it is used.
 
+mod checked;
 mod resize;
 
 use std::fmt;
@@ -30,8 +31,9 @@ use crate::write_back::write_back;
 /// that it touches for as long as its system calls take, and no others, and does not wait for a
 /// source that is read for a fault.
 ///
-/// Its memory is reached with [`read`](Self::read) and [`write`](Self::write), which copy, or
-/// through [`as_ptr`](Self::as_ptr); as a slice only when it cannot change any more
+/// Its memory is reached with [`read`](Self::read) and [`write`](Self::write), which copy, with
+/// [`read_checked`](Self::read_checked) and [`write_checked`](Self::write_checked), which return
+/// errors, or through [`as_ptr`](Self::as_ptr); as a slice only when it cannot change any more
 /// ([`freeze`](Self::freeze)).
 ///
 /// ```

@@ -11,7 +11,6 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use libc::{SIGBUS, siginfo_t};
 use pervma::{HandlerScope, StdPlatform};
-use rustix::thread::Timespec;
 
 use self::action::set_action;
 pub(crate) use self::mask::{SignalsBlocked, is_blocked};
@@ -20,6 +19,7 @@ use crate::failure::Response;
 use crate::fault::{self, Cause, Server, Verdict};
 use crate::stats::Shard;
 use crate::sys::Errno;
+use crate::wakeup::rest;
 
 /// The action for SIGBUS that was there before. Set before our handler is installed, so that the
 /// handler can always read it.
@@ -140,11 +140,6 @@ unsafe extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mu
     unsafe { errno.write(saved) };
 }
 
-/// So many faults in a row at a page that is present are nothing unusual.
-const FEW: u32 = 16;
-/// And so many, with rests between them of about a second together, mean that it cannot be read.
-const TOO_MANY: u32 = 2000;
-
 /// Serves a fault, or fails the access if no cause is given; whether the thread may go on.
 #[inline]
 fn respond(addr: usize, cause: Option<Cause>, context: *mut c_void) -> bool {
@@ -170,14 +165,7 @@ fn respond(addr: usize, cause: Option<Cause>, context: *mut c_void) -> bool {
     PUT_OFF.set(if is_put_off { addr } else { 0 });
     match verdict {
         Verdict::Filled { .. } | Verdict::UnderWay { .. } => true,
-        Verdict::Present { number, time, .. } => match fault::times_present(number, addr, time) {
-            1..FEW => true,
-            times if times < TOO_MANY => {
-                rest(times);
-                true
-            }
-            _ => false,
-        },
+        Verdict::Present { number, time, .. } => fault::may_repeat(number, addr, time),
         Verdict::Changed { .. } | Verdict::Later => {
             rest(times_in_a_row());
             true
@@ -187,21 +175,6 @@ fn respond(addr: usize, cause: Option<Cause>, context: *mut c_void) -> bool {
             on_failure.respond(addr, offset, context) == Response::Resume
         }
         Verdict::PassOn => false,
-    }
-}
-
-/// Lets others go on: the thread that changes the mapping, fills the page, or gives pages back. The
-/// more often it happens in a row, the longer it takes, so that a thread that waits for a disk does
-/// not spin, and one of more weight than the one it waits for lets it run.
-#[cold]
-fn rest(times: u32) {
-    const SPINS: u32 = 64;
-    if times < SPINS {
-        std::thread::yield_now();
-    } else {
-        let nanos = i64::from(times.min(20 * SPINS)) * 1000;
-        // Interrupted is as good as done: the access decides.
-        let _ = rustix::thread::nanosleep(&Timespec { tv_sec: 0, tv_nsec: nanos });
     }
 }
 

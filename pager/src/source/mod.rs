@@ -59,7 +59,8 @@ pub trait Source: Send + Sync {
     /// It is called by several threads at once, as a rule for different granules: other threads
     /// that want the same one wait, share what was read, and read themselves only if that failed or
     /// takes more than 10 seconds. It may not touch the region. A panic while a fault is served
-    /// ends the process.
+    /// ends the process; in a read for [`read_checked`](crate::Region::read_checked) and its like
+    /// it goes on to their caller.
     ///
     /// # Errors
     ///
