@@ -21,6 +21,8 @@ pub(crate) struct Budget {
     is_new: AtomicBool,
     /// So many of those that are resident could not be written back.
     stuck: AtomicUsize,
+    /// So many are to stay.
+    held: AtomicUsize,
     /// So many pages were wanted when nothing could be given back; 0 if it could, or was not tried.
     exhausted: AtomicUsize,
     /// Pages are given back again and again for accesses that need more pages at once than can be
@@ -61,6 +63,7 @@ impl Budget {
             short: AtomicUsize::new(0),
             is_new: AtomicBool::new(false),
             stuck: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
             exhausted: AtomicUsize::new(0),
             is_in_vain: AtomicBool::new(false),
             asked: AtomicBool::new(false),
@@ -127,6 +130,19 @@ impl Budget {
             self.resident.fetch_sub(pages, Relaxed);
             self.exhausted.store(0, Relaxed);
         }
+    }
+
+    /// Notes that so many pages are to stay, if together with others they leave enough for accesses
+    /// to go on: a quarter, which is a granule or more, and what the evictor makes free.
+    pub(crate) fn hold(&self, pages: usize) -> bool {
+        let limit = self.limit.load(Relaxed);
+        let fits = |held: usize| held.checked_add(pages).filter(|&held| held <= limit - limit / 4);
+        self.held.fetch_update(Relaxed, Relaxed, fits).is_ok()
+    }
+
+    /// So many are held no longer.
+    pub(crate) fn let_go(&self, pages: usize) {
+        self.held.fetch_sub(pages, Relaxed);
     }
 
     /// How many pages should go now, so that faults can take them, when so many of those that are

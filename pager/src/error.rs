@@ -124,6 +124,9 @@ pub enum Error {
     /// Pages could not be written to the source; those that were not are still to be written.
     #[error("writing pages to the source failed: {0}")]
     WriteBack(#[source] io::Error),
+    /// A page could not be had in advance.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// No userfaultfd.
     #[error(transparent)]
     Userfaultfd(#[from] OpenError),

@@ -30,8 +30,9 @@ pub(crate) enum Cause {
 /// What is to become of the access that faulted.
 #[derive(Clone, Debug)]
 pub(crate) enum Verdict {
-    /// Its page came, in the region of this number; at these addresses threads may sleep for it.
-    Filled { number: usize, granule: Range<usize> },
+    /// Its page came, in the region of this number, with others, so many together; at these
+    /// addresses threads may sleep for it.
+    Filled { number: usize, granule: Range<usize>, pages: usize },
     /// Its page was present, with a record of this time: the access is to be repeated.
     Present { number: usize, time: u64, granule: Range<usize> },
     /// Its page has gone meanwhile, or another thread is about to fill it: the access is to be
@@ -201,7 +202,7 @@ fn conclude(fault: &Fault, cause: Cause, new: usize, end: End) -> Verdict {
             if was_present {
                 return fault.present();
             }
-            Verdict::Filled { number: fault.number, granule: fault.granule() }
+            Verdict::Filled { number: fault.number, granule: fault.granule(), pages: new }
         }
         End::Gone => fault.changed(),
         End::Later => Verdict::Later,

@@ -26,7 +26,9 @@ pub(crate) struct Filler<'m> {
     mapping: &'m Mapping,
     /// Where the source is read to, once it is.
     buffer: Vec<u8>,
-    _blocked: SignalsBlocked,
+    /// Bytes of the pages that have come by this.
+    came: usize,
+    blocked: Option<SignalsBlocked>,
 }
 
 /// What is done next about a page.
@@ -47,8 +49,20 @@ impl<'m> Filler<'m> {
         if fault::is_in_source_of(mapping.backing.number) {
             return Err(Refusal::InsideSource);
         }
-        let _blocked = SignalsBlocked::new().map_err(Refusal::Mask)?;
-        Ok(Self { mapping, buffer: Vec::new(), _blocked })
+        let blocked = Some(SignalsBlocked::new().map_err(Refusal::Mask)?);
+        Ok(Self { mapping, buffer: Vec::new(), came: 0, blocked })
+    }
+
+    /// So many bytes have come by this.
+    pub(crate) fn came(&self) -> usize {
+        self.came
+    }
+
+    /// Has the thread take the signals that wait for it.
+    pub(crate) fn take_signals(&mut self) -> Result<(), Refusal> {
+        self.blocked = None;
+        self.blocked = Some(SignalsBlocked::new().map_err(Refusal::Mask)?);
+        Ok(())
     }
 
     /// Does `work` once the page at an offset is present and may be accessed as is needed. It stays
@@ -135,8 +149,12 @@ impl<'m> Filler<'m> {
             self.buffer = vec![0; backing.granule.min(Buffers::MOST)];
         }
         match fault::serve(addr, cause, is_put_off, Server::Caller(&mut self.buffer)) {
+            Verdict::Filled { pages, .. } => {
+                self.came += pages * PAGE;
+                Ok(true)
+            }
             // Or it was unmapped, as the next look says.
-            Verdict::Filled { .. } | Verdict::UnderWay { .. } | Verdict::PassOn => Ok(true),
+            Verdict::UnderWay { .. } | Verdict::PassOn => Ok(true),
             Verdict::Present { number, time, .. } => {
                 fault::may_repeat(number, addr, time).then_some(true).ok_or(Refusal::Unavailable)
             }

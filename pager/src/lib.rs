@@ -21,6 +21,7 @@
 //! | a slice of bytes that comes page by page | [`FrozenRegion::map`] |
 //! | to discard, protect, unmap, resize, move or write while others read | [`Region`] |
 //! | an error in place of a signal when a page cannot be had | [`Region::read_checked`] |
+//! | pages to be there before they are touched | [`Region::prefetch`] |
 //! | more pages a fault, huge pages, a bound of resident pages, a hook for failures | [`Options`] |
 //! | what is zeros not to be read, and to take no memory | [`Source::zeros`], in files by itself |
 //! | system calls on such memory, or a source that locks or allocates | [`Options::handler_threads`] |
@@ -88,6 +89,8 @@ mod failure;
 mod fault;
 mod filler;
 mod frozen;
+mod held;
+mod holds;
 #[cfg(doc)]
 pub mod internals;
 #[cfg(doc)]
@@ -113,6 +116,6 @@ pub use error::{AccessError, Error, Refusal};
 pub use failure::{Failure, OnFailure, Response, WriteBackFailure};
 pub use frozen::FrozenRegion;
 pub use options::{InSignal, InThread, Options, Serves};
-pub use region::Region;
+pub use region::{Prefetched, Region};
 pub use source::{FileSource, MemorySource, ReadFailed, SignalSafe, Source};
 pub use stats::{Stats, stats};

@@ -11,6 +11,7 @@ use crate::Error;
 use crate::budget::Budget;
 use crate::buffers::Buffers;
 use crate::failure::{OnFailure, OnWriteBackFailure};
+use crate::holds::Holds;
 use crate::parts::Parts;
 use crate::reads::Reads;
 use crate::records::Records;
@@ -102,6 +103,7 @@ impl<S: Source + ?Sized> Backing<S> {
 pub(crate) struct Mapping {
     pub(crate) memory: Memory,
     pub(crate) records: Records,
+    pub(crate) holds: Holds,
     /// Some pages were not given back when they were unmapped: a filter has refused it.
     has_leftovers: AtomicBool,
     pub(crate) backing: Arc<Backing<dyn Source>>,
@@ -197,7 +199,8 @@ impl Mapping {
         registered.map_err(Error::Register)?;
         let records =
             Records::new(len >> page_size.shift()).ok_or_else(|| no_memory(Errno::NOMEM))?;
-        Ok(Self { memory, records, has_leftovers: AtomicBool::new(false), backing })
+        let holds = Holds::default();
+        Ok(Self { memory, records, holds, has_leftovers: AtomicBool::new(false), backing })
     }
 
     /// Gives back the pages of a part, which the caller excludes.

@@ -222,7 +222,7 @@ impl Poller {
         };
         let page = fault.addr & !(PAGE - 1);
         match fault::serve(page, cause, again, Server::Thread) {
-            Verdict::Filled { number, granule } => {
+            Verdict::Filled { number, granule, .. } => {
                 // Otherwise filling it has woken them. (Another region may be at the address by
                 // now.)
                 if !self.backing.fills_single_pages() || number != self.backing.number {

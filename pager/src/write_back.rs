@@ -187,7 +187,10 @@ fn write_excluded(
     then: Then,
 ) -> Written {
     let mut written = Written::default();
-    for run in runs(mapping, part, Records::is_dirty) {
+    let is_to_write = |records: &Records, page| {
+        records.is_dirty(page) && !(then == Then::Go && records.is_held(page))
+    };
+    for run in runs(mapping, part, is_to_write) {
         for (run, access) in accesses.mapped_of(&run) {
             if let Err(error) = write_run(mapping, &run, access, then, &mut written) {
                 mapping.records.mark_stuck(mapping.pages(&run));
@@ -346,7 +349,7 @@ fn give_back_clean(
 ) -> Result<usize, Error> {
     let mut gone = 0;
     for (part, _) in accesses.mapped_of(part) {
-        for run in runs(mapping, &part, Records::is_clean) {
+        for run in runs(mapping, &part, Records::is_evictable) {
             mapping.give_back(&run).map_err(Error::Change)?;
             gone += run.len() / PAGE;
         }

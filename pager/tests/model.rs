@@ -263,7 +263,7 @@ impl Part {
         let Some(pages) = self.some_pages(len, random) else { return };
         let range = Self::range(&pages, len);
         let [all, any] = self.is_mapped(&pages);
-        match random.random_range(0..116) {
+        match random.random_range(0..122) {
             0..25 => {
                 if let Some(at) = self.some_bytes(len, Access::Read, random) {
                     self.check(region, at);
@@ -306,7 +306,8 @@ impl Part {
             92..96 => self.by_system_calls(region, len, random),
             96..100 => self.ask(region, &pages, random),
             100..108 => self.read_checked(region, range, random),
-            _ => self.write_checked(region, range, random),
+            108..116 => self.write_checked(region, range, random),
+            _ => self.prefetch(region, range),
         }
     }
 
@@ -448,15 +449,19 @@ impl Part {
     ) -> (Range<usize>, Result<(), (usize, Refusal)>) {
         let start = random.random_range(range.clone());
         let at = start..random.random_range(start + 1..=range.end);
-        let stops = (at.start / PAGE..at.end.div_ceil(PAGE)).find_map(|page| {
-            let refusal = match self.access[page] {
-                None => Refusal::NotMapped,
-                Some(access) if !lets(access, needed) => Refusal::Protected,
-                Some(_) => return None,
-            };
-            Some(((page * PAGE).max(at.start) - at.start, refusal))
-        });
-        (at, stops.map_or(Ok(()), Err))
+        let stops = self.refused_page(&at, needed);
+        let done = |page: usize| (page * PAGE).max(at.start) - at.start;
+        let expected = stops.map_or(Ok(()), |(page, refusal)| Err((done(page), refusal)));
+        (at, expected)
+    }
+
+    /// The first page of a range that may not be accessed like that, and why.
+    fn refused_page(&self, range: &Range<usize>, needed: Access) -> Option<(usize, Refusal)> {
+        (range.start / PAGE..range.end.div_ceil(PAGE)).find_map(|page| match self.access[page] {
+            None => Some((page, Refusal::NotMapped)),
+            Some(access) if !lets(access, needed) => Some((page, Refusal::Protected)),
+            Some(_) => None,
+        })
     }
 
     fn read_checked(&self, region: &Region, range: Range<usize>, random: &mut StdRng) {
@@ -483,6 +488,20 @@ impl Part {
         }
         let wrote = region.write_checked(at.start, &bytes);
         assert_eq!(wrote.map_err(|error| (error.done(), error.refusal())), expected, "{at:#x?}");
+    }
+
+    fn prefetch(&self, region: &Region, range: Range<usize>) {
+        let stops = self.refused_page(&range, Access::Read);
+        match region.prefetch(range.clone()) {
+            Ok(came) if self.is_bounded => assert!(came.end <= range.end),
+            Ok(came) => {
+                assert!(stops.is_none() && came.end == range.end, "{came:?} of {range:#x?}")
+            }
+            Err(Error::Access(error)) => {
+                assert_eq!(stops, Some((error.offset() / PAGE, error.refusal())));
+            }
+            Err(error) => panic!("{error}"),
+        }
     }
 
     /// Accesses that the kernel makes.

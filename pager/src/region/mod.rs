@@ -1,5 +1,6 @@
 //! A region that is changed while it is used.
 
+mod ahead;
 mod checked;
 mod resize;
 
@@ -21,6 +22,8 @@ use crate::signal::SignalsBlocked;
 use crate::source::Source;
 use crate::sys::Access;
 use crate::write_back::write_back;
+
+pub use ahead::Prefetched;
 
 /// The bytes of a [`Source`], filled on demand, that can be given back, protected, unmapped, moved
 /// and written while other threads use them. Made by [`Options::map`](crate::Options::map).
