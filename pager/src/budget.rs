@@ -19,6 +19,8 @@ pub(crate) struct Budget {
     short: AtomicUsize,
     /// Some fault has found the bound reached for the first time.
     is_new: AtomicBool,
+    /// Some access has, which is to fail only if nothing can be given back that is not pinned.
+    is_insistent: AtomicBool,
     /// So many of those that are resident could not be written back.
     stuck: AtomicUsize,
     /// So many are to stay.
@@ -42,6 +44,8 @@ pub(crate) struct Wanted {
     pub(crate) short: usize,
     /// Some fault has found the bound reached for the first time.
     pub(crate) is_new: bool,
+    /// Some fault that was short is that of an access.
+    pub(crate) is_insistent: bool,
 }
 
 /// What a fault is told that wants pages.
@@ -62,6 +66,7 @@ impl Budget {
             most_resident: AtomicUsize::new(0),
             short: AtomicUsize::new(0),
             is_new: AtomicBool::new(false),
+            is_insistent: AtomicBool::new(false),
             stuck: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
             exhausted: AtomicUsize::new(0),
@@ -71,12 +76,12 @@ impl Budget {
         }
     }
 
-    /// Takes so many pages, for an access that was told `Later` before if `again` says so. Runs in
-    /// the signal handler.
+    /// Takes so many pages, for an access that was told `Later` before if `again` says so, or ahead
+    /// of one, which does not insist. Runs in the signal handler.
     #[inline]
-    pub(crate) fn take(&self, pages: usize, again: bool) -> Admission {
+    pub(crate) fn take(&self, pages: usize, again: bool, insists: bool) -> Admission {
         if !self.take_now(pages) {
-            return self.take_later(pages, again);
+            return self.take_later(pages, again, insists);
         }
         let limit = self.limit.load(Relaxed);
         if self.resident() > limit - limit / 8 && !self.asked.swap(true, Relaxed) {
@@ -106,7 +111,7 @@ impl Budget {
     }
 
     #[cold]
-    fn take_later(&self, pages: usize, again: bool) -> Admission {
+    fn take_later(&self, pages: usize, again: bool, insists: bool) -> Admission {
         if self.is_in_vain.swap(false, Relaxed) {
             return Admission::Refused;
         }
@@ -118,6 +123,7 @@ impl Budget {
             return Admission::Refused;
         }
         self.short.fetch_max(pages, Relaxed);
+        self.is_insistent.fetch_or(insists, Relaxed);
         // Unconditionally: this thread waits for it.
         self.wakeup.raise();
         Admission::Later
@@ -132,8 +138,8 @@ impl Budget {
         }
     }
 
-    /// Notes that so many pages are to stay, if together with others they leave enough for accesses
-    /// to go on: a quarter, which is a granule or more, and what the evictor makes free.
+    /// Notes that so many pages are to stay, if together with others that are they leave enough for
+    /// accesses to go on: a quarter, which is a granule or more, and what the evictor leaves free.
     pub(crate) fn hold(&self, pages: usize) -> bool {
         let limit = self.limit.load(Relaxed);
         let fits = |held: usize| held.checked_add(pages).filter(|&held| held <= limit - limit / 4);
@@ -164,7 +170,9 @@ impl Budget {
         } else {
             0
         };
-        Wanted { pages, short, is_new: self.is_new.swap(false, Relaxed) }
+        let is_new = self.is_new.swap(false, Relaxed);
+        let is_insistent = self.is_insistent.swap(false, Relaxed);
+        Wanted { pages, short, is_new, is_insistent }
     }
 
     /// Nothing could be given back although a fault wants so many pages: it is to fail.
@@ -178,6 +186,11 @@ impl Budget {
     /// to fail.
     pub(crate) fn is_in_vain(&self) {
         self.is_in_vain.store(true, Relaxed);
+    }
+
+    /// How many pages there may be, and how many of them are to stay.
+    pub(crate) fn limit_and_held(&self) -> (usize, usize) {
+        (self.limit.load(Relaxed), self.held.load(Relaxed))
     }
 
     pub(crate) fn lift(&self) {

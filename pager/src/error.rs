@@ -124,6 +124,22 @@ pub enum Error {
     /// Pages could not be written to the source; those that were not are still to be written.
     #[error("writing pages to the source failed: {0}")]
     WriteBack(#[source] io::Error),
+    /// Pages are pinned that the operation would give back. Drop the [`Pin`](crate::Pin) first.
+    #[error("pages at {0:#x?} in the region are pinned: drop the pin first")]
+    Pinned(Range<usize>),
+    /// More pages were to be pinned than the region's bound lets stay.
+    #[error(
+        "{bytes} bytes cannot be pinned beside {held} that are held: three quarters of the bound of \
+         {bound} resident bytes may be"
+    )]
+    PinBeyondBound {
+        /// What was asked for, in bytes of whole pages.
+        bytes: usize,
+        /// What was pinned already, or is being prefetched.
+        held: usize,
+        /// The [bound](crate::Options::resident) in bytes.
+        bound: usize,
+    },
     /// A page could not be had in advance.
     #[error(transparent)]
     Access(#[from] AccessError),

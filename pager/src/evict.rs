@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::budget::{Budget, Wanted};
 use crate::failure::WriteBackFailure;
+use crate::holds::Hold;
 use crate::mapping::{Backing, Mapping, Place};
 use crate::poller::aborting;
 use crate::records::Records;
@@ -141,7 +142,7 @@ impl Rounds<'_> {
         if refused > 0 {
             self.admit_again(mapping);
         }
-        let Wanted { pages, short, is_new } =
+        let Wanted { pages, short, is_new, is_insistent } =
             self.budget.wanted(mapping.backing.counted(stuck + held));
         if is_new {
             // What was tried for others is to be tried once more.
@@ -170,9 +171,19 @@ impl Rounds<'_> {
                 self.budget.is_in_vain();
             }
         } else if short > 0 && (given.was_refused || self.is_stuck(mapping)) {
-            self.budget.give_up(short);
             self.held_since = None;
+            if !(is_insistent && self.let_go_what_is_ahead(mapping)) {
+                self.budget.give_up(short);
+            }
         }
+    }
+
+    /// Has what was filled ahead held no longer, so that no access fails for it. Whether anything
+    /// was: the access asks again then.
+    fn let_go_what_is_ahead(&mut self, mapping: &Mapping) -> bool {
+        let pages = mapping.holds.end_all(Hold::AgainstEviction, &mapping.records);
+        self.budget.let_go(mapping.backing.counted(pages));
+        pages > 0
     }
 
     /// Notes the times of what is present and may go, and counts what is not.

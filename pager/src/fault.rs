@@ -56,9 +56,9 @@ pub(crate) enum Server<'b> {
     Handler,
     /// A thread of the region.
     Thread,
-    /// A thread that is about to touch it and blocks signals. The source is read to this buffer,
-    /// so that handler threads have theirs.
-    Caller(&'b mut [u8]),
+    /// A thread that is about to touch it and blocks signals. The source is read to its buffer, so
+    /// that handler threads have theirs.
+    Caller { buffer: &'b mut [u8], insists: bool },
 }
 
 /// Serves a fault at `addr`, of an access that was put off before if `again` says so.
@@ -110,6 +110,8 @@ struct Fault {
     is_written: bool,
     /// Whether the access was put off before.
     again: bool,
+    /// Whether pages that are held for no access may go for it.
+    insists: bool,
 }
 
 impl Fault {
@@ -169,6 +171,7 @@ fn find(
         granule: mapping.granule_at(addr, &vma.range()),
         is_written: backing.is_tracked && cause == Cause::Missing { is_write: true },
         again,
+        insists: !matches!(server, Server::Caller { insists: false, .. }),
     };
     if mapping.records.was_refused(number)
         && let Some(budget) = &backing.budget
@@ -259,7 +262,7 @@ impl<'a> Taken<'a> {
         if *chunk != fault.page && !budget.can_take(pages) {
             return Err(End::Failed);
         }
-        match budget.take(pages, fault.again) {
+        match budget.take(pages, fault.again, fault.insists) {
             Admission::Granted => Ok(Self { backing, pages }),
             Admission::Later if !rest.is_refused => Err(End::Later),
             Admission::Later | Admission::Refused => Err(End::Refused),
@@ -385,7 +388,7 @@ fn read_and_fill(
     }
     let mut pooled;
     let buffer = match server {
-        Server::Caller(own) => own,
+        Server::Caller { buffer, .. } => buffer,
         Server::Handler | Server::Thread => {
             pooled = backing.buffers.take(fault.granule.len());
             let Some(buffer) = &mut pooled else { return (0, End::Later) };

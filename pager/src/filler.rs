@@ -16,6 +16,8 @@ use crate::wakeup::rest;
 /// What a page is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
+    /// For reads that may come: it waits for no page that was filled for such.
+    Ahead,
     Read,
     Write,
 }
@@ -83,7 +85,7 @@ impl<'m> Filler<'m> {
                 Next::Wait => None,
             };
             is_put_off = match cause {
-                Some(cause) => !self.fill(addr, cause, is_put_off)?,
+                Some(cause) => !self.fill(addr, cause, is_put_off, need != Need::Ahead)?,
                 None => true,
             };
             if is_put_off {
@@ -117,7 +119,7 @@ impl<'m> Filler<'m> {
             Err(_) => return Err(Refusal::NotMapped),
         };
         let is_let_through = match need {
-            Need::Read => vma.access != Access::None,
+            Need::Ahead | Need::Read => vma.access != Access::None,
             Need::Write => vma.access == Access::ReadWrite,
         };
         if !is_let_through {
@@ -143,12 +145,19 @@ impl<'m> Filler<'m> {
     }
 
     /// Serves a fault that an access would make; `false` if that could not be done now.
-    fn fill(&mut self, addr: usize, cause: Cause, is_put_off: bool) -> Result<bool, Refusal> {
+    fn fill(
+        &mut self,
+        addr: usize,
+        cause: Cause,
+        is_put_off: bool,
+        insists: bool,
+    ) -> Result<bool, Refusal> {
         let backing = &self.mapping.backing;
         if backing.source.bytes().is_none() && self.buffer.is_empty() {
             self.buffer = vec![0; backing.granule.min(Buffers::MOST)];
         }
-        match fault::serve(addr, cause, is_put_off, Server::Caller(&mut self.buffer)) {
+        let caller = Server::Caller { buffer: &mut self.buffer, insists };
+        match fault::serve(addr, cause, is_put_off, caller) {
             Verdict::Filled { pages, .. } => {
                 self.came += pages * PAGE;
                 Ok(true)

@@ -22,6 +22,7 @@
 //! | to discard, protect, unmap, resize, move or write while others read | [`Region`] |
 //! | an error in place of a signal when a page cannot be had | [`Region::read_checked`] |
 //! | pages to be there before they are touched | [`Region::prefetch`] |
+//! | pages to stay, for system calls and devices | [`Region::pin`] |
 //! | more pages a fault, huge pages, a bound of resident pages, a hook for failures | [`Options`] |
 //! | what is zeros not to be read, and to take no memory | [`Source::zeros`], in files by itself |
 //! | system calls on such memory, or a source that locks or allocates | [`Options::handler_threads`] |
@@ -63,8 +64,9 @@
 //!
 //! - Linux with pages of 4096 bytes; one file descriptor a region, three in thread mode; a sparse
 //!   file as the source takes one more.
-//! - In signal mode a system call that touches a missing page fails with `EFAULT`, and SIGBUS must
-//!   not be blocked in a thread that touches a region.
+//! - In signal mode a system call that touches a missing page fails with `EFAULT`:
+//!   [pin](Region::pin) what it touches. And SIGBUS must not be blocked in a thread that touches a
+//!   region.
 //! - A SIGBUS handler that is installed later must pass on what is not its own, with all signals
 //!   blocked.
 //! - `munmap`, `mprotect` and `MADV_DONTNEED` at a region's addresses are this crate's to call.
@@ -116,6 +118,6 @@ pub use error::{AccessError, Error, Refusal};
 pub use failure::{Failure, OnFailure, Response, WriteBackFailure};
 pub use frozen::FrozenRegion;
 pub use options::{InSignal, InThread, Options, Serves};
-pub use region::{Prefetched, Region};
+pub use region::{Pin, Prefetched, Region};
 pub use source::{FileSource, MemorySource, ReadFailed, SignalSafe, Source};
 pub use stats::{Stats, stats};

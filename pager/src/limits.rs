@@ -1,9 +1,9 @@
 //! What a region cannot do, and what its user has to keep in mind.
 //!
 //! - In signal mode a *system call* that touches a page that is missing, or protected for tracking,
-//!   fails with `EFAULT`. Touch each page first, or use thread mode. With a bound, a page that was
-//!   touched can have gone before the call: make it again then. Reading a missing page through
-//!   `/proc/PID/mem` fails in both modes.
+//!   fails with `EFAULT`. Pin what it touches ([`Region::pin`](crate::Region::pin) and
+//!   [`pin_for_writes`](crate::Region::pin_for_writes)), or use thread mode. Reading a missing page
+//!   through `/proc/PID/mem` fails in both modes.
 //! - *Writes are tracked by write protection*: the first write to a page that was filled for a read
 //!   is a fault of its own.
 //! - A SIGBUS handler that is installed *later* must pass on what is not its own, and must block

@@ -192,14 +192,36 @@ fn write_excluded(
     };
     for run in runs(mapping, part, is_to_write) {
         for (run, access) in accesses.mapped_of(&run) {
-            if let Err(error) = write_run(mapping, &run, access, then, &mut written) {
-                mapping.records.mark_stuck(mapping.pages(&run));
-                written.error = Some(error);
-                return written;
+            for (run, is_pinned) in by_pins(mapping, &run) {
+                let done = if access == Access::None {
+                    Err(Error::NoAccess(run.clone()))
+                } else if is_pinned {
+                    write_as_it_is(mapping, &run, &mut written)
+                } else {
+                    write_run(mapping, &run, access, then, &mut written)
+                };
+                if let Err(error) = done {
+                    mapping.records.mark_stuck(mapping.pages(&run));
+                    written.error = Some(error);
+                    return written;
+                }
             }
         }
     }
     written
+}
+
+/// The parts of a run that the caller excludes, and whether they are pinned.
+fn by_pins(mapping: &Mapping, run: &Range<usize>) -> Vec<(Range<usize>, bool)> {
+    let (mut parts, mut rest) = (Vec::new(), mapping.pages(run));
+    while let Some(pinned) = mapping.holds.pinned(&rest) {
+        parts.push((rest.start..pinned.start, false));
+        rest.start = pinned.end;
+        parts.push((pinned, true));
+    }
+    parts.push((rest, false));
+    parts.retain(|(pages, _)| !pages.is_empty());
+    parts.into_iter().map(|(pages, is_pinned)| (mapping.offsets(pages), is_pinned)).collect()
 }
 
 /// Writes a run of written pages, which the caller excludes and which may be accessed alike.
@@ -210,9 +232,6 @@ fn write_run(
     then: Then,
     written: &mut Written,
 ) -> Result<(), Error> {
-    if access == Access::None {
-        return Err(Error::NoAccess(run.clone()));
-    }
     let Some(staging) = &mapping.backing.staging else {
         return write_in_place(mapping, run, written);
     };
@@ -242,13 +261,8 @@ fn write_run(
                     written.gone += part.len() / PAGE;
                 }
             }
-            // It is written as it is now, and once more when it is not held any more.
-            Fate::Held if then == Then::Stay => {
-                let mut bytes = vec![0; part.len()];
-                copy::from_shared(&mapping.memory, part.start, &mut bytes);
-                written.bytes += store(mapping, &part, &bytes)?;
-                written.was_held = true;
-            }
+            // And once more when it is not held any more.
+            Fate::Held if then == Then::Stay => write_as_it_is(mapping, &part, written)?,
             Fate::Held => {
                 mapping.records.mark_stuck(pages);
                 written.was_held = true;
@@ -257,6 +271,20 @@ fn write_run(
             Fate::Fixed => write_in_place(mapping, &part, written)?,
         }
     }
+    Ok(())
+}
+
+/// Writes pages as they are now, and leaves them where they are and to be written: a device may
+/// write them, or a system call for which they are pinned.
+fn write_as_it_is(
+    mapping: &Mapping,
+    part: &Range<usize>,
+    written: &mut Written,
+) -> Result<(), Error> {
+    let mut bytes = vec![0; part.len()];
+    copy::from_shared(&mapping.memory, part.start, &mut bytes);
+    written.bytes += store(mapping, part, &bytes)?;
+    written.was_held = true;
     Ok(())
 }
 

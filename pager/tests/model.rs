@@ -18,6 +18,8 @@
 //!   `mprotect`): the records are wrong afterwards. `seams.rs` holds that others do not suffer.
 //! - Pages of hugetlbfs, which most machines have none of (the tests named `huge`), pages that
 //!   devices hold (`pinned.rs`), forks and signals (`signals.rs`), filters (`refused.rs`).
+//! - Pins beside other threads in a region with a bound: those and what may not be read could leave
+//!   an access nothing (`pins.rs`).
 //! - Two threads that write the same bytes, or change the same pages: `shared.rs` and `soak.rs`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_types, reason = "a hook says which sequence it was")]
@@ -132,6 +134,8 @@ struct Part {
     has_late_faults: bool,
     is_writable: bool,
     is_bounded: bool,
+    /// No other thread has a part of the region.
+    is_alone: bool,
     can_store: bool,
     file: Option<File>,
 }
@@ -263,7 +267,7 @@ impl Part {
         let Some(pages) = self.some_pages(len, random) else { return };
         let range = Self::range(&pages, len);
         let [all, any] = self.is_mapped(&pages);
-        match random.random_range(0..122) {
+        match random.random_range(0..130) {
             0..25 => {
                 if let Some(at) = self.some_bytes(len, Access::Read, random) {
                     self.check(region, at);
@@ -307,7 +311,8 @@ impl Part {
             96..100 => self.ask(region, &pages, random),
             100..108 => self.read_checked(region, range, random),
             108..116 => self.write_checked(region, range, random),
-            _ => self.prefetch(region, range),
+            116..122 => self.prefetch(region, range),
+            _ => self.pin(region, range, random),
         }
     }
 
@@ -504,6 +509,55 @@ impl Part {
         }
     }
 
+    /// What system calls find while it is pinned, and that it stays.
+    fn pin(&mut self, region: &Region, range: Range<usize>, random: &mut StdRng) {
+        if self.is_bounded && !self.is_alone {
+            return;
+        }
+        let is_write = self.is_writable && random.random();
+        let needed = if is_write { Access::ReadWrite } else { Access::Read };
+        let stops = self.refused_page(&range, needed);
+        let first_pages = range.start / PAGE..stops.map_or(range.end.div_ceil(PAGE), |stop| stop.0);
+        if is_write {
+            // Also those before one that is refused.
+            self.perhaps.extend(first_pages.filter(|page| !self.dirty.contains(page)));
+        }
+        let pinned =
+            if is_write { region.pin_for_writes(range.clone()) } else { region.pin(range.clone()) };
+        let pin = match pinned {
+            Ok(pin) => pin,
+            Err(Error::PinBeyondBound { .. }) => return assert!(self.is_bounded),
+            Err(Error::Access(error)) if error.refusal() == Refusal::BoundReached => {
+                // What may not be read can be a quarter of the bound, and more.
+                return assert!(self.is_bounded);
+            }
+            Err(Error::Access(error)) => {
+                return assert_eq!(stops, Some((error.offset() / PAGE, error.refusal())));
+            }
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(stops, None);
+        let (file, memory) = (memory_file(&[]), region.as_ptr().wrapping_add(range.start).cast());
+        // SAFETY: reads the region's memory.
+        let out = unsafe { libc::pwrite(file.as_raw_fd(), memory, range.len(), 0) };
+        assert_eq!(out, range.len() as isize, "{}", std::io::Error::last_os_error());
+        let mut found = vec![0; range.len()];
+        file.read_exact_at(&mut found, 0).unwrap();
+        assert!(found == self.shown[range.clone()], "what the kernel reads");
+        if is_write {
+            fill(random, &mut found);
+            file.write_all_at(&found, 0).unwrap();
+            self.shown[range.clone()].copy_from_slice(&found);
+            self.write(&range, region.len());
+            // SAFETY: writes the region's memory, where no other thread does.
+            let read = unsafe { libc::pread(file.as_raw_fd(), memory, range.len(), 0) };
+            assert_eq!(read, range.len() as isize, "{}", std::io::Error::last_os_error());
+        }
+        assert!(matches!(region.discard(range.clone()), Err(Error::Pinned(_))));
+        assert!(matches!(region.unmap(range), Err(Error::Pinned(_))));
+        drop(pin);
+    }
+
     /// Accesses that the kernel makes.
     fn by_system_calls(&mut self, region: &Region, len: usize, random: &mut StdRng) {
         let Some(at) = self.some_bytes(len, Access::Read, random) else { return };
@@ -653,6 +707,7 @@ impl Played {
             has_late_faults: threads > 1 && mode == Mode::Thread,
             is_writable,
             is_bounded,
+            is_alone: threads == 1,
             can_store: is_file,
             file: file.as_ref().map(|file| file.try_clone().unwrap()),
         };

@@ -7,6 +7,7 @@ use crate::Error;
 use crate::error::{AccessError, Refusal};
 use crate::filler::{Filler, Need};
 use crate::held::Held;
+use crate::holds::Hold;
 
 /// How far a range was filled ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,8 +27,9 @@ impl Region {
     ///
     /// In a region with a [bound](crate::Options::resident) other pages go for it. Those that the
     /// call has come to stay until it returns, and it stops when they are three quarters of the
-    /// bound, together with what else is held: [`Prefetched::end`] says where. Afterwards they are
-    /// pages as any, and the last to go of what is present.
+    /// bound, together with what else is held, or when an access would fail for them:
+    /// [`Prefetched::end`] says where. Afterwards they are pages as any, and the last to go of what
+    /// is present.
     ///
     /// The thread takes no signal, but those of faults, while it fills a granule. As for
     /// [`read_checked`](Self::read_checked), no signal is raised, and it may be called in a method
@@ -58,7 +60,7 @@ impl Region {
         let (granule, page_size) = (mapping.backing.granule, self.page_size());
         let refused = |page, came, refusal| Error::from(AccessError::new(page, came, refusal));
         let mut filler = Filler::new(mapping).map_err(|refusal| refused(part.start, 0, refusal))?;
-        let held = Held::new(mapping, mapping.page_of(part.start));
+        let held = Held::new(mapping, mapping.page_of(part.start), Hold::AgainstEviction);
         let mut at = part.start;
         while at < part.end {
             let end = (at / granule * granule).saturating_add(granule).min(part.end);
@@ -66,7 +68,7 @@ impl Region {
                 return Ok(Prefetched { bytes: filler.came(), end: at });
             }
             for page in (at..end).step_by(page_size) {
-                match filler.with_page(page, Need::Read, || ()) {
+                match filler.with_page(page, Need::Ahead, || ()) {
                     Ok(()) => {}
                     Err(Refusal::BoundReached) => {
                         return Ok(Prefetched { bytes: filler.came(), end: page });

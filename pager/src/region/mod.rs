@@ -2,6 +2,7 @@
 
 mod ahead;
 mod checked;
+mod pin;
 mod resize;
 
 use std::fmt;
@@ -24,6 +25,7 @@ use crate::sys::Access;
 use crate::write_back::write_back;
 
 pub use ahead::Prefetched;
+pub use pin::Pin;
 
 /// The bytes of a [`Source`], filled on demand, that can be given back, protected, unmapped, moved
 /// and written while other threads use them. Made by [`Options::map`](crate::Options::map).
@@ -188,7 +190,8 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// When the range is not whole pages, or nothing of it is mapped.
+    /// When the range is not whole pages, nothing of it is mapped, or some of it is
+    /// [pinned](Self::pin).
     ///
     /// # Panics
     ///
@@ -198,6 +201,7 @@ impl Region {
         let part = self.part(range)?;
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         let exclusion = self.exclude(&part)?;
+        self.check_pins(&part)?;
         let given_back = Accesses::of(&exclusion, &self.mapping)?.give_back();
         drop(exclusion);
         given_back.map_err(Error::Change)
@@ -235,9 +239,9 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// When the range is not whole pages, or nothing of it is mapped; when the kernel or memory run
-    /// out. Where a filter refuses `madvise` the range is unmapped all the same, and its memory
-    /// kept.
+    /// When the range is not whole pages, nothing of it is mapped, or some of it is
+    /// [pinned](Self::pin); when the kernel or memory run out. Where a filter refuses `madvise` the
+    /// range is unmapped all the same, and its memory kept.
     #[doc(alias = "munmap")]
     pub fn unmap(&self, range: Range<usize>) -> Result<(), Error> {
         let part = self.part(range)?;
@@ -245,6 +249,7 @@ impl Region {
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         loop {
             let exclusion = self.exclude(&part)?;
+            self.check_pins(&part)?;
             let before = Accesses::of(&exclusion, &self.mapping)?;
             before.change(Access::None)?;
             // Reserved until its pages are gone: no thread maps it before.
@@ -336,7 +341,8 @@ impl Region {
     /// were. Threads that write to such a page meanwhile wait, and the page is written once more
     /// the next time.
     ///
-    /// A page that the kernel holds for a device is written as it is now, and stays to be written
+    /// A page that is [pinned](Self::pin) is written as it is now, and stays to be written; so does
+    /// one that the kernel holds for a device
     /// ([when that can be told](crate::limits#devices-that-write-to-a-region)).
     ///
     /// # Errors
@@ -388,6 +394,15 @@ impl Region {
             Ok(range.start..end)
         } else {
             Err(Error::Range { start: range.start, end: range.end, len })
+        }
+    }
+
+    /// Fails if pages of a part are pinned, which the caller excludes.
+    fn check_pins(&self, part: &Range<usize>) -> Result<(), Error> {
+        let mapping = &self.mapping;
+        match mapping.holds.pinned(&mapping.pages(part)) {
+            Some(pinned) => Err(Error::Pinned(mapping.offsets(pinned))),
+            None => Ok(()),
         }
     }
 
