@@ -124,6 +124,9 @@ pub enum Error {
     /// Pages could not be written to the source; those that were not are still to be written.
     #[error("writing pages to the source failed: {0}")]
     WriteBack(#[source] io::Error),
+    /// The source could not make durable what was written to it.
+    #[error("the source could not make durable what was written to it: {0}")]
+    Sync(#[source] io::Error),
     /// Pages are pinned that the operation would give back. Drop the [`Pin`](crate::Pin) first.
     #[error("pages at {0:#x?} in the region are pinned: drop the pin first")]
     Pinned(Range<usize>),

@@ -304,7 +304,8 @@ impl Part {
                 Err(error) => assert!(any && matches!(error, Error::Overlap(_)), "{error}"),
             },
             68..78 => self.protect(region, pages, all, random),
-            78..84 => self.write_back(region, &pages, len),
+            78..82 => self.write_back(region, &pages, len, Region::write_back),
+            82..84 => self.write_back(region, &pages, len, Region::sync_range),
             84..88 => self.refresh(region, &pages, any, random),
             88..92 => self.check_written(region, &pages, len),
             92..96 => self.by_system_calls(region, len, random),
@@ -354,8 +355,14 @@ impl Part {
         }
     }
 
-    fn write_back(&mut self, region: &Region, pages: &Range<usize>, len: usize) {
-        let written = region.write_back(Self::range(pages, len));
+    fn write_back(
+        &mut self,
+        region: &Region,
+        pages: &Range<usize>,
+        len: usize,
+        write: fn(&Region, Range<usize>) -> Result<usize, Error>,
+    ) {
+        let written = write(region, Self::range(pages, len));
         let is_closed = |page: &usize| self.access[*page] == Some(Access::None);
         let mut of_these =
             self.dirty.union(&self.perhaps).copied().filter(|page| pages.contains(page));
@@ -646,7 +653,7 @@ impl Part {
             page += run.max(1);
         }
         if self.pages.start < end {
-            self.write_back(region, &(self.pages.start..end), len);
+            self.write_back(region, &(self.pages.start..end), len, Region::write_back);
         }
     }
 }

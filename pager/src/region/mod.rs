@@ -358,6 +358,49 @@ impl Region {
         write_back(&self.mapping, &part)
     }
 
+    /// Writes all that was written to the source, and waits until it is durable: after that it is
+    /// there after a failure of power too. How many bytes were written by the call.
+    ///
+    /// It covers what was written to the region before the call, also what was written back before,
+    /// or to keep a [bound](crate::Options::resident). What others write to the source by other
+    /// ways may become durable with it.
+    ///
+    /// ```
+    /// use pervma_pager::{FileSource, Options};
+    ///
+    /// let file = tempfile::tempfile()?;
+    /// file.set_len(1 << 20)?;
+    /// let region = Options::new().writable().map(FileSource::new(file)?)?;
+    /// region.write(5000, b"kept");
+    /// assert_eq!(region.sync()?, 4096);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`write_back`](Self::write_back), and the source is not asked to make durable what
+    /// was written then; [`Error::Sync`] when the source fails at that. Its pages are not what is
+    /// to be written any more: what of it will be there is unknown, and calling it again does not
+    /// write it again. Write it to the region once more, or to another place.
+    #[doc(alias = "msync")]
+    #[doc(alias = "fsync")]
+    pub fn sync(&self) -> Result<usize, Error> {
+        self.sync_range(0..self.len())
+    }
+
+    /// As [`sync`](Self::sync), of what was written to a range.
+    ///
+    /// # Errors
+    ///
+    /// As for `sync`, and when the range is not whole pages.
+    pub fn sync_range(&self, range: Range<usize>) -> Result<usize, Error> {
+        let bytes = self.write_back(range)?;
+        if self.mapping.backing.is_tracked {
+            self.mapping.backing.source.sync().map_err(Error::Sync)?;
+        }
+        Ok(bytes)
+    }
+
     /// Why written pages could not be given back to keep a [bound](crate::Options::resident): the
     /// last failure, as long as any of its pages is still to be written.
     ///

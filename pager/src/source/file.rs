@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, IoSlice};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{FileType, OFlags, SealFlags, fcntl_get_seals, fcntl_getfl, fstat};
+use rustix::fs::{FileType, OFlags, SealFlags, fcntl_get_seals, fcntl_getfl, fdatasync, fstat};
 use rustix::io::{Errno, ReadWriteFlags, pread, pwritev2};
 
 use super::sparse::Sparse;
@@ -250,6 +250,16 @@ impl Source for FileSource {
 
     fn is_writable(&self) -> bool {
         self.is_open_for_writing && !self.is_sealed()
+    }
+
+    /// `fdatasync`.
+    fn sync(&self) -> io::Result<()> {
+        loop {
+            match fdatasync(&self.file) {
+                Err(Errno::INTR) => {}
+                done => return done.map_err(Into::into),
+            }
+        }
     }
 
     fn write_at(&self, offset: u64, mut bytes: &[u8]) -> io::Result<()> {

@@ -105,6 +105,18 @@ pub trait Source: Send + Sync {
         false
     }
 
+    /// Makes what was written by [`write_at`](Self::write_at) durable: when it returns, it is there
+    /// after a failure of power too. Called by [`Region::sync`](crate::Region::sync), never in a
+    /// signal handler, while nothing of the region is locked. By default there is nothing to do,
+    /// which is right where `write_at` itself does it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be said of all that was written.
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Writes what was written to pages of the region: `bytes`, whole pages but for the end of the
     /// source, belong at `offset`. Never called in a signal handler. It may not touch the region. A
     /// panic in the thread that keeps a bound ends the process.
@@ -200,6 +212,10 @@ impl<S: Source + ?Sized> Source for Arc<S> {
 
     fn is_writable(&self) -> bool {
         (**self).is_writable()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        (**self).sync()
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
