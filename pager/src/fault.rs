@@ -13,7 +13,7 @@ use crate::budget::Admission;
 use crate::failure::OnFailure;
 use crate::mapping::{Backing, Content, Mapping, Outcome, PAGE, Piece, Poisoned, SOURCES, SPACE};
 use crate::source::{ReadFailed, Source};
-use crate::stats::Shard;
+use crate::stats::{Counters, Shard};
 use crate::wakeup::rest;
 
 /// What is known of why an access faulted.
@@ -84,11 +84,13 @@ pub(crate) fn serve(addr: usize, cause: Cause, again: bool, server: Server<'_>) 
 /// Serves a fault for which no source need be read.
 #[inline]
 fn at_once(mapping: &Mapping, fault: &Fault, cause: Cause) -> Option<(usize, End)> {
-    if cause == Cause::WriteProtected {
-        return Some((0, mapping.let_write(&fault.page).into()));
-    }
-    let bytes = mapping.backing.source.bytes()?;
-    Some(fill_from(mapping, bytes, fault))
+    let (new, end) = if cause == Cause::WriteProtected {
+        (0, mapping.let_write(&fault.page).into())
+    } else {
+        fill_from(mapping, mapping.backing.source.bytes()?, fault)
+    };
+    end.count(&mapping.backing.counters);
+    Some((new, end))
 }
 
 /// A fault of a region.
@@ -181,6 +183,7 @@ fn find(
         return Err(Verdict::Later);
     }
     if mapping.records.has_failed(number) {
+        backing.counters.mine().failures.add(1);
         return Err(fault.failed(false));
     }
     if backing.is_threaded && matches!(server, Server::Handler) {
@@ -227,6 +230,17 @@ enum End {
     /// The bound is reached, and nothing can be given back.
     Refused,
     Failed,
+}
+
+impl End {
+    /// Counts it for its region.
+    fn count(&self, counters: &Counters) {
+        match self {
+            Self::Done => counters.mine().faults.add(1),
+            Self::Failed | Self::Refused => counters.mine().failures.add(1),
+            Self::Later | Self::Gone | Self::UnderWay { .. } => {}
+        }
+    }
 }
 
 impl From<Outcome> for End {
@@ -378,12 +392,14 @@ fn read_and_fill(
         if !is_handler_thread {
             backing.reads.wait(granule);
             Shard::mine().count_fault();
+            End::Done.count(&backing.counters);
         }
         return (0, End::UnderWay { granule });
     };
     if vma.mapping.is_page_present(&fault.page) {
         // Another thread has read it since the access faulted.
         let end = fault.written().map_or(End::Done, |page| vma.mapping.let_write(page).into());
+        end.count(&backing.counters);
         return (0, end);
     }
     let mut pooled;
@@ -407,7 +423,7 @@ fn read_and_fill(
                 let read = wanted.ask(&backing, takes_zeros, buffer);
                 vma = match SPACE.try_read(fault.addr) {
                     Ok(again) if wanted.is_still(&again, fault) => again,
-                    _ if rest.has_page => return (new, End::Done),
+                    _ if rest.has_page => break,
                     _ => return (new, End::Later),
                 };
                 let end = settle(&vma.mapping, taken, &wanted.chunk, read, fault, &mut new);
@@ -420,9 +436,11 @@ fn read_and_fill(
             }
         };
         if let Err(end) = rest.after(&wanted.chunk, end, fault) {
+            end.count(&backing.counters);
             return (new, end);
         }
     }
+    End::Done.count(&backing.counters);
     (new, End::Done)
 }
 
@@ -575,6 +593,7 @@ pub(crate) fn fail(addr: usize) -> Verdict {
     match SPACE.try_read(addr) {
         Ok(vma) => {
             Shard::mine().count_failure();
+            vma.mapping.backing.counters.mine().failures.add(1);
             let offset = vma.mapping.offset_of(addr);
             let on_failure = vma.mapping.backing.on_failure;
             Verdict::Failed { on_failure, offset, is_refused: false }

@@ -120,4 +120,4 @@ pub use frozen::FrozenRegion;
 pub use options::{InSignal, InThread, Options, Serves};
 pub use region::{Pin, Prefetched, Region};
 pub use source::{FileSource, MemorySource, ReadFailed, SignalSafe, Source};
-pub use stats::{Stats, stats};
+pub use stats::{RegionStats, Stats, stats};

@@ -311,6 +311,7 @@ fn store(mapping: &Mapping, run: &Range<usize>, bytes: &[u8]) -> Result<usize, E
     let inside = run.end.min(mapping.backing.len()).saturating_sub(run.start);
     let source = &mapping.backing.source;
     source.write_at(run.start as u64, &bytes[..inside]).map_err(Error::WriteBack)?;
+    mapping.backing.counters.mine().written_back.add(run.len() / PAGE);
     Shard::mine().count_written_back(run.len() / PAGE);
     Ok(inside)
 }

@@ -189,6 +189,7 @@ impl Work<'_> {
     }
 
     fn failed(&self, range: Range<usize>, error: Error) {
+        self.backing.counters.mine().write_back_failures.add(1);
         Shard::mine().count_write_back_failure();
         let failure = WriteBackFailure::new(range, error);
         let last = &self.writer.last_failure;

@@ -21,6 +21,7 @@ use crate::poller::Pollers;
 use crate::records::Records;
 use crate::signal::SignalsBlocked;
 use crate::source::Source;
+use crate::stats::RegionStats;
 use crate::sys::Access;
 use crate::write_back::write_back;
 
@@ -151,6 +152,13 @@ impl Region {
     #[must_use]
     pub fn most_resident(&self) -> Option<usize> {
         self.mapping.backing.budget.as_ref().map(|budget| budget.most_resident() * PAGE)
+    }
+
+    /// What has been counted of it so far; also what is present, with a bound or without. It sums a
+    /// few counters, and waits for no one.
+    #[must_use]
+    pub fn stats(&self) -> RegionStats {
+        self.mapping.backing.counters.stats()
     }
 
     /// Copies bytes out, from `offset` on, by relaxed atomic loads. Bytes that others write

@@ -125,10 +125,7 @@ impl Region {
             Err(error) => return Err(error),
             Ok(exclusion) => self.move_excluded(&new, exclusion)?,
         };
-        if let Some(budget) = &old.backing.budget {
-            let gone = old.records.times(Records::is_present).count().saturating_sub(copied);
-            budget.give(old.backing.counted(gone));
-        }
+        old.have_gone(old.records.times(Records::is_present).count().saturating_sub(copied));
         *place = Arc::clone(&new);
         drop(place);
         self.mapping = new;
