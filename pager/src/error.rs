@@ -127,6 +127,12 @@ pub enum Error {
     /// The source could not make durable what was written to it.
     #[error("the source could not make durable what was written to it: {0}")]
     Sync(#[source] io::Error),
+    /// Code may not be run in memory that was written, says the system.
+    #[error(
+        "the system refuses to let memory be executed ({0}): a security module (execmem of \
+         SELinux), or prctl(PR_SET_MDWE)"
+    )]
+    NotExecutable(Errno),
     /// Pages are pinned that the operation would give back. Drop the [`Pin`](crate::Pin) first.
     #[error("pages at {0:#x?} in the region are pinned: drop the pin first")]
     Pinned(Range<usize>),

@@ -82,6 +82,7 @@
 //!
 //! Later writes are what the device writes after the call: let the I/O end first. Pages cannot be
 //! told apart before Linux 6.8 and if they are huge, in parts with a protection key
-//! (`pkey_mprotect`), in locked parts beyond `ulimit -l`, and where a filter refuses `UFFDIO_MOVE`.
+//! (`pkey_mprotect`) or [code](crate::sys::Access::ReadExecute), in locked parts beyond
+//! `ulimit -l`, and where a filter refuses `UFFDIO_MOVE`.
 //! Nor does the kernel tell of pages that are not pinned but only referenced, as some network file
 //! systems do it.

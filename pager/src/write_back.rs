@@ -232,7 +232,9 @@ fn write_run(
     then: Then,
     written: &mut Written,
 ) -> Result<(), Error> {
-    let Some(staging) = &mapping.backing.staging else {
+    let staging = mapping.backing.staging.as_ref();
+    // What is to be moved must be let be written, and code that runs there may not meanwhile.
+    let Some(staging) = staging.filter(|_| access != Access::ReadExecute) else {
         return write_in_place(mapping, run, written);
     };
     // Copies of them stay, if the bound lets them be present.

@@ -110,7 +110,9 @@ fn tell_and_die(_: &Failure) -> Response {
 
 /// Whether what a protection lets through has what is needed.
 fn lets(access: Access, needed: Access) -> bool {
-    access == needed || access == Access::ReadWrite
+    access == needed
+        || access == Access::ReadWrite
+        || access == Access::ReadExecute && needed == Access::Read
 }
 
 /// What there is of a region, as plain arrays: of some of its pages, which only its thread changes.
@@ -332,9 +334,10 @@ impl Part {
         all_mapped: bool,
         random: &mut StdRng,
     ) {
-        let access = match random.random_range(0..4) {
+        let access = match random.random_range(0..5) {
             0 => Access::None,
             1 => Access::Read,
+            2 => Access::ReadExecute,
             _ => Access::ReadWrite,
         };
         if access == Access::None && self.is_bounded {

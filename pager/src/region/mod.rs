@@ -217,11 +217,16 @@ impl Region {
 
     /// Lets accesses to the pages of a range through or not. All of it must be mapped.
     ///
+    /// For code there is [`Access::ReadExecute`], in regions that are writable too, where code is
+    /// written first and let be run afterwards: no page may be written and run at a time. (On
+    /// processors that want it, such as those of ARM, it is up to the writer to make what was
+    /// written seen by instruction fetches.) A missing page of code is a fault as any.
+    ///
     /// # Errors
     ///
     /// When the range is not whole pages, or not mapped everywhere; when writes are to be let
-    /// through in a region that is not [writable](crate::Options::writable); when the kernel or
-    /// memory run out.
+    /// through in a region that is not [writable](crate::Options::writable); when the system lets
+    /// no such memory be executed ([`Error::NotExecutable`]); when the kernel or memory run out.
     #[doc(alias = "mprotect")]
     pub fn protect(&self, range: Range<usize>, access: Access) -> Result<(), Error> {
         if access == Access::ReadWrite && !self.mapping.backing.is_tracked {

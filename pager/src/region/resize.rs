@@ -19,7 +19,7 @@ impl Region {
     ///
     /// What it loses is unmapped. What it gains is mapped as after the region was made; the source
     /// must have that many bytes by now. What it gains in the page in which it ended is the
-    /// source's as well, also if that page was written.
+    /// source's as well, also if that page was written: no code may run in it meanwhile.
     ///
     /// # Errors
     ///
