@@ -27,6 +27,8 @@ pub(crate) struct Budget {
     held: AtomicUsize,
     /// So many pages were wanted when nothing could be given back; 0 if it could, or was not tried.
     exhausted: AtomicUsize,
+    /// The same, when they were wanted ahead of accesses, for which more could be given back.
+    exhausted_ahead: AtomicUsize,
     /// Pages are given back again and again for accesses that need more pages at once than can be
     /// present.
     is_in_vain: AtomicBool,
@@ -70,6 +72,7 @@ impl Budget {
             stuck: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
             exhausted: AtomicUsize::new(0),
+            exhausted_ahead: AtomicUsize::new(0),
             is_in_vain: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             wakeup: Wakeup::new(),
@@ -115,7 +118,8 @@ impl Budget {
         if self.is_in_vain.swap(false, Relaxed) {
             return Admission::Refused;
         }
-        let exhausted = self.exhausted.swap(0, Relaxed);
+        let exhausted = if insists { &self.exhausted } else { &self.exhausted_ahead };
+        let exhausted = exhausted.swap(0, Relaxed);
         if !again {
             // What could not be done for others, who may have gone by now, is tried once more.
             self.is_new.store(true, Relaxed);
@@ -135,6 +139,7 @@ impl Budget {
         if pages > 0 {
             self.resident.fetch_sub(pages, Relaxed);
             self.exhausted.store(0, Relaxed);
+            self.exhausted_ahead.store(0, Relaxed);
         }
     }
 
@@ -175,9 +180,13 @@ impl Budget {
         Wanted { pages, short, is_new, is_insistent }
     }
 
-    /// Nothing could be given back although a fault wants so many pages: it is to fail.
-    pub(crate) fn give_up(&self, pages: usize) {
-        self.exhausted.store(pages, Relaxed);
+    /// Nothing could be given back although a fault wants so many pages: it is to fail. If it does
+    /// not insist, no other.
+    pub(crate) fn give_up(&self, pages: usize, is_insistent: bool) {
+        self.exhausted_ahead.store(pages, Relaxed);
+        if is_insistent {
+            self.exhausted.store(pages, Relaxed);
+        }
         // Until here it was the same fault, which asks again.
         self.short.store(0, Relaxed);
     }
@@ -203,5 +212,34 @@ impl Budget {
 
     pub(crate) fn most_resident(&self) -> usize {
         self.most_resident.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_access_is_refused_for_what_was_wanted_ahead() {
+        let budget = Budget::new(8);
+        assert_eq!(budget.take(8, false, true), Admission::Granted);
+        let (access, ahead) = (|| budget.take(1, true, true), || budget.take(1, true, false));
+        assert_eq!((access(), ahead()), (Admission::Later, Admission::Later));
+        budget.give_up(1, false);
+        assert_eq!((access(), ahead()), (Admission::Later, Admission::Refused));
+        assert_eq!(ahead(), Admission::Later, "it was told");
+        budget.give_up(1, true);
+        assert_eq!((ahead(), access()), (Admission::Refused, Admission::Refused));
+    }
+
+    #[test]
+    fn three_quarters_may_be_held() {
+        let budget = Budget::new(8);
+        assert!(budget.hold(4) && !budget.hold(3) && budget.hold(2) && !budget.hold(1));
+        budget.let_go(2);
+        assert!(budget.hold(1) && !budget.hold(usize::MAX));
+        assert_eq!(budget.limit_and_held(), (8, 5));
+        budget.lift();
+        assert!(budget.hold(100));
     }
 }

@@ -173,7 +173,7 @@ impl Rounds<'_> {
         } else if short > 0 && (given.was_refused || self.is_stuck(mapping)) {
             self.held_since = None;
             if !(is_insistent && self.let_go_what_is_ahead(mapping)) {
-                self.budget.give_up(short);
+                self.budget.give_up(short, is_insistent);
             }
         }
     }

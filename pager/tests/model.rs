@@ -344,7 +344,8 @@ impl Part {
             // What is written and may not be read cannot go, and the bound is not to be full of it.
             let closed =
                 |page: &&usize| pages.contains(page) || self.access[**page] == Some(Access::None);
-            if self.dirty.union(&self.perhaps).filter(closed).count() > 2 {
+            let most = if self.is_alone { 2 } else { 0 };
+            if self.dirty.union(&self.perhaps).filter(closed).count() > most {
                 return;
             }
         }
