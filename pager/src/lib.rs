@@ -25,6 +25,7 @@
 //! | pages to stay, for system calls and devices | [`Region::pin`] |
 //! | more pages a fault, huge pages, a bound of resident pages, a hook for failures | [`Options`] |
 //! | what is zeros not to be read, and to take no memory | [`Source::zeros`], in files by itself |
+//! | SIGBUS to be handled after others have taken it, or by you | [`install_handler`], [`serve_sigbus`] |
 //! | system calls on such memory, or a source that locks or allocates | [`Options::handler_threads`] |
 //! | the kernel's interface, for a pager of your own | [`sys`] |
 //!
@@ -68,7 +69,7 @@
 //!   [pin](Region::pin) what it touches. And SIGBUS must not be blocked in a thread that touches a
 //!   region.
 //! - A SIGBUS handler that is installed later must pass on what is not its own, with all signals
-//!   blocked.
+//!   blocked ([`serve_sigbus`], [`install_handler`]).
 //! - `munmap`, `mprotect` and `MADV_DONTNEED` at a region's addresses are this crate's to call.
 //! - What devices write to a region after an operation on it can be lost: let the I/O end first.
 //! - A forked child does not have the regions.
@@ -119,5 +120,6 @@ pub use failure::{Failure, OnFailure, Response, WriteBackFailure};
 pub use frozen::FrozenRegion;
 pub use options::{InSignal, InThread, Options, Serves};
 pub use region::{Pin, Prefetched, Region};
+pub use signal::{install_handler, serve_sigbus};
 pub use source::{FileSource, MemorySource, ReadFailed, SignalSafe, Source};
 pub use stats::{RegionStats, Stats, stats};

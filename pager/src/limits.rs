@@ -8,13 +8,15 @@
 //!   is a fault of its own.
 //! - A SIGBUS handler that is installed *later* must pass on what is not its own, and must block
 //!   all signals (`sa_mask`, no `SA_NODEFER`), as ours does: under a smaller mask another handler
-//!   can interrupt a fault, and if it touches a region the process ends. One that is installed at
-//!   the very moment at which the first region is mapped can be missed.
+//!   can interrupt a fault, and if it touches a region the process ends. It may call
+//!   [`serve_sigbus`](crate::serve_sigbus). Over one that does not pass signals on, call
+//!   [`install_handler`](crate::install_handler). One that is installed at the very moment at which
+//!   ours is can be missed.
 //! - *SIGBUS must not be blocked* in a thread that touches a region in signal mode, or one that
 //!   fails: the kernel ends the process then. Mapping a region from such a thread is an error.
 //! - A SIGBUS that is *sent* (by `kill`) goes to the handler before ours, which in a Rust program
 //!   is the standard library's; that one restores the default action, and the next fault of a
-//!   region ends the process.
+//!   region ends the process, unless the handler is installed again before.
 //! - *Operations on a region block signals* in their thread while faults wait for them, but those
 //!   of faults: a handler that touched the region would wait for its own thread. A source is
 //!   written with signals blocked, and read so by the copies that return errors
