@@ -57,6 +57,9 @@
 //!   gives its threads (8 KiB or more) is enough for one fault, in a debug build too, but not for a
 //!   handler of your own that runs on the same stack and touches a region: that needs twice as
 //!   much.
+//! - Copies that return errors, prefetching and pinning serve faults on the calling thread's own
+//!   stack, of which they take what the handler takes of its, and a page. They read a source to
+//!   memory that they allocate for the call, of a granule and 8 MiB at most.
 //! - A region whose source is read has buffers: in thread mode one of a granule (8 MiB at most) for
 //!   each thread, in signal mode up to 128 of up to 64 KiB, and with larger granules others of
 //!   32 MiB together. They take memory once they are used, as many as are used at a time, and keep
