@@ -65,7 +65,12 @@ impl<'m> Accesses<'m> {
         for (part, _) in self.mapped() {
             if let Err(errno) = self.mapping.memory.protect(part, access) {
                 self.restore();
-                return Err(Error::Change(errno));
+                return Err(match (access, errno) {
+                    (Access::ReadExecute, Errno::ACCESS | Errno::PERM) => {
+                        Error::NotExecutable(errno)
+                    }
+                    _ => Error::Change(errno),
+                });
             }
         }
         Ok(())

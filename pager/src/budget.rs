@@ -19,10 +19,16 @@ pub(crate) struct Budget {
     short: AtomicUsize,
     /// Some fault has found the bound reached for the first time.
     is_new: AtomicBool,
+    /// Some access has, which is to fail only if nothing can be given back that is not pinned.
+    is_insistent: AtomicBool,
     /// So many of those that are resident could not be written back.
     stuck: AtomicUsize,
+    /// So many are to stay.
+    held: AtomicUsize,
     /// So many pages were wanted when nothing could be given back; 0 if it could, or was not tried.
     exhausted: AtomicUsize,
+    /// The same, when they were wanted ahead of accesses, for which more could be given back.
+    exhausted_ahead: AtomicUsize,
     /// Pages are given back again and again for accesses that need more pages at once than can be
     /// present.
     is_in_vain: AtomicBool,
@@ -40,6 +46,8 @@ pub(crate) struct Wanted {
     pub(crate) short: usize,
     /// Some fault has found the bound reached for the first time.
     pub(crate) is_new: bool,
+    /// Some fault that was short is that of an access.
+    pub(crate) is_insistent: bool,
 }
 
 /// What a fault is told that wants pages.
@@ -60,20 +68,23 @@ impl Budget {
             most_resident: AtomicUsize::new(0),
             short: AtomicUsize::new(0),
             is_new: AtomicBool::new(false),
+            is_insistent: AtomicBool::new(false),
             stuck: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
             exhausted: AtomicUsize::new(0),
+            exhausted_ahead: AtomicUsize::new(0),
             is_in_vain: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             wakeup: Wakeup::new(),
         }
     }
 
-    /// Takes so many pages, for an access that was told `Later` before if `again` says so. Runs in
-    /// the signal handler.
+    /// Takes so many pages, for an access that was told `Later` before if `again` says so, or ahead
+    /// of one, which does not insist. Runs in the signal handler.
     #[inline]
-    pub(crate) fn take(&self, pages: usize, again: bool) -> Admission {
+    pub(crate) fn take(&self, pages: usize, again: bool, insists: bool) -> Admission {
         if !self.take_now(pages) {
-            return self.take_later(pages, again);
+            return self.take_later(pages, again, insists);
         }
         let limit = self.limit.load(Relaxed);
         if self.resident() > limit - limit / 8 && !self.asked.swap(true, Relaxed) {
@@ -103,11 +114,12 @@ impl Budget {
     }
 
     #[cold]
-    fn take_later(&self, pages: usize, again: bool) -> Admission {
+    fn take_later(&self, pages: usize, again: bool, insists: bool) -> Admission {
         if self.is_in_vain.swap(false, Relaxed) {
             return Admission::Refused;
         }
-        let exhausted = self.exhausted.swap(0, Relaxed);
+        let exhausted = if insists { &self.exhausted } else { &self.exhausted_ahead };
+        let exhausted = exhausted.swap(0, Relaxed);
         if !again {
             // What could not be done for others, who may have gone by now, is tried once more.
             self.is_new.store(true, Relaxed);
@@ -115,6 +127,7 @@ impl Budget {
             return Admission::Refused;
         }
         self.short.fetch_max(pages, Relaxed);
+        self.is_insistent.fetch_or(insists, Relaxed);
         // Unconditionally: this thread waits for it.
         self.wakeup.raise();
         Admission::Later
@@ -126,7 +139,21 @@ impl Budget {
         if pages > 0 {
             self.resident.fetch_sub(pages, Relaxed);
             self.exhausted.store(0, Relaxed);
+            self.exhausted_ahead.store(0, Relaxed);
         }
+    }
+
+    /// Notes that so many pages are to stay, if together with others that are they leave enough for
+    /// accesses to go on: a quarter, which is a granule or more, and what the evictor leaves free.
+    pub(crate) fn hold(&self, pages: usize) -> bool {
+        let limit = self.limit.load(Relaxed);
+        let fits = |held: usize| held.checked_add(pages).filter(|&held| held <= limit - limit / 4);
+        self.held.fetch_update(Relaxed, Relaxed, fits).is_ok()
+    }
+
+    /// So many are held no longer.
+    pub(crate) fn let_go(&self, pages: usize) {
+        self.held.fetch_sub(pages, Relaxed);
     }
 
     /// How many pages should go now, so that faults can take them, when so many of those that are
@@ -148,12 +175,18 @@ impl Budget {
         } else {
             0
         };
-        Wanted { pages, short, is_new: self.is_new.swap(false, Relaxed) }
+        let is_new = self.is_new.swap(false, Relaxed);
+        let is_insistent = self.is_insistent.swap(false, Relaxed);
+        Wanted { pages, short, is_new, is_insistent }
     }
 
-    /// Nothing could be given back although a fault wants so many pages: it is to fail.
-    pub(crate) fn give_up(&self, pages: usize) {
-        self.exhausted.store(pages, Relaxed);
+    /// Nothing could be given back although a fault wants so many pages: it is to fail. If it does
+    /// not insist, no other.
+    pub(crate) fn give_up(&self, pages: usize, is_insistent: bool) {
+        self.exhausted_ahead.store(pages, Relaxed);
+        if is_insistent {
+            self.exhausted.store(pages, Relaxed);
+        }
         // Until here it was the same fault, which asks again.
         self.short.store(0, Relaxed);
     }
@@ -162,6 +195,11 @@ impl Budget {
     /// to fail.
     pub(crate) fn is_in_vain(&self) {
         self.is_in_vain.store(true, Relaxed);
+    }
+
+    /// How many pages there may be, and how many of them are to stay.
+    pub(crate) fn limit_and_held(&self) -> (usize, usize) {
+        (self.limit.load(Relaxed), self.held.load(Relaxed))
     }
 
     pub(crate) fn lift(&self) {
@@ -174,5 +212,34 @@ impl Budget {
 
     pub(crate) fn most_resident(&self) -> usize {
         self.most_resident.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_access_is_refused_for_what_was_wanted_ahead() {
+        let budget = Budget::new(8);
+        assert_eq!(budget.take(8, false, true), Admission::Granted);
+        let (access, ahead) = (|| budget.take(1, true, true), || budget.take(1, true, false));
+        assert_eq!((access(), ahead()), (Admission::Later, Admission::Later));
+        budget.give_up(1, false);
+        assert_eq!((access(), ahead()), (Admission::Later, Admission::Refused));
+        assert_eq!(ahead(), Admission::Later, "it was told");
+        budget.give_up(1, true);
+        assert_eq!((ahead(), access()), (Admission::Refused, Admission::Refused));
+    }
+
+    #[test]
+    fn three_quarters_may_be_held() {
+        let budget = Budget::new(8);
+        assert!(budget.hold(4) && !budget.hold(3) && budget.hold(2) && !budget.hold(1));
+        budget.let_go(2);
+        assert!(budget.hold(1) && !budget.hold(usize::MAX));
+        assert_eq!(budget.limit_and_held(), (8, 5));
+        budget.lift();
+        assert!(budget.hold(100));
     }
 }

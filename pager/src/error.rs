@@ -30,6 +30,16 @@ pub enum Error {
         /// The size of the source in bytes.
         bytes: u64,
     },
+    /// A part of a file was asked for that the file does not have.
+    #[error("the part {start}..{end} is not within the file's {bytes} bytes")]
+    BeyondFile {
+        /// Where the part was to start, in bytes.
+        start: u64,
+        /// Where it was to end.
+        end: u64,
+        /// How many bytes there are.
+        bytes: u64,
+    },
     /// A region was to become longer than its source.
     #[error("the source has {bytes} bytes, the region cannot become longer")]
     BeyondSource {
@@ -114,6 +124,34 @@ pub enum Error {
     /// Pages could not be written to the source; those that were not are still to be written.
     #[error("writing pages to the source failed: {0}")]
     WriteBack(#[source] io::Error),
+    /// The source could not make durable what was written to it.
+    #[error("the source could not make durable what was written to it: {0}")]
+    Sync(#[source] io::Error),
+    /// Code may not be run in memory that was written, says the system.
+    #[error(
+        "the system refuses to let memory be executed ({0}): a security module (execmem of \
+         SELinux), or prctl(PR_SET_MDWE)"
+    )]
+    NotExecutable(Errno),
+    /// Pages are pinned that the operation would give back. Drop the [`Pin`](crate::Pin) first.
+    #[error("pages at {0:#x?} in the region are pinned: drop the pin first")]
+    Pinned(Range<usize>),
+    /// More pages were to be pinned than the region's bound lets stay.
+    #[error(
+        "{bytes} bytes cannot be pinned beside {held} that are held: three quarters of the bound of \
+         {bound} resident bytes may be"
+    )]
+    PinBeyondBound {
+        /// What was asked for, in bytes of whole pages.
+        bytes: usize,
+        /// What was pinned already, or is being prefetched.
+        held: usize,
+        /// The [bound](crate::Options::resident) in bytes.
+        bound: usize,
+    },
+    /// A page could not be had in advance.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// No userfaultfd.
     #[error(transparent)]
     Userfaultfd(#[from] OpenError),
@@ -162,6 +200,68 @@ pub enum Error {
     /// A reason that this crate does not expect. Nothing can be done but to report it.
     #[error("a change was refused that should have been possible, please report it: {0}")]
     Unexpected(#[source] ChangeError),
+}
+
+/// A byte of a region that could not be accessed, in place of the signal that an ordinary access to
+/// it would have ended in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{refusal}, at {offset:#x} of the region, after {done} bytes")]
+pub struct AccessError {
+    offset: usize,
+    done: usize,
+    refusal: Refusal,
+}
+
+/// Why a byte could not be accessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// Nothing is mapped there: it was unmapped, or is behind the region's end, or the process is a
+    /// forked child, which does not have the region.
+    #[error("nothing is mapped")]
+    NotMapped,
+    /// Its protection does not let the access through, or it is a write to a region that is not
+    /// [writable](crate::Options::writable).
+    #[error("its protection does not let the access through")]
+    Protected,
+    /// The source could not deliver the page, or the kernel has no memory for it.
+    #[error("its page cannot be had")]
+    Unavailable,
+    /// The [bound](crate::Options::resident) is reached, and no page can be given back.
+    #[error("the bound of resident pages is reached, and none can be given back")]
+    BoundReached,
+    /// The thread is in a method of this region's source, and would wait for itself.
+    #[error("it is accessed in a method of the region's source")]
+    InsideSource,
+    /// The signals of this thread could not be blocked.
+    #[error(
+        "the thread's signals could not be blocked ({0}): a filter must let rt_sigprocmask through"
+    )]
+    Mask(Errno),
+}
+
+impl AccessError {
+    pub(crate) fn new(offset: usize, done: usize, refusal: Refusal) -> Self {
+        Self { offset, done, refusal }
+    }
+
+    /// The first byte that could not be accessed, as an offset in the region.
+    #[must_use]
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// So many bytes were copied before it, or came by the call.
+    #[must_use]
+    pub fn done(&self) -> usize {
+        self.done
+    }
+
+    /// Why.
+    #[must_use]
+    pub fn refusal(&self) -> Refusal {
+        self.refusal
+    }
 }
 
 impl Error {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::budget::{Budget, Wanted};
 use crate::failure::WriteBackFailure;
+use crate::holds::Hold;
 use crate::mapping::{Backing, Mapping, Place};
 use crate::poller::aborting;
 use crate::records::Records;
@@ -120,6 +121,8 @@ struct Rounds<'a> {
 struct Survey {
     /// Their write-back has failed.
     stuck: usize,
+    /// They are held.
+    held: usize,
     /// The bound was reached.
     refused: usize,
 }
@@ -135,11 +138,12 @@ struct Given {
 
 impl Rounds<'_> {
     fn free_pages(&mut self, mapping: &Arc<Mapping>) {
-        let Survey { stuck, refused } = self.survey(mapping);
+        let Survey { stuck, held, refused } = self.survey(mapping);
         if refused > 0 {
             self.admit_again(mapping);
         }
-        let Wanted { pages, short, is_new } = self.budget.wanted(mapping.backing.counted(stuck));
+        let Wanted { pages, short, is_new, is_insistent } =
+            self.budget.wanted(mapping.backing.counted(stuck + held));
         if is_new {
             // What was tried for others is to be tried once more.
             self.asked = None;
@@ -156,7 +160,7 @@ impl Rounds<'_> {
         if short > 0 && given.pages == 0 {
             // Clean ones that are younger than what is being written, or cannot be.
             self.times.clear();
-            self.times.extend(mapping.records.times(Records::is_clean));
+            self.times.extend(mapping.records.times(Records::is_evictable));
             if let Some(until) = self.oldest(pages) {
                 given = self.give_back(mapping, until);
             }
@@ -167,9 +171,19 @@ impl Rounds<'_> {
                 self.budget.is_in_vain();
             }
         } else if short > 0 && (given.was_refused || self.is_stuck(mapping)) {
-            self.budget.give_up(short);
             self.held_since = None;
+            if !(is_insistent && self.let_go_what_is_ahead(mapping)) {
+                self.budget.give_up(short, is_insistent);
+            }
         }
+    }
+
+    /// Has what was filled ahead held no longer, so that no access fails for it. Whether anything
+    /// was: the access asks again then.
+    fn let_go_what_is_ahead(&mut self, mapping: &Mapping) -> bool {
+        let pages = mapping.holds.end_all(Hold::AgainstEviction, &mapping.records);
+        self.budget.let_go(mapping.backing.counted(pages));
+        pages > 0
     }
 
     /// Notes the times of what is present and may go, and counts what is not.
@@ -177,10 +191,12 @@ impl Rounds<'_> {
         self.times.clear();
         let mut survey = Survey::default();
         let may_go = |records: &Records, page| {
-            let is_stuck = records.is_stuck(page);
+            let (is_stuck, is_present) = (records.is_stuck(page), records.is_present(page));
+            let is_held = is_present && !is_stuck && records.is_held(page);
             survey.stuck += usize::from(is_stuck);
+            survey.held += usize::from(is_held);
             survey.refused += usize::from(records.was_refused(page));
-            records.is_present(page) && !is_stuck
+            is_present && !is_stuck && !is_held
         };
         self.times.extend(mapping.records.times(may_go));
         survey
@@ -220,7 +236,7 @@ impl Rounds<'_> {
     fn give_back(&mut self, mapping: &Arc<Mapping>, until: u64) -> Given {
         let mut given = Given::default();
         let is_wanted =
-            |records: &Records, page| records.is_clean(page) && records.is_older(page, until);
+            |records: &Records, page| records.is_evictable(page) && records.is_older(page, until);
         for run in runs(mapping, &mapping.whole(), is_wanted) {
             match evict_clean(mapping, &run) {
                 Ok(pages) => given.pages += pages,
@@ -238,8 +254,11 @@ impl Rounds<'_> {
             // What counts as resident is being filled.
             return false;
         };
-        let written = mapping.records.times(Records::is_dirty).count();
-        if mapping.backing.counted(written) < self.budget.resident() {
+        let stays = |records: &Records, page| {
+            records.is_dirty(page) || records.is_present(page) && records.is_held(page)
+        };
+        let staying = mapping.records.times(stays).count();
+        if mapping.backing.counted(staying) < self.budget.resident() {
             // Some is clean by now, or is being filled.
             return false;
         }

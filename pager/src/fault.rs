@@ -1,7 +1,8 @@
 //! The fault path: from an address to filled pages.
 //!
 //! Everything here may run in the signal handler: no lock, no allocation, no destructor. The
-//! handler threads of regions that are served by one run the same code.
+//! handler threads of regions that are served by one run the same code, and so do threads that fill
+//! pages before they touch them.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -12,7 +13,8 @@ use crate::budget::Admission;
 use crate::failure::OnFailure;
 use crate::mapping::{Backing, Content, Mapping, Outcome, PAGE, Piece, Poisoned, SOURCES, SPACE};
 use crate::source::{ReadFailed, Source};
-use crate::stats::Shard;
+use crate::stats::{Counters, Shard};
+use crate::wakeup::rest;
 
 /// What is known of why an access faulted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +30,9 @@ pub(crate) enum Cause {
 /// What is to become of the access that faulted.
 #[derive(Clone, Debug)]
 pub(crate) enum Verdict {
-    /// Its page came, in the region of this number; at these addresses threads may sleep for it.
-    Filled { number: usize, granule: Range<usize> },
+    /// Its page came, in the region of this number, with others, so many together; at these
+    /// addresses threads may sleep for it.
+    Filled { number: usize, granule: Range<usize>, pages: usize },
     /// Its page was present, with a record of this time: the access is to be repeated.
     Present { number: usize, time: u64, granule: Range<usize> },
     /// Its page has gone meanwhile, or another thread is about to fill it: the access is to be
@@ -37,8 +40,8 @@ pub(crate) enum Verdict {
     Changed { granule: Range<usize> },
     /// Nothing could be done now: it is to fault again, later.
     Later,
-    /// Another thread reads its granule, the one of this number. In the signal handler it was
-    /// waited for, and the access is to be repeated.
+    /// Another thread reads its granule, the one of this number. All but a handler thread have
+    /// waited for it, and repeat the access.
     UnderWay { granule: usize },
     /// Its page cannot be had, and is poisoned; or the bound is reached.
     Failed { on_failure: OnFailure, offset: usize, is_refused: bool },
@@ -47,12 +50,15 @@ pub(crate) enum Verdict {
 }
 
 /// Who serves a fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Server {
+#[derive(Debug)]
+pub(crate) enum Server<'b> {
     /// The thread that made it, in the signal handler.
     Handler,
     /// A thread of the region.
     Thread,
+    /// A thread that is about to touch it and blocks signals. The source is read to its buffer, so
+    /// that handler threads have theirs.
+    Caller { buffer: &'b mut [u8], insists: bool },
 }
 
 /// Serves a fault at `addr`, of an access that was put off before if `again` says so.
@@ -60,20 +66,31 @@ pub(crate) enum Server {
 /// It is split into small functions for the sake of unoptimised builds, where the frames of large
 /// ones would not fit on an alternate signal stack beside those of the lookup.
 #[inline]
-pub(crate) fn serve(addr: usize, cause: Cause, again: bool, server: Server) -> Verdict {
-    let (vma, fault) = match find(addr, cause, again, server) {
-        Ok(found) => found,
-        Err(verdict) => return verdict,
+pub(crate) fn serve(addr: usize, cause: Cause, again: bool, server: Server<'_>) -> Verdict {
+    match find(addr, cause, again, &server) {
+        Ok((vma, fault)) => {
+            // Under the VMA's read lock: until it is let go, nothing of the mapping is changed or
+            // unmapped.
+            let (new, end) = match at_once(&vma.mapping, &fault, cause) {
+                Some(done) => done,
+                None => read_and_fill(vma, &fault, server),
+            };
+            conclude(&fault, cause, new, end)
+        }
+        Err(verdict) => verdict,
+    }
+}
+
+/// Serves a fault for which no source need be read.
+#[inline]
+fn at_once(mapping: &Mapping, fault: &Fault, cause: Cause) -> Option<(usize, End)> {
+    let (new, end) = if cause == Cause::WriteProtected {
+        (0, mapping.let_write(&fault.page).into())
+    } else {
+        fill_from(mapping, mapping.backing.source.bytes()?, fault)
     };
-    // Under the VMA's read lock: until it is let go, nothing of the mapping is changed or unmapped.
-    let (new, end) = match cause {
-        Cause::WriteProtected => (0, vma.mapping.let_write(&fault.page).into()),
-        Cause::Missing { .. } | Cause::Unknown => match vma.mapping.backing.source.bytes() {
-            Some(bytes) => fill_from(&vma.mapping, bytes, &fault),
-            None => read_and_fill(vma, &fault, server),
-        },
-    };
-    conclude(&fault, cause, new, end)
+    end.count(&mapping.backing.counters);
+    Some((new, end))
 }
 
 /// A fault of a region.
@@ -95,6 +112,8 @@ struct Fault {
     is_written: bool,
     /// Whether the access was put off before.
     again: bool,
+    /// Whether pages that are held for no access may go for it.
+    insists: bool,
 }
 
 impl Fault {
@@ -127,7 +146,7 @@ fn find(
     addr: usize,
     cause: Cause,
     again: bool,
-    server: Server,
+    server: &Server<'_>,
 ) -> Result<(ReadGuard<'static, Piece>, Fault), Verdict> {
     let count = Shard::mine();
     let (vma, walks) = match SPACE.try_read_with_walks(addr) {
@@ -154,6 +173,7 @@ fn find(
         granule: mapping.granule_at(addr, &vma.range()),
         is_written: backing.is_tracked && cause == Cause::Missing { is_write: true },
         again,
+        insists: !matches!(server, Server::Caller { insists: false, .. }),
     };
     if mapping.records.was_refused(number)
         && let Some(budget) = &backing.budget
@@ -163,9 +183,10 @@ fn find(
         return Err(Verdict::Later);
     }
     if mapping.records.has_failed(number) {
+        backing.counters.mine().failures.add(1);
         return Err(fault.failed(false));
     }
-    if backing.is_threaded && server == Server::Handler {
+    if backing.is_threaded && matches!(server, Server::Handler) {
         // It had failed, and was discarded since: its source is not for signal handlers.
         return Err(fault.present());
     }
@@ -187,7 +208,7 @@ fn conclude(fault: &Fault, cause: Cause, new: usize, end: End) -> Verdict {
             if was_present {
                 return fault.present();
             }
-            Verdict::Filled { number: fault.number, granule: fault.granule() }
+            Verdict::Filled { number: fault.number, granule: fault.granule(), pages: new }
         }
         End::Gone => fault.changed(),
         End::Later => Verdict::Later,
@@ -209,6 +230,17 @@ enum End {
     /// The bound is reached, and nothing can be given back.
     Refused,
     Failed,
+}
+
+impl End {
+    /// Counts it for its region.
+    fn count(&self, counters: &Counters) {
+        match self {
+            Self::Done => counters.mine().faults.add(1),
+            Self::Failed | Self::Refused => counters.mine().failures.add(1),
+            Self::Later | Self::Gone | Self::UnderWay { .. } => {}
+        }
+    }
 }
 
 impl From<Outcome> for End {
@@ -244,7 +276,7 @@ impl<'a> Taken<'a> {
         if *chunk != fault.page && !budget.can_take(pages) {
             return Err(End::Failed);
         }
-        match budget.take(pages, fault.again) {
+        match budget.take(pages, fault.again, fault.insists) {
             Admission::Granted => Ok(Self { backing, pages }),
             Admission::Later if !rest.is_refused => Err(End::Later),
             Admission::Later | Admission::Refused => Err(End::Refused),
@@ -348,27 +380,36 @@ fn fill_from(mapping: &Mapping, bytes: &[u8], fault: &Fault) -> (usize, End) {
 fn read_and_fill(
     mut vma: ReadGuard<'static, Piece>,
     fault: &Fault,
-    server: Server,
+    server: Server<'_>,
 ) -> (usize, End) {
     let Ok(backing) = SOURCES.try_read(fault.number) else {
         return (0, End::Later);
     };
     let granule = vma.mapping.granule_of(fault.page.start);
-    let Some(_reading) = backing.reads.begin(granule) else {
+    let is_handler_thread = matches!(server, Server::Thread);
+    let Some(_reading) = backing.reads.begin(granule, is_handler_thread) else {
         drop(vma);
-        if server == Server::Handler {
+        if !is_handler_thread {
             backing.reads.wait(granule);
             Shard::mine().count_fault();
+            End::Done.count(&backing.counters);
         }
         return (0, End::UnderWay { granule });
     };
     if vma.mapping.is_page_present(&fault.page) {
         // Another thread has read it since the access faulted.
         let end = fault.written().map_or(End::Done, |page| vma.mapping.let_write(page).into());
+        end.count(&backing.counters);
         return (0, end);
     }
-    let Some(mut buffer) = backing.buffers.take(fault.granule.len()) else {
-        return (0, End::Later);
+    let mut pooled;
+    let buffer = match server {
+        Server::Caller { buffer, .. } => buffer,
+        Server::Handler | Server::Thread => {
+            pooled = backing.buffers.take(fault.granule.len());
+            let Some(buffer) = &mut pooled else { return (0, End::Later) };
+            buffer
+        }
     };
     let mut rest = Rest::of(fault);
     let mut takes_zeros = backing.takes_zeros();
@@ -379,41 +420,77 @@ fn read_and_fill(
             Err(end) => end,
             Ok(taken) => {
                 drop(vma);
-                let read = if takes_zeros && wanted.is_zeros(&backing.source) {
-                    Ok(Content::Zeros)
-                } else {
-                    wanted.read(&backing.source, &mut buffer)
-                };
-                let chunk = &wanted.chunk;
+                let read = wanted.ask(&backing, takes_zeros, buffer);
                 vma = match SPACE.try_read(fault.addr) {
                     Ok(again) if wanted.is_still(&again, fault) => again,
-                    _ if rest.has_page => return (new, End::Done),
+                    _ if rest.has_page => break,
                     _ => return (new, End::Later),
                 };
-                match read {
-                    Ok(content) => {
-                        let end = taken.install(&vma.mapping, chunk, content, fault, &mut new);
-                        if matches!((content, &end), (Content::Zeros, End::Failed)) {
-                            // A filter that came later: they are copied.
-                            takes_zeros = false;
-                            continue;
-                        }
-                        end
-                    }
-                    Err(ReadFailed) if *chunk != fault.page => End::Failed,
-                    Err(ReadFailed) => match vma.mapping.poison(&fault.page, false) {
-                        Poisoned::ByKernel | Poisoned::ByRecord => End::Failed,
-                        // By another thread, which could read it.
-                        Poisoned::Not => End::Gone,
-                    },
+                let end = settle(&vma.mapping, taken, &wanted.chunk, read, fault, &mut new);
+                if matches!((&read, &end), (Ok(Content::Zeros), End::Failed)) {
+                    // A filter that came later: they are copied.
+                    takes_zeros = false;
+                    continue;
                 }
+                end
             }
         };
         if let Err(end) = rest.after(&wanted.chunk, end, fault) {
+            end.count(&backing.counters);
             return (new, end);
         }
     }
+    End::Done.count(&backing.counters);
     (new, End::Done)
+}
+
+/// Fills a chunk with what was read, or poisons the page that the access wants.
+fn settle(
+    mapping: &Mapping,
+    taken: Taken<'_>,
+    chunk: &Range<usize>,
+    read: Result<Content<'_>, ReadFailed>,
+    fault: &Fault,
+    new: &mut usize,
+) -> End {
+    match read {
+        Ok(content) => taken.install(mapping, chunk, content, fault, new),
+        Err(ReadFailed) if *chunk != fault.page => End::Failed,
+        Err(ReadFailed) => match mapping.poison(&fault.page, false) {
+            Poisoned::ByKernel | Poisoned::ByRecord => End::Failed,
+            // By another thread, which could read it.
+            Poisoned::Not => End::Gone,
+        },
+    }
+}
+
+thread_local! {
+    /// The region whose source this thread reads; 0 if none.
+    static READ: Cell<usize> = const { Cell::new(0) };
+}
+
+/// While it lives, its thread reads a region's source.
+struct InSource {
+    outer: usize,
+}
+
+impl InSource {
+    #[inline]
+    fn enter(number: usize) -> Self {
+        Self { outer: READ.replace(number) }
+    }
+}
+
+impl Drop for InSource {
+    #[inline]
+    fn drop(&mut self) {
+        READ.set(self.outer);
+    }
+}
+
+/// Whether this thread reads the source of that region now: it would wait for itself there.
+pub(crate) fn is_in_source_of(number: usize) -> bool {
+    READ.get() == number
 }
 
 /// What a fault is about to read.
@@ -433,6 +510,20 @@ impl Wanted {
         let chunk = mapping.next_missing(from, &fault.page, most)?;
         let time = mapping.records.time(mapping.pages(&chunk));
         Some(Self { end: chunk.end, chunk, time, len: mapping.backing.len() })
+    }
+
+    /// Has the source say that its first pages are zeros, or read it.
+    fn ask<'b>(
+        &mut self,
+        backing: &Backing<dyn Source>,
+        takes_zeros: bool,
+        buffer: &'b mut [u8],
+    ) -> Result<Content<'b>, ReadFailed> {
+        let _inside = InSource::enter(backing.number);
+        if takes_zeros && self.is_zeros(&backing.source) {
+            return Ok(Content::Zeros);
+        }
+        self.read(&backing.source, buffer)
     }
 
     /// Reads it. What lies behind the region's length is zeros, and so is what the source does not
@@ -502,6 +593,7 @@ pub(crate) fn fail(addr: usize) -> Verdict {
     match SPACE.try_read(addr) {
         Ok(vma) => {
             Shard::mine().count_failure();
+            vma.mapping.backing.counters.mine().failures.add(1);
             let offset = vma.mapping.offset_of(addr);
             let on_failure = vma.mapping.backing.on_failure;
             Verdict::Failed { on_failure, offset, is_refused: false }
@@ -533,6 +625,21 @@ pub(crate) fn poison_missing(backing: &Backing<dyn Source>) {
     }
 }
 
+/// So many faults in a row at a page that is present are nothing unusual.
+const FEW: u32 = 16;
+/// And so many, with rests between them of about a second together, mean that it cannot be read.
+const TOO_MANY: u32 = 2000;
+
+/// Whether an access is to be repeated whose page was present. It rests if that is not the first
+/// time.
+pub(crate) fn may_repeat(region: usize, addr: usize, time: u64) -> bool {
+    let times = times_present(region, addr, time);
+    if times >= FEW {
+        rest(times);
+    }
+    times < TOO_MANY
+}
+
 /// How often in a row this thread has faulted at a page that was present, its record being of this
 /// time.
 ///
@@ -541,7 +648,7 @@ pub(crate) fn poison_missing(backing: &Backing<dyn Source>) {
 /// a page that cannot be read although it is present: swap that fails, or the addresses of a region
 /// in a forked child.
 #[cold]
-pub(crate) fn times_present(region: usize, addr: usize, time: u64) -> u32 {
+fn times_present(region: usize, addr: usize, time: u64) -> u32 {
     type Place = (usize, usize, u64);
     thread_local! {
         static LAST: Cell<(Place, u32)> = const { Cell::new(((0, 0, 0), 0)) };

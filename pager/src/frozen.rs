@@ -76,7 +76,7 @@ impl Region {
         for (part, access) in parts.mapped() {
             match access {
                 Access::None => return Err(Error::NoAccess(part)),
-                Access::Read => {}
+                Access::Read | Access::ReadExecute => {}
                 Access::ReadWrite => {
                     self.protect(part.start..part.end.min(self.len()), Access::Read)?;
                 }

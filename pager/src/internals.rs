@@ -4,6 +4,8 @@
 //!
 //! - *Threads that touch regions*: in signal mode the handler runs on them, looks up, reads, fills.
 //! - *Handler threads*, of regions in thread mode: they read faults and do the same.
+//! - *Threads that fill pages before they touch them* (`filler.rs`), for operations that return
+//!   errors: they do the same outside of a handler, and copy under the read lock of the VMA.
 //! - *Evictors*, one for each region with a bound: they give back what is clean, and never wait for
 //!   the source.
 //! - *Writers*, one for each of these that is writable: they write to the source what has to go.

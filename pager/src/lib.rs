@@ -20,8 +20,12 @@
 //! |---|---|
 //! | a slice of bytes that comes page by page | [`FrozenRegion::map`] |
 //! | to discard, protect, unmap, resize, move or write while others read | [`Region`] |
+//! | an error in place of a signal when a page cannot be had | [`Region::read_checked`] |
+//! | pages to be there before they are touched | [`Region::prefetch`] |
+//! | pages to stay, for system calls and devices | [`Region::pin`] |
 //! | more pages a fault, huge pages, a bound of resident pages, a hook for failures | [`Options`] |
 //! | what is zeros not to be read, and to take no memory | [`Source::zeros`], in files by itself |
+//! | SIGBUS to be handled after others have taken it, or by you | [`install_handler`], [`serve_sigbus`] |
 //! | system calls on such memory, or a source that locks or allocates | [`Options::handler_threads`] |
 //! | the kernel's interface, for a pager of your own | [`sys`] |
 //!
@@ -61,10 +65,11 @@
 //!
 //! - Linux with pages of 4096 bytes; one file descriptor a region, three in thread mode; a sparse
 //!   file as the source takes one more.
-//! - In signal mode a system call that touches a missing page fails with `EFAULT`, and SIGBUS must
-//!   not be blocked in a thread that touches a region.
+//! - In signal mode a system call that touches a missing page fails with `EFAULT`:
+//!   [pin](Region::pin) what it touches. And SIGBUS must not be blocked in a thread that touches a
+//!   region.
 //! - A SIGBUS handler that is installed later must pass on what is not its own, with all signals
-//!   blocked.
+//!   blocked ([`serve_sigbus`], [`install_handler`]).
 //! - `munmap`, `mprotect` and `MADV_DONTNEED` at a region's addresses are this crate's to call.
 //! - What devices write to a region after an operation on it can be lost: let the I/O end first.
 //! - A forked child does not have the regions.
@@ -85,7 +90,10 @@ mod error;
 mod evict;
 mod failure;
 mod fault;
+mod filler;
 mod frozen;
+mod held;
+mod holds;
 #[cfg(doc)]
 pub mod internals;
 #[cfg(doc)]
@@ -107,10 +115,11 @@ mod wakeup;
 mod write_back;
 mod writer;
 
-pub use error::Error;
+pub use error::{AccessError, Error, Refusal};
 pub use failure::{Failure, OnFailure, Response, WriteBackFailure};
 pub use frozen::FrozenRegion;
 pub use options::{InSignal, InThread, Options, Serves};
-pub use region::Region;
+pub use region::{Pin, Prefetched, Region};
+pub use signal::{install_handler, serve_sigbus};
 pub use source::{FileSource, MemorySource, ReadFailed, SignalSafe, Source};
-pub use stats::{Stats, stats};
+pub use stats::{RegionStats, Stats, stats};

@@ -1,23 +1,27 @@
 //! What a region cannot do, and what its user has to keep in mind.
 //!
 //! - In signal mode a *system call* that touches a page that is missing, or protected for tracking,
-//!   fails with `EFAULT`. Touch each page first, or use thread mode. With a bound, a page that was
-//!   touched can have gone before the call: make it again then. Reading a missing page through
-//!   `/proc/PID/mem` fails in both modes.
+//!   fails with `EFAULT`. Pin what it touches ([`Region::pin`](crate::Region::pin) and
+//!   [`pin_for_writes`](crate::Region::pin_for_writes)), or use thread mode. Reading a missing page
+//!   through `/proc/PID/mem` fails in both modes.
 //! - *Writes are tracked by write protection*: the first write to a page that was filled for a read
 //!   is a fault of its own.
 //! - A SIGBUS handler that is installed *later* must pass on what is not its own, and must block
 //!   all signals (`sa_mask`, no `SA_NODEFER`), as ours does: under a smaller mask another handler
-//!   can interrupt a fault, and if it touches a region the process ends. One that is installed at
-//!   the very moment at which the first region is mapped can be missed.
+//!   can interrupt a fault, and if it touches a region the process ends. It may call
+//!   [`serve_sigbus`](crate::serve_sigbus). Over one that does not pass signals on, call
+//!   [`install_handler`](crate::install_handler). One that is installed at the very moment at which
+//!   ours is can be missed.
 //! - *SIGBUS must not be blocked* in a thread that touches a region in signal mode, or one that
 //!   fails: the kernel ends the process then. Mapping a region from such a thread is an error.
 //! - A SIGBUS that is *sent* (by `kill`) goes to the handler before ours, which in a Rust program
 //!   is the standard library's; that one restores the default action, and the next fault of a
-//!   region ends the process.
+//!   region ends the process, unless the handler is installed again before.
 //! - *Operations on a region block signals* in their thread while faults wait for them, but those
 //!   of faults: a handler that touched the region would wait for its own thread. A source is
-//!   written with signals blocked.
+//!   written with signals blocked, and read so by the copies that return errors
+//!   ([`read_checked`](crate::Region::read_checked)). None of them may be called in a signal
+//!   handler.
 //! - A *forked child* does not have the regions: touching one there is SIGSEGV, never zeros. What
 //!   it drops of them is a leak, and does not affect its parent; any other operation fails or waits
 //!   for ever.
@@ -26,8 +30,9 @@
 //!   more than 10 seconds is made once more, for the threads that wait for it in signal mode.
 //! - *`munmap`, `mprotect`, `MADV_DONTNEED` and whatever else* changes what is at a region's
 //!   addresses or who may access it is this crate's to call there: called by others it leaves the
-//!   records wrong. Other advice, locks and memory policies may be given for any part. Each splits
-//!   the kernel's mapping, and a granule that lies in several is filled in as many calls.
+//!   records wrong, and copies that return errors can wait for ever. Other advice, locks and memory
+//!   policies may be given for any part. Each splits the kernel's mapping, and a granule that lies
+//!   in several is filled in as many calls.
 //! - *Writing back* copies each page that stays in the region, to know that no device writes it: it
 //!   takes one and a half to two and a half times as long as just writing, to a file in the page
 //!   cache. While it is written, up to 1 MiB is present twice; in a region whose bound does not
@@ -52,6 +57,9 @@
 //!   gives its threads (8 KiB or more) is enough for one fault, in a debug build too, but not for a
 //!   handler of your own that runs on the same stack and touches a region: that needs twice as
 //!   much.
+//! - Copies that return errors, prefetching and pinning serve faults on the calling thread's own
+//!   stack, of which they take what the handler takes of its, and a page. They read a source to
+//!   memory that they allocate for the call, of a granule and 8 MiB at most.
 //! - A region whose source is read has buffers: in thread mode one of a granule (8 MiB at most) for
 //!   each thread, in signal mode up to 128 of up to 64 KiB, and with larger granules others of
 //!   32 MiB together. They take memory once they are used, as many as are used at a time, and keep
@@ -79,6 +87,7 @@
 //!
 //! Later writes are what the device writes after the call: let the I/O end first. Pages cannot be
 //! told apart before Linux 6.8 and if they are huge, in parts with a protection key
-//! (`pkey_mprotect`), in locked parts beyond `ulimit -l`, and where a filter refuses `UFFDIO_MOVE`.
+//! (`pkey_mprotect`) or [code](crate::sys::Access::ReadExecute), in locked parts beyond
+//! `ulimit -l`, and where a filter refuses `UFFDIO_MOVE`.
 //! Nor does the kernel tell of pages that are not pinned but only referenced, as some network file
 //! systems do it.

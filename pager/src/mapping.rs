@@ -11,11 +11,13 @@ use crate::Error;
 use crate::budget::Budget;
 use crate::buffers::Buffers;
 use crate::failure::{OnFailure, OnWriteBackFailure};
+use crate::holds::Holds;
 use crate::parts::Parts;
 use crate::reads::Reads;
 use crate::records::Records;
 use crate::source::Source;
 use crate::staging::Staging;
+use crate::stats::Counters;
 use crate::sys::{Access, CopyError, Errno, Fill, Memory, PageSize, Userfaultfd};
 
 /// The size of a page in bytes, and the unit of all counts, also where pages are huge.
@@ -46,6 +48,7 @@ pub(crate) struct Backing<S: Source + ?Sized> {
     pub(crate) on_failure: OnFailure,
     pub(crate) on_write_back_failure: Option<OnWriteBackFailure>,
     pub(crate) budget: Option<Budget>,
+    pub(crate) counters: Counters,
     /// Where written pages go to be written to the source; none where the kernel cannot move them.
     pub(crate) staging: Option<Staging>,
     /// Where the source is read to.
@@ -102,6 +105,7 @@ impl<S: Source + ?Sized> Backing<S> {
 pub(crate) struct Mapping {
     pub(crate) memory: Memory,
     pub(crate) records: Records,
+    pub(crate) holds: Holds,
     /// Some pages were not given back when they were unmapped: a filter has refused it.
     has_leftovers: AtomicBool,
     pub(crate) backing: Arc<Backing<dyn Source>>,
@@ -197,7 +201,8 @@ impl Mapping {
         registered.map_err(Error::Register)?;
         let records =
             Records::new(len >> page_size.shift()).ok_or_else(|| no_memory(Errno::NOMEM))?;
-        Ok(Self { memory, records, has_leftovers: AtomicBool::new(false), backing })
+        let holds = Holds::default();
+        Ok(Self { memory, records, holds, has_leftovers: AtomicBool::new(false), backing })
     }
 
     /// Gives back the pages of a part, which the caller excludes.
@@ -215,8 +220,15 @@ impl Mapping {
     /// The pages of a part have gone, by the caller, who excludes them.
     pub(crate) fn forget(&self, part: &Range<usize>) {
         let gone = self.records.forget(self.pages(part));
+        self.have_gone(gone);
+    }
+
+    /// So many pages have gone.
+    pub(crate) fn have_gone(&self, pages: usize) {
+        let pages = self.backing.counted(pages);
+        self.backing.counters.mine().given_back.add(pages);
         if let Some(budget) = &self.backing.budget {
-            budget.give(self.backing.counted(gone));
+            budget.give(pages);
         }
     }
 
@@ -347,7 +359,9 @@ impl Mapping {
             };
             let filled = part.start..part.start + copied;
             let filled = self.records.fill(self.pages(&filled), dirty, time);
-            new += self.backing.counted(filled);
+            let filled = self.backing.counted(filled);
+            self.backing.counters.mine().pages.add(filled);
+            new += filled;
             parts.advance(copied);
         }
         let outcome = match written {

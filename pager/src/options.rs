@@ -12,6 +12,7 @@ use crate::reads::Reads;
 use crate::region::Region;
 use crate::source::{SignalSafe, Source};
 use crate::staging::Staging;
+use crate::stats::Counters;
 use crate::sys::{PageSize, Userfaultfd, system_page_size};
 use crate::{Error, signal};
 
@@ -294,6 +295,7 @@ impl<M> Options<M> {
             on_failure: self.on_failure,
             on_write_back_failure: self.on_write_back_failure.0,
             budget,
+            counters: Counters::default(),
             staging: staging.map_err(no_memory)?,
             buffers,
             reads: Reads::new(if is_in_memory { 0 } else { capacity.div_ceil(granule) }),

@@ -76,22 +76,22 @@ impl Watch {
         self.is_over.load(Relaxed)
     }
 
-    /// Leaves a fault to the thread that reads its granule, or has just read it: that one looks
-    /// here afterwards. `false` if it has already looked.
+    /// Leaves a fault to the handler thread that reads its granule, or has just read it: that one
+    /// looks here afterwards. `false` if it has already looked, or another thread reads.
     fn share(&self, granule: usize, fault: FaultMessage, reads: &Reads) -> bool {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         // Not seen as over although it is, it is over when its thread takes this lock, after it.
-        let is_under_way = reads.is_under_way(granule);
-        if is_under_way {
+        let is_taken = reads.takes_faults(granule);
+        if is_taken {
             shared.push((granule, fault));
         }
-        is_under_way
+        is_taken
     }
 
     /// Takes faults that were left to threads which have read their granules by now.
     fn take_shared(&self, reads: &Reads, to: &mut Vec<FaultMessage>) {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let over = shared.extract_if(.., |(granule, _)| !reads.is_under_way(*granule));
+        let over = shared.extract_if(.., |(granule, _)| !reads.takes_faults(*granule));
         to.extend(over.map(|(_, fault)| fault));
     }
 }
@@ -222,7 +222,7 @@ impl Poller {
         };
         let page = fault.addr & !(PAGE - 1);
         match fault::serve(page, cause, again, Server::Thread) {
-            Verdict::Filled { number, granule } => {
+            Verdict::Filled { number, granule, .. } => {
                 // Otherwise filling it has woken them. (Another region may be at the address by
                 // now.)
                 if !self.backing.fills_single_pages() || number != self.backing.number {

@@ -24,6 +24,10 @@ pub(crate) struct Reads {
 
 /// Threads sleep by the word.
 const AWAITED: u32 = 1 << 31;
+/// No handler thread reads, but one that will not look for faults that were left to it.
+const ALONE: u32 = 1 << 30;
+/// What is no name.
+const FLAGS: u32 = AWAITED | ALONE;
 /// A read that takes longer is not waited for: its thread may have been ended in the middle of it.
 const PATIENCE: Timespec = if cfg!(test) {
     Timespec { tv_sec: 0, tv_nsec: 20_000_000 }
@@ -51,24 +55,27 @@ impl Reads {
     fn place(&self, granule: usize) -> Option<(&AtomicU32, u32)> {
         let times = granule.checked_div(self.words.len())?;
         let word = &self.words[granule % self.words.len()];
-        Some((word, (times % (AWAITED as usize - 1)) as u32 + 1))
+        Some((word, (times % (ALONE as usize - 1)) as u32 + 1))
     }
 
-    /// The running thread reads a granule; `None` if another one does.
+    /// The running thread reads a granule; `None` if another one does. Faults in it may be left to
+    /// a handler thread only.
     #[inline]
-    pub(crate) fn begin(&self, granule: usize) -> Option<Reading<'_>> {
+    pub(crate) fn begin(&self, granule: usize, is_handler_thread: bool) -> Option<Reading<'_>> {
         let Some((word, name)) = self.place(granule) else {
             return Some(Reading { word: None });
         };
+        let how = if is_handler_thread { name } else { name | ALONE };
         // RELAXED: here and below, it says what is being read, and nothing of the bytes.
-        match word.compare_exchange(0, name, Relaxed, Relaxed) {
+        match word.compare_exchange(0, how, Relaxed, Relaxed) {
             Ok(_) => Some(Reading { word: Some(word) }),
-            Err(now) if now & !AWAITED == name => None,
+            Err(now) if now & !FLAGS == name => None,
             Err(_) => Some(Reading { word: None }),
         }
     }
 
-    pub(crate) fn is_under_way(&self, granule: usize) -> bool {
+    /// Whether a handler thread reads a granule, to which faults in it may be left.
+    pub(crate) fn takes_faults(&self, granule: usize) -> bool {
         self.place(granule).is_some_and(|(word, name)| word.load(Relaxed) & !AWAITED == name)
     }
 
@@ -76,12 +83,9 @@ impl Reads {
     /// next thread that wants the granule reads it.
     pub(crate) fn wait(&self, granule: usize) {
         let Some((word, name)) = self.place(granule) else { return };
-        let awaited = name | AWAITED;
-        match word.compare_exchange(name, awaited, Relaxed, Relaxed) {
-            Ok(_) => {}
-            Err(now) if now == awaited => {}
-            Err(_) => return,
-        }
+        let await_it = |now: u32| (now & !FLAGS == name).then_some(now | AWAITED);
+        let Ok(before) = word.fetch_update(Relaxed, Relaxed, await_it) else { return };
+        let awaited = before | AWAITED;
         match futex::wait(word, futex::Flags::PRIVATE, awaited, Some(&PATIENCE)) {
             Ok(()) | Err(Errno::AGAIN | Errno::INTR) => {}
             Err(Errno::TIMEDOUT) => {
@@ -119,35 +123,52 @@ mod tests {
     #[test]
     fn one_thread_reads_a_granule() {
         let reads = Reads::new(10);
-        let reading = reads.begin(3);
-        assert!(reading.is_some() && reads.begin(3).is_none() && reads.is_under_way(3));
-        assert!(reads.begin(4).is_some() && !reads.is_under_way(4));
+        let reading = reads.begin(3, true);
+        assert!(reading.is_some() && reads.begin(3, true).is_none() && reads.takes_faults(3));
+        assert!(reads.begin(4, true).is_some() && !reads.takes_faults(4));
         drop(reading);
-        assert!(!reads.is_under_way(3));
+        assert!(!reads.takes_faults(3));
         reads.wait(3);
-        assert!(reads.begin(3).is_some());
+        assert!(reads.begin(3, true).is_some());
     }
 
     #[test]
     fn granules_of_one_word_do_not_wait_for_each_other() {
         let reads = Reads::new(usize::MAX);
-        let first = reads.begin(7);
-        let second = reads.begin(7 + Reads::MOST);
+        let first = reads.begin(7, true);
+        let second = reads.begin(7 + Reads::MOST, true);
         assert!(first.is_some() && second.is_some());
         drop(second);
-        assert!(reads.is_under_way(7) && !reads.is_under_way(7 + Reads::MOST));
+        assert!(reads.takes_faults(7) && !reads.takes_faults(7 + Reads::MOST));
         reads.wait(7 + Reads::MOST);
-        assert!(Reads::new(0).begin(5).is_some(), "nothing is read, and nothing is waited for");
+        assert!(
+            Reads::new(0).begin(5, true).is_some(),
+            "nothing is read, and nothing is waited for"
+        );
     }
 
     #[test]
     fn a_thread_that_does_not_come_back_is_not_waited_for() {
         let reads = Reads::new(10);
-        std::mem::forget(reads.begin(3));
-        while reads.is_under_way(3) {
+        std::mem::forget(reads.begin(3, true));
+        while reads.takes_faults(3) {
             reads.wait(3);
         }
-        assert!(reads.begin(3).is_some(), "the next one reads");
+        assert!(reads.begin(3, true).is_some(), "the next one reads");
+    }
+
+    #[test]
+    fn a_thread_that_serves_no_others_is_waited_for_and_left_no_faults() {
+        let reads = Reads::new(10);
+        let reading = reads.begin(3, false);
+        assert!(reading.is_some() && reads.begin(3, true).is_none());
+        assert!(!reads.takes_faults(3));
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| reads.wait(3));
+            drop(reading);
+            waiting.join().unwrap();
+        });
+        assert!(reads.begin(3, true).is_some());
     }
 
     #[test]
@@ -166,7 +187,7 @@ mod tests {
                 });
             }
             for _ in 0..ROUNDS {
-                let reading = reads.begin(0);
+                let reading = reads.begin(0, true);
                 barrier.wait();
                 drop(reading);
                 barrier.wait();

@@ -8,7 +8,7 @@
 //!
 //! - **R1** A record changes under the read lock of the page's VMA (filled, written, failed) or
 //!   under an exclusion of it (given back, written to the source). So an exclusion sees records
-//!   that no thread changes.
+//!   that no thread changes. Only whether a page is held changes at any time (`holds.rs`).
 //! - **R2** Under an exclusion, what is not `PRESENT` was not filled by this crate; what is
 //!   `PRESENT` and not `DIRTY` is write-protected, if the mapping is tracked, and no device writes
 //!   it, if the kernel can tell.
@@ -38,9 +38,11 @@ const FAILED: u64 = 4;
 const STUCK: u64 = 8;
 /// It failed in a system call because the bound was reached: it may be had when others have gone.
 const REFUSED: u64 = 16;
-const FLAGS: u64 = PRESENT | DIRTY | FAILED | STUCK | REFUSED;
+/// It is to stay, or to stay when it has come: some thread holds it.
+const HELD: u64 = 32;
+const FLAGS: u64 = PRESENT | DIRTY | FAILED | STUCK | REFUSED | HELD;
 /// A time is a multiple of this.
-const TICK: u64 = 32;
+const TICK: u64 = 64;
 
 /// The records of the pages of a mapping.
 #[derive(Debug)]
@@ -90,9 +92,14 @@ impl Records {
         self.has(page, DIRTY)
     }
 
-    /// Whether a page is present, and is what its source has.
-    pub(crate) fn is_clean(&self, page: usize) -> bool {
-        self.is_present(page) && !self.is_dirty(page)
+    /// Whether a page can be given back without a loss: it is present, is what its source has, and
+    /// is not held.
+    pub(crate) fn is_evictable(&self, page: usize) -> bool {
+        self.is_present(page) && !self.has(page, DIRTY | HELD)
+    }
+
+    pub(crate) fn is_held(&self, page: usize) -> bool {
+        self.has(page, HELD)
     }
 
     /// Whether a page is dirty and could not be given back when that was tried last.
@@ -122,11 +129,13 @@ impl Records {
     pub(crate) fn fill(&self, pages: Range<usize>, dirty: bool, time: Option<u64>) -> usize {
         let mut new = 0;
         for page in &self.pages[pages] {
+            let filled = |old| {
+                let time = time.unwrap_or(old & !FLAGS);
+                Some(time | PRESENT | old & HELD | if dirty { DIRTY } else { old & DIRTY })
+            };
             // RELAXED: R1. Only one fill of a missing page succeeds, and others mark writes only
             // when this has been stored.
-            let old = page.load(Relaxed);
-            let time = time.unwrap_or(old & !FLAGS);
-            page.store(time | PRESENT | if dirty { DIRTY } else { old & DIRTY }, Relaxed);
+            let old = page.fetch_update(Relaxed, Relaxed, filled).unwrap_or_default();
             new += usize::from(old & PRESENT == 0);
         }
         new
@@ -176,10 +185,27 @@ impl Records {
         let time = self.tick();
         let mut gone = 0;
         for page in &self.pages[pages] {
-            // RELAXED: R1.
-            gone += (page.swap(time, Relaxed) & PRESENT) as usize;
+            // RELAXED: R1. Who holds it fills it again.
+            let old = page.fetch_update(Relaxed, Relaxed, |old| Some(time | old & HELD));
+            gone += (old.unwrap_or_default() & PRESENT) as usize;
         }
         gone
+    }
+
+    /// The pages are to stay, from now on or when they have come.
+    pub(crate) fn hold(&self, pages: Range<usize>) {
+        for page in &self.pages[pages] {
+            // RELAXED: the VMA's lock, taken afterwards, makes it seen by who excludes the page.
+            page.fetch_or(HELD, Relaxed);
+        }
+    }
+
+    /// The pages are held no longer.
+    pub(crate) fn let_go(&self, pages: Range<usize>) {
+        for page in &self.pages[pages] {
+            // RELAXED: seen late, they stay a little longer.
+            page.fetch_and(!HELD, Relaxed);
+        }
     }
 
     /// Goes on from the times of `other`, of whose pages none is here.
@@ -254,9 +280,9 @@ mod tests {
         assert_eq!(runs(Records::is_present), vec![5..6]);
         assert_eq!(records.times(Records::is_present).collect::<Vec<_>>(), [before]);
         records.mark_stuck(5..6);
-        assert!(records.is_stuck(5) && records.is_dirty(5) && !records.is_clean(5));
+        assert!(records.is_stuck(5) && records.is_dirty(5) && !records.is_evictable(5));
         records.mark_clean(5..6);
-        assert!(!records.is_stuck(5) && records.is_clean(5));
+        assert!(!records.is_stuck(5) && records.is_evictable(5));
         assert!(records.is_older(5, before) && !records.is_older(5, before - 1));
         records.mark_failed(9, false);
         records.mark_failed(8, true);
@@ -268,5 +294,19 @@ mod tests {
         assert_eq!(moved.time(0..20), records.time(0..10));
         assert!(moved.tick() > moved.time(0..20));
         assert!(!moved.has_failed(9) && !moved.is_present(5));
+    }
+
+    #[test]
+    fn a_page_is_held_whatever_becomes_of_it() {
+        let records = Records::new(4).unwrap();
+        records.hold(1..3);
+        records.fill(0..4, false, Some(records.tick()));
+        let evictable = || records.runs(0..4, Records::is_evictable).collect::<Vec<_>>();
+        assert_eq!(evictable(), [0..1, 3..4]);
+        assert_eq!(records.forget(1..2), 1);
+        assert!(records.is_held(1) && !records.is_present(1));
+        records.fill(1..2, true, None);
+        records.let_go(1..3);
+        assert_eq!(evictable(), [0..1, 2..4]);
     }
 }

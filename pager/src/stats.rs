@@ -104,24 +104,124 @@ counters!(
     lookups_slow,
 );
 
+/// The running thread's number among the shards. Legal in a signal handler: a plain cell, dealt in
+/// turn.
+#[inline]
+fn mine() -> usize {
+    /// Not yet dealt.
+    const NONE: usize = usize::MAX;
+    thread_local! {
+        static MINE: Cell<usize> = const { Cell::new(NONE) };
+    }
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+
+    let mut mine = MINE.get();
+    if mine == NONE {
+        // RELAXED: the number only spreads threads.
+        mine = NEXT.fetch_add(1, Relaxed) % SHARDS;
+        MINE.set(mine);
+    }
+    mine
+}
+
+/// What has been counted of a region so far. Pages are counted in units of 4096 bytes.
+///
+/// A thread that serves a region counts just after it has let go on who waited for it.
+///
+/// ```
+/// use pervma_pager::{MemorySource, Options};
+///
+/// let region = Options::new().map(MemorySource::new(vec![1; 8 * 4096]))?;
+/// region.read(0, &mut [0; 2 * 4096]);
+/// region.discard(0..4096)?;
+/// let stats = region.stats();
+/// assert_eq!((stats.faults, stats.pages, stats.given_back), (2, 2, 1));
+/// assert_eq!(stats.resident, 4096);
+/// # Ok::<(), pervma_pager::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RegionStats {
+    /// Faults after which the page was present, and first writes to pages whose writes are tracked;
+    /// also those that a thread has served for itself before an access
+    /// ([`Region::read_checked`](crate::Region::read_checked) and its like).
+    pub faults: u64,
+    /// Pages that were filled.
+    pub pages: u64,
+    /// Pages that were given back: to keep a bound, by operations, by a move to other addresses.
+    pub given_back: u64,
+    /// Pages that were written to the source.
+    pub written_back: u64,
+    /// Accesses whose page could not be had.
+    pub failures: u64,
+    /// Attempts to write pages to the source to keep a bound that failed.
+    pub write_back_failures: u64,
+    /// Bytes that are present: what was filled and not given back. With a bound it is at most that,
+    /// but for what is under way; [`Region::resident`](crate::Region::resident) counts that too.
+    pub resident: u64,
+}
+
+/// The counters of a region.
+#[derive(Debug, Default)]
+pub(crate) struct Counters(Box<[RegionShard; Self::SHARDS]>);
+
+/// Those of the threads that share them, in two lines of their own, as above.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct RegionShard {
+    pub(crate) faults: Counter,
+    pub(crate) pages: Counter,
+    pub(crate) given_back: Counter,
+    pub(crate) written_back: Counter,
+    pub(crate) failures: Counter,
+    pub(crate) write_back_failures: Counter,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    #[inline]
+    pub(crate) fn add(&self, count: usize) {
+        self.0.fetch_add(count as u64, Relaxed);
+    }
+}
+
+impl Counters {
+    /// Fewer than those of the process: there are many regions.
+    const SHARDS: usize = 8;
+
+    /// The running thread's.
+    #[inline]
+    pub(crate) fn mine(&self) -> &RegionShard {
+        &self.0[mine() % Self::SHARDS]
+    }
+
+    pub(crate) fn stats(&self) -> RegionStats {
+        // RELAXED: as for the process.
+        let sum = |counter: fn(&RegionShard) -> &Counter| {
+            self.0.iter().map(|shard| counter(shard).0.load(Relaxed)).sum::<u64>()
+        };
+        // In this order: a page is given back after it was filled.
+        let given_back = sum(|shard| &shard.given_back);
+        let pages = sum(|shard| &shard.pages);
+        RegionStats {
+            faults: sum(|shard| &shard.faults),
+            pages,
+            given_back,
+            written_back: sum(|shard| &shard.written_back),
+            failures: sum(|shard| &shard.failures),
+            write_back_failures: sum(|shard| &shard.write_back_failures),
+            resident: pages.saturating_sub(given_back) * 4096,
+        }
+    }
+}
+
 impl Shard {
-    /// The running thread's. Legal in a signal handler: a plain cell, dealt in turn.
+    /// The running thread's.
     #[inline]
     pub(crate) fn mine() -> &'static Self {
-        /// Not yet dealt.
-        const NONE: usize = usize::MAX;
-        thread_local! {
-            static MINE: Cell<usize> = const { Cell::new(NONE) };
-        }
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-
-        let mut mine = MINE.get();
-        if mine == NONE {
-            // RELAXED: the number only spreads threads.
-            mine = NEXT.fetch_add(1, Relaxed) % SHARDS;
-            MINE.set(mine);
-        }
-        &COUNTERS[mine]
+        &COUNTERS[mine()]
     }
 
     /// Counts a lookup that found the region after so many walks.

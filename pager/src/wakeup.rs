@@ -70,6 +70,21 @@ impl Wakeup {
     }
 }
 
+/// Lets others go on: the thread that changes the mapping, fills the page, or gives pages back. The
+/// more often it happens in a row, the longer it takes, so that a thread that waits for a disk does
+/// not spin, and one of more weight than the one it waits for lets it run.
+#[cold]
+pub(crate) fn rest(times: u32) {
+    const SPINS: u32 = 64;
+    if times < SPINS {
+        std::thread::yield_now();
+    } else {
+        let nanos = i64::from(times.min(20 * SPINS)) * 1000;
+        // Interrupted is as good as done: the access decides.
+        let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: nanos });
+    }
+}
+
 /// Rests for a millisecond.
 pub(crate) fn nap() {
     // Shorter is as good.

@@ -187,16 +187,41 @@ fn write_excluded(
     then: Then,
 ) -> Written {
     let mut written = Written::default();
-    for run in runs(mapping, part, Records::is_dirty) {
+    let is_to_write = |records: &Records, page| {
+        records.is_dirty(page) && !(then == Then::Go && records.is_held(page))
+    };
+    for run in runs(mapping, part, is_to_write) {
         for (run, access) in accesses.mapped_of(&run) {
-            if let Err(error) = write_run(mapping, &run, access, then, &mut written) {
-                mapping.records.mark_stuck(mapping.pages(&run));
-                written.error = Some(error);
-                return written;
+            for (run, is_pinned) in by_pins(mapping, &run) {
+                let done = if access == Access::None {
+                    Err(Error::NoAccess(run.clone()))
+                } else if is_pinned {
+                    write_as_it_is(mapping, &run, &mut written)
+                } else {
+                    write_run(mapping, &run, access, then, &mut written)
+                };
+                if let Err(error) = done {
+                    mapping.records.mark_stuck(mapping.pages(&run));
+                    written.error = Some(error);
+                    return written;
+                }
             }
         }
     }
     written
+}
+
+/// The parts of a run that the caller excludes, and whether they are pinned.
+fn by_pins(mapping: &Mapping, run: &Range<usize>) -> Vec<(Range<usize>, bool)> {
+    let (mut parts, mut rest) = (Vec::new(), mapping.pages(run));
+    while let Some(pinned) = mapping.holds.pinned(&rest) {
+        parts.push((rest.start..pinned.start, false));
+        rest.start = pinned.end;
+        parts.push((pinned, true));
+    }
+    parts.push((rest, false));
+    parts.retain(|(pages, _)| !pages.is_empty());
+    parts.into_iter().map(|(pages, is_pinned)| (mapping.offsets(pages), is_pinned)).collect()
 }
 
 /// Writes a run of written pages, which the caller excludes and which may be accessed alike.
@@ -207,10 +232,9 @@ fn write_run(
     then: Then,
     written: &mut Written,
 ) -> Result<(), Error> {
-    if access == Access::None {
-        return Err(Error::NoAccess(run.clone()));
-    }
-    let Some(staging) = &mapping.backing.staging else {
+    let staging = mapping.backing.staging.as_ref();
+    // What is to be moved must be let be written, and code that runs there may not meanwhile.
+    let Some(staging) = staging.filter(|_| access != Access::ReadExecute) else {
         return write_in_place(mapping, run, written);
     };
     // Copies of them stay, if the bound lets them be present.
@@ -239,13 +263,8 @@ fn write_run(
                     written.gone += part.len() / PAGE;
                 }
             }
-            // It is written as it is now, and once more when it is not held any more.
-            Fate::Held if then == Then::Stay => {
-                let mut bytes = vec![0; part.len()];
-                copy::from_shared(&mapping.memory, part.start, &mut bytes);
-                written.bytes += store(mapping, &part, &bytes)?;
-                written.was_held = true;
-            }
+            // And once more when it is not held any more.
+            Fate::Held if then == Then::Stay => write_as_it_is(mapping, &part, written)?,
             Fate::Held => {
                 mapping.records.mark_stuck(pages);
                 written.was_held = true;
@@ -254,6 +273,20 @@ fn write_run(
             Fate::Fixed => write_in_place(mapping, &part, written)?,
         }
     }
+    Ok(())
+}
+
+/// Writes pages as they are now, and leaves them where they are and to be written: a device may
+/// write them, or a system call for which they are pinned.
+fn write_as_it_is(
+    mapping: &Mapping,
+    part: &Range<usize>,
+    written: &mut Written,
+) -> Result<(), Error> {
+    let mut bytes = vec![0; part.len()];
+    copy::from_shared(&mapping.memory, part.start, &mut bytes);
+    written.bytes += store(mapping, part, &bytes)?;
+    written.was_held = true;
     Ok(())
 }
 
@@ -280,6 +313,7 @@ fn store(mapping: &Mapping, run: &Range<usize>, bytes: &[u8]) -> Result<usize, E
     let inside = run.end.min(mapping.backing.len()).saturating_sub(run.start);
     let source = &mapping.backing.source;
     source.write_at(run.start as u64, &bytes[..inside]).map_err(Error::WriteBack)?;
+    mapping.backing.counters.mine().written_back.add(run.len() / PAGE);
     Shard::mine().count_written_back(run.len() / PAGE);
     Ok(inside)
 }
@@ -346,7 +380,7 @@ fn give_back_clean(
 ) -> Result<usize, Error> {
     let mut gone = 0;
     for (part, _) in accesses.mapped_of(part) {
-        for run in runs(mapping, &part, Records::is_clean) {
+        for run in runs(mapping, &part, Records::is_evictable) {
             mapping.give_back(&run).map_err(Error::Change)?;
             gone += run.len() / PAGE;
         }

@@ -47,11 +47,12 @@ pub(crate) enum Retry {
     All,
 }
 
-/// Whether a page was filled up to a time and written since, and may be written back as far as is
-/// known.
+/// Whether a page was filled up to a time and written since, and may be written back and go as far
+/// as is known.
 pub(crate) fn is_to_write(until: u64) -> impl Fn(&Records, usize) -> bool {
     move |records, page| {
-        records.is_dirty(page) && !records.is_stuck(page) && records.is_older(page, until)
+        let may_go = !records.is_stuck(page) && !records.is_held(page);
+        records.is_dirty(page) && may_go && records.is_older(page, until)
     }
 }
 
@@ -166,7 +167,8 @@ impl Work<'_> {
         };
         let pages = mapping.records.len();
         let in_turn = (*first_retry..pages).chain(0..(*first_retry).min(pages));
-        let failed = in_turn.filter(|&page| mapping.records.is_stuck(page));
+        let failed = in_turn
+            .filter(|&page| mapping.records.is_stuck(page) && !mapping.records.is_held(page));
         for page in failed.take(most) {
             self.evict(mapping, mapping.offsets(page..page + 1));
             *first_retry = page + 1;
@@ -187,6 +189,7 @@ impl Work<'_> {
     }
 
     fn failed(&self, range: Range<usize>, error: Error) {
+        self.backing.counters.mine().write_back_failures.add(1);
         Shard::mine().count_write_back_failure();
         let failure = WriteBackFailure::new(range, error);
         let last = &self.writer.last_failure;

@@ -140,7 +140,7 @@ fn protection_that_comes_back_keeps_everything() {
     for mode in MODES {
         let [region, _] = regions(&[7; 10 * PAGE], mode, Options::writable);
         region.write(5 * PAGE, &[1, 2, 3]);
-        for access in [Access::None, Access::Read, Access::ReadWrite] {
+        for access in [Access::None, Access::Read, Access::ReadExecute, Access::ReadWrite] {
             region.protect(4 * PAGE..6 * PAGE, access).unwrap();
         }
         assert_eq!([0, 1, 2, 3].map(|at| byte(&region, 5 * PAGE + at)), [1, 2, 3, 7]);

@@ -9,7 +9,7 @@
 //!
 //! - Accesses that must die: of what is unmapped or closed (`forbidden_accesses_are_sigsegv`),
 //!   beyond a bound that is full (`bound.rs`). Each of them ends a process; here each access
-//!   succeeds.
+//!   succeeds, or is one of those that return an error.
 //! - Sources that fail, are shortened or refuse writes by turns: what is lost then is no function
 //!   of the sequence. `live.rs`, `soak.rs`, `descriptors.rs` and `bound.rs` have those.
 //! - A file that is changed under present pages: old bytes and new ones are both right until the
@@ -18,6 +18,8 @@
 //!   `mprotect`): the records are wrong afterwards. `seams.rs` holds that others do not suffer.
 //! - Pages of hugetlbfs, which most machines have none of (the tests named `huge`), pages that
 //!   devices hold (`pinned.rs`), forks and signals (`signals.rs`), filters (`refused.rs`).
+//! - Pins beside other threads in a region with a bound: those and what may not be read could leave
+//!   an access nothing (`pins.rs`).
 //! - Two threads that write the same bytes, or change the same pages: `shared.rs` and `soak.rs`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_types, reason = "a hook says which sequence it was")]
@@ -35,7 +37,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use common::{Ask, MODES, Mode, PAGE};
 use pervma_pager::sys::Access;
 use pervma_pager::{
-    Error, Failure, FileSource, MemorySource, OnFailure, Options, Region, Response,
+    Error, Failure, FileSource, MemorySource, OnFailure, Options, Refusal, Region, Response,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -106,6 +108,13 @@ fn tell_and_die(_: &Failure) -> Response {
     unsafe { libc::_exit(1) }
 }
 
+/// Whether what a protection lets through has what is needed.
+fn lets(access: Access, needed: Access) -> bool {
+    access == needed
+        || access == Access::ReadWrite
+        || access == Access::ReadExecute && needed == Access::Read
+}
+
 /// What there is of a region, as plain arrays: of some of its pages, which only its thread changes.
 struct Part {
     pages: Range<usize>,
@@ -127,6 +136,8 @@ struct Part {
     has_late_faults: bool,
     is_writable: bool,
     is_bounded: bool,
+    /// No other thread has a part of the region.
+    is_alone: bool,
     can_store: bool,
     file: Option<File>,
 }
@@ -160,11 +171,7 @@ impl Part {
     /// Some bytes whose pages can be accessed like that.
     fn some_bytes(&self, len: usize, needed: Access, random: &mut StdRng) -> Option<Range<usize>> {
         let pages = self.some_pages(len, random)?;
-        let fits = |page: &usize| match self.access[*page] {
-            Some(Access::ReadWrite) => true,
-            Some(access) => access == needed,
-            None => false,
-        };
+        let fits = |page: &usize| self.access[*page].is_some_and(|access| lets(access, needed));
         let pages = pages.start..pages.start + pages.take_while(fits).count();
         if pages.is_empty() {
             return None;
@@ -262,7 +269,7 @@ impl Part {
         let Some(pages) = self.some_pages(len, random) else { return };
         let range = Self::range(&pages, len);
         let [all, any] = self.is_mapped(&pages);
-        match random.random_range(0..100) {
+        match random.random_range(0..130) {
             0..25 => {
                 if let Some(at) = self.some_bytes(len, Access::Read, random) {
                     self.check(region, at);
@@ -299,11 +306,16 @@ impl Part {
                 Err(error) => assert!(any && matches!(error, Error::Overlap(_)), "{error}"),
             },
             68..78 => self.protect(region, pages, all, random),
-            78..84 => self.write_back(region, &pages, len),
+            78..82 => self.write_back(region, &pages, len, Region::write_back),
+            82..84 => self.write_back(region, &pages, len, Region::sync_range),
             84..88 => self.refresh(region, &pages, any, random),
             88..92 => self.check_written(region, &pages, len),
             92..96 => self.by_system_calls(region, len, random),
-            _ => self.ask(region, &pages, random),
+            96..100 => self.ask(region, &pages, random),
+            100..108 => self.read_checked(region, range, random),
+            108..116 => self.write_checked(region, range, random),
+            116..122 => self.prefetch(region, range),
+            _ => self.pin(region, range, random),
         }
     }
 
@@ -322,16 +334,18 @@ impl Part {
         all_mapped: bool,
         random: &mut StdRng,
     ) {
-        let access = match random.random_range(0..4) {
+        let access = match random.random_range(0..5) {
             0 => Access::None,
             1 => Access::Read,
+            2 => Access::ReadExecute,
             _ => Access::ReadWrite,
         };
         if access == Access::None && self.is_bounded {
             // What is written and may not be read cannot go, and the bound is not to be full of it.
             let closed =
                 |page: &&usize| pages.contains(page) || self.access[**page] == Some(Access::None);
-            if self.dirty.union(&self.perhaps).filter(closed).count() > 2 {
+            let most = if self.is_alone { 2 } else { 0 };
+            if self.dirty.union(&self.perhaps).filter(closed).count() > most {
                 return;
             }
         }
@@ -345,8 +359,14 @@ impl Part {
         }
     }
 
-    fn write_back(&mut self, region: &Region, pages: &Range<usize>, len: usize) {
-        let written = region.write_back(Self::range(pages, len));
+    fn write_back(
+        &mut self,
+        region: &Region,
+        pages: &Range<usize>,
+        len: usize,
+        write: fn(&Region, Range<usize>) -> Result<usize, Error>,
+    ) {
+        let written = write(region, Self::range(pages, len));
         let is_closed = |page: &usize| self.access[*page] == Some(Access::None);
         let mut of_these =
             self.dirty.union(&self.perhaps).copied().filter(|page| pages.contains(page));
@@ -433,6 +453,120 @@ impl Part {
         let perhaps = &here(&self.perhaps) | &here(&self.let_be_written);
         assert!(self.is_bounded || dirty.is_subset(&written), "{dirty:?}, not {written:?}");
         assert!(written.is_subset(&(&dirty | &perhaps)), "{dirty:?}, not {written:?}");
+    }
+
+    /// Some bytes of a range, whatever may be accessed there, and how many come before what an
+    /// access may not touch.
+    fn any_bytes(
+        &self,
+        range: Range<usize>,
+        needed: Access,
+        random: &mut StdRng,
+    ) -> (Range<usize>, Result<(), (usize, Refusal)>) {
+        let start = random.random_range(range.clone());
+        let at = start..random.random_range(start + 1..=range.end);
+        let stops = self.refused_page(&at, needed);
+        let done = |page: usize| (page * PAGE).max(at.start) - at.start;
+        let expected = stops.map_or(Ok(()), |(page, refusal)| Err((done(page), refusal)));
+        (at, expected)
+    }
+
+    /// The first page of a range that may not be accessed like that, and why.
+    fn refused_page(&self, range: &Range<usize>, needed: Access) -> Option<(usize, Refusal)> {
+        (range.start / PAGE..range.end.div_ceil(PAGE)).find_map(|page| match self.access[page] {
+            None => Some((page, Refusal::NotMapped)),
+            Some(access) if !lets(access, needed) => Some((page, Refusal::Protected)),
+            Some(_) => None,
+        })
+    }
+
+    fn read_checked(&self, region: &Region, range: Range<usize>, random: &mut StdRng) {
+        let (at, expected) = self.any_bytes(range, Access::Read, random);
+        let mut found = vec![0; at.len()];
+        let read = region.read_checked(at.start, &mut found);
+        assert_eq!(read.map_err(|error| (error.done(), error.refusal())), expected, "{at:#x?}");
+        let done = expected.map_or_else(|(done, _)| done, |()| at.len());
+        assert!(found[..done] == self.shown[at.start..][..done], "{at:#x?}");
+        assert!(found[done..].iter().all(|&byte| byte == 0), "{at:#x?}: more than it says");
+    }
+
+    fn write_checked(&mut self, region: &Region, range: Range<usize>, random: &mut StdRng) {
+        let len = region.len();
+        let (at, expected) = self.any_bytes(range, Access::ReadWrite, random);
+        let mut bytes = vec![0; at.len()];
+        fill(random, &mut bytes);
+        // What is to be there, and may be stored while it is written.
+        let done = expected.map_or_else(|(done, _)| done, |()| at.len());
+        let written = at.start..at.start + done;
+        if done > 0 {
+            self.shown[written.clone()].copy_from_slice(&bytes[..done]);
+            self.write(&written, len);
+        }
+        let wrote = region.write_checked(at.start, &bytes);
+        assert_eq!(wrote.map_err(|error| (error.done(), error.refusal())), expected, "{at:#x?}");
+    }
+
+    fn prefetch(&self, region: &Region, range: Range<usize>) {
+        let stops = self.refused_page(&range, Access::Read);
+        match region.prefetch(range.clone()) {
+            Ok(came) if self.is_bounded => assert!(came.end <= range.end),
+            Ok(came) => {
+                assert!(stops.is_none() && came.end == range.end, "{came:?} of {range:#x?}")
+            }
+            Err(Error::Access(error)) => {
+                assert_eq!(stops, Some((error.offset() / PAGE, error.refusal())));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// What system calls find while it is pinned, and that it stays.
+    fn pin(&mut self, region: &Region, range: Range<usize>, random: &mut StdRng) {
+        if self.is_bounded && !self.is_alone {
+            return;
+        }
+        let is_write = self.is_writable && random.random();
+        let needed = if is_write { Access::ReadWrite } else { Access::Read };
+        let stops = self.refused_page(&range, needed);
+        let first_pages = range.start / PAGE..stops.map_or(range.end.div_ceil(PAGE), |stop| stop.0);
+        if is_write {
+            // Also those before one that is refused.
+            self.perhaps.extend(first_pages.filter(|page| !self.dirty.contains(page)));
+        }
+        let pinned =
+            if is_write { region.pin_for_writes(range.clone()) } else { region.pin(range.clone()) };
+        let pin = match pinned {
+            Ok(pin) => pin,
+            Err(Error::PinBeyondBound { .. }) => return assert!(self.is_bounded),
+            Err(Error::Access(error)) if error.refusal() == Refusal::BoundReached => {
+                // What may not be read can be a quarter of the bound, and more.
+                return assert!(self.is_bounded);
+            }
+            Err(Error::Access(error)) => {
+                return assert_eq!(stops, Some((error.offset() / PAGE, error.refusal())));
+            }
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(stops, None);
+        let (file, memory) = (memory_file(&[]), region.as_ptr().wrapping_add(range.start).cast());
+        // SAFETY: reads the region's memory.
+        let out = unsafe { libc::pwrite(file.as_raw_fd(), memory, range.len(), 0) };
+        assert_eq!(out, range.len() as isize, "{}", std::io::Error::last_os_error());
+        let mut found = vec![0; range.len()];
+        file.read_exact_at(&mut found, 0).unwrap();
+        assert!(found == self.shown[range.clone()], "what the kernel reads");
+        if is_write {
+            fill(random, &mut found);
+            file.write_all_at(&found, 0).unwrap();
+            self.shown[range.clone()].copy_from_slice(&found);
+            self.write(&range, region.len());
+            // SAFETY: writes the region's memory, where no other thread does.
+            let read = unsafe { libc::pread(file.as_raw_fd(), memory, range.len(), 0) };
+            assert_eq!(read, range.len() as isize, "{}", std::io::Error::last_os_error());
+        }
+        assert!(matches!(region.discard(range.clone()), Err(Error::Pinned(_))));
+        assert!(matches!(region.unmap(range), Err(Error::Pinned(_))));
+        drop(pin);
     }
 
     /// Accesses that the kernel makes.
@@ -523,7 +657,7 @@ impl Part {
             page += run.max(1);
         }
         if self.pages.start < end {
-            self.write_back(region, &(self.pages.start..end), len);
+            self.write_back(region, &(self.pages.start..end), len, Region::write_back);
         }
     }
 }
@@ -584,6 +718,7 @@ impl Played {
             has_late_faults: threads > 1 && mode == Mode::Thread,
             is_writable,
             is_bounded,
+            is_alone: threads == 1,
             can_store: is_file,
             file: file.as_ref().map(|file| file.try_clone().unwrap()),
         };

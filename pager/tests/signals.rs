@@ -128,6 +128,112 @@ fn a_foreign_fault_reaches_whoever_was_there_before() {
     }
 }
 
+/// What a handler that was installed over another one passes signals on to, and how often it did.
+static PASSES_ON_TO: AtomicUsize = AtomicUsize::new(0);
+static PASSED_ON: AtomicUsize = AtomicUsize::new(0);
+
+/// Takes nothing itself.
+unsafe extern "C" fn passes_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    PASSED_ON.fetch_add(1, Relaxed);
+    // SAFETY: the handler of this crate, which is such a function.
+    let next = unsafe { std::mem::transmute::<usize, Informed>(PASSES_ON_TO.load(Relaxed)) };
+    // SAFETY: as they came.
+    unsafe { next(signal, info, context) };
+}
+
+/// An application's own, which serves regions.
+unsafe extern "C" fn serves(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    PASSED_ON.fetch_add(1, Relaxed);
+    // SAFETY: a handler's arguments, with all signals blocked.
+    if !unsafe { pervma_pager::serve_sigbus(signal, info.cast(), context) } {
+        exit_now(CALLED);
+    }
+}
+
+/// Installs a handler over the one that is there, with all signals blocked.
+fn take_sigbus(handler: Informed) {
+    // SAFETY: a C structure of integers and an optional function: all zeros is valid.
+    let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+    let mut before = action;
+    action.sa_sigaction = handler as usize;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    // SAFETY: a valid set.
+    unsafe { libc::sigfillset(&raw mut action.sa_mask) };
+    // SAFETY: a function that fits the flags; what was there is written.
+    assert_eq!(unsafe { libc::sigaction(SIGBUS, &raw const action, &raw mut before) }, 0);
+    PASSES_ON_TO.store(before.sa_sigaction, Relaxed);
+}
+
+#[test]
+fn the_handler_can_be_installed_again() {
+    if let Some(case) = child_case() {
+        if case != "sent" {
+            handle_sigbus(exits as Plain as usize, 0);
+        }
+        let region = working_region();
+        match case.as_str() {
+            // By one that keeps all for itself.
+            "taken" => take_sigbus(inspects_all),
+            "passed on" => take_sigbus(passes_on),
+            // The standard library's handler restores the default action.
+            "sent" => send_sigbus(ptr::null()),
+            _ => assert_eq!(case, "there"),
+        }
+        for _ in 0..3 {
+            pervma_pager::install_handler().unwrap();
+        }
+        assert_eq!(region[PAGE], 1);
+        assert_eq!(PASSED_ON.load(Relaxed), 0, "it is the first again");
+        if case == "sent" {
+            exit_now(CALLED);
+        }
+        touch(beyond_the_end());
+        unreachable!("it is no region's");
+    }
+    let name = "the_handler_can_be_installed_again";
+    for case in ["taken", "passed on", "sent", "there"] {
+        let ended = run_child(name, case);
+        assert_eq!(ended.exit, Some(CALLED), "{case}: {ended:?}");
+    }
+}
+
+/// It ends the process, whatever it is called for.
+unsafe extern "C" fn inspects_all(_: c_int, _: *mut siginfo_t, _: *mut c_void) {
+    exit_now(CALLED);
+}
+
+#[test]
+fn a_handler_of_the_application_can_serve() {
+    if let Some(case) = child_case() {
+        let region = working_region();
+        take_sigbus(serves);
+        for _ in 0..2 {
+            // SAFETY: no condition.
+            let errno = unsafe { libc::__errno_location() };
+            // SAFETY: the thread's own.
+            unsafe { errno.write(7) };
+            assert_eq!(region[PAGE], 1);
+            // SAFETY: as above.
+            assert_eq!(unsafe { errno.read() }, 7);
+            assert_eq!(PASSED_ON.load(Relaxed), 1, "the page is there then");
+        }
+        let mut context = [0_u8; 8];
+        let context = context.as_mut_ptr().cast();
+        // SAFETY: it looks at none of its arguments, for another signal.
+        assert!(!unsafe { pervma_pager::serve_sigbus(libc::SIGSEGV, context, context) });
+        match case.as_str() {
+            "fault" => touch(beyond_the_end()),
+            _ => send_sigbus(&raw const region[PAGE]),
+        }
+        unreachable!("it is no region's");
+    }
+    let name = "a_handler_of_the_application_can_serve";
+    for case in ["fault", "sent"] {
+        let ended = run_child(name, case);
+        assert_eq!(ended.exit, Some(CALLED), "{case}: {ended:?}");
+    }
+}
+
 /// Sends this thread a SIGBUS that claims `address`.
 fn send_sigbus(address: *const u8) {
     /// The start of `siginfo_t`, as the kernel lays it out for faults.

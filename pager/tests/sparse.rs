@@ -94,6 +94,26 @@ fn tempfile_in_memory(expected: &[u8], data: &[usize]) -> File {
     file
 }
 
+/// Its holes are where the file has them, whether the part begins with a page of it or not.
+#[test]
+fn holes_of_a_part_of_a_file_take_no_memory() {
+    common::watch();
+    let data = [0, 40, 41, 70, 99];
+    let Some((file, expected)) = sparse(100 * PAGE, &data) else { return };
+    for mode in MODES {
+        for range in [0..100 * PAGE, 10 * PAGE..90 * PAGE, 20 * PAGE + 5..70 * PAGE + 77] {
+            let (start, end) = (range.start as u64, range.end as u64);
+            let source = FileSource::new(file.try_clone().unwrap()).unwrap();
+            let source = source.part(start..end).unwrap();
+            let region = map(mode, Options::new().granule(16 * PAGE), source);
+            assert!(bytes(&region) == expected[range.clone()], "{mode:?} {range:?}");
+            // Data of one page can lie in two, and what is at a seam is read with it.
+            let memory = memory_of(&region);
+            assert!(memory > 0 && memory <= 2 * data.len() * PAGE, "{range:?}: {memory}");
+        }
+    }
+}
+
 #[test]
 fn what_is_written_to_a_hole_later_is_read() {
     common::watch();

@@ -1,5 +1,8 @@
 //! A region that is changed while it is used.
 
+mod ahead;
+mod checked;
+mod pin;
 mod resize;
 
 use std::fmt;
@@ -18,8 +21,12 @@ use crate::poller::Pollers;
 use crate::records::Records;
 use crate::signal::SignalsBlocked;
 use crate::source::Source;
+use crate::stats::RegionStats;
 use crate::sys::Access;
 use crate::write_back::write_back;
+
+pub use ahead::Prefetched;
+pub use pin::Pin;
 
 /// The bytes of a [`Source`], filled on demand, that can be given back, protected, unmapped, moved
 /// and written while other threads use them. Made by [`Options::map`](crate::Options::map).
@@ -30,8 +37,9 @@ use crate::write_back::write_back;
 /// that it touches for as long as its system calls take, and no others, and does not wait for a
 /// source that is read for a fault.
 ///
-/// Its memory is reached with [`read`](Self::read) and [`write`](Self::write), which copy, or
-/// through [`as_ptr`](Self::as_ptr); as a slice only when it cannot change any more
+/// Its memory is reached with [`read`](Self::read) and [`write`](Self::write), which copy, with
+/// [`read_checked`](Self::read_checked) and [`write_checked`](Self::write_checked), which return
+/// errors, or through [`as_ptr`](Self::as_ptr); as a slice only when it cannot change any more
 /// ([`freeze`](Self::freeze)).
 ///
 /// ```
@@ -146,6 +154,13 @@ impl Region {
         self.mapping.backing.budget.as_ref().map(|budget| budget.most_resident() * PAGE)
     }
 
+    /// What has been counted of it so far; also what is present, with a bound or without. It sums a
+    /// few counters, and waits for no one.
+    #[must_use]
+    pub fn stats(&self) -> RegionStats {
+        self.mapping.backing.counters.stats()
+    }
+
     /// Copies bytes out, from `offset` on, by relaxed atomic loads. Bytes that others write
     /// meanwhile are old or new, each for itself.
     ///
@@ -183,7 +198,8 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// When the range is not whole pages, or nothing of it is mapped.
+    /// When the range is not whole pages, nothing of it is mapped, or some of it is
+    /// [pinned](Self::pin).
     ///
     /// # Panics
     ///
@@ -193,6 +209,7 @@ impl Region {
         let part = self.part(range)?;
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         let exclusion = self.exclude(&part)?;
+        self.check_pins(&part)?;
         let given_back = Accesses::of(&exclusion, &self.mapping)?.give_back();
         drop(exclusion);
         given_back.map_err(Error::Change)
@@ -200,11 +217,16 @@ impl Region {
 
     /// Lets accesses to the pages of a range through or not. All of it must be mapped.
     ///
+    /// For code there is [`Access::ReadExecute`], in regions that are writable too, where code is
+    /// written first and let be run afterwards: no page may be written and run at a time. (On
+    /// processors that want it, such as those of ARM, it is up to the writer to make what was
+    /// written seen by instruction fetches.) A missing page of code is a fault as any.
+    ///
     /// # Errors
     ///
     /// When the range is not whole pages, or not mapped everywhere; when writes are to be let
-    /// through in a region that is not [writable](crate::Options::writable); when the kernel or
-    /// memory run out.
+    /// through in a region that is not [writable](crate::Options::writable); when the system lets
+    /// no such memory be executed ([`Error::NotExecutable`]); when the kernel or memory run out.
     #[doc(alias = "mprotect")]
     pub fn protect(&self, range: Range<usize>, access: Access) -> Result<(), Error> {
         if access == Access::ReadWrite && !self.mapping.backing.is_tracked {
@@ -230,9 +252,9 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// When the range is not whole pages, or nothing of it is mapped; when the kernel or memory run
-    /// out. Where a filter refuses `madvise` the range is unmapped all the same, and its memory
-    /// kept.
+    /// When the range is not whole pages, nothing of it is mapped, or some of it is
+    /// [pinned](Self::pin); when the kernel or memory run out. Where a filter refuses `madvise` the
+    /// range is unmapped all the same, and its memory kept.
     #[doc(alias = "munmap")]
     pub fn unmap(&self, range: Range<usize>) -> Result<(), Error> {
         let part = self.part(range)?;
@@ -240,6 +262,7 @@ impl Region {
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         loop {
             let exclusion = self.exclude(&part)?;
+            self.check_pins(&part)?;
             let before = Accesses::of(&exclusion, &self.mapping)?;
             before.change(Access::None)?;
             // Reserved until its pages are gone: no thread maps it before.
@@ -331,7 +354,8 @@ impl Region {
     /// were. Threads that write to such a page meanwhile wait, and the page is written once more
     /// the next time.
     ///
-    /// A page that the kernel holds for a device is written as it is now, and stays to be written
+    /// A page that is [pinned](Self::pin) is written as it is now, and stays to be written; so does
+    /// one that the kernel holds for a device
     /// ([when that can be told](crate::limits#devices-that-write-to-a-region)).
     ///
     /// # Errors
@@ -345,6 +369,49 @@ impl Region {
         self.settle(&part)?;
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         write_back(&self.mapping, &part)
+    }
+
+    /// Writes all that was written to the source, and waits until it is durable: after that it is
+    /// there after a failure of power too. How many bytes were written by the call.
+    ///
+    /// It covers what was written to the region before the call, also what was written back before,
+    /// or to keep a [bound](crate::Options::resident). What others write to the source by other
+    /// ways may become durable with it.
+    ///
+    /// ```
+    /// use pervma_pager::{FileSource, Options};
+    ///
+    /// let file = tempfile::tempfile()?;
+    /// file.set_len(1 << 20)?;
+    /// let region = Options::new().writable().map(FileSource::new(file)?)?;
+    /// region.write(5000, b"kept");
+    /// assert_eq!(region.sync()?, 4096);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`write_back`](Self::write_back), and the source is not asked to make durable what
+    /// was written then; [`Error::Sync`] when the source fails at that. Its pages are not what is
+    /// to be written any more: what of it will be there is unknown, and calling it again does not
+    /// write it again. Write it to the region once more, or to another place.
+    #[doc(alias = "msync")]
+    #[doc(alias = "fsync")]
+    pub fn sync(&self) -> Result<usize, Error> {
+        self.sync_range(0..self.len())
+    }
+
+    /// As [`sync`](Self::sync), of what was written to a range.
+    ///
+    /// # Errors
+    ///
+    /// As for `sync`, and when the range is not whole pages.
+    pub fn sync_range(&self, range: Range<usize>) -> Result<usize, Error> {
+        let bytes = self.write_back(range)?;
+        if self.mapping.backing.is_tracked {
+            self.mapping.backing.source.sync().map_err(Error::Sync)?;
+        }
+        Ok(bytes)
     }
 
     /// Why written pages could not be given back to keep a [bound](crate::Options::resident): the
@@ -383,6 +450,15 @@ impl Region {
             Ok(range.start..end)
         } else {
             Err(Error::Range { start: range.start, end: range.end, len })
+        }
+    }
+
+    /// Fails if pages of a part are pinned, which the caller excludes.
+    fn check_pins(&self, part: &Range<usize>) -> Result<(), Error> {
+        let mapping = &self.mapping;
+        match mapping.holds.pinned(&mapping.pages(part)) {
+            Some(pinned) => Err(Error::Pinned(mapping.offsets(pinned))),
+            None => Ok(()),
         }
     }
 

@@ -19,12 +19,12 @@ impl Region {
     ///
     /// What it loses is unmapped. What it gains is mapped as after the region was made; the source
     /// must have that many bytes by now. What it gains in the page in which it ended is the
-    /// source's as well, also if that page was written.
+    /// source's as well, also if that page was written: no code may run in it meanwhile.
     ///
     /// # Errors
     ///
-    /// When the source is too short or fails, or the length is 0; when the kernel or memory run
-    /// out.
+    /// When the source is too short or fails, or the length is 0; when a [`Pin`](crate::Pin) of
+    /// what would go or move was leaked; when the kernel or memory run out.
     #[doc(alias = "mremap")]
     pub fn resize(&mut self, len: usize) -> Result<(), Error> {
         let bytes = self.mapping.backing.source.size();
@@ -54,6 +54,7 @@ impl Region {
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         match self.exclude(&last) {
             Ok(exclusion) => {
+                self.check_pins(&last)?;
                 let is_dirty =
                     self.mapping.pages(&last).any(|page| self.mapping.records.is_dirty(page));
                 if before < mapped {
@@ -106,11 +107,12 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// When the kernel or memory run out.
+    /// When a [`Pin`](crate::Pin) was leaked; when the kernel or memory run out.
     #[doc(alias = "mremap")]
     pub fn relocate(&mut self, capacity: usize) -> Result<(), Error> {
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         let old = Arc::clone(&self.mapping);
+        self.check_pins(&old.whole())?;
         let page = self.page_size();
         let len = self.len().next_multiple_of(page);
         let new = Mapping::new(Arc::clone(&old.backing), capacity.max(len))?;
@@ -123,10 +125,7 @@ impl Region {
             Err(error) => return Err(error),
             Ok(exclusion) => self.move_excluded(&new, exclusion)?,
         };
-        if let Some(budget) = &old.backing.budget {
-            let gone = old.records.times(Records::is_present).count().saturating_sub(copied);
-            budget.give(old.backing.counted(gone));
-        }
+        old.have_gone(old.records.times(Records::is_present).count().saturating_sub(copied));
         *place = Arc::clone(&new);
         drop(place);
         self.mapping = new;

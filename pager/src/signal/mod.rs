@@ -7,36 +7,109 @@ mod previous;
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use libc::{SIGBUS, siginfo_t};
 use pervma::{HandlerScope, StdPlatform};
-use rustix::thread::Timespec;
 
 use self::action::set_action;
 pub(crate) use self::mask::{SignalsBlocked, is_blocked};
 use self::previous::Previous;
+use crate::Error;
 use crate::failure::Response;
 use crate::fault::{self, Cause, Server, Verdict};
 use crate::stats::Shard;
 use crate::sys::Errno;
+use crate::wakeup::rest;
 
-/// The action for SIGBUS that was there before. Set before our handler is installed, so that the
-/// handler can always read it.
-static PREVIOUS: OnceLock<Previous> = OnceLock::new();
+/// Whether our handler was installed at some time.
+static INSTALLED: Mutex<bool> = Mutex::new(false);
 
 /// Installs the handler, once per process.
 pub(crate) fn install() -> Result<(), Errno> {
-    static INSTALLED: Mutex<bool> = Mutex::new(false);
     let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
     if !*installed {
-        // A thread that may not is no reason for another one not to.
-        let previous = Previous::query()?;
-        PREVIOUS.get_or_init(|| previous);
-        set_action(&our_action())?;
+        install_over_what_is_there()?;
         *installed = true;
     }
     Ok(())
+}
+
+/// What is there is noted before our handler is installed, which can always read it then.
+fn install_over_what_is_there() -> Result<(), Errno> {
+    let (ours, there) = (our_action(), Previous::query()?);
+    if !there.is(ours.sa_sigaction) {
+        previous::note(there);
+    }
+    set_action(&ours)
+}
+
+/// Installs the SIGBUS handler of this crate, again if another one has taken its place: a library
+/// that was loaded later and does not pass on what is not its own (Python's `faulthandler`, a crash
+/// reporter), or the default action, which the standard library's handler restores when a SIGBUS
+/// was sent. The first region that is mapped installs it; later ones do not, since who comes later
+/// may have meant it, and may [pass signals on](serve_sigbus).
+///
+/// What is there gets the signals that are no faults of regions, and may pass on to this crate's
+/// handler what it does not take, as it may before: that goes to what was there earlier. If the
+/// handler is there already, nothing changes.
+///
+/// ```
+/// use pervma_pager::{FrozenRegion, MemorySource};
+///
+/// let region = FrozenRegion::map(MemorySource::new(vec![7; 8192]))?;
+/// // A library is loaded that takes SIGBUS.
+/// pervma_pager::install_handler()?;
+/// assert_eq!(region[4096], 7);
+/// # Ok::<(), pervma_pager::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// [`Error::Handler`] where a filter refuses it.
+pub fn install_handler() -> Result<(), Error> {
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    install_over_what_is_there().map_err(Error::Handler)?;
+    *installed = true;
+    Ok(())
+}
+
+/// Serves a SIGBUS that is a fault of a region, for an application that has a handler of its own in
+/// place of this crate's. Whether it was one, and the thread may go on: the handler returns then.
+/// If not, the signal is the application's; so is an access that failed and whose region
+/// [passes that on](crate::OnFailure::pass_on).
+///
+/// It does not lock, allocate or run a destructor, and leaves `errno` as it was.
+///
+/// ```
+/// use std::ffi::{c_int, c_void};
+///
+/// unsafe extern "C" fn on_sigbus(signal: c_int, info: *mut c_void, context: *mut c_void) {
+///     // SAFETY: the arguments of a handler with SA_SIGINFO, under which all signals are blocked.
+///     if !unsafe { pervma_pager::serve_sigbus(signal, info, context) } {
+///         std::process::abort(); // what the application does otherwise
+///     }
+/// }
+/// ```
+///
+/// # Safety
+///
+/// It is called by a handler of a signal, in the thread that got it, with the arguments that the
+/// handler got: of one that was installed with `SA_SIGINFO`, with all signals in `sa_mask`, and
+/// without `SA_NODEFER`. On an alternate stack it needs what [`limits`](crate::limits) says.
+pub unsafe fn serve_sigbus(signal: c_int, info: *mut c_void, context: *mut c_void) -> bool {
+    if signal != SIGBUS {
+        return false;
+    }
+    // SAFETY: no condition; the C library has one for each thread.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: it is valid while the thread lives, and no other thread's.
+    let saved = unsafe { errno.read() };
+    // SAFETY: a handler's arguments (contract).
+    let served = unsafe { serve(info.cast(), context) };
+    // SAFETY: the thread's own `errno`, which was read above.
+    unsafe { errno.write(saved) };
+    served
 }
 
 /// Our handler, with every signal blocked while it runs and system calls restarted after a SIGBUS
@@ -73,7 +146,7 @@ impl Sent {
     const CODE: c_int = -0x7065;
 
     fn token() -> usize {
-        (&raw const PREVIOUS).addr()
+        (&raw const INSTALLED).addr()
     }
 
     /// Whether this signal is one.
@@ -116,9 +189,27 @@ unsafe extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mu
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: it is valid while the thread lives, and no other thread's.
     let saved = unsafe { errno.read() };
+    let frame = (&raw const saved).addr();
+    let times_back = previous::times_back(context, frame);
+    // If it is passed back, it was no fault of a region.
+    // SAFETY: a handler's arguments, passed through.
+    if times_back > 0 || !unsafe { serve(info, context) } {
+        // SAFETY: passed on as they came.
+        unsafe { previous::pass_on(signal, info, context, frame, times_back) }
+    }
+    // SAFETY: the thread's own `errno`, which was read above.
+    unsafe { errno.write(saved) };
+}
+
+/// Serves a signal if it is a fault of a region; whether the thread may go on.
+///
+/// # Safety
+///
+/// `info` and `context` are those of a delivered SIGBUS.
+unsafe fn serve(info: *const siginfo_t, context: *mut c_void) -> bool {
     // SAFETY: a delivered signal comes with a `siginfo_t`.
     let about = unsafe { &*info };
-    let served = if matches!(about.si_code, libc::BUS_ADRERR | libc::BUS_MCEERR_AR) {
+    if matches!(about.si_code, libc::BUS_ADRERR | libc::BUS_MCEERR_AR) {
         // SAFETY: with these codes the kernel reports a fault, and a fault has an address.
         let addr = unsafe { about.si_addr() }.addr();
         // SAFETY: a delivered signal comes with the interrupted thread's context.
@@ -131,19 +222,8 @@ unsafe extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mu
             Some(_) => true,
             None => false,
         }
-    };
-    if !served && let Some(previous) = PREVIOUS.get() {
-        // SAFETY: signal, info and context are passed on as they came.
-        unsafe { previous.deliver(signal, info, context) }
     }
-    // SAFETY: the thread's own `errno`, which was read above.
-    unsafe { errno.write(saved) };
 }
-
-/// So many faults in a row at a page that is present are nothing unusual.
-const FEW: u32 = 16;
-/// And so many, with rests between them of about a second together, mean that it cannot be read.
-const TOO_MANY: u32 = 2000;
 
 /// Serves a fault, or fails the access if no cause is given; whether the thread may go on.
 #[inline]
@@ -170,14 +250,7 @@ fn respond(addr: usize, cause: Option<Cause>, context: *mut c_void) -> bool {
     PUT_OFF.set(if is_put_off { addr } else { 0 });
     match verdict {
         Verdict::Filled { .. } | Verdict::UnderWay { .. } => true,
-        Verdict::Present { number, time, .. } => match fault::times_present(number, addr, time) {
-            1..FEW => true,
-            times if times < TOO_MANY => {
-                rest(times);
-                true
-            }
-            _ => false,
-        },
+        Verdict::Present { number, time, .. } => fault::may_repeat(number, addr, time),
         Verdict::Changed { .. } | Verdict::Later => {
             rest(times_in_a_row());
             true
@@ -187,21 +260,6 @@ fn respond(addr: usize, cause: Option<Cause>, context: *mut c_void) -> bool {
             on_failure.respond(addr, offset, context) == Response::Resume
         }
         Verdict::PassOn => false,
-    }
-}
-
-/// Lets others go on: the thread that changes the mapping, fills the page, or gives pages back. The
-/// more often it happens in a row, the longer it takes, so that a thread that waits for a disk does
-/// not spin, and one of more weight than the one it waits for lets it run.
-#[cold]
-fn rest(times: u32) {
-    const SPINS: u32 = 64;
-    if times < SPINS {
-        std::thread::yield_now();
-    } else {
-        let nanos = i64::from(times.min(20 * SPINS)) * 1000;
-        // Interrupted is as good as done: the access decides.
-        let _ = rustix::thread::nanosleep(&Timespec { tv_sec: 0, tv_nsec: nanos });
     }
 }
 

@@ -1,17 +1,100 @@
-//! The handler that SIGBUS had before, and passing a signal on to it.
+//! The handlers that SIGBUS had before, and passing a signal on to them.
+//!
+//! There is one for each time that ours was installed. A handler that was installed over ours, and
+//! that ours was installed over again, may pass on to ours what it does not take itself: that call
+//! is told from the kernel's own, and goes to the handler before.
 //!
 //! It should look to that handler as if the kernel had called. What is different: it runs on the
 //! stack that ours is on, the thread's alternate one if it has one, whatever its `SA_ONSTACK`; and
 //! system calls are restarted, whatever its `SA_RESTART`.
 
+use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::mem::{MaybeUninit, transmute};
 use std::ptr;
+use std::sync::OnceLock;
 
 use libc::{SIG_DFL, SIG_IGN, SIGBUS, siginfo_t, sigset_t, ucontext_t};
 
 use super::action::set_action;
 use crate::sys::{Errno, last_errno};
+
+/// Those that there were before ours, from the first on. They are never taken away: the handler
+/// reads them.
+static FIRST: Link = OnceLock::new();
+
+type Link = OnceLock<Box<Installed>>;
+
+struct Installed {
+    over: Previous,
+    next: Link,
+}
+
+/// Notes what ours is about to be installed over. One thread at a time does.
+pub(super) fn note(over: Previous) {
+    let mut link = &FIRST;
+    while let Some(installed) = link.get() {
+        link = &installed.next;
+    }
+    link.get_or_init(|| Box::new(Installed { over, next: OnceLock::new() }));
+}
+
+/// What ours was installed over, from the last time back.
+fn installed_over(times_back: usize) -> Option<&'static Previous> {
+    let all = || std::iter::successors(FIRST.get(), |installed| installed.next.get());
+    let at = all().count().checked_sub(times_back + 1)?;
+    all().nth(at).map(|installed| &installed.over)
+}
+
+/// A signal that is being passed on.
+#[derive(Clone, Copy)]
+struct Passing {
+    context: usize,
+    /// An address in the frame of our handler.
+    frame: usize,
+    times_back: usize,
+}
+
+thread_local! {
+    static PASSING: Cell<Passing> =
+        const { Cell::new(Passing { context: 0, frame: 0, times_back: 0 }) };
+}
+
+/// Whether our handler, which has `frame`, was called by one that it has passed this signal on to;
+/// how many times back is to be looked for whose signal it is then. 0 if the kernel has called it.
+///
+/// It is called deeper on the same stack, with the same context. When a handler has left by a jump,
+/// the kernel's next call is not both: where the context is, the frame is as well.
+pub(super) fn times_back(context: *mut c_void, frame: usize) -> usize {
+    let outer = PASSING.get();
+    let is_called = context.addr() == outer.context && frame < outer.frame;
+    if is_called { outer.times_back + 1 } else { 0 }
+}
+
+/// Passes a signal on that is not ours to what ours was installed over.
+///
+/// # Safety
+///
+/// Inside the handler of this signal, with the arguments that it got.
+pub(super) unsafe fn pass_on(
+    signal: c_int,
+    info: *mut siginfo_t,
+    context: *mut c_void,
+    frame: usize,
+    times_back: usize,
+) {
+    let outer = PASSING.replace(Passing { context: context.addr(), frame, times_back });
+    match installed_over(times_back) {
+        // SAFETY: passed through from the caller.
+        Some(previous) => unsafe { previous.deliver(signal, info, context) },
+        None => {
+            // SAFETY: the handler's argument.
+            let about = unsafe { &*info };
+            end_by_default(is_fault(about.si_code));
+        }
+    }
+    PASSING.set(outer);
+}
 
 /// The process's action for SIGBUS at the time it was queried.
 pub(super) struct Previous(libc::sigaction);
@@ -27,12 +110,17 @@ impl Previous {
         }
     }
 
+    /// Whether it is this handler.
+    pub(super) fn is(&self, handler: usize) -> bool {
+        self.0.sa_sigaction == handler
+    }
+
     /// Passes a signal on, as the kernel would have delivered it to them.
     ///
     /// # Safety
     ///
     /// Inside the handler of this signal, with the arguments that it got.
-    pub(super) unsafe fn deliver(&self, signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    unsafe fn deliver(&self, signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
         match self.0.sa_sigaction {
             SIG_DFL | SIG_IGN => {
                 // SAFETY: the handler's argument.
@@ -44,16 +132,10 @@ impl Previous {
         }
     }
 
-    /// There was no handler. A fault cannot be ignored, the kernel ends the process: repeated under
-    /// the default action, the access itself does that. A signal that was sent does not repeat.
+    /// There was no handler. A fault cannot be ignored.
     fn without_handler(&self, fault: bool) {
-        if !fault && self.0.sa_sigaction == SIG_IGN {
-            return;
-        }
-        restore_default();
-        if !fault {
-            // SAFETY: no condition. It is delivered when this handler returns.
-            unsafe { libc::raise(SIGBUS) };
+        if fault || self.0.sa_sigaction != SIG_IGN {
+            end_by_default(fault);
         }
     }
 
@@ -108,6 +190,16 @@ impl Previous {
             }
         }
         mask
+    }
+}
+
+/// Has the process end, as it does without a handler: repeated under the default action, an access
+/// does that itself. A signal that was sent does not repeat.
+fn end_by_default(fault: bool) {
+    restore_default();
+    if !fault {
+        // SAFETY: no condition. It is delivered when this handler returns.
+        unsafe { libc::raise(SIGBUS) };
     }
 }
 

@@ -5,14 +5,14 @@ use std::io::{self, ErrorKind, IoSlice};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{FileType, OFlags, SealFlags, fcntl_get_seals, fcntl_getfl, fstat};
+use rustix::fs::{FileType, OFlags, SealFlags, fcntl_get_seals, fcntl_getfl, fdatasync, fstat};
 use rustix::io::{Errno, ReadWriteFlags, pread, pwritev2};
 
 use super::sparse::Sparse;
 use super::{ReadFailed, SignalSafe, Source};
 use crate::Error;
 
-/// A regular file, read and written by position.
+/// A regular file or a [part](Self::part) of one, read and written by position.
 ///
 /// A page is read when it is first touched, and again when it is touched after it was given back;
 /// what the file becomes between does not show. A file that has shrunk below a page that is touched
@@ -56,6 +56,10 @@ pub struct FileSource {
     is_open_for_writing: bool,
     /// If it had holes when it was taken.
     sparse: Option<Sparse>,
+    /// Where in the file it begins.
+    start: u64,
+    /// Where it ends there; `None` if with the file.
+    end: Option<u64>,
 }
 
 impl FileSource {
@@ -78,7 +82,7 @@ impl FileSource {
         }
         let is_open_for_writing = flags.intersection(OFlags::RWMODE) == OFlags::RDWR;
         let (size, sparse) = (about.st_size.cast_unsigned(), Sparse::of(&file, &about));
-        let source = Self { file, size, is_open_for_writing, sparse };
+        let source = Self { file, size, is_open_for_writing, sparse, start: 0, end: None };
         if let Some(last) = source.size.checked_sub(1) {
             let read = pread(&source.file, &mut [0; 1], last).map_err(|e| Error::File(e.into()))?;
             if read == 0 {
@@ -86,6 +90,54 @@ impl FileSource {
             }
         }
         Ok(source)
+    }
+
+    /// A part of the file, in bytes from the start of this source: all offsets are from there on.
+    /// It need not be whole pages. Behind a part that does not fill its last page there are zeros,
+    /// which are never written to the file; what is before and behind it is not touched.
+    ///
+    /// A part has the length it was given, also when the file grows. When the file becomes shorter,
+    /// accesses to what is missing fail as those to the whole file do.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use pervma_pager::{FileSource, FrozenRegion};
+    ///
+    /// let mut file = tempfile::tempfile()?;
+    /// file.write_all(b"header, body, trailer")?;
+    /// let region = FrozenRegion::map(FileSource::new(file)?.part(8..12)?)?;
+    /// assert_eq!(&region[..], b"body");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BeyondFile`] when it is not within this source as it is now, [`Error::Empty`] when
+    /// it has no bytes, [`Error::File`] when the file cannot be asked.
+    pub fn part(self, range: Range<u64>) -> Result<Self, Error> {
+        let now = size_of(&self.file).map_err(|error| Error::File(error.into()))?;
+        let bytes = self.size_of_part(now);
+        if range.start > range.end || range.end > bytes {
+            return Err(Error::BeyondFile { start: range.start, end: range.end, bytes });
+        }
+        if range.is_empty() {
+            return Err(Error::Empty);
+        }
+        let (start, end) = (self.start + range.start, Some(self.start + range.end));
+        Ok(Self { start, end, ..self })
+    }
+
+    /// How many bytes of it there are when the file has so many.
+    fn size_of_part(&self, file: u64) -> u64 {
+        self.end.map_or(file, |end| end.min(file)).saturating_sub(self.start)
+    }
+
+    /// Where in the file some of its bytes are; `None` if they are not all its own.
+    #[inline]
+    fn place(&self, offset: u64, bytes: usize) -> Option<Range<u64>> {
+        let start = self.start.checked_add(offset)?;
+        let end = start.checked_add(bytes as u64)?;
+        self.end.is_none_or(|last| end <= last).then_some(start..end)
     }
 
     fn is_sealed(&self) -> bool {
@@ -162,12 +214,12 @@ fn refused(kind: ErrorKind, text: &'static str) -> io::Error {
 impl Source for FileSource {
     fn size(&self) -> u64 {
         // It may have grown; if it has shrunk, so be it.
-        size_of(&self.file).unwrap_or(self.size)
+        self.size_of_part(size_of(&self.file).unwrap_or(self.size))
     }
 
     #[inline]
-    fn read_at(&self, mut offset: u64, mut buf: &mut [u8]) -> Result<(), ReadFailed> {
-        let end = offset + buf.len() as u64;
+    fn read_at(&self, offset: u64, mut buf: &mut [u8]) -> Result<(), ReadFailed> {
+        let Range { start: mut offset, end } = self.place(offset, buf.len()).ok_or(ReadFailed)?;
         while !buf.is_empty() {
             match pread(&self.file, &mut *buf, offset) {
                 // Within the size there is no end of file, unless the file has shrunk.
@@ -188,17 +240,33 @@ impl Source for FileSource {
     }
 
     fn zeros(&self, range: Range<u64>) -> Option<Range<u64>> {
+        let range = self.place(range.start, range.end.checked_sub(range.start)? as usize)?;
         let hole = self.sparse.as_ref()?.hole(range.clone())?;
         // Behind the end of a file that has shrunk there are no zeros.
-        size_of(&self.file).is_ok_and(|now| now >= range.end).then_some(hole)
+        let is_there = size_of(&self.file).is_ok_and(|now| now >= range.end);
+        // It begins within the range.
+        is_there.then(|| hole.start - self.start..hole.end - self.start)
     }
 
     fn is_writable(&self) -> bool {
         self.is_open_for_writing && !self.is_sealed()
     }
 
-    fn write_at(&self, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
-        self.check_write(offset + bytes.len() as u64)?;
+    /// `fdatasync`.
+    fn sync(&self) -> io::Result<()> {
+        loop {
+            match fdatasync(&self.file) {
+                Err(Errno::INTR) => {}
+                done => return done.map_err(Into::into),
+            }
+        }
+    }
+
+    fn write_at(&self, offset: u64, mut bytes: &[u8]) -> io::Result<()> {
+        let beyond = || refused(ErrorKind::InvalidInput, "beyond the part of the file");
+        let Range { start: mut offset, end } =
+            self.place(offset, bytes.len()).ok_or_else(beyond)?;
+        self.check_write(end)?;
         while !bytes.is_empty() {
             match self.write_some(offset, bytes) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),

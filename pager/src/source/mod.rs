@@ -59,7 +59,8 @@ pub trait Source: Send + Sync {
     /// It is called by several threads at once, as a rule for different granules: other threads
     /// that want the same one wait, share what was read, and read themselves only if that failed or
     /// takes more than 10 seconds. It may not touch the region. A panic while a fault is served
-    /// ends the process.
+    /// ends the process; in a read for [`read_checked`](crate::Region::read_checked) and its like
+    /// it goes on to their caller.
     ///
     /// # Errors
     ///
@@ -102,6 +103,18 @@ pub trait Source: Send + Sync {
     /// Whether [`write_at`](Self::write_at) can work.
     fn is_writable(&self) -> bool {
         false
+    }
+
+    /// Makes what was written by [`write_at`](Self::write_at) durable: when it returns, it is there
+    /// after a failure of power too. Called by [`Region::sync`](crate::Region::sync), never in a
+    /// signal handler, while nothing of the region is locked. By default there is nothing to do,
+    /// which is right where `write_at` itself does it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be said of all that was written.
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
     }
 
     /// Writes what was written to pages of the region: `bytes`, whole pages but for the end of the
@@ -199,6 +212,10 @@ impl<S: Source + ?Sized> Source for Arc<S> {
 
     fn is_writable(&self) -> bool {
         (**self).is_writable()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        (**self).sync()
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {

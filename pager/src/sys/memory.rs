@@ -20,6 +20,8 @@ pub enum Access {
     Read,
     /// Reads and writes.
     ReadWrite,
+    /// Reads, and running what is there as code. There is none that lets code be written and run.
+    ReadExecute,
 }
 
 /// Of what size the kernel's pages of a memory are.
@@ -137,6 +139,7 @@ impl Memory {
             Access::None => MprotectFlags::empty(),
             Access::Read => MprotectFlags::READ,
             Access::ReadWrite => MprotectFlags::READ | MprotectFlags::WRITE,
+            Access::ReadExecute => MprotectFlags::READ | MprotectFlags::EXEC,
         };
         let (start, len) = self.part(range);
         if access == Access::ReadWrite {
