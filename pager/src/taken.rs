@@ -222,7 +222,7 @@ mod tests {
     use crate::mapping::SPACE;
     use crate::{MemorySource, Options};
 
-    /// As Linux 6.18 does now and then: it moves a page, and says that one was there already.
+    /// B36. As Linux 6.18 does now and then: it moves a page, and says that one was there already.
     #[test]
     fn what_has_moved_although_the_kernel_does_not_say_so_is_out() {
         let region = Options::new().writable().map(MemorySource::new(vec![1; 4 * PAGE])).unwrap();
