@@ -66,10 +66,10 @@
 //!
 //! # Without `std`
 //!
-//! The default feature `std` brings [`StdPlatform`], with `parking_lot`'s raw lock, the futex and a
-//! thread-local state. Without it the crate needs `alloc` only, and a [`Platform`] of yours: a raw
-//! lock that implements [`lock_api::RawRwLockDowngrade`], memory for slabs ([`SlabMemory`]), a way
-//! to sleep on a word and to wake, and where a thread's state lives.
+//! The default feature `std` brings [`StdPlatform`], with a lock, the futex and a thread-local
+//! state. Without it the crate needs `alloc` only, and a [`Platform`] of yours: a raw lock that
+//! implements [`lock_api::RawRwLockDowngrade`], memory for slabs ([`SlabMemory`]), a way to sleep
+//! on a word and to wake, and where a thread's state lives.
 //!
 //! # Memory orderings
 //!
@@ -185,7 +185,7 @@ mod suite;
 /// The parts below the public interface, for the models.
 #[cfg(pervma_model)]
 pub mod internals {
-    pub use crate::host::Model;
+    pub use crate::host::{FutexLock, Model};
     pub use crate::lock::{EventKey, SpaceSeq, VmaLock};
     pub use crate::step::{STEPS, Step};
     pub use crate::sync::{
