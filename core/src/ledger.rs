@@ -241,6 +241,14 @@ edges! {
         without "a walker in a node that another space has recycled turns by that space's keys, finds the way to the node unchanged and reports a hole";
 }
 
+/// Nothing uses these edges where the lock on the futex is not part of the crate.
+#[cfg(not(any(
+    pervma_model,
+    all(feature = "std", any(target_os = "linux", target_os = "android"))
+)))]
+const _: (LOCK_ACQUIRE, LOCK_RELEASE, LOCK_RELEASE_SHARED, LOCK_DOWNGRADE) =
+    (LOCK_ACQUIRE, LOCK_RELEASE, LOCK_RELEASE_SHARED, LOCK_DOWNGRADE);
+
 /// An ordering that the crate relies on and no model can show.
 #[cfg(pervma_model)]
 #[derive(Clone, Copy, Debug)]
