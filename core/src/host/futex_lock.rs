@@ -2,7 +2,8 @@
 //! [`StdPlatform`](crate::StdPlatform) on Linux and Android.
 //!
 //! It keeps no list of waiters outside of the kernel, and no word names a thread: after a fork the
-//! child, in which those that waited are missing, has nothing of them to clean up but this word.
+//! child, in which those that waited are missing, has nothing of them to clean up but this word
+//! ([`FutexLock::renew`]).
 //!
 //! # The word
 //!
@@ -156,6 +157,13 @@ impl FutexLock {
         if before & (WAITING | GIVE_WAY) == WAITING {
             self.wake_if(|word| word & GIVE_WAY == 0, Self::pass_on);
         }
+    }
+
+    /// Unlocks the lock in a child of a fork, where the caller is the only thread: nothing that
+    /// others left in the word counts any more.
+    #[cfg(not(pervma_model))]
+    pub(super) fn renew(&self) {
+        self.0.word().store(0, Relaxed("there is no other thread"));
     }
 
     /// Replaces the word by one in which the caller has the lock.

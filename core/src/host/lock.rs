@@ -27,6 +27,14 @@ mod inner {
 /// one word, on which threads sleep; elsewhere it is `parking_lot`'s.
 pub struct StdLock(inner::Lock);
 
+impl StdLock {
+    /// As [`Platform::renew`](crate::Platform::renew).
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    pub(super) fn renew(&self) {
+        self.0.renew();
+    }
+}
+
 // SAFETY: the lock behind it keeps the contract, and each call is handed on to it. A guard stays
 // with its thread, as `parking_lot`'s does unless a feature of it says otherwise.
 unsafe impl RawRwLock for StdLock {

@@ -75,6 +75,14 @@ unsafe impl Platform for StdPlatform {
         Some(STATE.with(f))
     }
 
+    /// Elsewhere a child would find `parking_lot`'s queues as other threads left them.
+    const FORKS: bool = cfg!(any(target_os = "linux", target_os = "android"));
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    unsafe fn renew(lock: &StdLock) {
+        lock.renew();
+    }
+
     /// Registers the process for `membarrier(2)`.
     #[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
     fn prepare_barrier() -> bool {
