@@ -289,6 +289,21 @@ impl<O: Object, P: Platform> Arena<O, P> {
         run(All { arena: self, rest: 0..initialised })
     }
 
+    /// Makes the arena's lock new after a fork, in the child.
+    ///
+    /// A thread that held it at the fork has stopped between any two of its steps. That does no
+    /// harm: it shows what it did by its last store, of the state. Of this the child may have some
+    /// words and not others, and then it initialises an object once more, whose index nobody has,
+    /// or never uses it again, or counts one too many in use.
+    ///
+    /// # Safety
+    ///
+    /// The caller is the only thread of its process, has just forked, and does not guard the arena.
+    pub(crate) unsafe fn renew(&self) {
+        // SAFETY: as the caller says.
+        unsafe { self.free.0.lock.renew() };
+    }
+
     /// How many objects there are, and how many of them are in use.
     pub(crate) fn usage(&self) -> Usage {
         let usage = self.free.0.usage.load(Relaxed("the caller may be late anyway"));

@@ -6,13 +6,14 @@ use core::fmt;
 use core::ops::{Deref, DerefMut, Range};
 
 use crate::change::{Change, ExcludedVmas, Mapped, Refusal, Request, exclude};
-use crate::error::{ChangeError, EditError, InsertError, WriteError};
-use crate::held::HandlerScope;
+use crate::error::{ChangeError, EditError, ForkError, InsertError, WriteError};
+use crate::fork::PreparedFork;
+use crate::held::{HandlerScope, SlabScope};
 use crate::host::DefaultPlatform;
 use crate::map::{Map, MapWrite, Vmas, WriteCursor};
 use crate::payload::Payload;
 use crate::platform::Platform;
-use crate::range::Span;
+use crate::range::{EVERYTHING, Span};
 use crate::removed::RemovedVmas;
 use crate::slots::{Attached, Entry, WriteLocked};
 use crate::space::AddressSpace;
@@ -404,9 +405,6 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     }
 }
 
-/// All that can be mapped.
-const EVERYTHING: Span = Span { start: 0, end: usize::MAX };
-
 /// Refuses what could wait for a guard of its own thread.
 #[inline]
 fn check_no_guard<T, P: Platform>(map: &Map<T, P>) -> Result<(), EditError> {
@@ -565,10 +563,15 @@ impl<T, P: Platform> AddressSpace<T, P> {
 
     fn edit_span(&self, span: Span) -> Result<Edit<'_, T, P>, ChangeError> {
         self.check_may_wait()?;
-        let state = self.map().state();
-        if state.holds_exclusion() {
+        if self.map().state().holds_exclusion() {
             return Err(ChangeError::OwnExclusion);
         }
+        Ok(self.edit_unexcluded(span))
+    }
+
+    /// Begins an edit in which no thread excludes a VMA of `span`.
+    fn edit_unexcluded(&self, span: Span) -> Edit<'_, T, P> {
+        let state = self.map().state();
         let mut turn = None;
         loop {
             let map = self.map().write();
@@ -576,7 +579,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
                 if let Some(turn) = turn {
                     map.section().end_turn(turn);
                 }
-                return Ok(Edit { map, deferred_drops: Vec::new() });
+                return Edit { map, deferred_drops: Vec::new() };
             };
             // While another edit has the turn, waiting for other exclusions perhaps, this one waits
             // without.
@@ -615,6 +618,44 @@ impl<T, P: Platform> AddressSpace<T, P> {
         copy: impl FnMut(Range<usize>, &T) -> Option<T>,
     ) -> Result<AddressSpace<T, P>, ChangeError> {
         self.edit_span(EVERYTHING)?.fork(copy)
+    }
+
+    /// Prepares the space for fork(2), which the running thread is going to call: waits for edits,
+    /// views and exclusions of others, and lets none begin until the result is dropped. It waits
+    /// for no reader, however long that reads, unless one of those waits for it.
+    ///
+    /// Without it, a child cannot use the space: it may find a lock held by a thread that is not
+    /// there. It may only [abandon](Self::abandon_after_fork) it. Spaces on one slab are prepared
+    /// each; one that is not can only be abandoned in the child, and does not harm the others. To
+    /// prepare several, prepare them in the same order everywhere, as with other locks.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.insert(0x1000..0x3000, "text")?;
+    /// let prepared = space.prepare_fork()?;
+    /// assert!(space.try_read(0x1000).is_ok()); // readers go on
+    /// assert!(space.edit().is_err());
+    /// prepared.parent(); // or `child`, in the child
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When the thread would wait for itself: it edits this space, excludes a part of it, or holds
+    /// a guard or a view of it; in a [`HandlerScope`]; and where the platform cannot do it
+    /// ([`Platform::FORKS`]).
+    pub fn prepare_fork(&self) -> Result<PreparedFork<'_, T, P>, ForkError> {
+        if !P::FORKS {
+            return Err(ForkError::Unsupported);
+        }
+        if HandlerScope::<P>::active() || SlabScope::<P>::active() {
+            return Err(ForkError::InHandler);
+        }
+        self.check_may_wait()?;
+        if self.map().state().holds_exclusion() {
+            return Err(ForkError::OwnExclusion);
+        }
+        Ok(PreparedFork::new(self.edit_unexcluded(EVERYTHING).map))
     }
 
     /// Maps `range` with `payload`, merging nothing: an [`edit`](Self::edit) with one

@@ -54,6 +54,8 @@ pub enum ReadError {
         /// The start of the VMA.
         addr: usize,
     },
+    /// The space was [abandoned](crate::AddressSpace::abandon_after_fork) after a fork.
+    Forked,
 }
 
 impl fmt::Display for ReadError {
@@ -76,6 +78,7 @@ impl fmt::Display for ReadError {
             }
             Self::Reserved { addr } => write!(f, "{addr:#x} is reserved, with nothing mapped yet"),
             Self::Gone { addr } => write!(f, "the mapping that started at {addr:#x} is gone"),
+            Self::Forked => EditError::Forked.fmt(f),
         }
     }
 }
@@ -90,6 +93,8 @@ pub enum EditError {
     OwnEdit,
     /// The thread holds a guard of this space, which the edit could end up waiting for.
     GuardHeld,
+    /// The space was [abandoned](crate::AddressSpace::abandon_after_fork) after a fork.
+    Forked,
 }
 
 impl fmt::Display for EditError {
@@ -97,11 +102,47 @@ impl fmt::Display for EditError {
         f.write_str(match self {
             Self::OwnEdit => "this thread already edits the space",
             Self::GuardHeld => "this thread holds a guard of the space",
+            Self::Forked => "the space was abandoned after a fork",
         })
     }
 }
 
 impl core::error::Error for EditError {}
+
+/// Why a space was not prepared for fork(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ForkError {
+    /// The thread edits this space.
+    OwnEdit,
+    /// The thread holds a guard or a view of this space, and an edit that it would wait for could
+    /// wait for that.
+    GuardHeld,
+    /// The thread excludes readers from a range of this space.
+    OwnExclusion,
+    /// The thread is in a [`HandlerScope`](crate::HandlerScope), or in a call that a slab makes for
+    /// memory: it must not wait.
+    InHandler,
+    /// The platform cannot do it.
+    Unsupported,
+    /// The space was [abandoned](crate::AddressSpace::abandon_after_fork) after a fork.
+    Forked,
+}
+
+impl fmt::Display for ForkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OwnEdit => EditError::OwnEdit.fmt(f),
+            Self::GuardHeld => EditError::GuardHeld.fmt(f),
+            Self::OwnExclusion => f.write_str("this thread excludes a part of the space"),
+            Self::InHandler => f.write_str("this thread must not wait where it is"),
+            Self::Unsupported => f.write_str("the platform cannot go on after a fork"),
+            Self::Forked => EditError::Forked.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for ForkError {}
 
 /// Why a reader was not registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +155,8 @@ pub enum RegisterError {
     GuardHeld,
     /// No memory was left.
     OutOfMemory,
+    /// The space was [abandoned](crate::AddressSpace::abandon_after_fork) after a fork.
+    Forked,
 }
 
 impl fmt::Display for RegisterError {
@@ -122,17 +165,29 @@ impl fmt::Display for RegisterError {
             Self::OwnEdit => EditError::OwnEdit.fmt(f),
             Self::GuardHeld => EditError::GuardHeld.fmt(f),
             Self::OutOfMemory => f.write_str("no memory to register a reader"),
+            Self::Forked => EditError::Forked.fmt(f),
         }
     }
 }
 
 impl core::error::Error for RegisterError {}
 
+impl From<EditError> for ForkError {
+    fn from(error: EditError) -> Self {
+        match error {
+            EditError::OwnEdit => Self::OwnEdit,
+            EditError::GuardHeld => Self::GuardHeld,
+            EditError::Forked => Self::Forked,
+        }
+    }
+}
+
 impl From<EditError> for RegisterError {
     fn from(error: EditError) -> Self {
         match error {
             EditError::OwnEdit => Self::OwnEdit,
             EditError::GuardHeld => Self::GuardHeld,
+            EditError::Forked => Self::Forked,
         }
     }
 }
@@ -142,6 +197,7 @@ impl From<EditError> for ChangeError {
         match error {
             EditError::OwnEdit => Self::OwnEdit,
             EditError::GuardHeld => Self::GuardHeld,
+            EditError::Forked => Self::Forked,
         }
     }
 }
@@ -187,6 +243,8 @@ pub enum ChangeError {
     GuardHeld,
     /// The thread excludes readers from a range of this space: it could wait for itself.
     OwnExclusion,
+    /// The space was [abandoned](crate::AddressSpace::abandon_after_fork) after a fork.
+    Forked,
     /// Nothing is mapped or reserved in the range; or, for an update, in this part of it.
     NotMapped {
         /// The range without a mapping.
@@ -238,6 +296,7 @@ impl fmt::Display for ChangeError {
             Self::OwnEdit => EditError::OwnEdit.fmt(f),
             Self::GuardHeld => EditError::GuardHeld.fmt(f),
             Self::OwnExclusion => f.write_str("this thread already excludes readers in the space"),
+            Self::Forked => EditError::Forked.fmt(f),
             Self::NotMapped { range } => write!(f, "nothing is mapped in {}", Hex(range)),
             Self::Reserved { range } => write!(f, "{} is reserved", Hex(range)),
             Self::Excluded { vma } => {

@@ -54,9 +54,10 @@ use crate::mm::EditSection;
 use crate::platform::Platform;
 use crate::step::Step;
 use crate::sync::{
-    AtomicU32, AtomicUsize, Cell, FenceOrder, Relaxed, const_unless_model, fence, keep,
+    AtomicU32, AtomicU64, AtomicUsize, Cell, FenceOrder, Relaxed, const_unless_model, fence, keep,
     signal_fence,
 };
+use crate::thread::ThreadState;
 
 /// Hazard pointers in a record: guards that a thread can hold at once without counting.
 const HAZARDS: usize = if cfg!(pervma_model) { 2 } else { 4 };
@@ -81,6 +82,8 @@ pub(crate) struct Record {
     hazards: [Hazard; HAZARDS],
     owner: AtomicU32,
     link: Cell<u32>,
+    /// The thread that owns it: to tell, after a fork, whose owners are gone.
+    thread: AtomicU64,
 }
 
 /// A hazard pointer: where one read lock is published, from before it is tested until it is over.
@@ -156,6 +159,7 @@ impl Object for Record {
             hazards: core::array::from_fn(hazard),
             owner: AtomicU32::new(FREE),
             link: Cell::new(0),
+            thread: AtomicU64::new(0),
         }
     }
 
@@ -248,6 +252,10 @@ impl<P: Platform> Registry<P> {
                 for word in owners {
                     word.store(owner, Relaxed("H4: the guard of the arena publishes it"));
                 }
+                if P::FORKS {
+                    let thread = P::with_thread(ThreadState::id).unwrap_or(0);
+                    free.thread.store(thread, Relaxed("read only after a fork"));
+                }
                 Some(free)
             });
             if let Some(record) = free {
@@ -256,6 +264,28 @@ impl<P: Platform> Registry<P> {
             // Any thread may take it.
             self.0.alloc(section)?;
         }
+    }
+
+    /// Gives up the records of all other threads after a fork, in the child.
+    ///
+    /// # Safety
+    ///
+    /// The caller is the only thread of its process, has just forked, and does not guard the
+    /// records.
+    pub(crate) unsafe fn forget_others(&self, section: &EditSection<'_, P>) {
+        const GONE: Relaxed = Relaxed("there is no other thread");
+        // SAFETY: as the caller says.
+        unsafe { self.0.renew() };
+        let me = P::with_thread(ThreadState::id).unwrap_or(0);
+        self.0.with_all(section, |records| {
+            for record in records.filter(|record| record.thread.load(GONE) != me) {
+                for hazard in &record.hazards {
+                    hazard.published.store(0, GONE);
+                    hazard.transferred.store(0, GONE);
+                }
+                record.owner.store(FREE, GONE);
+            }
+        });
     }
 
     /// Transfers the readers that have published one of `vmas`, all excluded by the caller, to the

@@ -30,6 +30,11 @@ impl Identity {
         }
     }
 
+    /// Takes another identity, so that nothing which was given this one is its own any more.
+    pub(crate) fn replace(&self) {
+        self.0.store(new_identity(), Relaxed("compared only, as `get` says"));
+    }
+
     /// Assigns an identity: of several threads (or signal handlers) at the same time one succeeds.
     #[cold]
     fn assign(&self) -> u64 {

@@ -196,6 +196,22 @@ edges! {
     EDIT_END: Store Release, pairs [READ_SEQ],
         without "a reader is admitted to a VMA whose fields are still on their way";
 
+    /// A thread acquires the lock on the futex, for reading or writing.
+    LOCK_ACQUIRE: Rmw Acquire, pairs [LOCK_RELEASE, LOCK_RELEASE_SHARED, LOCK_DOWNGRADE],
+        without "the holder of the mmap lock does not see what was done under it before";
+
+    /// A writer releases the lock on the futex.
+    LOCK_RELEASE: Rmw Release, pairs [LOCK_ACQUIRE],
+        without "the next holder of the mmap lock does not see what a writer did under it";
+
+    /// A reader releases the lock on the futex.
+    LOCK_RELEASE_SHARED: Rmw Release, pairs [LOCK_ACQUIRE],
+        without "the next writer changes what a reader is still reading under the mmap lock";
+
+    /// A writer becomes a reader of the lock on the futex.
+    LOCK_DOWNGRADE: Rmw Release, pairs [LOCK_ACQUIRE],
+        without "a reader that joins a view does not see what its edit did";
+
     /// The acquire fence between the walk and the check of the versions of the visited nodes.
     /// A walker that has seen a change of a node sees the version that was set before it: every
     /// such store is a release.
@@ -225,6 +241,14 @@ edges! {
         without "a walker in a node that another space has recycled turns by that space's keys, finds the way to the node unchanged and reports a hole";
 }
 
+/// Nothing uses these edges where the lock on the futex is not part of the crate.
+#[cfg(not(any(
+    pervma_model,
+    all(feature = "std", any(target_os = "linux", target_os = "android"))
+)))]
+const _: (LOCK_ACQUIRE, LOCK_RELEASE, LOCK_RELEASE_SHARED, LOCK_DOWNGRADE) =
+    (LOCK_ACQUIRE, LOCK_RELEASE, LOCK_RELEASE_SHARED, LOCK_DOWNGRADE);
+
 /// An ordering that the crate relies on and no model can show.
 #[cfg(pervma_model)]
 #[derive(Clone, Copy, Debug)]
@@ -247,6 +271,7 @@ pub const ARGUED: &[Argued] = &[
         what: "the mmap lock and the arenas' locks hand on what was done under them",
         because: &[
             "They are locks of the platform (`lock_api`), whose acquire and release are taken as given.",
+            "That of `StdPlatform` on Linux has edges and models of its own (LOCK_ACQUIRE).",
             "In the models the checker's own lock stands in for them.",
         ],
         test: "core/tests/stress.rs::readers_and_editors_of_all_kinds",

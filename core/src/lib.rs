@@ -28,6 +28,7 @@
 //! | several changes that appear at once, a search for a gap, a copy of the space | an [`Edit`] |
 //! | a range to be taken while a system call is made | a [`Reservation`] |
 //! | to wait for the readers of a range with no lock held, and then decide | an [`Exclusion`] |
+//! | to use the space in a child of fork(2) | [`AddressSpace::prepare_fork`] |
 //! | to find the same VMA again, after its lock was dropped | its [`VmaId`], and its [`VmaVersion`] |
 //!
 //! # Guarantees
@@ -66,10 +67,21 @@
 //!
 //! # Without `std`
 //!
-//! The default feature `std` brings [`StdPlatform`], with `parking_lot`'s raw lock, the futex and a
-//! thread-local state. Without it the crate needs `alloc` only, and a [`Platform`] of yours: a raw
-//! lock that implements [`lock_api::RawRwLockDowngrade`], memory for slabs ([`SlabMemory`]), a way
-//! to sleep on a word and to wake, and where a thread's state lives.
+//! The default feature `std` brings [`StdPlatform`], with a lock, the futex and a thread-local
+//! state. Without it the crate needs `alloc` only, and a [`Platform`] of yours: a raw lock that
+//! implements [`lock_api::RawRwLockDowngrade`], memory for slabs ([`SlabMemory`]), a way to sleep
+//! on a word and to wake, and where a thread's state lives.
+//!
+//! # Fork
+//!
+//! In a child of fork(2) there is one thread, and what the others held or were doing is left as it
+//! was. So a space must be prepared by the thread that forks, with
+//! [`AddressSpace::prepare_fork`]: then the child can use it ([`PreparedFork::child`]), whatever
+//! other threads did with it. Handlers of `pthread_atfork(3)` can do that for all forks of a
+//! program. A space that was not prepared may only be abandoned in the child
+//! ([`AddressSpace::abandon_after_fork`]), also after a raw `clone`. Between `vfork` and exec the
+//! memory is the parent's: use lookups that do not wait, or nothing. All three parts are legal
+//! between fork and exec, as are lookups that do not wait.
 //!
 //! # Memory orderings
 //!
@@ -121,6 +133,7 @@ mod slots;
 mod vma_id;
 
 mod change;
+mod fork;
 mod lookup;
 mod map;
 mod pinned;
@@ -149,8 +162,11 @@ pub use lock_api;
 pub use arena::Usage;
 pub use cursor::{Cursor, ReaderCursor};
 pub use edit::{Edit, VmaMut};
-pub use error::{ChangeError, EditError, InsertError, ReadError, RegisterError, WriteError};
+pub use error::{
+    ChangeError, EditError, ForkError, InsertError, ReadError, RegisterError, WriteError,
+};
 pub use exclusion::Exclusion;
+pub use fork::PreparedFork;
 pub use gap::{GapError, GapSearch};
 pub use guard::ReadGuard;
 pub use held::HandlerScope;
@@ -185,7 +201,7 @@ mod suite;
 /// The parts below the public interface, for the models.
 #[cfg(pervma_model)]
 pub mod internals {
-    pub use crate::host::Model;
+    pub use crate::host::{FutexLock, Model};
     pub use crate::lock::{EventKey, SpaceSeq, VmaLock};
     pub use crate::step::{STEPS, Step};
     pub use crate::sync::{

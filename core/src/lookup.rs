@@ -131,7 +131,7 @@ impl<T, P: Platform> Map<T, P> {
     ) -> Result<Found<'s, T, P>, ReadError> {
         let gone = Err(ReadError::Gone { addr: id.start });
         if id.space != self.state().id() {
-            return gone;
+            return if self.is_abandoned() { Err(ReadError::Forked) } else { gone };
         }
         match look(id.start) {
             Ok(found) if found.0.id() == id || !keep(Step::CheckGeneration) => Ok(found),
@@ -267,6 +267,9 @@ impl<T, P: Platform> Map<T, P> {
         addr: usize,
         record: Option<&'s Record>,
     ) -> Result<Found<'s, T, P>, ReadError> {
+        if self.is_abandoned() {
+            return Err(ReadError::Forked);
+        }
         let mut busy = false;
         let mut watermark = self.state().seq().watermark();
         for walk in 2..=1 + MORE_WALKS {
@@ -305,6 +308,9 @@ impl<T, P: Platform> Map<T, P> {
         addr: usize,
         record: Option<&'s Record>,
     ) -> Result<Option<Found<'s, T, P>>, ReadError> {
+        if self.is_abandoned() {
+            return Err(ReadError::Forked);
+        }
         let mut any_busy = false;
         let mut watermark = self.state().seq().watermark();
         for walk in 1..=MORE_WALKS {

@@ -15,6 +15,7 @@
 
 use alloc::sync::Arc;
 use core::marker::PhantomData;
+use core::mem::ManuallyDrop;
 use core::ops::{Deref, Range};
 
 use crate::arena::Idx;
@@ -24,18 +25,44 @@ use crate::host::DefaultPlatform;
 use crate::lock::Watermark;
 use crate::mm::{EditGuard, EditSection, MmapRead, SpaceState};
 use crate::platform::Platform;
-use crate::range::{RangeError, Span};
+use crate::range::{EVERYTHING, RangeError, Span};
 use crate::slab::{Slab, SlabRef};
 use crate::slots::{Emptied, Entry, Excluded, FreeSlot, Reserved, Slot, Slots};
-use crate::sync::const_unless_model;
+use crate::sync::{AtomicU32, Relaxed, const_unless_model};
 
 /// The VMAs of one space.
 pub(crate) struct Map<T, P: Platform> {
     state: SpaceState<P>,
     tree: BTree,
-    slab: SlabRef<T, P>,
+    slab: KeptSlab<T, P>,
     granularity: usize,
 }
+
+/// The slab of a map; leaked with all that is in it if the map was abandoned after a fork.
+struct KeptSlab<T, P: Platform> {
+    slab: ManuallyDrop<SlabRef<T, P>>,
+    /// Not 0 if it was abandoned.
+    abandoned: AtomicU32,
+}
+
+impl<T, P: Platform> KeptSlab<T, P> {
+    const_unless_model! {
+        fn new(slab: SlabRef<T, P>) -> Self {
+            Self { slab: ManuallyDrop::new(slab), abandoned: AtomicU32::new(0) }
+        }
+    }
+}
+
+impl<T, P: Platform> Drop for KeptSlab<T, P> {
+    fn drop(&mut self) {
+        if self.abandoned.load(ABANDONED) == 0 {
+            // SAFETY: this is the drop of its owner, and the only place that drops it.
+            unsafe { ManuallyDrop::drop(&mut self.slab) };
+        }
+    }
+}
+
+const ABANDONED: Relaxed = Relaxed("set by the only thread of a process");
 
 impl<T, P: Platform> Map<T, P> {
     const_unless_model! {
@@ -44,7 +71,7 @@ impl<T, P: Platform> Map<T, P> {
             Self {
                 state: SpaceState::new(),
                 tree: BTree::new(),
-                slab: SlabRef::own(),
+                slab: KeptSlab::new(SlabRef::own()),
                 granularity,
             }
         }
@@ -52,13 +79,13 @@ impl<T, P: Platform> Map<T, P> {
 
     /// An empty map on a slab that others share.
     pub(crate) fn new_in(granularity: usize, slab: Arc<Slab<T, P>>) -> Self {
-        let slab = SlabRef::Shared(slab);
+        let slab = KeptSlab::new(SlabRef::Shared(slab));
         Self { state: SpaceState::new(), tree: BTree::new(), slab, granularity }
     }
 
     /// An empty map like this one: on the same slab if that is shared.
     pub(crate) fn empty_copy(&self) -> Self {
-        match &self.slab {
+        match &*self.slab.slab {
             SlabRef::Own(_) => Self::new(self.granularity),
             SlabRef::Shared(slab) => Self::new_in(self.granularity, Arc::clone(slab)),
         }
@@ -83,7 +110,21 @@ impl<T, P: Platform> Map<T, P> {
 
     #[inline(always)]
     pub(crate) fn slab(&self) -> &Slab<T, P> {
-        self.slab.get()
+        self.slab.slab.get()
+    }
+
+    /// Abandons the map after a fork: nothing is found in it any more, and its drop leaves
+    /// everything as it is.
+    pub(crate) fn abandon(&self) {
+        self.slab.abandoned.store(1, ABANDONED);
+        self.state.replace_identity();
+    }
+
+    /// Whether it was abandoned.
+    #[inline]
+    pub(crate) fn is_abandoned(&self) -> bool {
+        // Models do not fork, and have no steps to spare for it.
+        !cfg!(pervma_model) && self.slab.abandoned.load(ABANDONED) != 0
     }
 
     /// Walks, with no lock, to the slot that may hold `addr`. It may have been recycled meanwhile;
@@ -225,7 +266,10 @@ impl<T, P: Platform> Drop for Map<T, P> {
             }
         }
 
-        match &self.slab {
+        if self.is_abandoned() {
+            return;
+        }
+        match &*self.slab.slab {
             // Nothing else looks at the slots or the tree: they end as they are.
             SlabRef::Own(slab) => {
                 let _edit = self.write();
@@ -389,6 +433,27 @@ impl<'s, T, P: Platform> MapWrite<'s, T, P> {
     #[inline]
     pub(crate) fn cursor(&self) -> WriteCursor<'s, '_, T, P> {
         WriteCursor::new(&self.vmas, &self.section)
+    }
+
+    /// Ends the edit after a fork, in the child, with nothing left of what other threads held.
+    ///
+    /// # Safety
+    ///
+    /// The caller is the only thread of its process, forked in this edit, and is in no call of a
+    /// slab. No exclusion was there, and no guard of the space from before is used again.
+    pub(crate) unsafe fn end_in_child(self) {
+        let Self { vmas, section } = self;
+        let map = vmas.map();
+        for entry in vmas.entries(EVERYTHING) {
+            // SAFETY: as the caller says.
+            unsafe { entry.forget_readers() };
+        }
+        // SAFETY: as the caller says.
+        unsafe { map.slab().slots().renew(&section) };
+        // SAFETY: as the caller says.
+        unsafe { map.slab().node_arena().renew() };
+        // SAFETY: as the caller says: the edit is the section's.
+        unsafe { map.state().end_in_child(section) };
     }
 
     /// Ends the edit and keeps the lock for reading, with no other edit in between.

@@ -7,6 +7,7 @@
 //! Both belong to the thread that took the lock, and so does all that borrows them: that thread
 //! goes on changing the space in ways that take no further lock (a reservation that it commits or
 //! drops), so no other thread may look through the same section meanwhile.
+#![expect(unsafe_code, reason = "locks are renewed after a fork")]
 
 use core::marker::PhantomData;
 use core::ops::Deref;
@@ -84,6 +85,11 @@ impl<P: Platform> SpaceState<P> {
         SpaceId::assigned(&self.identity)
     }
 
+    /// Takes another identity: no VMA is this space's any more.
+    pub(crate) fn replace_identity(&self) {
+        self.identity.replace();
+    }
+
     #[inline(always)]
     pub(crate) fn seq(&self) -> &SpaceSeq {
         &self.seq
@@ -153,6 +159,24 @@ impl<P: Platform> SpaceState<P> {
     pub(crate) fn in_own_edit<R>(&self, f: impl FnOnce(&EditSection<'_, P>) -> R) -> R {
         assert!(self.edited_by_me(), "the thread has an edit open");
         f(&EditSection::new(self, self.seq.running()))
+    }
+
+    /// Goes on after a fork, in the child: ends the edit that was open, of the calling thread.
+    ///
+    /// # Safety
+    ///
+    /// The caller is the only thread of its process, and forked while it had `edit` of this space.
+    pub(crate) unsafe fn end_in_child(&self, edit: EditGuard<'_, P>) {
+        let EditGuard { ending, _lock: lock } = edit;
+        let waiting = &self.editors.0.waiting;
+        waiting.end.store(0, GUARDED);
+        drop(ending);
+        core::mem::forget(lock);
+        for lock in [&self.editors.0.lock, &waiting.turn] {
+            // SAFETY: as the caller says; the guard was forgotten, and no turn outlives the begin
+            // of its edit.
+            unsafe { lock.renew() };
+        }
     }
 
     /// Reservations that were dropped while another thread had the mmap lock.

@@ -1,4 +1,5 @@
 //! The mmap lock: the platform's raw lock, or the checker's.
+#![expect(unsafe_code, reason = "locks are renewed after a fork")]
 
 #[cfg(pervma_model)]
 pub(crate) use checked::{MmapLock, RawReadGuard, RawWriteGuard};
@@ -48,6 +49,19 @@ mod real {
         #[inline]
         pub(crate) fn downgrade(guard: RawWriteGuard<'_, P>) -> RawReadGuard<'_, P> {
             RwLockWriteGuard::downgrade(guard)
+        }
+
+        /// Makes it an unlocked lock that nothing waits for.
+        ///
+        /// # Safety
+        ///
+        /// The caller is the only thread of its process, has just forked, and has no guard of this
+        /// lock.
+        pub(crate) unsafe fn renew(&self) {
+            // SAFETY: no guard is left that relies on the lock.
+            let lock = unsafe { self.0.raw() };
+            // SAFETY: as the caller says.
+            unsafe { P::renew(lock) };
         }
     }
 }
@@ -115,5 +129,12 @@ mod checked {
             drop(guard);
             lock.read()
         }
+
+        /// Nothing: models do not fork.
+        ///
+        /// # Safety
+        ///
+        /// As for that of the platform's lock.
+        pub(crate) unsafe fn renew(&self) {}
     }
 }

@@ -50,6 +50,7 @@ use crate::thread::ThreadState;
 ///   [`barrier`](Self::barrier) does what it says.
 /// - [`wait`](Self::wait), [`wake`](Self::wake) and [`wake_all`](Self::wake_all) do not write to
 ///   the word, not through its address either: it is the count of the lock.
+/// - If [`FORKS`](Self::FORKS) is `true`, it holds.
 /// - None of the functions, nor those of the lock, uses an address space: they are called in the
 ///   middle of changes.
 /// - None of the functions unwinds by itself, nor do those of the lock and of the memory: a change
@@ -87,6 +88,26 @@ pub unsafe trait Platform: Sized + 'static {
     /// It must not allocate and not run a lazy initialiser: readers in signal handlers call it.
     /// Without it, self-deadlocks are not reported.
     fn with_thread<R>(f: impl FnOnce(&ThreadState) -> R) -> Option<R>;
+
+    /// Whether spaces can go on in a child of fork(2); [`AddressSpace::prepare_fork`] is refused
+    /// otherwise.
+    ///
+    /// If so, [`renew`](Self::renew) does what it says, [`wait`](Self::wait) and
+    /// [`wake`](Self::wake) work in the child, and [`with_thread`](Self::with_thread) lends the
+    /// thread that forked its state there, too.
+    ///
+    /// [`AddressSpace::prepare_fork`]: crate::AddressSpace::prepare_fork
+    const FORKS: bool = false;
+
+    /// Makes `lock` one that no thread holds or waits for, in a child of fork(2). It allocates
+    /// nothing and does not wait.
+    ///
+    /// # Safety
+    ///
+    /// The caller is the only thread of its process, has just forked, and goes on as if it did not
+    /// hold the lock.
+    #[cfg(not(pervma_model))]
+    unsafe fn renew(_lock: &Self::Lock) {}
 
     /// Prepares [`barrier`](Self::barrier); whether it can be relied on from now on. Asked at each
     /// registration of a [`Reader`](crate::Reader), which leaves its fences out if it is `true`.

@@ -10,6 +10,9 @@ pub(crate) struct Span {
     pub(crate) end: usize,
 }
 
+/// All that can be mapped.
+pub(crate) const EVERYTHING: Span = Span { start: 0, end: usize::MAX };
+
 /// Why a range cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

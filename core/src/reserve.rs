@@ -89,6 +89,9 @@ impl<'s, T, P: Platform> Reservation<'s, T, P> {
     /// Inside a [`HandlerScope`](crate::HandlerScope).
     pub fn commit(&mut self, payload: T) -> Result<(), InsertError<T>> {
         let (range, state) = (self.range(), self.reserved.map().state());
+        if self.reserved.map().is_abandoned() {
+            return Err(InsertError { kind: ChangeError::Forked, range, payload });
+        }
         if state.holds_guard() && !state.edited_by_me() {
             return Err(InsertError { kind: ChangeError::GuardHeld, range, payload });
         }

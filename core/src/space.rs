@@ -316,6 +316,29 @@ impl<T, P: Platform> AddressSpace<T, P> {
         self.lookups().iter()
     }
 
+    /// Abandons the space, in a child of fork(2) in which it was not
+    /// [prepared](Self::prepare_fork): from now on each call says *forked*
+    /// ([`ReadError::Forked`], [`EditError::Forked`] and the like; [`try_edit`](Self::try_edit)
+    /// says `None`), and dropping the space drops nothing that it holds. Its memory is leaked.
+    ///
+    /// It needs no lock, allocates nothing and makes no system call, whatever other threads did at
+    /// the fork. What the forking thread has made of the space before can be dropped, but must not
+    /// be waited with: an edit or an exclusion may wait for a reader that is not there. After
+    /// `vfork` the memory is the parent's, whose space would be abandoned.
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, ReadError};
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// space.insert(0x1000..0x2000, "text")?;
+    /// space.abandon_after_fork(); // in the child
+    /// assert_eq!(space.try_read(0x1000).err(), Some(ReadError::Forked));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn abandon_after_fork(&self) {
+        self.map.abandon();
+    }
+
     /// Lookups that count.
     #[inline(always)]
     pub(crate) fn lookups(&self) -> Lookups<'_, T, P> {
@@ -334,6 +357,9 @@ impl<T, P: Platform> AddressSpace<T, P> {
 
     /// Refuses what would wait for the mmap lock, on a thread for which its holder may wait.
     pub(crate) fn check_may_wait(&self) -> Result<(), EditError> {
+        if self.map.is_abandoned() {
+            return Err(EditError::Forked);
+        }
         let state = self.map.state();
         if state.edited_by_me() {
             return Err(EditError::OwnEdit);

@@ -126,6 +126,14 @@ steps! {
     LockBeforeCopy,
     /// An edit becomes a view without releasing the mmap lock.
     DowngradeAtOnce,
+    /// A release of the lock on the futex that leaves it free wakes one that sleeps.
+    WakeNext,
+    /// A thread that was woken says that others may sleep.
+    KeepWaiting,
+    /// A reader wakes the next that sleeps.
+    PassOn,
+    /// A thread that comes lets one that was woken in vain go first.
+    GiveWay,
     /// The models' stand-in for the futex wakes under the lock of its queue.
     WakeUnderLock,
 }

@@ -3,15 +3,44 @@
 
 use lock_api::{RawRwLock, RawRwLockDowngrade};
 
-/// The mmap lock of [`StdPlatform`](crate::StdPlatform): `parking_lot`'s, which hands itself on to
-/// the next in the queue when one has waited long. It comes with the feature `std`.
-pub struct StdLock(parking_lot::RawRwLock);
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod inner {
+    pub(super) use crate::host::futex_lock::FutexLock as Lock;
 
-// SAFETY: `parking_lot`'s lock keeps the contract, and each call is handed on to it.
+    pub(super) const fn unlocked() -> Lock {
+        Lock::new()
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+mod inner {
+    pub(super) use parking_lot::RawRwLock as Lock;
+
+    pub(super) const fn unlocked() -> Lock {
+        <Lock as lock_api::RawRwLock>::INIT
+    }
+}
+
+/// The mmap lock of [`StdPlatform`](crate::StdPlatform). It comes with the feature `std`.
+///
+/// When a thread has waited long, those that come later let it go first. On Linux and Android it is
+/// one word, on which threads sleep; elsewhere it is `parking_lot`'s.
+pub struct StdLock(inner::Lock);
+
+impl StdLock {
+    /// As [`Platform::renew`](crate::Platform::renew).
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    pub(super) fn renew(&self) {
+        self.0.renew();
+    }
+}
+
+// SAFETY: the lock behind it keeps the contract, and each call is handed on to it. A guard stays
+// with its thread, as `parking_lot`'s does unless a feature of it says otherwise.
 unsafe impl RawRwLock for StdLock {
-    const INIT: Self = Self(parking_lot::RawRwLock::INIT);
+    const INIT: Self = Self(inner::unlocked());
 
-    type GuardMarker = <parking_lot::RawRwLock as RawRwLock>::GuardMarker;
+    type GuardMarker = lock_api::GuardNoSend;
 
     #[inline(always)]
     fn lock_shared(&self) {
@@ -25,8 +54,13 @@ unsafe impl RawRwLock for StdLock {
 
     #[inline(always)]
     unsafe fn unlock_shared(&self) {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        self.0.unlock_shared();
         // SAFETY: as the caller says.
-        unsafe { self.0.unlock_shared() };
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        unsafe {
+            self.0.unlock_shared();
+        };
     }
 
     #[inline(always)]
@@ -41,8 +75,13 @@ unsafe impl RawRwLock for StdLock {
 
     #[inline(always)]
     unsafe fn unlock_exclusive(&self) {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        self.0.unlock_exclusive();
         // SAFETY: as the caller says.
-        unsafe { self.0.unlock_exclusive() };
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        unsafe {
+            self.0.unlock_exclusive();
+        };
     }
 }
 
@@ -50,8 +89,13 @@ unsafe impl RawRwLock for StdLock {
 unsafe impl RawRwLockDowngrade for StdLock {
     #[inline(always)]
     unsafe fn downgrade(&self) {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        self.0.downgrade();
         // SAFETY: as the caller says.
-        unsafe { self.0.downgrade() };
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        unsafe {
+            self.0.downgrade();
+        };
     }
 }
 

@@ -1,5 +1,9 @@
 //! The platforms that come with the crate, and which of them types name when none is given.
 
+#[cfg(any(pervma_model, all(feature = "std", any(target_os = "linux", target_os = "android"))))]
+mod futex;
+#[cfg(any(pervma_model, all(feature = "std", any(target_os = "linux", target_os = "android"))))]
+mod futex_lock;
 #[cfg(all(feature = "std", not(pervma_model)))]
 mod lock;
 #[cfg(pervma_model)]
@@ -15,10 +19,10 @@ mod os;
 ))]
 mod park;
 
-#[cfg(pervma_model)]
-pub use model::Model;
 #[cfg(not(any(feature = "std", pervma_model)))]
 pub use none::NoPlatform;
+#[cfg(pervma_model)]
+pub use {futex_lock::FutexLock, model::Model};
 #[cfg(all(feature = "std", not(pervma_model)))]
 pub use {lock::StdLock, os::StdPlatform};
 

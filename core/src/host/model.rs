@@ -18,7 +18,7 @@ unsafe impl Platform for Model {
 
     fn wait(word: &WaitWord, seen: u32, deadline: Option<()>) -> bool {
         if deadline.is_none() {
-            word.futex_wait(seen);
+            let _ = word.futex_wait(seen);
         }
         deadline.is_none()
     }

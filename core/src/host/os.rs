@@ -9,7 +9,7 @@ use crate::thread::ThreadState;
 
 /// The platform of a program with an operating system. It comes with the feature `std`.
 ///
-/// - The mmap lock is `parking_lot`'s.
+/// - The mmap lock is one word on the futex on Linux and Android, and elsewhere `parking_lot`'s.
 /// - Threads sleep on the futex on Linux and Android, and elsewhere in `parking_lot_core`'s queues.
 ///   Waking takes a lock of such a queue, so outside of Linux a guard must not be dropped in a
 ///   signal handler.
@@ -31,16 +31,14 @@ unsafe impl Platform for StdPlatform {
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn wait(word: &WaitWord, seen: u32, deadline: Option<std::time::Instant>) -> bool {
-        use rustix::thread::futex;
-
         let left = deadline.map(|at| at.saturating_duration_since(std::time::Instant::now()));
         if left.is_some_and(|left| left.is_zero()) {
             return false;
         }
         // A time too long for the kernel's type is no deadline.
-        let left = left.and_then(|left| futex::Timespec::try_from(left).ok());
+        let left = left.and_then(|left| rustix::thread::futex::Timespec::try_from(left).ok());
         // Every outcome (woken, changed before, interrupted, timed out) means: look again.
-        let _ = futex::wait(word.as_futex(), futex::Flags::PRIVATE, seen, left.as_ref());
+        super::futex::wait(word, seen, left.as_ref());
         true
     }
 
@@ -51,19 +49,12 @@ unsafe impl Platform for StdPlatform {
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn wake(word: &WaitWord) {
-        // Fails only for an address that is not mapped, and slots stay mapped.
-        let _ =
-            rustix::thread::futex::wake(word.as_futex(), rustix::thread::futex::Flags::PRIVATE, 1);
+        super::futex::wake_one(word);
     }
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn wake_all(word: &WaitWord) {
-        // As in `wake`.
-        let _ = rustix::thread::futex::wake(
-            word.as_futex(),
-            rustix::thread::futex::Flags::PRIVATE,
-            i32::MAX as u32,
-        );
+        super::futex::wake_all(word);
     }
 
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -82,6 +73,14 @@ unsafe impl Platform for StdPlatform {
             static STATE: ThreadState = const { ThreadState::new() };
         }
         Some(STATE.with(f))
+    }
+
+    /// Elsewhere a child would find `parking_lot`'s queues as other threads left them.
+    const FORKS: bool = cfg!(any(target_os = "linux", target_os = "android"));
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    unsafe fn renew(lock: &StdLock) {
+        lock.renew();
     }
 
     /// Registers the process for `membarrier(2)`.

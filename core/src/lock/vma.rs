@@ -308,6 +308,12 @@ impl VmaLock {
         Err(Refused::Busy)
     }
 
+    /// Makes the count that of an attached VMA without readers, in a child of a fork: those that it
+    /// counted are gone.
+    pub(crate) fn forget_readers(&self) {
+        self.refcnt.word().store(1, Relaxed("there is no other thread"));
+    }
+
     /// How many readers an excluded VMA has just now.
     pub(crate) fn readers(&self) -> u32 {
         let count = self.refcnt.word().load(Relaxed("a count to look at, which orders nothing"));

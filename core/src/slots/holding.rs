@@ -79,6 +79,16 @@ impl<'s: 'm, 'm, T> Entry<'s, 'm, T> {
         Ok(unsafe { reference.admit_under_mmap_lock(section) })
     }
 
+    /// Makes its lock one that no reader has.
+    ///
+    /// # Safety
+    ///
+    /// The caller is the only thread of its process and has just forked, with the mmap lock held
+    /// for writing. No exclusion has it, and no guard of it is used again.
+    pub(crate) unsafe fn forget_readers(self) {
+        self.slot.lock.forget_readers();
+    }
+
     /// Announces that the caller is going to sleep until the exclusion of this entry has ended;
     /// `None` if it has.
     pub(crate) fn prepare_wait(self) -> Option<Waiter<'s, T>> {

@@ -59,6 +59,19 @@ impl<T, P: Platform> Slots<T, P> {
         &self.readers
     }
 
+    /// Makes new, after a fork, in the child, what other threads may have held of all spaces on the
+    /// slab.
+    ///
+    /// # Safety
+    ///
+    /// The caller is the only thread of its process, has just forked, and is in no call of a slab.
+    pub(crate) unsafe fn renew(&self, section: &EditSection<'_, P>) {
+        // SAFETY: as the caller says.
+        unsafe { self.arena.renew() };
+        // SAFETY: as the caller says.
+        unsafe { self.readers.forget_others(section) };
+    }
+
     /// Excludes a VMA that has no reader, counted or registered.
     #[inline]
     pub(super) fn try_exclude_idle(&self, lock: &VmaLock, section: &EditSection<'_, P>) -> bool {

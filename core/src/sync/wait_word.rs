@@ -84,12 +84,14 @@ mod checked {
             Self { word: AtomicU32::new(value), queue: Mutex::new(()), woken: Condvar::new() }
         }
 
-        /// Sleeps while the word holds `seen`.
-        pub fn futex_wait(&self, seen: u32) {
+        /// Sleeps while the word holds `seen`; whether it slept.
+        pub fn futex_wait(&self, seen: u32) -> bool {
             let queue = self.queue.lock().unwrap();
-            if self.word.load(Relaxed("the queue's mutex orders the compare")) == seen {
+            let sleeps = self.word.load(Relaxed("the queue's mutex orders the compare")) == seen;
+            if sleeps {
                 drop(self.woken.wait(queue).unwrap());
             }
+            sleeps
         }
 
         /// Wakes one sleeper.

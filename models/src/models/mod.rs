@@ -8,13 +8,14 @@ mod hazard;
 mod hole;
 mod identity;
 mod lock;
+mod mmap_lock;
 mod operations;
 mod wait;
 
 use crate::harness::{Change, Model};
 
 /// All models.
-pub(crate) static ALL: [Model; 73] = [
+pub(crate) static ALL: [Model; 78] = [
     discussion::ACQUIRE_BEFORE_CHECK,
     discussion::DETACH_WAITS,
     discussion::STALE_READER,
@@ -88,6 +89,11 @@ pub(crate) static ALL: [Model; 73] = [
     operations::FORK,
     operations::DOWNGRADE,
     operations::TAG_IN_WORD,
+    mmap_lock::WRITERS,
+    mmap_lock::THREE_WRITERS,
+    mmap_lock::READER,
+    mmap_lock::JOINED,
+    mmap_lock::WOKEN_IN_VAIN,
 ];
 
 /// The models that fail if either of two edges is weakened.

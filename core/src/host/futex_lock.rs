@@ -1,0 +1,347 @@
+//! A lock for readers and writers in one word, on which threads sleep: the mmap lock of
+//! [`StdPlatform`](crate::StdPlatform) on Linux and Android.
+//!
+//! It keeps no list of waiters outside of the kernel, and no word names a thread: after a fork the
+//! child, in which those that waited are missing, has nothing of them to clean up but this word
+//! ([`FutexLock::renew`]).
+//!
+//! # The word
+//!
+//! | bits | meaning |
+//! |---|---|
+//! | [`READERS`] | how many readers hold the lock |
+//! | [`WRITER`] | a writer holds it |
+//! | [`WAITING`] | a thread may sleep: a release that leaves the lock free wakes one |
+//! | [`GIVE_WAY`] | a thread has been woken in vain: those that did not sleep yet let it go first |
+//!
+//! # Who goes first
+//!
+//! A thread that comes takes a free lock even if others sleep: handing it to a sleeper would keep
+//! it unused until that one runs. It joins readers only if no thread waits, so that these cannot
+//! keep a writer out. A thread that was woken [`PATIENCE`] times, and found the lock taken, sets
+//! `GIVE_WAY`. From then on the lock goes to threads that were woken only, in the order in which
+//! they fell asleep, until the one that has set it has the lock.
+//!
+//! # Invariants
+//!
+//! - **F1** A thread sleeps only while the word has `WAITING`.
+//! - **F2** The release that makes the lock free clears `WAITING` and wakes one sleeper. That one
+//!   sets `WAITING` again if it becomes a writer, or sleeps once more; if it becomes a reader, it
+//!   wakes the next. So if any thread sleeps, either `WAITING` is set, or a thread that was woken
+//!   is on its way.
+//! - **F3** `WAITING` is set where the lock is held, or a thread that was woken is on its way: the
+//!   next release finds it.
+#![cfg_attr(
+    not(pervma_model),
+    expect(unreachable_pub, reason = "the models reach it through `internals`")
+)]
+
+use core::hint;
+
+use super::futex::{self, Slept};
+use crate::ledger::{LOCK_ACQUIRE, LOCK_DOWNGRADE, LOCK_RELEASE, LOCK_RELEASE_SHARED};
+use crate::step::Step;
+use crate::sync::{Relaxed, WaitWord, check, const_unless_model, keep};
+
+/// The readers that hold the lock. At this number a reader waits, as for a writer.
+const READERS: u32 = WRITER - 1;
+/// A writer holds the lock.
+const WRITER: u32 = 1 << 29;
+/// A thread may sleep.
+const WAITING: u32 = 1 << 30;
+/// Only threads that were woken may acquire the lock.
+const GIVE_WAY: u32 = 1 << 31;
+
+/// How often a thread is woken in vain before others give way.
+const PATIENCE: u32 = if cfg!(pervma_model) { 1 } else { 4 };
+
+/// How often the word is looked at before the thread sleeps.
+const SPINS: u32 = if cfg!(any(pervma_model, miri)) { 0 } else { 100 };
+
+/// How a thread wants the lock.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Shared,
+    Exclusive,
+}
+
+impl Mode {
+    /// The word after a thread that was woken so often has acquired the lock; `None` if it must
+    /// wait.
+    #[inline]
+    fn acquired(self, word: u32, woken: u32) -> Option<u32> {
+        let before = if woken >= PATIENCE { word & !GIVE_WAY } else { word };
+        let first = woken != 0 || word & GIVE_WAY == 0 || !keep(Step::GiveWay);
+        match self {
+            Self::Exclusive => {
+                let free = word & (WRITER | READERS) == 0;
+                let others = if woken != 0 && keep(Step::KeepWaiting) { WAITING } else { 0 };
+                (free && first).then_some(before | WRITER | others)
+            }
+            Self::Shared => {
+                let open = word & WRITER == 0 && word & READERS != READERS;
+                let first = first && (woken != 0 || word & WAITING == 0);
+                // One that was woken wakes the next, unless all give way.
+                let rest = match (woken, before & GIVE_WAY) {
+                    (0, _) => before,
+                    (_, 0) => before & !WAITING,
+                    _ => before | WAITING,
+                };
+                (open && first).then_some(rest + 1)
+            }
+        }
+    }
+}
+
+/// A lock for readers and writers.
+pub struct FutexLock(WaitWord);
+
+impl FutexLock {
+    const_unless_model! {
+        /// An unlocked lock.
+        pub fn new() -> Self {
+            Self(WaitWord::new(0))
+        }
+    }
+
+    /// Acquires the lock for writing.
+    #[inline(always)]
+    pub fn lock_exclusive(&self) {
+        if self.acquire(0, WRITER).is_err() {
+            self.wait_for(Mode::Exclusive);
+        }
+    }
+
+    /// Acquires the lock for writing, if that needs no waiting.
+    #[inline(always)]
+    pub fn try_lock_exclusive(&self) -> bool {
+        self.try_lock(Mode::Exclusive)
+    }
+
+    /// Acquires the lock for reading.
+    #[inline(always)]
+    pub fn lock_shared(&self) {
+        if !self.try_lock(Mode::Shared) {
+            self.wait_for(Mode::Shared);
+        }
+    }
+
+    /// Acquires the lock for reading, if that needs no waiting.
+    #[inline(always)]
+    pub fn try_lock_shared(&self) -> bool {
+        self.try_lock(Mode::Shared)
+    }
+
+    /// Releases the lock of a writer, which the caller is.
+    #[inline(always)]
+    pub fn unlock_exclusive(&self) {
+        if self.release(WRITER, 0).is_err() {
+            self.release_to_waiting();
+        }
+    }
+
+    /// Releases the lock of a reader, which the caller is.
+    #[inline(always)]
+    pub fn unlock_shared(&self) {
+        let before = self.0.word().fetch_sub(1, LOCK_RELEASE_SHARED);
+        if before & READERS == 1 && before & WAITING != 0 {
+            // Else its holder wakes one.
+            self.wake_if(|word| word & (WRITER | READERS) == 0, Self::wake);
+        }
+    }
+
+    /// Makes a writer, which the caller is, a reader, with no writer in between.
+    #[inline]
+    pub fn downgrade(&self) {
+        let before = self.0.word().fetch_sub(WRITER - 1, LOCK_DOWNGRADE);
+        if before & (WAITING | GIVE_WAY) == WAITING {
+            self.wake_if(|word| word & GIVE_WAY == 0, Self::pass_on);
+        }
+    }
+
+    /// Unlocks the lock in a child of a fork, where the caller is the only thread: nothing that
+    /// others left in the word counts any more.
+    #[cfg(not(pervma_model))]
+    pub(super) fn renew(&self) {
+        self.0.word().store(0, Relaxed("there is no other thread"));
+    }
+
+    /// Replaces the word by one in which the caller has the lock.
+    #[inline(always)]
+    fn acquire(&self, word: u32, new: u32) -> Result<u32, u32> {
+        self.0.word().compare_exchange_weak(word, new, LOCK_ACQUIRE)
+    }
+
+    /// Replaces the word of a writer by one that is free.
+    #[inline(always)]
+    fn release(&self, word: u32, new: u32) -> Result<u32, u32> {
+        self.0.word().compare_exchange_weak(word, new, LOCK_RELEASE)
+    }
+
+    #[inline(always)]
+    fn look(&self) -> u32 {
+        self.0.word().load(Relaxed("the exchange that follows decides"))
+    }
+
+    #[inline(always)]
+    fn try_lock(&self, mode: Mode) -> bool {
+        let mut word = self.look();
+        while let Some(new) = mode.acquired(word, 0) {
+            match self.acquire(word, new) {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+        false
+    }
+
+    /// Acquires the lock, and sleeps until that can be done.
+    #[cold]
+    fn wait_for(&self, mode: Mode) {
+        let (mut woken, mut spins) = (0_u32, SPINS);
+        let mut word = self.look();
+        let acquired = loop {
+            if let Some(new) = mode.acquired(word, woken) {
+                match self.acquire(word, new) {
+                    Ok(_) => break new,
+                    Err(now) => word = now,
+                }
+                continue;
+            }
+            if spins != 0 && word & WAITING == 0 {
+                spins -= 1;
+                hint::spin_loop();
+                word = self.look();
+                continue;
+            }
+            let give_way = if woken >= PATIENCE { GIVE_WAY } else { 0 };
+            let announced = word | WAITING | give_way;
+            if word != announced
+                && let Err(now) = self.0.word().compare_exchange_weak(
+                    word,
+                    announced,
+                    Relaxed("F1: the kernel compares again, under the lock that a wake takes"),
+                )
+            {
+                word = now;
+                continue;
+            }
+            let slept = futex::wait(&self.0, announced, None);
+            word = self.look();
+            // A writer that has released the lock before this thread slept has woken it, too.
+            if slept == Slept::Woken || announced & WRITER > word & WRITER {
+                woken = woken.saturating_add(1);
+            }
+        };
+        check(
+            woken != 0 || acquired & GIVE_WAY == 0,
+            "a thread overtakes another that was woken in vain",
+        );
+        if mode == Mode::Shared && woken != 0 && acquired & GIVE_WAY == 0 {
+            self.pass_on();
+        }
+    }
+
+    /// Releases the lock of a writer while others may sleep.
+    #[cold]
+    fn release_to_waiting(&self) {
+        let mut word = self.look();
+        while let Err(now) = self.release(word, word & GIVE_WAY) {
+            word = now;
+        }
+        if word & WAITING != 0 {
+            self.wake();
+        }
+    }
+
+    /// Clears `WAITING` and wakes a sleeper, which sets it again; unless none may sleep, or
+    /// `needed` says no of the word.
+    #[cold]
+    fn wake_if(&self, needed: fn(u32) -> bool, wake: fn(&Self)) {
+        let mut word = self.look();
+        while needed(word) && word & WAITING != 0 {
+            match self.0.word().compare_exchange(
+                word,
+                word & !WAITING,
+                Relaxed("what was released before goes on from here, since this is an exchange"),
+            ) {
+                Ok(_) => return wake(self),
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// Wakes the next sleeper, which may be a reader too, for a reader that has cleared `WAITING`.
+    /// Not where all give way: a writer that is woken in vain goes to the end of the queue.
+    fn pass_on(&self) {
+        if keep(Step::PassOn) {
+            futex::wake_one(&self.0);
+        }
+    }
+
+    /// Wakes the next sleeper, for a thread that has released the lock and cleared `WAITING`.
+    fn wake(&self) {
+        if keep(Step::WakeNext) {
+            futex::wake_one(&self.0);
+        }
+    }
+}
+
+#[cfg(all(test, not(pervma_model)))]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    static LOCK: FutexLock = FutexLock::new();
+
+    #[test]
+    fn a_full_count_of_readers_refuses_one_more() {
+        let open = Mode::Shared.acquired(READERS - 1, 0);
+        assert_eq!(open, Some(READERS));
+        assert_eq!(Mode::Shared.acquired(READERS, 0), None);
+        assert_eq!(Mode::Shared.acquired(READERS | WAITING, 1), None);
+        assert_eq!(Mode::Exclusive.acquired(READERS, 1), None);
+    }
+
+    #[test]
+    fn a_reader_joins_readers_only_if_no_thread_waits() {
+        assert_eq!(Mode::Shared.acquired(1, 0), Some(2));
+        assert_eq!(Mode::Shared.acquired(1 | WAITING, 0), None);
+        assert_eq!(Mode::Shared.acquired(1 | WAITING, 1), Some(2), "it wakes the next");
+        let give_way = WAITING | GIVE_WAY;
+        assert_eq!(Mode::Shared.acquired(1 | give_way, 1), Some(2 | give_way));
+    }
+
+    #[test]
+    fn who_was_never_woken_gives_way() {
+        for mode in [Mode::Shared, Mode::Exclusive] {
+            assert_eq!(mode.acquired(GIVE_WAY, 0), None);
+            assert!(mode.acquired(GIVE_WAY, 1).is_some_and(|word| word & GIVE_WAY != 0));
+            assert!(mode.acquired(GIVE_WAY, PATIENCE).is_some_and(|word| word & GIVE_WAY == 0));
+        }
+    }
+
+    /// A thread that takes the lock again and again does not keep another one out.
+    #[test]
+    fn a_busy_writer_lets_others_have_the_lock() {
+        let (over, ended) = mpsc::channel();
+        let busy = thread::spawn(move || {
+            while ended.try_recv().is_err() {
+                LOCK.lock_exclusive();
+                (0..1000).for_each(|_| hint::spin_loop());
+                LOCK.unlock_exclusive();
+            }
+        });
+        for _ in 0..20 {
+            LOCK.lock_exclusive();
+            LOCK.unlock_exclusive();
+            LOCK.lock_shared();
+            LOCK.unlock_shared();
+        }
+        over.send(()).unwrap();
+        busy.join().unwrap();
+        assert_eq!(LOCK.0.value() & (WRITER | READERS), 0);
+    }
+}
