@@ -18,7 +18,7 @@ fn every_model_holds_and_rejects_its_mutants() {
     assert_eq!(sum("edges"), sum("modelled") + sum("argued"));
     assert_eq!(sum("mutants"), sum("killed"));
     assert_eq!(sum("survivors"), 0);
-    assert_eq!(sum("bugs"), 35);
+    assert_eq!(sum("bugs"), 36);
 
     let (named, modelled, argued) = (sum("edges"), sum("modelled"), sum("argued"));
     let (models, mutants) = (sums.split(' ').next().unwrap(), sum("mutants"));
