@@ -402,16 +402,8 @@ impl Client {
 
     /// The page at an address cannot be had, for good.
     pub(crate) fn poison(&self, addr: usize) -> Served {
-        match self.map.read(addr).map(|vma| vma.page_size as usize) {
-            Ok(len) => self.poison_page(addr / len * len, len),
-            // Of memory that it has not told of, perhaps huge pages.
-            Err(_) => match self.uffd.poison(addr, PAGE) {
-                Err(CopyError::Other(Errno::INVAL)) if self.can_poison() => {
-                    self.poison_page(addr / HUGE * HUGE, HUGE)
-                }
-                _ => self.poison_page(addr, PAGE),
-            },
-        }
+        let len = self.map.read(addr).map_or(PAGE, |vma| vma.page_size as usize);
+        self.poison_page(addr / len * len, len)
     }
 
     fn poison_page(&self, addr: usize, len: usize) -> Served {
@@ -426,6 +418,10 @@ impl Client {
             Err(CopyError::ProcessGone) => Served::Gone,
             Err(CopyError::Other(Errno::INVAL)) if !self.can_poison() => {
                 Served::Failed(Failure::NoPoison)
+            }
+            // Huge pages, of memory that it has not told of.
+            Err(CopyError::Other(Errno::INVAL)) if len == PAGE => {
+                self.poison_page(addr / HUGE * HUGE, HUGE)
             }
             Err(_) => self.wake(addr, len),
         }

@@ -448,10 +448,13 @@ impl Control {
         let client = match pager.add(arrival.userfaultfd, &arrival.extents, source) {
             Ok(client) => client,
             Err(error) => {
+                // What cannot be described is poisoned as it is touched.
+                let is_described = !matches!(error, ClientError::Memory(_));
+                let extents = if is_described { &arrival.extents[..] } else { &[] };
                 let error = error.to_string();
                 self.refuse(&pending.peer, &error);
                 return match kept {
-                    Ok(kept) => self.fail_closed(pending, kept, &arrival.extents, error),
+                    Ok(kept) => self.fail_closed(pending, kept, extents, error),
                     Err(error) => tracing::error!(%error, "its memory may read as zeros"),
                 };
             }

@@ -67,7 +67,7 @@ pub struct Stats {
     pub reads: u64,
     /// Reads that failed, and were tried again.
     pub retries: u64,
-    /// Pages, of their own size, that cannot be had.
+    /// Pages, of their own size, that could not be had while the client was served otherwise.
     pub poisoned: u64,
     /// Ranges that were removed.
     pub removes: u64,
