@@ -228,23 +228,36 @@ impl Client {
         outcome
     }
 
-    /// Fills the page at an address, whose fault was read at this time, and what else of its
-    /// granule is missing and need not be waited for.
+    /// Fills the page at an address, whose fault was read at this time, and what lies around it.
     pub(crate) fn serve(&self, addr: usize, since: Instant) -> Served {
         if self.health.failure().is_some() {
             return self.poison(addr);
         }
-        let piece = self.piece(addr);
-        let served = self.fill(addr, &piece, None, For::Thread(since));
+        let served = self.fill(addr, &self.piece(addr), None, For::Thread(since));
         if served == Served::Done {
             self.counters.add(Counter::Faults, 1);
-            for other in self.others(addr, &piece) {
-                if self.fill(other.start, &other, None, For::Later) != Served::Done {
-                    break;
-                }
-            }
         }
         served
+    }
+
+    /// Whether to serve a fault takes longer than to wake a thread for it.
+    pub(crate) fn takes_long(&self) -> bool {
+        self.granule > PIECE
+    }
+
+    /// Whether there is more of a granule than what is filled for a fault.
+    pub(crate) fn has_rest(&self) -> bool {
+        self.granule > self.piece
+    }
+
+    /// Fills what else of the granule of a fault that was [served](Self::serve) is missing and need
+    /// not be waited for.
+    pub(crate) fn fill_rest(&self, addr: usize) {
+        for other in self.rest(addr) {
+            if self.fill(other.start, &other, None, For::Later) != Served::Done {
+                break;
+            }
+        }
     }
 
     /// Fills a range for which no thread sleeps, as far as it is missing and the bytes of the
@@ -552,8 +565,8 @@ impl Client {
     }
 
     /// The rest of a granule, in pieces: what lies behind the first one, then what lies before.
-    fn others(&self, addr: usize, piece: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
-        let granule = self.granule_at(addr);
+    fn rest(&self, addr: usize) -> impl Iterator<Item = Range<usize>> {
+        let (granule, piece) = (self.granule_at(addr), self.piece(addr));
         let most = self.piece * PIECES_LATER;
         let behind = pieces(&(piece.end..granule.end), most);
         behind.chain(pieces(&(granule.start..piece.start), most))

@@ -16,6 +16,7 @@ mod source;
 pub mod state;
 mod stats;
 mod threads;
+mod turns;
 
 pub use client::{ClientError, ClientId};
 pub use failure::Failure;

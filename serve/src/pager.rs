@@ -23,6 +23,7 @@ use crate::limits::Limits;
 use crate::reads::{Reads, Task};
 use crate::state::Extent;
 use crate::stats::{Counter, Latency, Stats};
+use crate::turns::{Next, TakesLong, Turns};
 
 /// How faults are served.
 ///
@@ -166,9 +167,9 @@ pub struct Pager {
 struct Shared {
     options: Options,
     epoll: OwnedFd,
-    /// Wakes a worker, or all of them.
+    /// Ends the wait for clients.
     wake: OwnedFd,
-    work: Mutex<Work>,
+    turns: Turns<Fault>,
     clients: RwLock<HashMap<u64, Arc<Client>>>,
     next_id: AtomicU64,
     reads: Arc<Reads>,
@@ -179,18 +180,17 @@ struct Shared {
     on_notice: Box<dyn Fn(Notice) + Send + Sync>,
 }
 
-/// Faults that were read by one worker, and are left to others.
-#[derive(Default)]
-struct Work {
-    faults: VecDeque<Fault>,
-    idle: usize,
-}
-
 struct Fault {
     client: Arc<Client>,
     addr: usize,
     /// When it was read.
     since: Instant,
+}
+
+impl TakesLong for Fault {
+    fn takes_long(&self) -> bool {
+        self.client.takes_long()
+    }
 }
 
 /// What is to be filled ahead.
@@ -241,7 +241,7 @@ impl Pager {
                 options,
                 epoll,
                 wake,
-                work: Mutex::default(),
+                turns: Turns::new(),
                 clients: RwLock::default(),
                 next_id: AtomicU64::new(1),
                 reads: Arc::new(Reads::new(limits.reads, limits.all_reads, run)),
@@ -253,8 +253,8 @@ impl Pager {
             }
         });
         let mut pager = Self { shared, threads: Vec::new(), background: None };
-        for _ in 0..workers {
-            pager.spawn("pervma-worker", Shared::work)?;
+        for number in 0..workers {
+            pager.spawn("pervma-worker", move |shared| shared.run(number))?;
         }
         if pager.shared.options.ahead > 0 {
             pager.spawn("pervma-ahead", Shared::fill_ahead)?;
@@ -265,7 +265,7 @@ impl Pager {
         Ok(pager)
     }
 
-    fn spawn(&mut self, name: &str, work: fn(&Shared)) -> io::Result<()> {
+    fn spawn(&mut self, name: &str, work: impl FnOnce(&Shared) + Send + 'static) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
         let thread = thread::Builder::new().name(name.to_owned());
         self.threads.push(thread.spawn(move || work(&shared))?);
@@ -394,9 +394,9 @@ impl Drop for Pager {
         }
         shared.is_over.store(true, Relaxed);
         shared.ahead.todo.notify_all();
-        for _ in 0..shared.options.workers {
-            shared.wake_worker();
-        }
+        shared.turns.end();
+        // The worker that waits looks again. It counts far, and does not block.
+        let _ = rustix::io::write(&shared.wake, &1_u64.to_ne_bytes());
         drop(std::mem::replace(
             &mut *shared.jobs.lock().unwrap_or_else(PoisonError::into_inner),
             mpsc::channel().0,
@@ -502,57 +502,20 @@ impl Shared {
         let _ = jobs.send(Arc::clone(client));
     }
 
-    fn wake_worker(&self) {
-        // It counts far, and does not block.
-        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
-    }
-
     /// What a worker does.
-    fn work(&self) {
+    fn run(&self, number: usize) {
+        // Others read what this one has not taken.
+        let most = if self.options.workers == 1 { 8 } else { 1 };
         let mut worker = Worker {
             shared: self,
+            number,
             messages: std::iter::repeat_with(Message::default).take(BATCH).collect(),
             faults: Vec::new(),
             deferred: Vec::new(),
-            ready: Vec::with_capacity(8),
+            ready: Vec::with_capacity(most),
             last_read: Instant::now(),
         };
-        // RELAXED: it is woken for it.
-        while !self.is_over.load(Relaxed) {
-            worker.turn();
-        }
-        // What woke this one is told once.
-        self.wake_worker();
-    }
-
-    /// A fault that a worker has left.
-    fn left(&self) -> Option<Fault> {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner).faults.pop_front()
-    }
-
-    /// A fault that another worker has left; if there is none, the worker counts as idle.
-    fn next(&self) -> Option<Fault> {
-        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
-        let fault = work.faults.pop_front();
-        if fault.is_none() {
-            work.idle += 1;
-        } else if work.idle > 0 && !work.faults.is_empty() {
-            // Several wake-ups in a row are one.
-            self.wake_worker();
-        }
-        fault
-    }
-
-    /// Leaves faults to workers that idle, or to the next that has time.
-    fn share(&self, faults: impl ExactSizeIterator<Item = Fault>) {
-        if faults.len() == 0 {
-            return;
-        }
-        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
-        work.faults.extend(faults);
-        if work.idle > 0 {
-            self.wake_worker();
-        }
+        while worker.turn() {}
     }
 
     /// Serves a fault; `false` if it has to be served again.
@@ -755,11 +718,9 @@ impl Shared {
 
     fn let_faults_go_first(&self) {
         for _ in 0..100 {
-            let work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
-            if work.faults.is_empty() {
+            if !self.turns.are_left() {
                 return;
             }
-            drop(work);
             thread::yield_now();
         }
     }
@@ -871,6 +832,7 @@ impl Shared {
 /// A thread that reads and serves faults.
 struct Worker<'s> {
     shared: &'s Shared,
+    number: usize,
     messages: Vec<Message>,
     /// Memory for the addresses of what was read.
     faults: Vec<usize>,
@@ -883,24 +845,33 @@ struct Worker<'s> {
 }
 
 impl Worker<'_> {
-    fn turn(&mut self) {
+    /// Does what is next; whether there may be more.
+    fn turn(&mut self) -> bool {
         let shared = self.shared;
-        while let Some(fault) = shared.next() {
-            self.serve(fault);
-        }
-        self.wait();
-        shared.work.lock().unwrap_or_else(PoisonError::into_inner).idle -= 1;
-        for at in 0..self.ready.len() {
-            if let Some(client) = shared.client(self.ready[at].data.u64()) {
-                self.read(&client);
+        match shared.turns.next(self.number, self.deferred.is_empty()) {
+            Next::Serve(fault) => {
+                self.serve(fault);
+                return true;
             }
+            Next::Poll => {
+                self.wait();
+                shared.turns.begin();
+                for at in 0..self.ready.len() {
+                    if let Some(client) = shared.client(self.ready[at].data.u64()) {
+                        self.read(&client);
+                    }
+                }
+            }
+            Next::Nothing => thread::sleep(SOON),
+            Next::Over => return false,
         }
         for fault in std::mem::take(&mut self.deferred) {
             self.serve(fault);
         }
+        true
     }
 
-    /// Waits until clients have something to tell, or another worker has left faults.
+    /// Waits until clients have something to tell.
     fn wait(&mut self) {
         let soon = Timespec { tv_sec: 0, tv_nsec: SOON.subsec_nanos().into() };
         let spin_until = self.last_read + self.shared.options.spin;
@@ -930,11 +901,15 @@ impl Worker<'_> {
                 return self.deferred.push(fault);
             }
             let Heard { first, is_all } = self.hear(&fault.client);
-            self.shared.share(first.into_iter());
+            self.shared.turns.leave(first.into_iter());
             if !is_all {
                 self.shared.remind(&fault.client);
             }
             thread::yield_now();
+        }
+        if fault.client.has_rest() {
+            self.shared.turns.hand_over(self.number);
+            fault.client.fill_rest(fault.addr);
         }
     }
 
@@ -949,7 +924,7 @@ impl Worker<'_> {
             if let Some(fault) = first {
                 self.last_read = fault.since;
                 self.serve(fault);
-                while let Some(fault) = self.shared.left() {
+                while let Some(fault) = self.shared.turns.left() {
                     self.serve(fault);
                 }
             }
@@ -982,7 +957,7 @@ impl Worker<'_> {
         let fault = |&addr: &usize| Fault { client: Arc::clone(client), addr, since };
         let mut faults = self.faults.iter().map(fault);
         let first = faults.next();
-        self.shared.share(faults);
+        self.shared.turns.leave(faults);
         Heard { first, is_all }
     }
 }

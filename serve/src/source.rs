@@ -18,7 +18,7 @@ use pervma_pager::{FileSource, ReadFailed, Source};
 /// whoever has it copied waits for it.
 ///
 /// It has the size that it had when it was opened. If it becomes shorter, what is gone cannot be
-/// read.
+/// read; for a millisecond, the rest of the page that it ends in then may be copied as zeros.
 #[derive(Debug)]
 pub struct MemoryFile {
     file: FileSource,
@@ -27,6 +27,8 @@ pub struct MemoryFile {
     /// All of it. No byte is read by way of this but by the kernel.
     map: Mmap,
     size: u64,
+    /// When it had its size the last time.
+    was_whole: AtomicU64,
     seen: Seen,
 }
 
@@ -62,14 +64,14 @@ impl Seen {
     }
 
     /// Whether a window was seen a short time ago.
-    fn is(&self, window: usize) -> bool {
+    fn is(&self, window: usize, now: u64) -> bool {
         // RELAXED: here and below, a note of what may be wrong already.
         let note = self.windows[window % Self::COUNT].load(Relaxed);
-        Self::note(window, self.now()).checked_sub(note).is_some_and(|ago| ago < Self::LASTS)
+        Self::note(window, now).checked_sub(note).is_some_and(|ago| ago < Self::LASTS)
     }
 
-    fn set(&self, window: usize) {
-        self.windows[window % Self::COUNT].store(Self::note(window, self.now()), Relaxed);
+    fn set(&self, window: usize, now: u64) {
+        self.windows[window % Self::COUNT].store(Self::note(window, now), Relaxed);
     }
 }
 
@@ -98,13 +100,29 @@ impl MemoryFile {
         let map = unsafe { MmapOptions::new().map(&file) }?;
         let handle = file.try_clone()?;
         let file = FileSource::new(file).map_err(io::Error::other)?;
-        Ok(Self { file, handle, map, size, seen: Seen::new() })
+        let was_whole = AtomicU64::new(u64::MAX);
+        Ok(Self { file, handle, map, size, was_whole, seen: Seen::new() })
+    }
+
+    /// Whether the file has bytes up to an end, or had all of them in this millisecond: to ask for
+    /// its size takes a tenth of what a fault does.
+    fn reaches(&self, end: u64, now: u64) -> bool {
+        // RELAXED: it may be wrong already.
+        if self.was_whole.load(Relaxed) == now {
+            return true;
+        }
+        let Ok(about) = rustix::fs::fstat(&self.handle) else { return false };
+        let size = about.st_size.cast_unsigned();
+        if size >= self.size {
+            self.was_whole.store(now, Relaxed);
+        }
+        size >= end
     }
 
     /// Whether a part of a window is in memory, now or a short time ago.
-    fn is_in_memory(&self, window: usize, part: Range<usize>) -> bool {
+    fn is_in_memory(&self, window: usize, part: Range<usize>, now: u64) -> bool {
         const PAGE: usize = 4096;
-        if self.seen.is(window) {
+        if self.seen.is(window, now) {
             return true;
         }
         let start = window * Seen::WINDOW;
@@ -117,7 +135,7 @@ impl MemoryFile {
         }
         let are_there = |pages: &[u8]| pages.iter().all(|page| page & 1 == 1);
         if are_there(&resident[..len.div_ceil(PAGE)]) {
-            self.seen.set(window);
+            self.seen.set(window, now);
             return true;
         }
         are_there(&resident[(part.start - start) / PAGE..(part.end - start).div_ceil(PAGE)])
@@ -139,16 +157,15 @@ impl Source for MemoryFile {
 
     fn resident(&self, range: Range<u64>) -> Option<*const [u8]> {
         let (start, end) = (range.start as usize, range.end as usize);
+        let now = self.seen.now();
         // Of a page that the file has a part of, by now, the kernel would copy zeros.
-        let is_there = rustix::fs::fstat(&self.handle)
-            .is_ok_and(|about| about.st_size.cast_unsigned() >= range.end);
-        if start > end || end > self.map.len() || !is_there {
+        if start > end || end > self.map.len() || !self.reaches(range.end, now) {
             return None;
         }
         let mut windows = start / Seen::WINDOW..end.div_ceil(Seen::WINDOW);
         let is_in_memory = windows.all(|window| {
             let first = window * Seen::WINDOW;
-            self.is_in_memory(window, start.max(first)..end.min(first + Seen::WINDOW))
+            self.is_in_memory(window, start.max(first)..end.min(first + Seen::WINDOW), now)
         });
         if !is_in_memory {
             return None;
@@ -160,6 +177,7 @@ impl Source for MemoryFile {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::thread;
     use std::time::Duration;
 
     use super::*;
@@ -172,6 +190,7 @@ mod tests {
         assert_eq!(memory.resident(4096..3 * 4096).map(|bytes| bytes.len()), Some(2 * 4096));
         assert!(memory.resident(0..4 * 4096).is_none(), "beyond the end");
         file.set_len(4096).unwrap();
+        thread::sleep(Duration::from_millis(2));
         assert!(memory.resident(0..4096).is_some());
         file.set_len(4095).unwrap();
         assert!(memory.resident(0..4096).is_none(), "the last byte is gone");
@@ -182,14 +201,14 @@ mod tests {
     #[test]
     fn a_window_that_was_seen_is_no_other_and_not_for_long() {
         let seen = Seen::new();
-        assert!(!seen.is(0));
-        seen.set(3);
-        assert!(!seen.is(4) && !seen.is(3 + Seen::COUNT));
+        let now = seen.now();
+        assert!(!seen.is(0, now));
+        seen.set(3, now);
+        assert!(seen.is(3, now) && !seen.is(4, now) && !seen.is(3 + Seen::COUNT, now));
         let long_ago = Seen { since: Instant::now() - Duration::from_secs(60), ..Seen::new() };
-        long_ago.windows[3].store(Seen::note(3, long_ago.now()), Relaxed);
-        assert!(long_ago.is(3));
-        long_ago.windows[3].store(Seen::note(3, long_ago.now() - Seen::LASTS), Relaxed);
-        assert!(!long_ago.is(3));
+        let now = long_ago.now();
+        long_ago.set(3, now);
+        assert!(long_ago.is(3, now + Seen::LASTS - 1) && !long_ago.is(3, now + Seen::LASTS));
     }
 
     #[test]

@@ -5,9 +5,9 @@
 mod common;
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{
@@ -378,6 +378,69 @@ fn a_slow_source_delays_only_what_waits_for_it() {
     });
     assert_eq!(source.most.load(Relaxed), SLOW);
     memory.unmap();
+}
+
+/// Says of its first page whether it is in memory when it is allowed to.
+struct HeldUp {
+    bytes: Vec<u8>,
+    asked: AtomicUsize,
+    answer: Mutex<Receiver<()>>,
+}
+
+impl Source for HeldUp {
+    fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read_at(&self, _offset: u64, _buf: &mut [u8]) -> Result<(), ReadFailed> {
+        Err(ReadFailed)
+    }
+
+    fn resident(&self, range: Range<u64>) -> Option<*const [u8]> {
+        if range.start == 0 {
+            self.asked.fetch_add(1, Relaxed);
+            self.answer.lock().unwrap().recv().unwrap();
+        }
+        Some(&raw const self.bytes[range.start as usize..range.end as usize])
+    }
+}
+
+#[test]
+fn a_worker_that_is_held_up_is_replaced() {
+    let _alone = alone();
+    for workers in 2..=4 {
+        let (pager, _notices) = start(Options::new().granule(PAGE).workers(workers));
+        let bytes = random_bytes(64 * PAGE, 7);
+        let other = client(&pager, &bytes, REMOVE, Kind::Anonymous).unwrap();
+        // One after the other, each holds up a worker.
+        let (answer, answers) = channel();
+        let source = Arc::new(HeldUp {
+            bytes: bytes.clone(),
+            asked: AtomicUsize::new(0),
+            answer: Mutex::new(answers),
+        });
+        let held: Vec<_> = (1..workers)
+            .map(|_| {
+                let fd = userfaultfd(REMOVE).unwrap();
+                let memory = Memory::map(PAGE, Kind::Anonymous).unwrap().register(&fd);
+                pager.add(fd, &[memory.extent(0)], source.clone()).unwrap();
+                memory
+            })
+            .collect();
+        std::thread::scope(|scope| {
+            for (number, memory) in held.iter().enumerate() {
+                let byte = bytes[0];
+                scope.spawn(move || assert_eq!(memory.byte(0), byte));
+                while source.asked.load(Relaxed) <= number {
+                    std::thread::yield_now();
+                }
+            }
+            for page in 0..64 {
+                assert_eq!(other.byte(page * PAGE), bytes[page * PAGE]);
+            }
+            held.iter().for_each(|_| answer.send(()).unwrap());
+        });
+    }
 }
 
 #[test]
