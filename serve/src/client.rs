@@ -5,9 +5,10 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::RwLock;
 use pervma::{ChangeError, ReadError};
 use pervma_pager::Source;
 use pervma_pager::sys::{CopyError, Errno, Event, Message, NotUserfaultfd, RemoteUserfaultfd};
@@ -118,6 +119,8 @@ pub(crate) struct Wanted {
 /// How much is filled between two looks at whether messages are to be read: a fill of this size
 /// takes about 15 µs.
 const PIECE: usize = 64 << 10;
+/// Fills that take longer than this are held up, and others are served before messages are read.
+const HELD_UP: Duration = Duration::from_millis(1);
 /// So many pieces at once are filled where no thread waits.
 const PIECES_LATER: usize = 2;
 
@@ -185,16 +188,19 @@ impl Client {
     }
 
     /// Reads messages to `buffer`. Faults are added to `faults`, and children to `children`; the
-    /// map says what the others say. Returns how many messages there were.
+    /// map says what the others say. Returns how many messages there were; `None` if nothing was
+    /// read because a fill is held up: the client forks, perhaps, or unmaps much.
     pub(crate) fn read(
         &self,
         buffer: &mut [Message],
         faults: &mut Vec<usize>,
         children: &mut Vec<ForkedChild>,
-    ) -> Result<usize, Failure> {
-        let _no_fills = self.fills.write().unwrap_or_else(PoisonError::into_inner);
+    ) -> Result<Option<usize>, Failure> {
+        let Some(_no_fills) = self.fills.try_write_for(HELD_UP) else {
+            return Ok(None);
+        };
         let count = self.uffd.read(buffer).map_err(Failure::Read)?;
-        let mut outcome = Ok(count);
+        let mut outcome = Ok(Some(count));
         // Each is taken, also behind one that fails: faults are to be answered.
         for message in &mut buffer[..count] {
             let event = message.take();
@@ -281,7 +287,7 @@ impl Client {
         addr: usize,
         read: Option<&Read<'_>>,
     ) -> Option<(Wanted, Served)> {
-        let _order = self.fills.read().unwrap_or_else(PoisonError::into_inner);
+        let _order = self.fills.read();
         let mut addr = addr;
         let vma = loop {
             // Nothing is write-locked: that is done exclusively.
@@ -372,7 +378,7 @@ impl Client {
 
     /// Poisons the page, which cannot be read, if it is still what belongs there.
     pub(crate) fn fail_read(&self, wanted: &Wanted) -> Served {
-        let _order = self.fills.read().unwrap_or_else(PoisonError::into_inner);
+        let _order = self.fills.read();
         let Ok(vma) = self.map.read(wanted.page.start) else { return Served::Done };
         let offset = wanted.offset + (wanted.page.start - wanted.range.start) as u64;
         let at = wanted.page.start - vma.range().start;
@@ -466,7 +472,7 @@ impl Client {
         let mut most = MOST;
         loop {
             // Nothing is read meanwhile: where the kernel poisons, memory is where the map says.
-            let _no_reads = self.fills.write().unwrap_or_else(PoisonError::into_inner);
+            let Some(_no_reads) = self.fills.try_write_for(HELD_UP) else { return Served::Again };
             let Some((range, page)) = self.map.first_of_source() else { return Served::Done };
             let len = most.min(range.len());
             let done = match self.uffd.poison(range.start, len) {
@@ -575,7 +581,7 @@ impl Client {
     /// Fills a piece as far as it lies in the VMA of an address, with what
     /// belongs there, which may have been read.
     fn fill(&self, addr: usize, piece: &Range<usize>, read: Option<&Read<'_>>, by: For) -> Served {
-        let _order = self.fills.read().unwrap_or_else(PoisonError::into_inner);
+        let _order = self.fills.read();
         let vma = match self.map.read(addr) {
             Ok(vma) => vma,
             Err(ReadError::NotMapped { .. }) => {

@@ -512,6 +512,7 @@ impl Shared {
             messages: std::iter::repeat_with(Message::default).take(BATCH).collect(),
             faults: Vec::new(),
             deferred: Vec::new(),
+            unread: Vec::new(),
             ready: Vec::with_capacity(most),
             last_read: Instant::now(),
         };
@@ -838,6 +839,8 @@ struct Worker<'s> {
     faults: Vec<usize>,
     /// What could not be served yet.
     deferred: Vec<Fault>,
+    /// What could not be read yet.
+    unread: Vec<Arc<Client>>,
     /// Memory for what the kernel says of the clients.
     ready: Vec<epoll::Event>,
     /// When a client had something to tell last.
@@ -848,7 +851,7 @@ impl Worker<'_> {
     /// Does what is next; whether there may be more.
     fn turn(&mut self) -> bool {
         let shared = self.shared;
-        match shared.turns.next(self.number, self.deferred.is_empty()) {
+        match shared.turns.next(self.number, !self.has_more()) {
             Next::Serve(fault) => {
                 self.serve(fault);
                 return true;
@@ -865,10 +868,18 @@ impl Worker<'_> {
             Next::Nothing => thread::sleep(SOON),
             Next::Over => return false,
         }
+        for client in std::mem::take(&mut self.unread) {
+            self.read(&client);
+        }
         for fault in std::mem::take(&mut self.deferred) {
             self.serve(fault);
         }
         true
+    }
+
+    /// Whether there is something that it could not do yet.
+    fn has_more(&self) -> bool {
+        !self.deferred.is_empty() || !self.unread.is_empty()
     }
 
     /// Waits until clients have something to tell.
@@ -876,11 +887,11 @@ impl Worker<'_> {
         let soon = Timespec { tv_sec: 0, tv_nsec: SOON.subsec_nanos().into() };
         let spin_until = self.last_read + self.shared.options.spin;
         loop {
-            let is_spinning = self.deferred.is_empty() && Instant::now() < spin_until;
-            let most = match (is_spinning, self.deferred.is_empty()) {
+            let is_spinning = !self.has_more() && Instant::now() < spin_until;
+            let most = match (is_spinning, self.has_more()) {
                 (true, _) => Some(&Timespec { tv_sec: 0, tv_nsec: 0 }),
-                (false, true) => None,
-                (false, false) => Some(&soon),
+                (false, true) => Some(&soon),
+                (false, false) => None,
             };
             self.ready.clear();
             // Interrupted is as good as nothing.
@@ -947,7 +958,11 @@ impl Worker<'_> {
             self.shared.adopt(client, child);
         }
         let is_all = match read {
-            Ok(count) => count < self.messages.len(),
+            Ok(Some(count)) => count < self.messages.len(),
+            Ok(None) => {
+                self.unread.push(Arc::clone(client));
+                true
+            }
             Err(failure) => {
                 self.shared.fail(client, failure);
                 // What can be read, is: faults are poisoned then.
@@ -965,6 +980,6 @@ impl Worker<'_> {
 /// What was read of a client's messages.
 struct Heard {
     first: Option<Fault>,
-    /// There were no more, or they cannot be read.
+    /// There were no more, or they cannot be read now.
     is_all: bool,
 }

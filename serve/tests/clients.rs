@@ -410,7 +410,7 @@ fn a_worker_that_is_held_up_is_replaced() {
     let _alone = alone();
     for workers in 2..=4 {
         let (pager, _notices) = start(Options::new().granule(PAGE).workers(workers));
-        let bytes = random_bytes(64 * PAGE, 7);
+        let bytes = random_bytes(128 * PAGE, 7);
         let other = client(&pager, &bytes, REMOVE, Kind::Anonymous).unwrap();
         // One after the other, each holds up a worker.
         let (answer, answers) = channel();
@@ -422,7 +422,7 @@ fn a_worker_that_is_held_up_is_replaced() {
         let held: Vec<_> = (1..workers)
             .map(|_| {
                 let fd = userfaultfd(REMOVE).unwrap();
-                let memory = Memory::map(PAGE, Kind::Anonymous).unwrap().register(&fd);
+                let memory = Memory::map(2 * PAGE, Kind::Anonymous).unwrap().register(&fd);
                 pager.add(fd, &[memory.extent(0)], source.clone()).unwrap();
                 memory
             })
@@ -435,9 +435,15 @@ fn a_worker_that_is_held_up_is_replaced() {
                     std::thread::yield_now();
                 }
             }
-            for page in 0..64 {
-                assert_eq!(other.byte(page * PAGE), bytes[page * PAGE]);
+            let reads = |memory: &Memory, page: usize| {
+                assert_eq!(memory.byte(page * PAGE), bytes[page * PAGE]);
+            };
+            (0..64).for_each(|page| reads(&other, page));
+            // Their messages cannot be read meanwhile, and others are not kept by that.
+            for memory in &held {
+                scope.spawn(move || reads(memory, 1));
             }
+            (64..128).for_each(|page| reads(&other, page));
             held.iter().for_each(|_| answer.send(()).unwrap());
         });
     }
