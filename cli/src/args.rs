@@ -31,6 +31,22 @@ pub(crate) enum Command {
     /// Serve the page faults of microVMs that are restored from snapshots: Firecracker's, and all
     /// that arrive as it does.
     Serve(ServeOptions),
+    /// Say what is in records of what VMs asked for first (`pervma serve --record`), and how far they
+    /// overlap. Those of e2b (JSON) and REAP (CSV) are read as well.
+    WorkingSet(WorkingSetOptions),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct WorkingSetOptions {
+    /// The records.
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+    /// Draw what was asked for, offset by time, as SVG into this file.
+    #[arg(long, value_name = "OUT")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Print one JSON object on one line.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args, Debug)]

@@ -34,6 +34,8 @@ pub(crate) enum Error {
     #[error("--svg {}: {reason}: give a file that can be written", one_line(file))]
     Picture { file: PathBuf, reason: String },
     #[error("{}: {reason}", one_line(file))]
+    WorkingSet { file: PathBuf, reason: pervma_serve::working_set::WorkingSetError },
+    #[error("{}: {reason}", one_line(file))]
     Source { file: PathBuf, reason: pervma_pager::Error },
     #[error(transparent)]
     Region(#[from] pervma_pager::Error),

@@ -19,6 +19,7 @@ mod serve;
 mod touch;
 mod values;
 mod words;
+mod working_set;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -61,6 +62,19 @@ fn run() -> Result<u8, Error> {
         }
         Some(Command::Serve(options)) => {
             Ok(if serve::run(&options)? { MATCHED } else { MISMATCHED })
+        }
+        Some(Command::WorkingSet(options)) => {
+            let report = working_set::Report::read(&options.files)?;
+            if let Some(file) = &options.svg {
+                report.draw(file)?;
+            }
+            let text = if options.json {
+                report.to_json().map_err(io::Error::from)?
+            } else {
+                report.to_string()
+            };
+            args::print(&text)?;
+            Ok(MATCHED)
         }
     }
 }

@@ -34,6 +34,7 @@ use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuar
 
 use crate::error::{Error, one_line};
 use crate::values::{Granule, positive, threads};
+use crate::working_set;
 
 #[derive(Args, Debug)]
 pub(crate) struct ServeOptions {
@@ -56,6 +57,15 @@ pub(crate) struct ServeOptions {
     /// So many granules are filled ahead of a VM that touches one after the other.
     #[arg(long, value_name = "N", default_value_t = 16)]
     ahead: usize,
+    /// Record what each VM asks for: of the first that comes in this file, of the n-th in FILE.n,
+    /// written when it has gone. `pervma working-set` says what is in it.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Fill what was recorded ahead of the faults of each VM of the same memory file; may be given
+    /// many times. Records of e2b (JSON) and REAP (CSV) are taken as well if there is one memory
+    /// file.
+    #[arg(long, value_name = "FILE")]
+    replay: Vec<PathBuf>,
     /// So long a thread looks for the next fault before it sleeps, in microseconds.
     #[arg(long, value_name = "MICROS", default_value_t = 0)]
     spin: u64,
@@ -156,6 +166,8 @@ pub(crate) fn run(options: &ServeOptions) -> Result<bool, Error> {
         WhatOnFailure::Poison | WhatOnFailure::Kill => None,
     };
     raise_descriptors();
+    let replays = options.replay.iter().map(|file| Ok((file, working_set::read(file)?)));
+    let replays = replays.collect::<Result<Vec<_>, Error>>()?;
     let listens = listens(options, passed)?;
     // It asks files for a quota, which the sandbox does not let it.
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
@@ -169,7 +181,12 @@ pub(crate) fn run(options: &ServeOptions) -> Result<bool, Error> {
     // Threads, so not before the sandbox.
     let (output, _written) = Output::start();
     let mut progress = Progress::new(options.json, output);
-    let server = server(options, listens, tell, cores);
+    let mut server = server(options, listens, tell, cores);
+    for (file, set) in replays {
+        server = server
+            .replay(set)
+            .map_err(|reason| Error::WorkingSet { file: file.clone(), reason })?;
+    }
     let ended = server.run(
         stop.as_fd(),
         || manager.tell_ready(),
@@ -277,8 +294,9 @@ fn enter_sandbox(options: &ServeOptions) -> Result<(), Error> {
         _ => PathBuf::from("."),
     };
     let removable = sockets.map(folder).collect();
+    let writable = options.record.iter().map(folder).collect();
     let kills_other_users = options.on_failure == WhatOnFailure::Kill;
-    let report = Sandbox { removable, kills_other_users }.enter()?;
+    let report = Sandbox { removable, writable, kills_other_users }.enter()?;
     tracing::info!("sandbox: {report}");
     Ok(())
 }
@@ -333,6 +351,10 @@ fn server(
             WhatOnStop::Fill => OnStop::Fill,
             WhatOnStop::Fail => OnStop::Fail,
         });
+    let server = match &options.record {
+        Some(file) => server.record(file.clone()),
+        None => server,
+    };
     if options.allow_uid.is_empty() { server } else { server.only_users(options.allow_uid.clone()) }
 }
 

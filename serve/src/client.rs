@@ -55,7 +55,7 @@ pub(crate) struct Client {
     map: Map,
     pub(crate) source: Arc<dyn Source>,
     /// Bytes that a fault fills, aligned by address.
-    granule: usize,
+    pub(crate) granule: usize,
     /// Of its memory, as it was told, in bytes.
     pub(crate) len: u64,
     /// Bytes that are filled at once, as aligned.
@@ -246,6 +246,27 @@ impl Client {
         served
     }
 
+    /// Where the parts of the source are now.
+    pub(crate) fn places(&self) -> Places {
+        let mut places: Vec<_> = self
+            .map
+            .extents()
+            .into_iter()
+            .filter(|extent| extent.content == Extent::SOURCE)
+            .collect();
+        places.sort_unstable_by_key(|extent| extent.offset);
+        Places(places)
+    }
+
+    /// Where in the source the bytes of a page are, if they belong there.
+    pub(crate) fn source_offset(&self, addr: usize) -> Option<u64> {
+        let vma = self.map.read(addr).ok()?;
+        match vma.at(addr - vma.range().start).content {
+            Content::Source(offset) => Some(offset),
+            Content::Zeros | Content::Poisoned => None,
+        }
+    }
+
     /// Whether to serve a fault takes longer than to wake a thread for it.
     pub(crate) fn takes_long(&self) -> bool {
         self.granule > PIECE
@@ -276,6 +297,12 @@ impl Client {
             }
         }
         Served::Done
+    }
+
+    /// Fills a piece that lies in one VMA and for which no thread sleeps, as
+    /// [`fill_ahead`](Self::fill_ahead) does.
+    pub(crate) fn fill_piece(&self, piece: &Range<usize>) -> Served {
+        self.fill(piece.start, piece, None, For::Later)
     }
 
     /// Fills some of what is missing from an address on, for good: what of it the source has.
@@ -739,6 +766,28 @@ enum Filled {
     Gone,
 }
 
+/// Where parts of the source are in a client's memory, by their offsets in the source. Where some
+/// part is at several addresses, one of them is found.
+pub(crate) struct Places(Vec<Extent>);
+
+impl Places {
+    /// The addresses of a range of the source, in whole pages, in pieces to be filled at once.
+    pub(crate) fn of(&self, range: &Range<u64>) -> impl Iterator<Item = Range<usize>> {
+        let before = self.0.partition_point(|extent| extent.offset <= range.start);
+        let (start, end) = (range.start, range.end);
+        let places = self.0[before.saturating_sub(1)..].iter();
+        places.take_while(move |extent| extent.offset < end).flat_map(move |extent| {
+            let page = u64::from(extent.page_size);
+            let from = start.saturating_sub(extent.offset) / page * page;
+            let to = (end - extent.offset).next_multiple_of(page).min(extent.len);
+            let at = |offset: u64| (extent.start + offset) as usize;
+            // Empty if it lies behind the extent.
+            let addresses = at(from.min(to))..at(to);
+            pieces(&addresses, PIECE.max(page as usize))
+        })
+    }
+}
+
 fn extents_len(map: &Map) -> u64 {
     map.extents().iter().map(|extent| extent.len).sum()
 }
@@ -751,7 +800,10 @@ fn page_of(addr: usize, piece: &Piece) -> Range<usize> {
 }
 
 /// A range in aligned pieces.
-fn pieces(range: &Range<usize>, piece: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+pub(crate) fn pieces(
+    range: &Range<usize>,
+    piece: usize,
+) -> impl Iterator<Item = Range<usize>> + use<> {
     let end = range.end;
     let mut at = range.start;
     std::iter::from_fn(move || {

@@ -17,6 +17,7 @@ pub mod state;
 mod stats;
 mod threads;
 mod turns;
+pub mod working_set;
 
 pub use client::{ClientError, ClientId};
 pub use failure::Failure;

@@ -4,11 +4,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -17,13 +18,16 @@ use pervma_pager::{MemorySource, Source};
 use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
-use crate::client::{Begun, Client, ClientError, ClientId, ForkedChild, Read, Served, Wanted};
+use crate::client::{
+    Begun, Client, ClientError, ClientId, ForkedChild, Places, Read, Served, Wanted, pieces,
+};
 use crate::failure::Failure;
 use crate::limits::Limits;
 use crate::reads::{Reads, Task};
 use crate::state::Extent;
 use crate::stats::{Counter, Latency, Stats};
 use crate::turns::{Next, TakesLong, Turns};
+use crate::working_set::{Recorder, WorkingSet};
 
 /// How faults are served.
 ///
@@ -43,6 +47,8 @@ pub struct Options {
     granule: usize,
     ahead: usize,
     spin: Duration,
+    records: bool,
+    replayers: usize,
     limits: Limits,
 }
 
@@ -60,6 +66,8 @@ impl Options {
             granule: 64 << 10,
             ahead: 0,
             spin: Duration::ZERO,
+            records: false,
+            replayers: 0,
             limits: Limits::default(),
         }
     }
@@ -88,6 +96,18 @@ impl Options {
     /// sleeps: less time to an answer, for a processor that does nothing else.
     pub fn spin(mut self, time: Duration) -> Self {
         self.spin = time;
+        self
+    }
+
+    /// Records what each client asks for: see [`Notice::Recorded`].
+    pub fn record(mut self) -> Self {
+        self.records = true;
+        self
+    }
+
+    /// So many threads fill what is [replayed](Pager::replay).
+    pub fn replayers(mut self, threads: usize) -> Self {
+        self.replayers = threads;
         self
     }
 
@@ -125,6 +145,14 @@ pub enum Notice {
         client: ClientId,
         /// Why.
         failure: Failure,
+    },
+    /// What a client has asked for, if that is [recorded](Options::record): it will ask for nothing
+    /// more.
+    Recorded {
+        /// The client.
+        client: ClientId,
+        /// What it asked for. The source is not noted: it is known to who has added the client.
+        set: WorkingSet,
     },
     /// All that a failed client misses is poisoned, and its descriptor closed.
     Closed {
@@ -173,6 +201,8 @@ struct Shared {
     clients: RwLock<HashMap<u64, Arc<Client>>>,
     next_id: AtomicU64,
     reads: Arc<Reads>,
+    /// Of clients, if what they ask for is recorded.
+    recorders: Mutex<HashMap<ClientId, Recorder>>,
     ahead: Ahead,
     jobs: Mutex<Sender<Arc<Client>>>,
     latency: Latency,
@@ -196,9 +226,26 @@ impl TakesLong for Fault {
 /// What is to be filled ahead.
 #[derive(Default)]
 struct Ahead {
-    /// A client, and where it is to be filled from.
-    queue: Mutex<VecDeque<(Arc<Client>, usize)>>,
+    queue: Mutex<AheadQueue>,
     todo: Condvar,
+}
+
+#[derive(Default)]
+struct AheadQueue {
+    /// A client that faults in order, and where it is to be filled from.
+    in_order: VecDeque<(Arc<Client>, usize)>,
+    /// In turns.
+    replays: VecDeque<Replay>,
+}
+
+/// A client, and what it will ask for.
+struct Replay {
+    client: Arc<Client>,
+    places: Arc<Places>,
+    /// Ranges of the source.
+    runs: Arc<[Range<u64>]>,
+    /// The first of them that no thread has begun with.
+    next: usize,
 }
 
 /// More than this many are not filled ahead of.
@@ -245,6 +292,7 @@ impl Pager {
                 clients: RwLock::default(),
                 next_id: AtomicU64::new(1),
                 reads: Arc::new(Reads::new(limits.reads, limits.all_reads, run)),
+                recorders: Mutex::default(),
                 ahead: Ahead::default(),
                 jobs: Mutex::new(jobs),
                 latency: Latency::default(),
@@ -256,7 +304,8 @@ impl Pager {
         for number in 0..workers {
             pager.spawn("pervma-worker", move |shared| shared.run(number))?;
         }
-        if pager.shared.options.ahead > 0 {
+        let is_ahead = usize::from(pager.shared.options.ahead > 0);
+        for _ in 0..pager.shared.options.replayers.max(is_ahead) {
             pager.spawn("pervma-ahead", Shared::fill_ahead)?;
         }
         let shared = Arc::clone(&pager.shared);
@@ -368,6 +417,18 @@ impl Pager {
         self.shared.client(client.0).is_some_and(|client| self.shared.complete(&client))
     }
 
+    /// Fills what a client will ask for, in that order, while faults go first. It is no promise: what
+    /// cannot be filled is left to faults. `false` if the client has gone, or there are no
+    /// [threads](Options::replayers) for it.
+    pub fn replay(&self, client: ClientId, set: &WorkingSet) -> bool {
+        let Some(client) = self.shared.client(client.0) else { return false };
+        let places = Arc::new(client.places());
+        let replay = Replay { client, places, runs: set.runs().into(), next: 0 };
+        self.shared.ahead_queue().replays.push_back(replay);
+        self.shared.ahead.todo.notify_all();
+        self.shared.options.replayers > 0
+    }
+
     /// Looks now whether a client's process has gone, and forgets it if so.
     pub fn look(&self, client: ClientId) {
         if let Some(client) = self.shared.client(client.0)
@@ -437,12 +498,17 @@ impl Shared {
 
     fn watch(&self, client: Arc<Client>) -> Result<(), Errno> {
         let id = client.id.0;
+        let is_recorded = self.options.records && client.health.failure().is_none();
+        if is_recorded {
+            self.recorders().insert(client.id, Recorder::new(client.granule));
+        }
         let mut clients = self.clients.write().unwrap_or_else(PoisonError::into_inner);
         clients.insert(id, Arc::clone(&client));
         drop(clients);
         let added = epoll::add(&self.epoll, &*client, epoll::EventData::new_u64(id), EDGES);
         if added.is_err() {
             self.clients.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            self.recorders().remove(&client.id);
         }
         added
     }
@@ -463,6 +529,10 @@ impl Shared {
             // It is closed later, by the last thread that has it.
             let _ = epoll::delete(&self.epoll, client);
             self.reads.forget(client.id);
+            let recorder = self.recorders().remove(&client.id);
+            if let Some(recorder) = recorder {
+                (self.on_notice)(Notice::Recorded { client: client.id, set: recorder.finish() });
+            }
         }
         was_there
     }
@@ -519,9 +589,19 @@ impl Shared {
         while worker.turn() {}
     }
 
+    fn recorders(&self) -> MutexGuard<'_, HashMap<ClientId, Recorder>> {
+        self.recorders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Serves a fault; `false` if it has to be served again.
     fn serve(&self, fault: &Fault) -> bool {
         let client = &fault.client;
+        if self.options.records
+            && let Some(offset) = client.source_offset(fault.addr)
+            && let Some(recorder) = self.recorders().get_mut(&client.id)
+        {
+            recorder.note(offset);
+        }
         match client.serve(fault.addr, fault.since) {
             Served::Done => {
                 self.latency.add(fault.since.elapsed());
@@ -671,48 +751,90 @@ impl Shared {
         if self.options.ahead == 0 || !client.is_in_order(addr, self.options.ahead) {
             return;
         }
-        let mut queue = self.ahead.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let queue = &mut self.ahead_queue().in_order;
         if queue.len() < MOST_AHEAD {
             queue.push_back((Arc::clone(client), client.granule_at(addr).end));
             self.ahead.todo.notify_one();
         }
     }
 
-    /// What the thread does that fills ahead.
+    fn ahead_queue(&self) -> MutexGuard<'_, AheadQueue> {
+        self.ahead.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a thread does that fills ahead.
     fn fill_ahead(&self) {
-        loop {
-            let mut queue = self.ahead.queue.lock().unwrap_or_else(PoisonError::into_inner);
-            let (client, mut addr) = loop {
-                // RELAXED: it is woken for it.
-                if self.is_over.load(Relaxed) {
-                    return;
+        let mut buffer = Vec::new();
+        let mut queue = self.ahead_queue();
+        // RELAXED: it is woken for it.
+        while !self.is_over.load(Relaxed) {
+            if let Some((client, addr)) = queue.in_order.pop_front() {
+                drop(queue);
+                self.fill_in_order(&client, addr);
+            } else if let Some(mut replay) = queue.replays.pop_front() {
+                let run = replay.runs.get(replay.next).cloned();
+                let (client, places) = (Arc::clone(&replay.client), Arc::clone(&replay.places));
+                replay.next += 1;
+                if replay.next < replay.runs.len() {
+                    queue.replays.push_back(replay);
                 }
-                match queue.pop_front() {
-                    Some(next) => break next,
-                    None => {
-                        queue = self.ahead.todo.wait(queue).unwrap_or_else(PoisonError::into_inner);
-                    }
+                drop(queue);
+                if let Some(run) = run {
+                    self.fill_run(&client, &places, run, &mut buffer);
                 }
-            };
-            drop(queue);
-            for _ in 0..self.options.ahead {
-                self.let_faults_go_first();
-                // RELAXED: it is looked at again and again.
-                if self.is_over.load(Relaxed) || !client.has(addr) {
-                    break;
+            } else {
+                queue = self.ahead.todo.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            queue = self.ahead_queue();
+        }
+    }
+
+    /// Fills granules from an address on.
+    fn fill_in_order(&self, client: &Arc<Client>, mut addr: usize) {
+        for _ in 0..self.options.ahead {
+            self.let_faults_go_first();
+            // RELAXED: it is looked at again and again.
+            if self.is_over.load(Relaxed) || !client.has(addr) {
+                break;
+            }
+            let granule = client.granule_at(addr);
+            match client.fill_ahead(&granule) {
+                Served::Done => client.counters.add(Counter::Ahead, 1),
+                Served::Read => {
+                    let client = Arc::clone(client);
+                    // For later: if it cannot be done, so be it.
+                    let task = Task { client, addr, since: Instant::now(), is_ahead: true };
+                    let _ = self.reads.submit(task);
                 }
-                let granule = client.granule_at(addr);
-                match client.fill_ahead(&granule) {
-                    Served::Done => client.counters.add(Counter::Ahead, 1),
-                    Served::Read => {
-                        let client = Arc::clone(&client);
-                        // For later: if it cannot be done, so be it.
+                _ => break,
+            }
+            addr = granule.end;
+        }
+    }
+
+    /// Fills what a client has of a range of the source. What has to be waited for is read here:
+    /// faults have the other reads for themselves.
+    fn fill_run(
+        &self,
+        client: &Arc<Client>,
+        places: &Places,
+        run: Range<u64>,
+        buffer: &mut Vec<u8>,
+    ) {
+        for piece in places.of(&run) {
+            self.let_faults_go_first();
+            match self.until_read(client, || client.fill_piece(&piece)) {
+                Served::Done => client.counters.add(Counter::Ahead, 1),
+                Served::Read => {
+                    for granule in pieces(&piece, client.granule) {
+                        self.let_faults_go_first();
+                        let (client, addr) = (Arc::clone(client), granule.start);
                         let task = Task { client, addr, since: Instant::now(), is_ahead: true };
-                        let _ = self.reads.submit(task);
+                        self.read_source(&task, buffer);
                     }
-                    _ => break,
                 }
-                addr = granule.end;
+                _ => return,
             }
         }
     }

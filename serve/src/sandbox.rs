@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `no_new_privs` | no program that it could run would have more privileges |
 //! | capabilities | none, but `CAP_KILL` if [`Sandbox::kills_other_users`] says so; the bounding and ambient sets are empty |
-//! | Landlock | no file can be opened, made or run; only in [`Sandbox::removable`] one can be removed; no TCP, no abstract sockets |
+//! | Landlock | no file can be opened, made or run; only in [`Sandbox::removable`] one can be removed, and in [`Sandbox::writable`] one can be made and written; no TCP, no abstract sockets |
 //! | seccomp | the system calls of the table below; any other fails with `EPERM` |
 //!
 //! A call that is not in the table fails and does not end the process: a C library that makes
@@ -21,6 +21,7 @@
 //! | `fcntl` to copy a descriptor, and for flags and seals | copies of descriptors, and their checks |
 //! | `readlink` `readlinkat` | `/proc/self/fd`: what a descriptor is |
 //! | `unlink` `unlinkat`, if anything is removable | the daemon's socket, at its end |
+//! | `open` `openat`, if anything is writable | records of what clients ask for |
 //! | `ioctl` with `UFFDIO_COPY` `UFFDIO_ZEROPAGE` `UFFDIO_WAKE` `UFFDIO_POISON` `UFFDIO_UNREGISTER` `FIONBIO` | filling pages, and letting them go; sockets that do not wait |
 //! | `mmap` `mprotect` without `PROT_EXEC`; `munmap` `mremap` `madvise` `mincore` `brk` | memory |
 //! | `clone` with `CLONE_THREAD`; `set_robust_list` `rseq` `sigaltstack` `sched_getaffinity` `gettid` `getpid` | threads |
@@ -76,6 +77,8 @@ use crate::threads;
 pub struct Sandbox {
     /// Directories in and below which files and sockets can be removed.
     pub removable: Vec<PathBuf>,
+    /// Directories in and below which files can be made and written, and not read.
+    pub writable: Vec<PathBuf>,
     /// Keeps `CAP_KILL`, if there is it: to kill clients of other users.
     pub kills_other_users: bool,
 }
@@ -102,7 +105,7 @@ pub enum Landlock {
     /// what they would.
     Partial,
     /// Nothing: the kernel has none, or it is turned off. If anything is removable, then anything
-    /// is that the user may remove.
+    /// is that the user may remove; if anything is writable, the user's files can be opened.
     Absent,
 }
 
@@ -116,7 +119,7 @@ pub enum SandboxError {
     /// The kernel's error, from `prctl` or `capset`.
     #[error("privileges cannot be given up: {0}")]
     Privileges(#[source] io::Error),
-    /// A directory of [`Sandbox::removable`] cannot be opened, or Landlock has failed.
+    /// A directory of [`Sandbox::removable`] or [`Sandbox::writable`] cannot be opened, or Landlock has failed.
     #[error("files cannot be restricted: {0}")]
     Landlock(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The kernel has no seccomp filters, or refuses them.
@@ -148,8 +151,11 @@ impl Sandbox {
             .handle_access(AccessNet::from_all(ABI::V6))?
             .scope(Scope::AbstractUnixSocket)?
             .create()?;
-        for directory in &self.removable {
-            let rule = PathBeneath::new(PathFd::new(directory)?, AccessFs::RemoveFile);
+        let writes = AccessFs::MakeReg | AccessFs::WriteFile | AccessFs::Truncate;
+        let removable = self.removable.iter().map(|folder| (folder, AccessFs::RemoveFile.into()));
+        let writable = self.writable.iter().map(|folder| (folder, writes));
+        for (directory, accesses) in removable.chain(writable) {
+            let rule = PathBeneath::new(PathFd::new(directory)?, accesses);
             ruleset = ruleset.add_rule(rule)?;
         }
         Ok(match ruleset.restrict_self()?.ruleset {
@@ -193,13 +199,14 @@ impl Sandbox {
         let refuse = |errno: libc::c_int| SeccompAction::Errno(errno.cast_unsigned());
         let no_clone3 = [(libc::SYS_clone3, vec![])].into();
         let no_clone3 = filter(no_clone3, SeccompAction::Allow, refuse(libc::ENOSYS))?;
-        let removing = match self.removable.is_empty() {
-            true => [].iter().chain(&[]),
-            false => REMOVING.iter().chain(OLDER_REMOVING),
-        };
+        let removing: &[&[Call]] =
+            if self.removable.is_empty() { &[] } else { &[REMOVING, OLDER_REMOVING] };
+        let opening: &[&[Call]] =
+            if self.writable.is_empty() { &[] } else { &[OPENING, OLDER_OPENING] };
         // Of both filters the one that refuses decides: `clone3` is for the first.
         let mut calls = BTreeMap::from([(libc::SYS_clone3, vec![])]);
-        for call in CALLS.iter().chain(OLDER).chain(removing) {
+        let optional = removing.iter().chain(opening).copied().flatten();
+        for call in CALLS.iter().chain(OLDER).chain(optional) {
             calls.insert(call.number, call.only.rules()?);
         }
         seccompiler::apply_filter(&no_clone3)?;
@@ -345,6 +352,13 @@ const OLDER_REMOVING: &[Call] = calls! { SYS_unlink, };
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER_REMOVING: &[Call] = &[];
 
+/// Calls that open files; which ones is for Landlock to say.
+const OPENING: &[Call] = calls! { SYS_openat, };
+#[cfg(target_arch = "x86_64")]
+const OLDER_OPENING: &[Call] = calls! { SYS_open, };
+#[cfg(not(target_arch = "x86_64"))]
+const OLDER_OPENING: &[Call] = &[];
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -372,7 +386,8 @@ mod tests {
             .flat_map(|cell| cell.split('`').filter(|word| word.chars().all(is_of_name)))
             .filter(|word| !word.is_empty())
             .collect();
-        let listed = [CALLS, OLDER, REMOVING, OLDER_REMOVING].into_iter().flatten();
+        let lists = [CALLS, OLDER, REMOVING, OLDER_REMOVING, OPENING, OLDER_OPENING];
+        let listed = lists.into_iter().flatten();
         let listed: Vec<_> = listed.map(|call| call.name.trim_start_matches("SYS_")).collect();
         // Other words of the table that look like calls.
         let others = BTreeSet::from(["no_new_privs", "calls"]);
@@ -422,6 +437,30 @@ mod tests {
             fs::remove_file(&socket).unwrap();
             fs::remove_file(&file).unwrap();
         });
+    }
+
+    #[test]
+    fn what_is_writable_can_be_made_and_not_read() {
+        let [writable, other] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let [new, old] = ["new", "old"].map(|name| writable.path().join(name));
+        fs::write(&old, "old").unwrap();
+        fs::write(other.path().join("old"), "old").unwrap();
+        in_a_thread(|| {
+            let sandbox = Sandbox { writable: vec![writable.path().into()], ..Sandbox::default() };
+            let landlock = sandbox.restrict_files().unwrap();
+            if landlock != Landlock::Full {
+                return println!("NOT RUN: the kernel has no Landlock of Linux 6.12: {landlock:?}");
+            }
+            fs::write(&new, "new").unwrap();
+            fs::write(&old, "new").unwrap();
+            let refused = Some(libc::EACCES);
+            assert_eq!(errno(File::open(&old)), refused);
+            assert_eq!(errno(fs::remove_file(&old)), refused);
+            assert_eq!(errno(fs::write(other.path().join("new"), "new")), refused);
+            assert_eq!(errno(fs::write(other.path().join("old"), "new")), refused);
+        });
+        assert_eq!(fs::read_to_string(&new).unwrap(), "new");
+        assert_eq!(fs::read_to_string(&old).unwrap(), "new");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::fs;
-use std::io;
+use std::io::{self, BufWriter};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -31,6 +31,7 @@ use crate::pager::{Notice, Options, Pager};
 use crate::peer::Peer;
 use crate::state::Extent;
 use crate::stats::Stats;
+use crate::working_set::{SourceId, WorkingSet, WorkingSetError};
 
 /// A socket at which clients arrive, all with the same bytes.
 #[derive(Clone)]
@@ -39,6 +40,8 @@ pub struct Listen {
     /// What this process has made: removed at the end.
     made: Option<Made>,
     source: Arc<dyn Source>,
+    /// What clients will ask for, as it was recorded.
+    replays: Vec<Arc<WorkingSet>>,
 }
 
 impl Listen {
@@ -75,7 +78,7 @@ impl Listen {
     /// The kernel's.
     pub fn of(listener: UnixListener, source: Arc<dyn Source>) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        Ok(Self { listener: Arc::new(listener), made: None, source })
+        Ok(Self { listener: Arc::new(listener), made: None, source, replays: Vec::new() })
     }
 }
 
@@ -161,6 +164,7 @@ pub struct Server {
     on_failure: OnFailure,
     on_stop: OnStop,
     uids: Option<Vec<u32>>,
+    record: Option<PathBuf>,
 }
 
 /// How a daemon has ended, or what has ended so far.
@@ -183,7 +187,7 @@ impl Server {
     pub fn new(listens: Vec<Listen>, options: Options, limits: Limits) -> Self {
         let options = options.limits(limits.clone());
         let (on_failure, on_stop) = (OnFailure::Poison, OnStop::Fail);
-        Self { listens, limits, options, on_failure, on_stop, uids: None }
+        Self { listens, limits, options, on_failure, on_stop, uids: None, record: None }
     }
 
     /// What is done beside poisoning when a client cannot be served: nothing if it is not said.
@@ -205,6 +209,46 @@ impl Server {
     pub fn only_users(mut self, uids: Vec<u32>) -> Self {
         self.uids = Some(uids);
         self
+    }
+
+    /// Records what each client asks for. The record of the first client is this file, and that of
+    /// the n-th, counted as they come and forked children included, has `.n` behind the name. A
+    /// record is written when its client has gone, in place of what is there.
+    #[must_use]
+    pub fn record(mut self, file: PathBuf) -> Self {
+        self.record = Some(file);
+        self.options = self.options.record();
+        self
+    }
+
+    /// Fills what was recorded ahead of the faults of each client whose memory file it is of.
+    ///
+    /// # Errors
+    ///
+    /// [`OtherSource`](WorkingSetError::OtherSource) if it is of none of them, and
+    /// [`Unknown`](WorkingSetError::Unknown) if it does not say of which.
+    pub fn replay(mut self, set: WorkingSet) -> Result<Self, WorkingSetError> {
+        if set.source.is_none() && self.listens.len() != 1 {
+            return Err(WorkingSetError::Unknown);
+        }
+        let set = Arc::new(set);
+        let mut checked = Ok(());
+        let mut is_used = false;
+        for listen in &mut self.listens {
+            let id = SourceId::of(&*listen.source).map_err(|_| WorkingSetError::Source)?;
+            match set.check(&id) {
+                Ok(()) => {
+                    listen.replays.push(Arc::clone(&set));
+                    is_used = true;
+                }
+                Err(error) => checked = Err(error),
+            }
+        }
+        if !is_used {
+            checked?;
+        }
+        self.options = self.options.replayers(REPLAYERS);
+        Ok(self)
     }
 
     /// Serves until `stop` can be read, and does then what [`on_stop`](Self::on_stop) says; until
@@ -239,6 +283,7 @@ impl Server {
             noticed,
             pending: VecDeque::new(),
             served: HashMap::new(),
+            recorded: HashMap::new(),
             next: FIRST,
             looked: Instant::now(),
             is_resting: false,
@@ -252,6 +297,9 @@ impl Server {
         Ok(control.ended)
     }
 }
+
+/// Threads that fill what was recorded.
+const REPLAYERS: usize = 2;
 
 /// Tokens: what is ready.
 const STOP: u64 = 0;
@@ -289,6 +337,8 @@ struct Control {
     /// The oldest first.
     pending: VecDeque<Pending>,
     served: HashMap<u64, Served>,
+    /// The sources of clients, if what they ask for is recorded.
+    recorded: HashMap<ClientId, Arc<dyn Source>>,
     next: u64,
     looked: Instant,
     /// Nobody is accepted now.
@@ -441,7 +491,8 @@ impl Control {
 
     fn take(&mut self, pending: Pending, arrival: Arrival) {
         let Some(pager) = &self.pager else { return };
-        let source = Arc::clone(&self.server.listens[pending.listen].source);
+        let listen = &self.server.listens[pending.listen];
+        let source = Arc::clone(&listen.source);
         let bytes: u64 = arrival.extents.iter().map(|extent| extent.len).sum();
         // It is closed if it is not taken; but not the last that this process has.
         let kept = arrival.userfaultfd.try_clone();
@@ -459,6 +510,12 @@ impl Control {
                 };
             }
         };
+        for set in &listen.replays {
+            pager.replay(client, set);
+        }
+        if self.server.record.is_some() {
+            self.recorded.insert(client, Arc::clone(&listen.source));
+        }
         let Pending { token, connection, peer, .. } = pending;
         self.ended.clients += 1;
         tracing::info!(%client, pid = peer.pid, uid = peer.uid, bytes, "a client has come");
@@ -536,7 +593,13 @@ impl Control {
 
     fn heed(&mut self, notice: Notice) {
         match notice {
-            Notice::Forked { parent, child } => tracing::info!(%parent, %child, "a client forked"),
+            Notice::Forked { parent, child } => {
+                tracing::info!(%parent, %child, "a client forked");
+                if let Some(source) = self.recorded.get(&parent).cloned() {
+                    self.recorded.insert(child, source);
+                }
+            }
+            Notice::Recorded { client, set } => self.write_record(client, set),
             Notice::Failed { client, failure } => {
                 match failure {
                     // It was told of, and counted.
@@ -576,6 +639,21 @@ impl Control {
                 tracing::info!(%client, faults = stats.faults, "a client has gone");
                 self.forget(client, stats);
             }
+        }
+    }
+
+    fn write_record(&mut self, client: ClientId, mut set: WorkingSet) {
+        let Some(file) = &self.server.record else { return };
+        let source = self.recorded.remove(&client);
+        set.source = source.and_then(|source| SourceId::of(&*source).ok());
+        let mut name = file.clone().into_os_string();
+        if client.0 > 1 {
+            name.push(format!(".{client}"));
+        }
+        let written = fs::File::create(&name).and_then(|file| set.write(BufWriter::new(file)));
+        match written {
+            Ok(()) => tracing::info!(%client, file = ?name, "what it asked for is recorded"),
+            Err(error) => tracing::error!(%client, file = ?name, %error, "it is not recorded"),
         }
     }
 
