@@ -4,6 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -41,6 +42,7 @@ pub struct Options {
     workers: usize,
     granule: usize,
     ahead: usize,
+    fillers: usize,
     spin: Duration,
     limits: Limits,
 }
@@ -58,6 +60,7 @@ impl Options {
             workers: 2,
             granule: 64 << 10,
             ahead: 0,
+            fillers: 1,
             spin: Duration::ZERO,
             limits: Limits::default(),
         }
@@ -80,6 +83,13 @@ impl Options {
     /// a thread that lets faults go first.
     pub fn ahead(mut self, granules: usize) -> Self {
         self.ahead = granules;
+        self
+    }
+
+    /// So many threads fill what a client misses when that is [asked for](Pager::complete); at
+    /// least one. They let faults go first, and other processes as well: their nice value is 19.
+    pub fn fillers(mut self, fillers: usize) -> Self {
+        self.fillers = fillers.max(1);
         self
     }
 
@@ -220,6 +230,10 @@ const RETRIES: [Duration; 3] =
     [Duration::from_millis(10), Duration::from_millis(100), Duration::from_millis(500)];
 /// What a failed client misses could not be poisoned in this time: it always has something to tell.
 const GIVE_UP: Duration = Duration::from_secs(10);
+/// All addresses.
+const ALL: Range<usize> = 0..usize::MAX;
+/// Addresses that one thread fills, aligned, before it looks for more: whole pages, also huge ones.
+const WINDOW: usize = 2 << 20;
 /// So often it is looked whether clients have gone.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -285,12 +299,37 @@ impl Pager {
         extents: &[Extent],
         source: Arc<dyn Source>,
     ) -> Result<ClientId, ClientError> {
+        self.add_client(userfaultfd, extents, source, false)
+    }
+
+    /// Takes a client as [`add`](Self::add) does, all of whose memory is zeros that is not told of,
+    /// also what it moves, or makes longer, after it has come: a process that was restored.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClientError`]. The descriptor is closed then.
+    pub fn add_sparse(
+        &self,
+        userfaultfd: OwnedFd,
+        extents: &[Extent],
+        source: Arc<dyn Source>,
+    ) -> Result<ClientId, ClientError> {
+        self.add_client(userfaultfd, extents, source, true)
+    }
+
+    fn add_client(
+        &self,
+        userfaultfd: OwnedFd,
+        extents: &[Extent],
+        source: Arc<dyn Source>,
+        is_sparse: bool,
+    ) -> Result<ClientId, ClientError> {
         let most = self.shared.options.limits.clients;
         if self.shared.count() >= most {
             return Err(ClientError::TooMany(most));
         }
         let (id, granule) = (self.shared.new_id(), self.shared.options.granule);
-        let client = Client::new(id, userfaultfd, extents, source, granule)?;
+        let client = Client::new(id, userfaultfd, extents, source, granule, is_sparse)?;
         self.shared.watch(Arc::new(client)).map_err(ClientError::Watch)?;
         Ok(id)
     }
@@ -349,7 +388,7 @@ impl Pager {
         }
         let (id, granule) = (self.shared.new_id(), self.shared.options.granule);
         let nothing = Arc::new(MemorySource::new(Vec::new()));
-        let client = Arc::new(Client::new(id, userfaultfd, extents, nothing, granule)?);
+        let client = Arc::new(Client::new(id, userfaultfd, extents, nothing, granule, false)?);
         let watched = self.shared.watch_failed(client, Failure::Refused(reason));
         watched.map_err(ClientError::Watch)?;
         Ok(id)
@@ -817,13 +856,9 @@ impl Shared {
     }
 
     fn complete(&self, client: &Arc<Client>) -> bool {
-        let mut buffer = Vec::new();
-        loop {
-            let moves = client.moves();
-            let filled = self.fill_all(client, &mut buffer);
-            match filled {
-                // What has moved may have been filled at neither place.
-                Served::Done if client.moves() != moves => continue,
+        // What has moved meanwhile may have been filled at neither place.
+        while client.next_of_source(&ALL).is_some() {
+            match self.fill_all(client) {
                 Served::Done => {}
                 Served::Gone => {
                     self.forget(client);
@@ -831,7 +866,6 @@ impl Shared {
                 }
                 _ => return false,
             }
-            break;
         }
         if self.until_read(client, || client.let_go()) == Served::Done && self.remove(client) {
             let stats = client.counters.stats();
@@ -840,21 +874,60 @@ impl Shared {
         true
     }
 
-    /// Fills all that a client misses, in order of addresses.
-    fn fill_all(&self, client: &Client, buffer: &mut Vec<u8>) -> Served {
-        let mut at = 0;
+    /// Fills all that a client misses, in order of addresses: each filler one window after the
+    /// other.
+    fn fill_all(&self, client: &Client) -> Served {
+        let windows = (client.len / WINDOW as u64).max(1);
+        let fillers = self.options.fillers.min(windows.try_into().unwrap_or(usize::MAX));
+        let next = Mutex::new(ALL.start);
+        let fill = || self.fill_windows(client, &next);
+        thread::scope(|scope| {
+            let start = |_| {
+                let thread = thread::Builder::new().name("pervma-fill".to_owned());
+                // If it cannot be had, those that there are fill all.
+                thread.spawn_scoped(scope, || be_nice(fill)).ok()
+            };
+            let others: Vec<_> = (0..fillers).filter_map(start).collect();
+            let own = if others.is_empty() { fill() } else { Served::Done };
+            let all = others.into_iter().map(|other| other.join().unwrap_or(Served::Again));
+            all.fold(own, |one, other| if one == Served::Done { other } else { one })
+        })
+    }
+
+    /// Fills windows until none is left.
+    fn fill_windows(&self, client: &Client, next: &Mutex<usize>) -> Served {
+        let mut buffer = Vec::new();
+        loop {
+            let mut at = next.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(start) = client.next_of_source(&(*at..ALL.end)) else { return Served::Done };
+            let window = start..(start + 1).next_multiple_of(WINDOW);
+            *at = window.end;
+            drop(at);
+            let moves = client.moves();
+            let filled = match self.fill_range(client, window.clone(), &mut buffer) {
+                Served::Done => client.note_filled(window, moves),
+                other => return other,
+            };
+            if let Err(failure) = filled {
+                return Served::Failed(failure);
+            }
+        }
+    }
+
+    fn fill_range(&self, client: &Client, mut range: Range<usize>, buffer: &mut Vec<u8>) -> Served {
         let mut was_read: Option<u64> = None;
         loop {
+            self.let_faults_go_first();
             // RELAXED: it is looked at again and again.
             if client.health.failure().is_some() || self.is_over.load(Relaxed) {
                 return Served::Failed(Failure::Stopped);
             }
             let read = was_read.take().map(|offset| Read { offset, bytes: &buffer[..] });
-            let next = client.fill_next(at, read.as_ref());
+            let next = client.fill_next(&range, read.as_ref());
             let Some((wanted, served)) = next else { return Served::Done };
-            at = wanted.range.start;
+            range.start = wanted.range.start;
             match served {
-                Served::Done => at = wanted.range.end,
+                Served::Done => range.start = wanted.range.end,
                 Served::Again => thread::sleep(SOON),
                 Served::Read => {
                     if !self.read_again(client, &wanted, buffer) {
@@ -866,6 +939,13 @@ impl Shared {
             }
         }
     }
+}
+
+/// Does it with the largest nice value, on a thread that does nothing else.
+fn be_nice(work: impl FnOnce() -> Served) -> Served {
+    // It is done all the same.
+    let _ = rustix::process::setpriority_process(None, 19);
+    work()
 }
 
 /// A thread that reads and serves faults.

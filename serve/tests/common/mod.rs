@@ -121,6 +121,17 @@ impl Memory {
         (mapped != libc::MAP_FAILED).then_some(Self { start, len })
     }
 
+    /// Maps so many bytes at an address at which nothing is.
+    pub(crate) fn map_at(start: usize, len: usize) -> Self {
+        let at = std::ptr::without_provenance_mut(start);
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: nothing is there.
+        let mapped = unsafe { libc::mmap(at, len, protection, flags, -1, 0) };
+        assert_eq!(mapped, at, "{}", std::io::Error::last_os_error());
+        Self { start: mapped.expose_provenance(), len }
+    }
+
     pub(crate) fn register(self, fd: &OwnedFd) -> Self {
         self.register_for(fd, 1)
     }
