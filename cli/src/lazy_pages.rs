@@ -14,6 +14,7 @@ use clap::Args;
 use pervma_serve::images::Images;
 use pervma_serve::sandbox::Sandbox;
 use pervma_serve::{Limits, Options, Restores};
+use rustix::process::{Pid, Signal, kill_process};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::daemon::{self, Output};
@@ -40,7 +41,7 @@ pub(crate) struct LazyPagesOptions {
     #[arg(short = 'v', long = "verbosity", value_name = "N", num_args = 0..=1,
         default_missing_value = "1", value_parser = verbosity)]
     verbosity: Vec<u8>,
-    /// Write the number of the process to this file, in the work directory, which must not be there.
+    /// Write the number of the process to this file, in the work directory; it must not be there.
     #[arg(long, value_name = "FILE")]
     pidfile: Option<PathBuf>,
     /// Serve in the background: return when the socket is there.
@@ -165,7 +166,7 @@ fn start_in_background(options: &LazyPagesOptions) -> Result<bool, Error> {
         let written = write_pidfile(&work_dir.join(path), child.id());
         if written.is_err() {
             // It has served nobody yet.
-            let _ = child.kill();
+            let _ = kill_process(Pid::from_child(&child), Signal::TERM);
             let _ = child.wait();
         }
         written?;

@@ -514,9 +514,14 @@ impl Client {
     /// Takes its memory back from the kernel: for a client that misses nothing any more. It may
     /// keep a copy of the descriptor, of which nobody would read what it does then, and it would
     /// wait for ever.
+    ///
+    /// A process that is restored keeps none. The kernel takes all of its memory back at once when
+    /// the descriptor is closed: part by part, what is one mapping to the process would be several
+    /// for a while, of which calls fail that want one.
     pub(crate) fn let_go(&self) -> Served {
         let extents = self.map.extents();
-        for extent in &extents {
+        let registered = if self.is_sparse { &[] } else { &extents[..] };
+        for extent in registered {
             // Nothing is mapped there any more, perhaps.
             let _ = self.uffd.unregister(extent.start as usize, extent.len as usize);
         }

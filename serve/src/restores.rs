@@ -106,8 +106,13 @@ impl Restores {
         while !control.is_over() {
             control.turn(stop)?;
         }
-        control.end();
         Ok(control.ended)
+    }
+}
+
+impl Drop for Restores {
+    fn drop(&mut self) {
+        self.made.remove();
     }
 }
 
@@ -453,9 +458,5 @@ impl Control {
                 self.pager.fail(client);
             }
         }
-    }
-
-    fn end(&mut self) {
-        self.daemon.made.remove();
     }
 }

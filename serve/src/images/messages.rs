@@ -2,9 +2,9 @@
 
 use prost::Message;
 
-/// The file begins with this, as all of this version's do that describe processes.
+/// All files but the inventory begin with this, in this version.
 const COMMON: u32 = 0x5456_4319;
-/// And then with this: an inventory.
+/// An inventory.
 pub(super) const INVENTORY: u32 = 0x5831_3116;
 /// The tasks.
 pub(super) const PSTREE: u32 = 0x5027_3030;
@@ -74,7 +74,8 @@ pub(super) struct PagemapEntry {
 /// What is wrong with its head.
 pub(super) fn records(mut bytes: &[u8], kind: u32) -> Result<Records<'_>, String> {
     let len = bytes.len();
-    for magic in [COMMON, kind] {
+    let magics: &[u32] = if kind == INVENTORY { &[INVENTORY] } else { &[COMMON, kind] };
+    for &magic in magics {
         let found = take_u32(&mut bytes).ok_or("it is no image file: it is too short")?;
         if found != magic {
             return Err(format!("it is no image file of this kind: {found:#x} is not {magic:#x}"));

@@ -193,7 +193,7 @@ struct Opener {
     parts: Vec<Part>,
     /// The number of the part, and its length in bytes, of a pages file: by the number of its
     /// folder, and its own.
-    files: HashMap<(usize, u32), (usize, u64)>,
+    files: HashMap<(usize, u32), (u64, u64)>,
 }
 
 /// The pages of a task that a folder has.
@@ -226,7 +226,8 @@ impl Opener {
             (Some(bytes), Some(pagemap)) => (bytes, pagemap),
         };
         let mm = records(&bytes, MM).and_then(|mut records| records.next::<Mm>());
-        let vmas = mm.map_err(wrong(&file))?.unwrap_or_default().vmas;
+        let mm = mm.map_err(wrong(&file))?.ok_or_else(|| wrong(&file)("it is empty".to_owned()))?;
+        let vmas = mm.vmas;
         let mut end = 0;
         for vma in &vmas {
             if vma.start < end || vma.end <= vma.start {
@@ -317,39 +318,53 @@ impl Opener {
             end = run.end;
             runs.push(run);
         }
-        let part = if offset > 0 { self.pages(depth, id, offset, &file)? } else { 0 };
+        let part = self.pages(depth, id, offset, &file)?;
         Ok(Some(Pagemap { part, runs }))
     }
 
-    /// The part that a pages file is, which must have so many bytes.
+    /// The part that a pages file is. It must have as many bytes as the pagemap tells of: of more,
+    /// the pagemap is truncated.
     fn pages(
         &mut self,
         depth: usize,
         id: u32,
-        needed: u64,
+        told: u64,
         pagemap: &Path,
     ) -> Result<u64, ImagesError> {
         let path = self.folders[depth].join(format!("pages-{id}.img"));
         let (part, len) = match self.files.get(&(depth, id)) {
             Some(&known) => known,
             None => {
-                let file = open(&path)?.ok_or_else(|| missing(&path))?;
-                let file =
-                    MemoryFile::new(file).map_err(|error| wrong(&path)(error.to_string()))?;
-                let known = (self.parts.len(), file.size());
-                if known.0 >= Parts::MOST || known.1 >= PART {
-                    return Err(wrong(&path)("that is more than can be served".to_owned()));
-                }
-                self.parts.push(Part::File(file));
+                let known = match open(&path)? {
+                    Some(file) => self.open_pages(file).map_err(wrong(&path))?,
+                    None if told == 0 => (0, 0),
+                    None => return Err(missing(&path)),
+                };
                 self.files.insert((depth, id), known);
                 known
             }
         };
-        if len < needed {
-            let found = format!("it tells of {needed} bytes of pages-{id}.img, which has {len}");
+        if len != told {
+            let found = format!("it tells of {told} bytes of pages-{id}.img, which has {len}");
             return Err(wrong(pagemap)(found));
         }
-        Ok(part as u64)
+        Ok(part)
+    }
+
+    /// Makes a part of a pages file, and returns its number, and its length in bytes. One that is
+    /// empty is none.
+    fn open_pages(&mut self, file: File) -> Result<(u64, u64), String> {
+        let about = file.metadata().map_err(|error| error.to_string())?;
+        if about.is_file() && about.len() == 0 {
+            return Ok((0, 0));
+        }
+        let file = MemoryFile::new(file).map_err(|error| error.to_string())?;
+        let len = file.size();
+        if self.parts.len() >= Parts::MOST || len >= PART {
+            return Err("that is more than can be served".to_owned());
+        }
+        self.parts.push(Part::File(file));
+        Ok((self.parts.len() as u64 - 1, len))
     }
 }
 

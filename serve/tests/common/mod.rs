@@ -232,6 +232,23 @@ impl Memory {
         Self { start: to, len: self.len }
     }
 
+    /// Whether it is mapped, all of it.
+    pub(crate) fn is_mapped(self) -> bool {
+        let at = std::ptr::with_exposed_provenance_mut(self.start);
+        // SAFETY: it asks about addresses.
+        unsafe { libc::msync(at, self.len, libc::MS_ASYNC) == 0 }
+    }
+
+    /// Makes it longer, where it is or elsewhere.
+    pub(crate) fn lengthen(self, more: usize) -> Self {
+        let at = std::ptr::with_exposed_provenance_mut(self.start);
+        let len = self.len + more;
+        // SAFETY: memory of the test's.
+        let longer = unsafe { libc::mremap(at, self.len, len, libc::MREMAP_MAYMOVE) };
+        assert_ne!(longer, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+        Self { start: longer.expose_provenance(), len }
+    }
+
     /// As a client tells of it.
     pub(crate) fn extent(self, offset: u64) -> Extent {
         self.extent_of(offset, PAGE as u32)
