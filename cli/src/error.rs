@@ -54,6 +54,8 @@ pub(crate) enum Error {
     Background(std::process::ExitStatus),
     #[error("{0}: give -D the directory of a checkpoint's images")]
     Images(#[from] pervma_serve::images::ImagesError),
+    #[error("the page server {host:?}, port {port}: {reason}: start it first")]
+    PageServer { host: String, port: u16, reason: io::Error },
     #[error("--status-fd {number}: {reason}: give an open descriptor")]
     StatusFd { number: i32, reason: io::Error },
     #[error("{0}: give --no-sandbox to serve without one")]

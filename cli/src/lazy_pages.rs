@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::net::ToSocketAddrs;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clap::Args;
-use pervma_serve::images::Images;
+use pervma_serve::images::{Images, PageServer};
 use pervma_serve::sandbox::Sandbox;
 use pervma_serve::{Limits, Options, Restores};
 use rustix::process::{Pid, Signal, kill_process};
@@ -24,6 +25,9 @@ use crate::values::{Granule, threads};
 
 /// Where `criu restore` connects to, in the work directory.
 const SOCKET: &str = "lazy-pages.socket";
+
+/// So many requests to a page server are under way, of 64 KiB each, for what is not touched.
+const REMOTE_FILLERS: usize = 32;
 
 #[derive(Args, Debug)]
 pub(crate) struct LazyPagesOptions {
@@ -50,6 +54,16 @@ pub(crate) struct LazyPagesOptions {
     /// Write a zero byte to this descriptor when the socket is there, and close it.
     #[arg(long, value_name = "N")]
     status_fd: Option<i32>,
+    /// Ask a page server for the pages (`criu page-server --lazy-pages`, `criu dump --lazy-pages`):
+    /// the images need no files with pages.
+    #[arg(long, requires = "address", requires = "port")]
+    page_server: bool,
+    /// The address of the page server.
+    #[arg(long, value_name = "ADDRESS", requires = "page_server")]
+    address: Option<String>,
+    /// The port of the page server.
+    #[arg(long, value_name = "PORT", requires = "page_server")]
+    port: Option<u16>,
     /// Serve any number of restores, one after the other or at a time, until it is told to stop:
     /// without this it is one.
     #[arg(long)]
@@ -80,6 +94,19 @@ fn verbosity(text: &str) -> Result<u8, String> {
 }
 
 impl LazyPagesOptions {
+    /// Connects to the page server, if there is to be one.
+    fn page_server(&self) -> Result<Option<PageServer>, Error> {
+        let (true, Some(host), Some(port)) = (self.page_server, &self.address, self.port) else {
+            return Ok(None);
+        };
+        let connected = (host.as_str(), port).to_socket_addrs().and_then(|mut addresses| {
+            let address = addresses.next().ok_or_else(|| io::Error::other("no such address"))?;
+            PageServer::connect(&address)
+        });
+        let failed = |reason| Error::PageServer { host: host.clone(), port, reason };
+        connected.map(Some).map_err(failed)
+    }
+
     fn level(&self) -> LevelFilter {
         let given = self.verbosity.iter().fold(0_u8, |sum, &more| sum.saturating_add(more));
         match (self.verbosity.is_empty(), given) {
@@ -105,7 +132,10 @@ pub(crate) fn run(options: &LazyPagesOptions) -> Result<bool, Error> {
     let parent = if options.in_background { Some(leave_parent()?) } else { None };
     let stop = daemon::stop_signals()?;
     daemon::raise_descriptors();
-    let images = Images::open(&options.images_dir)?;
+    let images = match options.page_server()? {
+        None => Images::open(&options.images_dir)?,
+        Some(server) => Images::open_remote(&options.images_dir, server)?,
+    };
     // CRIU connects to a name, not a path: to be found there however long the path is.
     let work_dir = options.work_dir.as_ref().unwrap_or(&options.images_dir);
     std::env::set_current_dir(work_dir).map_err(|error| file_error(work_dir, &error))?;
@@ -116,7 +146,9 @@ pub(crate) fn run(options: &LazyPagesOptions) -> Result<bool, Error> {
     daemon::log(log_file.transpose()?, options.level());
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let workers = options.workers.map_or(cores, NonZeroUsize::get);
-    let pager = Options::new().workers(workers).fillers(workers).granule(options.granule.bytes());
+    // Those that wait for a page server take no processor.
+    let fillers = if options.page_server { REMOTE_FILLERS } else { workers };
+    let pager = Options::new().workers(workers).fillers(fillers).granule(options.granule.bytes());
     let restores = Restores::at(Path::new(SOCKET), images, pager, Limits::default())
         .map_err(|error| file_error(&work_dir.join(SOCKET), &error))?;
     let restores = if options.serve { restores } else { restores.only_one() };

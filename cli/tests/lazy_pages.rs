@@ -13,8 +13,11 @@ mod daemon;
 mod images;
 #[path = "common/memory.rs"]
 mod memory;
+#[path = "common/page_server.rs"]
+mod page_server;
 
 use std::io::Read;
+use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -22,8 +25,10 @@ use std::time::Duration;
 use client::{Client, all_events, send};
 use common::{pervma, run};
 use criu::Checkpoint;
-use images::{Entry, LAZY, PRESENT};
+use daemon::Daemon;
+use images::{Entry, LAZY, PRESENT, START};
 use memory::{FORK, PAGE, random_bytes};
+use page_server::{Answers, TestServer};
 use rustix::process::Signal;
 
 /// Where a task is run, which is a child of a test.
@@ -336,4 +341,72 @@ fn what_the_command_line_cannot_mean_is_one_line() {
         assert!(run.stderr.contains(why), "{more:?}: {run:?}");
         assert!(!daemon::is_there(&place.socket()), "{more:?}");
     }
+}
+
+/// Has a task restored with pages from a page server.
+fn restore_remote(answers: Answers) -> (TestServer, Checkpoint, Daemon, Vec<Client>) {
+    let (bytes, mut entries) = bytes_and_entries(11);
+    // A page that does not come late.
+    entries[0].0.start += 1;
+    entries.insert(0, (1..2, PRESENT));
+    let server = TestServer::start(answers, START, bytes.clone());
+    let place = Checkpoint::new(&[(1, &bytes, &entries)]);
+    std::fs::remove_file(place.folder.path().join("pages-1.img")).unwrap();
+    let port = server.address.port().to_string();
+    let daemon = place.daemon(&["--page-server", "--address", "127.0.0.1", "--port", &port]);
+    let (mut restore, tasks) = place.restore_all(all_events());
+    restore.finish();
+    (server, place, daemon, tasks)
+}
+
+#[test]
+fn pages_come_from_a_page_server_with_many_requests_under_way() {
+    for answers in [Answers::All(Duration::from_millis(2)), Answers::OnePage] {
+        let (server, _place, daemon, mut tasks) = restore_remote(answers);
+        // What was restored at once is not here.
+        tasks[0].asked(&format!("check 2 {PAGES}"));
+        let ended = daemon.ended();
+        assert_eq!((ended.exit, ended.with("ERROR").len()), (Some(0), 0), "{ended:?}");
+        let (requests, was_closed) = server.ended();
+        assert!(was_closed);
+        // All once: neighbours of what was touched may have been asked for twice.
+        let pages = PAGES * 3 / 4;
+        let granules = pages / 16;
+        let (least, most) = match answers {
+            Answers::OnePage => (pages * 9 / 10, 3 * pages),
+            _ => (granules, 4 * granules),
+        };
+        assert!((least..most).contains(&requests), "{requests}");
+        tasks[0].asked(&format!("check 2 {PAGES}"));
+    }
+}
+
+#[test]
+fn a_page_server_that_does_not_answer_as_it_should_fails_the_restore_with_a_line() {
+    for (answers, why) in [
+        (Answers::EndsWithin(1), "it has closed the connection"),
+        (Answers::EndsWithin(7), "it has closed the connection"),
+        (Answers::OtherPages, "it answers with 1"),
+        (Answers::OtherTask, "of task 2"),
+        (Answers::NoPages, "it answers with 0 pages"),
+        (Answers::MorePages, "it answers with 1"),
+        (Answers::OtherCommand, "command 0x7"),
+        (Answers::NoneAfter(0), "it does not answer within 10s"),
+    ] {
+        let (server, _place, mut daemon, mut tasks) = restore_remote(answers);
+        let line = daemon.wait_for("the page server cannot be used any more");
+        assert!(line.contains(why), "{line}");
+        let ended = daemon.ended();
+        assert_eq!(ended.exit, Some(1), "{ended:?}");
+        assert_eq!(ended.with("page server").len(), 1, "{ended:?}");
+        // What has come is right, and the rest is no zeros.
+        assert_eq!(tasks[0].ask("touch 1900"), "SIGBUS");
+        drop(tasks);
+        server.ended();
+    }
+    let place = Checkpoint::new(&[(1, &[0; PAGE], &[])]);
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let run = run(place.command(&["--page-server", "--address", "127.0.0.1", "--port", &port]));
+    assert_eq!((run.exit, run.stderr.lines().count()), (Some(2), 1), "{run:?}");
+    assert!(run.stderr.contains("Connection refused"), "{run:?}");
 }

@@ -803,6 +803,17 @@ impl Shared {
         }
     }
 
+    /// Reads of a source may share a way to it, on which those that threads wait for are not to be
+    /// behind many others; but others are to come to an end as well.
+    fn let_reads_go_first(&self) {
+        for _ in 0..5 {
+            if !self.reads.are_waited_for() {
+                return;
+            }
+            thread::sleep(SOON);
+        }
+    }
+
     /// What the thread does that poisons what failed clients miss, and looks for those that have
     /// gone.
     fn look_after(&self, todo: &Receiver<Arc<Client>>) {
@@ -918,6 +929,7 @@ impl Shared {
         let mut was_read: Option<u64> = None;
         loop {
             self.let_faults_go_first();
+            self.let_reads_go_first();
             // RELAXED: it is looked at again and again.
             if client.health.failure().is_some() || self.is_over.load(Relaxed) {
                 return Served::Failed(Failure::Stopped);

@@ -12,6 +12,7 @@
 //! A page that no pagemap has was never written: it is zeros.
 
 mod messages;
+mod page_server;
 mod source;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -27,6 +28,7 @@ use self::messages::{
     INVENTORY, Inventory, MM, Mm, PAGEMAP, PSTREE, PagemapEntry, PagemapHead, PstreeEntry, Records,
     Vma, records,
 };
+pub use self::page_server::PageServer;
 use self::source::{PART, Part, Parts};
 use crate::source::MemoryFile;
 use crate::state::Extent;
@@ -72,8 +74,21 @@ impl Images {
     ///
     /// Which file is missing, or not as it must be.
     pub fn open(folder: &Path) -> Result<Self, ImagesError> {
-        let mut opener =
-            Opener { folders: folders(folder)?, parts: Vec::new(), files: HashMap::new() };
+        Self::open_with(folder, None)
+    }
+
+    /// Opens the images in a folder, of which a page server has the pages that may come late.
+    ///
+    /// # Errors
+    ///
+    /// Which file is missing, or not as it must be. The page server is not asked for anything.
+    pub fn open_remote(folder: &Path, server: PageServer) -> Result<Self, ImagesError> {
+        Self::open_with(folder, Some(Arc::new(server)))
+    }
+
+    fn open_with(folder: &Path, server: Option<Arc<PageServer>>) -> Result<Self, ImagesError> {
+        let (folders, parts, files) = (folders(folder)?, Vec::new(), HashMap::new());
+        let mut opener = Opener { folders, server, parts, files };
         let inventory = opener.folders[0].join("inventory.img");
         let found = read(&inventory)?.ok_or_else(|| missing(&inventory))?;
         let version = records(&found, INVENTORY)
@@ -190,6 +205,9 @@ fn all<M: prost::Message + Default>(mut records: Records<'_>) -> Result<Vec<M>, 
 struct Opener {
     /// The folder, and its parents.
     folders: Vec<PathBuf>,
+    /// It has the pages of the folder that may come late. The others, and those of the parents, are
+    /// in files.
+    server: Option<Arc<PageServer>>,
     parts: Vec<Part>,
     /// The number of the part, and its length in bytes, of a pages file: by the number of its
     /// folder, and its own.
@@ -247,7 +265,8 @@ impl Opener {
             }
             for vma in vmas[next..].iter().take_while(|vma| vma.start < run.end) {
                 // What else there is was restored before the task is told of.
-                if run.flags & LAZY != 0 || can_be_lazy(vma) {
+                let is_wanted = self.server.is_none() && can_be_lazy(vma);
+                if run.flags & LAZY != 0 || is_wanted {
                     let (start, end) = (run.start.max(vma.start), run.end.min(vma.end));
                     self.resolve(pid, &mut pagemaps, 0, start, end, &mut extents)?;
                 }
@@ -284,6 +303,8 @@ impl Opener {
             let stop = end.min(run.end);
             if run.flags & IN_PARENT != 0 {
                 self.resolve(pid, pagemaps, depth + 1, start, stop, extents)?;
+            } else if self.is_remote(depth) {
+                add(extents, start, stop, part * PART + start);
             } else if run.flags & PRESENT != 0 {
                 let offset = part * PART + run.offset + (start - run.start);
                 add(extents, start, stop, offset);
@@ -318,8 +339,31 @@ impl Opener {
             end = run.end;
             runs.push(run);
         }
-        let part = self.pages(depth, id, offset, &file)?;
+        let part = if self.is_remote(depth) {
+            self.remote(pid).map_err(wrong(&file))?
+        } else {
+            self.pages(depth, id, offset, &file)?
+        };
         Ok(Some(Pagemap { part, runs }))
+    }
+
+    /// Whether a page server has the pages of a folder.
+    fn is_remote(&self, depth: usize) -> bool {
+        depth == 0 && self.server.is_some()
+    }
+
+    /// The part that the pages of a task are which the page server has.
+    fn remote(&mut self, pid: u32) -> Result<u64, String> {
+        let Some(server) = self.server.clone() else { return Ok(0) };
+        self.add_part(Part::Remote(server, pid))
+    }
+
+    fn add_part(&mut self, part: Part) -> Result<u64, String> {
+        if self.parts.len() >= Parts::MOST {
+            return Err("that is more than can be served".to_owned());
+        }
+        self.parts.push(part);
+        Ok(self.parts.len() as u64 - 1)
     }
 
     /// The part that a pages file is. It must have as many bytes as the pagemap tells of: of more,
@@ -360,11 +404,10 @@ impl Opener {
         }
         let file = MemoryFile::new(file).map_err(|error| error.to_string())?;
         let len = file.size();
-        if self.parts.len() >= Parts::MOST || len >= PART {
-            return Err("that is more than can be served".to_owned());
+        if len >= PART {
+            return Err("it is longer than can be served".to_owned());
         }
-        self.parts.push(Part::File(file));
-        Ok((self.parts.len() as u64 - 1, len))
+        Ok((self.add_part(Part::File(Box::new(file)))?, len))
     }
 }
 

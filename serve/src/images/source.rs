@@ -1,9 +1,11 @@
 //! The pages of images: many files, as one source.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use pervma_pager::{ReadFailed, Source};
 
+use super::page_server::PageServer;
 use crate::source::MemoryFile;
 
 /// So many bytes of the source are a part's: more than a process can have.
@@ -17,7 +19,9 @@ pub(super) struct Parts(Vec<Part>);
 /// Where some of the bytes are.
 #[derive(Debug)]
 pub(super) enum Part {
-    File(MemoryFile),
+    File(Box<MemoryFile>),
+    /// A task's, by address.
+    Remote(Arc<PageServer>, u32),
 }
 
 impl Parts {
@@ -28,14 +32,10 @@ impl Parts {
         Self(parts)
     }
 
-    fn part(&self, offset: u64) -> Option<(&MemoryFile, u64)> {
-        let Part::File(file) = self.0.get((offset / PART) as usize)?;
-        Some((file, offset % PART))
-    }
-
-    /// The file with a range, and where in it.
-    fn in_part(&self, range: &Range<u64>) -> Option<(&MemoryFile, Range<u64>)> {
-        let (file, start) = self.part(range.start)?;
+    /// The file with a range, if it is in one, and where in it.
+    fn in_file(&self, range: &Range<u64>) -> Option<(&MemoryFile, Range<u64>)> {
+        let Part::File(file) = self.0.get((range.start / PART) as usize)? else { return None };
+        let start = range.start % PART;
         Some((file, start..start + (range.end - range.start)))
     }
 }
@@ -46,19 +46,21 @@ impl Source for Parts {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed> {
-        let (file, start) = self.part(offset).ok_or(ReadFailed)?;
-        file.read_at(start, buf)
+        match self.0.get((offset / PART) as usize).ok_or(ReadFailed)? {
+            Part::File(file) => file.read_at(offset % PART, buf),
+            Part::Remote(server, task) => server.read(*task, offset % PART, buf),
+        }
     }
 
     fn zeros(&self, range: Range<u64>) -> Option<Range<u64>> {
-        let (file, inner) = self.in_part(&range)?;
+        let (file, inner) = self.in_file(&range)?;
         let zeros = file.zeros(inner.clone())?;
         let moved = range.start - inner.start;
         Some(zeros.start + moved..zeros.end + moved)
     }
 
     fn resident(&self, range: Range<u64>) -> Option<*const [u8]> {
-        let (file, inner) = self.in_part(&range)?;
+        let (file, inner) = self.in_file(&range)?;
         file.resident(inner)
     }
 }
