@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::error::{Error, one_line};
+use crate::lazy_pages::LazyPagesOptions;
 use crate::serve::ServeOptions;
 use crate::values::{Granule, size, threads};
 
@@ -31,6 +32,9 @@ pub(crate) enum Command {
     /// Serve the page faults of microVMs that are restored from snapshots: Firecracker's, and all
     /// that arrive as it does.
     Serve(ServeOptions),
+    /// Serve the page faults of processes that CRIU restores (`criu restore --lazy-pages`), and
+    /// fill the rest of their memory meanwhile: in place of `criu lazy-pages`.
+    LazyPages(LazyPagesOptions),
     /// Say what is in records of what VMs asked for first (`pervma serve --record`), and how far they
     /// overlap. Those of e2b (JSON) and REAP (CSV) are read as well.
     WorkingSet(WorkingSetOptions),

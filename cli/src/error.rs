@@ -52,6 +52,14 @@ pub(crate) enum Error {
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     #[error("the comparison could not be made ({0}): it needs /proc and ptrace")]
     Differ(io::Error),
+    #[error("the process in the background has ended ({0}): see above, and its log")]
+    Background(std::process::ExitStatus),
+    #[error("{0}: give -D the directory of a checkpoint's images")]
+    Images(#[from] pervma_serve::images::ImagesError),
+    #[error("the page server {host:?}, port {port}: {reason}: start it first")]
+    PageServer { host: String, port: u16, reason: io::Error },
+    #[error("--status-fd {number}: {reason}: give an open descriptor")]
+    StatusFd { number: i32, reason: io::Error },
     #[error("{0}: give --no-sandbox to serve without one")]
     Sandbox(#[from] pervma_serve::sandbox::SandboxError),
     #[error("the report could not be written: {0}")]

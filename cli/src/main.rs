@@ -3,11 +3,14 @@
 
 mod args;
 mod churn;
+mod daemon;
 #[cfg_attr(not(all(target_os = "linux", target_arch = "x86_64")), path = "differ_absent.rs")]
 mod differ;
 mod error;
+mod inherited;
 mod input;
 mod latency;
+mod lazy_pages;
 mod mapped;
 mod memory;
 mod order;
@@ -38,7 +41,8 @@ const STACK: usize = 2 << 20;
 
 fn main() -> ExitCode {
     // The sandbox has to be entered by the only thread.
-    let result = if std::env::args_os().nth(1).is_some_and(|command| command == "serve") {
+    let is_daemon = |command| command == "serve" || command == "lazy-pages";
+    let result = if std::env::args_os().nth(1).is_some_and(is_daemon) {
         run()
     } else {
         let work = thread::Builder::new().stack_size(STACK).spawn(run);
@@ -75,6 +79,9 @@ fn run() -> Result<u8, Error> {
             };
             args::print(&text)?;
             Ok(MATCHED)
+        }
+        Some(Command::LazyPages(options)) => {
+            Ok(if lazy_pages::run(&options)? { MATCHED } else { MISMATCHED })
         }
     }
 }

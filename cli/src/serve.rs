@@ -10,10 +10,10 @@ use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -27,11 +27,10 @@ use pervma_serve::{
     Tell,
 };
 use rustix::fs::{FileType, OFlags};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::LevelFilter;
 
+use crate::daemon::{self, Output};
 use crate::error::{Error, one_line};
 use crate::values::{Granule, positive, threads};
 use crate::working_set;
@@ -150,22 +149,15 @@ fn vm(text: &str) -> Result<(PathBuf, PathBuf), String> {
 pub(crate) fn run(options: &ServeOptions) -> Result<bool, Error> {
     // Before any descriptor is opened, which could be taken for one of these.
     let passed = ListenFd::from_env();
-    let (wake, stop) = UnixStream::pair()?;
-    for signal in [SIGTERM, SIGINT, SIGHUP, SIGQUIT] {
-        signal_hook::low_level::pipe::register(signal, wake.try_clone()?)?;
-    }
-    for signal in [SIGUSR1, SIGUSR2] {
-        // They would end the process, and let memory be zeros.
-        signal_hook::flag::register(signal, Arc::default())?;
-    }
-    log();
+    let stop = daemon::stop_signals()?;
+    daemon::log(None, LevelFilter::INFO);
     refuse_contradictions(options)?;
     // Before the sandbox, and before there are threads.
     let helper = match options.on_failure {
         WhatOnFailure::Exec => Some(ExecHelper::start(&options.exec)?),
         WhatOnFailure::Poison | WhatOnFailure::Kill => None,
     };
-    raise_descriptors();
+    daemon::raise_descriptors();
     let replays = options.replay.iter().map(|file| Ok((file, working_set::read(file)?)));
     let replays = replays.collect::<Result<Vec<_>, Error>>()?;
     let listens = listens(options, passed)?;
@@ -201,42 +193,6 @@ pub(crate) fn run(options: &ServeOptions) -> Result<bool, Error> {
     Ok(ended.failed == 0 && ended.stats.poisoned == 0)
 }
 
-/// Where lines go once serving begins: a thread writes them. Who does not read them, or has gone,
-/// loses lines, and stops nothing.
-#[derive(Clone)]
-struct Output {
-    out: NonBlocking,
-    err: NonBlocking,
-}
-
-static OUTPUT: OnceLock<Output> = OnceLock::new();
-
-impl Output {
-    /// What is returned beside it writes what is left when it is dropped, for a second at most.
-    fn start() -> (Self, [WorkerGuard; 2]) {
-        let (out, out_guard) = NonBlockingBuilder::default().lossy(true).finish(io::stdout());
-        let (err, err_guard) = NonBlockingBuilder::default().lossy(true).finish(io::stderr());
-        let output = Self { out, err };
-        (OUTPUT.get_or_init(|| output).clone(), [out_guard, err_guard])
-    }
-}
-
-/// Logs to standard error.
-fn log() {
-    let writer = || -> Box<dyn Write> {
-        match OUTPUT.get() {
-            Some(output) => Box::new(output.err.clone()),
-            None => Box::new(io::stderr()),
-        }
-    };
-    tracing_subscriber::fmt()
-        .with_writer(writer)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .log_internal_errors(false)
-        .init();
-}
-
 /// What the command line cannot mean.
 fn refuse_contradictions(options: &ServeOptions) -> Result<(), Error> {
     let is_exec = options.on_failure == WhatOnFailure::Exec;
@@ -255,14 +211,6 @@ fn refuse_contradictions(options: &ServeOptions) -> Result<(), Error> {
     match twice {
         Some(socket) => Err(Error::Usage(format!("{} is given twice", one_line(socket)))),
         None => Ok(()),
-    }
-}
-
-/// Lets this process have as many descriptors as it may have: each VM takes three.
-fn raise_descriptors() {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-        tracing::warn!(%error, "the limit of descriptors cannot be raised");
     }
 }
 

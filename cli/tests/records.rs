@@ -142,6 +142,7 @@ fn a_record_that_cannot_be_used_is_one_line_and_nothing_is_served() {
         assert_eq!(ended.exit, Some(2), "{ended:?}");
         let last = ended.stderr.lines().last().unwrap();
         assert!(last.contains(says), "{says}: {}", ended.stderr);
+        assert!(!is_there(&place.socket), "{says}");
     }
     for file in [&cut, &foreign] {
         let said = run(pervma(["working-set".as_ref(), file.as_os_str()]));

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
-use pervma::{ChangeError, ReadError};
+use pervma::{ChangeError, ReadError, ReadGuard};
 use pervma_pager::Source;
 use pervma_pager::sys::{CopyError, Errno, Event, Message, NotUserfaultfd, RemoteUserfaultfd};
 
@@ -53,6 +53,8 @@ pub(crate) struct Client {
     pub(crate) id: ClientId,
     uffd: RemoteUserfaultfd,
     map: Map,
+    /// Memory that it has not told of is zeros.
+    is_sparse: bool,
     pub(crate) source: Arc<dyn Source>,
     /// Bytes that a fault fills, aligned by address.
     pub(crate) granule: usize,
@@ -137,12 +139,14 @@ impl Client {
         extents: &[Extent],
         source: Arc<dyn Source>,
         granule: usize,
+        is_sparse: bool,
     ) -> Result<Self, ClientError> {
         let uffd = RemoteUserfaultfd::new(userfaultfd)?;
         let page = extents.iter().map(|extent| extent.page_size as usize).max().unwrap_or(PAGE);
         let granule = granule.max(page);
         let map = Map::new(extents)?;
-        let client = Self::of(id, uffd, map, source, granule, granule.min(PIECE).max(page));
+        let piece = granule.min(PIECE).max(page);
+        let client = Self::of(id, uffd, map, is_sparse, source, granule, piece);
         match client.probe() {
             // Nothing could be filled or poisoned.
             Err(CopyError::Other(Errno::INVAL)) => Err(ClientError::NotSetUp),
@@ -154,6 +158,7 @@ impl Client {
         id: ClientId,
         uffd: RemoteUserfaultfd,
         map: Map,
+        is_sparse: bool,
         source: Arc<dyn Source>,
         granule: usize,
         piece: usize,
@@ -165,6 +170,7 @@ impl Client {
             granule,
             len: extents_len(&map),
             map,
+            is_sparse,
             piece,
             fills: RwLock::new(()),
             reading: Mutex::default(),
@@ -180,7 +186,7 @@ impl Client {
     pub(crate) fn child(&self, id: ClientId, child: ForkedChild) -> Result<Self, ClientError> {
         let uffd = RemoteUserfaultfd::new(child.userfaultfd)?;
         let source = Arc::clone(&self.source);
-        Ok(Self::of(id, uffd, child.map, source, self.granule, self.piece))
+        Ok(Self::of(id, uffd, child.map, self.is_sparse, source, self.granule, self.piece))
     }
 
     pub(crate) fn extents(&self) -> Vec<Extent> {
@@ -305,29 +311,43 @@ impl Client {
         self.fill(piece.start, piece, None, For::Later)
     }
 
-    /// Fills some of what is missing from an address on, for good: what of it the source has.
-    /// `None` if there is no more. `Done` says that all that is `wanted` is there; that is less
-    /// than a piece, where the kernel has several mappings. If it has to be [read](Served::Read),
-    /// this is called again with the bytes.
+    /// The first address of a range for whose page the source has the bytes, if it is missing.
+    pub(crate) fn next_of_source(&self, range: &Range<usize>) -> Option<usize> {
+        let vma = self.source_from(range.start)?;
+        Some(vma.range().start.max(range.start)).filter(|start| *start < range.end)
+    }
+
+    /// Read-locks the first VMA from an address on that has bytes of the source.
+    fn source_from(&self, mut addr: usize) -> Option<ReadGuard<'_, Piece>> {
+        loop {
+            // A change is soon over, and this waits for it.
+            let vma = self.map.read_at_or_after(addr).ok()??;
+            match vma.content {
+                Content::Source(_) => return Some(vma),
+                Content::Zeros | Content::Poisoned => addr = vma.range().end,
+            }
+        }
+    }
+
+    /// Fills some of what is missing of a range, for good: what of it the source has. `None` if
+    /// there is no more. `Done` says that all that is `wanted` is there; that is less than a piece,
+    /// where the kernel has several mappings. If it has to be [read](Served::Read), this is called
+    /// again with the bytes.
     pub(crate) fn fill_next(
         &self,
-        addr: usize,
+        range: &Range<usize>,
         read: Option<&Read<'_>>,
     ) -> Option<(Wanted, Served)> {
         let _order = self.fills.read();
-        let mut addr = addr;
-        let vma = loop {
-            // Nothing is write-locked: that is done exclusively.
-            let vma = self.map.read_at_or_after(addr).ok()??;
-            match vma.content {
-                Content::Source(_) => break vma,
-                Content::Zeros | Content::Poisoned => addr = vma.range().end,
-            }
-        };
+        let (addr, end) = (range.start, range.end);
+        let vma = self.source_from(addr)?;
         let whole = vma.range();
         let start = addr.max(whole.start);
+        if start >= end {
+            return None;
+        }
         let page = page_of(start, &vma);
-        let mut range = start..self.piece(start).end.min(whole.end);
+        let mut range = start..self.piece(start).end.min(whole.end).min(end.max(page.end));
         let belongs = vma.at(start - whole.start);
         let Content::Source(offset) = belongs.content else { return None };
         let read = read.filter(|read| read.offset == offset);
@@ -369,6 +389,17 @@ impl Client {
     /// Whether it has told of memory at an address.
     pub(crate) fn has(&self, addr: usize) -> bool {
         self.map.read(addr).is_ok()
+    }
+
+    /// Notes that all of a range is there, so that what is missing of it later was removed; but not
+    /// if memory has moved since there were so many [moves](Self::moves): then it is not known
+    /// where it is.
+    pub(crate) fn note_filled(&self, range: Range<usize>, moves: u64) -> Result<(), Failure> {
+        let _no_reads = self.fills.write();
+        if self.moves() != moves {
+            return Ok(());
+        }
+        self.map.note_filled(&range).map_err(Failure::Map)
     }
 
     /// How often its memory has moved.
@@ -529,9 +560,14 @@ impl Client {
     /// Takes its memory back from the kernel: for a client that misses nothing any more. It may
     /// keep a copy of the descriptor, of which nobody would read what it does then, and it would
     /// wait for ever.
+    ///
+    /// A process that is restored keeps none. The kernel takes all of its memory back at once when
+    /// the descriptor is closed: part by part, what is one mapping to the process would be several
+    /// for a while, of which calls fail that want one.
     pub(crate) fn let_go(&self) -> Served {
         let extents = self.map.extents();
-        for extent in &extents {
+        let registered = if self.is_sparse { &[] } else { &extents[..] };
+        for extent in registered {
             // Nothing is mapped there any more, perhaps.
             let _ = self.uffd.unregister(extent.start as usize, extent.len as usize);
         }
@@ -562,6 +598,22 @@ impl Client {
 
     fn strays(&self) -> MutexGuard<'_, HashMap<usize, Instant>> {
         self.strays.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fills a page of what is not told of with zeros. The caller excludes that messages are read,
+    /// so nothing has moved there of which is not known: the kernel would refuse it.
+    fn zero(&self, addr: usize) -> Served {
+        match self.uffd.zero(addr, PAGE, true) {
+            Ok(()) => {
+                self.counters.add(Counter::Zeros, 1);
+                Served::Done
+            }
+            Err(CopyError::Again { .. }) => Served::Again,
+            Err(CopyError::ProcessGone) => Served::Gone,
+            Err(CopyError::Other(Errno::NOMEM | Errno::NOSPC)) => Served::Failed(Failure::NoMemory),
+            // It is there, or no more mapped: its thread makes the access again.
+            Err(_) => self.wake(addr, PAGE),
+        }
     }
 
     /// A fault where nothing is mapped, that was read at this time. It is nothing unusual: its
@@ -613,6 +665,7 @@ impl Client {
             Ok(vma) => vma,
             Err(ReadError::NotMapped { .. }) => {
                 return match by {
+                    For::Thread(_) if self.is_sparse => self.zero(addr),
                     For::Thread(read) => self.stray(addr, read),
                     For::Later => Served::Done,
                 };

@@ -129,17 +129,30 @@ impl Map {
 
     /// Its pages are about to go: from now on it is zeros.
     pub(crate) fn remove(&self, range: Range<usize>) -> Result<(), ChangeError> {
-        self.set(&range, Content::Zeros)
+        self.set(&range, |_| Content::Zeros)
     }
 
     /// What was missing of it is poisoned.
     pub(crate) fn poison(&self, range: &Range<usize>) -> Result<(), ChangeError> {
-        self.set(range, Content::Poisoned)
+        self.set(range, |_| Content::Poisoned)
     }
 
-    fn set(&self, range: &Range<usize>, content: Content) -> Result<(), ChangeError> {
+    /// The bytes of the source are all there: what goes from now on is zeros.
+    pub(crate) fn note_filled(&self, range: &Range<usize>) -> Result<(), ChangeError> {
+        self.set(range, |content| match content {
+            Content::Source(_) => Content::Zeros,
+            Content::Zeros | Content::Poisoned => content,
+        })
+    }
+
+    fn set(
+        &self,
+        range: &Range<usize>,
+        content: impl Fn(Content) -> Content,
+    ) -> Result<(), ChangeError> {
         for part in self.mapped(range) {
-            self.space.update(part, |_, piece| Piece { content, ..*piece })?;
+            let set = |piece: &Piece| Piece { content: content(piece.content), ..*piece };
+            self.space.update(part, |_, piece| set(piece))?;
         }
         Ok(())
     }

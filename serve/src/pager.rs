@@ -46,6 +46,7 @@ pub struct Options {
     workers: usize,
     granule: usize,
     ahead: usize,
+    fillers: usize,
     spin: Duration,
     records: bool,
     replayers: usize,
@@ -65,6 +66,7 @@ impl Options {
             workers: 2,
             granule: 64 << 10,
             ahead: 0,
+            fillers: 1,
             spin: Duration::ZERO,
             records: false,
             replayers: 0,
@@ -89,6 +91,13 @@ impl Options {
     /// a thread that lets faults go first.
     pub fn ahead(mut self, granules: usize) -> Self {
         self.ahead = granules;
+        self
+    }
+
+    /// So many threads fill what a client misses when that is [asked for](Pager::complete); at
+    /// least one. They let faults go first, and other processes as well: their nice value is 19.
+    pub fn fillers(mut self, fillers: usize) -> Self {
+        self.fillers = fillers.max(1);
         self
     }
 
@@ -267,6 +276,10 @@ const RETRIES: [Duration; 3] =
     [Duration::from_millis(10), Duration::from_millis(100), Duration::from_millis(500)];
 /// What a failed client misses could not be poisoned in this time: it always has something to tell.
 const GIVE_UP: Duration = Duration::from_secs(10);
+/// All addresses.
+const ALL: Range<usize> = 0..usize::MAX;
+/// Addresses that one thread fills, aligned, before it looks for more: whole pages, also huge ones.
+const WINDOW: usize = 2 << 20;
 /// So often it is looked whether clients have gone.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -334,12 +347,37 @@ impl Pager {
         extents: &[Extent],
         source: Arc<dyn Source>,
     ) -> Result<ClientId, ClientError> {
+        self.add_client(userfaultfd, extents, source, false)
+    }
+
+    /// Takes a client as [`add`](Self::add) does, all of whose memory is zeros that is not told of,
+    /// also what it moves, or makes longer, after it has come: a process that was restored.
+    ///
+    /// # Errors
+    ///
+    /// See [`ClientError`]. The descriptor is closed then.
+    pub fn add_sparse(
+        &self,
+        userfaultfd: OwnedFd,
+        extents: &[Extent],
+        source: Arc<dyn Source>,
+    ) -> Result<ClientId, ClientError> {
+        self.add_client(userfaultfd, extents, source, true)
+    }
+
+    fn add_client(
+        &self,
+        userfaultfd: OwnedFd,
+        extents: &[Extent],
+        source: Arc<dyn Source>,
+        is_sparse: bool,
+    ) -> Result<ClientId, ClientError> {
         let most = self.shared.options.limits.clients;
         if self.shared.count() >= most {
             return Err(ClientError::TooMany(most));
         }
         let (id, granule) = (self.shared.new_id(), self.shared.options.granule);
-        let client = Client::new(id, userfaultfd, extents, source, granule)?;
+        let client = Client::new(id, userfaultfd, extents, source, granule, is_sparse)?;
         self.shared.watch(Arc::new(client)).map_err(ClientError::Watch)?;
         Ok(id)
     }
@@ -398,7 +436,7 @@ impl Pager {
         }
         let (id, granule) = (self.shared.new_id(), self.shared.options.granule);
         let nothing = Arc::new(MemorySource::new(Vec::new()));
-        let client = Arc::new(Client::new(id, userfaultfd, extents, nothing, granule)?);
+        let client = Arc::new(Client::new(id, userfaultfd, extents, nothing, granule, false)?);
         let watched = self.shared.watch_failed(client, Failure::Refused(reason));
         watched.map_err(ClientError::Watch)?;
         Ok(id)
@@ -848,6 +886,17 @@ impl Shared {
         }
     }
 
+    /// Reads of a source may share a way to it, on which those that threads wait for are not to be
+    /// behind many others; but others are to come to an end as well.
+    fn let_reads_go_first(&self) {
+        for _ in 0..5 {
+            if !self.reads.are_waited_for() {
+                return;
+            }
+            thread::sleep(SOON);
+        }
+    }
+
     /// What the thread does that poisons what failed clients miss, and looks for those that have
     /// gone.
     fn look_after(&self, todo: &Receiver<Arc<Client>>) {
@@ -901,13 +950,9 @@ impl Shared {
     }
 
     fn complete(&self, client: &Arc<Client>) -> bool {
-        let mut buffer = Vec::new();
-        loop {
-            let moves = client.moves();
-            let filled = self.fill_all(client, &mut buffer);
-            match filled {
-                // What has moved may have been filled at neither place.
-                Served::Done if client.moves() != moves => continue,
+        // What has moved meanwhile may have been filled at neither place.
+        while client.next_of_source(&ALL).is_some() {
+            match self.fill_all(client) {
                 Served::Done => {}
                 Served::Gone => {
                     self.forget(client);
@@ -915,7 +960,6 @@ impl Shared {
                 }
                 _ => return false,
             }
-            break;
         }
         if self.until_read(client, || client.let_go()) == Served::Done && self.remove(client) {
             let stats = client.counters.stats();
@@ -924,21 +968,61 @@ impl Shared {
         true
     }
 
-    /// Fills all that a client misses, in order of addresses.
-    fn fill_all(&self, client: &Client, buffer: &mut Vec<u8>) -> Served {
-        let mut at = 0;
+    /// Fills all that a client misses, in order of addresses: each filler one window after the
+    /// other.
+    fn fill_all(&self, client: &Client) -> Served {
+        let windows = (client.len / WINDOW as u64).max(1);
+        let fillers = self.options.fillers.min(windows.try_into().unwrap_or(usize::MAX));
+        let next = Mutex::new(ALL.start);
+        let fill = || self.fill_windows(client, &next);
+        thread::scope(|scope| {
+            let start = |_| {
+                let thread = thread::Builder::new().name("pervma-fill".to_owned());
+                // If it cannot be had, those that there are fill all.
+                thread.spawn_scoped(scope, || be_nice(fill)).ok()
+            };
+            let others: Vec<_> = (0..fillers).filter_map(start).collect();
+            let own = if others.is_empty() { fill() } else { Served::Done };
+            let all = others.into_iter().map(|other| other.join().unwrap_or(Served::Again));
+            all.fold(own, |one, other| if one == Served::Done { other } else { one })
+        })
+    }
+
+    /// Fills windows until none is left.
+    fn fill_windows(&self, client: &Client, next: &Mutex<usize>) -> Served {
+        let mut buffer = Vec::new();
+        loop {
+            let mut at = next.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(start) = client.next_of_source(&(*at..ALL.end)) else { return Served::Done };
+            let window = start..(start + 1).next_multiple_of(WINDOW);
+            *at = window.end;
+            drop(at);
+            let moves = client.moves();
+            let filled = match self.fill_range(client, window.clone(), &mut buffer) {
+                Served::Done => client.note_filled(window, moves),
+                other => return other,
+            };
+            if let Err(failure) = filled {
+                return Served::Failed(failure);
+            }
+        }
+    }
+
+    fn fill_range(&self, client: &Client, mut range: Range<usize>, buffer: &mut Vec<u8>) -> Served {
         let mut was_read: Option<u64> = None;
         loop {
+            self.let_faults_go_first();
+            self.let_reads_go_first();
             // RELAXED: it is looked at again and again.
             if client.health.failure().is_some() || self.is_over.load(Relaxed) {
                 return Served::Failed(Failure::Stopped);
             }
             let read = was_read.take().map(|offset| Read { offset, bytes: &buffer[..] });
-            let next = client.fill_next(at, read.as_ref());
+            let next = client.fill_next(&range, read.as_ref());
             let Some((wanted, served)) = next else { return Served::Done };
-            at = wanted.range.start;
+            range.start = wanted.range.start;
             match served {
-                Served::Done => at = wanted.range.end,
+                Served::Done => range.start = wanted.range.end,
                 Served::Again => thread::sleep(SOON),
                 Served::Read => {
                     if !self.read_again(client, &wanted, buffer) {
@@ -950,6 +1034,13 @@ impl Shared {
             }
         }
     }
+}
+
+/// Does it with the largest nice value, on a thread that does nothing else.
+fn be_nice(work: impl FnOnce() -> Served) -> Served {
+    // It is done all the same.
+    let _ = rustix::process::setpriority_process(None, 19);
+    work()
 }
 
 /// A thread that reads and serves faults.

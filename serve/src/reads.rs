@@ -39,6 +39,8 @@ struct State {
     clients: BTreeMap<ClientId, Waiting>,
     /// Tasks that wait for a thread.
     waiting: usize,
+    /// Tasks that threads of clients wait for.
+    demand: usize,
     threads: usize,
     idle: usize,
     is_over: bool,
@@ -100,9 +102,11 @@ impl Reads {
             }
         }
         let client = state.clients.entry(task.client.id).or_default();
-        let queue = if task.is_ahead { &mut client.ahead } else { &mut client.demand };
+        let is_ahead = task.is_ahead;
+        let queue = if is_ahead { &mut client.ahead } else { &mut client.demand };
         queue.push_back(task);
         state.waiting += 1;
+        state.demand += usize::from(!is_ahead);
         self.todo.notify_one();
         Ok(())
     }
@@ -134,7 +138,7 @@ impl Reads {
             drop(state);
             (self.run)(&task, &mut buffer);
             state = self.state();
-            state.end(task.client.id);
+            state.end(&task);
             // What waited for this client's turn can be done by this thread, or by others.
             if state.waiting > 0 && state.idle > 0 {
                 self.todo.notify_one();
@@ -148,11 +152,18 @@ impl Reads {
     pub(crate) fn forget(&self, client: ClientId) {
         let mut state = self.state();
         if let Some(waiting) = state.clients.get_mut(&client) {
-            let count = waiting.demand.len() + waiting.ahead.len();
+            let demand = waiting.demand.len();
+            let count = demand + waiting.ahead.len();
             waiting.demand.clear();
             waiting.ahead.clear();
             state.waiting -= count;
+            state.demand -= demand;
         }
+    }
+
+    /// Whether threads of clients wait for reads.
+    pub(crate) fn are_waited_for(&self) -> bool {
+        self.state().demand > 0
     }
 
     /// Ends the threads, and waits for those that read.
@@ -196,7 +207,9 @@ impl State {
         None
     }
 
-    fn end(&mut self, client: ClientId) {
+    fn end(&mut self, task: &Task) {
+        let client = task.client.id;
+        self.demand = self.demand.saturating_sub(usize::from(!task.is_ahead));
         if let Some(waiting) = self.clients.get_mut(&client) {
             waiting.running -= 1;
             if waiting.running == 0 && waiting.demand.is_empty() && waiting.ahead.is_empty() {

@@ -6,8 +6,7 @@ use std::fs;
 use std::io::{self, BufWriter};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,10 +16,6 @@ use std::time::{Duration, Instant};
 use pervma_pager::Source;
 use pervma_pager::sys::RemoteUserfaultfd;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
-use rustix::fs::{Mode, OFlags};
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
-};
 
 use crate::client::{ClientError, ClientId};
 use crate::failure::Failure;
@@ -29,6 +24,7 @@ use crate::handshake::firecracker::Handshake;
 use crate::limits::Limits;
 use crate::pager::{Notice, Options, Pager};
 use crate::peer::Peer;
+use crate::socket::{Made, listen_at};
 use crate::state::Extent;
 use crate::stats::Stats;
 use crate::working_set::{SourceId, WorkingSet, WorkingSetError};
@@ -38,7 +34,7 @@ use crate::working_set::{SourceId, WorkingSet, WorkingSetError};
 pub struct Listen {
     listener: Arc<UnixListener>,
     /// What this process has made: removed at the end.
-    made: Option<Made>,
+    made: Option<Arc<Made>>,
     source: Arc<dyn Source>,
     /// What clients will ask for, as it was recorded.
     replays: Vec<Arc<WorkingSet>>,
@@ -52,23 +48,8 @@ impl Listen {
     ///
     /// `AddrInUse` if another process listens there; `AlreadyExists` if the path is another file's.
     pub fn at(path: &Path, source: Arc<dyn Source>) -> io::Result<Self> {
-        if let Ok(about) = fs::symlink_metadata(path) {
-            if !about.file_type().is_socket() {
-                return Err(io::ErrorKind::AlreadyExists.into());
-            }
-            if UnixStream::connect(path).is_ok() {
-                return Err(io::ErrorKind::AddrInUse.into());
-            }
-            fs::remove_file(path)?;
-        }
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        bind(&socket, &SocketAddrUnix::new(path)?)?;
-        // Before it listens, nobody can connect.
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        listen(&socket, 1024)?;
-        let made = Some(Made::of(path)?);
-        Ok(Self { made, ..Self::of(socket.into(), source)? })
+        let (listener, made) = listen_at(path)?;
+        Ok(Self { made: Some(Arc::new(made)), ..Self::of(listener, source)? })
     }
 
     /// A socket that listens already, from a service manager.
@@ -80,38 +61,6 @@ impl Listen {
         listener.set_nonblocking(true)?;
         Ok(Self { listener: Arc::new(listener), made: None, source, replays: Vec::new() })
     }
-}
-
-/// A socket's file.
-#[derive(Clone, Debug)]
-struct Made {
-    path: PathBuf,
-    /// Opened by its path only.
-    file: Arc<OwnedFd>,
-    /// Where the kernel says that it is.
-    place: PathBuf,
-}
-
-impl Made {
-    fn of(path: &Path) -> io::Result<Self> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::open(path, flags, Mode::empty())?;
-        let place = place(&file)?;
-        Ok(Self { path: path.to_owned(), file: Arc::new(file), place })
-    }
-
-    /// Removes it, unless something else is at its path by now.
-    fn remove(&self) {
-        if place(&self.file).is_ok_and(|place| place == self.place) {
-            // The sandbox may refuse it.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// Where a file is, which the kernel says although no file can be asked for any more.
-fn place(file: &OwnedFd) -> io::Result<PathBuf> {
-    fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 impl fmt::Debug for Listen {
@@ -670,9 +619,6 @@ impl Control {
     ) -> io::Result<()> {
         for listen in std::mem::take(&mut self.server.listens) {
             self.unwatch(&*listen.listener);
-            if let Some(made) = listen.made {
-                made.remove();
-            }
         }
         for pending in std::mem::take(&mut self.pending) {
             self.refuse_pending(pending, "the pager ends");

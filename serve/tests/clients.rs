@@ -720,3 +720,39 @@ fn a_client_that_waits_for_other_than_missing_pages_fails() {
     assert_eq!(notices.recv().unwrap(), failed);
     memory.unmap();
 }
+
+#[test]
+fn a_child_has_what_another_thread_moves_while_it_is_forked() {
+    let _alone = alone();
+    const LEN: usize = 512 * PAGE;
+    let (pager, _notices) = start(Options::new().granule(PAGE).workers(2));
+    let bytes = random_bytes(LEN, 5);
+    let Some(fd) = userfaultfd(ALL_EVENTS) else { return };
+    // Where nothing else is put.
+    let memory = Memory::map_at(1 << 44, LEN).register(&fd);
+    let other = Memory { start: 1 << 45, len: LEN };
+    pager.add_sparse(fd, &[memory.extent(0)], memory_file(&bytes)).unwrap();
+    let is_over = &AtomicBool::new(false);
+    let until = Instant::now() + Duration::from_secs(1);
+    let (mut forks, mut wrong) = (0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut place = memory;
+            while !is_over.load(Relaxed) {
+                let to = if place.start == memory.start { other.start } else { memory.start };
+                place = place.relocate(to, 0);
+            }
+        });
+        while Instant::now() < until {
+            let page = forks % (LEN / PAGE);
+            let code = common::in_child(|| {
+                let here = [memory, other].into_iter().find(|place| place.page(page).is_mapped());
+                here.map_or(2, |here| i32::from(here.byte(page * PAGE) != bytes[page * PAGE]))
+            });
+            forks += 1;
+            wrong += usize::from(code != 0);
+        }
+        is_over.store(true, Relaxed);
+    });
+    assert_eq!(wrong, 0, "of {forks}");
+}

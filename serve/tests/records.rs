@@ -2,7 +2,6 @@
 #![expect(clippy::disallowed_types, reason = "flags of tests")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-#[allow(dead_code, reason = "each test binary uses a part")]
 mod common;
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

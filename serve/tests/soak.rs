@@ -2,7 +2,8 @@
 //! die in the middle of it. Each compares every byte that it reads with what belongs there.
 //!
 //! Half of them have memory of their own, half share theirs with their children. The source has
-//! some of its pages at hand, is slow with others, and fails now and then.
+//! some of its pages at hand, is slow with others, and fails now and then. Or they are tasks that
+//! are restored: then all that they miss is filled meanwhile, and they make memory longer.
 //!
 //! `PERVMA_SOAK_SECONDS` is how long; 5 without it. What it does not do: huge pages, and sources
 //! that fail for good, which have tests of their own (`clients.rs`). A child looks at what its own
@@ -12,10 +13,12 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod common;
+#[path = "common/images.rs"]
+mod images;
 
 use std::io::IoSlice;
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -28,7 +31,8 @@ use common::{
     FORK, Kind, Memory, PAGE, REMAP, REMOVE, UNMAP, alone_for, random_bytes, userfaultfd,
 };
 use pervma_pager::{ReadFailed, Source};
-use pervma_serve::{Limits, Listen, OnStop, Options, Server};
+use pervma_serve::images::Images;
+use pervma_serve::{Limits, Listen, OnStop, Options, Restores, Server};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -36,10 +40,19 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 /// Of a client.
 const PAGES: usize = 512;
 const GRANULE: usize = 4 * PAGE;
+/// Pages by which memory becomes longer.
+const GROWTH: usize = 3;
 /// A thread has these pages for itself, one behind the other, and others only look.
 const THREADS: usize = 3;
 const CLIENT: &str = "PERVMA_SOAK_CLIENT";
 const SEED: u64 = 17;
+
+/// How clients arrive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Protocol {
+    Firecracker,
+    Criu,
+}
 
 /// What a page is to its thread.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,6 +106,7 @@ struct Part {
     states: Vec<State>,
     /// What makes its pages zeros.
     removal: i32,
+    protocol: Protocol,
 }
 
 impl Part {
@@ -121,7 +135,13 @@ impl Part {
                 (page..end).for_each(|page| self.check(page));
             }
             92..94 if self.states.iter().all(|state| *state != State::Unmapped) => {
+                let grows = self.protocol == Protocol::Criu && count < 2 * PAGES / THREADS;
                 self.memory = self.memory.relocate(self.place.start, 0);
+                if grows {
+                    // Memory that it has not told of.
+                    self.memory = self.memory.lengthen(GROWTH * PAGE);
+                    self.states.extend([State::Byte(0); GROWTH]);
+                }
                 self.place = Memory::map(self.memory.len, Kind::Anonymous).unwrap();
             }
             94 if random.random_range(0..40) == 0 => {
@@ -150,27 +170,43 @@ impl Part {
 }
 
 /// A client: connects, and does random things for so long.
-fn client(socket: &Path, seed: u64, time: Duration) {
+fn client(protocol: Protocol, socket: &Path, seed: u64, time: Duration) {
     let events = userfaultfd(FORK | REMAP | REMOVE | UNMAP);
     let may_fork = events.is_some();
     let fd = events.or_else(|| userfaultfd(REMAP | REMOVE | UNMAP)).unwrap();
-    let (kind, removal) = if seed.is_multiple_of(2) {
+    let is_private = protocol == Protocol::Criu || seed.is_multiple_of(2);
+    let (kind, removal) = if is_private {
         (Kind::Anonymous, libc::MADV_DONTNEED)
     } else {
         (Kind::Shared, libc::MADV_REMOVE)
     };
-    let memory = Memory::map(PAGES * PAGE, kind).unwrap().register(&fd);
+    let memory = match protocol {
+        Protocol::Firecracker => Memory::map(PAGES * PAGE, kind).unwrap(),
+        Protocol::Criu => Memory::map_at(images::START, PAGES * PAGE),
+    };
+    let memory = memory.register(&fd);
     let connection = UnixStream::connect(socket).unwrap();
-    let message = format!(
-        r#"[{{"base_host_virt_addr":{},"size":{},"offset":0,"page_size":4096}}]"#,
-        memory.start, memory.len
-    );
-    let descriptors = [fd.as_fd()];
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut with = SendAncillaryBuffer::new(&mut space);
-    assert!(with.push(SendAncillaryMessage::ScmRights(&descriptors)));
-    let bytes = [IoSlice::new(message.as_bytes())];
-    sendmsg(&connection, &bytes, &mut with, SendFlags::empty()).unwrap();
+    let send = |bytes: &[u8], descriptors: &[BorrowedFd<'_>]| {
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut with = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            assert!(with.push(SendAncillaryMessage::ScmRights(descriptors)));
+        }
+        sendmsg(&connection, &[IoSlice::new(bytes)], &mut with, SendFlags::empty()).unwrap();
+    };
+    match protocol {
+        Protocol::Firecracker => {
+            let message = format!(
+                r#"[{{"base_host_virt_addr":{},"size":{},"offset":0,"page_size":4096}}]"#,
+                memory.start, memory.len
+            );
+            send(message.as_bytes(), &[fd.as_fd()]);
+        }
+        Protocol::Criu => {
+            send(&1_i32.to_ne_bytes(), &[]);
+            send(&[0], &[fd.as_fd()]);
+        }
+    }
     drop(fd);
 
     let file = random_bytes(PAGES * PAGE, SEED);
@@ -188,21 +224,26 @@ fn client(socket: &Path, seed: u64, time: Duration) {
                 let states = pages.clone().map(|page| State::Byte(file[page * PAGE])).collect();
                 let memory = memory.pages(pages);
                 let place = Memory::map(memory.len, Kind::Anonymous).unwrap();
-                let mut part = Part { memory, place, states, removal };
+                let mut part = Part { memory, place, states, removal, protocol };
                 while Instant::now() < until {
                     part.step(&mut random, may_fork && thread == 0);
                     steps.fetch_add(1, Relaxed);
                 }
-                (0..each).for_each(|page| part.check(page));
+                (0..part.states.len()).for_each(|page| part.check(page));
             });
+        }
+        if protocol == Protocol::Criu {
+            // What is missing is filled from now on.
+            std::thread::sleep(time.mul_f64((seed % 8) as f64 / 8.0));
+            send(&0x5253_5446_i32.to_ne_bytes(), &[]);
         }
     });
     println!("{} steps", steps.load(Relaxed));
 }
 
-fn start(socket: &Path, seed: u64, time: Duration) -> Child {
+fn start(test: &str, socket: &Path, seed: u64, time: Duration) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["clients_do_as_they_like", "--exact", "--nocapture", "--test-threads=1"])
+        .args([test, "--exact", "--nocapture", "--test-threads=1"])
         .env(CLIENT, format!("{seed} {} {}", time.as_millis(), socket.display()))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -210,17 +251,78 @@ fn start(socket: &Path, seed: u64, time: Duration) -> Child {
         .unwrap()
 }
 
+/// Plays a client, if this is the process of one.
+fn play(protocol: Protocol) -> bool {
+    let Ok(client_of) = std::env::var(CLIENT) else { return false };
+    let mut words = client_of.splitn(3, ' ');
+    let mut number = || words.next().unwrap().parse::<u64>().unwrap();
+    let (seed, time) = (number(), Duration::from_millis(number()));
+    client(protocol, Path::new(words.next().unwrap()), seed, time);
+    true
+}
+
+fn seconds() -> u64 {
+    std::env::var("PERVMA_SOAK_SECONDS").map_or(5, |text| text.parse().unwrap())
+}
+
+fn log() {
+    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::ERROR).with_ansi(false);
+    // The other test has done so, perhaps.
+    let _ = log.try_init();
+}
+
+/// Starts clients, of which some are killed; returns how many have ended by themselves, and how
+/// many were killed.
+fn run_clients(test: &str, socket: &Path, seconds: u64) -> (u32, u32) {
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let mut random = StdRng::seed_from_u64(seconds);
+    let (mut ended, mut killed) = (0, 0);
+    let check = |status: ExitStatus, was_killed: bool| {
+        let by_us = was_killed && status.signal() == Some(libc::SIGKILL);
+        assert!(status.success() || by_us, "a client has failed: {status}");
+    };
+    let mut clients: Vec<(Child, Option<Instant>)> = Vec::new();
+    while Instant::now() < until {
+        while clients.len() < 4 {
+            let time = Duration::from_millis(random.random_range(200..2000));
+            let dies = random.random_range(0..3) == 0;
+            let death = dies.then(|| Instant::now() + time.mul_f64(random.random_range(0.0..1.0)));
+            clients.push((start(test, socket, random.next_u64() >> 32, time), death));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        for (client, death) in &mut clients {
+            if death.is_some_and(|death| death < Instant::now()) {
+                client.kill().unwrap();
+            }
+        }
+        clients.retain_mut(|(client, death)| match client.try_wait().unwrap() {
+            None => true,
+            Some(status) => {
+                check(status, death.is_some());
+                if status.success() {
+                    ended += 1
+                } else {
+                    killed += 1
+                }
+                false
+            }
+        });
+    }
+    for (mut client, death) in clients {
+        check(client.wait().unwrap(), death.is_some());
+        ended += 1;
+    }
+    (ended, killed)
+}
+
 #[test]
 fn clients_do_as_they_like() {
-    if let Ok(client_of) = std::env::var(CLIENT) {
-        let mut words = client_of.splitn(3, ' ');
-        let mut number = || words.next().unwrap().parse::<u64>().unwrap();
-        let (seed, time) = (number(), Duration::from_millis(number()));
-        return client(Path::new(words.next().unwrap()), seed, time);
+    if play(Protocol::Firecracker) {
+        return;
     }
-    let seconds = std::env::var("PERVMA_SOAK_SECONDS").map_or(5, |text| text.parse().unwrap());
+    let seconds = seconds();
     let _alone = alone_for(Duration::from_secs(2 * seconds + 120));
-    tracing_subscriber::fmt().with_max_level(tracing::Level::ERROR).with_ansi(false).init();
+    log();
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("socket");
     let bytes = random_bytes(PAGES * PAGE, SEED);
@@ -252,47 +354,41 @@ fn clients_do_as_they_like() {
         )
     });
 
-    let until = Instant::now() + Duration::from_secs(seconds);
-    let mut random = StdRng::seed_from_u64(seconds);
-    let (mut ended, mut killed) = (0, 0);
-    let check = |status: ExitStatus, was_killed: bool| {
-        let by_us = was_killed && status.signal() == Some(libc::SIGKILL);
-        assert!(status.success() || by_us, "a client has failed: {status}");
-    };
-    let mut clients: Vec<(Child, Option<Instant>)> = Vec::new();
-    while Instant::now() < until {
-        while clients.len() < 4 {
-            let time = Duration::from_millis(random.random_range(200..2000));
-            let dies = random.random_range(0..3) == 0;
-            let death = dies.then(|| Instant::now() + time.mul_f64(random.random_range(0.0..1.0)));
-            clients.push((start(&socket, random.next_u64() >> 32, time), death));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-        for (client, death) in &mut clients {
-            if death.is_some_and(|death| death < Instant::now()) {
-                client.kill().unwrap();
-            }
-        }
-        clients.retain_mut(|(client, death)| match client.try_wait().unwrap() {
-            None => true,
-            Some(status) => {
-                check(status, death.is_some());
-                if status.success() {
-                    ended += 1
-                } else {
-                    killed += 1
-                }
-                false
-            }
-        });
-    }
-    for (mut client, death) in clients {
-        check(client.wait().unwrap(), death.is_some());
-        ended += 1;
-    }
+    let (ended, killed) = run_clients("clients_do_as_they_like", &socket, seconds);
     drop(stop);
     let outcome = server.join().unwrap().unwrap();
     assert_eq!(outcome.failed, 0);
     println!("{ended} clients have ended, {killed} were killed; {outcome:?}");
     println!("most at a time: {}", seen.lock().unwrap().1);
+}
+
+#[test]
+fn restored_tasks_do_as_they_like() {
+    if play(Protocol::Criu) {
+        return;
+    }
+    let seconds = seconds();
+    let _alone = alone_for(Duration::from_secs(2 * seconds + 120));
+    log();
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("lazy-pages.socket");
+    let bytes = random_bytes(PAGES * PAGE, SEED);
+    images::write_tasks(folder.path(), &[1]);
+    let place = images::START..images::START + bytes.len();
+    images::write_mm(folder.path(), 1, &[images::vma(&place, 0x22)]);
+    let entries = [(0..PAGES, images::LAZY | images::PRESENT)];
+    images::write_pages(folder.path(), 1, &bytes, &entries);
+    let images = Images::open(folder.path()).unwrap();
+    let options = Options::new().workers(3).fillers(2).granule(GRANULE);
+    let restores = Restores::at(&socket, images, options, Limits::default()).unwrap();
+    let (stop, stopped) = UnixStream::pair().unwrap();
+    let restores = std::thread::spawn(move || restores.run(stopped.as_fd(), || Ok(())));
+
+    let (ended, killed) = run_clients("restored_tasks_do_as_they_like", &socket, seconds);
+    drop(stop);
+    let outcome = restores.join().unwrap().unwrap();
+    // A task that is killed before its restore has finished is a restore that fails.
+    assert!(outcome.failed + outcome.refused <= u64::from(killed), "{outcome:?}");
+    assert!(outcome.complete >= u64::from(ended), "{ended}: {outcome:?}");
+    println!("{ended} tasks have ended, {killed} were killed; {outcome:?}");
 }

@@ -61,13 +61,7 @@ impl Client {
     /// A client that has connected, and brought its memory; `None` if its connection was closed
     /// before.
     pub(crate) fn connect(socket: &Path, file: &Path, has: Has) -> Option<Self> {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["client_process", "--exact", "--nocapture", "--test-threads=1"]);
-        command.env(CLIENT, "").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let commands = child.stdin.take().unwrap();
-        let answers = BufReader::new(child.stderr.take().unwrap());
-        let mut client = Self { child, commands, answers };
+        let mut client = Self::start();
         let (socket, file) = (socket.to_str().unwrap(), file.to_str().unwrap());
         let Has { count, first, told, features, keeps } = has;
         client.tell(&format!("connect {socket} {file} {first} {count} {told} {features} {keeps}"));
@@ -76,6 +70,17 @@ impl Client {
             "closed" => None,
             other => panic!("{other}"),
         }
+    }
+
+    /// A process that does nothing yet.
+    pub(crate) fn start() -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["client_process", "--exact", "--nocapture", "--test-threads=1"]);
+        command.env(CLIENT, "").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let commands = child.stdin.take().unwrap();
+        let answers = BufReader::new(child.stderr.take().unwrap());
+        Self { child, commands, answers }
     }
 
     /// Tells it what to do.
@@ -174,7 +179,13 @@ pub(crate) fn play() {
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     catch_bus_errors();
     let mut lines = std::io::stdin().lines().map(Result::unwrap);
-    let Some(mut played) = Played::connect(&lines.next().unwrap()) else {
+    let first = lines.next().unwrap();
+    let played = if first.starts_with("restore") {
+        Played::restore(&first)
+    } else {
+        Played::connect(&first)
+    };
+    let Some(mut played) = played else {
         return eprintln!("closed");
     };
     eprintln!("done");
@@ -233,6 +244,18 @@ impl Played {
         let is_sent = try_send(&connection, message.as_bytes(), &[fd.as_fd()]);
         let kept = (keeps == "true").then_some(fd);
         is_sent.then_some(Self { memory, expected, connection: Some(connection), _kept: kept })
+    }
+
+    /// As a task that is restored: its memory begins at an address, and has the bytes of a file.
+    fn restore(line: &str) -> Option<Self> {
+        let [_, relay, file, start, features] =
+            line.split(' ').collect::<Vec<_>>().try_into().unwrap();
+        let expected = fs::read(file).unwrap();
+        let fd = userfaultfd(features.parse().unwrap()).unwrap();
+        let memory = Memory::map_at(start.parse().unwrap(), expected.len()).register(&fd);
+        let relay = UnixStream::connect(relay).unwrap();
+        assert!(try_send(&relay, &[0], &[fd.as_fd()]));
+        Some(Self { memory, expected, connection: None, _kept: None })
     }
 
     /// Compares pages, in another order than theirs.

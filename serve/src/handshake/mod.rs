@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 
 use crate::state::Extent;
 
+pub mod criu;
 pub mod firecracker;
 
 /// What a client has brought.

@@ -121,6 +121,17 @@ impl Memory {
         (mapped != libc::MAP_FAILED).then_some(Self { start, len })
     }
 
+    /// Maps so many bytes at an address at which nothing is.
+    pub(crate) fn map_at(start: usize, len: usize) -> Self {
+        let at = std::ptr::without_provenance_mut(start);
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: nothing is there.
+        let mapped = unsafe { libc::mmap(at, len, protection, flags, -1, 0) };
+        assert_eq!(mapped, at, "{}", std::io::Error::last_os_error());
+        Self { start: mapped.expose_provenance(), len }
+    }
+
     pub(crate) fn register(self, fd: &OwnedFd) -> Self {
         self.register_for(fd, 1)
     }
@@ -219,6 +230,23 @@ impl Memory {
         let moved = unsafe { libc::mremap(at, self.len, self.len, flags, there) };
         assert_ne!(moved, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
         Self { start: to, len: self.len }
+    }
+
+    /// Whether it is mapped, all of it.
+    pub(crate) fn is_mapped(self) -> bool {
+        let at = std::ptr::with_exposed_provenance_mut(self.start);
+        // SAFETY: it asks about addresses.
+        unsafe { libc::msync(at, self.len, libc::MS_ASYNC) == 0 }
+    }
+
+    /// Makes it longer, where it is or elsewhere.
+    pub(crate) fn lengthen(self, more: usize) -> Self {
+        let at = std::ptr::with_exposed_provenance_mut(self.start);
+        let len = self.len + more;
+        // SAFETY: memory of the test's.
+        let longer = unsafe { libc::mremap(at, self.len, len, libc::MREMAP_MAYMOVE) };
+        assert_ne!(longer, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+        Self { start: longer.expose_provenance(), len }
     }
 
     /// As a client tells of it.

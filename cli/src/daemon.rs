@@ -1,0 +1,83 @@
+//! What daemons have in common: signals, logs, descriptors.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, OnceLock};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::LevelFilter;
+
+/// Can be read when a signal has told this process to stop.
+pub(crate) fn stop_signals() -> io::Result<UnixStream> {
+    let (wake, stop) = UnixStream::pair()?;
+    for signal in [SIGTERM, SIGINT, SIGHUP, SIGQUIT] {
+        signal_hook::low_level::pipe::register(signal, wake.try_clone()?)?;
+    }
+    for signal in [SIGUSR1, SIGUSR2] {
+        // They would end the process, and let memory be zeros.
+        signal_hook::flag::register(signal, Arc::default())?;
+    }
+    Ok(stop)
+}
+
+/// Where lines go once serving begins: a thread writes them. Who does not read them, or has gone,
+/// loses lines, and stops nothing.
+#[derive(Clone)]
+pub(crate) struct Output {
+    pub(crate) out: NonBlocking,
+    pub(crate) err: NonBlocking,
+}
+
+static OUTPUT: OnceLock<Output> = OnceLock::new();
+
+/// A file that is logged to, in place of standard error.
+static LOG: OnceLock<File> = OnceLock::new();
+
+impl Output {
+    /// What is returned beside it writes what is left when it is dropped, for a second at most.
+    pub(crate) fn start() -> (Self, [WorkerGuard; 2]) {
+        let (out, out_guard) = NonBlockingBuilder::default().lossy(true).finish(io::stdout());
+        let (err, err_guard) = NonBlockingBuilder::default().lossy(true).finish(log_file());
+        let output = Self { out, err };
+        (OUTPUT.get_or_init(|| output).clone(), [out_guard, err_guard])
+    }
+}
+
+fn log_file() -> Box<dyn Write + Send> {
+    match LOG.get() {
+        Some(file) => Box::new(file),
+        None => Box::new(io::stderr()),
+    }
+}
+
+/// Logs to a file, or to standard error.
+pub(crate) fn log(file: Option<File>, level: LevelFilter) {
+    let is_terminal = file.is_none() && io::stderr().is_terminal();
+    if let Some(file) = file {
+        LOG.get_or_init(|| file);
+    }
+    let writer = || -> Box<dyn Write> {
+        match OUTPUT.get() {
+            Some(output) => Box::new(output.err.clone()),
+            None => log_file(),
+        }
+    };
+    tracing_subscriber::fmt()
+        .with_writer(writer)
+        .with_max_level(level)
+        .with_ansi(is_terminal)
+        .with_target(false)
+        .log_internal_errors(false)
+        .init();
+}
+
+/// Lets this process have as many descriptors as it may have: each VM takes three.
+pub(crate) fn raise_descriptors() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit of descriptors cannot be raised");
+    }
+}

@@ -1,0 +1,1 @@
+../../../serve/tests/common/images.rs

@@ -1,0 +1,1 @@
+../../../serve/tests/common/page_server.rs

@@ -1,0 +1,459 @@
+//! A daemon for processes that CRIU restores lazily: they run before their memory is there.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt::Display;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use pervma_pager::sys::RemoteUserfaultfd;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use crate::client::ClientId;
+use crate::failure::Failure;
+use crate::handshake::criu::{Handshake, Told};
+use crate::images::Images;
+use crate::limits::Limits;
+use crate::pager::{Notice, Options, Pager};
+use crate::peer::Peer;
+use crate::socket::{Made, listen_at};
+use crate::stats::Stats;
+
+/// A daemon that serves restores from the images of one checkpoint.
+#[derive(Debug)]
+pub struct Restores {
+    listener: UnixListener,
+    /// Removed at the end.
+    _made: Made,
+    images: Images,
+    options: Options,
+    limits: Limits,
+    is_one: bool,
+}
+
+/// How the restores have ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Restored {
+    /// Restores of which every task got all of its memory, or has ended.
+    pub complete: u64,
+    /// Restores that have failed.
+    pub failed: u64,
+    /// Peers that were no restorers.
+    pub refused: u64,
+    /// What was counted of the tasks.
+    pub stats: Stats,
+}
+
+impl Restores {
+    /// A daemon that listens at a socket, which it makes with mode 0600. One that nobody listens at
+    /// any more is replaced.
+    ///
+    /// # Errors
+    ///
+    /// `AddrInUse` if another process listens there; `AlreadyExists` if the path is another file's.
+    pub fn at(path: &Path, images: Images, options: Options, limits: Limits) -> io::Result<Self> {
+        let (listener, made) = listen_at(path)?;
+        let options = options.limits(limits.clone());
+        Ok(Self { listener, _made: made, images, options, limits, is_one: false })
+    }
+
+    /// Ends when one restore has ended.
+    #[must_use]
+    pub fn only_one(mut self) -> Self {
+        self.is_one = true;
+        self
+    }
+
+    /// Serves until it has to end, or `stop` can be read: then no restore is accepted any more, and
+    /// those that are there are served to their end, unless more can be read: then they fail.
+    /// `started` is called when all threads are there and before the first restore is accepted.
+    ///
+    /// # Errors
+    ///
+    /// When descriptors or threads run out at the start, or `started` fails.
+    pub fn run(
+        self,
+        stop: BorrowedFd<'_>,
+        started: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<Restored> {
+        let noticed = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (send, notices) = channel();
+        let told = Arc::clone(&noticed);
+        let pager = self.options.clone().start(move |notice| {
+            // The other end goes when the pager has gone.
+            let _ = send.send(notice);
+            let _ = rustix::io::write(&told, &1_u64.to_ne_bytes());
+        })?;
+        started()?;
+        let mut control = Control {
+            daemon: self,
+            pager: Arc::new(pager),
+            notices,
+            noticed,
+            restores: BTreeMap::new(),
+            next: 1,
+            stops: 0,
+            hears_stop: true,
+            rests_until: Instant::now(),
+            ended: Restored::default(),
+        };
+        while !control.is_over() {
+            control.turn(stop)?;
+        }
+        Ok(control.ended)
+    }
+}
+
+/// How often at least it is looked at the time.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// A restore that is under way.
+struct Restore {
+    peer: Peer,
+    /// Until all tasks are there.
+    arriving: Option<(UnixStream, Handshake)>,
+    /// The numbers of the tasks that have come.
+    tasks: HashSet<u32>,
+    /// Those that are served, forked children included.
+    clients: HashSet<ClientId>,
+    /// Since all tasks are there.
+    transfer: Option<Transfer>,
+    has_failed: bool,
+    stats: Stats,
+}
+
+/// A thread that fills what the tasks of a restore miss, of one after the other.
+struct Transfer {
+    todo: Sender<ClientId>,
+    thread: JoinHandle<()>,
+    since: Instant,
+}
+
+impl Transfer {
+    fn start(pager: Arc<Pager>) -> io::Result<Self> {
+        let (todo, clients) = channel();
+        let fill = move || {
+            for client in clients {
+                // It has gone, or has failed.
+                if !pager.complete(client) && pager.fail(client) {
+                    tracing::error!(%client, "what a task misses cannot be read: it fails");
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("pervma-transfer".to_owned()).spawn(fill)?;
+        Ok(Self { todo, thread, since: Instant::now() })
+    }
+}
+
+struct Control {
+    daemon: Restores,
+    pager: Arc<Pager>,
+    notices: Receiver<Notice>,
+    noticed: Arc<OwnedFd>,
+    /// By the order in which they came.
+    restores: BTreeMap<u64, Restore>,
+    next: u64,
+    /// How often it was told to stop.
+    stops: u32,
+    /// It can be told so again.
+    hears_stop: bool,
+    /// Nobody is accepted before.
+    rests_until: Instant,
+    ended: Restored,
+}
+
+impl Control {
+    fn is_over(&self) -> bool {
+        let has_served = self.ended.complete + self.ended.failed > 0;
+        self.restores.is_empty() && (self.stops > 0 || self.daemon.is_one && has_served)
+    }
+
+    /// Whether another restorer is accepted.
+    fn accepts(&self) -> bool {
+        let begun = self.restores.values().filter(|restore| restore.tasks.is_empty()).count();
+        let most = if self.daemon.is_one { 1 } else { self.daemon.limits.handshakes };
+        let may_come = !self.daemon.is_one || self.restores.len() == begun;
+        self.stops == 0 && begun < most && may_come && Instant::now() >= self.rests_until
+    }
+
+    fn turn(&mut self, stop: BorrowedFd<'_>) -> io::Result<()> {
+        let stop_flags = if self.hears_stop { PollFlags::IN } else { PollFlags::empty() };
+        let mut ready = vec![
+            PollFd::from_borrowed_fd(stop, stop_flags),
+            PollFd::from_borrowed_fd(self.noticed.as_fd(), PollFlags::IN),
+        ];
+        let accepts = self.accepts();
+        if accepts {
+            ready.push(PollFd::new(&self.daemon.listener, PollFlags::IN));
+        }
+        let first = ready.len();
+        let arriving = |restore: &'_ Restore| restore.arriving.is_some();
+        for restore in self.restores.values() {
+            if let Some((connection, _)) = &restore.arriving {
+                ready.push(PollFd::from_borrowed_fd(connection.as_fd(), PollFlags::IN));
+            }
+        }
+        let most = Timespec { tv_sec: 0, tv_nsec: LOOK.subsec_nanos().into() };
+        match poll(&mut ready, Some(&most)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let is_ready: Vec<bool> = ready.iter().map(|fd| !fd.revents().is_empty()).collect();
+        // All of them: one that says nothing is late perhaps.
+        let heard = self.restores.iter().filter(|(_, restore)| arriving(restore));
+        let heard: Vec<u64> = heard.map(|(&id, _)| id).collect();
+        debug_assert_eq!(heard.len(), is_ready.len() - first);
+        if is_ready[0] && self.hears_stop {
+            self.stop(stop);
+        }
+        for id in heard {
+            self.hear(id);
+        }
+        // Behind what was heard: a task that is told of twice is known.
+        let _ = rustix::io::read(&*self.noticed, &mut [0; 8]);
+        while let Ok(notice) = self.notices.try_recv() {
+            self.heed(notice);
+        }
+        if accepts && is_ready[2] {
+            self.accept();
+        }
+        self.forget_ended();
+        Ok(())
+    }
+
+    fn accept(&mut self) {
+        let greeted = self.daemon.listener.accept().and_then(|(connection, _)| {
+            connection.set_nonblocking(true)?;
+            Ok((Peer::of(&connection)?, connection))
+        });
+        match greeted {
+            Ok((peer, connection)) => {
+                let handshake = Handshake::new(&self.daemon.limits);
+                let restore = Restore {
+                    peer,
+                    arriving: Some((connection, handshake)),
+                    tasks: HashSet::new(),
+                    clients: HashSet::new(),
+                    transfer: None,
+                    has_failed: false,
+                    stats: Stats::default(),
+                };
+                self.restores.insert(self.next, restore);
+                self.next += 1;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                tracing::warn!(%error, "a restorer cannot be accepted");
+                self.rests_until = Instant::now() + LOOK;
+            }
+        }
+    }
+
+    /// Hears what a restorer has told.
+    fn hear(&mut self, id: u64) {
+        loop {
+            let Some(restore) = self.restores.get_mut(&id) else { return };
+            let Some((connection, handshake)) = &mut restore.arriving else { return };
+            match handshake.advance(connection) {
+                Ok(None) => return,
+                Ok(Some(Told::Zombie(task))) => tracing::debug!(restore = id, task, "a zombie"),
+                Ok(Some(Told::Task(task, userfaultfd))) => self.take(id, task, userfaultfd),
+                Ok(Some(Told::Finished)) => self.begin_transfer(id),
+                Err(error) => self.refuse(id, &error),
+            }
+        }
+    }
+
+    /// Takes a task of a restore.
+    fn take(&mut self, id: u64, task: u32, userfaultfd: OwnedFd) {
+        let Some(restore) = self.restores.get_mut(&id) else { return };
+        let is_new = restore.tasks.insert(task);
+        let refused = match self.daemon.images.extents(task) {
+            None => Err((userfaultfd, format!("the images have no memory of task {task}"))),
+            Some(_) if !is_new => Err((userfaultfd, format!("task {task} has come already"))),
+            Some(extents) => {
+                // It is closed if it is not taken; but not the last that this process has.
+                let kept = userfaultfd.try_clone();
+                match self.pager.add_sparse(userfaultfd, &extents, self.daemon.images.source()) {
+                    Ok(client) => {
+                        let bytes: u64 = extents.iter().map(|extent| extent.len).sum();
+                        tracing::info!(restore = id, task, %client, bytes, "a task has come");
+                        restore.clients.insert(client);
+                        Ok(())
+                    }
+                    Err(error) => match kept {
+                        Ok(kept) => Err((kept, format!("task {task} is not served: {error}"))),
+                        Err(lost) => {
+                            self.refuse(id, &format!("task {task} may read zeros: {lost}"));
+                            Ok(())
+                        }
+                    },
+                }
+            }
+        };
+        if let Err((userfaultfd, why)) = refused {
+            self.fail_closed(id, userfaultfd, &why);
+            self.refuse(id, &why);
+        }
+    }
+
+    /// Keeps a userfaultfd of a task that is not served until the task has gone: closed, its memory
+    /// would read as zeros.
+    fn fail_closed(&mut self, id: u64, userfaultfd: OwnedFd, why: &str) {
+        if !RemoteUserfaultfd::is_one(userfaultfd.as_fd()) {
+            return;
+        }
+        match self.pager.refuse(userfaultfd, &[], why.to_owned()) {
+            Ok(client) => {
+                if let Some(restore) = self.restores.get_mut(&id) {
+                    restore.clients.insert(client);
+                }
+            }
+            Err(error) => tracing::error!(%error, "a task may read zeros"),
+        }
+    }
+
+    /// A restore fails before its tasks run: the restorer sees that its connection is closed, and
+    /// ends them.
+    fn refuse(&mut self, id: u64, why: &dyn Display) {
+        let Some(restore) = self.restores.get_mut(&id) else { return };
+        let Some((connection, handshake)) = restore.arriving.take() else { return };
+        let _ = connection.shutdown(Shutdown::Both);
+        restore.has_failed = true;
+        let pid = restore.peer.pid;
+        if restore.tasks.is_empty() {
+            tracing::warn!(restore = id, pid, "a peer is refused: {why}");
+        } else {
+            tracing::error!(restore = id, pid, "a restore has failed: {why}");
+        }
+        for &client in &restore.clients {
+            self.pager.fail(client);
+        }
+        for descriptor in handshake.into_descriptors() {
+            self.fail_closed(id, descriptor, &why.to_string());
+        }
+    }
+
+    /// The tasks of a restore begin to run.
+    fn begin_transfer(&mut self, id: u64) {
+        let Some(restore) = self.restores.get_mut(&id) else { return };
+        restore.arriving = None;
+        let expected = self.daemon.images.tasks().filter(|&task| {
+            self.daemon.images.extents(task).is_some() && !restore.tasks.contains(&task)
+        });
+        for task in expected {
+            tracing::warn!(restore = id, task, "a task has not come");
+        }
+        match Transfer::start(Arc::clone(&self.pager)) {
+            Ok(transfer) => {
+                for &client in &restore.clients {
+                    // The thread ends after this.
+                    let _ = transfer.todo.send(client);
+                }
+                restore.transfer = Some(transfer);
+                tracing::info!(restore = id, tasks = restore.tasks.len(), "the tasks run");
+            }
+            Err(error) => {
+                restore.has_failed = true;
+                tracing::error!(restore = id, %error, "pages are only filled as they are touched");
+            }
+        }
+    }
+
+    fn restore_of(&mut self, client: ClientId) -> Option<(u64, &mut Restore)> {
+        let mut restores = self.restores.iter_mut();
+        let (&id, restore) = restores.find(|(_, restore)| restore.clients.contains(&client))?;
+        Some((id, restore))
+    }
+
+    fn heed(&mut self, notice: Notice) {
+        match notice {
+            Notice::Forked { parent, child } => {
+                let Some((restore, of)) = self.restore_of(parent) else { return };
+                tracing::info!(restore, %parent, %child, "a task has forked");
+                of.clients.insert(child);
+                if let Some(transfer) = &of.transfer {
+                    // As above.
+                    let _ = transfer.todo.send(child);
+                }
+            }
+            Notice::Failed { client, failure } => {
+                let Some((restore, of)) = self.restore_of(client) else { return };
+                // Else it was told of.
+                if !of.has_failed || !matches!(failure, Failure::Refused(_) | Failure::Stopped) {
+                    tracing::error!(restore, %client, "a task cannot be served: {failure}");
+                }
+                of.has_failed = true;
+            }
+            Notice::Kept { client } => {
+                tracing::error!(%client, "its memory cannot be poisoned: end the task");
+            }
+            // It is not asked for.
+            Notice::Recorded { .. } => {}
+            Notice::Closed { client, stats } => self.forget(client, stats, "is poisoned"),
+            Notice::Completed { client, stats } => self.forget(client, stats, "has all its memory"),
+            Notice::Gone { client, stats } => self.forget(client, stats, "has gone"),
+        }
+    }
+
+    fn forget(&mut self, client: ClientId, stats: Stats, what: &str) {
+        let Some((restore, of)) = self.restore_of(client) else { return };
+        tracing::debug!(restore, %client, pages = stats.pages, "a task {what}");
+        of.clients.remove(&client);
+        of.stats += stats;
+    }
+
+    /// Forgets restores all of whose tasks need no pager any more.
+    fn forget_ended(&mut self) {
+        let is_over = |restore: &Restore| restore.arriving.is_none() && restore.clients.is_empty();
+        let over = self.restores.iter().filter(|(_, restore)| is_over(restore));
+        for id in over.map(|(&id, _)| id).collect::<Vec<_>>() {
+            let Some(restore) = self.restores.remove(&id) else { continue };
+            let Restore { transfer, tasks, stats, .. } = restore;
+            let is_restorer = transfer.is_some() || !tasks.is_empty();
+            let mut took = None;
+            if let Some(Transfer { todo, thread, since }) = transfer {
+                drop(todo);
+                // It has told of its panic.
+                let _ = thread.join();
+                took = Some(since.elapsed());
+            }
+            let Stats { faults, pages, poisoned, .. } = stats;
+            let has_failed = restore.has_failed || poisoned > 0;
+            self.ended.stats += stats;
+            match (is_restorer, has_failed) {
+                (false, _) => self.ended.refused += 1,
+                (true, true) => self.ended.failed += 1,
+                (true, false) => self.ended.complete += 1,
+            }
+            let tasks = tasks.len();
+            if let Some(took) = took {
+                tracing::info!(restore = id, tasks, faults, pages, ?took, "a restore has ended");
+            }
+        }
+    }
+
+    fn stop(&mut self, stop: BorrowedFd<'_>) {
+        // Closed, it tells of it once.
+        self.hears_stop = rustix::io::read(stop, &mut [0; 64]) != Ok(0);
+        self.stops += 1;
+        if self.stops == 1 {
+            tracing::warn!("no restore is accepted any more");
+        } else {
+            let all: Vec<u64> = self.restores.keys().copied().collect();
+            for id in all {
+                self.refuse(id, &"the pager ends");
+            }
+            for client in self.pager.clients() {
+                self.pager.fail(client);
+            }
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Sockets at which clients arrive.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
+
+/// Makes a socket that its owner alone can connect to (mode 0600), and that does not block. One
+/// that nobody listens at any more is replaced.
+///
+/// # Errors
+///
+/// `AddrInUse` if another process listens there; `AlreadyExists` if the path is another file's.
+pub(crate) fn listen_at(path: &Path) -> io::Result<(UnixListener, Made)> {
+    if let Ok(about) = fs::symlink_metadata(path) {
+        if !about.file_type().is_socket() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        if UnixStream::connect(path).is_ok() {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        fs::remove_file(path)?;
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    // Before it listens, nobody can connect.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    listen(&socket, 1024)?;
+    Ok((socket.into(), Made::of(path)?))
+}
+
+/// A socket's file, which is removed with this, unless something else is at its path by then.
+#[derive(Debug)]
+pub(crate) struct Made {
+    path: PathBuf,
+    /// Opened by its path only.
+    file: OwnedFd,
+    /// Where the kernel says that it is.
+    place: PathBuf,
+}
+
+impl Made {
+    fn of(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::empty())?;
+        let place = place(&file)?;
+        Ok(Self { path: path.to_owned(), file, place })
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if place(&self.file).is_ok_and(|place| place == self.place) {
+            // The sandbox may refuse it.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Where a file is, which the kernel says although no file can be asked for any more.
+fn place(file: &OwnedFd) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
