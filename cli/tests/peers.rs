@@ -267,6 +267,8 @@ fn a_memory_file_that_is_shortened() {
     let file = File::options().write(true).open(&served.place.file).unwrap();
     // Within a page: what is gone of it may not read as zeros.
     file.set_len(32 * PAGE as u64 + 100).unwrap();
+    // That is looked at once a millisecond.
+    std::thread::sleep(std::time::Duration::from_millis(2));
     for page in [32, 33, PAGES - 1] {
         assert_eq!(served.client.ask(&format!("touch {page}")), "SIGBUS", "{page}");
     }
