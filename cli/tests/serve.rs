@@ -241,6 +241,35 @@ fn what_cannot_be_filled_fails() {
     assert_eq!(client.ask(&format!("touch {}", PAGES - 1)), "SIGBUS");
 }
 
+/// More than are accepted at a time, and their descriptors are with the daemon already.
+#[test]
+fn who_has_come_when_it_stops_is_served_to_the_end() {
+    const MANY: usize = 200;
+    const FEW: usize = 4;
+    let place = Place::new(FEW);
+    let daemon = place.serve(["--on-stop", "fill"]);
+    daemon.signal(Signal::STOP);
+    let clients: Vec<_> = (0..MANY)
+        .map(|_| {
+            let brought = memory::userfaultfd(REMOVE).unwrap();
+            let memory = memory::Memory::map(FEW * PAGE, memory::Kind::Anonymous).unwrap();
+            let memory = memory.register(&brought);
+            let connection = std::os::unix::net::UnixStream::connect(&place.socket).unwrap();
+            let message = client::message(&[(memory.start, memory.len, 0)]);
+            client::send(&connection, message.as_bytes(), &[std::os::fd::AsFd::as_fd(&brought)]);
+            (memory, connection)
+        })
+        .collect();
+    daemon.signal(Signal::TERM);
+    daemon.signal(Signal::CONT);
+    let ended = daemon.ended();
+    assert_eq!(ended.exit, Some(0), "{ended:?}");
+    for (number, (memory, _)) in clients.iter().enumerate() {
+        assert!(memory.copy() == place.bytes, "{number}");
+        memory.unmap();
+    }
+}
+
 /// More than can be filled in a moment, of zeros.
 #[test]
 fn a_second_signal_ends_filling() {

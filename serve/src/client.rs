@@ -1,10 +1,12 @@
 //! One client: a userfaultfd, and what belongs into the memory that is registered with it.
+#![expect(clippy::disallowed_types, reason = "a number that guards no memory")]
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -68,6 +70,8 @@ pub(crate) struct Client {
     /// A thread that has told of a removal goes on when the message is read. If a fill that was
     /// looked up before came after that, the thread would see what it has removed.
     fills: RwLock<()>,
+    /// Workers that serve its faults.
+    serving: AtomicUsize,
     /// The granules that are being read from the source. Whoever reads one wakes all of it when it
     /// is done, whatever came of it: so a fault in such a granule needs no answer.
     reading: Mutex<HashSet<usize>>,
@@ -122,7 +126,7 @@ pub(crate) struct Wanted {
 /// takes about 15 µs.
 const PIECE: usize = 64 << 10;
 /// Fills that take longer than this are held up, and others are served before messages are read.
-const HELD_UP: Duration = Duration::from_millis(1);
+pub(crate) const HELD_UP: Duration = Duration::from_millis(1);
 /// So many pieces at once are filled where no thread waits.
 const PIECES_LATER: usize = 2;
 
@@ -173,6 +177,7 @@ impl Client {
             is_sparse,
             piece,
             fills: RwLock::new(()),
+            serving: AtomicUsize::new(0),
             reading: Mutex::default(),
             strays: Mutex::default(),
             failed_read: Mutex::default(),
@@ -195,14 +200,15 @@ impl Client {
 
     /// Reads messages to `buffer`. Faults are added to `faults`, and children to `children`; the
     /// map says what the others say. Returns how many messages there were; `None` if nothing was
-    /// read because a fill is held up: the client forks, perhaps, or unmaps much.
+    /// read because fills take longer than `patience`: the client forks, perhaps, or unmaps much.
     pub(crate) fn read(
         &self,
+        patience: Duration,
         buffer: &mut [Message],
         faults: &mut Vec<usize>,
         children: &mut Vec<ForkedChild>,
     ) -> Result<Option<usize>, Failure> {
-        let Some(_no_fills) = self.fills.try_write_for(HELD_UP) else {
+        let Some(_no_fills) = self.fills.try_write_for(patience) else {
             return Ok(None);
         };
         let count = self.uffd.read(buffer).map_err(Failure::Read)?;
@@ -271,6 +277,23 @@ impl Client {
             Content::Source(offset) => Some(offset),
             Content::Zeros | Content::Poisoned => None,
         }
+    }
+
+    /// Whether fewer workers than so many serve its faults.
+    pub(crate) fn has_fewer(&self, most: usize) -> bool {
+        // RELAXED: here and below, a number that guards nothing.
+        self.serving.load(Relaxed) < most
+    }
+
+    /// One worker more serves a fault, if that is not more than so many.
+    pub(crate) fn begin_serving(&self, most: usize) -> bool {
+        let one_more = |serving: usize| (serving < most).then_some(serving + 1);
+        self.serving.fetch_update(Relaxed, Relaxed, one_more).is_ok()
+    }
+
+    /// A worker has served a fault, or defers it.
+    pub(crate) fn end_serving(&self) {
+        self.serving.fetch_sub(1, Relaxed);
     }
 
     /// Whether to serve a fault takes longer than to wake a thread for it.
@@ -567,9 +590,12 @@ impl Client {
     pub(crate) fn let_go(&self) -> Served {
         let extents = self.map.extents();
         let registered = if self.is_sparse { &[] } else { &extents[..] };
-        for extent in registered {
+        // All that lies side by side at once: the kernel moves no memory of which a part is
+        // registered.
+        for side_by_side in registered.chunk_by(|one, next| one.range().end == next.start) {
+            let len: u64 = side_by_side.iter().map(|extent| extent.len).sum();
             // Nothing is mapped there any more, perhaps.
-            let _ = self.uffd.unregister(extent.start as usize, extent.len as usize);
+            let _ = self.uffd.unregister(side_by_side[0].start as usize, len as usize);
         }
         match self.probe() {
             Err(CopyError::ProcessGone) => Served::Gone,

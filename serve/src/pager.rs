@@ -19,14 +19,15 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 use crate::client::{
-    Begun, Client, ClientError, ClientId, ForkedChild, Places, Read, Served, Wanted, pieces,
+    Begun, Client, ClientError, ClientId, ForkedChild, HELD_UP, Places, Read, Served, Wanted,
+    pieces,
 };
 use crate::failure::Failure;
 use crate::limits::Limits;
 use crate::reads::{Reads, Task};
 use crate::state::Extent;
 use crate::stats::{Counter, Latency, Stats};
-use crate::turns::{Next, TakesLong, Turns};
+use crate::turns::{Next, Share, Turns};
 use crate::working_set::{Recorder, WorkingSet};
 
 /// How faults are served.
@@ -224,11 +225,21 @@ struct Fault {
     addr: usize,
     /// When it was read.
     since: Instant,
+    /// So many workers may serve faults of the client.
+    most: usize,
 }
 
-impl TakesLong for Fault {
+impl Share for Fault {
     fn takes_long(&self) -> bool {
         self.client.takes_long()
+    }
+
+    fn may_begin(&self) -> bool {
+        self.client.has_fewer(self.most)
+    }
+
+    fn begin(&self) -> bool {
+        self.client.begin_serving(self.most)
     }
 }
 
@@ -271,6 +282,8 @@ const EDGES: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::
 const PROMPT: Duration = Duration::from_micros(100);
 /// And then after so long.
 const SOON: Duration = Duration::from_micros(200);
+/// What could not be read since fills were held up is tried again for so long.
+const NO_LONGER: Duration = Duration::from_micros(100);
 /// A read that fails is tried again after these.
 const RETRIES: [Duration; 3] =
     [Duration::from_millis(10), Duration::from_millis(100), Duration::from_millis(500)];
@@ -526,6 +539,14 @@ impl Shared {
         clients.values().filter(|client| !client.is_refused()).count()
     }
 
+    /// How many workers may serve one client: if there are others, one is left to them, since all
+    /// that serve a client may be held up at the same time.
+    fn most_of_one(&self) -> usize {
+        let clients = self.clients.read().unwrap_or_else(PoisonError::into_inner).len();
+        let others = usize::from(clients > 1);
+        self.options.workers.saturating_sub(others).max(1)
+    }
+
     fn client(&self, id: u64) -> Option<Arc<Client>> {
         self.clients.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
@@ -686,7 +707,8 @@ impl Shared {
     /// Reads a granule from the source, and fills it.
     fn read_source(&self, task: &Task, buffer: &mut Vec<u8>) {
         let client = &task.client;
-        let fault = Fault { client: Arc::clone(client), addr: task.addr, since: task.since };
+        let (client_, most) = (Arc::clone(client), usize::MAX);
+        let fault = Fault { client: client_, addr: task.addr, since: task.since, most };
         // RELAXED: it is looked at again and again.
         while !self.is_over.load(Relaxed) {
             match client.begin_read(task.addr) {
@@ -961,11 +983,20 @@ impl Shared {
                 _ => return false,
             }
         }
-        if self.until_read(client, || client.let_go()) == Served::Done && self.remove(client) {
-            let stats = client.counters.stats();
-            (self.on_notice)(Notice::Completed { client: client.id, stats });
+        match self.until_read(client, || client.let_go()) {
+            Served::Done => {
+                if self.remove(client) {
+                    let stats = client.counters.stats();
+                    (self.on_notice)(Notice::Completed { client: client.id, stats });
+                }
+                true
+            }
+            Served::Gone => {
+                self.forget(client);
+                false
+            }
+            _ => false,
         }
-        true
     }
 
     /// Fills all that a client misses, in order of addresses: each filler one window after the
@@ -1074,7 +1105,7 @@ impl Worker<'_> {
                 shared.turns.begin();
                 for at in 0..self.ready.len() {
                     if let Some(client) = shared.client(self.ready[at].data.u64()) {
-                        self.read(&client);
+                        self.read(&client, HELD_UP);
                     }
                 }
             }
@@ -1082,10 +1113,10 @@ impl Worker<'_> {
             Next::Over => return false,
         }
         for client in std::mem::take(&mut self.unread) {
-            self.read(&client);
+            self.read(&client, NO_LONGER);
         }
         for fault in std::mem::take(&mut self.deferred) {
-            self.serve(fault);
+            self.begin(fault);
         }
         true
     }
@@ -1115,39 +1146,52 @@ impl Worker<'_> {
         }
     }
 
-    /// Serves a fault. While the kernel refuses that, what it has to tell of the client is read,
-    /// and the thread that has raised it goes on soon; if not, the fault is served later.
+    /// Serves a fault that was begun. While the kernel refuses that, what it has to tell of the
+    /// client is read, and the thread that has raised it goes on soon; if not, the fault is served
+    /// later.
     fn serve(&mut self, fault: Fault) {
+        let client = Arc::clone(&fault.client);
         let mut until = None;
         while !self.shared.serve(&fault) {
             let now = Instant::now();
             if now >= *until.get_or_insert(now + PROMPT) {
+                client.end_serving();
                 return self.deferred.push(fault);
             }
-            let Heard { first, is_all } = self.hear(&fault.client);
+            let Heard { first, is_all } = self.hear(&client, HELD_UP);
             self.shared.turns.leave(first.into_iter());
             if !is_all {
-                self.shared.remind(&fault.client);
+                self.shared.remind(&client);
             }
             thread::yield_now();
         }
-        if fault.client.has_rest() {
+        if client.has_rest() {
             self.shared.turns.hand_over(self.number);
-            fault.client.fill_rest(fault.addr);
+            client.fill_rest(fault.addr);
+        }
+        client.end_serving();
+    }
+
+    /// Serves a fault, or leaves it to those that serve others of its client.
+    fn begin(&mut self, fault: Fault) {
+        if fault.begin() {
+            self.serve(fault);
+        } else {
+            self.shared.turns.leave([fault].into_iter());
         }
     }
 
     /// Reads and serves what a client has to tell: all of it, or as much as leaves time for others.
-    fn read(&mut self, client: &Arc<Client>) {
+    fn read(&mut self, client: &Arc<Client>, patience: Duration) {
         for _ in 0..IN_A_ROW {
             // RELAXED: it is looked at again and again.
             if self.shared.is_over.load(Relaxed) {
                 return;
             }
-            let Heard { first, is_all } = self.hear(client);
+            let Heard { first, is_all } = self.hear(client, patience);
             if let Some(fault) = first {
                 self.last_read = fault.since;
-                self.serve(fault);
+                self.begin(fault);
                 while let Some(fault) = self.shared.turns.left() {
                     self.serve(fault);
                 }
@@ -1160,12 +1204,12 @@ impl Worker<'_> {
         self.shared.remind(client);
     }
 
-    /// Reads some of what a client has to tell. The first fault is the caller's to serve, others
-    /// are left to whoever has time.
-    fn hear(&mut self, client: &Arc<Client>) -> Heard {
+    /// Reads some of what a client has to tell, if its fills end in time. The first fault is the
+    /// caller's to serve, others are left to whoever has time.
+    fn hear(&mut self, client: &Arc<Client>, patience: Duration) -> Heard {
         self.faults.clear();
         let mut children = Vec::new();
-        let read = client.read(&mut self.messages, &mut self.faults, &mut children);
+        let read = client.read(patience, &mut self.messages, &mut self.faults, &mut children);
         let since = Instant::now();
         for child in children {
             self.shared.adopt(client, child);
@@ -1182,7 +1226,8 @@ impl Worker<'_> {
                 self.faults.is_empty()
             }
         };
-        let fault = |&addr: &usize| Fault { client: Arc::clone(client), addr, since };
+        let most = self.shared.most_of_one();
+        let fault = |&addr: &usize| Fault { client: Arc::clone(client), addr, since, most };
         let mut faults = self.faults.iter().map(fault);
         let first = faults.next();
         self.shared.turns.leave(faults);

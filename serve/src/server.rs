@@ -489,6 +489,13 @@ impl Control {
     /// Refuses a peer that has perhaps brought a userfaultfd, and not said of which memory.
     fn refuse_pending(&mut self, mut pending: Pending, error: &str) {
         self.refuse(&pending.peer, &error);
+        // What it has sent is there, and it sends no more.
+        let _ = pending.connection.shutdown(Shutdown::Read);
+        let len = self.server.listens[pending.listen].source.size();
+        if let Ok(Some(arrival)) = pending.handshake.advance(&pending.connection, len) {
+            let Arrival { userfaultfd, extents, .. } = arrival;
+            return self.fail_closed(pending, userfaultfd, &extents, error.to_owned());
+        }
         let handshake = Handshake::new(&self.server.limits);
         let descriptors = std::mem::replace(&mut pending.handshake, handshake).into_descriptors();
         let mut ones = descriptors.into_iter().filter(|fd| RemoteUserfaultfd::is_one(fd.as_fd()));
@@ -611,18 +618,36 @@ impl Control {
         self.served.retain(|_, served| served.client != client);
     }
 
+    /// Accepts who has connected before this, since they may have sent what lets their memory be
+    /// zeros when it is closed, and nobody else. A socket that was passed to this process is still
+    /// its owner's, and who waits there waits for the next one.
+    fn stop_listening(&mut self, listen: usize) {
+        let Listen { listener, made, .. } = self.server.listens[listen].clone();
+        self.unwatch(&*listener);
+        if made.is_none() || rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).is_err()
+        {
+            return;
+        }
+        while let Ok((connection, _)) = listener.accept() {
+            if let Err(error) = self.greet(listen, connection) {
+                tracing::warn!(%error, "a peer cannot be heard");
+            }
+        }
+    }
+
     /// Does what is to be done with clients at the end.
     fn stop(
         &mut self,
         stop: BorrowedFd<'_>,
         look: &mut impl FnMut(&Pager, &Ended),
     ) -> io::Result<()> {
-        for listen in std::mem::take(&mut self.server.listens) {
-            self.unwatch(&*listen.listener);
+        for listen in 0..self.server.listens.len() {
+            self.stop_listening(listen);
         }
         for pending in std::mem::take(&mut self.pending) {
             self.refuse_pending(pending, "the pager ends");
         }
+        self.server.listens.clear();
         let begin = Instant::now();
         match self.server.on_stop {
             OnStop::Fail => {}

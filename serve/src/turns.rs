@@ -10,9 +10,14 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// What is left of this kind is worth waking a worker for, be it one.
-pub(crate) trait TakesLong {
+/// A fault, as far as it matters who serves it.
+pub(crate) trait Share {
+    /// Whether it is worth waking a worker for, be it one.
     fn takes_long(&self) -> bool;
+    /// Whether it may be served now.
+    fn may_begin(&self) -> bool;
+    /// Begins to serve it, if it may be served now.
+    fn begin(&self) -> bool;
 }
 
 /// The turns of numbered workers, and faults that were read by one worker and left to others.
@@ -40,7 +45,7 @@ struct State<F> {
 /// What a worker does next.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Next<F> {
-    /// It serves a fault.
+    /// It serves a fault, which was begun.
     Serve(F),
     /// It waits for clients, and [begins its turn](Turns::begin) then.
     Poll,
@@ -55,7 +60,7 @@ const MANY: usize = 4;
 /// A worker that polls is taken to be held up if what it was told once keeps it for so long.
 const HELD_UP: Duration = Duration::from_millis(1);
 
-impl<F: TakesLong> Turns<F> {
+impl<F: Share> Turns<F> {
     pub(crate) fn new() -> Self {
         let state = State {
             is_over: false,
@@ -82,7 +87,7 @@ impl<F: TakesLong> Turns<F> {
             if state.is_over {
                 break Next::Over;
             }
-            if let Some(fault) = state.faults.pop_front() {
+            if let Some(fault) = state.take() {
                 break Next::Serve(fault);
             }
             let is_same_turn = watched == Some(state.turns);
@@ -152,9 +157,9 @@ impl<F: TakesLong> Turns<F> {
         }
     }
 
-    /// A fault that a worker has left.
+    /// A fault that a worker has left, which was begun.
     pub(crate) fn left(&self) -> Option<F> {
-        self.lock().faults.pop_front()
+        self.lock().take()
     }
 
     /// Whether faults were left.
@@ -169,7 +174,7 @@ impl<F: TakesLong> Turns<F> {
     }
 }
 
-impl<F: TakesLong> State<F> {
+impl<F: Share> State<F> {
     fn has_standby(&self) -> bool {
         self.is_watched || self.asleep > 0
     }
@@ -179,10 +184,19 @@ impl<F: TakesLong> State<F> {
         !self.is_waiting && !self.is_watched && self.asleep > 0
     }
 
+    /// Takes the first fault that can be begun. Who ends one looks for the next.
+    fn take(&mut self) -> Option<F> {
+        let at = self.faults.iter().position(F::begin)?;
+        self.faults.remove(at)
+    }
+
     /// Whether to wake a worker for the faults that were left.
     fn is_worth_waking(&self) -> bool {
-        let are_enough =
-            self.faults.len() >= MANY || self.faults.front().is_some_and(F::takes_long);
+        let mut left = self.faults.iter().filter(|fault| fault.may_begin());
+        let are_enough = match left.next() {
+            Some(first) => first.takes_long() || left.nth(MANY - 2).is_some(),
+            None => false,
+        };
         are_enough && self.has_standby()
     }
 }
@@ -200,11 +214,22 @@ mod tests {
         takes_long: bool,
     }
 
-    impl TakesLong for Fault {
+    impl Share for Fault {
         fn takes_long(&self) -> bool {
             self.takes_long
         }
+
+        fn may_begin(&self) -> bool {
+            self.number != NEVER
+        }
+
+        fn begin(&self) -> bool {
+            self.may_begin()
+        }
     }
+
+    /// The number of a fault that cannot be begun.
+    const NEVER: usize = usize::MAX;
 
     fn short(number: usize) -> Fault {
         Fault { number, takes_long: false }
@@ -235,6 +260,15 @@ mod tests {
         assert_eq!(turns.left(), Some(short(2)));
         assert_eq!(turns.left(), None);
         assert_eq!(turns.next(0, true), Next::Poll);
+    }
+
+    #[test]
+    fn what_may_not_be_begun_stays() {
+        let turns = Turns::new();
+        turns.leave([short(NEVER), short(1)].into_iter());
+        assert_eq!(turns.next(0, true), Next::Serve(short(1)));
+        assert_eq!(turns.next(0, true), Next::Poll);
+        assert!(turns.are_left());
     }
 
     #[test]

@@ -380,9 +380,10 @@ fn a_slow_source_delays_only_what_waits_for_it() {
     memory.unmap();
 }
 
-/// Says of its first page whether it is in memory when it is allowed to.
+/// Says of its first pages whether they are in memory when it is allowed to.
 struct HeldUp {
     bytes: Vec<u8>,
+    pages: usize,
     asked: AtomicUsize,
     answer: Mutex<Receiver<()>>,
 }
@@ -397,7 +398,7 @@ impl Source for HeldUp {
     }
 
     fn resident(&self, range: Range<u64>) -> Option<*const [u8]> {
-        if range.start == 0 {
+        if range.start < (self.pages * PAGE) as u64 {
             self.asked.fetch_add(1, Relaxed);
             self.answer.lock().unwrap().recv().unwrap();
         }
@@ -416,6 +417,7 @@ fn a_worker_that_is_held_up_is_replaced() {
         let (answer, answers) = channel();
         let source = Arc::new(HeldUp {
             bytes: bytes.clone(),
+            pages: 1,
             asked: AtomicUsize::new(0),
             answer: Mutex::new(answers),
         });
@@ -446,6 +448,43 @@ fn a_worker_that_is_held_up_is_replaced() {
             (64..128).for_each(|page| reads(&other, page));
             held.iter().for_each(|_| answer.send(()).unwrap());
         });
+    }
+}
+
+/// A client all of whose faults are held up, as by a lock of the kernel's.
+#[test]
+fn one_client_does_not_hold_up_all_workers() {
+    const MANY: usize = 16;
+    let _alone = alone();
+    for workers in 2..=4 {
+        let (pager, _notices) = start(Options::new().granule(PAGE).workers(workers));
+        let bytes = random_bytes(64 * PAGE, 8);
+        let other = client(&pager, &bytes, REMOVE, Kind::Anonymous).unwrap();
+        let (answer, answers) = channel();
+        let source = Arc::new(HeldUp {
+            bytes: bytes.clone(),
+            pages: MANY,
+            asked: AtomicUsize::new(0),
+            answer: Mutex::new(answers),
+        });
+        let fd = userfaultfd(REMOVE).unwrap();
+        let memory = Memory::map(MANY * PAGE, Kind::Anonymous).unwrap().register(&fd);
+        pager.add(fd, &[memory.extent(0)], source.clone()).unwrap();
+        std::thread::scope(|scope| {
+            for page in 0..MANY {
+                let byte = bytes[page * PAGE];
+                scope.spawn(move || assert_eq!(memory.byte(page * PAGE), byte));
+            }
+            while source.asked.load(Relaxed) == 0 {
+                std::thread::yield_now();
+            }
+            for page in 0..64 {
+                assert_eq!(other.byte(page * PAGE), bytes[page * PAGE]);
+            }
+            assert!(source.asked.load(Relaxed) < workers);
+            (0..MANY).for_each(|_| answer.send(()).unwrap());
+        });
+        memory.unmap();
     }
 }
 
