@@ -177,6 +177,7 @@ impl<'s, T, P: Platform> MapWrite<'s, T, P> {
         match self.link_free(span) {
             Ok(slot) => {
                 slot.attach(self.section(), span, payload);
+                self.section().count_vmas(0, 1);
                 Ok(())
             }
             Err(error) => Err((error, payload)),
@@ -686,7 +687,7 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         let section = cursor.section();
         let (request, all_planned) = (self.request, &mut self.planned[..]);
         let keeps_gaps = request.keeps_gaps();
-        let mut reserved = None;
+        let (mut reserved, mut taken, mut put) = (None, 0, 0);
         // What does not become part of the result; `prepare` has reserved capacity for it.
         let mut defer_drop = |payload| {
             if needs_drop::<T>() {
@@ -694,6 +695,7 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
             }
         };
         while let Some((at, payload, emptied)) = list.take_first(|| ()) {
+            taken += 1;
             let removed = match request.span.overlap(at) {
                 Some(part) if part == at => Some((part, payload)),
                 Some(part) => {
@@ -716,7 +718,10 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
             };
             let planned = &mut all_planned[found];
             match (&planned.slot, planned.payload.take()) {
-                (None, Some(payload)) => emptied.fill(section, planned.span, payload),
+                (None, Some(payload)) => {
+                    put += 1;
+                    emptied.fill(section, planned.span, payload);
+                }
                 (Some(slot), payload) => {
                     cursor.exchange(at.start, emptied, slot);
                     planned.payload = payload;
@@ -726,11 +731,15 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         }
         for planned in all_planned.iter_mut() {
             match (planned.slot.take(), planned.payload.take()) {
-                (Some(slot), Some(payload)) => slot.attach(section, planned.span, payload),
+                (Some(slot), Some(payload)) => {
+                    put += 1;
+                    slot.attach(section, planned.span, payload);
+                }
                 (Some(slot), None) => reserved = Some(slot.reserve(section, planned.span)),
                 (None, _) => {}
             }
         }
+        section.count_vmas(taken, put);
         // Where nothing is planned, what was taken out has left its bytes to the gap before it.
         if !keeps_gaps && !all_planned.is_empty() {
             // Two ranges, since between the ends of a relocation there may be any number of VMAs.

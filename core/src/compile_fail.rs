@@ -36,6 +36,9 @@ stays_on_its_thread! {
     reader_guard: "let reader = space.register()?;", "reader.try_read(0)?";
     reader_cursor: "let reader = space.register()?;", "reader.cursor()";
     reader_iter: "let reader = space.register()?;", "reader.iter()";
+    reader_read_all: "let reader = space.register()?;", "reader.read_all()";
+    read_all: "", "space.read_all()";
+    vma_or_hole: "", "space.try_read_or_hole(0)?";
     cursor: "", "space.cursor()";
     iter: "", "space.iter()";
     edit: "let edit = space.edit()?;", "edit";
@@ -114,6 +117,8 @@ ends_before! {
     guard_of_next: "", "space.try_read_at_or_after(0)?", "drop(space);", "E0505";
     cursors_guard_of_space: "", "space.cursor().try_read(0)?", "drop(space);", "E0505";
     iter_of_space: "", "space.iter()", "drop(space);", "E0505";
+    guard_of_read_all: "let mut vmas = space.read_all();", "vmas.next()?", "vmas.next()?;",
+        "E0499";
     reader_of_space: "", "space.register()?", "drop(space);", "E0505";
     edit_of_space: "", "space.edit()?", "drop(space);", "E0505";
     view_of_space: "", "space.view()?", "drop(space);", "E0505";

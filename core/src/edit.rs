@@ -427,9 +427,9 @@ fn exclude_now<'s, T, P: Platform>(
     }
 }
 
-impl<T, P: Platform> fmt::Debug for Edit<'_, T, P> {
+impl<T: fmt::Debug, P: Platform> fmt::Debug for Edit<'_, T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Edit").finish_non_exhaustive()
+        f.debug_tuple("Edit").field(&**self).finish()
     }
 }
 

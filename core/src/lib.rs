@@ -22,7 +22,9 @@
 //! | you want | use |
 //! |---|---|
 //! | to look an address up, and keep what is there from being changed | [`AddressSpace::try_read`], which does not wait; [`AddressSpace::read`], which does |
+//! | to know how far the hole at an address reaches | [`AddressSpace::try_read_or_hole`] |
 //! | to look up addresses that lie close together | a [`Cursor`] |
+//! | all VMAs | copies: [`AddressSpace::iter`]; one at a time, with what it holds: [`read_all`](AddressSpace::read_all); all at one moment: a [`View`] |
 //! | many threads to read one VMA | registered readers: [`AddressSpace::register`] |
 //! | to map, unmap, change or move one range | [`AddressSpace::insert`], [`remove`](AddressSpace::remove), [`update`](AddressSpace::update), [`replace`](AddressSpace::replace), [`relocate`](AddressSpace::relocate) |
 //! | several changes that appear at once, a search for a gap, a copy of the space | an [`Edit`] |
@@ -64,6 +66,9 @@
 //! assert_eq!(split.err(), Some(ChangeError::PartlyCovered { vma: 0x1000..0x3000 }));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! A range ends at an address, so it cannot hold the last byte of the address space, nor the rest
+//! of the last granule: [`AddressSpace::everything`] is all that can be mapped.
 //!
 //! # Without `std`
 //!
@@ -145,6 +150,7 @@ mod edit;
 mod exclusion;
 mod gap;
 mod guard;
+mod iter;
 mod lookups;
 mod owned;
 mod reader;
@@ -174,6 +180,8 @@ pub use held::HandlerScope;
 pub use host::NoPlatform;
 #[cfg(all(feature = "std", not(pervma_model)))]
 pub use host::{StdLock, StdPlatform};
+pub use iter::{Iter, ReadAll};
+pub use lookups::VmaOrHole;
 pub use map::Vmas;
 pub use memory::{GlobalMemory, SlabMemory};
 pub use owned::OwnedReadGuard;
@@ -189,6 +197,7 @@ pub use sync::WaitWord;
 pub use thread::ThreadState;
 pub use view::View;
 pub use vma_id::{VmaId, VmaVersion};
+pub use vmas::VmasIter;
 
 #[cfg(all(test, not(pervma_model)))]
 extern crate self as pervma;

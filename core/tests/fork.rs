@@ -300,7 +300,12 @@ fn assert_forked(space: &Space) {
     assert_eq!(space.read(PAGE).err(), Some(ReadError::Forked));
     assert_eq!(space.try_read_at_or_after(0).err(), Some(ReadError::Forked));
     assert_eq!(space.read_at_or_after(0).err(), Some(ReadError::Forked));
-    assert_eq!(space.iter().next().map(|vma| vma.err()), Some(Some(ReadError::Forked)));
+    assert_eq!(space.iter().next(), Some(Err(ReadError::Forked)));
+    assert_eq!(space.iter().next_back(), Some(Err(ReadError::Forked)));
+    assert_eq!(space.read_all().next().err(), Some(ReadError::Forked));
+    assert_eq!(space.try_read_or_hole(PAGE).err(), Some(ReadError::Forked));
+    assert_eq!(space.read_or_hole(PAGE).err(), Some(ReadError::Forked));
+    assert_eq!(space.len(), 0);
     assert_eq!(space.edit().err(), Some(EditError::Forked));
     assert!(space.try_edit().is_none());
     assert_eq!(space.view().err(), Some(EditError::Forked));

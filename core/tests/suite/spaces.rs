@@ -10,7 +10,7 @@ use std::sync::Arc;
 use pervma::{
     AddressSpace, ChangeError, Cursor, Edit, Exclusion, GapError, GapSearch, GlobalMemory,
     InsertError, Payload, Platform, RangeError, ReadError, ReadGuard, Reader, Removed, RemovedVmas,
-    Reservation, Slab, VmaId, WaitWord,
+    Reservation, Slab, VmaId, VmaOrHole, WaitWord,
 };
 use pervma_oracle::{NoGap, Refused, Search};
 
@@ -308,6 +308,23 @@ impl<'w, P: Platform, const WAY: u8> Subject for Space<'w, P, WAY> {
         }
         let found = sure(self.space.try_read_at_or_after(addr)).map(held);
         assert_eq!(sure(self.space.read_at_or_after(addr)).map(held), found);
+        let mut either = vec![self.space.try_read_or_hole(addr), self.space.read_or_hole(addr)];
+        if let Some(reader) = &self.reader {
+            either.extend([reader.try_read_or_hole(addr), reader.read_or_hole(addr)]);
+        }
+        for either in either {
+            match (sure(either), &found) {
+                (VmaOrHole::Vma(vma), Some(found)) => {
+                    assert!(found.0.contains(&addr));
+                    assert_eq!(held(vma), *found);
+                }
+                (VmaOrHole::Hole { end }, Some((next, _))) => {
+                    assert!(addr < end && end == next.start, "{end:#x} before {next:x?}");
+                }
+                (VmaOrHole::Hole { end }, None) => assert_eq!(end, usize::MAX),
+                (VmaOrHole::Vma(vma), None) => panic!("{vma:?} at {addr:#x}"),
+            }
+        }
         if let Some(reader) = &self.reader {
             assert_eq!(sure(reader.try_read_at_or_after(addr)).map(held), found);
             assert_eq!(sure(reader.read_at_or_after(addr)).map(held), found);
@@ -324,24 +341,40 @@ impl<'w, P: Platform, const WAY: u8> Subject for Space<'w, P, WAY> {
 
     fn map(&mut self) -> Map {
         if !self.free() {
-            return self.edit().iter().map(cloned).collect();
+            let edit = &**self.edit();
+            let map: Map = edit.iter().map(cloned).collect();
+            assert!(edit.iter().rev().map(cloned).eq(map.iter().rev().cloned()));
+            assert_eq!(edit.len(), map.len());
+            return map;
         }
-        let map: Map = self.space.iter().map(|vma| held(sure(vma))).collect();
+        let map: Map = self.space.iter().map(sure).collect();
+        assert!(self.space.iter().rev().map(sure).eq(map.iter().rev().cloned()));
+        assert_eq!((self.space.len(), self.space.is_empty()), (map.len(), map.is_empty()));
         assert_eq!(sure(self.space.view()).iter().map(cloned).collect::<Map>(), map);
         if let Some(reader) = &self.reader {
-            assert!(reader.iter().map(|vma| held(sure(vma))).eq(map.iter().cloned()));
+            assert!(reader.iter().map(sure).eq(map.iter().cloned()));
         }
+        // From both ends to the middle, each once.
+        let view = sure(self.space.view());
+        let (mut left, mut right, mut vmas) = (Map::new(), Map::new(), view.iter());
+        while let Some(vma) = vmas.next() {
+            left.push(cloned(vma));
+            right.extend(vmas.next_back().map(cloned));
+        }
+        assert!(vmas.next_back().is_none());
+        assert!(left.iter().chain(right.iter().rev()).eq(&map));
         map
     }
 
     fn named(&mut self) -> Option<Vec<Named>> {
         if self.free() {
-            let named = self.space.iter().map(|vma| {
-                let vma = sure(vma);
+            let (mut named, mut vmas) = (Vec::new(), self.space.read_all());
+            while let Some(vma) = sure(vmas.next()) {
                 assert_eq!(vma.version().id(), vma.id());
-                Named { range: vma.range(), id: vma.id(), version: Some(vma.version()) }
-            });
-            return Some(named.collect());
+                let version = Some(vma.version());
+                named.push(Named { range: vma.range(), id: vma.id(), version });
+            }
+            return Some(named);
         }
         let edit = &*self.edit();
         let named = edit.iter().map(|(range, _)| {
