@@ -27,6 +27,9 @@
 //! | all VMAs | copies: [`AddressSpace::iter`]; one at a time, with what it holds: [`read_all`](AddressSpace::read_all); all at one moment: a [`View`] |
 //! | many threads to read one VMA | registered readers: [`AddressSpace::register`] |
 //! | to map, unmap, change or move one range | [`AddressSpace::insert`], [`remove`](AddressSpace::remove), [`update`](AddressSpace::update), [`replace`](AddressSpace::replace), [`relocate`](AddressSpace::relocate) |
+//! | attributes of ranges, with equal neighbours as one | [`AddressSpace::set`], [`insert_merging`](AddressSpace::insert_merging) |
+//! | to remove VMAs, wherever they are, by what they hold | [`AddressSpace::retain`] |
+//! | to say in one change how payloads are split and merged | [`AddressSpace::change`], with [`SplitMerge`] |
 //! | several changes that appear at once, a search for a gap, a copy of the space | an [`Edit`] |
 //! | a range to be taken while a system call is made | a [`Reservation`] |
 //! | to wait for the readers of a range with no lock held, and then decide | an [`Exclusion`] |
@@ -43,16 +46,17 @@
 //! - Payloads come back: refused ones in the error, removed ones in the result. None is dropped
 //!   when a guard is; those that an operation splits or merges away are dropped when its edit has
 //!   ended.
-//! - [`AddressSpace::remove`], [`update`](AddressSpace::update), [`replace`](AddressSpace::replace)
-//!   and [`relocate`](AddressSpace::relocate) wait for readers of the VMAs that they touch, and
-//!   hold no lock meanwhile ([`Exclusion`]).
+//! - [`AddressSpace::remove`], [`update`](AddressSpace::update), [`set`](AddressSpace::set) and
+//!   their relatives wait for readers of the VMAs that they touch, and hold no lock meanwhile
+//!   ([`Exclusion`]).
 //! - A thread that would wait for itself is given an error that says so ([`EditError`],
 //!   [`ReadError`], [`ChangeError`]), as far as the [`Platform`] can tell threads apart.
 //!
 //! # Ranges that are not VMAs
 //!
 //! A change may begin or end inside a VMA, and may make neighbours alike. [`Payload`] says how what
-//! a VMA holds is split and merged then. The simplest is one that is neither:
+//! a VMA holds is split and merged then. The simplest is one that is neither, and a payload that
+//! is no `Payload` can be removed as a whole ([`AddressSpace::remove_whole`]):
 //!
 //! ```
 //! use pervma::{AddressSpace, ChangeError, Payload};
@@ -185,7 +189,7 @@ pub use lookups::VmaOrHole;
 pub use map::Vmas;
 pub use memory::{GlobalMemory, SlabMemory};
 pub use owned::OwnedReadGuard;
-pub use payload::Payload;
+pub use payload::{Payload, SplitMerge};
 pub use platform::Platform;
 pub use range::RangeError;
 pub use reader::Reader;

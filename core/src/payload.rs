@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
+use core::ops::Range;
 
 /// How the payload of a VMA is split, when a change begins or ends inside of the VMA, and merged
 /// with that of a neighbour.
@@ -67,6 +68,86 @@ pub trait Payload: Sized {
         None
     }
 }
+
+/// How one change splits and merges payloads, where their type does not say it or the change is to
+/// know more than they do: for [`AddressSpace::change`](crate::AddressSpace::change) and
+/// [`Edit::change`](crate::Edit::change).
+///
+/// As [`Payload`], but with the addresses, and with what the caller knows. What is said there of
+/// failures and panics holds here, too.
+///
+/// ```
+/// use std::ops::Range;
+/// use pervma::{AddressSpace, SplitMerge};
+///
+/// /// Handles of mappings that another program keeps.
+/// struct Handles {
+///     last: u64,
+/// }
+///
+/// impl SplitMerge<u64> for Handles {
+///     fn split(&mut self, handle: &u64, _range: Range<usize>, _at: usize) -> Option<(u64, u64)> {
+///         self.last += 1; // the upper part gets a handle of its own
+///         Some((*handle, self.last))
+///     }
+/// }
+///
+/// let space = AddressSpace::new(4096);
+/// space.insert(0x1000..0x5000, 7)?;
+/// let mut handles = Handles { last: 7 };
+/// space.change(0x2000..0x3000, &mut handles, |_, _| None)?; // unmapped
+/// assert!(space.view()?.iter().eq([(0x1000..0x2000, &7), (0x3000..0x5000, &9)]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub trait SplitMerge<T> {
+    /// The payloads of the two parts of the VMA `range`, with `payload`, that is split at the
+    /// address `at`; `None` if it cannot be split, as by default.
+    fn split(&mut self, payload: &T, range: Range<usize>, at: usize) -> Option<(T, T)> {
+        let _ = (payload, range, at);
+        None
+    }
+
+    /// The payload of the VMA `range`, with `payload`, and of the one that starts where it ends,
+    /// with `next`, as one; `None` to keep them apart, as by default.
+    ///
+    /// It runs in an edit, and what it makes may come to nothing, as in [`Payload::merge`].
+    fn merge(&mut self, payload: &T, range: Range<usize>, next: &T) -> Option<T> {
+        let _ = (payload, range, next);
+        None
+    }
+}
+
+impl<T, R: SplitMerge<T> + ?Sized> SplitMerge<T> for &mut R {
+    fn split(&mut self, payload: &T, range: Range<usize>, at: usize) -> Option<(T, T)> {
+        (**self).split(payload, range, at)
+    }
+
+    fn merge(&mut self, payload: &T, range: Range<usize>, next: &T) -> Option<T> {
+        (**self).merge(payload, range, next)
+    }
+}
+
+/// As the payloads' type says.
+#[derive(Clone, Copy)]
+pub(crate) struct AsPayload;
+
+impl<T: Payload> SplitMerge<T> for AsPayload {
+    #[inline]
+    fn split(&mut self, payload: &T, range: Range<usize>, at: usize) -> Option<(T, T)> {
+        payload.split(at - range.start)
+    }
+
+    #[inline]
+    fn merge(&mut self, payload: &T, range: Range<usize>, next: &T) -> Option<T> {
+        payload.merge(range.end - range.start, next)
+    }
+}
+
+/// VMAs stay whole, whatever their payloads are.
+#[derive(Clone, Copy)]
+pub(crate) struct Whole;
+
+impl<T> SplitMerge<T> for Whole {}
 
 macro_rules! attribute {
     ($($attribute:ty),*) => {$(

@@ -13,11 +13,12 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
+use std::time::Instant;
 
 use common::watchdog;
 use pervma::{
     AddressSpace, ChangeError, EditError, ForkError, HandlerScope, PreparedFork, ReadError,
-    RegisterError, Slab, StdPlatform,
+    RegisterError, Slab, SplitMerge, StdPlatform,
 };
 
 /// Set in a child while it must not allocate.
@@ -294,6 +295,10 @@ fn guards_of_other_threads_are_over_in_the_child() {
     change(&space);
 }
 
+struct Never;
+
+impl<T> SplitMerge<T> for Never {}
+
 /// All calls say so, and wait for nothing.
 fn assert_forked(space: &Space) {
     assert_eq!(space.try_read(PAGE).err(), Some(ReadError::Forked));
@@ -308,6 +313,7 @@ fn assert_forked(space: &Space) {
     assert_eq!(space.len(), 0);
     assert_eq!(space.edit().err(), Some(EditError::Forked));
     assert!(space.try_edit().is_none());
+    assert_eq!(space.edit_until(Instant::now()).err(), Some(EditError::Forked));
     assert_eq!(space.view().err(), Some(EditError::Forked));
     assert_eq!(space.register().err(), Some(RegisterError::Forked));
     assert_eq!(space.exclude(FIXED).err(), Some(ChangeError::Forked));
@@ -315,6 +321,11 @@ fn assert_forked(space: &Space) {
     assert_eq!(space.reserve(CHURN).err(), Some(ChangeError::Forked));
     assert_eq!(space.insert(CHURN, 1).unwrap_err().kind, ChangeError::Forked);
     assert_eq!(space.remove(FIXED).err(), Some(ChangeError::Forked));
+    assert_eq!(space.remove_whole(FIXED).err(), Some(ChangeError::Forked));
+    assert_eq!(space.retain(|_, _| false).err(), Some(ChangeError::Forked));
+    assert_eq!(space.set(CHURN, 1).unwrap_err().kind, ChangeError::Forked);
+    assert_eq!(space.insert_merging(CHURN, 1).unwrap_err().kind, ChangeError::Forked);
+    assert_eq!(space.change(FIXED, Never, |_, _| None).err(), Some(ChangeError::Forked));
     assert_eq!(space.update(FIXED, |_, _| 1).err(), Some(ChangeError::Forked));
     assert_eq!(space.prepare_fork().err(), Some(ForkError::Forked));
 }

@@ -183,7 +183,7 @@ fn random_operation(space: &Space) {
     let start = random.gen_range(8..36);
     let range = start..start + random.gen_range(1..14);
     let payload = random.gen_range(0..3);
-    match random.gen_range(0..17) {
+    match random.gen_range(0..20) {
         0 => drop(unless_raced(space.edit().unwrap().insert(range, payload).map_err(|e| e.kind))),
         1 => drop(unless_raced(space.edit().unwrap().remove(range))),
         2 => drop(unless_raced(space.remove(range))),
@@ -227,7 +227,10 @@ fn random_operation(space: &Space) {
                 }
             }
         }
-        14 => assert!(space.iter().rev().all(|vma| match vma {
+        14 => drop(unless_raced(space.set(range, payload).map_err(|error| error.kind))),
+        15 => drop(unless_raced(space.insert_merging(range, payload).map_err(|e| e.kind))),
+        16 => drop(unless_raced(space.retain(|_, &kept| kept != payload))),
+        17 => assert!(space.iter().rev().all(|vma| match vma {
             Ok((_, payload)) => payload < 3,
             Err(error) => matches!(error, ReadError::Busy { .. }),
         })),

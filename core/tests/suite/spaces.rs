@@ -10,7 +10,7 @@ use std::sync::Arc;
 use pervma::{
     AddressSpace, ChangeError, Cursor, Edit, Exclusion, GapError, GapSearch, GlobalMemory,
     InsertError, Payload, Platform, RangeError, ReadError, ReadGuard, Reader, Removed, RemovedVmas,
-    Reservation, Slab, VmaId, VmaOrHole, WaitWord,
+    Reservation, Slab, SplitMerge, VmaId, VmaOrHole, WaitWord,
 };
 use pervma_oracle::{NoGap, Refused, Search};
 
@@ -81,7 +81,7 @@ impl<P: Platform, const WAY: u8> Spaces<P, WAY> {
         let cursor = space.cursor();
         // In half of the worlds, so that exclusions scan for registered readers, or do not.
         let reader = self.slab.is_some().then(|| sure(space.register()));
-        Space { world: self, space, edit: None, cursor, reader, exclusions: 0 }
+        Space { world: self, space, edit: None, cursor, reader, exclusions: 0, by_rules: false }
     }
 }
 
@@ -116,6 +116,22 @@ pub(crate) struct Space<'w, P: Platform, const WAY: u8> {
     cursor: Cursor<'w, Part, P>,
     reader: Option<Reader<'w, Part, P>>,
     exclusions: usize,
+    /// Whether the last removal was a change by rules: every second one is.
+    by_rules: bool,
+}
+
+/// The same rules as those of the payload.
+struct AsParts;
+
+impl SplitMerge<Part> for AsParts {
+    fn split(&mut self, part: &Part, range: Range<usize>, at: usize) -> Option<(Part, Part)> {
+        assert!(range.start < at && at < range.end, "{range:x?} cannot be split at {at:#x}");
+        part.split_at(at - range.start)
+    }
+
+    fn merge(&mut self, part: &Part, range: Range<usize>, next: &Part) -> Option<Part> {
+        part.merged(range.len(), next)
+    }
 }
 
 impl<'w, P: Platform, const WAY: u8> Space<'w, P, WAY> {
@@ -147,15 +163,50 @@ impl<'w, P: Platform, const WAY: u8> Subject for Space<'w, P, WAY> {
         self.edit().insert(range, payload).map_err(given_back)
     }
 
+    fn insert_merging(
+        &mut self,
+        range: Range<usize>,
+        payload: Part,
+    ) -> Result<(), (Refused, Part)> {
+        self.edit().insert_merging(range, payload).map_err(given_back)
+    }
+
     fn remove(&mut self, range: Range<usize>) -> Result<Map, Refused> {
         let space = self.space;
-        let removed = if self.in_edit() {
-            self.edit().remove(range)
-        } else if let (EXCLUDING, Ok(exclusion)) = (WAY, space.exclude(range.clone())) {
-            exclusion.remove()
-        } else {
-            space.remove(range)
+        self.by_rules = !self.by_rules;
+        let removed = match (self.in_edit(), self.by_rules) {
+            (true, true) => self.edit().change(range, AsParts, |_, _| None),
+            (true, false) => self.edit().remove(range),
+            (false, by_rules) => match (WAY, space.exclude(range.clone())) {
+                (EXCLUDING, Ok(exclusion)) => exclusion.remove(),
+                (_, exclusion) => {
+                    drop(exclusion);
+                    if by_rules {
+                        space.change(range, AsParts, |_, _| None)
+                    } else {
+                        space.remove(range)
+                    }
+                }
+            },
         };
+        removed.map(map).map_err(refused)
+    }
+
+    fn remove_whole(&mut self, range: Range<usize>) -> Result<Map, Refused> {
+        let space = self.space;
+        let removed = if self.in_edit() {
+            self.edit().remove_whole(range)
+        } else if let (EXCLUDING, Ok(exclusion)) = (WAY, space.exclude(range.clone())) {
+            exclusion.remove_whole()
+        } else {
+            space.remove_whole(range)
+        };
+        removed.map(map).map_err(refused)
+    }
+
+    fn retain(&mut self, keep: impl Fn(Range<usize>, &Part) -> bool) -> Result<Map, Refused> {
+        let removed =
+            if self.in_edit() { self.edit().retain(keep) } else { self.space.retain(keep) };
         removed.map(map).map_err(refused)
     }
 
@@ -193,6 +244,15 @@ impl<'w, P: Platform, const WAY: u8> Subject for Space<'w, P, WAY> {
             self.space.replace(range, payload)
         };
         replaced.map(map).map_err(given_back)
+    }
+
+    fn set(&mut self, range: Range<usize>, payload: Part) -> Result<Map, (Refused, Part)> {
+        let set = if self.in_edit() {
+            self.edit().set(range, payload)
+        } else {
+            self.space.set(range, payload)
+        };
+        set.map(map).map_err(given_back)
     }
 
     fn relocate(
