@@ -25,6 +25,7 @@
 //! | to know how far the hole at an address reaches | [`AddressSpace::try_read_or_hole`] |
 //! | to look up addresses that lie close together | a [`Cursor`] |
 //! | all VMAs | copies: [`AddressSpace::iter`]; one at a time, with what it holds: [`read_all`](AddressSpace::read_all); all at one moment: a [`View`] |
+//! | a guard for another thread, or for a part of the payload | [`ReadGuard::try_to_owned`], [`ReadGuard::map`] |
 //! | many threads to read one VMA | registered readers: [`AddressSpace::register`] |
 //! | to map, unmap, change or move one range | [`AddressSpace::insert`], [`remove`](AddressSpace::remove), [`update`](AddressSpace::update), [`replace`](AddressSpace::replace), [`relocate`](AddressSpace::relocate) |
 //! | attributes of ranges, with equal neighbours as one | [`AddressSpace::set`], [`insert_merging`](AddressSpace::insert_merging) |
@@ -160,6 +161,7 @@ mod owned;
 mod reader;
 mod reserve;
 mod space;
+mod unwind;
 mod view;
 mod vmas;
 
@@ -178,7 +180,7 @@ pub use error::{
 pub use exclusion::Exclusion;
 pub use fork::PreparedFork;
 pub use gap::{GapError, GapSearch};
-pub use guard::ReadGuard;
+pub use guard::{MappedReadGuard, ReadGuard};
 pub use held::HandlerScope;
 #[cfg(not(any(feature = "std", pervma_model)))]
 pub use host::NoPlatform;
@@ -188,7 +190,7 @@ pub use iter::{Iter, ReadAll};
 pub use lookups::VmaOrHole;
 pub use map::Vmas;
 pub use memory::{GlobalMemory, SlabMemory};
-pub use owned::OwnedReadGuard;
+pub use owned::{OwnedMappedReadGuard, OwnedReadGuard};
 pub use payload::{Payload, SplitMerge};
 pub use platform::Platform;
 pub use range::RangeError;

@@ -3,7 +3,6 @@
 
 use alloc::sync::Arc;
 use core::ops::Range;
-use core::panic::{RefUnwindSafe, UnwindSafe};
 
 use crate::error::{EditError, ReadError};
 use crate::guard::ReadGuard;
@@ -436,10 +435,6 @@ impl<T, P: Platform> AddressSpace<T, P> {
         if state.holds_guard() { Err(EditError::GuardHeld) } else { Ok(()) }
     }
 }
-
-// An operation in which user code panics has changed nothing.
-impl<T: RefUnwindSafe, P: Platform> RefUnwindSafe for AddressSpace<T, P> {}
-impl<T: UnwindSafe, P: Platform> UnwindSafe for AddressSpace<T, P> {}
 
 impl<T, P: Platform> Default for AddressSpace<T, P> {
     /// An empty space with a slab of its own, in which ranges are aligned to nothing: of a

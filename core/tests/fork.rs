@@ -352,6 +352,19 @@ fn a_space_that_was_not_prepared_can_be_abandoned_whatever_others_did() {
     look(&space);
 }
 
+#[test]
+fn what_was_read_before_a_space_was_abandoned_is_no_guard_of_it() {
+    let space = Arc::new(Space::new(PAGE));
+    fill(&space);
+    let guard = space.try_read(PAGE).unwrap();
+    let owned = guard.try_to_owned(&space).unwrap();
+    space.abandon_after_fork();
+    assert_eq!(guard.try_to_owned(&space).err(), Some(ReadError::Forked));
+    assert_eq!(*owned.try_clone().unwrap(), *guard, "what is held can be read, and let go");
+    drop((guard, owned));
+    assert_forked(&space);
+}
+
 /// The state of the slab is of no consequence, in which a space was caught that was not prepared.
 #[test]
 fn a_prepared_space_can_be_used_beside_one_on_its_slab_that_was_not() {

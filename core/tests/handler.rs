@@ -118,7 +118,10 @@ fn read(found: Result<ReadGuard<'_, Text, Host>, ReadError>) -> Outcome {
     match found {
         Ok(vma) => {
             let (range, id, version) = (vma.range(), vma.id(), vma.version());
-            let right = vma.is_whole() && range.len() == PAGE && version.id() == id;
+            let whole = vma.is_whole();
+            let part = ReadGuard::map(vma, |text| text.0.as_str());
+            let right = whole && part.starts_with(PAYLOAD) && part.range() == range;
+            let right = right && range.len() == PAGE && version.id() == id;
             if right { Found(range.start) } else { Nothing }
         }
         Err(error) => Error(error),
@@ -212,7 +215,7 @@ impl Entry {
 }
 
 /// All of them.
-const ENTRIES: [Entry; 28] = [
+const ENTRIES: [Entry; 29] = [
     entry("try_read", Address, |at| read(at.space.try_read(at.addr))),
     entry("try_read_with_walks", Address, |at| {
         read(at.space.try_read_with_walks(at.addr).map(|(vma, _)| vma))
@@ -252,6 +255,10 @@ const ENTRIES: [Entry; 28] = [
     .publishes(),
     entry("a full Reader, or a hole", Either, |at| {
         read_either(at.readers.full.try_read_or_hole(at.addr))
+    }),
+    entry("try_to_owned", Address, |at| {
+        let vma = at.space.try_read(at.addr);
+        read_owned(vma.and_then(|vma| vma.try_to_owned(at.space)))
     }),
     entry("try_read_id", Identity, |at| read(at.space.try_read_id(at.id))),
     entry("read_id", Identity, |at| read(at.space.read_id(at.id))).waits(),
