@@ -225,6 +225,20 @@ pub struct PartsAreShared;
 /// ```
 pub struct PartsGoWithTheGuard;
 
+/// What would be too large for the stack is no payload.
+///
+/// ```compile_fail,E0080
+/// let space = pervma::AddressSpace::<[u8; (16 << 10) + 1]>::new(4096);
+/// ```
+/// ```compile_fail,E0080
+/// let slab = pervma::Slab::<[u8; (16 << 10) + 1]>::new();
+/// ```
+/// ```
+/// let space = pervma::AddressSpace::<[u8; 16 << 10]>::new(4096);
+/// let slab = pervma::Slab::<[u8; 16 << 10]>::new();
+/// ```
+pub struct PayloadsAreSmall;
+
 /// What payloads borrow is there as long as the space, whose end drops them.
 ///
 /// ```compile_fail,E0597

@@ -39,16 +39,36 @@ use core::ops::Range;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Payloads are moved, and a change has several of them on the stack at a time: large ones belong
-/// in a `Box`.
+/// Payloads are moved, and a change has several of them on the stack at a time. One of more than
+/// 16 KiB does not compile: what is large belongs in an [`Arc`], which the parts of a split VMA
+/// share, or in a [`Box`] of which the payload consists, so that it never is on the stack:
+///
+/// ```
+/// use pervma::{AddressSpace, Payload};
+///
+/// struct Counters(Box<[u64; 1 << 17]>); // 1 MiB
+///
+/// impl Payload for Counters {
+///     fn split(&self, _offset: usize) -> Option<(Self, Self)> {
+///         let copy = || Self(self.0.clone()); // from box to box
+///         Some((copy(), copy()))
+///     }
+/// }
+///
+/// let space = AddressSpace::new(4096);
+/// let zeros = vec![0; 1 << 17].into_boxed_slice();
+/// space.insert(0x1000..0x3000, Counters(zeros.try_into().expect("the length of the array")))?;
+/// space.remove(0x1000..0x2000)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// One that stands for something indivisible says nothing more: `impl Payload for Device {}`. A
 /// change that would split its VMA is refused then.
 ///
 /// Numbers, `bool`, `char`, `()` and [`String`] stand for attributes: both parts get the same, and
 /// equal neighbours merge. So do `&V` and [`Arc<V>`], which are equal if they are the same object.
-/// A [`Box`], an [`Option`] and a tuple split and merge as what is in them does: a tuple if all of
-/// it does.
+/// A [`Box`], an [`Option`] and a tuple split and merge as what is in them does, a tuple if all of
+/// it does; what a box has is split on the stack.
 #[doc(alias("__split_vma", "vma_merge_region"))]
 pub trait Payload: Sized {
     /// The payloads of the two parts of a VMA that is split `offset` bytes from its start; `None`
