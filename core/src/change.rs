@@ -18,6 +18,7 @@
 
 use alloc::vec::Vec;
 use core::mem::needs_drop;
+use core::ops::Range;
 use core::ptr;
 
 use smallvec::SmallVec;
@@ -25,9 +26,9 @@ use smallvec::SmallVec;
 use crate::error::{ChangeError, OutOfMemory};
 use crate::map::{Map, MapWrite, Vmas, WriteCursor};
 use crate::mm::EditSection;
-use crate::payload::Payload;
+use crate::payload::SplitMerge;
 use crate::platform::Platform;
-use crate::range::Span;
+use crate::range::{EVERYTHING, Span};
 use crate::removed::RemovedVmas;
 use crate::slots::{Attached, Entry, Excluded, FreeSlot, Reserved};
 
@@ -45,6 +46,7 @@ pub(crate) struct Request {
 /// How much of a range must be mapped.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mapped {
+    Nothing,
     Anything,
     Something,
     Everything,
@@ -58,6 +60,11 @@ impl Request {
     /// The request to move everything in `span` to `target`.
     pub(crate) fn relocation(span: Span, target: Span) -> Self {
         Self { span, mapped: Mapped::Something, target: Some(target) }
+    }
+
+    /// The request to remove VMAs wherever they are.
+    pub(crate) fn removal_anywhere() -> Self {
+        Self::new(EVERYTHING, Mapped::Something)
     }
 
     fn out_of_memory(&self) -> ChangeError {
@@ -177,6 +184,7 @@ impl<'s, T, P: Platform> MapWrite<'s, T, P> {
         match self.link_free(span) {
             Ok(slot) => {
                 slot.attach(self.section(), span, payload);
+                self.section().count_vmas(0, 1);
                 Ok(())
             }
             Err(error) => Err((error, payload)),
@@ -247,6 +255,7 @@ pub(crate) fn exclude<'s, 'm, T, P: Platform>(
         hole = Some(mapped_to..span.end);
     }
     match (request.mapped, hole) {
+        (Mapped::Nothing, _) if entries != 0 => return refuse(cursor.vmas().taken(span)),
         (Mapped::Something, _) if entries == 0 => {
             return refuse(ChangeError::NotMapped { range: span.range() });
         }
@@ -277,11 +286,43 @@ pub(crate) fn exclude<'s, 'm, T, P: Platform>(
     Ok(ExcludedVmas { map: cursor.map(), list })
 }
 
+/// Excludes all VMAs that `keep` does not want, or none; waits for no reader.
+pub(crate) fn exclude_unwanted<'s, 'm, T, P: Platform>(
+    edit: &'m MapWrite<'s, T, P>,
+    outlives_edit: bool,
+    mut keep: impl FnMut(Range<usize>, &T) -> bool,
+) -> Result<ExcludedVmas<'s, T, P>, Refusal<'s, 'm, T>> {
+    let map = edit.map();
+    let mut list = Excluded::new(map.slab().slots(), outlives_edit);
+    let mut taken = None;
+    list.push_all(edit.section(), |push| {
+        taken = edit.entries(EVERYTHING).filter_map(Entry::vma).find_map(|vma| {
+            let at = vma.span();
+            let unwanted = !keep(at.range(), vma.payload());
+            (unwanted && !push(vma)).then_some(at.start)
+        });
+    });
+    match taken.and_then(|start| edit.holding(start)) {
+        Some(entry) => Err(Refusal::Excluded(entry)),
+        None => Ok(ExcludedVmas { map, list }),
+    }
+}
+
 /// A change that has not happened yet. Dropping it changes nothing.
-pub(crate) struct Change<'s, 'l, T, P: Platform> {
+pub(crate) struct Change<'s, 'l, T, P: Platform, R> {
     // Dropped first: its payloads may be those of the VMAs.
     plan: Plan<'s, 'l, T>,
     vmas: ExcludedVmas<'s, T, P>,
+    /// How payloads are split and merged.
+    rules: R,
+}
+
+/// What becomes of the VMAs beside one that is put somewhere.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Neighbours {
+    Stay,
+    /// They are merged with it as far as the rules allow.
+    Merge,
 }
 
 /// The planned result of a change.
@@ -327,24 +368,27 @@ impl<T> Planned<'_, T> {
         Self { span, payload, changed, place, slot: None }
     }
 
+    /// The payload, or the `given` one that it will have.
+    fn payload<'a>(&'a self, given: Option<&'a T>) -> Option<&'a T> {
+        self.payload.as_ref().or(given)
+    }
+
     /// The payload of this VMA and that of `next` as one, if they touch and one is new.
-    fn merge(&self, next: &Self) -> Option<T>
-    where
-        T: Payload,
-    {
+    fn merge(&self, next: &Self, rules: &mut impl SplitMerge<T>, given: Option<&T>) -> Option<T> {
         if self.span.end != next.span.start || !(self.changed || next.changed) {
             return None;
         }
-        self.payload.as_ref()?.merge(self.span.len(), next.payload.as_ref()?)
+        rules.merge(self.payload(given)?, self.span.range(), next.payload(given)?)
     }
 }
 
-impl<'s, 'l, T: Payload, P: Platform> Change<'s, 'l, T, P> {
+impl<'s, 'l, T, P: Platform, R: SplitMerge<T>> Change<'s, 'l, T, P, R> {
     /// A change of `vmas` with nothing planned.
     #[inline]
     pub(crate) fn new(
         vmas: ExcludedVmas<'s, T, P>,
         request: Request,
+        rules: R,
         deferred_drops: &'l mut Vec<T>,
     ) -> Self {
         let plan = Plan {
@@ -355,7 +399,7 @@ impl<'s, 'l, T: Payload, P: Platform> Change<'s, 'l, T, P> {
             deferred_drops,
             more_drops: 0,
         };
-        Self { plan, vmas }
+        Self { plan, vmas, rules }
     }
 
     /// The VMAs that it is about.
@@ -376,7 +420,7 @@ impl<'s, 'l, T: Payload, P: Platform> Change<'s, 'l, T, P> {
         &mut self,
         mut place: impl FnMut(Span, &T) -> Option<(Span, T)>,
     ) -> Result<(), ChangeError> {
-        let Self { plan, vmas } = self;
+        let Self { plan, vmas, rules } = self;
         let span = plan.request.span;
         let (mut count, mut outside) = (0, 0);
         for vma in vmas.iter() {
@@ -397,7 +441,7 @@ impl<'s, 'l, T: Payload, P: Platform> Change<'s, 'l, T, P> {
                 let placed = place(part, vma.payload());
                 plan.push(placed, true, at);
             } else {
-                plan.split_one(&vma, part, &mut place)?;
+                plan.split_one(&vma, part, rules, &mut place)?;
             }
         }
         // A relocation places parts anywhere.
@@ -414,7 +458,7 @@ impl<'s, 'l, T: Payload, P: Platform> Change<'s, 'l, T, P> {
         cursor: &mut WriteCursor<'s, '_, T, P>,
     ) -> Result<RemovedVmas<T>, ChangeError> {
         self.check_space(cursor);
-        self.plan.merge(cursor, &mut self.vmas.list)?;
+        self.plan.merge(cursor, &mut self.vmas.list, &mut self.rules, None)?;
         self.plan.prepare(cursor)?;
         Ok(self.plan.commit(cursor, &mut self.vmas.list).0)
     }
@@ -424,12 +468,22 @@ impl<'s, 'l, T: Payload, P: Platform> Change<'s, 'l, T, P> {
         &mut self,
         cursor: &mut WriteCursor<'s, '_, T, P>,
         payload: T,
+        neighbours: Neighbours,
     ) -> Result<RemovedVmas<T>, (ChangeError, T)> {
         self.check_space(cursor);
-        match self.plan.add(&self.vmas).and_then(|()| self.plan.prepare(cursor)) {
+        let Self { plan, vmas, rules } = self;
+        let merges = neighbours == Neighbours::Merge;
+        let prepared = plan.add(vmas, merges).and_then(|()| {
+            if merges {
+                plan.more_drops += 1; // the payload itself
+                plan.merge(cursor, &mut vmas.list, rules, Some(&payload))?;
+            }
+            plan.prepare(cursor)
+        });
+        match prepared {
             Ok(()) => {
-                self.plan.fill(payload);
-                Ok(self.plan.commit(cursor, &mut self.vmas.list).0)
+                plan.fill(payload);
+                Ok(plan.commit(cursor, &mut vmas.list).0)
             }
             Err(error) => Err((error, payload)),
         }
@@ -441,7 +495,7 @@ impl<'s, 'l, T: Payload, P: Platform> Change<'s, 'l, T, P> {
         cursor: &mut WriteCursor<'s, '_, T, P>,
     ) -> Result<(RemovedVmas<T>, Option<Reserved<'s, T>>), ChangeError> {
         self.check_space(cursor);
-        self.plan.add(&self.vmas)?;
+        self.plan.add(&self.vmas, false)?;
         self.plan.prepare(cursor)?;
         Ok(self.plan.commit(cursor, &mut self.vmas.list))
     }
@@ -453,12 +507,13 @@ impl<'s, 'l, T: Payload, P: Platform> Change<'s, 'l, T, P> {
     }
 }
 
-impl<'s, T: Payload> Plan<'s, '_, T> {
+impl<'s, T> Plan<'s, '_, T> {
     #[inline]
     fn split_one(
         &mut self,
         vma: &Attached<'_, '_, T>,
         part: Span,
+        rules: &mut impl SplitMerge<T>,
         place: &mut impl FnMut(Span, &T) -> Option<(Span, T)>,
     ) -> Result<(), ChangeError> {
         let at = vma.span();
@@ -467,13 +522,15 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         // The part's payload is the plan's at every step, since user code may panic.
         let which = usize::from(self.parts[0].is_some());
         if at.start < part.start {
-            let (left, right) = vma.payload().split(part.start - at.start).ok_or_else(undivided)?;
+            let parts = rules.split(vma.payload(), at.range(), part.start);
+            let (left, right) = parts.ok_or_else(undivided)?;
             self.parts[which] = Some(right);
             self.push(Some((Span { start: at.start, end: part.start }, left)), false, at);
         }
         if part.end < at.end {
             let whole = self.parts[which].as_ref().unwrap_or(vma.payload());
-            let (left, right) = whole.split(part.len()).ok_or_else(undivided)?;
+            let parts = rules.split(whole, part.start..at.end, part.end);
+            let (left, right) = parts.ok_or_else(undivided)?;
             let whole = self.parts[which].replace(left);
             self.push(Some((Span { start: part.end, end: at.end }, right)), false, at);
             self.defer_drops(whole)?;
@@ -498,32 +555,41 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
 
     /// Plans a VMA over the whole range: a reservation, unless it is [`fill`](Self::fill)ed when
     /// nothing fails any more, since until then the payload is still its owner's.
-    fn add<P: Platform>(&mut self, vmas: &ExcludedVmas<'_, T, P>) -> Result<(), ChangeError> {
+    fn add<P: Platform>(
+        &mut self,
+        vmas: &ExcludedVmas<'_, T, P>,
+        merges: bool,
+    ) -> Result<(), ChangeError> {
         let span = self.request.span;
         self.planned.try_reserve(1).map_err(|_| self.request.out_of_memory())?;
         let at = self.planned.partition_point(|planned| planned.span.start < span.start);
         let exchanges = vmas.iter().next().is_some_and(|vma| vma.span().start == span.start);
         let place = if exchanges { Place::Exchanges } else { Place::New };
-        self.planned.insert(at, Planned::new(span, None, false, place));
+        self.planned.insert(at, Planned::new(span, None, merges, place));
         Ok(())
     }
 
-    /// Gives the VMA that was [`add`](Self::add)ed its payload.
+    /// Gives the VMA that was [`add`](Self::add)ed its payload, unless that was merged into another
+    /// meanwhile.
     fn fill(&mut self, payload: T) {
-        let start = self.request.span.start;
-        if let Some(planned) = self.planned.iter_mut().find(|planned| planned.span.start == start) {
-            planned.payload = Some(payload);
+        match self.planned.iter_mut().find(|planned| planned.payload.is_none()) {
+            Some(planned) => planned.payload = Some(payload),
+            None if needs_drop::<T>() => self.deferred_drops.push(payload), // by `prepare`
+            None => {}
         }
     }
 
     /// Merges new VMAs with what touches them, from left to right. A VMA outside of the change
     /// takes part if it has no reader and no other thread excludes it: merging is optional, and
-    /// nothing waits for readers of what is not in its range.
+    /// nothing waits for readers of what is not in its range. `given` is the payload of the VMA
+    /// that was [`add`](Self::add)ed, which has none yet.
     #[inline]
     fn merge<P: Platform>(
         &mut self,
         cursor: &mut WriteCursor<'s, '_, T, P>,
         list: &mut Excluded<'s, T, P>,
+        rules: &mut impl SplitMerge<T>,
+        given: Option<&T>,
     ) -> Result<(), ChangeError> {
         let planned = &self.planned[..];
         let Some(first) = planned.iter().position(|planned| planned.changed) else {
@@ -540,11 +606,11 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         let before = before.and_then(|addr| neighbour(cursor, &self.request, addr));
         let behind = if no_right { neighbour(cursor, &self.request, end) } else { None };
         if let Some(vma) = before {
-            self.merge_left(first, vma, cursor.section(), list)?;
+            self.merge_left(first, vma, cursor.section(), list, rules, given)?;
         }
-        self.merge_planned(left.unwrap_or(first))?;
+        self.merge_planned(left.unwrap_or(first), rules, given)?;
         if let Some(vma) = behind {
-            self.merge_right(end, vma, cursor.section(), list)?;
+            self.merge_right(end, vma, cursor.section(), list, rules, given)?;
         }
         Ok(())
     }
@@ -556,10 +622,13 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         vma: Attached<'_, '_, T>,
         section: &EditSection<'_, P>,
         list: &mut Excluded<'s, T, P>,
+        rules: &mut impl SplitMerge<T>,
+        given: Option<&T>,
     ) -> Result<(), ChangeError> {
         let planned = &mut self.planned[index];
-        let (at, Some(payload)) = (vma.span(), &planned.payload) else { return Ok(()) };
-        let Some(merged) = vma.payload().merge(at.len(), payload) else { return Ok(()) };
+        let (at, Some(payload)) = (vma.span(), planned.payload(given)) else { return Ok(()) };
+        let merged = rules.merge(vma.payload(), at.range(), payload);
+        let Some(merged) = merged else { return Ok(()) };
         if list.take_in_idle(vma, section) {
             self.more_drops += 1;
             (planned.span.start, planned.place) = (at.start, Place::TakesOver);
@@ -577,12 +646,15 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         vma: Attached<'_, '_, T>,
         section: &EditSection<'_, P>,
         list: &mut Excluded<'s, T, P>,
+        rules: &mut impl SplitMerge<T>,
+        given: Option<&T>,
     ) -> Result<(), ChangeError> {
         let Some(planned) = self.planned.iter_mut().find(|planned| planned.span.end == end) else {
             return Ok(());
         };
-        let (at, Some(payload)) = (vma.span(), &planned.payload) else { return Ok(()) };
-        let Some(merged) = payload.merge(planned.span.len(), vma.payload()) else { return Ok(()) };
+        let (at, Some(payload)) = (vma.span(), planned.payload(given)) else { return Ok(()) };
+        let merged = rules.merge(payload, planned.span.range(), vma.payload());
+        let Some(merged) = merged else { return Ok(()) };
         if list.take_in_idle(vma, section) {
             self.more_drops += 1;
             planned.span.end = at.end;
@@ -595,10 +667,15 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
 
     /// Merges the planned VMAs from the `kept`th on.
     #[inline(always)]
-    fn merge_planned(&mut self, mut kept: usize) -> Result<(), ChangeError> {
+    fn merge_planned(
+        &mut self,
+        mut kept: usize,
+        rules: &mut impl SplitMerge<T>,
+        given: Option<&T>,
+    ) -> Result<(), ChangeError> {
         for next in kept + 1..self.planned.len() {
             let planned = &mut self.planned[..];
-            let Some(merged) = planned[kept].merge(&planned[next]) else {
+            let Some(merged) = planned[kept].merge(&planned[next], rules, given) else {
                 kept += 1;
                 if kept < next {
                     planned.swap(kept, next);
@@ -686,7 +763,7 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         let section = cursor.section();
         let (request, all_planned) = (self.request, &mut self.planned[..]);
         let keeps_gaps = request.keeps_gaps();
-        let mut reserved = None;
+        let (mut reserved, mut taken, mut put) = (None, 0, 0);
         // What does not become part of the result; `prepare` has reserved capacity for it.
         let mut defer_drop = |payload| {
             if needs_drop::<T>() {
@@ -694,6 +771,7 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
             }
         };
         while let Some((at, payload, emptied)) = list.take_first(|| ()) {
+            taken += 1;
             let removed = match request.span.overlap(at) {
                 Some(part) if part == at => Some((part, payload)),
                 Some(part) => {
@@ -716,7 +794,10 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
             };
             let planned = &mut all_planned[found];
             match (&planned.slot, planned.payload.take()) {
-                (None, Some(payload)) => emptied.fill(section, planned.span, payload),
+                (None, Some(payload)) => {
+                    put += 1;
+                    emptied.fill(section, planned.span, payload);
+                }
                 (Some(slot), payload) => {
                     cursor.exchange(at.start, emptied, slot);
                     planned.payload = payload;
@@ -726,11 +807,15 @@ impl<'s, T: Payload> Plan<'s, '_, T> {
         }
         for planned in all_planned.iter_mut() {
             match (planned.slot.take(), planned.payload.take()) {
-                (Some(slot), Some(payload)) => slot.attach(section, planned.span, payload),
+                (Some(slot), Some(payload)) => {
+                    put += 1;
+                    slot.attach(section, planned.span, payload);
+                }
                 (Some(slot), None) => reserved = Some(slot.reserve(section, planned.span)),
                 (None, _) => {}
             }
         }
+        section.count_vmas(taken, put);
         // Where nothing is planned, what was taken out has left its bytes to the gap before it.
         if !keeps_gaps && !all_planned.is_empty() {
             // Two ranges, since between the ends of a relocation there may be any number of VMAs.

@@ -36,6 +36,10 @@ stays_on_its_thread! {
     reader_guard: "let reader = space.register()?;", "reader.try_read(0)?";
     reader_cursor: "let reader = space.register()?;", "reader.cursor()";
     reader_iter: "let reader = space.register()?;", "reader.iter()";
+    reader_read_all: "let reader = space.register()?;", "reader.read_all()";
+    mapped_read_guard: "", "pervma::ReadGuard::map(space.try_read(0)?, |payload| payload)";
+    read_all: "", "space.read_all()";
+    vma_or_hole: "", "space.try_read_or_hole(0)?";
     cursor: "", "space.cursor()";
     iter: "", "space.iter()";
     edit: "let edit = space.edit()?;", "edit";
@@ -84,6 +88,7 @@ as_its_payload! {
     of_space: "AddressSpace<", ">";
     of_slab: "Slab<", ">";
     of_owned_read_guard: "OwnedReadGuard<", ">";
+    of_owned_mapped_read_guard: "OwnedMappedReadGuard<", ", u32>";
     of_reservation: "Reservation<'static, ", ">";
     of_vma_mut: "VmaMut<'static, ", ">";
 }
@@ -114,6 +119,13 @@ ends_before! {
     guard_of_next: "", "space.try_read_at_or_after(0)?", "drop(space);", "E0505";
     cursors_guard_of_space: "", "space.cursor().try_read(0)?", "drop(space);", "E0505";
     iter_of_space: "", "space.iter()", "drop(space);", "E0505";
+    read_all_of_space: "", "space.read_all()", "drop(space);", "E0505";
+    guard_of_read_all: "let mut vmas = space.read_all();", "vmas.next()?", "vmas.next()?;",
+        "E0499";
+    part_of_guard: "let vma = pervma::ReadGuard::map(space.try_read(0)?, |payload| payload);",
+        "&*vma", "drop(vma);", "E0505";
+    mapped_guard_of_space: "", "pervma::ReadGuard::map(space.try_read(0)?, |payload| payload)",
+        "drop(space);", "E0505";
     reader_of_space: "", "space.register()?", "drop(space);", "E0505";
     edit_of_space: "", "space.edit()?", "drop(space);", "E0505";
     view_of_space: "", "space.view()?", "drop(space);", "E0505";
@@ -178,6 +190,54 @@ keeps_the_lifetime! {
     in_exclusion: "Exclusion<'a, ";
     in_reservation: "Reservation<'a, ";
 }
+
+/// What another thread reads of a payload may be shared.
+///
+/// ```compile_fail,E0277
+/// fn to_another_thread<V: Send>() {}
+/// to_another_thread::<pervma::OwnedMappedReadGuard<u32, std::cell::Cell<u32>>>();
+/// ```
+/// ```
+/// fn to_another_thread<V: Send>() {}
+/// to_another_thread::<pervma::OwnedMappedReadGuard<u32, std::sync::MutexGuard<'static, u32>>>();
+/// ```
+pub struct PartsAreShared;
+
+/// A part of a payload is one for as long as the payload is there, and no longer.
+///
+/// ```compile_fail
+/// use pervma::ReadGuard;
+/// fn part<'a>(vma: ReadGuard<'a, String>, kept: &mut Option<&'a str>) {
+///     drop(ReadGuard::map(vma, |text| {
+///         *kept = Some(text);
+///         text
+///     }));
+/// }
+/// ```
+/// ```
+/// use pervma::ReadGuard;
+/// fn part<'a>(vma: ReadGuard<'a, String>, kept: &mut Option<String>) {
+///     drop(ReadGuard::map(vma, |text| {
+///         *kept = Some(text.clone());
+///         text
+///     }));
+/// }
+/// ```
+pub struct PartsGoWithTheGuard;
+
+/// What would be too large for the stack is no payload.
+///
+/// ```compile_fail,E0080
+/// let space = pervma::AddressSpace::<[u8; (16 << 10) + 1]>::new(4096);
+/// ```
+/// ```compile_fail,E0080
+/// let slab = pervma::Slab::<[u8; (16 << 10) + 1]>::new();
+/// ```
+/// ```
+/// let space = pervma::AddressSpace::<[u8; 16 << 10]>::new(4096);
+/// let slab = pervma::Slab::<[u8; 16 << 10]>::new();
+/// ```
+pub struct PayloadsAreSmall;
 
 /// What payloads borrow is there as long as the space, whose end drops them.
 ///

@@ -62,7 +62,8 @@ impl<'s, T, P: Platform, const REGISTERED: bool> Cursor<'s, T, P, REGISTERED> {
     /// # Errors
     ///
     /// As for [`AddressSpace::try_read`].
-    #[inline]
+    // As for a lookup: unoptimised, a frame of its own.
+    #[cfg_attr(not(debug_assertions), inline(always))]
     pub fn try_read(&mut self, addr: usize) -> Result<ReadGuard<'s, T, P>, ReadError> {
         Ok(match self.read_hint(addr) {
             Some(guard) => guard,

@@ -5,13 +5,15 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::ops::{Deref, DerefMut, Range};
 
-use crate::change::{Change, ExcludedVmas, Mapped, Refusal, Request, exclude};
+use crate::change::{
+    Change, ExcludedVmas, Mapped, Neighbours, Refusal, Request, exclude, exclude_unwanted,
+};
 use crate::error::{ChangeError, EditError, ForkError, InsertError, WriteError};
 use crate::fork::PreparedFork;
 use crate::held::{HandlerScope, SlabScope};
 use crate::host::DefaultPlatform;
-use crate::map::{Map, MapWrite, Vmas, WriteCursor};
-use crate::payload::Payload;
+use crate::map::{Map, MapWrite, Vmas};
+use crate::payload::{AsPayload, Payload, SplitMerge, Whole};
 use crate::platform::Platform;
 use crate::range::{EVERYTHING, Span};
 use crate::removed::RemovedVmas;
@@ -99,6 +101,30 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
         }
     }
 
+    /// Maps `range` with `payload`, if nothing is there, and merges it with what touches it, as far
+    /// as [`Payload::merge`] agrees. A VMA that has readers, or that another thread excludes, stays
+    /// as it is. Waits for no reader.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// let mut edit = space.edit()?;
+    /// edit.insert(0x1000..0x2000, "heap")?;
+    /// edit.insert_merging(0x2000..0x3000, "heap")?;
+    /// assert!(edit.iter().eq([(0x1000..0x3000, &"heap")]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`insert`](Self::insert).
+    #[doc(alias("vma_merge_new_range", "vma_expand"))]
+    pub fn insert_merging(&mut self, range: Range<usize>, payload: T) -> Result<(), InsertError<T>>
+    where
+        T: Payload,
+    {
+        self.put(range, payload, Mapped::Nothing, Neighbours::Merge).map(drop)
+    }
+
     /// Unmaps every byte of `range`, waiting for readers, and hands out what was there, in order of
     /// address. VMAs that reach beyond the range are split; a part that is left above the range is
     /// a VMA of its own, which may need memory.
@@ -123,13 +149,60 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     where
         T: Payload,
     {
-        let span = self.map.map().span(range)?;
+        self.take(range, AsPayload)
+    }
+
+    /// As [`remove`](Self::remove), of whole VMAs: payloads of any type, since none is split.
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, ChangeError};
+    ///
+    /// struct Device; // no `Payload`
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x3000, Device)?;
+    /// let split = space.edit()?.remove_whole(0x2000..0x4000).err();
+    /// assert_eq!(split, Some(ChangeError::PartlyCovered { vma: 0x1000..0x3000 }));
+    /// assert_eq!(space.edit()?.remove_whole(0x1000..0x4000)?.len(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]; [`PartlyCovered`](ChangeError::PartlyCovered) if a VMA reaches beyond
+    /// the range. Nothing has changed then.
+    pub fn remove_whole(&mut self, range: Range<usize>) -> Result<RemovedVmas<T>, ChangeError> {
+        self.take(range, Whole)
+    }
+
+    /// Removes the VMAs that `keep` says `false` of, waiting for their readers, and hands them out
+    /// in order of address. Those that stay are not touched, and may be read meanwhile.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x2000, "text")?;
+    /// space.edit()?.insert(0x5000..0x6000, "stale")?;
+    ///
+    /// let removed = space.edit()?.retain(|_, payload| *payload != "stale")?;
+    /// assert_eq!(removed[0].range, 0x5000..0x6000);
+    /// assert_eq!(space.edit()?.iter().count(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When the thread holds a guard of this space, another thread excludes readers from a VMA that
+    /// is to go, or memory runs out. Nothing has changed then.
+    pub fn retain(
+        &mut self,
+        keep: impl FnMut(Range<usize>, &T) -> bool,
+    ) -> Result<RemovedVmas<T>, ChangeError> {
         check_no_guard(self.map.map())?;
-        // A whole VMA, and nothing else: nothing to split, nothing to plan.
-        match self.map.take_whole(span) {
-            Some(payload) => Ok(RemovedVmas::one(span.range(), payload)),
-            None => self.change(Request::new(span, Mapped::Something), |_, _| None),
-        }
+        let vmas = drained(exclude_unwanted(&self.map, false, keep))?;
+        let request = Request::removal_anywhere();
+        let mut change = Change::new(vmas, request, Whole, &mut self.deferred_drops);
+        change.split(|_, _| None)?;
+        change.finish(&mut self.map.cursor())
     }
 
     /// Changes the payload of every part of `range` to what `change` makes of it, waiting for
@@ -168,7 +241,48 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
         T: Payload,
     {
         let request = Request::new(self.map.map().span(range)?, Mapped::Everything);
-        self.change(request, |part, payload| Some((part, change(part.range(), payload))))
+        let place = |part: Span, payload: &T| Some((part, change(part.range(), payload)));
+        self.change_parts(request, AsPayload, place)
+    }
+
+    /// Changes the payload of every part of `range` to what `place` makes of it, or unmaps the part
+    /// where that is `None`; splits and merges as `rules` say. Waits for readers; hands out what
+    /// was there, in order of address. Holes are passed over.
+    ///
+    /// The rules and `place` run when the readers have released, while the edit goes on. If one of
+    /// them panics, the map is as it was.
+    ///
+    /// ```
+    /// use std::ops::Range;
+    /// use pervma::{AddressSpace, SplitMerge};
+    ///
+    /// /// Any VMA may be split, its upper part says where, and none is merged.
+    /// struct Pieces;
+    /// impl SplitMerge<usize> for Pieces {
+    ///     fn split(&mut self, of: &usize, _: Range<usize>, at: usize) -> Option<(usize, usize)> {
+    ///         Some((*of, at))
+    ///     }
+    /// }
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// space.edit()?.insert(0x1000..0x4000, 7)?;
+    /// space.edit()?.change(0x2000..0x8000, Pieces, |_, piece| Some(piece + 1))?;
+    /// assert_eq!(*space.try_read(0x3000)?, 0x2001);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]; something must be mapped in the range. Nothing has changed then.
+    pub fn change(
+        &mut self,
+        range: Range<usize>,
+        rules: impl SplitMerge<T>,
+        mut place: impl FnMut(Range<usize>, &T) -> Option<T>,
+    ) -> Result<RemovedVmas<T>, ChangeError> {
+        let request = Request::new(self.map.map().span(range)?, Mapped::Something);
+        let place = |part: Span, payload: &T| Some((part, place(part.range(), payload)?));
+        self.change_parts(request, rules, place)
     }
 
     /// Moves everything in `from` so that the range starts at `to`, holes included, waiting for
@@ -205,24 +319,37 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     {
         let from = self.map.map().span(from)?;
         let target = self.map.map().span(from.target(to))?;
-        self.change(Request::relocation(from, target), |part, payload| {
+        self.change_parts(Request::relocation(from, target), AsPayload, |part, payload| {
             let there = part.moved(from, target);
             Some((there, change(there.range(), payload)))
         })
     }
 
-    fn change(
+    #[inline(always)]
+    fn take(
+        &mut self,
+        range: Range<usize>,
+        rules: impl SplitMerge<T>,
+    ) -> Result<RemovedVmas<T>, ChangeError> {
+        let span = self.map.map().span(range)?;
+        check_no_guard(self.map.map())?;
+        // A whole VMA, and nothing else: nothing to split, nothing to plan.
+        match self.map.take_whole(span) {
+            Some(payload) => Ok(RemovedVmas::one(span.range(), payload)),
+            None => self.change_parts(Request::new(span, Mapped::Something), rules, |_, _| None),
+        }
+    }
+
+    fn change_parts(
         &mut self,
         request: Request,
+        rules: impl SplitMerge<T>,
         place: impl FnMut(Span, &T) -> Option<(Span, T)>,
-    ) -> Result<RemovedVmas<T>, ChangeError>
-    where
-        T: Payload,
-    {
+    ) -> Result<RemovedVmas<T>, ChangeError> {
         check_no_guard(self.map.map())?;
         let mut cursor = self.map.cursor();
-        let vmas = exclude_now(&mut cursor, &request)?;
-        let mut change = Change::new(vmas, request, &mut self.deferred_drops);
+        let vmas = drained(exclude(&mut cursor, &request, false))?;
+        let mut change = Change::new(vmas, request, rules, &mut self.deferred_drops);
         change.split(place)?;
         change.finish(&mut cursor)
     }
@@ -253,21 +380,62 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     where
         T: Payload,
     {
+        self.put(range, payload, Mapped::Anything, Neighbours::Stay)
+    }
+
+    /// As [`replace`](Self::replace), and merges the VMA with what touches it, as far as
+    /// [`Payload::merge`] agrees: with equal attributes on both sides it is one VMA then. A
+    /// neighbour that has readers, or that another thread excludes, stays as it is.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.edit()?.set(0x1000..0x4000, 1)?;
+    /// space.edit()?.set(0x2000..0x3000, 2)?;
+    /// assert_eq!(space.edit()?.iter().count(), 3);
+    ///
+    /// let before = space.edit()?.set(0x2000..0x3000, 1)?;
+    /// assert_eq!((before[0].range.clone(), before[0].payload), (0x2000..0x3000, 2));
+    /// assert!(space.edit()?.iter().eq([(0x1000..0x4000, &1)]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]. Nothing has changed then, and the payload comes back.
+    pub fn set(&mut self, range: Range<usize>, payload: T) -> Result<RemovedVmas<T>, InsertError<T>>
+    where
+        T: Payload,
+    {
+        self.put(range, payload, Mapped::Anything, Neighbours::Merge)
+    }
+
+    fn put(
+        &mut self,
+        range: Range<usize>,
+        payload: T,
+        mapped: Mapped,
+        neighbours: Neighbours,
+    ) -> Result<RemovedVmas<T>, InsertError<T>>
+    where
+        T: Payload,
+    {
         let Self { map, deferred_drops } = self;
         let mut cursor = map.cursor();
         let prepared = map.map().span(range.clone()).map_err(ChangeError::from).and_then(|span| {
-            check_no_guard(cursor.map())?;
-            let request = Request::new(span, Mapped::Anything);
-            let vmas = exclude_now(&mut cursor, &request)?;
-            let mut change = Change::new(vmas, request, deferred_drops);
+            if mapped != Mapped::Nothing {
+                check_no_guard(cursor.map())?;
+            }
+            let request = Request::new(span, mapped);
+            let vmas = drained(exclude(&mut cursor, &request, false))?;
+            let mut change = Change::new(vmas, request, AsPayload, deferred_drops);
             change.split(|_, _| None)?;
             Ok(change)
         });
-        let replaced = match prepared {
-            Ok(mut change) => change.finish_replacing(&mut cursor, payload),
+        let put = match prepared {
+            Ok(mut change) => change.finish_replacing(&mut cursor, payload, neighbours),
             Err(kind) => Err((kind, payload)),
         };
-        replaced.map_err(|(kind, payload)| InsertError { kind, range, payload })
+        put.map_err(|(kind, payload)| InsertError { kind, range, payload })
     }
 
     /// Write-locks the VMA that holds `addr`, waiting for its readers. The lock lasts until the
@@ -411,13 +579,12 @@ fn check_no_guard<T, P: Platform>(map: &Map<T, P>) -> Result<(), EditError> {
     if map.state().holds_guard() { Err(EditError::GuardHeld) } else { Ok(()) }
 }
 
-/// Excludes what a change of an edit is about, and waits for its readers.
+/// What a change of an edit has excluded, once the readers have released it.
 #[inline]
-fn exclude_now<'s, T, P: Platform>(
-    cursor: &mut WriteCursor<'s, '_, T, P>,
-    request: &Request,
+fn drained<'s, T, P: Platform>(
+    excluded: Result<ExcludedVmas<'s, T, P>, Refusal<'s, '_, T>>,
 ) -> Result<ExcludedVmas<'s, T, P>, ChangeError> {
-    match exclude(cursor, request, false) {
+    match excluded {
         Ok(vmas) => {
             vmas.wait_drained(None);
             Ok(vmas)
@@ -427,9 +594,9 @@ fn exclude_now<'s, T, P: Platform>(
     }
 }
 
-impl<T, P: Platform> fmt::Debug for Edit<'_, T, P> {
+impl<T: fmt::Debug, P: Platform> fmt::Debug for Edit<'_, T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Edit").finish_non_exhaustive()
+        f.debug_tuple("Edit").field(&**self).finish()
     }
 }
 
@@ -522,6 +689,47 @@ impl<T, P: Platform> AddressSpace<T, P> {
         HandlerScope::<P>::assert_may_wait();
         self.check_may_wait().ok()?;
         Some(Edit { map: self.map().try_write()?, deferred_drops: Vec::new() })
+    }
+
+    /// Begins an edit, waiting for the mmap lock at most until `deadline`: `None` if that has
+    /// passed.
+    ///
+    /// It looks again and again whether the lock is free ([`Platform::pause`]), and does not queue:
+    /// threads that wait in [`edit`](Self::edit) go first, and beside edits without a pause it may
+    /// find none until the deadline. It tries at least once.
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    ///
+    /// let space = pervma::AddressSpace::new(4096);
+    /// let Some(mut edit) = space.edit_until(Instant::now() + Duration::from_secs(1))? else {
+    ///     return Err("the space is busy".into());
+    /// };
+    /// edit.insert(0x1000..0x2000, "text")?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`edit`](Self::edit).
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    #[doc(alias = "mmap_write_lock_killable")]
+    pub fn edit_until(&self, deadline: P::Deadline) -> Result<Option<Edit<'_, T, P>>, EditError> {
+        HandlerScope::<P>::assert_may_wait();
+        self.check_may_wait()?;
+        let mut tries = 0;
+        loop {
+            if let Some(map) = self.map().try_write() {
+                return Ok(Some(Edit { map, deferred_drops: Vec::new() }));
+            }
+            if !P::pause(tries, deadline) {
+                return Ok(None);
+            }
+            tries += 1;
+        }
     }
 
     /// Begins an edit in which no other thread excludes a VMA of `range`: no operation on this
@@ -680,6 +888,35 @@ impl<T, P: Platform> AddressSpace<T, P> {
     pub fn insert(&self, range: Range<usize>, payload: T) -> Result<(), InsertError<T>> {
         match self.edit() {
             Ok(mut edit) => edit.insert(range, payload),
+            Err(error) => Err(InsertError { kind: error.into(), range, payload }),
+        }
+    }
+
+    /// Maps `range` with `payload`, if nothing is there, and merges it with what touches it: an
+    /// [`edit`](Self::edit) with one [merging insertion](Edit::insert_merging).
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.insert(0x1000..0x2000, "heap")?;
+    /// space.insert_merging(0x2000..0x3000, "heap")?;
+    /// assert_eq!(space.try_read(0x1000)?.range(), 0x1000..0x3000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`insert`](Self::insert).
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    #[doc(alias("mmap", "vma_merge_new_range"))]
+    pub fn insert_merging(&self, range: Range<usize>, payload: T) -> Result<(), InsertError<T>>
+    where
+        T: Payload,
+    {
+        match self.edit() {
+            Ok(mut edit) => edit.insert_merging(range, payload),
             Err(error) => Err(InsertError { kind: error.into(), range, payload }),
         }
     }

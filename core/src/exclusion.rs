@@ -5,12 +5,14 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 
-use crate::change::{Change, ExcludedVmas, Mapped, Refusal, Request, exclude};
+use crate::change::{
+    Change, ExcludedVmas, Mapped, Neighbours, Refusal, Request, exclude, exclude_unwanted,
+};
 use crate::error::{ChangeError, InsertError};
 use crate::held::{Exclusions, HandlerScope, Held};
 use crate::host::DefaultPlatform;
 use crate::map::{Map, MapWrite};
-use crate::payload::Payload;
+use crate::payload::{AsPayload, Payload, SplitMerge, Whole};
 use crate::platform::Platform;
 use crate::range::Span;
 use crate::removed::RemovedVmas;
@@ -58,9 +60,16 @@ pub struct Exclusion<'s, T, P: Platform = DefaultPlatform> {
     held: Held<Exclusions, P>,
 }
 
+/// The VMAs that an operation is about, excluded, or why they are not.
+type Selected<'s, 'm, T, P> = Result<ExcludedVmas<'s, T, P>, Refusal<'s, 'm, T>>;
+
 impl<'s, T, P: Platform> Exclusion<'s, T, P> {
-    /// Waits for other exclusions, and for no reader.
-    fn new(space: &'s AddressSpace<T, P>, request: Request) -> Result<Self, ChangeError> {
+    /// Excludes what `select` does, in an edit; waits for other exclusions, and for no reader.
+    fn new(
+        space: &'s AddressSpace<T, P>,
+        request: Request,
+        mut select: impl for<'m> FnMut(&'m MapWrite<'s, T, P>) -> Selected<'s, 'm, T, P>,
+    ) -> Result<Self, ChangeError> {
         space.check_may_wait()?;
         let map = space.map();
         if map.state().holds_exclusion() {
@@ -74,7 +83,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
                 map.state().let_waiting_edit_go_first();
                 continue;
             }
-            let waiter = match exclude(&mut edit.cursor(), &request, true) {
+            let waiter = match select(&edit) {
                 Ok(vmas) => return Ok(Self { space, vmas, request, held }),
                 Err(Refusal::Error(error)) => return Err(error),
                 Err(Refusal::Excluded(entry)) => entry.prepare_wait(),
@@ -204,7 +213,32 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
         T: Payload,
     {
         let request = Request::new(self.request.span, Mapped::Something);
-        self.finish(request, |_, _| None)
+        self.finish(request, AsPayload, |_, _| None)
+    }
+
+    /// As [`remove`](Self::remove), of whole VMAs: payloads of any type, since none is split.
+    ///
+    /// ```
+    /// struct Device; // no `Payload`
+    ///
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.insert(0x1000..0x4000, Device)?;
+    /// let removed = space.exclude(0x1000..0x5000)?.remove_whole()?;
+    /// assert_eq!(removed[0].range, 0x1000..0x4000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]; [`PartlyCovered`](ChangeError::PartlyCovered) if a VMA reaches beyond
+    /// the range. Nothing has changed then, and the exclusion is over.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`].
+    pub fn remove_whole(self) -> Result<RemovedVmas<T>, ChangeError> {
+        let request = Request::new(self.request.span, Mapped::Something);
+        self.finish(request, Whole, |_, _| None)
     }
 
     /// Changes the payload of every part of the range, as [`Edit::update`](crate::Edit::update)
@@ -238,7 +272,47 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
         T: Payload,
     {
         let request = Request::new(self.request.span, Mapped::Everything);
-        self.finish(request, |part, payload| Some((part, change(part.range(), payload))))
+        self.finish(request, AsPayload, |part, payload| Some((part, change(part.range(), payload))))
+    }
+
+    /// Changes or unmaps every part of the range, as [`Edit::change`](crate::Edit::change) does,
+    /// once the readers have released them. Splitting payloads and `place` run before the edit,
+    /// merging them in it.
+    ///
+    /// ```
+    /// use std::ops::Range;
+    /// use pervma::{AddressSpace, SplitMerge};
+    ///
+    /// /// Both parts of what is split get the same.
+    /// struct Alike;
+    /// impl<T: Copy> SplitMerge<T> for Alike {
+    ///     fn split(&mut self, of: &T, _: Range<usize>, _: usize) -> Option<(T, T)> {
+    ///         Some((*of, *of))
+    ///     }
+    /// }
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// space.insert(0x1000..0x4000, 'x')?;
+    /// space.exclude(0x1000..0x2000)?.change(Alike, |_, _| None)?;
+    /// assert_eq!(space.try_read(0x2000)?.range(), 0x2000..0x4000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]. Nothing has changed then, and the exclusion is over.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`].
+    pub fn change(
+        self,
+        rules: impl SplitMerge<T>,
+        mut place: impl FnMut(Range<usize>, &T) -> Option<T>,
+    ) -> Result<RemovedVmas<T>, ChangeError> {
+        let request = Request::new(self.request.span, Mapped::Something);
+        let place = |part: Span, payload: &T| Some((part, place(part.range(), payload)?));
+        self.finish(request, rules, place)
     }
 
     /// Moves everything in the range, as [`Edit::relocate`](crate::Edit::relocate) does, once the
@@ -270,7 +344,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     {
         let from = self.request.span;
         let target = self.space.map().span(from.target(to))?;
-        self.finish(Request::relocation(from, target), |part, payload| {
+        self.finish(Request::relocation(from, target), AsPayload, |part, payload| {
             let there = part.moved(from, target);
             Some((there, change(there.range(), payload)))
         })
@@ -279,15 +353,13 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     fn finish(
         self,
         request: Request,
+        rules: impl SplitMerge<T>,
         place: impl FnMut(Span, &T) -> Option<(Span, T)>,
-    ) -> Result<RemovedVmas<T>, ChangeError>
-    where
-        T: Payload,
-    {
+    ) -> Result<RemovedVmas<T>, ChangeError> {
         // Dropped when the exclusion and its edit are over; the result is safe by then, should one
         // of their destructors panic.
         let mut deferred_drops = Vec::new();
-        let result = self.finish_into(&mut deferred_drops, request, place);
+        let result = self.finish_into(&mut deferred_drops, request, rules, place);
         drop(deferred_drops);
         result
     }
@@ -296,11 +368,9 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
         self,
         deferred_drops: &mut Vec<T>,
         request: Request,
+        rules: impl SplitMerge<T>,
         place: impl FnMut(Span, &T) -> Option<(Span, T)>,
-    ) -> Result<RemovedVmas<T>, ChangeError>
-    where
-        T: Payload,
-    {
+    ) -> Result<RemovedVmas<T>, ChangeError> {
         let space = self.space;
         self.wait_to_finish(&request)?;
         // Early, before user code runs; in an edit, since that drains deferred releases.
@@ -308,7 +378,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
             space.map().write().check_target(&request)?;
         }
         let Self { vmas, held: _held, .. } = self;
-        let mut change = Change::new(vmas, request, deferred_drops);
+        let mut change = Change::new(vmas, request, rules, deferred_drops);
         change.split(place)?;
         space.check_may_wait()?; // user code may have taken something
         let edit = space.map().write();
@@ -375,7 +445,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
         self.wait_to_finish(&request)?;
         self.vmas.check_no_newcomer(&space.map().write(), request.span)?; // before user code runs
         let Self { vmas, held: _held, .. } = self;
-        let mut change = Change::new(vmas, request, deferred_drops);
+        let mut change = Change::new(vmas, request, AsPayload, deferred_drops);
         change.split(|_, _| None)?;
         space.check_may_wait()?; // user code may have taken something
         let edit = space.map().write();
@@ -414,7 +484,8 @@ impl<T, P: Platform> AddressSpace<T, P> {
     /// Inside a [`HandlerScope`].
     #[doc(alias = "__vma_start_exclude_readers")]
     pub fn exclude(&self, range: Range<usize>) -> Result<Exclusion<'_, T, P>, ChangeError> {
-        Exclusion::new(self, Request::new(self.map().span(range)?, Mapped::Something))
+        let request = Request::new(self.map().span(range)?, Mapped::Something);
+        Exclusion::new(self, request, |edit| exclude(&mut edit.cursor(), &request, true))
     }
 
     /// Unmaps every byte of `range`, as [`Edit::remove`](crate::Edit::remove) does, waiting only
@@ -442,7 +513,75 @@ impl<T, P: Platform> AddressSpace<T, P> {
         T: Payload,
     {
         let request = Request::new(self.map().span(range)?, Mapped::Something);
-        self.change_payloads(request, |_, _| None)
+        self.change_parts(request, AsPayload, |_, _| None)
+    }
+
+    /// As [`remove`](Self::remove), of whole VMAs: payloads of any type, since none is split.
+    ///
+    /// ```
+    /// use pervma::AddressSpace;
+    ///
+    /// struct Device; // no `Payload`
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// space.insert(0x1000..0x3000, Device)?;
+    /// assert_eq!(space.remove_whole(space.everything())?[0].range, 0x1000..0x3000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]; [`PartlyCovered`](ChangeError::PartlyCovered) if a VMA reaches beyond
+    /// the range. Nothing has changed then.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`].
+    #[doc(alias = "munmap")]
+    pub fn remove_whole(&self, range: Range<usize>) -> Result<RemovedVmas<T>, ChangeError> {
+        let request = Request::new(self.map().span(range)?, Mapped::Something);
+        self.change_parts(request, Whole, |_, _| None)
+    }
+
+    /// Removes the VMAs that `keep` says `false` of, as [`Edit::retain`](crate::Edit::retain) does,
+    /// but waits for their readers outside of edits, as [`remove`](Self::remove) does.
+    ///
+    /// `keep` runs in an edit. When another thread changes one of these VMAs, or has the mmap lock
+    /// for more than a moment, this starts over: then `keep` is called again.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.insert(0x1000..0x2000, 1)?;
+    /// space.insert(0x2000..0x3000, 2)?;
+    /// let removed = space.retain(|_, &owner| owner != 1)?;
+    /// assert_eq!(removed[0].range, 0x1000..0x2000);
+    /// assert_eq!(space.len(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When the thread edits this space, holds a guard of it or has an exclusion in it, or memory
+    /// runs out. Nothing has changed then.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`].
+    pub fn retain(
+        &self,
+        mut keep: impl FnMut(Range<usize>, &T) -> bool,
+    ) -> Result<RemovedVmas<T>, ChangeError> {
+        let removed = self.change_selected(
+            Request::removal_anywhere(),
+            |edit| exclude_unwanted(edit, true, &mut keep),
+            Whole,
+            |_, _| None,
+            (),
+            |edit, change, ()| {
+                change.finish(&mut edit.cursor()).map_err(|error| (error.into(), ()))
+            },
+        );
+        removed.map_err(|(error, ())| error)
     }
 
     /// Changes the payload of every part of `range`, as [`Edit::update`](crate::Edit::update) does,
@@ -477,7 +616,61 @@ impl<T, P: Platform> AddressSpace<T, P> {
         T: Payload,
     {
         let request = Request::new(self.map().span(range)?, Mapped::Everything);
-        self.change_payloads(request, |part, payload| Some((part, change(part.range(), payload))))
+        let place = |part: Span, payload: &T| Some((part, change(part.range(), payload)));
+        self.change_parts(request, AsPayload, place)
+    }
+
+    /// Changes or unmaps every part of `range`, as [`Edit::change`](crate::Edit::change) does, but
+    /// waits outside of edits, as [`remove`](Self::remove) does.
+    ///
+    /// Splitting payloads and `place` run with no lock held, merging them in an edit. When another
+    /// thread has the mmap lock for more than a moment, this admits readers again and starts over,
+    /// a few times at most: then they are called again. What was split or merged away is dropped
+    /// when no lock is held any more, and so is what the caller drops of the result.
+    ///
+    /// ```
+    /// use std::ops::Range;
+    /// use pervma::{AddressSpace, SplitMerge};
+    ///
+    /// #[derive(Clone, Copy, Debug, PartialEq)]
+    /// struct Handle(u32); // no `Payload`
+    ///
+    /// /// Both parts of a split VMA get the same, and equal ones are merged.
+    /// struct Alike;
+    /// impl<T: Copy + PartialEq> SplitMerge<T> for Alike {
+    ///     fn split(&mut self, of: &T, _: Range<usize>, _: usize) -> Option<(T, T)> {
+    ///         Some((*of, *of))
+    ///     }
+    ///     fn merge(&mut self, of: &T, _: Range<usize>, next: &T) -> Option<T> {
+    ///         (of == next).then_some(*of)
+    ///     }
+    /// }
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// space.insert(0x1000..0x4000, Handle(1))?;
+    /// space.change(0x2000..0x3000, Alike, |_, _| Some(Handle(2)))?;
+    /// assert_eq!((space.len(), *space.try_read(0x2000)?), (3, Handle(2)));
+    /// space.change(0x2000..0x3000, Alike, |_, _| Some(Handle(1)))?;
+    /// assert_eq!(space.len(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]; something must be mapped in the range. Nothing has changed then.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`].
+    pub fn change(
+        &self,
+        range: Range<usize>,
+        rules: impl SplitMerge<T>,
+        mut place: impl FnMut(Range<usize>, &T) -> Option<T>,
+    ) -> Result<RemovedVmas<T>, ChangeError> {
+        let request = Request::new(self.map().span(range)?, Mapped::Something);
+        let place = |part: Span, payload: &T| Some((part, place(part.range(), payload)?));
+        self.change_parts(request, rules, place)
     }
 
     /// Moves everything in `from` to `to`, as [`Edit::relocate`](crate::Edit::relocate) does, but
@@ -514,7 +707,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
     {
         let from = self.map().span(from)?;
         let target = self.map().span(from.target(to))?;
-        self.change_payloads(Request::relocation(from, target), |part, payload| {
+        self.change_parts(Request::relocation(from, target), AsPayload, |part, payload| {
             let there = part.moved(from, target);
             Some((there, change(there.range(), payload)))
         })
@@ -547,65 +740,123 @@ impl<T, P: Platform> AddressSpace<T, P> {
     where
         T: Payload,
     {
+        self.put(range, payload, Neighbours::Stay)
+    }
+
+    /// Maps `range` in the place of whatever is mapped there, and merges the VMA with what touches
+    /// it, as [`Edit::set`](crate::Edit::set) does, but waits outside of edits, as
+    /// [`remove`](Self::remove) does.
+    ///
+    /// Splitting payloads runs with no lock held, merging them in an edit. When others map
+    /// something in a hole of the range meanwhile, or have the mmap lock for more than a moment, it
+    /// starts over: then the payloads' methods are called again.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.set(0x1000..0x4000, 'r')?;
+    /// space.set(0x4000..0x6000, 'r')?;
+    /// assert_eq!(space.try_read(0x5000)?.range(), 0x1000..0x6000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]. Nothing has changed then, and the payload comes back.
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`].
+    pub fn set(&self, range: Range<usize>, payload: T) -> Result<RemovedVmas<T>, InsertError<T>>
+    where
+        T: Payload,
+    {
+        self.put(range, payload, Neighbours::Merge)
+    }
+
+    fn put(
+        &self,
+        range: Range<usize>,
+        payload: T,
+        neighbours: Neighbours,
+    ) -> Result<RemovedVmas<T>, InsertError<T>>
+    where
+        T: Payload,
+    {
         let span = match self.map().span(range.clone()) {
             Ok(span) => span,
             Err(error) => return Err(InsertError { kind: error.into(), range, payload }),
         };
         let request = Request::new(span, Mapped::Anything);
-        let replaced = self.change(
+        let put = self.change_selected(
             request,
+            |edit| exclude(&mut edit.cursor(), &request, true),
+            AsPayload,
             |_, _| None,
             payload,
             |edit, change, payload| {
                 if change.vmas().first_newcomer(edit, span).is_some() {
                     return Err((NotMade::Again, payload));
                 }
-                let replaced = change.finish_replacing(&mut edit.cursor(), payload);
-                replaced.map_err(|(error, payload)| (error.into(), payload))
+                let put = change.finish_replacing(&mut edit.cursor(), payload, neighbours);
+                put.map_err(|(error, payload)| (error.into(), payload))
             },
         );
-        replaced.map_err(|(kind, payload)| InsertError { kind, range, payload })
+        put.map_err(|(kind, payload)| InsertError { kind, range, payload })
     }
 
-    /// Changes the payloads in a range to what `place` makes of them.
-    fn change_payloads(
+    /// Changes the parts of a range to what `place` makes of them.
+    fn change_parts(
         &self,
         request: Request,
+        rules: impl SplitMerge<T>,
         place: impl FnMut(Span, &T) -> Option<(Span, T)>,
-    ) -> Result<RemovedVmas<T>, ChangeError>
-    where
-        T: Payload,
-    {
-        let changed = self.change(request, place, (), |edit, change, ()| {
-            let target = edit.check_target(&request);
-            let changed = target.and_then(|()| change.finish(&mut edit.cursor()));
-            changed.map_err(|error| (error.into(), ()))
-        });
+    ) -> Result<RemovedVmas<T>, ChangeError> {
+        let changed = self.change_selected(
+            request,
+            |edit| exclude(&mut edit.cursor(), &request, true),
+            rules,
+            place,
+            (),
+            |edit, change, ()| {
+                let target = edit.check_target(&request);
+                let changed = target.and_then(|()| change.finish(&mut edit.cursor()));
+                changed.map_err(|error| (error.into(), ()))
+            },
+        );
         changed.map_err(|(error, ())| error)
     }
 
-    /// Changes a range, waiting outside of edits, as often as it takes. `finish` ends the change,
-    /// in an edit; `given` is lent to it, and comes back with an error.
-    fn change<'s, G, R>(
+    /// Changes what `select` excludes, waiting outside of edits, as often as it takes. `finish`
+    /// ends the change, in an edit; `given` is lent to it, and comes back with an error.
+    fn change_selected<'s, R: SplitMerge<T>, G, O>(
         &'s self,
         request: Request,
+        mut select: impl for<'m> FnMut(&'m MapWrite<'s, T, P>) -> Selected<'s, 'm, T, P>,
+        mut rules: R,
         mut place: impl FnMut(Span, &T) -> Option<(Span, T)>,
         mut given: G,
-        mut finish: impl FnMut(
+        mut finish: impl for<'r> FnMut(
             &MapWrite<'s, T, P>,
-            &mut Change<'s, '_, T, P>,
+            &mut Change<'s, '_, T, P, &'r mut R>,
             G,
-        ) -> Result<R, (NotMade, G)>,
-    ) -> Result<R, (ChangeError, G)>
-    where
-        T: Payload,
-    {
+        ) -> Result<O, (NotMade, G)>,
+    ) -> Result<O, (ChangeError, G)> {
         let mut patience = Patience::default();
         loop {
             let mut deferred_drops = Vec::new(); // as in `Exclusion::finish`
             let drops = &mut deferred_drops;
-            let changed =
-                self.change_once(request, &mut place, &mut patience, drops, given, &mut finish);
+            let exclusion = Exclusion::new(self, request, &mut select);
+            let changed = match exclusion {
+                Ok(exclusion) => exclusion.change_once(
+                    &mut rules,
+                    &mut place,
+                    &mut patience,
+                    drops,
+                    given,
+                    &mut finish,
+                ),
+                Err(error) => Err((error.into(), given)),
+            };
             drop(deferred_drops);
             match changed {
                 Ok(changed) => return Ok(changed),
@@ -614,41 +865,36 @@ impl<T, P: Platform> AddressSpace<T, P> {
             }
         }
     }
+}
 
-    /// Excludes a range, waits for its readers, runs user code, and begins the edit in which
-    /// `finish` ends the change. (The change is large, and stays where it is.)
+impl<'s, T, P: Platform> Exclusion<'s, T, P> {
+    /// Waits for the readers, runs user code, and begins the edit in which `finish` ends the
+    /// change. (The change is large, and stays where it is.)
     #[inline]
-    fn change_once<'s, 'l, G, R>(
-        &'s self,
-        request: Request,
+    fn change_once<'l, R: SplitMerge<T>, G, O>(
+        self,
+        rules: R,
         place: impl FnMut(Span, &T) -> Option<(Span, T)>,
         patience: &mut Patience,
         deferred_drops: &'l mut Vec<T>,
         given: G,
         finish: impl FnOnce(
             &MapWrite<'s, T, P>,
-            &mut Change<'s, 'l, T, P>,
+            &mut Change<'s, 'l, T, P, R>,
             G,
-        ) -> Result<R, (NotMade, G)>,
-    ) -> Result<R, (NotMade, G)>
-    where
-        T: Payload,
-    {
-        let exclusion = match Exclusion::new(self, request) {
-            Ok(exclusion) => exclusion,
-            Err(error) => return Err((error.into(), given)),
-        };
-        exclusion.vmas.wait_drained(None);
+        ) -> Result<O, (NotMade, G)>,
+    ) -> Result<O, (NotMade, G)> {
+        self.vmas.wait_drained(None);
         // Dropped in the other order: the edit ends first.
-        let Exclusion { vmas, held: _held, .. } = exclusion;
-        let mut change = Change::new(vmas, request, deferred_drops);
+        let Self { space, vmas, request, held: _held } = self;
+        let mut change = Change::new(vmas, request, rules, deferred_drops);
         let split = change.split(place);
         // User code may have taken something.
-        let ready = split.and_then(|()| Ok(self.check_may_wait()?));
+        let ready = split.and_then(|()| Ok(space.check_may_wait()?));
         if let Err(error) = ready {
             return Err((error.into(), given));
         }
-        match patience.begin_edit(self.map()) {
+        match patience.begin_edit(space.map()) {
             Some(edit) => finish(&edit, &mut change, given),
             None => Err((NotMade::Again, given)),
         }

@@ -7,7 +7,7 @@ use core::ops::{Deref, Range};
 use crate::error::ReadError;
 use crate::held::{Guards, Held};
 use crate::host::DefaultPlatform;
-use crate::pinned::Pinned;
+use crate::pinned::{Part, Pinned};
 use crate::platform::Platform;
 use crate::slots::{ReadLocked, Slot};
 use crate::vma_id::{VmaId, VmaVersion};
@@ -62,6 +62,35 @@ impl<'s, T, P: Platform> ReadGuard<'s, T, P> {
         let busy = |_| ReadError::Busy { addr: self.pinned.span().start };
         let pinned = self.pinned.again().map_err(busy)?;
         Ok(Self { _held: Held::record(pinned.space()), pinned })
+    }
+
+    /// A guard of the same VMA for a part of its payload. No method of the guard, so that it hides
+    /// no `map` of the payload.
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, ReadGuard};
+    ///
+    /// struct Mapping {
+    ///     name: String,
+    /// }
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// space.insert(0x1000..0x4000, Mapping { name: "text".into() })?;
+    /// let name = ReadGuard::map(space.try_read(0x2000)?, |mapping| mapping.name.as_str());
+    /// assert_eq!(&*name, "text");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn map<U: ?Sized>(
+        guard: Self,
+        part: impl FnOnce(&T) -> &U,
+    ) -> MappedReadGuard<'s, T, U, P> {
+        let Self { _held, pinned } = guard;
+        MappedReadGuard { _held, part: Part::new(pinned, part) }
+    }
+
+    /// Whose VMA it is, for one more guard of it.
+    pub(crate) fn pinned(&self) -> &Pinned<'s, T, P> {
+        &self.pinned
     }
 
     /// The range of the VMA.
@@ -125,6 +154,79 @@ impl<T: fmt::Debug, P: Platform> fmt::Debug for ReadGuard<'_, T, P> {
         f.debug_struct("ReadGuard")
             .field("range", &self.range())
             .field("payload", &**self)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A read-locked VMA and a part of its payload, from [`ReadGuard::map`]. It is to its VMA and to
+/// its thread what the [`ReadGuard`] was.
+///
+/// ```
+/// use pervma::{AddressSpace, ReadGuard};
+///
+/// let space = AddressSpace::new(4096);
+/// space.insert(0x1000..0x3000, ("stack", vec![1, 2, 3]))?;
+/// let list = ReadGuard::map(space.try_read(0x1000)?, |payload| &payload.1[..]);
+/// assert_eq!((&*list, list.range()), (&[1, 2, 3][..], 0x1000..0x3000));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "the VMA is unlocked at once when its guard is dropped"]
+pub struct MappedReadGuard<'s, T, U: ?Sized, P: Platform = DefaultPlatform> {
+    _held: Held<Guards, P>,
+    part: Part<Pinned<'s, T, P>, U>,
+}
+
+impl<'s, T, U: ?Sized, P: Platform> MappedReadGuard<'s, T, U, P> {
+    /// A guard of the same VMA for a part of this part.
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, MappedReadGuard, ReadGuard};
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// space.insert(0x1000..0x3000, ("stack", vec![1, 2, 3]))?;
+    /// let list = ReadGuard::map(space.try_read(0x1000)?, |payload| &payload.1);
+    /// let last = MappedReadGuard::map(list, |list| &list[2]);
+    /// assert_eq!(*last, 3);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn map<V: ?Sized>(
+        guard: Self,
+        part: impl FnOnce(&U) -> &V,
+    ) -> MappedReadGuard<'s, T, V, P> {
+        let Self { _held, part: of } = guard;
+        MappedReadGuard { _held, part: of.map(part) }
+    }
+
+    /// The range of the VMA.
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, ReadGuard};
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// space.insert(0x1000..0x3000, ("stack", 1))?;
+    /// let number = ReadGuard::map(space.try_read(0x1000)?, |payload| &payload.1);
+    /// assert_eq!(number.range(), 0x1000..0x3000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn range(&self) -> Range<usize> {
+        self.part.pin().span().range()
+    }
+}
+
+impl<T, U: ?Sized, P: Platform> Deref for MappedReadGuard<'_, T, U, P> {
+    type Target = U;
+
+    #[inline(always)]
+    fn deref(&self) -> &U {
+        self.part.get()
+    }
+}
+
+impl<T, U: fmt::Debug + ?Sized, P: Platform> fmt::Debug for MappedReadGuard<'_, T, U, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MappedReadGuard")
+            .field("range", &self.range())
+            .field("part", &&**self)
             .finish_non_exhaustive()
     }
 }

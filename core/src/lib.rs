@@ -22,9 +22,15 @@
 //! | you want | use |
 //! |---|---|
 //! | to look an address up, and keep what is there from being changed | [`AddressSpace::try_read`], which does not wait; [`AddressSpace::read`], which does |
+//! | to know how far the hole at an address reaches | [`AddressSpace::try_read_or_hole`] |
 //! | to look up addresses that lie close together | a [`Cursor`] |
+//! | all VMAs | copies: [`AddressSpace::iter`]; one at a time, with what it holds: [`read_all`](AddressSpace::read_all); all at one moment: a [`View`] |
+//! | a guard for another thread, or for a part of the payload | [`ReadGuard::try_to_owned`], [`ReadGuard::map`] |
 //! | many threads to read one VMA | registered readers: [`AddressSpace::register`] |
 //! | to map, unmap, change or move one range | [`AddressSpace::insert`], [`remove`](AddressSpace::remove), [`update`](AddressSpace::update), [`replace`](AddressSpace::replace), [`relocate`](AddressSpace::relocate) |
+//! | attributes of ranges, with equal neighbours as one | [`AddressSpace::set`], [`insert_merging`](AddressSpace::insert_merging) |
+//! | to remove VMAs, wherever they are, by what they hold | [`AddressSpace::retain`] |
+//! | to say in one change how payloads are split and merged | [`AddressSpace::change`], with [`SplitMerge`] |
 //! | several changes that appear at once, a search for a gap, a copy of the space | an [`Edit`] |
 //! | a range to be taken while a system call is made | a [`Reservation`] |
 //! | to wait for the readers of a range with no lock held, and then decide | an [`Exclusion`] |
@@ -41,16 +47,17 @@
 //! - Payloads come back: refused ones in the error, removed ones in the result. None is dropped
 //!   when a guard is; those that an operation splits or merges away are dropped when its edit has
 //!   ended.
-//! - [`AddressSpace::remove`], [`update`](AddressSpace::update), [`replace`](AddressSpace::replace)
-//!   and [`relocate`](AddressSpace::relocate) wait for readers of the VMAs that they touch, and
-//!   hold no lock meanwhile ([`Exclusion`]).
+//! - [`AddressSpace::remove`], [`update`](AddressSpace::update), [`set`](AddressSpace::set) and
+//!   their relatives wait for readers of the VMAs that they touch, and hold no lock meanwhile
+//!   ([`Exclusion`]).
 //! - A thread that would wait for itself is given an error that says so ([`EditError`],
 //!   [`ReadError`], [`ChangeError`]), as far as the [`Platform`] can tell threads apart.
 //!
 //! # Ranges that are not VMAs
 //!
 //! A change may begin or end inside a VMA, and may make neighbours alike. [`Payload`] says how what
-//! a VMA holds is split and merged then. The simplest is one that is neither:
+//! a VMA holds is split and merged then. The simplest is one that is neither, and a payload that
+//! is no `Payload` can be removed as a whole ([`AddressSpace::remove_whole`]):
 //!
 //! ```
 //! use pervma::{AddressSpace, ChangeError, Payload};
@@ -64,6 +71,9 @@
 //! assert_eq!(split.err(), Some(ChangeError::PartlyCovered { vma: 0x1000..0x3000 }));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! A range ends at an address, so it cannot hold the last byte of the address space, nor the rest
+//! of the last granule: [`AddressSpace::everything`] is all that can be mapped.
 //!
 //! # Without `std`
 //!
@@ -145,11 +155,13 @@ mod edit;
 mod exclusion;
 mod gap;
 mod guard;
+mod iter;
 mod lookups;
 mod owned;
 mod reader;
 mod reserve;
 mod space;
+mod unwind;
 mod view;
 mod vmas;
 
@@ -168,16 +180,18 @@ pub use error::{
 pub use exclusion::Exclusion;
 pub use fork::PreparedFork;
 pub use gap::{GapError, GapSearch};
-pub use guard::ReadGuard;
+pub use guard::{MappedReadGuard, ReadGuard};
 pub use held::HandlerScope;
 #[cfg(not(any(feature = "std", pervma_model)))]
 pub use host::NoPlatform;
 #[cfg(all(feature = "std", not(pervma_model)))]
 pub use host::{StdLock, StdPlatform};
+pub use iter::{Iter, ReadAll};
+pub use lookups::VmaOrHole;
 pub use map::Vmas;
 pub use memory::{GlobalMemory, SlabMemory};
-pub use owned::OwnedReadGuard;
-pub use payload::Payload;
+pub use owned::{OwnedMappedReadGuard, OwnedReadGuard};
+pub use payload::{Payload, SplitMerge};
 pub use platform::Platform;
 pub use range::RangeError;
 pub use reader::Reader;
@@ -189,6 +203,7 @@ pub use sync::WaitWord;
 pub use thread::ThreadState;
 pub use view::View;
 pub use vma_id::{VmaId, VmaVersion};
+pub use vmas::VmasIter;
 
 #[cfg(all(test, not(pervma_model)))]
 extern crate self as pervma;

@@ -105,6 +105,18 @@ impl<T, P: Platform> Map<T, P> {
         }
     }
 
+    /// Read-locks the last VMA that starts below `addr`; waits for the mmap lock, and for the
+    /// exclusion that has it.
+    pub(crate) fn read_lock_before(
+        &self,
+        addr: usize,
+    ) -> Result<Option<ReadLocked<'_, T, P>>, ReadError> {
+        if self.is_abandoned() {
+            return Err(ReadError::Forked);
+        }
+        self.wait_for(addr, |locked| locked.last_before(addr))
+    }
+
     /// Read-locks the VMA that `id` names, without waiting.
     pub(crate) fn try_read_id<'s>(
         &'s self,

@@ -1,9 +1,12 @@
 //! Lookups that return guards: once for all that look up.
 #![forbid(unsafe_code)]
 
+use core::fmt;
+
 use crate::error::ReadError;
 use crate::guard::ReadGuard;
 use crate::hazard::Record;
+use crate::host::DefaultPlatform;
 use crate::map::Map;
 use crate::platform::Platform;
 use crate::slots::Slot;
@@ -92,12 +95,73 @@ impl<'s, T, P: Platform> Lookups<'s, T, P> {
         Some(ReadGuard::new(self.map.read_in(slot, addr, self.record)?))
     }
 
-    pub(crate) fn iter(self) -> impl Iterator<Item = Guarded<'s, T, P>> {
-        let mut from = Some(0);
-        core::iter::from_fn(move || {
-            let next = self.read_at_or_after(from?).transpose();
-            from = next.as_ref().and_then(|vma| Some(vma.as_ref().ok()?.range().end));
-            next
-        })
+    pub(crate) fn read_before(self, addr: usize) -> Result<Option<ReadGuard<'s, T, P>>, ReadError> {
+        Ok(self.map.read_lock_before(addr)?.map(ReadGuard::new))
+    }
+
+    pub(crate) fn try_read_or_hole(self, addr: usize) -> Result<VmaOrHole<'s, T, P>, ReadError> {
+        match self.try_read(addr) {
+            Err(ReadError::NotMapped { .. } | ReadError::Reserved { .. }) => {
+                Ok(VmaOrHole::at(addr, self.try_read_at_or_after(addr)?))
+            }
+            found => found.map(VmaOrHole::Vma),
+        }
+    }
+
+    pub(crate) fn read_or_hole(self, addr: usize) -> Result<VmaOrHole<'s, T, P>, ReadError> {
+        match self.read(addr) {
+            Err(ReadError::NotMapped { .. } | ReadError::Reserved { .. }) => {
+                Ok(VmaOrHole::at(addr, self.read_at_or_after(addr)?))
+            }
+            found => found.map(VmaOrHole::Vma),
+        }
+    }
+}
+
+/// What is at an address: a VMA, read-locked, or a hole and how far it reaches. From
+/// [`AddressSpace::try_read_or_hole`](crate::AddressSpace::try_read_or_hole) and its relatives.
+///
+/// ```
+/// use pervma::{AddressSpace, VmaOrHole};
+///
+/// let space = AddressSpace::new(4096);
+/// space.insert(0x5000..0x6000, "text")?;
+/// let mut at = 0x1000;
+/// while at < 0x8000 {
+///     at = match space.try_read_or_hole(at)? {
+///         VmaOrHole::Vma(vma) => vma.range().end,
+///         VmaOrHole::Hole { end } => end,
+///     };
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "the VMA is unlocked at once when its guard is dropped"]
+pub enum VmaOrHole<'s, T, P: Platform = DefaultPlatform> {
+    /// The VMA that holds the address.
+    Vma(ReadGuard<'s, T, P>),
+    /// Nothing is mapped from the address up to `end`; parts of that may be reserved.
+    Hole {
+        /// The start of the next VMA; without one, [`usize::MAX`].
+        end: usize,
+    },
+}
+
+impl<T: fmt::Debug, P: Platform> fmt::Debug for VmaOrHole<'_, T, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vma(vma) => f.debug_tuple("Vma").field(vma).finish(),
+            Self::Hole { end } => f.debug_struct("Hole").field("end", end).finish(),
+        }
+    }
+}
+
+impl<'s, T, P: Platform> VmaOrHole<'s, T, P> {
+    /// What is at `addr`, with the first VMA that ends above it.
+    fn at(addr: usize, next: Option<ReadGuard<'s, T, P>>) -> Self {
+        match next {
+            Some(vma) if vma.range().start <= addr => Self::Vma(vma),
+            Some(vma) => Self::Hole { end: vma.range().start },
+            None => Self::Hole { end: usize::MAX },
+        }
     }
 }

@@ -108,6 +108,11 @@ impl<T, P: Platform> Map<T, P> {
         &self.state
     }
 
+    /// How many VMAs there are.
+    pub(crate) fn len(&self) -> usize {
+        if self.is_abandoned() { 0 } else { self.state.vmas() }
+    }
+
     #[inline(always)]
     pub(crate) fn slab(&self) -> &Slab<T, P> {
         self.slab.slab.get()
@@ -356,6 +361,17 @@ impl<'s, T, P: Platform> Vmas<'s, T, P> {
     pub(crate) fn first_from(&self, addr: usize) -> Option<Entry<'s, '_, T>> {
         let nodes = self.map.slab().node_arena();
         Some(self.entry(self.map.tree.walk_from(nodes, addr, &mut ())?))
+    }
+
+    /// The last VMA that starts below `addr`.
+    pub(crate) fn last_before(&self, mut addr: usize) -> Option<Entry<'s, '_, T>> {
+        loop {
+            let entry = self.floor(addr.checked_sub(1)?)?;
+            if !entry.is_reserved() {
+                return Some(entry);
+            }
+            addr = entry.span().start;
+        }
     }
 
     /// The entries with a byte in `span`, in order of address.
@@ -652,6 +668,7 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
             self.unlink_sought(span.start, 0);
         }
         emptied.detach(slots, self.section);
+        self.section.count_vmas(1, 0);
         Some(payload)
     }
 

@@ -38,6 +38,8 @@ struct Editors<P: Platform> {
     current: AtomicU64,
     deferred: DeferredReleases,
     waiting: WaitingEdit<P>,
+    /// How many VMAs the space has. Models have no steps to spare for it.
+    vmas: AtomicUsize,
 }
 
 /// The edit that waits for exclusions, if there is one. New exclusions in its range let it go
@@ -67,6 +69,7 @@ impl<P: Platform> SpaceState<P> {
                         start: AtomicUsize::new(0),
                         end: AtomicUsize::new(0),
                     },
+                    vmas: AtomicUsize::new(0),
                 }),
                 identity: Identity::unassigned(),
             }
@@ -111,6 +114,11 @@ impl<P: Platform> SpaceState<P> {
     /// Whether the running thread has an exclusion in this space on record.
     pub(crate) fn holds_exclusion(&self) -> bool {
         Held::<Exclusions, P>::any(self.id())
+    }
+
+    /// How many VMAs the space has, those of an edit that is under way included.
+    pub(crate) fn vmas(&self) -> usize {
+        self.editors.0.vmas.load(Relaxed("a number, of which nothing follows"))
     }
 
     /// Waits for the mmap lock for reading.
@@ -244,6 +252,15 @@ impl<'m, P: Platform> EditSection<'m, P> {
     pub(crate) fn end_turn(&self, turn: Turn<'_, P>) {
         self.state.editors.0.waiting.end.store(0, GUARDED);
         drop(turn);
+    }
+
+    /// Counts VMAs that the edit has detached and attached.
+    #[inline]
+    pub(crate) fn count_vmas(&self, detached: usize, attached: usize) {
+        if !cfg!(pervma_model) {
+            let vmas = &self.state.editors.0.vmas;
+            vmas.store(vmas.load(GUARDED) + attached - detached, GUARDED);
+        }
     }
 
     /// The identity of the space that is edited.

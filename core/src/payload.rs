@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
+use core::ops::Range;
 
 /// How the payload of a VMA is split, when a change begins or ends inside of the VMA, and merged
 /// with that of a neighbour.
@@ -38,16 +39,36 @@ use alloc::sync::Arc;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Payloads are moved, and a change has several of them on the stack at a time: large ones belong
-/// in a `Box`.
+/// Payloads are moved, and a change has several of them on the stack at a time. One of more than
+/// 16 KiB does not compile: what is large belongs in an [`Arc`], which the parts of a split VMA
+/// share, or in a [`Box`] of which the payload consists, so that it never is on the stack:
+///
+/// ```
+/// use pervma::{AddressSpace, Payload};
+///
+/// struct Counters(Box<[u64; 1 << 17]>); // 1 MiB
+///
+/// impl Payload for Counters {
+///     fn split(&self, _offset: usize) -> Option<(Self, Self)> {
+///         let copy = || Self(self.0.clone()); // from box to box
+///         Some((copy(), copy()))
+///     }
+/// }
+///
+/// let space = AddressSpace::new(4096);
+/// let zeros = vec![0; 1 << 17].into_boxed_slice();
+/// space.insert(0x1000..0x3000, Counters(zeros.try_into().expect("the length of the array")))?;
+/// space.remove(0x1000..0x2000)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// One that stands for something indivisible says nothing more: `impl Payload for Device {}`. A
 /// change that would split its VMA is refused then.
 ///
 /// Numbers, `bool`, `char`, `()` and [`String`] stand for attributes: both parts get the same, and
 /// equal neighbours merge. So do `&V` and [`Arc<V>`], which are equal if they are the same object.
-/// A [`Box`], an [`Option`] and a tuple split and merge as what is in them does: a tuple if all of
-/// it does.
+/// A [`Box`], an [`Option`] and a tuple split and merge as what is in them does, a tuple if all of
+/// it does; what a box has is split on the stack.
 #[doc(alias("__split_vma", "vma_merge_region"))]
 pub trait Payload: Sized {
     /// The payloads of the two parts of a VMA that is split `offset` bytes from its start; `None`
@@ -67,6 +88,86 @@ pub trait Payload: Sized {
         None
     }
 }
+
+/// How one change splits and merges payloads, where their type does not say it or the change is to
+/// know more than they do: for [`AddressSpace::change`](crate::AddressSpace::change) and
+/// [`Edit::change`](crate::Edit::change).
+///
+/// As [`Payload`], but with the addresses, and with what the caller knows. What is said there of
+/// failures and panics holds here, too.
+///
+/// ```
+/// use std::ops::Range;
+/// use pervma::{AddressSpace, SplitMerge};
+///
+/// /// Handles of mappings that another program keeps.
+/// struct Handles {
+///     last: u64,
+/// }
+///
+/// impl SplitMerge<u64> for Handles {
+///     fn split(&mut self, handle: &u64, _range: Range<usize>, _at: usize) -> Option<(u64, u64)> {
+///         self.last += 1; // the upper part gets a handle of its own
+///         Some((*handle, self.last))
+///     }
+/// }
+///
+/// let space = AddressSpace::new(4096);
+/// space.insert(0x1000..0x5000, 7)?;
+/// let mut handles = Handles { last: 7 };
+/// space.change(0x2000..0x3000, &mut handles, |_, _| None)?; // unmapped
+/// assert!(space.view()?.iter().eq([(0x1000..0x2000, &7), (0x3000..0x5000, &9)]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub trait SplitMerge<T> {
+    /// The payloads of the two parts of the VMA `range`, with `payload`, that is split at the
+    /// address `at`; `None` if it cannot be split, as by default.
+    fn split(&mut self, payload: &T, range: Range<usize>, at: usize) -> Option<(T, T)> {
+        let _ = (payload, range, at);
+        None
+    }
+
+    /// The payload of the VMA `range`, with `payload`, and of the one that starts where it ends,
+    /// with `next`, as one; `None` to keep them apart, as by default.
+    ///
+    /// It runs in an edit, and what it makes may come to nothing, as in [`Payload::merge`].
+    fn merge(&mut self, payload: &T, range: Range<usize>, next: &T) -> Option<T> {
+        let _ = (payload, range, next);
+        None
+    }
+}
+
+impl<T, R: SplitMerge<T> + ?Sized> SplitMerge<T> for &mut R {
+    fn split(&mut self, payload: &T, range: Range<usize>, at: usize) -> Option<(T, T)> {
+        (**self).split(payload, range, at)
+    }
+
+    fn merge(&mut self, payload: &T, range: Range<usize>, next: &T) -> Option<T> {
+        (**self).merge(payload, range, next)
+    }
+}
+
+/// As the payloads' type says.
+#[derive(Clone, Copy)]
+pub(crate) struct AsPayload;
+
+impl<T: Payload> SplitMerge<T> for AsPayload {
+    #[inline]
+    fn split(&mut self, payload: &T, range: Range<usize>, at: usize) -> Option<(T, T)> {
+        payload.split(at - range.start)
+    }
+
+    #[inline]
+    fn merge(&mut self, payload: &T, range: Range<usize>, next: &T) -> Option<T> {
+        payload.merge(range.end - range.start, next)
+    }
+}
+
+/// VMAs stay whole, whatever their payloads are.
+#[derive(Clone, Copy)]
+pub(crate) struct Whole;
+
+impl<T> SplitMerge<T> for Whole {}
 
 macro_rules! attribute {
     ($($attribute:ty),*) => {$(

@@ -83,6 +83,17 @@ pub unsafe trait Platform: Sized + 'static {
     /// Wakes all threads that sleep on `word`. Runs where an exclusion ends.
     fn wake_all(word: &WaitWord);
 
+    /// Lets a moment pass in a thread that has looked `tries` times, beside this one, for a lock
+    /// that it does not queue for; `false` if `deadline` has passed.
+    ///
+    /// Without an implementation it spins, and asks [`wait`](Self::wait) about the deadline, with a
+    /// word that does not hold what was seen.
+    fn pause(_tries: u32, deadline: Self::Deadline) -> bool {
+        core::hint::spin_loop();
+        let changed = WaitWord::new(1);
+        Self::wait(&changed, 0, Some(deadline))
+    }
+
     /// Runs `f` with the state of the running thread; `None` where threads cannot be told apart.
     ///
     /// It must not allocate and not run a lazy initialiser: readers in signal handlers call it.

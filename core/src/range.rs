@@ -22,14 +22,17 @@ pub enum RangeError {
         /// The start and end of the range.
         addr: usize,
     },
-    /// The range ends before it starts: `start + length` has overflowed.
+    /// The range ends before it starts: `start + length` has overflowed. If `end` is 0, the range
+    /// was to reach to the end of the address space, and its last granule cannot be mapped
+    /// ([`AddressSpace::everything`](crate::AddressSpace::everything)).
     Overflow {
         /// The start of the range.
         start: usize,
         /// The end of the range.
         end: usize,
     },
-    /// An end of the range is no multiple of the space's granularity.
+    /// An end of the range is no multiple of the space's granularity, such as [`usize::MAX`]. The
+    /// largest end is that of [`AddressSpace::everything`](crate::AddressSpace::everything).
     Unaligned {
         /// The end that is not aligned.
         addr: usize,
@@ -53,6 +56,12 @@ impl Span {
             Some(addr) => Err(RangeError::Unaligned { addr, granularity }),
             None => Ok(Self { start, end }),
         }
+    }
+
+    /// All that can be mapped in a space of `granularity` bytes: no range ends above it, since the
+    /// end of the last granule is no address.
+    pub(crate) const fn everything(granularity: usize) -> Range<usize> {
+        0..usize::MAX & !(granularity - 1)
     }
 
     #[inline]
@@ -93,8 +102,17 @@ impl fmt::Display for RangeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Empty { addr } => write!(f, "the range at {addr:#x} is empty"),
+            Self::Overflow { start, end: 0 } => {
+                write!(f, "the range from {start:#x} to the end of all addresses has the last ")?;
+                f.write_str("granule in it, which cannot be mapped")
+            }
             Self::Overflow { start, end } => {
                 write!(f, "the range {start:#x}..{end:#x} ends before it starts")
+            }
+            Self::Unaligned { addr: usize::MAX, granularity } => {
+                let Range { end, .. } = Span::everything(granularity);
+                write!(f, "{:#x} is no multiple of {granularity:#x}; ", usize::MAX)?;
+                write!(f, "the largest end of a range is {end:#x}")
             }
             Self::Unaligned { addr, granularity } => {
                 write!(f, "{addr:#x} is no multiple of {granularity:#x}")
@@ -122,5 +140,21 @@ mod tests {
             Err(RangeError::Unaligned { addr: usize::MAX, granularity: 4096 })
         );
         assert!(Span::check(0..usize::MAX, 1).is_ok());
+    }
+
+    #[test]
+    fn everything_is_a_range_and_what_it_lacks_has_an_error_that_says_so() {
+        for granularity in [1, 2, 4096, 1 << 20] {
+            let everything = Span::everything(granularity);
+            assert_eq!(
+                Span::check(everything.clone(), granularity).map(Span::range),
+                Ok(everything)
+            );
+        }
+        let last = usize::MAX & !4095;
+        let to_the_end = Span::check(Range { start: last, end: 0 }, 4096).err().unwrap();
+        assert!(to_the_end.to_string().contains("the last granule"), "{to_the_end}");
+        let unaligned = Span::check(0..usize::MAX, 4096).err().unwrap();
+        assert!(unaligned.to_string().contains(&format!("{last:#x}")), "{unaligned}");
     }
 }

@@ -10,7 +10,8 @@ use crate::guard::ReadGuard;
 use crate::hazard::{Fencing, Record};
 use crate::held::HandlerScope;
 use crate::host::DefaultPlatform;
-use crate::lookups::Lookups;
+use crate::iter::{Iter, ReadAll};
+use crate::lookups::{Lookups, VmaOrHole};
 use crate::map::Map;
 use crate::platform::Platform;
 use crate::space::AddressSpace;
@@ -145,6 +146,50 @@ impl<T, P: Platform> Reader<'_, T, P> {
         self.lookups().read_at_or_after(addr)
     }
 
+    /// Finds and read-locks the VMA that holds `addr`, without waiting; where nothing is mapped,
+    /// says where the next VMA starts.
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, VmaOrHole};
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// space.insert(0x5000..0x6000, "text")?;
+    /// let reader = space.register()?;
+    /// assert!(matches!(reader.try_read_or_hole(0x1234)?, VmaOrHole::Hole { end: 0x5000 }));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`AddressSpace::try_read_or_hole`].
+    pub fn try_read_or_hole(&self, addr: usize) -> Result<VmaOrHole<'_, T, P>, ReadError> {
+        self.lookups().try_read_or_hole(addr)
+    }
+
+    /// Finds and read-locks the VMA that holds `addr`; where nothing is mapped, says where the next
+    /// VMA starts. Waits for the edit or exclusion that has either.
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, VmaOrHole};
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// space.insert(0x5000..0x6000, "text")?;
+    /// let reader = space.register()?;
+    /// assert!(matches!(reader.read_or_hole(0x5678)?, VmaOrHole::Vma(vma) if *vma == "text"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`AddressSpace::read_or_hole`].
+    ///
+    /// # Panics
+    ///
+    /// As [`AddressSpace::read`].
+    pub fn read_or_hole(&self, addr: usize) -> Result<VmaOrHole<'_, T, P>, ReadError> {
+        self.lookups().read_or_hole(addr)
+    }
+
     /// Finds and read-locks the VMA that `id` names, without waiting.
     ///
     /// ```
@@ -185,20 +230,37 @@ impl<T, P: Platform> Reader<'_, T, P> {
         self.lookups().read_id(id)
     }
 
-    /// All VMAs in order of address, each read-locked while it is looked at; see
-    /// [`AddressSpace::iter`].
+    /// All VMAs in order of address or backwards, each read-locked while it is looked at; see
+    /// [`ReadAll`].
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);
     /// space.insert(0x1000..0x3000, "a")?;
     /// let reader = space.register()?;
-    /// for vma in reader.iter() {
-    ///     assert_eq!(*vma?, "a");
+    /// let mut vmas = reader.read_all();
+    /// while let Some(vma) = vmas.next()? {
+    ///     assert_eq!(*vma, "a");
     /// }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn iter(&self) -> impl Iterator<Item = Result<ReadGuard<'_, T, P>, ReadError>> {
-        self.lookups().iter()
+    pub fn read_all(&self) -> ReadAll<'_, T, P> {
+        ReadAll::new(self.lookups())
+    }
+
+    /// Copies of all VMAs, in order of address or backwards; see [`Iter`].
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.insert(0x1000..0x3000, "a")?;
+    /// let reader = space.register()?;
+    /// assert!(reader.iter().eq([Ok((0x1000..0x3000, "a"))]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn iter(&self) -> Iter<'_, T, P>
+    where
+        T: Clone,
+    {
+        Iter::new(self.lookups())
     }
 
     /// A way to look up addresses that often fall into the same VMA. See [`Cursor`].

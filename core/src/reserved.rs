@@ -32,6 +32,7 @@ impl<'s, T, P: Platform> ReservedRange<'s, T, P> {
         let slots = self.map.slab().slots();
         self.map.within_edit(|cursor| {
             slot.exclude(slots, cursor.section()).fill(cursor.section(), span, payload);
+            cursor.section().count_vmas(0, 1);
         });
         Ok(span)
     }

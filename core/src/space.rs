@@ -2,15 +2,15 @@
 #![forbid(unsafe_code)]
 
 use alloc::sync::Arc;
-use core::fmt;
-use core::panic::{RefUnwindSafe, UnwindSafe};
+use core::ops::Range;
 
 use crate::error::{EditError, ReadError};
 use crate::guard::ReadGuard;
 use crate::host::DefaultPlatform;
-use crate::lookups::Lookups;
+use crate::lookups::{Lookups, VmaOrHole};
 use crate::map::Map;
 use crate::platform::Platform;
+use crate::range::Span;
 use crate::slab::Slab;
 use crate::sync::const_unless_model;
 use crate::vma_id::VmaId;
@@ -109,6 +109,52 @@ impl<T, P: Platform> AddressSpace<T, P> {
     /// ```
     pub fn granularity(&self) -> usize {
         self.map.granularity()
+    }
+
+    /// All that can be mapped: a range that [`remove`](Self::remove) and its relatives accept. It
+    /// ends below the last granule of the address space, which cannot be mapped: its end is no
+    /// address, and a range has one.
+    ///
+    /// ```
+    /// use pervma::AddressSpace;
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// space.insert(0x1000..0x3000, "text")?;
+    /// space.insert(0x5000..0x6000, "data")?;
+    /// assert_eq!(space.remove(space.everything())?.len(), 2);
+    /// assert!(space.remove(0..usize::MAX).is_err()); // unaligned
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn everything(&self) -> Range<usize> {
+        Span::everything(self.map.granularity())
+    }
+
+    /// How many VMAs there are, those of an edit that is under way included; reservations do not
+    /// count. It takes no lock.
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, Slab};
+    /// use std::sync::Arc;
+    ///
+    /// let slab = Arc::new(Slab::new());
+    /// let guests = [0, 1].map(|_| AddressSpace::new_in(4096, Arc::clone(&slab)));
+    /// guests[1].insert(0x1000..0x2000, "kernel")?;
+    /// assert_eq!(guests.map(|guest| guest.len()), [0, 1]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[doc(alias = "map_count")]
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Whether there is no VMA, as [`len`](Self::len) counts them.
+    ///
+    /// ```
+    /// assert!(pervma::AddressSpace::<u32>::default().is_empty());
+    /// ```
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// The memory this space lives in.
@@ -245,6 +291,52 @@ impl<T, P: Platform> AddressSpace<T, P> {
         self.lookups().read_at_or_after(addr)
     }
 
+    /// Finds and read-locks the VMA that holds `addr`, without waiting; where nothing is mapped,
+    /// says where the next VMA starts. As legal in a signal handler as
+    /// [`try_read`](Self::try_read).
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, VmaOrHole};
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// space.insert(0x5000..0x6000, "text")?;
+    /// assert!(matches!(space.try_read_or_hole(0x1234)?, VmaOrHole::Hole { end: 0x5000 }));
+    /// assert!(matches!(space.try_read_or_hole(0x5678)?, VmaOrHole::Vma(vma) if *vma == "text"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`try_read_at_or_after`](Self::try_read_at_or_after): also
+    /// [`Locked`](ReadError::Locked) while a change has the VMA behind the hole.
+    #[doc(alias("vma_lookup", "find_vma"))]
+    pub fn try_read_or_hole(&self, addr: usize) -> Result<VmaOrHole<'_, T, P>, ReadError> {
+        self.lookups().try_read_or_hole(addr)
+    }
+
+    /// Finds and read-locks the VMA that holds `addr`; where nothing is mapped, says where the next
+    /// VMA starts. Waits for the edit or exclusion that has either.
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, VmaOrHole};
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// space.insert(0x5000..0x6000, "text")?;
+    /// assert!(matches!(space.read_or_hole(0x6000)?, VmaOrHole::Hole { end: usize::MAX }));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`read_at_or_after`](Self::read_at_or_after).
+    ///
+    /// # Panics
+    ///
+    /// As [`read`](Self::read).
+    pub fn read_or_hole(&self, addr: usize) -> Result<VmaOrHole<'_, T, P>, ReadError> {
+        self.lookups().read_or_hole(addr)
+    }
+
     /// Finds and read-locks the VMA that `id` names, without waiting: also if another was mapped at
     /// the same address meanwhile, the answer is that VMA or none. See [`VmaId`].
     ///
@@ -290,30 +382,6 @@ impl<T, P: Platform> AddressSpace<T, P> {
     /// As [`read`](Self::read).
     pub fn read_id(&self, id: VmaId) -> Result<ReadGuard<'_, T, P>, ReadError> {
         self.lookups().read_id(id)
-    }
-
-    /// All VMAs in order of address, each read-locked while it is looked at.
-    ///
-    /// Changes go on meanwhile: a VMA that changes or is moved may be shown twice or not at all,
-    /// but between two VMAs shown one after the other there was a moment with nothing mapped
-    /// between them.
-    ///
-    /// ```
-    /// let space = pervma::AddressSpace::new(4096);
-    /// space.insert(0x5000..0x6000, "b")?;
-    /// space.insert(0x1000..0x3000, "a")?;
-    /// for vma in space.iter() {
-    ///     let vma = vma?;
-    ///     println!("{:x?} {}", vma.range(), *vma);
-    /// }
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    ///
-    /// An item is an error, and the last, where [`read_at_or_after`](Self::read_at_or_after)
-    /// returns one; drop each guard before asking for the next.
-    #[doc(alias = "for_each_vma")]
-    pub fn iter(&self) -> impl Iterator<Item = Result<ReadGuard<'_, T, P>, ReadError>> {
-        self.lookups().iter()
     }
 
     /// Abandons the space, in a child of fork(2) in which it was not
@@ -368,15 +436,11 @@ impl<T, P: Platform> AddressSpace<T, P> {
     }
 }
 
-// An operation in which user code panics has changed nothing.
-impl<T: RefUnwindSafe, P: Platform> RefUnwindSafe for AddressSpace<T, P> {}
-impl<T: UnwindSafe, P: Platform> UnwindSafe for AddressSpace<T, P> {}
-
-impl<T, P: Platform> fmt::Debug for AddressSpace<T, P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AddressSpace")
-            .field("granularity", &self.granularity())
-            .finish_non_exhaustive()
+impl<T, P: Platform> Default for AddressSpace<T, P> {
+    /// An empty space with a slab of its own, in which ranges are aligned to nothing: of a
+    /// granularity of 1 byte.
+    fn default() -> Self {
+        Self::with_platform(1)
     }
 }
 

@@ -53,9 +53,9 @@ impl<'s, T, P: Platform> Deref for View<'s, T, P> {
     }
 }
 
-impl<T, P: Platform> fmt::Debug for View<'_, T, P> {
+impl<T: fmt::Debug, P: Platform> fmt::Debug for View<'_, T, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("View").finish_non_exhaustive()
+        f.debug_tuple("View").field(&**self).finish()
     }
 }
 

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use pervma::{AddressSpace, ChangeError, GapSearch, Payload, Slab};
+use pervma::{AddressSpace, ChangeError, GapSearch, Payload, Slab, SplitMerge};
 
 thread_local! {
     /// Allocations until one is refused; none is when this is negative.
@@ -93,6 +93,24 @@ impl Payload for Bytes {
     }
 }
 
+/// The payloads' own rules.
+struct ByRules;
+
+impl SplitMerge<Bytes> for ByRules {
+    fn split(&mut self, of: &Bytes, range: Range<usize>, at: usize) -> Option<(Bytes, Bytes)> {
+        Payload::split(of, at - range.start)
+    }
+
+    fn merge(&mut self, of: &Bytes, range: Range<usize>, next: &Bytes) -> Option<Bytes> {
+        Payload::merge(of, range.len(), next)
+    }
+}
+
+fn is_wanted(_: Range<usize>, bytes: &Bytes) -> bool {
+    assert!(!count_down(&CALLS_LEFT), "user code panics");
+    bytes.of != 1
+}
+
 type Space = AddressSpace<Bytes>;
 /// The VMAs, and the gaps that searches for several sizes find.
 type Listed = (Vec<(Range<usize>, u32, usize)>, Vec<Option<Range<usize>>>);
@@ -114,9 +132,15 @@ const OPERATIONS: &[Operation] = &[
     ("insert", |space| {
         space.edit().unwrap().insert(700..710, Bytes::new(7, 0)).map_err(|error| error.kind)
     }),
+    ("insert merging", |space| {
+        let inserted = space.edit().unwrap().insert_merging(400..420, Bytes::new(1, 300));
+        inserted.map_err(|error| error.kind)
+    }),
     ("reserve", |space| space.edit().unwrap().reserve(700..710).map(drop)),
     ("remove", |space| space.edit().unwrap().remove(110..350).map(drop)),
     ("remove inside", |space| space.edit().unwrap().remove(120..130).map(drop)),
+    ("remove whole", |space| space.edit().unwrap().remove_whole(100..300).map(drop)),
+    ("retain", |space| space.edit().unwrap().retain(is_wanted).map(drop)),
     ("update", |space| {
         let mut edit = space.edit().unwrap();
         edit.update(110..130, |_, bytes| bytes.made_of(9, 0)).map(drop)
@@ -129,12 +153,33 @@ const OPERATIONS: &[Operation] = &[
         let replaced = space.edit().unwrap().replace(120..250, Bytes::new(7, 0));
         replaced.map(drop).map_err(|error| error.kind)
     }),
+    ("set", |space| {
+        let set = space.edit().unwrap().set(190..310, Bytes::new(1, 90));
+        set.map(drop).map_err(|error| error.kind)
+    }),
+    ("change", |space| {
+        let mut edit = space.edit().unwrap();
+        let place =
+            |range: Range<usize>, bytes: &Bytes| (range.start != 200).then(|| bytes.made_of(8, 0));
+        edit.change(110..350, ByRules, place).map(drop)
+    }),
     ("relocate", |space| {
         let mut edit = space.edit().unwrap();
         edit.relocate(150..450, 1000, |_, bytes| bytes.made(0)).map(drop)
     }),
     ("fork", |space| space.edit().unwrap().fork(|_, bytes| Some(bytes.made(0))).map(drop)),
     ("remove outside", |space| space.remove(110..350).map(drop)),
+    ("remove whole outside", |space| space.remove_whole(100..300).map(drop)),
+    ("retain outside", |space| space.retain(is_wanted).map(drop)),
+    ("set outside", |space| {
+        let set = space.set(190..310, Bytes::new(1, 90));
+        set.map(drop).map_err(|error| error.kind)
+    }),
+    ("change outside", |space| {
+        let place =
+            |range: Range<usize>, bytes: &Bytes| (range.start != 200).then(|| bytes.made_of(8, 0));
+        space.change(110..350, ByRules, place).map(drop)
+    }),
     ("update outside", |space| space.update(110..130, |_, bytes| bytes.made_of(9, 0)).map(drop)),
     ("update outside that merges", |space| {
         space.update(200..300, |_, bytes| bytes.made_of(1, 100)).map(drop)
@@ -234,7 +279,8 @@ fn a_panic_of_user_code_changes_nothing() {
     quiet(|| {
         for &operation in OPERATIONS {
             let panics = fail_everywhere(operation, &CALLS_LEFT, &|| space(None, 0));
-            let calls = !matches!(operation.0, "insert" | "reserve");
+            let none = ["insert", "reserve", "remove whole", "remove whole outside"];
+            let calls = !none.contains(&operation.0);
             assert_eq!(panics > 0, calls, "{}: {panics} panics", operation.0);
         }
     });
@@ -255,7 +301,11 @@ fn removing_one_whole_vma_asks_for_no_memory() {
     const ONE: &[Operation] = &[
         ("it", |space| space.edit().unwrap().remove(200..300).map(drop)),
         ("what it lies in", |space| space.edit().unwrap().remove(410..450).map(drop)),
+        ("it, whatever its payload is", |space| {
+            space.edit().unwrap().remove_whole(200..300).map(drop)
+        }),
         ("it, outside", |space| space.remove(200..300).map(drop)),
+        ("what is not wanted", |space| space.retain(|_, bytes| bytes.of != 2).map(drop)),
         ("it, excluded", |space| space.exclude(200..300)?.remove().map(drop)),
     ];
     let several: Operation = ("several", |space| space.edit().unwrap().remove(200..400).map(drop));

@@ -13,11 +13,12 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
+use std::time::Instant;
 
 use common::watchdog;
 use pervma::{
     AddressSpace, ChangeError, EditError, ForkError, HandlerScope, PreparedFork, ReadError,
-    RegisterError, Slab, StdPlatform,
+    RegisterError, Slab, SplitMerge, StdPlatform,
 };
 
 /// Set in a child while it must not allocate.
@@ -294,15 +295,25 @@ fn guards_of_other_threads_are_over_in_the_child() {
     change(&space);
 }
 
+struct Never;
+
+impl<T> SplitMerge<T> for Never {}
+
 /// All calls say so, and wait for nothing.
 fn assert_forked(space: &Space) {
     assert_eq!(space.try_read(PAGE).err(), Some(ReadError::Forked));
     assert_eq!(space.read(PAGE).err(), Some(ReadError::Forked));
     assert_eq!(space.try_read_at_or_after(0).err(), Some(ReadError::Forked));
     assert_eq!(space.read_at_or_after(0).err(), Some(ReadError::Forked));
-    assert_eq!(space.iter().next().map(|vma| vma.err()), Some(Some(ReadError::Forked)));
+    assert_eq!(space.iter().next(), Some(Err(ReadError::Forked)));
+    assert_eq!(space.iter().next_back(), Some(Err(ReadError::Forked)));
+    assert_eq!(space.read_all().next().err(), Some(ReadError::Forked));
+    assert_eq!(space.try_read_or_hole(PAGE).err(), Some(ReadError::Forked));
+    assert_eq!(space.read_or_hole(PAGE).err(), Some(ReadError::Forked));
+    assert_eq!(space.len(), 0);
     assert_eq!(space.edit().err(), Some(EditError::Forked));
     assert!(space.try_edit().is_none());
+    assert_eq!(space.edit_until(Instant::now()).err(), Some(EditError::Forked));
     assert_eq!(space.view().err(), Some(EditError::Forked));
     assert_eq!(space.register().err(), Some(RegisterError::Forked));
     assert_eq!(space.exclude(FIXED).err(), Some(ChangeError::Forked));
@@ -310,6 +321,11 @@ fn assert_forked(space: &Space) {
     assert_eq!(space.reserve(CHURN).err(), Some(ChangeError::Forked));
     assert_eq!(space.insert(CHURN, 1).unwrap_err().kind, ChangeError::Forked);
     assert_eq!(space.remove(FIXED).err(), Some(ChangeError::Forked));
+    assert_eq!(space.remove_whole(FIXED).err(), Some(ChangeError::Forked));
+    assert_eq!(space.retain(|_, _| false).err(), Some(ChangeError::Forked));
+    assert_eq!(space.set(CHURN, 1).unwrap_err().kind, ChangeError::Forked);
+    assert_eq!(space.insert_merging(CHURN, 1).unwrap_err().kind, ChangeError::Forked);
+    assert_eq!(space.change(FIXED, Never, |_, _| None).err(), Some(ChangeError::Forked));
     assert_eq!(space.update(FIXED, |_, _| 1).err(), Some(ChangeError::Forked));
     assert_eq!(space.prepare_fork().err(), Some(ForkError::Forked));
 }
@@ -334,6 +350,19 @@ fn a_space_that_was_not_prepared_can_be_abandoned_whatever_others_did() {
         );
     });
     look(&space);
+}
+
+#[test]
+fn what_was_read_before_a_space_was_abandoned_is_no_guard_of_it() {
+    let space = Arc::new(Space::new(PAGE));
+    fill(&space);
+    let guard = space.try_read(PAGE).unwrap();
+    let owned = guard.try_to_owned(&space).unwrap();
+    space.abandon_after_fork();
+    assert_eq!(guard.try_to_owned(&space).err(), Some(ReadError::Forked));
+    assert_eq!(*owned.try_clone().unwrap(), *guard, "what is held can be read, and let go");
+    drop((guard, owned));
+    assert_forked(&space);
 }
 
 /// The state of the slab is of no consequence, in which a space was caught that was not prepared.

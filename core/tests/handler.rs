@@ -20,7 +20,7 @@ use common::{Calls, Delegate, Watched, assert_outside_of_handlers, watchdog};
 use pervma::lock_api::RawRwLock;
 use pervma::{
     AddressSpace, Cursor, HandlerScope, OwnedReadGuard, Payload, Platform, ReadError, ReadGuard,
-    Reader, ReaderCursor, StdPlatform, VmaId,
+    Reader, ReaderCursor, StdPlatform, VmaId, VmaOrHole,
 };
 
 /// Ends the process when memory is asked for, or given back, inside a marked handler.
@@ -118,7 +118,10 @@ fn read(found: Result<ReadGuard<'_, Text, Host>, ReadError>) -> Outcome {
     match found {
         Ok(vma) => {
             let (range, id, version) = (vma.range(), vma.id(), vma.version());
-            let right = vma.is_whole() && range.len() == PAGE && version.id() == id;
+            let whole = vma.is_whole();
+            let part = ReadGuard::map(vma, |text| text.0.as_str());
+            let right = whole && part.starts_with(PAYLOAD) && part.range() == range;
+            let right = right && range.len() == PAGE && version.id() == id;
             if right { Found(range.start) } else { Nothing }
         }
         Err(error) => Error(error),
@@ -135,6 +138,15 @@ fn read_owned(found: Result<OwnedReadGuard<Text, Host>, ReadError>) -> Outcome {
 
 fn read_next(found: Result<Option<ReadGuard<'_, Text, Host>>, ReadError>) -> Outcome {
     found.transpose().map_or(Nothing, read)
+}
+
+fn read_either(found: Result<VmaOrHole<'_, Text, Host>, ReadError>) -> Outcome {
+    match found {
+        Ok(VmaOrHole::Vma(vma)) => read(Ok(vma)),
+        Ok(VmaOrHole::Hole { end: usize::MAX }) => Nothing,
+        Ok(VmaOrHole::Hole { end }) => Found(end),
+        Err(error) => Error(error),
+    }
 }
 
 /// The registered readers of the thread that is interrupted.
@@ -170,10 +182,12 @@ enum For {
     Address,
     /// The first VMA that ends above an address.
     Next,
+    /// The one at an address, or where nothing is mapped, the next.
+    Either,
     Identity,
 }
 
-use For::{Address, Identity, Next};
+use For::{Address, Either, Identity, Next};
 
 /// A way to look up.
 struct Entry {
@@ -201,7 +215,7 @@ impl Entry {
 }
 
 /// All of them.
-const ENTRIES: [Entry; 24] = [
+const ENTRIES: [Entry; 29] = [
     entry("try_read", Address, |at| read(at.space.try_read(at.addr))),
     entry("try_read_with_walks", Address, |at| {
         read(at.space.try_read_with_walks(at.addr).map(|(vma, _)| vma))
@@ -232,6 +246,19 @@ const ENTRIES: [Entry; 24] = [
     .publishes(),
     entry("a full Reader, at or after", Next, |at| {
         read_next(at.readers.full.try_read_at_or_after(at.addr))
+    }),
+    entry("try_read_or_hole", Either, |at| read_either(at.space.try_read_or_hole(at.addr))),
+    entry("read_or_hole", Either, |at| read_either(at.space.read_or_hole(at.addr))).waits(),
+    entry("a Reader, or a hole", Either, |at| {
+        read_either(at.readers.reader.try_read_or_hole(at.addr))
+    })
+    .publishes(),
+    entry("a full Reader, or a hole", Either, |at| {
+        read_either(at.readers.full.try_read_or_hole(at.addr))
+    }),
+    entry("try_to_owned", Address, |at| {
+        let vma = at.space.try_read(at.addr);
+        read_owned(vma.and_then(|vma| vma.try_to_owned(at.space)))
     }),
     entry("try_read_id", Identity, |at| read(at.space.try_read_id(at.id))),
     entry("read_id", Identity, |at| read(at.space.read_id(at.id))).waits(),
@@ -275,6 +302,10 @@ impl Row {
         instead.or(published).unwrap_or(match entry.looks_for {
             Address => address,
             Next => next,
+            Either => match address {
+                Error(ReadError::NotMapped { .. } | ReadError::Reserved { .. }) => next,
+                decided => decided,
+            },
             Identity => identity,
         })
     }

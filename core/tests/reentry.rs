@@ -265,7 +265,7 @@ fn listed(space: &Space) -> Vec<(Range<usize>, u32)> {
             assert_eq!((vma.range(), *vma.0), (range.clone(), *color));
         }
     }
-    let by_lookups = space.iter().map(|vma| vma.unwrap().range());
+    let by_lookups = space.iter().map(|vma| vma.unwrap().0);
     assert!(by_lookups.eq(vmas.iter().map(|(range, _)| range.clone())));
     vmas
 }

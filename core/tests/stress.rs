@@ -181,8 +181,8 @@ fn reader(arena: &Arena, seed: u64, all_seen: &Sender<Seen>) {
             }
             96..99 => {
                 let mut found = false;
-                for vma in space.iter() {
-                    let vma = vma.unwrap();
+                let mut vmas = space.read_all();
+                while let Some(vma) = vmas.next().unwrap() {
                     check(number, None, &vma.range(), &vma, false);
                     found |= vma.range().contains(&CONSTANT);
                 }

@@ -153,6 +153,56 @@ impl<P: Payload> Oracle<P> {
         Ok(())
     }
 
+    /// Maps `range`, where nothing may be, and merges it with what touches it.
+    ///
+    /// # Errors
+    ///
+    /// See [`Refused`]. The payload is given back.
+    pub fn insert_merging(&mut self, range: Range<usize>, payload: P) -> Result<(), (Refused, P)> {
+        self.insert(range.clone(), payload)?;
+        self.merge(&range);
+        Ok(())
+    }
+
+    /// Unmaps the VMAs in `range`, beyond which none of them may reach, and returns what was there.
+    ///
+    /// # Errors
+    ///
+    /// See [`Refused`].
+    pub fn remove_whole(&mut self, range: Range<usize>) -> Result<Removed<P>, Refused> {
+        self.check(&range)?;
+        self.check_mapped(&range)?;
+        self.check_changeable(&range)?;
+        let beyond =
+            |entry: &&Entry<P>| entry.range.start < range.start || range.end < entry.range.end;
+        if let Some(entry) = self.inside(&range).find(beyond) {
+            return Err(Refused::PartlyCovered(entry.range.clone()));
+        }
+        Ok(self.take(&range))
+    }
+
+    /// Unmaps the VMAs that `keep` says `false` of, and returns them.
+    ///
+    /// # Errors
+    ///
+    /// See [`Refused`].
+    pub fn retain(
+        &mut self,
+        keep: impl Fn(Range<usize>, &P) -> bool,
+    ) -> Result<Removed<P>, Refused> {
+        let unwanted = |entry: &Entry<P>| {
+            entry.payload.as_ref().is_some_and(|payload| !keep(entry.range.clone(), payload))
+        };
+        let mut gone = self.entries.iter().filter(|entry| unwanted(entry));
+        if let Some(entry) = gone.find(|entry| entry.excluded) {
+            return Err(Refused::Excluded(entry.range.clone()));
+        }
+        let (gone, left) = mem::take(&mut self.entries).into_iter().partition(unwanted);
+        self.entries = left;
+        let gone: Vec<Entry<P>> = gone;
+        Ok(gone.into_iter().filter_map(|entry| Some((entry.range, entry.payload?))).collect())
+    }
+
     /// Unmaps everything in `range`, split at its edges, and returns what was there.
     ///
     /// # Errors
@@ -239,6 +289,18 @@ impl<P: Payload> Oracle<P> {
         }
         let old = self.take(&range);
         self.add(range, Some(payload));
+        Ok(old)
+    }
+
+    /// Maps `range` in place of whatever is there, split at its edges, merges it with what touches
+    /// it, and returns what was there.
+    ///
+    /// # Errors
+    ///
+    /// See [`Refused`]. The payload is given back.
+    pub fn set(&mut self, range: Range<usize>, payload: P) -> Result<Removed<P>, (Refused, P)> {
+        let old = self.replace(range.clone(), payload)?;
+        self.merge(&range);
         Ok(old)
     }
 

@@ -183,7 +183,7 @@ fn random_operation(space: &Space) {
     let start = random.gen_range(8..36);
     let range = start..start + random.gen_range(1..14);
     let payload = random.gen_range(0..3);
-    match random.gen_range(0..16) {
+    match random.gen_range(0..20) {
         0 => drop(unless_raced(space.edit().unwrap().insert(range, payload).map_err(|e| e.kind))),
         1 => drop(unless_raced(space.edit().unwrap().remove(range))),
         2 => drop(unless_raced(space.remove(range))),
@@ -220,13 +220,20 @@ fn random_operation(space: &Space) {
         }
         12 => assert!(space.view().unwrap().iter().all(|(_, &payload)| payload < 3)),
         13 => {
-            for vma in space.iter() {
+            for vma in space {
                 match vma {
-                    Ok(vma) => assert!(*vma < 3),
+                    Ok((_, payload)) => assert!(payload < 3),
                     Err(error) => assert!(matches!(error, ReadError::Busy { .. }), "{error}"),
                 }
             }
         }
+        14 => drop(unless_raced(space.set(range, payload).map_err(|error| error.kind))),
+        15 => drop(unless_raced(space.insert_merging(range, payload).map_err(|e| e.kind))),
+        16 => drop(unless_raced(space.retain(|_, &kept| kept != payload))),
+        17 => assert!(space.iter().rev().all(|vma| match vma {
+            Ok((_, payload)) => payload < 3,
+            Err(error) => matches!(error, ReadError::Busy { .. }),
+        })),
         _ => match space.read(start) {
             Ok(vma) => assert!(*vma < 3 && vma.range().contains(&start)),
             Err(
@@ -384,8 +391,8 @@ fn iterate_beside_a_change(case: u32) {
         }
     });
     let mut shown = 0;
-    for vma in space.iter() {
-        let range = vma.unwrap().range();
+    for vma in &*space {
+        let (range, _) = vma.unwrap();
         // What lies between was shown as a hole; `mapped` addresses are mapped throughout.
         let hole = shown..range.start;
         let mapped =

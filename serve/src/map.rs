@@ -109,18 +109,17 @@ impl Map {
     /// All of it.
     pub(crate) fn extents(&self) -> Vec<Extent> {
         let vmas = self.space.iter().filter_map(Result::ok);
-        let extent = |vma: ReadGuard<'_, Piece>| {
-            let (offset, content) = match vma.content {
+        let extent = |(range, piece): (Range<usize>, Piece)| {
+            let (offset, content) = match piece.content {
                 Content::Source(offset) => (offset, Extent::SOURCE),
                 Content::Zeros => (0, Extent::ZEROS),
                 Content::Poisoned => (0, Extent::POISONED),
             };
-            let range = vma.range();
             Extent {
                 start: range.start as u64,
                 len: range.len() as u64,
                 offset,
-                page_size: vma.page_size,
+                page_size: piece.page_size,
                 content,
             }
         };
@@ -160,8 +159,8 @@ impl Map {
     /// The first range that has bytes of the source, and the size of its pages.
     pub(crate) fn first_of_source(&self) -> Option<(Range<usize>, usize)> {
         let mut vmas = self.space.iter().filter_map(Result::ok);
-        let vma = vmas.find(|vma| matches!(vma.content, Content::Source(_)))?;
-        Some((vma.range(), vma.page_size as usize))
+        let (range, piece) = vmas.find(|(_, piece)| matches!(piece.content, Content::Source(_)))?;
+        Some((range, piece.page_size as usize))
     }
 
     pub(crate) fn unmap(&self, range: Range<usize>) -> Result<(), ChangeError> {

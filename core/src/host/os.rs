@@ -67,6 +67,22 @@ unsafe impl Platform for StdPlatform {
         super::park::wake_all(word);
     }
 
+    /// Spins at first, then sleeps, up to a millisecond at a time.
+    fn pause(tries: u32, deadline: std::time::Instant) -> bool {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        if left.is_zero() {
+            return false;
+        }
+        match tries.checked_sub(100) {
+            None => core::hint::spin_loop(),
+            Some(sleeps) => {
+                let micros = 8 << sleeps.min(7);
+                std::thread::sleep(left.min(std::time::Duration::from_micros(micros)));
+            }
+        }
+        true
+    }
+
     #[inline(always)]
     fn with_thread<R>(f: impl FnOnce(&ThreadState) -> R) -> Option<R> {
         std::thread_local! {

@@ -34,6 +34,10 @@ use crate::step::Step;
 use crate::sync::{Cell, const_unless_model, keep};
 use crate::vma_id::VmaId;
 
+/// The size of the largest payload, in bytes. A change without optimisation has some 60 of them on
+/// the stack: one of 2 MiB, as threads have it, is enough then.
+const MAX_PAYLOAD: usize = 16 << 10;
+
 /// The slots of a slab, and the readers that publish which of them they read.
 pub(crate) struct Slots<T, P: Platform> {
     pub(super) arena: Arena<Slot<T>, P>,
@@ -44,6 +48,7 @@ pub(crate) struct Slots<T, P: Platform> {
 impl<T, P: Platform> Slots<T, P> {
     const_unless_model! {
         pub(crate) fn new(users: Users) -> Self {
+            const { assert!(size_of::<T>() <= MAX_PAYLOAD, "larger payloads belong in a `Box`") };
             Self { arena: Arena::new(users), readers: Registry::new(users) }
         }
     }

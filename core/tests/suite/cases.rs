@@ -226,6 +226,56 @@ const REPLACE: &[Case] = &[
     fails("abcd0123", &[Replace(2..6, Letter('A'))], Refused::PartlyCovered(4..8)),
 ];
 
+const SET: &[Case] = &[
+    done("......", &[Set(1..4, Letter('a'))], ".abc.."),
+    gives("abc..def", &[Set(2..6, Letter('A'))], "abAAAAef", "..c..d.."),
+    // Merged with what touches it: the left one, the right one, both, what is left of one.
+    done("ab..ef", &[Set(2..4, Letter('c'))], "abcdef"),
+    done("ab..ff", &[Set(2..4, Letter('c'))], "abcdff"),
+    gives("BBCCAA", &[Set(2..4, Letter('A'))], "BBAAAA", "..CC.."),
+    gives("AACCBB", &[Set(2..4, Letter('A'))], "AAAABB", "..CC.."),
+    gives("AAAAAA", &[Set(2..4, Letter('A'))], "AAAAAA", "..AA.."),
+    gives("ab|cd", &[Set(1..3, Letter('b'))], "abcd", ".b|c."),
+    gives("AAB.CAA", &[Set(2..5, Letter('A'))], "AAAAAAA", "..B.C.."),
+    // The left one first, which then may be too long for the right one.
+    done("NN..N", &[Set(2..4, Letter('N'))], "NNNN|N"),
+    done("..N", &[Set(0..2, Letter('N'))], "NNN"),
+    // What others exclude stays.
+    done("(AA)..AA", &[Set(2..4, Letter('A'))], "AA|AAAA"),
+    done("AA..(AA)", &[Set(2..4, Letter('A'))], "AAAA|AA"),
+    fails("AA(BB).", &[Set(0..5, Letter('A'))], Refused::Excluded(2..4)),
+    fails("ab.##.", &[Set(0..6, Letter('A'))], Refused::Reserved(3..5)),
+    fails("01234567", &[Set(2..6, Letter('A'))], Refused::PartlyCovered(0..8)),
+];
+
+const INSERT_MERGING: &[Case] = &[
+    done("......", &[InsertMerging(1..4, Letter('a'))], ".abc.."),
+    done("ab..ef", &[InsertMerging(2..4, Letter('c'))], "abcdef"),
+    done("ab..AA", &[InsertMerging(2..4, Letter('c'))], "abcdAA"),
+    done("AA..ef", &[InsertMerging(2..4, Letter('c'))], "AAcdef"),
+    done("ab...f", &[InsertMerging(2..4, Letter('c'))], "abcd.f"),
+    done("AA|AA..", &[InsertMerging(4..6, Letter('A'))], "AA|AAAA"),
+    done("##..##", &[InsertMerging(2..4, Letter('c'))], "##cd##"),
+    done("(AA)..AA", &[InsertMerging(2..4, Letter('A'))], "AA|AAAA"),
+    fails("..ab..", &[InsertMerging(0..6, Letter('A'))], Refused::Overlap(2..4)),
+    fails("..AA..", &[InsertMerging(3..5, Letter('A'))], Refused::Overlap(2..4)),
+    fails("..##..", &[InsertMerging(3..5, Letter('A'))], Refused::Overlap(2..4)),
+    fails("..(ab)..", &[InsertMerging(3..5, Letter('A'))], Refused::Excluded(2..4)),
+];
+
+const REMOVE_WHOLE: &[Case] = &[
+    gives(".abcdef.", &[RemoveWhole(1..7)], "........", ".abcdef."),
+    gives(".01.AA.", &[RemoveWhole(0..7)], ".......", ".01.AA."),
+    gives("AA|AA|AA", &[RemoveWhole(2..4)], "AA..AA", "..AA.."),
+    fails("..##..", &[RemoveWhole(0..6)], Refused::Reserved(2..4)),
+    fails("......", &[RemoveWhole(1..6)], Refused::NotMapped(1..6)),
+    fails("AA(BB)", &[RemoveWhole(1..4)], Refused::Excluded(2..4)),
+    fails("AABBCC", &[RemoveWhole(0..3)], Refused::PartlyCovered(2..4)),
+    fails("AABBCC", &[RemoveWhole(1..4)], Refused::PartlyCovered(0..2)),
+    fails("AABBCC", &[RemoveWhole(1..5)], Refused::PartlyCovered(0..2)),
+    fails("AAAA", &[RemoveWhole(1..3)], Refused::PartlyCovered(0..4)),
+];
+
 const RELOCATE: &[Case] = &[
     gives("ab....", &[Relocate(0..2, 3)], "...ab.", "ab...."),
     gives("...ab.", &[Relocate(3..5, 0)], "ab....", "...ab."),
@@ -416,9 +466,12 @@ const GAP: &[Case] = &[
 
 const ALL: &[&[Case]] = &[
     INSERT,
+    INSERT_MERGING,
     REMOVE,
+    REMOVE_WHOLE,
     UPDATE,
     REPLACE,
+    SET,
     RELOCATE,
     RESERVE,
     REMOVE_RESERVING,
@@ -542,11 +595,14 @@ fn placed(op: &Op, place: Place) -> Op {
     let range = |columns: &Range<usize>| place.range(columns);
     match op {
         Insert(columns, paint) => Insert(range(columns), *paint),
+        InsertMerging(columns, paint) => InsertMerging(range(columns), *paint),
         Remove(columns) => Remove(range(columns)),
+        RemoveWhole(columns) => RemoveWhole(range(columns)),
         RemoveReserving(columns) => RemoveReserving(range(columns)),
         Update(columns, paint) => Update(range(columns), *paint),
         Keep(columns) => Keep(range(columns)),
         Replace(columns, paint) => Replace(range(columns), *paint),
+        Set(columns, paint) => Set(range(columns), *paint),
         Relocate(from, to) => Relocate(range(from), place.addr(*to)),
         RelocateAs(from, to, paint) => RelocateAs(range(from), place.addr(*to), *paint),
         Reserve(columns) => Reserve(range(columns)),
@@ -558,7 +614,7 @@ fn placed(op: &Op, place: Place) -> Op {
         }),
         Get(column) => Get(place.addr(*column)),
         ReadFrom(column) => ReadFrom(place.addr(*column)),
-        Commit(..) | RollBack(_) | Release | Fork { .. } => op.clone(),
+        Commit(..) | RollBack(_) | Retain(_) | Release | Fork { .. } => op.clone(),
     }
 }
 

@@ -56,7 +56,8 @@ impl Stage {
             _ => Paint::File('0'),
         };
         let op = match which % 64 {
-            0..=9 => Op::Insert(range(), with),
+            0..=7 => Op::Insert(range(), with),
+            8..=9 => Op::InsertMerging(range(), with),
             // A row of VMAs, for a tall tree.
             10..=11 => {
                 let apart = if len < 128 { 2 } else { 3 };
@@ -64,10 +65,13 @@ impl Stage {
                 let vma = |addr| Op::Insert(addr..addr + 2 * self.granule, with);
                 return row.filter(|addr| addr + self.granule < self.end()).map(vma).collect();
             }
-            12..=18 => Op::Remove(range()),
+            12..=15 => Op::Remove(range()),
+            16..=17 => Op::RemoveWhole(range()),
+            18 => Op::Retain(2 + usize::from(len % 8)),
             19..=26 => Op::Update(range(), with),
             27..=30 => Op::Keep(range()),
-            31..=34 => Op::Replace(range(), with),
+            31..=32 => Op::Replace(range(), with),
+            33..=34 => Op::Set(range(), with),
             n @ 35..=44 => {
                 let from = range();
                 let len = from.end.wrapping_sub(from.start);

@@ -49,6 +49,10 @@ impl Identities {
             (Op::Fork { .. }, Outcome::Forked(_)) => changed = 0..usize::MAX,
             (Op::Update(range, _) | Op::Keep(range), Outcome::Done(_)) => changed = range.clone(),
             (Op::Replace(range, _), Outcome::Done(_)) => gone.extend(before.remove(&range.start)),
+            (Op::Set(range, _), Outcome::Done(_)) => {
+                gone.extend(before.remove(&range.start));
+                changed = range.clone(); // also of one that it is merged into again
+            }
             _ => {}
         }
         for Named { range, id, version } in named {
@@ -130,6 +134,16 @@ mod table {
         ("AABB", &[Replace(2..4, Letter('A'))], "=+"),
         ("AABB", &[Replace(1..3, Letter('C'))], "=++"),
         ("AABB", &[Replace(0..4, Letter('C'))], "+"),
+        // Set, which replaces, and then merges with what is on the left or the right.
+        ("AABB", &[Set(0..2, Letter('A'))], "+="),
+        ("AABB", &[Set(0..2, Letter('B'))], "+"),
+        ("AABB", &[Set(2..4, Letter('A'))], "="),
+        ("AABB", &[Set(1..3, Letter('A'))], "=+"),
+        ("AABB", &[Set(1..3, Letter('B'))], "=+"),
+        ("AABBAA", &[Set(2..4, Letter('A'))], "="),
+        ("AA..AA", &[InsertMerging(2..4, Letter('A'))], "="),
+        ("AA..BB", &[InsertMerging(2..4, Letter('B'))], "=+"),
+        ("AA..BB", &[InsertMerging(2..4, Letter('C'))], "=+="),
         // Moved.
         ("ab....", &[Relocate(0..2, 3)], "+"),
         ("abcd..", &[Relocate(2..4, 4)], "=+"),

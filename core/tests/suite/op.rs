@@ -20,7 +20,11 @@ pub(crate) enum Paint {
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
     Insert(Range<usize>, Paint),
+    InsertMerging(Range<usize>, Paint),
     Remove(Range<usize>),
+    RemoveWhole(Range<usize>),
+    /// Removes the VMAs whose number, counted in granules from address 0, this number divides.
+    Retain(usize),
     /// If there is no exclusion yet, since it makes one.
     RemoveReserving(Range<usize>),
     /// Updates the parts in the range with pieces of one payload: each part gets the piece at its
@@ -29,6 +33,7 @@ pub(crate) enum Op {
     /// An update that keeps each part's payload.
     Keep(Range<usize>),
     Replace(Range<usize>, Paint),
+    Set(Range<usize>, Paint),
     /// A relocation that keeps each part's payload.
     Relocate(Range<usize>, usize),
     /// A relocation that gives the parts new payloads, as an update does.
@@ -104,7 +109,17 @@ impl<S: Subject> Side<S> {
                 let given = payload.clone();
                 back(subject.insert(range, payload).map(|()| Map::new()), &given)
             }
+            Op::InsertMerging(range, with) => {
+                let payload = paint(&range, with);
+                let given = payload.clone();
+                back(subject.insert_merging(range, payload).map(|()| Map::new()), &given)
+            }
             Op::Remove(range) => subject.remove(range).into(),
+            Op::RemoveWhole(range) => subject.remove_whole(range).into(),
+            Op::Retain(every) => {
+                let granule = *granule;
+                subject.retain(|range, _| !(range.start / granule).is_multiple_of(every)).into()
+            }
             Op::RemoveReserving(_) | Op::Exclude(_) if exclusion.is_some() => Outcome::Nothing,
             Op::RemoveReserving(range) => subject
                 .remove_reserving(range.clone())
@@ -123,6 +138,11 @@ impl<S: Subject> Side<S> {
                 let payload = paint(&range, with);
                 let given = payload.clone();
                 back(subject.replace(range, payload), &given)
+            }
+            Op::Set(range, with) => {
+                let payload = paint(&range, with);
+                let given = payload.clone();
+                back(subject.set(range, payload), &given)
             }
             Op::Relocate(from, to) => relocate(subject, from, to, |_, old| old.clone()),
             Op::RelocateAs(from, to, with) => {

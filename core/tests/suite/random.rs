@@ -29,11 +29,15 @@ pub(crate) fn run<W: World>() {
 /// The possible results of each operation.
 const EVERYTHING: &str = "
     Insert: Done Empty Overflow Unaligned Excluded Overlap
+    InsertMerging: Done Empty Overflow Unaligned Excluded Overlap
     Remove: Done Empty Overflow Unaligned NotMapped Reserved Excluded PartlyCovered
+    RemoveWhole: Done Empty Overflow Unaligned NotMapped Reserved Excluded PartlyCovered
+    Retain: Done Excluded
     RemoveReserving: Done Nothing Empty Overflow Unaligned NotMapped Reserved PartlyCovered
     Update: Done Empty Overflow Unaligned NotMapped Reserved Excluded PartlyCovered
     Keep: Done Empty Overflow Unaligned NotMapped Reserved Excluded PartlyCovered
     Replace: Done Empty Overflow Unaligned Reserved Excluded PartlyCovered
+    Set: Done Empty Overflow Unaligned Reserved Excluded PartlyCovered
     Relocate: Done Empty Overflow Unaligned NotMapped Reserved Excluded Overlap PartlyCovered
     RelocateAs: Done Empty Overflow Unaligned NotMapped Reserved Excluded Overlap PartlyCovered
     Reserve: Done Empty Overflow Unaligned Excluded Overlap

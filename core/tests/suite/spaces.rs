@@ -10,7 +10,7 @@ use std::sync::Arc;
 use pervma::{
     AddressSpace, ChangeError, Cursor, Edit, Exclusion, GapError, GapSearch, GlobalMemory,
     InsertError, Payload, Platform, RangeError, ReadError, ReadGuard, Reader, Removed, RemovedVmas,
-    Reservation, Slab, VmaId, WaitWord,
+    Reservation, Slab, SplitMerge, VmaId, VmaOrHole, WaitWord,
 };
 use pervma_oracle::{NoGap, Refused, Search};
 
@@ -81,7 +81,7 @@ impl<P: Platform, const WAY: u8> Spaces<P, WAY> {
         let cursor = space.cursor();
         // In half of the worlds, so that exclusions scan for registered readers, or do not.
         let reader = self.slab.is_some().then(|| sure(space.register()));
-        Space { world: self, space, edit: None, cursor, reader, exclusions: 0 }
+        Space { world: self, space, edit: None, cursor, reader, exclusions: 0, by_rules: false }
     }
 }
 
@@ -116,6 +116,22 @@ pub(crate) struct Space<'w, P: Platform, const WAY: u8> {
     cursor: Cursor<'w, Part, P>,
     reader: Option<Reader<'w, Part, P>>,
     exclusions: usize,
+    /// Whether the last removal was a change by rules: every second one is.
+    by_rules: bool,
+}
+
+/// The same rules as those of the payload.
+struct AsParts;
+
+impl SplitMerge<Part> for AsParts {
+    fn split(&mut self, part: &Part, range: Range<usize>, at: usize) -> Option<(Part, Part)> {
+        assert!(range.start < at && at < range.end, "{range:x?} cannot be split at {at:#x}");
+        part.split_at(at - range.start)
+    }
+
+    fn merge(&mut self, part: &Part, range: Range<usize>, next: &Part) -> Option<Part> {
+        part.merged(range.len(), next)
+    }
 }
 
 impl<'w, P: Platform, const WAY: u8> Space<'w, P, WAY> {
@@ -147,15 +163,50 @@ impl<'w, P: Platform, const WAY: u8> Subject for Space<'w, P, WAY> {
         self.edit().insert(range, payload).map_err(given_back)
     }
 
+    fn insert_merging(
+        &mut self,
+        range: Range<usize>,
+        payload: Part,
+    ) -> Result<(), (Refused, Part)> {
+        self.edit().insert_merging(range, payload).map_err(given_back)
+    }
+
     fn remove(&mut self, range: Range<usize>) -> Result<Map, Refused> {
         let space = self.space;
-        let removed = if self.in_edit() {
-            self.edit().remove(range)
-        } else if let (EXCLUDING, Ok(exclusion)) = (WAY, space.exclude(range.clone())) {
-            exclusion.remove()
-        } else {
-            space.remove(range)
+        self.by_rules = !self.by_rules;
+        let removed = match (self.in_edit(), self.by_rules) {
+            (true, true) => self.edit().change(range, AsParts, |_, _| None),
+            (true, false) => self.edit().remove(range),
+            (false, by_rules) => match (WAY, space.exclude(range.clone())) {
+                (EXCLUDING, Ok(exclusion)) => exclusion.remove(),
+                (_, exclusion) => {
+                    drop(exclusion);
+                    if by_rules {
+                        space.change(range, AsParts, |_, _| None)
+                    } else {
+                        space.remove(range)
+                    }
+                }
+            },
         };
+        removed.map(map).map_err(refused)
+    }
+
+    fn remove_whole(&mut self, range: Range<usize>) -> Result<Map, Refused> {
+        let space = self.space;
+        let removed = if self.in_edit() {
+            self.edit().remove_whole(range)
+        } else if let (EXCLUDING, Ok(exclusion)) = (WAY, space.exclude(range.clone())) {
+            exclusion.remove_whole()
+        } else {
+            space.remove_whole(range)
+        };
+        removed.map(map).map_err(refused)
+    }
+
+    fn retain(&mut self, keep: impl Fn(Range<usize>, &Part) -> bool) -> Result<Map, Refused> {
+        let removed =
+            if self.in_edit() { self.edit().retain(keep) } else { self.space.retain(keep) };
         removed.map(map).map_err(refused)
     }
 
@@ -193,6 +244,15 @@ impl<'w, P: Platform, const WAY: u8> Subject for Space<'w, P, WAY> {
             self.space.replace(range, payload)
         };
         replaced.map(map).map_err(given_back)
+    }
+
+    fn set(&mut self, range: Range<usize>, payload: Part) -> Result<Map, (Refused, Part)> {
+        let set = if self.in_edit() {
+            self.edit().set(range, payload)
+        } else {
+            self.space.set(range, payload)
+        };
+        set.map(map).map_err(given_back)
     }
 
     fn relocate(
@@ -308,6 +368,23 @@ impl<'w, P: Platform, const WAY: u8> Subject for Space<'w, P, WAY> {
         }
         let found = sure(self.space.try_read_at_or_after(addr)).map(held);
         assert_eq!(sure(self.space.read_at_or_after(addr)).map(held), found);
+        let mut either = vec![self.space.try_read_or_hole(addr), self.space.read_or_hole(addr)];
+        if let Some(reader) = &self.reader {
+            either.extend([reader.try_read_or_hole(addr), reader.read_or_hole(addr)]);
+        }
+        for either in either {
+            match (sure(either), &found) {
+                (VmaOrHole::Vma(vma), Some(found)) => {
+                    assert!(found.0.contains(&addr));
+                    assert_eq!(held(vma), *found);
+                }
+                (VmaOrHole::Hole { end }, Some((next, _))) => {
+                    assert!(addr < end && end == next.start, "{end:#x} before {next:x?}");
+                }
+                (VmaOrHole::Hole { end }, None) => assert_eq!(end, usize::MAX),
+                (VmaOrHole::Vma(vma), None) => panic!("{vma:?} at {addr:#x}"),
+            }
+        }
         if let Some(reader) = &self.reader {
             assert_eq!(sure(reader.try_read_at_or_after(addr)).map(held), found);
             assert_eq!(sure(reader.read_at_or_after(addr)).map(held), found);
@@ -324,24 +401,40 @@ impl<'w, P: Platform, const WAY: u8> Subject for Space<'w, P, WAY> {
 
     fn map(&mut self) -> Map {
         if !self.free() {
-            return self.edit().iter().map(cloned).collect();
+            let edit = &**self.edit();
+            let map: Map = edit.iter().map(cloned).collect();
+            assert!(edit.iter().rev().map(cloned).eq(map.iter().rev().cloned()));
+            assert_eq!(edit.len(), map.len());
+            return map;
         }
-        let map: Map = self.space.iter().map(|vma| held(sure(vma))).collect();
+        let map: Map = self.space.iter().map(sure).collect();
+        assert!(self.space.iter().rev().map(sure).eq(map.iter().rev().cloned()));
+        assert_eq!((self.space.len(), self.space.is_empty()), (map.len(), map.is_empty()));
         assert_eq!(sure(self.space.view()).iter().map(cloned).collect::<Map>(), map);
         if let Some(reader) = &self.reader {
-            assert!(reader.iter().map(|vma| held(sure(vma))).eq(map.iter().cloned()));
+            assert!(reader.iter().map(sure).eq(map.iter().cloned()));
         }
+        // From both ends to the middle, each once.
+        let view = sure(self.space.view());
+        let (mut left, mut right, mut vmas) = (Map::new(), Map::new(), view.iter());
+        while let Some(vma) = vmas.next() {
+            left.push(cloned(vma));
+            right.extend(vmas.next_back().map(cloned));
+        }
+        assert!(vmas.next_back().is_none());
+        assert!(left.iter().chain(right.iter().rev()).eq(&map));
         map
     }
 
     fn named(&mut self) -> Option<Vec<Named>> {
         if self.free() {
-            let named = self.space.iter().map(|vma| {
-                let vma = sure(vma);
+            let (mut named, mut vmas) = (Vec::new(), self.space.read_all());
+            while let Some(vma) = sure(vmas.next()) {
                 assert_eq!(vma.version().id(), vma.id());
-                Named { range: vma.range(), id: vma.id(), version: Some(vma.version()) }
-            });
-            return Some(named.collect());
+                let version = Some(vma.version());
+                named.push(Named { range: vma.range(), id: vma.id(), version });
+            }
+            return Some(named);
         }
         let edit = &*self.edit();
         let named = edit.iter().map(|(range, _)| {

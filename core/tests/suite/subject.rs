@@ -41,7 +41,11 @@ pub(crate) trait Subject: Sized {
     type Exclusion;
 
     fn insert(&mut self, range: Range<usize>, payload: Part) -> Result<(), (Refused, Part)>;
+    fn insert_merging(&mut self, range: Range<usize>, payload: Part)
+    -> Result<(), (Refused, Part)>;
     fn remove(&mut self, range: Range<usize>) -> Result<Map, Refused>;
+    fn remove_whole(&mut self, range: Range<usize>) -> Result<Map, Refused>;
+    fn retain(&mut self, keep: impl Fn(Range<usize>, &Part) -> bool) -> Result<Map, Refused>;
     fn remove_reserving(
         &mut self,
         range: Range<usize>,
@@ -52,6 +56,7 @@ pub(crate) trait Subject: Sized {
         f: impl FnMut(Range<usize>, &Part) -> Part,
     ) -> Result<Map, Refused>;
     fn replace(&mut self, range: Range<usize>, payload: Part) -> Result<Map, (Refused, Part)>;
+    fn set(&mut self, range: Range<usize>, payload: Part) -> Result<Map, (Refused, Part)>;
     fn relocate(
         &mut self,
         from: Range<usize>,
@@ -110,8 +115,24 @@ impl Subject for Oracle<Part> {
         Oracle::insert(self, range, payload)
     }
 
+    fn insert_merging(
+        &mut self,
+        range: Range<usize>,
+        payload: Part,
+    ) -> Result<(), (Refused, Part)> {
+        Oracle::insert_merging(self, range, payload)
+    }
+
     fn remove(&mut self, range: Range<usize>) -> Result<Map, Refused> {
         Oracle::remove(self, range)
+    }
+
+    fn remove_whole(&mut self, range: Range<usize>) -> Result<Map, Refused> {
+        Oracle::remove_whole(self, range)
+    }
+
+    fn retain(&mut self, keep: impl Fn(Range<usize>, &Part) -> bool) -> Result<Map, Refused> {
+        Oracle::retain(self, keep)
     }
 
     fn remove_reserving(
@@ -131,6 +152,10 @@ impl Subject for Oracle<Part> {
 
     fn replace(&mut self, range: Range<usize>, payload: Part) -> Result<Map, (Refused, Part)> {
         Oracle::replace(self, range, payload)
+    }
+
+    fn set(&mut self, range: Range<usize>, payload: Part) -> Result<Map, (Refused, Part)> {
+        Oracle::set(self, range, payload)
     }
 
     fn relocate(
