@@ -25,6 +25,8 @@ pub(crate) struct Budget {
     stuck: AtomicUsize,
     /// So many are to stay.
     held: AtomicUsize,
+    /// Blocks of records that are in use.
+    tables: AtomicUsize,
     /// So many pages were wanted when nothing could be given back; 0 if it could, or was not tried.
     exhausted: AtomicUsize,
     /// The same, when they were wanted ahead of accesses, for which more could be given back.
@@ -36,6 +38,11 @@ pub(crate) struct Budget {
     asked: AtomicBool,
     pub(crate) wakeup: Wakeup,
 }
+
+/// A block of records is in use, and so is, of small pages, a page table of the kernel's.
+const PAGES_OF_TABLES: usize = 2;
+/// So many pages may be those of tables before they take the place of others.
+const FREE_PAGES: usize = (8 << 20) / 4096;
 
 /// What the evictor is to do.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +78,7 @@ impl Budget {
             is_insistent: AtomicBool::new(false),
             stuck: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
+            tables: AtomicUsize::new(0),
             exhausted: AtomicUsize::new(0),
             exhausted_ahead: AtomicUsize::new(0),
             is_in_vain: AtomicBool::new(false),
@@ -86,18 +94,36 @@ impl Budget {
         if !self.take_now(pages) {
             return self.take_later(pages, again, insists);
         }
-        let limit = self.limit.load(Relaxed);
+        let limit = self.limit();
         if self.resident() > limit - limit / 8 && !self.asked.swap(true, Relaxed) {
             self.wakeup.raise();
         }
         Admission::Granted
     }
 
+    /// How many pages may be present beside the tables that there are. A part is left whatever
+    /// those are: with each page that goes they become fewer.
+    fn limit(&self) -> usize {
+        // RELAXED: here and below, numbers that guard nothing.
+        let (limit, tables) = (self.limit.load(Relaxed), self.tables.load(Relaxed));
+        let tables = (tables * PAGES_OF_TABLES).saturating_sub(FREE_PAGES);
+        limit.saturating_sub(tables).max(limit / 4)
+    }
+
+    /// So many blocks of records more are in use.
+    pub(crate) fn add_tables(&self, blocks: usize) {
+        self.tables.fetch_add(blocks, Relaxed);
+    }
+
+    /// So many blocks of records are not in use any more.
+    pub(crate) fn remove_tables(&self, blocks: usize) {
+        self.tables.fetch_sub(blocks, Relaxed);
+    }
+
     /// Takes so many pages if the bound lets them be present now.
     #[inline]
     pub(crate) fn take_now(&self, pages: usize) -> bool {
-        // RELAXED: here and below, numbers that guard nothing.
-        let limit = self.limit.load(Relaxed);
+        let limit = self.limit();
         let fits = |resident: usize| Some(resident + pages).filter(|&resident| resident <= limit);
         let taken = self.resident.fetch_update(Relaxed, Relaxed, fits);
         if let Ok(before) = taken {
@@ -110,7 +136,7 @@ impl Budget {
     /// Runs in the signal handler.
     #[inline]
     pub(crate) fn can_take(&self, pages: usize) -> bool {
-        pages <= self.limit.load(Relaxed).saturating_sub(self.stuck.load(Relaxed))
+        pages <= self.limit().saturating_sub(self.stuck.load(Relaxed))
     }
 
     #[cold]
@@ -161,7 +187,7 @@ impl Budget {
     pub(crate) fn wanted(&self, stuck: usize) -> Wanted {
         self.asked.store(false, Relaxed);
         self.stuck.store(stuck, Relaxed);
-        let limit = self.limit.load(Relaxed);
+        let limit = self.limit();
         let resident = self.resident.load(Relaxed);
         let mut short = self.short.swap(0, Relaxed);
         if resident.saturating_add(short) <= limit {
@@ -212,6 +238,13 @@ impl Budget {
 
     pub(crate) fn most_resident(&self) -> usize {
         self.most_resident.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+impl Budget {
+    pub(crate) fn tables(&self) -> usize {
+        self.tables.load(Relaxed)
     }
 }
 

@@ -24,7 +24,8 @@ pub enum Error {
          content to a plain file)"
     )]
     Empty,
-    /// The source does not fit in an address space.
+    /// So many bytes are not left anywhere in this process's address space, which has 128 TiB on
+    /// most processors, with the program somewhere between.
     #[error("{bytes} bytes do not fit in this process's address space")]
     TooLarge {
         /// The size of the source in bytes.
@@ -157,7 +158,8 @@ pub enum Error {
     Userfaultfd(#[from] OpenError),
     /// No memory at these addresses could be had from the kernel.
     #[error(
-        "mapping {bytes} bytes failed ({errno}): check ulimit -v, vm.max_map_count and filters"
+        "mapping {bytes} bytes failed ({errno}): check ulimit -v, vm.max_map_count, \
+         vm.overcommit_memory and filters"
     )]
     Memory {
         /// What was asked for, in bytes.

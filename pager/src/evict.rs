@@ -257,7 +257,7 @@ impl Rounds<'_> {
         let stays = |records: &Records, page| {
             records.is_dirty(page) || records.is_present(page) && records.is_held(page)
         };
-        let staying = mapping.records.times(stays).count();
+        let staying = mapping.records.count(stays);
         if mapping.backing.counted(staying) < self.budget.resident() {
             // Some is clean by now, or is being filled.
             return false;

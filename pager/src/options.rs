@@ -176,6 +176,8 @@ impl<M> Options<M> {
     /// filled longest ago; another one, if the region is writable, writes to the source what was
     /// written.
     ///
+    /// Pages are counted, and from 8 MiB on the [tables](crate::limits) that they need.
+    ///
     /// It must be at least four granules. A fault that finds the bound reached waits. Pages that
     /// cannot be written ([`on_write_back_failure`](Self::on_write_back_failure)), or that [devices
     /// hold](crate::limits#devices-that-write-to-a-region), stay, and count; what is clean is given
@@ -295,6 +297,7 @@ impl<M> Options<M> {
             on_failure: self.on_failure,
             on_write_back_failure: self.on_write_back_failure.0,
             budget,
+            clock: Arc::default(),
             counters: Counters::default(),
             staging: staging.map_err(no_memory)?,
             buffers,
@@ -324,7 +327,7 @@ impl<M> Options<M> {
         made.map_err(|errno| Error::Memory { bytes, errno })
     }
 
-    fn budget(&self, granule: usize) -> Result<Option<Budget>, Error> {
+    fn budget(&self, granule: usize) -> Result<Option<Arc<Budget>>, Error> {
         let Some(bytes) = self.resident else {
             return Ok(None);
         };
@@ -332,7 +335,7 @@ impl<M> Options<M> {
         if bytes < least {
             return Err(Error::Resident { bytes, least });
         }
-        Ok(Some(Budget::new(bytes / PAGE)))
+        Ok(Some(Arc::new(Budget::new(bytes / PAGE))))
     }
 }
 

@@ -93,6 +93,9 @@ pub(crate) fn evict_dirty(mapping: &Arc<Mapping>, run: &Range<usize>) -> Written
         Ok(None) => Written::default(),
         Err(error) => Written { error: Some(error), ..Written::default() },
     };
+    // The run was set off from what its tables are for too. Left, they go another time.
+    let whole = mapping.offsets(mapping.records.whole_blocks(&mapping.pages(run)));
+    let _ = excluded(mapping, &whole, |_, accesses| accesses.give_back_tables(run));
     Shard::mine().count_evicted(written.gone);
     written
 }
@@ -385,6 +388,7 @@ fn give_back_clean(
             gone += run.len() / PAGE;
         }
     }
+    accesses.give_back_tables(part);
     Ok(gone)
 }
 

@@ -166,10 +166,10 @@ impl Work<'_> {
             Retry::All => usize::MAX,
         };
         let pages = mapping.records.len();
-        let in_turn = (*first_retry..pages).chain(0..(*first_retry).min(pages));
-        let failed = in_turn
-            .filter(|&page| mapping.records.is_stuck(page) && !mapping.records.is_held(page));
-        for page in failed.take(most) {
+        let first = (*first_retry).min(pages);
+        let failed = |records: &Records, page| records.is_stuck(page) && !records.is_held(page);
+        let in_turn = [first..pages, 0..first].map(|pages| mapping.records.runs(pages, failed));
+        for page in in_turn.into_iter().flatten().flatten().take(most) {
             self.evict(mapping, mapping.offsets(page..page + 1));
             *first_retry = page + 1;
         }

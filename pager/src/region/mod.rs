@@ -268,7 +268,7 @@ impl Region {
             // Reserved until its pages are gone: no thread maps it before.
             match exclusion.remove_reserving() {
                 Ok((removed, reservation)) => {
-                    let gone = before.give_back();
+                    let gone = before.give_back_unmapped();
                     if gone.is_err() {
                         // They go before the part is mapped again.
                         mapping.set_has_leftovers();

@@ -56,7 +56,7 @@ impl Region {
             Ok(exclusion) => {
                 self.check_pins(&last)?;
                 let is_dirty =
-                    self.mapping.pages(&last).any(|page| self.mapping.records.is_dirty(page));
+                    self.mapping.records.has_any(self.mapping.pages(&last), Records::is_dirty);
                 if before < mapped {
                     if is_dirty {
                         self.read_behind(before..len.min(mapped), &exclusion)?;
@@ -125,7 +125,7 @@ impl Region {
             Err(error) => return Err(error),
             Ok(exclusion) => self.move_excluded(&new, exclusion)?,
         };
-        old.have_gone(old.records.times(Records::is_present).count().saturating_sub(copied));
+        old.have_gone(old.records.count(Records::is_present).saturating_sub(copied));
         *place = Arc::clone(&new);
         drop(place);
         self.mapping = new;
@@ -140,7 +140,7 @@ impl Region {
     ) -> Result<usize, Error> {
         let old = &self.mapping;
         let before = Accesses::of(&exclusion, old)?;
-        new.records.inherit_times(&old.records);
+        new.records.begin_later();
         let copied = before.make_readable().and_then(|()| copy::dirty_pages(old, new));
         let moved = copied.map_err(Error::Change).and_then(|copied| {
             for (part, access) in before.mapped() {
