@@ -44,8 +44,17 @@
 //!   any more (the page table since Linux 6.14, if it is built with `PT_RECLAIM`). What was never
 //!   touched takes nothing; for each GiB of which something was ever touched 12 KiB stay. With a
 //!   bound the first 8 MiB of tables are beside it, and more take the place of pages: where pages
-//!   are touched that are far apart, up to two thirds of a bound. Tables of huge pages are 4 KiB
-//!   for each GiB, and counted as twice that.
+//!   are touched that are far apart, up to two thirds of a bound; a fault takes up to two and a
+//!   half times as long there, since tables come and go with each page. Tables of huge pages are
+//!   4 KiB for each GiB, and counted as twice that.
+//! - *Which pages go*: no processor tells a process which of its pages are used. A page is known to
+//!   be used often only by coming again soon after it has gone, so each page that is used often
+//!   misses twice before it stays; a policy that knows of each access misses once. Beside a bound
+//!   are 24 bytes for each of its pages, for what came and went lately.
+//! - *Moving* a region with a bound ([`relocate`](crate::Region::relocate), and
+//!   [`resize`](crate::Region::resize) beyond its capacity) has what was written and not written
+//!   back twice, as long as it takes, and beside the bound. [Write it
+//!   back](crate::Region::write_back) first.
 //! - *Pages that cannot be written back* stay, count, and leave that much less of a bound. An
 //!   access that needs more pages at once than they leave fails after 10,000 pages have gone in
 //!   vain.

@@ -9,13 +9,13 @@ use pervma::{AddressSpace, Payload};
 use rustix::process::{Resource, getrlimit};
 
 use crate::Error;
-use crate::budget::Budget;
+use crate::budget::Share;
 use crate::buffers::Buffers;
 use crate::failure::{OnFailure, OnWriteBackFailure};
 use crate::holds::Holds;
 use crate::parts::Parts;
 use crate::reads::Reads;
-use crate::records::{BLOCK, Clock, Records};
+use crate::records::{BLOCK, Clock, Filling, Records};
 use crate::source::Source;
 use crate::staging::Staging;
 use crate::stats::Counters;
@@ -48,7 +48,8 @@ pub(crate) struct Backing<S: Source + ?Sized> {
     pub(crate) page_size: PageSize,
     pub(crate) on_failure: OnFailure,
     pub(crate) on_write_back_failure: Option<OnWriteBackFailure>,
-    pub(crate) budget: Option<Arc<Budget>>,
+    /// With a bound.
+    pub(crate) share: Option<Arc<Share>>,
     pub(crate) clock: Arc<Clock>,
     pub(crate) counters: Counters,
     /// Where written pages go to be written to the source; none where the kernel cannot move them.
@@ -215,8 +216,8 @@ impl Mapping {
         registered.map_err(Error::Register)?;
         // As the kernel's page tables have them: what is one for the kernel is a block of records.
         let lead = memory.range().start / page_size.bytes() % BLOCK;
-        let (clock, budget) = (Arc::clone(&backing.clock), backing.budget.clone());
-        let records = Records::new(len >> page_size.shift(), lead, clock, budget);
+        let (clock, share) = (Arc::clone(&backing.clock), backing.share.clone());
+        let records = Records::new(len >> page_size.shift(), lead, clock, share);
         let records = records.map_err(no_memory)?;
         let holds = Holds::default();
         Ok(Self { memory, records, holds, has_leftovers: AtomicBool::new(false), backing })
@@ -261,8 +262,8 @@ impl Mapping {
     pub(crate) fn have_gone(&self, pages: usize) {
         let pages = self.backing.counted(pages);
         self.backing.counters.mine().given_back.add(pages);
-        if let Some(budget) = &self.backing.budget {
-            budget.give(pages);
+        if let Some(share) = &self.backing.share {
+            share.give(pages);
         }
     }
 
@@ -316,6 +317,12 @@ impl Mapping {
         offset / self.backing.granule
     }
 
+    /// The pages of the granule of a page.
+    pub(crate) fn granule_pages(&self, page: usize) -> Range<usize> {
+        let pages = self.page_of(self.backing.granule).max(1);
+        page / pages * pages..(page / pages + 1).saturating_mul(pages)
+    }
+
     /// Whether a page is present, as far as the kernel tells. The caller has read-locked its VMA.
     pub(crate) fn is_page_present(&self, page: &Range<usize>) -> bool {
         self.records.is_present(self.page_of(page.start)) && self.memory.is_resident(page.start)
@@ -352,7 +359,7 @@ impl Mapping {
         content: Content<'_>,
         written: Option<&Range<usize>>,
     ) -> (usize, Outcome) {
-        let time = self.backing.budget.is_some().then(|| self.records.tick());
+        let how = self.filling(range.start);
         let page_size = self.backing.page_size.bytes();
         // A page by itself is filled as it is wanted, one among others is let be written by a call
         // of its own.
@@ -388,11 +395,7 @@ impl Mapping {
                 }
                 Err(_) => return (new, Outcome::Refused),
             };
-            let filled = part.start..part.start + copied;
-            let filled = self.records.fill(self.pages(&filled), dirty, time);
-            let filled = self.backing.counted(filled);
-            self.backing.counters.mine().pages.add(filled);
-            new += filled;
+            new += self.have_come(&(part.start..part.start + copied), dirty, how);
             parts.advance(copied);
         }
         let outcome = match written {
@@ -400,6 +403,25 @@ impl Mapping {
             _ => Outcome::Done,
         };
         (new, outcome)
+    }
+
+    /// How pages at an offset are filled now, with a bound.
+    fn filling(&self, offset: usize) -> Option<Filling> {
+        let share = self.backing.share.as_ref()?;
+        let granule = self.granule_of(offset);
+        let is_hot = share.budget().gone.has_come_again(self.backing.number, granule);
+        Some(Filling { time: self.records.tick(), is_hot })
+    }
+
+    /// The pages of a part were filled. How many were missing before, counted in pages of [`PAGE`].
+    fn have_come(&self, part: &Range<usize>, dirty: bool, how: Option<Filling>) -> usize {
+        let filled = self.records.fill(self.pages(part), dirty, how);
+        if let Some(share) = &self.backing.share {
+            share.filled(self.backing.number, self.page_of(part.start));
+        }
+        let filled = self.backing.counted(filled);
+        self.backing.counters.mine().pages.add(filled);
+        filled
     }
 
     /// Lets a page be written that is present, and remembers that it was. The caller has

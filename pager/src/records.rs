@@ -35,9 +35,9 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-use crate::budget::Budget;
+use crate::budget::Share;
 use crate::sys::{Errno, Words};
 
 /// The page is present, filled by this crate.
@@ -53,6 +53,8 @@ const STUCK: u64 = 8;
 const REFUSED: u64 = 16;
 /// It is to stay, or to stay when it has come: some thread holds it.
 const HELD: u64 = 32;
+/// It was filled again soon after it had gone.
+const HOT: u64 = 64;
 /// A time is a multiple of this. What is below is flags in a record, and in the words above how
 /// many of those below it are in use.
 const TICK: u64 = 1 << 10;
@@ -78,6 +80,20 @@ impl Clock {
     }
 }
 
+/// How pages were filled, in a region that has a bound.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Filling {
+    pub(crate) time: u64,
+    /// Soon after they had gone.
+    pub(crate) is_hot: bool,
+}
+
+impl Filling {
+    fn record(self) -> u64 {
+        self.time | if self.is_hot { HOT } else { 0 }
+    }
+}
+
 /// The records of the pages of a mapping.
 #[derive(Debug)]
 pub(crate) struct Records {
@@ -89,7 +105,85 @@ pub(crate) struct Records {
     pages: usize,
     pub(crate) clock: Arc<Clock>,
     /// What blocks in use count in.
-    budget: Option<Arc<Budget>>,
+    share: Option<Arc<Share>>,
+    /// With a bound.
+    counts: Counts,
+}
+
+/// How many pages there are of a kind.
+#[derive(Debug, Default)]
+struct Counts([AtomicUsize; Kind::ALL]);
+
+/// Kinds of pages; some are of several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Present, but held, or their write-back has failed.
+    Fixed,
+    /// Their write-back has failed.
+    Stuck,
+    /// Present, and cannot go as they are: held, or to be written.
+    Staying,
+    /// The bound was reached.
+    Refused,
+}
+
+impl Kind {
+    const ALL: usize = 4;
+
+    /// The kinds that a page is of, by its record: a bit for each.
+    fn of(record: u64) -> usize {
+        let is_held = record & (PRESENT | HELD) == PRESENT | HELD;
+        let (is_stuck, is_dirty) = (record & STUCK != 0, record & DIRTY != 0);
+        usize::from(is_stuck || is_held)
+            | usize::from(is_stuck) << 1
+            | usize::from(is_dirty || is_held) << 2
+            | usize::from(record & REFUSED != 0) << 3
+    }
+}
+
+impl Counts {
+    /// A record has changed. As plain as can be: unoptimised, it runs on a small signal stack.
+    fn note(&self, before: u64, after: u64) {
+        let (before, after) = (Kind::of(before), Kind::of(after));
+        let mut kind = 0;
+        while before != after && kind < Kind::ALL {
+            let (was, is) = (before >> kind & 1, after >> kind & 1);
+            // RELAXED: numbers that guard nothing.
+            if was < is {
+                self.0[kind].fetch_add(1, Relaxed);
+            } else if is < was {
+                self.0[kind].fetch_sub(1, Relaxed);
+            }
+            kind += 1;
+        }
+    }
+}
+
+/// A change of a record.
+struct Change {
+    /// It is for records that have this flag of `looks_at`, or none.
+    has: u64,
+    looks_at: u64,
+    /// What stays of it, flags or time.
+    keeps: u64,
+    /// What it has then.
+    set: u64,
+}
+
+impl Change {
+    /// Of all records.
+    const fn all(keeps: u64, set: u64) -> Self {
+        Self { has: 0, looks_at: 0, keeps, set }
+    }
+
+    /// Of those that have a flag, or of those that do not.
+    const fn those(looks_at: u64, has: bool, set: u64) -> Self {
+        Self { has: if has { looks_at } else { 0 }, looks_at, keeps: u64::MAX, set }
+    }
+
+    fn is_for(&self, record: u64) -> bool {
+        record & self.looks_at == self.has
+    }
 }
 
 impl Records {
@@ -99,7 +193,7 @@ impl Records {
         pages: usize,
         lead: usize,
         clock: Arc<Clock>,
-        budget: Option<Arc<Budget>>,
+        share: Option<Arc<Share>>,
     ) -> Result<Self, Errno> {
         let (mut levels, mut next, mut words) = (Vec::new(), 0, lead + pages);
         loop {
@@ -112,7 +206,8 @@ impl Records {
             words = words.div_ceil(BLOCK);
         }
         let words = Words::zeroed(next)?;
-        Ok(Self { words, levels: levels.into(), lead, pages, clock, budget })
+        let (levels, counts) = (levels.into(), Counts::default());
+        Ok(Self { words, levels, lead, pages, clock, share, counts })
     }
 
     #[inline]
@@ -140,18 +235,37 @@ impl Records {
         if self.is_in_use(page) { self.level(0)[self.lead + page].load(Relaxed) } else { 0 }
     }
 
-    /// Changes a page's record, unless `change` does not; what it was before.
+    /// Changes a page's record, if the change is for such; what it was before.
+    ///
+    /// As plain as can be: unoptimised, it runs on a small signal stack.
     #[inline]
-    fn change(&self, page: usize, change: impl Fn(u64) -> Option<u64>) -> u64 {
+    fn change(&self, page: usize, change: &Change) -> u64 {
         if !self.is_in_use(page) {
-            if change(0).unwrap_or(0) == 0 {
+            if !change.is_for(0) || change.set == 0 {
                 return 0;
             }
             self.begin_use((self.lead + page) >> BLOCK_SHIFT);
         }
+        let record = &self.level(0)[self.lead + page];
         // RELAXED: R1.
-        let changed = self.level(0)[self.lead + page].fetch_update(Relaxed, Relaxed, change);
-        changed.unwrap_or_else(|unchanged| unchanged)
+        let mut before = record.load(Relaxed);
+        while change.is_for(before) {
+            let after = before & change.keeps | change.set;
+            match record.compare_exchange_weak(before, after, Relaxed, Relaxed) {
+                Ok(_) => {
+                    self.counts.note(before, after);
+                    break;
+                }
+                Err(now) => before = now,
+            }
+        }
+        before
+    }
+
+    /// How many pages there are of a kind, in a region that has a bound.
+    pub(crate) fn number_of(&self, kind: Kind) -> usize {
+        // RELAXED: a number that guards nothing.
+        self.counts.0[kind as usize].load(Relaxed)
     }
 
     /// A block is in use from now on.
@@ -163,8 +277,8 @@ impl Records {
             // Another thread was faster.
             return;
         }
-        if let Some(budget) = &self.budget {
-            budget.add_tables(1);
+        if let Some(share) = &self.share {
+            share.add_table();
         }
         let mut at = block;
         for level in 2..self.levels.len() {
@@ -187,8 +301,8 @@ impl Records {
         for block in blocks {
             // What its records said of times is to be said by it. RELAXED: R4.
             self.level(1)[block].store(time, Relaxed);
-            if let Some(budget) = &self.budget {
-                budget.remove_tables(1);
+            if let Some(share) = &self.share {
+                share.remove_table();
             }
             let mut at = block;
             for level in 2..self.levels.len() {
@@ -315,19 +429,21 @@ impl Records {
         self.record(page) & flag != 0
     }
 
-    /// The pages were filled by the caller, who holds the read lock; at that time, if it matters
-    /// when. How many were missing before.
+    /// The pages were filled by the caller, who holds the read lock; how, if that matters. How many
+    /// were missing before.
     #[inline]
-    pub(crate) fn fill(&self, pages: Range<usize>, dirty: bool, time: Option<u64>) -> usize {
+    pub(crate) fn fill(&self, pages: Range<usize>, dirty: bool, how: Option<Filling>) -> usize {
+        let kept = if dirty { HELD } else { HELD | DIRTY };
+        let set = PRESENT | if dirty { DIRTY } else { 0 };
+        // R1. Only one fill of a missing page succeeds, and others mark writes only when this has
+        // been stored.
+        let change = match how {
+            Some(how) => Change::all(kept, set | how.record()),
+            None => Change::all(kept | !BELOW, set),
+        };
         let mut new = 0;
         for page in pages {
-            // R1. Only one fill of a missing page succeeds, and others mark writes only when this
-            // has been stored.
-            let old = self.change(page, |old| {
-                let time = time.unwrap_or(old & !BELOW);
-                Some(time | PRESENT | old & HELD | if dirty { DIRTY } else { old & DIRTY })
-            });
-            new += usize::from(old & PRESENT == 0);
+            new += usize::from(self.change(page, &change) & PRESENT == 0);
         }
         new
     }
@@ -335,8 +451,7 @@ impl Records {
     /// A page that is present is about to be written, by a holder of the read lock; whether it is
     /// present.
     pub(crate) fn mark_dirty(&self, page: usize) -> bool {
-        let mark = |record| (record & PRESENT != 0).then_some(record | DIRTY);
-        self.change(page, mark) & PRESENT != 0
+        self.change(page, &Change::those(PRESENT, true, DIRTY)) & PRESENT != 0
     }
 
     /// The bytes of a page could not be had, or met the bound, unless another thread had them and
@@ -344,13 +459,13 @@ impl Records {
     pub(crate) fn mark_failed(&self, page: usize, is_refused: bool) {
         let how = if is_refused { FAILED | REFUSED } else { FAILED };
         // It failed already if it is present by now, and nothing is to be done.
-        self.change(page, |record| (record & PRESENT == 0).then_some(record | how));
+        self.change(page, &Change::those(PRESENT, false, how));
     }
 
     /// The pages were written to the source, by the caller, who excludes them.
     pub(crate) fn mark_clean(&self, pages: Range<usize>) {
         for page in pages {
-            self.change(page, |record| Some(record & !(DIRTY | STUCK)));
+            self.change(page, &Change::all(!(DIRTY | STUCK), 0));
         }
     }
 
@@ -359,7 +474,7 @@ impl Records {
     pub(crate) fn mark_stuck(&self, pages: Range<usize>) {
         for page in pages {
             // Nothing is to be done for a clean one.
-            self.change(page, |record| (record & DIRTY != 0).then_some(record | STUCK));
+            self.change(page, &Change::those(DIRTY, true, STUCK));
         }
     }
 
@@ -369,7 +484,7 @@ impl Records {
         let mut gone = 0;
         for page in self.pages_in_use(pages) {
             // Who holds it fills it again.
-            gone += (self.change(page, |old| Some(old & !BELOW | old & HELD)) & PRESENT) as usize;
+            gone += (self.change(page, &Change::all(!BELOW | HELD, 0)) & PRESENT) as usize;
         }
         gone
     }
@@ -404,14 +519,14 @@ impl Records {
     /// is held, which the VMA's lock, taken afterwards, makes seen by who excludes the page.
     pub(crate) fn hold(&self, pages: Range<usize>) {
         for page in pages {
-            self.change(page, |record| Some(record | HELD));
+            self.change(page, &Change::all(u64::MAX, HELD));
         }
     }
 
     /// The pages are held no longer. Seen late, they stay a little longer.
     pub(crate) fn let_go(&self, pages: Range<usize>) {
         for page in pages {
-            self.change(page, |record| Some(record & !HELD));
+            self.change(page, &Change::all(!HELD, 0));
         }
     }
 
@@ -493,36 +608,15 @@ impl Records {
         self.pages_in_use(0..self.pages).filter(|&page| property(self, page)).count()
     }
 
-    /// The times at which the pages that have the property were filled, in the order of the pages.
-    pub(crate) fn times(
-        &self,
-        mut property: impl FnMut(&Self, usize) -> bool,
-    ) -> impl Iterator<Item = u64> {
-        let pages = self.pages_in_use(0..self.pages).filter(move |&page| property(self, page));
-        pages.map(|page| self.record(page) & !BELOW)
-    }
-
-    /// Whether a page was filled at this time or earlier.
-    pub(crate) fn is_older(&self, page: usize, time: u64) -> bool {
-        self.record(page) & !BELOW <= time
+    /// When a page that is present was filled, in a region that has a bound.
+    pub(crate) fn filled_at(&self, page: usize) -> Option<Filling> {
+        let record = self.record(page);
+        let filling = Filling { time: record & !BELOW, is_hot: record & HOT != 0 };
+        (record & PRESENT != 0).then_some(filling)
     }
 
     pub(crate) fn len(&self) -> usize {
         self.pages
-    }
-}
-
-impl Drop for Records {
-    fn drop(&mut self) {
-        if let Some(budget) = &self.budget {
-            let mut blocks = 0;
-            let mut next = 0;
-            while let Some(page) = self.next_in_use(next..self.pages) {
-                blocks += 1;
-                next = self.whole_blocks(&(page..page + 1)).end;
-            }
-            budget.remove_tables(blocks);
-        }
     }
 }
 
@@ -538,12 +632,16 @@ impl Records {
 mod tests {
     use super::*;
 
+    fn filling(records: &Records) -> Option<Filling> {
+        Some(Filling { time: records.tick(), is_hot: false })
+    }
+
     #[test]
     fn a_page_has_a_history() {
         let records = Records::for_test(10);
         assert_eq!(records.time(0..10), 0);
         assert_eq!(records.fill(2..5, false, None), 3);
-        assert_eq!(records.fill(4..6, true, Some(records.tick())), 1);
+        assert_eq!(records.fill(4..6, true, filling(&records)), 1);
         assert!(!records.mark_dirty(0), "it is missing");
         assert!(records.mark_dirty(2));
         let runs = |property: fn(&Records, usize) -> bool| {
@@ -557,12 +655,12 @@ mod tests {
         assert_eq!(records.forget(0..5), 3);
         assert!(records.time(0..5) > before && records.time(5..6) == before);
         assert_eq!(runs(Records::is_present), vec![5..6]);
-        assert_eq!(records.times(Records::is_present).collect::<Vec<_>>(), [before]);
+        assert_eq!(records.filled_at(5).map(|filling| filling.time), Some(before));
+        assert!(records.filled_at(4).is_none() && records.count(Records::is_present) == 1);
         records.mark_stuck(5..6);
         assert!(records.is_stuck(5) && records.is_dirty(5) && !records.is_evictable(5));
         records.mark_clean(5..6);
         assert!(!records.is_stuck(5) && records.is_evictable(5));
-        assert!(records.is_older(5, before) && !records.is_older(5, before - 1));
         records.mark_failed(9, false);
         records.mark_failed(8, true);
         records.mark_failed(5, false);
@@ -578,7 +676,7 @@ mod tests {
     fn a_page_is_held_whatever_becomes_of_it() {
         let records = Records::for_test(4);
         records.hold(1..3);
-        records.fill(0..4, false, Some(records.tick()));
+        records.fill(0..4, false, filling(&records));
         let evictable = || records.runs(0..4, Records::is_evictable).collect::<Vec<_>>();
         assert_eq!(evictable(), [0..1, 3..4]);
         assert_eq!(records.forget(1..2), 1);
@@ -598,9 +696,9 @@ mod tests {
             (state >> 33) as usize % below
         };
         for lead in [0, 1, 511] {
-            let budget = Arc::new(Budget::new(4096));
+            let share = Arc::new(Share::for_test(4096));
             let records =
-                Records::new(PAGES, lead, Arc::default(), Some(Arc::clone(&budget))).unwrap();
+                Records::new(PAGES, lead, Arc::default(), Some(Arc::clone(&share))).unwrap();
             let (mut present, mut times) = (vec![false; PAGES], vec![0; PAGES]);
             for step in 0..3000 {
                 let centre = [0, 511, 512, 1 << 18, PAGES - 1][random(5)];
@@ -610,10 +708,10 @@ mod tests {
                 let before = records.time(pages.clone());
                 if random(2) == 0 && pages.len() <= 1500 {
                     let new = present[pages.clone()].iter().filter(|present| !**present).count();
-                    let time = records.tick();
-                    assert_eq!(records.fill(pages.clone(), false, Some(time)), new);
+                    let filling = filling(&records);
+                    assert_eq!(records.fill(pages.clone(), false, filling), new);
                     present[pages.clone()].fill(true);
-                    times[pages.clone()].fill(time);
+                    times[pages.clone()].fill(filling.unwrap().time);
                 } else {
                     let gone = present[pages.clone()].iter().filter(|present| **present).count();
                     assert_eq!(records.forget(pages.clone()), gone);
@@ -641,16 +739,12 @@ mod tests {
                         .filter(|&page| present[page])
                         .map(|page| (lead + page) / BLOCK)
                         .collect();
-                    assert_eq!(budget.tables(), full.len(), "blocks in use");
-                    assert!(
-                        (0..PAGES)
-                            .filter(|&page| present[page])
-                            .all(|page| { records.is_older(page, times[page]) })
-                    );
+                    assert_eq!(share.tables(), full.len(), "blocks in use");
+                    assert!((0..PAGES).filter(|&page| present[page]).all(|page| {
+                        records.filled_at(page).is_some_and(|filling| filling.time == times[page])
+                    }));
                 }
             }
-            drop(records);
-            assert_eq!(budget.tables(), 0);
         }
     }
 }

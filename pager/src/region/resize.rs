@@ -101,7 +101,9 @@ impl Region {
     }
 
     /// Moves the region to other addresses, with space for `capacity` bytes there, and at least for
-    /// its length. What was written moves; other pages are filled from the source again.
+    /// its length. What was written and not [written back](Self::write_back) moves, and is present
+    /// twice until all has moved, also beyond a [bound](crate::Options::resident); other pages are
+    /// filled from the source again.
     ///
     /// Accesses to the old addresses are SIGSEGV from now on, until something else is mapped there.
     ///
