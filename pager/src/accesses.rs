@@ -6,6 +6,7 @@ use pervma::Exclusion;
 
 use crate::Error;
 use crate::mapping::{Mapping, Piece};
+use crate::records::Records;
 use crate::sys::{Access, Errno};
 
 /// What may be accessed in a part of a region that is excluded, to change it and to change it back.
@@ -13,6 +14,8 @@ pub(crate) struct Accesses<'m> {
     mapping: &'m Mapping,
     /// All of it, in order; `None` where nothing is mapped.
     parts: Vec<(Range<usize>, Option<Access>)>,
+    /// What is excluded with it, and mapped without a gap: its VMAs, which may reach beyond it.
+    excluded: Vec<Range<usize>>,
 }
 
 impl<'m> Accesses<'m> {
@@ -24,8 +27,15 @@ impl<'m> Accesses<'m> {
         let mut parts = Vec::new();
         let most = 2 * exclusion.iter().count() + 1;
         parts.try_reserve_exact(most).map_err(|_| Error::Change(Errno::NOMEM))?;
+        let mut excluded: Vec<Range<usize>> = Vec::new();
+        excluded.try_reserve_exact(most).map_err(|_| Error::Change(Errno::NOMEM))?;
         let mut next = within.start;
         for (vma, piece) in exclusion.iter() {
+            let all = mapping.offset_of(vma.start)..mapping.offset_of(vma.end);
+            match excluded.last_mut() {
+                Some(last) if last.end == all.start => last.end = all.end,
+                _ => excluded.push(all),
+            }
             let vma = vma.start.max(within.start)..vma.end.min(within.end);
             parts.push((next..vma.start, None));
             next = vma.end;
@@ -36,7 +46,7 @@ impl<'m> Accesses<'m> {
         for (part, _) in &mut parts {
             *part = mapping.offset_of(part.start)..mapping.offset_of(part.end);
         }
-        Ok(Self { mapping, parts })
+        Ok(Self { mapping, parts, excluded })
     }
 
     /// The first part that is not mapped.
@@ -76,9 +86,30 @@ impl<'m> Accesses<'m> {
         Ok(())
     }
 
-    /// Gives back the pages of what is mapped.
+    /// Gives back the pages of what is mapped, and tables that are for nothing any more.
     pub(crate) fn give_back(&self) -> Result<(), Errno> {
+        self.give_back_pages()?;
+        self.mapped().for_each(|(part, _)| self.give_back_tables(&part));
+        Ok(())
+    }
+
+    /// As [`give_back`](Self::give_back), of what was unmapped since: only that is still reserved.
+    pub(crate) fn give_back_unmapped(&self) -> Result<(), Errno> {
+        self.give_back_pages()?;
+        self.mapped().for_each(|(part, _)| self.mapping.give_back_tables(&part, &part));
+        Ok(())
+    }
+
+    fn give_back_pages(&self) -> Result<(), Errno> {
         self.mapped().try_for_each(|(part, _)| self.mapping.give_back(&part))
+    }
+
+    /// Gives back the tables of a part that are for nothing any more, where it is excluded.
+    pub(crate) fn give_back_tables(&self, part: &Range<usize>) {
+        let touches = |all: &&Range<usize>| all.start < part.end && part.start < all.end;
+        for excluded in self.excluded.iter().filter(touches) {
+            self.mapping.give_back_tables(part, excluded);
+        }
     }
 
     /// Lets what was written be read.
@@ -86,7 +117,7 @@ impl<'m> Accesses<'m> {
         let records = &self.mapping.records;
         for (part, access) in self.mapped() {
             if access == Access::None
-                && self.mapping.pages(&part).any(|page| records.is_dirty(page))
+                && records.has_any(self.mapping.pages(&part), Records::is_dirty)
             {
                 self.mapping.memory.protect(part, Access::Read)?;
             }

@@ -12,6 +12,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::mapping::Mapping;
+use crate::records::Filling;
 use crate::sys::{CopyError, Errno, Fill, Memory};
 
 const WORD: usize = size_of::<u64>();
@@ -150,7 +151,8 @@ pub(crate) fn dirty_pages(old: &Mapping, new: &Mapping) -> Result<usize, Errno> 
                 Err(_) => return Err(Errno::INVAL),
             }
         }
-        copied += new.records.fill(new.pages(&part), true, Some(new.records.tick()));
+        let filling = Filling { time: new.records.tick(), is_hot: false };
+        copied += new.records.fill(new.pages(&part), true, Some(filling));
     }
     Ok(copied)
 }

@@ -24,7 +24,8 @@ pub enum Error {
          content to a plain file)"
     )]
     Empty,
-    /// The source does not fit in an address space.
+    /// So many bytes are not left anywhere in this process's address space, which has 128 TiB on
+    /// most processors, with the program somewhere between.
     #[error("{bytes} bytes do not fit in this process's address space")]
     TooLarge {
         /// The size of the source in bytes.
@@ -69,6 +70,19 @@ pub enum Error {
         bytes: usize,
         /// Four granules.
         least: usize,
+    },
+    /// Watermarks that no bound can be kept between.
+    #[error(
+        "watermarks of {low} and {high} bytes: the low one must be two granules at least and below \
+         the high one by a page, and that not above the bound of {bound} bytes"
+    )]
+    Watermarks {
+        /// Where pages stop to go, in bytes.
+        low: usize,
+        /// Where they begin to.
+        high: usize,
+        /// The bound.
+        bound: usize,
     },
     /// Pages that are written must be given back at times, and the source cannot take them.
     #[error("the source cannot be written: a writable region of bounded size needs one that can")]
@@ -139,14 +153,14 @@ pub enum Error {
     /// More pages were to be pinned than the region's bound lets stay.
     #[error(
         "{bytes} bytes cannot be pinned beside {held} that are held: three quarters of the bound of \
-         {bound} resident bytes may be"
+         {bound} resident bytes (Options::resident, Bound) may be"
     )]
     PinBeyondBound {
         /// What was asked for, in bytes of whole pages.
         bytes: usize,
-        /// What was pinned already, or is being prefetched.
+        /// What was pinned already, or is being prefetched, of all regions that share the bound.
         held: usize,
-        /// The [bound](crate::Options::resident) in bytes.
+        /// The bound in bytes: [its own](crate::Options::resident), or a [`Bound`](crate::Bound).
         bound: usize,
     },
     /// A page could not be had in advance.
@@ -157,7 +171,8 @@ pub enum Error {
     Userfaultfd(#[from] OpenError),
     /// No memory at these addresses could be had from the kernel.
     #[error(
-        "mapping {bytes} bytes failed ({errno}): check ulimit -v, vm.max_map_count and filters"
+        "mapping {bytes} bytes failed ({errno}): check ulimit -v, vm.max_map_count, \
+         vm.overcommit_memory and filters"
     )]
     Memory {
         /// What was asked for, in bytes.
@@ -227,8 +242,12 @@ pub enum Refusal {
     /// The source could not deliver the page, or the kernel has no memory for it.
     #[error("its page cannot be had")]
     Unavailable,
-    /// The [bound](crate::Options::resident) is reached, and no page can be given back.
-    #[error("the bound of resident pages is reached, and none can be given back")]
+    /// The bound, its [own](crate::Options::resident) or one that it
+    /// [shares](crate::Options::bound), is reached, and no page can be given back.
+    #[error(
+        "the bound of resident pages (Options::resident, Bound) is reached, and none can be given \
+         back"
+    )]
     BoundReached,
     /// The thread is in a method of this region's source, and would wait for itself.
     #[error("it is accessed in a method of the region's source")]

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use pervma::{ReadError, ReadGuard};
 
-use crate::budget::Admission;
+use crate::budget::{Admission, Wait};
 use crate::failure::OnFailure;
 use crate::mapping::{Backing, Content, Mapping, Outcome, PAGE, Piece, Poisoned, SOURCES, SPACE};
 use crate::source::{ReadFailed, Source};
@@ -40,6 +40,8 @@ pub(crate) enum Verdict {
     Changed { granule: Range<usize> },
     /// Nothing could be done now: it is to fault again, later.
     Later,
+    /// The bound is reached: it is to fault again when pages have gone.
+    NoRoom(Wait),
     /// Another thread reads its granule, the one of this number. All but a handler thread have
     /// waited for it, and repeat the access.
     UnderWay { granule: usize },
@@ -176,10 +178,10 @@ fn find(
         insists: !matches!(server, Server::Caller { insists: false, .. }),
     };
     if mapping.records.was_refused(number)
-        && let Some(budget) = &backing.budget
+        && let Some(share) = &backing.share
     {
         // A system call. The bound may allow this access.
-        budget.wakeup.raise();
+        share.raise();
         return Err(Verdict::Later);
     }
     if mapping.records.has_failed(number) {
@@ -212,6 +214,7 @@ fn conclude(fault: &Fault, cause: Cause, new: usize, end: End) -> Verdict {
         }
         End::Gone => fault.changed(),
         End::Later => Verdict::Later,
+        End::NoRoom(wait) => Verdict::NoRoom(wait),
         End::UnderWay { granule } => Verdict::UnderWay { granule },
         End::Failed => fault.failed(false),
         End::Refused => fault.failed(true),
@@ -222,6 +225,8 @@ fn conclude(fault: &Fault, cause: Cause, new: usize, end: End) -> Verdict {
 enum End {
     Done,
     Later,
+    /// The bound is reached, and pages are about to go.
+    NoRoom(Wait),
     Gone,
     /// Another thread reads its granule.
     UnderWay {
@@ -238,7 +243,7 @@ impl End {
         match self {
             Self::Done => counters.mine().faults.add(1),
             Self::Failed | Self::Refused => counters.mine().failures.add(1),
-            Self::Later | Self::Gone | Self::UnderWay { .. } => {}
+            Self::Later | Self::NoRoom(_) | Self::Gone | Self::UnderWay { .. } => {}
         }
     }
 }
@@ -270,16 +275,16 @@ impl<'a> Taken<'a> {
         fault: &Fault,
     ) -> Result<Self, End> {
         let pages = chunk.len() / PAGE;
-        let Some(budget) = &backing.budget else {
+        let Some(share) = &backing.share else {
             return Ok(Self { backing, pages });
         };
-        if *chunk != fault.page && !budget.can_take(pages) {
+        if *chunk != fault.page && !share.can_take(pages) {
             return Err(End::Failed);
         }
-        match budget.take(pages, fault.again, fault.insists) {
+        match share.take(pages, fault.again, fault.insists) {
             Admission::Granted => Ok(Self { backing, pages }),
-            Admission::Later if !rest.is_refused => Err(End::Later),
-            Admission::Later | Admission::Refused => Err(End::Refused),
+            Admission::Later(wait) if !rest.is_refused => Err(End::NoRoom(wait)),
+            Admission::Later(_) | Admission::Refused => Err(End::Refused),
         }
     }
 
@@ -303,8 +308,8 @@ impl<'a> Taken<'a> {
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        if let Some(budget) = &self.backing.budget {
-            budget.give(self.pages);
+        if let Some(share) = &self.backing.share {
+            share.give(self.pages);
         }
     }
 }

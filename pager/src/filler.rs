@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use pervma::ReadError;
 
+use crate::budget::Wait;
 use crate::buffers::Buffers;
 use crate::error::Refusal;
 use crate::fault::{self, Cause, Server, Verdict};
@@ -41,6 +42,14 @@ enum Next<V> {
     Fill(Cause),
     /// Another thread is changing what is there.
     Wait,
+}
+
+/// Why a page could not be filled now.
+enum PutOff {
+    /// Something is just being changed.
+    Later,
+    /// The bound is reached.
+    NoRoom(Wait),
 }
 
 impl<'m> Filler<'m> {
@@ -84,13 +93,18 @@ impl<'m> Filler<'m> {
                 Next::Fill(cause) => Some(cause),
                 Next::Wait => None,
             };
-            is_put_off = match cause {
-                Some(cause) => !self.fill(addr, cause, is_put_off, need != Need::Ahead)?,
-                None => true,
+            let put_off = match cause {
+                Some(cause) => self.fill(addr, cause, is_put_off, need != Need::Ahead)?,
+                None => Some(PutOff::Later),
             };
-            if is_put_off {
-                times += 1;
-                rest(times);
+            is_put_off = put_off.is_some();
+            match put_off {
+                None => {}
+                Some(PutOff::NoRoom(wait)) => wait.wait(),
+                Some(PutOff::Later) => {
+                    times += 1;
+                    rest(times);
+                }
             }
         }
     }
@@ -144,14 +158,14 @@ impl<'m> Filler<'m> {
         Ok(Next::Done(work()))
     }
 
-    /// Serves a fault that an access would make; `false` if that could not be done now.
+    /// Serves a fault that an access would make, or says what to wait for.
     fn fill(
         &mut self,
         addr: usize,
         cause: Cause,
         is_put_off: bool,
         insists: bool,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<Option<PutOff>, Refusal> {
         let backing = &self.mapping.backing;
         if backing.source.bytes().is_none() && self.buffer.is_empty() {
             self.buffer = vec![0; backing.granule.min(Buffers::MOST)];
@@ -160,14 +174,15 @@ impl<'m> Filler<'m> {
         match fault::serve(addr, cause, is_put_off, caller) {
             Verdict::Filled { pages, .. } => {
                 self.came += pages * PAGE;
-                Ok(true)
+                Ok(None)
             }
             // Or it was unmapped, as the next look says.
-            Verdict::UnderWay { .. } | Verdict::PassOn => Ok(true),
+            Verdict::UnderWay { .. } | Verdict::PassOn => Ok(None),
             Verdict::Present { number, time, .. } => {
-                fault::may_repeat(number, addr, time).then_some(true).ok_or(Refusal::Unavailable)
+                fault::may_repeat(number, addr, time).then_some(None).ok_or(Refusal::Unavailable)
             }
-            Verdict::Changed { .. } | Verdict::Later => Ok(false),
+            Verdict::Changed { .. } | Verdict::Later => Ok(Some(PutOff::Later)),
+            Verdict::NoRoom(wait) => Ok(Some(PutOff::NoRoom(wait))),
             Verdict::Failed { is_refused: true, .. } => Err(Refusal::BoundReached),
             Verdict::Failed { .. } => Err(Refusal::Unavailable),
         }

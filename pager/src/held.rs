@@ -21,7 +21,7 @@ impl<'m> Held<'m> {
     pub(crate) fn extend(&self, end: usize) -> bool {
         let backing = &self.mapping.backing;
         self.mapping.holds.extend(self.number, end, &self.mapping.records, |pages| {
-            backing.budget.as_ref().is_none_or(|budget| budget.hold(backing.counted(pages)))
+            backing.share.as_ref().is_none_or(|share| share.hold(backing.counted(pages)))
         })
     }
 }
@@ -35,8 +35,8 @@ impl Drop for Held<'_> {
         // If they cannot be blocked, it goes on without.
         let _blocked = SignalsBlocked::new();
         let pages = self.mapping.holds.end(self.number, &self.mapping.records);
-        if let Some(budget) = &self.mapping.backing.budget {
-            budget.let_go(self.mapping.backing.counted(pages));
+        if let Some(share) = &self.mapping.backing.share {
+            share.let_go(self.mapping.backing.counted(pages));
         }
     }
 }

@@ -42,6 +42,12 @@ impl Holds {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Does something while no thread begins to hold pages, or ends it.
+    pub(crate) fn locked(&self, work: impl FnOnce()) {
+        let _list = self.list();
+        work();
+    }
+
     /// A new one, of no pages, from that page on. Its number.
     pub(crate) fn begin(&self, first: usize, how: Hold) -> u64 {
         let mut list = self.list();
@@ -105,6 +111,7 @@ impl Holds {
         pages
     }
 }
+
 impl List {
     fn held_by_none(&self, run: Range<usize>) -> Vec<Range<usize>> {
         let mut rest = vec![run];
@@ -126,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_page_is_held_as_long_as_any_holds_it() {
-        let (holds, records) = (Holds::default(), Records::new(20).unwrap());
+        let (holds, records) = (Holds::default(), Records::for_test(20));
         let held = || (0..20).filter(|&page| records.is_held(page)).collect::<Vec<_>>();
         let hold = |pages: Range<usize>, expected: usize| {
             let number = holds.begin(pages.start, Hold::AgainstEviction);
@@ -148,7 +155,7 @@ mod tests {
 
     #[test]
     fn what_is_pinned_is_told_apart() {
-        let (holds, records) = (Holds::default(), Records::new(20).unwrap());
+        let (holds, records) = (Holds::default(), Records::for_test(20));
         let hold = |pages: Range<usize>, how| {
             let number = holds.begin(pages.start, how);
             assert!(holds.extend(number, pages.end, &records, |_| true));

@@ -6,9 +6,10 @@
 //! - *Handler threads*, of regions in thread mode: they read faults and do the same.
 //! - *Threads that fill pages before they touch them* (`filler.rs`), for operations that return
 //!   errors: they do the same outside of a handler, and copy under the read lock of the VMA.
-//! - *Evictors*, one for each region with a bound: they give back what is clean, and never wait for
-//!   the source.
-//! - *Writers*, one for each of these that is writable: they write to the source what has to go.
+//! - *Evictors*, one for each bound: they give back what is clean of its regions, and never wait
+//!   for a source.
+//! - *Writers*, one for each region with a bound that is writable: they write to the source what
+//!   has to go.
 //! - *Threads that map, change and drop regions*: they edit the one address space of the process
 //!   that holds all regions, and exclude faults from the VMAs they change.
 //! - *The kernel*: a userfaultfd for each region, so that regions share no queue.
@@ -23,9 +24,9 @@
 //!    Changes in the way: the access is repeated a little later.
 //! 3. A write to a protected page: the page's record says now that it was written; the page may be
 //!    written; done.
-//! 4. If the region has a bound, pages are taken from its budget; if none are left, the access is
-//!    repeated when the evictor has given pages back. It fails if no page can be given back:
-//!    nothing is clean, and nothing can be written.
+//! 4. If the region has a bound, pages are taken from its budget; if none are left, the thread
+//!    sleeps until the evictor has given pages back, and repeats the access. It fails if no page
+//!    can be given back: nothing is clean, and nothing can be written.
 //! 5. If another thread reads the granule, its end is awaited, and the access is repeated: the
 //!    handler sleeps by a futex; a handler thread leaves the fault to the thread that reads, and
 //!    serves others. Otherwise what is missing of the granule is read, into a buffer of the region:

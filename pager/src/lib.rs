@@ -23,6 +23,7 @@
 //! | an error in place of a signal when a page cannot be had | [`Region::read_checked`] |
 //! | pages to be there before they are touched | [`Region::prefetch`] |
 //! | pages to stay, for system calls and devices | [`Region::pin`] |
+//! | one bound of resident pages for several regions | [`Bound`] |
 //! | more pages a fault, huge pages, a bound of resident pages, a hook for failures | [`Options`] |
 //! | what is zeros not to be read, and to take no memory | [`Source::zeros`], in files by itself |
 //! | SIGBUS to be handled after others have taken it, or by you | [`install_handler`], [`serve_sigbus`] |
@@ -83,6 +84,7 @@
 compile_error!("pervma-pager needs Linux: it is made of userfaultfd");
 
 mod accesses;
+mod bound;
 mod budget;
 mod buffers;
 mod copy;
@@ -93,6 +95,7 @@ mod fault;
 mod filler;
 mod frozen;
 mod held;
+mod history;
 mod holds;
 #[cfg(doc)]
 pub mod internals;
@@ -115,6 +118,7 @@ mod wakeup;
 mod write_back;
 mod writer;
 
+pub use bound::Bound;
 pub use error::{AccessError, Error, Refusal};
 pub use failure::{Failure, OnFailure, Response, WriteBackFailure};
 pub use frozen::FrozenRegion;

@@ -39,8 +39,22 @@
 //!   allow that, it is given back.
 //! - *Moving* a region copies what was written and leaves the rest to the source; *discarding* is
 //!   not shared with other mappings of the same source.
-//! - *Evicting* looks at 8 bytes for each page of the region, as many times as an eighth of the
-//!   bound is filled: choose a bound that is not tiny beside the region.
+//! - *Tables*: for each 2 MiB of which some page is present there are a page of records and a page
+//!   table of the kernel's, 4 KiB each, which are given back when nothing of the 2 MiB is present
+//!   any more (the page table since Linux 6.14, if it is built with `PT_RECLAIM`). What was never
+//!   touched takes nothing; for each GiB of which something was ever touched 12 KiB stay. With a
+//!   bound the first 8 MiB of tables are beside it, and more take the place of pages: where pages
+//!   are touched that are far apart, up to two thirds of a bound; a fault takes up to two and a
+//!   half times as long there, since tables come and go with each page. Tables of huge pages are
+//!   4 KiB for each GiB, and counted as twice that.
+//! - *Which pages go*: no processor tells a process which of its pages are used. A page is known to
+//!   be used often only by coming again soon after it has gone, so each page that is used often
+//!   misses twice before it stays; a policy that knows of each access misses once. Beside a bound
+//!   are 24 bytes for each of its pages, for what came and went lately.
+//! - *Moving* a region with a bound ([`relocate`](crate::Region::relocate), and
+//!   [`resize`](crate::Region::resize) beyond its capacity) has what was written and not written
+//!   back twice, as long as it takes, and beside the bound. [Write it
+//!   back](crate::Region::write_back) first.
 //! - *Pages that cannot be written back* stay, count, and leave that much less of a bound. An
 //!   access that needs more pages at once than they leave fails after 10,000 pages have gone in
 //!   vain.
@@ -49,7 +63,6 @@
 //!   kernel does not tell of the first write to its page of zeros. A bound counts it as any page.
 //! - Each region takes a descriptor, and two more in thread mode, and the source of a sparse file
 //!   one more than its file: `ulimit -n` bounds their number.
-//!   Its pages take 8 bytes each of memory once they are touched.
 //! - *A system call that a filter refuses* (seccomp) is replaced by another one, or is an error: of
 //!   mapping a region if it is refused then, of the operation or the access if it is refused later.
 //!   Nothing works without `futex`, by which all of Rust waits.

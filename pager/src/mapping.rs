@@ -6,15 +6,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use pervma::{AddressSpace, Payload};
+use rustix::process::{Resource, getrlimit};
 
 use crate::Error;
-use crate::budget::Budget;
+use crate::budget::Share;
 use crate::buffers::Buffers;
 use crate::failure::{OnFailure, OnWriteBackFailure};
 use crate::holds::Holds;
 use crate::parts::Parts;
 use crate::reads::Reads;
-use crate::records::Records;
+use crate::records::{BLOCK, Clock, Filling, Records};
 use crate::source::Source;
 use crate::staging::Staging;
 use crate::stats::Counters;
@@ -47,7 +48,9 @@ pub(crate) struct Backing<S: Source + ?Sized> {
     pub(crate) page_size: PageSize,
     pub(crate) on_failure: OnFailure,
     pub(crate) on_write_back_failure: Option<OnWriteBackFailure>,
-    pub(crate) budget: Option<Budget>,
+    /// With a bound.
+    pub(crate) share: Option<Arc<Share>>,
+    pub(crate) clock: Arc<Clock>,
     pub(crate) counters: Counters,
     /// Where written pages go to be written to the source; none where the kernel cannot move them.
     pub(crate) staging: Option<Staging>,
@@ -98,6 +101,12 @@ impl<S: Source + ?Sized> Backing<S> {
         *last += 1;
         *last
     }
+}
+
+/// Whether what could not be mapped is too large for the addresses that are left, and nothing that
+/// can be set is in the way: no limit of them, and none of mappings.
+fn are_addresses_used_up() -> bool {
+    getrlimit(Resource::As).current.is_none() && Memory::map(PAGE, PageSize::Small).is_ok()
 }
 
 /// A region's place: its memory and what is known of its pages. Dropped in this order, since
@@ -192,15 +201,24 @@ impl Mapping {
         let too_large = || Error::TooLarge { bytes: capacity as u64 };
         let len = capacity.checked_next_multiple_of(page_size.bytes()).ok_or_else(too_large)?;
         let no_memory = |errno| Error::Memory { bytes: len, errno };
-        let memory = Memory::map(len, page_size).map_err(no_memory)?;
+        let memory = Memory::map(len, page_size).map_err(|errno| {
+            if errno == Errno::NOMEM && are_addresses_used_up() {
+                too_large()
+            } else {
+                no_memory(errno)
+            }
+        })?;
         let registered = if backing.is_tracked {
             backing.uffd.register_tracked(&memory)
         } else {
             backing.uffd.register_missing(&memory)
         };
         registered.map_err(Error::Register)?;
-        let records =
-            Records::new(len >> page_size.shift()).ok_or_else(|| no_memory(Errno::NOMEM))?;
+        // As the kernel's page tables have them: what is one for the kernel is a block of records.
+        let lead = memory.range().start / page_size.bytes() % BLOCK;
+        let (clock, share) = (Arc::clone(&backing.clock), backing.share.clone());
+        let records = Records::new(len >> page_size.shift(), lead, clock, share);
+        let records = records.map_err(no_memory)?;
         let holds = Holds::default();
         Ok(Self { memory, records, holds, has_leftovers: AtomicBool::new(false), backing })
     }
@@ -217,6 +235,23 @@ impl Mapping {
         Ok(())
     }
 
+    /// Gives back what is there for blocks of a part of which nothing is present: their records
+    /// and, of small pages, page tables of the kernel's. The caller excludes `excluded`.
+    pub(crate) fn give_back_tables(&self, part: &Range<usize>, excluded: &Range<usize>) {
+        let excluded = self.pages(excluded);
+        for blocks in self.records.empty_blocks(&self.pages(part)) {
+            let blocks = self.records.within_blocks(&blocks, &excluded);
+            if blocks.is_empty() {
+                continue;
+            }
+            // The kernel gives back a page table that it finds empty when all that it is for is
+            // discarded (since Linux 6.14). Without, there is that much less of a bound.
+            let _ = self.memory.discard(self.offsets(blocks.clone()));
+            // No thread begins to hold any of them meanwhile.
+            self.holds.locked(|| self.records.end_use(blocks));
+        }
+    }
+
     /// The pages of a part have gone, by the caller, who excludes them.
     pub(crate) fn forget(&self, part: &Range<usize>) {
         let gone = self.records.forget(self.pages(part));
@@ -227,8 +262,8 @@ impl Mapping {
     pub(crate) fn have_gone(&self, pages: usize) {
         let pages = self.backing.counted(pages);
         self.backing.counters.mine().given_back.add(pages);
-        if let Some(budget) = &self.backing.budget {
-            budget.give(pages);
+        if let Some(share) = &self.backing.share {
+            share.give(pages);
         }
     }
 
@@ -242,7 +277,7 @@ impl Mapping {
     pub(crate) fn give_back_leftovers(&self, part: &Range<usize>) -> Result<(), Errno> {
         // RELAXED: it was set before the part was unmapped, which the caller has found.
         if self.has_leftovers.load(Relaxed)
-            && self.pages(part).any(|page| self.records.is_present(page))
+            && self.records.has_any(self.pages(part), Records::is_present)
         {
             self.give_back(part)?;
         }
@@ -282,6 +317,12 @@ impl Mapping {
         offset / self.backing.granule
     }
 
+    /// The pages of the granule of a page.
+    pub(crate) fn granule_pages(&self, page: usize) -> Range<usize> {
+        let pages = self.page_of(self.backing.granule).max(1);
+        page / pages * pages..(page / pages + 1).saturating_mul(pages)
+    }
+
     /// Whether a page is present, as far as the kernel tells. The caller has read-locked its VMA.
     pub(crate) fn is_page_present(&self, page: &Range<usize>) -> bool {
         self.records.is_present(self.page_of(page.start)) && self.memory.is_resident(page.start)
@@ -305,10 +346,7 @@ impl Mapping {
         most: usize,
     ) -> Option<Range<usize>> {
         let wanted = self.page_of(wanted.start);
-        let missing = |records: &Records, page| {
-            page == wanted || !records.is_present(page) && !records.has_failed(page)
-        };
-        let run = self.offsets(self.records.runs(self.pages(&from), missing).next()?);
+        let run = self.offsets(self.records.next_missing(self.pages(&from), Some(wanted))?);
         Some(run.start..run.end.min(run.start.saturating_add(most)))
     }
 
@@ -321,7 +359,7 @@ impl Mapping {
         content: Content<'_>,
         written: Option<&Range<usize>>,
     ) -> (usize, Outcome) {
-        let time = self.backing.budget.is_some().then(|| self.records.tick());
+        let how = self.filling(range.start);
         let page_size = self.backing.page_size.bytes();
         // A page by itself is filled as it is wanted, one among others is let be written by a call
         // of its own.
@@ -357,11 +395,7 @@ impl Mapping {
                 }
                 Err(_) => return (new, Outcome::Refused),
             };
-            let filled = part.start..part.start + copied;
-            let filled = self.records.fill(self.pages(&filled), dirty, time);
-            let filled = self.backing.counted(filled);
-            self.backing.counters.mine().pages.add(filled);
-            new += filled;
+            new += self.have_come(&(part.start..part.start + copied), dirty, how);
             parts.advance(copied);
         }
         let outcome = match written {
@@ -369,6 +403,25 @@ impl Mapping {
             _ => Outcome::Done,
         };
         (new, outcome)
+    }
+
+    /// How pages at an offset are filled now, with a bound.
+    fn filling(&self, offset: usize) -> Option<Filling> {
+        let share = self.backing.share.as_ref()?;
+        let granule = self.granule_of(offset);
+        let is_hot = share.budget().gone.has_come_again(self.backing.number, granule);
+        Some(Filling { time: self.records.tick(), is_hot })
+    }
+
+    /// The pages of a part were filled. How many were missing before, counted in pages of [`PAGE`].
+    fn have_come(&self, part: &Range<usize>, dirty: bool, how: Option<Filling>) -> usize {
+        let filled = self.records.fill(self.pages(part), dirty, how);
+        if let Some(share) = &self.backing.share {
+            share.filled(self.backing.number, self.page_of(part.start));
+        }
+        let filled = self.backing.counted(filled);
+        self.backing.counters.mine().pages.add(filled);
+        filled
     }
 
     /// Lets a page be written that is present, and remembers that it was. The caller has
@@ -423,9 +476,9 @@ impl Mapping {
     /// Makes accesses to all that is missing of a part fail from now on. The caller has read-locked
     /// its VMA.
     pub(crate) fn poison_missing(&self, part: &Range<usize>) {
-        let is_missing =
-            |records: &Records, page| !records.is_present(page) && !records.has_failed(page);
-        for pages in self.records.runs(self.pages(part), is_missing) {
+        let mut rest = self.pages(part);
+        while let Some(pages) = self.records.next_missing(rest.clone(), None) {
+            rest.start = pages.end;
             for page in pages.clone() {
                 self.records.mark_failed(page, false);
             }

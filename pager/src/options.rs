@@ -4,7 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use crate::budget::Budget;
+use crate::bound::Bound;
 use crate::buffers::Buffers;
 use crate::failure::{OnFailure, OnWriteBackFailure, WriteBackFailure};
 use crate::mapping::{Backing, PAGE};
@@ -57,6 +57,7 @@ pub struct Options<M = InSignal> {
     is_writable: bool,
     capacity: usize,
     resident: Option<usize>,
+    bound: Option<Bound>,
     on_failure: OnFailure,
     on_write_back_failure: Hook,
     /// None in signal mode.
@@ -92,6 +93,7 @@ impl Options<InSignal> {
             is_writable: false,
             capacity: 0,
             resident: None,
+            bound: None,
             on_failure: OnFailure::pass_on(),
             on_write_back_failure: Hook(None),
             handler_threads: 0,
@@ -127,6 +129,7 @@ impl<M> Options<M> {
             is_writable: self.is_writable,
             capacity: self.capacity,
             resident: self.resident,
+            bound: self.bound,
             on_failure: self.on_failure,
             on_write_back_failure: self.on_write_back_failure,
             handler_threads: threads.max(1),
@@ -172,9 +175,12 @@ impl<M> Options<M> {
         self
     }
 
-    /// At most so many bytes are present at a time. A thread of the region gives back what was
-    /// filled longest ago; another one, if the region is writable, writes to the source what was
-    /// written.
+    /// At most so many bytes are present at a time. A thread gives back what was filled longest
+    /// ago, but for pages that came again soon after they had gone, as long as there are others;
+    /// another thread, if the region is writable, writes to the source what was written. For
+    /// regions that share a bound, and for watermarks, there is [`bound`](Self::bound).
+    ///
+    /// Pages are counted, and from 8 MiB on the [tables](crate::limits) that they need.
     ///
     /// It must be at least four granules. A fault that finds the bound reached waits. Pages that
     /// cannot be written ([`on_write_back_failure`](Self::on_write_back_failure)), or that [devices
@@ -184,6 +190,28 @@ impl<M> Options<M> {
     #[must_use]
     pub const fn resident(mut self, bytes: usize) -> Self {
         self.resident = Some(bytes);
+        self
+    }
+
+    /// The region has a bound together with others, those that are mapped with the same one, in
+    /// place of one of its own ([`resident`](Self::resident)). A thread of the bound gives back
+    /// pages of any of them. It must be at least four granules of each.
+    ///
+    /// ```
+    /// use pervma_pager::{Bound, MemorySource, Options};
+    ///
+    /// let bound = Bound::new(64 << 20)?;
+    /// let index = Options::new().bound(&bound).map(MemorySource::new(vec![1; 1 << 20]))?;
+    /// let data = Options::new().bound(&bound).map(MemorySource::new(vec![2; 1 << 20]))?;
+    /// index.read(0, &mut [0; 4096]);
+    /// data.read(0, &mut [0; 8192]);
+    /// assert_eq!((index.resident(), data.resident()), (Some(4096), Some(8192)));
+    /// assert_eq!(bound.resident(), 12288);
+    /// # Ok::<(), pervma_pager::Error>(())
+    /// ```
+    #[must_use]
+    pub fn bound(mut self, bound: &Bound) -> Self {
+        self.bound = Some(bound.clone());
         self
     }
 
@@ -263,13 +291,15 @@ impl<M> Options<M> {
         if self.page_size == PageSize::Huge && !is_threaded && source.bytes().is_none() {
             return Err(Error::HugeNeedsMemory);
         }
-        if self.is_writable && self.resident.is_some() && !source.is_writable() {
+        let is_bounded = self.resident.is_some() || self.bound.is_some();
+        if self.is_writable && is_bounded && !source.is_writable() {
             return Err(Error::SourceNotWritable);
         }
         if signal::is_blocked().map_err(Error::Mask)? {
             return Err(Error::SignalBlocked);
         }
-        let budget = self.budget(granule)?;
+        let bound = self.own_or_shared(granule)?;
+        let share = bound.as_ref().map(|bound| Arc::new(bound.share()));
         let capacity = self.capacity.max(len);
         let is_in_memory = source.bytes().is_some();
         let buffers = self.buffers(is_in_memory, granule, capacity)?;
@@ -282,7 +312,7 @@ impl<M> Options<M> {
         uffd.check(self.is_writable, is_threaded)?;
         // Only small pages can be moved.
         let moves = self.is_writable && self.page_size == PageSize::Small && uffd.can_move();
-        let staging = moves.then(|| Staging::new(&uffd, budget.is_some())).transpose();
+        let staging = moves.then(|| Staging::new(&uffd, is_bounded)).transpose();
         let no_memory = |errno| Error::Memory { bytes: Staging::BYTES, errno };
         let backing = Arc::new(Backing {
             number: Backing::<S>::next_number(),
@@ -294,7 +324,8 @@ impl<M> Options<M> {
             page_size: self.page_size,
             on_failure: self.on_failure,
             on_write_back_failure: self.on_write_back_failure.0,
-            budget,
+            share,
+            clock: bound.as_ref().map_or_else(Arc::default, Bound::clock),
             counters: Counters::default(),
             staging: staging.map_err(no_memory)?,
             buffers,
@@ -302,7 +333,7 @@ impl<M> Options<M> {
             tail: tail(source.bytes(), page),
             source,
         });
-        Region::new(backing, capacity, self.handler_threads)
+        Region::new(backing, capacity, self.handler_threads, bound.as_ref())
     }
 
     fn buffers(
@@ -324,15 +355,17 @@ impl<M> Options<M> {
         made.map_err(|errno| Error::Memory { bytes, errno })
     }
 
-    fn budget(&self, granule: usize) -> Result<Option<Budget>, Error> {
-        let Some(bytes) = self.resident else {
-            return Ok(None);
-        };
+    fn own_or_shared(&self, granule: usize) -> Result<Option<Bound>, Error> {
+        let bytes = self.bound.as_ref().map(Bound::bytes).or(self.resident);
+        let Some(bytes) = bytes else { return Ok(None) };
         let least = granule.saturating_mul(4);
         if bytes < least {
             return Err(Error::Resident { bytes, least });
         }
-        Ok(Some(Budget::new(bytes / PAGE)))
+        if let Some(bound) = &self.bound {
+            bound.check_watermarks(granule)?;
+        }
+        self.bound.clone().map_or_else(|| Bound::new(bytes), Ok).map(Some)
     }
 }
 

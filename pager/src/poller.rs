@@ -10,10 +10,11 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::budget::Wait;
 use crate::fault::{self, Cause, Server, Verdict};
 use crate::mapping::{Backing, PAGE, Poisoned};
 use crate::reads::Reads;
@@ -105,7 +106,13 @@ impl Pollers {
         for _ in 0..threads {
             let (backing, watch) = (Arc::clone(backing), Arc::clone(&pollers.watch));
             let thread = thread::Builder::new().name("pervma-pager".to_owned());
-            let poller = Poller { backing, watch, next: Vec::new(), deferred: Vec::new() };
+            let poller = Poller {
+                backing,
+                watch,
+                next: Vec::new(),
+                deferred: Vec::new(),
+                waiting: Vec::new(),
+            };
             pollers.threads.push(thread.spawn(move || aborting(|| poller.run()))?);
         }
         Ok(pollers)
@@ -157,6 +164,16 @@ struct Poller {
     next: Vec<FaultMessage>,
     /// Faults that could not be served yet.
     deferred: Vec<FaultMessage>,
+    /// Faults that the bound had no room for, what they wait for, and since when.
+    waiting: Vec<(FaultMessage, Wait, Instant)>,
+}
+
+/// Why a fault could not be served yet.
+enum PutOff {
+    /// Something is just being changed.
+    Later,
+    /// The bound is reached.
+    NoRoom(Wait),
 }
 
 /// So many faults are served between two looks at those that were put off.
@@ -168,6 +185,11 @@ impl Poller {
         let mut again = Vec::new();
         while self.wait() {
             again.append(&mut self.deferred);
+            let have_room = self.waiting.extract_if(.., |(_, wait, since)| {
+                // Room that others did not take is not told of.
+                wait.is_over() || since.elapsed() > Duration::from_millis(10)
+            });
+            again.extend(have_room.map(|(fault, ..)| fault));
             for fault in again.drain(..) {
                 self.take_on(fault, true);
             }
@@ -197,15 +219,18 @@ impl Poller {
 
     /// Serves a fault, or puts it off.
     fn attempt(&mut self, fault: FaultMessage, again: bool) {
-        if !self.serve(&fault, again) {
-            self.deferred.push(fault);
+        match self.serve(&fault, again) {
+            Ok(()) => {}
+            Err(PutOff::Later) => self.deferred.push(fault),
+            Err(PutOff::NoRoom(wait)) => self.waiting.push((fault, wait, Instant::now())),
         }
     }
 
     /// Waits for faults, or until those that were put off are due; `false` when it is time to end.
     fn wait(&self) -> bool {
         const SOON: Duration = Duration::from_micros(200);
-        let most = (!self.deferred.is_empty()).then_some(SOON);
+        let is_due = !(self.deferred.is_empty() && self.waiting.is_empty());
+        let most = is_due.then_some(SOON);
         if self.watch.epoll.wait(most).is_err() {
             // A filter that came later: look again and again.
             nap();
@@ -213,8 +238,9 @@ impl Poller {
         !self.watch.is_over()
     }
 
-    /// Serves a fault; `false` if it has to be put off.
-    fn serve(&self, fault: &FaultMessage, again: bool) -> bool {
+    /// Serves a fault, or says why it has to be put off.
+    fn serve(&self, fault: &FaultMessage, again: bool) -> Result<(), PutOff> {
+        let or_later = |is_done: bool| if is_done { Ok(()) } else { Err(PutOff::Later) };
         let cause = if fault.is_write_protected {
             Cause::WriteProtected
         } else {
@@ -232,15 +258,16 @@ impl Poller {
             Verdict::Present { granule, .. } | Verdict::Changed { granule } => {
                 self.wake(granule.start, granule.len(), fault);
             }
-            Verdict::Later => return false,
+            Verdict::Later => return Err(PutOff::Later),
+            Verdict::NoRoom(wait) => return Err(PutOff::NoRoom(wait)),
             Verdict::UnderWay { granule } => {
-                return self.watch.share(granule, *fault, &self.backing.reads);
+                return or_later(self.watch.share(granule, *fault, &self.backing.reads));
             }
             Verdict::Failed { is_refused, .. } => {
                 let in_system_call = is_refused.then(|| is_in_system_call(fault.thread));
                 if in_system_call == Some(Some(false)) {
                     // Nothing is poisoned, so that the page can be had when others have gone.
-                    return send_fault(fault.thread, fault.addr, true);
+                    return or_later(send_fault(fault.thread, fault.addr, true));
                 }
                 // A system call can be told by poison only, which is taken back later.
                 match fault::poison_at(page, in_system_call == Some(Some(true))) {
@@ -249,14 +276,14 @@ impl Poller {
                     Some(Poisoned::Not) if cause != Cause::WriteProtected => {
                         self.wake(page, PAGE, fault);
                     }
-                    Some(_) => return send_fault(fault.thread, fault.addr, true),
-                    None => return false,
+                    Some(_) => return or_later(send_fault(fault.thread, fault.addr, true)),
+                    None => return Err(PutOff::Later),
                 }
             }
             // It is not mapped any more: the access, repeated, ends as others do there.
             Verdict::PassOn => self.wake(page, PAGE, fault),
         }
-        true
+        Ok(())
     }
 
     fn wake(&self, addr: usize, len: usize, fault: &FaultMessage) {

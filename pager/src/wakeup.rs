@@ -35,11 +35,16 @@ impl Wakeup {
     /// Wakes the sleeper for the last time. Not in a forked child, and the caller is told so: the
     /// sleeper is its parent's thread.
     pub(crate) fn stop(&self) -> bool {
-        let ours = is_process(self.owner);
+        let ours = self.is_of_this_process();
         if ours {
             self.set(OVER);
         }
         ours
+    }
+
+    /// Whether this is the process whose thread sleeps.
+    pub(crate) fn is_of_this_process(&self) -> bool {
+        is_process(self.owner)
     }
 
     fn set(&self, event: u32) {
@@ -67,6 +72,68 @@ impl Wakeup {
                 Err(_) => nap(),
             }
         }
+    }
+}
+
+/// Where threads sleep that wait for pages to go, one for each bound, or for several where there
+/// are more. It is no bound's own, since the region of a thread that sleeps may be dropped.
+#[derive(Debug)]
+pub(crate) struct Room {
+    /// Grows whenever pages have gone.
+    times: AtomicU32,
+    sleepers: AtomicU32,
+}
+
+impl Room {
+    const ALL: usize = 64;
+
+    /// The number of one of those that there are, dealt in turn.
+    pub(crate) fn any() -> u32 {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        // RELAXED: the number only spreads them.
+        NEXT.fetch_add(1, Relaxed) % Self::ALL as u32
+    }
+
+    /// The one of this number.
+    pub(crate) fn of(number: u32) -> &'static Self {
+        static ALL: [Room; Room::ALL] =
+            [const { Room { times: AtomicU32::new(0), sleepers: AtomicU32::new(0) } }; Room::ALL];
+        &ALL[number as usize % Self::ALL]
+    }
+
+    /// What to wait for the end of, as of before it is known that there is no room.
+    pub(crate) fn times(&self) -> u32 {
+        self.times.load(Relaxed)
+    }
+
+    /// How many threads sleep.
+    pub(crate) fn sleepers(&self) -> usize {
+        self.sleepers.load(Relaxed) as usize
+    }
+
+    /// Sleeps until pages have gone since `times` was what it is, or for a while: the thread that
+    /// was woken in its place may not have needed them.
+    #[cold]
+    pub(crate) fn wait(&self, times: u32) {
+        let most = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+        // RELAXED: it guards nothing.
+        self.sleepers.fetch_add(1, Relaxed);
+        match futex::wait(&self.times, futex::Flags::PRIVATE, times, Some(&most)) {
+            Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::TIMEDOUT) => {}
+            // A filter: look again from time to time.
+            Err(_) => nap(),
+        }
+        self.sleepers.fetch_sub(1, Relaxed);
+    }
+
+    /// Wakes so many threads, those first that have slept longest. One system call, which does not
+    /// change `errno`.
+    pub(crate) fn open(&self, threads: usize) {
+        // RELAXED: the kernel compares it in the queue of those that sleep, which it locks.
+        self.times.fetch_add(1, Relaxed);
+        let threads = u32::try_from(threads).unwrap_or(u32::MAX).min(u32::MAX >> 1);
+        // Fails for addresses that are none.
+        let _ = futex::wake(&self.times, futex::Flags::PRIVATE, threads);
     }
 }
 
@@ -106,6 +173,39 @@ mod tests {
         assert!(wakeup.stop());
         assert!(!wakeup.wait());
         assert!(!wakeup.wait(), "it stays over");
+    }
+
+    #[test]
+    fn who_looked_before_pages_went_does_not_sleep() {
+        let room = Room::of(Room::any());
+        let times = room.times();
+        room.open(1);
+        let begin = std::time::Instant::now();
+        (0..1000).for_each(|_| room.wait(times));
+        assert!(begin.elapsed() < std::time::Duration::from_secs(5), "not 10 ms each");
+        assert_eq!(room.sleepers(), 0);
+    }
+
+    #[test]
+    fn so_many_sleepers_are_woken_as_there_is_room_for() {
+        let room = Room::of(Room::any());
+        let woken = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let times = room.times();
+                    while room.times() == times {
+                        room.wait(times);
+                    }
+                    woken.fetch_add(1, Relaxed);
+                });
+            }
+            while room.sleepers() < 8 {
+                std::thread::yield_now();
+            }
+            room.open(8);
+        });
+        assert_eq!(woken.load(Relaxed), 8);
     }
 
     #[test]

@@ -64,12 +64,18 @@ pub(crate) fn write_back(mapping: &Arc<Mapping>, part: &Range<usize>) -> Result<
     }
 }
 
-/// Gives back what is clean in a run; how many pages went. It waits for faults, which are short,
-/// and not for the source.
-pub(crate) fn evict_clean(mapping: &Arc<Mapping>, run: &Range<usize>) -> Result<usize, Error> {
-    // Nothing slow is done, so the whole VMA may wait for it.
-    let evicted =
-        excluded(mapping, run, |mapping, accesses| give_back_clean(mapping, run, accesses))?;
+/// Gives back what is clean in some runs, which are in order; how many pages went. It waits for
+/// faults, which are short, and for whatever excludes a part from the first run to the last.
+pub(crate) fn evict_clean(mapping: &Arc<Mapping>, runs: &[Range<usize>]) -> Result<usize, Error> {
+    let (Some(first), Some(last)) = (runs.first(), runs.last()) else { return Ok(0) };
+    // Nothing slow is done, so whole VMAs may wait for it.
+    let evicted = excluded(mapping, &(first.start..last.end), |mapping, accesses| {
+        let mut gone = 0;
+        for run in runs {
+            gone += give_back_clean(mapping, run, accesses)?;
+        }
+        Ok::<_, Error>(gone)
+    })?;
     let gone = evicted.map_or(Ok(0), |(gone, _)| gone)?;
     Shard::mine().count_evicted(gone);
     Ok(gone)
@@ -93,6 +99,9 @@ pub(crate) fn evict_dirty(mapping: &Arc<Mapping>, run: &Range<usize>) -> Written
         Ok(None) => Written::default(),
         Err(error) => Written { error: Some(error), ..Written::default() },
     };
+    // The run was set off from what its tables are for too. Left, they go another time.
+    let whole = mapping.offsets(mapping.records.whole_blocks(&mapping.pages(run)));
+    let _ = excluded(mapping, &whole, |_, accesses| accesses.give_back_tables(run));
     Shard::mine().count_evicted(written.gone);
     written
 }
@@ -357,16 +366,16 @@ struct Copies<'m> {
 impl<'m> Copies<'m> {
     fn take(mapping: &'m Mapping, bytes: usize) -> Option<Self> {
         let pages = bytes / PAGE;
-        let budget = mapping.backing.budget.as_ref();
+        let share = mapping.backing.share.as_ref();
         // Only what was taken is given back.
-        budget.is_none_or(|budget| budget.take_now(pages)).then(|| Self { mapping, pages })
+        share.is_none_or(|share| share.take_now(pages)).then(|| Self { mapping, pages })
     }
 }
 
 impl Drop for Copies<'_> {
     fn drop(&mut self) {
-        if let Some(budget) = &self.mapping.backing.budget {
-            budget.give(self.pages);
+        if let Some(share) = &self.mapping.backing.share {
+            share.give(self.pages);
         }
     }
 }
@@ -385,6 +394,7 @@ fn give_back_clean(
             gone += run.len() / PAGE;
         }
     }
+    accesses.give_back_tables(part);
     Ok(gone)
 }
 
@@ -405,7 +415,7 @@ mod tests {
         region.read(0, &mut vec![0; all.len()]);
         region.unmap(PAGE..2 * PAGE).unwrap();
         mapping.records.fill(1..2, false, None);
-        assert_eq!(evict_clean(&mapping, &all).unwrap(), 3);
+        assert_eq!(evict_clean(&mapping, std::slice::from_ref(&all)).unwrap(), 3);
         assert!(mapping.records.is_present(1), "it was filled by then");
         mapping.records.forget(1..2);
         mapping.records.mark_failed(1, true);

@@ -24,8 +24,11 @@ pub(crate) struct Writer {
 
 #[derive(Default)]
 struct Requests {
-    /// Pages that were filled up to this time are to be written in the next pass; 0 for none.
-    until: u64,
+    /// Runs of pages that are to be written in the next pass.
+    runs: Vec<Range<usize>>,
+    /// So many pages are to be written, or were not tried yet.
+    pending: usize,
+    is_asked: bool,
     retry: Retry,
     begun: u64,
     ended: u64,
@@ -47,13 +50,9 @@ pub(crate) enum Retry {
     All,
 }
 
-/// Whether a page was filled up to a time and written since, and may be written back and go as far
-/// as is known.
-pub(crate) fn is_to_write(until: u64) -> impl Fn(&Records, usize) -> bool {
-    move |records, page| {
-        let may_go = !records.is_stuck(page) && !records.is_held(page);
-        records.is_dirty(page) && may_go && records.is_older(page, until)
-    }
+/// Whether a page was written, and may be written back and go as far as is known.
+fn is_to_write(records: &Records, page: usize) -> bool {
+    records.is_dirty(page) && !records.is_stuck(page) && !records.is_held(page)
 }
 
 /// How a pass is going.
@@ -73,16 +72,22 @@ impl Writer {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks for what was written to pages that were filled up to a time. The number of the pass
-    /// that will see to it.
-    pub(crate) fn ask(&self, until: u64, retry: Retry) -> u64 {
+    /// Asks for what was written of some pages. The number of the pass that will see to it.
+    pub(crate) fn ask(&self, runs: Vec<Range<usize>>, retry: Retry) -> u64 {
         let mut requests = self.requests();
-        requests.until = requests.until.max(until);
+        requests.pending += runs.iter().map(Range::len).sum::<usize>();
+        requests.runs.extend(runs);
+        requests.is_asked = true;
         requests.retry = requests.retry.max(retry);
         let pass = requests.begun + 1;
         drop(requests);
         self.changed.notify_one();
         pass
+    }
+
+    /// How many pages that were asked for were not tried yet.
+    pub(crate) fn pending(&self) -> usize {
+        self.requests().pending
     }
 
     pub(crate) fn outcome(&self, pass: u64) -> Pass {
@@ -108,10 +113,10 @@ impl Writer {
     /// What the thread does.
     pub(crate) fn run(&self, place: &Place, backing: &Backing<dyn Source>) {
         let mut first_retry = 0;
-        while let Some((until, retry)) = self.begin() {
+        while let Some((runs, retry)) = self.begin() {
             let mut pass =
                 Work { writer: self, backing, has_failed: false, was_held: false, gone: 0 };
-            pass.write(&place.read(), until, retry, &mut first_retry);
+            pass.write(&place.read(), runs, retry, &mut first_retry);
             let is_barren =
                 retry == Retry::All && pass.gone == 0 && (pass.has_failed || pass.was_held);
             let mut requests = self.requests();
@@ -121,23 +126,24 @@ impl Writer {
                 requests.was_held = pass.was_held;
             }
             drop(requests);
-            if let Some(budget) = &backing.budget {
+            if let Some(share) = &backing.share {
                 // The evictor may wait for how it went.
-                budget.wakeup.raise();
+                share.raise();
             }
         }
     }
 
     /// Waits until something is asked for; `None` when it is time to end.
-    fn begin(&self) -> Option<(u64, Retry)> {
-        let is_idle = |requests: &mut Requests| requests.until == 0 && !requests.is_over;
+    fn begin(&self) -> Option<(Vec<Range<usize>>, Retry)> {
+        let is_idle = |requests: &mut Requests| !requests.is_asked && !requests.is_over;
         let requests = self.changed.wait_while(self.requests(), is_idle);
         let mut requests = requests.unwrap_or_else(PoisonError::into_inner);
         if requests.is_over {
             return None;
         }
         requests.begun += 1;
-        Some((std::mem::take(&mut requests.until), std::mem::take(&mut requests.retry)))
+        requests.is_asked = false;
+        Some((std::mem::take(&mut requests.runs), std::mem::take(&mut requests.retry)))
     }
 }
 
@@ -153,12 +159,31 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Writes and gives back what was filled up to then, and then pages that have failed before.
-    /// Each of those by itself, since one that cannot be written fails those that are written with
-    /// it.
-    fn write(&mut self, mapping: &Arc<Mapping>, until: u64, retry: Retry, first_retry: &mut usize) {
-        for run in runs(mapping, &mapping.whole(), is_to_write(until)) {
-            self.evict(mapping, run);
+    /// Writes and gives back pages, or all if all are tried, and then pages that have failed
+    /// before. Each of those by itself, since one that cannot be written fails those that are
+    /// written with it.
+    fn write(
+        &mut self,
+        mapping: &Arc<Mapping>,
+        asked: Vec<Range<usize>>,
+        retry: Retry,
+        first_retry: &mut usize,
+    ) {
+        for pages in asked {
+            let of_it = pages.len();
+            // The region may have moved, and become shorter.
+            let pages = pages.start..pages.end.min(mapping.records.len());
+            if !pages.is_empty() {
+                for run in runs(mapping, &mapping.offsets(pages), is_to_write) {
+                    self.evict(mapping, run);
+                }
+            }
+            self.writer.requests().pending -= of_it;
+        }
+        if retry == Retry::All {
+            for run in runs(mapping, &mapping.whole(), is_to_write) {
+                self.evict(mapping, run);
+            }
         }
         let most = match retry {
             Retry::None => 0,
@@ -166,10 +191,10 @@ impl Work<'_> {
             Retry::All => usize::MAX,
         };
         let pages = mapping.records.len();
-        let in_turn = (*first_retry..pages).chain(0..(*first_retry).min(pages));
-        let failed = in_turn
-            .filter(|&page| mapping.records.is_stuck(page) && !mapping.records.is_held(page));
-        for page in failed.take(most) {
+        let first = (*first_retry).min(pages);
+        let failed = |records: &Records, page| records.is_stuck(page) && !records.is_held(page);
+        let in_turn = [first..pages, 0..first].map(|pages| mapping.records.runs(pages, failed));
+        for page in in_turn.into_iter().flatten().flatten().take(most) {
             self.evict(mapping, mapping.offsets(page..page + 1));
             *first_retry = page + 1;
         }

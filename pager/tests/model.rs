@@ -20,6 +20,7 @@
 //!   devices hold (`pinned.rs`), forks and signals (`signals.rs`), filters (`refused.rs`).
 //! - Pins beside other threads in a region with a bound: those and what may not be read could leave
 //!   an access nothing (`pins.rs`).
+//! - Pages that are far apart: `large.rs`, and the test of the records beside plain arrays.
 //! - Two threads that write the same bytes, or change the same pages: `shared.rs` and `soak.rs`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_types, reason = "a hook says which sequence it was")]
@@ -37,7 +38,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use common::{Ask, MODES, Mode, PAGE};
 use pervma_pager::sys::Access;
 use pervma_pager::{
-    Error, Failure, FileSource, MemorySource, OnFailure, Options, Refusal, Region, Response,
+    Bound, Error, Failure, FileSource, MemorySource, OnFailure, Options, Refusal, Region, Response,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -57,6 +58,8 @@ const SIZES: [Size; 3] = [
 ];
 /// Of one thread.
 const STEPS: usize = 30;
+/// Pages of a region that shares a bound.
+const OTHERS: usize = 64;
 
 /// What is being played: the granule in pages, the mode and the seed.
 static PLAYED: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
@@ -666,7 +669,9 @@ impl Part {
 struct Played {
     region: Option<Region>,
     parts: Vec<Part>,
-    bound: Option<usize>,
+    bound: Option<Bound>,
+    /// It has the same bound.
+    other: Option<Region>,
 }
 
 impl Played {
@@ -677,15 +682,28 @@ impl Played {
         let is_writable = random.random_range(0..4) > 0;
         let is_file = random.random_range(0..3) > 0;
         let is_bounded = random.random() && (is_file || !is_writable);
-        let bound = is_bounded.then(|| (4 * size.granule + random.random_range(0..4)) * PAGE);
+        let is_shared = random.random();
+        let bound = is_bounded.then(|| {
+            let pages = 4 * size.granule + random.random_range(0..4);
+            if random.random() {
+                return Bound::new(pages * PAGE).unwrap();
+            }
+            let low = random.random_range(2 * size.granule..pages);
+            let high = random.random_range(low + 1..=pages);
+            Bound::with_watermarks(pages * PAGE, low * PAGE, high * PAGE).unwrap()
+        });
         // SAFETY: writes, and ends the process.
         let hook = unsafe { OnFailure::call(tell_and_die, 0) };
         let mut options = Options::new().granule(size.granule * PAGE).on_failure(hook);
         if is_writable {
             options = options.writable();
         }
-        if let Some(bound) = bound {
-            options = options.resident(bound);
+        let other = bound.as_ref().filter(|_| is_shared).map(|bound| {
+            let options = Options::new().bound(bound).on_failure(hook);
+            options.map(MemorySource::new(vec![5; OTHERS * PAGE])).unwrap()
+        });
+        if let Some(bound) = &bound {
+            options = options.bound(bound);
         }
         if random.random() {
             options = options.capacity(random.random_range(0..2 * bytes));
@@ -723,7 +741,7 @@ impl Played {
             file: file.as_ref().map(|file| file.try_clone().unwrap()),
         };
         let parts = (0..threads).map(part).collect();
-        Self { region: Some(region.unwrap()), parts, bound }
+        Self { region: Some(region.unwrap()), parts, bound, other }
     }
 
     fn region(&mut self) -> &mut Region {
@@ -759,8 +777,15 @@ impl Played {
     }
 
     fn check_bound(&mut self) {
-        let (bound, most) = (self.bound, self.region().most_resident());
-        assert!(most <= bound, "{most:?} bytes were there, of {bound:?}");
+        if let Some(bound) = &self.bound {
+            assert!(bound.most_resident() <= bound.bytes(), "{bound:?}");
+        }
+        if let Some(other) = &self.other {
+            common::byte(other, PLAYED[2].load(Relaxed) as usize % OTHERS * PAGE);
+            let [theirs, ours] = [other, self.region.as_ref().unwrap()].map(Region::resident);
+            let both = self.bound.as_ref().unwrap().bytes();
+            assert!(theirs.unwrap() + ours.unwrap() <= both, "{theirs:?} and {ours:?}");
+        }
     }
 
     fn finish(mut self, random: &mut StdRng) {
@@ -806,7 +831,7 @@ fn play(size: &Size, mode: Mode, threads: usize, seed: u64) {
         }
     } else {
         for _ in 0..4 {
-            let Played { region, parts, .. } = &mut played;
+            let Played { region, parts, other, .. } = &mut played;
             let region = region.as_ref().unwrap();
             std::thread::scope(|scope| {
                 for part in parts {
@@ -816,6 +841,11 @@ fn play(size: &Size, mode: Mode, threads: usize, seed: u64) {
                             part.step(region, &mut random);
                         }
                     });
+                }
+                if let Some(other) = other {
+                    for page in (0..4 * OTHERS).map(|time| time * 7 % OTHERS) {
+                        assert_eq!(common::byte(other, page * PAGE), 5);
+                    }
                 }
             });
             played.check_bound();

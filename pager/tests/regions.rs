@@ -242,7 +242,7 @@ fn empty_and_impossible_sources_are_errors() {
     let empty = FileSource::new(tempfile::tempfile().unwrap()).unwrap();
     assert!(matches!(FrozenRegion::map(empty), Err(Error::Empty)));
     assert!(matches!(FrozenRegion::map(Huge(u64::MAX)), Err(Error::TooLarge { .. })));
-    assert!(matches!(FrozenRegion::map(Huge(1 << 60)), Err(Error::Memory { .. })));
+    assert!(matches!(FrozenRegion::map(Huge(1 << 60)), Err(Error::TooLarge { .. })));
 }
 
 #[test]

@@ -13,8 +13,8 @@ use pervma::{ChangeError, Exclusion};
 
 use crate::Error;
 use crate::accesses::Accesses;
+use crate::bound::{Bound, Membership};
 use crate::copy;
-use crate::evict::Evictor;
 use crate::failure::WriteBackFailure;
 use crate::mapping::{Backing, Mapping, PAGE, Piece, Place, SOURCES, SPACE};
 use crate::poller::Pollers;
@@ -65,7 +65,7 @@ pub use pin::Pin;
 /// of the source that are under way. What was written and not [written
 /// back](Self::write_back) is lost.
 pub struct Region {
-    evictor: Option<Evictor>,
+    membership: Option<Membership>,
     pollers: Option<Pollers>,
     mapping: Arc<Mapping>,
     place: Arc<Place>,
@@ -76,19 +76,20 @@ impl Region {
         backing: Arc<Backing<dyn Source>>,
         capacity: usize,
         threads: usize,
+        bound: Option<&Bound>,
     ) -> Result<Self, Error> {
         let mapping = Arc::new(Mapping::new(Arc::clone(&backing), capacity)?);
         let place = Arc::new(Place::new(Arc::clone(&mapping)));
         // From here on, what fails is undone by its drop.
-        let mut region = Self { evictor: None, pollers: None, mapping, place };
+        let mut region = Self { membership: None, pollers: None, mapping, place };
         enter(&backing)?;
         if backing.is_threaded {
             let pollers = Pollers::start(&backing, threads);
             region.pollers = Some(pollers.map_err(Error::Thread)?);
         }
-        if backing.budget.is_some() {
-            let evictor = Evictor::start(&region.place, &backing);
-            region.evictor = Some(evictor.map_err(Error::Thread)?);
+        if let Some(bound) = bound {
+            let membership = Membership::begin(bound, &region.place, &backing);
+            region.membership = Some(membership.map_err(Error::Thread)?);
         }
         region.map(0..region.len())?;
         Ok(region)
@@ -144,14 +145,14 @@ impl Region {
     /// for others.
     #[must_use]
     pub fn resident(&self) -> Option<usize> {
-        self.mapping.backing.budget.as_ref().map(|budget| budget.resident() * PAGE)
+        self.mapping.backing.share.as_ref().map(|share| share.resident() * PAGE)
     }
 
     /// The most bytes that were present at a time, faults under way included; `None` without a
     /// bound.
     #[must_use]
     pub fn most_resident(&self) -> Option<usize> {
-        self.mapping.backing.budget.as_ref().map(|budget| budget.most_resident() * PAGE)
+        self.mapping.backing.share.as_ref().map(|share| share.most_resident() * PAGE)
     }
 
     /// What has been counted of it so far; also what is present, with a bound or without. It sums a
@@ -268,7 +269,7 @@ impl Region {
             // Reserved until its pages are gone: no thread maps it before.
             match exclusion.remove_reserving() {
                 Ok((removed, reservation)) => {
-                    let gone = before.give_back();
+                    let gone = before.give_back_unmapped();
                     if gone.is_err() {
                         // They go before the part is mapped again.
                         mapping.set_has_leftovers();
@@ -421,7 +422,7 @@ impl Region {
     /// and before it refuses an access that would exceed the bound.
     #[must_use]
     pub fn write_back_failure(&self) -> Option<WriteBackFailure> {
-        let failure = self.evictor.as_ref()?.last_failure()?;
+        let failure = self.membership.as_ref()?.last_failure()?;
         let records = &self.mapping.records;
         // The region may have become shorter.
         let last = self.mapping.page_of(failure.range().end).min(records.len());
@@ -431,10 +432,10 @@ impl Region {
 
     /// Nothing is given back any more to keep a bound.
     pub(crate) fn lift_bound(&mut self) {
-        if let Some(budget) = &self.mapping.backing.budget {
-            budget.lift();
+        self.membership = None;
+        if let Some(share) = &self.mapping.backing.share {
+            share.lift();
         }
-        self.evictor = None;
     }
 
     pub(crate) fn mapping(&self) -> &Mapping {
@@ -514,7 +515,7 @@ fn enter(backing: &Arc<Backing<dyn Source>>) -> Result<(), Error> {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        self.evictor = None;
+        self.membership = None;
         if !self.mapping.memory.is_of_this_process() {
             // In a forked child read locks of it may never be released, as its parent left it.
             return;

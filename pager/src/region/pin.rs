@@ -95,8 +95,8 @@ impl Region {
         let pages = mapping.pages(&part);
         let held = Held::new(mapping, pages.start, Hold::Pinned);
         if !held.extend(pages.end) {
-            let budget = mapping.backing.budget.as_ref();
-            let (bound, held) = budget.map_or((0, 0), |budget| budget.limit_and_held());
+            let share = mapping.backing.share.as_ref();
+            let (bound, held) = share.map_or((0, 0), |share| share.limit_and_held());
             return Err(Error::PinBeyondBound {
                 bytes: part.len(),
                 held: held * PAGE,

@@ -56,7 +56,7 @@ impl Region {
             Ok(exclusion) => {
                 self.check_pins(&last)?;
                 let is_dirty =
-                    self.mapping.pages(&last).any(|page| self.mapping.records.is_dirty(page));
+                    self.mapping.records.has_any(self.mapping.pages(&last), Records::is_dirty);
                 if before < mapped {
                     if is_dirty {
                         self.read_behind(before..len.min(mapped), &exclusion)?;
@@ -101,7 +101,9 @@ impl Region {
     }
 
     /// Moves the region to other addresses, with space for `capacity` bytes there, and at least for
-    /// its length. What was written moves; other pages are filled from the source again.
+    /// its length. What was written and not [written back](Self::write_back) moves, and is present
+    /// twice until all has moved, also beyond a [bound](crate::Options::resident); other pages are
+    /// filled from the source again.
     ///
     /// Accesses to the old addresses are SIGSEGV from now on, until something else is mapped there.
     ///
@@ -125,7 +127,7 @@ impl Region {
             Err(error) => return Err(error),
             Ok(exclusion) => self.move_excluded(&new, exclusion)?,
         };
-        old.have_gone(old.records.times(Records::is_present).count().saturating_sub(copied));
+        old.have_gone(old.records.count(Records::is_present).saturating_sub(copied));
         *place = Arc::clone(&new);
         drop(place);
         self.mapping = new;
@@ -140,7 +142,7 @@ impl Region {
     ) -> Result<usize, Error> {
         let old = &self.mapping;
         let before = Accesses::of(&exclusion, old)?;
-        new.records.inherit_times(&old.records);
+        new.records.begin_later();
         let copied = before.make_readable().and_then(|()| copy::dirty_pages(old, new));
         let moved = copied.map_err(Error::Change).and_then(|copied| {
             for (part, access) in before.mapped() {

@@ -246,13 +246,19 @@ fn respond(addr: usize, cause: Option<Cause>, context: *mut c_void) -> bool {
         }
     };
     SERVING.set(false);
-    let is_put_off = matches!(verdict, Verdict::Changed { .. } | Verdict::Later);
+    let is_put_off =
+        matches!(verdict, Verdict::Changed { .. } | Verdict::Later | Verdict::NoRoom(_));
     PUT_OFF.set(if is_put_off { addr } else { 0 });
     match verdict {
         Verdict::Filled { .. } | Verdict::UnderWay { .. } => true,
         Verdict::Present { number, time, .. } => fault::may_repeat(number, addr, time),
         Verdict::Changed { .. } | Verdict::Later => {
             rest(times_in_a_row());
+            true
+        }
+        // Nothing is locked.
+        Verdict::NoRoom(wait) => {
+            wait.wait();
             true
         }
         // No scope is open and nothing is locked: a hook need not return.

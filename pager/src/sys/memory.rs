@@ -1,8 +1,10 @@
 //! Anonymous memory, owned.
 #![expect(unsafe_code, reason = "mapping, protecting and unmapping memory")]
+#![expect(clippy::disallowed_types, reason = "lends words whose users order their accesses")]
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::ptr::{self, NonNull};
+use std::sync::atomic::AtomicU64;
 
 use rustix::ffi::c_void;
 use rustix::io::Errno;
@@ -251,6 +253,46 @@ impl Drop for Memory {
     }
 }
 
+/// Words in memory of the kernel's, which are 0 and take none before they are touched.
+#[derive(Debug)]
+pub(crate) struct Words(Memory);
+
+impl Words {
+    /// So many words, of whole pages.
+    pub(crate) fn zeroed(words: usize) -> Result<Self, Errno> {
+        let bytes = words.checked_mul(size_of::<AtomicU64>()).ok_or(Errno::NOMEM)?;
+        let memory = Memory::map(bytes, PageSize::Small)?;
+        let start = memory.start.as_ptr();
+        // A forked child drops what it has of them.
+        // SAFETY: the range is ours, and the advice does not change its content.
+        unsafe { madvise(start, bytes, Advice::LinuxDoFork) }?;
+        // A word that is touched takes a page. It is an error where there are no huge pages.
+        // SAFETY: as above.
+        let _ = unsafe { madvise(start, bytes, Advice::LinuxNoHugepage) };
+        memory.protect(0..bytes, Access::ReadWrite)?;
+        Ok(Self(memory))
+    }
+
+    /// Makes words 0 and gives back their memory, which is whole pages.
+    pub(crate) fn discard(&self, words: Range<usize>) -> Result<(), Errno> {
+        let word = size_of::<AtomicU64>();
+        self.0.discard(words.start * word..words.end * word)
+    }
+}
+
+impl Deref for Words {
+    type Target = [AtomicU64];
+
+    #[inline]
+    fn deref(&self) -> &[AtomicU64] {
+        let (start, bytes) = (self.0.start.as_ptr(), self.0.len);
+        // SAFETY: memory of this length that may be read and written is mapped there for as long as
+        // `self` lives (invariant of `start`; protected so in `zeroed`), aligned to pages, and any
+        // bytes are atomic words. What the kernel makes 0 in `discard` are atomic stores to them.
+        unsafe { std::slice::from_raw_parts(start.cast(), bytes / size_of::<AtomicU64>()) }
+    }
+}
+
 /// The size of the kernel's pages in bytes.
 pub(crate) fn system_page_size() -> usize {
     // SAFETY: asks the C library, which knows it.
@@ -259,11 +301,23 @@ pub(crate) fn system_page_size() -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering::Relaxed;
+
     use super::*;
 
     #[test]
     fn memory_has_the_size_asked_for() {
         assert_eq!(Memory::map(3 * 4096, PageSize::Small).unwrap().range().len(), 3 * 4096);
+    }
+
+    #[test]
+    fn words_are_zero_until_they_are_stored_and_after_they_were_given_back() {
+        let words = Words::zeroed(1024).unwrap();
+        assert!(words.len() == 1024 && words.iter().all(|word| word.load(Relaxed) == 0));
+        words[511].store(1, Relaxed);
+        words[512].store(2, Relaxed);
+        words.discard(0..512).unwrap();
+        assert_eq!([511, 512].map(|at: usize| words[at].load(Relaxed)), [0, 2]);
     }
 
     #[test]

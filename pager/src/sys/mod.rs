@@ -31,8 +31,8 @@ mod memory;
 mod remote;
 mod userfaultfd;
 
-pub(crate) use memory::system_page_size;
 pub use memory::{Access, Memory, PageSize};
+pub(crate) use memory::{Words, system_page_size};
 pub use remote::{Event, Message, NotUserfaultfd, RemoteUserfaultfd};
 pub use rustix::io::Errno;
 pub use userfaultfd::{CopyError, FaultMessage, Fill, MoveError, OpenError, Userfaultfd};
