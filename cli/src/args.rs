@@ -35,8 +35,8 @@ pub(crate) enum Command {
     /// Serve the page faults of processes that CRIU restores (`criu restore --lazy-pages`), and
     /// fill the rest of their memory meanwhile: in place of `criu lazy-pages`.
     LazyPages(LazyPagesOptions),
-    /// Say what is in records of what VMs asked for first (`pervma serve --record`), and how far they
-    /// overlap. Those of e2b (JSON) and REAP (CSV) are read as well.
+    /// Say what is in records of what VMs asked for first (`pervma serve --record`), and how far
+    /// they overlap. Those of e2b (JSON) and REAP (CSV) are read as well.
     WorkingSet(WorkingSetOptions),
 }
 

@@ -313,7 +313,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
 
     /// The last VMA that touches `range`.
     pub(crate) fn last_in(&self, range: &Range<usize>) -> Option<(Range<usize>, &Vma)> {
-        self.edit.overlapping(range.clone()).last()
+        self.edit.overlapping(range.clone()).next_back()
     }
 
     /// The VMA that ends where `addr` is.

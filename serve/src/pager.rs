@@ -468,8 +468,8 @@ impl Pager {
         self.shared.client(client.0).is_some_and(|client| self.shared.complete(&client))
     }
 
-    /// Fills what a client will ask for, in that order, while faults go first. It is no promise: what
-    /// cannot be filled is left to faults. `false` if the client has gone, or there are no
+    /// Fills what a client will ask for, in that order, while faults go first. It is no promise:
+    /// what cannot be filled is left to faults. `false` if the client has gone, or there are no
     /// [threads](Options::replayers) for it.
     pub fn replay(&self, client: ClientId, set: &WorkingSet) -> bool {
         let Some(client) = self.shared.client(client.0) else { return false };

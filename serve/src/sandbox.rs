@@ -119,7 +119,8 @@ pub enum SandboxError {
     /// The kernel's error, from `prctl` or `capset`.
     #[error("privileges cannot be given up: {0}")]
     Privileges(#[source] io::Error),
-    /// A directory of [`Sandbox::removable`] or [`Sandbox::writable`] cannot be opened, or Landlock has failed.
+    /// A directory of [`Sandbox::removable`] or [`Sandbox::writable`] cannot be opened, or Landlock
+    /// has failed.
     #[error("files cannot be restricted: {0}")]
     Landlock(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The kernel has no seccomp filters, or refuses them.

@@ -61,7 +61,8 @@ pub struct Stats {
     pub pages: u64,
     /// Pages of 4096 bytes that were filled with zeros at no cost.
     pub zeros: u64,
-    /// Granules that were filled ahead of faults, and pieces, of at most 64 KiB, of what was replayed.
+    /// Granules that were filled ahead of faults, and pieces, of at most 64 KiB, of what was
+    /// replayed.
     pub ahead: u64,
     /// Reads of the source that were waited for.
     pub reads: u64,

@@ -54,8 +54,8 @@ pub(crate) enum Next<F> {
     Over,
 }
 
-/// So many faults have to be left before it pays to wake a worker for them: that takes as long as to
-/// serve one, and what the client tells is not read while another serves it.
+/// So many faults have to be left before it pays to wake a worker for them: that takes as long as
+/// to serve one, and what the client tells is not read while another serves it.
 const MANY: usize = 4;
 /// A worker that polls is taken to be held up if what it was told once keeps it for so long.
 const HELD_UP: Duration = Duration::from_millis(1);
@@ -328,8 +328,8 @@ mod tests {
         });
     }
 
-    /// Workers serve what a channel tells, as it is told to whoever polls; some of it holds a worker
-    /// up, some is left to others, some is handed over. Not made here: workers that die.
+    /// Workers serve what a channel tells, as it is told to whoever polls; some of it holds a
+    /// worker up, some is left to others, some is handed over. Not made here: workers that die.
     #[test]
     fn all_that_is_told_is_served() {
         use rand::rngs::SmallRng;

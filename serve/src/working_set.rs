@@ -5,8 +5,8 @@
 //! offset in the source and the time in microseconds since the client had come.
 //!
 //! ```text
-//! {"working_set":1,"granule":4096,"source":{"size":268435456,"digest":"9f86d081884c7d65"},"count":2}
-//! 1048576,120
+//! {"working_set":1,"granule":4096,"source":{"size":1048576,"digest":"9f86d081884c7d65"},"count":2}
+//! 8192,120
 //! 0,131
 //! ```
 //!
