@@ -195,6 +195,8 @@ impl Client {
     }
 
     pub(crate) fn extents(&self) -> Vec<Extent> {
+        // While memory moves in the map, it is nowhere.
+        let _order = self.fills.read();
         self.map.extents()
     }
 
@@ -260,12 +262,8 @@ impl Client {
 
     /// Where the parts of the source are now.
     pub(crate) fn places(&self) -> Places {
-        let mut places: Vec<_> = self
-            .map
-            .extents()
-            .into_iter()
-            .filter(|extent| extent.content == Extent::SOURCE)
-            .collect();
+        let mut places: Vec<_> =
+            self.extents().into_iter().filter(|extent| extent.content == Extent::SOURCE).collect();
         places.sort_unstable_by_key(|extent| extent.offset);
         Places(places)
     }
@@ -336,14 +334,16 @@ impl Client {
 
     /// The first address of a range for whose page the source has the bytes, if it is missing.
     pub(crate) fn next_of_source(&self, range: &Range<usize>) -> Option<usize> {
+        // While memory moves in the map, it is nowhere.
+        let _order = self.fills.read();
         let vma = self.source_from(range.start)?;
         Some(vma.range().start.max(range.start)).filter(|start| *start < range.end)
     }
 
-    /// Read-locks the first VMA from an address on that has bytes of the source.
+    /// Read-locks the first VMA from an address on that has bytes of the source. The caller
+    /// excludes that messages are read, so nothing is write-locked.
     fn source_from(&self, mut addr: usize) -> Option<ReadGuard<'_, Piece>> {
         loop {
-            // A change is soon over, and this waits for it.
             let vma = self.map.read_at_or_after(addr).ok()??;
             match vma.content {
                 Content::Source(_) => return Some(vma),
@@ -376,7 +376,9 @@ impl Client {
         let read = read.filter(|read| read.offset == offset);
         let bytes = |range: &Range<usize>| read.and_then(|read| read.bytes.get(..range.len()));
         let mut filled = self.fill_with(&range, belongs, bytes(&range));
-        if filled == Filled::NotRegistered && range != page {
+        if filled == Filled::NotRegistered {
+            // The kernel has several mappings there; or it has begun to move them after it had
+            // looked whether anything changes, and says so now.
             range = page.clone();
             filled = self.fill_with(&range, belongs, bytes(&range));
         }
@@ -588,7 +590,7 @@ impl Client {
     /// the descriptor is closed: part by part, what is one mapping to the process would be several
     /// for a while, of which calls fail that want one.
     pub(crate) fn let_go(&self) -> Served {
-        let extents = self.map.extents();
+        let extents = self.extents();
         let registered = if self.is_sparse { &[] } else { &extents[..] };
         // All that lies side by side at once: the kernel moves no memory of which a part is
         // registered.
@@ -601,7 +603,7 @@ impl Client {
             Err(CopyError::ProcessGone) => Served::Gone,
             // An event that was raised before is to be read.
             Err(CopyError::Again { .. }) => Served::Again,
-            _ if self.map.extents() != extents => Served::Again,
+            _ if self.extents() != extents => Served::Again,
             _ => Served::Done,
         }
     }

@@ -682,6 +682,36 @@ fn what_moves_while_a_client_is_completed_is_there() {
     }
 }
 
+/// Of each page, the kernel may say that nothing is there while it moves.
+#[test]
+fn what_moves_again_and_again_while_a_client_is_completed_is_there() {
+    let _alone = alone();
+    const PAGES: usize = 1024;
+    let bytes = random_bytes(PAGES * PAGE, 13);
+    for round in 0..10 {
+        let (pager, _notices) = start(Options::new().granule(PAGE));
+        let fd = userfaultfd(REMOVE | REMAP | UNMAP).unwrap();
+        let memory = Memory::map(PAGES * PAGE, Kind::Anonymous).unwrap().register(&fd);
+        let id = pager.add(fd, &[memory.extent(0)], memory_file(&bytes)).unwrap();
+        memory.page(0).discard();
+        let moved = std::thread::scope(|scope| {
+            let mover = scope.spawn(move || {
+                (0..200).fold(memory, |moved, _| {
+                    // Where it was, something else may come.
+                    let place = Memory::map(PAGES * PAGE, Kind::Anonymous).unwrap();
+                    moved.relocate(place.start, 0)
+                })
+            });
+            assert!(pager.complete(id));
+            mover.join().unwrap()
+        });
+        let moved_bytes = moved.copy();
+        assert!(moved_bytes[..PAGE].iter().all(|byte| *byte == 0));
+        assert!(moved_bytes[PAGE..] == bytes[PAGE..], "round {round}");
+        moved.unmap();
+    }
+}
+
 /// Closed, its descriptor would let the memory be zeros.
 #[test]
 fn a_client_that_is_refused_is_poisoned() {
