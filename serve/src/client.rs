@@ -17,6 +17,7 @@ use pervma_pager::sys::{CopyError, Errno, Event, Message, NotUserfaultfd, Remote
 
 use crate::failure::{Failure, Health};
 use crate::map::{Content, Map, PAGE, Piece};
+use crate::source::populate;
 use crate::state::Extent;
 use crate::stats::{Counter, Counters};
 
@@ -350,6 +351,24 @@ impl Client {
             match vma.content {
                 Content::Source(_) => return Some(vma),
                 Content::Zeros | Content::Poisoned => addr = vma.range().end,
+            }
+        }
+    }
+
+    /// Makes ready what a range is to be filled with, as far as that is in memory.
+    pub(crate) fn prepare(&self, range: &Range<usize>) {
+        let mut at = range.start;
+        while let Some(vma) = self.source_from(at) {
+            let whole = vma.range();
+            let (start, end) = (at.max(whole.start), range.end.min(whole.end));
+            if start >= end {
+                return;
+            }
+            at = end;
+            let Content::Source(offset) = vma.at(start - whole.start).content else { return };
+            drop(vma);
+            if let Some(bytes) = self.source.resident(offset..offset + (end - start) as u64) {
+                populate(bytes);
             }
         }
     }

@@ -1028,6 +1028,7 @@ impl Shared {
             let window = start..(start + 1).next_multiple_of(WINDOW);
             *at = window.end;
             drop(at);
+            client.prepare(&window);
             let moves = client.moves();
             let filled = match self.fill_range(client, window.clone(), &mut buffer) {
                 Served::Done => client.note_filled(window, moves),
