@@ -26,8 +26,8 @@ use crate::values::{Granule, threads};
 /// Where `criu restore` connects to, in the work directory.
 const SOCKET: &str = "lazy-pages.socket";
 
-/// So many requests to a page server are under way, of 64 KiB each, for what is not touched.
-const REMOTE_FILLERS: usize = 32;
+/// So many requests to a page server are under way, of 256 KiB each, for what is not touched.
+const REMOTE_FILLERS: usize = 8;
 
 #[derive(Args, Debug)]
 pub(crate) struct LazyPagesOptions {

@@ -17,6 +17,7 @@ use pervma_pager::sys::{CopyError, Errno, Event, Message, NotUserfaultfd, Remote
 
 use crate::failure::{Failure, Health};
 use crate::map::{Content, Map, PAGE, Piece};
+use crate::source::populate;
 use crate::state::Extent;
 use crate::stats::{Counter, Counters};
 
@@ -130,6 +131,8 @@ pub(crate) const HELD_UP: Duration = Duration::from_millis(1);
 /// So many pieces at once are filled where no thread waits.
 const PIECES_LATER: usize = 2;
 
+/// Bytes that are read at once where no thread waits for them.
+const AT_ONCE: usize = 256 << 10;
 /// The size of huge pages.
 const HUGE: usize = 2 << 20;
 
@@ -352,10 +355,28 @@ impl Client {
         }
     }
 
+    /// Makes ready what a range is to be filled with, as far as that is in memory.
+    pub(crate) fn prepare(&self, range: &Range<usize>) {
+        let mut at = range.start;
+        while let Some(vma) = self.source_from(at) {
+            let whole = vma.range();
+            let (start, end) = (at.max(whole.start), range.end.min(whole.end));
+            if start >= end {
+                return;
+            }
+            at = end;
+            let Content::Source(offset) = vma.at(start - whole.start).content else { return };
+            drop(vma);
+            if let Some(bytes) = self.source.resident(offset..offset + (end - start) as u64) {
+                populate(bytes);
+            }
+        }
+    }
+
     /// Fills some of what is missing of a range, for good: what of it the source has. `None` if
     /// there is no more. `Done` says that all that is `wanted` is there; that is less than a piece,
     /// where the kernel has several mappings. If it has to be [read](Served::Read), this is called
-    /// again with the bytes.
+    /// again with the bytes, as long as they last.
     pub(crate) fn fill_next(
         &self,
         range: &Range<usize>,
@@ -373,8 +394,11 @@ impl Client {
         let mut range = start..self.piece(start).end.min(whole.end).min(end.max(page.end));
         let belongs = vma.at(start - whole.start);
         let Content::Source(offset) = belongs.content else { return None };
-        let read = read.filter(|read| read.offset == offset);
-        let bytes = |range: &Range<usize>| read.and_then(|read| read.bytes.get(..range.len()));
+        let bytes = |range: &Range<usize>| {
+            let (read, len) = (read?, range.len());
+            let skipped = usize::try_from(offset.checked_sub(read.offset)?).ok()?;
+            read.bytes.get(skipped..skipped.checked_add(len)?)
+        };
         let mut filled = self.fill_with(&range, belongs, bytes(&range));
         if filled == Filled::NotRegistered {
             // The kernel has several mappings there; or it has begun to move them after it had
@@ -391,6 +415,11 @@ impl Client {
             Filled::NoMemory => Served::Failed(Failure::NoMemory),
             Filled::Gone => Served::Gone,
         };
+        if served == Served::Read {
+            // More than is filled at once: what is read may be far.
+            let most = start.saturating_add(AT_ONCE);
+            range.end = most.min(whole.end).min(end).max(range.end);
+        }
         Some((Wanted { range, page, offset }, served))
     }
 

@@ -1028,6 +1028,7 @@ impl Shared {
             let window = start..(start + 1).next_multiple_of(WINDOW);
             *at = window.end;
             drop(at);
+            client.prepare(&window);
             let moves = client.moves();
             let filled = match self.fill_range(client, window.clone(), &mut buffer) {
                 Served::Done => client.note_filled(window, moves),
@@ -1048,7 +1049,7 @@ impl Shared {
             if client.health.failure().is_some() || self.is_over.load(Relaxed) {
                 return Served::Failed(Failure::Stopped);
             }
-            let read = was_read.take().map(|offset| Read { offset, bytes: &buffer[..] });
+            let read = was_read.map(|offset| Read { offset, bytes: &buffer[..] });
             let next = client.fill_next(&range, read.as_ref());
             let Some((wanted, served)) = next else { return Served::Done };
             range.start = wanted.range.start;

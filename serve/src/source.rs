@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use memmap2::{Mmap, MmapOptions};
 use pervma_pager::{FileSource, ReadFailed, Source};
+use rustix::mm::Advice;
 
 /// A file that holds the memory of virtual machines: what of it is in the page cache is copied from
 /// there by the kernel, the rest is read.
@@ -172,6 +173,14 @@ impl Source for MemoryFile {
         }
         Some(std::ptr::slice_from_raw_parts(self.map.as_ptr().wrapping_add(start), end - start))
     }
+}
+
+/// Has the kernel map what it has of a file, as [`Source::resident`] tells of it: copying from
+/// there stops at pages that are not mapped, and begins again.
+pub(crate) fn populate(bytes: *const [u8]) {
+    let start = bytes.cast_mut().cast();
+    // SAFETY: it changes no bytes; the kernel refuses what is not mapped, or no whole pages.
+    let _ = unsafe { rustix::mm::madvise(start, bytes.len(), Advice::LinuxPopulateRead) };
 }
 
 #[cfg(test)]
