@@ -1,7 +1,8 @@
 //! What belongs where in a client's memory.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use pervma::{AddressSpace, ChangeError, InsertError, Payload, ReadError, ReadGuard};
 
@@ -58,9 +59,33 @@ pub(crate) const PAGE: usize = 4096;
 /// one thread's at a time.
 pub(crate) struct Map {
     space: AddressSpace<Piece>,
-    /// Places from which something has moved, and what of each is not told to be unmapped yet.
-    left: Mutex<Vec<Left>>,
+    moves: Mutex<Moves>,
 }
+
+/// What is known of moves beside where everything is. The kernel tells of them after they have
+/// happened, and of those of several threads in any order.
+#[derive(Default)]
+struct Moves {
+    /// Places from which something has moved, and what of each is not told to be unmapped yet.
+    left: Vec<Left>,
+    /// What was at a place to which something else has moved.
+    displaced: Vec<Displaced>,
+    /// Whether it is told what is unmapped: then nothing is displaced but what has gone, of which
+    /// is told late.
+    tells_unmaps: bool,
+}
+
+/// What something else has taken the place of: it had moved away before, or was unmapped, and that
+/// is told next.
+struct Displaced {
+    place: Range<usize>,
+    /// By how far behind the start of the place.
+    pieces: Vec<(Range<usize>, Piece)>,
+    since: Instant,
+}
+
+/// So much later nothing is told late: a thread tells of a move as soon as it runs again.
+const LATE: Duration = Duration::from_secs(1);
 
 /// A place from which something has moved.
 ///
@@ -90,7 +115,11 @@ impl Map {
             edit.insert(range, piece).map_err(|error: InsertError<Piece>| error.kind)?;
         }
         drop(edit);
-        Ok(Self { space, left: Mutex::default() })
+        Ok(Self { space, moves: Mutex::default() })
+    }
+
+    fn moves(&self) -> MutexGuard<'_, Moves> {
+        self.moves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Read-locks the VMA at an address.
@@ -164,10 +193,15 @@ impl Map {
     }
 
     pub(crate) fn unmap(&self, range: Range<usize>) -> Result<(), ChangeError> {
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        match left.iter().position(|left| left.place == range) {
-            Some(at) => left.remove(at).rest.into_iter().try_for_each(|rest| self.forget(rest)),
-            None => self.forget(range),
+        let mut moves = self.moves();
+        moves.tells_unmaps = true;
+        let left = moves.left.iter().position(|left| left.place == range);
+        if let Some(at) = left {
+            moves.left.remove(at).rest.into_iter().try_for_each(|rest| self.forget(rest))
+        } else if moves.take_displaced(&range).is_some() {
+            Ok(())
+        } else {
+            self.forget(range)
         }
     }
 
@@ -181,18 +215,37 @@ impl Map {
     /// What was at the old place is at the new one. The old one is zeros: it can still be mapped
     /// (`MREMAP_DONTUNMAP`), and is unmapped by an event of its own if it is not.
     pub(crate) fn relocate(&self, from: Range<usize>, to: usize) -> Result<(), ChangeError> {
-        let parts = self.mapped(&from);
         let target = to..to.saturating_add(from.len());
+        let mut moves = self.moves();
+        let displaced = moves.take_displaced(&from);
+        if moves.tells_unmaps {
+            let pieces = self.pieces(&target);
+            if !pieces.is_empty() {
+                moves.displaced.push(Displaced {
+                    place: target.clone(),
+                    pieces,
+                    since: Instant::now(),
+                });
+            }
+        }
         self.forget(target.clone())?;
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        for left in left.iter_mut() {
+        for left in &mut moves.left {
             left.rest = left.rest.iter().flat_map(|rest| without(rest, &target)).collect();
         }
-        if left.len() >= MOST_LEFT {
-            left.remove(0);
+        if moves.left.len() >= MOST_LEFT {
+            moves.left.remove(0);
         }
-        left.push(Left { place: from.clone(), rest: vec![from.clone()] });
-        drop(left);
+        // What was displaced has left nothing behind.
+        let rest = if displaced.is_some() { vec![] } else { vec![from.clone()] };
+        moves.left.push(Left { place: from.clone(), rest });
+        drop(moves);
+        if let Some(displaced) = displaced {
+            return displaced.pieces.into_iter().try_for_each(|(part, piece)| {
+                let inserted = self.space.insert(to + part.start..to + part.end, piece);
+                inserted.map(drop).map_err(|error| error.kind)
+            });
+        }
+        let parts = self.mapped(&from);
         let mut pieces = Vec::new();
         let moved = self.space.relocate(from, to, |_, piece| {
             pieces.push(*piece);
@@ -213,7 +266,25 @@ impl Map {
 
     /// A copy, for a forked child.
     pub(crate) fn fork(&self) -> Result<Self, ChangeError> {
-        Ok(Self { space: self.space.fork(|_, piece| Some(*piece))?, left: Mutex::default() })
+        Ok(Self { space: self.space.fork(|_, piece| Some(*piece))?, moves: Mutex::default() })
+    }
+
+    /// What is in a range, by how far behind its start.
+    fn pieces(&self, range: &Range<usize>) -> Vec<(Range<usize>, Piece)> {
+        let mut pieces = Vec::new();
+        let mut at = range.start;
+        // As below.
+        while let Ok(Some(vma)) = self.space.read_at_or_after(at) {
+            let whole = vma.range();
+            if whole.start >= range.end {
+                break;
+            }
+            let part = at.max(whole.start)..whole.end.min(range.end);
+            let piece = vma.at(part.start - whole.start);
+            pieces.push((part.start - range.start..part.end - range.start, piece));
+            at = part.end;
+        }
+        pieces
     }
 
     /// The parts of a range that are mapped, as few as possible.
@@ -234,6 +305,15 @@ impl Map {
             }
         }
         parts
+    }
+}
+
+impl Moves {
+    /// What was at a place when something else moved there, a short time ago.
+    fn take_displaced(&mut self, place: &Range<usize>) -> Option<Displaced> {
+        self.displaced.retain(|displaced| displaced.since.elapsed() < LATE);
+        let at = self.displaced.iter().position(|displaced| displaced.place == *place)?;
+        Some(self.displaced.remove(at))
     }
 }
 
@@ -305,6 +385,50 @@ mod tests {
         assert_eq!(map.extents(), expected);
         map.unmap(0x1000..0x5000).unwrap();
         assert_eq!(map.extents(), expected[1..], "now it is another event");
+    }
+
+    #[test]
+    fn what_moves_to_a_place_does_not_move_with_what_has_left_it_before_and_is_told_later() {
+        let whole = [extent(0x1000, 0x4000, 0x7000), extent(0x8000, 0x4000, 0)];
+        let known = || {
+            let map = Map::new(&whole).unwrap();
+            // That it tells what is unmapped is known from the first time on.
+            map.unmap(0x10_0000..0x10_1000).unwrap();
+            map.remove(0x2000..0x3000).unwrap();
+            // The second part moves to the place of the first one, which has left it.
+            map.relocate(0x8000..0xc000, 0x1000).unwrap();
+            map
+        };
+        let map = known();
+        map.relocate(0x1000..0x5000, 0x2_0000).unwrap();
+        map.unmap(0x1000..0x5000).unwrap();
+        map.unmap(0x8000..0xc000).unwrap();
+        let second = extent(0x1000, 0x4000, 0);
+        let expected = [
+            second,
+            extent(0x2_0000, 0x1000, 0x7000),
+            zeros(0x2_1000, 0x1000),
+            extent(0x2_2000, 0x2000, 0x9000),
+        ];
+        assert_eq!(map.extents(), expected);
+        // Once: now it is the second part that moves.
+        map.relocate(0x1000..0x5000, 0x3_0000).unwrap();
+        map.unmap(0x1000..0x5000).unwrap();
+        assert_eq!(map.extents()[3..], [extent(0x3_0000, 0x4000, 0)]);
+
+        let map = known();
+        map.unmap(0x1000..0x5000).unwrap();
+        map.unmap(0x8000..0xc000).unwrap();
+        assert_eq!(map.extents(), [second], "it was unmapped");
+    }
+
+    #[test]
+    fn what_is_moved_over_without_being_told_is_gone() {
+        let map = Map::new(&[extent(0x1000, 0x4000, 0x7000), extent(0x8000, 0x4000, 0)]).unwrap();
+        map.relocate(0x8000..0xc000, 0x1000).unwrap();
+        map.relocate(0x1000..0x5000, 0x2_0000).unwrap();
+        let moved = map.extents();
+        assert_eq!(moved.last(), Some(&extent(0x2_0000, 0x4000, 0)));
     }
 
     #[test]

@@ -327,17 +327,18 @@ impl Control {
         let Some((connection, handshake)) = restore.arriving.take() else { return };
         let _ = connection.shutdown(Shutdown::Both);
         restore.has_failed = true;
-        let pid = restore.peer.pid;
-        if restore.tasks.is_empty() {
-            tracing::warn!(restore = id, pid, "a peer is refused: {why}");
-        } else {
-            tracing::error!(restore = id, pid, "a restore has failed: {why}");
-        }
+        let (pid, is_restorer) = (restore.peer.pid, !restore.tasks.is_empty());
         for &client in &restore.clients {
             self.pager.fail(client);
         }
         for descriptor in handshake.into_descriptors() {
             self.fail_closed(id, descriptor, &why.to_string());
+        }
+        // It is told when it is so.
+        if is_restorer {
+            tracing::error!(restore = id, pid, "a restore has failed: {why}");
+        } else {
+            tracing::warn!(restore = id, pid, "a peer is refused: {why}");
         }
     }
 
