@@ -472,12 +472,15 @@ impl Pager {
     /// what cannot be filled is left to faults. `false` if the client has gone, or there are no
     /// [threads](Options::replayers) for it.
     pub fn replay(&self, client: ClientId, set: &WorkingSet) -> bool {
+        if self.shared.options.replayers == 0 {
+            return false;
+        }
         let Some(client) = self.shared.client(client.0) else { return false };
         let places = Arc::new(client.places());
         let replay = Replay { client, places, runs: set.runs().into(), next: 0 };
         self.shared.ahead_queue().replays.push_back(replay);
         self.shared.ahead.todo.notify_all();
-        self.shared.options.replayers > 0
+        true
     }
 
     /// Looks now whether a client's process has gone, and forgets it if so.
@@ -505,6 +508,8 @@ impl Drop for Pager {
             std::mem::forget(kept);
         }
         shared.is_over.store(true, Relaxed);
+        // A thread that has looked at the flag before waits by now, and is woken.
+        drop(shared.ahead_queue());
         shared.ahead.todo.notify_all();
         shared.turns.end();
         // The worker that waits looks again. It counts far, and does not block.

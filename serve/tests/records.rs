@@ -107,8 +107,8 @@ fn nothing_is_recorded_unasked() {
     let (pager, notices) = start(Options::new().granule(PAGE));
     let (id, memory) = client(&pager, REMOVE, memory_file(&random_bytes(PAGES * PAGE, 1)));
     memory.byte(0);
+    assert!(!pager.replay(id, &set(PAGE, [1])), "there are no threads for it");
     assert!(pager.complete(id));
-    assert!(!pager.replay(id, &set(PAGE, [1])), "it has gone");
     drop(pager);
     assert!(!notices.iter().any(|notice| matches!(notice, Notice::Recorded { .. })));
     memory.unmap();
@@ -134,6 +134,7 @@ fn what_is_replayed_is_filled_and_nothing_else() {
             let stats = pager.stats(id).unwrap();
             assert_eq!((stats.faults, stats.pages), (0, 8), "{granule} {replayers}");
             assert!(pager.complete(id));
+            assert!(!pager.replay(id, &wanted), "it has gone");
             assert_eq!(offsets(&recorded(&notices)), [0; 0], "nothing was asked for");
             memory.unmap();
         }
