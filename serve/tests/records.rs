@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{
-    ALL_EVENTS, Kind, Memory, PAGE, REMOVE, alone, memory_file, random_bytes, userfaultfd,
+    Kind, Memory, PAGE, REMAP, REMOVE, UNMAP, alone, memory_file, random_bytes, userfaultfd,
 };
 use pervma_pager::{ReadFailed, Source};
 use pervma_serve::working_set::{Touch, WorkingSet};
@@ -153,7 +153,7 @@ fn a_replay_beside_changes_is_right() {
     let bytes = random_bytes(PAGES * PAGE, 2);
     for turn in 0..20 {
         let (pager, _notices) = start(Options::new().granule(PAGE).replayers(2));
-        let (id, memory) = client(&pager, ALL_EVENTS, memory_file(&bytes));
+        let (id, memory) = client(&pager, REMAP | REMOVE | UNMAP, memory_file(&bytes));
         assert!(pager.replay(id, &set(PAGE, (0..PAGES).map(|page| (page * 7 + turn) % PAGES))));
         memory.pages(32..64).discard();
         let moved = memory.pages(400..416).relocate(16 * PAGE, 0);
