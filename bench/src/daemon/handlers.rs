@@ -232,21 +232,18 @@ impl Shared {
         }
     }
 
-    /// Fills a page. While the kernel refuses, what it has to tell is read.
+    /// Fills a page. While the kernel refuses, what it has to tell is read; the source is not
+    /// read again.
     fn serve(&self, addr: usize, buffer: &mut [u8]) {
+        let offset = addr - self.client.memory.start;
+        let mut bytes = None;
         let mut others = Vec::new();
         loop {
             let removed = self.removed.as_ref().map(RwLock::read);
             let filled = if removed.as_ref().is_some_and(|removed| removed.has(addr)) {
                 self.client.userfaultfd.zero(addr, PAGE, true)
             } else {
-                let offset = addr - self.client.memory.start;
-                let range = offset as u64..(offset + PAGE) as u64;
-                let bytes = self.source.resident(range.clone()).unwrap_or_else(|| {
-                    let read = self.source.read_at(range.start, buffer);
-                    assert!(read.is_ok(), "the source can be read");
-                    &raw const *buffer
-                });
+                let bytes = *bytes.get_or_insert_with(|| self.bytes(offset, buffer));
                 self.client.copy(offset, bytes)
             };
             drop(removed);
@@ -266,6 +263,16 @@ impl Shared {
         for other in others {
             self.serve(other, buffer);
         }
+    }
+
+    /// The bytes of a page, in the buffer where they are not in memory.
+    fn bytes(&self, offset: usize, buffer: &mut [u8]) -> *const [u8] {
+        let range = offset as u64..(offset + PAGE) as u64;
+        self.source.resident(range.clone()).unwrap_or_else(|| {
+            let read = self.source.read_at(range.start, buffer);
+            assert!(read.is_ok(), "the source can be read");
+            &raw const *buffer
+        })
     }
 }
 
