@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fs::File;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use pervma_pager::Source;
@@ -24,6 +25,8 @@ const SOURCES: [(&str, Duration); 3] = [
     ("10 ms", Duration::from_millis(10)),
 ];
 const VERY_SLOW: Duration = Duration::from_secs(2);
+/// Before touches are timed while a very slow source is waited for.
+const PAUSE: Duration = Duration::from_millis(50);
 
 const PERVMA: &str = "pervma";
 const ONE_LOCK: &str = "one lock";
@@ -256,32 +259,32 @@ fn other_descriptor(plan: Plan, file: &File) -> Result<Outcome, Box<dyn Error>> 
     Ok(outcome)
 }
 
+/// One pager serves both, so that where its threads run decides nothing between the two.
 fn slow_source(plan: Plan, file: &File) -> Result<Outcome, Box<dyn Error>> {
     let client = Client::start()?;
-    let source = slow(plan, file, VERY_SLOW)?;
+    let mapped = client.map(0, plan.bytes(), false)?;
+    let memory = mapped.0;
+    let pager = pager()?;
+    add(&pager, mapped, slow(plan, file, VERY_SLOW)?)?;
     let errors = Errors::default();
     let mut comparison = Comparison::new();
-    let mut pagers = Vec::new();
-    let mut disturbed = None;
-    for (number, name) in [SLOW, QUIET].into_iter().enumerate() {
-        let mapped = client.map(number, plan.bytes(), false)?;
-        let memory = mapped.0;
-        disturbed.get_or_insert(memory);
+    for (name, is_slow) in [(SLOW, true), (QUIET, false)] {
         let (client, errors) = (&client, &errors);
         comparison.add(name, move |round: &usize| {
             errors.measures(|| {
+                if is_slow {
+                    disturb(client, memory, plan, *round, false)?;
+                }
+                // Threads have begun then.
+                thread::sleep(PAUSE);
                 let times = times(client, memory, plan, *round)?;
+                if is_slow {
+                    client.stop()?;
+                }
                 discard(client, memory, plan, *round)?;
                 Ok(times.to_vec())
             })
         });
-        let pager = pager()?;
-        add(&pager, mapped, Arc::clone(&source))?;
-        pagers.push(pager);
-    }
-    // It goes on all the time: a thread of it sleeps for the source.
-    if let Some(memory) = disturbed {
-        disturb(&client, memory, plan, 0, false)?;
     }
     let outcome = comparison.run("a slow source in another region", plan.rounds, rounds());
     errors.first()?;
