@@ -4,6 +4,7 @@ mod edits;
 mod end;
 mod gap;
 pub(crate) mod instructions;
+mod large;
 mod lookup;
 mod memory;
 mod pace;
@@ -44,6 +45,8 @@ pub(crate) enum Benchmark {
     Gap,
     /// Removals and edits while a reader stays elsewhere, or a removal waits.
     Removal,
+    /// Up to ten million VMAs: built, looked at, removed, dropped.
+    Large,
     /// Bytes of a VMA, of an empty space, and after many changes.
     Memory,
     /// Page faults of this process, beside bare handlers.
@@ -84,6 +87,7 @@ impl Benchmark {
             Self::End => end::measure(effort),
             Self::Gap => gap::measure(effort),
             Self::Removal => removal::measure(effort),
+            Self::Large => large::measure(effort),
             Self::Memory => memory::measure(effort),
             Self::Faults => faults::measure(effort)?,
             Self::DaemonFaults => daemon::faults(effort)?,

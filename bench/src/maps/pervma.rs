@@ -164,12 +164,18 @@ fn waited<R, P: Platform>(
     }
 }
 
+impl<W, P: Platform> Pervma<W, P> {
+    pub(crate) fn around(space: AddressSpace<u64, P>) -> Self {
+        Self(space, PhantomData)
+    }
+}
+
 impl<W: Way<P>, P: Platform> Find for Pervma<W, P> {
     const NAME: &'static str = W::NAME;
     type Reader<'m> = W::Reader<'m>;
 
     fn of(vmas: &[Vma]) -> Self {
-        let map = Self(AddressSpace::with_platform(PAGE), PhantomData);
+        let map = Self::around(AddressSpace::with_platform(PAGE));
         vmas.iter().for_each(|vma| map.insert(vma.clone()));
         map
     }

@@ -86,6 +86,14 @@ impl<C: Cell> Tree<C> {
         }
     }
 
+    /// Those that start in `range`, taken out.
+    pub(crate) fn split_out(&mut self, range: Range<usize>) -> Self {
+        let mut removed = self.0.split_off(&range.start);
+        let mut above = removed.split_off(&range.end);
+        self.0.append(&mut above);
+        Self(removed)
+    }
+
     /// See [`Map::update`](super::Map::update). One walk finds all that is concerned, down from the
     /// right neighbour.
     pub(crate) fn update(&mut self, range: Range<usize>, payload: u64) {
