@@ -78,6 +78,32 @@ impl Request {
     }
 }
 
+/// Where the parts of a range go that a change excludes.
+pub(crate) trait Placement<T> {
+    /// Whether all of them go out of the map, whatever they are.
+    const NOWHERE: bool = false;
+
+    /// Where a part goes, and with what payload, if it stays.
+    fn place(&mut self, part: Span, payload: &T) -> Option<(Span, T)>;
+}
+
+impl<T, F: FnMut(Span, &T) -> Option<(Span, T)>> Placement<T> for F {
+    fn place(&mut self, part: Span, payload: &T) -> Option<(Span, T)> {
+        self(part, payload)
+    }
+}
+
+/// All parts go out of the map.
+pub(crate) struct Nowhere;
+
+impl<T> Placement<T> for Nowhere {
+    const NOWHERE: bool = true;
+
+    fn place(&mut self, _: Span, _: &T) -> Option<(Span, T)> {
+        None
+    }
+}
+
 /// Why the VMAs of a range were not excluded.
 pub(crate) enum Refusal<'s, 'm, T> {
     /// An error that waiting does not mend.
@@ -219,8 +245,8 @@ impl<'s, T, P: Platform> MapWrite<'s, T, P> {
     pub(crate) fn start_write_all(&self, span: Span) {
         let mut all = Excluded::new(self.map().slab().slots(), false);
         let mut vmas = self.entries(span).filter_map(Entry::vma);
-        all.push_all(self.section(), |push| {
-            vmas.all(push);
+        all.push_all(self.section(), |pushed| {
+            vmas.all(|vma| pushed.push(&vma));
         });
         all.start_write(self.section());
     }
@@ -233,30 +259,37 @@ pub(crate) fn exclude<'s, 'm, T, P: Platform>(
     outlives_edit: bool,
 ) -> Result<ExcludedVmas<'s, T, P>, Refusal<'s, 'm, T>> {
     let refuse = |error| Err(Refusal::Error(error));
-    let span = request.span;
-    let (mut entries, mut mapped_to, mut hole) = (0_usize, span.start, None);
-    let (mut first, mut reserved, mut excluded) = (None, None, None);
-    cursor.visit(span, |entry| {
-        let at = entry.span();
-        if mapped_to < at.start && hole.is_none() {
-            hole = Some(mapped_to..at.start);
-        }
-        (entries, mapped_to) = (entries + 1, at.end);
-        if excluded.is_none() && entry.is_excluded() {
-            excluded = Some(entry);
-        } else if let Some(vma) = entry.vma() {
-            first.get_or_insert(vma);
-        } else if reserved.is_none() {
-            reserved = Some(at.range());
-        }
-        at.end < span.end
+    let (span, section) = (request.span, cursor.section());
+    let mut list = Excluded::new(cursor.slots(), outlives_edit);
+    let (mut is_empty, mut mapped_to, mut hole) = (true, span.start, None);
+    let (mut reserved, mut excluded) = (None, None);
+    list.push_all(section, |pushed| {
+        cursor.visit(span, |entry| {
+            let at = entry.span();
+            if mapped_to < at.start && hole.is_none() {
+                hole = Some(mapped_to..at.start);
+            }
+            (is_empty, mapped_to) = (false, at.end);
+            if request.mapped == Mapped::Nothing {
+                return false;
+            }
+            if entry.is_excluded() {
+                excluded.get_or_insert(entry);
+            } else if let Some(vma) = entry.vma() {
+                pushed.push(&vma);
+            } else if reserved.is_none() {
+                reserved = Some(at.range());
+            }
+            at.end < span.end
+        });
     });
     if mapped_to < span.end && hole.is_none() {
         hole = Some(mapped_to..span.end);
     }
+    // Dropped with an error, the list admits readers again.
     match (request.mapped, hole) {
-        (Mapped::Nothing, _) if entries != 0 => return refuse(cursor.vmas().taken(span)),
-        (Mapped::Something, _) if entries == 0 => {
+        (Mapped::Nothing, _) if !is_empty => return refuse(cursor.vmas().taken(span)),
+        (Mapped::Something, _) if is_empty => {
             return refuse(ChangeError::NotMapped { range: span.range() });
         }
         (Mapped::Everything, Some(range)) => return refuse(ChangeError::NotMapped { range }),
@@ -268,20 +301,8 @@ pub(crate) fn exclude<'s, 'm, T, P: Platform>(
     if let Some(entry) = excluded {
         return Err(Refusal::Excluded(entry));
     }
-    let section = cursor.section();
     if request.target.is_some() {
         cursor.vmas().check_target(request).map_err(Refusal::Error)?;
-    }
-    let mut list = Excluded::new(cursor.slots(), outlives_edit);
-    match first {
-        Some(only) if entries == 1 => {
-            list.push(only, section);
-        }
-        _ => {
-            list.push_all(section, |push| {
-                cursor.visit(span, |entry| entry.vma().is_some_and(&mut *push));
-            });
-        }
     }
     Ok(ExcludedVmas { map: cursor.map(), list })
 }
@@ -295,11 +316,11 @@ pub(crate) fn exclude_unwanted<'s, 'm, T, P: Platform>(
     let map = edit.map();
     let mut list = Excluded::new(map.slab().slots(), outlives_edit);
     let mut taken = None;
-    list.push_all(edit.section(), |push| {
+    list.push_all(edit.section(), |pushed| {
         taken = edit.entries(EVERYTHING).filter_map(Entry::vma).find_map(|vma| {
             let at = vma.span();
             let unwanted = !keep(at.range(), vma.payload());
-            (unwanted && !push(vma)).then_some(at.start)
+            (unwanted && !pushed.push(&vma)).then_some(at.start)
         });
     });
     match taken.and_then(|start| edit.holding(start)) {
@@ -413,36 +434,37 @@ impl<'s, 'l, T, P: Platform, R: SplitMerge<T>> Change<'s, 'l, T, P, R> {
         self.vmas.take_over(vmas, self.plan.request.span);
     }
 
-    /// Splits the excluded VMAs at the ends of the range. `place` says where a part of the range
-    /// goes and with what payload, if it stays.
+    /// Splits the excluded VMAs at the ends of the range, and plans where the parts go.
     #[inline]
-    pub(crate) fn split(
-        &mut self,
-        mut place: impl FnMut(Span, &T) -> Option<(Span, T)>,
-    ) -> Result<(), ChangeError> {
+    pub(crate) fn split<L: Placement<T>>(&mut self, placement: &mut L) -> Result<(), ChangeError> {
         let Self { plan, vmas, rules } = self;
         let span = plan.request.span;
-        let (mut count, mut outside) = (0, 0);
-        for vma in vmas.iter() {
-            let at = vma.span();
-            count += 1;
-            outside += usize::from(at.start < span.start) + usize::from(span.end < at.end);
-        }
-        let planned = count + outside;
-        if plan.removed.try_reserve(count).is_err()
+        let reaching =
+            |at: Span| usize::from(at.start < span.start) + usize::from(span.end < at.end);
+        let outside: usize = vmas.list.ends().map(|vma| reaching(vma.span())).sum();
+        let staying = if L::NOWHERE { 0 } else { vmas.list.len() };
+        let planned = staying + outside;
+        if plan.removed.try_reserve(vmas.list.len()).is_err()
             || (planned > plan.planned.inline_size() && plan.planned.try_reserve(planned).is_err())
         {
             return Err(plan.request.out_of_memory());
         }
-        for vma in vmas.iter() {
+        let mut split = |vma: Attached<'_, '_, T>| {
             let at = vma.span();
-            let Some(part) = span.overlap(at) else { continue };
+            let Some(part) = span.overlap(at) else { return Ok(()) };
             if part == at {
-                let placed = place(part, vma.payload());
+                let placed = placement.place(part, vma.payload());
                 plan.push(placed, true, at);
+                Ok(())
             } else {
-                plan.split_one(&vma, part, rules, &mut place)?;
+                plan.split_one(&vma, part, rules, placement)
             }
+        };
+        if L::NOWHERE {
+            // Of all others nothing stays.
+            vmas.list.ends().try_for_each(&mut split)?;
+        } else {
+            vmas.iter().try_for_each(&mut split)?;
         }
         // A relocation places parts anywhere.
         if !plan.planned.is_sorted_by_key(|planned| planned.span.start) {
@@ -514,7 +536,7 @@ impl<'s, T> Plan<'s, '_, T> {
         vma: &Attached<'_, '_, T>,
         part: Span,
         rules: &mut impl SplitMerge<T>,
-        place: &mut impl FnMut(Span, &T) -> Option<(Span, T)>,
+        placement: &mut impl Placement<T>,
     ) -> Result<(), ChangeError> {
         let at = vma.span();
         let undivided = || ChangeError::PartlyCovered { vma: at.range() };
@@ -535,7 +557,7 @@ impl<'s, T> Plan<'s, '_, T> {
             self.push(Some((Span { start: part.end, end: at.end }, right)), false, at);
             self.defer_drops(whole)?;
         }
-        let placed = self.parts[which].as_ref().and_then(|payload| place(part, payload));
+        let placed = self.parts[which].as_ref().and_then(|payload| placement.place(part, payload));
         self.push(placed, true, at);
         if let [.., right, placed] = &mut self.planned[..]
             && placed.span.start < right.span.start

@@ -6,7 +6,8 @@ use core::fmt;
 use core::ops::{Deref, DerefMut, Range};
 
 use crate::change::{
-    Change, ExcludedVmas, Mapped, Neighbours, Refusal, Request, exclude, exclude_unwanted,
+    Change, ExcludedVmas, Mapped, Neighbours, Nowhere, Placement, Refusal, Request, exclude,
+    exclude_unwanted,
 };
 use crate::error::{ChangeError, EditError, ForkError, InsertError, WriteError};
 use crate::fork::PreparedFork;
@@ -201,7 +202,7 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
         let vmas = drained(exclude_unwanted(&self.map, false, keep))?;
         let request = Request::removal_anywhere();
         let mut change = Change::new(vmas, request, Whole, &mut self.deferred_drops);
-        change.split(|_, _| None)?;
+        change.split(&mut Nowhere)?;
         change.finish(&mut self.map.cursor())
     }
 
@@ -319,10 +320,14 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
     {
         let from = self.map.map().span(from)?;
         let target = self.map.map().span(from.target(to))?;
-        self.change_parts(Request::relocation(from, target), AsPayload, |part, payload| {
-            let there = part.moved(from, target);
-            Some((there, change(there.range(), payload)))
-        })
+        self.change_parts(
+            Request::relocation(from, target),
+            AsPayload,
+            |part: Span, payload: &T| {
+                let there = part.moved(from, target);
+                Some((there, change(there.range(), payload)))
+            },
+        )
     }
 
     #[inline(always)]
@@ -336,7 +341,7 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
         // A whole VMA, and nothing else: nothing to split, nothing to plan.
         match self.map.take_whole(span) {
             Some(payload) => Ok(RemovedVmas::one(span.range(), payload)),
-            None => self.change_parts(Request::new(span, Mapped::Something), rules, |_, _| None),
+            None => self.change_parts(Request::new(span, Mapped::Something), rules, Nowhere),
         }
     }
 
@@ -344,13 +349,13 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
         &mut self,
         request: Request,
         rules: impl SplitMerge<T>,
-        place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+        mut placement: impl Placement<T>,
     ) -> Result<RemovedVmas<T>, ChangeError> {
         check_no_guard(self.map.map())?;
         let mut cursor = self.map.cursor();
         let vmas = drained(exclude(&mut cursor, &request, false))?;
         let mut change = Change::new(vmas, request, rules, &mut self.deferred_drops);
-        change.split(place)?;
+        change.split(&mut placement)?;
         change.finish(&mut cursor)
     }
 
@@ -428,7 +433,7 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
             let request = Request::new(span, mapped);
             let vmas = drained(exclude(&mut cursor, &request, false))?;
             let mut change = Change::new(vmas, request, AsPayload, deferred_drops);
-            change.split(|_, _| None)?;
+            change.split(&mut Nowhere)?;
             Ok(change)
         });
         let put = match prepared {

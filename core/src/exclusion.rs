@@ -6,7 +6,8 @@ use core::fmt;
 use core::ops::Range;
 
 use crate::change::{
-    Change, ExcludedVmas, Mapped, Neighbours, Refusal, Request, exclude, exclude_unwanted,
+    Change, ExcludedVmas, Mapped, Neighbours, Nowhere, Placement, Refusal, Request, exclude,
+    exclude_unwanted,
 };
 use crate::error::{ChangeError, InsertError};
 use crate::held::{Exclusions, HandlerScope, Held};
@@ -213,7 +214,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
         T: Payload,
     {
         let request = Request::new(self.request.span, Mapped::Something);
-        self.finish(request, AsPayload, |_, _| None)
+        self.finish(request, AsPayload, Nowhere)
     }
 
     /// As [`remove`](Self::remove), of whole VMAs: payloads of any type, since none is split.
@@ -238,7 +239,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     /// Inside a [`HandlerScope`].
     pub fn remove_whole(self) -> Result<RemovedVmas<T>, ChangeError> {
         let request = Request::new(self.request.span, Mapped::Something);
-        self.finish(request, Whole, |_, _| None)
+        self.finish(request, Whole, Nowhere)
     }
 
     /// Changes the payload of every part of the range, as [`Edit::update`](crate::Edit::update)
@@ -272,7 +273,9 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
         T: Payload,
     {
         let request = Request::new(self.request.span, Mapped::Everything);
-        self.finish(request, AsPayload, |part, payload| Some((part, change(part.range(), payload))))
+        self.finish(request, AsPayload, |part: Span, payload: &T| {
+            Some((part, change(part.range(), payload)))
+        })
     }
 
     /// Changes or unmaps every part of the range, as [`Edit::change`](crate::Edit::change) does,
@@ -344,7 +347,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     {
         let from = self.request.span;
         let target = self.space.map().span(from.target(to))?;
-        self.finish(Request::relocation(from, target), AsPayload, |part, payload| {
+        self.finish(Request::relocation(from, target), AsPayload, |part: Span, payload: &T| {
             let there = part.moved(from, target);
             Some((there, change(there.range(), payload)))
         })
@@ -354,12 +357,12 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
         self,
         request: Request,
         rules: impl SplitMerge<T>,
-        place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+        placement: impl Placement<T>,
     ) -> Result<RemovedVmas<T>, ChangeError> {
         // Dropped when the exclusion and its edit are over; the result is safe by then, should one
         // of their destructors panic.
         let mut deferred_drops = Vec::new();
-        let result = self.finish_into(&mut deferred_drops, request, rules, place);
+        let result = self.finish_into(&mut deferred_drops, request, rules, placement);
         drop(deferred_drops);
         result
     }
@@ -369,7 +372,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
         deferred_drops: &mut Vec<T>,
         request: Request,
         rules: impl SplitMerge<T>,
-        place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+        mut placement: impl Placement<T>,
     ) -> Result<RemovedVmas<T>, ChangeError> {
         let space = self.space;
         self.wait_to_finish(&request)?;
@@ -379,7 +382,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
         }
         let Self { vmas, held: _held, .. } = self;
         let mut change = Change::new(vmas, request, rules, deferred_drops);
-        change.split(place)?;
+        change.split(&mut placement)?;
         space.check_may_wait()?; // user code may have taken something
         let edit = space.map().write();
         edit.check_target(&request)?;
@@ -446,7 +449,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
         self.vmas.check_no_newcomer(&space.map().write(), request.span)?; // before user code runs
         let Self { vmas, held: _held, .. } = self;
         let mut change = Change::new(vmas, request, AsPayload, deferred_drops);
-        change.split(|_, _| None)?;
+        change.split(&mut Nowhere)?;
         space.check_may_wait()?; // user code may have taken something
         let edit = space.map().write();
         change.vmas().check_no_newcomer(&edit, request.span)?;
@@ -513,7 +516,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
         T: Payload,
     {
         let request = Request::new(self.map().span(range)?, Mapped::Something);
-        self.change_parts(request, AsPayload, |_, _| None)
+        self.change_parts(request, AsPayload, Nowhere)
     }
 
     /// As [`remove`](Self::remove), of whole VMAs: payloads of any type, since none is split.
@@ -540,7 +543,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
     #[doc(alias = "munmap")]
     pub fn remove_whole(&self, range: Range<usize>) -> Result<RemovedVmas<T>, ChangeError> {
         let request = Request::new(self.map().span(range)?, Mapped::Something);
-        self.change_parts(request, Whole, |_, _| None)
+        self.change_parts(request, Whole, Nowhere)
     }
 
     /// Removes the VMAs that `keep` says `false` of, as [`Edit::retain`](crate::Edit::retain) does,
@@ -575,7 +578,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
             Request::removal_anywhere(),
             |edit| exclude_unwanted(edit, true, &mut keep),
             Whole,
-            |_, _| None,
+            Nowhere,
             (),
             |edit, change, ()| {
                 change.finish(&mut edit.cursor()).map_err(|error| (error.into(), ()))
@@ -707,10 +710,14 @@ impl<T, P: Platform> AddressSpace<T, P> {
     {
         let from = self.map().span(from)?;
         let target = self.map().span(from.target(to))?;
-        self.change_parts(Request::relocation(from, target), AsPayload, |part, payload| {
-            let there = part.moved(from, target);
-            Some((there, change(there.range(), payload)))
-        })
+        self.change_parts(
+            Request::relocation(from, target),
+            AsPayload,
+            |part: Span, payload: &T| {
+                let there = part.moved(from, target);
+                Some((there, change(there.range(), payload)))
+            },
+        )
     }
 
     /// Maps `range` in the place of whatever is mapped there, as
@@ -791,7 +798,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
             request,
             |edit| exclude(&mut edit.cursor(), &request, true),
             AsPayload,
-            |_, _| None,
+            Nowhere,
             payload,
             |edit, change, payload| {
                 if change.vmas().first_newcomer(edit, span).is_some() {
@@ -809,13 +816,13 @@ impl<T, P: Platform> AddressSpace<T, P> {
         &self,
         request: Request,
         rules: impl SplitMerge<T>,
-        place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+        placement: impl Placement<T>,
     ) -> Result<RemovedVmas<T>, ChangeError> {
         let changed = self.change_selected(
             request,
             |edit| exclude(&mut edit.cursor(), &request, true),
             rules,
-            place,
+            placement,
             (),
             |edit, change, ()| {
                 let target = edit.check_target(&request);
@@ -833,7 +840,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
         request: Request,
         mut select: impl for<'m> FnMut(&'m MapWrite<'s, T, P>) -> Selected<'s, 'm, T, P>,
         mut rules: R,
-        mut place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+        mut placement: impl Placement<T>,
         mut given: G,
         mut finish: impl for<'r> FnMut(
             &MapWrite<'s, T, P>,
@@ -849,7 +856,7 @@ impl<T, P: Platform> AddressSpace<T, P> {
             let changed = match exclusion {
                 Ok(exclusion) => exclusion.change_once(
                     &mut rules,
-                    &mut place,
+                    &mut placement,
                     &mut patience,
                     drops,
                     given,
@@ -874,7 +881,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
     fn change_once<'l, R: SplitMerge<T>, G, O>(
         self,
         rules: R,
-        place: impl FnMut(Span, &T) -> Option<(Span, T)>,
+        placement: &mut impl Placement<T>,
         patience: &mut Patience,
         deferred_drops: &'l mut Vec<T>,
         given: G,
@@ -888,7 +895,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
         // Dropped in the other order: the edit ends first.
         let Self { space, vmas, request, held: _held } = self;
         let mut change = Change::new(vmas, request, rules, deferred_drops);
-        let split = change.split(place);
+        let split = change.split(placement);
         // User code may have taken something.
         let ready = split.and_then(|()| Ok(space.check_may_wait()?));
         if let Err(error) = ready {

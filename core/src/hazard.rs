@@ -289,16 +289,16 @@ impl<P: Platform> Registry<P> {
     }
 
     /// Transfers the readers that have published one of `vmas`, all excluded by the caller, to the
-    /// counts: from here on the counts tell when they have left.
+    /// counts: from here on the counts tell when they have left. Whether there may be any.
     #[inline]
     pub(crate) fn transfer_readers<'l>(
         &self,
         section: &EditSection<'_, P>,
         vmas: impl Iterator<Item = &'l VmaLock> + Clone,
-    ) {
-        if self.0.usage().capacity != 0 && keep(Step::ScanHazards) {
-            self.0.with_all(section, |records| scan::<P>(records, vmas));
-        }
+    ) -> bool {
+        self.0.usage().capacity != 0
+            && keep(Step::ScanHazards)
+            && self.0.with_all(section, |records| scan::<P>(records, vmas))
     }
 }
 
@@ -306,11 +306,11 @@ impl<P: Platform> Registry<P> {
 fn scan<'l, P: Platform>(
     records: All<'_, Record, P>,
     vmas: impl Iterator<Item = &'l VmaLock> + Clone,
-) {
+) -> bool {
     let owners = || records.clone().map(Record::owner);
     let barriers = owners().any(|owner| owner == BARRIERS);
     if !barriers && owners().all(|owner| owner == FREE) {
-        return;
+        return false;
     }
     let hazards = || records.clone().flat_map(|record| &record.hazards);
     let find = |name| vmas.clone().find(|vma| vma.name() == name);
@@ -336,7 +336,7 @@ fn scan<'l, P: Platform>(
         }
     }
     if !found {
-        return;
+        return false;
     }
     if barriers && keep(Step::BarrierToTransfer) {
         P::barrier();
@@ -353,4 +353,5 @@ fn scan<'l, P: Platform>(
             vma.undo_transfer();
         }
     }
+    true
 }

@@ -271,6 +271,9 @@ pub(crate) struct Excluded<'s, T, P: Platform> {
     slots: &'s Slots<T, P>,
     first: Option<Idx<Slot<T>>>,
     last: Option<Idx<Slot<T>>>,
+    len: usize,
+    /// Whether none of them can have a reader, as was seen when they came.
+    is_idle: bool,
     /// Whether it outlives its edit, so that threads may sleep on the VMAs' event words.
     outlives_edit: bool,
     /// It belongs to the thread that made it: that thread's record says that it excludes.
@@ -281,7 +284,15 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
     /// An empty list.
     #[inline]
     pub(crate) fn new(slots: &'s Slots<T, P>, outlives_edit: bool) -> Self {
-        Self { slots, first: None, last: None, outlives_edit, _thread: PhantomData }
+        Self {
+            slots,
+            first: None,
+            last: None,
+            len: 0,
+            is_idle: true,
+            outlives_edit,
+            _thread: PhantomData,
+        }
     }
 
     /// Excludes `vma` and appends it; `false` if another thread excludes it already.
@@ -289,23 +300,25 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
     pub(crate) fn push(&mut self, vma: Attached<'_, '_, T>, section: &EditSection<'_, P>) -> bool {
         let lock = &vma.slot.lock;
         let pushed = self.push_unscanned(&vma);
-        if pushed {
-            self.slots.readers().transfer_readers(section, iter::once(lock));
+        if pushed && self.slots.readers().transfer_readers(section, iter::once(lock)) {
+            self.is_idle = false;
         }
         pushed
     }
 
-    /// Excludes and appends, on an empty list, what `each` gives to its argument. That says whether
-    /// it could be done, as [`push`](Self::push) does. Registered readers are scanned for once.
+    /// Excludes and appends, on an empty list, what `each` pushes. Registered readers are scanned for
+    /// once.
     pub(crate) fn push_all(
         &mut self,
         section: &EditSection<'_, P>,
-        each: impl FnOnce(&mut dyn FnMut(Attached<'_, '_, T>) -> bool),
+        each: impl FnOnce(&mut Pushed<'_, 's, T, P>),
     ) {
         check(self.first.is_none(), "the readers of what is on the list were transferred already");
-        each(&mut |vma| self.push_unscanned(&vma));
+        each(&mut Pushed(self));
         let locks = self.all().map(|index| &self.slots.get(index).lock);
-        self.slots.readers().transfer_readers(section, locks);
+        if self.slots.readers().transfer_readers(section, locks) {
+            self.is_idle = false;
+        }
     }
 
     /// Excludes and appends one; its registered readers must be transferred before the caller
@@ -316,6 +329,7 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
             return false;
         }
         vma.slot.lock.exclude();
+        self.is_idle &= vma.slot.lock.is_drained();
         self.append(vma.index);
         true
     }
@@ -342,6 +356,7 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
             None => self.first = Some(index),
         }
         self.last = Some(index);
+        self.len += 1;
     }
 
     fn set_next(&self, index: Idx<Slot<T>>, next: Option<Idx<Slot<T>>>) {
@@ -359,11 +374,22 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
 
     /// The VMAs. Readers may still have them.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Attached<'s, '_, T>> {
-        self.all().map(|index| Attached {
-            slot: self.slots.get(index),
-            index,
-            _section: PhantomData,
-        })
+        self.all().map(|index| self.attached(index))
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The first and the last, or the only one.
+    pub(crate) fn ends(&self) -> impl Iterator<Item = Attached<'s, '_, T>> {
+        let last = if self.len > 1 { self.last } else { None };
+        self.first.into_iter().chain(last).map(|index| self.attached(index))
+    }
+
+    fn attached(&self, index: Idx<Slot<T>>) -> Attached<'s, '_, T> {
+        Attached { slot: self.slots.get(index), index, _section: PhantomData }
     }
 
     fn all(&self) -> impl Iterator<Item = Idx<Slot<T>>> + Clone {
@@ -374,12 +400,12 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
     /// first.
     #[inline]
     pub(crate) fn wait_drained(&self, deadline: Option<P::Deadline>) -> bool {
-        self.iter().all(|vma| vma.slot.lock.wait_drained::<P>(deadline))
+        self.is_idle || self.iter().all(|vma| vma.slot.lock.wait_drained::<P>(deadline))
     }
 
     /// Whether the readers of all of them have released them.
     pub(crate) fn is_drained(&self) -> bool {
-        self.iter().all(|vma| vma.slot.lock.is_drained())
+        self.is_idle || self.iter().all(|vma| vma.slot.lock.is_drained())
     }
 
     /// Write-locks all of them until the end of the edit, waiting for their readers.
@@ -399,7 +425,7 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         's: 'm,
         T: 'm,
     {
-        (self.first, self.last) = (None, None);
+        (self.first, self.last, self.len, self.is_idle) = (None, None, 0, false);
         entries.for_each(|entry| self.append(entry.index));
     }
 
@@ -415,6 +441,7 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         if self.first.is_none() {
             self.last = None;
         }
+        self.len -= 1;
         let slot = self.slots.get(index);
         if !slot.lock.is_drained() {
             slot.lock.wait_drained::<P>(None);
@@ -424,6 +451,18 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         // SAFETY: drained, and the list was the only handle.
         let (span, payload) = (vma.span(), unsafe { vma.take() });
         Some((span, payload, Emptied { slot, index, outlives_edit: self.outlives_edit }))
+    }
+}
+
+/// A list that several VMAs are pushed on. What their registered readers are is found out when the
+/// last was pushed.
+pub(crate) struct Pushed<'l, 's, T, P: Platform>(&'l mut Excluded<'s, T, P>);
+
+impl<T, P: Platform> Pushed<'_, '_, T, P> {
+    /// As [`Excluded::push`].
+    #[inline]
+    pub(crate) fn push(&mut self, vma: &Attached<'_, '_, T>) -> bool {
+        self.0.push_unscanned(vma)
     }
 }
 
