@@ -86,7 +86,7 @@ impl Opened {
 
     /// The open file that a mapping maps, if it is one of these.
     pub(crate) fn of(vma: &Vma) -> Option<&Self> {
-        let Source::File(file) = &vma.source else { return None };
+        let (Source::File(file) | Source::Zero(file)) = &vma.source else { return None };
         let file: &dyn Any = &**file;
         file.downcast_ref()
     }
