@@ -51,6 +51,7 @@ stays_on_its_thread! {
     exclusion: "let exclusion = space.exclude(0..4096)?;", "exclusion";
     exclusion_iter: "let exclusion = space.exclude(0..4096)?;", "exclusion.iter()";
     exclusion_waits_for: "let exclusion = space.exclude(0..4096)?;", "exclusion.waits_for()";
+    prepared_fork: "", "space.prepare_fork()?";
     handler_scope: "let scope = pervma::HandlerScope::<pervma::StdPlatform>::enter();", "scope";
 }
 
@@ -130,6 +131,7 @@ ends_before! {
     edit_of_space: "", "space.edit()?", "drop(space);", "E0505";
     view_of_space: "", "space.view()?", "drop(space);", "E0505";
     exclusion_of_space: "", "space.exclude(0..4096)?", "drop(space);", "E0505";
+    prepared_fork_of_space: "", "space.prepare_fork()?", "drop(space);", "E0505";
     reservation_of_space: "", "space.reserve(0..4096)?", "drop(space);", "E0505";
     reservation_of_edit: "", "space.edit()?.reserve(0..4096)?", "drop(space);", "E0505";
     slab_of_space: "", "space.slab()", "drop(space);", "E0505";

@@ -14,6 +14,7 @@ use crate::fork::PreparedFork;
 use crate::held::{HandlerScope, SlabScope};
 use crate::host::DefaultPlatform;
 use crate::map::{Map, MapWrite, Vmas};
+use crate::mm::Turn;
 use crate::payload::{AsPayload, Payload, SplitMerge, Whole};
 use crate::platform::Platform;
 use crate::range::{EVERYTHING, Span};
@@ -697,11 +698,10 @@ impl<T, P: Platform> AddressSpace<T, P> {
     }
 
     /// Begins an edit, waiting for the mmap lock at most until `deadline`: `None` if that has
-    /// passed.
+    /// passed. It waits as [`edit`](Self::edit) does, and tries at least once.
     ///
-    /// It looks again and again whether the lock is free ([`Platform::pause`]), and does not queue:
-    /// threads that wait in [`edit`](Self::edit) go first, and beside edits without a pause it may
-    /// find none until the deadline. It tries at least once.
+    /// It does not wait for exclusions, which operations of the edit may meet; see
+    /// [`edit_range_until`](Self::edit_range_until).
     ///
     /// ```
     /// use std::time::{Duration, Instant};
@@ -723,18 +723,9 @@ impl<T, P: Platform> AddressSpace<T, P> {
     /// Inside a [`HandlerScope`](crate::HandlerScope).
     #[doc(alias = "mmap_write_lock_killable")]
     pub fn edit_until(&self, deadline: P::Deadline) -> Result<Option<Edit<'_, T, P>>, EditError> {
-        HandlerScope::<P>::assert_may_wait();
         self.check_may_wait()?;
-        let mut tries = 0;
-        loop {
-            if let Some(map) = self.map().try_write() {
-                return Ok(Some(Edit { map, deferred_drops: Vec::new() }));
-            }
-            if !P::pause(tries, deadline) {
-                return Ok(None);
-            }
-            tries += 1;
-        }
+        let map = self.map().write_until(deadline);
+        Ok(map.map(|map| Edit { map, deferred_drops: Vec::new() }))
     }
 
     /// Begins an edit in which no other thread excludes a VMA of `range`: no operation on this
@@ -774,34 +765,100 @@ impl<T, P: Platform> AddressSpace<T, P> {
         self.edit_span(self.map().span(range)?)
     }
 
+    /// As [`edit_range`](Self::edit_range), waiting at most until `deadline`: `None` if that has
+    /// passed. It tries at least once.
+    ///
+    /// ```
+    /// use std::time::Instant;
+    ///
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.insert(0x1000..0x3000, "buffer")?;
+    /// let at_once = || Ok(space.edit_range_until(0..0x3000, Instant::now())?.is_some());
+    /// let exclusion = space.exclude(0x2000..0x3000)?;
+    /// std::thread::scope(|scope| {
+    ///     let refused: Result<bool, pervma::ChangeError> = scope.spawn(at_once).join().unwrap();
+    ///     assert_eq!(refused, Ok(false));
+    /// });
+    /// drop(exclusion);
+    /// assert_eq!(at_once(), Ok(true));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`edit_range`](Self::edit_range).
+    ///
+    /// # Panics
+    ///
+    /// Inside a [`HandlerScope`](crate::HandlerScope).
+    pub fn edit_range_until(
+        &self,
+        range: Range<usize>,
+        deadline: P::Deadline,
+    ) -> Result<Option<Edit<'_, T, P>>, ChangeError> {
+        let span = self.map().span(range)?;
+        self.check_may_wait_for_exclusions()?;
+        Ok(self.edit_unexcluded_until(span, Some(deadline)))
+    }
+
     fn edit_span(&self, span: Span) -> Result<Edit<'_, T, P>, ChangeError> {
+        self.check_may_wait_for_exclusions()?;
+        Ok(self.edit_unexcluded(span))
+    }
+
+    /// Refuses what would wait for the calling thread.
+    fn check_may_wait_for_exclusions(&self) -> Result<(), ChangeError> {
         self.check_may_wait()?;
         if self.map().state().holds_exclusion() {
             return Err(ChangeError::OwnExclusion);
         }
-        Ok(self.edit_unexcluded(span))
+        Ok(())
     }
 
     /// Begins an edit in which no thread excludes a VMA of `span`.
     fn edit_unexcluded(&self, span: Span) -> Edit<'_, T, P> {
-        let state = self.map().state();
+        let edit = self.edit_unexcluded_until(span, None);
+        edit.unwrap_or_else(|| unreachable!("there is no deadline"))
+    }
+
+    /// As [`edit_unexcluded`](Self::edit_unexcluded); `None` if `deadline` came first.
+    fn edit_unexcluded_until(
+        &self,
+        span: Span,
+        deadline: Option<P::Deadline>,
+    ) -> Option<Edit<'_, T, P>> {
         let mut turn = None;
+        let map = self.write_unexcluded(span, deadline, &mut turn);
+        if let Some(turn) = turn {
+            self.map().state().end_turn(turn);
+        }
+        Some(Edit { map: map?, deferred_drops: Vec::new() })
+    }
+
+    fn write_unexcluded<'s>(
+        &'s self,
+        span: Span,
+        deadline: Option<P::Deadline>,
+        turn: &mut Option<Turn<'s, P>>,
+    ) -> Option<MapWrite<'s, T, P>> {
         loop {
-            let map = self.map().write();
-            let Some(entry) = map.entries(span).find(Entry::is_excluded) else {
-                if let Some(turn) = turn {
-                    map.section().end_turn(turn);
-                }
-                return Edit { map, deferred_drops: Vec::new() };
+            let map = match deadline {
+                None => self.map().write(),
+                Some(deadline) => self.map().write_until(deadline)?,
             };
+            let Some(entry) = map.entries(span).find(Entry::is_excluded) else { return Some(map) };
             // While another edit has the turn, waiting for other exclusions perhaps, this one waits
             // without.
-            turn = turn.or_else(|| state.try_turn());
-            if let Some(turn) = &turn {
+            if turn.is_none() {
+                *turn = self.map().state().try_turn();
+            }
+            if let Some(turn) = turn {
                 map.section().wait_in_turn(turn, span);
             }
-            if let Some(waiter) = entry.prepare_wait() {
-                waiter.wait::<P>(map);
+            if let Some(waiter) = entry.prepare_wait()
+                && !waiter.wait::<P>(map, deadline)
+            {
+                return None;
             }
         }
     }
@@ -841,6 +898,10 @@ impl<T, P: Platform> AddressSpace<T, P> {
     /// there. It may only [abandon](Self::abandon_after_fork) it. Spaces on one slab are prepared
     /// each; one that is not can only be abandoned in the child, and does not harm the others. To
     /// prepare several, prepare them in the same order everywhere, as with other locks.
+    ///
+    /// A thread drops its own guards, views and exclusions of the space before: others may wait for
+    /// these inside the edit that it would wait for. A handler of `pthread_atfork(3)` cannot drop
+    /// what its caller holds, so there the child abandons the space, as after other errors.
     ///
     /// ```
     /// let space = pervma::AddressSpace::new(4096);

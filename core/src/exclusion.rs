@@ -90,7 +90,7 @@ impl<'s, T, P: Platform> Exclusion<'s, T, P> {
                 Err(Refusal::Excluded(entry)) => entry.prepare_wait(),
             };
             if let Some(waiter) = waiter {
-                waiter.wait::<P>(edit);
+                waiter.wait::<P>(edit, None);
             }
         }
     }

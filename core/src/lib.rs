@@ -216,7 +216,7 @@ mod suite;
 /// The parts below the public interface, for the models.
 #[cfg(pervma_model)]
 pub mod internals {
-    pub use crate::host::{FutexLock, Model};
+    pub use crate::host::{FutexLock, Left, Model};
     pub use crate::lock::{EventKey, SpaceSeq, VmaLock};
     pub use crate::step::{STEPS, Step};
     pub use crate::sync::{

@@ -210,7 +210,7 @@ impl<T, P: Platform> Map<T, P> {
                 }
                 Err(Blocked::Excluded(waiter)) => waiter,
             };
-            waiter.wait::<P>(locked);
+            waiter.wait::<P>(locked, None);
         }
     }
 

@@ -185,6 +185,11 @@ impl<T, P: Platform> Map<T, P> {
         Some(self.begin(self.state.try_write()?))
     }
 
+    /// As [`write`](Self::write), unless it would have to wait longer than until `deadline`.
+    pub(crate) fn write_until(&self, deadline: P::Deadline) -> Option<MapWrite<'_, T, P>> {
+        Some(self.begin(self.state.write_until(deadline)?))
+    }
+
     #[cfg_attr(not(debug_assertions), inline(always))]
     fn begin<'s>(&'s self, section: EditGuard<'s, P>) -> MapWrite<'s, T, P> {
         if !self.state.deferred().looks_empty() {

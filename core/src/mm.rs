@@ -55,6 +55,8 @@ struct WaitingEdit<P: Platform> {
 
 const GUARDED: Relaxed = Relaxed("written and read under the mmap lock, which is held");
 
+const TURN: Relaxed = Relaxed("who sees what was before acquires the turn, and looks again");
+
 impl<P: Platform> SpaceState<P> {
     const_unless_model! {
         pub(crate) fn new() -> Self {
@@ -139,13 +141,28 @@ impl<P: Platform> SpaceState<P> {
         Some(self.begin(self.editors.0.lock.try_write()?))
     }
 
+    /// As [`write`](Self::write), at most until `deadline`.
+    pub(crate) fn write_until(&self, deadline: P::Deadline) -> Option<EditGuard<'_, P>> {
+        HandlerScope::<P>::assert_may_wait();
+        Some(self.begin(self.editors.0.lock.write_until(deadline)?))
+    }
+
     /// Makes an edit, that of the caller, the one that waits for exclusions, unless there is one.
     pub(crate) fn try_turn(&self) -> Option<Turn<'_, P>> {
         self.editors.0.waiting.turn.try_write().map(Turn)
     }
 
-    /// Waits until the edit that waits for exclusions has begun. Not to be called with the mmap
-    /// lock held.
+    /// Lets exclusions go on that wait for the edit whose turn it is. The mmap lock need not be
+    /// held: whoever reads the range that was waits for the turn, and reads again.
+    pub(crate) fn end_turn(&self, turn: Turn<'_, P>) {
+        if keep(Step::ClearRange) {
+            self.editors.0.waiting.end.store(0, TURN);
+        }
+        drop(turn);
+    }
+
+    /// Waits until the edit that waits for exclusions has begun, or given up. Not to be called with
+    /// the mmap lock held.
     pub(crate) fn let_waiting_edit_go_first(&self) {
         drop(self.editors.0.waiting.turn.read());
     }
@@ -241,17 +258,12 @@ impl<'m, P: Platform> EditSection<'m, P> {
         span.start < waiting.end.load(GUARDED) && waiting.start.load(GUARDED) < span.end
     }
 
-    /// New exclusions in `span` wait from now on, until [`end_turn`](Self::end_turn).
+    /// New exclusions in `span` wait from now on, until
+    /// [`end_turn`](SpaceState::end_turn).
     pub(crate) fn wait_in_turn(&self, _: &Turn<'_, P>, span: Span) {
         let waiting = &self.state.editors.0.waiting;
         waiting.start.store(span.start, GUARDED);
         waiting.end.store(span.end, GUARDED);
-    }
-
-    /// Lets exclusions that wait for this edit queue for the mmap lock.
-    pub(crate) fn end_turn(&self, turn: Turn<'_, P>) {
-        self.state.editors.0.waiting.end.store(0, GUARDED);
-        drop(turn);
     }
 
     /// Counts VMAs that the edit has detached and attached.

@@ -1,5 +1,5 @@
 //! The mmap lock: the platform's raw lock, or the checker's.
-#![expect(unsafe_code, reason = "locks are renewed after a fork")]
+#![expect(unsafe_code, reason = "the platform's lock is handled as it is")]
 
 #[cfg(pervma_model)]
 pub(crate) use checked::{MmapLock, RawReadGuard, RawWriteGuard};
@@ -43,6 +43,14 @@ mod real {
         #[inline]
         pub(crate) fn try_write(&self) -> Option<RawWriteGuard<'_, P>> {
             self.0.try_write()
+        }
+
+        /// Waits for the lock, exclusive, at most until `deadline`.
+        pub(crate) fn write_until(&self, deadline: P::Deadline) -> Option<RawWriteGuard<'_, P>> {
+            // SAFETY: it is acquired, and the guard releases it.
+            let acquired = P::lock_until(unsafe { self.0.raw() }, deadline);
+            // SAFETY: this thread has acquired it for writing, says the platform, and has no guard.
+            acquired.then(|| unsafe { self.0.make_write_guard_unchecked() })
         }
 
         /// Makes a writer a reader, with no writer in between.
@@ -121,6 +129,11 @@ mod checked {
             let writers = self.writers.try_lock().ok()?;
             let guard = self.lock.try_write().ok()?;
             Some(RawWriteGuard { guard, _writers: writers, lock: self })
+        }
+
+        /// Acquires the lock, exclusive, if no thread holds it: models do not measure time.
+        pub(crate) fn write_until(&self, _: P::Deadline) -> Option<RawWriteGuard<'_, P>> {
+            self.try_write()
         }
 
         /// Makes a writer a reader, with no writer in between.

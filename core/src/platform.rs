@@ -1,6 +1,9 @@
 //! What the host provides: the mmap lock, sleeping and waking, and the state of the running thread.
 #![expect(unsafe_code, reason = "a platform has a contract")]
 
+#[cfg(not(pervma_model))]
+use lock_api::RawRwLock as _;
+
 use crate::memory::SlabMemory;
 use crate::sync::WaitWord;
 use crate::thread::ThreadState;
@@ -50,6 +53,7 @@ use crate::thread::ThreadState;
 ///   [`barrier`](Self::barrier) does what it says.
 /// - [`wait`](Self::wait), [`wake`](Self::wake) and [`wake_all`](Self::wake_all) do not write to
 ///   the word, not through its address either: it is the count of the lock.
+/// - If [`lock_until`](Self::lock_until) returns `true`, the thread has the lock for writing.
 /// - If [`FORKS`](Self::FORKS) is `true`, it holds.
 /// - None of the functions, nor those of the lock, uses an address space: they are called in the
 ///   middle of changes.
@@ -83,15 +87,24 @@ pub unsafe trait Platform: Sized + 'static {
     /// Wakes all threads that sleep on `word`. Runs where an exclusion ends.
     fn wake_all(word: &WaitWord);
 
-    /// Lets a moment pass in a thread that has looked `tries` times, beside this one, for a lock
-    /// that it does not queue for; `false` if `deadline` has passed.
+    /// Acquires `lock` for writing, waiting at most until `deadline`, and trying at least once;
+    /// whether it has.
     ///
-    /// Without an implementation it spins, and asks [`wait`](Self::wait) about the deadline, with a
-    /// word that does not hold what was seen.
-    fn pause(_tries: u32, deadline: Self::Deadline) -> bool {
-        core::hint::spin_loop();
+    /// Without an implementation it spins, beside those that wait in the lock and before whom it
+    /// does not come, and asks [`wait`](Self::wait) about the deadline, with a word that does not
+    /// hold what was seen.
+    #[cfg(not(pervma_model))]
+    fn lock_until(lock: &Self::Lock, deadline: Self::Deadline) -> bool {
         let changed = WaitWord::new(1);
-        Self::wait(&changed, 0, Some(deadline))
+        loop {
+            if lock.try_lock_exclusive() {
+                return true;
+            }
+            core::hint::spin_loop();
+            if !Self::wait(&changed, 0, Some(deadline)) {
+                return false;
+            }
+        }
     }
 
     /// Runs `f` with the state of the running thread; `None` where threads cannot be told apart.

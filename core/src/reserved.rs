@@ -41,6 +41,9 @@ impl<'s, T, P: Platform> ReservedRange<'s, T, P> {
 impl<T, P: Platform> Drop for ReservedRange<'_, T, P> {
     fn drop(&mut self) {
         let Some(slot) = self.slot.take() else { return };
+        if self.map.is_abandoned() {
+            return; // it would wait for threads that are not there
+        }
         // A handler may have interrupted an edit of its own thread anywhere, and a slab calls
         // others' code in the middle of one.
         let released = if HandlerScope::<P>::active() || SlabScope::<P>::active() {

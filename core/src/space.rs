@@ -391,8 +391,9 @@ impl<T, P: Platform> AddressSpace<T, P> {
     ///
     /// It needs no lock, allocates nothing and makes no system call, whatever other threads did at
     /// the fork. What the forking thread has made of the space before can be dropped, but must not
-    /// be waited with: an edit or an exclusion may wait for a reader that is not there. After
-    /// `vfork` the memory is the parent's, whose space would be abandoned.
+    /// be waited with: an edit or an exclusion may wait for a reader that is not there. A
+    /// reservation that is dropped there keeps its range. After `vfork` the memory is the parent's,
+    /// whose space would be abandoned.
     ///
     /// ```
     /// use pervma::{AddressSpace, ReadError};

@@ -122,6 +122,8 @@ steps! {
     SleepUnlocked,
     /// A word of the tree carries the kind of what it points to.
     TagInWord,
+    /// An edit that gives up waiting for exclusions clears its range.
+    ClearRange,
     /// A fork write-locks every VMA before it copies the first.
     LockBeforeCopy,
     /// An edit becomes a view without releasing the mmap lock.
@@ -134,6 +136,8 @@ steps! {
     PassOn,
     /// A thread that comes lets one that was woken in vain go first.
     GiveWay,
+    /// A thread that gives up hands on its wake-up, and lets readers join others again.
+    HandOn,
     /// The models' stand-in for the futex wakes under the lock of its queue.
     WakeUnderLock,
 }

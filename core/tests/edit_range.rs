@@ -6,6 +6,7 @@ mod common;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use common::{Calls, Delegate, Watched, watchdog};
 use pervma::{AddressSpace, ChangeError};
@@ -143,12 +144,72 @@ fn two_edits_wait_at_a_time_each_for_its_own_range() {
 }
 
 #[test]
+fn an_edit_that_gives_up_waiting_for_exclusions_keeps_none_waiting() {
+    let _dog = watchdog();
+    let space = AddressSpace::<usize>::new(1);
+    fill(&space);
+    let within = |millis| {
+        let deadline = Instant::now() + Duration::from_millis(millis);
+        let edit = space.edit_range_until(0..10, deadline).unwrap();
+        assert!(edit.is_some() || Instant::now() >= deadline);
+        edit.is_some()
+    };
+    let exclusion = space.exclude(0..1).unwrap();
+    thread::scope(|scope| {
+        for millis in [0, 5] {
+            assert!(!scope.spawn(move || within(millis)).join().unwrap());
+            scope.spawn(|| drop(space.exclude(4..5).unwrap())).join().unwrap();
+        }
+        let edits = scope.spawn(|| within(300_000));
+        drop(exclusion);
+        assert!(edits.join().unwrap());
+    });
+    assert!(within(0), "it tries once");
+}
+
+/// Wake-ups that reach threads whose time is up are not lost.
+#[test]
+fn edits_with_short_deadlines_leave_no_thread_asleep() {
+    let _dog = watchdog();
+    let space = AddressSpace::<usize>::new(1);
+    fill(&space);
+    let rounds = if cfg!(miri) { 20 } else { 20_000 };
+    let added = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for thread in 0..4 {
+            let (space, added) = (&space, &added);
+            scope.spawn(move || {
+                for round in 0..rounds {
+                    let soon = || Instant::now() + Duration::from_micros(round % 64);
+                    let edit = match thread {
+                        0 => space.edit().ok(),
+                        1 => space.edit_until(soon()).unwrap(),
+                        2 => space.edit_range_until(0..10, soon()).unwrap(),
+                        _ => {
+                            drop(space.view().unwrap());
+                            drop(space.exclude(0..4).unwrap());
+                            None
+                        }
+                    };
+                    if let Some(mut edit) = edit {
+                        *edit.write(20).unwrap() += 1;
+                        added.fetch_add(1, Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(*space.try_read(20).unwrap(), added.into_inner());
+}
+
+#[test]
 fn what_could_wait_for_itself_is_refused() {
     let space = AddressSpace::<usize>::new(1);
     fill(&space);
     let copy = |_, payload: &usize| Some(*payload);
     let refused = |error: ChangeError| {
         assert_eq!(space.edit_range(0..1).err(), Some(error.clone()));
+        assert_eq!(space.edit_range_until(0..1, Instant::now()).err(), Some(error.clone()));
         assert_eq!(space.fork(copy).err(), Some(error));
     };
     let edit = space.edit().unwrap();

@@ -13,7 +13,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::watchdog;
 use pervma::{
@@ -128,7 +128,7 @@ fn number(page: usize) -> u64 {
 }
 
 /// What other threads do until they are told to end.
-const STATES: [fn(&Space); 10] = [
+const STATES: [fn(&Space); 12] = [
     |space| {
         let mut edit = space.edit().unwrap();
         for page in FIXED.step_by(PAGE) {
@@ -149,6 +149,8 @@ const STATES: [fn(&Space); 10] = [
     },
     |space| drop(space.edit_range(FIXED)),
     |space| drop(space.edit_range(2 * PAGE..3 * PAGE)),
+    |space| drop(space.edit_until(soon())),
+    |space| drop(space.edit_range_until(3 * PAGE..4 * PAGE, soon())),
     |space| drop(space.reserve(RESERVED)),
     |space| drop(space.view()),
     |space| {
@@ -165,6 +167,11 @@ const STATES: [fn(&Space); 10] = [
         }
     },
 ];
+
+/// A deadline that some waits reach.
+fn soon() -> Instant {
+    Instant::now() + Duration::from_micros(50)
+}
 
 /// Tells threads to end when it is dropped, also by a panic.
 struct Over<'a>(&'a AtomicBool);
@@ -318,6 +325,11 @@ fn assert_forked(space: &Space) {
     assert_eq!(space.register().err(), Some(RegisterError::Forked));
     assert_eq!(space.exclude(FIXED).err(), Some(ChangeError::Forked));
     assert_eq!(space.edit_range(FIXED).err(), Some(ChangeError::Forked));
+    let refused = space.edit_range_until(FIXED, Instant::now()).err();
+    assert_eq!(refused, Some(ChangeError::Forked));
+    assert_eq!(space.fork(|_, _| None).err(), Some(ChangeError::Forked));
+    assert_eq!(space.replace(CHURN, 1).unwrap_err().kind, ChangeError::Forked);
+    assert_eq!(space.relocate(FIXED, RESERVED.start, |_, _| 1).err(), Some(ChangeError::Forked));
     assert_eq!(space.reserve(CHURN).err(), Some(ChangeError::Forked));
     assert_eq!(space.insert(CHURN, 1).unwrap_err().kind, ChangeError::Forked);
     assert_eq!(space.remove(FIXED).err(), Some(ChangeError::Forked));
@@ -350,6 +362,41 @@ fn a_space_that_was_not_prepared_can_be_abandoned_whatever_others_did() {
         );
     });
     look(&space);
+}
+
+/// In the child each says so, and its drop waits for nothing.
+#[test]
+fn what_the_forking_thread_has_of_an_abandoned_space_can_be_dropped() {
+    const OWN: Range<usize> = 0x300_000..0x301_000;
+    const LAST: Range<usize> = FIXED.end - PAGE..FIXED.end;
+    let _watchdog = watchdog();
+    let space = &Space::new_in(PAGE, Arc::new(Slab::new()));
+    fill(space);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Relaxed) {
+                let _ = space.try_read(OWN.start); // a reader that is late at the reservation
+            }
+        });
+        let _over = Over(&over);
+        beside_others(space, ROUNDS, || {
+            let mut reservation = space.reserve(OWN).unwrap();
+            let reader = space.register().unwrap();
+            let mut cursor = space.cursor();
+            let exclusion = space.exclude(LAST).unwrap();
+            let guard = space.try_read(PAGE);
+            let abandoned = move || {
+                space.abandon_after_fork();
+                assert_eq!(reader.try_read(PAGE).err(), Some(ReadError::Forked));
+                assert_eq!(cursor.read(PAGE).err(), Some(ReadError::Forked));
+                assert_eq!(reservation.commit(1).unwrap_err().kind, ChangeError::Forked);
+                drop((guard, exclusion, reservation, reader));
+                assert_forked(space);
+            };
+            fork(None, abandoned, || ());
+        });
+    });
 }
 
 #[test]

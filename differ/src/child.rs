@@ -120,11 +120,11 @@ impl Child {
         files: impl Iterator<Item = &'f OwnedFd>,
         privileges: Privileges,
     ) -> io::Result<(Self, InitialState)> {
-        let descriptors: Vec<c_int> = files.map(AsRawFd::as_raw_fd).collect();
+        let mut descriptors: Vec<c_int> = files.map(AsRawFd::as_raw_fd).collect();
         let mut command = Command::new("/proc/self/exe");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         // SAFETY: `prepare` makes only system calls, which a fork's child may do.
-        unsafe { command.pre_exec(move || prepare(&descriptors, privileges)) };
+        unsafe { command.pre_exec(move || prepare(&mut descriptors, privileges)) };
         // The tracer waits for the process, not the handle.
         let pid = pid_t::try_from(command.spawn()?.id()).map_err(io::Error::other)?;
         let mut child = Self {
@@ -491,7 +491,15 @@ pub(crate) fn name_at(number: usize) -> usize {
 
 /// Runs in the child before it becomes another program: it gets its descriptors, drops privileges,
 /// switches off random addresses and huge pages, and is traced from now on.
-fn prepare(files: &[c_int], privileges: Privileges) -> io::Result<()> {
+fn prepare(files: &mut [c_int], privileges: Privileges) -> io::Result<()> {
+    let numbers = FIRST_FD..FIRST_FD + files.len() as c_int;
+    // Where this process has many open, the number of one may be that of another's copy.
+    for file in files.iter_mut().filter(|file| numbers.contains(*file)) {
+        // SAFETY: takes numbers; the copy is closed at the exec.
+        let copy = unsafe { libc::fcntl(*file, libc::F_DUPFD_CLOEXEC, numbers.end) };
+        check(c_long::from(copy))?;
+        *file = copy;
+    }
     for (file, number) in files.iter().zip(FIRST_FD..) {
         // SAFETY: descriptors of this process; the copy stays open across the exec.
         check(c_long::from(unsafe { libc::dup2(*file, number) }))?;

@@ -25,7 +25,8 @@ pub(crate) const LARGE: usize = 1500;
 pub(crate) const FIRST: usize = 0;
 pub(crate) const SECOND: usize = 1;
 pub(crate) const ON_DISK: usize = 7;
-pub(crate) const COUNT: usize = 15;
+pub(crate) const ZERO: usize = 14;
+pub(crate) const COUNT: usize = 17;
 
 const NO_SUCH_FILE: Option<Errno> = Errno::new(2);
 const TOO_LARGE: Option<Errno> = Errno::new(27);
@@ -55,7 +56,7 @@ enum Kind {
     Memory,
     /// A file on a disk.
     Disk,
-    /// A pipe, a directory, or a file of the kernel's.
+    /// A pipe, a directory, a device, or a file of the kernel's.
     Other,
 }
 
@@ -85,7 +86,7 @@ impl Opened {
 
     /// The open file that a mapping maps, if it is one of these.
     pub(crate) fn of(vma: &Vma) -> Option<&Self> {
-        let Source::File(file) = &vma.source else { return None };
+        let (Source::File(file) | Source::Zero(file)) = &vma.source else { return None };
         let file: &dyn Any = &**file;
         file.downcast_ref()
     }
@@ -217,6 +218,9 @@ impl Files {
         let pipe = FileFacts { operation: absent, max_bytes: u64::MAX, ..kernels };
         files.other(Ok(reader.into()), pipe)?;
         files.memory(c"to be sealed", PAGES, 0)?;
+        for mode in [libc::O_RDWR, libc::O_RDONLY] {
+            files.zero(mode)?;
+        }
         let path_only = open("/proc/self/fd/0", libc::O_PATH);
         files.descriptors.push(path_only.or_else(|_| open("/", libc::O_PATH))?);
         files.opened.push(None);
@@ -313,11 +317,24 @@ impl Files {
         Ok(self.push(descriptor, None, opened))
     }
 
-    /// A file that cannot be mapped; if it is not there, one that can.
+    /// A file of the kernel's; if it is not there, one in memory.
     fn other(&mut self, opened_as: io::Result<OwnedFd>, facts: FileFacts) -> io::Result<usize> {
         let Ok(descriptor) = opened_as else { return self.memory(c"absent", PAGES, 0) };
         let opened = opened(&descriptor, None, 0, facts, Kind::Other)?;
         Ok(self.push(descriptor, None, opened))
+    }
+
+    /// `/dev/zero`.
+    fn zero(&mut self, mode: c_int) -> io::Result<usize> {
+        let descriptor = open("/dev/zero", mode)?;
+        let facts = FileFacts {
+            writable: mode == libc::O_RDWR,
+            noexec: is_noexec(&descriptor)?,
+            operation: MapOperation::Zero,
+            max_bytes: u64::MAX,
+            ..FileFacts::new()
+        };
+        self.other(Ok(descriptor), facts)
     }
 
     /// `fcntl(F_ADD_SEALS)`.
@@ -419,9 +436,14 @@ fn is_ext4(file: &OwnedFd) -> io::Result<bool> {
     let mut about: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel writes a value of this size.
     check(unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut about) })?;
+    Ok(about.f_type == libc::EXT4_SUPER_MAGIC && !is_noexec(file)?)
+}
+
+/// Whether the files of its file system may not be executed.
+fn is_noexec(file: &OwnedFd) -> io::Result<bool> {
     // SAFETY: integers, for which zero is a value.
     let mut mount: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: as above.
+    // SAFETY: the kernel writes a value of this size.
     check(unsafe { libc::fstatvfs(file.as_raw_fd(), &raw mut mount) })?;
-    Ok(about.f_type == libc::EXT4_SUPER_MAGIC && mount.f_flag & libc::ST_NOEXEC == 0)
+    Ok(mount.f_flag & libc::ST_NOEXEC != 0)
 }

@@ -1,7 +1,19 @@
 //! Generating steps. Most of them are such that they succeed, and that merges, splits and ranges
 //! over several mappings are common. Some have any arguments at all.
 //!
-//! The steps that are excluded are those of [`exceptions`], and no others.
+//! The steps that are excluded are those of [`exceptions`], and no others. What no step can be:
+//!
+//! - *Calls that are not modelled*, and flags and files that drivers know: the list in
+//!   [`pervma_linux`] has the reasons. A caller who makes them is told so there.
+//! - *Two calls at once.* A sequence has one order, and the kernel's of two threads is not known;
+//!   `linux/tests/threads.rs` and `handler.rs` have threads, and look for what holds in any order.
+//! - *Mappings of before*: `[vdso]`, `[vvar]` and the process's own. It unmaps them, since the
+//!   model cannot express the first two, and is not told of the others.
+//! - *Looks at contents.* The map does not have them; the backing's part is in
+//!   `linux/tests/backing.rs`.
+//! - *Other processes* that look, write or charge memory, but for the steps on files and the forced
+//!   accesses: what they do to a map is one of these.
+//! - *Memory that runs out.* It would be the machine's: `linux/tests/unchecked.rs`.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -216,6 +228,7 @@ impl<'a> Generator<'a> {
             0..=12 => files::FIRST,
             13..=19 => files::SECOND,
             20..=25 => files::ON_DISK,
+            26..=28 => files::ZERO,
             // The last number is that of no file.
             _ => self.random.below(files::COUNT + 1),
         }

@@ -32,6 +32,7 @@ impl<S: Subject, F: Fn(&Config, &OpenFiles) -> S> Shrinker<'_, F> {
     /// Leaves out steps; then maps at once what the first steps have led to, and leaves out again.
     pub(crate) fn shrink(&mut self, found: Found) -> io::Result<Found> {
         let shortest = self.leave_out(found)?;
+        let shortest = self.lower_limits(shortest)?;
         for kept in 1..=KEPT.min(shortest.1.len()) {
             let (first, last) = shortest.1.split_at(shortest.1.len() - kept);
             let mapped = self.restate(first)?;
@@ -74,6 +75,21 @@ impl<S: Subject, F: Fn(&Config, &OpenFiles) -> S> Shrinker<'_, F> {
             }
             part = part.div_ceil(2);
         }
+    }
+
+    /// Sets limits to 0 where something differs then, too, and leaves out what was mapped to reach
+    /// them.
+    fn lower_limits(&mut self, (mut difference, mut steps): Found) -> io::Result<Found> {
+        for at in 0..steps.len() {
+            let Some(&Op::Limit { which, bytes: 1.. }) = steps.get(at) else { continue };
+            let mut lower = steps.clone();
+            lower[at] = Op::Limit { which, bytes: 0 };
+            if let Some((made, found)) = self.replay(&lower)? {
+                lower.truncate(made);
+                (difference, steps) = self.leave_out((found, lower))?;
+            }
+        }
+        Ok((difference, steps))
     }
 
     fn replay(&self, steps: &[Op]) -> io::Result<Option<(usize, crate::session::Difference)>> {

@@ -259,6 +259,51 @@ fn a_file_that_is_not_dax_refuses_map_sync_when_what_was_there_is_gone() {
 }
 
 #[test]
+fn what_is_private_of_dev_zero_is_anonymous_and_has_a_file() {
+    const ZERO: usize = 14;
+    let addr = 0x1000_0000_0000;
+    let map = |page: usize, prot, kind: u64, file, offset: u64| {
+        map_file(addr + page * 0x1000, prot, kind | 0x10, file, offset)
+    };
+    let madvise = |advice| Op::Madvise { addr, len: 0x1000, advice };
+    let move_to =
+        |len, new_addr| Op::Mremap { addr, old_len: len, new_len: len, flags: 3, new_addr };
+    for file in [ZERO, ZERO + 1] {
+        for kind in [1, 2, 3] {
+            for prot in [1, 3] {
+                // Neighbours that continue each other, or do not.
+                let mapped = [map(0, prot, kind, file, 7), map(1, prot, kind, file, 8)];
+                same(&[&mapped[..], &[map(2, prot, kind, file, 8)]].concat());
+                let write = Op::Touch { addr: addr + 9, access: Access::Write };
+                same(&[&mapped[..], &[write.clone(), map(2, prot, kind, file, 9)]].concat());
+                // MADV_FREE, MADV_REMOVE, MADV_WIPEONFORK, MADV_GUARD_INSTALL, MADV_WILLNEED.
+                for advice in [8, 9, 18, 102, 3] {
+                    let seal = Op::Mseal { addr, len: 0x1000, flags: 0 };
+                    same(&[mapped[0].clone(), madvise(advice), madvise(4)]);
+                    same(&[mapped[0].clone(), seal, madvise(advice)]);
+                }
+                let name = Op::Name { addr, len: 0x1000, name: Some(0) };
+                let protect = Op::Mprotect { addr, len: 0x1000, prot: 3 };
+                same(&[mapped[0].clone(), name, protect]);
+                // Its page offset is that of the address, unless it has pages.
+                let moved = move_to(0x1000, addr + 0x8000);
+                same(&[mapped[0].clone(), moved.clone()]);
+                same(&[mapped[0].clone(), write, moved, Op::Fork { child_goes_on: true }]);
+                // It moves by itself only.
+                let all = [map(0, prot, kind, file, 0), mmap(addr + 0x1000, 0x1000, 1, 0x32)];
+                same(&[&all[..], &[move_to(0x2000, addr + 0x8000)]].concat());
+                let all = [mmap(addr, 0x1000, 1, 0x32), map(1, prot, kind, file, 0)];
+                same(&[&all[..], &[move_to(0x2000, addr + 0x8000)]].concat());
+            }
+        }
+    }
+    // Large ones fit huge pages.
+    for offset in [0, 1] {
+        same(&[Op::Mmap { addr: 0, len: 3 << 20, prot: 3, flags: 2, file: Some(ZERO), offset }]);
+    }
+}
+
+#[test]
 fn eight_tebibytes_are_counted_as_an_int_when_they_are_locked() {
     let addr = 0x1000_0000_0000;
     same_with_privileges(&[

@@ -16,6 +16,8 @@ use pervma_linux::{Access, Config, Counts, Errno, Limits, VmFlags, Vma, abi::*};
 const ON_DISK: usize = 7;
 const IN_SYS: usize = 10;
 const PIPE: usize = 12;
+const ZERO: usize = 14;
+const FIRST: usize = 0;
 
 /// A wrong rule that only shows where the process has privileges.
 const PRIVILEGED: &str = "no process may map low";
@@ -141,6 +143,12 @@ const PLANTED: &[Planted] = &[
     rule("files in /sys are refused before anything is unmapped", |model, op| match *op {
         Op::Mmap { addr, len, prot, flags, file: Some(IN_SYS), offset } => {
             Some(model.step(&Op::Mmap { addr, len, prot, flags, file: Some(PIPE), offset }))
+        }
+        _ => None,
+    }),
+    rule("/dev/zero is a file like others", |model, op| match *op {
+        Op::Mmap { addr, len, prot, flags, file: Some(ZERO), offset } => {
+            Some(model.step(&Op::Mmap { addr, len, prot, flags, file: Some(FIRST), offset }))
         }
         _ => None,
     }),

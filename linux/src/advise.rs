@@ -155,7 +155,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
 
     fn name(&mut self, part: Range<usize>, name: Option<Arc<str>>) -> Result<Range<usize>, Errno> {
         let (whole, vma) = self.holding(part.start).ok_or(Errno::ENOMEM)?;
-        if matches!(vma.source, Source::File(_)) {
+        if matches!(vma.source, Source::File(_) | Source::Zero(_)) {
             return Err(Errno::EBADF);
         }
         let vma = vma.from(part.start - whole.start);
@@ -176,7 +176,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
                 return Err(Errno::EINVAL);
             }
             MADV_FREE if locked || !vma.is_anonymous() => return Err(Errno::EINVAL),
-            MADV_REMOVE if locked || vma.is_anonymous() => return Err(Errno::EINVAL),
+            MADV_REMOVE if locked || !vma.has_file() => return Err(Errno::EINVAL),
             MADV_REMOVE if !vma.flags.has(VmFlags::SHARED | VmFlags::MAYWRITE) => {
                 return Err(Errno::EACCES);
             }
@@ -271,7 +271,7 @@ fn new_flags(vma: &Vma, advice: i32) -> Result<Option<VmFlags>, Errno> {
         MADV_RANDOM => (flags & !reading) | VmFlags::RAND_READ,
         MADV_DONTFORK => flags | VmFlags::DONTCOPY,
         MADV_DOFORK => flags & !VmFlags::DONTCOPY,
-        MADV_WIPEONFORK if !vma.is_anonymous() => return Err(Errno::EINVAL),
+        MADV_WIPEONFORK if vma.has_file() => return Err(Errno::EINVAL),
         MADV_WIPEONFORK => flags | VmFlags::WIPEONFORK,
         MADV_KEEPONFORK | MADV_DODUMP if flags.has(VmFlags::DROPPABLE) => {
             return Err(Errno::EINVAL);

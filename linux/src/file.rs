@@ -152,6 +152,12 @@ pub enum MapOperation {
     RefusesSync,
     /// Every mapping is refused with this error (files in `/sys`: `ENODEV`).
     Refuses(Errno),
+    /// That of `/dev/zero`: what is shared maps an object of its own
+    /// ([`Source::SharedAnonymous`]), everything else is anonymous memory ([`Source::Zero`]).
+    ///
+    /// [`Source::SharedAnonymous`]: crate::Source::SharedAnonymous
+    /// [`Source::Zero`]: crate::Source::Zero
+    Zero,
 }
 
 impl MapOperation {
@@ -160,7 +166,7 @@ impl MapOperation {
         match self {
             Self::Absent => Err(Errno::ENODEV),
             Self::RefusesSync if flags.has(VmFlags::SYNC) => Err(Errno::EOPNOTSUPP),
-            Self::Accepts | Self::RefusesSync => Ok(()),
+            Self::Accepts | Self::RefusesSync | Self::Zero => Ok(()),
             Self::Refuses(error) => Err(error),
         }
     }

@@ -128,6 +128,9 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
             }
         }
         let source = match file {
+            Some((file, facts)) if facts.operation == MapOperation::Zero => {
+                Source::Zero(Arc::clone(file))
+            }
             Some((file, _)) => Source::File(Arc::clone(file)),
             // Whatever the type is. One that is not known is refused later.
             None if flags & MAP_SHARED != 0 => self.state.new_object(len),
@@ -201,6 +204,9 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         }
         self.remove(range.clone(), removal)?;
         operation.ask(vma.flags)?;
+        if matches!(vma.source, Source::Zero(_)) && vma.flags.has(VmFlags::SHARED) {
+            vma.source = self.state.new_object(len);
+        }
         if matches!(vma.source, Source::SharedAnonymous(_)) && !vma.flags.has(VmFlags::NORESERVE) {
             self.may_commit(pages(len))?;
         }

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use pervma::{GapSearch, Platform};
 
-use crate::abi::{HUGE, MAP_32BIT, MAP_ABOVE4G, MAP_FIXED, PAGE, off_page, page_align};
+use crate::abi::{HUGE, MAP_32BIT, MAP_ABOVE4G, MAP_FIXED, MAP_SHARED, PAGE, off_page, page_align};
 use crate::backing::Backing;
 use crate::config::Layout;
 use crate::errno::Errno;
@@ -35,12 +35,13 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
     #[doc(alias = "get_unmapped_area")]
     pub(crate) fn choose(&self, wanted: Wanted<'_>) -> Result<usize, Errno> {
         let layout = &self.config.layout;
-        let Wanted { hint, len, source, .. } = wanted;
+        let Wanted { hint, len, flags, source, .. } = wanted;
         if len > layout.task_size {
             return Err(Errno::ENOMEM);
         }
         let aligned = match source {
             Source::File(file) => len >= HUGE && file.facts().huge_aligned,
+            Source::Zero(_) => len >= HUGE && flags & MAP_SHARED == 0,
             Source::SharedAnonymous(_) => false,
             Source::Anonymous => hint == 0 && len.is_multiple_of(HUGE),
         };

@@ -10,7 +10,7 @@ use crate::errno::Errno;
 use crate::flags::VmFlags;
 use crate::mm::{Change, MergeWith, Mm};
 use crate::place::Wanted;
-use crate::vma::Vma;
+use crate::vma::{Source, Vma};
 
 /// The arguments of `mremap`, with lengths in whole pages.
 #[derive(Clone, Copy)]
@@ -130,7 +130,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
     }
 
     /// Moves all VMAs of a range to a fixed place, and keeps the holes between them.
-    #[doc(alias = "remap_move")]
+    #[doc(alias("remap_move", "vma_multi_allowed"))]
     fn move_all(&mut self, request: Request) -> Result<usize, Errno> {
         let end = request.addr.wrapping_add(request.old_len);
         let (mut at, mut target, mut last_end) = (request.addr, request.new_addr, None);
@@ -141,6 +141,11 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
                 Some(last_end) => whole.start - last_end,
             };
             let vma = vma.clone();
+            // A file that has its own way of choosing addresses may not obey.
+            let alone = last_end.is_none() && end <= whole.end;
+            if matches!(vma.source, Source::Zero(_)) && !alone {
+                return Err(Errno::EFAULT);
+            }
             let addr = whole.start.max(at);
             let len = whole.end.min(end) - addr;
             let new_addr = target + gap;

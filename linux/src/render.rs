@@ -113,7 +113,7 @@ fn show(
     let (device, inode, offset) = match &vma.source {
         Source::Anonymous => ((0, 0), 0, 0),
         Source::SharedAnonymous(object) => ((0, 1), object.number, vma.page_offset),
-        Source::File(file) => {
+        Source::File(file) | Source::Zero(file) => {
             let facts = file.facts();
             (facts.device, facts.inode, vma.page_offset)
         }
@@ -133,7 +133,7 @@ fn show(
     )?;
     let name = match &vma.source {
         // The one character that would end the line.
-        Source::File(file) => file.path().replace('\n', "\\012"),
+        Source::File(file) | Source::Zero(file) => file.path().replace('\n', "\\012"),
         Source::SharedAnonymous(_) => match &vma.name {
             Some(name) => format!("[anon_shmem:{name}]"),
             None => String::from("/dev/zero (deleted)"),

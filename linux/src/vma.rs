@@ -47,6 +47,9 @@ pub enum Source {
     SharedAnonymous(Arc<Object>),
     /// An open file.
     File(Arc<dyn File>),
+    /// Private memory of `/dev/zero`, which this open file is: anonymous memory that keeps the
+    /// file's page offset, merges and is shown as a file, and cannot be named.
+    Zero(Arc<dyn File>),
 }
 
 /// The memory of one shared anonymous mapping.
@@ -78,7 +81,9 @@ impl PartialEq for Source {
         match (self, other) {
             (Self::Anonymous, Self::Anonymous) => true,
             (Self::SharedAnonymous(a), Self::SharedAnonymous(b)) => Arc::ptr_eq(a, b),
-            (Self::File(a), Self::File(b)) => ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b)),
+            (Self::File(a), Self::File(b)) | (Self::Zero(a), Self::Zero(b)) => {
+                ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b))
+            }
             _ => false,
         }
     }
@@ -87,7 +92,7 @@ impl PartialEq for Source {
 impl Eq for Source {}
 
 impl Vma {
-    /// Whether it is private anonymous memory, which has no file, not even a nameless one.
+    /// Whether it is private anonymous memory. That of `/dev/zero` is, too.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking, abi};
@@ -100,7 +105,13 @@ impl Vma {
     #[must_use]
     #[doc(alias = "vma_is_anonymous")]
     pub fn is_anonymous(&self) -> bool {
-        matches!(self.source, Source::Anonymous)
+        matches!(self.source, Source::Anonymous | Source::Zero(_))
+    }
+
+    /// Whether Linux has a file for it: `/dev/zero`, or a nameless one if it is shared.
+    #[doc(alias = "vm_file")]
+    pub(crate) fn has_file(&self) -> bool {
+        !matches!(self.source, Source::Anonymous)
     }
 
     /// The rest of it from `offset` bytes on.

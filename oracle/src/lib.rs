@@ -276,6 +276,27 @@ impl<P: Payload> Oracle<P> {
         Ok(old)
     }
 
+    /// Gives every part in `range`, split at its edges, the payload that `f` makes of it, or unmaps
+    /// it where that is none; merges the parts and what touches them, and returns what was there.
+    ///
+    /// # Errors
+    ///
+    /// See [`Refused`].
+    pub fn change(
+        &mut self,
+        range: Range<usize>,
+        mut f: impl FnMut(Range<usize>, &P) -> Option<P>,
+    ) -> Result<Removed<P>, Refused> {
+        let old = self.remove(range.clone())?;
+        for (part, payload) in &old {
+            if let Some(new) = f(part.clone(), payload) {
+                self.add(part.clone(), Some(new));
+            }
+        }
+        self.merge(&range);
+        Ok(old)
+    }
+
     /// Maps `range` in place of whatever is there, split at its edges, merges nothing, and returns
     /// what was there.
     ///

@@ -15,7 +15,7 @@ pub(super) enum Pair {
 }
 
 impl Pair {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::InsertRemove => "insert + remove",
             Self::SplitMerge => "split + merge",

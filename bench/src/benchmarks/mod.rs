@@ -1,5 +1,6 @@
 //! The benchmarks: what is measured, and the goals.
 
+mod contended;
 mod edits;
 mod end;
 mod gap;
@@ -31,6 +32,8 @@ pub(crate) enum Benchmark {
     Cursor,
     /// Insert + remove, split + merge.
     Edits,
+    /// The same by threads that edit at the same time, and beside threads that look up.
+    Contended,
     /// Threads that read different VMAs.
     Different,
     /// Threads that read the same VMA.
@@ -80,6 +83,7 @@ impl Benchmark {
             Self::Lookup => lookup::random(effort),
             Self::Cursor => lookup::cursor(effort),
             Self::Edits => edits::measure(effort),
+            Self::Contended => contended::measure(effort),
             Self::Different => threads::different(effort),
             Self::Same => threads::same(effort),
             Self::Registered => registered::measure(effort),

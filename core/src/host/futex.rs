@@ -1,4 +1,8 @@
 //! Sleeping on a word and waking: the futex of the kernel, or a checker's stand-in.
+#![cfg_attr(
+    not(pervma_model),
+    expect(unreachable_pub, reason = "the models reach it through `internals`")
+)]
 
 #[cfg(not(pervma_model))]
 use rustix::thread::futex::{self, Flags, Timespec};
@@ -17,6 +21,30 @@ pub(super) enum Slept {
 /// Models do not measure time.
 #[cfg(pervma_model)]
 type Timespec = ();
+
+/// How long a thread may go on waiting.
+#[derive(Clone, Copy)]
+pub enum Left {
+    /// As long as it takes.
+    Any,
+    /// This long.
+    Time(Timespec),
+    /// No longer.
+    Nothing,
+}
+
+#[cfg(not(pervma_model))]
+impl Left {
+    /// What is left until `deadline`.
+    pub(super) fn until(deadline: std::time::Instant) -> Self {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        if left.is_zero() {
+            return Self::Nothing;
+        }
+        // A time too long for the kernel's type is no deadline.
+        Timespec::try_from(left).map_or(Self::Any, Self::Time)
+    }
+}
 
 /// Sleeps while `word` holds `seen`, at most for `time`.
 pub(super) fn wait(word: &WaitWord, seen: u32, time: Option<&Timespec>) -> Slept {

@@ -31,6 +31,8 @@
 //!   is on its way.
 //! - **F3** `WAITING` is set where the lock is held, or a thread that was woken is on its way: the
 //!   next release finds it.
+//! - **F4** A thread that gives up takes back `GIVE_WAY`, hands a wake-up on that was its, and does
+//!   not leave `WAITING` where readers hold the lock and could join each other.
 #![cfg_attr(
     not(pervma_model),
     expect(unreachable_pub, reason = "the models reach it through `internals`")
@@ -38,7 +40,7 @@
 
 use core::hint;
 
-use super::futex::{self, Slept};
+use super::futex::{self, Left, Slept};
 use crate::ledger::{LOCK_ACQUIRE, LOCK_DOWNGRADE, LOCK_RELEASE, LOCK_RELEASE_SHARED};
 use crate::step::Step;
 use crate::sync::{Relaxed, WaitWord, check, const_unless_model, keep};
@@ -108,8 +110,14 @@ impl FutexLock {
     #[inline(always)]
     pub fn lock_exclusive(&self) {
         if self.acquire(0, WRITER).is_err() {
-            self.wait_for(Mode::Exclusive);
+            self.wait_for(Mode::Exclusive, || Left::Any);
         }
+    }
+
+    /// Acquires the lock for writing, unless that takes longer than there is time `left`; whether
+    /// it has.
+    pub fn lock_exclusive_while(&self, left: impl FnMut() -> Left) -> bool {
+        self.try_lock(Mode::Exclusive) || self.wait_for(Mode::Exclusive, left)
     }
 
     /// Acquires the lock for writing, if that needs no waiting.
@@ -122,7 +130,7 @@ impl FutexLock {
     #[inline(always)]
     pub fn lock_shared(&self) {
         if !self.try_lock(Mode::Shared) {
-            self.wait_for(Mode::Shared);
+            self.wait_for(Mode::Shared, || Left::Any);
         }
     }
 
@@ -195,9 +203,9 @@ impl FutexLock {
         false
     }
 
-    /// Acquires the lock, and sleeps until that can be done.
+    /// Acquires the lock, and sleeps until that can be done or no time is left; whether it has.
     #[cold]
-    fn wait_for(&self, mode: Mode) {
+    fn wait_for(&self, mode: Mode, mut left: impl FnMut() -> Left) -> bool {
         let (mut woken, mut spins) = (0_u32, SPINS);
         let mut word = self.look();
         let acquired = loop {
@@ -214,6 +222,15 @@ impl FutexLock {
                 word = self.look();
                 continue;
             }
+            let time = match left() {
+                Left::Any => None,
+                Left::Time(time) => Some(time),
+                Left::Nothing if self.give_up(word, woken) => return false,
+                Left::Nothing => {
+                    word = self.look();
+                    continue;
+                }
+            };
             let give_way = if woken >= PATIENCE { GIVE_WAY } else { 0 };
             let announced = word | WAITING | give_way;
             if word != announced
@@ -226,7 +243,7 @@ impl FutexLock {
                 word = now;
                 continue;
             }
-            let slept = futex::wait(&self.0, announced, None);
+            let slept = futex::wait(&self.0, announced, time.as_ref());
             word = self.look();
             // A writer that has released the lock before this thread slept has woken it, too.
             if slept == Slept::Woken || announced & WRITER > word & WRITER {
@@ -240,6 +257,44 @@ impl FutexLock {
         if mode == Mode::Shared && woken != 0 && acquired & GIVE_WAY == 0 {
             self.pass_on();
         }
+        true
+    }
+
+    /// Leaves the others as they would be if the caller, which was woken so often, had not waited
+    /// for the lock (F4); `false` if the word has changed meanwhile. As the caller has seen it, it
+    /// cannot acquire the lock.
+    fn give_up(&self, word: u32, woken: u32) -> bool {
+        let before = if woken >= PATIENCE { word & !GIVE_WAY } else { word };
+        // Readers have the lock, and others may join them or queue again.
+        let wakes = word & WRITER == 0 && before & GIVE_WAY == 0;
+        let wakes = wakes && (woken != 0 || word & WAITING != 0);
+        let after = match woken {
+            _ if wakes => before & !WAITING,
+            0 => before,
+            _ => before | WAITING,
+        };
+        if !keep(Step::HandOn) {
+            return true;
+        }
+        if word != after
+            && self
+                .0
+                .word()
+                .compare_exchange(
+                    word,
+                    after,
+                    Relaxed(
+                        "what was released before goes on from here, since this is an exchange",
+                    ),
+                )
+                .is_err()
+        {
+            return false;
+        }
+        if wakes {
+            self.wake();
+        }
+        true
     }
 
     /// Releases the lock of a writer while others may sleep.
@@ -295,6 +350,47 @@ mod tests {
     use super::*;
 
     static LOCK: FutexLock = FutexLock::new();
+
+    /// Takes a lock with this word, after so many wake-ups, with no time left; the word then.
+    fn given_up(word: u32, woken: u32) -> u32 {
+        let lock = FutexLock(WaitWord::new(word));
+        assert!(lock.give_up(word, woken));
+        lock.0.value()
+    }
+
+    #[test]
+    fn who_gives_up_takes_back_what_it_has_set_and_hands_on_its_wake_up() {
+        let waiting = WRITER | WAITING;
+        assert_eq!(given_up(waiting, 0), waiting, "another may sleep");
+        assert_eq!(given_up(WRITER, 1), waiting, "the writer wakes another");
+        assert_eq!(given_up(waiting | GIVE_WAY, PATIENCE), waiting);
+        assert_eq!(given_up(waiting | GIVE_WAY, 1), waiting | GIVE_WAY, "it was another's");
+        assert_eq!(given_up(1 | WAITING, 0), 1, "who slept was woken");
+        assert_eq!(given_up(1 | WAITING | GIVE_WAY, PATIENCE), 1);
+        let give_way = 1 | WAITING | GIVE_WAY;
+        assert_eq!(given_up(give_way, 1), give_way);
+        let stale = FutexLock(WaitWord::new(WRITER));
+        assert!(!stale.give_up(WRITER | WAITING | GIVE_WAY, PATIENCE), "it has changed");
+    }
+
+    #[test]
+    fn a_deadline_ends_a_wait_and_until_then_the_thread_sleeps() {
+        static LOCK: FutexLock = FutexLock::new();
+        let within = |time| {
+            let deadline = std::time::Instant::now() + time;
+            LOCK.lock_exclusive_while(|| Left::until(deadline))
+        };
+        LOCK.lock_exclusive();
+        assert!(!within(std::time::Duration::ZERO));
+        assert_eq!(LOCK.0.value(), WRITER, "it did not sleep");
+        assert!(!within(std::time::Duration::from_millis(2)));
+        assert_eq!(LOCK.0.value(), WRITER | WAITING, "it slept");
+        let waits = thread::spawn(move || within(std::time::Duration::from_secs(300)));
+        LOCK.unlock_exclusive();
+        assert!(waits.join().unwrap());
+        LOCK.unlock_exclusive();
+        assert!(within(std::time::Duration::ZERO), "it tries once");
+    }
 
     #[test]
     fn a_full_count_of_readers_refuses_one_more() {

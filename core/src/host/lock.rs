@@ -5,19 +5,32 @@ use lock_api::{RawRwLock, RawRwLockDowngrade};
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod inner {
+    use std::time::Instant;
+
+    use crate::host::futex::Left;
     pub(super) use crate::host::futex_lock::FutexLock as Lock;
 
     pub(super) const fn unlocked() -> Lock {
         Lock::new()
     }
+
+    pub(super) fn lock_until(lock: &Lock, deadline: Instant) -> bool {
+        lock.lock_exclusive_while(|| Left::until(deadline))
+    }
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 mod inner {
+    use std::time::Instant;
+
     pub(super) use parking_lot::RawRwLock as Lock;
 
     pub(super) const fn unlocked() -> Lock {
         <Lock as lock_api::RawRwLock>::INIT
+    }
+
+    pub(super) fn lock_until(lock: &Lock, deadline: Instant) -> bool {
+        lock_api::RawRwLockTimed::try_lock_exclusive_until(lock, deadline)
     }
 }
 
@@ -28,6 +41,11 @@ mod inner {
 pub struct StdLock(inner::Lock);
 
 impl StdLock {
+    /// As [`Platform::lock_until`](crate::Platform::lock_until).
+    pub(super) fn lock_exclusive_until(&self, deadline: std::time::Instant) -> bool {
+        inner::lock_until(&self.0, deadline)
+    }
+
     /// As [`Platform::renew`](crate::Platform::renew).
     #[cfg(any(target_os = "linux", target_os = "android"))]
     pub(super) fn renew(&self) {

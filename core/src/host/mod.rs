@@ -22,7 +22,7 @@ mod park;
 #[cfg(not(any(feature = "std", pervma_model)))]
 pub use none::NoPlatform;
 #[cfg(pervma_model)]
-pub use {futex_lock::FutexLock, model::Model};
+pub use {futex::Left, futex_lock::FutexLock, model::Model};
 #[cfg(all(feature = "std", not(pervma_model)))]
 pub use {lock::StdLock, os::StdPlatform};
 

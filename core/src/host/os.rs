@@ -1,6 +1,8 @@
 //! The platform of a program with an operating system.
 #![expect(unsafe_code, reason = "the contract of `Platform` is kept here")]
 
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use super::futex::Left;
 use super::lock::StdLock;
 use crate::memory::GlobalMemory;
 use crate::platform::Platform;
@@ -31,14 +33,17 @@ unsafe impl Platform for StdPlatform {
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn wait(word: &WaitWord, seen: u32, deadline: Option<std::time::Instant>) -> bool {
-        let left = deadline.map(|at| at.saturating_duration_since(std::time::Instant::now()));
-        if left.is_some_and(|left| left.is_zero()) {
-            return false;
-        }
-        // A time too long for the kernel's type is no deadline.
-        let left = left.and_then(|left| rustix::thread::futex::Timespec::try_from(left).ok());
+        let left = match deadline {
+            None => Left::Any,
+            Some(deadline) => Left::until(deadline),
+        };
+        let time = match left {
+            Left::Any => None,
+            Left::Time(time) => Some(time),
+            Left::Nothing => return false,
+        };
         // Every outcome (woken, changed before, interrupted, timed out) means: look again.
-        super::futex::wait(word, seen, left.as_ref());
+        super::futex::wait(word, seen, time.as_ref());
         true
     }
 
@@ -67,20 +72,8 @@ unsafe impl Platform for StdPlatform {
         super::park::wake_all(word);
     }
 
-    /// Spins at first, then sleeps, up to a millisecond at a time.
-    fn pause(tries: u32, deadline: std::time::Instant) -> bool {
-        let left = deadline.saturating_duration_since(std::time::Instant::now());
-        if left.is_zero() {
-            return false;
-        }
-        match tries.checked_sub(100) {
-            None => core::hint::spin_loop(),
-            Some(sleeps) => {
-                let micros = 8 << sleeps.min(7);
-                std::thread::sleep(left.min(std::time::Duration::from_micros(micros)));
-            }
-        }
-        true
+    fn lock_until(lock: &StdLock, deadline: std::time::Instant) -> bool {
+        lock.lock_exclusive_until(deadline)
     }
 
     #[inline(always)]

@@ -416,13 +416,16 @@ impl VmaLock {
         (now >= EXCLUDED || !keep(Step::TestAgain)).then_some(EventKey(event))
     }
 
-    /// Sleeps until the exclusion has ended for which the key was taken. The slot may be another
-    /// VMA's by then.
-    pub fn wait_notified<P: Platform>(&self, key: EventKey) {
+    /// Sleeps until the exclusion has ended for which the key was taken; `false` if the deadline
+    /// came first. The slot may be another VMA's by then.
+    pub fn wait_notified<P: Platform>(&self, key: EventKey, deadline: Option<P::Deadline>) -> bool {
         let event = if keep(Step::SeparateEvent) { &self.event } else { &self.refcnt };
         while event.word().load(Relaxed("the caller walks again, whatever it is")) == key.0 {
-            P::wait(event, key.0, None);
+            if !P::wait(event, key.0, deadline) && deadline.is_some() {
+                return false;
+            }
         }
+        true
     }
 }
 
@@ -542,9 +545,11 @@ mod tests {
         let key = lock.prepare_wait().expect("excluded");
         lock.clear_excluded();
         lock.notify::<StdPlatform>();
-        lock.wait_notified::<StdPlatform>(key); // returns: the event word has advanced
+        assert!(lock.wait_notified::<StdPlatform>(key, None), "the event word has advanced");
         lock.exclude();
         let next = lock.prepare_wait().expect("excluded again");
         assert_ne!(key.0, next.0);
+        let soon = std::time::Instant::now() + std::time::Duration::from_millis(1);
+        assert!(!lock.wait_notified::<StdPlatform>(next, Some(soon)));
     }
 }

@@ -135,16 +135,18 @@ pub(crate) struct Waiter<'s, T> {
 }
 
 impl<T> Waiter<'_, T> {
-    /// Releases `lock`, the mmap lock, and sleeps until the exclusion has ended.
-    pub(crate) fn wait<P: Platform>(self, lock: impl Sized) {
+    /// Releases `lock`, the mmap lock, and sleeps until the exclusion has ended, at most until
+    /// `deadline`; whether it has ended.
+    pub(crate) fn wait<P: Platform>(self, lock: impl Sized, deadline: Option<P::Deadline>) -> bool {
         let kept = if keep(Step::SleepUnlocked) {
             drop(lock);
             None
         } else {
             Some(lock)
         };
-        self.slot.lock.wait_notified::<P>(self.key);
+        let notified = self.slot.lock.wait_notified::<P>(self.key, deadline);
         drop(kept);
+        notified
     }
 }
 

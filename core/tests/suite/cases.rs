@@ -601,6 +601,7 @@ fn placed(op: &Op, place: Place) -> Op {
         RemoveReserving(columns) => RemoveReserving(range(columns)),
         Update(columns, paint) => Update(range(columns), *paint),
         Keep(columns) => Keep(range(columns)),
+        Change(columns, every) => Change(range(columns), *every),
         Replace(columns, paint) => Replace(range(columns), *paint),
         Set(columns, paint) => Set(range(columns), *paint),
         Relocate(from, to) => Relocate(range(from), place.addr(*to)),

@@ -69,7 +69,9 @@ impl Stage {
             16..=17 => Op::RemoveWhole(range()),
             18 => Op::Retain(2 + usize::from(len % 8)),
             19..=26 => Op::Update(range(), with),
-            27..=30 => Op::Keep(range()),
+            27..=28 => Op::Keep(range()),
+            // 1 divides all: everything is unmapped.
+            29..=30 => Op::Change(range(), 1 + to % 4),
             31..=32 => Op::Replace(range(), with),
             33..=34 => Op::Set(range(), with),
             n @ 35..=44 => {

@@ -47,7 +47,9 @@ impl Identities {
             }
             // A fork write-locks everything.
             (Op::Fork { .. }, Outcome::Forked(_)) => changed = 0..usize::MAX,
-            (Op::Update(range, _) | Op::Keep(range), Outcome::Done(_)) => changed = range.clone(),
+            (Op::Update(range, _) | Op::Keep(range) | Op::Change(range, _), Outcome::Done(_)) => {
+                changed = range.clone();
+            }
             (Op::Replace(range, _), Outcome::Done(_)) => gone.extend(before.remove(&range.start)),
             (Op::Set(range, _), Outcome::Done(_)) => {
                 gone.extend(before.remove(&range.start));
@@ -129,6 +131,9 @@ mod table {
         ("AABB", &[Update(2..4, Letter('A'))], "="),
         ("AABBAA", &[Update(2..4, Letter('A'))], "="),
         ("abcdef", &[Update(3..5, Letter('d'))], "="),
+        // Changed in part, and unmapped in part.
+        ("AABBCC", &[Change(0..6, 4)], "="),
+        ("AABBBA", &[Change(1..6, 5)], "=="),
         // Replaced, as a whole and in part.
         ("AABB", &[Replace(0..2, Letter('A'))], "+="),
         ("AABB", &[Replace(2..4, Letter('A'))], "=+"),

@@ -32,6 +32,9 @@ pub(crate) enum Op {
     Update(Range<usize>, Paint),
     /// An update that keeps each part's payload.
     Keep(Range<usize>),
+    /// A change that unmaps the parts whose number, counted as in `Retain`, this number divides,
+    /// and keeps the payloads of the others.
+    Change(Range<usize>, usize),
     Replace(Range<usize>, Paint),
     Set(Range<usize>, Paint),
     /// A relocation that keeps each part's payload.
@@ -134,6 +137,12 @@ impl<S: Subject> Side<S> {
                 update(subject, range, |part, _| first.advanced(part.start - start))
             }
             Op::Keep(range) => update(subject, range, |_, old| old.clone()),
+            Op::Change(range, every) => {
+                let granule = *granule;
+                change(subject, range, |part, old| {
+                    (!(part.start / granule).is_multiple_of(every)).then(|| old.clone())
+                })
+            }
             Op::Replace(range, with) => {
                 let payload = paint(&range, with);
                 let given = payload.clone();
@@ -227,6 +236,23 @@ fn update(
 ) -> Outcome {
     let mut seen = Map::new();
     let result = subject.update(range, |part, payload| {
+        seen.push((part.clone(), payload.clone()));
+        f(part, payload)
+    });
+    if let Ok(old) = &result {
+        assert_eq!(seen, *old);
+    }
+    result.into()
+}
+
+/// Changes, and checks the same.
+fn change(
+    subject: &mut impl Subject,
+    range: Range<usize>,
+    mut f: impl FnMut(Range<usize>, &Part) -> Option<Part>,
+) -> Outcome {
+    let mut seen = Map::new();
+    let result = subject.change(range, |part, payload| {
         seen.push((part.clone(), payload.clone()));
         f(part, payload)
     });

@@ -36,6 +36,7 @@ const EVERYTHING: &str = "
     RemoveReserving: Done Nothing Empty Overflow Unaligned NotMapped Reserved PartlyCovered
     Update: Done Empty Overflow Unaligned NotMapped Reserved Excluded PartlyCovered
     Keep: Done Empty Overflow Unaligned NotMapped Reserved Excluded PartlyCovered
+    Change: Done Empty Overflow Unaligned NotMapped Reserved Excluded PartlyCovered
     Replace: Done Empty Overflow Unaligned Reserved Excluded PartlyCovered
     Set: Done Empty Overflow Unaligned Reserved Excluded PartlyCovered
     Relocate: Done Empty Overflow Unaligned NotMapped Reserved Excluded Overlap PartlyCovered

@@ -81,7 +81,7 @@ impl<P: Platform, const WAY: u8> Spaces<P, WAY> {
         let cursor = space.cursor();
         // In half of the worlds, so that exclusions scan for registered readers, or do not.
         let reader = self.slab.is_some().then(|| sure(space.register()));
-        Space { world: self, space, edit: None, cursor, reader, exclusions: 0, by_rules: false }
+        Space { world: self, space, edit: None, cursor, reader, exclusions: 0 }
     }
 }
 
@@ -116,8 +116,6 @@ pub(crate) struct Space<'w, P: Platform, const WAY: u8> {
     cursor: Cursor<'w, Part, P>,
     reader: Option<Reader<'w, Part, P>>,
     exclusions: usize,
-    /// Whether the last removal was a change by rules: every second one is.
-    by_rules: bool,
 }
 
 /// The same rules as those of the payload.
@@ -173,21 +171,12 @@ impl<'w, P: Platform, const WAY: u8> Subject for Space<'w, P, WAY> {
 
     fn remove(&mut self, range: Range<usize>) -> Result<Map, Refused> {
         let space = self.space;
-        self.by_rules = !self.by_rules;
-        let removed = match (self.in_edit(), self.by_rules) {
-            (true, true) => self.edit().change(range, AsParts, |_, _| None),
-            (true, false) => self.edit().remove(range),
-            (false, by_rules) => match (WAY, space.exclude(range.clone())) {
-                (EXCLUDING, Ok(exclusion)) => exclusion.remove(),
-                (_, exclusion) => {
-                    drop(exclusion);
-                    if by_rules {
-                        space.change(range, AsParts, |_, _| None)
-                    } else {
-                        space.remove(range)
-                    }
-                }
-            },
+        let removed = if self.in_edit() {
+            self.edit().remove(range)
+        } else if let (EXCLUDING, Ok(exclusion)) = (WAY, space.exclude(range.clone())) {
+            exclusion.remove()
+        } else {
+            space.remove(range)
         };
         removed.map(map).map_err(refused)
     }
@@ -224,6 +213,22 @@ impl<'w, P: Platform, const WAY: u8> Subject for Space<'w, P, WAY> {
             space.update(range, f)
         };
         updated.map(map).map_err(refused)
+    }
+
+    fn change(
+        &mut self,
+        range: Range<usize>,
+        f: impl FnMut(Range<usize>, &Part) -> Option<Part>,
+    ) -> Result<Map, Refused> {
+        let space = self.space;
+        let changed = if self.in_edit() {
+            self.edit().change(range, AsParts, f)
+        } else if let (EXCLUDING, Ok(exclusion)) = (WAY, space.exclude(range.clone())) {
+            exclusion.change(AsParts, f)
+        } else {
+            space.change(range, AsParts, f)
+        };
+        changed.map(map).map_err(refused)
     }
 
     fn remove_reserving(

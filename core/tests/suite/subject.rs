@@ -55,6 +55,11 @@ pub(crate) trait Subject: Sized {
         range: Range<usize>,
         f: impl FnMut(Range<usize>, &Part) -> Part,
     ) -> Result<Map, Refused>;
+    fn change(
+        &mut self,
+        range: Range<usize>,
+        f: impl FnMut(Range<usize>, &Part) -> Option<Part>,
+    ) -> Result<Map, Refused>;
     fn replace(&mut self, range: Range<usize>, payload: Part) -> Result<Map, (Refused, Part)>;
     fn set(&mut self, range: Range<usize>, payload: Part) -> Result<Map, (Refused, Part)>;
     fn relocate(
@@ -148,6 +153,14 @@ impl Subject for Oracle<Part> {
         f: impl FnMut(Range<usize>, &Part) -> Part,
     ) -> Result<Map, Refused> {
         Oracle::update(self, range, f)
+    }
+
+    fn change(
+        &mut self,
+        range: Range<usize>,
+        f: impl FnMut(Range<usize>, &Part) -> Option<Part>,
+    ) -> Result<Map, Refused> {
+        Oracle::change(self, range, f)
     }
 
     fn replace(&mut self, range: Range<usize>, payload: Part) -> Result<Map, (Refused, Part)> {

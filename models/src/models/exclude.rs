@@ -14,6 +14,8 @@ use crate::harness::{DEADLOCK, Model, RACE, drop_step, weaken};
 const LATE: &str = "a reader holds a removed VMA";
 const FOREIGN: &str = "an exclusion changes a VMA that another excludes";
 const TWICE: &str = "X is set once";
+/// loom's report of an execution without an end.
+const ENDLESS: &str = "exceeded maximum number of branches";
 const LOST: &str = "a change or a removal is lost, or made twice";
 
 /// Reads one address, and counts itself in `readers` while it holds the VMA.
@@ -125,7 +127,7 @@ pub(crate) const TWO_SLEEPERS: Model = Model {
             let vma = Arc::clone(&vma);
             thread::spawn(move || {
                 if let Some(key) = vma.lock.prepare_wait() {
-                    vma.lock.wait_notified::<Platform>(key);
+                    vma.lock.wait_notified::<Platform>(key, None);
                 }
             })
         });
@@ -151,7 +153,7 @@ pub(crate) const LATE_SLEEPER: Model = Model {
         vma.lock.exclude();
         let sleeper = thread::spawn({
             let (vma, key) = (Arc::clone(&vma), vma.lock.prepare_wait().unwrap());
-            move || vma.lock.wait_notified::<Platform>(key)
+            move || vma.lock.wait_notified::<Platform>(key, None)
         });
         vma.lock.clear_excluded();
         vma.lock.notify::<Platform>();
@@ -273,6 +275,36 @@ pub(crate) const EDIT_RANGE: Model = Model {
         assert_eq!(*space.try_read(20).unwrap(), 112);
     },
     mutants: &[drop_step(Step::SleepUnlocked, DEADLOCK), drop_step(Step::TestAgain, DEADLOCK)],
+};
+
+/// An edit that gives up waiting for an exclusion, and an exclusion that lets it go first.
+pub(crate) const EDIT_RANGE_GIVES_UP: Model = Model {
+    name: "edit_range_gives_up",
+    property: "an exclusion does not wait for an edit that has given up",
+    threads: 2,
+    preemptions: Some(4),
+    run: || {
+        let space = Arc::new(AddressSpace::new(1));
+        let mut edit = space.edit().unwrap();
+        edit.insert(10..15, 1).unwrap();
+        edit.insert(20..25, 2).unwrap();
+        drop(edit);
+        let exclusion = space.exclude(10..15).unwrap();
+        let editor = thread::spawn({
+            let space = Arc::clone(&space);
+            move || {
+                if let Some(mut edit) = space.edit_range_until(10..25, ()).unwrap() {
+                    edit.update(20..25, |_, payload| payload + 10).unwrap();
+                }
+            }
+        });
+        drop(exclusion);
+        space.update(20..25, |_, payload| payload + 100).unwrap();
+        editor.join().unwrap();
+        let payload = *space.try_read(20).unwrap();
+        assert!(payload == 102 || payload == 112);
+    },
+    mutants: &[drop_step(Step::ClearRange, ENDLESS)],
 };
 
 /// An exclusion with a hole in its range, in which another thread maps and excludes something.

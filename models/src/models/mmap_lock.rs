@@ -3,7 +3,7 @@
 use loom::sync::Arc;
 use loom::thread;
 use pervma_models::internals::Step;
-use pervma_models::internals::{Cell, FutexLock};
+use pervma_models::internals::{Cell, FutexLock, Left};
 
 use crate::harness::{DEADLOCK, Model, RACE, drop_step, weaken};
 
@@ -34,6 +34,18 @@ impl Guarded {
         self.lock.lock_exclusive();
         self.add();
         self.lock.unlock_exclusive();
+    }
+
+    /// As [`add_locked`](Self::add_locked), unless it takes longer than `first` lasts; what it has
+    /// added.
+    fn add_locked_within(&self, first: Left) -> u32 {
+        let mut left = [first].into_iter();
+        if !self.lock.lock_exclusive_while(|| left.next().unwrap_or(Left::Nothing)) {
+            return 0;
+        }
+        self.add();
+        self.lock.unlock_exclusive();
+        1
     }
 
     fn get_locked(&self) -> u32 {
@@ -156,4 +168,55 @@ pub(crate) const WOKEN_IN_VAIN: Model = Model {
         assert_eq!(guarded.get_locked(), 4);
     },
     mutants: &[drop_step(Step::GiveWay, "overtakes another that was woken in vain")],
+};
+
+/// A writer whose time is up when it is woken, and one that goes on sleeping.
+pub(crate) const GIVES_UP_WOKEN: Model = Model {
+    name: "mmap_lock_gives_up_woken",
+    property: "a thread that was woken too late leaves none asleep behind it",
+    threads: 3,
+    preemptions: Some(3),
+    run: || {
+        let guarded = Guarded::new();
+        guarded.lock.lock_exclusive();
+        let gives_up = thread::spawn({
+            let guarded = Arc::clone(&guarded);
+            move || guarded.add_locked_within(Left::Any)
+        });
+        let other = thread::spawn({
+            let guarded = Arc::clone(&guarded);
+            move || guarded.add_locked()
+        });
+        guarded.lock.unlock_exclusive();
+        guarded.add_locked();
+        other.join().unwrap();
+        let added = gives_up.join().unwrap();
+        assert_eq!(guarded.get_locked(), 2 + added);
+    },
+    mutants: &[drop_step(Step::HandOn, DEADLOCK)],
+};
+
+/// A writer gives up while a reader has the lock, and another reader came after it.
+pub(crate) const GIVES_UP_READERS: Model = Model {
+    name: "mmap_lock_gives_up_readers",
+    property: "when a writer has given up, readers join others again",
+    threads: 3,
+    preemptions: Some(4),
+    run: || {
+        let guarded = Guarded::new();
+        guarded.lock.lock_shared();
+        let gives_up = thread::spawn({
+            let guarded = Arc::clone(&guarded);
+            move || guarded.add_locked_within(Left::Time(()))
+        });
+        let reader = thread::spawn({
+            let guarded = Arc::clone(&guarded);
+            move || guarded.get_locked()
+        });
+        assert_eq!(reader.join().unwrap(), 0);
+        guarded.lock.unlock_shared();
+        let added = gives_up.join().unwrap();
+        assert_eq!(guarded.get_locked(), added);
+    },
+    mutants: &[drop_step(Step::HandOn, DEADLOCK)],
 };

@@ -15,7 +15,7 @@ mod wait;
 use crate::harness::{Change, Model};
 
 /// All models.
-pub(crate) static ALL: [Model; 78] = [
+pub(crate) static ALL: [Model; 81] = [
     discussion::ACQUIRE_BEFORE_CHECK,
     discussion::DETACH_WAITS,
     discussion::STALE_READER,
@@ -49,6 +49,7 @@ pub(crate) static ALL: [Model; 78] = [
     exclude::TWO_REMOVALS,
     exclude::TWO_WAITERS,
     exclude::EDIT_RANGE,
+    exclude::EDIT_RANGE_GIVES_UP,
     exclude::HOLE_IN_RANGE,
     exclude::IDLE,
     exclude::MERGE_IF_IDLE,
@@ -94,6 +95,8 @@ pub(crate) static ALL: [Model; 78] = [
     mmap_lock::READER,
     mmap_lock::JOINED,
     mmap_lock::WOKEN_IN_VAIN,
+    mmap_lock::GIVES_UP_WOKEN,
+    mmap_lock::GIVES_UP_READERS,
 ];
 
 /// The models that fail if either of two edges is weakened.
