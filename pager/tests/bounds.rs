@@ -178,6 +178,9 @@ fn what_a_region_had_of_a_bound_others_have_when_it_is_dropped_or_frozen() {
             let region = frozen.thaw();
             region.discard(40 * PAGE..region.len()).unwrap();
             assert_eq!(region.resident(), Some(40 * PAGE));
+            // What was pinned is not any more.
+            region.discard(0..41 * PAGE).unwrap();
+            assert_eq!(region.resident(), Some(0));
             assert_eq!(Some(bound.resident()), others.resident());
         }
     }
