@@ -99,6 +99,8 @@ mod history;
 mod holds;
 #[cfg(doc)]
 pub mod internals;
+mod kept;
+mod leaving;
 #[cfg(doc)]
 pub mod limits;
 mod mapping;
