@@ -3,7 +3,7 @@
 //! # Actors
 //!
 //! - *Threads that touch regions*: in signal mode the handler runs on them, looks up, reads, fills.
-//! - *Handler threads*, of regions in thread mode: they read faults and do the same.
+//! - *Handler threads*, of a region in thread mode or of several: they read faults and do the same.
 //! - *Threads that fill pages before they touch them* (`filler.rs`), for operations that return
 //!   errors: they do the same outside of a handler, and copy under the read lock of the VMA.
 //! - *Evictors*, one for each bound: they give back what is clean of its regions, keep some of its
