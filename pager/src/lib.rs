@@ -73,6 +73,7 @@
 //!   region.
 //! - A SIGBUS handler that is installed later must pass on what is not its own, with all signals
 //!   blocked ([`serve_sigbus`], [`install_handler`]).
+//! - A library that this crate is in stays loaded once it has mapped a region.
 //! - `munmap`, `mprotect` and `MADV_DONTNEED` at a region's addresses are this crate's to call.
 //! - What devices write to a region after an operation on it can be lost: let the I/O end first.
 //! - A forked child does not have the regions.
