@@ -22,7 +22,7 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -381,7 +381,7 @@ fn pages_come_from_a_page_server_with_many_requests_under_way() {
             Answers::OnePage => (pages * 9 / 10, 3 * pages),
             _ => (pages / 64, pages / 4),
         };
-        assert!((least..most).contains(&requests), "{requests}");
+        assert!((least..most).contains(&requests.len()), "{requests:?}");
         tasks[0].asked(&format!("check 2 {PAGES}"));
     }
 }
@@ -414,6 +414,126 @@ fn a_page_server_that_does_not_answer_as_it_should_fails_the_restore_with_a_line
     let run = run(place.command(&["--page-server", "--address", "127.0.0.1", "--port", &port]));
     assert_eq!((run.exit, run.stderr.lines().count()), (Some(2), 1), "{run:?}");
     assert!(run.stderr.contains("Connection refused"), "{run:?}");
+}
+
+/// The offsets of a record, in pages.
+fn recorded_pages(file: &Path) -> Vec<usize> {
+    let text = std::fs::read_to_string(file).unwrap();
+    let offset = |line: &str| line.split(',').next().unwrap().parse::<usize>().unwrap();
+    text.lines().skip(1).map(|line| offset(line) / PAGE).collect()
+}
+
+/// Has two tasks touch these pages of theirs before they are filled, and records that.
+fn record(place: &Checkpoint, file: &Path, pages: [&[usize]; 2]) {
+    let mut daemon = place.daemon(&["--granule", "4K", "--record", file.to_str().unwrap()]);
+    let (mut restore, mut tasks) = place.restore_all(all_events());
+    for (task, pages) in tasks.iter_mut().zip(pages) {
+        for page in pages {
+            task.asked(&format!("check {page} {}", page + 1));
+        }
+    }
+    restore.finish();
+    daemon.wait_for("a restore has ended");
+    let ended = daemon.ended();
+    assert_eq!((ended.exit, ended.with("ERROR").len()), (Some(0), 0), "{ended:?}");
+    tasks.into_iter().for_each(Client::end);
+}
+
+#[test]
+fn what_tasks_asked_for_is_recorded_by_its_place_in_the_images() {
+    let (bytes, entries) = bytes_and_entries(12);
+    let place = Checkpoint::new(&[(1, &bytes, &entries), (2, &bytes, &entries)]);
+    let file = place.folder.path().join("record");
+    // The images have no page 64, nor the second quarter.
+    record(&place, &file, [&[9, 8, 64, 700, 9, 1100], &[5]]);
+    let second = place.folder.path().join("record.2");
+    let before = |(range, _): &Entry, page: usize| page.clamp(range.start, range.end) - range.start;
+    let at = |page: usize| entries.iter().map(|entry| before(entry, page)).sum::<usize>();
+    let pages = recorded_pages(&file);
+    assert_eq!(pages, [9, 8, 1100].map(at));
+    // The pages of the second task are behind those of the first one.
+    let [other] = recorded_pages(&second).try_into().unwrap();
+    assert!(other > pages[2] && other % 512 == at(5), "{other}");
+    let said = run(pervma(["working-set".as_ref(), file.as_os_str(), second.as_os_str()]));
+    assert_eq!(said.exit, Some(0), "{said:?}");
+    assert!(said.stdout.contains("3 granules of 4 KiB, 12 KiB; "), "{said:?}");
+
+    let files = [&file, &second].map(|file| file.to_str().unwrap());
+    let daemon = place.daemon(&["--replay", files[0], "--replay", files[1]]);
+    let (mut restore, mut tasks) = place.restore_all(all_events());
+    restore.finish();
+    assert_eq!(daemon.ended().exit, Some(0));
+    tasks.iter_mut().for_each(|task| task.asked("check"));
+    tasks.into_iter().for_each(Client::end);
+}
+
+#[test]
+fn a_record_that_is_not_of_these_images_is_one_line_and_nothing_is_served() {
+    let (bytes, entries) = bytes_and_entries(13);
+    let place = Checkpoint::new(&[(1, &bytes, &entries), (2, &bytes, &entries)]);
+    let file = place.folder.path().join("record");
+    record(&place, &file, [&[1, 2], &[]]);
+    // One that differs in one page of those that are looked at, and one that has other pages.
+    let mut changed = bytes.clone();
+    changed[PAGE + 5] ^= 1;
+    let changed = Checkpoint::new(&[(1, &changed, &entries), (2, &bytes, &entries)]);
+    let shorter = Checkpoint::new(&[(1, &bytes, &entries[1..]), (2, &bytes, &entries)]);
+    let write = |name: &str, text: &str| {
+        let file = place.folder.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        file
+    };
+    let text = std::fs::read_to_string(&file).unwrap();
+    let cut = write("cut", &text[..text.trim_end().rfind('\n').unwrap() + 1]);
+    let blocks = write("blocks", r#"{"indices":[1],"block_size":4096}"#);
+    for (place, file, says) in [
+        (&changed, &file, "it was recorded with another memory file or images"),
+        (&shorter, &file, "it was recorded with another memory file or images"),
+        (&place, &cut, "it has 1 of 2 granules"),
+        (&place, &blocks, "it does not say of which memory file or images it is"),
+        (&place, &place.folder.path().join("none"), "No such file"),
+    ] {
+        let run = run(place.command(&["--replay", file.to_str().unwrap()]));
+        assert_eq!((run.exit, run.stderr.lines().count()), (Some(2), 1), "{run:?}");
+        assert!(run.stderr.contains(says), "{says}: {run:?}");
+        assert!(!daemon::is_there(&place.socket()), "{says}");
+    }
+}
+
+/// The order in which a page server is asked says what goes first.
+#[test]
+fn what_is_replayed_goes_before_what_was_not_touched() {
+    let (bytes, entries) = bytes_and_entries(14);
+    let mut pages: Vec<usize> = (0..24).map(|turn| PAGES / 2 + 1 + (turn * 7 % 24) * 40).collect();
+    pages.retain(|page| !page.is_multiple_of(64));
+    let place = Checkpoint::new(&[(1, &bytes, &entries), (2, &[0; PAGE], &[])]);
+    let file = place.folder.path().join("record");
+    let restore_with = |more: &[&str], pages: &[usize]| {
+        let server = TestServer::start(Answers::All(Duration::ZERO), START, bytes.clone());
+        let port = server.address.port().to_string();
+        let mut arguments = vec!["--page-server", "--address", "127.0.0.1", "--port", &port];
+        arguments.extend(more);
+        let daemon = place.daemon(&arguments);
+        let (mut restore, mut tasks) = place.restore_all(all_events());
+        for page in pages {
+            tasks[0].asked(&format!("check {page} {}", page + 1));
+        }
+        restore.finish();
+        let ended = daemon.ended();
+        assert_eq!((ended.exit, ended.with("ERROR").len()), (Some(0), 0), "{ended:?}");
+        tasks.iter_mut().for_each(|task| task.asked("check"));
+        tasks.into_iter().for_each(Client::end);
+        server.ended().0
+    };
+    let file = file.to_str().unwrap();
+    restore_with(&["--granule", "4K", "--record", file], &pages);
+    let mut asked = restore_with(&["--replay", file], &[]);
+    assert!(asked.len() > pages.len(), "{asked:?}");
+    // By several threads.
+    asked.truncate(pages.len());
+    asked.sort_unstable();
+    pages.sort_unstable();
+    assert_eq!(asked, pages);
 }
 
 /// Where a process is run that CRIU dumps and restores: it compares its memory when it is told to.

@@ -329,12 +329,6 @@ impl Client {
         Served::Done
     }
 
-    /// Fills a piece that lies in one VMA and for which no thread sleeps, as
-    /// [`fill_ahead`](Self::fill_ahead) does.
-    pub(crate) fn fill_piece(&self, piece: &Range<usize>) -> Served {
-        self.fill(piece.start, piece, None, For::Later)
-    }
-
     /// The first address of a range for whose page the source has the bytes, if it is missing.
     pub(crate) fn next_of_source(&self, range: &Range<usize>) -> Option<usize> {
         // While memory moves in the map, it is nowhere.
@@ -391,7 +385,8 @@ impl Client {
             return None;
         }
         let page = page_of(start, &vma);
-        let mut range = start..self.piece(start).end.min(whole.end).min(end.max(page.end));
+        let piece = (start / PIECE + 1) * PIECE;
+        let mut range = start..piece.max(page.end).min(whole.end).min(end.max(page.end));
         let belongs = vma.at(start - whole.start);
         let Content::Source(offset) = belongs.content else { return None };
         let bytes = |range: &Range<usize>| {
@@ -910,10 +905,7 @@ fn page_of(addr: usize, piece: &Piece) -> Range<usize> {
 }
 
 /// A range in aligned pieces.
-pub(crate) fn pieces(
-    range: &Range<usize>,
-    piece: usize,
-) -> impl Iterator<Item = Range<usize>> + use<> {
+fn pieces(range: &Range<usize>, piece: usize) -> impl Iterator<Item = Range<usize>> + use<> {
     let end = range.end;
     let mut at = range.start;
     std::iter::from_fn(move || {
