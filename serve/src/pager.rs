@@ -814,7 +814,6 @@ impl Shared {
     /// Reads what is wanted; whether that could be done. A source that panics could not.
     fn read_once(&self, client: &Client, wanted: &Wanted, buffer: &mut Vec<u8>) -> bool {
         let len = wanted.range.len();
-        buffer.clear();
         buffer.resize(len, 0);
         let read = || client.source.read_at(wanted.offset, buffer).is_ok();
         // It has told of its panic, and what it has left in the buffer is not used.

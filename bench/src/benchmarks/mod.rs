@@ -59,6 +59,8 @@ pub(crate) enum Benchmark {
     DaemonGuest,
     /// A hundred processes that fault at once.
     DaemonClients,
+    /// Memory that is filled before it is touched, beside bare copies.
+    DaemonTransfers,
     /// Instructions of lookups and changes, counted by callgrind if it is installed.
     Instructions,
 }
@@ -94,6 +96,7 @@ impl Benchmark {
             Self::DaemonEvents => daemon::events(effort)?,
             Self::DaemonGuest => daemon::guests(effort)?,
             Self::DaemonClients => daemon::clients(effort)?,
+            Self::DaemonTransfers => daemon::transfers(effort)?,
             Self::Instructions => instructions::measure()?,
         }))
     }

@@ -17,9 +17,11 @@ mod handlers;
 mod memory;
 mod order;
 mod setup;
+mod transfers;
 
 pub(crate) use self::client::play;
 pub(crate) use self::clients::measure as clients;
 pub(crate) use self::events::measure as events;
 pub(crate) use self::faults::measure as faults;
 pub(crate) use self::guests::measure as guests;
+pub(crate) use self::transfers::measure as transfers;
