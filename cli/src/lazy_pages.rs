@@ -28,7 +28,7 @@ use crate::working_set;
 const SOCKET: &str = "lazy-pages.socket";
 
 /// So many requests to a page server are under way, of 256 KiB each, for what is not touched.
-const REMOTE_FILLERS: usize = 8;
+const REMOTE_FILLERS: usize = 16;
 
 #[derive(Args, Debug)]
 pub(crate) struct LazyPagesOptions {

@@ -61,6 +61,8 @@ pub(crate) enum Benchmark {
     DaemonClients,
     /// Memory that is filled before it is touched, beside bare copies.
     DaemonTransfers,
+    /// Restores by CRIU, if it is installed, beside its own daemon.
+    DaemonCriu,
     /// Instructions of lookups and changes, counted by callgrind if it is installed.
     Instructions,
 }
@@ -97,6 +99,7 @@ impl Benchmark {
             Self::DaemonGuest => daemon::guests(effort)?,
             Self::DaemonClients => daemon::clients(effort)?,
             Self::DaemonTransfers => daemon::transfers(effort)?,
+            Self::DaemonCriu => daemon::criu(effort)?,
             Self::Instructions => instructions::measure()?,
         }))
     }
