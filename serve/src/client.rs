@@ -125,7 +125,7 @@ pub(crate) struct Wanted {
 
 /// How much is filled between two looks at whether messages are to be read: a fill of this size
 /// takes about 15 µs.
-const PIECE: usize = 64 << 10;
+pub(crate) const PIECE: usize = 64 << 10;
 /// Fills that take longer than this are held up, and others are served before messages are read.
 pub(crate) const HELD_UP: Duration = Duration::from_millis(1);
 /// So many pieces at once are filled where no thread waits.
@@ -368,12 +368,13 @@ impl Client {
     }
 
     /// Fills some of what is missing of a range, for good: what of it the source has. `None` if
-    /// there is no more. `Done` says that all that is `wanted` is there; that is less than a piece,
-    /// where the kernel has several mappings. If it has to be [read](Served::Read), this is called
+    /// there is no more. `Done` says that all that is `wanted` is there; that is less than a piece
+    /// of this size, where the kernel has several mappings. If it has to be [read](Served::Read), this is called
     /// again with the bytes, as long as they last.
     pub(crate) fn fill_next(
         &self,
         range: &Range<usize>,
+        piece: usize,
         read: Option<&Read<'_>>,
     ) -> Option<(Wanted, Served)> {
         let _order = self.fills.read();
@@ -385,7 +386,7 @@ impl Client {
             return None;
         }
         let page = page_of(start, &vma);
-        let piece = (start / PIECE + 1) * PIECE;
+        let piece = (start / piece + 1) * piece;
         let mut range = start..piece.max(page.end).min(whole.end).min(end.max(page.end));
         let belongs = vma.at(start - whole.start);
         let Content::Source(offset) = belongs.content else { return None };

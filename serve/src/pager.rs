@@ -19,7 +19,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 use crate::client::{
-    Begun, Client, ClientError, ClientId, ForkedChild, HELD_UP, Places, Read, Served, Wanted,
+    Begun, Client, ClientError, ClientId, ForkedChild, HELD_UP, PIECE, Places, Read, Served, Wanted,
 };
 use crate::failure::Failure;
 use crate::limits::Limits;
@@ -309,7 +309,13 @@ const GIVE_UP: Duration = Duration::from_secs(10);
 /// All addresses.
 const ALL: Range<usize> = 0..usize::MAX;
 /// Addresses that one thread fills, aligned, before it looks for more: whole pages, also huge ones.
-const WINDOW: usize = 2 << 20;
+/// To note that one is filled holds up all that fill.
+const WINDOWS: Range<usize> = 2 << 20..16 << 20;
+/// At most so much is filled at once where no thread waits, while others of the client do: a fault
+/// is not read before such fills have ended.
+const SMALL_PIECE: usize = 16 << 10;
+/// So many of them are filled after a fault, before pieces are larger again.
+const SMALL_PIECES: usize = 16;
 /// So often it is looked whether clients have gone.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -1054,10 +1060,12 @@ impl Shared {
     /// Fills all that a client misses, in order of addresses: each filler one window after the
     /// other.
     fn fill_all(&self, client: &Client) -> Served {
-        let windows = (client.len / WINDOW as u64).max(1);
-        let fillers = self.options.fillers.min(windows.try_into().unwrap_or(usize::MAX));
+        let len = usize::try_from(client.len).unwrap_or(usize::MAX);
+        let fillers = self.options.fillers.min(len / WINDOWS.start).max(1);
+        // Several for each, so that all of them end at about the same time.
+        let window = (len / fillers / 8).clamp(WINDOWS.start, WINDOWS.end).next_power_of_two();
         let next = Mutex::new(ALL.start);
-        let fill = || self.fill_windows(client, &next);
+        let fill = || self.fill_windows(client, window, &next);
         thread::scope(|scope| {
             let start = |_| {
                 let thread = thread::Builder::new().name("pervma-fill".to_owned());
@@ -1076,13 +1084,13 @@ impl Shared {
     }
 
     /// Fills windows until none is left.
-    fn fill_windows(&self, client: &Client, next: &Mutex<usize>) -> Served {
+    fn fill_windows(&self, client: &Client, window: usize, next: &Mutex<usize>) -> Served {
         let mut buffer = Vec::new();
         loop {
             self.let_replays_go_first();
             let mut at = next.lock().unwrap_or_else(PoisonError::into_inner);
             let Some(start) = client.next_of_source(&(*at..ALL.end)) else { return Served::Done };
-            let window = start..(start + 1).next_multiple_of(WINDOW);
+            let window = start..(start + 1).next_multiple_of(window);
             *at = window.end;
             drop(at);
             client.prepare(&window);
@@ -1100,6 +1108,7 @@ impl Shared {
     /// Fills what a client misses of a range, for which no thread sleeps.
     fn fill_range(&self, client: &Client, mut range: Range<usize>, buffer: &mut Vec<u8>) -> Served {
         let mut was_read: Option<u64> = None;
+        let (mut faults, mut small_pieces) = (client.counters.get(Counter::Faults), 0);
         loop {
             self.let_faults_go_first();
             self.let_reads_go_first();
@@ -1108,7 +1117,13 @@ impl Shared {
                 return Served::Failed(Failure::Stopped);
             }
             let read = was_read.map(|offset| Read { offset, bytes: &buffer[..] });
-            let next = client.fill_next(&range, read.as_ref());
+            let faults_now = client.counters.get(Counter::Faults);
+            if std::mem::replace(&mut faults, faults_now) != faults_now {
+                small_pieces = SMALL_PIECES;
+            }
+            let piece = if small_pieces > 0 { SMALL_PIECE } else { PIECE };
+            small_pieces = small_pieces.saturating_sub(1);
+            let next = client.fill_next(&range, piece, read.as_ref());
             let Some((wanted, served)) = next else { return Served::Done };
             range.start = wanted.range.start;
             match served {

@@ -244,7 +244,8 @@ impl Opener {
         let vmas = mm.vmas;
         let mut end = 0;
         for vma in &vmas {
-            if vma.start < end || vma.end <= vma.start {
+            let are_pages = [vma.start, vma.end].iter().all(|at| at.is_multiple_of(PAGE));
+            if vma.start < end || vma.end <= vma.start || !are_pages {
                 let Vma { start, end, .. } = vma;
                 let found = format!("the mapping from {start:#x} to {end:#x} cannot be there");
                 return Err(wrong(&file)(found));
