@@ -396,7 +396,7 @@ fn a_page_server_that_does_not_answer_as_it_should_fails_the_restore_with_a_line
         (Answers::NoPages, "it answers with 0 pages"),
         (Answers::MorePages, "it answers with "),
         (Answers::OtherCommand, "command 0x7"),
-        (Answers::NoneAfter(0), "it does not answer within 10s"),
+        (Answers::NoneAfter(5), "it does not answer within 10s"),
     ] {
         let (server, _place, mut daemon, mut tasks) = restore_remote(answers);
         let line = daemon.wait_for("the page server cannot be used any more");
@@ -536,14 +536,23 @@ fn what_is_replayed_goes_before_what_was_not_touched() {
     assert_eq!(asked, pages);
 }
 
-/// Where a process is run that CRIU dumps and restores: it compares its memory when it is told to.
+/// The heaps of a process and of its two children, in bytes.
+const HEAPS: [usize; 3] = [1 << 30, 64 << 20, 16 << 20];
+const DUMPED: &str = "PERVMA_CLI_TEST_DUMPED";
+/// Which of them a process is.
+const NUMBER: &str = "PERVMA_CLI_TEST_NUMBER";
+
+/// Where a tree of processes is run that CRIU dumps and restores: each compares its memory when it
+/// is told to.
 #[test]
 fn dumped_process() {
-    const BYTES: usize = 64 << 20;
-    let Some(place) = std::env::var_os("PERVMA_CLI_TEST_DUMPED").map(PathBuf::from) else { return };
-    let word = |at: usize| (at as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    let words: Vec<u64> = (0..BYTES / 8).map(word).collect();
-    std::fs::write(place.join("ready"), "").unwrap();
+    let Some(place) = std::env::var_os(DUMPED).map(PathBuf::from) else { return };
+    let number: usize = std::env::var(NUMBER).unwrap().parse().unwrap();
+    let children = if number == 0 { 1..HEAPS.len() } else { 0..0 };
+    let children: Vec<_> = children.map(|child| dumped(&place, child).spawn().unwrap()).collect();
+    let word = |at: usize| ((at + number) as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let words: Vec<u64> = (0..HEAPS[number] / 8).map(word).collect();
+    std::fs::write(place.join(format!("ready-{number}")), "").unwrap();
     // If the test fails, its folder goes.
     while place.exists() && !place.join("go").exists() {
         std::thread::sleep(Duration::from_millis(10));
@@ -556,14 +565,26 @@ fn dumped_process() {
             words[page * 512..][..512].iter().enumerate().map(|(at, &w)| (page * 512 + at, w));
         page.any(|(at, found)| found != word(at))
     });
-    let written = std::fs::write(place.join("compared.new"), format!("{wrong:?}"));
+    let [new, compared] = ["new", "compared"].map(|name| place.join(format!("{name}-{number}")));
     // Nobody looks at it, perhaps.
     let _ =
-        written.and_then(|()| std::fs::rename(place.join("compared.new"), place.join("compared")));
+        std::fs::write(&new, format!("{wrong:?}")).and_then(|()| std::fs::rename(new, compared));
+    for mut child in children {
+        child.wait().unwrap();
+    }
+}
+
+/// The command that is a process of the tree.
+fn dumped(place: &Path, number: usize) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["dumped_process", "--exact", "--test-threads=1"]);
+    command.env(DUMPED, place).env(NUMBER, number.to_string());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
 }
 
 #[test]
-fn criu_restores_with_it() {
+fn criu_restores_a_tree_of_processes_with_it() {
     let criu = |arguments: &[&OsStr]| {
         let mut command = Command::new("criu");
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -575,10 +596,7 @@ fn criu_restores_with_it() {
     let place = tempfile::tempdir().unwrap();
     let images = place.path().join("images");
     std::fs::create_dir(&images).unwrap();
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["dumped_process", "--exact", "--test-threads=1"]);
-    command.env("PERVMA_CLI_TEST_DUMPED", place.path());
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut command = dumped(place.path(), 0);
     let new_session = || Ok(rustix::process::setsid().map(drop)?);
     // SAFETY: it makes one system call.
     unsafe { command.pre_exec(new_session) };
@@ -590,7 +608,7 @@ fn criu_restores_with_it() {
             std::thread::sleep(Duration::from_millis(10));
         }
     };
-    wait_for("ready");
+    (0..HEAPS.len()).for_each(|number| wait_for(&format!("ready-{number}")));
     let pid = dumped.id().to_string();
     let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
     let with_images = |mut arguments: Vec<OsString>| {
@@ -616,7 +634,10 @@ fn criu_restores_with_it() {
     std::fs::write(place.path().join("go"), "").unwrap();
     let ended = daemon.ended();
     assert_eq!((ended.exit, ended.with("ERROR").len()), (Some(0), 0), "{ended:?}");
-    wait_for("compared");
-    let compared = std::fs::read_to_string(place.path().join("compared")).unwrap();
-    assert_eq!(compared, "None", "no page is wrong");
+    for number in 0..HEAPS.len() {
+        let name = format!("compared-{number}");
+        wait_for(&name);
+        let compared = std::fs::read_to_string(place.path().join(name)).unwrap();
+        assert_eq!(compared, "None", "no page of {number} is wrong");
+    }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockReadGuard};
 use pervma::{ChangeError, ReadError, ReadGuard};
 use pervma_pager::Source;
 use pervma_pager::sys::{CopyError, Errno, Event, Message, NotUserfaultfd, RemoteUserfaultfd};
@@ -377,7 +377,7 @@ impl Client {
         piece: usize,
         read: Option<&Read<'_>>,
     ) -> Option<(Wanted, Served)> {
-        let _order = self.fills.read();
+        let _order = self.fill_later();
         let (addr, end) = (range.start, range.end);
         let vma = self.source_from(addr)?;
         let whole = vma.range();
@@ -417,6 +417,22 @@ impl Client {
             range.end = most.min(whole.end).min(end).max(range.end);
         }
         Some((Wanted { range, page, offset }, served))
+    }
+
+    /// Excludes that messages are read, for a fill that no thread waits for. To read them takes less
+    /// time than to wake a thread, so this looks again for a while before it sleeps.
+    fn fill_later(&self) -> RwLockReadGuard<'_, ()> {
+        const LONG: Duration = Duration::from_micros(20);
+        let mut since = None;
+        loop {
+            if let Some(order) = self.fills.try_read() {
+                return order;
+            }
+            if since.get_or_insert_with(Instant::now).elapsed() >= LONG {
+                return self.fills.read();
+            }
+            std::hint::spin_loop();
+        }
     }
 
     /// A page could not be read, for good.

@@ -50,28 +50,28 @@ pub(crate) fn measure(effort: &Effort) -> Result<Figures, Box<dyn Error>> {
         return Ok(ABSENT);
     }
     set_child_subreaper(Some(getpid()))?;
-    let (mut tables, mut goals) = (Vec::new(), Vec::new());
-    let [mut response, mut all, mut cpu] = [
-        ("until the restored process answers", "ms"),
-        ("until it has all of its memory, from when the restore has returned", "ms"),
-        ("CPU time of the daemon", "ms"),
-    ]
-    .map(|(title, unit)| Table::new(title, unit));
+    let mut goals = Vec::new();
+    let titles = [
+        ("until the restored process answers", RESPONSE),
+        ("until it has all of its memory, from when the restore has returned", ALL),
+        ("CPU time of the daemon", CPU),
+    ];
+    let places = ["local images", "page server 1 ms away"];
+    let tables =
+        places.map(|place| titles.map(|(title, _)| Table::new(format!("{place}: {title}"), "ms")));
+    let mut tables: Vec<Table> = tables.into_iter().flatten().collect();
     let sizes = [effort.pages * 4, effort.pages * 64].map(|pages| pages * PAGE);
     for len in sizes {
         let Some(checkpoint) = Checkpoint::make(len)? else { return Ok(ABSENT) };
+        let server = page_server::start(&checkpoint.images(), AWAY)?;
         let local = checkpoint.compare(effort, None)?;
-        let remote =
-            checkpoint.compare(effort, Some(page_server::start(&checkpoint.images(), AWAY)?))?;
+        let remote = checkpoint.compare(effort, Some(server))?;
         let title = format!("{} MiB", len >> 20);
-        for (outcome, title) in
-            [(&local, title.clone()), (&remote, format!("{title}, page server 1 ms away"))]
-        {
-            for (table, measure) in [(&mut response, RESPONSE), (&mut all, ALL), (&mut cpu, CPU)] {
-                let names: Vec<_> = outcome.names().collect();
-                table
-                    .case(&title, names.iter().map(|name| (*name, outcome.summary(name, measure))));
-            }
+        let outcomes = [&local, &remote];
+        let measures = outcomes.iter().flat_map(|&outcome| titles.map(|(_, m)| (outcome, m)));
+        for (table, (outcome, measure)) in tables.iter_mut().zip(measures) {
+            let figures = outcome.names().map(|name| (name, outcome.summary(name, measure)));
+            table.case(&title, figures);
         }
         let mut times = |what: &str, outcome, least, name| {
             let what = format!("{title}{what}: all is there sooner than with {CRIU}, {name}");
@@ -81,7 +81,6 @@ pub(crate) fn measure(effort: &Effort) -> Result<Figures, Box<dyn Error>> {
         times("", &local, 1.25, PERVMA[1]);
         times(", page server 1 ms away", &remote, 3.0, REMOTE);
     }
-    tables.extend([response, all, cpu]);
     let about = "A process with a heap of words that differ everywhere is dumped by CRIU, and restored with `--lazy-pages` \
                  again and again, through CRIU's daemon or pervma's. It touches a page of its heap as soon as it \
                  runs, and compares all of it when the daemon has ended. CPU time is counted in units of 10 ms. The page \
