@@ -33,7 +33,7 @@ use daemon::Daemon;
 use images::{Entry, LAZY, PRESENT, START};
 use memory::{FORK, PAGE, random_bytes};
 use page_server::{Answers, TestServer};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 
 /// Where a task is run, which is a child of a test.
 #[test]
@@ -550,20 +550,28 @@ fn dumped_process() {
     let number: usize = std::env::var(NUMBER).unwrap().parse().unwrap();
     let children = if number == 0 { 1..HEAPS.len() } else { 0..0 };
     let children: Vec<_> = children.map(|child| dumped(&place, child).spawn().unwrap()).collect();
-    let word = |at: usize| ((at + number) as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    let words: Vec<u64> = (0..HEAPS[number] / 8).map(word).collect();
-    std::fs::write(place.join(format!("ready-{number}")), "").unwrap();
+    // Each page begins with a word of its own.
+    let common = random_bytes(PAGE, number as u64);
+    let word = |page: usize| (page as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_ne_bytes();
+    let mut heap = vec![0; HEAPS[number]];
+    for (page, bytes) in heap.chunks_mut(PAGE).enumerate() {
+        bytes.copy_from_slice(&common);
+        bytes[..8].copy_from_slice(&word(page));
+    }
+    let pid = std::process::id().to_string();
+    std::fs::write(place.join(format!("pid-{number}")), pid).unwrap();
+    std::fs::rename(place.join(format!("pid-{number}")), place.join(format!("ready-{number}")))
+        .unwrap();
     // If the test fails, its folder goes.
     while place.exists() && !place.join("go").exists() {
         std::thread::sleep(Duration::from_millis(10));
     }
-    let pages = words.len() / 512;
+    let pages = heap.len() / PAGE;
     // In another order than theirs.
     let mut order = (0..pages).map(|turn| turn * 7919 % pages);
-    let wrong = order.find(|page| {
-        let mut page =
-            words[page * 512..][..512].iter().enumerate().map(|(at, &w)| (page * 512 + at, w));
-        page.any(|(at, found)| found != word(at))
+    let wrong = order.find(|&page| {
+        let bytes = &heap[page * PAGE..][..PAGE];
+        bytes[..8] != word(page) || bytes[8..] != common[8..]
     });
     let [new, compared] = ["new", "compared"].map(|name| place.join(format!("{name}-{number}")));
     // Nobody looks at it, perhaps.
@@ -596,6 +604,8 @@ fn criu_restores_a_tree_of_processes_with_it() {
     let place = tempfile::tempdir().unwrap();
     let images = place.path().join("images");
     std::fs::create_dir(&images).unwrap();
+    // Its children are this process's when it has gone: their numbers have to be free again.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
     let mut command = dumped(place.path(), 0);
     let new_session = || Ok(rustix::process::setsid().map(drop)?);
     // SAFETY: it makes one system call.
@@ -625,11 +635,19 @@ fn criu_restores_a_tree_of_processes_with_it() {
         return println!("NOT RUN: criu cannot dump a process here");
     }
     dumped.wait().unwrap();
+    for number in 1..HEAPS.len() {
+        let pid = std::fs::read_to_string(place.path().join(format!("ready-{number}"))).unwrap();
+        let pid = Pid::from_raw(pid.parse().unwrap());
+        rustix::process::waitpid(pid, rustix::process::WaitOptions::empty()).unwrap();
+    }
     let mut command = pervma(["lazy-pages", "-v3", "-D"]);
     command.arg(&images);
     let daemon = Daemon::start(command);
     let restore = words(&["restore", "--lazy-pages", "-d", "-o", "restore.log"]);
-    assert!(run(with_images(restore)).success());
+    let restored = run(with_images(restore));
+    let log = std::fs::read_to_string(images.join("restore.log")).unwrap_or_default();
+    let errors: Vec<_> = log.lines().filter(|line| line.contains("Error")).collect();
+    assert!(restored.success(), "{errors:#?}");
     // It is compared while it is filled, perhaps.
     std::fs::write(place.path().join("go"), "").unwrap();
     let ended = daemon.ended();
