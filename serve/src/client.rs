@@ -369,8 +369,8 @@ impl Client {
 
     /// Fills some of what is missing of a range, for good: what of it the source has. `None` if
     /// there is no more. `Done` says that all that is `wanted` is there; that is less than a piece
-    /// of this size, where the kernel has several mappings. If it has to be [read](Served::Read), this is called
-    /// again with the bytes, as long as they last.
+    /// of this size, where the kernel has several mappings. If it has to be [read](Served::Read),
+    /// this is called again with the bytes, as long as they last.
     pub(crate) fn fill_next(
         &self,
         range: &Range<usize>,
@@ -419,8 +419,8 @@ impl Client {
         Some((Wanted { range, page, offset }, served))
     }
 
-    /// Excludes that messages are read, for a fill that no thread waits for. To read them takes less
-    /// time than to wake a thread, so this looks again for a while before it sleeps.
+    /// Excludes that messages are read, for a fill that no thread waits for. To read them takes
+    /// less time than to wake a thread, so this looks again for a while before it sleeps.
     fn fill_later(&self) -> RwLockReadGuard<'_, ()> {
         const LONG: Duration = Duration::from_micros(20);
         let mut since = None;

@@ -94,11 +94,10 @@ pub(crate) fn measure(effort: &Effort) -> Result<Figures, Box<dyn Error>> {
     let mut left = Table::new("what is filled meanwhile", "GB a second");
     left.case("beside faults", [TRANSFER, REPLAY].map(|name| (name, faults.summary(name, BUSY))));
     tables.extend([times, left]);
-    for name in [TRANSFER, REPLAY] {
+    for (name, short) in [(TRANSFER, "transfer"), (REPLAY, "replay")] {
         let what = format!("p99 of faults {name} over faults alone");
         goals.extend(Goal::ratio(what, Bound::AtMost(1.5), &faults, (name, P99), (NOTHING, P99)));
-        let what = format!("bandwidth {} faults over that with an idle client", &name[..6]);
-        let what = format!("{what}: {}", &name[9..]);
+        let what = format!("bandwidth beside faults over that with an idle client: {short}");
         goals.extend(Goal::summary(what, Bound::AtLeast(0.5), &faults, (name, SHARE)));
     }
     let about = "Memory of another process that is filled before it is touched, from a file in the page cache: in order, \
@@ -173,9 +172,9 @@ fn bare(
     let copied = thread::scope(|scope| {
         let parts = runs.chunks(runs.len().div_ceil(threads));
         let threads: Vec<_> = parts.map(|part| scope.spawn(move || copy(part))).collect();
-        let joined =
+        let mut joined =
             threads.into_iter().map(|thread| thread.join().is_ok_and(|copied| copied.is_ok()));
-        joined.fold(true, |all, one| all && one)
+        joined.all(|one| one)
     });
     let took = start.elapsed();
     copied.then_some(took).ok_or_else(|| "a bare copy has failed".into())
@@ -271,7 +270,7 @@ fn many(
     let all_filled = thread::scope(|scope| {
         let fill = |&(_, client): &(Memory, ClientId)| scope.spawn(move || pager.complete(client));
         let threads: Vec<_> = clients.iter().map(fill).collect();
-        threads.into_iter().fold(true, |all, one| all && one.join().unwrap_or(false))
+        threads.into_iter().all(|one| one.join().unwrap_or(false))
     });
     let took = begin.elapsed();
     for (maps, (memory, _)) in all.iter().zip(&clients) {

@@ -79,7 +79,7 @@ fn check(folder: &Path) -> Option<Images> {
         let next = extents.iter().skip(1).map(|extent| extent.start);
         let ends = extents.iter().map(|extent| extent.range().end);
         assert!(ends.clone().zip(next).all(|(end, next)| end <= next), "{extents:?}");
-        assert!(ends.last().is_none_or(|end| end <= 1 << 47), "{extents:?}");
+        assert!(ends.max().is_none_or(|end| end <= 1 << 47), "{extents:?}");
         for extent in extents {
             let pages = [extent.start, extent.len, extent.offset];
             assert!(extent.len > 0 && pages.iter().all(|at| at.is_multiple_of(PAGE as u64)));
