@@ -19,6 +19,7 @@ mod summary;
 
 use std::error::Error;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -69,6 +70,12 @@ enum Instead {
     /// Be the process whose pages fault, as the benchmarks of the daemon have it.
     #[command(hide = true)]
     Client,
+    /// Be a process that CRIU dumps.
+    #[command(hide = true)]
+    Heap { len: usize, folder: PathBuf },
+    /// Be the daemon that serves a restore.
+    #[command(hide = true)]
+    Restores { images: PathBuf, fillers: usize, server: Option<SocketAddr> },
 }
 
 fn main() -> ExitCode {
@@ -95,6 +102,10 @@ fn run() -> Result<(), Box<dyn Error>> {
         Some(Instead::Record) => print!("{}", instructions::record()?),
         Some(Instead::Perform(case)) => case.perform(),
         Some(Instead::Client) => daemon::play()?,
+        Some(Instead::Heap { len, folder }) => daemon::heap(*len, folder)?,
+        Some(Instead::Restores { images, fillers, server }) => {
+            daemon::restores(images, *fillers, *server)?;
+        }
     }
     Ok(())
 }

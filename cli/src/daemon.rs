@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -21,6 +22,14 @@ pub(crate) fn stop_signals() -> io::Result<UnixStream> {
         signal_hook::flag::register(signal, Arc::default())?;
     }
     Ok(stop)
+}
+
+/// The folder that a file is in.
+pub(crate) fn folder_of(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(folder) if folder != Path::new("") => folder.to_owned(),
+        _ => PathBuf::from("."),
+    }
 }
 
 /// Where lines go once serving begins: a thread writes them. Who does not read them, or has gone,

@@ -22,12 +22,13 @@ use crate::daemon::{self, Output};
 use crate::error::{Error, one_line};
 use crate::inherited;
 use crate::values::{Granule, threads};
+use crate::working_set;
 
 /// Where `criu restore` connects to, in the work directory.
 const SOCKET: &str = "lazy-pages.socket";
 
 /// So many requests to a page server are under way, of 256 KiB each, for what is not touched.
-const REMOTE_FILLERS: usize = 8;
+const REMOTE_FILLERS: usize = 16;
 
 #[derive(Args, Debug)]
 pub(crate) struct LazyPagesOptions {
@@ -75,6 +76,14 @@ pub(crate) struct LazyPagesOptions {
     /// How much one fault fills: 4K, 64K or 2M.
     #[arg(long, value_name = "SIZE", default_value = "64K")]
     granule: Granule,
+    /// Record what each task asks for: of the first that comes in this file, of the n-th in FILE.n,
+    /// written when it has all its memory or has ended. `pervma working-set` says what is in it.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Fill what was recorded of any task ahead of all else, once the tasks run; may be given many
+    /// times.
+    #[arg(long, value_name = "FILE")]
+    replay: Vec<PathBuf>,
     /// Keep all privileges. Without it the process gives up files, other system calls than serving
     /// takes, and capabilities once its socket is there.
     #[arg(long)]
@@ -136,6 +145,10 @@ pub(crate) fn run(options: &LazyPagesOptions) -> Result<bool, Error> {
         None => Images::open(&options.images_dir)?,
         Some(server) => Images::open_remote(&options.images_dir, server)?,
     };
+    let replays = options.replay.iter().map(|file| Ok((file, working_set::read(file)?)));
+    let replays = replays.collect::<Result<Vec<_>, Error>>()?;
+    // Wherever it works.
+    let record = options.record.as_ref().map(std::path::absolute).transpose()?;
     // CRIU connects to a name, not a path: to be found there however long the path is.
     let work_dir = options.work_dir.as_ref().unwrap_or(&options.images_dir);
     std::env::set_current_dir(work_dir).map_err(|error| file_error(work_dir, &error))?;
@@ -151,7 +164,16 @@ pub(crate) fn run(options: &LazyPagesOptions) -> Result<bool, Error> {
     let pager = Options::new().workers(workers).fillers(fillers).granule(options.granule.bytes());
     let restores = Restores::at(Path::new(SOCKET), images, pager, Limits::default())
         .map_err(|error| file_error(&work_dir.join(SOCKET), &error))?;
-    let restores = if options.serve { restores } else { restores.only_one() };
+    let mut restores = if options.serve { restores } else { restores.only_one() };
+    for (file, set) in replays {
+        let replayed = restores.replay(set);
+        restores = replayed.map_err(|reason| Error::WorkingSet { file: file.clone(), reason })?;
+    }
+    let writable = record.iter().map(|file| daemon::folder_of(file)).collect();
+    let restores = match record {
+        Some(file) => restores.record(file),
+        None => restores,
+    };
     if let Some(path) = options.pidfile.as_ref().filter(|_| !options.in_background) {
         write_pidfile(path, std::process::id())?;
     }
@@ -165,7 +187,7 @@ pub(crate) fn run(options: &LazyPagesOptions) -> Result<bool, Error> {
         tracing::warn!("no sandbox: all privileges are kept");
     } else {
         let removable = vec![PathBuf::from(".")];
-        let report = Sandbox { removable, ..Sandbox::default() }.enter()?;
+        let report = Sandbox { removable, writable, kills_other_users: false }.enter()?;
         tracing::info!("sandbox: {report}");
     }
     // Threads, so not before the sandbox.

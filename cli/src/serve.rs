@@ -237,12 +237,8 @@ impl Manager {
 /// Gives up what serving does not take.
 fn enter_sandbox(options: &ServeOptions) -> Result<(), Error> {
     let sockets = options.socket.iter().chain(options.vm.iter().map(|(socket, _)| socket));
-    let folder = |socket: &PathBuf| match socket.parent() {
-        Some(folder) if folder != Path::new("") => folder.to_owned(),
-        _ => PathBuf::from("."),
-    };
-    let removable = sockets.map(folder).collect();
-    let writable = options.record.iter().map(folder).collect();
+    let removable = sockets.map(|socket| daemon::folder_of(socket)).collect();
+    let writable = options.record.iter().map(|file| daemon::folder_of(file)).collect();
     let kills_other_users = options.on_failure == WhatOnFailure::Kill;
     let report = Sandbox { removable, writable, kills_other_users }.enter()?;
     tracing::info!("sandbox: {report}");

@@ -130,11 +130,11 @@ fn a_record_that_cannot_be_used_is_one_line_and_nothing_is_served() {
     fs::write(&blocks, r#"{"indices":[1],"block_size":4096}"#).unwrap();
     let vm = format!("{}={}", place.path("second").display(), place.file.display());
     let cases = [
-        (&other, &file, None, "it was recorded with another memory file: 2097152 bytes"),
+        (&other, &file, None, "it was recorded with another memory file or images: 2097152 bytes"),
         (&place, &cut, None, "it has 1 of 2 granules"),
         (&place, &foreign, None, "neither JSON nor CSV"),
         (&place, &place.path("none"), None, "it cannot be read: No such file"),
-        (&place, &blocks, Some(&vm), "it does not say of which memory file it is"),
+        (&place, &blocks, Some(&vm), "it does not say of which memory file or images it is"),
     ];
     for (place, file, vm, says) in cases {
         let mut command = place.command(["--replay".as_ref(), file.as_os_str()]);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockReadGuard};
 use pervma::{ChangeError, ReadError, ReadGuard};
 use pervma_pager::Source;
 use pervma_pager::sys::{CopyError, Errno, Event, Message, NotUserfaultfd, RemoteUserfaultfd};
@@ -125,7 +125,7 @@ pub(crate) struct Wanted {
 
 /// How much is filled between two looks at whether messages are to be read: a fill of this size
 /// takes about 15 µs.
-const PIECE: usize = 64 << 10;
+pub(crate) const PIECE: usize = 64 << 10;
 /// Fills that take longer than this are held up, and others are served before messages are read.
 pub(crate) const HELD_UP: Duration = Duration::from_millis(1);
 /// So many pieces at once are filled where no thread waits.
@@ -329,12 +329,6 @@ impl Client {
         Served::Done
     }
 
-    /// Fills a piece that lies in one VMA and for which no thread sleeps, as
-    /// [`fill_ahead`](Self::fill_ahead) does.
-    pub(crate) fn fill_piece(&self, piece: &Range<usize>) -> Served {
-        self.fill(piece.start, piece, None, For::Later)
-    }
-
     /// The first address of a range for whose page the source has the bytes, if it is missing.
     pub(crate) fn next_of_source(&self, range: &Range<usize>) -> Option<usize> {
         // While memory moves in the map, it is nowhere.
@@ -374,15 +368,16 @@ impl Client {
     }
 
     /// Fills some of what is missing of a range, for good: what of it the source has. `None` if
-    /// there is no more. `Done` says that all that is `wanted` is there; that is less than a piece,
-    /// where the kernel has several mappings. If it has to be [read](Served::Read), this is called
-    /// again with the bytes, as long as they last.
+    /// there is no more. `Done` says that all that is `wanted` is there; that is less than a piece
+    /// of this size, where the kernel has several mappings. If it has to be [read](Served::Read),
+    /// this is called again with the bytes, as long as they last.
     pub(crate) fn fill_next(
         &self,
         range: &Range<usize>,
+        piece: usize,
         read: Option<&Read<'_>>,
     ) -> Option<(Wanted, Served)> {
-        let _order = self.fills.read();
+        let _order = self.fill_later();
         let (addr, end) = (range.start, range.end);
         let vma = self.source_from(addr)?;
         let whole = vma.range();
@@ -391,7 +386,8 @@ impl Client {
             return None;
         }
         let page = page_of(start, &vma);
-        let mut range = start..self.piece(start).end.min(whole.end).min(end.max(page.end));
+        let piece = (start / piece + 1) * piece;
+        let mut range = start..piece.max(page.end).min(whole.end).min(end.max(page.end));
         let belongs = vma.at(start - whole.start);
         let Content::Source(offset) = belongs.content else { return None };
         let bytes = |range: &Range<usize>| {
@@ -421,6 +417,22 @@ impl Client {
             range.end = most.min(whole.end).min(end).max(range.end);
         }
         Some((Wanted { range, page, offset }, served))
+    }
+
+    /// Excludes that messages are read, for a fill that no thread waits for. To read them takes
+    /// less time than to wake a thread, so this looks again for a while before it sleeps.
+    fn fill_later(&self) -> RwLockReadGuard<'_, ()> {
+        const LONG: Duration = Duration::from_micros(20);
+        let mut since = None;
+        loop {
+            if let Some(order) = self.fills.try_read() {
+                return order;
+            }
+            if since.get_or_insert_with(Instant::now).elapsed() >= LONG {
+                return self.fills.read();
+            }
+            std::hint::spin_loop();
+        }
     }
 
     /// A page could not be read, for good.
@@ -910,10 +922,7 @@ fn page_of(addr: usize, piece: &Piece) -> Range<usize> {
 }
 
 /// A range in aligned pieces.
-pub(crate) fn pieces(
-    range: &Range<usize>,
-    piece: usize,
-) -> impl Iterator<Item = Range<usize>> + use<> {
+fn pieces(range: &Range<usize>, piece: usize) -> impl Iterator<Item = Range<usize>> + use<> {
     let end = range.end;
     let mut at = range.start;
     std::iter::from_fn(move || {

@@ -276,10 +276,11 @@ impl Map {
         // As below.
         while let Ok(Some(vma)) = self.space.read_at_or_after(at) {
             let whole = vma.range();
-            if whole.start >= range.end {
+            let part = at.max(whole.start)..whole.end.min(range.end);
+            // It lies behind the range; or the one before reached beyond it, and is this one.
+            if part.is_empty() {
                 break;
             }
-            let part = at.max(whole.start)..whole.end.min(range.end);
             let piece = vma.at(part.start - whole.start);
             pieces.push((part.start - range.start..part.end - range.start, piece));
             at = part.end;
@@ -385,6 +386,23 @@ mod tests {
         assert_eq!(map.extents(), expected);
         map.unmap(0x1000..0x5000).unwrap();
         assert_eq!(map.extents(), expected[1..], "now it is another event");
+    }
+
+    #[test]
+    fn what_moves_to_a_part_of_what_was_there_takes_the_place_of_that_part() {
+        let map = Map::new(&[extent(0x1000, 0x4000, 0x7000), extent(0x8000, 0x2000, 0)]).unwrap();
+        // That it tells what is unmapped is known from the first time on.
+        map.unmap(0x10_0000..0x10_1000).unwrap();
+        map.relocate(0x8000..0xa000, 0x2000).unwrap();
+        map.unmap(0x8000..0xa000).unwrap();
+        assert_eq!(
+            map.extents(),
+            [
+                extent(0x1000, 0x1000, 0x7000),
+                extent(0x2000, 0x2000, 0),
+                extent(0x4000, 0x1000, 0xa000),
+            ]
+        );
     }
 
     #[test]

@@ -19,14 +19,14 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 use crate::client::{
-    Begun, Client, ClientError, ClientId, ForkedChild, HELD_UP, Places, Read, Served, Wanted,
-    pieces,
+    Begun, Client, ClientError, ClientId, ForkedChild, HELD_UP, PIECE, Places, Read, Served, Wanted,
 };
 use crate::failure::Failure;
 use crate::limits::Limits;
 use crate::reads::{Reads, Task};
 use crate::state::Extent;
 use crate::stats::{Counter, Latency, Stats};
+use crate::threads::let_others_go_first;
 use crate::turns::{Next, Share, Turns};
 use crate::working_set::{Recorder, WorkingSet};
 
@@ -96,7 +96,8 @@ impl Options {
     }
 
     /// So many threads fill what a client misses when that is [asked for](Pager::complete); at
-    /// least one. They let faults go first, and other processes as well: their nice value is 19.
+    /// least one. They let faults go first, and all other threads of the machine: theirs is the
+    /// lowest scheduling class.
     pub fn fillers(mut self, fillers: usize) -> Self {
         self.fillers = fillers.max(1);
         self
@@ -115,10 +116,17 @@ impl Options {
         self
     }
 
-    /// So many threads fill what is [replayed](Pager::replay).
+    /// So many threads fill what is [replayed](Pager::replay), in the same scheduling class as
+    /// [`fillers`](Self::fillers).
     pub fn replayers(mut self, threads: usize) -> Self {
         self.replayers = threads;
         self
+    }
+
+    /// As many threads fill what is replayed as fill what is missing.
+    pub(crate) fn replay_as_filled(self) -> Self {
+        let fillers = self.fillers;
+        self.replayers(fillers)
     }
 
     /// How much clients may ask for.
@@ -214,6 +222,7 @@ struct Shared {
     /// Of clients, if what they ask for is recorded.
     recorders: Mutex<HashMap<ClientId, Recorder>>,
     ahead: Ahead,
+    replays: Replays,
     jobs: Mutex<Sender<Arc<Client>>>,
     latency: Latency,
     is_over: AtomicBool,
@@ -243,19 +252,27 @@ impl Share for Fault {
     }
 }
 
-/// What is to be filled ahead.
+/// Clients that fault in order, and where they are to be filled from.
 #[derive(Default)]
 struct Ahead {
-    queue: Mutex<AheadQueue>,
+    queue: Mutex<VecDeque<(Arc<Client>, usize)>>,
     todo: Condvar,
 }
 
+/// What is replayed.
 #[derive(Default)]
-struct AheadQueue {
-    /// A client that faults in order, and where it is to be filled from.
-    in_order: VecDeque<(Arc<Client>, usize)>,
+struct Replays {
+    queue: Mutex<ReplayQueue>,
+    /// There is something to be begun, or nothing under way any more.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct ReplayQueue {
     /// In turns.
-    replays: VecDeque<Replay>,
+    todo: VecDeque<Replay>,
+    /// So many runs are being filled.
+    running: usize,
 }
 
 /// A client, and what it will ask for.
@@ -264,7 +281,7 @@ struct Replay {
     places: Arc<Places>,
     /// Ranges of the source.
     runs: Arc<[Range<u64>]>,
-    /// The first of them that no thread has begun with.
+    /// The first of them that no thread has begun with: there is one.
     next: usize,
 }
 
@@ -292,7 +309,13 @@ const GIVE_UP: Duration = Duration::from_secs(10);
 /// All addresses.
 const ALL: Range<usize> = 0..usize::MAX;
 /// Addresses that one thread fills, aligned, before it looks for more: whole pages, also huge ones.
-const WINDOW: usize = 2 << 20;
+/// To note that one is filled holds up all that fill.
+const WINDOWS: Range<usize> = 2 << 20..16 << 20;
+/// At most so much is filled at once where no thread waits, while others of the client do: a fault
+/// is not read before such fills have ended.
+const SMALL_PIECE: usize = 16 << 10;
+/// So many of them are filled after a fault, before pieces are larger again.
+const SMALL_PIECES: usize = 16;
 /// So often it is looked whether clients have gone.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -320,6 +343,7 @@ impl Pager {
                 reads: Arc::new(Reads::new(limits.reads, limits.all_reads, run)),
                 recorders: Mutex::default(),
                 ahead: Ahead::default(),
+                replays: Replays::default(),
                 jobs: Mutex::new(jobs),
                 latency: Latency::default(),
                 is_over: AtomicBool::new(false),
@@ -330,9 +354,11 @@ impl Pager {
         for number in 0..workers {
             pager.spawn("pervma-worker", move |shared| shared.run(number))?;
         }
-        let is_ahead = usize::from(pager.shared.options.ahead > 0);
-        for _ in 0..pager.shared.options.replayers.max(is_ahead) {
+        if pager.shared.options.ahead > 0 {
             pager.spawn("pervma-ahead", Shared::fill_ahead)?;
+        }
+        for _ in 0..pager.shared.options.replayers {
+            pager.spawn("pervma-replay", Shared::fill_replays)?;
         }
         let shared = Arc::clone(&pager.shared);
         let background = thread::Builder::new().name("pervma-close".to_owned());
@@ -463,7 +489,8 @@ impl Pager {
     }
 
     /// Fills all that a client misses, so that it needs no pager any more, and lets it go. `false`
-    /// if it has gone, fails, or some of it cannot be read: then it is served as before.
+    /// if it has gone, fails, or some of it cannot be read: then it is served as before. What is
+    /// [replayed](Self::replay), of whatever client, goes first.
     pub fn complete(&self, client: ClientId) -> bool {
         self.shared.client(client.0).is_some_and(|client| self.shared.complete(&client))
     }
@@ -476,10 +503,13 @@ impl Pager {
             return false;
         }
         let Some(client) = self.shared.client(client.0) else { return false };
-        let places = Arc::new(client.places());
-        let replay = Replay { client, places, runs: set.runs().into(), next: 0 };
-        self.shared.ahead_queue().replays.push_back(replay);
-        self.shared.ahead.todo.notify_all();
+        let (places, runs) = (Arc::new(client.places()), set.runs());
+        if runs.is_empty() {
+            return true;
+        }
+        let replay = Replay { client, places, runs: runs.into(), next: 0 };
+        self.shared.replay_queue().todo.push_back(replay);
+        self.shared.replays.changed.notify_all();
         true
     }
 
@@ -509,8 +539,9 @@ impl Drop for Pager {
         }
         shared.is_over.store(true, Relaxed);
         // A thread that has looked at the flag before waits by now, and is woken.
-        drop(shared.ahead_queue());
+        drop((shared.ahead_queue(), shared.replay_queue()));
         shared.ahead.todo.notify_all();
+        shared.replays.changed.notify_all();
         shared.turns.end();
         // The worker that waits looks again. It counts far, and does not block.
         let _ = rustix::io::write(&shared.wake, &1_u64.to_ne_bytes());
@@ -789,7 +820,6 @@ impl Shared {
     /// Reads what is wanted; whether that could be done. A source that panics could not.
     fn read_once(&self, client: &Client, wanted: &Wanted, buffer: &mut Vec<u8>) -> bool {
         let len = wanted.range.len();
-        buffer.clear();
         buffer.resize(len, 0);
         let read = || client.source.read_at(wanted.offset, buffer).is_ok();
         // It has told of its panic, and what it has left in the buffer is not used.
@@ -816,42 +846,91 @@ impl Shared {
         if self.options.ahead == 0 || !client.is_in_order(addr, self.options.ahead) {
             return;
         }
-        let queue = &mut self.ahead_queue().in_order;
+        let mut queue = self.ahead_queue();
         if queue.len() < MOST_AHEAD {
             queue.push_back((Arc::clone(client), client.granule_at(addr).end));
             self.ahead.todo.notify_one();
         }
     }
 
-    fn ahead_queue(&self) -> MutexGuard<'_, AheadQueue> {
+    fn ahead_queue(&self) -> MutexGuard<'_, VecDeque<(Arc<Client>, usize)>> {
         self.ahead.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a thread does that fills ahead.
+    fn replay_queue(&self) -> MutexGuard<'_, ReplayQueue> {
+        self.replays.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the thread does that fills ahead of clients that fault in order.
     fn fill_ahead(&self) {
-        let mut buffer = Vec::new();
         let mut queue = self.ahead_queue();
-        // RELAXED: it is woken for it.
+        // RELAXED: here and below, it is woken for it.
         while !self.is_over.load(Relaxed) {
-            if let Some((client, addr)) = queue.in_order.pop_front() {
+            if let Some((client, addr)) = queue.pop_front() {
                 drop(queue);
                 self.fill_in_order(&client, addr);
-            } else if let Some(mut replay) = queue.replays.pop_front() {
-                let run = replay.runs.get(replay.next).cloned();
-                let (client, places) = (Arc::clone(&replay.client), Arc::clone(&replay.places));
-                replay.next += 1;
-                if replay.next < replay.runs.len() {
-                    queue.replays.push_back(replay);
-                }
-                drop(queue);
-                if let Some(run) = run {
-                    self.fill_run(&client, &places, run, &mut buffer);
-                }
+                queue = self.ahead_queue();
             } else {
                 queue = self.ahead.todo.wait(queue).unwrap_or_else(PoisonError::into_inner);
-                continue;
             }
-            queue = self.ahead_queue();
+        }
+    }
+
+    /// What a thread does that fills what is replayed.
+    fn fill_replays(&self) {
+        let_others_go_first();
+        let mut buffer = Vec::new();
+        let mut queue = self.replay_queue();
+        while !self.is_over.load(Relaxed) {
+            let Some(mut replay) = queue.todo.pop_front() else {
+                queue = self.replays.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let run = replay.runs[replay.next].clone();
+            let (client, places) = (Arc::clone(&replay.client), Arc::clone(&replay.places));
+            replay.next += 1;
+            if replay.next < replay.runs.len() {
+                queue.todo.push_back(replay);
+            }
+            queue.running += 1;
+            drop(queue);
+            let filled = self.fill_run(&client, &places, &run, &mut buffer);
+            queue = self.replay_queue();
+            queue.running -= 1;
+            if filled != Served::Done {
+                // What cannot be filled is left to faults, and what is behind it as well: the
+                // source is not tried again and again.
+                queue.todo.retain(|replay| replay.client.id != client.id);
+            }
+            if queue.todo.is_empty() && queue.running == 0 {
+                self.replays.changed.notify_all();
+            }
+        }
+    }
+
+    /// Fills what a client misses of a range of the source.
+    fn fill_run(
+        &self,
+        client: &Client,
+        places: &Places,
+        run: &Range<u64>,
+        buffer: &mut Vec<u8>,
+    ) -> Served {
+        for piece in places.of(run) {
+            match self.fill_range(client, piece, buffer) {
+                Served::Done => client.counters.add(Counter::Ahead, 1),
+                other => return other,
+            }
+        }
+        Served::Done
+    }
+
+    /// Waits until all that is replayed is filled.
+    fn let_replays_go_first(&self) {
+        let mut queue = self.replay_queue();
+        let is_any = |queue: &ReplayQueue| !queue.todo.is_empty() || queue.running > 0;
+        while is_any(&queue) && !self.is_over.load(Relaxed) {
+            queue = self.replays.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -875,32 +954,6 @@ impl Shared {
                 _ => break,
             }
             addr = granule.end;
-        }
-    }
-
-    /// Fills what a client has of a range of the source. What has to be waited for is read here:
-    /// faults have the other reads for themselves.
-    fn fill_run(
-        &self,
-        client: &Arc<Client>,
-        places: &Places,
-        run: Range<u64>,
-        buffer: &mut Vec<u8>,
-    ) {
-        for piece in places.of(&run) {
-            self.let_faults_go_first();
-            match self.until_read(client, || client.fill_piece(&piece)) {
-                Served::Done => client.counters.add(Counter::Ahead, 1),
-                Served::Read => {
-                    for granule in pieces(&piece, client.granule) {
-                        self.let_faults_go_first();
-                        let (client, addr) = (Arc::clone(client), granule.start);
-                        let task = Task { client, addr, since: Instant::now(), is_ahead: true };
-                        self.read_source(&task, buffer);
-                    }
-                }
-                _ => return,
-            }
         }
     }
 
@@ -1007,15 +1060,21 @@ impl Shared {
     /// Fills all that a client misses, in order of addresses: each filler one window after the
     /// other.
     fn fill_all(&self, client: &Client) -> Served {
-        let windows = (client.len / WINDOW as u64).max(1);
-        let fillers = self.options.fillers.min(windows.try_into().unwrap_or(usize::MAX));
+        let len = usize::try_from(client.len).unwrap_or(usize::MAX);
+        let fillers = self.options.fillers.min(len / WINDOWS.start).max(1);
+        // Several for each, so that all of them end at about the same time.
+        let window = (len / fillers / 8).clamp(WINDOWS.start, WINDOWS.end).next_power_of_two();
         let next = Mutex::new(ALL.start);
-        let fill = || self.fill_windows(client, &next);
+        let fill = || self.fill_windows(client, window, &next);
         thread::scope(|scope| {
             let start = |_| {
                 let thread = thread::Builder::new().name("pervma-fill".to_owned());
                 // If it cannot be had, those that there are fill all.
-                thread.spawn_scoped(scope, || be_nice(fill)).ok()
+                let fill = || {
+                    let_others_go_first();
+                    fill()
+                };
+                thread.spawn_scoped(scope, fill).ok()
             };
             let others: Vec<_> = (0..fillers).filter_map(start).collect();
             let own = if others.is_empty() { fill() } else { Served::Done };
@@ -1025,12 +1084,13 @@ impl Shared {
     }
 
     /// Fills windows until none is left.
-    fn fill_windows(&self, client: &Client, next: &Mutex<usize>) -> Served {
+    fn fill_windows(&self, client: &Client, window: usize, next: &Mutex<usize>) -> Served {
         let mut buffer = Vec::new();
         loop {
+            self.let_replays_go_first();
             let mut at = next.lock().unwrap_or_else(PoisonError::into_inner);
             let Some(start) = client.next_of_source(&(*at..ALL.end)) else { return Served::Done };
-            let window = start..(start + 1).next_multiple_of(WINDOW);
+            let window = start..(start + 1).next_multiple_of(window);
             *at = window.end;
             drop(at);
             client.prepare(&window);
@@ -1045,8 +1105,10 @@ impl Shared {
         }
     }
 
+    /// Fills what a client misses of a range, for which no thread sleeps.
     fn fill_range(&self, client: &Client, mut range: Range<usize>, buffer: &mut Vec<u8>) -> Served {
         let mut was_read: Option<u64> = None;
+        let (mut faults, mut small_pieces) = (client.counters.get(Counter::Faults), 0);
         loop {
             self.let_faults_go_first();
             self.let_reads_go_first();
@@ -1055,7 +1117,13 @@ impl Shared {
                 return Served::Failed(Failure::Stopped);
             }
             let read = was_read.map(|offset| Read { offset, bytes: &buffer[..] });
-            let next = client.fill_next(&range, read.as_ref());
+            let faults_now = client.counters.get(Counter::Faults);
+            if std::mem::replace(&mut faults, faults_now) != faults_now {
+                small_pieces = SMALL_PIECES;
+            }
+            let piece = if small_pieces > 0 { SMALL_PIECE } else { PIECE };
+            small_pieces = small_pieces.saturating_sub(1);
+            let next = client.fill_next(&range, piece, read.as_ref());
             let Some((wanted, served)) = next else { return Served::Done };
             range.start = wanted.range.start;
             match served {
@@ -1071,13 +1139,6 @@ impl Shared {
             }
         }
     }
-}
-
-/// Does it with the largest nice value, on a thread that does nothing else.
-fn be_nice(work: impl FnOnce() -> Served) -> Served {
-    // It is done all the same.
-    let _ = rustix::process::setpriority_process(None, 19);
-    work()
 }
 
 /// A thread that reads and serves faults.

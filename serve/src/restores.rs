@@ -6,7 +6,7 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -24,6 +24,7 @@ use crate::pager::{Notice, Options, Pager};
 use crate::peer::Peer;
 use crate::socket::{Made, listen_at};
 use crate::stats::Stats;
+use crate::working_set::{SourceId, WorkingSet, WorkingSetError};
 
 /// A daemon that serves restores from the images of one checkpoint.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub struct Restores {
     options: Options,
     limits: Limits,
     is_one: bool,
+    record: Option<PathBuf>,
+    replays: Vec<WorkingSet>,
 }
 
 /// How the restores have ended.
@@ -61,7 +64,8 @@ impl Restores {
     pub fn at(path: &Path, images: Images, options: Options, limits: Limits) -> io::Result<Self> {
         let (listener, made) = listen_at(path)?;
         let options = options.limits(limits.clone());
-        Ok(Self { listener, _made: made, images, options, limits, is_one: false })
+        let (is_one, record, replays) = (false, None, Vec::new());
+        Ok(Self { listener, _made: made, images, options, limits, is_one, record, replays })
     }
 
     /// Ends when one restore has ended.
@@ -69,6 +73,33 @@ impl Restores {
     pub fn only_one(mut self) -> Self {
         self.is_one = true;
         self
+    }
+
+    /// Records what each task asks for, as [`Server::record`](crate::Server::record) does of its
+    /// clients: the tasks of all restores are counted, as they come.
+    #[must_use]
+    pub fn record(mut self, file: PathBuf) -> Self {
+        self.record = Some(file);
+        self.options = self.options.record();
+        self
+    }
+
+    /// Fills what was recorded of a task as soon as a restore has finished, ahead of all else that
+    /// its tasks miss, by as many threads as [fill](Options::fillers) that.
+    ///
+    /// # Errors
+    ///
+    /// When it is not of these images: [`OtherSource`](WorkingSetError::OtherSource), or
+    /// [`Unknown`](WorkingSetError::Unknown) if it does not say of which.
+    pub fn replay(mut self, set: WorkingSet) -> Result<Self, WorkingSetError> {
+        if set.source.is_none() {
+            return Err(WorkingSetError::Unknown);
+        }
+        let id = SourceId::of_images(&self.images).map_err(|_| WorkingSetError::Source)?;
+        set.check(&id)?;
+        self.replays.push(set);
+        self.options = self.options.replay_as_filled();
+        Ok(self)
     }
 
     /// Serves until it has to end, or `stop` can be read: then no restore is accepted any more, and
@@ -355,6 +386,11 @@ impl Control {
         match Transfer::start(Arc::clone(&self.pager)) {
             Ok(transfer) => {
                 for &client in &restore.clients {
+                    for set in &self.daemon.replays {
+                        self.pager.replay(client, set);
+                    }
+                }
+                for &client in &restore.clients {
                     // The thread ends after this.
                     let _ = transfer.todo.send(client);
                 }
@@ -396,11 +432,18 @@ impl Control {
             Notice::Kept { client } => {
                 tracing::error!(%client, "its memory cannot be poisoned: end the task");
             }
-            // It is not asked for.
-            Notice::Recorded { .. } => {}
+            Notice::Recorded { client, set } => self.write_record(client, set),
             Notice::Closed { client, stats } => self.forget(client, stats, "is poisoned"),
             Notice::Completed { client, stats } => self.forget(client, stats, "has all its memory"),
             Notice::Gone { client, stats } => self.forget(client, stats, "has gone"),
+        }
+    }
+
+    fn write_record(&self, client: ClientId, set: WorkingSet) {
+        let Some(file) = &self.daemon.record else { return };
+        match SourceId::of_images(&self.daemon.images) {
+            Ok(id) => WorkingSet { source: Some(id), ..set }.write_for(client, file),
+            Err(_) => tracing::error!(%client, "it is not recorded: the images cannot be read"),
         }
     }
 

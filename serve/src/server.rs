@@ -2,8 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
-use std::fs;
-use std::io::{self, BufWriter};
+use std::io;
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -602,15 +601,7 @@ impl Control {
         let Some(file) = &self.server.record else { return };
         let source = self.recorded.remove(&client);
         set.source = source.and_then(|source| SourceId::of(&*source).ok());
-        let mut name = file.clone().into_os_string();
-        if client.0 > 1 {
-            name.push(format!(".{client}"));
-        }
-        let written = fs::File::create(&name).and_then(|file| set.write(BufWriter::new(file)));
-        match written {
-            Ok(()) => tracing::info!(%client, file = ?name, "what it asked for is recorded"),
-            Err(error) => tracing::error!(%client, file = ?name, %error, "it is not recorded"),
-        }
+        set.write_for(client, file);
     }
 
     fn forget(&mut self, client: ClientId, stats: Stats) {

@@ -33,8 +33,12 @@ impl Counters {
         self.0[counter as usize].fetch_add(count, Relaxed);
     }
 
+    pub(crate) fn get(&self, counter: Counter) -> u64 {
+        self.0[counter as usize].load(Relaxed)
+    }
+
     pub(crate) fn stats(&self) -> Stats {
-        let of = |counter: Counter| self.0[counter as usize].load(Relaxed);
+        let of = |counter| self.get(counter);
         Stats {
             faults: of(Counter::Faults),
             pages: of(Counter::Pages),

@@ -14,13 +14,18 @@
 //! source. Of a granule above 4 KiB only the first page that was asked for is known.
 
 use std::collections::HashSet;
-use std::io::{self, BufRead, Read, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufWriter, Read, Write};
 use std::ops::Range;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pervma_pager::{ReadFailed, Source};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::client::ClientId;
+use crate::images::Images;
 
 /// What a client asked for, in the order of first touch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,14 +85,14 @@ pub enum WorkingSetError {
         /// What it has.
         found: usize,
     },
-    /// It does not say what it is a record of, and there are several memory files.
-    #[error("it does not say of which memory file it is")]
+    /// It does not say what it is a record of, and that is not clear.
+    #[error("it does not say of which memory file or images it is")]
     Unknown,
     /// The source cannot be read.
-    #[error("the memory file cannot be read")]
+    #[error("the memory file or images cannot be read")]
     Source,
     /// It is a record of another source.
-    #[error("it was recorded with another memory file: {size} bytes, digest {digest}")]
+    #[error("it was recorded with another memory file or images: {size} bytes, digest {digest}")]
     OtherSource {
         /// The size of that one.
         size: u64,
@@ -133,21 +138,54 @@ impl SourceId {
     ///
     /// When they cannot be read.
     pub fn of(source: &dyn Source) -> Result<Self, ReadFailed> {
-        const PARTS: u64 = 64;
+        Self::of_parts(source, std::slice::from_ref(&(0..source.size())), &[])
+    }
+
+    /// Reads 64 pages of images, as far as they have so many, that lie far apart, and looks at what
+    /// belongs where. Pages that a page server has are not read.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be read.
+    pub fn of_images(images: &Images) -> Result<Self, ReadFailed> {
+        let mut about = Vec::new();
+        for task in images.tasks() {
+            about.extend(task.to_le_bytes());
+            for extent in images.extents(task).iter().flat_map(|extents| &**extents) {
+                about.extend(
+                    [extent.start, extent.len, extent.offset].map(u64::to_le_bytes).concat(),
+                );
+            }
+        }
+        let files: Vec<_> = images.files().collect();
+        Self::of_parts(&*images.source(), &files, &about)
+    }
+
+    /// Reads pages of these parts of a source.
+    fn of_parts(
+        source: &dyn Source,
+        parts: &[Range<u64>],
+        about: &[u8],
+    ) -> Result<Self, ReadFailed> {
+        const COUNT: u64 = 64;
         let size = source.size();
         let mut digest = Sha256::new_with_prefix(size.to_le_bytes());
+        digest.update(about);
         let mut page = [0; PAGE as usize];
-        let pages = size.div_ceil(PAGE);
-        let mut last = None;
-        for part in 0..PARTS.min(pages) {
+        let pages_of = |part: &Range<u64>| (part.end - part.start).div_ceil(PAGE);
+        let pages: u64 = parts.iter().map(pages_of).sum();
+        let count = COUNT.min(pages);
+        // The part of a page, and the number of the part's first page.
+        let (mut at, mut first) = (0, 0);
+        for turn in 0..count {
             // 128 bits, since sources can be long.
-            let number =
-                (u128::from(part) * u128::from(pages) / u128::from(PARTS.min(pages))) as u64;
-            if last.replace(number) == Some(number) {
-                continue;
+            let number = (u128::from(turn) * u128::from(pages) / u128::from(count)) as u64;
+            while number - first >= pages_of(&parts[at]) {
+                first += pages_of(&parts[at]);
+                at += 1;
             }
-            let offset = number * PAGE;
-            let len = PAGE.min(size - offset) as usize;
+            let offset = parts[at].start + (number - first) * PAGE;
+            let len = PAGE.min(parts[at].end - offset) as usize;
             source.read_at(offset, &mut page[..len])?;
             digest.update(&page[..len]);
         }
@@ -262,6 +300,19 @@ impl WorkingSet {
             writeln!(to, "{offset},{}", after.as_micros())?;
         }
         to.flush()
+    }
+
+    /// Writes it as the record of a client, and tells whether that could be done. The file of the
+    /// first client has this name, that of the n-th has `.n` behind it.
+    pub(crate) fn write_for(&self, client: ClientId, file: &Path) {
+        let mut name = file.as_os_str().to_owned();
+        if client.0 > 1 {
+            name.push(format!(".{client}"));
+        }
+        match File::create(&name).and_then(|file| self.write(BufWriter::new(file))) {
+            Ok(()) => tracing::info!(%client, file = ?name, "what it asked for is recorded"),
+            Err(error) => tracing::error!(%client, file = ?name, %error, "it is not recorded"),
+        }
     }
 
     /// Whether it may be used with a source. One that says nothing of its source may be used with
@@ -486,7 +537,9 @@ mod tests {
         assert!(set.check(&id(bytes.clone())).is_ok());
         bytes[0] = 8;
         let error = set.check(&id(bytes.clone())).unwrap_err().to_string();
-        assert!(error.starts_with("it was recorded with another memory file: 1048576 bytes"));
+        assert!(
+            error.starts_with("it was recorded with another memory file or images: 1048576 bytes")
+        );
         assert!(set.check(&id(vec![7; 1 << 19])).is_err());
         let unknown = WorkingSet { source: None, ..set };
         assert!(unknown.check(&id(bytes)).is_ok());

@@ -1,6 +1,8 @@
 //! Images of a checkpoint: what belongs where, and what is refused, with a line that says why.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "common/any_images.rs"]
+mod any_images;
 #[path = "common/images.rs"]
 mod images;
 
@@ -14,6 +16,8 @@ use images::{
 };
 use pervma_serve::images::Images;
 use pervma_serve::state::Extent;
+use rand::rngs::StdRng;
+use rand::{Rng, RngExt, SeedableRng};
 use tempfile::TempDir;
 
 const PAGE: usize = 4096;
@@ -214,6 +218,7 @@ fn images_that_are_not_as_they_must_be_are_refused_with_the_file_and_what_is_wro
     refused_with("mm-7.img", Some(&image(MM, &[])), "it is empty");
     refused_with("mm-7.img", Some(&mapping(start, start)), "cannot be there");
     refused_with("mm-7.img", Some(&mapping(start, 0)), "cannot be there");
+    refused_with("mm-7.img", Some(&mapping(start + 1, start + 0x2001)), "cannot be there");
 
     let folder = whole();
     let pipe = folder.path().join("mm-7.img");
@@ -231,4 +236,15 @@ fn images_that_are_not_as_they_must_be_are_refused_with_the_file_and_what_is_wro
     long.set_len(1 << 40).unwrap();
     assert!(refused(folder.path()).contains("longer than"), "{}", refused(folder.path()));
     assert!(refused(&folder.path().join("absent")).contains("No such file"));
+}
+
+/// The same as the fuzz target, with random bytes.
+#[test]
+fn any_images_are_refused_or_are_served_as_they_say() {
+    let mut random = StdRng::seed_from_u64(1);
+    for _ in 0..600 {
+        let mut bytes = vec![0; random.random_range(0..40)];
+        random.fill_bytes(&mut bytes);
+        any_images::run(&bytes);
+    }
 }

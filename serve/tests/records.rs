@@ -170,11 +170,12 @@ fn a_replay_beside_changes_is_right() {
     }
 }
 
-/// Has nothing in memory, and fails once for a page.
+/// Has nothing in memory, and fails once for a page, or always.
 struct Cold {
     bytes: Vec<u8>,
     reads: AtomicUsize,
     failing: Mutex<Option<u64>>,
+    always_fails: bool,
 }
 
 impl Source for Cold {
@@ -184,6 +185,9 @@ impl Source for Cold {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed> {
         self.reads.fetch_add(1, Relaxed);
+        if self.always_fails {
+            return Err(ReadFailed);
+        }
         let mut failing = self.failing.lock().unwrap();
         if failing.is_some_and(|at| (offset..offset + buf.len() as u64).contains(&at)) {
             *failing = None;
@@ -200,17 +204,33 @@ fn what_is_replayed_is_read_where_it_is_not_in_memory() {
     let bytes = random_bytes(PAGES * PAGE, 3);
     let (pager, _notices) = start(Options::new().granule(16 * PAGE).replayers(2));
     let failing = Mutex::new(Some(offset_of(40)));
-    let source = Arc::new(Cold { bytes: bytes.clone(), reads: AtomicUsize::new(0), failing });
+    let (reads, always_fails) = (AtomicUsize::new(0), false);
+    let source = Arc::new(Cold { bytes: bytes.clone(), reads, failing, always_fails });
     let (id, memory) = client(&pager, REMOVE, source.clone());
     assert!(pager.replay(id, &set(16 * PAGE, (0..128).step_by(16))));
-    // What cannot be read is left to faults.
-    wait_for_pages(&pager, id, 112);
-    assert_eq!(source.reads.load(Relaxed), 8);
-    assert_eq!(memory.byte(40 * PAGE), at(&bytes, 40 * PAGE));
-    assert_eq!(pager.stats(id).unwrap().faults, 0, "reads that are waited for are not counted so");
+    // What cannot be read is read again.
+    wait_for_pages(&pager, id, 128);
+    assert_eq!(source.reads.load(Relaxed), 9);
     for page in 0..128 {
         assert_eq!(memory.byte(page * PAGE + 3), at(&bytes, page * PAGE + 3));
     }
-    assert_eq!(source.reads.load(Relaxed), 9);
+    assert_eq!((pager.stats(id).unwrap().faults, source.reads.load(Relaxed)), (0, 9));
+    memory.unmap();
+}
+
+#[test]
+fn what_is_replayed_goes_first_and_what_cannot_be_read_is_not_tried_again_and_again() {
+    let _alone = alone();
+    let (pager, _notices) = start(Options::new().granule(PAGE).replayers(2));
+    let (reads, failing) = (AtomicUsize::new(0), Mutex::default());
+    let source =
+        Arc::new(Cold { bytes: vec![1; PAGES * PAGE], reads, failing, always_fails: true });
+    let (id, memory) = client(&pager, REMOVE, source.clone());
+    assert!(pager.replay(id, &set(PAGE, [])));
+    assert!(pager.replay(id, &set(PAGE, (0..PAGES).step_by(2))));
+    assert!(!pager.complete(id));
+    // Two threads have tried four times each, and then who completes it.
+    assert!(source.reads.load(Relaxed) <= 3 * 4, "{:?}", source.reads);
+    assert!(pager.fail(id));
     memory.unmap();
 }

@@ -277,9 +277,10 @@ fn run_clients(test: &str, socket: &Path, seconds: u64) -> (u32, u32) {
     let until = Instant::now() + Duration::from_secs(seconds);
     let mut random = StdRng::seed_from_u64(seconds);
     let (mut ended, mut killed) = (0, 0);
-    let check = |status: ExitStatus, was_killed: bool| {
-        let by_us = was_killed && status.signal() == Some(libc::SIGKILL);
+    let mut count = |status: ExitStatus, may_be_killed: bool| {
+        let by_us = may_be_killed && status.signal() == Some(libc::SIGKILL);
         assert!(status.success() || by_us, "a client has failed: {status}");
+        *(if by_us { &mut killed } else { &mut ended }) += 1;
     };
     let mut clients: Vec<(Child, Option<Instant>)> = Vec::new();
     while Instant::now() < until {
@@ -298,19 +299,13 @@ fn run_clients(test: &str, socket: &Path, seconds: u64) -> (u32, u32) {
         clients.retain_mut(|(client, death)| match client.try_wait().unwrap() {
             None => true,
             Some(status) => {
-                check(status, death.is_some());
-                if status.success() {
-                    ended += 1
-                } else {
-                    killed += 1
-                }
+                count(status, death.is_some());
                 false
             }
         });
     }
     for (mut client, death) in clients {
-        check(client.wait().unwrap(), death.is_some());
-        ended += 1;
+        count(client.wait().unwrap(), death.is_some());
     }
     (ended, killed)
 }

@@ -62,6 +62,10 @@ pub(crate) enum Benchmark {
     DaemonGuest,
     /// A hundred processes that fault at once.
     DaemonClients,
+    /// Memory that is filled before it is touched, beside bare copies.
+    DaemonTransfers,
+    /// Restores by CRIU, if it is installed, beside its own daemon.
+    DaemonCriu,
     /// Instructions of lookups and changes, counted by callgrind if it is installed.
     Instructions,
 }
@@ -98,6 +102,8 @@ impl Benchmark {
             Self::DaemonEvents => daemon::events(effort)?,
             Self::DaemonGuest => daemon::guests(effort)?,
             Self::DaemonClients => daemon::clients(effort)?,
+            Self::DaemonTransfers => daemon::transfers(effort)?,
+            Self::DaemonCriu => daemon::criu(effort)?,
             Self::Instructions => instructions::measure()?,
         }))
     }

@@ -5,6 +5,7 @@
 mod client;
 mod clients;
 mod content;
+mod criu;
 mod events;
 mod faults;
 #[cfg(target_arch = "x86_64")]
@@ -16,10 +17,14 @@ mod guests;
 mod handlers;
 mod memory;
 mod order;
+mod page_server;
 mod setup;
+mod transfers;
 
 pub(crate) use self::client::play;
 pub(crate) use self::clients::measure as clients;
+pub(crate) use self::criu::{heap, measure as criu, restores};
 pub(crate) use self::events::measure as events;
 pub(crate) use self::faults::measure as faults;
 pub(crate) use self::guests::measure as guests;
+pub(crate) use self::transfers::measure as transfers;

@@ -18,6 +18,7 @@ mod source;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use self::messages::{
     Vma, records,
 };
 pub use self::page_server::PageServer;
-use self::source::{PART, Part, Parts};
+use self::source::{Part, Parts, Remote, Run};
 use crate::source::MemoryFile;
 use crate::state::Extent;
 
@@ -87,7 +88,7 @@ impl Images {
     }
 
     fn open_with(folder: &Path, server: Option<Arc<PageServer>>) -> Result<Self, ImagesError> {
-        let (folders, parts, files) = (folders(folder)?, Vec::new(), HashMap::new());
+        let (folders, parts, files) = (folders(folder)?, Parts::default(), HashMap::new());
         let mut opener = Opener { folders, server, parts, files };
         let inventory = opener.folders[0].join("inventory.img");
         let found = read(&inventory)?.ok_or_else(|| missing(&inventory))?;
@@ -113,7 +114,7 @@ impl Images {
         if tasks.is_empty() {
             return Err(wrong(&pstree)("it has no task".to_owned()));
         }
-        Ok(Self { tasks, source: Arc::new(Parts::new(opener.parts)) })
+        Ok(Self { tasks, source: Arc::new(opener.parts) })
     }
 
     /// The tasks, by their process numbers when the checkpoint was made.
@@ -132,6 +133,11 @@ impl Images {
     #[must_use]
     pub fn source(&self) -> Arc<dyn Source> {
         Arc::clone(&self.source) as Arc<dyn Source>
+    }
+
+    /// Where in the source the pages are that this machine has.
+    pub(crate) fn files(&self) -> impl Iterator<Item = Range<u64>> {
+        self.source.files()
     }
 }
 
@@ -208,28 +214,18 @@ struct Opener {
     /// It has the pages of the folder that may come late. The others, and those of the parents, are
     /// in files.
     server: Option<Arc<PageServer>>,
-    parts: Vec<Part>,
-    /// The number of the part, and its length in bytes, of a pages file: by the number of its
-    /// folder, and its own.
+    parts: Parts,
+    /// Where the pages of a pages file begin in the source, and its length, in bytes: by the number
+    /// of its folder, and its own.
     files: HashMap<(usize, u32), (u64, u64)>,
 }
 
 /// The pages of a task that a folder has.
 struct Pagemap {
-    /// The number of the part with the pages.
-    part: u64,
+    /// Where the pages begin in the source.
+    base: u64,
     /// In order of addresses.
     runs: Vec<Run>,
-}
-
-/// Pages that follow each other.
-#[derive(Clone, Copy)]
-struct Run {
-    start: u64,
-    end: u64,
-    flags: u32,
-    /// Where it begins in the pages file, in bytes, if it is there.
-    offset: u64,
 }
 
 impl Opener {
@@ -248,7 +244,8 @@ impl Opener {
         let vmas = mm.vmas;
         let mut end = 0;
         for vma in &vmas {
-            if vma.start < end || vma.end <= vma.start {
+            let are_pages = [vma.start, vma.end].iter().all(|at| at.is_multiple_of(PAGE));
+            if vma.start < end || vma.end <= vma.start || !are_pages {
                 let Vma { start, end, .. } = vma;
                 let found = format!("the mapping from {start:#x} to {end:#x} cannot be there");
                 return Err(wrong(&file)(found));
@@ -292,9 +289,9 @@ impl Opener {
         while start < end {
             let known = pagemaps[depth].as_ref().and_then(|pagemap| {
                 let next = pagemap.runs.partition_point(|run| run.end <= start);
-                Some((pagemap.part, *pagemap.runs.get(next)?)).filter(|(_, run)| run.start <= start)
+                Some((pagemap.base, *pagemap.runs.get(next)?)).filter(|(_, run)| run.start <= start)
             });
-            let Some((part, run)) = known else {
+            let Some((base, run)) = known else {
                 let child = self.pagemap_file(depth - 1, pid);
                 let found =
                     format!("the page at {start:#x} is to be in the parent images, and is not");
@@ -303,11 +300,8 @@ impl Opener {
             let stop = end.min(run.end);
             if run.flags & IN_PARENT != 0 {
                 self.resolve(pid, pagemaps, depth + 1, start, stop, extents)?;
-            } else if self.is_remote(depth) {
-                add(extents, start, stop, part * PART + start);
-            } else if run.flags & PRESENT != 0 {
-                let offset = part * PART + run.offset + (start - run.start);
-                add(extents, start, stop, offset);
+            } else if self.has(depth, &run) {
+                add(extents, start, stop, base + run.offset + (start - run.start));
             } else {
                 let file = self.pagemap_file(depth, pid);
                 let found =
@@ -333,41 +327,36 @@ impl Opener {
         let (mut runs, mut offset, mut end) = (Vec::new(), 0, 0);
         while let Some(entry) = records.next::<PagemapEntry>().map_err(wrong(&file))? {
             let run = run(&entry, end, offset).map_err(wrong(&file))?;
-            if run.flags & (IN_PARENT | PRESENT) == PRESENT {
+            if self.has(depth, &run) {
                 offset += run.end - run.start;
             }
             end = run.end;
             runs.push(run);
         }
-        let part = if self.is_remote(depth) {
-            self.remote(pid).map_err(wrong(&file))?
-        } else {
-            self.pages(depth, id, offset, &file)?
+        let base = match self.server.clone().filter(|_| depth == 0) {
+            Some(server) => {
+                let there = runs.iter().filter(|run| self.has(depth, run)).copied().collect();
+                let remote = Part::Remote(Remote { server, task: pid, runs: there });
+                self.add_part(remote, offset).map_err(wrong(&file))?
+            }
+            None => self.pages(depth, id, offset, &file)?,
         };
-        Ok(Some(Pagemap { part, runs }))
+        Ok(Some(Pagemap { base, runs }))
     }
 
-    /// Whether a page server has the pages of a folder.
-    fn is_remote(&self, depth: usize) -> bool {
-        depth == 0 && self.server.is_some()
+    /// Whether a folder has the pages of a run: a page server has all that are not in the parent
+    /// images.
+    fn has(&self, depth: usize, run: &Run) -> bool {
+        let is_remote = depth == 0 && self.server.is_some();
+        run.flags & IN_PARENT == 0 && (is_remote || run.flags & PRESENT != 0)
     }
 
-    /// The part that the pages of a task are which the page server has.
-    fn remote(&mut self, pid: u32) -> Result<u64, String> {
-        let Some(server) = self.server.clone() else { return Ok(0) };
-        self.add_part(Part::Remote(server, pid))
+    fn add_part(&mut self, part: Part, len: u64) -> Result<u64, String> {
+        self.parts.add(part, len).ok_or_else(|| "that is more than can be served".to_owned())
     }
 
-    fn add_part(&mut self, part: Part) -> Result<u64, String> {
-        if self.parts.len() >= Parts::MOST {
-            return Err("that is more than can be served".to_owned());
-        }
-        self.parts.push(part);
-        Ok(self.parts.len() as u64 - 1)
-    }
-
-    /// The part that a pages file is. It must have as many bytes as the pagemap tells of: of more,
-    /// the pagemap is truncated.
+    /// Where the pages of a pages file begin in the source. It must have as many bytes as the
+    /// pagemap tells of: of more, the pagemap is truncated.
     fn pages(
         &mut self,
         depth: usize,
@@ -376,7 +365,7 @@ impl Opener {
         pagemap: &Path,
     ) -> Result<u64, ImagesError> {
         let path = self.folders[depth].join(format!("pages-{id}.img"));
-        let (part, len) = match self.files.get(&(depth, id)) {
+        let (base, len) = match self.files.get(&(depth, id)) {
             Some(&known) => known,
             None => {
                 let known = match open(&path)? {
@@ -392,11 +381,11 @@ impl Opener {
             let found = format!("it tells of {told} bytes of pages-{id}.img, which has {len}");
             return Err(wrong(pagemap)(found));
         }
-        Ok(part)
+        Ok(base)
     }
 
-    /// Makes a part of a pages file, and returns its number, and its length in bytes. One that is
-    /// empty is none.
+    /// Makes a part of a pages file, and returns where it begins in the source, and its length, in
+    /// bytes. One that is empty is none.
     fn open_pages(&mut self, file: File) -> Result<(u64, u64), String> {
         let about = file.metadata().map_err(|error| error.to_string())?;
         if about.is_file() && about.len() == 0 {
@@ -404,10 +393,7 @@ impl Opener {
         }
         let file = MemoryFile::new(file).map_err(|error| error.to_string())?;
         let len = file.size();
-        if len >= PART {
-            return Err("it is longer than can be served".to_owned());
-        }
-        Ok((self.add_part(Part::File(Box::new(file)))?, len))
+        Ok((self.add_part(Part::File(Box::new(file)), len)?, len))
     }
 }
 

@@ -40,6 +40,8 @@ pub struct PageServer {
 struct Shared {
     stream: TcpStream,
     state: Mutex<State>,
+    /// Memory of answers that were read: as much as was needed at once.
+    spare: Mutex<Vec<Vec<u8>>>,
 }
 
 #[derive(Debug, Default)]
@@ -95,7 +97,7 @@ impl PageServer {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(LOOK))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        let shared = Arc::new(Shared { stream, state: Mutex::default() });
+        let shared = Arc::new(Shared { stream, state: Mutex::default(), spare: Mutex::default() });
         Ok(Self { shared, receiver: Mutex::default() })
     }
 
@@ -111,6 +113,7 @@ impl PageServer {
             let bytes = answer.recv().map_err(|_| ReadFailed)?;
             buf[done..][..bytes.len()].copy_from_slice(&bytes);
             done += bytes.len();
+            self.shared.spare().push(bytes);
         }
         Ok(())
     }
@@ -164,6 +167,10 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn spare(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What the thread does that receives: answers, in the order of the requests.
     fn receive(&self) {
         let mut head = [0; Head::LEN];
@@ -210,7 +217,8 @@ impl Shared {
                 found.pages, found.addr, found.task, found.command
             )));
         }
-        let mut bytes = vec![0; found.pages as usize * PAGE];
+        let mut bytes = self.spare().pop().unwrap_or_default();
+        bytes.resize(found.pages as usize * PAGE, 0);
         self.fill(&mut bytes)?;
         Ok(bytes)
     }

@@ -27,11 +27,11 @@ pub(crate) enum Answers {
     OtherCommand,
 }
 
-/// Serves one connection; what it returns at the end is how many requests there were, and whether
+/// Serves one connection; what it returns at the end is the first page of each request, and whether
 /// the last was to close.
 pub(crate) struct TestServer {
     pub(crate) address: SocketAddr,
-    thread: JoinHandle<(usize, bool)>,
+    thread: JoinHandle<(Vec<usize>, bool)>,
 }
 
 impl TestServer {
@@ -43,12 +43,17 @@ impl TestServer {
         Self { address, thread }
     }
 
-    pub(crate) fn ended(self) -> (usize, bool) {
+    pub(crate) fn ended(self) -> (Vec<usize>, bool) {
         self.thread.join().unwrap()
     }
 }
 
-fn serve(listener: &TcpListener, answers: Answers, start: usize, memory: &[u8]) -> (usize, bool) {
+fn serve(
+    listener: &TcpListener,
+    answers: Answers,
+    start: usize,
+    memory: &[u8],
+) -> (Vec<usize>, bool) {
     let (mut connection, _) = listener.accept().unwrap();
     let mut output = connection.try_clone().unwrap();
     // Answers are late, and do not wait for each other.
@@ -61,7 +66,7 @@ fn serve(listener: &TcpListener, answers: Answers, start: usize, memory: &[u8]) 
         }
         let _ = output.shutdown(std::net::Shutdown::Both);
     });
-    let mut requests = 0;
+    let mut requests = Vec::new();
     let mut closed = false;
     let mut head = [0; 32];
     while connection.read_exact(&mut head).is_ok() {
@@ -74,14 +79,14 @@ fn serve(listener: &TcpListener, answers: Answers, start: usize, memory: &[u8]) 
             break;
         }
         assert_eq!(command, 7);
-        requests += 1;
+        requests.push((addr - start) / PAGE);
         let bytes = memory[addr - start..][..pages * PAGE].to_vec();
         let mut answer = 6_u32 | 4 << 16;
         let mut at = Instant::now();
         match answers {
             Answers::All(delay) => at += delay,
             Answers::OnePage => pages = 1,
-            Answers::NoneAfter(count) if requests > count => continue,
+            Answers::NoneAfter(count) if requests.len() > count => continue,
             Answers::OtherPages => addr += PAGE,
             Answers::OtherTask => task += 1,
             Answers::NoPages => pages = 0,
@@ -93,7 +98,7 @@ fn serve(listener: &TcpListener, answers: Answers, start: usize, memory: &[u8]) 
         message.extend([0; 4]);
         [pages as u64, addr as u64, task].iter().for_each(|w| message.extend(w.to_le_bytes()));
         message.extend(&bytes[..bytes.len().min(pages * PAGE)]);
-        if answers == Answers::EndsWithin(requests) {
+        if answers == Answers::EndsWithin(requests.len()) {
             message.truncate(5000);
             send.send((at, message)).unwrap();
             break;
