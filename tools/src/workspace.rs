@@ -82,7 +82,8 @@ impl Package {
     /// The roots of its library and its commands, if they are its own.
     pub(crate) fn shipped_roots(&self) -> impl Iterator<Item = &Path> {
         let shipped = |target: &&Target| {
-            target.kind.iter().any(|kind| kind == "lib" || kind == "bin")
+            let kinds = ["lib", "bin", "cdylib"]; // the last for C
+            target.kind.iter().any(|kind| kinds.contains(&kind.as_str()))
                 && !target.src_path.components().any(|part| part == Component::ParentDir)
         };
         self.targets.iter().filter(shipped).map(|target| target.src_path.as_path())

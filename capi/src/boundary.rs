@@ -1,0 +1,161 @@
+//! The boundary to C: no panic leaves it, callbacks return to it, and pointers are looked at before
+//! they are used.
+#![expect(unsafe_code, reason = "calls callbacks, and uses pointers of the caller")]
+
+use std::cell::Cell;
+use std::mem::{MaybeUninit, forget};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
+
+use address_space::{HandlerScope, StdPlatform};
+
+use crate::status::{Status, fail};
+
+thread_local! {
+    /// The address of a frame that runs a callback on this thread, the innermost; 0 if none does.
+    static CALLBACK: Cell<usize> = const { Cell::new(0) };
+    /// Its address stands for the thread.
+    static THREAD: u8 = const { 0 };
+}
+
+/// Names the running thread among those that live.
+#[inline]
+pub(crate) fn thread() -> usize {
+    THREAD.with(|here| (&raw const *here).addr())
+}
+
+/// Runs the body of an exported function that does not wait. No panic leaves it.
+#[inline]
+pub(crate) fn call(body: impl FnOnce() -> Result<(), Status>) -> Status {
+    let frame = 0_u8;
+    if CALLBACK.get() != 0 {
+        check_callback((&raw const frame).addr());
+    }
+    // What a panic interrupts is not seen half done: see `address_space`'s `unwind`.
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => Status::Ok,
+        Ok(Err(status)) => status,
+        Err(_) => fail(Status::Internal, &"a panic, whose message is on standard error"),
+    }
+}
+
+/// As [`call`], of a function that may wait, and so is refused in signal handlers that say so.
+pub(crate) fn waiting_call(body: impl FnOnce() -> Result<(), Status>) -> Status {
+    call(|| {
+        if HandlerScope::<StdPlatform>::active() {
+            return Err(fail(Status::InHandler, &"called between pervma_handler_enter and _leave"));
+        }
+        body()
+    })
+}
+
+/// Ends the process if the callback on record has been left by `longjmp`: then its frame is gone,
+/// and this call, which is not inside it, begins in a frame above. A handler on another stack may
+/// have interrupted it.
+#[cold]
+fn check_callback(frame: usize) {
+    if frame > CALLBACK.get() && !is_on_alternate_stack() {
+        die("a callback was left by longjmp, which pervma.h forbids");
+    }
+}
+
+fn is_on_alternate_stack() -> bool {
+    let mut stack = MaybeUninit::<libc::stack_t>::uninit();
+    // SAFETY: the kernel writes to the second argument only.
+    let asked = unsafe { libc::sigaltstack(std::ptr::null(), stack.as_mut_ptr()) };
+    // SAFETY: the call has succeeded, so it was written.
+    asked == 0 && unsafe { stack.assume_init() }.ss_flags & libc::SS_ONSTACK != 0
+}
+
+/// Says one line and aborts.
+pub(crate) fn die(line: &str) -> ! {
+    eprintln!("pervma: {line}");
+    std::process::abort();
+}
+
+/// Runs `call`, which calls a callback of the caller's.
+#[inline(never)] // a frame of its own, which is on record
+pub(crate) fn callback<R>(call: impl FnOnce() -> R) -> R {
+    let frame = 0_u8;
+    let outer = CALLBACK.replace((&raw const frame).addr());
+    let left = LeftByException;
+    let returned = call();
+    forget(left);
+    CALLBACK.set(outer);
+    returned
+}
+
+/// Dropped only when an exception unwinds the frame of a callback.
+struct LeftByException;
+
+impl Drop for LeftByException {
+    fn drop(&mut self) {
+        die("a callback was left by an exception, which pervma.h forbids");
+    }
+}
+
+/// What the caller gave as a pointer to something that is read.
+///
+/// # Safety
+///
+/// Unless it is null or unaligned, `pointer` may be read for as long as the result is used.
+pub(crate) unsafe fn given<'a, T>(pointer: *const T) -> Result<&'a T, Status> {
+    if !pointer.is_aligned() {
+        return Err(fail(Status::Invalid, &"a pointer is not aligned"));
+    }
+    // SAFETY: it is aligned, and the caller vouches for the rest.
+    unsafe { pointer.as_ref() }.ok_or_else(|| fail(Status::Invalid, &"a pointer is NULL"))
+}
+
+/// Where the caller wants a result.
+#[derive(Debug)]
+pub(crate) struct Out<T>(NonNull<T>);
+
+impl<T> Out<T> {
+    /// # Safety
+    ///
+    /// Unless it is null or unaligned, `pointer` may be written for as long as the result is used.
+    pub(crate) unsafe fn new(pointer: *mut T) -> Result<Self, Status> {
+        match NonNull::new(pointer) {
+            Some(place) if place.is_aligned() => Ok(Self(place)),
+            _ => Err(fail(Status::Invalid, &"a pointer for a result is NULL or not aligned")),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`new`](Self::new), but null is nowhere.
+    pub(crate) unsafe fn optional(pointer: *mut T) -> Result<Option<Self>, Status> {
+        if pointer.is_null() {
+            return Ok(None);
+        }
+        // SAFETY: as the caller says.
+        unsafe { Self::new(pointer) }.map(Some)
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut T {
+        self.0.as_ptr()
+    }
+
+    pub(crate) fn set(&self, value: T) {
+        // SAFETY: it may be written, by the contract of `new`.
+        unsafe { self.0.as_ptr().write(value) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_a_code() {
+        assert_eq!(call(|| panic!("planted")), Status::Internal);
+        assert_eq!(call(|| Ok(())), Status::Ok);
+    }
+
+    #[test]
+    fn callbacks_nest_and_leave_no_record() {
+        let inner = callback(|| callback(|| call(|| Ok(()))));
+        assert_eq!((inner, CALLBACK.get()), (Status::Ok, 0));
+    }
+}

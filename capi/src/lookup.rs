@@ -1,0 +1,398 @@
+//! Lookups: copies of VMAs, guards that keep one as it is, and registered readers.
+#![expect(unsafe_code, reason = "exports functions, and keeps guards in memory of the caller")]
+
+use std::cell::Cell;
+use std::mem::{MaybeUninit, align_of, size_of};
+use std::sync::atomic::Ordering::Relaxed;
+
+use address_space::{
+    HandlerScope, OwnedReadGuard, ReadError, ReadGuard, Reader, StdPlatform, VmaOrHole,
+};
+
+use crate::boundary::{Out, call, thread, waiting_call};
+use crate::fork;
+use crate::handles::{Kind, Object, get, make, take};
+use crate::payload::Word;
+use crate::space::{Space, SpaceData, Vma};
+use crate::status::{Code, Status, fail, failed};
+
+/// A read-locked VMA: until pervma_read_end nobody changes it, and its payload stays. It lies where
+/// the caller wants it, on the stack as a rule, and must not be copied or moved: a copy is not a
+/// guard. Read the first three fields, and leave the others alone.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Guard {
+    /// The VMA's first address.
+    pub start: usize,
+    /// The address behind its last.
+    pub end: usize,
+    /// Its payload.
+    pub payload: u64,
+    /// Not for use.
+    pub mark: usize,
+    /// Not for use.
+    pub thread: usize,
+    /// Not for use.
+    pub forks: usize,
+    /// Not for use.
+    pub opaque: [usize; 10],
+}
+
+/// A thread that is registered as a reader of a space: its lookups count in no VMA, so threads that
+/// read the same VMA do not take turns at a cache line. Changes of the space take longer for it.
+#[derive(Debug)]
+pub struct RegisteredReader(());
+
+/// What is in a [`Guard`].
+enum Held {
+    Counted(ReadGuard<'static, Word>),
+    Registered(ReadGuard<'static, Word>, &'static ReaderData),
+    Owned(OwnedReadGuard<Word>),
+}
+
+const _: () = assert!(
+    size_of::<Held>() <= size_of::<[usize; 10]>() && align_of::<Held>() <= align_of::<usize>(),
+    "a guard has no room for what it holds"
+);
+
+/// What is behind a [`RegisteredReader`].
+pub(crate) struct ReaderData {
+    reader: Reader<'static, Word>,
+    space: &'static SpaceData,
+    thread: usize,
+    guards: Cell<u32>,
+}
+
+impl Object for ReaderData {
+    const KIND: Kind = Kind::Reader;
+    type Handle = RegisteredReader;
+}
+
+/// What a live guard at an address has as its mark.
+fn mark(guard: *const Guard) -> usize {
+    guard.addr() ^ 0x7265_6164
+}
+
+fn begin(out: &Out<Guard>, at: *mut Guard, found: Result<Held, ReadError>) -> Result<(), Status> {
+    let held = found.map_err(|error| error.code())?;
+    let (range, payload, owner) = match &held {
+        Held::Counted(vma) => (vma.range(), vma.value, thread()),
+        Held::Registered(vma, reader) => {
+            reader.guards.set(reader.guards.get() + 1);
+            (vma.range(), vma.value, thread())
+        }
+        Held::Owned(vma) => (vma.range(), vma.value, 0),
+    };
+    let mut guard = Guard {
+        start: range.start,
+        end: range.end,
+        payload,
+        mark: mark(at),
+        thread: owner,
+        forks: fork::forks(),
+        opaque: [0; 10],
+    };
+    // SAFETY: there is room, suitably aligned, as asserted above.
+    unsafe { (&raw mut guard.opaque).cast::<Held>().write(held) };
+    out.set(guard);
+    Ok(())
+}
+
+/// Finds and read-locks the VMA that holds an address. Never waits, takes no lock, allocates
+/// nothing, ends after a bounded number of steps.
+///
+/// SAFE IN SIGNAL HANDLERS, also in one that has interrupted a call of this library on its thread.
+/// What a handler of SIGSEGV does:
+///
+///   PERVMA_OK           look at the guard, end it, return
+///   PERVMA_ENOT_MAPPED  the fault is the program's: it was a hole
+///   PERVMA_ERESERVED    as that, or what the reservation is for
+///   PERVMA_EBUSY        another thread is changing the place: return, so that the access is made
+///                       again and faults again. Bound that by time, not by number: the other
+///                       thread may hold the range for long
+///   PERVMA_EBUSY_OWN    this thread itself is changing the place, in the code that the signal has
+///                       interrupted: returning to it does not help. Defer the work until that is
+///                       done, or treat it as a bug
+///
+/// A VMA that this thread's edit has not locked is found in its handlers too.
+///
+/// @param out  receives the guard; unchanged if the call fails
+/// @return as above; PERVMA_ELIMIT, _EFORKED, _EHANDLE, _EINVALID
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pervma_read_begin(
+    space: *const Space,
+    addr: usize,
+    out: *mut Guard,
+) -> Status {
+    call(|| {
+        // SAFETY: the caller's pointer.
+        let place = unsafe { Out::new(out) }?;
+        // SAFETY: the caller's handle.
+        let data = unsafe { get::<SpaceData>(space) }?;
+        begin(&place, out, data.kept().try_read(addr).map(Held::Counted))
+    })
+}
+
+/// As pervma_read_begin, and waits for a thread that is changing the place. Not for signal
+/// handlers.
+///
+/// @return PERVMA_OK, _ENOT_MAPPED, _ERESERVED, _ELIMIT, _EFORKED, _EHANDLE, _EINVALID; where this
+///         thread would wait for itself PERVMA_EBUSY_OWN, _EGUARD; PERVMA_EIN_HANDLER
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pervma_read_begin_wait(
+    space: *const Space,
+    addr: usize,
+    out: *mut Guard,
+) -> Status {
+    waiting_call(|| {
+        // SAFETY: the caller's pointer.
+        let place = unsafe { Out::new(out) }?;
+        // SAFETY: the caller's handle.
+        let data = unsafe { get::<SpaceData>(space) }?;
+        begin(&place, out, data.kept().read(addr).map(Held::Counted))
+    })
+}
+
+/// As pervma_read_begin_wait, for a guard that any thread may end. It is in no thread's record: a
+/// thread that waits for its own is told of nothing, and waits for ever.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pervma_read_begin_shared(
+    space: *const Space,
+    addr: usize,
+    out: *mut Guard,
+) -> Status {
+    waiting_call(|| {
+        // SAFETY: the caller's pointer.
+        let place = unsafe { Out::new(out) }?;
+        // SAFETY: the caller's handle.
+        let data = unsafe { get::<SpaceData>(space) }?;
+        begin(&place, out, data.space.read_owned(addr).map(Held::Owned))
+    })
+}
+
+/// Ends a guard, on the thread that began it, but for those of pervma_read_begin_shared. Wakes a
+/// thread that waits for it.
+///
+/// SAFE IN SIGNAL HANDLERS, in those that began the guard.
+///
+/// @return PERVMA_OK; PERVMA_EHANDLE when it is no live guard: it was ended before, or is a copy;
+///         PERVMA_ETHREAD when it is another thread's; PERVMA_EFORKED when it was begun before this
+///         process was forked; PERVMA_EINVALID. The guard is as it was then.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pervma_read_end(guard: *mut Guard) -> Status {
+    call(|| {
+        // SAFETY: the caller's pointer.
+        unsafe { Out::new(guard) }?;
+        // SAFETY: it is neither null nor unaligned; the caller vouches for the rest.
+        let live = unsafe { &mut *guard };
+        if live.mark != mark(guard) {
+            return Err(fail(Status::Handle, &"no live guard is there"));
+        }
+        if live.forks != fork::forks() {
+            return Err(fail(Status::Forked, &"the guard was begun before the fork"));
+        }
+        if live.thread != 0 && live.thread != thread() {
+            return Err(fail(Status::Thread, &"the guard is another thread's"));
+        }
+        live.mark = 0;
+        // SAFETY: the mark says that it was written, at this place, and it is read only once.
+        let held = unsafe { (&raw const live.opaque).cast::<Held>().read() };
+        if let Held::Registered(_, reader) = &held {
+            reader.guards.set(reader.guards.get() - 1);
+        }
+        drop(held);
+        Ok(())
+    })
+}
+
+fn copy_out(found: Result<VmaOrHole<'_, Word>, ReadError>, addr: usize, out: &Out<Vma>) -> Status {
+    match found {
+        Ok(VmaOrHole::Vma(vma)) => {
+            let range = vma.range();
+            out.set(Vma { start: range.start, end: range.end, payload: vma.value });
+            Status::Ok
+        }
+        Ok(VmaOrHole::Hole { end }) => {
+            out.set(Vma { start: addr, end, payload: 0 });
+            Status::NotMapped
+        }
+        Err(error) => error.code(),
+    }
+}
+
+/// Copies out the VMA that holds an address; or of a hole, where it ends. As pervma_read_begin, and
+/// the guard ends in the call.
+///
+/// SAFE IN SIGNAL HANDLERS; what they do on each code: see pervma_read_begin.
+///
+/// @param out  receives the VMA. With PERVMA_ENOT_MAPPED: `start` is `addr`, `end` the start of the
+///             next VMA, UINTPTR_MAX if there is none; parts of that may be reserved. With other
+///             codes unchanged
+/// @return as pervma_read_begin, but for PERVMA_ERESERVED: what is reserved is part of a hole.
+///         PERVMA_EBUSY also while the VMA behind a hole is being changed
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pervma_lookup(space: *const Space, addr: usize, out: *mut Vma) -> Status {
+    call(|| {
+        // SAFETY: the caller's pointer.
+        let out = unsafe { Out::new(out) }?;
+        // SAFETY: the caller's handle.
+        let data = unsafe { get::<SpaceData>(space) }?;
+        copy_out(data.space.try_read_or_hole(addr), addr, &out).as_result()
+    })
+}
+
+/// As pervma_lookup, and waits for a thread that is changing the place. Not for signal handlers. In
+/// an edit of this thread it looks at what the edit has made.
+///
+/// @return as pervma_read_begin_wait, but for PERVMA_ERESERVED
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pervma_lookup_wait(
+    space: *const Space,
+    addr: usize,
+    out: *mut Vma,
+) -> Status {
+    waiting_call(|| {
+        // SAFETY: the caller's pointer.
+        let out = unsafe { Out::new(out) }?;
+        // SAFETY: the caller's handle.
+        let data = unsafe { get::<SpaceData>(space) }?;
+        let status = data.with_edit(
+            |edit| {
+                let (vma, status) = match edit.overlapping(addr..usize::MAX).next() {
+                    Some((range, word)) if range.start <= addr => {
+                        let Word { value: payload, .. } = *word;
+                        (Vma { start: range.start, end: range.end, payload }, Status::Ok)
+                    }
+                    next => {
+                        let end = next.map_or(usize::MAX, |(range, _)| range.start);
+                        (Vma { start: addr, end, payload: 0 }, Status::NotMapped)
+                    }
+                };
+                out.set(vma);
+                status
+            },
+            |space| copy_out(space.read_or_hole(addr), addr, &out),
+        )?;
+        status.as_result()
+    })
+}
+
+/// Registers the running thread as a reader of a space (pervma_reader_read_begin). May wait.
+///
+/// @param out  receives the reader, which belongs to this thread; ended by pervma_reader_unregister
+/// @return PERVMA_OK; PERVMA_ENO_MEMORY; PERVMA_EBUSY_OWN, _EGUARD, _EFORKED, _EIN_HANDLER,
+///         _EHANDLE, _EINVALID
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pervma_reader_register(
+    space: *mut Space,
+    out: *mut *mut RegisteredReader,
+) -> Status {
+    waiting_call(|| {
+        // SAFETY: the caller's pointer.
+        let out = unsafe { Out::new(out) }?;
+        // SAFETY: the caller's handle.
+        let data = unsafe { get::<SpaceData>(space) }?;
+        let reader = data.kept().register().map_err(failed)?;
+        // RELAXED: a number.
+        data.dependents.fetch_add(1, Relaxed);
+        let guards = Cell::new(0);
+        out.set(make(ReaderData { reader, space: data, thread: thread(), guards }));
+        Ok(())
+    })
+}
+
+/// The reader of a handle, of this thread.
+///
+/// # Safety
+///
+/// As for [`get`].
+unsafe fn mine(reader: *const RegisteredReader) -> Result<&'static ReaderData, Status> {
+    // SAFETY: as the caller says.
+    let data = unsafe { get::<ReaderData>(reader) }?;
+    if data.thread == thread() {
+        Ok(data)
+    } else {
+        Err(fail(Status::Thread, &"the reader is another thread's"))
+    }
+}
+
+/// Ends a registration, on its thread.
+///
+/// @return PERVMA_OK; PERVMA_EIN_USE when it has guards; PERVMA_ETHREAD, _EHANDLE, _EINVALID
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pervma_reader_unregister(reader: *mut RegisteredReader) -> Status {
+    call(|| {
+        // SAFETY: the caller's handle.
+        let data = unsafe { mine(reader) }?;
+        if data.guards.get() != 0 {
+            return Err(fail(Status::InUse, &"the reader has guards"));
+        }
+        // SAFETY: this thread has it, and no guard of it is left.
+        let data = unsafe { take::<ReaderData>(reader) }?;
+        let space = data.space;
+        drop(data);
+        // RELAXED: a number.
+        space.dependents.fetch_sub(1, Relaxed);
+        Ok(())
+    })
+}
+
+/// As pervma_read_begin, by a registered reader, on its thread. SAFE IN SIGNAL HANDLERS: a guard
+/// that is begun there must be ended there.
+///
+/// @return as pervma_read_begin; PERVMA_ETHREAD
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pervma_reader_read_begin(
+    reader: *const RegisteredReader,
+    addr: usize,
+    out: *mut Guard,
+) -> Status {
+    call(|| {
+        // SAFETY: the caller's pointer.
+        let place = unsafe { Out::new(out) }?;
+        // SAFETY: the caller's handle.
+        let data = unsafe { mine(reader) }?;
+        let found = data.reader.try_read(addr);
+        begin(&place, out, found.map(|guard| Held::Registered(guard, data)))
+    })
+}
+
+/// As pervma_lookup, by a registered reader, on its thread. SAFE IN SIGNAL HANDLERS.
+///
+/// @return as pervma_lookup; PERVMA_ETHREAD
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pervma_reader_lookup(
+    reader: *const RegisteredReader,
+    addr: usize,
+    out: *mut Vma,
+) -> Status {
+    call(|| {
+        // SAFETY: the caller's pointer.
+        let out = unsafe { Out::new(out) }?;
+        // SAFETY: the caller's handle.
+        let data = unsafe { mine(reader) }?;
+        copy_out(data.reader.try_read_or_hole(addr), addr, &out).as_result()
+    })
+}
+
+/// Marks the running thread as being in a signal handler, until pervma_handler_leave: functions
+/// that may wait return PERVMA_EIN_HANDLER, in place of a deadlock now and then. Optional. Nests.
+///
+/// Safe in signal handlers.
+#[unsafe(no_mangle)]
+pub extern "C" fn pervma_handler_enter() {
+    std::mem::forget(HandlerScope::<StdPlatform>::enter());
+}
+
+/// Ends what pervma_handler_enter has begun. Without that it does nothing.
+///
+/// Safe in signal handlers.
+#[unsafe(no_mangle)]
+pub extern "C" fn pervma_handler_leave() {
+    if HandlerScope::<StdPlatform>::active() {
+        let scope = MaybeUninit::<HandlerScope<StdPlatform>>::uninit();
+        const { assert!(size_of::<HandlerScope<StdPlatform>>() == 0) };
+        // SAFETY: it has no bytes, and the thread is in one that was forgotten.
+        drop(unsafe { scope.assume_init() });
+    }
+}
