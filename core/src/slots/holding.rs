@@ -308,8 +308,8 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         pushed
     }
 
-    /// Excludes and appends, on an empty list, what `each` pushes. Registered readers are scanned for
-    /// once.
+    /// Excludes and appends, on an empty list, what `each` pushes. Registered readers are scanned
+    /// for once.
     pub(crate) fn push_all(
         &mut self,
         section: &EditSection<'_, P>,
