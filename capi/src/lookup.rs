@@ -237,6 +237,12 @@ pub unsafe extern "C" fn pervma_lookup(space: *const Space, addr: usize, out: *m
         let out = unsafe { Out::new(out) }?;
         // SAFETY: the caller's handle.
         let data = unsafe { get::<SpaceData>(space) }?;
+        // Found, as a rule: with fewer steps.
+        if let Ok(vma) = data.space.try_read(addr) {
+            let range = vma.range();
+            out.set(Vma { start: range.start, end: range.end, payload: vma.value });
+            return Ok(());
+        }
         copy_out(data.space.try_read_or_hole(addr), addr, &out).as_result()
     })
 }

@@ -178,6 +178,8 @@ pub struct RegionCounts {
 pub(crate) struct RegionData {
     region: RwLock<Region>,
     pins: AtomicUsize,
+    /// Dropped after the region.
+    _hook: Option<Arc<Hook>>,
 }
 
 struct BoundData(Bound);
@@ -303,16 +305,21 @@ impl Source for CallersMemory {
     }
 }
 
-/// The caller's function for failures. Lives as long as the process, as handlers may use it.
+/// The caller's function for failures. Lives as long as its region, whose handlers use it.
 struct Hook {
     on_failure: unsafe extern "C-unwind" fn(*mut c_void, *const FailureInfo) -> c_int,
     context: *mut c_void,
 }
 
+// SAFETY: the header says that the function is called in any thread that touches the region.
+unsafe impl Send for Hook {}
+// SAFETY: as for `Send`; nothing of it changes.
+unsafe impl Sync for Hook {}
+
 /// Calls the caller's function, in a signal handler. It leaves nothing behind if that jumps.
 unsafe fn on_failure(failure: &Failure) -> Response {
     let hook = std::ptr::with_exposed_provenance::<Hook>(failure.tag());
-    // SAFETY: the tag is the address of a hook, which stays.
+    // SAFETY: the tag is the address of the region's hook, which lives as long.
     let Hook { on_failure, context } = unsafe { &*hook };
     let info =
         FailureInfo { addr: failure.addr(), offset: failure.offset(), ucontext: failure.context() };
@@ -347,11 +354,9 @@ impl RegionOptions {
         reserved: [0; 4],
     };
 
-    fn on_failure(&self) -> Result<OnFailure, Status> {
-        if let Some(function) = self.on_failure {
-            let hook =
-                Box::leak(Box::new(Hook { on_failure: function, context: self.failure_context }));
-            let tag = (&raw const *hook).expose_provenance();
+    fn on_failure(&self, hook: Option<&Hook>) -> Result<OnFailure, Status> {
+        if let Some(hook) = hook {
+            let tag = std::ptr::from_ref(hook).expose_provenance();
             // SAFETY: the header says that the function is async-signal-safe, and how it may leave.
             return Ok(unsafe { OnFailure::call(on_failure, tag) });
         }
@@ -373,7 +378,10 @@ impl RegionOptions {
         if self.reserved != [0; 4] {
             return Err(fail(Status::Invalid, &"what is reserved is not zero"));
         }
-        let mut options = Options::new().on_failure(self.on_failure()?).capacity(self.capacity);
+        let hook = |on_failure| Arc::new(Hook { on_failure, context: self.failure_context });
+        let hook = self.on_failure.map(hook);
+        let on_failure = self.on_failure(hook.as_deref())?;
+        let mut options = Options::new().on_failure(on_failure).capacity(self.capacity);
         if self.granule != 0 {
             options = options.granule(self.granule);
         }
@@ -407,7 +415,7 @@ impl RegionOptions {
             threads => options.handler_threads(threads).map(source),
         };
         let region = RwLock::new(region.map_err(failed)?);
-        Ok(RegionData { region, pins: AtomicUsize::new(0) })
+        Ok(RegionData { region, pins: AtomicUsize::new(0), _hook: hook })
     }
 }
 

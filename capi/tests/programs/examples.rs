@@ -45,7 +45,7 @@ fn run_all(source: &str) {
     let options = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
     if supports(compiler, &options) {
         // The handlers are the program's and the library's.
-        let environment = [("ASAN_OPTIONS", "handle_segv=0:handle_sigbus=0:detect_leaks=0")];
+        let environment = [("ASAN_OPTIONS", "handle_segv=0:handle_sigbus=0")];
         run(source, (Library::Static, Panic::Unwind), &options, &environment);
     } else {
         println!("NOT RUN: {source} with {options:?}: {compiler} has none, or the machine");
