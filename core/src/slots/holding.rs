@@ -331,8 +331,8 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
             return false;
         }
         vma.slot.lock.exclude();
-        self.is_idle &= vma.slot.lock.is_drained();
         self.append(vma.index);
+        self.is_idle &= vma.slot.lock.is_drained();
         true
     }
 
