@@ -199,12 +199,7 @@ fn end_by_default(fault: bool) {
     restore_default();
     if !fault {
         // SAFETY: no condition. It is delivered when this handler returns.
-        let raised = unsafe { libc::raise(SIGBUS) };
-        if raised != 0 {
-            // A filter. As a shell tells of it.
-            // SAFETY: ends the process; no condition.
-            unsafe { libc::_exit(128 + SIGBUS) }
-        }
+        unsafe { libc::raise(SIGBUS) };
     }
 }
 
