@@ -55,7 +55,7 @@ pub(crate) fn waiting_call(body: impl FnOnce() -> Result<(), Status>) -> Status 
 #[cold]
 fn check_callback(frame: usize) {
     if frame > CALLBACK.get() && !is_on_alternate_stack() {
-        die("a callback was left by longjmp, which pervma.h forbids");
+        die("pervma: a callback was left by longjmp, which pervma.h forbids\n");
     }
 }
 
@@ -67,9 +67,12 @@ fn is_on_alternate_stack() -> bool {
     asked == 0 && unsafe { stack.assume_init() }.ss_flags & libc::SS_ONSTACK != 0
 }
 
-/// Says one line and aborts.
-pub(crate) fn die(line: &str) -> ! {
-    eprintln!("pervma: {line}");
+/// Says one line and aborts. Fit for signal handlers: what they interrupt may have the lock of
+/// standard error.
+fn die(line: &str) -> ! {
+    // SAFETY: the kernel reads so many bytes. Where they cannot be written, the process ends all
+    // the same.
+    let _ = unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
     std::process::abort();
 }
 
@@ -90,7 +93,7 @@ struct LeftByException;
 
 impl Drop for LeftByException {
     fn drop(&mut self) {
-        die("a callback was left by an exception, which pervma.h forbids");
+        die("pervma: a callback was left by an exception, which pervma.h forbids\n");
     }
 }
 

@@ -646,6 +646,26 @@ unsafe fn on_range<R>(
     operation(&data.region(), range).map_err(failed)
 }
 
+/// As [`on_range`], of an operation that says how far it has come, which goes to `out` unless that
+/// is null.
+///
+/// # Safety
+///
+/// As for [`get`] and [`Out::optional`].
+unsafe fn count_on_range(
+    region: *const RegionHandle,
+    range: Range<usize>,
+    out: *mut size_t,
+    operation: impl FnOnce(&Region, Range<usize>) -> Result<usize, pervma_pager::Error>,
+) -> Result<(), Status> {
+    // SAFETY: as the caller says.
+    let out = unsafe { Out::optional(out) }?;
+    // SAFETY: as the caller says.
+    let count = unsafe { on_range(region, range, operation) }?;
+    out.inspect(|out| out.set(count));
+    Ok(())
+}
+
 /// Gives pages back: the next access to each is filled from the source again. What was written
 /// there and not written back is lost. As MADV_DONTNEED.
 ///
@@ -726,14 +746,8 @@ pub unsafe extern "C" fn pervma_region_write_back(
     end: size_t,
     bytes: *mut size_t,
 ) -> Status {
-    waiting_call(|| {
-        // SAFETY: the caller's pointer.
-        let out = unsafe { Out::optional(bytes) }?;
-        // SAFETY: the caller's handle.
-        let written = unsafe { on_range(region, start..end, Region::write_back) }?;
-        out.inspect(|out| out.set(written));
-        Ok(())
-    })
+    // SAFETY: the caller's handle and pointer.
+    waiting_call(|| unsafe { count_on_range(region, start..end, bytes, Region::write_back) })
 }
 
 /// As pervma_region_write_back, and waits until all is durable that was written to the range. As
@@ -745,14 +759,8 @@ pub unsafe extern "C" fn pervma_region_sync(
     end: size_t,
     bytes: *mut size_t,
 ) -> Status {
-    waiting_call(|| {
-        // SAFETY: the caller's pointer.
-        let out = unsafe { Out::optional(bytes) }?;
-        // SAFETY: the caller's handle.
-        let written = unsafe { on_range(region, start..end, Region::sync_range) }?;
-        out.inspect(|out| out.set(written));
-        Ok(())
-    })
+    // SAFETY: the caller's handle and pointer.
+    waiting_call(|| unsafe { count_on_range(region, start..end, bytes, Region::sync_range) })
 }
 
 /// Why pages that had to go to keep a bound could not be written to the source: the last failure,
@@ -789,14 +797,9 @@ pub unsafe extern "C" fn pervma_region_prefetch(
     end: size_t,
     reached: *mut size_t,
 ) -> Status {
-    waiting_call(|| {
-        // SAFETY: the caller's pointer.
-        let out = unsafe { Out::optional(reached) }?;
-        // SAFETY: the caller's handle.
-        let fetched = unsafe { on_range(region, start..end, Region::prefetch) }?;
-        out.inspect(|out| out.set(fetched.end));
-        Ok(())
-    })
+    let fetch = |region: &Region, range| Ok(region.prefetch(range)?.end);
+    // SAFETY: the caller's handle and pointer.
+    waiting_call(|| unsafe { count_on_range(region, start..end, reached, fetch) })
 }
 
 /// Makes pages present, and keeps them so until pervma_unpin: for system calls and devices. Pins
