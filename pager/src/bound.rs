@@ -20,9 +20,11 @@ use crate::writer::Writer;
 /// ([`Options::bound`](crate::Options::bound)).
 ///
 /// A thread gives back what is clean of all of them, so that a region that is used much can have
-/// what another is not using. What was filled long ago goes first, whichever region it is of,
-/// unless it came again soon after it had gone: then it stays as long as there is other. So what is
-/// touched once, in a scan for example, does not push out what is used often.
+/// what another is not using. What was filled long ago goes first, whichever region it is of. Of a
+/// source that is read, up to a fifth of the bound is for bytes of pages that have gone: such a
+/// page comes back at the cost of a fault and is not read again, and by that is known to be used.
+/// It stays longer than what is not, as long as there is other. So what is touched once, in a scan
+/// for example, does not push out what is used often ([which pages go](crate::limits)).
 ///
 /// A clone is the same bound. It ends with its last clone, and each region that has it is one.
 ///
@@ -57,8 +59,8 @@ struct Shared {
 
 impl Bound {
     /// Of so many bytes, which are rounded down to whole pages. Pages begin to go when all but a
-    /// 32nd of it is present, and go until all but a 16th is; of less than 1 MiB more is left, of
-    /// more than 128 MiB no more than 4 MiB and 8 MiB.
+    /// 64th of it is present, and go until all but a 32nd is; of less than 2 MiB more is left, of
+    /// more than 256 MiB no more than 4 MiB and 8 MiB.
     ///
     /// # Errors
     ///
@@ -115,7 +117,8 @@ impl Bound {
         self.0.shared.budget.pages() * PAGE
     }
 
-    /// The bytes that are present now, of all regions that have it; faults under way included.
+    /// The bytes that are present now, of all regions that have it, and those that are kept of
+    /// pages that have gone; faults under way included.
     #[must_use]
     pub fn resident(&self) -> usize {
         self.0.shared.budget.resident() * PAGE
@@ -233,7 +236,12 @@ impl Drop for Membership {
         }
         // If they cannot be blocked, it goes on without.
         let blocked = SignalsBlocked::new();
-        self.bound.0.members().retain(|member| !Arc::ptr_eq(member, &self.member));
+        let mut members = self.bound.0.members();
+        members.retain(|member| !Arc::ptr_eq(member, &self.member));
+        if members.is_empty() {
+            self.bound.0.shared.budget.keep_none();
+        }
+        drop(members);
         drop(blocked);
         if let Some(writer) = &self.member.writer {
             writer.stop();

@@ -8,9 +8,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
-use crate::history::{Filled, Fills, Gone};
+use crate::history::{Came, Filled, Fills, Gone};
+use crate::kept::{Keeper, Kept};
 use crate::sys::Errno;
-use crate::wakeup::{Room, Wakeup};
+use crate::wakeup::{Room, Wakeup, rest};
 
 /// A bound of resident pages.
 #[derive(Debug)]
@@ -47,6 +48,9 @@ pub(crate) struct Budget {
     room: u32,
     pub(crate) fills: Fills,
     pub(crate) gone: Gone,
+    pub(crate) came: Came,
+    /// What is kept of pages that have gone. Its memory counts as resident.
+    pub(crate) kept: Kept,
 }
 
 /// A block of records is in use, and so is, of small pages, a page table of the kernel's.
@@ -102,9 +106,11 @@ impl Budget {
     pub(crate) fn new(limit: usize, watermarks: Range<usize>) -> Result<Self, Errno> {
         Ok(Self {
             limit,
+            kept: Kept::new(watermarks.start)?,
             watermarks,
             fills: Fills::new(limit)?,
             gone: Gone::new(limit)?,
+            came: Came::default(),
             room: Room::any(),
             resident: AtomicUsize::new(0),
             most_resident: AtomicUsize::new(0),
@@ -122,12 +128,12 @@ impl Budget {
         })
     }
 
-    /// The watermarks of a bound for which none are given. A 32nd is left for faults to take while
-    /// the evictor works, and a 16th when it is done; more of a small bound, and of a large one
+    /// The watermarks of a bound for which none are given. A 64th is left for faults to take while
+    /// the evictor works, and a 32nd when it is done; more of a small bound, and of a large one
     /// what is enough for them.
     pub(crate) fn usual_watermarks(limit: usize) -> Range<usize> {
-        let high = (limit / 32).clamp((limit / 8).min(8), 1024);
-        let low = (limit / 16).clamp((limit / 4).min(16), 2048);
+        let high = (limit / 64).clamp((limit / 8).min(8), 1024);
+        let low = (limit / 32).clamp((limit / 4).min(16), 2048);
         limit - low..limit - high
     }
 
@@ -238,6 +244,44 @@ impl Budget {
                 // It wakes them when nothing keeps them from the region any more.
                 self.ask();
             }
+        }
+    }
+
+    /// What keeps pages. The caller takes no signal.
+    pub(crate) fn keeper(&self) -> Keeper<'_> {
+        self.kept.ring(&self.gone)
+    }
+
+    /// Takes a page of the bound for what is kept, if it lets one more be present.
+    pub(crate) fn take_to_keep(&self) -> bool {
+        self.take_beside(1, 0)
+    }
+
+    /// So many pages are to be kept at most. How many have gone for it.
+    pub(crate) fn keep(&self, pages: usize) -> usize {
+        let gone = self.keeper().want(pages);
+        self.give(gone);
+        gone
+    }
+
+    /// Has so many of the pages that are kept go, as far as there are. How many have.
+    pub(crate) fn keep_fewer(&self, pages: usize) -> usize {
+        let gone = self.keeper().shrink(pages);
+        self.give(gone);
+        gone
+    }
+
+    /// Has all that is kept go. A thread that has just filled a page may still hold some, for a
+    /// moment.
+    pub(crate) fn keep_none(&self) {
+        /// A filter may refuse it for ever.
+        const TRIES: u32 = 200;
+        for times in 0..TRIES {
+            self.keep_fewer(usize::MAX);
+            if self.kept.pages() == 0 {
+                return;
+            }
+            rest(times);
         }
     }
 

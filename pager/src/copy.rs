@@ -49,6 +49,32 @@ pub(crate) fn to_shared(memory: &Memory, offset: usize, bytes: &[u8]) {
     }
 }
 
+/// Copies whole pages of a region to words, which no other thread looks at. Whether any of them is
+/// not zero.
+pub(crate) fn to_words(memory: &Memory, offset: usize, words: &[AtomicU64]) -> bool {
+    let mut from = Words::new(memory, offset, size_of_val(words));
+    let mut all = 0;
+    for word in words {
+        // RELAXED: as below.
+        let value = from.next().0.load(Relaxed);
+        word.store(value, Relaxed);
+        all |= value;
+    }
+    all != 0
+}
+
+/// Copies bytes of whole words to words, which no other thread looks at. Whether any is not zero.
+pub(crate) fn bytes_to_words(bytes: &[u8], words: &[AtomicU64]) -> bool {
+    let mut all = 0;
+    for (bytes, word) in bytes.as_chunks().0.iter().zip(words) {
+        let value = u64::from_ne_bytes(*bytes);
+        // RELAXED: as below.
+        word.store(value, Relaxed);
+        all |= value;
+    }
+    all != 0
+}
+
 /// How many of the bytes lie before the first word that begins among them.
 fn before_word(offset: usize, len: usize) -> usize {
     (offset.next_multiple_of(WORD) - offset).min(len)

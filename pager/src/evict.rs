@@ -8,11 +8,18 @@
 //!
 //! # What goes first
 //!
-//! No processor tells a process which of its pages are used, so what is known of a page is when it
-//! came, and whether it had gone shortly before (`history.rs`): then it is *hot*, one that is used
-//! more often than pages stay. Pages that are not, go in the order in which they came, as long as
-//! they are more than a twentieth of all; otherwise hot ones do, in that order. So what is used
-//! once does not push out what is used often.
+//! No processor tells a process which of its pages are used. What tells it here is a touch that is
+//! a fault: a part of the bound is for bytes of pages that have gone and are *kept* (`kept.rs`),
+//! so that such a page comes back without its source. One that comes back, or is read again soon
+//! after it had gone for good (`history.rs`), is *hot*: it is used more often than pages stay.
+//!
+//! Pages that are not hot go in the order in which they came as long as they are more than a
+//! number; otherwise hot ones do, in that order. So what is used once does not push out what is
+//! used often. The number grows when what was not hot comes again, and shrinks when what was hot
+//! does ([`Parts`]): so it follows when what is used often changes.
+//!
+//! What comes back in vain costs a fault: so many pages are kept that those are no more than two
+//! for each page that is read. When what is used fits in the bound, none is.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::{Range, RangeInclusive};
@@ -20,7 +27,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use crate::budget::{Budget, Wanted};
-use crate::history::Filled;
+use crate::history::{Counted, Filled};
 use crate::holds::Hold;
 use crate::mapping::{Backing, Mapping, Place};
 use crate::records::{Kind, Records};
@@ -55,6 +62,7 @@ pub(crate) fn run(budget: &Budget, members: &Members) {
         retry_at: Instant::now(),
         held_since: None,
         in_vain: InVain::default(),
+        parts: Parts::default(),
     };
     while budget.wakeup.wait() {
         let members = members.read().unwrap_or_else(PoisonError::into_inner);
@@ -123,6 +131,27 @@ struct Rounds<'a> {
     /// Since when a device holds pages that a fault waits for.
     held_since: Option<Instant>,
     in_vain: InVain,
+    parts: Parts,
+}
+
+/// How a bound is divided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Parts {
+    /// So many granules that are not hot stay before hot ones go.
+    new: usize,
+    /// So many pages are kept that have gone.
+    kept: usize,
+}
+
+impl Parts {
+    /// Follows what has come, when there are so many granules, and so many pages can be kept.
+    fn learn(&mut self, came: Counted, granules: usize, most_kept: usize) {
+        let [new, hot] = came.again;
+        // What comes again and was hot tells of too few hot ones, and the other way round.
+        self.new = (self.new + new).saturating_sub(3 * hot).clamp(granules / 32, granules * 3 / 4);
+        // What is read pays for pages that come back in vain: no more than two for each.
+        self.kept = (self.kept + 2 * came.read).saturating_sub(came.kept).min(most_kept);
+    }
 }
 
 /// What came of giving pages back.
@@ -164,6 +193,9 @@ impl Rounds<'_> {
             // What was tried for others is to be tried once more.
             self.asked.clear();
         }
+        let all = self.new.len() + self.hot.len();
+        let most_kept = self.budget.kept.most().saturating_sub(fixed);
+        self.parts.learn(self.budget.came.take(), all, most_kept);
         let mut must_all_look = false;
         if pages > 0 || short > 0 {
             must_all_look = self.make_room(regions, pages.max(short), short, is_insistent);
@@ -179,15 +211,23 @@ impl Rounds<'_> {
         short: usize,
         is_insistent: bool,
     ) -> bool {
-        // Some may be about to go.
-        let pending: usize = regions.iter().map(Region::pending).sum();
-        let chosen = self.choose(regions, pages.saturating_sub(pending), Choice::InTurn);
+        // Some may be about to go, and of some that go the bytes stay.
+        let most_kept = (self.budget.kept.pages() + pages).min(self.parts.kept);
+        let kept = self.budget.keep(most_kept);
+        let going = kept + regions.iter().map(Region::pending).sum::<usize>();
+        let staying = most_kept.saturating_sub(self.budget.kept.pages());
+        let wanted = (pages + staying).saturating_sub(going);
+        let chosen = self.choose(regions, wanted, Choice::InTurn);
         self.ask_for(regions, chosen.written);
         let mut given = self.give_back(regions, chosen.clean);
         if short > 0 && given.pages == 0 {
             // Clean ones that are younger than what is being written, or cannot be.
             let chosen = self.choose(regions, pages, Choice::Clean);
             given = self.give_back(regions, chosen.clean);
+        }
+        given.pages += kept;
+        if short > 0 && given.pages == 0 {
+            given.pages = self.budget.keep_fewer(short);
         }
         if given.pages > 0 {
             self.asked.clear();
@@ -259,8 +299,7 @@ impl Rounds<'_> {
 
     /// The next of what may go: of the hot ones only if others are few.
     fn next(&mut self) -> Option<(Candidate, bool)> {
-        let few = (self.new.len() + self.hot.len()) / 20;
-        let is_hot = self.new.len() <= few && !self.hot.is_empty();
+        let is_hot = self.new.len() <= self.parts.new && !self.hot.is_empty();
         let queue = if is_hot { &mut self.hot } else { &mut self.new };
         queue.pop_front().map(|candidate| (candidate, is_hot))
     }
@@ -338,7 +377,6 @@ impl Rounds<'_> {
         let tries_again = now >= self.retry_at;
         let mut by_regions: Vec<_> = regions.iter().map(|_| Vec::new()).collect();
         for (place, run) in written {
-            self.has_gone(&regions[place], &run);
             by_regions[place].push(run);
         }
         for (region, runs) in regions.iter().zip(by_regions) {
@@ -359,7 +397,6 @@ impl Rounds<'_> {
         let mut by_regions: Vec<Vec<_>> = regions.iter().map(|_| Vec::new()).collect();
         for (place, pages) in clean {
             let region = &regions[place];
-            self.has_gone(region, &pages);
             for granule in region.granules(&pages) {
                 self.in_vain.note((region.number(), granule));
             }
@@ -379,13 +416,6 @@ impl Rounds<'_> {
             }
         }
         given
-    }
-
-    /// Notes that pages have gone, or will soon.
-    fn has_gone(&self, region: &Region<'_>, pages: &Range<usize>) {
-        for granule in region.granules(pages) {
-            self.budget.gone.add(region.number(), granule);
-        }
     }
 
     /// Whether nothing can be given back, when nothing was although a fault found the bound

@@ -11,6 +11,7 @@ use pervma::{ReadError, ReadGuard};
 
 use crate::budget::{Admission, Wait};
 use crate::failure::OnFailure;
+use crate::kept::{Found, Slots};
 use crate::mapping::{Backing, Content, Mapping, Outcome, PAGE, Piece, Poisoned, SOURCES, SPACE};
 use crate::source::{ReadFailed, Source};
 use crate::stats::{Counters, Shard};
@@ -73,9 +74,12 @@ pub(crate) fn serve(addr: usize, cause: Cause, again: bool, server: Server<'_>) 
         Ok((vma, fault)) => {
             // Under the VMA's read lock: until it is let go, nothing of the mapping is changed or
             // unmapped.
-            let (new, end) = match at_once(&vma.mapping, &fault, cause) {
-                Some(done) => done,
-                None => read_and_fill(vma, &fault, server),
+            let mut new = 0;
+            let at_once = at_once(&vma.mapping, &fault, cause, &mut new)
+                .or_else(|| fill_from_kept(&vma.mapping, &fault, &mut new));
+            let end = match at_once {
+                Some(end) => end,
+                None => read_and_fill(vma, &fault, server, &mut new),
             };
             conclude(&fault, cause, new, end)
         }
@@ -85,14 +89,14 @@ pub(crate) fn serve(addr: usize, cause: Cause, again: bool, server: Server<'_>) 
 
 /// Serves a fault for which no source need be read.
 #[inline]
-fn at_once(mapping: &Mapping, fault: &Fault, cause: Cause) -> Option<(usize, End)> {
-    let (new, end) = if cause == Cause::WriteProtected {
-        (0, mapping.let_write(&fault.page).into())
+fn at_once(mapping: &Mapping, fault: &Fault, cause: Cause, new: &mut usize) -> Option<End> {
+    let end = if cause == Cause::WriteProtected {
+        mapping.let_write(&fault.page).into()
     } else {
-        fill_from(mapping, mapping.backing.source.bytes()?, fault)
+        fill_from(mapping, mapping.backing.source.bytes()?, fault, new)
     };
     end.count(&mapping.backing.counters);
-    Some((new, end))
+    Some(end)
 }
 
 /// A fault of a region.
@@ -198,11 +202,9 @@ fn find(
 /// Counts, and says what is to become of the access.
 #[inline]
 fn conclude(fault: &Fault, cause: Cause, new: usize, end: End) -> Verdict {
-    let count = Shard::mine();
-    count.count_pages(new);
     match end {
         End::Done => {
-            count.count_fault();
+            Shard::mine().count_fault();
             let was_present = new == 0 && cause != Cause::WriteProtected;
             if was_present && fault.is_tracked && cause == Cause::Unknown {
                 return let_write_perhaps(fault);
@@ -350,12 +352,12 @@ impl Rest {
     }
 }
 
-/// Fills from memory: the kernel copies from there.
-fn fill_from(mapping: &Mapping, bytes: &[u8], fault: &Fault) -> (usize, End) {
+/// Fills from memory: the kernel copies from there. Here and below, how many pages come by it is
+/// added to `new`.
+fn fill_from(mapping: &Mapping, bytes: &[u8], fault: &Fault, new: &mut usize) -> End {
     let page_size = fault.page.len();
     let tail_at = bytes.len() / page_size * page_size;
     let mut rest = Rest::of(fault);
-    let mut new = 0;
     while let Some(mut chunk) = mapping.next_missing(rest.from.clone(), &fault.page, usize::MAX) {
         let tail = &*mapping.backing.tail;
         let bytes = if chunk.start < tail_at {
@@ -370,14 +372,74 @@ fn fill_from(mapping: &Mapping, bytes: &[u8], fault: &Fault) -> (usize, End) {
         };
         let end = match Taken::take(&mapping.backing, &chunk, &rest, fault) {
             Ok(_) if bytes.is_empty() => End::Failed,
-            Ok(taken) => taken.install(mapping, &chunk, Content::Bytes(bytes), fault, &mut new),
+            Ok(taken) => taken.install(mapping, &chunk, Content::Bytes(bytes), fault, new),
             Err(end) => end,
         };
         if let Err(end) = rest.after(&chunk, end, fault) {
-            return (new, end);
+            return end;
         }
     }
-    (new, End::Done)
+    End::Done
+}
+
+/// Fills what is kept of a granule; `None` if that is not the page that the access wants.
+fn fill_from_kept(mapping: &Mapping, fault: &Fault, new: &mut usize) -> Option<End> {
+    let budget = mapping.backing.share.as_ref()?.budget();
+    if budget.kept.pages() == 0 {
+        return None;
+    }
+    let mut rest = Rest::of(fault);
+    // What is wanted comes first.
+    for part in [fault.page.start..fault.granule.end, fault.granule.start..fault.page.start] {
+        rest.from = part;
+        while let Some(mut chunk) = mapping.next_missing(rest.from.clone(), &fault.page, usize::MAX)
+        {
+            let pages = mapping.pages(&chunk);
+            let time = |page| mapping.records.time(page..page + 1);
+            let end = match budget.kept.find(fault.number, pages, time) {
+                Found::Nothing if rest.has_page => {
+                    rest.from.start = chunk.start + PAGE;
+                    continue;
+                }
+                Found::Nothing => return None,
+                Found::Taken => End::Gone,
+                Found::Bytes(slots) => {
+                    chunk.end = chunk.start + slots.len() * PAGE;
+                    fill_kept(mapping, &chunk, slots, &rest, fault, new)
+                }
+            };
+            if let Err(end) = rest.after(&chunk, end, fault) {
+                end.count(&mapping.backing.counters);
+                return Some(end);
+            }
+        }
+    }
+    End::Done.count(&mapping.backing.counters);
+    Some(End::Done)
+}
+
+/// Fills a chunk with what was kept of it.
+fn fill_kept(
+    mapping: &Mapping,
+    chunk: &Range<usize>,
+    mut slots: Slots<'_>,
+    rest: &Rest,
+    fault: &Fault,
+    new: &mut usize,
+) -> End {
+    let taken = match Taken::take(&mapping.backing, chunk, rest, fault) {
+        Ok(taken) => taken,
+        Err(end) => return end,
+    };
+    let before = *new;
+    let end = taken.install(mapping, chunk, Content::Kept(&slots), fault, new);
+    if let Some(share) = &mapping.backing.share {
+        share.budget().came.add_kept(*new - before);
+    }
+    if matches!(end, End::Done) {
+        slots.have_come();
+    }
+    end
 }
 
 /// Fills what the source reads. No VMA of the region is locked while it does, only the source's in
@@ -386,9 +448,10 @@ fn read_and_fill(
     mut vma: ReadGuard<'static, Piece>,
     fault: &Fault,
     server: Server<'_>,
-) -> (usize, End) {
+    new: &mut usize,
+) -> End {
     let Ok(backing) = SOURCES.try_read(fault.number) else {
-        return (0, End::Later);
+        return End::Later;
     };
     let granule = vma.mapping.granule_of(fault.page.start);
     let is_handler_thread = matches!(server, Server::Thread);
@@ -399,26 +462,25 @@ fn read_and_fill(
             Shard::mine().count_fault();
             End::Done.count(&backing.counters);
         }
-        return (0, End::UnderWay { granule });
+        return End::UnderWay { granule };
     };
     if vma.mapping.is_page_present(&fault.page) {
         // Another thread has read it since the access faulted.
         let end = fault.written().map_or(End::Done, |page| vma.mapping.let_write(page).into());
         end.count(&backing.counters);
-        return (0, end);
+        return end;
     }
     let mut pooled;
     let buffer = match server {
         Server::Caller { buffer, .. } => buffer,
         Server::Handler | Server::Thread => {
             pooled = backing.buffers.take(fault.granule.len());
-            let Some(buffer) = &mut pooled else { return (0, End::Later) };
+            let Some(buffer) = &mut pooled else { return End::Later };
             buffer
         }
     };
     let mut rest = Rest::of(fault);
     let mut takes_zeros = backing.takes_zeros();
-    let mut new = 0;
     while let Some(mut wanted) = Wanted::next(&vma.mapping, rest.from.clone(), fault, buffer.len())
     {
         let end = match Taken::take(&backing, &wanted.chunk, &rest, fault) {
@@ -429,9 +491,9 @@ fn read_and_fill(
                 vma = match SPACE.try_read(fault.addr) {
                     Ok(again) if wanted.is_still(&again, fault) => again,
                     _ if rest.has_page => break,
-                    _ => return (new, End::Later),
+                    _ => return End::Later,
                 };
-                let end = settle(&vma.mapping, taken, &wanted.chunk, read, fault, &mut new);
+                let end = settle(&vma.mapping, taken, &wanted.chunk, read, fault, new);
                 if matches!((&read, &end), (Ok(Content::Zeros), End::Failed)) {
                     // A filter that came later: they are copied.
                     takes_zeros = false;
@@ -442,11 +504,11 @@ fn read_and_fill(
         };
         if let Err(end) = rest.after(&wanted.chunk, end, fault) {
             end.count(&backing.counters);
-            return (new, end);
+            return end;
         }
     }
     End::Done.count(&backing.counters);
-    (new, End::Done)
+    End::Done
 }
 
 /// Fills a chunk with what was read, or poisons the page that the access wants.
@@ -459,7 +521,14 @@ fn settle(
     new: &mut usize,
 ) -> End {
     match read {
-        Ok(content) => taken.install(mapping, chunk, content, fault, new),
+        Ok(content) => {
+            let before = *new;
+            let end = taken.install(mapping, chunk, content, fault, new);
+            if let Some(share) = &mapping.backing.share {
+                share.budget().came.add_read(*new - before);
+            }
+            end
+        }
         Err(ReadFailed) if *chunk != fault.page => End::Failed,
         Err(ReadFailed) => match mapping.poison(&fault.page, false) {
             Poisoned::ByKernel | Poisoned::ByRecord => End::Failed,

@@ -67,6 +67,7 @@ impl Region {
     pub fn freeze(mut self) -> Result<FrozenRegion, Error> {
         self.lift_bound();
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
+        self.end_leaked_holds();
         let exclusion = self.exclude(&self.part(0..self.len())?)?;
         let parts = Accesses::of(&exclusion, self.mapping())?;
         drop(exclusion);

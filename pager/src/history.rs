@@ -5,7 +5,7 @@
 //! else to give back; a page that is not known to have gone is taken to be new.
 #![expect(clippy::disallowed_types, reason = "relaxed words: hints that guard no memory")]
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use crate::sys::{Errno, Words};
 
@@ -99,12 +99,25 @@ impl Fills {
 /// Granules that have gone lately: those that come again soon are used often.
 #[derive(Debug)]
 pub(crate) struct Gone {
-    /// Pairs of words, each the upper half of a granule's hash and the number of granules that had
-    /// gone before.
+    /// Pairs of words, each the upper half of a granule's hash, with whether it was hot, and the
+    /// number of granules that had gone before.
     words: Words,
     times: AtomicU64,
     /// What has gone more than so many granules ago is forgotten.
     most: u64,
+}
+
+/// In the upper half of a word: whether the granule was hot.
+const WAS_HOT: u64 = 2;
+
+/// A number for a region and one of its granules or pages; numbers that are near to each other are
+/// made far from each other.
+pub(crate) fn hash(region: usize, number: usize) -> u64 {
+    let mut hash = (number as u64).wrapping_add((region as u64) << 40);
+    for _ in 0..2 {
+        hash = (hash ^ hash >> 31).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+    hash
 }
 
 impl Gone {
@@ -117,13 +130,10 @@ impl Gone {
 
     /// The two places that a granule may be at, and the upper half of its words.
     fn places(&self, region: usize, granule: usize) -> ([&AtomicU64; 2], u64) {
-        // Numbers that are near to each other are made far from each other.
-        let mut hash = (granule as u64).wrapping_add((region as u64) << 40);
-        for _ in 0..2 {
-            hash = (hash ^ hash >> 31).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        }
+        let hash = hash(region, granule);
         let pair = (hash >> 16) as usize % (self.words.len() / 2);
-        ([&self.words[2 * pair], &self.words[2 * pair + 1]], (hash | 1) & 0xFFFF_FFFF)
+        let tag = (hash | 1) & 0xFFFF_FFFF & !WAS_HOT;
+        ([&self.words[2 * pair], &self.words[2 * pair + 1]], tag)
     }
 
     /// How many granules have gone since what a word is of.
@@ -131,28 +141,75 @@ impl Gone {
         if word == 0 { u64::MAX } else { u64::from((now as u32).wrapping_sub(word as u32)) }
     }
 
-    /// A granule has gone.
-    pub(crate) fn add(&self, region: usize, granule: usize) {
+    /// A granule has gone, which was hot or not.
+    pub(crate) fn add(&self, region: usize, granule: usize, was_hot: bool) {
         let now = self.times.fetch_add(1, Relaxed);
         let (places, tag) = self.places(region, granule);
+        let tag = if was_hot { tag | WAS_HOT } else { tag };
         let oldest = places.into_iter().max_by_key(|word| Self::age(word.load(Relaxed), now));
         if let Some(word) = oldest {
             word.store(tag << 32 | now & 0xFFFF_FFFF, Relaxed);
         }
     }
 
-    /// Whether a granule had gone lately, that has come again.
+    /// Whether a granule that comes had gone lately, and was hot then.
     #[inline]
-    pub(crate) fn has_come_again(&self, region: usize, granule: usize) -> bool {
+    pub(crate) fn has_come_again(&self, region: usize, granule: usize) -> Option<bool> {
         let now = self.times.load(Relaxed);
         let ([first, second], tag) = self.places(region, granule);
         // As plain as can be: unoptimised, it runs on a small signal stack.
-        self.is_of(first, tag, now) || self.is_of(second, tag, now)
+        let first = self.is_of(first, tag, now);
+        if first.is_some() { first } else { self.is_of(second, tag, now) }
     }
 
-    fn is_of(&self, place: &AtomicU64, tag: u64, now: u64) -> bool {
+    fn is_of(&self, place: &AtomicU64, tag: u64, now: u64) -> Option<bool> {
         let word = place.load(Relaxed);
-        word >> 32 == tag && Self::age(word, now) <= self.most
+        let found = word >> 32;
+        let is_it = found & !WAS_HOT == tag && Self::age(word, now) <= self.most;
+        is_it.then_some(found & WAS_HOT != 0)
+    }
+}
+
+/// How granules have come since the evictor looked last: what it divides a bound by.
+#[derive(Debug, Default)]
+pub(crate) struct Came {
+    /// Pages that were read from a source.
+    read: AtomicUsize,
+    /// Pages whose bytes were kept.
+    kept: AtomicUsize,
+    /// Granules that had gone lately, or were kept, and were not hot then, and that were.
+    again: [AtomicUsize; 2],
+}
+
+/// As of one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Counted {
+    pub(crate) read: usize,
+    pub(crate) kept: usize,
+    pub(crate) again: [usize; 2],
+}
+
+impl Came {
+    #[inline]
+    pub(crate) fn add_read(&self, pages: usize) {
+        self.read.fetch_add(pages, Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn add_kept(&self, pages: usize) {
+        self.kept.fetch_add(pages, Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn add_again(&self, was_hot: bool) {
+        self.again[usize::from(was_hot)].fetch_add(1, Relaxed);
+    }
+
+    /// What was counted since this was called last.
+    pub(crate) fn take(&self) -> Counted {
+        let take = |count: &AtomicUsize| count.swap(0, Relaxed);
+        let again = [take(&self.again[0]), take(&self.again[1])];
+        Counted { read: take(&self.read), kept: take(&self.kept), again }
     }
 }
 
@@ -183,12 +240,15 @@ mod tests {
     fn what_has_gone_lately_is_known_for_most() {
         let gone = Gone::new(1000).unwrap();
         for granule in 0..10_000 {
-            assert!(!gone.has_come_again(3, granule));
-            gone.add(3, granule);
-            assert!(gone.has_come_again(3, granule) && !gone.has_come_again(4, granule));
+            let was_hot = granule % 3 == 0;
+            assert_eq!(gone.has_come_again(3, granule), None);
+            gone.add(3, granule, was_hot);
+            assert_eq!(gone.has_come_again(3, granule), Some(was_hot));
+            assert_eq!(gone.has_come_again(4, granule), None);
         }
-        let known = (9000..10_000).filter(|&granule| gone.has_come_again(3, granule)).count();
+        let is_known = |granule| gone.has_come_again(3, granule) == Some(granule % 3 == 0);
+        let known = (9000..10_000).filter(|&granule| is_known(granule)).count();
         assert!(known > 850, "{known} of 1000");
-        assert!((0..8000).all(|granule| !gone.has_come_again(3, granule)));
+        assert!((0..8000).all(|granule| gone.has_come_again(3, granule).is_none()));
     }
 }

@@ -3,11 +3,11 @@
 //! # Actors
 //!
 //! - *Threads that touch regions*: in signal mode the handler runs on them, looks up, reads, fills.
-//! - *Handler threads*, of regions in thread mode: they read faults and do the same.
+//! - *Handler threads*, of a region in thread mode or of several: they read faults and do the same.
 //! - *Threads that fill pages before they touch them* (`filler.rs`), for operations that return
 //!   errors: they do the same outside of a handler, and copy under the read lock of the VMA.
-//! - *Evictors*, one for each bound: they give back what is clean of its regions, and never wait
-//!   for a source.
+//! - *Evictors*, one for each bound: they give back what is clean of its regions, keep some of its
+//!   bytes for a while, and never wait for a source.
 //! - *Writers*, one for each region with a bound that is writable: they write to the source what
 //!   has to go.
 //! - *Threads that map, change and drop regions*: they edit the one address space of the process
@@ -27,7 +27,8 @@
 //! 4. If the region has a bound, pages are taken from its budget; if none are left, the thread
 //!    sleeps until the evictor has given pages back, and repeats the access. It fails if no page
 //!    can be given back: nothing is clean, and nothing can be written.
-//! 5. If another thread reads the granule, its end is awaited, and the access is repeated: the
+//! 5. If bytes of the page are kept since it has gone, it is filled from there. If another thread
+//!    reads the granule, its end is awaited, and the access is repeated: the
 //!    handler sleeps by a futex; a handler thread leaves the fault to the thread that reads, and
 //!    serves others. Otherwise what is missing of the granule is read, into a buffer of the region:
 //!    the VMA is unlocked for it, and what keeps the source is a VMA of its own, in a second

@@ -26,6 +26,7 @@
 //! | one bound of resident pages for several regions | [`Bound`] |
 //! | more pages a fault, huge pages, a bound of resident pages, a hook for failures | [`Options`] |
 //! | what is zeros not to be read, and to take no memory | [`Source::zeros`], in files by itself |
+//! | threads that serve the faults of several regions | [`Handlers`] |
 //! | SIGBUS to be handled after others have taken it, or by you | [`install_handler`], [`serve_sigbus`] |
 //! | system calls on such memory, or a source that locks or allocates | [`Options::handler_threads`] |
 //! | the kernel's interface, for a pager of your own | [`sys`] |
@@ -38,7 +39,7 @@
 //!
 //! | | signal mode | thread mode |
 //! |---|---|---|
-//! | who serves a fault | the thread that made it, in the SIGBUS handler | a thread of the region |
+//! | who serves a fault | the thread that made it, in the SIGBUS handler | a thread of the region, or of [`Handlers`] |
 //! | cost of a fault of one page | 4 to 5 µs | 8 µs and more, two changes of thread |
 //! | privilege | none | none for user code; for system calls see [`Options::handler_threads`] |
 //! | a system call that touches what is missing | fails with `EFAULT` | is served, if privileged |
@@ -64,13 +65,15 @@
 //!
 //! Each is explained in [`limits`].
 //!
-//! - Linux with pages of 4096 bytes; one file descriptor a region, three in thread mode; a sparse
+//! - Linux with pages of 4096 bytes; one file descriptor a region, three in thread mode
+//!   unless it shares [`Handlers`]; a sparse
 //!   file as the source takes one more.
 //! - In signal mode a system call that touches a missing page fails with `EFAULT`:
 //!   [pin](Region::pin) what it touches. And SIGBUS must not be blocked in a thread that touches a
 //!   region.
 //! - A SIGBUS handler that is installed later must pass on what is not its own, with all signals
 //!   blocked ([`serve_sigbus`], [`install_handler`]).
+//! - A library that this crate is in stays loaded once it has mapped a region.
 //! - `munmap`, `mprotect` and `MADV_DONTNEED` at a region's addresses are this crate's to call.
 //! - What devices write to a region after an operation on it can be lost: let the I/O end first.
 //! - A forked child does not have the regions.
@@ -99,6 +102,8 @@ mod history;
 mod holds;
 #[cfg(doc)]
 pub mod internals;
+mod kept;
+mod leaving;
 #[cfg(doc)]
 pub mod limits;
 mod mapping;
@@ -123,6 +128,7 @@ pub use error::{AccessError, Error, Refusal};
 pub use failure::{Failure, OnFailure, Response, WriteBackFailure};
 pub use frozen::FrozenRegion;
 pub use options::{InSignal, InThread, Options, Serves};
+pub use poller::Handlers;
 pub use region::{Pin, Prefetched, Region};
 pub use signal::{install_handler, serve_sigbus};
 pub use source::{FileSource, MemorySource, ReadFailed, SignalSafe, Source};

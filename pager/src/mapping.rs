@@ -13,16 +13,18 @@ use crate::budget::Share;
 use crate::buffers::Buffers;
 use crate::failure::{OnFailure, OnWriteBackFailure};
 use crate::holds::Holds;
+use crate::kept::{Page, Slots};
 use crate::parts::Parts;
 use crate::reads::Reads;
 use crate::records::{BLOCK, Clock, Filling, Records};
 use crate::source::Source;
 use crate::staging::Staging;
-use crate::stats::Counters;
+use crate::stats::{Counters, Shard};
 use crate::sys::{Access, CopyError, Errno, Fill, Memory, PageSize, Userfaultfd};
 
 /// The size of a page in bytes, and the unit of all counts, also where pages are huge.
 pub(crate) const PAGE: usize = 4096;
+const WORD: usize = size_of::<u64>();
 
 /// All regions of this process.
 pub(crate) static SPACE: AddressSpace<Piece> = AddressSpace::new(PAGE);
@@ -80,6 +82,13 @@ impl<S: Source + ?Sized> Backing<S> {
     #[inline]
     pub(crate) fn takes_zeros(&self) -> bool {
         self.uffd.can_zero() && !self.is_tracked && self.page_size == PageSize::Small
+    }
+
+    /// Whether bytes of pages that go to keep a bound are kept for a while: where they are read,
+    /// and not where they are in memory anyway.
+    #[inline]
+    pub(crate) fn are_kept(&self) -> bool {
+        self.page_size == PageSize::Small && self.source.bytes().is_none()
     }
 
     /// Whether a granule is one page of the kernel's.
@@ -166,6 +175,8 @@ impl Payload for Piece {
 #[derive(Clone, Copy)]
 pub(crate) enum Content<'a> {
     Bytes(&'a [u8]),
+    /// Bytes that were kept when the pages had gone.
+    Kept(&'a Slots<'a>),
     /// Not for a tracked mapping: the kernel does not write-protect them.
     Zeros,
 }
@@ -317,6 +328,12 @@ impl Mapping {
         offset / self.backing.granule
     }
 
+    /// A page, as it is told from all others of a bound.
+    pub(crate) fn kept_page(&self, page: usize) -> Page {
+        let granule_bits = self.backing.granule.ilog2() - self.backing.page_size.shift();
+        Page { region: self.backing.number, page, granule_bits }
+    }
+
     /// The pages of the granule of a page.
     pub(crate) fn granule_pages(&self, page: usize) -> Range<usize> {
         let pages = self.page_of(self.backing.granule).max(1);
@@ -359,7 +376,7 @@ impl Mapping {
         content: Content<'_>,
         written: Option<&Range<usize>>,
     ) -> (usize, Outcome) {
-        let how = self.filling(range.start);
+        let how = self.filling(range.start, content);
         let page_size = self.backing.page_size.bytes();
         // A page by itself is filled as it is wanted, one among others is let be written by a call
         // of its own.
@@ -378,6 +395,11 @@ impl Mapping {
                     let bytes = &bytes[part.start - range.start..part.end - range.start];
                     uffd.copy(memory, part.start, bytes, fill)
                 }
+                Content::Kept(slots) => {
+                    let words = slots.words();
+                    let [start, end] = [part.start, part.end].map(|at| (at - range.start) / WORD);
+                    uffd.copy_words(memory, part.start, &words[start..end], fill)
+                }
                 Content::Zeros => uffd.zero(memory, part.clone(), fill.wake),
             };
             let copied = match filled {
@@ -395,7 +417,7 @@ impl Mapping {
                 }
                 Err(_) => return (new, Outcome::Refused),
             };
-            new += self.have_come(&(part.start..part.start + copied), dirty, how);
+            new += self.have_come(&(part.start..part.start + copied), dirty, how, content);
             parts.advance(copied);
         }
         let outcome = match written {
@@ -406,21 +428,39 @@ impl Mapping {
     }
 
     /// How pages at an offset are filled now, with a bound.
-    fn filling(&self, offset: usize) -> Option<Filling> {
-        let share = self.backing.share.as_ref()?;
-        let granule = self.granule_of(offset);
-        let is_hot = share.budget().gone.has_come_again(self.backing.number, granule);
-        Some(Filling { time: self.records.tick(), is_hot })
+    fn filling(&self, offset: usize, content: Content<'_>) -> Option<Filling> {
+        let budget = self.backing.share.as_ref()?.budget();
+        let was_hot = match content {
+            Content::Kept(slots) => Some(slots.was_hot()),
+            _ => budget.gone.has_come_again(self.backing.number, self.granule_of(offset)),
+        };
+        if let Some(was_hot) = was_hot {
+            budget.came.add_again(was_hot);
+        }
+        Some(Filling { time: self.records.tick(), is_hot: was_hot.is_some() })
     }
 
     /// The pages of a part were filled. How many were missing before, counted in pages of [`PAGE`].
-    fn have_come(&self, part: &Range<usize>, dirty: bool, how: Option<Filling>) -> usize {
+    fn have_come(
+        &self,
+        part: &Range<usize>,
+        dirty: bool,
+        how: Option<Filling>,
+        content: Content<'_>,
+    ) -> usize {
         let filled = self.records.fill(self.pages(part), dirty, how);
+        let filled = self.backing.counted(filled);
+        let counters = self.backing.counters.mine();
         if let Some(share) = &self.backing.share {
             share.filled(self.backing.number, self.page_of(part.start));
         }
-        let filled = self.backing.counted(filled);
-        self.backing.counters.mine().pages.add(filled);
+        if matches!(content, Content::Kept(_)) {
+            counters.returned.add(filled);
+            Shard::mine().count_returned(filled);
+        } else {
+            counters.pages.add(filled);
+            Shard::mine().count_pages(filled);
+        }
         filled
     }
 

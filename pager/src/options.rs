@@ -8,6 +8,7 @@ use crate::bound::Bound;
 use crate::buffers::Buffers;
 use crate::failure::{OnFailure, OnWriteBackFailure, WriteBackFailure};
 use crate::mapping::{Backing, PAGE};
+use crate::poller::Handlers;
 use crate::reads::Reads;
 use crate::region::Region;
 use crate::source::{SignalSafe, Source};
@@ -60,9 +61,18 @@ pub struct Options<M = InSignal> {
     bound: Option<Bound>,
     on_failure: OnFailure,
     on_write_back_failure: Hook,
-    /// None in signal mode.
-    handler_threads: usize,
+    handlers: Threads,
     mode: PhantomData<M>,
+}
+
+/// Whose threads serve faults.
+#[derive(Clone, Debug)]
+enum Threads {
+    /// Signal mode.
+    None,
+    /// So many of the region's own.
+    Own(usize),
+    Shared(Handlers),
 }
 
 /// Who is told of pages that cannot be written back.
@@ -96,14 +106,15 @@ impl Options<InSignal> {
             bound: None,
             on_failure: OnFailure::pass_on(),
             on_write_back_failure: Hook(None),
-            handler_threads: 0,
+            handlers: Threads::None,
             mode: PhantomData,
         }
     }
 }
 
 impl<M> Options<M> {
-    /// Faults are served by so many threads of the region (at least one, also for 0): for memory
+    /// Faults are served by so many threads of the region (at least one, also for 0; for threads
+    /// that several regions share there are [`handlers`](Self::handlers)): for memory
     /// that system calls touch, and for sources that are not [`SignalSafe`]. More than one are for
     /// sources that are slow. It needs Linux 6.6.
     ///
@@ -123,6 +134,17 @@ impl<M> Options<M> {
     /// ```
     #[must_use]
     pub fn handler_threads(self, threads: usize) -> Options<InThread> {
+        self.served_by(Threads::Own(threads.max(1)))
+    }
+
+    /// Faults are served by threads that the region shares with all others that are mapped with
+    /// them, in place of its own. Otherwise as [`handler_threads`](Self::handler_threads).
+    #[must_use]
+    pub fn handlers(self, handlers: &Handlers) -> Options<InThread> {
+        self.served_by(Threads::Shared(handlers.clone()))
+    }
+
+    fn served_by(self, handlers: Threads) -> Options<InThread> {
         Options {
             granule: self.granule,
             page_size: self.page_size,
@@ -132,7 +154,7 @@ impl<M> Options<M> {
             bound: self.bound,
             on_failure: self.on_failure,
             on_write_back_failure: self.on_write_back_failure,
-            handler_threads: threads.max(1),
+            handlers,
             mode: PhantomData,
         }
     }
@@ -176,9 +198,10 @@ impl<M> Options<M> {
     }
 
     /// At most so many bytes are present at a time. A thread gives back what was filled longest
-    /// ago, but for pages that came again soon after they had gone, as long as there are others;
-    /// another thread, if the region is writable, writes to the source what was written. For
-    /// regions that share a bound, and for watermarks, there is [`bound`](Self::bound).
+    /// ago, but for pages that are known to be used, as long as there are others
+    /// ([`Bound`]); another thread, if the region is writable, writes to the source what was
+    /// written. For regions that share a bound, and for watermarks, there is
+    /// [`bound`](Self::bound).
     ///
     /// Pages are counted, and from 8 MiB on the [tables](crate::limits) that they need.
     ///
@@ -287,7 +310,7 @@ impl<M> Options<M> {
         if !granule.is_power_of_two() || granule < page {
             return Err(Error::Granule { granule, page });
         }
-        let is_threaded = self.handler_threads > 0;
+        let is_threaded = !matches!(self.handlers, Threads::None);
         if self.page_size == PageSize::Huge && !is_threaded && source.bytes().is_none() {
             return Err(Error::HugeNeedsMemory);
         }
@@ -333,7 +356,12 @@ impl<M> Options<M> {
             tail: tail(source.bytes(), page),
             source,
         });
-        Region::new(backing, capacity, self.handler_threads, bound.as_ref())
+        let handlers = match self.handlers {
+            Threads::None => None,
+            Threads::Own(threads) => Some(Handlers::new(threads)?),
+            Threads::Shared(handlers) => Some(handlers),
+        };
+        Region::new(backing, capacity, handlers.as_ref(), bound.as_ref())
     }
 
     fn buffers(
@@ -348,9 +376,10 @@ impl<M> Options<M> {
         // No more than there is to read.
         let page = self.page_size.bytes();
         let bytes = granule.min(capacity.checked_next_multiple_of(page).unwrap_or(granule));
-        let made = match self.handler_threads {
-            0 => Buffers::of_handlers(capacity.div_ceil(granule), bytes),
-            threads => Buffers::of_threads(threads, bytes),
+        let made = match &self.handlers {
+            Threads::None => Buffers::of_handlers(capacity.div_ceil(granule), bytes),
+            Threads::Own(threads) => Buffers::of_threads(*threads, bytes),
+            Threads::Shared(handlers) => Buffers::of_threads(handlers.threads(), bytes),
         };
         made.map_err(|errno| Error::Memory { bytes, errno })
     }

@@ -292,15 +292,23 @@ impl Records {
     /// Gives back the blocks of some pages, whose records say nothing. R4 is up to the caller.
     pub(crate) fn end_use(&self, pages: Range<usize>) {
         let blocks = self.blocks(&pages);
-        let time = self.tick();
+        for block in blocks.clone() {
+            // What its records say of times is to be said by it.
+            let first = (block * BLOCK).saturating_sub(self.lead);
+            let time = self.time(self.whole_blocks(&(first..first + 1)));
+            // RELAXED: R4.
+            let word = &self.level(1)[block];
+            word.store(time | word.load(Relaxed) & BELOW, Relaxed);
+        }
         let first = self.levels[0].start + blocks.start * BLOCK;
         if self.words.discard(first..first + blocks.len() * BLOCK).is_err() {
             // A filter: they stay.
             return;
         }
         for block in blocks {
-            // What its records said of times is to be said by it. RELAXED: R4.
-            self.level(1)[block].store(time, Relaxed);
+            // RELAXED: R4.
+            let word = &self.level(1)[block];
+            word.store(word.load(Relaxed) & !BELOW, Relaxed);
             if let Some(share) = &self.share {
                 share.remove_table();
             }
@@ -620,6 +628,18 @@ impl Records {
     }
 }
 
+impl Drop for Records {
+    /// What they count for of a bound is no more: a region that has moved has others.
+    fn drop(&mut self) {
+        let Some(share) = self.share.take() else { return };
+        let mut rest = 0..self.pages;
+        while let Some(page) = self.next_in_use(rest.clone()) {
+            share.remove_table();
+            rest.start = self.whole_blocks(&(page..page + 1)).end;
+        }
+    }
+}
+
 #[cfg(test)]
 impl Records {
     /// Of so many pages, for a region that has no bound.
@@ -745,6 +765,9 @@ mod tests {
                     }));
                 }
             }
+            assert!(share.tables() > 0);
+            drop(records);
+            assert_eq!(share.tables(), 0);
         }
     }
 }

@@ -37,8 +37,11 @@ pub struct Stats {
     /// Faults of regions after which the page was present, filled by this fault or by another
     /// thread's at the same time; and first writes to pages whose writes are tracked.
     pub faults: u64,
-    /// Pages of 4096 bytes that faults filled; with granules, several a fault.
+    /// Pages of 4096 bytes that faults filled from a source; with granules, several a fault.
     pub pages: u64,
+    /// Pages of 4096 bytes that came back to their regions and were not read again: they had gone
+    /// to keep a bound, and their bytes were still kept.
+    pub returned: u64,
     /// Accesses whose page could not be had.
     pub failures: u64,
     /// Pages of 4096 bytes that were given back to stay within a bound.
@@ -95,6 +98,7 @@ macro_rules! counters {
 counters!(
     faults,
     pages,
+    returned,
     failures,
     evicted,
     written_back,
@@ -146,8 +150,11 @@ pub struct RegionStats {
     /// also those that a thread has served for itself before an access
     /// ([`Region::read_checked`](crate::Region::read_checked) and its like).
     pub faults: u64,
-    /// Pages that were filled.
+    /// Pages that were filled from the source.
     pub pages: u64,
+    /// Pages that came back and were not read again: they had gone to keep a bound, and their bytes
+    /// were still kept.
+    pub returned: u64,
     /// Pages that were given back: to keep a bound, by operations, by a move to other addresses.
     pub given_back: u64,
     /// Pages that were written to the source.
@@ -171,6 +178,7 @@ pub(crate) struct Counters(Box<[RegionShard; Self::SHARDS]>);
 pub(crate) struct RegionShard {
     pub(crate) faults: Counter,
     pub(crate) pages: Counter,
+    pub(crate) returned: Counter,
     pub(crate) given_back: Counter,
     pub(crate) written_back: Counter,
     pub(crate) failures: Counter,
@@ -204,15 +212,16 @@ impl Counters {
         };
         // In this order: a page is given back after it was filled.
         let given_back = sum(|shard| &shard.given_back);
-        let pages = sum(|shard| &shard.pages);
+        let [pages, returned] = [sum(|shard| &shard.pages), sum(|shard| &shard.returned)];
         RegionStats {
             faults: sum(|shard| &shard.faults),
             pages,
+            returned,
             given_back,
             written_back: sum(|shard| &shard.written_back),
             failures: sum(|shard| &shard.failures),
             write_back_failures: sum(|shard| &shard.write_back_failures),
-            resident: pages.saturating_sub(given_back) * 4096,
+            resident: (pages + returned).saturating_sub(given_back) * 4096,
         }
     }
 }
@@ -251,6 +260,12 @@ impl Shard {
     #[inline]
     pub(crate) fn count_pages(&self, pages: usize) {
         self.pages.fetch_add(pages as u64, Relaxed);
+    }
+
+    /// Counts pages whose bytes were kept.
+    #[inline]
+    pub(crate) fn count_returned(&self, pages: usize) {
+        self.returned.fetch_add(pages as u64, Relaxed);
     }
 
     /// Counts an access whose page cannot be had.

@@ -10,6 +10,7 @@ use pervma::ChangeError;
 use crate::Error;
 use crate::accesses::Accesses;
 use crate::copy;
+use crate::leaving::{From, Leaving};
 use crate::mapping::{Mapping, PAGE, Piece, SPACE};
 use crate::records::Records;
 use crate::staging::Staging;
@@ -267,8 +268,10 @@ fn write_run(
                 if stays {
                     mapping.records.mark_clean(pages);
                 } else {
-                    out.settle(&part);
+                    let leaving = Leaving::new(mapping, &part, From::Bytes(out.bytes(&part)));
                     mapping.forget(&part);
+                    leaving.have_gone();
+                    out.settle(&part);
                     written.gone += part.len() / PAGE;
                 }
             }
@@ -388,9 +391,12 @@ fn give_back_clean(
     accesses: &Accesses<'_>,
 ) -> Result<usize, Error> {
     let mut gone = 0;
-    for (part, _) in accesses.mapped_of(part) {
+    for (part, access) in accesses.mapped_of(part) {
+        let from = if access == Access::None { From::Nowhere } else { From::Region };
         for run in runs(mapping, &part, Records::is_evictable) {
+            let leaving = Leaving::new(mapping, &run, from);
             mapping.give_back(&run).map_err(Error::Change)?;
+            leaving.have_gone();
             gone += run.len() / PAGE;
         }
     }

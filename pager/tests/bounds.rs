@@ -5,8 +5,10 @@ mod common;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use common::{PAGE, byte, watch};
-use pervma_pager::{Bound, Error, MemorySource, Options, Region, stats};
+use common::{PAGE, byte, watch, watch_for};
+use pervma_pager::{
+    Bound, Error, MemorySource, Options, ReadFailed, Region, SignalSafe, Source, stats,
+};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -15,16 +17,17 @@ fn source(pages: usize) -> MemorySource {
     MemorySource::new(bytes)
 }
 
-/// How many of the accesses to pages miss, by policies that know of each access.
+/// How many of the accesses to pages miss, after the first so many, by policies that know of each
+/// access.
 fn second_chance(accesses: &[usize], bound: usize) -> usize {
     let (mut order, mut used) = (VecDeque::new(), HashMap::new());
     let mut misses = 0;
-    for &page in accesses {
+    for (time, &page) in accesses.iter().enumerate() {
         if let Some(used) = used.get_mut(&page) {
             *used = true;
             continue;
         }
-        misses += 1;
+        misses += usize::from(time >= WARM);
         while used.len() >= bound {
             let oldest = order.pop_front().unwrap();
             if std::mem::take(used.get_mut(&oldest).unwrap()) {
@@ -42,9 +45,9 @@ fn second_chance(accesses: &[usize], bound: usize) -> usize {
 fn first_in_first_out(accesses: &[usize], bound: usize) -> usize {
     let (mut order, mut present) = (VecDeque::new(), HashSet::new());
     let mut misses = 0;
-    for &page in accesses {
+    for (time, &page) in accesses.iter().enumerate() {
         if present.insert(page) {
-            misses += 1;
+            misses += usize::from(time >= WARM);
             order.push_back(page);
             if present.len() > bound {
                 present.remove(&order.pop_front().unwrap());
@@ -54,48 +57,144 @@ fn first_in_first_out(accesses: &[usize], bound: usize) -> usize {
     misses
 }
 
-/// How many do in a region.
-fn in_a_region(accesses: &[usize], bound: usize, pages: usize) -> usize {
-    let region = Options::new().resident(bound * PAGE).map(source(pages)).unwrap();
-    for &page in accesses {
-        assert_eq!(byte(&region, page * PAGE), page as u8);
-        while region.resident().unwrap() > (bound - bound / 32) * PAGE {
+/// So many pages, which each have their number; they are read.
+struct Numbers(usize);
+
+impl Source for Numbers {
+    fn size(&self) -> u64 {
+        (self.0 * PAGE) as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed> {
+        for (page, part) in (offset as usize / PAGE..).zip(buf.chunks_mut(PAGE)) {
+            part.fill(page as u8);
+        }
+        Ok(())
+    }
+}
+
+// SAFETY: writes to the buffer that it is given.
+unsafe impl SignalSafe for Numbers {}
+
+/// How many pages a region has its source read, or copies from it, and how many come back that were
+/// kept.
+fn in_a_region(region: &Region, accesses: &[usize], bound: &Bound) -> [usize; 2] {
+    let counted = || {
+        let stats = region.stats();
+        [stats.pages, stats.returned].map(|count| usize::try_from(count).unwrap())
+    };
+    let mut before = [0; 2];
+    for (time, &page) in accesses.iter().enumerate() {
+        if time == WARM {
+            before = counted();
+        }
+        assert_eq!(byte(region, page * PAGE), page as u8);
+        while bound.resident() > bound.bytes() - bound.bytes() / 64 {
             // So that it does not depend on when the evictor runs.
             std::thread::yield_now();
         }
     }
-    usize::try_from(region.stats().pages).unwrap()
+    let after = counted();
+    [after[0] - before[0], after[1] - before[1]]
 }
 
-#[test]
-fn what_is_used_often_stays() {
-    watch();
-    let (bound, pages, times) = (1024, 20_000, 60_000);
+/// Accesses to pages, with a name, and how many may miss at most, in hundredths of those by second
+/// chance: where the source is read, and where it is in memory.
+struct Trace {
+    name: &'static str,
+    accesses: Vec<usize>,
+    most: [usize; 2],
+}
+
+const TRACED: usize = 20_000;
+/// So many accesses come before what is compared.
+const WARM: usize = 40_000;
+
+fn traces() -> Vec<Trace> {
+    let times = 120_000;
     let random = &mut StdRng::seed_from_u64(1);
     let mut hot = |most: usize| {
         let mut page = |_| {
             if random.random_range(0..10) > 0 {
                 random.random_range(0..most)
             } else {
-                random.random_range(most..pages)
+                random.random_range(most..TRACED)
             }
         };
         (0..times).map(&mut page).collect::<Vec<_>>()
     };
     let [half, most] = [hot(512), hot(768)];
-    // Each 10,000 accesses others are used often.
-    let moving = half.iter().enumerate();
-    let moving = moving.map(|(time, page)| (time / 10_000 * 512 + page) % pages).collect();
-    // By so many hundredths of those by second chance. When what is used often changes, each page
-    // of it has to miss twice; what is known of all accesses is that once is enough.
-    let traces = [("half", half, 110), ("three quarters", most, 115), ("moving", moving, 145)];
-    for (name, accesses, most) in &traces {
-        let by = [first_in_first_out, second_chance].map(|policy| policy(accesses, bound));
-        let misses = in_a_region(accesses, bound, pages);
-        println!("{name}: {misses} of {times} miss, {} and {} by others", by[0], by[1]);
-        assert!(misses * 100 <= by[1] * most, "{name}: {misses}, {} by second chance", by[1]);
-        assert!(misses * 100 <= by[0] * 102, "{name}: {misses}, {} by first-in first-out", by[0]);
+    // Each 20,000 accesses others are used often, or one other at each eighth access.
+    let jumps = half.iter().enumerate().map(|(time, page)| (time / 20_000 * 512 + page) % TRACED);
+    let slides = half.iter().enumerate().map(|(time, page)| (time / 8 + page) % TRACED);
+    let [jumps, slides] = [jumps.collect(), slides.collect()];
+    // Half of all accesses are to what is touched once.
+    let scan = |hot: &[usize]| {
+        let once = |time: usize| 1024 + time / 2 % (TRACED - 1024);
+        let access = |(time, &page): (usize, &usize)| {
+            if time % 2 == 0 { page % 768 } else { once(time) }
+        };
+        hot.iter().enumerate().map(access).collect::<Vec<_>>()
+    };
+    let scan = scan(&most);
+    // The page of rank n is touched as often as one in n.
+    let weights = (1..=TRACED).scan(0.0, |sum, rank| {
+        *sum += 1.0 / rank as f64;
+        Some(*sum)
+    });
+    let weights: Vec<f64> = weights.collect();
+    let mut ranked = |_| {
+        let at = random.random_range(0.0..weights[TRACED - 1]);
+        weights.partition_point(|&weight| weight < at)
+    };
+    let zipf = (0..times).map(&mut ranked).collect();
+    let trace = |name, accesses, most| Trace { name, accesses, most };
+    vec![
+        trace("half is used often", half, [103, 109]),
+        trace("three quarters are used often", most, [103, 104]),
+        trace("what is used often changes", jumps, [109, 132]),
+        trace("what is used often moves on", slides, [106, 115]),
+        trace("beside a scan", scan, [75, 75]),
+        trace("by rank", zipf, [96, 96]),
+    ]
+}
+
+#[test]
+fn what_is_used_often_stays() {
+    watch_for(240);
+    let bound = 1024;
+    let mut wrong = Vec::new();
+    for Trace { name, accesses, most } in traces() {
+        let [fifo, second] = [first_in_first_out, second_chance].map(|by| by(&accesses, bound));
+        let shared = || Bound::new(bound * PAGE).unwrap();
+        let mut check = |what: &str, (bound, region): (Bound, Region), most: usize| {
+            let [misses, returned] = in_a_region(&region, &accesses, &bound);
+            let text = format!(
+                "{name}, {what}: {misses} miss and {returned} return; {second} by second chance, \
+                 {fifo} by first-in first-out"
+            );
+            println!("{text}");
+            if misses * 100 > second * most {
+                wrong.push(text);
+            }
+            // No more than two for each that is read.
+            drop(region);
+            assert_eq!(bound.resident(), 0, "{what}");
+            assert!(returned <= 2 * misses, "{returned} come back for {misses} that are read");
+        };
+        let mapped = |map: &dyn Fn(Options) -> Region| {
+            let bound = shared();
+            let region = map(Options::new().bound(&bound));
+            (bound, region)
+        };
+        let read = mapped(&|options| options.map(Numbers(TRACED)).unwrap());
+        check("read in signal mode", read, most[0]);
+        let read = mapped(&|options| options.handler_threads(1).map(Numbers(TRACED)).unwrap());
+        check("read in thread mode", read, most[0]);
+        let in_memory = mapped(&|options| options.map(source(TRACED)).unwrap());
+        check("in memory", in_memory, most[1]);
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
@@ -178,6 +277,9 @@ fn what_a_region_had_of_a_bound_others_have_when_it_is_dropped_or_frozen() {
             let region = frozen.thaw();
             region.discard(40 * PAGE..region.len()).unwrap();
             assert_eq!(region.resident(), Some(40 * PAGE));
+            // What was pinned is not any more.
+            region.discard(0..41 * PAGE).unwrap();
+            assert_eq!(region.resident(), Some(0));
             assert_eq!(Some(bound.resident()), others.resident());
         }
     }

@@ -225,6 +225,26 @@ fn what_is_emptied_page_by_page_is_given_back_whole() {
 }
 
 #[test]
+fn a_region_that_moves_has_as_much_of_its_bound_as_before() {
+    by_itself("a_region_that_moves_has_as_much_of_its_bound_as_before", &[""], |_| {
+        let (bound, far) = (32 * MIB, 200);
+        let options = Options::new().writable().resident(bound).handler_threads(1);
+        let mut region = options.map(Numbers::of(TIB)).unwrap();
+        for _ in 0..40 {
+            (0..far).for_each(|at| region.write(at * (TIB / far) / PAGE * PAGE, &[7; 8]));
+            region.relocate(0).unwrap();
+        }
+        // Tables of 2 MiB each of which two thirds are beside the bound, and no more than there
+        // are.
+        let pages = (bound - 8 * MIB) / PAGE;
+        (0..pages).for_each(|page| _ = number(&region, page * PAGE));
+        let resident = region.resident().unwrap();
+        assert!(resident >= pages * PAGE / 2, "{} KiB of {bound}", resident >> 10);
+        assert_eq!(number(&region, (far - 1) * (TIB / far) / PAGE * PAGE), 0x0707_0707_0707_0707);
+    });
+}
+
+#[test]
 fn what_does_not_fit_is_said_to_be_too_large() {
     for size in [13 * TIB, 30 * TIB] {
         let region = Options::new().writable().map(Original(size)).unwrap();

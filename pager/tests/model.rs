@@ -7,21 +7,34 @@
 //!
 //! # What it cannot produce
 //!
+//! Each with who does, and why that is enough.
+//!
 //! - Accesses that must die: of what is unmapped or closed (`forbidden_accesses_are_sigsegv`),
 //!   beyond a bound that is full (`bound.rs`). Each of them ends a process; here each access
-//!   succeeds, or is one of those that return an error.
+//!   succeeds, or is one of those that return an error, by the same path.
 //! - Sources that fail, are shortened or refuse writes by turns: what is lost then is no function
-//!   of the sequence. `live.rs`, `soak.rs`, `descriptors.rs` and `bound.rs` have those.
+//!   of the sequence. `live.rs`, `descriptors.rs` and `bound.rs` have those one by one, and
+//!   `soak.rs` beside everything else: a disk that is full for a while is judged there by a plain
+//!   array too, since what cannot be stored stays.
 //! - A file that is changed under present pages: old bytes and new ones are both right until the
 //!   pages are discarded. Here it is changed, and they are discarded before a thread looks.
 //! - What an application may not do to a region's memory (`munmap`, `MADV_DONTNEED`, its own
 //!   `mprotect`): the records are wrong afterwards. `seams.rs` holds that others do not suffer.
-//! - Pages of hugetlbfs, which most machines have none of (the tests named `huge`), pages that
-//!   devices hold (`pinned.rs`), forks and signals (`signals.rs`), filters (`refused.rs`).
+//! - Pages of hugetlbfs, which most machines have none of (the tests named `huge`): they take the
+//!   same way but for their size, cannot be moved, and are not kept when they have gone.
+//! - Pages that devices hold longer than a call lasts (`pinned.rs`; for the time of a call,
+//!   `soak.rs`): when they are let go is no function of the sequence.
+//! - Forks (`signals.rs`, `soak.rs`): a child has no region, so none of its steps can be compared,
+//!   and those of its parent are as without. Signals (`signals.rs`): a handler may touch regions
+//!   and do nothing else to them.
+//! - Filters (`refused.rs`, each call in turn; `soak.rs`, judged by a plain array): what an
+//!   operation does is decided before its first call that may be refused, or undone.
 //! - Pins beside other threads in a region with a bound: those and what may not be read could leave
 //!   an access nothing (`pins.rs`).
-//! - Pages that are far apart: `large.rs`, and the test of the records beside plain arrays.
+//! - Pages that are far apart: `far.rs`, by the same steps beside a map of what was written.
 //! - Two threads that write the same bytes, or change the same pages: `shared.rs` and `soak.rs`.
+//!   What is right then is not one value; here each thread has pages of its own, whose granules and
+//!   mappings reach into those of others.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_types, reason = "a hook says which sequence it was")]
 
@@ -38,7 +51,8 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use common::{Ask, MODES, Mode, PAGE};
 use pervma_pager::sys::Access;
 use pervma_pager::{
-    Bound, Error, Failure, FileSource, MemorySource, OnFailure, Options, Refusal, Region, Response,
+    Bound, Error, Failure, FileSource, Handlers, MemorySource, OnFailure, Options, Refusal, Region,
+    Response,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -52,8 +66,8 @@ struct Size {
 }
 
 const SIZES: [Size; 3] = [
-    Size { granule: 1, pages: 24, times: [1500, 500] },
-    Size { granule: 16, pages: 96, times: [1500, 500] },
+    Size { granule: 1, pages: 80, times: [1500, 500] },
+    Size { granule: 16, pages: 160, times: [1500, 500] },
     Size { granule: 512, pages: 1200, times: [120, 50] },
 ];
 /// Of one thread.
@@ -684,7 +698,9 @@ impl Played {
         let is_bounded = random.random() && (is_file || !is_writable);
         let is_shared = random.random();
         let bound = is_bounded.then(|| {
-            let pages = 4 * size.granule + random.random_range(0..4);
+            // As few as can be, or enough for bytes of what has gone to be kept.
+            let least = 4 * size.granule + random.random_range(0..4);
+            let pages = if random.random() { least } else { least.max(size.pages * 3 / 4) };
             if random.random() {
                 return Bound::new(pages * PAGE).unwrap();
             }
@@ -714,7 +730,12 @@ impl Played {
                 options.map(FileSource::new(file.try_clone().unwrap()).unwrap())
             }
             (Some(file), Mode::Thread) => {
-                let options = options.handler_threads(random.random_range(1..3));
+                let threads = random.random_range(1..3);
+                let options = if random.random() {
+                    options.handler_threads(threads)
+                } else {
+                    options.handlers(&Handlers::new(threads).unwrap())
+                };
                 options.map(FileSource::new(file.try_clone().unwrap()).unwrap())
             }
             (None, Mode::Signal) => options.map(MemorySource::new(&content[..])),

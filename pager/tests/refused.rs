@@ -138,6 +138,8 @@ const CALLS: &[Call] = &[
     call("madvise DONTNEED", libc::SYS_madvise, ACCESS, ACCESS).with(2, 4),
     call("madvise DONTNEED_LOCKED", libc::SYS_madvise, FINE, FINE).with(2, 24),
     call("madvise UNMERGEABLE", libc::SYS_madvise, FINE, FINE).with(2, 13),
+    call("madvise DOFORK", libc::SYS_madvise, MAP, OPERATION).with(2, 11),
+    call("madvise NOHUGEPAGE", libc::SYS_madvise, FINE, FINE).with(2, 15),
     ioctl("UFFDIO_ZEROPAGE", 0xC020_AA04, FINE, FINE).by(NO_MEMORY),
     // Files.
     call("lseek", libc::SYS_lseek, FINE, FINE),
@@ -376,7 +378,10 @@ impl Helper {
     fn start() -> Self {
         let (work, works) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
         std::thread::spawn(move || works.into_iter().for_each(|work| work()));
-        Self(work)
+        let helper = Self(work);
+        // What its beginning calls is not refused.
+        assert!(helper.run(|| true).recv().unwrap());
+        helper
     }
 
     /// Has it do something; what came of it.
@@ -511,6 +516,24 @@ fn a_call_that_no_table_has_is_noticed() {
     }
     let ended = run_child("a_call_that_no_table_has_is_noticed", "unknown");
     assert_eq!(ended.signal, Some(libc::SIGSYS), "{ended:?}");
+}
+
+/// What a signal that was sent is passed on by, when it had its default action before.
+#[test]
+fn a_signal_that_cannot_be_raised_ends_the_process() {
+    if child_case().is_some() {
+        // SAFETY: the default action.
+        unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+        let region = FrozenRegion::map(MemorySource::new(vec![1; PAGE])).unwrap();
+        assert_eq!(region[0], 1);
+        refuse(libc::SYS_tgkill, Errno::PERM);
+        let this = rustix::thread::gettid().as_raw_nonzero().get();
+        // SAFETY: no condition. To this thread, the only one that has the filter.
+        unsafe { libc::syscall(libc::SYS_tkill, this, libc::SIGBUS) };
+        std::thread::sleep(std::time::Duration::from_secs(20));
+    }
+    let ended = run_child("a_signal_that_cannot_be_raised_ends_the_process", "");
+    assert_eq!(ended.exit, Some(128 + libc::SIGBUS), "{ended:?}");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::bound::{Bound, Membership};
 use crate::copy;
 use crate::failure::WriteBackFailure;
 use crate::mapping::{Backing, Mapping, PAGE, Piece, Place, SOURCES, SPACE};
-use crate::poller::Pollers;
+use crate::poller::{Attached, Handlers};
 use crate::records::Records;
 use crate::signal::SignalsBlocked;
 use crate::source::Source;
@@ -66,7 +66,7 @@ pub use pin::Pin;
 /// back](Self::write_back) is lost.
 pub struct Region {
     membership: Option<Membership>,
-    pollers: Option<Pollers>,
+    handlers: Option<Attached>,
     mapping: Arc<Mapping>,
     place: Arc<Place>,
 }
@@ -75,17 +75,17 @@ impl Region {
     pub(crate) fn new(
         backing: Arc<Backing<dyn Source>>,
         capacity: usize,
-        threads: usize,
+        handlers: Option<&Handlers>,
         bound: Option<&Bound>,
     ) -> Result<Self, Error> {
         let mapping = Arc::new(Mapping::new(Arc::clone(&backing), capacity)?);
         let place = Arc::new(Place::new(Arc::clone(&mapping)));
         // From here on, what fails is undone by its drop.
-        let mut region = Self { membership: None, pollers: None, mapping, place };
+        let mut region = Self { membership: None, handlers: None, mapping, place };
         enter(&backing)?;
-        if backing.is_threaded {
-            let pollers = Pollers::start(&backing, threads);
-            region.pollers = Some(pollers.map_err(Error::Thread)?);
+        if let Some(handlers) = handlers {
+            let attached = Attached::begin(handlers, &backing);
+            region.handlers = Some(attached.map_err(Error::Thread)?);
         }
         if let Some(bound) = bound {
             let membership = Membership::begin(bound, &region.place, &backing);
@@ -530,7 +530,7 @@ impl Drop for Region {
         let number = self.mapping.backing.number;
         let source = SOURCES.remove(number..number + 1);
         drop(blocked);
-        self.pollers = None;
+        self.handlers = None;
         // No fault is under way: these and `self` are the last to own the mapping and the source.
         drop(removed);
         drop(source);

@@ -87,6 +87,17 @@ impl Region {
         self.pin_for(range, Need::Write)
     }
 
+    /// Ends what still holds pages. Each of those borrows the region, so it can only have been
+    /// leaked. The caller blocks signals.
+    pub(crate) fn end_leaked_holds(&mut self) {
+        let mapping = &self.mapping;
+        let pages = [Hold::Pinned, Hold::AgainstEviction]
+            .map(|how| mapping.holds.end_all(how, &mapping.records));
+        if let Some(share) = &mapping.backing.share {
+            share.let_go(mapping.backing.counted(pages.iter().sum()));
+        }
+    }
+
     fn pin_for(&self, range: Range<usize>, need: Need) -> Result<Pin<'_>, Error> {
         let part = self.part(range.clone())?;
         let mapping = &*self.mapping;

@@ -41,7 +41,33 @@ fn install_over_what_is_there() -> Result<(), Errno> {
     if !there.is(ours.sa_sigaction) {
         previous::note(there);
     }
+    stay_loaded();
     set_action(&ours)
+}
+
+/// Has the library that this code is in stay loaded, if it is in one: the kernel would call a
+/// handler that is not there any more.
+fn stay_loaded() {
+    // SAFETY: asks the C library for what the kernel has told it.
+    let program = unsafe { libc::getauxval(libc::AT_PHDR) } as usize;
+    // Without a dynamic linker nothing is loaded that could be unloaded.
+    let Some(ours) = loaded_with(on_sigbus as *const () as usize) else { return };
+    if loaded_with(program).is_some_and(|program| program.dli_fbase == ours.dli_fbase) {
+        return;
+    }
+    let flags = libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE;
+    // SAFETY: a string of the dynamic linker's, and nothing is loaded. If it fails, the library is
+    // as it was.
+    unsafe { libc::dlopen(ours.dli_fname, flags) };
+}
+
+/// What the dynamic linker knows of what is loaded at an address.
+fn loaded_with(addr: usize) -> Option<libc::Dl_info> {
+    let mut about = std::mem::MaybeUninit::uninit();
+    // SAFETY: only asks of the address, and writes what is known to the place it is given.
+    let known = unsafe { libc::dladdr(addr as *const c_void, about.as_mut_ptr()) };
+    // SAFETY: if the call succeeded it has written all of it.
+    (known != 0).then(|| unsafe { about.assume_init() })
 }
 
 /// Installs the SIGBUS handler of this crate, again if another one has taken its place: a library

@@ -8,7 +8,7 @@ use rustix::event::{Timespec, epoll};
 
 use super::Errno;
 
-/// An epoll instance. Each of its descriptors has a number, which is a bit of what is ready.
+/// An epoll instance. Each of its descriptors has a number.
 ///
 /// Not `poll`, which refuses two descriptors in a process that may open none (`ulimit -n`).
 #[derive(Debug)]
@@ -16,8 +16,25 @@ pub(crate) struct Epoll {
     fd: OwnedFd,
 }
 
-/// The numbers of descriptors are below this.
-const MOST: usize = 2;
+/// So many descriptors are told of at a time: the others are for threads that idle.
+const MOST: usize = 8;
+
+/// The numbers of descriptors that are ready.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    events: [libc::epoll_event; MOST],
+    len: usize,
+}
+
+impl Ready {
+    pub(crate) fn none() -> Self {
+        Self { events: [libc::epoll_event { events: 0, u64: 0 }; MOST], len: 0 }
+    }
+
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = u64> {
+        self.events[..self.len].iter().map(|event| event.u64)
+    }
+}
 
 impl Epoll {
     pub(crate) fn new() -> Result<Self, Errno> {
@@ -25,26 +42,29 @@ impl Epoll {
     }
 
     /// Adds a descriptor: from now on it is ready when it can be read.
-    pub(crate) fn add(&self, fd: impl AsFd, number: usize) -> Result<(), Errno> {
-        debug_assert!(number < MOST, "there is a bit for it");
-        epoll::add(&self.fd, fd, epoll::EventData::new_u64(number as u64), epoll::EventFlags::IN)
+    pub(crate) fn add(&self, fd: impl AsFd, number: u64) -> Result<(), Errno> {
+        epoll::add(&self.fd, fd, epoll::EventData::new_u64(number), epoll::EventFlags::IN)
     }
 
-    /// Waits until a descriptor is ready, or that long; what is ready, as bits. It may be
-    /// interrupted, and then nothing is.
+    /// Takes a descriptor away. One that is closed is away.
+    pub(crate) fn remove(&self, fd: impl AsFd) -> Result<(), Errno> {
+        epoll::delete(&self.fd, fd)
+    }
+
+    /// Waits until a descriptor is ready, or that long; which ones are. It may be interrupted, and
+    /// then none is.
     ///
     /// Where `epoll_pwait2` is refused it uses `epoll_pwait`, which counts milliseconds.
-    pub(crate) fn wait(&self, most: Option<Duration>) -> Result<u64, Errno> {
-        let mut events = [libc::epoll_event { events: 0, u64: 0 }; MOST];
-        let ready = match self.wait_finely(&mut events, most) {
-            Err(error) if error != Errno::INTR => self.wait_coarsely(&mut events, most),
+    pub(crate) fn wait(&self, ready: &mut Ready, most: Option<Duration>) -> Result<(), Errno> {
+        let waited = match self.wait_finely(&mut ready.events, most) {
+            Err(error) if error != Errno::INTR => self.wait_coarsely(&mut ready.events, most),
             waited => waited,
         };
-        match ready {
-            Ok(ready) => Ok(events.iter().take(ready).fold(0, |bits, event| bits | 1 << event.u64)),
-            Err(Errno::INTR) => Ok(0),
-            Err(error) => Err(error),
-        }
+        ready.len = match waited {
+            Err(Errno::INTR) => 0,
+            waited => waited?.min(MOST),
+        };
+        Ok(())
     }
 
     fn wait_finely(

@@ -214,6 +214,19 @@ impl Memory {
         unsafe { libc::mincore(page, 1, &raw mut resident) != 0 || resident & 1 != 0 }
     }
 
+    /// Which pages of `range` are present, as far as the kernel tells: a byte for each, which is
+    /// odd then. One system call; whether it was let through.
+    ///
+    /// # Panics
+    ///
+    /// When the range is not within the memory, or there are fewer bytes than pages.
+    pub(crate) fn which_are_resident(&self, range: Range<usize>, pages: &mut [u8]) -> bool {
+        assert!(range.len().div_ceil(4096) <= pages.len(), "a byte for each page");
+        let (start, len) = self.part(range);
+        // SAFETY: asks of so many pages, and writes the bytes that there are for them.
+        unsafe { libc::mincore(start, len, pages.as_mut_ptr()) == 0 }
+    }
+
     /// A part of it that is not empty.
     fn part(&self, range: Range<usize>) -> (*mut c_void, usize) {
         let inside = range.start < range.end && range.end <= self.len;
@@ -258,14 +271,21 @@ impl Drop for Memory {
 pub(crate) struct Words(Memory);
 
 impl Words {
-    /// So many words, of whole pages.
+    /// So many words, of whole pages, which a forked child has as well: it drops what it has of
+    /// them.
     pub(crate) fn zeroed(words: usize) -> Result<Self, Errno> {
+        let words = Self::not_forked(words)?;
+        let (start, bytes) = (words.0.start.as_ptr(), words.0.len);
+        // SAFETY: the range is ours, and the advice does not change its content.
+        unsafe { madvise(start, bytes, Advice::LinuxDoFork) }?;
+        Ok(words)
+    }
+
+    /// So many words, of whole pages, which no forked child may look at.
+    pub(crate) fn not_forked(words: usize) -> Result<Self, Errno> {
         let bytes = words.checked_mul(size_of::<AtomicU64>()).ok_or(Errno::NOMEM)?;
         let memory = Memory::map(bytes, PageSize::Small)?;
         let start = memory.start.as_ptr();
-        // A forked child drops what it has of them.
-        // SAFETY: the range is ours, and the advice does not change its content.
-        unsafe { madvise(start, bytes, Advice::LinuxDoFork) }?;
         // A word that is touched takes a page. It is an error where there are no huge pages.
         // SAFETY: as above.
         let _ = unsafe { madvise(start, bytes, Advice::LinuxNoHugepage) };

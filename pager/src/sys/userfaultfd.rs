@@ -1,10 +1,12 @@
 //! A userfaultfd context and the calls on it.
 #![expect(unsafe_code, reason = "opening a userfaultfd and the ioctls on it")]
+#![expect(clippy::disallowed_types, reason = "fills pages with words that no thread changes")]
 
 use std::fs::File;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::AtomicU64;
 
 use rustix::ffi::c_void;
 use rustix::io::Errno;
@@ -291,21 +293,48 @@ impl Userfaultfd {
         bytes: &[u8],
         fill: Fill,
     ) -> Result<(), CopyError> {
+        let from = bytes.as_ptr().expose_provenance();
+        self.copy_from(memory, offset, from, bytes.len(), fill)
+    }
+
+    /// Fills pages as [`copy`](Self::copy) does, with words that no thread changes meanwhile.
+    #[inline]
+    pub(crate) fn copy_words(
+        &self,
+        memory: &Memory,
+        offset: usize,
+        words: &[AtomicU64],
+        fill: Fill,
+    ) -> Result<(), CopyError> {
+        let from = words.as_ptr().expose_provenance();
+        self.copy_from(memory, offset, from, size_of_val(words), fill)
+    }
+
+    #[inline]
+    fn copy_from(
+        &self,
+        memory: &Memory,
+        offset: usize,
+        from: usize,
+        len: usize,
+        fill: Fill,
+    ) -> Result<(), CopyError> {
         let range = memory.range();
-        let fits = offset <= range.len() && bytes.len() <= range.len() - offset;
-        assert!(fits, "{} bytes at {offset} do not fit in {}", bytes.len(), range.len());
+        let fits = offset <= range.len() && len <= range.len() - offset;
+        assert!(fits, "{len} bytes at {offset} do not fit in {}", range.len());
         let wake = if fill.wake { 0 } else { abi::COPY_DONT_WAKE };
         let protected = if fill.write_protected { abi::COPY_WRITE_PROTECTED } else { 0 };
         let mut copy = abi::Copy {
             dst: (range.start + offset) as u64,
-            src: bytes.as_ptr().expose_provenance() as u64,
-            len: bytes.len() as u64,
+            src: from as u64,
+            len: len as u64,
             mode: wake | protected,
             copy: 0,
         };
-        // SAFETY: `Copy` is what UFFDIO_COPY reads and writes. It reads `bytes`, which are
-        // borrowed, and writes only missing pages of `memory`, whose content no thread has seen
-        // (contract of `Memory::bytes`).
+        // SAFETY: `Copy` is what UFFDIO_COPY reads and writes. The kernel reads so many bytes at
+        // `from`, which the callers' borrows keep, or says that they are not there; it writes only
+        // missing pages of `memory`, whose content no thread has seen (contract of
+        // `Memory::bytes`).
         let copied = unsafe { update::<{ abi::COPY }, _>(self.fd.as_fd(), &mut copy) };
         filled(copied, copy.copy)
     }
