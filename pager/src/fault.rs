@@ -402,7 +402,7 @@ fn fill_from_kept(mapping: &Mapping, fault: &Fault, new: &mut usize) -> Option<E
                     continue;
                 }
                 Found::Nothing => return None,
-                Found::Taken => End::Gone,
+                Found::Busy => End::Gone,
                 Found::Bytes(slots) => {
                     chunk.end = chunk.start + slots.len() * PAGE;
                     fill_kept(mapping, &chunk, slots, &rest, fault, new)
@@ -422,7 +422,7 @@ fn fill_from_kept(mapping: &Mapping, fault: &Fault, new: &mut usize) -> Option<E
 fn fill_kept(
     mapping: &Mapping,
     chunk: &Range<usize>,
-    mut slots: Slots<'_>,
+    slots: Slots<'_>,
     rest: &Rest,
     fault: &Fault,
     new: &mut usize,

@@ -11,17 +11,19 @@
 //!
 //! # Invariants
 //!
-//! - **K1** Who has made a slot [`TAKEN`], from a state that is not that, is the only one to look
-//!   at its bytes or to change any of it, until it stores another state. The threads that keep the
-//!   bound do so under the lock of the ring, threads that fault without a lock.
+//! - **K1** A slot's bytes are looked at, and any of it is changed, only by who has its lock. Nobody
+//!   waits for one: who keeps the bound takes another slot, and a fault is served again.
 //! - **K2** The index is changed under the lock of the ring. A thread that looks into it meanwhile
 //!   may miss a slot, and the source is read.
-#![expect(clippy::disallowed_types, reason = "words that handlers look at; K1 orders the bytes")]
+#![expect(clippy::disallowed_types, reason = "words that handlers look at; locks order the bytes")]
 
 use std::ops::Range;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use lock_api::{RwLock, RwLockWriteGuard};
+use pervma::StdLock;
 
 use crate::history::{Gone, hash};
 use crate::sys::{Errno, Words};
@@ -37,8 +39,17 @@ pub(crate) struct Kept {
     /// So many slots have memory, which counts in the bound.
     used: AtomicUsize,
     most: usize,
+    /// A block for [`BLOCK`] slots is made when the first of them is used.
+    locks: Box<[OnceLock<Box<[Lock]>>]>,
     ring: Mutex<Ring>,
 }
+
+/// It is only tried, which a signal handler may do.
+type Lock = RwLock<StdLock, ()>;
+type Guard<'k> = RwLockWriteGuard<'k, StdLock, ()>;
+
+/// So many slots have their locks beside each other.
+const BLOCK: usize = 1024;
 
 #[derive(Debug, Default)]
 struct Ring {
@@ -50,26 +61,24 @@ struct Ring {
     dropped: (usize, usize),
 }
 
-/// A slot's state, the number of its region, that of the page with how many bits of it are those
-/// within a granule, and its time with whether it was hot.
+/// The number of a slot's region, that of the page with how many bits of it are those within a
+/// granule, and its time with whether it was hot.
 const SLOT: usize = 4;
-const STATE: usize = 0;
-const REGION: usize = 1;
-const PLACE: usize = 2;
-const TIME: usize = 3;
+/// 0 if nothing is in it.
+const REGION: usize = 0;
+const PLACE: usize = 1;
+const TIME: usize = 2;
 
-/// States: nothing is in it.
-const EMPTY: u64 = 0;
-/// It has the bytes of a page.
-const FULL: u64 = 1;
-/// Some thread is looking at it, or changing it.
-const TAKEN: u64 = 2;
+/// The time of a page that has come from its slot: no page has it.
+const NEVER: u64 = !WAS_HOT;
 
 /// So many words are a page.
 const WORDS: usize = 4096 / size_of::<u64>();
 /// Where the bits of a granule are in a slot's place.
 const GRANULE_SHIFT: u32 = 56;
 const WAS_HOT: u64 = 1;
+/// So many slots are found at once, at most.
+const AT_ONCE: usize = 16;
 /// So many places of the index are looked at for a page, at most.
 const FAR: usize = 64;
 
@@ -97,17 +106,22 @@ impl Page {
 pub(crate) enum Found<'k> {
     Nothing,
     /// Another thread is looking at it.
-    Taken,
+    Busy,
     /// Its bytes, and those of pages behind it.
     Bytes(Slots<'k>),
 }
 
-/// Slots beside each other that the running thread has taken. They are full again when this is
-/// dropped, unless their pages [have come](Self::have_come).
+/// Slots beside each other that the running thread has locked.
 pub(crate) struct Slots<'k> {
     kept: &'k Kept,
     slots: Range<usize>,
-    then: u64,
+    _locks: [Option<Guard<'k>>; AT_ONCE],
+}
+
+/// A slot with nothing in it, which the running thread has locked.
+pub(crate) struct Empty<'k> {
+    slot: usize,
+    _lock: Guard<'k>,
 }
 
 impl Kept {
@@ -125,6 +139,7 @@ impl Kept {
             bytes: Words::not_forked(bytes.max(WORDS))?,
             used: AtomicUsize::new(0),
             most,
+            locks: (0..most.div_ceil(BLOCK)).map(|_| OnceLock::new()).collect(),
             ring: Mutex::default(),
         })
     }
@@ -151,32 +166,23 @@ impl Kept {
         (0..FAR.min(all)).map(move |far| first.wrapping_add(far) % all)
     }
 
-    /// Whether a slot has a page as of a time, as far as can be told without taking it.
+    /// Whether a slot has a page as of a time: a hint, until it is locked.
     #[inline]
     fn has(&self, slot: usize, region: usize, page: usize, time: u64) -> bool {
         let slot = self.slot(slot);
-        // RELAXED: a hint, until it is taken (K1).
+        // RELAXED: K1.
         slot[REGION].load(Relaxed) == region as u64
             && slot[PLACE].load(Relaxed) & ((1 << GRANULE_SHIFT) - 1) == page as u64
             && slot[TIME].load(Relaxed) & !WAS_HOT == time
     }
 
-    /// Takes a slot that has a page as of a time; `Err` with whether another thread has it. Runs in
-    /// the signal handler.
+    /// Locks a slot, if nobody has and it was ever used. Runs in the signal handler.
     #[inline]
-    fn take(&self, slot: usize, region: usize, page: usize, time: u64) -> Result<(), bool> {
-        let state = &self.slot(slot)[STATE];
-        // ACQUIRE: of what was stored before it was full, and of what others read before it was
-        // full again.
-        state.compare_exchange(FULL, TAKEN, Acquire, Relaxed).map_err(|state| state == TAKEN)?;
-        if self.has(slot, region, page, time) {
-            return Ok(());
-        }
-        state.store(FULL, Release);
-        Err(false)
+    fn try_lock(&self, slot: usize) -> Option<Guard<'_>> {
+        self.locks[slot / BLOCK].get()?[slot % BLOCK].try_write()
     }
 
-    /// Takes what there is of some pages, from the first on, each as of its time; for a thread that
+    /// Locks what there is of some pages, from the first on, each as of its time; for a thread that
     /// has read-locked the VMA. Runs in the signal handler.
     pub(crate) fn find(
         &self,
@@ -192,21 +198,26 @@ impl Kept {
             if !self.has(slot, region, first, first_time) {
                 continue;
             }
-            match self.take(slot, region, first, first_time) {
-                Ok(()) => {}
-                Err(true) => return Found::Taken,
-                Err(false) => continue,
+            let Some(lock) = self.try_lock(slot) else { return Found::Busy };
+            if !self.has(slot, region, first, first_time) {
+                continue;
             }
-            let mut slots = Slots { kept: self, slots: slot..slot + 1, then: FULL };
-            for page in first + 1..pages.end {
-                let (next, time) = (slots.slots.end, time(page));
-                let is_next = next < self.most && self.has(next, region, page, time);
-                if !(is_next && self.take(next, region, page, time).is_ok()) {
+            let mut locks = [const { None }; AT_ONCE];
+            locks[0] = Some(lock);
+            let mut slots = slot..slot + 1;
+            for (page, place) in (first + 1..pages.end).zip(&mut locks[1..]) {
+                let (next, time) = (slots.end, time(page));
+                if next >= self.most || !self.has(next, region, page, time) {
                     break;
                 }
-                slots.slots.end += 1;
+                let Some(lock) = self.try_lock(next) else { break };
+                if !self.has(next, region, page, time) {
+                    break;
+                }
+                *place = Some(lock);
+                slots.end += 1;
             }
-            return Found::Bytes(slots);
+            return Found::Bytes(Slots { kept: self, slots, _locks: locks });
         }
         Found::Nothing
     }
@@ -234,16 +245,10 @@ impl Slots<'_> {
     }
 
     /// Nothing is kept of them any more.
-    pub(crate) fn have_come(&mut self) {
-        self.then = EMPTY;
-    }
-}
-
-impl Drop for Slots<'_> {
-    fn drop(&mut self) {
+    pub(crate) fn have_come(self) {
         for slot in self.slots.clone() {
-            // RELEASE: who takes it next changes the bytes that were read.
-            self.kept.slot(slot)[STATE].store(self.then, Release);
+            // RELAXED: K1.
+            self.kept.slot(slot)[TIME].store(NEVER, Relaxed);
         }
     }
 }
@@ -255,11 +260,10 @@ pub(crate) struct Keeper<'k> {
     ring: MutexGuard<'k, Ring>,
 }
 
-impl Keeper<'_> {
-    /// A slot for a page whose granule is not too large, taken until it is
-    /// [filled](Self::fill) or [emptied](Self::empty); of what is not in use if `takes` lets that
-    /// be, or the oldest.
-    pub(crate) fn slot(&mut self, page: Page, takes: impl FnOnce() -> bool) -> Option<usize> {
+impl<'k> Keeper<'k> {
+    /// A slot for a page whose granule is not too large, to be [filled](Self::fill); of what is not
+    /// in use if `takes` lets that be, or the oldest.
+    pub(crate) fn slot(&mut self, page: Page, takes: impl FnOnce() -> bool) -> Option<Empty<'k>> {
         if self.kept.most >> page.granule_bits == 0 {
             return None;
         }
@@ -267,25 +271,26 @@ impl Keeper<'_> {
         if used < self.ring.wanted && takes() {
             // RELAXED: a number that guards nothing.
             self.kept.used.store(used + 1, Relaxed);
-            return self.claim(used).then_some(used);
+            let block = || (0..BLOCK).map(|_| Lock::new(())).collect();
+            self.kept.locks[used / BLOCK].get_or_init(block);
+            return self.claim(used);
         }
         // Others may be looking at a few.
         for _ in 0..used.min(8) {
             let slot = self.ring.oldest % used;
             self.ring.oldest = slot + 1;
-            if self.claim(slot) {
-                return Some(slot);
+            if let Some(empty) = self.claim(slot) {
+                return Some(empty);
             }
         }
         None
     }
 
-    /// Takes a slot, and drops what it has.
-    fn claim(&mut self, slot: usize) -> bool {
-        let words = self.kept.slot(slot);
-        // ACQUIRE: as in `Kept::take`.
-        let take = |state| (state != TAKEN).then_some(TAKEN);
-        let Ok(before) = words[STATE].fetch_update(Acquire, Relaxed, take) else { return false };
+    /// Locks a slot, and drops what it has.
+    fn claim(&mut self, slot: usize) -> Option<Empty<'k>> {
+        let kept = self.kept;
+        let lock = kept.try_lock(slot)?;
+        let words = kept.slot(slot);
         // RELAXED: K1.
         let (region, place) = (words[REGION].load(Relaxed) as usize, words[PLACE].load(Relaxed));
         if region > 0 {
@@ -295,12 +300,13 @@ impl Keeper<'_> {
                 granule_bits: (place >> GRANULE_SHIFT) as u32,
             };
             self.remove(slot, page);
-            if before == FULL {
-                self.has_gone(page, words[TIME].load(Relaxed) & WAS_HOT != 0);
+            let time = words[TIME].load(Relaxed);
+            if time & !WAS_HOT != NEVER {
+                self.has_gone(page, time & WAS_HOT != 0);
             }
             words[REGION].store(0, Relaxed);
         }
-        true
+        Some(Empty { slot, _lock: lock })
     }
 
     /// A page has gone for good; each granule is told of once.
@@ -311,37 +317,25 @@ impl Keeper<'_> {
         }
     }
 
-    /// The words of a slot that was taken.
-    pub(crate) fn words(&self, slot: usize) -> &[AtomicU64] {
-        &self.kept.bytes[slot * WORDS..][..WORDS]
+    /// The words of a slot.
+    pub(crate) fn words(&self, empty: &Empty<'k>) -> &'k [AtomicU64] {
+        &self.kept.bytes[empty.slot * WORDS..][..WORDS]
     }
 
-    /// A slot that was taken has the bytes of a page, as of a time.
-    pub(crate) fn fill(&mut self, slot: usize, page: Page, time: u64, was_hot: bool) {
-        let words = self.kept.slot(slot);
+    /// A slot has the bytes of a page, as of a time.
+    pub(crate) fn fill(&mut self, empty: Empty<'k>, page: Page, time: u64, was_hot: bool) {
+        let mut places = self.kept.places(page.region, page.page);
+        let index = &self.kept.index;
+        let Some(at) = places.find(|&at| index[at].load(Relaxed) == 0) else {
+            // Too many have places there.
+            return;
+        };
+        let words = self.kept.slot(empty.slot);
         // RELAXED: K1.
         words[REGION].store(page.region as u64, Relaxed);
         words[PLACE].store(page.place(), Relaxed);
         words[TIME].store(if was_hot { time | WAS_HOT } else { time }, Relaxed);
-        let mut places = self.kept.places(page.region, page.page);
-        let index = &self.kept.index;
-        match places.find(|&at| index[at].load(Relaxed) == 0) {
-            Some(at) => {
-                index[at].store(slot as u64 + 1, Relaxed);
-                // RELEASE: all of it is for who takes it.
-                words[STATE].store(FULL, Release);
-            }
-            // Too many have places there.
-            None => self.empty(slot),
-        }
-    }
-
-    /// Nothing is in a slot that was taken.
-    pub(crate) fn empty(&mut self, slot: usize) {
-        let words = self.kept.slot(slot);
-        // RELAXED: K1.
-        words[REGION].store(0, Relaxed);
-        words[STATE].store(EMPTY, Release);
+        index[at].store(empty.slot as u64 + 1, Relaxed);
     }
 
     /// Takes a slot out of the index.
@@ -380,24 +374,20 @@ impl Keeper<'_> {
 
     /// Has so many pages go with their memory, as far as there are. How many have.
     pub(crate) fn shrink(&mut self, pages: usize) -> usize {
-        let before = self.kept.pages();
-        let mut used = before;
-        while before - used < pages && used > 0 && self.claim(used - 1) {
-            used -= 1;
+        let used = self.kept.pages();
+        let mut going = Vec::new();
+        while going.len() < pages.min(used) {
+            let Some(empty) = self.claim(used - going.len() - 1) else { break };
+            going.push(empty);
         }
-        let words = used * WORDS..before * WORDS;
-        if words.is_empty() {
+        let left = used - going.len();
+        // A filter may forbid it: the memory stays then.
+        if left == used || self.kept.bytes.discard(left * WORDS..used * WORDS).is_err() {
             return 0;
         }
-        if self.kept.bytes.discard(words).is_err() {
-            // A filter: the memory stays.
-            (used..before).for_each(|slot| self.empty(slot));
-            return 0;
-        }
-        (used..before).for_each(|slot| self.empty(slot));
         // RELAXED: a number that guards nothing.
-        self.kept.used.store(used, Relaxed);
-        before - used
+        self.kept.used.store(left, Relaxed);
+        going.len()
     }
 }
 
@@ -411,7 +401,7 @@ mod tests {
 
     fn keep(keeper: &mut Keeper<'_>, number: usize) {
         let slot = keeper.slot(page(number), || true).unwrap();
-        keeper.words(slot).iter().for_each(|word| word.store(number as u64, Relaxed));
+        keeper.words(&slot).iter().for_each(|word| word.store(number as u64, Relaxed));
         keeper.fill(slot, page(number), number as u64 * 2, number % 2 == 1);
     }
 
@@ -455,13 +445,12 @@ mod tests {
         (0..100).for_each(|number| keep(&mut keeper, number));
         assert!(matches!(kept.find(3, 5..6, |_| 11), Found::Nothing), "another time");
         assert!(matches!(kept.find(4, 5..6, |_| 10), Found::Nothing), "another region");
-        let Found::Bytes(mut slots) = kept.find(3, 5..9, |number| number as u64 * 2) else {
+        let Found::Bytes(slots) = kept.find(3, 5..9, |number| number as u64 * 2) else {
             panic!("they are kept")
         };
         assert_eq!(slots.len(), 4);
-        assert!(matches!(find(&kept, 6), Found::Taken));
+        assert!(matches!(find(&kept, 6), Found::Busy));
         slots.have_come();
-        drop(slots);
         assert!((5..9).all(|number| !is_there(&kept, number)) && is_there(&kept, 9));
         (100..200).for_each(|number| keep(&mut keeper, number));
         assert!((100..200).all(|number| is_there(&kept, number)));
@@ -479,7 +468,7 @@ mod tests {
         for _ in 0..20_000 {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let number = (state >> 33) as usize % 600;
-            if let Found::Bytes(mut slots) = find(&kept, number) {
+            if let Found::Bytes(slots) = find(&kept, number) {
                 assert!(there.remove(&number));
                 slots.have_come();
             } else {
@@ -505,7 +494,7 @@ mod tests {
                     let mut number = 0;
                     while is_over.load(Relaxed) == 0 {
                         number = (number + 7) % 30;
-                        if let Found::Bytes(mut slots) = find(kept, number) {
+                        if let Found::Bytes(slots) = find(kept, number) {
                             let words = slots.words();
                             assert!(words.iter().all(|word| word.load(Relaxed) == number as u64));
                             if number % 3 == 0 {
@@ -520,7 +509,7 @@ mod tests {
                 keeper.want(if time % 1000 < 990 { 10 } else { 5 });
                 let number = time * 11 % 30;
                 if let Some(slot) = keeper.slot(page(number), || true) {
-                    keeper.words(slot).iter().for_each(|word| word.store(number as u64, Relaxed));
+                    keeper.words(&slot).iter().for_each(|word| word.store(number as u64, Relaxed));
                     keeper.fill(slot, page(number), number as u64 * 2, false);
                 }
             }

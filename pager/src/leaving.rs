@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::budget::Budget;
 use crate::copy;
-use crate::kept::Keeper;
+use crate::kept::{Empty, Keeper};
 use crate::mapping::{Mapping, PAGE};
 
 /// Pages of which copies are made before they are given back, by the caller, who excludes them.
@@ -15,7 +15,7 @@ pub(crate) struct Leaving<'m> {
     /// Of a region that has a bound.
     keeper: Option<Keeper<'m>>,
     /// With whether they were hot, and where they are kept.
-    pages: Vec<(usize, bool, Option<usize>)>,
+    pages: Vec<(usize, bool, Option<Empty<'m>>)>,
 }
 
 /// Where the bytes of pages are.
@@ -59,25 +59,19 @@ impl<'m> Leaving<'m> {
             } else {
                 None
             };
-            let has_bytes = slot.is_some_and(|slot| {
+            // Zeros take no memory where they come from, and would here.
+            let slot = slot.filter(|slot| {
                 let (words, at) = (keeper.words(slot), mapping.offsets(page..page + 1));
-                match from {
+                let has_bytes = match from {
                     From::Region => copy::to_words(&mapping.memory, at.start, words),
                     From::Bytes(bytes) => {
                         copy::bytes_to_words(&bytes[(page - pages.start) * PAGE..][..PAGE], words)
                     }
                     From::Nowhere => false,
-                }
+                };
+                has_bytes || !mapping.backing.takes_zeros()
             });
-            // Zeros take no memory where they come from, and would here.
-            let is_kept = has_bytes || !mapping.backing.takes_zeros();
-            match slot {
-                Some(slot) if !is_kept => {
-                    keeper.empty(slot);
-                    self.pages.push((page, is_hot, None));
-                }
-                slot => self.pages.push((page, is_hot, slot)),
-            }
+            self.pages.push((page, is_hot, slot));
         }
     }
 
@@ -92,15 +86,6 @@ impl<'m> Leaving<'m> {
                 }
                 None => keeper.has_gone(of, was_hot),
             }
-        }
-    }
-}
-
-impl Drop for Leaving<'_> {
-    fn drop(&mut self) {
-        let Some(keeper) = &mut self.keeper else { return };
-        for slot in self.pages.iter().filter_map(|&(.., slot)| slot) {
-            keeper.empty(slot);
         }
     }
 }
