@@ -1,18 +1,22 @@
 //! A traced process that makes the calls. It is stopped between them: its tracer sets its
 //! registers, lets it run one instruction and reads them again. Its memory is empty except for the
-//! page with those instructions, so its whole map is known.
+//! page with those instructions and the kernel's own pages, so its whole map is known.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use libc::{c_int, c_long, pid_t, user_regs_struct};
-use pervma_linux::{Access, Layout, Limits, Signal, abi};
+use pervma_linux::{Access, Layout, Limits, Signal, VmFlags, abi};
 
+use crate::compare::flags_of_smaps;
 use crate::op::NAMES;
 
 /// The address of the page with the instructions.
@@ -51,9 +55,24 @@ pub(crate) struct Child {
     thread: PhantomData<*const ()>,
 }
 
+/// A mapping of the kernel's own pages, which every process has: `[vdso]`, `[vvar]`.
+#[derive(Clone, Debug)]
+pub struct Special {
+    /// Its addresses.
+    pub range: Range<usize>,
+    /// What `smaps` says of it.
+    pub flags: VmFlags,
+    /// Its name.
+    pub name: Arc<str>,
+    /// The pages that are not there: a touch is SIGBUS.
+    pub absent: BTreeSet<u64>,
+}
+
 /// The state of a process before its first call.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct InitialState {
+    /// The kernel's own mappings in it.
+    pub special: Vec<Special>,
     /// The layout of its address space.
     pub layout: Layout,
     /// Its limits.
@@ -80,6 +99,7 @@ impl InitialState {
     #[cfg(test)]
     pub(crate) fn unborn() -> Self {
         Self {
+            special: Vec::new(),
             layout: Layout::default(),
             limits: Limits::default(),
             hard: Limits { locked: u64::MAX, stack: u64::MAX, ..Limits::default() },
@@ -104,6 +124,17 @@ impl InitialState {
 /// The limits of stack and locked memory, in bytes, if the hard limits allow them. The start of the
 /// search for gaps depends on the former.
 const EIGHT_MIB: u64 = 8 << 20;
+
+/// The names of the kernel's own mappings that calls can change.
+const SPECIAL: [&str; 3] = ["[vvar]", "[vvar_vclock]", "[vdso]"];
+
+/// The range in a line of a maps file.
+fn range_of_line(line: &str) -> io::Result<Range<usize>> {
+    let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+    let number = |text| usize::from_str_radix(text, 16).map_err(io::Error::other);
+    let (start, end) = range.ok_or_else(|| io::Error::other("no line of a map"))?;
+    Ok(number(start)?..number(end)?)
+}
 
 /// Whether it is an address for the processor, which sign-extends 48 bits.
 fn is_canonical(addr: usize) -> bool {
@@ -141,7 +172,7 @@ impl Child {
         Ok((child, initial))
     }
 
-    /// Unmaps everything but a page of instructions.
+    /// Unmaps everything but a page of instructions and the kernel's own pages.
     fn empty(&mut self) -> io::Result<InitialState> {
         let options = libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACEFORK;
         self.request(libc::PTRACE_SETOPTIONS, 0, usize::try_from(options).unwrap_or(0))?;
@@ -182,8 +213,16 @@ impl Child {
         let not_writable = abi::PROT_READ | abi::PROT_EXEC;
         self.must(libc::SYS_mprotect, [code, page, not_writable, 0, 0, 0])?;
         let layout = Layout::default();
-        let end = layout.task_size as u64;
-        self.must(libc::SYS_munmap, [code + page, end - code - page, 0, 0, 0, 0])?;
+        let maps = String::from_utf8_lossy(self.maps()?).into_owned();
+        let kept = maps.lines().filter(|line| SPECIAL.iter().any(|name| line.ends_with(name)));
+        let kept = kept.map(range_of_line).collect::<io::Result<Vec<_>>>()?;
+        let starts = kept.iter().map(|range| range.start).chain([layout.task_size]);
+        let ends = [CODE + abi::PAGE].into_iter().chain(kept.iter().map(|range| range.end));
+        for (from, to) in ends.zip(starts).filter(|(from, to)| from < to) {
+            let len = (to - from) as u64;
+            self.must(libc::SYS_munmap, [from as u64, len, 0, 0, 0, 0])?;
+        }
+        let special = self.special()?;
 
         // The highest gap tells where the search for gaps begins.
         let anonymous = abi::MAP_PRIVATE | abi::MAP_ANONYMOUS;
@@ -231,7 +270,27 @@ impl Child {
         let capabilities = u64::from_str_radix(capabilities.unwrap_or_default().trim(), 16)
             .map_err(io::Error::other)?;
         let randomized = personality & no_random == 0;
-        Ok(InitialState { layout, limits, hard, randomized, marks_guards, capabilities })
+        Ok(InitialState { special, layout, limits, hard, randomized, marks_guards, capabilities })
+    }
+
+    /// The kernel's own mappings, when there is nothing else but the page of instructions.
+    fn special(&mut self) -> io::Result<Vec<Special>> {
+        let maps = String::from_utf8_lossy(self.maps()?).into_owned();
+        let flags = flags_of_smaps(&self.file("smaps")?);
+        let mut special = Vec::new();
+        for (line, flags) in maps.lines().zip(flags) {
+            let Some(name) = SPECIAL.iter().find(|name| line.ends_with(**name)) else { continue };
+            let range = range_of_line(line)?;
+            let flags = flags.parse().map_err(|_| io::Error::other(format!("{name}: {flags}")))?;
+            let mut absent = BTreeSet::new();
+            for (page, number) in range.clone().step_by(abi::PAGE).zip(0..) {
+                if self.touch(page, Access::Read)? == Err(Signal::Bus) {
+                    absent.insert(number);
+                }
+            }
+            special.push(Special { range, flags, name: Arc::from(*name), absent });
+        }
+        Ok(special)
     }
 
     /// Makes a system call, and returns the value of `rax` after it.

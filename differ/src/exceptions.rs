@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use pervma_linux::{Access, Limits, VmFlags, abi::*};
+use pervma_linux::{Access, Limits, Source, VmFlags, abi::*};
 
 use crate::child::{CAP_SYS_ADMIN, CODE, InitialState};
 use crate::machine::Machine;
@@ -50,6 +50,16 @@ pub const ALL: &[Exception] = &[
         why: "an instruction, of two bytes here, reaches into the next page from the last byte of one",
         applies: |op, _, _| match *op {
             Op::Touch { addr, access: Access::Execute } => addr % PAGE == PAGE - 1,
+            _ => false,
+        },
+    },
+    Exception {
+        name: "the kernel's instructions",
+        why: "what is fetched from [vdso] are instructions that do something",
+        applies: |op, scene, _| match *op {
+            Op::Touch { addr, access: Access::Execute } => scene.vmas.iter().any(|(range, vma)| {
+                range.contains(&addr) && matches!(vma.source, Source::Special(_))
+            }),
             _ => false,
         },
     },

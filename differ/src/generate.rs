@@ -7,8 +7,7 @@
 //!   [`pervma_linux`] has the reasons. A caller who makes them is told so there.
 //! - *Two calls at once.* A sequence has one order, and the kernel's of two threads is not known;
 //!   `linux/tests/threads.rs` and `handler.rs` have threads, and look for what holds in any order.
-//! - *Mappings of before*: `[vdso]`, `[vvar]` and the process's own. It unmaps them, since the
-//!   model cannot express the first two, and is not told of the others.
+//! - *Mappings of before*, but for the kernel's own pages: the process unmaps its own.
 //! - *Looks at contents.* The map does not have them; the backing's part is in
 //!   `linux/tests/backing.rs`.
 //! - *Other processes* that look, write or charge memory, but for the steps on files and the forced

@@ -33,13 +33,13 @@ mod scene;
 mod session;
 mod shrink;
 
-pub use child::{InitialState, Privileges};
+pub use child::{InitialState, Privileges, Special};
 pub use files::{OpenFiles, Opened};
 pub use machine::Machine;
 pub use model::{Model, Subject};
 pub use op::{NAMES, Op, Which};
 pub use outcome::Outcome;
-pub use replay::{Found, replay, replay_after};
+pub use replay::{Found, replay, replay_after, special};
 pub use run::{Divergence, Options, Progress, Report, Tally, run, run_after};
 pub use scene::Scene;
 pub use session::Difference;

@@ -1,6 +1,6 @@
 //! The model that is compared with the kernel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,7 +8,7 @@ use pervma_linux::{
     Access, Backing, Config, Counts, Errno, File, Limits, Mm, Part, Refusal, Source, Vma, abi,
 };
 
-use crate::child::{CAP_IPC_LOCK, CAP_SYS_ADMIN, CAP_SYS_RAWIO, CODE, InitialState};
+use crate::child::{CAP_IPC_LOCK, CAP_SYS_ADMIN, CAP_SYS_RAWIO, CODE, InitialState, Special};
 use crate::files::{OpenFiles, Opened};
 use crate::machine::Machine;
 use crate::op::{NAMES, Op, Which};
@@ -16,6 +16,9 @@ use crate::outcome::Outcome;
 
 /// A model that makes steps, to be compared with the kernel.
 pub trait Subject {
+    /// Takes over a mapping that the process has from the start.
+    fn adopt(&mut self, special: &Special);
+
     /// Makes a step, and returns its outcome.
     fn step(&mut self, op: &Op) -> Outcome;
 
@@ -46,10 +49,11 @@ pub struct Model {
     ended_child: String,
 }
 
-/// The guard pages.
+/// The guard pages, and those of the kernel's own mappings that are not there, by its name.
 #[derive(Debug, Default)]
 struct Pages {
     guards: Mutex<BTreeSet<usize>>,
+    absent: Arc<Mutex<BTreeMap<Arc<str>, BTreeSet<u64>>>>,
 }
 
 impl Pages {
@@ -74,10 +78,18 @@ impl Backing for Pages {
             _ => Opened::of(part.vma).map_or(usize::MAX, Opened::pages),
         };
         let first = usize::try_from(part.page_offset).unwrap_or(usize::MAX);
+        let is_absent = match &part.vma.source {
+            Source::Special(name) => {
+                let absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
+                let touched = part.page_offset..part.page_offset + pages as u64;
+                absent.get(name).is_some_and(|absent| absent.range(touched).next().is_some())
+            }
+            _ => false,
+        };
         // A guard page is met before the file is asked.
         if let Some(addr) = self.with(|guards| guards.range(part.range).next().copied()) {
             Err(Refusal::Guard { addr })
-        } else if pages > size.saturating_sub(first) && !part.vma.is_anonymous() {
+        } else if is_absent || pages > size.saturating_sub(first) && !part.vma.is_anonymous() {
             Err(Refusal::Bus)
         } else {
             Ok(())
@@ -144,7 +156,8 @@ impl Model {
     }
 
     fn fork(&mut self, child_goes_on: bool) -> Result<(), Errno> {
-        let child = self.mm.fork(Pages::default())?;
+        let absent = Arc::clone(&self.mm.backing().absent);
+        let child = self.mm.fork(Pages { absent, ..Pages::default() })?;
         if child_goes_on {
             self.mm = child;
         } else {
@@ -166,6 +179,17 @@ impl Model {
 }
 
 impl Subject for Model {
+    fn adopt(&mut self, special: &Special) {
+        let Special { range, flags, name, absent } = special;
+        let source = Source::Special(Arc::clone(name));
+        let vma = Vma { flags: *flags, page_offset: 0, source, anon: None, name: None };
+        // It cannot fail; if it did, the map would be a difference.
+        let _ = self.mm.adopt(range.clone(), vma);
+        let all = &self.mm.backing().absent;
+        let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(Arc::clone(name), absent.clone());
+    }
+
     fn step(&mut self, op: &Op) -> Outcome {
         let mm = &self.mm;
         Outcome::done(match *op {

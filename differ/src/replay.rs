@@ -4,15 +4,25 @@ use std::io;
 
 use pervma_linux::Config;
 
-use crate::child::Privileges;
+use crate::child::{Privileges, Special};
 use crate::files::OpenFiles;
 use crate::machine::Machine;
-use crate::model::Subject;
+use crate::model::{Model, Subject};
 use crate::op::Op;
 use crate::session::{Difference, Session};
 
 /// A difference, and the steps to it.
 pub type Found = (Difference, Vec<Op>);
+
+/// The kernel's own mappings in a new process.
+///
+/// # Errors
+///
+/// When processes cannot be made or traced.
+pub fn special(machine: &Machine) -> io::Result<Vec<Special>> {
+    let session = Session::begin(machine, Privileges::None, Model::new)?;
+    Ok(session.initial().special.clone())
+}
 
 /// Makes steps from a new process on. Returns the first difference and the number of steps to it.
 ///

@@ -189,7 +189,7 @@ impl Episode {
         watch: &mut dyn FnMut(Progress),
     ) -> io::Result<Option<Found>> {
         let mut session = Session::begin(machine, self.privileges, make)?;
-        let initial = *session.initial();
+        let initial = session.initial().clone();
         let mut generator = Generator::new(self.seed, Place { machine, initial: &initial });
         let mut made = Vec::new();
         let mut scene = Scene::of(session.subject());
@@ -234,7 +234,7 @@ pub fn run_after<S: Subject>(
             return Ok(Some((difference, made)));
         }
     }
-    let initial = *session.initial();
+    let initial = session.initial().clone();
     let mut generator = Generator::new(options.seed, Place { machine, initial: &initial });
     let mut scene = Scene::default();
     for step in 0..options.ops {

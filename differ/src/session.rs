@@ -64,7 +64,8 @@ impl<S: Subject> Session<S> {
     ) -> io::Result<Self> {
         let files = Files::new()?;
         let (child, initial) = Child::spawn(files.descriptors(), privileges)?;
-        let subject = make(&model::config(&initial, machine), files.opened());
+        let mut subject = make(&model::config(&initial, machine), files.opened());
+        initial.special.iter().for_each(|special| subject.adopt(special));
         let objects = Objects::default();
         Ok(Self { child, subject, objects, steps: 0, ended_child: None, files, initial })
     }

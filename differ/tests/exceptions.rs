@@ -7,8 +7,8 @@ mod common;
 use std::fs;
 use std::ptr;
 
-use pervma_differ::{Model, Op, Options, Privileges, Which, exceptions, replay, run};
-use pervma_linux::{Access, Config, Mm, NoBacking, abi::*};
+use pervma_differ::{Model, Op, Options, Privileges, Which, exceptions, replay, run, special};
+use pervma_linux::{Access, Config, Mm, NoBacking, VmFlags, abi::*};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 /// Where the instructions of the process are.
@@ -55,6 +55,15 @@ fn an_instruction_reaches_into_the_next_page() {
     let execute = |within| Op::Touch { addr: ADDR + within, access: Access::Execute };
     assert!(differ(&[map.clone(), execute(PAGE - 1)]));
     assert!(!differ(&[map, execute(PAGE - 2)]) || common::machine().is_none());
+}
+
+#[test]
+fn instructions_of_the_kernels_own_do_something() {
+    let Some(machine) = common::machine() else { return };
+    let special = special(&machine).unwrap();
+    let code = special.iter().find(|special| special.flags.has(VmFlags::EXEC)).unwrap();
+    let execute = |addr| Op::Touch { addr, access: Access::Execute };
+    assert!(code.range.clone().step_by(8).take(512).any(|addr| differ(&[execute(addr)])));
 }
 
 #[test]

@@ -9,8 +9,8 @@ mod common;
 
 use std::ops::Range;
 
-use pervma_differ::{Model, Op, OpenFiles, Options, Outcome, Subject, Which, run};
-use pervma_linux::{Access, Config, Counts, Errno, Limits, VmFlags, Vma, abi::*};
+use pervma_differ::{Model, Op, OpenFiles, Options, Outcome, Special, Subject, Which, run};
+use pervma_linux::{Access, Config, Counts, Errno, Limits, Source, VmFlags, Vma, abi::*};
 
 /// The number of the file on a disk, of one in `/sys`, and of a pipe.
 const ON_DISK: usize = 7;
@@ -38,6 +38,10 @@ struct Wrong {
 }
 
 impl Subject for Wrong {
+    fn adopt(&mut self, special: &Special) {
+        self.model.adopt(special);
+    }
+
     fn step(&mut self, op: &Op) -> Outcome {
         (self.step)(&mut self.model, op).unwrap_or_else(|| self.model.step(op))
     }
@@ -90,6 +94,20 @@ fn mmap_flags(model: &mut Model, op: &Op, change: impl Fn(u64) -> u64) -> Option
 /// `madvise` with this advice does nothing.
 fn ignores(op: &Op, ignored: i32) -> Option<Outcome> {
     matches!(op, Op::Madvise { advice, .. } if *advice == ignored).then(|| Outcome::of(Ok(0)))
+}
+
+/// The first mapping of the kernel's own pages that lies in a range, in part or whole.
+fn special_in(model: &Model, addr: usize, len: usize) -> Option<(Range<usize>, Vma)> {
+    let end = addr.checked_add(len)?;
+    model.vmas().into_iter().find(|(range, vma)| {
+        range.start < end && addr < range.end && matches!(vma.source, Source::Special(_))
+    })
+}
+
+/// The result of a step that is wrong where the first mapping it meets is the kernel's own.
+fn at_special(model: &Model, addr: usize, len: usize, wrong: Outcome) -> Option<Outcome> {
+    let (range, _) = special_in(model, addr, len)?;
+    range.contains(&addr).then_some(wrong)
 }
 
 const PLANTED: &[Planted] = &[
@@ -247,6 +265,40 @@ const PLANTED: &[Planted] = &[
     rule("an address in the last page is no gap", |_, op| match *op {
         Op::Mmap { addr, flags, .. } if addr > usize::MAX - PAGE && flags & MAP_FIXED != 0 => {
             Some(Outcome::of(Err(Errno::ENOMEM)))
+        }
+        _ => None,
+    }),
+    rule("a part of the kernel's own pages can be unmapped", |model, op| {
+        let Op::Munmap { addr, len } = *op else { return None };
+        let (range, _) = special_in(model, addr, len)?;
+        let is_part = addr.is_multiple_of(PAGE) && (addr > range.start || addr + len < range.end);
+        is_part.then(|| Outcome::of(Ok(0)))
+    }),
+    rule("a part of the kernel's own pages can be protected", |model, op| {
+        let Op::Mprotect { addr, len, .. } = *op else { return None };
+        at_special(model, addr, len, Outcome::of(Ok(0)))
+    }),
+    rule("the kernel's own pages grow", |model, op| match *op {
+        Op::Mremap { addr, old_len, new_len, flags: MREMAP_MAYMOVE, .. } if old_len < new_len => {
+            at_special(model, addr, old_len, Outcome::of(Err(Errno::ENOMEM)))
+        }
+        _ => None,
+    }),
+    rule("the kernel's own pages move and stay", |model, op| match *op {
+        Op::Mremap { addr, old_len, flags, .. } if flags & MREMAP_DONTUNMAP != 0 => {
+            at_special(model, addr, old_len, Outcome::of(Err(Errno::ENOMEM)))
+        }
+        _ => None,
+    }),
+    rule("the kernel's own pages are dumped", |model, op| match *op {
+        Op::Madvise { addr, len, advice: MADV_DODUMP } => {
+            at_special(model, addr, len, Outcome::of(Ok(0)))
+        }
+        _ => None,
+    }),
+    rule("pages of devices are discarded", |model, op| match *op {
+        Op::Madvise { addr, len, advice: MADV_DONTNEED | MADV_COLD | MADV_PAGEOUT } => {
+            at_special(model, addr, len, Outcome::of(Ok(0)))
         }
         _ => None,
     }),

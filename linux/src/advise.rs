@@ -149,7 +149,10 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
     fn relabel(&mut self, part: Range<usize>, vma: Vma) -> Result<Range<usize>, Errno> {
         match self.holding(part.start) {
             Some((_, old)) if old.flags == vma.flags && old.name == vma.name => Ok(part),
-            _ => self.modify(part, vma).map_err(|_| Errno::EAGAIN),
+            _ => self.modify(part, vma).map_err(|error| match error {
+                Errno::ENOMEM => Errno::EAGAIN,
+                error => error,
+            }),
         }
     }
 
@@ -171,7 +174,16 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         advice: i32,
     ) -> Result<(), Errno> {
         let locked = vma.flags.has(VmFlags::LOCKED);
+        let (special, device) = (VmFlags::SPECIAL, VmFlags::PFNMAP);
         match advice {
+            MADV_GUARD_INSTALL | MADV_GUARD_REMOVE if vma.flags.any(special) => {
+                return Err(Errno::EINVAL);
+            }
+            MADV_DONTNEED | MADV_DONTNEED_LOCKED | MADV_COLD | MADV_PAGEOUT
+                if vma.flags.has(device) =>
+            {
+                return Err(Errno::EINVAL);
+            }
             MADV_DONTNEED | MADV_COLD | MADV_PAGEOUT | MADV_GUARD_INSTALL if locked => {
                 return Err(Errno::EINVAL);
             }
@@ -222,7 +234,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         while at < range.end {
             let (whole, vma) = self.holding(at).ok_or(Errno::ENOMEM)?;
             let needed = if access == Access::Write { VmFlags::WRITE } else { VmFlags::READ };
-            if !vma.flags.has(needed) {
+            if !vma.flags.has(needed) || vma.flags.any(VmFlags::IO | VmFlags::PFNMAP) {
                 return Err(Errno::EINVAL);
             }
             let part = at..whole.end.min(range.end);
@@ -256,7 +268,7 @@ fn may_collapse(whole: &Range<usize>, vma: &Vma) -> bool {
         .start
         .checked_next_multiple_of(HUGE)
         .is_some_and(|start| start.checked_add(HUGE).is_some_and(|end| end <= whole.end));
-    fits && !vma.flags.has(VmFlags::NOHUGEPAGE)
+    fits && !vma.flags.any(VmFlags::NOHUGEPAGE | VmFlags::SPECIAL)
 }
 
 /// The flags that the advice leads to, or `None` if it is about pages.
@@ -264,12 +276,13 @@ fn new_flags(vma: &Vma, advice: i32) -> Result<Option<VmFlags>, Errno> {
     let flags = vma.flags;
     let reading = VmFlags::SEQ_READ | VmFlags::RAND_READ;
     let huge = VmFlags::HUGEPAGE | VmFlags::NOHUGEPAGE;
-    let never_merged = VmFlags::SHARED | VmFlags::MAYSHARE | VmFlags::DROPPABLE;
+    let never_merged = VmFlags::SHARED | VmFlags::MAYSHARE | VmFlags::DROPPABLE | VmFlags::SPECIAL;
     Ok(Some(match advice {
         MADV_NORMAL => flags & !reading,
         MADV_SEQUENTIAL => (flags & !reading) | VmFlags::SEQ_READ,
         MADV_RANDOM => (flags & !reading) | VmFlags::RAND_READ,
         MADV_DONTFORK => flags | VmFlags::DONTCOPY,
+        MADV_DOFORK if flags.has(VmFlags::IO) => return Err(Errno::EINVAL),
         MADV_DOFORK => flags & !VmFlags::DONTCOPY,
         MADV_WIPEONFORK if vma.has_file() => return Err(Errno::EINVAL),
         MADV_WIPEONFORK => flags | VmFlags::WIPEONFORK,
@@ -277,6 +290,7 @@ fn new_flags(vma: &Vma, advice: i32) -> Result<Option<VmFlags>, Errno> {
             return Err(Errno::EINVAL);
         }
         MADV_KEEPONFORK => flags & !VmFlags::WIPEONFORK,
+        MADV_DODUMP if flags.any(VmFlags::SPECIAL) => return Err(Errno::EINVAL),
         MADV_DONTDUMP => flags | VmFlags::DONTDUMP,
         MADV_DODUMP => flags & !VmFlags::DONTDUMP,
         MADV_MERGEABLE if flags.any(never_merged) => flags,

@@ -195,6 +195,9 @@ pub(crate) fn check_access(vma: &Vma, access: Access) -> Result<(), Signal> {
 #[doc(alias = "check_vma_flags")]
 fn check_forced(vma: &Vma, access: Access) -> Result<(), Errno> {
     let flags = vma.flags;
+    if flags.any(VmFlags::IO | VmFlags::PFNMAP) {
+        return Err(Errno::EIO);
+    }
     let copies = flags & (VmFlags::SHARED | VmFlags::MAYWRITE) == VmFlags::MAYWRITE;
     let allowed = match access {
         Access::Write => flags.has(VmFlags::WRITE) || copies,

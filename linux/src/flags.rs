@@ -2,8 +2,10 @@
 
 use core::fmt;
 use core::ops::{BitAnd, BitAndAssign, BitOr, BitOrAssign, Not};
+use core::str::FromStr;
 
 use crate::abi::{PROT_EXEC, PROT_READ, PROT_WRITE};
+use crate::errno::Errno;
 
 /// The flags of a VMA: what may be done with it, and how calls treat it.
 ///
@@ -49,17 +51,23 @@ flags! {
     MAYSHARE = 7, "ms";
     /// It grows towards lower addresses when touched below its start.
     GROWSDOWN = 8, "gd";
+    /// Device memory, of pages that the kernel has no records of (`VM_PFNMAP`).
+    PFNMAP = 25, "pf";
     /// There may be guard pages in it. This flag keeps nothing from merging, and passes to what it
     /// merges with.
     MAYBE_GUARD = 9, "gu";
     /// Its pages stay in memory.
     LOCKED = 10, "lo";
+    /// Device memory (`VM_IO`).
+    IO = 26, "io";
     /// Read sequentially.
     SEQ_READ = 11, "sr";
     /// Read at random.
     RAND_READ = 12, "rr";
     /// Not copied by fork.
     DONTCOPY = 13, "dc";
+    /// It cannot become longer.
+    DONTEXPAND = 27, "de";
     /// Pages are locked when they are touched, not before.
     LOCKONFAULT = 14, "lf";
     /// Counted as committed memory (`vm.overcommit_memory`).
@@ -89,6 +97,10 @@ impl VmFlags {
     pub const ACCESS: Self = Self(Self::READ.0 | Self::WRITE.0 | Self::EXEC.0);
     /// The flags that `mlock2` sets and `munlock` clears.
     pub const LOCKED_MASK: Self = Self(Self::LOCKED.0 | Self::LOCKONFAULT.0);
+    /// The flags of memory that is not a process's to manage: each keeps a VMA from merging and
+    /// from being locked.
+    #[doc(alias = "VM_SPECIAL")]
+    pub const SPECIAL: Self = Self(Self::IO.0 | Self::PFNMAP.0 | Self::DONTEXPAND.0);
     /// The MAY flags of a mapping without a file.
     pub const MAYALL: Self = Self(Self::MAYREAD.0 | Self::MAYWRITE.0 | Self::MAYEXEC.0);
 
@@ -196,6 +208,24 @@ impl fmt::Display for VmFlags {
             between = " ";
         }
         Ok(())
+    }
+}
+
+impl FromStr for VmFlags {
+    type Err = Errno;
+
+    /// Reads flags as `/proc/PID/smaps` shows them.
+    ///
+    /// ```
+    /// use pervma_linux::{Errno, VmFlags};
+    /// assert_eq!("rd ex ".parse(), Ok(VmFlags::READ | VmFlags::EXEC));
+    /// assert_eq!("rd ??".parse::<VmFlags>(), Err(Errno::EINVAL));
+    /// ```
+    fn from_str(text: &str) -> Result<Self, Errno> {
+        text.split_ascii_whitespace().try_fold(Self::default(), |flags, letters| {
+            let named = Self::NAMES.iter().find(|(_, name)| *name == letters);
+            named.map(|(flag, _)| flags | *flag).ok_or(Errno::EINVAL)
+        })
     }
 }
 

@@ -59,7 +59,9 @@
 //! - *`shmat`, `remap_file_pages`, `mbind`, `process_madvise`*: System V segments and other
 //!   processes have name spaces of their own, and memory policies need nodes.
 //! - *Protection keys and shadow stacks*: no machine at hand has them.
-//! - *Device memory, `userfaultfd`, DAX, secret memory*: drivers make such mappings.
+//! - *Device memory, `userfaultfd`, DAX, secret memory*: drivers make such mappings. One that is
+//!   there can be taken over with its flags ([`Mm::adopt`]), as can the kernel's own (`[vdso]`,
+//!   `[vvar]`): which calls they refuse is modelled.
 //! - *`vm.overcommit_memory=2`*: every process of the machine counts there.
 //! - *Where huge pages are*, shared memory on huge pages (`shmem_enabled`) included. In Linux,
 //!   where a huge page fits into a mapping with `MADV_HUGEPAGE`, reading it makes anonymous pages;
@@ -83,6 +85,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod abi;
+mod adopt;
 mod advise;
 mod backing;
 mod brk;

@@ -200,7 +200,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
     ) -> Result<Range<usize>, Errno> {
         let old = vma.flags;
         vma.flags = (old & !VmFlags::LOCKED_MASK) | flags;
-        if vma.flags == old || old.has(VmFlags::DROPPABLE) {
+        if vma.flags == old || old.any(VmFlags::DROPPABLE | VmFlags::SPECIAL) {
             return Ok(part);
         }
         let whole = self.modify(part.clone(), vma)?;

@@ -3,7 +3,7 @@
 //! Two neighbours merge if they have equal flags, the same open file (not only the same inode),
 //! equal names, and page offsets that continue each other. The page offset of private anonymous
 //! memory is that of the address at which it was first mapped, so what was moved after it was
-//! touched does not merge at its new place.
+//! touched does not merge at its new place. What is special ([`VmFlags::SPECIAL`]) never merges.
 //!
 //! Also, the two must be able to share one [`AnonVma`]: if both have one it must be the same; if
 //! only one of them has one, the other takes it over, unless it came from the parent of a fork.
@@ -38,7 +38,9 @@ pub(crate) fn decide(
 ) -> Merge {
     let Proposed { range, vma, hands_on } = proposed;
     let fits = |neighbour: &Vma| {
-        alike(neighbour, vma) && anon_vmas_fit(neighbour.anon, vma.anon, *hands_on)
+        !vma.flags.any(VmFlags::SPECIAL)
+            && alike(neighbour, vma)
+            && anon_vmas_fit(neighbour.anon, vma.anon, *hands_on)
     };
     let left = prev
         .filter(|(at, prev)| prev.page_after(at.end - at.start) == vma.page_offset && fits(prev));

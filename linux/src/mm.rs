@@ -96,12 +96,23 @@ impl State {
 
     /// An `anon_vma` that no VMA has yet.
     pub(crate) fn new_anon_vma(&mut self, from_parent: bool) -> AnonVma {
-        self.next_anon_vma += 1;
+        // However high the numbers were that it was given.
+        self.next_anon_vma = self.next_anon_vma.wrapping_add(1);
         AnonVma { number: self.next_anon_vma, from_parent }
     }
 
+    /// Gives what is made from now on other numbers than those that a VMA has.
+    pub(crate) fn number_above(&mut self, vma: &Vma) {
+        if let Some(anon) = vma.anon {
+            self.next_anon_vma = self.next_anon_vma.max(anon.number);
+        }
+        if let Source::SharedAnonymous(object) = &vma.source {
+            self.next_object = self.next_object.max(object.number);
+        }
+    }
+
     pub(crate) fn new_object(&mut self, size: usize) -> Source {
-        self.next_object += 1;
+        self.next_object = self.next_object.wrapping_add(1);
         Source::SharedAnonymous(Arc::new(Object { number: self.next_object, size }))
     }
 }
@@ -397,9 +408,12 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
     /// Splits the VMA that holds `addr` there, however many VMAs there are. Does nothing at the
     /// start of a VMA or outside of one.
     pub(crate) fn split_unlimited(&mut self, addr: usize) -> Result<(), Errno> {
-        let Some((range, _)) = self.holding(addr).filter(|(range, _)| range.start != addr) else {
+        let Some((range, vma)) = self.holding(addr).filter(|(range, _)| range.start != addr) else {
             return Ok(());
         };
+        if vma.is_whole() {
+            return Err(Errno::EINVAL);
+        }
         let split = self.edit.update(addr..range.end, |_, vma| vma.clone());
         split.map(drop).map_err(no_memory)
     }

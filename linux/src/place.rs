@@ -42,7 +42,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         let aligned = match source {
             Source::File(file) => len >= HUGE && file.facts().huge_aligned,
             Source::Zero(_) => len >= HUGE && flags & MAP_SHARED == 0,
-            Source::SharedAnonymous(_) => false,
+            Source::SharedAnonymous(_) | Source::Special(_) => false,
             Source::Anonymous => hint == 0 && len.is_multiple_of(HUGE),
         };
         let huge = if aligned && self.config.huge_pages { self.huge_gap(wanted) } else { None };

@@ -40,7 +40,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
     pub(crate) fn populate_mapped(&mut self, part: Range<usize>) -> Result<(), Errno> {
         let Some((_, vma)) = self.holding(part.start) else { return Ok(()) };
         let flags = vma.flags;
-        if flags.has(VmFlags::LOCKONFAULT) {
+        if flags.any(VmFlags::LOCKONFAULT | VmFlags::IO | VmFlags::PFNMAP) {
             return Ok(());
         }
         if !flags.any(VmFlags::ACCESS) {

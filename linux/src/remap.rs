@@ -170,6 +170,10 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         if old_len == 0 && !vma.flags.any(VmFlags::SHARED | VmFlags::MAYSHARE) {
             return Err(Errno::EINVAL);
         }
+        let keeps_size = vma.flags.any(VmFlags::DONTEXPAND | VmFlags::PFNMAP);
+        if keeps_size && request.has(MREMAP_DONTUNMAP) {
+            return Err(Errno::EINVAL);
+        }
         // When it becomes shorter, what is unmapped may reach beyond it.
         let kept = old_len.min(new_len);
         if kept > whole.end - addr {
@@ -180,6 +184,9 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         }
         if vma.page_after(addr - whole.start).checked_add(pages(new_len) as u64).is_none() {
             return Err(Errno::EINVAL);
+        }
+        if keeps_size {
+            return Err(Errno::EFAULT);
         }
         if !self.may_lock(vma.flags, request.delta()) {
             return Err(Errno::EAGAIN);
@@ -257,6 +264,9 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
             return Err(Errno::ENOMEM);
         }
         let (whole, vma) = self.source(request)?;
+        if vma.is_whole() && whole != (request.addr..request.addr + request.old_len) {
+            return Err(Errno::EINVAL);
+        }
         let stays = request.has(MREMAP_DONTUNMAP);
         // From here on no page may become present at the source: it would be lost.
         drop(self.edit.write(request.addr).map_err(|_| Errno::ENOMEM)?);

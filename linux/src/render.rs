@@ -111,7 +111,7 @@ fn show(
     let line = text.len();
     let may = |flag, letter| if vma.flags.has(flag) { letter } else { '-' };
     let (device, inode, offset) = match &vma.source {
-        Source::Anonymous => ((0, 0), 0, 0),
+        Source::Anonymous | Source::Special(_) => ((0, 0), 0, 0),
         Source::SharedAnonymous(object) => ((0, 1), object.number, vma.page_offset),
         Source::File(file) | Source::Zero(file) => {
             let facts = file.facts();
@@ -138,6 +138,7 @@ fn show(
             Some(name) => format!("[anon_shmem:{name}]"),
             None => String::from("/dev/zero (deleted)"),
         },
+        Source::Special(name) => String::from(&**name),
         Source::Anonymous if range.start < brk && range.end > layout.start_brk => {
             String::from("[heap]")
         }

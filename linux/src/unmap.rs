@@ -56,8 +56,8 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         self.remove(range, removal)
     }
 
-    /// Whether a range can be removed. If something sealed is in the way, the VMA that the range
-    /// begins in is split there, unless it is the sealed one.
+    /// Whether a range can be removed. If something is in the way that is sealed, or cannot be
+    /// split at its end, the VMA that the range begins in is split there, unless it is that one.
     #[doc(alias = "vms_gather_munmap_vmas")]
     pub(crate) fn check_removal(&mut self, range: &Range<usize>) -> Result<Removal, Errno> {
         let mut removal = Removal::default();
@@ -72,6 +72,12 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
                     self.split_unlimited(range.start)?;
                 }
                 return Err(Errno::EPERM);
+            }
+            if vma.is_whole() && (first || range.end < vma_at.end) {
+                if !first {
+                    self.split_unlimited(range.start)?;
+                }
+                return Err(Errno::EINVAL);
             }
             let count = pages(vma_at.end.min(range.end) - vma_at.start.max(range.start));
             removal.total += count;

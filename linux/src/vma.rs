@@ -50,6 +50,11 @@ pub enum Source {
     /// Private memory of `/dev/zero`, which this open file is: anonymous memory that keeps the
     /// file's page offset, merges and is shown as a file, and cannot be named.
     Zero(Arc<dyn File>),
+    /// Pages of the kernel's own, by the name that they are shown with: `[vdso]`, `[vvar]`. They
+    /// have no file, and a mapping of them cannot be split. No call maps some:
+    /// [`Mm::adopt`](crate::Mm::adopt).
+    #[doc(alias = "vm_special_mapping")]
+    Special(Arc<str>),
 }
 
 /// The memory of one shared anonymous mapping.
@@ -84,6 +89,7 @@ impl PartialEq for Source {
             (Self::File(a), Self::File(b)) | (Self::Zero(a), Self::Zero(b)) => {
                 ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b))
             }
+            (Self::Special(a), Self::Special(b)) => a == b,
             _ => false,
         }
     }
@@ -111,7 +117,13 @@ impl Vma {
     /// Whether Linux has a file for it: `/dev/zero`, or a nameless one if it is shared.
     #[doc(alias = "vm_file")]
     pub(crate) fn has_file(&self) -> bool {
-        !matches!(self.source, Source::Anonymous)
+        !matches!(self.source, Source::Anonymous | Source::Special(_))
+    }
+
+    /// Whether it cannot be split.
+    #[doc(alias = "may_split")]
+    pub(crate) fn is_whole(&self) -> bool {
+        matches!(self.source, Source::Special(_))
     }
 
     /// The rest of it from `offset` bytes on.
