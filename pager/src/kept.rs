@@ -18,6 +18,7 @@
 #![expect(clippy::disallowed_types, reason = "words that handlers look at; locks order the bytes")]
 
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -40,7 +41,8 @@ pub(crate) struct Kept {
     used: AtomicUsize,
     most: usize,
     /// A block for [`BLOCK`] slots is made when the first of them is used.
-    locks: Box<[OnceLock<Box<[Lock]>>]>,
+    /// Who unwinds leaves nothing half done under one: the slot is empty, or as it was.
+    locks: AssertUnwindSafe<Box<[OnceLock<Box<[Lock]>>]>>,
     ring: Mutex<Ring>,
 }
 
@@ -133,13 +135,14 @@ impl Kept {
         let most = if left < Self::FEW { 0 } else { left / 5 };
         let index = most.checked_next_power_of_two().and_then(|words| words.checked_mul(4));
         let bytes = most.checked_mul(WORDS).ok_or(Errno::NOMEM)?;
+        let blocks = (0..most.div_ceil(BLOCK)).map(|_| OnceLock::new());
         Ok(Self {
             slots: Words::zeroed((most * SLOT).next_multiple_of(WORDS).max(WORDS))?,
             index: Words::zeroed(index.ok_or(Errno::NOMEM)?.max(WORDS))?,
             bytes: Words::not_forked(bytes.max(WORDS))?,
             used: AtomicUsize::new(0),
             most,
-            locks: (0..most.div_ceil(BLOCK)).map(|_| OnceLock::new()).collect(),
+            locks: AssertUnwindSafe(blocks.collect()),
             ring: Mutex::default(),
         })
     }
