@@ -164,7 +164,7 @@ fn what_is_used_often_stays() {
     watch_for(240);
     let bound = 1024;
     let mut wrong = Vec::new();
-    for Trace { name, accesses, most } in traces() {
+    for (at, Trace { name, accesses, most }) in traces().into_iter().enumerate() {
         let [fifo, second] = [first_in_first_out, second_chance].map(|by| by(&accesses, bound));
         let shared = || Bound::new(bound * PAGE).unwrap();
         let mut check = |what: &str, (bound, region): (Bound, Region), most: usize| {
@@ -187,8 +187,11 @@ fn what_is_used_often_stays() {
             let region = map(Options::new().bound(&bound));
             (bound, region)
         };
-        let read = mapped(&|options| options.map(Numbers(TRACED)).unwrap());
-        check("read in signal mode", read, most[0]);
+        if at == 0 {
+            // A handler thread decides nothing else than a signal handler.
+            let read = mapped(&|options| options.map(Numbers(TRACED)).unwrap());
+            check("read in signal mode", read, most[0]);
+        }
         let read = mapped(&|options| options.handler_threads(1).map(Numbers(TRACED)).unwrap());
         check("read in thread mode", read, most[0]);
         let in_memory = mapped(&|options| options.map(source(TRACED)).unwrap());

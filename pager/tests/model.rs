@@ -66,9 +66,9 @@ struct Size {
 }
 
 const SIZES: [Size; 3] = [
-    Size { granule: 1, pages: 80, times: [1500, 500] },
-    Size { granule: 16, pages: 160, times: [1500, 500] },
-    Size { granule: 512, pages: 1200, times: [120, 50] },
+    Size { granule: 1, pages: 80, times: [750, 250] },
+    Size { granule: 16, pages: 160, times: [750, 250] },
+    Size { granule: 512, pages: 1200, times: [60, 25] },
 ];
 /// Of one thread.
 const STEPS: usize = 30;
