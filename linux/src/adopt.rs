@@ -16,8 +16,8 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// call has made.
     ///
     /// So a process is modelled that has run for a while, one mapping after the other, and what no
-    /// call can map: the kernel's own pages ([`Source::Special`](crate::Source::Special)) and the memory of devices, which
-    /// has the flags [`VmFlags::SPECIAL`](crate::VmFlags::SPECIAL).
+    /// call can map: the kernel's own pages, [`Source::Special`](crate::Source::Special), and the
+    /// memory of devices, which has the flags [`VmFlags::SPECIAL`](crate::VmFlags::SPECIAL).
     ///
     /// What later calls make anew, [`AnonVma`](crate::AnonVma)s and [`Object`](crate::Object)s, has
     /// higher numbers than any that was taken over.

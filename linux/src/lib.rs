@@ -30,6 +30,9 @@
 //! `pervma differ` makes random calls here and, in a child process, on the running kernel, and
 //! compares results, errors and the whole map after every call.
 //!
+//! An address space can begin as that of a process that is there (`Mm::of_process`, with the
+//! feature `std` on Linux), or of any mappings ([`Mm::adopt`]).
+//!
 //! # What a call costs
 //!
 //! The steps of a call grow with the logarithm of the number of mappings, for each mapping that it
@@ -81,7 +84,7 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-#[cfg(test)]
+#[cfg(any(test, all(feature = "std", target_os = "linux")))]
 extern crate std;
 
 pub mod abi;
@@ -104,6 +107,8 @@ mod mm;
 mod not_now;
 mod place;
 mod populate;
+#[cfg(all(feature = "std", target_os = "linux"))]
+mod process;
 mod protect;
 mod remap;
 mod render;
@@ -124,4 +129,6 @@ pub use not_now::NotNow;
 #[cfg(feature = "std")]
 pub use pervma::StdPlatform;
 pub use pervma::{HandlerScope, ReadGuard};
+#[cfg(all(feature = "std", target_os = "linux"))]
+pub use process::{Inference, Inferred, ProcessError};
 pub use vma::{AnonVma, Object, Source, Vma};

@@ -1,5 +1,4 @@
 //! Mappings that are taken over.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 

@@ -1,0 +1,401 @@
+//! A process that is there, from `/proc`.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::Range;
+use core::str::FromStr;
+use std::fs;
+use std::io;
+
+use pervma::StdPlatform;
+
+use crate::abi::pages;
+use crate::backing::Backing;
+use crate::config::{Config, Layout, Limits};
+use crate::file::{File, FileFacts, MapOperation, OpenFile};
+use crate::flags::VmFlags;
+use crate::mm::Mm;
+use crate::vma::{AnonVma, Object, Source, Vma};
+
+/// What `/proc` does not say of a process, and was inferred.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inferred {
+    /// The mapping that it concerns; for what concerns all, the addresses that were inferred.
+    pub range: Range<usize>,
+    /// What was inferred.
+    pub what: Inference,
+}
+
+/// A kind of what is inferred.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Inference {
+    /// Where the search for gaps begins: at the end of the highest mapping below the stack.
+    MmapBase,
+    /// The end of the heap, within its last page, and where there is none, its start.
+    Brk,
+    /// Whose anonymous pages these are: those of the mapping before it, if that has some, ends here
+    /// and continues in the same file or memory; else of no other. None come from a parent. A
+    /// mapping that has never had a page has none.
+    AnonVma,
+    /// The number of the page at which anonymous memory was first mapped: as if it had not moved.
+    PageOffset,
+    /// The file's facts, other than device and inode: one that can be read, and written if some
+    /// mapping of it shows that. Mappings with the same inode and path are of one open file.
+    File,
+    /// The size of shared anonymous memory: as far as it is mapped.
+    ObjectSize,
+    /// Flags in `smaps` that no call here looks at, by their letters.
+    Flags(String),
+}
+
+/// Why a process could not be taken over.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ProcessError {
+    /// A file in `/proc` could not be read, or does not say what it should. This process may trace
+    /// the other, or it sees no addresses.
+    Proc(io::Error),
+    /// The process changes its map all the time. Stop it before.
+    Changing,
+    /// It has mappings that a call refuses to take over, or that are shown otherwise here: the
+    /// first line of `maps` that is not the same.
+    Differs(String),
+}
+
+impl fmt::Display for ProcessError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Proc(error) => write!(f, "reading /proc: {error}"),
+            Self::Changing => f.write_str("the process changes its map while it is read: stop it"),
+            Self::Differs(line) => write!(f, "a mapping cannot be taken over: {line}"),
+        }
+    }
+}
+
+impl core::error::Error for ProcessError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Proc(error) => Some(error),
+            Self::Changing | Self::Differs(_) => None,
+        }
+    }
+}
+
+impl From<io::Error> for ProcessError {
+    fn from(error: io::Error) -> Self {
+        Self::Proc(error)
+    }
+}
+
+impl<B: Backing> Mm<B, StdPlatform> {
+    /// Makes an address space as that of a process, from `/proc/PID`, with a list of what those
+    /// files do not say and was inferred. Layout, limits and privileges are the process's; the rest
+    /// of `config`, which is about the machine, is the caller's.
+    ///
+    /// The process must not change its map meanwhile; best it is stopped. What was read is read
+    /// again, and compared with [`maps`](Self::maps).
+    ///
+    /// `mlockall(MCL_FUTURE)` of before is not seen. Pages of hugetlbfs are taken over as those of
+    /// any file.
+    ///
+    /// ```no_run
+    /// use pervma_linux::{Config, Mm, NoBacking};
+    ///
+    /// let (mm, inferred) = Mm::of_process(4711, NoBacking, Config::default())?;
+    /// print!("{}", mm.maps()?);
+    /// println!("{} facts are inferred", inferred.len());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`ProcessError`].
+    pub fn of_process(
+        pid: u32,
+        backing: B,
+        config: Config,
+    ) -> Result<(Self, Vec<Inferred>), ProcessError> {
+        let read = |name| fs::read_to_string(format!("/proc/{pid}/{name}"));
+        /// A process that runs may leave its map alone for a moment.
+        const TRIES: usize = 10;
+        for _ in 0..TRIES {
+            let (maps, smaps) = (read("maps")?, read("smaps")?);
+            let [stat, status, limits] = [read("stat")?, read("status")?, read("limits")?];
+            if read("maps")? != maps {
+                continue;
+            }
+            let mut found = Found::default();
+            let mappings = found.mappings(&smaps)?;
+            let layout = found.layout(&stat, &mappings, config.layout)?;
+            let limits = limits_of_text(&limits)?;
+            let capabilities = capabilities(&status)?;
+            let has = |capability: u32| capabilities >> capability & 1 != 0;
+            let config = Config {
+                layout,
+                limits,
+                may_lock: has(14),
+                may_map_low: has(17),
+                may_poison: has(21),
+                ..config
+            };
+            let mm = Self::new(backing, config);
+            for Mapping { range, vma } in mappings {
+                let line = format!("{range:x?}");
+                mm.adopt(range, vma)
+                    .map_err(|error| ProcessError::Differs(format!("{line}: {error}")))?;
+            }
+            return mm.compare(&maps).map(|()| (mm, found.inferred));
+        }
+        Err(ProcessError::Changing)
+    }
+
+    fn compare(&self, maps: &str) -> Result<(), ProcessError> {
+        let here = self.maps().unwrap_or_default();
+        let mut here = here.lines();
+        for line in maps.lines().filter(|line| !line.ends_with(GATE)) {
+            if here.next() != Some(line) {
+                return Err(ProcessError::Differs(line.into()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The page of old system calls, which is above everything that can be mapped.
+const GATE: &str = "[vsyscall]";
+
+struct Mapping {
+    range: Range<usize>,
+    vma: Vma,
+}
+
+/// What is shared by mappings, as far as it was found, and what was inferred.
+#[derive(Default)]
+struct Found {
+    inferred: Vec<Inferred>,
+    files: BTreeMap<(String, u64), Arc<OpenFile<StdPlatform>>>,
+    objects: BTreeMap<u64, Arc<Object>>,
+    anon_vmas: u64,
+    heap_end: Option<usize>,
+}
+
+/// A mapping in the text of `smaps`.
+struct Section<'a> {
+    range: Range<usize>,
+    offset: usize,
+    device: (u32, u32),
+    inode: u64,
+    name: &'a str,
+    flags: &'a str,
+    /// Whether some page is anonymous, in memory or in swap.
+    has_anon: bool,
+}
+
+fn wrong(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{what:?} is not what it should be"))
+}
+
+fn hex<N: TryFrom<u64>>(text: &str) -> io::Result<N> {
+    let number = u64::from_str_radix(text, 16).map_err(|_| wrong(text))?;
+    N::try_from(number).map_err(|_| wrong(text))
+}
+
+impl<'a> Section<'a> {
+    /// The first line: range, access, offset, device, inode and name.
+    fn of_line(line: &'a str) -> io::Result<Self> {
+        let wrong = || wrong(line);
+        let mut fields = line.splitn(6, ' ');
+        let mut field = || fields.next().ok_or_else(wrong);
+        let (start, end) = field()?.split_once('-').ok_or_else(wrong)?;
+        let _access = field()?;
+        let offset = hex(field()?)?;
+        let (major, minor) = field()?.split_once(':').ok_or_else(wrong)?;
+        let inode = field()?.parse().map_err(|_| wrong())?;
+        let name = fields.next().unwrap_or_default().trim_start();
+        let (range, device) = (hex(start)?..hex(end)?, (hex(major)?, hex(minor)?));
+        Ok(Self { range, offset, device, inode, name, flags: "", has_anon: false })
+    }
+
+    /// All of them, but for the page of old system calls.
+    fn all(smaps: &'a str) -> io::Result<Vec<Self>> {
+        let mut all: Vec<Self> = Vec::new();
+        for line in smaps.lines() {
+            let key = line.split(' ').next().unwrap_or_default();
+            let Some(key) = key.strip_suffix(':') else {
+                all.push(Self::of_line(line)?);
+                continue;
+            };
+            let section = all.last_mut().ok_or_else(|| wrong(line))?;
+            let value = line[key.len() + 1..].trim();
+            match key {
+                "VmFlags" => section.flags = value,
+                "Anonymous" | "Swap" => section.has_anon |= value != "0 kB",
+                _ => {}
+            }
+        }
+        all.retain(|section| section.name != GATE);
+        Ok(all)
+    }
+}
+
+impl Found {
+    fn infer(&mut self, range: &Range<usize>, what: Inference) {
+        self.inferred.push(Inferred { range: range.clone(), what });
+    }
+
+    fn mappings(&mut self, smaps: &str) -> io::Result<Vec<Mapping>> {
+        let sections = Section::all(smaps)?;
+        for section in sections.iter().filter(|section| is_object(section)) {
+            let end = section.offset + (section.range.end - section.range.start);
+            let size = self.objects.get(&section.inode).map_or(0, |object| object.size).max(end);
+            self.objects.insert(section.inode, Arc::new(Object { number: section.inode, size }));
+        }
+        let mut mappings: Vec<Mapping> = Vec::new();
+        for section in &sections {
+            let flags = self.flags(section);
+            let (source, name) = self.source(section, flags);
+            let page_offset = match source {
+                Source::Anonymous => pages(section.range.start) as u64,
+                Source::Special(_) => 0,
+                _ => pages(section.offset) as u64,
+            };
+            let mut vma = Vma { flags, page_offset, source, anon: None, name };
+            if section.has_anon && flags.is_private() {
+                let before = mappings.last().filter(|before| {
+                    before.range.end == section.range.start
+                        && before.vma.source == vma.source
+                        && before.vma.page_after(before.range.end - before.range.start)
+                            == vma.page_offset
+                });
+                let shared = before.and_then(|before| before.vma.anon);
+                vma.anon = Some(shared.unwrap_or_else(|| {
+                    self.anon_vmas += 1;
+                    AnonVma { number: self.anon_vmas, from_parent: false }
+                }));
+            }
+            if flags.is_private() && flags.has(VmFlags::MAYWRITE) {
+                self.infer(&section.range, Inference::AnonVma);
+            }
+            if vma.anon.is_some() && matches!(vma.source, Source::Anonymous) {
+                self.infer(&section.range, Inference::PageOffset);
+            }
+            if section.name == "[heap]" {
+                self.heap_end = Some(section.range.end);
+            }
+            mappings.push(Mapping { range: section.range.clone(), vma });
+        }
+        Ok(mappings)
+    }
+
+    fn flags(&mut self, section: &Section<'_>) -> VmFlags {
+        let mut flags = VmFlags::default();
+        let mut unknown = Vec::new();
+        for letters in section.flags.split_ascii_whitespace() {
+            match VmFlags::from_str(letters) {
+                Ok(flag) => flags |= flag,
+                Err(_) => unknown.push(letters),
+            }
+        }
+        if !unknown.is_empty() {
+            self.infer(&section.range, Inference::Flags(unknown.join(" ")));
+        }
+        flags
+    }
+
+    fn source(&mut self, section: &Section<'_>, flags: VmFlags) -> (Source, Option<Arc<str>>) {
+        let bracketed = |start: &str| section.name.strip_prefix(start)?.strip_suffix(']');
+        if is_object(section) {
+            self.infer(&section.range, Inference::ObjectSize);
+            let object = Arc::clone(&self.objects[&section.inode]);
+            return (Source::SharedAnonymous(object), bracketed("[anon_shmem:").map(Arc::from));
+        }
+        if section.inode == 0 && section.device == (0, 0) {
+            let name = bracketed("[anon:").map(Arc::from);
+            let is_special = name.is_none() && !matches!(section.name, "" | "[heap]" | "[stack]");
+            let source =
+                if is_special { Source::Special(section.name.into()) } else { Source::Anonymous };
+            return (source, name);
+        }
+        self.infer(&section.range, Inference::File);
+        let path = section.name.replace("\\012", "\n");
+        let is_zero = path == "/dev/zero";
+        let facts = FileFacts {
+            writable: false,
+            device: section.device,
+            inode: section.inode,
+            operation: if is_zero { MapOperation::Zero } else { MapOperation::Accepts },
+            ..FileFacts::new()
+        };
+        let new = || Arc::new(OpenFile::new(path.clone(), facts));
+        let open = self.files.entry((path.clone(), section.inode)).or_insert_with(new);
+        if flags.has(VmFlags::MAYSHARE | VmFlags::MAYWRITE) {
+            open.update(|facts| facts.writable = true);
+        }
+        let file: Arc<dyn File> = Arc::<OpenFile<StdPlatform>>::clone(open);
+        let private_zero = is_zero && !flags.has(VmFlags::MAYSHARE);
+        (if private_zero { Source::Zero(file) } else { Source::File(file) }, None)
+    }
+
+    fn layout(
+        &mut self,
+        stat: &str,
+        mappings: &[Mapping],
+        machine: Layout,
+    ) -> Result<Layout, ProcessError> {
+        // The first field here is the state, the third of all, which follows the name in
+        // parentheses.
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
+        let fields: Vec<usize> = fields.map(|field| field.parse().unwrap_or(0)).collect();
+        let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
+        let [start_stack, start_data, end_data, start_brk] = [28, 45, 46, 47].map(field);
+        if start_stack == 0 {
+            let error = "its addresses are shown to those who may trace it";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, error).into());
+        }
+        let stack = mappings.iter().position(|mapping| mapping.range.contains(&start_stack));
+        let below = &mappings[..stack.unwrap_or(mappings.len())];
+        let mmap_base = below.last().map_or(machine.mmap_base, |mapping| mapping.range.end);
+        self.infer(&(mmap_base..mmap_base), Inference::MmapBase);
+        let brk = self.heap_end.unwrap_or(start_brk);
+        self.infer(&(start_brk..brk), Inference::Brk);
+        let data_size = end_data.saturating_sub(start_data);
+        Ok(Layout { mmap_base, start_brk, brk, data_size, start_stack, ..machine })
+    }
+}
+
+/// Shared anonymous memory has a file without a name, which `maps` shows so.
+fn is_object(section: &Section<'_>) -> bool {
+    section.name == "/dev/zero (deleted)" || section.name.starts_with("[anon_shmem:")
+}
+
+/// The limits in the text of `limits`: soft ones, and the hard one of data.
+fn limits_of_text(text: &str) -> io::Result<Limits> {
+    let limits = |name: &str| -> io::Result<[u64; 2]> {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let mut values = line.ok_or_else(|| wrong(name))?.split_ascii_whitespace();
+        let mut value = || match values.next() {
+            Some("unlimited") => Ok(u64::MAX),
+            value => value.and_then(|value| value.parse().ok()).ok_or_else(|| wrong(name)),
+        };
+        Ok([value()?, value()?])
+    };
+    let [data, data_max] = limits("Max data size")?;
+    Ok(Limits {
+        address_space: limits("Max address space")?[0],
+        data,
+        data_max,
+        locked: limits("Max locked memory")?[0],
+        stack: limits("Max stack size")?[0],
+    })
+}
+
+/// The capabilities that count, in the text of `status`.
+fn capabilities(status: &str) -> io::Result<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    hex(line.ok_or_else(|| wrong("CapEff"))?.trim())
+}
