@@ -69,6 +69,8 @@ pub(crate) struct Wanted {
     pub(crate) is_new: bool,
     /// Some fault that was short is that of an access.
     pub(crate) is_insistent: bool,
+    /// So many pages may be present beside the tables that there are.
+    pub(crate) limit: usize,
 }
 
 /// What a fault is told that wants pages.
@@ -313,13 +315,13 @@ impl Budget {
             short = 0;
         }
         // What those leave is what there is to work with.
-        let (limit, resident) = (limit.saturating_sub(stuck), resident.saturating_sub(stuck));
+        let (left, resident) = (limit.saturating_sub(stuck), resident.saturating_sub(stuck));
         let [low, high] =
-            [self.watermarks.start, self.watermarks.end].map(|mark| self.watermark(mark, limit));
+            [self.watermarks.start, self.watermarks.end].map(|mark| self.watermark(mark, left));
         let pages = if short > 0 || resident > high { resident.saturating_sub(low) } else { 0 };
         let is_new = self.is_new.swap(false, Relaxed);
         let is_insistent = self.is_insistent.swap(false, Relaxed);
-        Wanted { pages, short, is_new, is_insistent }
+        Wanted { pages, short, is_new, is_insistent, limit }
     }
 
     /// Nothing could be given back although a fault wants so many pages: it is to fail. If it does
