@@ -229,8 +229,9 @@ impl Rounds<'_> {
             self.asked.clear();
             self.held_since = None;
             // Where there is room for what an instruction needs, it has it sooner or later.
-            let is_in_vain =
-                short > 0 && is_tight(regions, limit) && self.in_vain.is_too_often(written(regions));
+            let is_in_vain = short > 0
+                && is_tight(regions, limit)
+                && self.in_vain.is_too_often(written(regions));
             if is_in_vain {
                 self.budget.is_in_vain();
             }
