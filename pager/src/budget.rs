@@ -38,8 +38,8 @@ pub(crate) struct Budget {
     exhausted: AtomicUsize,
     /// The same, when they were wanted ahead of accesses, for which more could be given back.
     exhausted_ahead: AtomicUsize,
-    /// Pages are given back again and again for accesses that need more pages at once than can be
-    /// present.
+    /// Pages are given back again and again, perhaps for an access that needs more pages at once
+    /// than can be present.
     is_in_vain: AtomicBool,
     /// Few pages are left, and the evictor was woken.
     asked: AtomicBool,
@@ -81,6 +81,8 @@ pub(crate) enum Admission {
     Later(Wait),
     /// No page could be given back.
     Refused,
+    /// Perhaps it is one that needs more pages at once than can be present.
+    InVain,
 }
 
 /// Waits for pages to go.
@@ -218,7 +220,7 @@ impl Budget {
     #[cold]
     fn take_later(&self, pages: usize, again: bool, insists: bool, wait: Wait) -> Admission {
         if self.is_in_vain.swap(false, Relaxed) {
-            return Admission::Refused;
+            return Admission::InVain;
         }
         let exhausted = if insists { &self.exhausted } else { &self.exhausted_ahead };
         let exhausted = exhausted.swap(0, Relaxed);
@@ -335,8 +337,7 @@ impl Budget {
         self.short.store(0, Relaxed);
     }
 
-    /// Pages are given back without an end, for an access that never has all that it needs: it is
-    /// to fail.
+    /// Pages are given back without an end, perhaps for an access that never has all that it needs.
     pub(crate) fn is_in_vain(&self) {
         self.is_in_vain.store(true, Relaxed);
     }

@@ -229,9 +229,7 @@ impl Rounds<'_> {
             self.asked.clear();
             self.held_since = None;
             // Where there is room for what an instruction needs, it has it sooner or later.
-            let is_in_vain = short > 0
-                && is_tight(regions, limit)
-                && self.in_vain.is_too_often(written(regions));
+            let is_in_vain = short > 0 && is_tight(regions, limit) && self.in_vain.is_too_often();
             if is_in_vain {
                 self.budget.is_in_vain();
             }
@@ -452,12 +450,6 @@ fn is_tight(regions: &[Region<'_>], limit: usize) -> bool {
     limit.saturating_sub(staying) < granules.max().unwrap_or(1).saturating_mul(InVain::FEW)
 }
 
-/// How many pages the writers have given back.
-fn written(regions: &[Region<'_>]) -> usize {
-    let writers = regions.iter().filter_map(|region| region.member.writer.as_ref());
-    writers.map(|writer| writer.gone()).fold(0, usize::wrapping_add)
-}
-
 /// The same pages, in order and in as few runs as they make.
 fn merged(mut runs: Vec<(usize, Range<usize>)>) -> Vec<(usize, Range<usize>)> {
     runs.sort_unstable_by_key(|(place, run)| (*place, run.start));
@@ -496,9 +488,10 @@ fn let_go_what_is_ahead(regions: &[Region<'_>]) -> bool {
     pages > 0
 }
 
-/// Notices accesses that need more pages at once than can be present, as an instruction that
+/// Notices what accesses do that need more pages at once than can be present, as an instruction that
 /// touches two pages does when only one can be given back: each time one comes the other has gone,
-/// without an end.
+/// without an end. A loop does the same that touches one after the other; which it is, the thread
+/// knows (`signal/mod.rs`).
 #[derive(Default)]
 struct InVain {
     /// Which granules went last, of which regions.
@@ -506,14 +499,12 @@ struct InVain {
     next: usize,
     /// How often in a row one of them went again.
     times: u32,
-    /// How many pages writers had given back when that was asked last.
-    written: usize,
 }
 
 impl InVain {
     /// No instruction touches more.
     const FEW: usize = 4;
-    /// More than a loop needs that compares two pages byte by byte.
+    /// What a loop may need that compares two pages byte by byte.
     const TOO_OFTEN: u32 = 10_000;
 
     fn note(&mut self, granule: (usize, usize)) {
@@ -526,15 +517,14 @@ impl InVain {
         }
     }
 
-    /// Whether some access is to fail, when writers have given back so many pages: if that is more
-    /// than before, others have gone than those few. It begins anew then.
-    fn is_too_often(&mut self, written: usize) -> bool {
-        let have_others_gone = std::mem::replace(&mut self.written, written) != written;
+    /// Whether some access may be one of those. It is so again soon, until others go.
+    fn is_too_often(&mut self) -> bool {
         let is_too_often = self.times > Self::TOO_OFTEN;
-        if is_too_often || have_others_gone {
-            self.times = 0;
+        if is_too_often {
+            // An odd number of times later: perhaps at another of the pages.
+            self.times = Self::TOO_OFTEN - 100;
         }
-        is_too_often && !have_others_gone
+        is_too_often
     }
 }
 
@@ -548,13 +538,11 @@ mod tests {
         let goes = |in_vain: &mut InVain, granules: usize| {
             (0..=2 * InVain::TOO_OFTEN as usize).any(|time| {
                 in_vain.note((1, 7 + time % granules));
-                in_vain.is_too_often(0)
+                in_vain.is_too_often()
             })
         };
         assert!((1..=4).all(|granules| goes(&mut in_vain, granules)));
         assert!((5..=9).all(|granules| !goes(&mut in_vain, granules)));
-        (0..=2 * InVain::TOO_OFTEN).for_each(|_| in_vain.note((1, 7)));
-        assert!(!in_vain.is_too_often(3), "others have gone");
     }
 
     #[test]

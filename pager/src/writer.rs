@@ -36,8 +36,6 @@ struct Requests {
     barren: u64,
     /// In that pass some pages were held for a device.
     was_held: bool,
-    /// So many pages have gone by it.
-    gone: usize,
     is_over: bool,
 }
 
@@ -92,11 +90,6 @@ impl Writer {
         self.requests().pending
     }
 
-    /// How many pages have gone by it, in the passes that are over.
-    pub(crate) fn gone(&self) -> usize {
-        self.requests().gone
-    }
-
     pub(crate) fn outcome(&self, pass: u64) -> Pass {
         let requests = self.requests();
         if requests.ended < pass {
@@ -128,7 +121,6 @@ impl Writer {
                 retry == Retry::All && pass.gone == 0 && (pass.has_failed || pass.was_held);
             let mut requests = self.requests();
             requests.ended = requests.begun;
-            requests.gone = requests.gone.wrapping_add(pass.gone);
             if is_barren {
                 requests.barren = requests.begun;
                 requests.was_held = pass.was_held;

@@ -312,6 +312,26 @@ fn what_goes_round_in_a_small_bound_is_not_refused() {
     });
 }
 
+/// As above, where pins leave less than an instruction may touch, though not less than one does.
+#[test]
+fn what_goes_round_beside_pins_is_not_refused() {
+    watch();
+    for is_threaded in [false, true] {
+        let options = Options::new().resident(8 * PAGE);
+        let region = if is_threaded {
+            options.handler_threads(1).map(Numbers(64)).unwrap()
+        } else {
+            options.map(Numbers(64)).unwrap()
+        };
+        let _pin = region.pin(0..6 * PAGE).unwrap();
+        while region.stats().given_back < 12_000 {
+            for page in 10..13 {
+                assert_eq!(byte(&region, page * PAGE), page as u8);
+            }
+        }
+    }
+}
+
 #[test]
 fn nothing_of_a_bound_is_left_when_its_regions_are_dropped() {
     watch();
