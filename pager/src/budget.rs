@@ -554,6 +554,7 @@ mod tests {
         Granted,
         Later,
         Refused,
+        InVain,
     }
 
     fn take(share: &Share, pages: usize, again: bool, insists: bool) -> Told {
@@ -561,7 +562,17 @@ mod tests {
             Admission::Granted => Told::Granted,
             Admission::Later(_) => Told::Later,
             Admission::Refused => Told::Refused,
+            Admission::InVain => Told::InVain,
         }
+    }
+
+    #[test]
+    fn one_access_that_finds_the_bound_reached_is_told_that_it_may_be_in_vain() {
+        let share = Share::for_test(8);
+        share.budget.is_in_vain();
+        assert_eq!(take(&share, 8, false, true), Told::Granted);
+        let access = || take(&share, 1, true, true);
+        assert_eq!([access(), access()], [Told::InVain, Told::Later]);
     }
 
     #[test]

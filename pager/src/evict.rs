@@ -488,10 +488,10 @@ fn let_go_what_is_ahead(regions: &[Region<'_>]) -> bool {
     pages > 0
 }
 
-/// Notices what accesses do that need more pages at once than can be present, as an instruction that
-/// touches two pages does when only one can be given back: each time one comes the other has gone,
-/// without an end. A loop does the same that touches one after the other; which it is, the thread
-/// knows (`signal/mod.rs`).
+/// Notices what accesses do that need more pages at once than can be present, as an instruction
+/// that touches two pages does when only one can be given back: each time one comes the other has
+/// gone, without an end. A loop does the same that touches one after the other; which it is, the
+/// thread knows (`signal/mod.rs`).
 #[derive(Default)]
 struct InVain {
     /// Which granules went last, of which regions.

@@ -11,8 +11,8 @@
 //!
 //! # Invariants
 //!
-//! - **K1** A slot's bytes are looked at, and any of it is changed, only by who has its lock. Nobody
-//!   waits for one: who keeps the bound takes another slot, and a fault is served again.
+//! - **K1** A slot's bytes are looked at, and any of it is changed, only by who has its lock.
+//!   Nobody waits for one: who keeps the bound takes another slot, and a fault is served again.
 //! - **K2** The index is changed under the lock of the ring. A thread that looks into it meanwhile
 //!   may miss a slot, and the source is read.
 #![expect(clippy::disallowed_types, reason = "words that handlers look at; locks order the bytes")]
