@@ -238,9 +238,6 @@ impl Drop for Membership {
         let blocked = SignalsBlocked::new();
         let mut members = self.bound.0.members();
         members.retain(|member| !Arc::ptr_eq(member, &self.member));
-        if members.is_empty() {
-            self.bound.0.shared.budget.keep_none();
-        }
         drop(members);
         drop(blocked);
         if let Some(writer) = &self.member.writer {
@@ -248,6 +245,12 @@ impl Drop for Membership {
         }
         if let Some(thread) = self.writer.take() {
             let _ = thread.join();
+        }
+        let _blocked = SignalsBlocked::new();
+        let members = self.bound.0.members();
+        // Only now: until here the writer has kept some of what it gave back.
+        if members.is_empty() {
+            self.bound.0.shared.budget.keep_none();
         }
     }
 }

@@ -38,8 +38,8 @@ pub(crate) struct Budget {
     exhausted: AtomicUsize,
     /// The same, when they were wanted ahead of accesses, for which more could be given back.
     exhausted_ahead: AtomicUsize,
-    /// Pages are given back again and again for accesses that need more pages at once than can be
-    /// present.
+    /// Pages are given back again and again, perhaps for an access that needs more pages at once
+    /// than can be present.
     is_in_vain: AtomicBool,
     /// Few pages are left, and the evictor was woken.
     asked: AtomicBool,
@@ -69,6 +69,8 @@ pub(crate) struct Wanted {
     pub(crate) is_new: bool,
     /// Some fault that was short is that of an access.
     pub(crate) is_insistent: bool,
+    /// So many pages may be present beside the tables that there are.
+    pub(crate) limit: usize,
 }
 
 /// What a fault is told that wants pages.
@@ -79,6 +81,8 @@ pub(crate) enum Admission {
     Later(Wait),
     /// No page could be given back.
     Refused,
+    /// Perhaps it is one that needs more pages at once than can be present.
+    InVain,
 }
 
 /// Waits for pages to go.
@@ -216,7 +220,7 @@ impl Budget {
     #[cold]
     fn take_later(&self, pages: usize, again: bool, insists: bool, wait: Wait) -> Admission {
         if self.is_in_vain.swap(false, Relaxed) {
-            return Admission::Refused;
+            return Admission::InVain;
         }
         let exhausted = if insists { &self.exhausted } else { &self.exhausted_ahead };
         let exhausted = exhausted.swap(0, Relaxed);
@@ -313,13 +317,13 @@ impl Budget {
             short = 0;
         }
         // What those leave is what there is to work with.
-        let (limit, resident) = (limit.saturating_sub(stuck), resident.saturating_sub(stuck));
+        let (left, resident) = (limit.saturating_sub(stuck), resident.saturating_sub(stuck));
         let [low, high] =
-            [self.watermarks.start, self.watermarks.end].map(|mark| self.watermark(mark, limit));
+            [self.watermarks.start, self.watermarks.end].map(|mark| self.watermark(mark, left));
         let pages = if short > 0 || resident > high { resident.saturating_sub(low) } else { 0 };
         let is_new = self.is_new.swap(false, Relaxed);
         let is_insistent = self.is_insistent.swap(false, Relaxed);
-        Wanted { pages, short, is_new, is_insistent }
+        Wanted { pages, short, is_new, is_insistent, limit }
     }
 
     /// Nothing could be given back although a fault wants so many pages: it is to fail. If it does
@@ -333,8 +337,7 @@ impl Budget {
         self.short.store(0, Relaxed);
     }
 
-    /// Pages are given back without an end, for an access that never has all that it needs: it is
-    /// to fail.
+    /// Pages are given back without an end, perhaps for an access that never has all that it needs.
     pub(crate) fn is_in_vain(&self) {
         self.is_in_vain.store(true, Relaxed);
     }
@@ -551,6 +554,7 @@ mod tests {
         Granted,
         Later,
         Refused,
+        InVain,
     }
 
     fn take(share: &Share, pages: usize, again: bool, insists: bool) -> Told {
@@ -558,7 +562,17 @@ mod tests {
             Admission::Granted => Told::Granted,
             Admission::Later(_) => Told::Later,
             Admission::Refused => Told::Refused,
+            Admission::InVain => Told::InVain,
         }
+    }
+
+    #[test]
+    fn one_access_that_finds_the_bound_reached_is_told_that_it_may_be_in_vain() {
+        let share = Share::for_test(8);
+        share.budget.is_in_vain();
+        assert_eq!(take(&share, 8, false, true), Told::Granted);
+        let access = || take(&share, 1, true, true);
+        assert_eq!([access(), access()], [Told::InVain, Told::Later]);
     }
 
     #[test]

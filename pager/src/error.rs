@@ -170,10 +170,7 @@ pub enum Error {
     #[error(transparent)]
     Userfaultfd(#[from] OpenError),
     /// No memory at these addresses could be had from the kernel.
-    #[error(
-        "mapping {bytes} bytes failed ({errno}): check ulimit -v, vm.max_map_count, \
-         vm.overcommit_memory and filters"
-    )]
+    #[error("mapping {bytes} bytes failed ({errno}): check {}", limits(*errno))]
     Memory {
         /// What was asked for, in bytes.
         bytes: usize,
@@ -280,6 +277,15 @@ impl AccessError {
     #[must_use]
     pub fn refusal(&self) -> Refusal {
         self.refusal
+    }
+}
+
+/// What may be in the way of a mapping that is refused for this reason.
+fn limits(errno: Errno) -> &'static str {
+    match errno {
+        // What the kernel says of locked memory only.
+        Errno::AGAIN => "ulimit -l: the process has its memory locked (mlockall with MCL_FUTURE)",
+        _ => "ulimit -v, vm.max_map_count, vm.overcommit_memory and filters",
     }
 }
 

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use crate::budget::{Budget, Wanted};
 use crate::history::{Counted, Filled};
 use crate::holds::Hold;
-use crate::mapping::{Backing, Mapping, Place};
+use crate::mapping::{Backing, Mapping, PAGE, Place};
 use crate::records::{Kind, Records};
 use crate::source::Source;
 use crate::write_back::{evict_clean, runs, take_back_poison};
@@ -188,8 +188,8 @@ impl Rounds<'_> {
             }
         }
         let fixed = regions.iter().map(|region| region.counted(Kind::Fixed)).sum();
-        let Wanted { pages, short, is_new, is_insistent } = self.budget.wanted(fixed);
-        if is_new {
+        let wanted = self.budget.wanted(fixed);
+        if wanted.is_new {
             // What was tried for others is to be tried once more.
             self.asked.clear();
         }
@@ -197,20 +197,16 @@ impl Rounds<'_> {
         let most_kept = self.budget.kept.most().saturating_sub(fixed);
         self.parts.learn(self.budget.came.take(), all, most_kept);
         let mut must_all_look = false;
-        if pages > 0 || short > 0 {
-            must_all_look = self.make_room(regions, pages.max(short), short, is_insistent);
+        if wanted.pages > 0 || wanted.short > 0 {
+            must_all_look = self.make_room(regions, wanted);
         }
         self.budget.wake(must_all_look);
     }
 
     /// Gives back so many pages. Whether some access is to be told that it is to fail.
-    fn make_room(
-        &mut self,
-        regions: &[Region<'_>],
-        pages: usize,
-        short: usize,
-        is_insistent: bool,
-    ) -> bool {
+    fn make_room(&mut self, regions: &[Region<'_>], wanted: Wanted) -> bool {
+        let Wanted { short, is_insistent, limit, .. } = wanted;
+        let pages = wanted.pages.max(short);
         // Some may be about to go, and of some that go the bytes stay.
         let most_kept = (self.budget.kept.pages() + pages).min(self.parts.kept);
         let kept = self.budget.keep(most_kept);
@@ -232,7 +228,8 @@ impl Rounds<'_> {
         if given.pages > 0 {
             self.asked.clear();
             self.held_since = None;
-            let is_in_vain = self.in_vain.is_too_often();
+            // Where there is room for what an instruction needs, it has it sooner or later.
+            let is_in_vain = short > 0 && is_tight(regions, limit) && self.in_vain.is_too_often();
             if is_in_vain {
                 self.budget.is_in_vain();
             }
@@ -446,6 +443,13 @@ impl Rounds<'_> {
     }
 }
 
+/// Whether what can go of a bound of so many pages is less than an instruction may touch.
+fn is_tight(regions: &[Region<'_>], limit: usize) -> bool {
+    let staying: usize = regions.iter().map(|region| region.counted(Kind::Staying)).sum();
+    let granules = regions.iter().map(|region| region.member.backing.granule / PAGE);
+    limit.saturating_sub(staying) < granules.max().unwrap_or(1).saturating_mul(InVain::FEW)
+}
+
 /// The same pages, in order and in as few runs as they make.
 fn merged(mut runs: Vec<(usize, Range<usize>)>) -> Vec<(usize, Range<usize>)> {
     runs.sort_unstable_by_key(|(place, run)| (*place, run.start));
@@ -484,9 +488,10 @@ fn let_go_what_is_ahead(regions: &[Region<'_>]) -> bool {
     pages > 0
 }
 
-/// Notices accesses that need more pages at once than can be present, as an instruction that
-/// touches two pages does when only one can be given back: each time one comes the other has gone,
-/// without an end.
+/// Notices what accesses do that need more pages at once than can be present, as an instruction
+/// that touches two pages does when only one can be given back: each time one comes the other has
+/// gone, without an end. A loop does the same that touches one after the other; which it is, the
+/// thread knows (`signal/mod.rs`).
 #[derive(Default)]
 struct InVain {
     /// Which granules went last, of which regions.
@@ -499,12 +504,12 @@ struct InVain {
 impl InVain {
     /// No instruction touches more.
     const FEW: usize = 4;
-    /// More than a loop needs that compares two pages byte by byte.
+    /// What a loop may need that compares two pages byte by byte.
     const TOO_OFTEN: u32 = 10_000;
 
     fn note(&mut self, granule: (usize, usize)) {
         if self.recent.contains(&granule) {
-            self.times += 1;
+            self.times = self.times.saturating_add(1);
         } else {
             self.recent[self.next] = granule;
             self.next = (self.next + 1) % Self::FEW;
@@ -512,11 +517,12 @@ impl InVain {
         }
     }
 
-    /// Whether some access is to fail. It begins anew then.
+    /// Whether some access may be one of those. It is so again soon, until others go.
     fn is_too_often(&mut self) -> bool {
         let is_too_often = self.times > Self::TOO_OFTEN;
         if is_too_often {
-            self.times = 0;
+            // An odd number of times later: perhaps at another of the pages.
+            self.times = Self::TOO_OFTEN - 100;
         }
         is_too_often
     }

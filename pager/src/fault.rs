@@ -43,6 +43,9 @@ pub(crate) enum Verdict {
     Later,
     /// The bound is reached: it is to fault again when pages have gone.
     NoRoom(Wait),
+    /// Perhaps it needs more pages at once than the bound lets be present: if not, it is to be
+    /// repeated.
+    InVain,
     /// Another thread reads its granule, the one of this number. All but a handler thread have
     /// waited for it, and repeat the access.
     UnderWay { granule: usize },
@@ -217,6 +220,7 @@ fn conclude(fault: &Fault, cause: Cause, new: usize, end: End) -> Verdict {
         End::Gone => fault.changed(),
         End::Later => Verdict::Later,
         End::NoRoom(wait) => Verdict::NoRoom(wait),
+        End::InVain => Verdict::InVain,
         End::UnderWay { granule } => Verdict::UnderWay { granule },
         End::Failed => fault.failed(false),
         End::Refused => fault.failed(true),
@@ -229,6 +233,8 @@ enum End {
     Later,
     /// The bound is reached, and pages are about to go.
     NoRoom(Wait),
+    /// Perhaps it needs more pages at once than the bound lets be present.
+    InVain,
     Gone,
     /// Another thread reads its granule.
     UnderWay {
@@ -245,7 +251,7 @@ impl End {
         match self {
             Self::Done => counters.mine().faults.add(1),
             Self::Failed | Self::Refused => counters.mine().failures.add(1),
-            Self::Later | Self::NoRoom(_) | Self::Gone | Self::UnderWay { .. } => {}
+            Self::Later | Self::NoRoom(_) | Self::InVain | Self::Gone | Self::UnderWay { .. } => {}
         }
     }
 }
@@ -287,6 +293,7 @@ impl<'a> Taken<'a> {
             Admission::Granted => Ok(Self { backing, pages }),
             Admission::Later(wait) if !rest.is_refused => Err(End::NoRoom(wait)),
             Admission::Later(_) | Admission::Refused => Err(End::Refused),
+            Admission::InVain => Err(End::InVain),
         }
     }
 

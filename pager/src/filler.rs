@@ -181,7 +181,8 @@ impl<'m> Filler<'m> {
             Verdict::Present { number, time, .. } => {
                 fault::may_repeat(number, addr, time).then_some(None).ok_or(Refusal::Unavailable)
             }
-            Verdict::Changed { .. } | Verdict::Later => Ok(Some(PutOff::Later)),
+            // It needs no other page at the same time.
+            Verdict::Changed { .. } | Verdict::Later | Verdict::InVain => Ok(Some(PutOff::Later)),
             Verdict::NoRoom(wait) => Ok(Some(PutOff::NoRoom(wait))),
             Verdict::Failed { is_refused: true, .. } => Err(Refusal::BoundReached),
             Verdict::Failed { .. } => Err(Refusal::Unavailable),

@@ -61,9 +61,9 @@
 //!   [`resize`](crate::Region::resize) beyond its capacity) has what was written and not written
 //!   back twice, as long as it takes, and beside the bound. [Write it
 //!   back](crate::Region::write_back) first.
-//! - *Pages that cannot be written back* stay, count, and leave that much less of a bound. An
-//!   access that needs more pages at once than they leave fails after 10,000 pages have gone in
-//!   vain.
+//! - *Pages that cannot be written back* stay, count, and leave that much less of a bound, as
+//!   pinned ones do. An access that needs more pages at once than they leave fails after 10,000
+//!   pages have gone in vain.
 //! - *What is known to be zeros* ([`Source::zeros`](crate::Source::zeros), holes of a file) takes
 //!   no memory in regions that are not writable and have no huge pages. In others it is copied: the
 //!   kernel does not tell of the first write to its page of zeros. A bound counts it as any page.

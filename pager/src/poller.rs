@@ -22,7 +22,7 @@ use crate::Error;
 use crate::budget::Wait;
 use crate::fault::{self, Cause, Server, Verdict};
 use crate::mapping::{Backing, PAGE, Poisoned, SOURCES};
-use crate::signal::{SignalsBlocked, send_fault};
+use crate::signal::{SignalsBlocked, Told, send_fault};
 use crate::source::Source;
 use crate::sys::epoll::{Epoll, Ready};
 use crate::sys::{Errno, FaultMessage, is_process};
@@ -410,11 +410,17 @@ impl Poller {
             Verdict::UnderWay { granule } => {
                 return or_later(self.watch.share(granule, fault, served));
             }
+            Verdict::InVain => {
+                // The kernel touches one page after the other.
+                let is_told = is_in_system_call(message.thread) == Some(false)
+                    && send_fault(message.thread, message.addr, Told::InVain);
+                return or_later(is_told);
+            }
             Verdict::Failed { is_refused, .. } => {
                 let in_system_call = is_refused.then(|| is_in_system_call(message.thread));
                 if in_system_call == Some(Some(false)) {
                     // Nothing is poisoned, so that the page can be had when others have gone.
-                    return or_later(send_fault(message.thread, message.addr, true));
+                    return or_later(send_fault(message.thread, message.addr, Told::Failure));
                 }
                 // A system call can be told by poison only, which is taken back later.
                 match fault::poison_at(page, in_system_call == Some(Some(true))) {
@@ -423,7 +429,9 @@ impl Poller {
                     Some(Poisoned::Not) if cause != Cause::WriteProtected => {
                         wake(served, page, PAGE, message);
                     }
-                    Some(_) => return or_later(send_fault(message.thread, message.addr, true)),
+                    Some(_) => {
+                        return or_later(send_fault(message.thread, message.addr, Told::Failure));
+                    }
                     None => return Err(PutOff::Later),
                 }
             }
@@ -437,6 +445,6 @@ impl Poller {
 fn wake(served: &Served, addr: usize, len: usize, message: &FaultMessage) {
     if served.uffd.wake(addr, len).is_err() {
         // A filter.
-        send_fault(message.thread, message.addr, false);
+        send_fault(message.thread, message.addr, Told::Again);
     }
 }

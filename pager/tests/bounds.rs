@@ -289,6 +289,87 @@ fn what_a_region_had_of_a_bound_others_have_when_it_is_dropped_or_frozen() {
     assert!(bound.most_resident() <= bound.bytes());
 }
 
+/// What goes round in the few granules that a bound has is not what an instruction touches at once
+/// without an end: neither that nor what comes afterwards is refused.
+#[test]
+fn what_goes_round_in_a_small_bound_is_not_refused() {
+    watch();
+    let bound = Bound::with_watermarks(8 * PAGE, 2 * PAGE, 3 * PAGE).unwrap();
+    let region = &Options::new().bound(&bound).map(Numbers(64)).unwrap();
+    // More than are taken to go in vain (`evict.rs`).
+    while region.stats().given_back < 12_000 {
+        for page in 0..4 {
+            assert_eq!(byte(region, page * PAGE), page as u8);
+        }
+    }
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            scope.spawn(move || {
+                for page in (0..64).cycle().skip(16 * thread).take(2000) {
+                    let mut found = [0];
+                    region.read_checked(page * PAGE, &mut found).unwrap();
+                    assert_eq!(found, [page as u8]);
+                }
+            });
+        }
+    });
+}
+
+/// As above, where pins leave less than an instruction may touch, though not less than one does.
+#[test]
+fn what_goes_round_beside_pins_is_not_refused() {
+    watch();
+    for is_threaded in [false, true] {
+        let options = Options::new().resident(8 * PAGE);
+        let region = if is_threaded {
+            options.handler_threads(1).map(Numbers(64)).unwrap()
+        } else {
+            options.map(Numbers(64)).unwrap()
+        };
+        let _pin = region.pin(0..6 * PAGE).unwrap();
+        while region.stats().given_back < 12_000 {
+            for page in 10..13 {
+                assert_eq!(byte(&region, page * PAGE), page as u8);
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_of_a_bound_is_left_when_its_regions_are_dropped() {
+    watch();
+    /// Takes what is written, and forgets it.
+    struct Taking(Numbers);
+    impl Source for Taking {
+        fn size(&self) -> u64 {
+            self.0.size()
+        }
+
+        fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadFailed> {
+            self.0.read_at(offset, buf)
+        }
+
+        fn is_writable(&self) -> bool {
+            true
+        }
+
+        fn write_at(&self, _: u64, _: &[u8]) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    // SAFETY: as the source that it has.
+    unsafe impl SignalSafe for Taking {}
+    let bound = Bound::new(256 * PAGE).unwrap();
+    for time in 0..60 {
+        let region = Options::new().bound(&bound).writable().map(Taking(Numbers(2048))).unwrap();
+        for page in (0..600).map(|number| number * 977 % 2048) {
+            region.write(page * PAGE, &[page as u8]);
+        }
+        drop(region);
+        assert_eq!(bound.resident(), 0, "time {time}");
+    }
+}
+
 #[test]
 fn pages_go_between_the_watermarks() {
     watch();

@@ -191,9 +191,20 @@ const PAGES: usize = 256;
 
 /// A region of a file, and the file, with so many pages there at most.
 fn map(mode: Mode, expected: &[u8], bound: Option<usize>) -> (Region, File) {
+    map_by_granules(mode, expected, 1, bound)
+}
+
+/// As above, with granules of so many pages.
+fn map_by_granules(
+    mode: Mode,
+    expected: &[u8],
+    granule: usize,
+    bound: Option<usize>,
+) -> (Region, File) {
     let file = file_with(expected);
     let source = FileSource::new(file.try_clone().unwrap()).unwrap();
     let options = Options::new().writable().on_failure(OnFailure::exit(42, "over the bound\n"));
+    let options = options.granule(granule * PAGE);
     let options = match bound {
         Some(pages) => options.resident(pages * PAGE),
         None => options,
@@ -206,7 +217,7 @@ fn map(mode: Mode, expected: &[u8], bound: Option<usize>) -> (Region, File) {
 }
 
 fn content(file: &File) -> Vec<u8> {
-    let mut bytes = vec![0; PAGES * PAGE];
+    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
     file.read_exact_at(&mut bytes, 0).unwrap();
     bytes
 }
@@ -225,9 +236,9 @@ fn a_page_that_a_device_holds_is_not_given_back() {
         return;
     }
     for mode in MODES {
-        for held in [5..6, 3..7] {
+        for (held, granule, bound) in [(5..6, 1, 16), (3..7, 1, 16), (5..18, 16, 128)] {
             let mut expected = random_bytes(PAGES * PAGE, 1);
-            let (region, file) = map(mode, &expected, Some(16));
+            let (region, file) = map_by_granules(mode, &expected, granule, Some(bound));
             let part = held.start * PAGE..held.end * PAGE;
             let Some(device) = Held::new(&region, &part) else { return };
             for _ in 0..3 {
@@ -243,7 +254,7 @@ fn a_page_that_a_device_holds_is_not_given_back() {
                     assert_eq!(byte(&region, at), expected[at], "{mode:?}: the device wrote it");
                 }
             }
-            assert!(region.most_resident().unwrap() <= 16 * PAGE);
+            assert!(region.most_resident().unwrap() <= bound * PAGE);
             drop(device);
             // Now it can go, and is stored.
             assert!(bytes(&region) == expected);
@@ -390,12 +401,23 @@ fn direct_reads_into_a_region_arrive() {
         return;
     }
     const READ: usize = 64;
-    let disk = random_bytes(PAGES * PAGE, 14);
+    let disk = random_bytes(8 * PAGES * PAGE, 14);
     let Some(disk_file) = direct(&disk) else { return };
+    // Pages of the region and of its granules.
+    let cases = [
+        (PAGES, 1, None),
+        (PAGES, 1, Some(16)),
+        (PAGES, 1, Some(128)),
+        (PAGES, 16, None),
+        (PAGES, 16, Some(128)),
+        (8 * PAGES, 512, None),
+        (12 * PAGES, 512, Some(8 * PAGES + 128)),
+    ];
     for mode in MODES {
-        for bound in [None, Some(16), Some(128)] {
-            let mut expected = random_bytes(PAGES * PAGE, 15);
-            let (region, file) = map(mode, &expected, bound);
+        for (pages, granule, bound) in cases {
+            let what = format!("{mode:?} {granule} {bound:?}");
+            let mut expected = random_bytes(pages * PAGE, 15);
+            let (region, file) = map_by_granules(mode, &expected, granule, bound);
             if mode == Mode::Thread && !common::serves_system_calls(&region) {
                 continue;
             }
@@ -410,7 +432,8 @@ fn direct_reads_into_a_region_arrive() {
                 // Reads that need more pages than the bound leaves wait until they are refused.
                 let times = if bound == Some(16) && mode == Mode::Thread { 3 } else { 40 };
                 for _ in 0..times {
-                    let [from, to] = [(); 2].map(|()| random.random_range(0..PAGES - READ) * PAGE);
+                    let [from, to] =
+                        [8 * PAGES, pages].map(|pages| random.random_range(0..pages - READ) * PAGE);
                     if mode == Mode::Signal {
                         // A system call does not fault it in.
                         for at in (to..to + READ * PAGE).step_by(PAGE) {
@@ -429,14 +452,14 @@ fn direct_reads_into_a_region_arrive() {
                     let mut shown = vec![0; READ * PAGE];
                     region.read(to, &mut shown);
                     // What did not arrive may have been written in part.
-                    assert!(shown[..read] == expected[to..to + read], "{mode:?} {bound:?}");
+                    assert!(shown[..read] == expected[to..to + read], "{what}");
                     expected[to + read..to + READ * PAGE].copy_from_slice(&shown[read..]);
                 }
                 done.store(1, Ordering::Relaxed);
             });
-            assert!(bytes(&region) == expected, "{mode:?} {bound:?}");
+            assert!(bytes(&region) == expected, "{what}");
             region.write_back(0..region.len()).unwrap();
-            assert!(content(&file) == expected, "{mode:?} {bound:?}: what it shows is stored");
+            assert!(content(&file) == expected, "{what}: what it shows is stored");
         }
     }
 }

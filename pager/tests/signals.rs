@@ -471,6 +471,31 @@ fn locked_memory_holds_the_sources_bytes() {
     assert_eq!(ended.exit, Some(0), "{}", ended.stderr);
 }
 
+/// A mapping of a process that locks all its memory counts as locked, whatever is present of it.
+#[test]
+fn memory_that_may_not_be_locked_is_an_error_that_names_the_limit() {
+    const LIMIT: u64 = 4 << 20;
+    if child_case().is_some() {
+        let limit = rustix::process::Rlimit { current: Some(LIMIT), maximum: Some(LIMIT) };
+        rustix::process::setrlimit(rustix::process::Resource::Memlock, limit).unwrap();
+        // SAFETY: no condition. Root may lock anything.
+        let _ = unsafe { libc::syscall(libc::SYS_setuid, 65534) };
+        // SAFETY: as above.
+        assert_ne!(unsafe { libc::geteuid() }, 0);
+        rustix::mm::mlockall(rustix::mm::MlockAllFlags::FUTURE).unwrap();
+        for bytes in [LIMIT as usize, 64 << 20] {
+            let options = Options::new().capacity(bytes);
+            let refused = options.map(MemorySource::new(vec![7; PAGE])).unwrap_err();
+            assert!(matches!(refused, Error::Memory { .. }), "{refused:?}");
+            assert!(refused.to_string().contains("ulimit -l"), "{refused}");
+        }
+        return;
+    }
+    let name = "memory_that_may_not_be_locked_is_an_error_that_names_the_limit";
+    let ended = run_child(name, "");
+    assert_eq!(ended.exit, Some(0), "{}", ended.stderr);
+}
+
 fn mask_sigbus(how: c_int) {
     let mut set = MaybeUninit::uninit();
     // SAFETY: writes the set.

@@ -18,6 +18,7 @@ use self::previous::Previous;
 use crate::Error;
 use crate::failure::Response;
 use crate::fault::{self, Cause, Server, Verdict};
+use crate::mapping::PAGE;
 use crate::stats::Shard;
 use crate::sys::Errno;
 use crate::wakeup::rest;
@@ -151,6 +152,17 @@ fn our_action() -> libc::sigaction {
     action
 }
 
+/// What a handler thread tells a thread that sleeps for a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// The access is to be made again.
+    Again,
+    /// It is to fail.
+    Failure,
+    /// It is to fail if it needs more pages at once than can be present.
+    InVain,
+}
+
 /// A SIGBUS that a handler thread sends to a thread that sleeps for a fault, where a filter lets it
 /// neither wake nor poison: the start of `siginfo_t`, as far as the kernel passes it through.
 #[repr(C)]
@@ -162,8 +174,8 @@ struct Sent {
     addr: usize,
     /// Tells it from a signal that comes from elsewhere.
     token: usize,
-    /// Whether the access is to fail; if not, it is to be made again.
-    is_failure: usize,
+    /// A [`Told`].
+    told: usize,
     rest: [u64; 11],
 }
 
@@ -188,16 +200,15 @@ impl Sent {
     }
 }
 
-/// Has a thread that sleeps for a fault make the access again, or fail; whether that was let
-/// through.
-pub(crate) fn send_fault(thread: u32, addr: usize, is_failure: bool) -> bool {
+/// Tells a thread that sleeps for a fault; whether that was let through.
+pub(crate) fn send_fault(thread: u32, addr: usize, told: Told) -> bool {
     let sent = Sent {
         signal: SIGBUS,
         errno: 0,
         code: Sent::CODE,
         addr,
         token: Sent::token(),
-        is_failure: is_failure.into(),
+        told: told as usize,
         rest: [0; 11],
     };
     let (call, process) = (libc::SYS_rt_tgsigqueueinfo, std::process::id());
@@ -244,7 +255,8 @@ unsafe fn serve(info: *const siginfo_t, context: *mut c_void) -> bool {
     } else {
         // SAFETY: a handler's argument.
         match unsafe { Sent::of(info) } {
-            Some(sent) if sent.is_failure != 0 => respond(sent.addr, None, context),
+            Some(sent) if sent.told == Told::Failure as usize => respond(sent.addr, None, context),
+            Some(sent) if sent.told == Told::InVain as usize => go_on_in_vain(sent.addr, context),
             Some(_) => true,
             None => false,
         }
@@ -263,6 +275,9 @@ fn respond(addr: usize, cause: Option<Cause>, context: *mut c_void) -> bool {
         // A fault inside a fault of this thread, which all signals being blocked prevents: a
         // handler that was installed later has called ours with a smaller mask.
         return false;
+    }
+    if cause.is_some() && SUSPECT.get().page != 0 {
+        note_suspect(addr, context);
     }
     let verdict = {
         let _inside = HandlerScope::<StdPlatform>::enter();
@@ -287,12 +302,54 @@ fn respond(addr: usize, cause: Option<Cause>, context: *mut c_void) -> bool {
             wait.wait();
             true
         }
+        Verdict::InVain => go_on_in_vain(addr, context),
         // No scope is open and nothing is locked: a hook need not return.
         Verdict::Failed { on_failure, offset, .. } => {
             on_failure.respond(addr, offset, context) == Response::Resume
         }
         Verdict::PassOn => false,
     }
+}
+
+thread_local! {
+    /// The access that may need more pages at once than can be present; none if its page is 0.
+    static SUSPECT: Cell<Suspect> = const { Cell::new(Suspect { registers: 0, page: 0, others: false }) };
+}
+
+/// An access that may need more pages at once than can be present. The registers say what an
+/// instruction touches: with the same at two pages, it is one that touches both.
+#[derive(Clone, Copy)]
+struct Suspect {
+    registers: u64,
+    page: usize,
+    /// It has faulted at other pages since.
+    others: bool,
+}
+
+/// Notes a fault of a thread of which an access is suspected.
+#[cold]
+fn note_suspect(addr: usize, context: *mut c_void) {
+    let mut suspect = SUSPECT.get();
+    // SAFETY: a handler's argument.
+    if unsafe { registers(context) } != suspect.registers {
+        // The thread has come further.
+        suspect.page = 0;
+    } else if addr / PAGE != suspect.page {
+        suspect.others = true;
+    }
+    SUSPECT.set(suspect);
+}
+
+/// Fails an access that may need more pages at once than can be present, if it does; whether it may
+/// go on. It does if it has faulted at several pages, and here again.
+#[cold]
+fn go_on_in_vain(addr: usize, context: *mut c_void) -> bool {
+    // SAFETY: a handler's argument.
+    let (registers, page) = (unsafe { registers(context) }, addr / PAGE);
+    let last = SUSPECT.replace(Suspect { registers, page, others: false });
+    let is_same = last.page != 0 && last.registers == registers;
+    let is_in_vain = is_same && (last.others || last.page != page);
+    !is_in_vain || respond(addr, None, context)
 }
 
 /// How often this thread has been put off since it had a fault served.
@@ -335,4 +392,29 @@ unsafe fn cause(context: *mut c_void) -> Cause {
 #[cfg(not(target_arch = "x86_64"))]
 unsafe fn cause(_context: *mut c_void) -> Cause {
     Cause::Unknown
+}
+
+/// A hash of the registers of the interrupted thread.
+///
+/// # Safety
+///
+/// `context` is that of a signal.
+#[cfg(target_arch = "x86_64")]
+unsafe fn registers(context: *mut c_void) -> u64 {
+    // SAFETY: a handler's argument (contract).
+    let context = unsafe { &*context.cast::<libc::ucontext_t>() };
+    let registers = &context.uc_mcontext.gregs[..=libc::REG_RIP as usize];
+    registers.iter().fold(1, |hash: u64, register| {
+        (hash ^ register.cast_unsigned()).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29)
+    })
+}
+
+/// As above, for processors whose contexts this crate does not read: the same for all.
+///
+/// # Safety
+///
+/// None.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn registers(_context: *mut c_void) -> u64 {
+    0
 }
