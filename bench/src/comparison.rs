@@ -122,6 +122,12 @@ impl Outcome {
         let (of, to) = (self.measures(of.0, of.1)?, self.measures(to.0, to.1)?);
         Summary::of(of.zip(to).map(|(of, to)| of / to))
     }
+
+    /// How much one measure is beyond another.
+    pub(crate) fn difference(&self, of: (&str, usize), to: (&str, usize)) -> Option<Summary> {
+        let (of, to) = (self.measures(of.0, of.1)?, self.measures(to.0, to.1)?);
+        Summary::of(of.zip(to).map(|(of, to)| of - to))
+    }
 }
 
 /// Times short operations together: as many as fit into a span, by the time of the last ones.

@@ -9,6 +9,7 @@ mod benchmarks;
 mod comparison;
 mod daemon;
 mod faults;
+mod foreign;
 mod layout;
 mod machine;
 mod maps;

@@ -1,4 +1,5 @@
-# find_package(pervma): the targets pervma::pervma, the shared library, and pervma::static.
+# find_package(pervma): the targets pervma::pervma, the shared library, and pervma::static; and
+# pervma::umap, the headers of LLNL UMap's interface, beside one of them.
 get_filename_component(_pervma_prefix "${CMAKE_CURRENT_LIST_DIR}/../../.." ABSOLUTE)
 find_package(Threads REQUIRED)
 foreach(_pervma_libdir lib lib64 lib/${CMAKE_LIBRARY_ARCHITECTURE})
@@ -16,6 +17,11 @@ foreach(_pervma_libdir lib lib64 lib/${CMAKE_LIBRARY_ARCHITECTURE})
             INTERFACE_LINK_LIBRARIES "gcc_s;util;rt;Threads::Threads;m;dl")
     endif()
 endforeach()
+if(NOT TARGET pervma::umap)
+    add_library(pervma::umap INTERFACE IMPORTED)
+    set_target_properties(pervma::umap PROPERTIES
+        INTERFACE_INCLUDE_DIRECTORIES "${_pervma_prefix}/include/pervma-umap")
+endif()
 if(NOT TARGET pervma::pervma AND NOT TARGET pervma::static)
     set(pervma_FOUND FALSE)
     set(pervma_NOT_FOUND_MESSAGE "no library of pervma is in ${_pervma_prefix}")

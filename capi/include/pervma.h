@@ -13,6 +13,7 @@
  *     make, end        pervma_space_create, _destroy; pervma_slab_create, _destroy
  *     look up          pervma_lookup (a copy), pervma_read_begin, _end (a guard); in handlers too
  *                      pervma_lookup_wait, pervma_read_begin_wait, pervma_read_begin_shared
+ *     find again       pervma_guard_id, pervma_read_begin_id
  *     change           pervma_insert, _insert_merging, _set, _replace, _remove, _update, _change,
  *                      _relocate
  *     several at once  pervma_edit_begin, _end
@@ -30,6 +31,8 @@
  *     change           pervma_region_discard, _protect, _unmap, _map, _resize, _relocate
  *     keep             pervma_region_write_back, _sync; _prefetch, _pin, pervma_unpin
  *     look at          pervma_region_stats, _write_back_failure; pervma_bound_create, _resident
+ *
+ *   pervma_umap and what is named after it are for umap/umap.h: LLNL UMap's names for regions.
  *
  * WHAT HOLDS FOR ALL FUNCTIONS
  *
@@ -201,6 +204,10 @@ typedef enum pervma_status {
      * The kernel refused something, or lacks it: see pervma_last_error.
      */
     PERVMA_ESYSTEM = 28,
+    /**
+     * A callback has failed, and nothing has changed.
+     */
+    PERVMA_EGIVEN_UP = 29,
 } pervma_status;
 
 /**
@@ -373,7 +380,9 @@ typedef struct pervma_rules {
 
 /**
  * What becomes of the part from `start` to `end` of a range, in which `*payload` is mapped: it may
- * be changed. Non-zero: the part is mapped with `*payload`. 0: it is unmapped.
+ * be changed. Positive: the part is mapped with `*payload`. 0: it is unmapped. Negative: the
+ * callback has failed, and the whole change is given up (PERVMA_EGIVEN_UP): nothing has changed,
+ * and `*payload` is not looked at.
  *
  * Called with no lock held, but inside an edit of the caller's; perhaps again for the same part,
  * when another thread is in the way. What it makes may come to nothing, and is destroyed then.
@@ -465,6 +474,17 @@ typedef struct pervma_guard {
      */
     uintptr_t opaque[10];
 } pervma_guard;
+
+/**
+ * Names one VMA among all that ever were in this process (pervma_guard_id). The same words are the
+ * same VMA, and no others are.
+ */
+typedef struct pervma_vma_id {
+    /**
+     * Compared only.
+     */
+    uint64_t words[4];
+} pervma_vma_id;
 
 /**
  * An access whose page cannot be had.
@@ -637,6 +657,51 @@ typedef struct pervma_region_counts {
     uint64_t resident;
 } pervma_region_counts;
 
+/**
+ * UMap's settings, as its environment variables say.
+ */
+typedef struct pervma_umap_settings {
+    /**
+     * UMAP_PAGESIZE: in bytes, a multiple of 4096. By default 4096.
+     */
+    uint64_t page_size;
+    /**
+     * UMAP_BUFSIZE: how many such pages of all regions are present at most, at least 4. By default
+     * nine tenths of the memory that is free when this is first asked for.
+     */
+    uint64_t buffer_pages;
+    /**
+     * UMAP_PAGE_FILLERS: threads that serve faults, of all regions. By default as many as CPUs.
+     */
+    uint64_t fillers;
+    /**
+     * UMAP_PAGE_EVICTORS: by default as many as CPUs. Of no effect: one thread gives back pages,
+     * another writes them.
+     */
+    uint64_t evictors;
+    /**
+     * UMAP_EVICT_HIGH_WATER_THRESHOLD: pages begin to go when so many per cent of the buffer are
+     * present. By default 90.
+     */
+    uint64_t high_water;
+    /**
+     * UMAP_EVICT_LOW_WATER_THRESHOLD: and go until so many are. By default 70.
+     */
+    uint64_t low_water;
+    /**
+     * UMAP_MAX_FAULT_EVENTS: by default 256. Of no effect.
+     */
+    uint64_t max_fault_events;
+    /**
+     * UMAP_READ_AHEAD: by default 0. Of no effect.
+     */
+    uint64_t read_ahead;
+    /**
+     * PERVMA_UMAP_MODE: 0 of `thread`, the default; non-zero of `signal`.
+     */
+    uint64_t is_in_signal;
+} pervma_umap_settings;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -796,7 +861,7 @@ enum pervma_status pervma_remove(struct pervma_space *space,
  * @param change      called for each part, in order of address; not NULL
  * @param on_removed  told of what was there, changed parts included; may be NULL
  * @param context     the first argument of `change` and `on_removed`
- * @return as pervma_remove
+ * @return as pervma_remove; PERVMA_EGIVEN_UP when `change` has failed
  */
 enum pervma_status pervma_change(struct pervma_space *space,
                                  uintptr_t start,
@@ -812,9 +877,10 @@ enum pervma_status pervma_change(struct pervma_space *space,
  * pervma_remove does.
  *
  * @param change      what becomes of the payload of each part, given its new addresses; 0 is taken
- *                    for non-zero. NULL: it stays
+ *                    for 1. NULL: it stays
  * @param on_removed  told of what was there, at the old addresses; may be NULL
- * @return as pervma_remove; PERVMA_EOVERLAP when something is where it would move to
+ * @return as pervma_remove; PERVMA_EOVERLAP when something is where it would move to;
+ *         PERVMA_EGIVEN_UP
  */
 enum pervma_status pervma_relocate(struct pervma_space *space,
                                    uintptr_t start,
@@ -826,7 +892,7 @@ enum pervma_status pervma_relocate(struct pervma_space *space,
 
 /**
  * Changes the payload of every part of a range, all of which must be mapped; otherwise as
- * pervma_change with the space's rules. 0 of `change` is taken for non-zero.
+ * pervma_change with the space's rules. 0 of `change` is taken for 1.
  */
 enum pervma_status pervma_update(struct pervma_space *space,
                                  uintptr_t start,
@@ -936,6 +1002,29 @@ enum pervma_status pervma_read_begin_shared(const struct pervma_space *space,
  *         process was forked; PERVMA_EINVALID. The guard is as it was then.
  */
 enum pervma_status pervma_read_end(struct pervma_guard *guard);
+
+/**
+ * Names the VMA that a guard has, for pervma_read_begin_id. A name is valid as long as its VMA is
+ * mapped, and never given twice: an address does not prove that it is the same VMA. A VMA that is
+ * updated keeps its name, and of one that is split the part that has its start; one that is merged
+ * into the VMA before it, replaced or moved is gone.
+ *
+ * SAFE IN SIGNAL HANDLERS.
+ *
+ * @return PERVMA_OK; PERVMA_EHANDLE when it is no live guard; PERVMA_EINVALID
+ */
+enum pervma_status pervma_guard_id(const struct pervma_guard *guard, struct pervma_vma_id *out);
+
+/**
+ * As pervma_read_begin, of the VMA that was given a name, wherever it ends now.
+ *
+ * SAFE IN SIGNAL HANDLERS.
+ *
+ * @return as pervma_read_begin; PERVMA_ENOT_MAPPED when that VMA is gone, whatever is there now
+ */
+enum pervma_status pervma_read_begin_id(const struct pervma_space *space,
+                                        const struct pervma_vma_id *id,
+                                        struct pervma_guard *out);
 
 /**
  * Copies out the VMA that holds an address; or of a hole, where it ends. As pervma_read_begin, and
@@ -1397,6 +1486,79 @@ enum pervma_status pervma_install_sigbus(void);
  * SAFE IN SIGNAL HANDLERS; made for them.
  */
 int pervma_serve_sigbus(int signal, void *info, void *context);
+
+/**
+ * UMap's settings.
+ *
+ * @return PERVMA_OK; PERVMA_EINVALID when a variable cannot be used: pervma_last_error says which;
+ *         PERVMA_EIN_HANDLER
+ */
+enum pervma_status pervma_umap_settings_get(struct pervma_umap_settings *out);
+
+/**
+ * Maps a part of a file: umap.
+ *
+ * @param addr    where, with MAP_FIXED: what is mapped there is replaced, but for regions of umap.
+ *                Else it is not looked at, and the region begins at a multiple of UMap's page,
+ *                if that is a power of two
+ * @param length  in bytes
+ * @param prot    PROT_READ, with or without PROT_WRITE
+ * @param flags   MAP_PRIVATE, with or without MAP_FIXED
+ * @param fd      open for reading, and for writing if PROT_WRITE is set; duplicated. With
+ *                O_DIRECT, pages are read and written past the page cache
+ * @param offset  where the part begins in the file, which has all of it
+ * @return its first byte; MAP_FAILED with errno, and the reason in pervma_last_error
+ */
+void *pervma_umap(void *addr, size_t length, int prot, int flags, int fd, int64_t offset);
+
+/**
+ * Maps what functions of the caller's read and write: umap_ex with a store. Offsets are from the
+ * start of the region.
+ *
+ * @param source  copied; its `size` is not looked at, and its `destroy` not called if this fails
+ * @return as pervma_umap
+ */
+void *pervma_umap_source(void *addr,
+                         size_t length,
+                         int prot,
+                         int flags,
+                         const struct pervma_source *source);
+
+/**
+ * Writes what was written in a region to its source, and unmaps it: uunmap. No other thread uses
+ * it.
+ *
+ * @param addr    its first byte
+ * @param length  not looked at, as by UMap: the region goes as a whole
+ * @return 0; -1 with errno, EINVAL when no region begins there, EIO when it could not be written:
+ *         then it stays
+ */
+int pervma_uunmap(void *addr, size_t length);
+
+/**
+ * Writes what was written in all regions to their sources: umap_flush.
+ *
+ * @return 0; -1 with errno when some of it could not be written
+ */
+int pervma_umap_flush(void);
+
+/**
+ * Fills pages before they are touched, as far as the buffer has room for them: umap_prefetch.
+ *
+ * @param count  how many there are
+ * @param pages  an address in each
+ * @return 0; -1 with errno: EINVAL when one is in no region, EIO when it cannot be had
+ */
+int pervma_umap_prefetch(size_t count, void *const *pages);
+
+/**
+ * Fills pages, and keeps them present until the region is unmapped: umap_fetch_and_pin.
+ *
+ * @param addr  all in one region
+ * @param size  in bytes
+ * @return 0; -1 with errno: ENOMEM when it is more than the buffer lets stay (three quarters)
+ */
+int pervma_umap_fetch_and_pin(void *addr, uint64_t size);
 
 #ifdef __cplusplus
 }  // extern "C"

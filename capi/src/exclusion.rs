@@ -12,8 +12,8 @@ use address_space::{Exclusion, RemovedVmas, Reservation};
 
 use crate::boundary::{Out, call, thread, waiting_call};
 use crate::handles::{Kind, Object, get, make, take};
-use crate::payload::{OnRemoved, Word, tell};
-use crate::space::{Change, Space, SpaceData, moved, no_callback, refused};
+use crate::payload::{Change, OnRemoved, Word, tell};
+use crate::space::{Space, SpaceData, no_callback, refused};
 use crate::status::{Status, fail, failed};
 
 /// The VMAs that touched a range when it was made: they take no new reader, and nobody else changes
@@ -196,7 +196,7 @@ pub unsafe extern "C" fn pervma_exclusion_update(
         if change.is_none() {
             return Err(no_callback());
         }
-        let changed = |part: Range<usize>, word: &Word| moved(change, context, part, word);
+        let changed = |part: Range<usize>, word: &Word| word.changed(change, context, &part).0;
         // SAFETY: the caller's handle.
         unsafe { end_by(exclusion, |it| it.update(changed), on_removed, context) }
     })
@@ -215,7 +215,7 @@ pub unsafe extern "C" fn pervma_exclusion_relocate(
     context: *mut c_void,
 ) -> Status {
     waiting_call(|| {
-        let there = |part: Range<usize>, word: &Word| moved(change, context, part, word);
+        let there = |part: Range<usize>, word: &Word| word.changed(change, context, &part).0;
         // SAFETY: the caller's handle.
         unsafe { end_by(exclusion, |it| it.relocate(to, there), on_removed, context) }
     })

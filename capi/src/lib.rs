@@ -23,6 +23,8 @@ pub mod fork;
 
 pub mod pager;
 
+pub mod umap;
+
 // Nothing of these is in it.
 mod boundary;
 mod handles;

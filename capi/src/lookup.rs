@@ -6,10 +6,10 @@ use std::mem::{MaybeUninit, align_of, size_of};
 use std::sync::atomic::Ordering::Relaxed;
 
 use address_space::{
-    HandlerScope, OwnedReadGuard, ReadError, ReadGuard, Reader, StdPlatform, VmaOrHole,
+    HandlerScope, OwnedReadGuard, ReadError, ReadGuard, Reader, StdPlatform, VmaId, VmaOrHole,
 };
 
-use crate::boundary::{Out, call, thread, waiting_call};
+use crate::boundary::{Out, call, given, thread, waiting_call};
 use crate::fork;
 use crate::handles::{Kind, Object, get, make, take};
 use crate::payload::Word;
@@ -66,6 +66,15 @@ pub(crate) struct ReaderData {
 impl Object for ReaderData {
     const KIND: Kind = Kind::Reader;
     type Handle = RegisteredReader;
+}
+
+/// Names one VMA among all that ever were in this process (pervma_guard_id). The same words are the
+/// same VMA, and no others are.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Id {
+    /// Compared only.
+    pub words: [u64; 4],
 }
 
 /// What a live guard at an address has as its mark.
@@ -202,6 +211,54 @@ pub unsafe extern "C" fn pervma_read_end(guard: *mut Guard) -> Status {
         }
         drop(held);
         Ok(())
+    })
+}
+
+/// Names the VMA that a guard has, for pervma_read_begin_id. A name is valid as long as its VMA is
+/// mapped, and never given twice: an address does not prove that it is the same VMA. A VMA that is
+/// updated keeps its name, and of one that is split the part that has its start; one that is merged
+/// into the VMA before it, replaced or moved is gone.
+///
+/// SAFE IN SIGNAL HANDLERS.
+///
+/// @return PERVMA_OK; PERVMA_EHANDLE when it is no live guard; PERVMA_EINVALID
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pervma_guard_id(guard: *const Guard, out: *mut Id) -> Status {
+    call(|| {
+        // SAFETY: the caller's pointers.
+        let (live, out) = (unsafe { given(guard) }?, unsafe { Out::new(out) }?);
+        if live.mark != mark(guard) {
+            return Err(fail(Status::Handle, &"no live guard is there"));
+        }
+        // SAFETY: the mark says that it was written, at this place, and not ended.
+        let held = unsafe { &*(&raw const live.opaque).cast::<Held>() };
+        let id = match held {
+            Held::Counted(vma) | Held::Registered(vma, _) => vma.id(),
+            Held::Owned(vma) => vma.id(),
+        };
+        out.set(Id { words: id.to_words() });
+        Ok(())
+    })
+}
+
+/// As pervma_read_begin, of the VMA that was given a name, wherever it ends now.
+///
+/// SAFE IN SIGNAL HANDLERS.
+///
+/// @return as pervma_read_begin; PERVMA_ENOT_MAPPED when that VMA is gone, whatever is there now
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pervma_read_begin_id(
+    space: *const Space,
+    id: *const Id,
+    out: *mut Guard,
+) -> Status {
+    call(|| {
+        // SAFETY: the caller's pointers.
+        let (id, place) = (unsafe { given(id) }?, unsafe { Out::new(out) }?);
+        // SAFETY: the caller's handle.
+        let data = unsafe { get::<SpaceData>(space) }?;
+        let found = data.kept().try_read_id(VmaId::from_words(id.words));
+        begin(&place, out, found.map(Held::Counted))
     })
 }
 

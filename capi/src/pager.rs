@@ -213,7 +213,7 @@ impl RegionData {
 }
 
 /// A source of the caller's functions.
-struct Callbacks(SourceCallbacks);
+pub(crate) struct Callbacks(SourceCallbacks);
 
 // SAFETY: the header says that the functions are called by several threads at once.
 unsafe impl Send for Callbacks {}
@@ -222,6 +222,26 @@ unsafe impl Sync for Callbacks {}
 // SAFETY: the header says that `read` is async-signal-safe where it is called in a handler. The
 // others of a source are: `zeros` and `bytes` are constants.
 unsafe impl SignalSafe for Callbacks {}
+
+impl Callbacks {
+    /// Has `map` map a source of the caller's, which stays the caller's if that fails.
+    pub(crate) fn lend<R>(
+        source: SourceCallbacks,
+        map: impl FnOnce(Arc<Self>) -> Result<R, Status>,
+    ) -> Result<R, Status> {
+        if source.read.is_none() {
+            return Err(fail(Status::Invalid, &"the source has no read"));
+        }
+        let mut source = Arc::new(Self(source));
+        let mapped = map(Arc::clone(&source));
+        if mapped.is_err()
+            && let Some(source) = Arc::get_mut(&mut source)
+        {
+            source.0.destroy = None;
+        }
+        mapped
+    }
+}
 
 impl Source for Callbacks {
     fn size(&self) -> u64 {
@@ -506,18 +526,8 @@ pub unsafe extern "C" fn pervma_region_map_source(
         // SAFETY: the caller's pointers.
         let (options, out) = (unsafe { self::options(options) }?, unsafe { Out::new(out) }?);
         // SAFETY: the caller's pointer.
-        let given = *unsafe { given(source) }?;
-        if given.read.is_none() {
-            return Err(fail(Status::Invalid, &"the source has no read"));
-        }
-        let mut source = Arc::new(Callbacks(given));
-        let mapped = options.map(Arc::clone(&source));
-        if mapped.is_err()
-            && let Some(source) = Arc::get_mut(&mut source)
-        {
-            source.0.destroy = None; // it is the caller's
-        }
-        out.set(make(mapped?));
+        let source = *unsafe { given(source) }?;
+        out.set(make(Callbacks::lend(source, |source| options.map(source))?));
         Ok(())
     })
 }

@@ -3,6 +3,7 @@
 
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
+use std::ptr::null_mut;
 use std::sync::Arc;
 
 use address_space::{Payload, RemovedVmas, SplitMerge};
@@ -45,6 +46,22 @@ pub type Merge = Option<
     ) -> c_int,
 >;
 
+/// What becomes of the part from `start` to `end` of a range, in which `*payload` is mapped: it may
+/// be changed. Positive: the part is mapped with `*payload`. 0: it is unmapped. Negative: the
+/// callback has failed, and the whole change is given up (PERVMA_EGIVEN_UP): nothing has changed,
+/// and `*payload` is not looked at.
+///
+/// Called with no lock held, but inside an edit of the caller's; perhaps again for the same part,
+/// when another thread is in the way. What it makes may come to nothing, and is destroyed then.
+pub type Change = Option<
+    unsafe extern "C-unwind" fn(
+        context: *mut c_void,
+        start: usize,
+        end: usize,
+        payload: *mut u64,
+    ) -> c_int,
+>;
+
 /// How the payloads of a space are split, merged and destroyed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Callbacks {
@@ -72,6 +89,8 @@ impl Callbacks {
 struct HandedIn {
     value: u64,
     callbacks: Callbacks,
+    /// None was made: a callback has given its change up.
+    is_given_up: bool,
 }
 
 impl Drop for HandedIn {
@@ -93,8 +112,32 @@ pub(crate) struct Word {
 
 impl Word {
     pub(crate) fn new(value: u64, callbacks: Option<Callbacks>) -> Self {
-        let handed_in = callbacks.map(|callbacks| Arc::new(HandedIn { value, callbacks }));
+        let handed_in =
+            callbacks.map(|callbacks| Arc::new(HandedIn { value, callbacks, is_given_up: false }));
         Self { value, handed_in }
+    }
+
+    /// In the place of a payload that a callback could not make.
+    fn given_up() -> Self {
+        let callbacks = Callbacks { destroy: None, split: None, merge: None, context: null_mut() };
+        let handed_in = HandedIn { value: 0, callbacks, is_given_up: true };
+        Self { value: 0, handed_in: Some(Arc::new(handed_in)) }
+    }
+
+    /// The payload that `change` makes of this one for a part, itself if that is none; and whether
+    /// the part stays mapped.
+    pub(crate) fn changed(
+        &self,
+        change: Change,
+        context: *mut c_void,
+        part: &Range<usize>,
+    ) -> (Self, bool) {
+        let Some(change) = change else { return (self.clone(), true) };
+        let mut value = self.value;
+        let out = &raw mut value;
+        // SAFETY: a function of the caller's, called as its type says.
+        let said = callback(|| unsafe { change(context, part.start, part.end, out) });
+        (if said < 0 { Self::given_up() } else { self.or_new(value) }, said != 0)
     }
 
     fn callbacks(&self) -> Option<Callbacks> {
@@ -144,6 +187,10 @@ impl Payload for Word {
             _ => self.value == next.value,
         };
         agreed.then(|| self.merged(next, merged))
+    }
+
+    fn may_be_mapped(&self) -> bool {
+        self.handed_in.as_ref().is_none_or(|handed_in| !handed_in.is_given_up)
     }
 }
 
@@ -199,6 +246,10 @@ impl SplitMerge<Word> for &Rules {
         };
         let agreed = callback(call) != 0;
         agreed.then(|| word.merged(next, merged))
+    }
+
+    fn may_be_mapped(&mut self, word: &Word, _range: Range<usize>) -> bool {
+        word.may_be_mapped()
     }
 }
 

@@ -14,7 +14,7 @@ use libc::size_t;
 
 use crate::boundary::{Out, call, callback, given, thread, waiting_call};
 use crate::handles::{Kind, Object, get, make, make_in_slot, registry, slot, take};
-use crate::payload::{Callbacks, Destroy, Merge, OnRemoved, Rules, Split, Word, tell};
+use crate::payload::{Callbacks, Change, Destroy, Merge, OnRemoved, Rules, Split, Word, tell};
 use crate::status::{Code, Status, fail, failed};
 
 /// An address space: disjoint ranges of addresses, each a VMA with a payload and a lock of its own.
@@ -74,20 +74,6 @@ pub struct Gap {
     /// Non-zero: the highest, in place of the lowest.
     pub top_down: c_int,
 }
-
-/// What becomes of the part from `start` to `end` of a range, in which `*payload` is mapped: it may
-/// be changed. Non-zero: the part is mapped with `*payload`. 0: it is unmapped.
-///
-/// Called with no lock held, but inside an edit of the caller's; perhaps again for the same part,
-/// when another thread is in the way. What it makes may come to nothing, and is destroyed then.
-pub type Change = Option<
-    unsafe extern "C-unwind" fn(
-        context: *mut c_void,
-        start: usize,
-        end: usize,
-        payload: *mut u64,
-    ) -> c_int,
->;
 
 /// Is shown a VMA. Non-zero to go on, 0 to stop. CALLED UNDER THE LOCK OF THE SPACE (held for
 /// reading, or for writing in an edit of the caller's).
@@ -538,7 +524,7 @@ pub unsafe extern "C" fn pervma_remove(
 /// @param change      called for each part, in order of address; not NULL
 /// @param on_removed  told of what was there, changed parts included; may be NULL
 /// @param context     the first argument of `change` and `on_removed`
-/// @return as pervma_remove
+/// @return as pervma_remove; PERVMA_EGIVEN_UP when `change` has failed
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pervma_change(
     space: *mut Space,
@@ -555,13 +541,12 @@ pub unsafe extern "C" fn pervma_change(
         let of_space = Rules { split: None, merge: None, context: null_mut() };
         // SAFETY: the caller's pointer.
         let rules = if rules.is_null() { &of_space } else { unsafe { given(rules) }? };
-        let change = change.ok_or_else(no_callback)?;
+        if change.is_none() {
+            return Err(no_callback());
+        }
         let place = |part: Range<usize>, word: &Word| {
-            let mut value = word.value;
-            let out = &raw mut value;
-            // SAFETY: a function of the caller's, called as its type says.
-            let stays = callback(|| unsafe { change(context, part.start, part.end, out) });
-            (stays != 0).then(|| word.or_new(value))
+            let (changed, stays) = word.changed(change, context, &part);
+            stays.then_some(changed)
         };
         let range = start..end;
         data.change(
@@ -578,9 +563,10 @@ pub unsafe extern "C" fn pervma_change(
 /// pervma_remove does.
 ///
 /// @param change      what becomes of the payload of each part, given its new addresses; 0 is taken
-///                    for non-zero. NULL: it stays
+///                    for 1. NULL: it stays
 /// @param on_removed  told of what was there, at the old addresses; may be NULL
-/// @return as pervma_remove; PERVMA_EOVERLAP when something is where it would move to
+/// @return as pervma_remove; PERVMA_EOVERLAP when something is where it would move to;
+///         PERVMA_EGIVEN_UP
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pervma_relocate(
     space: *mut Space,
@@ -594,7 +580,7 @@ pub unsafe extern "C" fn pervma_relocate(
     waiting_call(|| {
         // SAFETY: the caller's handle.
         let data = unsafe { get::<SpaceData>(space) }?;
-        let moved = |part: Range<usize>, word: &Word| moved(change, context, part, word);
+        let moved = |part: Range<usize>, word: &Word| word.changed(change, context, &part).0;
         let from = start..end;
         data.change(
             |edit| edit.relocate(from.clone(), to, moved),
@@ -605,18 +591,8 @@ pub unsafe extern "C" fn pervma_relocate(
     })
 }
 
-/// The payload of a part that has moved.
-pub(crate) fn moved(change: Change, context: *mut c_void, part: Range<usize>, word: &Word) -> Word {
-    let Some(change) = change else { return word.clone() };
-    let mut value = word.value;
-    let out = &raw mut value;
-    // SAFETY: a function of the caller's, called as its type says.
-    callback(|| unsafe { change(context, part.start, part.end, out) });
-    word.or_new(value)
-}
-
 /// Changes the payload of every part of a range, all of which must be mapped; otherwise as
-/// pervma_change with the space's rules. 0 of `change` is taken for non-zero.
+/// pervma_change with the space's rules. 0 of `change` is taken for 1.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pervma_update(
     space: *mut Space,
@@ -632,7 +608,7 @@ pub unsafe extern "C" fn pervma_update(
         if change.is_none() {
             return Err(no_callback());
         }
-        let changed = |part: Range<usize>, word: &Word| moved(change, context, part, word);
+        let changed = |part: Range<usize>, word: &Word| word.changed(change, context, &part).0;
         let range = start..end;
         data.change(
             |edit| edit.update(range.clone(), changed),

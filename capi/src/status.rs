@@ -76,6 +76,8 @@ pub enum Status {
     Bound = 27,
     /// The kernel refused something, or lacks it: see pervma_last_error.
     System = 28,
+    /// A callback has failed, and nothing has changed.
+    GivenUp = 29,
 }
 
 impl Status {
@@ -114,6 +116,7 @@ impl Status {
             Self::Unavailable => c"the page cannot be had",
             Self::Bound => c"the bound of resident pages is reached",
             Self::System => c"the system refused",
+            Self::GivenUp => c"a callback has failed, and nothing has changed",
         }
     }
 }
@@ -127,7 +130,7 @@ pub extern "C" fn pervma_strerror(status: i32) -> *const c_char {
     known.map_or(c"not a code of pervma", |status| status.text()).as_ptr()
 }
 
-const ALL: [Status; 29] = [
+const ALL: [Status; 30] = [
     Status::Ok,
     Status::Invalid,
     Status::Handle,
@@ -157,6 +160,7 @@ const ALL: [Status; 29] = [
     Status::Unavailable,
     Status::Bound,
     Status::System,
+    Status::GivenUp,
 ];
 
 /// Text that ends with a zero, in place, at its beginning.
@@ -277,6 +281,7 @@ impl Code for ChangeError {
             Self::Excluded { .. } => Status::Excluded,
             Self::Overlap { .. } => Status::Overlap,
             Self::PartlyCovered { .. } => Status::Partly,
+            Self::GivenUp { .. } => Status::GivenUp,
             Self::OutOfMemory { .. } => Status::NoMemory,
             _ => Status::Internal,
         }
@@ -297,7 +302,7 @@ impl Code for Error {
         match self {
             Self::Range { .. } => Status::Unaligned,
             Self::NotMapped(_) => Status::NotMapped,
-            Self::Overlap(_) => Status::Overlap,
+            Self::Overlap(_) | Self::AddressesTaken { .. } => Status::Overlap,
             Self::Pinned(_) => Status::Pinned,
             Self::PinBeyondBound { .. } => Status::Bound,
             Self::NoAccess(_) | Self::ReadOnly => Status::Protected,
@@ -348,7 +353,7 @@ mod tests {
         assert!(ALL.iter().enumerate().all(|(at, status)| *status as usize == at));
         let text = |status: i32| owned(pervma_strerror(status));
         assert_eq!(text(0), "done");
-        assert_eq!(text(-1), text(29));
+        assert_eq!(text(-1), text(30));
     }
 
     #[test]

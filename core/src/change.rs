@@ -454,8 +454,7 @@ impl<'s, 'l, T, P: Platform, R: SplitMerge<T>> Change<'s, 'l, T, P, R> {
             let Some(part) = span.overlap(at) else { return Ok(()) };
             if part == at {
                 let placed = placement.place(part, vma.payload());
-                plan.push(placed, true, at);
-                Ok(())
+                plan.push_placed(placed, at, rules)
             } else {
                 plan.split_one(&vma, part, rules, placement)
             }
@@ -558,7 +557,7 @@ impl<'s, T> Plan<'s, '_, T> {
             self.defer_drops(whole)?;
         }
         let placed = self.parts[which].as_ref().and_then(|payload| placement.place(part, payload));
-        self.push(placed, true, at);
+        self.push_placed(placed, at, rules)?;
         if let [.., right, placed] = &mut self.planned[..]
             && placed.span.start < right.span.start
         {
@@ -573,6 +572,31 @@ impl<'s, T> Plan<'s, '_, T> {
         let Some((span, payload)) = planned else { return };
         let place = if span.start == vma.start { Place::TakesOver } else { Place::New };
         self.planned.push(Planned::new(span, Some(payload), changed, place));
+    }
+
+    /// Plans a VMA that the function of the change has made of a part of the excluded one at `vma`,
+    /// unless its payload may not be mapped.
+    #[inline(always)]
+    fn push_placed(
+        &mut self,
+        placed: Option<(Span, T)>,
+        vma: Span,
+        rules: &mut impl SplitMerge<T>,
+    ) -> Result<(), ChangeError> {
+        if placed.is_none() {
+            return Ok(());
+        }
+        self.push(placed, true, vma);
+        // Refused, it is dropped with the plan.
+        let Some(Planned { span, payload: Some(payload), .. }) = self.planned.last() else {
+            return Ok(());
+        };
+        let part = span.range();
+        if rules.may_be_mapped(payload, part.clone()) {
+            Ok(())
+        } else {
+            Err(ChangeError::GivenUp { part })
+        }
     }
 
     /// Plans a VMA over the whole range: a reservation, unless it is [`fill`](Self::fill)ed when

@@ -273,6 +273,12 @@ pub enum ChangeError {
         /// The VMA.
         vma: Range<usize>,
     },
+    /// The function that makes payloads has made one that may not be mapped
+    /// ([`Payload::may_be_mapped`](crate::Payload::may_be_mapped)).
+    GivenUp {
+        /// What was to have it.
+        part: Range<usize>,
+    },
     /// No slot, no tree node or no memory.
     OutOfMemory {
         /// The range that was to be changed.
@@ -305,6 +311,9 @@ impl fmt::Display for ChangeError {
             Self::Overlap { existing } => write!(f, "{} is already taken", Hex(existing)),
             Self::PartlyCovered { vma } => {
                 write!(f, "the mapping {} is only partly covered and cannot be split", Hex(vma))
+            }
+            Self::GivenUp { part } => {
+                write!(f, "given up by the function that makes payloads, at {}", Hex(part))
             }
             Self::OutOfMemory { range } => write!(f, "no memory to change {}", Hex(range)),
         }

@@ -59,6 +59,15 @@ impl SpaceId {
     /// The owner of a slot that was never attached.
     pub(crate) const NONE: Self = Self(0);
 
+    /// As a number, and back.
+    pub(crate) fn to_word(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
     #[inline(always)]
     pub(crate) fn of(identity: &Identity) -> Self {
         Self(identity.get())

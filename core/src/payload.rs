@@ -87,6 +87,16 @@ pub trait Payload: Sized {
         let _ = (len, next);
         None
     }
+
+    /// Whether a VMA may have it; `true` by default.
+    ///
+    /// For functions that can fail to make one, in [`update`](crate::AddressSpace::update),
+    /// [`relocate`](crate::AddressSpace::relocate) and their like: of what they return it is asked
+    /// before anything has changed, and if it may not, the whole change is given up
+    /// ([`ChangeError::GivenUp`](crate::ChangeError::GivenUp)). It is asked of nothing else.
+    fn may_be_mapped(&self) -> bool {
+        true
+    }
 }
 
 /// How one change splits and merges payloads, where their type does not say it or the change is to
@@ -135,6 +145,39 @@ pub trait SplitMerge<T> {
         let _ = (payload, range, next);
         None
     }
+
+    /// Whether the VMA `range` may have `payload`, which the function of the change has made for
+    /// it, as [`Payload::may_be_mapped`]; `true` by default.
+    ///
+    /// ```
+    /// use std::cell::Cell;
+    /// use std::ops::Range;
+    /// use pervma::{AddressSpace, ChangeError, SplitMerge};
+    ///
+    /// /// Nothing is split, and no payload taken after a failure.
+    /// struct Unless<'a>(&'a Cell<bool>);
+    /// impl<T> SplitMerge<T> for Unless<'_> {
+    ///     fn may_be_mapped(&mut self, _payload: &T, _range: Range<usize>) -> bool {
+    ///         !self.0.get()
+    ///     }
+    /// }
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// space.insert(0x1000..0x2000, 1)?;
+    /// space.insert(0x5000..0x6000, 2)?;
+    /// let has_failed = Cell::new(false);
+    /// let changed = space.change(0x1000..0x6000, Unless(&has_failed), |part, n| {
+    ///     has_failed.set(part.start == 0x5000);
+    ///     Some(n + 1)
+    /// });
+    /// assert_eq!(changed.err(), Some(ChangeError::GivenUp { part: 0x5000..0x6000 }));
+    /// assert_eq!(*space.try_read(0x1000)?, 1); // as it was
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    fn may_be_mapped(&mut self, payload: &T, range: Range<usize>) -> bool {
+        let _ = (payload, range);
+        true
+    }
 }
 
 impl<T, R: SplitMerge<T> + ?Sized> SplitMerge<T> for &mut R {
@@ -144,6 +187,10 @@ impl<T, R: SplitMerge<T> + ?Sized> SplitMerge<T> for &mut R {
 
     fn merge(&mut self, payload: &T, range: Range<usize>, next: &T) -> Option<T> {
         (**self).merge(payload, range, next)
+    }
+
+    fn may_be_mapped(&mut self, payload: &T, range: Range<usize>) -> bool {
+        (**self).may_be_mapped(payload, range)
     }
 }
 
@@ -160,6 +207,11 @@ impl<T: Payload> SplitMerge<T> for AsPayload {
     #[inline]
     fn merge(&mut self, payload: &T, range: Range<usize>, next: &T) -> Option<T> {
         payload.merge(range.end - range.start, next)
+    }
+
+    #[inline]
+    fn may_be_mapped(&mut self, payload: &T, _range: Range<usize>) -> bool {
+        payload.may_be_mapped()
     }
 }
 
@@ -223,6 +275,10 @@ impl<P: Payload> Payload for Box<P> {
     fn merge(&self, len: usize, next: &Self) -> Option<Self> {
         (**self).merge(len, next).map(Self::new)
     }
+
+    fn may_be_mapped(&self) -> bool {
+        (**self).may_be_mapped()
+    }
 }
 
 impl<P: Payload> Payload for Option<P> {
@@ -240,6 +296,10 @@ impl<P: Payload> Payload for Option<P> {
             _ => None,
         }
     }
+
+    fn may_be_mapped(&self) -> bool {
+        self.as_ref().is_none_or(P::may_be_mapped)
+    }
 }
 
 macro_rules! tuple {
@@ -252,6 +312,10 @@ macro_rules! tuple {
 
             fn merge(&self, len: usize, next: &Self) -> Option<Self> {
                 Some(($(self.$field.merge(len, &next.$field)?,)*))
+            }
+
+            fn may_be_mapped(&self) -> bool {
+                $(self.$field.may_be_mapped())&&*
             }
         }
     };
@@ -296,6 +360,16 @@ mod tests {
         assert_eq!((1, Part(1)).merge(4, &(1, Part(5))), Some((1, Part(1))));
         assert_eq!((1, Part(1)).merge(4, &(2, Part(5))), None);
         assert_eq!((1, 2, 3, Part(1)).merge(4, &(1, 2, 3, Part(6))), None);
+
+        struct Never;
+        impl Payload for Never {
+            fn may_be_mapped(&self) -> bool {
+                false
+            }
+        }
+        assert!(!Box::new(Never).may_be_mapped() && !Some(Never).may_be_mapped());
+        assert!(None::<Never>.may_be_mapped() && !(1, Never).may_be_mapped());
+        assert!(!(Never, 1, 2).may_be_mapped() && (1, 2, 3, Part(1)).may_be_mapped());
 
         struct Device;
         impl Payload for Device {}

@@ -45,6 +45,36 @@ pub struct VmaId {
     pub(crate) generation: u32,
 }
 
+impl VmaId {
+    /// As words, for other languages or a table of numbers.
+    ///
+    /// ```
+    /// use pervma::{AddressSpace, VmaId};
+    ///
+    /// let space = AddressSpace::new(4096);
+    /// space.insert(0x1000..0x4000, "text")?;
+    /// let words = space.try_read(0x2000)?.id().to_words();
+    /// assert_eq!(*space.try_read_id(VmaId::from_words(words))?, "text");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn to_words(self) -> [u64; 4] {
+        [self.space.to_word(), self.start as u64, self.slot as u64, self.generation.into()]
+    }
+
+    /// What [`to_words`](Self::to_words) has made words of. Any others name no VMA that there is,
+    /// or some VMA: all that is done with an id is to compare it.
+    #[must_use]
+    pub fn from_words([space, start, slot, generation]: [u64; 4]) -> Self {
+        Self {
+            space: SpaceId::from_word(space),
+            start: start as usize,
+            slot: slot as usize,
+            generation: generation as u32,
+        }
+    }
+}
+
 /// Names one state of one VMA, from a guard's [`version`](crate::ReadGuard::version): gone at any
 /// write lock of the VMA, also if nothing was changed under it, and never given twice.
 ///

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::watchdog;
-use pervma::{AddressSpace, ChangeError, EditError, SplitMerge};
+use pervma::{AddressSpace, ChangeError, EditError, Payload, RemovedVmas, SplitMerge};
 
 /// A handle, and a payload that says nothing of how it is split.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -121,6 +121,104 @@ fn what_the_rules_do_not_split_stays() {
             && asked
     );
     assert_eq!(listed(&space), [(0..10, 1), (10..20, 2)]);
+}
+
+/// A payload that a function could not make, if it is negative; counted when it is dropped.
+#[derive(Debug)]
+struct Made<'a>(i32, &'a AtomicUsize);
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        self.1.fetch_add(1, Relaxed);
+    }
+}
+
+impl Payload for Made<'_> {
+    fn split(&self, _offset: usize) -> Option<(Self, Self)> {
+        Some((Made(self.0, self.1), Made(self.0, self.1)))
+    }
+
+    fn may_be_mapped(&self) -> bool {
+        assert!(self.0 != -2, "a panic");
+        self.0 > 0
+    }
+}
+
+#[test]
+fn a_change_is_given_up_when_a_payload_could_not_be_made() {
+    type Space<'a> = AddressSpace<Made<'a>>;
+    type Changed<'a> = Result<RemovedVmas<Made<'a>>, ChangeError>;
+    // The number that is made at 10; it is asked for in order of address.
+    fn make<'a>(n: i32, asked: &mut Vec<usize>, part: &Range<usize>, of: &Made<'a>) -> Made<'a> {
+        asked.push(part.start % 100);
+        Made(if part.start % 100 == 10 { n } else { of.0 + 10 }, of.1)
+    }
+    type Form = for<'a> fn(&Space<'a>, i32, &mut Vec<usize>) -> Changed<'a>;
+    let forms: [(&str, Form); 8] = [
+        ("update", |space, n, asked| space.update(5..25, |part, of| make(n, asked, &part, of))),
+        ("update in an edit", |space, n, asked| {
+            space.edit()?.update(5..25, |part, of| make(n, asked, &part, of))
+        }),
+        ("update of an exclusion", |space, n, asked| {
+            space.exclude(5..25)?.update(|part, of| make(n, asked, &part, of))
+        }),
+        ("change", |space, n, asked| {
+            space.change(5..25, SameRules, |part, of| Some(make(n, asked, &part, of)))
+        }),
+        ("change in an edit", |space, n, asked| {
+            space.edit()?.change(5..25, SameRules, |part, of| Some(make(n, asked, &part, of)))
+        }),
+        ("relocate", |space, n, asked| {
+            space.relocate(5..25, 105, |part, of| make(n, asked, &part, of))
+        }),
+        ("relocate in an edit", |space, n, asked| {
+            space.edit()?.relocate(5..25, 105, |part, of| make(n, asked, &part, of))
+        }),
+        ("relocate of an exclusion", |space, n, asked| {
+            space.exclude(5..25)?.relocate(105, |part, of| make(n, asked, &part, of))
+        }),
+    ];
+    for (name, form) in forms {
+        let dropped = AtomicUsize::new(0);
+        let space = AddressSpace::new(1);
+        for (range, n) in [(0..10, 1), (10..20, 2), (20..30, 3)] {
+            space.insert(range, Made(n, &dropped)).unwrap();
+        }
+        let listed = || {
+            let view = space.view().unwrap();
+            view.iter().map(|(range, made)| (range, made.0)).collect::<Vec<_>>()
+        };
+        let before = listed();
+
+        let mut asked = Vec::new();
+        let refused = form(&space, -1, &mut asked).unwrap_err();
+        let ChangeError::GivenUp { part } = refused else { panic!("{name}: {refused:?}") };
+        assert_eq!((part.start % 100, part.len()), (10, 10), "{name}");
+        assert_eq!(asked, [5, 10], "{name}: not of what is behind it");
+        assert_eq!(listed(), before, "{name}");
+        // What the split and the function have made.
+        assert_eq!(dropped.swap(0, Relaxed), 4, "{name}");
+
+        let panics = AssertUnwindSafe(|| form(&space, -2, &mut Vec::new()).is_ok());
+        assert!(catch_unwind(panics).is_err(), "{name}");
+        assert_eq!((listed(), dropped.swap(0, Relaxed)), (before, 4), "{name}");
+
+        assert_eq!(form(&space, 5, &mut Vec::new()).unwrap().len(), 3, "{name}: it is free again");
+        assert!(listed().contains(&(if name.starts_with('r') { 110..120 } else { 10..20 }, 5)));
+    }
+}
+
+/// As the payloads say.
+struct SameRules;
+
+impl<T: Payload> SplitMerge<T> for SameRules {
+    fn split(&mut self, of: &T, range: Range<usize>, at: usize) -> Option<(T, T)> {
+        of.split(at - range.start)
+    }
+
+    fn may_be_mapped(&mut self, made: &T, _: Range<usize>) -> bool {
+        made.may_be_mapped()
+    }
 }
 
 #[test]

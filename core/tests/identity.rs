@@ -70,6 +70,22 @@ const DEEDS: &[Deed] = &[
 ];
 
 #[test]
+fn words_name_what_they_were_made_of_and_others_nothing() {
+    let space = one_vma();
+    let words = id(&space).to_words();
+    assert_eq!(VmaId::from_words(words), id(&space));
+    for at in [0, 1, 2, 3] {
+        for wrong in [0, 1, 12, 1 << 31, 1 << 63, u64::MAX].map(|bits| words[at] ^ bits) {
+            let mut other = words;
+            other[at] = wrong;
+            let found = space.try_read_id(VmaId::from_words(other));
+            assert_eq!(found.is_ok(), VmaId::from_words(other) == id(&space), "{other:x?}");
+        }
+    }
+    assert!(space.try_read_id(VmaId::from_words([0; 4])).is_err());
+}
+
+#[test]
 fn a_version_is_another_after_each_write_lock_and_only_then() {
     let _watchdog = watchdog();
     for (what, changes, deed) in DEEDS {

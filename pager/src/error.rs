@@ -119,10 +119,10 @@ pub enum Error {
     /// The source is a file that was opened for writing only, or for its path (`O_PATH`).
     #[error("the file is not open for reading: open it for reading, and without O_PATH")]
     NotReadable,
-    /// The source is a file that was opened for direct I/O (`O_DIRECT`): it is read to aligned
-    /// memory only.
-    #[error("the file is open for direct I/O: open it without O_DIRECT")]
-    DirectIo,
+    /// The source is a file that was opened for direct I/O (`O_DIRECT`), and cannot be opened again
+    /// without, for what is not aligned.
+    #[error("the file is open for direct I/O, and cannot be opened again: {0}")]
+    DirectIo(#[source] io::Error),
     /// The source is a file that ends before the size it reports.
     #[error("the file ends before the {bytes} bytes it reports: copy its content to a plain file")]
     NotItsSize {
@@ -176,6 +176,14 @@ pub enum Error {
         bytes: usize,
         /// The kernel's reason.
         errno: Errno,
+    },
+    /// Something is mapped where the region was to be ([`Options::at`](crate::Options::at)).
+    #[error("something is mapped in {start:#x}..{end:#x}, where the region was to be")]
+    AddressesTaken {
+        /// The address where it was to begin.
+        start: usize,
+        /// The address where it was to end.
+        end: usize,
     },
     /// The kernel refused to change the memory.
     #[error("changing the memory failed ({0}): check vm.max_map_count")]

@@ -20,7 +20,7 @@ use crate::records::{BLOCK, Clock, Filling, Records};
 use crate::source::Source;
 use crate::staging::Staging;
 use crate::stats::{Counters, Shard};
-use crate::sys::{Access, CopyError, Errno, Fill, Memory, PageSize, Userfaultfd};
+use crate::sys::{Access, At, CopyError, Errno, Fill, Memory, PageSize, Userfaultfd};
 
 /// The size of a page in bytes, and the unit of all counts, also where pages are huge.
 pub(crate) const PAGE: usize = 4096;
@@ -206,18 +206,28 @@ pub(crate) enum Poisoned {
 }
 
 impl Mapping {
-    /// A place for `capacity` bytes, which no thread can access yet.
-    pub(crate) fn new(backing: Arc<Backing<dyn Source>>, capacity: usize) -> Result<Self, Error> {
+    /// A place for `capacity` bytes, which no thread can access yet; at an address, or anywhere.
+    pub(crate) fn new(
+        backing: Arc<Backing<dyn Source>>,
+        at: Option<At>,
+        capacity: usize,
+    ) -> Result<Self, Error> {
         let page_size = backing.page_size;
         let too_large = || Error::TooLarge { bytes: capacity as u64 };
         let len = capacity.checked_next_multiple_of(page_size.bytes()).ok_or_else(too_large)?;
         let no_memory = |errno| Error::Memory { bytes: len, errno };
-        let memory = Memory::map(len, page_size).map_err(|errno| {
-            if errno == Errno::NOMEM && are_addresses_used_up() {
-                too_large()
-            } else {
-                no_memory(errno)
+        let memory = match at {
+            Some(_) => Memory::map_at(at, len, page_size),
+            // From a granule's start on, if there are several.
+            None if backing.granule <= len => Memory::map_aligned(len, backing.granule, page_size),
+            None => Memory::map(len, page_size),
+        };
+        let memory = memory.map_err(|errno| match (errno, at) {
+            (Errno::EXIST, Some(At { address: start, .. })) => {
+                Error::AddressesTaken { start, end: start + len }
             }
+            (Errno::NOMEM, None) if are_addresses_used_up() => too_large(),
+            _ => no_memory(errno),
         })?;
         let registered = if backing.is_tracked {
             backing.uffd.register_tracked(&memory)

@@ -14,7 +14,7 @@ use crate::region::Region;
 use crate::source::{SignalSafe, Source};
 use crate::staging::Staging;
 use crate::stats::Counters;
-use crate::sys::{PageSize, Userfaultfd, system_page_size};
+use crate::sys::{At, PageSize, Userfaultfd, system_page_size};
 use crate::{Error, signal};
 
 /// Faults are served in the signal handler, by the thread that faults: the default.
@@ -57,6 +57,7 @@ pub struct Options<M = InSignal> {
     page_size: PageSize,
     is_writable: bool,
     capacity: usize,
+    at: Option<At>,
     resident: Option<usize>,
     bound: Option<Bound>,
     on_failure: OnFailure,
@@ -102,6 +103,7 @@ impl Options<InSignal> {
             page_size: PageSize::Small,
             is_writable: false,
             capacity: 0,
+            at: None,
             resident: None,
             bound: None,
             on_failure: OnFailure::pass_on(),
@@ -150,6 +152,7 @@ impl<M> Options<M> {
             page_size: self.page_size,
             is_writable: self.is_writable,
             capacity: self.capacity,
+            at: self.at,
             resident: self.resident,
             bound: self.bound,
             on_failure: self.on_failure,
@@ -164,6 +167,9 @@ impl<M> Options<M> {
     ///
     /// A larger granule is fewer faults for the same bytes, and more bytes for the same faults: the
     /// strongest lever there is, if neighbours are wanted too.
+    ///
+    /// A region that is not smaller begins at a multiple of it, unless an
+    /// [address](Self::at) is given.
     #[must_use]
     pub const fn granule(mut self, bytes: usize) -> Self {
         self.granule = Some(bytes);
@@ -194,6 +200,25 @@ impl<M> Options<M> {
     #[must_use]
     pub const fn capacity(mut self, bytes: usize) -> Self {
         self.capacity = bytes;
+        self
+    }
+
+    /// The region begins at an address, a multiple of the page size ([`Error::AddressesTaken`] if
+    /// something is mapped there that is not to be replaced). By default the kernel chooses, and so
+    /// it does for a region that is [moved](Region::relocate).
+    ///
+    /// ```
+    /// use pervma_pager::sys::At;
+    /// use pervma_pager::{MemorySource, Options};
+    ///
+    /// let options = Options::new().at(At::free(0x6000_0000_0000));
+    /// let region = options.map(MemorySource::new(vec![7; 8192]))?;
+    /// assert_eq!(region.as_ptr().addr(), 0x6000_0000_0000);
+    /// # Ok::<(), pervma_pager::Error>(())
+    /// ```
+    #[must_use]
+    pub const fn at(mut self, at: At) -> Self {
+        self.at = Some(at);
         self
     }
 
@@ -361,7 +386,7 @@ impl<M> Options<M> {
             Threads::Own(threads) => Some(Handlers::new(threads)?),
             Threads::Shared(handlers) => Some(handlers),
         };
-        Region::new(backing, capacity, handlers.as_ref(), bound.as_ref())
+        Region::new(backing, (self.at, capacity), handlers.as_ref(), bound.as_ref())
     }
 
     fn buffers(

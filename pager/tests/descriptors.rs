@@ -190,13 +190,28 @@ fn a_file_whose_size_is_not_that_of_its_content_is_refused() {
 }
 
 #[test]
-fn direct_io_is_refused_or_right() {
+fn direct_io_is_right_and_set_later_right_or_refused() {
     common::watch();
     let expected = random_bytes(PAGES * PAGE - 5, 4);
-    let (_directory, path) = named(&expected);
-    match open(&path, libc::O_DIRECT) {
-        Ok(direct) => assert!(matches!(FileSource::new(direct), Err(Error::DirectIo))),
-        Err(error) => return common::not_run(format_args!("no direct I/O here: {error}")),
+    if child_case().is_none() {
+        for mode in MODES {
+            let (_directory, path) = named(&expected);
+            let direct = match open(&path, libc::O_DIRECT) {
+                Ok(direct) => direct,
+                Err(error) => return common::not_run(format_args!("no direct I/O here: {error}")),
+            };
+            let region = map(mode, direct);
+            region.prefetch(0..4 * PAGE).unwrap();
+            assert!(bytes(&region) == expected, "{mode:?}");
+            // Some of the last page are not the file's.
+            for page in [0, 2, 3, PAGES - 1] {
+                region.write(page * PAGE + 7, b"written");
+            }
+            region.sync().unwrap();
+            let stored = content(&File::open(&path).unwrap());
+            assert!(stored == bytes(&region) && stored.len() == expected.len(), "{mode:?}");
+            assert_eq!(&stored[(PAGES - 1) * PAGE + 7..][..7], b"written");
+        }
     }
     // Later, and through another descriptor: an access fails, or gets the file's bytes.
     if let Some(case) = child_case() {
@@ -218,7 +233,7 @@ fn direct_io_is_refused_or_right() {
         return;
     }
     for case in ["signal", "thread"] {
-        let ended = run_child("direct_io_is_refused_or_right", case);
+        let ended = run_child("direct_io_is_right_and_set_later_right_or_refused", case);
         assert!(matches!(ended.exit, Some(0 | 42)), "{case}: {ended:?}");
     }
 }

@@ -14,7 +14,7 @@ use common::{
     MODES, Mode, PAGE, byte, bytes, child_case, file_with, random_bytes, regions, run_child,
 };
 use libc::{SIGBUS, SIGSEGV};
-use pervma_pager::sys::Access;
+use pervma_pager::sys::{Access, At};
 use pervma_pager::{
     Error, Failure, FileSource, MemorySource, OnFailure, Options, ReadFailed, Response, SignalSafe,
     Source,
@@ -90,6 +90,19 @@ fn options_that_do_not_fit_are_errors() {
     assert!(matches!(refused, Err(Error::Granule { .. })));
     let refused = Options::new().huge_pages().map(FileSource::new(file_with(&[1])).unwrap());
     assert!(matches!(refused, Err(Error::HugeNeedsMemory)));
+    let aligned = Options::new().granule(4 * PAGE).map(source()).unwrap();
+    assert!(aligned.as_ptr().addr().is_multiple_of(4 * PAGE));
+    let taken = Options::new().map(source()).unwrap();
+    let start = taken.as_ptr().addr();
+    let refused = Options::new().at(At::free(start)).map(source());
+    assert!(
+        matches!(refused, Err(Error::AddressesTaken { start: at, .. }) if at == start),
+        "{refused:?}"
+    );
+    drop(taken);
+    let there = Options::new().at(At::free(start)).map(source()).unwrap();
+    assert_eq!(there.as_ptr().addr(), start);
+    drop(there);
     let refused = Options::new().capacity(usize::MAX).map(source());
     assert!(matches!(refused, Err(Error::TooLarge { .. })));
 }

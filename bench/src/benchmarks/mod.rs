@@ -1,5 +1,6 @@
 //! The benchmarks: what is measured, and the goals.
 
+mod c;
 mod contended;
 mod edits;
 mod end;
@@ -50,6 +51,8 @@ pub(crate) enum Benchmark {
     Removal,
     /// Up to ten million VMAs: built, looked at, removed, dropped.
     Large,
+    /// Lookups through the interface for C, beside Rust's and a `std::map`.
+    C,
     /// Bytes of a VMA, of an empty space, and after many changes.
     Memory,
     /// Page faults of this process, beside bare handlers.
@@ -96,6 +99,7 @@ impl Benchmark {
             Self::Gap => gap::measure(effort),
             Self::Removal => removal::measure(effort),
             Self::Large => large::measure(effort),
+            Self::C => c::measure(effort),
             Self::Memory => memory::measure(effort),
             Self::Faults => faults::measure(effort)?,
             Self::DaemonFaults => daemon::faults(effort)?,

@@ -166,6 +166,35 @@ static void numbers(void)
     OK(pervma_space_destroy(space));
 }
 
+static void identities(void)
+{
+    pervma_space *space;
+    pervma_guard guard;
+    pervma_vma_id id, other, none = { { 0, 0, 0, 0 } };
+    OK(pervma_space_create(NULL, &space));
+    OK(pervma_insert(space, at(1), at(4), 1));
+    OK(pervma_read_begin(space, at(2), &guard));
+    OK(pervma_guard_id(&guard, &id));
+    OK(pervma_read_end(&guard));
+    GIVES(PERVMA_EHANDLE, pervma_guard_id(&guard, &other));
+
+    OK(pervma_update(space, at(2), at(4), plus_ten, NULL, NULL)); /* splits it */
+    OK(pervma_read_begin_id(space, &id, &guard));
+    REQUIRE(guard.start == at(1) && guard.end == at(2));
+    OK(pervma_guard_id(&guard, &other));
+    REQUIRE(memcmp(&id, &other, sizeof id) == 0);
+    OK(pervma_read_end(&guard));
+    OK(pervma_read_begin_shared(space, at(2), &guard));
+    OK(pervma_guard_id(&guard, &other));
+    REQUIRE(memcmp(&id, &other, sizeof id) != 0);
+    OK(pervma_read_end(&guard));
+
+    OK(pervma_replace(space, at(1), at(2), 1, NULL, NULL)); /* another one, at the same place */
+    GIVES(PERVMA_ENOT_MAPPED, pervma_read_begin_id(space, &id, &guard));
+    GIVES(PERVMA_ENOT_MAPPED, pervma_read_begin_id(space, &none, &guard));
+    OK(pervma_space_destroy(space));
+}
+
 static void edits(void)
 {
     pervma_space *space;
@@ -363,6 +392,78 @@ static void objects(void)
     told[0] = 0;
 }
 
+/* Makes a new object for each part, but where it fails: there it leaves something behind. */
+static int makes_unless(void *context, uintptr_t start, uintptr_t end, uint64_t *payload)
+{
+    int fails_at = *(int *)context;
+    tell("asked", start, end, (uint64_t)number(*payload));
+    if (start % (100 * PAGE) == at(fails_at)) {
+        *payload = 12345; /* not looked at */
+        return -1;
+    }
+    *payload = object(number(*payload) + 50);
+    return 1;
+}
+
+/* A callback fails: the change is given up, and all is as it was. */
+static void failures(void)
+{
+    pervma_space *space;
+    pervma_space_options options = { 0 };
+    pervma_exclusion *exclusion;
+    int fails_at = 4;
+    options.destroy = destroy;
+    options.context = &alive;
+    OK(pervma_space_create(&options, &space));
+    OK(pervma_insert(space, at(0), at(4), object(1)));
+    OK(pervma_insert(space, at(4), at(6), object(2)));
+    OK(pervma_insert(space, at(6), at(9), object(3)));
+
+    for (int form = 0; form < 8; form++) {
+        pervma_status status;
+        if (form % 2 == 1 && form < 6)
+            OK(pervma_edit_begin(space));
+        switch (form) {
+        case 0:
+        case 1:
+            status = pervma_change(space, at(2), at(8), NULL, makes_unless, removed, &fails_at);
+            break;
+        case 2:
+        case 3:
+            status = pervma_update(space, at(2), at(8), makes_unless, removed, &fails_at);
+            break;
+        case 4:
+        case 5:
+            status = pervma_relocate(space, at(2), at(8), at(102), makes_unless, removed,
+                                     &fails_at);
+            break;
+        case 6:
+            OK(pervma_exclude(space, at(2), at(8), &exclusion));
+            status = pervma_exclusion_update(exclusion, makes_unless, removed, &fails_at);
+            break;
+        default:
+            OK(pervma_exclude(space, at(2), at(8), &exclusion));
+            status = pervma_exclusion_relocate(exclusion, at(102), makes_unless, removed,
+                                               &fails_at);
+            break;
+        }
+        GIVES(PERVMA_EGIVEN_UP, status);
+        REQUIRE(strstr(pervma_last_error(), "given up") != NULL);
+        if (form % 2 == 1 && form < 6)
+            OK(pervma_edit_end(space));
+        REQUIRE(alive == 3 && pervma_count(space) == 3);
+        REQUIRE(strstr(told, "removed") == NULL);
+        TOLD(form == 4 || form == 5 || form == 7
+                 ? "asked 102-104=1;asked 104-106=2;destroyed 0-0=51;"
+                 : "asked 2-4=1;asked 4-6=2;destroyed 0-0=51;");
+    }
+    fails_at = 50;
+    OK(pervma_update(space, at(0), at(9), makes_unless, NULL, &fails_at));
+    OK(pervma_space_destroy(space));
+    REQUIRE(alive == 0);
+    told[0] = 0;
+}
+
 static void *other_reader(void *argument)
 {
     pervma_reader *reader;
@@ -414,9 +515,11 @@ static void threads(void)
 int main(void)
 {
     numbers();
+    identities();
     edits();
     exclusions();
     objects();
+    failures();
     threads();
     puts("ok");
     return 0;

@@ -31,6 +31,7 @@ static void nulls(void)
 {
     pervma_vma vma;
     pervma_guard guard;
+    pervma_vma_id id = { { 0, 0, 0, 0 } };
     pervma_space *made;
     pervma_reader *reader;
     pervma_exclusion *exclusion;
@@ -78,6 +79,12 @@ static void nulls(void)
     GIVES(PERVMA_EINVALID, pervma_read_begin_shared(NULL, 0, &guard));
     GIVES(PERVMA_EINVALID, pervma_read_begin_shared(space, 0, NULL));
     GIVES(PERVMA_EINVALID, pervma_read_end(NULL));
+    GIVES(PERVMA_EINVALID, pervma_guard_id(NULL, &id));
+    GIVES(PERVMA_EINVALID, pervma_guard_id(&guard, NULL));
+    GIVES(PERVMA_EINVALID, pervma_read_begin_id(NULL, &id, &guard));
+    GIVES(PERVMA_EINVALID, pervma_read_begin_id(space, NULL, &guard));
+    GIVES(PERVMA_EINVALID, pervma_read_begin_id(space, &id, NULL));
+    GIVES(PERVMA_EINVALID, pervma_umap_settings_get(NULL));
     GIVES(PERVMA_EINVALID, pervma_reader_register(NULL, &reader));
     GIVES(PERVMA_EINVALID, pervma_reader_register(space, NULL));
     GIVES(PERVMA_EINVALID, pervma_reader_unregister(NULL));

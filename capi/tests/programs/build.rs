@@ -81,6 +81,7 @@ pub(crate) fn compile(
     command.args(["-Wall", "-Wextra", "-Werror", "-Wpedantic", "-O1", "-g", "-fno-exceptions"]);
     command.arg(if source.ends_with(".cpp") { "-std=c++11" } else { "-std=c11" });
     command.args(options).arg("-I").arg(package().join("include"));
+    command.arg("-I").arg(package().join("umap"));
     command.arg(package().join(source)).arg("-o").arg(program);
     match library {
         Library::Static => {

@@ -77,6 +77,50 @@ fn each_function_of_regions() {
     run_all("tests/c/regions.c");
 }
 
+/// With UMap's settings, in each mode: pages of the kernel's, larger ones, and one that is no power
+/// of two.
+#[test]
+fn umap() {
+    const ALL: &[(&str, &str)] = &[
+        ("thread", "4096"),
+        ("thread", "65536"),
+        ("thread", "12288"),
+        ("signal", "4096"),
+        ("signal", "65536"),
+    ];
+    let source = "tests/c/umap.cpp";
+    let Some(compiler) = compiler(source) else { return };
+    // Its stores throw.
+    let (plain, sanitized) = (["-fexceptions"], ["-fexceptions", "-fsanitize=address,undefined"]);
+    let mut builds = vec![(Panic::Unwind, &plain[..], ALL), (Panic::Abort, &plain, &ALL[..1])];
+    if supports(compiler, &sanitized) {
+        builds.push((Panic::Unwind, &sanitized, &ALL[1..4]));
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    for (number, (panic, options, settings)) in builds.into_iter().enumerate() {
+        let program = folder.path().join(format!("program-{number}"));
+        compile(source, (Library::Static, panic), options, &program).expect("a compiler");
+        for (mode, page) in settings {
+            let files = tempfile::tempdir().expect("a folder");
+            let mut command = Command::new(&program);
+            command.arg(files.path()).env("PERVMA_UMAP_MODE", mode).env("UMAP_PAGESIZE", page);
+            command.env("UMAP_BUFSIZE", "16").env("UMAP_PAGE_FILLERS", "2");
+            let said = command.env("ASAN_OPTIONS", "handle_sigbus=0").output().expect("it runs");
+            if said.status.code() == Some(REFUSED) {
+                println!("NOT RUN: {source} in {mode} mode: {}", text(&said).trim_end());
+                continue;
+            }
+            let passed = said.status.success() && said.stdout.ends_with(b"ok\n");
+            assert!(passed, "{mode}, pages of {page}, {options:?}: {}", text(&said));
+        }
+        // One line, and no more.
+        let mut command = Command::new(&program);
+        let said = command.arg("/").env("UMAP_PAGESIZE", "5000").output().expect("it runs");
+        assert_eq!(said.status.code(), Some(1), "{}", text(&said));
+        assert_eq!(said.stderr, b"umap: UMAP_PAGESIZE is no multiple of 4096: 5000\n");
+    }
+}
+
 /// Not under sanitizers: a child of fork can find their allocator locked by a thread that it does
 /// not have (seen with gcc 12).
 #[test]

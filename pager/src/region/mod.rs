@@ -22,7 +22,7 @@ use crate::records::Records;
 use crate::signal::SignalsBlocked;
 use crate::source::Source;
 use crate::stats::RegionStats;
-use crate::sys::Access;
+use crate::sys::{Access, At};
 use crate::write_back::write_back;
 
 pub use ahead::Prefetched;
@@ -74,11 +74,11 @@ pub struct Region {
 impl Region {
     pub(crate) fn new(
         backing: Arc<Backing<dyn Source>>,
-        capacity: usize,
+        (at, capacity): (Option<At>, usize),
         handlers: Option<&Handlers>,
         bound: Option<&Bound>,
     ) -> Result<Self, Error> {
-        let mapping = Arc::new(Mapping::new(Arc::clone(&backing), capacity)?);
+        let mapping = Arc::new(Mapping::new(Arc::clone(&backing), at, capacity)?);
         let place = Arc::new(Place::new(Arc::clone(&mapping)));
         // From here on, what fails is undone by its drop.
         let mut region = Self { membership: None, handlers: None, mapping, place };

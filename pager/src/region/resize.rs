@@ -117,7 +117,7 @@ impl Region {
         self.check_pins(&old.whole())?;
         let page = self.page_size();
         let len = self.len().next_multiple_of(page);
-        let new = Mapping::new(Arc::clone(&old.backing), capacity.max(len))?;
+        let new = Mapping::new(Arc::clone(&old.backing), None, capacity.max(len))?;
         let new = Arc::new(new);
         // The evictor and the writer would work at the old place.
         let mut place = self.place.write();

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSlice};
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FileType, OFlags, SealFlags, fcntl_get_seals, fcntl_getfl, fdatasync, fstat};
@@ -30,8 +31,10 @@ use crate::Error;
 ///   `O_PATH` ([`Error::NotReadable`]), a directory, pipe, socket, terminal or device
 ///   ([`Error::NotARegularFile`]), a file in `/proc` or `/sys` whose size is not that of its
 ///   content ([`Error::Empty`], [`Error::NotItsSize`]).
-/// - So is one with `O_DIRECT` ([`Error::DirectIo`]). If that is set later, accesses fail where the
-///   file system reads to aligned memory only.
+/// - One with `O_DIRECT` is opened once more without it, for what is not aligned to 4096 bytes (the
+///   end of the file, as a rule), so it takes `/proc` and the permission ([`Error::DirectIo`]). All
+///   else is read and written past the page cache. If `O_DIRECT` is set later, accesses fail where
+///   the file system reads to aligned memory only.
 /// - With `O_APPEND`, set before or later, bytes go to their offset all the same from Linux 6.9 on.
 ///   Before that the write is an error.
 /// - A write is an error as well when the file was sealed meanwhile (`F_SEAL_WRITE`,
@@ -51,6 +54,8 @@ use crate::Error;
 #[derive(Debug)]
 pub struct FileSource {
     file: File,
+    /// The same file, open for direct I/O, if it was handed in so.
+    direct: Option<File>,
     size: u64,
     /// It was opened for reading and writing, which cannot change.
     is_open_for_writing: bool,
@@ -77,12 +82,17 @@ impl FileSource {
         if flags.contains(OFlags::PATH) || flags.intersection(OFlags::RWMODE) == OFlags::WRONLY {
             return Err(Error::NotReadable);
         }
-        if flags.contains(OFlags::DIRECT) {
-            return Err(Error::DirectIo);
-        }
         let is_open_for_writing = flags.intersection(OFlags::RWMODE) == OFlags::RDWR;
         let (size, sparse) = (about.st_size.cast_unsigned(), Sparse::of(&file, &about));
-        let source = Self { file, size, is_open_for_writing, sparse, start: 0, end: None };
+        let (file, direct) = if flags.contains(OFlags::DIRECT) {
+            let mut again = File::options();
+            again.read(true).write(is_open_for_writing);
+            let again = again.open(format!("/proc/self/fd/{}", file.as_raw_fd()));
+            (again.map_err(Error::DirectIo)?, Some(file))
+        } else {
+            (file, None)
+        };
+        let source = Self { file, direct, size, is_open_for_writing, sparse, start: 0, end: None };
         if let Some(last) = source.size.checked_sub(1) {
             let read = pread(&source.file, &mut [0; 1], last).map_err(|e| Error::File(e.into()))?;
             if read == 0 {
@@ -140,6 +150,19 @@ impl FileSource {
         self.end.is_none_or(|last| end <= last).then_some(start..end)
     }
 
+    /// The descriptor for bytes at an offset of the file, to or from memory at `memory`.
+    #[inline]
+    fn descriptor(&self, offset: u64, bytes: usize, memory: *const u8) -> &File {
+        /// Enough for any file system.
+        const UNIT: usize = 4096;
+        match &self.direct {
+            Some(direct) if (offset as usize | bytes | memory.addr()).is_multiple_of(UNIT) => {
+                direct
+            }
+            _ => &self.file,
+        }
+    }
+
     fn is_sealed(&self) -> bool {
         // Only files in memory have seals; for others the question is an error.
         fcntl_get_seals(&self.file)
@@ -168,30 +191,31 @@ impl FileSource {
     fn write_some(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
         /// `RWF_NOAPPEND`.
         const NO_APPEND: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x20);
-        match pwritev2(&self.file, &[IoSlice::new(bytes)], offset, NO_APPEND) {
+        let file = self.descriptor(offset, bytes.len(), bytes.as_ptr());
+        match pwritev2(file, &[IoSlice::new(bytes)], offset, NO_APPEND) {
             // Linux before 6.9, or a filter.
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM) => {}
             done => return done.map_err(Into::into),
         }
-        self.check_not_appending()?;
-        let written = match self.file.write_at(bytes, offset) {
+        check_not_appending(file)?;
+        let written = match file.write_at(bytes, offset) {
             Err(_) if self.is_sealed() => {
                 Err(refused(ErrorKind::PermissionDenied, "the file is sealed against writing"))
             }
             done => done,
         };
         // Nothing tells whether it was set before the write or after.
-        self.check_not_appending()?;
+        check_not_appending(file)?;
         written
     }
+}
 
-    fn check_not_appending(&self) -> io::Result<()> {
-        if fcntl_getfl(&self.file)?.contains(OFlags::APPEND) {
-            let text = "the file is open for appending: open it without O_APPEND";
-            return Err(refused(ErrorKind::Unsupported, text));
-        }
-        Ok(())
+fn check_not_appending(file: &File) -> io::Result<()> {
+    if fcntl_getfl(file)?.contains(OFlags::APPEND) {
+        let text = "the file is open for appending: open it without O_APPEND";
+        return Err(refused(ErrorKind::Unsupported, text));
     }
+    Ok(())
 }
 
 fn size_of(file: &File) -> Result<u64, Errno> {
@@ -221,7 +245,8 @@ impl Source for FileSource {
     fn read_at(&self, offset: u64, mut buf: &mut [u8]) -> Result<(), ReadFailed> {
         let Range { start: mut offset, end } = self.place(offset, buf.len()).ok_or(ReadFailed)?;
         while !buf.is_empty() {
-            match pread(&self.file, &mut *buf, offset) {
+            let file = self.descriptor(offset, buf.len(), buf.as_ptr());
+            match pread(file, &mut *buf, offset) {
                 // Within the size there is no end of file, unless the file has shrunk.
                 Ok(0) => return Err(ReadFailed),
                 Ok(read) => {
@@ -289,6 +314,8 @@ unsafe impl SignalSafe for FileSource {}
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::OpenOptionsExt;
+
     use super::*;
 
     #[test]
@@ -301,6 +328,25 @@ mod tests {
         assert_eq!(buf, [0; 100]);
         file.set_len(9_950).unwrap();
         assert_eq!(source.read_at(9_900, &mut buf), Err(ReadFailed));
+    }
+
+    #[test]
+    fn what_is_aligned_goes_past_the_page_cache() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut direct = File::options();
+        direct.read(true).write(true).custom_flags(libc::O_DIRECT);
+        // On a file system without it there is nothing to choose.
+        let Ok(direct) = direct.open(file.path()) else { return };
+        let source = FileSource::new(direct).unwrap();
+        let is_direct = |offset, bytes, memory| {
+            let memory = std::ptr::without_provenance(memory);
+            let flags = fcntl_getfl(source.descriptor(offset, bytes, memory)).unwrap();
+            flags.contains(OFlags::DIRECT)
+        };
+        assert!(is_direct(8192, 4096, 4096));
+        for (offset, bytes, memory) in [(8193, 4096, 4096), (8192, 4095, 4096), (8192, 4096, 512)] {
+            assert!(!is_direct(offset, bytes, memory));
+        }
     }
 
     #[test]

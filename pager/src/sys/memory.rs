@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "mapping, protecting and unmapping memory")]
 #![expect(clippy::disallowed_types, reason = "lends words whose users order their accesses")]
 
+use std::mem::ManuallyDrop;
 use std::ops::{Deref, Range};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
@@ -54,6 +55,34 @@ impl PageSize {
     }
 }
 
+/// An address at which memory is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At {
+    pub(crate) address: usize,
+    /// Invariant: if so, nobody uses what is there.
+    replaces: bool,
+}
+
+impl At {
+    /// Where nothing is mapped; else that is an error.
+    #[must_use]
+    #[doc(alias = "MAP_FIXED_NOREPLACE")]
+    pub const fn free(address: usize) -> Self {
+        Self { address, replaces: false }
+    }
+
+    /// In the place of what is mapped there.
+    ///
+    /// # Safety
+    ///
+    /// When it is used to map something, nobody uses what is mapped in the range that is mapped.
+    #[must_use]
+    #[doc(alias = "MAP_FIXED")]
+    pub const unsafe fn replacing(address: usize) -> Self {
+        Self { address, replaces: true }
+    }
+}
+
 /// Private anonymous memory; unmapped when dropped.
 ///
 /// It cannot be accessed before it is registered with a [`Userfaultfd`](super::Userfaultfd) and
@@ -90,6 +119,16 @@ impl Memory {
     /// not whole pages (`EINVAL`).
     #[doc(alias = "mmap")]
     pub fn map(len: usize, page_size: PageSize) -> Result<Self, Errno> {
+        Self::map_at(None, len, page_size)
+    }
+
+    /// As [`map`](Self::map), at an address.
+    ///
+    /// # Errors
+    ///
+    /// As for [`map`](Self::map); something is there, and is not to be replaced (`EEXIST`); there
+    /// can be nothing.
+    pub(crate) fn map_at(at: Option<At>, len: usize, page_size: PageSize) -> Result<Self, Errno> {
         if !len.is_multiple_of(page_size.bytes()) {
             return Err(Errno::INVAL);
         }
@@ -97,9 +136,16 @@ impl Memory {
             PageSize::Small => MapFlags::empty(),
             PageSize::Huge => MapFlags::HUGETLB | MapFlags::HUGE_2MB,
         };
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | pages;
-        // SAFETY: without MAP_FIXED the kernel chooses addresses that nothing is mapped at.
-        let start = unsafe { mmap_anonymous(ptr::null_mut(), len, ProtFlags::empty(), flags) }?;
+        let place = match at {
+            None => MapFlags::empty(),
+            Some(At { replaces: false, .. }) => MapFlags::FIXED_NOREPLACE,
+            Some(At { replaces: true, .. }) => MapFlags::FIXED,
+        };
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | pages | place;
+        let wanted = ptr::without_provenance_mut(at.map_or(0, |at| at.address));
+        // SAFETY: with MAP_FIXED nobody uses what is there (`At::replacing`); without it the kernel
+        // replaces nothing.
+        let start = unsafe { mmap_anonymous(wanted, len, ProtFlags::empty(), flags) }?;
         let start = NonNull::new(start).ok_or(Errno::NOMEM)?;
         let memory = Self { start, len, owner: std::process::id() };
         // SAFETY: the range is ours, and the advice does not change its content.
@@ -109,6 +155,33 @@ impl Memory {
         // SAFETY: the range is ours, and the advice does not change its content.
         let _ = unsafe { madvise(start.as_ptr(), len, Advice::LinuxUnmergeable) };
         Ok(memory)
+    }
+
+    /// As [`map`](Self::map), from a multiple of `align` on, a power of two.
+    pub(crate) fn map_aligned(
+        len: usize,
+        align: usize,
+        page_size: PageSize,
+    ) -> Result<Self, Errno> {
+        if align <= page_size.bytes() {
+            return Self::map(len, page_size);
+        }
+        let whole =
+            ManuallyDrop::new(Self::map(len.checked_add(align).ok_or(Errno::NOMEM)?, page_size)?);
+        let before = whole.start.addr().get().wrapping_neg() % align;
+        // SAFETY: within what was mapped, by `align`.
+        let start = unsafe { whole.start.byte_add(before) };
+        let unmap = |at: *mut c_void, len| {
+            if len != 0 {
+                // An end of a mapping can be unmapped, unless a filter refuses it: then it is a
+                // leak.
+                // SAFETY: it is this function's, and no part of the result.
+                let _ = unsafe { munmap(at, len) };
+            }
+        };
+        unmap(whole.start.as_ptr(), before);
+        unmap(start.as_ptr().wrapping_byte_add(len), align - before);
+        Ok(Self { start, len, owner: whole.owner })
     }
 
     /// The addresses, without access to what is there.
@@ -343,6 +416,20 @@ mod tests {
     #[test]
     fn nothing_half_pages_and_too_much_are_errors() {
         assert_eq!(Memory::map(0, PageSize::Small).unwrap_err(), Errno::INVAL);
+        let aligned = Memory::map_aligned(3 * 4096, 1 << 20, PageSize::Small).unwrap().range();
+        assert_eq!((aligned.start % (1 << 20), aligned.len()), (0, 3 * 4096));
+        assert!(Memory::map_aligned(4096, 1 << 63, PageSize::Small).is_err());
+        let taken = Memory::map(2 * 4096, PageSize::Small).unwrap();
+        let start = taken.range().start;
+        let at = |addr| Memory::map_at(Some(At::free(addr)), 4096, PageSize::Small);
+        assert_eq!(at(start + 4096).unwrap_err(), Errno::EXIST);
+        assert_eq!(at(start + 5).unwrap_err(), Errno::INVAL);
+        assert_eq!(at(usize::MAX & !4095).unwrap_err(), Errno::NOMEM);
+        let taken = ManuallyDrop::new(taken);
+        // SAFETY: this test alone has it.
+        let there = unsafe { At::replacing(start) };
+        let new = Memory::map_at(Some(there), 2 * 4096, PageSize::Small);
+        assert_eq!(new.unwrap().range(), taken.range());
         assert_eq!(Memory::map(5, PageSize::Small).unwrap_err(), Errno::INVAL);
         assert_eq!(Memory::map(4096, PageSize::Huge).unwrap_err(), Errno::INVAL);
         assert_eq!(Memory::map(usize::MAX & !4095, PageSize::Small).unwrap_err(), Errno::NOMEM);

@@ -31,7 +31,7 @@ mod memory;
 mod remote;
 mod userfaultfd;
 
-pub use memory::{Access, Memory, PageSize};
+pub use memory::{Access, At, Memory, PageSize};
 pub(crate) use memory::{Words, system_page_size};
 pub use remote::{Event, Message, NotUserfaultfd, RemoteUserfaultfd};
 pub use rustix::io::Errno;
