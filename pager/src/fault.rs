@@ -531,7 +531,9 @@ fn settle(
         Ok(content) => {
             let before = *new;
             let end = taken.install(mapping, chunk, content, fault, new);
-            if let Some(share) = &mapping.backing.share {
+            if let Some(share) =
+                mapping.backing.share.as_ref().filter(|_| mapping.backing.are_kept())
+            {
                 share.budget().came.add_read(*new - before);
             }
             end

@@ -85,10 +85,12 @@ impl<S: Source + ?Sized> Backing<S> {
     }
 
     /// Whether bytes of pages that go to keep a bound are kept for a while: where they are read,
-    /// and not where they are in memory anyway.
+    /// and not where they are in memory anyway; and in granules of which the copy takes less than
+    /// the read that it may save.
     #[inline]
     pub(crate) fn are_kept(&self) -> bool {
-        self.page_size == PageSize::Small && self.source.bytes().is_none()
+        const MOST: usize = 4 * PAGE;
+        self.page_size == PageSize::Small && self.granule <= MOST && self.source.bytes().is_none()
     }
 
     /// Whether a granule is one page of the kernel's.
