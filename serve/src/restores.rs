@@ -8,18 +8,19 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use pervma_pager::sys::RemoteUserfaultfd;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::client::ClientId;
 use crate::failure::Failure;
 use crate::handshake::criu::{Handshake, Told};
 use crate::images::Images;
 use crate::limits::Limits;
+use crate::notices::Notices;
 use crate::pager::{Notice, Options, Pager};
 use crate::peer::Peer;
 use crate::socket::{Made, listen_at};
@@ -114,20 +115,12 @@ impl Restores {
         stop: BorrowedFd<'_>,
         started: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<Restored> {
-        let noticed = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let (send, notices) = channel();
-        let told = Arc::clone(&noticed);
-        let pager = self.options.clone().start(move |notice| {
-            // The other end goes when the pager has gone.
-            let _ = send.send(notice);
-            let _ = rustix::io::write(&told, &1_u64.to_ne_bytes());
-        })?;
+        let (pager, notices) = Notices::start(&self.options)?;
         started()?;
         let mut control = Control {
             daemon: self,
             pager: Arc::new(pager),
             notices,
-            noticed,
             restores: BTreeMap::new(),
             next: 1,
             stops: 0,
@@ -186,8 +179,7 @@ impl Transfer {
 struct Control {
     daemon: Restores,
     pager: Arc<Pager>,
-    notices: Receiver<Notice>,
-    noticed: Arc<OwnedFd>,
+    notices: Notices,
     /// By the order in which they came.
     restores: BTreeMap<u64, Restore>,
     next: u64,
@@ -218,7 +210,7 @@ impl Control {
         let stop_flags = if self.hears_stop { PollFlags::IN } else { PollFlags::empty() };
         let mut ready = vec![
             PollFd::from_borrowed_fd(stop, stop_flags),
-            PollFd::from_borrowed_fd(self.noticed.as_fd(), PollFlags::IN),
+            PollFd::new(&self.notices, PollFlags::IN),
         ];
         let accepts = self.accepts();
         if accepts {
@@ -248,8 +240,7 @@ impl Control {
             self.hear(id);
         }
         // Behind what was heard: a task that is told of twice is known.
-        let _ = rustix::io::read(&*self.noticed, &mut [0; 8]);
-        while let Ok(notice) = self.notices.try_recv() {
+        for notice in self.notices.take() {
             self.heed(notice);
         }
         if accepts && is_ready[2] {
