@@ -178,6 +178,30 @@ fn who_is_no_restorer_is_refused_with_a_line_and_does_no_harm() {
 }
 
 #[test]
+fn who_says_nothing_keeps_no_restore_out() {
+    let (bytes, entries) = bytes_and_entries(5);
+    let place = Checkpoint::new(&[(1, &bytes, &entries)]);
+    let mut daemon = place.daemon(&[]);
+    let silent = [place.restore(), place.restore()];
+    let (mut restore, mut tasks) = place.restore_all(all_events());
+    for _ in &silent {
+        daemon.wait_for("a peer is refused: another restore is served");
+    }
+    restore.finish();
+    tasks[0].asked("check");
+    let ended = daemon.ended();
+    assert_eq!((ended.exit, ended.with("ERROR").len()), (Some(0), 0), "{ended:?}");
+    tasks.into_iter().for_each(Client::end);
+
+    let mut daemon = place.daemon(&["--serve"]);
+    let silent = place.restore();
+    daemon.signal(Signal::TERM);
+    daemon.wait_for("no restore is accepted");
+    assert_eq!(daemon.ended().exit, Some(0));
+    drop(silent);
+}
+
+#[test]
 fn a_restore_that_fails_is_told_in_one_line_and_its_tasks_never_read_zeros() {
     let (bytes, entries) = bytes_and_entries(6);
     let place = Checkpoint::new(&[(1, &bytes, &entries), (2, &bytes, &entries)]);

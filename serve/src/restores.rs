@@ -200,10 +200,22 @@ impl Control {
 
     /// Whether another restorer is accepted.
     fn accepts(&self) -> bool {
-        let begun = self.restores.values().filter(|restore| restore.tasks.is_empty()).count();
-        let most = if self.daemon.is_one { 1 } else { self.daemon.limits.handshakes };
-        let may_come = !self.daemon.is_one || self.restores.len() == begun;
-        self.stops == 0 && begun < most && may_come && Instant::now() >= self.rests_until
+        let may_come = !self.daemon.is_one || self.silent().len() == self.restores.len();
+        self.stops == 0 && may_come && Instant::now() >= self.rests_until
+    }
+
+    /// Peers that have told of no task yet, in the order in which they came.
+    fn silent(&self) -> Vec<u64> {
+        let is_silent = |restore: &Restore| restore.arriving.is_some() && restore.tasks.is_empty();
+        let silent = self.restores.iter().filter(|(_, restore)| is_silent(restore));
+        silent.map(|(&id, _)| id).collect()
+    }
+
+    /// Refuses all peers that have told of no task yet.
+    fn refuse_silent(&mut self, why: &str) {
+        for id in self.silent() {
+            self.refuse(id, &why);
+        }
     }
 
     fn turn(&mut self, stop: BorrowedFd<'_>) -> io::Result<()> {
@@ -243,7 +255,8 @@ impl Control {
         for notice in self.notices.take() {
             self.heed(notice);
         }
-        if accepts && is_ready[2] {
+        // What was heard may have changed it.
+        if accepts && is_ready[2] && self.accepts() {
             self.accept();
         }
         self.forget_ended();
@@ -257,6 +270,12 @@ impl Control {
         });
         match greeted {
             Ok((peer, connection)) => {
+                let silent = self.silent();
+                if silent.len() >= self.daemon.limits.handshakes
+                    && let Some(&oldest) = silent.first()
+                {
+                    self.refuse(oldest, &"too many peers have told of no task");
+                }
                 let handshake = Handshake::new(&self.daemon.limits);
                 let restore = Restore {
                     peer,
@@ -323,6 +342,9 @@ impl Control {
         if let Err((userfaultfd, why)) = refused {
             self.fail_closed(id, userfaultfd, &why);
             self.refuse(id, &why);
+        }
+        if self.daemon.is_one {
+            self.refuse_silent("another restore is served");
         }
     }
 
@@ -481,6 +503,7 @@ impl Control {
         self.stops += 1;
         if self.stops == 1 {
             tracing::warn!("no restore is accepted any more");
+            self.refuse_silent("the pager ends");
         } else {
             let all: Vec<u64> = self.restores.keys().copied().collect();
             for id in all {
