@@ -65,6 +65,9 @@ pub(crate) struct LazyPagesOptions {
     /// The port of the page server.
     #[arg(long, value_name = "PORT", requires = "page_server")]
     port: Option<u16>,
+    /// Read no configuration file: none is read in any case.
+    #[arg(long)]
+    no_default_config: bool,
     /// Serve any number of restores, one after the other or at a time, until it is told to stop:
     /// without this it is one.
     #[arg(long)]

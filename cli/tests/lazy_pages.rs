@@ -16,15 +16,12 @@ mod memory;
 #[path = "common/page_server.rs"]
 mod page_server;
 
-use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
 use client::{Client, all_events, send};
 use common::{pervma, run};
@@ -33,7 +30,7 @@ use daemon::Daemon;
 use images::{Entry, LAZY, PRESENT, START};
 use memory::{FORK, PAGE, random_bytes};
 use page_server::{Answers, TestServer};
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 
 /// Where a task is run, which is a child of a test.
 #[test]
@@ -181,6 +178,30 @@ fn who_is_no_restorer_is_refused_with_a_line_and_does_no_harm() {
 }
 
 #[test]
+fn who_says_nothing_keeps_no_restore_out() {
+    let (bytes, entries) = bytes_and_entries(5);
+    let place = Checkpoint::new(&[(1, &bytes, &entries)]);
+    let mut daemon = place.daemon(&[]);
+    let silent = [place.restore(), place.restore()];
+    let (mut restore, mut tasks) = place.restore_all(all_events());
+    for _ in &silent {
+        daemon.wait_for("a peer is refused: another restore is served");
+    }
+    restore.finish();
+    tasks[0].asked("check");
+    let ended = daemon.ended();
+    assert_eq!((ended.exit, ended.with("ERROR").len()), (Some(0), 0), "{ended:?}");
+    tasks.into_iter().for_each(Client::end);
+
+    let mut daemon = place.daemon(&["--serve"]);
+    let silent = place.restore();
+    daemon.signal(Signal::TERM);
+    daemon.wait_for("no restore is accepted");
+    assert_eq!(daemon.ended().exit, Some(0));
+    drop(silent);
+}
+
+#[test]
 fn a_restore_that_fails_is_told_in_one_line_and_its_tasks_never_read_zeros() {
     let (bytes, entries) = bytes_and_entries(6);
     let place = Checkpoint::new(&[(1, &bytes, &entries), (2, &bytes, &entries)]);
@@ -288,7 +309,8 @@ fn in_the_background_it_has_a_pidfile_and_a_log_and_tells_when_it_is_ready() {
     // The descriptor stays open in the program that is run.
     rustix::io::fcntl_setfd(&write, rustix::io::FdFlags::empty()).unwrap();
     let number = write.as_raw_fd().to_string();
-    let mut command = place.command(&["-d", "--pidfile", "pid", "-o", "log", "-W"]);
+    let mut command =
+        place.command(&["-d", "--no-default-config", "--pidfile", "pid", "-o", "log", "-W"]);
     command.arg(work.path()).args(["--status-fd", &number]);
     let run = run(command);
     drop(write);
@@ -534,128 +556,4 @@ fn what_is_replayed_goes_before_what_was_not_touched() {
     asked.sort_unstable();
     pages.sort_unstable();
     assert_eq!(asked, pages);
-}
-
-/// The heaps of a process and of its two children, in bytes.
-const HEAPS: [usize; 3] = [1 << 30, 64 << 20, 16 << 20];
-const DUMPED: &str = "PERVMA_CLI_TEST_DUMPED";
-/// Which of them a process is.
-const NUMBER: &str = "PERVMA_CLI_TEST_NUMBER";
-
-/// Where a tree of processes is run that CRIU dumps and restores: each compares its memory when it
-/// is told to.
-#[test]
-fn dumped_process() {
-    let Some(place) = std::env::var_os(DUMPED).map(PathBuf::from) else { return };
-    let number: usize = std::env::var(NUMBER).unwrap().parse().unwrap();
-    let children = if number == 0 { 1..HEAPS.len() } else { 0..0 };
-    let children: Vec<_> = children.map(|child| dumped(&place, child).spawn().unwrap()).collect();
-    // Each page begins with a word of its own.
-    let common = random_bytes(PAGE, number as u64);
-    let word = |page: usize| (page as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_ne_bytes();
-    let mut heap = vec![0; HEAPS[number]];
-    for (page, bytes) in heap.chunks_mut(PAGE).enumerate() {
-        bytes.copy_from_slice(&common);
-        bytes[..8].copy_from_slice(&word(page));
-    }
-    let pid = std::process::id().to_string();
-    std::fs::write(place.join(format!("pid-{number}")), pid).unwrap();
-    std::fs::rename(place.join(format!("pid-{number}")), place.join(format!("ready-{number}")))
-        .unwrap();
-    // If the test fails, its folder goes.
-    while place.exists() && !place.join("go").exists() {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    let pages = heap.len() / PAGE;
-    // In another order than theirs.
-    let mut order = (0..pages).map(|turn| turn * 7919 % pages);
-    let wrong = order.find(|&page| {
-        let bytes = &heap[page * PAGE..][..PAGE];
-        bytes[..8] != word(page) || bytes[8..] != common[8..]
-    });
-    let [new, compared] = ["new", "compared"].map(|name| place.join(format!("{name}-{number}")));
-    // Nobody looks at it, perhaps.
-    let _ =
-        std::fs::write(&new, format!("{wrong:?}")).and_then(|()| std::fs::rename(new, compared));
-    for mut child in children {
-        child.wait().unwrap();
-    }
-}
-
-/// The command that is a process of the tree.
-fn dumped(place: &Path, number: usize) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["dumped_process", "--exact", "--test-threads=1"]);
-    command.env(DUMPED, place).env(NUMBER, number.to_string());
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command
-}
-
-#[test]
-fn criu_restores_a_tree_of_processes_with_it() {
-    let criu = |arguments: &[&OsStr]| {
-        let mut command = Command::new("criu");
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command.status()
-    };
-    if !criu(&["check".as_ref()]).is_ok_and(|status| status.success()) {
-        return println!("NOT RUN: there is no criu that passes `criu check`");
-    }
-    let place = tempfile::tempdir().unwrap();
-    let images = place.path().join("images");
-    std::fs::create_dir(&images).unwrap();
-    // Its children are this process's when it has gone: their numbers have to be free again.
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
-    let mut command = dumped(place.path(), 0);
-    let new_session = || Ok(rustix::process::setsid().map(drop)?);
-    // SAFETY: it makes one system call.
-    unsafe { command.pre_exec(new_session) };
-    let mut dumped = command.spawn().unwrap();
-    let wait_for = |name: &str| {
-        let until = Instant::now() + Duration::from_secs(60);
-        while !place.path().join(name).exists() {
-            assert!(Instant::now() < until, "{name}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    };
-    (0..HEAPS.len()).for_each(|number| wait_for(&format!("ready-{number}")));
-    let pid = dumped.id().to_string();
-    let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
-    let with_images = |mut arguments: Vec<OsString>| {
-        arguments.extend(["-D".into(), images.clone().into_os_string()]);
-        arguments
-    };
-    let run = |arguments: Vec<OsString>| {
-        let arguments: Vec<&OsStr> = arguments.iter().map(OsString::as_os_str).collect();
-        criu(&arguments).unwrap()
-    };
-    if !run(with_images(words(&["dump", "-t", &pid, "-o", "dump.log"]))).success() {
-        dumped.kill().unwrap();
-        dumped.wait().unwrap();
-        return println!("NOT RUN: criu cannot dump a process here");
-    }
-    dumped.wait().unwrap();
-    for number in 1..HEAPS.len() {
-        let pid = std::fs::read_to_string(place.path().join(format!("ready-{number}"))).unwrap();
-        let pid = Pid::from_raw(pid.parse().unwrap());
-        rustix::process::waitpid(pid, rustix::process::WaitOptions::empty()).unwrap();
-    }
-    let mut command = pervma(["lazy-pages", "-v3", "-D"]);
-    command.arg(&images);
-    let daemon = Daemon::start(command);
-    let restore = words(&["restore", "--lazy-pages", "-d", "-o", "restore.log"]);
-    let restored = run(with_images(restore));
-    let log = std::fs::read_to_string(images.join("restore.log")).unwrap_or_default();
-    let errors: Vec<_> = log.lines().filter(|line| line.contains("Error")).collect();
-    assert!(restored.success(), "{errors:#?}");
-    // It is compared while it is filled, perhaps.
-    std::fs::write(place.path().join("go"), "").unwrap();
-    let ended = daemon.ended();
-    assert_eq!((ended.exit, ended.with("ERROR").len()), (Some(0), 0), "{ended:?}");
-    for number in 0..HEAPS.len() {
-        let name = format!("compared-{number}");
-        wait_for(&name);
-        let compared = std::fs::read_to_string(place.path().join(name)).unwrap();
-        assert_eq!(compared, "None", "no page of {number} is wrong");
-    }
 }

@@ -8,6 +8,7 @@ pub mod handshake;
 pub mod images;
 mod limits;
 mod map;
+mod notices;
 mod pager;
 pub mod peer;
 mod reads;

@@ -8,18 +8,19 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use pervma_pager::sys::RemoteUserfaultfd;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::client::ClientId;
 use crate::failure::Failure;
 use crate::handshake::criu::{Handshake, Told};
 use crate::images::Images;
 use crate::limits::Limits;
+use crate::notices::Notices;
 use crate::pager::{Notice, Options, Pager};
 use crate::peer::Peer;
 use crate::socket::{Made, listen_at};
@@ -114,20 +115,12 @@ impl Restores {
         stop: BorrowedFd<'_>,
         started: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<Restored> {
-        let noticed = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let (send, notices) = channel();
-        let told = Arc::clone(&noticed);
-        let pager = self.options.clone().start(move |notice| {
-            // The other end goes when the pager has gone.
-            let _ = send.send(notice);
-            let _ = rustix::io::write(&told, &1_u64.to_ne_bytes());
-        })?;
+        let (pager, notices) = Notices::start(&self.options)?;
         started()?;
         let mut control = Control {
             daemon: self,
             pager: Arc::new(pager),
             notices,
-            noticed,
             restores: BTreeMap::new(),
             next: 1,
             stops: 0,
@@ -186,8 +179,7 @@ impl Transfer {
 struct Control {
     daemon: Restores,
     pager: Arc<Pager>,
-    notices: Receiver<Notice>,
-    noticed: Arc<OwnedFd>,
+    notices: Notices,
     /// By the order in which they came.
     restores: BTreeMap<u64, Restore>,
     next: u64,
@@ -208,17 +200,29 @@ impl Control {
 
     /// Whether another restorer is accepted.
     fn accepts(&self) -> bool {
-        let begun = self.restores.values().filter(|restore| restore.tasks.is_empty()).count();
-        let most = if self.daemon.is_one { 1 } else { self.daemon.limits.handshakes };
-        let may_come = !self.daemon.is_one || self.restores.len() == begun;
-        self.stops == 0 && begun < most && may_come && Instant::now() >= self.rests_until
+        let may_come = !self.daemon.is_one || self.silent().len() == self.restores.len();
+        self.stops == 0 && may_come && Instant::now() >= self.rests_until
+    }
+
+    /// Peers that have told of no task yet, in the order in which they came.
+    fn silent(&self) -> Vec<u64> {
+        let is_silent = |restore: &Restore| restore.arriving.is_some() && restore.tasks.is_empty();
+        let silent = self.restores.iter().filter(|(_, restore)| is_silent(restore));
+        silent.map(|(&id, _)| id).collect()
+    }
+
+    /// Refuses all peers that have told of no task yet.
+    fn refuse_silent(&mut self, why: &str) {
+        for id in self.silent() {
+            self.refuse(id, &why);
+        }
     }
 
     fn turn(&mut self, stop: BorrowedFd<'_>) -> io::Result<()> {
         let stop_flags = if self.hears_stop { PollFlags::IN } else { PollFlags::empty() };
         let mut ready = vec![
             PollFd::from_borrowed_fd(stop, stop_flags),
-            PollFd::from_borrowed_fd(self.noticed.as_fd(), PollFlags::IN),
+            PollFd::new(&self.notices, PollFlags::IN),
         ];
         let accepts = self.accepts();
         if accepts {
@@ -248,11 +252,11 @@ impl Control {
             self.hear(id);
         }
         // Behind what was heard: a task that is told of twice is known.
-        let _ = rustix::io::read(&*self.noticed, &mut [0; 8]);
-        while let Ok(notice) = self.notices.try_recv() {
+        for notice in self.notices.take() {
             self.heed(notice);
         }
-        if accepts && is_ready[2] {
+        // What was heard may have changed it.
+        if accepts && is_ready[2] && self.accepts() {
             self.accept();
         }
         self.forget_ended();
@@ -266,6 +270,12 @@ impl Control {
         });
         match greeted {
             Ok((peer, connection)) => {
+                let silent = self.silent();
+                if silent.len() >= self.daemon.limits.handshakes
+                    && let Some(&oldest) = silent.first()
+                {
+                    self.refuse(oldest, &"too many peers have told of no task");
+                }
                 let handshake = Handshake::new(&self.daemon.limits);
                 let restore = Restore {
                     peer,
@@ -332,6 +342,9 @@ impl Control {
         if let Err((userfaultfd, why)) = refused {
             self.fail_closed(id, userfaultfd, &why);
             self.refuse(id, &why);
+        }
+        if self.daemon.is_one {
+            self.refuse_silent("another restore is served");
         }
     }
 
@@ -490,6 +503,7 @@ impl Control {
         self.stops += 1;
         if self.stops == 1 {
             tracing::warn!("no restore is accepted any more");
+            self.refuse_silent("the pager ends");
         } else {
             let all: Vec<u64> = self.restores.keys().copied().collect();
             for id in all {

@@ -14,13 +14,14 @@ use std::time::{Duration, Instant};
 
 use pervma_pager::Source;
 use pervma_pager::sys::RemoteUserfaultfd;
-use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::event::{Timespec, epoll};
 
 use crate::client::{ClientError, ClientId};
 use crate::failure::Failure;
 use crate::handshake::Arrival;
 use crate::handshake::firecracker::Handshake;
 use crate::limits::Limits;
+use crate::notices::Notices;
 use crate::pager::{Notice, Options, Pager};
 use crate::peer::Peer;
 use crate::socket::{Made, listen_at};
@@ -213,14 +214,7 @@ impl Server {
         started: impl FnOnce() -> io::Result<()>,
         mut look: impl FnMut(&Pager, &Ended),
     ) -> io::Result<Ended> {
-        let noticed = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let (send, notices) = channel();
-        let told = Arc::clone(&noticed);
-        let pager = self.options.clone().start(move |notice| {
-            // The other end goes when the pager has gone.
-            let _ = send.send(notice);
-            let _ = rustix::io::write(&told, &1_u64.to_ne_bytes());
-        })?;
+        let (pager, notices) = Notices::start(&self.options)?;
         started()?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let mut control = Control {
@@ -228,7 +222,6 @@ impl Server {
             epoll,
             pager: Some(Arc::new(pager)),
             notices,
-            noticed,
             pending: VecDeque::new(),
             served: HashMap::new(),
             recorded: HashMap::new(),
@@ -238,7 +231,7 @@ impl Server {
             ended: Ended::default(),
         };
         control.watch(stop, STOP)?;
-        control.watch(Arc::clone(&control.noticed).as_fd(), NOTICES)?;
+        control.watch(control.notices.as_fd(), NOTICES)?;
         control.listen()?;
         while !control.turn(stop, &mut look)? {}
         control.stop(stop, &mut look)?;
@@ -280,8 +273,7 @@ struct Control {
     server: Server,
     epoll: OwnedFd,
     pager: Option<Arc<Pager>>,
-    notices: Receiver<Notice>,
-    noticed: Arc<OwnedFd>,
+    notices: Notices,
     /// The oldest first.
     pending: VecDeque<Pending>,
     served: HashMap<u64, Served>,
@@ -540,8 +532,7 @@ impl Control {
     }
 
     fn read_notices(&mut self) {
-        let _ = rustix::io::read(&*self.noticed, &mut [0; 8]);
-        while let Ok(notice) = self.notices.try_recv() {
+        for notice in self.notices.take() {
             self.heed(notice);
         }
     }
@@ -678,7 +669,7 @@ impl Control {
     /// pager.
     fn fill(&self) -> io::Result<Receiver<()>> {
         let (send, filled) = channel();
-        let (pager, noticed) = (self.pager.clone(), Arc::clone(&self.noticed));
+        let (pager, wake) = (self.pager.clone(), self.notices.wake());
         let fill = move || {
             if let Some(pager) = pager {
                 let mut tried = HashSet::new();
@@ -689,7 +680,7 @@ impl Control {
             }
             // The other end waits for it.
             let _ = send.send(());
-            let _ = rustix::io::write(&noticed, &1_u64.to_ne_bytes());
+            wake.wake();
         };
         std::thread::Builder::new().name("pervma-fill".to_owned()).spawn(fill)?;
         Ok(filled)

@@ -103,3 +103,11 @@ impl Missing {
         assert_eq!(done, 0, "pages of anonymous memory can be given back");
     }
 }
+
+/// The calling thread runs from now on where nothing else does, as those of pervma that fill ahead.
+pub(super) fn let_others_go_first() {
+    let (call, this_thread, priority) = (libc::SYS_sched_setscheduler, 0, 0_i32);
+    // SAFETY: the kernel reads the number that it gets the address of, and writes nothing.
+    let done = unsafe { libc::syscall(call, this_thread, libc::SCHED_IDLE, &raw const priority) };
+    assert_eq!(done, 0, "any thread may let others go first");
+}

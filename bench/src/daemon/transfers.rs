@@ -1,9 +1,11 @@
 //! Memory that is filled before a thread asks for it: how fast, and what that does to faults.
 
+use std::cell::RefCell;
 use std::error::Error;
+use std::fs::File;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,8 +16,10 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
-use super::client::{Client, Command, Memory};
+use super::client::{Client, Command, Memory, Times};
 use super::content::{self, Mapped};
+use super::handlers::Handler;
+use super::memory::let_others_go_first;
 use super::setup::{Errors, add, start};
 use crate::comparison::{Bound, Comparison, Effort, Goal, Outcome};
 use crate::layout::PAGE;
@@ -43,6 +47,9 @@ const MANY: usize = 5;
 const NOTHING: &str = "faults alone";
 const TRANSFER: &str = "beside a transfer";
 const REPLAY: &str = "beside a replay";
+/// The lower bounds of these: what the kernel and the scheduler make of it.
+const BARE_IN_ORDER: &str = "beside bare COPY in order";
+const BARE_RUNS: &str = "beside bare COPY of runs";
 
 const HALF: usize = 0;
 const P99: usize = 1;
@@ -88,24 +95,31 @@ pub(crate) fn measure(effort: &Effort) -> Result<Figures, Box<dyn Error>> {
     let faults = faults(effort)?;
     let mut times = Table::new("a thread faults, page by page, in random order", "µs a fault");
     for (case, measure) in [("median", HALF), ("p99", P99)] {
-        let names = [NOTHING, TRANSFER, REPLAY];
+        let names = [NOTHING, TRANSFER, REPLAY, BARE_IN_ORDER, BARE_RUNS];
         times.case(case, names.map(|name| (name, faults.summary(name, measure))));
     }
-    let mut left = Table::new("what is filled meanwhile", "GB a second");
-    left.case("beside faults", [TRANSFER, REPLAY].map(|name| (name, faults.summary(name, BUSY))));
+    let mut left = Table::new("what is filled meanwhile", "");
+    let beside = [TRANSFER, REPLAY, BARE_IN_ORDER, BARE_RUNS];
+    left.case("GB a second", beside.map(|name| (name, faults.summary(name, BUSY))));
+    left.case("part of an idle client's", beside.map(|name| (name, faults.summary(name, SHARE))));
     tables.extend([times, left]);
-    for (name, short) in [(TRANSFER, "transfer"), (REPLAY, "replay")] {
+    for (name, short, bare) in
+        [(TRANSFER, "transfer", BARE_IN_ORDER), (REPLAY, "replay", BARE_RUNS)]
+    {
         let what = format!("p99 of faults {name} over faults alone");
         goals.extend(Goal::ratio(what, Bound::AtMost(1.5), &faults, (name, P99), (NOTHING, P99)));
         let what = format!("bandwidth beside faults over that with an idle client: {short}");
         goals.extend(Goal::summary(what, Bound::AtLeast(0.5), &faults, (name, SHARE)));
+        let what = format!("bandwidth beside faults over that of bare COPY beside them: {short}");
+        goals.extend(Goal::ratio(what, Bound::AtLeast(0.8), &faults, (name, BUSY), (bare, BUSY)));
     }
     let about = "Memory of another process that is filled before it is touched, from a file in the page cache: in order, \
                  as what a restored process does not touch, and in runs of three pages in random order, as what was \
                  recorded. Bare COPY is threads that each fill a half from the file, which is mapped, and do nothing \
                  else: 64 KiB a call in order, and a run a call. Ten clients are ten processes, each filled by \
                  two threads. Beside faults: a thread touches pages of another part, one as soon as the last one has \
-                 come; a fault fills 4 KiB, and has one worker.";
+                 come; a fault fills 4 KiB, and has one worker. Beside bare COPY: the faults have the minimal handler of \
+                 daemon-faults, and two threads copy in the scheduling class of those of pervma that fill ahead.";
     Ok((about, tables, goals))
 }
 
@@ -138,6 +152,11 @@ impl Maps {
 
 fn giga(bytes: usize, took: Duration) -> f64 {
     bytes as f64 / 1e9 / took.as_secs_f64()
+}
+
+/// Pieces up to an end, in order.
+fn in_order(len: usize) -> Vec<Range<usize>> {
+    (0..len).step_by(AT_ONCE).map(|at| at..(at + AT_ONCE).min(len)).collect()
 }
 
 /// Runs of three pages up to an end, in random order.
@@ -203,8 +222,7 @@ fn idle(effort: &Effort) -> Result<Outcome, Box<dyn Error>> {
     let others: Result<Vec<_>, _> = (0..RESTORES).map(|_| Maps::start()).collect();
     let (errors, mut others) = (Errors::default(), others?);
     let (mut bare_maps, mut maps) = (Maps::start()?, Maps::start()?);
-    let in_order: Vec<_> =
-        (0..len).step_by(AT_ONCE).map(|at| at..(at + AT_ONCE).min(len)).collect();
+    let in_order = in_order(len);
     let mut comparison = Comparison::new();
     comparison.add(BARE, |seed: &u64| {
         errors.measures(|| {
@@ -280,60 +298,141 @@ fn many(
     all_filled.then_some(rate).ok_or_else(|| "a transfer has failed".into())
 }
 
+/// What is measured of faults beside something.
+struct Beside<'b> {
+    maps: &'b mut Maps,
+    /// Bytes that are filled, and behind them those that are touched.
+    filled: usize,
+    span: Duration,
+    seed: u64,
+}
+
+impl Beside<'_> {
+    fn map(&mut self) -> Result<Mapping, Box<dyn Error>> {
+        self.maps.map(self.filled + TOUCHED)
+    }
+
+    /// Has pages touched; returns times, and how long all took.
+    fn touch(&self, memory: Memory) -> Result<(Times, Duration), Box<dyn Error>> {
+        let (of, first, pages) = (memory.number, self.filled / PAGE, TOUCHED / PAGE);
+        let begin = Instant::now();
+        let command = Command::Time { memory: of, first, pages, span: self.span, seed: self.seed };
+        let times = self.maps.client.times(&command)?;
+        Ok((times, begin.elapsed()))
+    }
+
+    /// The measures: of so many bytes that were filled meanwhile, and the others later.
+    fn measures(&self, touched: (Times, Duration), meanwhile: usize, later: Duration) -> Vec<f64> {
+        let (times, busy) = touched;
+        let rate = giga(meanwhile, busy);
+        let idle = giga(self.filled - meanwhile.min(self.filled), later);
+        vec![times.half, times.p99, rate, rate / idle]
+    }
+
+    /// With a pager of pervma's.
+    fn pervma(
+        mut self,
+        name: &str,
+        pager: &Pager,
+        source: &Arc<MemoryFile>,
+    ) -> Result<Vec<f64>, Box<dyn Error>> {
+        let mapping = self.map()?;
+        let memory = mapping.0;
+        let client = add(pager, mapping, source.clone())?;
+        let measures = thread::scope(|scope| -> Result<Vec<f64>, Box<dyn Error>> {
+            if name == REPLAY {
+                pager.replay(client, &set(&runs(self.filled, self.seed)));
+            }
+            let fill = || pager.complete(client);
+            let filler = (name == TRANSFER).then(|| scope.spawn(fill));
+            let touched = self.touch(memory)?;
+            let between = Instant::now();
+            let stats = pager.stats(client).ok_or("all was filled before")?;
+            let meanwhile = (stats.pages - stats.faults) as usize * PAGE;
+            if name == REPLAY {
+                wait_for(pager, client, stats.faults + (self.filled / PAGE) as u64);
+            }
+            filler.map(|filler| filler.join());
+            Ok(self.measures(touched, meanwhile, between.elapsed()))
+        })?;
+        // What is left: nothing, or all.
+        pager.fail(client);
+        while pager.stats(client).is_some() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.maps.discard(memory)?;
+        Ok(measures)
+    }
+
+    /// With a minimal handler, and threads that copy these runs and do nothing else, in the
+    /// scheduling class of pervma's.
+    fn bare(
+        mut self,
+        runs: &[Range<usize>],
+        file: &File,
+        bytes: &Mapped,
+    ) -> Result<Vec<f64>, Box<dyn Error>> {
+        let (memory, userfaultfd) = self.map()?;
+        let for_copies = RemoteUserfaultfd::new(userfaultfd.try_clone()?)?;
+        let handler = Handler::minimal(vec![(memory, userfaultfd)], file, PAGE, Duration::ZERO)?;
+        let next = Mutex::new(0);
+        let begun = || *next.lock().unwrap_or_else(PoisonError::into_inner);
+        let copy = || {
+            let_others_go_first();
+            loop {
+                let mut at = next.lock().unwrap_or_else(PoisonError::into_inner);
+                let Some(run) = runs.get(*at) else { return true };
+                *at += 1;
+                drop(at);
+                let part = bytes.part(run.start, run.len());
+                if for_copies.copy(memory.start + run.start, part, true).is_err() {
+                    return false;
+                }
+            }
+        };
+        let measures = thread::scope(|scope| -> Result<Vec<f64>, Box<dyn Error>> {
+            let copiers = [(); 2].map(|()| scope.spawn(copy));
+            let touched = self.touch(memory)?;
+            let between = Instant::now();
+            let meanwhile = runs[..begun()].iter().map(Range::len).sum();
+            let copied = copiers.map(|copier| copier.join().unwrap_or(false));
+            if copied != [true; 2] || meanwhile == self.filled {
+                return Err("bare copies have failed, or all was copied before".into());
+            }
+            Ok(self.measures(touched, meanwhile, between.elapsed()))
+        })?;
+        drop(handler);
+        self.maps.discard(memory)?;
+        Ok(measures)
+    }
+}
+
 fn faults(effort: &Effort) -> Result<Outcome, Box<dyn Error>> {
     // More than is filled while pages are touched.
     let filled = effort.pages * 32 * PAGE;
-    let len = filled + TOUCHED;
-    let source = Arc::new(MemoryFile::new(content::file(len)?)?);
+    let file = content::file(filled + TOUCHED)?;
+    let mapped = Mapped::new(&file)?;
+    let source = Arc::new(MemoryFile::new(file.try_clone()?)?);
     let pager = start(Options::new().workers(1).granule(PAGE).fillers(2).replayers(2))?;
-    let mut maps = Maps::start()?;
-    let maps = std::cell::RefCell::new(&mut maps);
+    let maps = RefCell::new(Maps::start()?);
     let errors = Errors::default();
     let span = effort.span * 5;
-    let (pager, source, errors_, maps) = (&pager, &source, &errors, &maps);
-    let turn = |name: &'static str| {
-        move |seed: &u64| {
-            errors_.measures(|| {
-                let mapping = maps.borrow_mut().map(len)?;
-                let memory = mapping.0;
-                let client = add(pager, mapping, source.clone())?;
-                let (of, first, pages) = (memory.number, filled / PAGE, TOUCHED / PAGE);
-                let time = Command::Time { memory: of, first, pages, span, seed: *seed };
-                let measures = thread::scope(|scope| -> Result<Vec<f64>, Box<dyn Error>> {
-                    let set = (name == REPLAY).then(|| set(&runs(filled, *seed)));
-                    if let Some(set) = &set {
-                        pager.replay(client, set);
-                    }
-                    let begin = Instant::now();
-                    let fill = || pager.complete(client);
-                    let filler = (name == TRANSFER).then(|| scope.spawn(fill));
-                    let times = maps.borrow().client.times(&time)?;
-                    let (busy, between) = (begin.elapsed(), Instant::now());
-                    let stats = pager.stats(client).ok_or("all was filled before")?;
-                    let meanwhile = (stats.pages - stats.faults) as usize * PAGE;
-                    if name == REPLAY {
-                        wait_for(pager, client, stats.faults + (filled / PAGE) as u64);
-                    }
-                    filler.map(|filler| filler.join());
-                    let rate = giga(meanwhile, busy);
-                    let idle = giga(filled - meanwhile.min(filled), between.elapsed());
-                    Ok(vec![times.half, times.p99, rate, rate / idle])
-                })?;
-                // What is left: nothing, or all.
-                pager.fail(client);
-                while pager.stats(client).is_some() {
-                    thread::sleep(Duration::from_millis(1));
-                }
-                maps.borrow().discard(memory)?;
-                Ok(measures)
-            })
-        }
-    };
     let mut comparison = Comparison::new();
-    for name in [NOTHING, TRANSFER, REPLAY] {
-        comparison.add(name, turn(name));
+    for name in [NOTHING, TRANSFER, REPLAY, BARE_IN_ORDER, BARE_RUNS] {
+        let (maps, errors) = (&maps, &errors);
+        let (pager, source, file, mapped) = (&pager, &source, &file, &mapped);
+        comparison.add(name, move |&seed: &u64| {
+            let mut maps = maps.borrow_mut();
+            let beside = Beside { maps: &mut maps, filled, span, seed };
+            errors.measures(|| match name {
+                BARE_IN_ORDER => beside.bare(&in_order(filled), file, mapped),
+                BARE_RUNS => beside.bare(&runs(filled, seed), file, mapped),
+                _ => beside.pervma(name, pager, source),
+            })
+        });
     }
-    let rounds = effort.rounds.div_ceil(2);
+    let rounds =
+        std::env::var("ROUNDS").map_or(effort.rounds.div_ceil(3), |t| t.parse().unwrap_or(1));
     let outcome = comparison.run("faults beside a transfer", rounds, |random| random.random());
     errors.first()?;
     Ok(outcome)

@@ -50,7 +50,7 @@ const MOST_TASKS: i32 = 1 << 22;
 #[derive(Debug)]
 pub struct Handshake {
     limit: Duration,
-    /// When something was told last.
+    /// When what is told now began to come.
     since: Instant,
     state: State,
     /// The bytes of a number that have come.
@@ -62,8 +62,6 @@ pub struct Handshake {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Nothing has been told.
-    New,
     /// The next is a number.
     Number,
     /// The next is this task's descriptor.
@@ -110,7 +108,7 @@ pub enum HandshakeError {
         /// The task.
         task: u32,
     },
-    /// It has told nothing in time, or not all of a task.
+    /// It has not told all of a task in time.
     #[error("it has not said all of a task within {limit:?}")]
     Endless {
         /// [`Limits::handshake`].
@@ -131,7 +129,7 @@ impl Handshake {
         Self {
             limit: limits.handshake,
             since: Instant::now(),
-            state: State::New,
+            state: State::Number,
             bytes: [0; 4],
             count: 0,
             descriptors: Vec::new(),
@@ -141,9 +139,10 @@ impl Handshake {
     /// Receives what is there, and returns what was told next; `None` if nothing more was told yet,
     /// or ever will be after [`Told::Finished`].
     ///
-    /// The connection need not be nonblocking. A restorer that has told nothing, or half of
-    /// something, becomes an error when this is called after the time of [`Limits::handshake`];
-    /// between two tasks it may take its time.
+    /// The connection need not be nonblocking. A restorer that has told half of something becomes
+    /// an error when this is called after the time of [`Limits::handshake`]. Before the first task
+    /// and between two it may take its time: it connects first, and restores then what does not
+    /// come late.
     ///
     /// # Errors
     ///
@@ -154,14 +153,11 @@ impl Handshake {
         loop {
             let told = match self.state {
                 State::Finished => return Ok(None),
-                State::New | State::Number => self.number(connection)?,
+                State::Number => self.number(connection)?,
                 State::Descriptor(task) => self.descriptor(connection, task)?,
             };
             match told {
-                Progress::Told(told) => {
-                    self.since = Instant::now();
-                    return Ok(Some(told));
-                }
+                Progress::Told(told) => return Ok(Some(told)),
                 Progress::More => {}
                 Progress::Nothing if self.is_late() => {
                     return Err(HandshakeError::Endless { limit: self.limit });
@@ -171,9 +167,8 @@ impl Handshake {
         }
     }
 
-    /// Between two tasks a restorer may take its time.
     fn is_late(&self) -> bool {
-        let is_waited_for = self.state != State::Number || self.count > 0;
+        let is_waited_for = matches!(self.state, State::Descriptor(_)) || self.count > 0;
         is_waited_for && self.since.elapsed() >= self.limit
     }
 
@@ -188,7 +183,11 @@ impl Handshake {
         let Some(received) = self.receive(connection, self.count, &mut bytes)? else {
             return Ok(Progress::Nothing);
         };
-        self.bytes[self.count..][..received.bytes].copy_from_slice(&bytes[..received.bytes]);
+        if self.count == 0 {
+            self.since = Instant::now();
+        }
+        let came = self.count..self.count + received.bytes;
+        self.bytes[came.clone()].copy_from_slice(&bytes[came]);
         self.count += received.bytes;
         if received.descriptors > 0 {
             return Err(HandshakeError::UnexpectedDescriptor);
@@ -281,4 +280,37 @@ enum Progress {
     More,
     /// Nothing is there.
     Nothing,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_restorer_takes_its_time_for_a_task_but_not_to_tell_of_it() {
+        const LIMIT: Duration = Duration::from_millis(50);
+        let (mut restorer, connection) = UnixStream::pair().unwrap();
+        let mut handshake = Handshake::new(&Limits { handshake: LIMIT, ..Limits::default() });
+        let mut advance = || handshake.advance(&connection);
+        // Before the first task, and between two.
+        for _ in 0..2 {
+            thread::sleep(2 * LIMIT);
+            assert!(matches!(advance(), Ok(None)));
+            let zombie = (-7_i32).to_ne_bytes();
+            for part in [&zombie[..1], &zombie[1..3]] {
+                restorer.write_all(part).unwrap();
+                assert!(matches!(advance(), Ok(None)));
+            }
+            restorer.write_all(&zombie[3..]).unwrap();
+            assert!(matches!(advance(), Ok(Some(Told::Zombie(7)))));
+        }
+        thread::sleep(2 * LIMIT);
+        restorer.write_all(&7_i32.to_ne_bytes()).unwrap();
+        assert!(matches!(advance(), Ok(None)));
+        thread::sleep(2 * LIMIT);
+        assert!(matches!(advance(), Err(HandshakeError::Endless { .. })));
+    }
 }

@@ -1,0 +1,59 @@
+//! What a pager tells the thread of a daemon.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::pager::{Notice, Options, Pager};
+
+/// Notices of a pager, in a queue. Their descriptor can be read when there are some.
+pub(crate) struct Notices {
+    queue: Receiver<Notice>,
+    wake: Wake,
+}
+
+/// Wakes the thread that waits for notices.
+#[derive(Clone)]
+pub(crate) struct Wake(Arc<OwnedFd>);
+
+impl Wake {
+    pub(crate) fn wake(&self) {
+        // It counts far, and does not block.
+        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+}
+
+impl Notices {
+    /// Starts a pager that tells of its clients here.
+    pub(crate) fn start(options: &Options) -> io::Result<(Pager, Self)> {
+        let wake = Wake(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?));
+        let (send, queue) = channel();
+        let told = wake.clone();
+        let pager = options.clone().start(move |notice| {
+            // The other end goes when the pager has gone.
+            let _ = send.send(notice);
+            told.wake();
+        })?;
+        Ok((pager, Self { queue, wake }))
+    }
+
+    pub(crate) fn wake(&self) -> Wake {
+        self.wake.clone()
+    }
+
+    /// Those that have come.
+    pub(crate) fn take(&self) -> Vec<Notice> {
+        // Before the queue is looked at: what comes then is told of again.
+        let _ = rustix::io::read(&self.wake.0, &mut [0; 8]);
+        self.queue.try_iter().collect()
+    }
+}
+
+impl AsFd for Notices {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.0.as_fd()
+    }
+}
