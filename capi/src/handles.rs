@@ -10,10 +10,7 @@ use std::any::Any;
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
-use std::sync::atomic::{
-    AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
-};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::space::{SpaceData, Words};
@@ -99,7 +96,9 @@ pub(crate) fn make_in_slot<O: Object>(object: O) -> &'static Slot<O> {
     });
     // SAFETY: the slot is free, and taken from the list, so this thread alone has it.
     unsafe { (*slot.object.get()).write(object) };
-    slot.state.store(Slot::<O>::LIVE, Release);
+    // RELAXED: a handle goes to other threads by something that orders, as every pointer does. A
+    // stale one is told by the state alone, until another object lives in its slot.
+    slot.state.store(Slot::<O>::LIVE, Relaxed);
     slot
 }
 
@@ -125,7 +124,8 @@ fn stale() -> Status {
 pub(crate) unsafe fn get<O: Object>(handle: *const O::Handle) -> Result<&'static O, Status> {
     // SAFETY: slots stay, and begin with their state whatever they are of.
     let slot = unsafe { slot(handle) }?;
-    if slot.state.load(Acquire) != Slot::<O>::LIVE {
+    // RELAXED: as in `make_in_slot`.
+    if slot.state.load(Relaxed) != Slot::<O>::LIVE {
         return Err(stale());
     }
     // SAFETY: the object is live, and not taken meanwhile.
@@ -143,7 +143,8 @@ pub(crate) unsafe fn take<O: Object>(handle: *const O::Handle) -> Result<O, Stat
     // SAFETY: as for `get`.
     let slot = unsafe { slot(handle) }?;
     // Of two threads one ends it.
-    if slot.state.compare_exchange(Slot::<O>::LIVE, FREE, Acquire, Relaxed).is_err() {
+    // RELAXED: as in `make_in_slot`; the lock of the registry orders what comes next in the slot.
+    if slot.state.compare_exchange(Slot::<O>::LIVE, FREE, Relaxed, Relaxed).is_err() {
         return Err(stale());
     }
     // SAFETY: the object was live, and this thread has ended that.

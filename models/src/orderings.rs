@@ -10,7 +10,7 @@ use crate::harness::{Change, Model};
 use crate::models;
 
 /// The crates that are published beside core.
-const PUBLISHED: [&str; 3] = ["cli", "linux", "pager"];
+const PUBLISHED: [&str; 5] = ["capi", "cli", "linux", "pager", "serve"];
 
 /// The text of the page. An ordering outside of the ledger is an error.
 pub(crate) fn page() -> Result<String, String> {
