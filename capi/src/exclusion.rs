@@ -4,7 +4,6 @@
 use std::cell::RefCell;
 use std::ffi::c_void;
 use std::ops::Range;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -73,8 +72,7 @@ pub unsafe extern "C" fn pervma_exclude(
         // SAFETY: the caller's handle.
         let data = unsafe { get::<SpaceData>(space) }?;
         let exclusion = data.kept().exclude(start..end).map_err(failed)?;
-        // RELAXED: a number.
-        data.dependents.fetch_add(1, Relaxed);
+        data.count_dependent();
         let exclusion = RefCell::new(Some(exclusion));
         out.set(make(ExclusionData { exclusion, space: data, thread: thread() }));
         Ok(())
@@ -141,8 +139,7 @@ unsafe fn end<R>(
     let (space, ended) = (data.space, end(exclusion));
     // SAFETY: this thread has it, and its other uses found nothing in it.
     drop(unsafe { take::<ExclusionData>(handle) });
-    // RELAXED: a number.
-    space.dependents.fetch_sub(1, Relaxed);
+    space.forget_dependent();
     Ok(ended)
 }
 
@@ -253,8 +250,7 @@ pub unsafe extern "C" fn pervma_reserve(
         let reserved =
             data.with_edit(|edit| edit.reserve(start..end), |space| space.reserve(start..end))?;
         let reservation = Mutex::new(reserved.map_err(failed)?);
-        // RELAXED: a number.
-        data.dependents.fetch_add(1, Relaxed);
+        data.count_dependent();
         out.set(make(ReservationData { reservation, space: data }));
         Ok(())
     })
@@ -268,8 +264,7 @@ unsafe fn end_reservation(handle: *mut ReservationHandle) -> Result<(), Status> 
     let data = unsafe { take::<ReservationData>(handle) }?;
     let space = data.space;
     drop(data);
-    // RELAXED: a number.
-    space.dependents.fetch_sub(1, Relaxed);
+    space.forget_dependent();
     Ok(())
 }
 

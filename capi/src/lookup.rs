@@ -3,7 +3,6 @@
 
 use std::cell::Cell;
 use std::mem::{MaybeUninit, align_of, size_of};
-use std::sync::atomic::Ordering::Relaxed;
 
 use address_space::{
     HandlerScope, OwnedReadGuard, ReadError, ReadGuard, Reader, StdPlatform, VmaId, VmaOrHole,
@@ -356,8 +355,7 @@ pub unsafe extern "C" fn pervma_reader_register(
         // SAFETY: the caller's handle.
         let data = unsafe { get::<SpaceData>(space) }?;
         let reader = data.kept().register().map_err(failed)?;
-        // RELAXED: a number.
-        data.dependents.fetch_add(1, Relaxed);
+        data.count_dependent();
         let guards = Cell::new(0);
         out.set(make(ReaderData { reader, space: data, thread: thread(), guards }));
         Ok(())
@@ -394,8 +392,7 @@ pub unsafe extern "C" fn pervma_reader_unregister(reader: *mut RegisteredReader)
         let data = unsafe { take::<ReaderData>(reader) }?;
         let space = data.space;
         drop(data);
-        // RELAXED: a number.
-        space.dependents.fetch_sub(1, Relaxed);
+        space.forget_dependent();
         Ok(())
     })
 }

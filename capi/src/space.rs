@@ -86,7 +86,7 @@ pub(crate) struct SpaceData {
     pub(crate) space: Arc<Words>,
     pub(crate) callbacks: Option<Callbacks>,
     /// How many exclusions, reservations and registered readers there are.
-    pub(crate) dependents: AtomicUsize,
+    dependents: AtomicUsize,
     edit: OpenEdit,
     slab: Option<&'static SlabData>,
 }
@@ -146,6 +146,18 @@ impl Drop for InUse<'_> {
 }
 
 impl SpaceData {
+    /// Counts an exclusion, a reservation or a registered reader.
+    pub(crate) fn count_dependent(&self) {
+        // RELAXED: a number.
+        self.dependents.fetch_add(1, Relaxed);
+    }
+
+    /// One of those has ended.
+    pub(crate) fn forget_dependent(&self) {
+        // RELAXED: a number.
+        self.dependents.fetch_sub(1, Relaxed);
+    }
+
     /// The space, for something that is kept. It stays until that has ended: `dependents` counts
     /// it, or a search for readers finds it, before the space is destroyed.
     pub(crate) fn kept(&self) -> &'static Words {

@@ -42,7 +42,7 @@ pub(crate) struct Kept {
     most: usize,
     /// A block for [`BLOCK`] slots is made when the first of them is used.
     /// Who unwinds leaves nothing half done under one: the slot is empty, or as it was.
-    locks: AssertUnwindSafe<Box<[OnceLock<Box<[Lock]>>]>>,
+    locks: AssertUnwindSafe<Box<[OnceLock<Block>]>>,
     ring: Mutex<Ring>,
 }
 
@@ -50,7 +50,9 @@ pub(crate) struct Kept {
 type Lock = RwLock<StdLock, ()>;
 type Guard<'k> = RwLockWriteGuard<'k, StdLock, ()>;
 
-/// So many slots have their locks beside each other.
+type Block = Box<[Lock]>;
+
+/// So many slots have their locks in a block.
 const BLOCK: usize = 1024;
 
 #[derive(Debug, Default)]

@@ -55,8 +55,9 @@
 //!   fewer beside a scan (`pager/tests/bounds.rs` prints the numbers). For each page that is read
 //!   up to two come back in vain. Bytes are not kept of a source in memory, where a page comes back
 //!   as cheaply from there: there 6 % more miss, and up to 28 % where what is used often changes;
-//!   nor of huge pages and of granules above 16 KiB, where the copy costs more than it saves, nor with a bound of less than some 60 pages. Beside a bound are some 40
-//!   bytes for each of its pages, for what came and went lately.
+//!   nor of huge pages and of granules above 16 KiB, where the copy costs more than it saves; nor
+//!   with a bound of less than some 60 pages. Beside a bound are some 40 bytes for each of its
+//!   pages, for what came and went lately.
 //! - *Moving* a region with a bound ([`relocate`](crate::Region::relocate), and
 //!   [`resize`](crate::Region::resize) beyond its capacity) has what was written and not written
 //!   back twice, as long as it takes, and beside the bound. [Write it
