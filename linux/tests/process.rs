@@ -1,5 +1,5 @@
 //! Processes that are there are taken over as they are.
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
