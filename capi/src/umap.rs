@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use libc::size_t;
 use pervma_pager::sys::At;
@@ -127,12 +127,20 @@ struct Shared {
     handlers: Option<Handlers>,
 }
 
-/// A region, by its first address. Fields are dropped in order.
+/// A region, for as long as it is mapped.
 struct Mapped {
+    addresses: Range<usize>,
+    is_writable: bool,
+    /// Taken by who unmaps it: others may know of it still, and must not unmap it later, when
+    /// something else is there.
+    live: RwLock<Option<Live>>,
+}
+
+/// Fields are dropped in order.
+struct Live {
     /// They borrow the region.
     pins: Mutex<Vec<Pin<'static>>>,
     region: Region,
-    is_writable: bool,
 }
 
 #[derive(Default)]
@@ -155,7 +163,7 @@ impl Regions {
     fn overlapping(&self, range: &Range<usize>) -> impl Iterator<Item = &Arc<Mapped>> {
         let below = self.by_address.range(..range.end).rev().map(|(_, mapped)| mapped);
         let start = range.start;
-        below.take_while(move |mapped| mapped.addresses().end > start)
+        below.take_while(move |mapped| mapped.addresses.end > start)
     }
 
     fn shared(&mut self, settings: &UmapSettings) -> Result<Arc<Shared>, Error> {
@@ -171,26 +179,40 @@ impl Regions {
 }
 
 impl Mapped {
-    fn addresses(&self) -> Range<usize> {
-        let start = self.region.as_ptr().addr();
-        start..start + self.region.len()
-    }
-
     /// The whole UMap pages that a range of addresses is in, as offsets.
     fn pages(&self, range: &Range<usize>, page: usize) -> Range<usize> {
-        let Range { start, end } = self.addresses();
+        let Range { start, end } = self.addresses;
         let from = (range.start.max(start) - start) / page * page;
         let to = (range.end.min(end) - start).next_multiple_of(page);
-        from..to.min(self.region.len())
+        from..to.min(end - start)
     }
 
-    fn write_back(&self) -> Result<(), Error> {
-        if self.is_writable {
-            self.region.write_back(0..self.region.len()).map(drop)
-        } else {
-            Ok(())
-        }
+    /// Runs `use_it` with the region, which is not unmapped meanwhile.
+    fn with<R>(&self, use_it: impl FnOnce(&Live) -> Result<R, Status>) -> Result<R, Status> {
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
+        live.as_ref().map_or_else(|| Err(gone()), use_it)
     }
+
+    fn write_back(&self, live: &Live) -> Result<(), Status> {
+        if !self.is_writable {
+            return Ok(());
+        }
+        live.region.write_back(0..live.region.len()).map(drop).map_err(failed)
+    }
+
+    /// Writes back what was written, and unmaps the region; it stays if that fails.
+    fn unmap(&self) -> Result<(), Status> {
+        let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
+        self.write_back(live.as_ref().ok_or_else(gone)?)?;
+        // Before another region can be at its address.
+        Regions::with(|regions| regions.by_address.remove(&self.addresses.start));
+        *live = None;
+        Ok(())
+    }
+}
+
+fn gone() -> Status {
+    fail(Status::NotMapped, &"no region of umap is there")
 }
 
 /// The region that an address is in.
@@ -198,7 +220,7 @@ fn at(addr: usize) -> Result<Arc<Mapped>, Status> {
     let mapped = Regions::with(|regions| {
         regions.overlapping(&(addr..addr.saturating_add(1))).next().map(Arc::clone)
     });
-    mapped.ok_or_else(|| fail(Status::NotMapped, &"no region of umap is there"))
+    mapped.ok_or_else(gone)
 }
 
 /// What is asked for by a call of umap.
@@ -255,8 +277,10 @@ impl Request {
             };
             let region = region.map_err(failed)?;
             let start = region.as_ptr();
-            let (pins, is_writable) = (Mutex::default(), self.is_writable);
-            regions.by_address.insert(start.addr(), Arc::new(Mapped { pins, region, is_writable }));
+            let addresses = start.addr()..start.addr() + region.len();
+            let live = RwLock::new(Some(Live { pins: Mutex::default(), region }));
+            let mapped = Mapped { addresses, is_writable: self.is_writable, live };
+            regions.by_address.insert(start.addr(), Arc::new(mapped));
             Ok(start.cast())
         })
     }
@@ -370,14 +394,8 @@ pub unsafe extern "C" fn pervma_umap_source(
 pub unsafe extern "C" fn pervma_uunmap(addr: *mut c_void, length: size_t) -> c_int {
     to_errno(waiting_call(|| {
         let _ = length;
-        let mapped = Regions::with(|regions| regions.by_address.remove(&addr.addr()));
-        let mapped =
-            mapped.ok_or_else(|| fail(Status::NotMapped, &"no region of umap begins there"))?;
-        mapped.write_back().map_err(|error| {
-            let status = failed(error);
-            Regions::with(|regions| regions.by_address.insert(addr.addr(), mapped));
-            status
-        })
+        let mapped = Regions::with(|regions| regions.by_address.get(&addr.addr()).map(Arc::clone));
+        mapped.ok_or_else(|| fail(Status::NotMapped, &"no region of umap begins there"))?.unmap()
     }))
 }
 
@@ -389,9 +407,12 @@ pub extern "C" fn pervma_umap_flush() -> c_int {
     to_errno(waiting_call(|| {
         let regions: Vec<_> =
             Regions::with(|regions| regions.by_address.values().map(Arc::clone).collect());
-        // All of them, whatever becomes of one.
-        let results: Vec<_> = regions.iter().map(|mapped| mapped.write_back()).collect();
-        results.into_iter().collect::<Result<(), _>>().map_err(failed)
+        // All of them, whatever becomes of one; what is unmapped meanwhile is written by that.
+        let written = regions.iter().map(|mapped| {
+            let live = mapped.live.read().unwrap_or_else(PoisonError::into_inner);
+            live.as_ref().map_or(Ok(()), |live| mapped.write_back(live))
+        });
+        written.collect::<Vec<_>>().into_iter().collect()
     }))
 }
 
@@ -409,7 +430,7 @@ pub unsafe extern "C" fn pervma_umap_prefetch(count: size_t, pages: *const *mut 
             let addr = unsafe { given(pages.wrapping_add(number)) }?.addr();
             let mapped = at(addr)?;
             let page = mapped.pages(&(addr..addr + 1), page_size);
-            mapped.region.prefetch(page).map_err(failed)?;
+            mapped.with(|live| live.region.prefetch(page).map_err(failed))?;
         }
         Ok(())
     }))
@@ -426,15 +447,17 @@ pub unsafe extern "C" fn pervma_umap_fetch_and_pin(addr: *mut c_void, size: u64)
         let page_size = settings()?.page_size as usize;
         let mapped = at(addr.addr())?;
         let end = usize::try_from(size).ok().and_then(|size| addr.addr().checked_add(size));
-        let inside = end.filter(|end| (addr.addr() + 1..=mapped.addresses().end).contains(end));
+        let inside = end.filter(|end| (addr.addr() + 1..=mapped.addresses.end).contains(end));
         let end = inside.ok_or_else(|| fail(Status::Invalid, &"it ends beyond the region"))?;
         let pages = mapped.pages(&(addr.addr()..end), page_size);
-        // SAFETY: the region lives in `mapped` as long as its pins, which are dropped first, and is
-        // neither moved nor changed as a whole.
-        let region = unsafe { std::mem::transmute::<&Region, &'static Region>(&mapped.region) };
-        let pin = region.pin(pages).map_err(failed)?;
-        mapped.pins.lock().unwrap_or_else(PoisonError::into_inner).push(pin);
-        Ok(())
+        mapped.with(|live| {
+            // SAFETY: the region lives in `live` as long as its pins, which are dropped first, and
+            // is neither moved nor changed as a whole: `live` is behind an `Arc`, and only ended.
+            let region = unsafe { std::mem::transmute::<&Region, &'static Region>(&live.region) };
+            let pin = region.pin(pages).map_err(failed)?;
+            live.pins.lock().unwrap_or_else(PoisonError::into_inner).push(pin);
+            Ok(())
+        })
     }))
 }
 
@@ -474,6 +497,32 @@ mod tests {
             let about = of(&[(name, value)]).unwrap_err();
             assert!(about.starts_with(&name[..10]) && about.len() > 20, "{about}");
         }
+    }
+
+    #[test]
+    fn nothing_of_a_region_is_left_for_who_still_knows_of_it() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8192).unwrap();
+        let (prot, none) = (libc::PROT_READ, std::ptr::null_mut());
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+        // SAFETY: a descriptor that is open.
+        let start = unsafe { pervma_umap(none, 8192, prot, libc::MAP_PRIVATE, fd, 0) };
+        assert_ne!(start, libc::MAP_FAILED);
+        // As a flush of all regions does.
+        let known = at(start.addr()).unwrap_or_else(|status| panic!("{status:?}"));
+        // SAFETY: nobody uses the region.
+        assert_eq!(unsafe { pervma_uunmap(start, 8192) }, 0);
+        assert!(known.with(|_| Ok(())).is_err());
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: replaces nothing.
+        let there = unsafe { libc::mmap(start, 8192, prot, flags, -1, 0) };
+        assert_eq!(there, start, "the addresses are free");
+        drop(known);
+        // SAFETY: asks of two pages that this test has mapped, and writes a byte for each.
+        let is_there = unsafe { libc::mincore(there, 8192, [0; 2].as_mut_ptr()) } == 0;
+        assert!(is_there, "and stay what they are used for next");
+        // SAFETY: nobody uses them any more.
+        assert_eq!(unsafe { libc::munmap(there, 8192) }, 0);
     }
 
     #[test]
