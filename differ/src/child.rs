@@ -14,9 +14,10 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use libc::{c_int, c_long, pid_t, user_regs_struct};
-use pervma_linux::{Access, Layout, Limits, Signal, VmFlags, abi};
+use pervma_linux::{
+    Access, Config, Layout, Limits, Mm, NoBacking, Signal, Source, StdPlatform, VmFlags, abi,
+};
 
-use crate::compare::flags_of_smaps;
 use crate::op::NAMES;
 
 /// The address of the page with the instructions.
@@ -125,15 +126,17 @@ impl InitialState {
 /// search for gaps depends on the former.
 const EIGHT_MIB: u64 = 8 << 20;
 
-/// The names of the kernel's own mappings that calls can change.
-const SPECIAL: [&str; 3] = ["[vvar]", "[vvar_vclock]", "[vdso]"];
-
-/// The range in a line of a maps file.
-fn range_of_line(line: &str) -> io::Result<Range<usize>> {
-    let range = line.split(' ').next().and_then(|range| range.split_once('-'));
-    let number = |text| usize::from_str_radix(text, 16).map_err(io::Error::other);
-    let (start, end) = range.ok_or_else(|| io::Error::other("no line of a map"))?;
-    Ok(number(start)?..number(end)?)
+/// The kernel's own mappings of a process.
+fn special_of(mm: &Mm<NoBacking, StdPlatform>) -> io::Result<Vec<Special>> {
+    let mut special = Vec::new();
+    mm.for_each(|range, vma| {
+        if let Source::Special(name) = &vma.source {
+            let (name, absent) = (Arc::clone(name), BTreeSet::new());
+            special.push(Special { range, flags: vma.flags, name, absent });
+        }
+    })
+    .map_err(io::Error::other)?;
+    Ok(special)
 }
 
 /// Whether it is an address for the processor, which sign-extends 48 bits.
@@ -177,20 +180,14 @@ impl Child {
         let options = libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACEFORK;
         self.request(libc::PTRACE_SETOPTIONS, 0, usize::try_from(options).unwrap_or(0))?;
         self.registers = self.read_registers()?;
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid))?;
         let personality = fs::read_to_string(format!("/proc/{}/personality", self.pid))?;
         let no_random = u64::try_from(libc::ADDR_NO_RANDOMIZE).unwrap_or(0);
         let personality = u64::from_str_radix(personality.trim(), 16).unwrap_or(0);
-        // The first field here is the state, the third of all, which follows the name in
-        // parentheses.
-        let fields: Vec<usize> = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or_default()
-            .split_ascii_whitespace()
-            .map(|field| field.parse().unwrap_or(0))
-            .collect();
-        let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
+        let pid = self.pid.cast_unsigned();
+        let told = Mm::of_process(pid, NoBacking, Config::default());
+        let (mm, _) = told.map_err(io::Error::other)?;
+        let Layout { start_brk, data_size, start_stack, .. } = mm.config().layout;
+        let mut special = special_of(&mm)?;
 
         // The program's first instruction is overwritten with a system call.
         let entry = usize::try_from(self.registers.rip).map_err(io::Error::other)?;
@@ -213,16 +210,13 @@ impl Child {
         let not_writable = abi::PROT_READ | abi::PROT_EXEC;
         self.must(libc::SYS_mprotect, [code, page, not_writable, 0, 0, 0])?;
         let layout = Layout::default();
-        let maps = String::from_utf8_lossy(self.maps()?).into_owned();
-        let kept = maps.lines().filter(|line| SPECIAL.iter().any(|name| line.ends_with(name)));
-        let kept = kept.map(range_of_line).collect::<io::Result<Vec<_>>>()?;
-        let starts = kept.iter().map(|range| range.start).chain([layout.task_size]);
-        let ends = [CODE + abi::PAGE].into_iter().chain(kept.iter().map(|range| range.end));
+        let starts = special.iter().map(|kept| kept.range.start).chain([layout.task_size]);
+        let ends = [CODE + abi::PAGE].into_iter().chain(special.iter().map(|kept| kept.range.end));
         for (from, to) in ends.zip(starts).filter(|(from, to)| from < to) {
             let len = (to - from) as u64;
             self.must(libc::SYS_munmap, [from as u64, len, 0, 0, 0, 0])?;
         }
-        let special = self.special()?;
+        self.find_absent(&mut special)?;
 
         // The highest gap tells where the search for gaps begins.
         let anonymous = abi::MAP_PRIVATE | abi::MAP_ANONYMOUS;
@@ -241,10 +235,10 @@ impl Child {
             mmap_base: word(top)? + abi::PAGE,
             lowest_choice: word(lowest)?,
             mmap_min_addr: min_addr.trim().parse().map_err(io::Error::other)?,
-            start_brk: field(47),
+            start_brk,
             brk: word(brk)?,
-            data_size: field(46).wrapping_sub(field(45)),
-            start_stack: field(28),
+            data_size,
+            start_stack,
             ..layout
         };
         let [address_space, data, locked, stack] =
@@ -273,24 +267,16 @@ impl Child {
         Ok(InitialState { special, layout, limits, hard, randomized, marks_guards, capabilities })
     }
 
-    /// The kernel's own mappings, when there is nothing else but the page of instructions.
-    fn special(&mut self) -> io::Result<Vec<Special>> {
-        let maps = String::from_utf8_lossy(self.maps()?).into_owned();
-        let flags = flags_of_smaps(&self.file("smaps")?);
-        let mut special = Vec::new();
-        for (line, flags) in maps.lines().zip(flags) {
-            let Some(name) = SPECIAL.iter().find(|name| line.ends_with(**name)) else { continue };
-            let range = range_of_line(line)?;
-            let flags = flags.parse().map_err(|_| io::Error::other(format!("{name}: {flags}")))?;
-            let mut absent = BTreeSet::new();
+    /// Touches the kernel's own pages, to know which of them are not there.
+    fn find_absent(&mut self, special: &mut [Special]) -> io::Result<()> {
+        for Special { range, absent, .. } in special {
             for (page, number) in range.clone().step_by(abi::PAGE).zip(0..) {
                 if self.touch(page, Access::Read)? == Err(Signal::Bus) {
                     absent.insert(number);
                 }
             }
-            special.push(Special { range, flags, name: Arc::from(*name), absent });
         }
-        Ok(special)
+        Ok(())
     }
 
     /// Makes a system call, and returns the value of `rax` after it.

@@ -289,8 +289,8 @@ fn new_flags(vma: &Vma, advice: i32) -> Result<Option<VmFlags>, Errno> {
         MADV_KEEPONFORK | MADV_DODUMP if flags.has(VmFlags::DROPPABLE) => {
             return Err(Errno::EINVAL);
         }
-        MADV_KEEPONFORK => flags & !VmFlags::WIPEONFORK,
         MADV_DODUMP if flags.any(VmFlags::SPECIAL) => return Err(Errno::EINVAL),
+        MADV_KEEPONFORK => flags & !VmFlags::WIPEONFORK,
         MADV_DONTDUMP => flags | VmFlags::DONTDUMP,
         MADV_DODUMP => flags & !VmFlags::DONTDUMP,
         MADV_MERGEABLE if flags.any(never_merged) => flags,

@@ -138,9 +138,9 @@ impl<B: Backing> Mm<B, StdPlatform> {
             let config = Config {
                 layout,
                 limits,
-                may_lock: has(14),
-                may_map_low: has(17),
-                may_poison: has(21),
+                may_lock: has(CAP_IPC_LOCK),
+                may_map_low: has(CAP_SYS_RAWIO),
+                may_poison: has(CAP_SYS_ADMIN),
                 ..config
             };
             let mm = Self::new(backing, config);
@@ -165,6 +165,10 @@ impl<B: Backing> Mm<B, StdPlatform> {
         Ok(())
     }
 }
+
+const CAP_IPC_LOCK: u32 = 14;
+const CAP_SYS_RAWIO: u32 = 17;
+const CAP_SYS_ADMIN: u32 = 21;
 
 /// The page of old system calls, which is above everything that can be mapped.
 const GATE: &str = "[vsyscall]";

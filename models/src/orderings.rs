@@ -9,8 +9,8 @@ use pervma_models::internals::ledger::{ARGUED, EDGES};
 use crate::harness::{Change, Model};
 use crate::models;
 
-/// The crates that are published beside core.
-const PUBLISHED: [&str; 5] = ["capi", "cli", "linux", "pager", "serve"];
+/// The crates beside core that programs use.
+const OTHERS: [&str; 5] = ["capi", "cli", "linux", "pager", "serve"];
 
 /// The text of the page. An ordering outside of the ledger is an error.
 pub(crate) fn page() -> Result<String, String> {
@@ -63,7 +63,7 @@ pub(crate) fn page() -> Result<String, String> {
         }
     }
     page.push_str(
-        "\n## Outside of core\n\nAll atomics of the other published crates are relaxed. This page is not made if one is not.\n\n\
+        "\n## Outside of core\n\nAll atomics of the other crates that programs use are relaxed. This page is not made if one is not.\n\n\
          | file | reason |\n|---|---|\n",
     );
     for (file, reason) in outside_of_core()? {
@@ -87,7 +87,7 @@ pub(crate) fn page() -> Result<String, String> {
 fn outside_of_core() -> Result<Vec<(String, String)>, String> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     let mut found = Vec::new();
-    let mut dirs: Vec<_> = PUBLISHED.iter().map(|name| format!("{name}/src")).collect();
+    let mut dirs: Vec<_> = OTHERS.iter().map(|name| format!("{name}/src")).collect();
     while let Some(dir) = dirs.pop() {
         for entry in fs::read_dir(format!("{root}/{dir}")).map_err(|e| format!("{dir}: {e}"))? {
             let name = entry.map_err(|e| e.to_string())?.file_name();
