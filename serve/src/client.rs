@@ -1,11 +1,12 @@
 //! One client: a userfaultfd, and what belongs into the memory that is registered with it.
 #![expect(clippy::disallowed_types, reason = "a number that guards no memory")]
 
-use std::collections::hash_map::Entry;
+use std::collections::hash_map;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,13 +14,19 @@ use std::time::{Duration, Instant};
 use parking_lot::{RwLock, RwLockReadGuard};
 use pervma::{ChangeError, ReadError, ReadGuard};
 use pervma_pager::Source;
-use pervma_pager::sys::{CopyError, Errno, Event, Message, NotUserfaultfd, RemoteUserfaultfd};
+use pervma_pager::sys::{CopyError, Errno, Event, NotUserfaultfd, RemoteUserfaultfd};
 
 use crate::failure::{Failure, Health};
 use crate::map::{Content, Map, PAGE, Piece};
 use crate::source::populate;
 use crate::state::Extent;
+use crate::state::journal::Journal;
+use crate::state::memory::Memory;
+use crate::state::record::{Record, Time};
+use crate::state::ring::{BATCH, Ring};
+use crate::state::table::{Entry, Kind, Slot, Table};
 use crate::stats::{Counter, Counters};
+use crate::steps::step;
 
 /// The number of a client: no other one of its pager has it, or will have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,6 +42,9 @@ impl fmt::Display for ClientId {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
+    /// It cannot be noted where the next process would find it.
+    #[error("it cannot be noted: {0}")]
+    NotNoted(io::Error),
     /// What it brought is no userfaultfd.
     #[error(transparent)]
     NotUserfaultfd(#[from] NotUserfaultfd),
@@ -54,10 +64,11 @@ pub enum ClientError {
 
 pub(crate) struct Client {
     pub(crate) id: ClientId,
+    /// What is noted of it beside its journal.
+    pub(crate) slot: Slot,
+    entry: Entry,
     uffd: RemoteUserfaultfd,
     map: Map,
-    /// Memory that it has not told of is zeros.
-    is_sparse: bool,
     pub(crate) source: Arc<dyn Source>,
     /// Bytes that a fault fills, aligned by address.
     pub(crate) granule: usize,
@@ -70,7 +81,9 @@ pub(crate) struct Client {
     ///
     /// A thread that has told of a removal goes on when the message is read. If a fill that was
     /// looked up before came after that, the thread would see what it has removed.
-    fills: RwLock<()>,
+    ///
+    /// The journal says what the map says, before that is acted upon.
+    fills: RwLock<Journal>,
     /// Workers that serve its faults.
     serving: AtomicUsize,
     /// The granules that are being read from the source. Whoever reads one wakes all of it when it
@@ -84,7 +97,17 @@ pub(crate) struct Client {
     /// Where the next fault is if the client goes on in order.
     expected: Mutex<usize>,
     pub(crate) health: Health,
-    pub(crate) counters: Counters,
+}
+
+/// What the daemon knows of a client.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct About {
+    /// Memory that it has not told of is zeros.
+    pub(crate) is_sparse: bool,
+    /// See [`Entry::owner`].
+    pub(crate) owner: u64,
+    /// See [`Entry::source`].
+    pub(crate) source: u64,
 }
 
 /// What is to be done about a fault.
@@ -141,60 +164,147 @@ const NOWHERE: usize = 0x7FFF_FFFF_E000;
 
 impl Client {
     pub(crate) fn new(
-        id: ClientId,
+        table: &Arc<Table>,
         userfaultfd: OwnedFd,
         extents: &[Extent],
         source: Arc<dyn Source>,
         granule: usize,
-        is_sparse: bool,
+        about: About,
     ) -> Result<Self, ClientError> {
         let uffd = RemoteUserfaultfd::new(userfaultfd)?;
-        let page = extents.iter().map(|extent| extent.page_size as usize).max().unwrap_or(PAGE);
-        let granule = granule.max(page);
         let map = Map::new(extents)?;
-        let piece = granule.min(PIECE).max(page);
-        let client = Self::of(id, uffd, map, is_sparse, source, granule, piece);
-        match client.probe() {
+        let entry = Entry {
+            number: table.new_number(Kind::Client),
+            kind: Kind::Client,
+            descriptor: uffd.as_fd().as_raw_fd(),
+            pidfd: -1,
+            parent: 0,
+            owner: about.owner,
+            source: about.source,
+            pid: 0,
+            uid: 0,
+            gid: 0,
+            is_sparse: about.is_sparse,
+        };
+        if is_not_set_up(&uffd) {
             // Nothing could be filled or poisoned.
-            Err(CopyError::Other(Errno::INVAL)) => Err(ClientError::NotSetUp),
-            _ => Ok(client),
+            return Err(ClientError::NotSetUp);
         }
+        let (slot, journal) = note(table, &entry, &map).map_err(ClientError::NotNoted)?;
+        let (granule, piece) = granule_and_piece(&map, granule);
+        Ok(Self::of(Parts { slot, entry, journal, map, uffd }, source, granule, piece))
     }
 
-    fn of(
-        id: ClientId,
-        uffd: RemoteUserfaultfd,
-        map: Map,
-        is_sparse: bool,
+    /// A client of which another process has left this, and the descriptor of its journal.
+    pub(crate) fn left(
+        slot: Slot,
+        entry: Entry,
+        userfaultfd: OwnedFd,
+        file: Option<OwnedFd>,
         source: Arc<dyn Source>,
         granule: usize,
-        piece: usize,
-    ) -> Self {
+    ) -> Result<Self, ClientError> {
+        let uffd = RemoteUserfaultfd::new(userfaultfd)?;
+        let read = || -> Option<(Journal, Map)> {
+            let memory = Memory::left_in(file?).ok()?;
+            let (journal, records) = Journal::left_in(memory, entry.number).ok()?;
+            Some((journal, Map::noted(&records).ok()?))
+        };
+        let (journal, map, is_damaged) = match read() {
+            Some((journal, map)) => (journal, map, false),
+            None => {
+                let is_kept = slot.table().is_kept();
+                let journal = Journal::new(entry.number, &[], BATCH, is_kept);
+                let journal = journal.map_err(ClientError::NotNoted)?;
+                slot.set_file(journal.descriptor());
+                (journal, Map::new(&[])?, true)
+            }
+        };
+        let (granule, piece) = granule_and_piece(&map, granule);
+        let client = Self::of(Parts { slot, entry, journal, map, uffd }, source, granule, piece);
+        if let Some(failure) = client.slot.failure() {
+            client.health.fail(failure);
+        } else if is_damaged {
+            client.fail(Failure::Damaged);
+        }
+        Ok(client)
+    }
+
+    fn of(parts: Parts, source: Arc<dyn Source>, granule: usize, piece: usize) -> Self {
+        let Parts { slot, entry, journal, map, uffd } = parts;
         Self {
-            id,
+            id: ClientId(entry.number),
+            slot,
+            entry,
             uffd,
             source,
             granule,
             len: extents_len(&map),
             map,
-            is_sparse,
             piece,
-            fills: RwLock::new(()),
+            fills: RwLock::new(journal),
             serving: AtomicUsize::new(0),
             reading: Mutex::default(),
             strays: Mutex::default(),
             failed_read: Mutex::default(),
             expected: Mutex::default(),
             health: Health::default(),
-            counters: Counters::default(),
+        }
+    }
+
+    /// Notes a child that the kernel has told of.
+    fn fork(&self, userfaultfd: OwnedFd) -> Result<ForkedChild, Failure> {
+        let number = self.slot.table().new_number(Kind::Client);
+        let descriptor = userfaultfd.as_raw_fd();
+        let entry = Entry { number, descriptor, parent: self.id.0, ..self.entry.clone() };
+        let noted = self.map.fork().map_err(Failure::Map).and_then(|map| {
+            let (slot, journal) = note(self.slot.table(), &entry, &map).map_err(not_noted)?;
+            Ok((slot, journal, map))
+        });
+        match noted {
+            Ok((slot, journal, map)) => Ok(ForkedChild { slot, entry, journal, map, userfaultfd }),
+            Err(failure) => {
+                // For ever: closed, the child's memory would read as zeros.
+                std::mem::forget(userfaultfd);
+                Err(failure)
+            }
         }
     }
 
     /// A forked child.
-    pub(crate) fn child(&self, id: ClientId, child: ForkedChild) -> Result<Self, ClientError> {
-        let uffd = RemoteUserfaultfd::new(child.userfaultfd)?;
+    pub(crate) fn child(&self, child: ForkedChild) -> Result<Self, ClientError> {
+        let ForkedChild { slot, entry, journal, map, userfaultfd } = child;
+        let uffd = RemoteUserfaultfd::new(userfaultfd)?;
         let source = Arc::clone(&self.source);
-        Ok(Self::of(id, uffd, child.map, self.is_sparse, source, self.granule, self.piece))
+        let parts = Parts { slot, entry, journal, map, uffd };
+        Ok(Self::of(parts, source, self.granule, self.piece))
+    }
+
+    /// Notes a change of what belongs into its memory, and makes it.
+    fn note(&self, journal: &mut Journal, record: &Record) -> Result<(), Failure> {
+        self.make_space(journal, 1)?;
+        journal.push(record);
+        self.map.apply(record).map_err(Failure::Map)
+    }
+
+    /// Has space for so many changes.
+    fn make_space(&self, journal: &mut Journal, more: usize) -> Result<(), Failure> {
+        if !journal.has_space(more) {
+            let anew = journal.anew(&self.map.records(), more).map_err(not_noted)?;
+            self.slot.set_file(anew.descriptor());
+            *journal = anew;
+        }
+        Ok(())
+    }
+
+    /// From now on it fails; whether it did not before.
+    pub(crate) fn fail(&self, failure: Failure) -> bool {
+        self.slot.fail(&failure);
+        self.health.fail(failure)
+    }
+
+    pub(crate) fn counters(&self) -> Counters<'_> {
+        self.slot.counters()
     }
 
     pub(crate) fn extents(&self) -> Vec<Extent> {
@@ -203,52 +313,133 @@ impl Client {
         self.map.extents()
     }
 
-    /// Reads messages to `buffer`. Faults are added to `faults`, and children to `children`; the
-    /// map says what the others say. Returns how many messages there were; `None` if nothing was
-    /// read because fills take longer than `patience`: the client forks, perhaps, or unmaps much.
+    /// Reads messages into a ring. Faults are added to `faults`, and children to `children`; the
+    /// map says what the others say. Returns whether there may be more; `None` if nothing was read
+    /// because fills take longer than `patience`: the client forks, perhaps, or unmaps much.
     pub(crate) fn read(
         &self,
         patience: Duration,
-        buffer: &mut [Message],
+        ring: &mut Ring,
         faults: &mut Vec<usize>,
         children: &mut Vec<ForkedChild>,
-    ) -> Result<Option<usize>, Failure> {
-        let Some(_no_fills) = self.fills.try_write_for(patience) else {
+    ) -> Result<Option<bool>, Failure> {
+        let Some(mut journal) = self.fills.try_write_for(patience) else {
             return Ok(None);
         };
-        let count = self.uffd.read(buffer).map_err(Failure::Read)?;
-        let mut outcome = Ok(Some(count));
+        // What is told of cannot be noted without.
+        let space = self.make_space(&mut journal, BATCH);
+        if let Err(failure) = &space {
+            self.slot.fail(failure);
+        }
+        ring.begin(self.id.0, journal.changes());
+        step();
+        let read = self.uffd.read(ring.messages());
+        step();
+        let mut outcome = space;
+        let count = match read {
+            Ok(count) => count,
+            Err(error) => {
+                outcome = Err(Failure::Read(error));
+                0
+            }
+        };
         // Each is taken, also behind one that fails: faults are to be answered.
-        for message in &mut buffer[..count] {
-            let event = message.take();
-            tracing::trace!(client = %self.id, ?event);
-            let (counter, done) = match event {
-                Event::Fault(fault) => {
-                    faults.push(fault.addr & !(PAGE - 1));
-                    if fault.is_write_protected || fault.is_minor {
-                        outcome = outcome.and(Err(Failure::Present(fault.addr)));
-                    }
+        for number in 0..count {
+            let heard = self.hear(&mut journal, ring.take(number), faults, children);
+            step();
+            outcome = outcome.and(heard);
+        }
+        ring.end();
+        outcome.map(|()| Some(count == BATCH))
+    }
+
+    /// Notes what a message says.
+    fn hear(
+        &self,
+        journal: &mut Journal,
+        event: Event,
+        faults: &mut Vec<usize>,
+        children: &mut Vec<ForkedChild>,
+    ) -> Result<(), Failure> {
+        tracing::trace!(client = %self.id, ?event);
+        let (counter, record) = match event {
+            Event::Fault(fault) => {
+                faults.push(fault.addr & !(PAGE - 1));
+                return match fault.is_write_protected || fault.is_minor {
+                    true => Err(Failure::Present(fault.addr)),
+                    false => Ok(()),
+                };
+            }
+            Event::Remove(range) => (Counter::Removes, Record::Remove(range)),
+            Event::Unmap(range) => (Counter::Unmaps, Record::Unmap(range, Time::now())),
+            Event::Remap { from, to, len } => {
+                (Counter::Remaps, Record::Remap { from, to, len, time: Time::now() })
+            }
+            Event::Fork(userfaultfd) => {
+                let child = self.fork(userfaultfd)?;
+                let record = Record::Fork(child.entry.number);
+                children.push(child);
+                (Counter::Forks, record)
+            }
+            _ => return Ok(()),
+        };
+        if matches!(counter, Counter::Unmaps | Counter::Remaps) {
+            self.strays().clear();
+        }
+        self.counters().add(counter, 1);
+        self.note(journal, &record)
+    }
+
+    /// Notes what another process had read of its messages in a batch of this ring, and not noted.
+    pub(crate) fn read_left(
+        &self,
+        ring: &mut Ring,
+        changes: u64,
+        children: &mut Vec<ForkedChild>,
+        child_with: impl Fn(i32) -> Option<u64>,
+    ) -> Result<(), Failure> {
+        let mut journal = self.fills.write();
+        let mut outcome = self.make_space(&mut journal, BATCH);
+        let mut noted = journal.changes().saturating_sub(changes);
+        for number in 0..BATCH {
+            let heard = match ring.take(number) {
+                // Their threads were woken.
+                Event::Fault(_) | Event::Other(_) => continue,
+                event if noted > 0 => {
+                    noted -= 1;
+                    // It is the child's.
+                    std::mem::forget(event);
                     continue;
                 }
-                Event::Remove(range) => (Counter::Removes, self.map.remove(range)),
-                Event::Unmap(range) => (Counter::Unmaps, self.map.unmap(range)),
-                Event::Remap { from, to, len } => {
-                    (Counter::Remaps, self.map.relocate(from..from.saturating_add(len), to))
-                }
-                Event::Fork(userfaultfd) => {
-                    let copied = self.map.fork();
-                    let child = copied.map(|map| children.push(ForkedChild { userfaultfd, map }));
-                    (Counter::Forks, child)
-                }
-                _ => continue,
+                Event::Fork(userfaultfd) => match child_with(userfaultfd.as_raw_fd()) {
+                    Some(child) => {
+                        std::mem::forget(userfaultfd);
+                        self.note(&mut journal, &Record::Fork(child))
+                    }
+                    None => {
+                        self.hear(&mut journal, Event::Fork(userfaultfd), &mut vec![], children)
+                    }
+                },
+                event => self.hear(&mut journal, event, &mut vec![], children),
             };
-            if matches!(counter, Counter::Unmaps | Counter::Remaps) {
-                self.strays().clear();
-            }
-            self.counters.add(counter, 1);
-            outcome = outcome.and_then(|count| done.map(|()| count).map_err(Failure::Map));
+            step();
+            outcome = outcome.and(heard);
         }
+        ring.end();
         outcome
+    }
+
+    /// Has all of its threads that sleep fault again: who was told of their faults has died.
+    pub(crate) fn wake_all(&self) {
+        /// No page is lower, and none is higher: with 48 bits of addresses, or 47.
+        const ENDS: [usize; 2] = [1 << 48, (1 << 47) - PAGE];
+        const LOWEST: usize = 64 << 10;
+        let _ = ENDS.iter().any(|end| self.uffd.wake(LOWEST, end - LOWEST).is_ok());
+    }
+
+    /// Of what its entry says.
+    pub(crate) fn entry(&self) -> &Entry {
+        &self.entry
     }
 
     /// Fills the page at an address, whose fault was read at this time, and what lies around it.
@@ -258,7 +449,7 @@ impl Client {
         }
         let served = self.fill(addr, &self.piece(addr), None, For::Thread(since));
         if served == Served::Done {
-            self.counters.add(Counter::Faults, 1);
+            self.counters().add(Counter::Faults, 1);
         }
         served
     }
@@ -421,7 +612,7 @@ impl Client {
 
     /// Excludes that messages are read, for a fill that no thread waits for. To read them takes
     /// less time than to wake a thread, so this looks again for a while before it sleeps.
-    fn fill_later(&self) -> RwLockReadGuard<'_, ()> {
+    fn fill_later(&self) -> RwLockReadGuard<'_, Journal> {
         const LONG: Duration = Duration::from_micros(20);
         let mut since = None;
         loop {
@@ -461,16 +652,16 @@ impl Client {
     /// if memory has moved since there were so many [moves](Self::moves): then it is not known
     /// where it is.
     pub(crate) fn note_filled(&self, range: Range<usize>, moves: u64) -> Result<(), Failure> {
-        let _no_reads = self.fills.write();
+        let mut journal = self.fills.write();
         if self.moves() != moves {
             return Ok(());
         }
-        self.map.note_filled(&range).map_err(Failure::Map)
+        self.note(&mut journal, &Record::Filled(range))
     }
 
     /// How often its memory has moved.
     pub(crate) fn moves(&self) -> u64 {
-        self.counters.stats().remaps
+        self.counters().stats().remaps
     }
 
     /// Whether a fault is where it was expected. The next one is then expected behind so many
@@ -553,7 +744,7 @@ impl Client {
         match self.uffd.poison(addr, len) {
             Ok(()) => {
                 if self.health.failure().is_none() {
-                    self.counters.add(Counter::Poisoned, 1);
+                    self.counters().add(Counter::Poisoned, 1);
                 }
                 Served::Done
             }
@@ -576,7 +767,7 @@ impl Client {
     fn had_no_memory(&self, page: &Range<usize>) -> bool {
         let had_none = page.len() > PAGE && self.uffd.poison(page.start, page.len()) == Ok(());
         if had_none {
-            self.counters.add(Counter::Poisoned, 1);
+            self.counters().add(Counter::Poisoned, 1);
             tracing::error!(client = %self.id, addr = page.start, "no huge page is left");
         }
         had_none
@@ -596,7 +787,7 @@ impl Client {
         let mut most = MOST;
         loop {
             // Nothing is read meanwhile: where the kernel poisons, memory is where the map says.
-            let Some(_no_reads) = self.fills.try_write_for(HELD_UP) else { return Served::Again };
+            let Some(mut journal) = self.fills.try_write_for(HELD_UP) else { return Served::Again };
             let Some((range, page)) = self.map.first_of_source() else { return Served::Done };
             let len = most.min(range.len());
             let done = match self.uffd.poison(range.start, len) {
@@ -617,8 +808,9 @@ impl Client {
                 // It is there, or no more mapped.
                 Err(_) => page,
             };
-            if let Err(error) = self.map.poison(&(range.start..range.start + done)) {
-                return Served::Failed(Failure::Map(error));
+            let poisoned = Record::Poison(range.start..range.start + done);
+            if let Err(failure) = self.note(&mut journal, &poisoned) {
+                return Served::Failed(failure);
             }
         }
     }
@@ -632,7 +824,7 @@ impl Client {
     /// for a while, of which calls fail that want one.
     pub(crate) fn let_go(&self) -> Served {
         let extents = self.extents();
-        let registered = if self.is_sparse { &[] } else { &extents[..] };
+        let registered = if self.entry.is_sparse { &[] } else { &extents[..] };
         // All that lies side by side at once: the kernel moves no memory of which a part is
         // registered.
         for side_by_side in registered.chunk_by(|one, next| one.range().end == next.start) {
@@ -661,8 +853,7 @@ impl Client {
 
     /// Fills nothing: says in which state the process is.
     fn probe(&self) -> Result<(), CopyError> {
-        let page = [0; PAGE];
-        self.uffd.copy(NOWHERE, &raw const page[..], false)
+        probe(&self.uffd)
     }
 
     fn strays(&self) -> MutexGuard<'_, HashMap<usize, Instant>> {
@@ -674,7 +865,7 @@ impl Client {
     fn zero(&self, addr: usize) -> Served {
         match self.uffd.zero(addr, PAGE, true) {
             Ok(()) => {
-                self.counters.add(Counter::Zeros, 1);
+                self.counters().add(Counter::Zeros, 1);
                 Served::Done
             }
             Err(CopyError::Again { .. }) => Served::Again,
@@ -691,11 +882,11 @@ impl Client {
     /// not told of all its memory.
     fn stray(&self, addr: usize, read: Instant) -> Served {
         match self.strays().entry(addr) {
-            Entry::Occupied(woken) if *woken.get() < read => {
+            hash_map::Entry::Occupied(woken) if *woken.get() < read => {
                 return Served::Failed(Failure::Outside(addr));
             }
-            Entry::Occupied(_) => {}
-            Entry::Vacant(place) => {
+            hash_map::Entry::Occupied(_) => {}
+            hash_map::Entry::Vacant(place) => {
                 self.wake(addr, PAGE);
                 place.insert(Instant::now());
             }
@@ -734,7 +925,7 @@ impl Client {
             Ok(vma) => vma,
             Err(ReadError::NotMapped { .. }) => {
                 return match by {
-                    For::Thread(_) if self.is_sparse => self.zero(addr),
+                    For::Thread(_) if self.entry.is_sparse => self.zero(addr),
                     For::Thread(read) => self.stray(addr, read),
                     For::Later => Served::Done,
                 };
@@ -832,7 +1023,7 @@ impl Client {
                 Err(_) => return Filled::NotThere,
             };
             let counter = if bytes.is_some() { Counter::Pages } else { Counter::Zeros };
-            self.counters.add(counter, (came / PAGE) as u64);
+            self.counters().add(counter, (came / PAGE) as u64);
             at += came;
         }
         if all { Filled::All } else { Filled::Some }
@@ -851,10 +1042,59 @@ impl AsFd for Client {
     }
 }
 
-/// A child that the kernel has told of.
-pub(crate) struct ForkedChild {
-    userfaultfd: OwnedFd,
+impl Drop for Client {
+    fn drop(&mut self) {
+        // Before its descriptor is closed, whose number may be another's then.
+        self.slot.free();
+    }
+}
+
+/// What a client is made of.
+struct Parts {
+    slot: Slot,
+    entry: Entry,
+    journal: Journal,
     map: Map,
+    uffd: RemoteUserfaultfd,
+}
+
+/// A child that the kernel has told of, and that is noted.
+pub(crate) struct ForkedChild {
+    slot: Slot,
+    entry: Entry,
+    journal: Journal,
+    map: Map,
+    userfaultfd: OwnedFd,
+}
+
+/// Notes a client whose memory is this.
+fn note(table: &Arc<Table>, entry: &Entry, map: &Map) -> io::Result<(Slot, Journal)> {
+    let journal = Journal::new(entry.number, &map.records(), BATCH, table.is_kept())?;
+    step();
+    let slot = table.add(entry, journal.descriptor())?;
+    step();
+    Ok((slot, journal))
+}
+
+fn not_noted(error: io::Error) -> Failure {
+    Failure::NotNoted(Errno::from_io_error(&error).unwrap_or(Errno::NOMEM))
+}
+
+/// Fills nothing: says in which state the process is.
+fn probe(uffd: &RemoteUserfaultfd) -> Result<(), CopyError> {
+    let page = [0; PAGE];
+    uffd.copy(NOWHERE, &raw const page[..], false)
+}
+
+fn is_not_set_up(uffd: &RemoteUserfaultfd) -> bool {
+    probe(uffd) == Err(CopyError::Other(Errno::INVAL))
+}
+
+/// What a fault fills, and what is filled at once, in bytes.
+fn granule_and_piece(map: &Map, granule: usize) -> (usize, usize) {
+    let page = map.extents().iter().map(|extent| extent.page_size as usize).max().unwrap_or(PAGE);
+    let granule = granule.max(page);
+    (granule, granule.min(PIECE).max(page))
 }
 
 /// For whom a page is filled.

@@ -41,6 +41,58 @@ pub enum Failure {
     /// The pager was told to end.
     #[error("the pager ends")]
     Stopped,
+    /// What becomes of it cannot be noted where the next process would find it.
+    #[error("what becomes of it cannot be noted: {0}")]
+    NotNoted(Errno),
+    /// What a process has left of it cannot be read by the next one.
+    #[error("what is noted of it cannot be used")]
+    Damaged,
+    /// Processes that served it have died of it, one after the other.
+    #[error("processes that served it have died of it")]
+    Deadly,
+}
+
+impl Failure {
+    /// As two numbers, of which the first is not 0. Of a text that is refused nothing is left.
+    pub(crate) fn to_words(&self) -> (u64, u64) {
+        let errno = |errno: &Errno| u64::from(errno.raw_os_error().cast_unsigned());
+        match self {
+            Self::Outside(addr) => (1, *addr as u64),
+            Self::Present(addr) => (2, *addr as u64),
+            Self::Refused(_) => (3, 0),
+            Self::Read(error) => (4, errno(error)),
+            Self::Map(_) => (5, 0),
+            Self::NoMemory => (6, 0),
+            Self::Source => (7, 0),
+            Self::NoPoison => (8, 0),
+            Self::TooMany => (9, 0),
+            Self::Stopped => (10, 0),
+            Self::NotNoted(error) => (11, errno(error)),
+            Self::Damaged => (12, 0),
+            Self::Deadly => (13, 0),
+        }
+    }
+
+    /// What the numbers say; `None` for no failure.
+    pub(crate) fn of_words(kind: u64, of: u64) -> Option<Self> {
+        let errno = || Errno::from_raw_os_error((of as u32).cast_signed());
+        Some(match kind {
+            0 => return None,
+            1 => Self::Outside(of as usize),
+            2 => Self::Present(of as usize),
+            3 => Self::Refused("it was refused by the process before this one".to_owned()),
+            4 => Self::Read(errno()),
+            5 => Self::Map(ChangeError::OutOfMemory { range: 0..0 }),
+            6 => Self::NoMemory,
+            7 => Self::Source,
+            8 => Self::NoPoison,
+            9 => Self::TooMany,
+            10 => Self::Stopped,
+            11 => Self::NotNoted(errno()),
+            13 => Self::Deadly,
+            _ => Self::Damaged,
+        })
+    }
 }
 
 /// Whether a client is served, or all that it asks for is poisoned.

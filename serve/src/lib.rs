@@ -1,11 +1,14 @@
 //! Page faults of other processes, such as microVMs, served in parallel through userfaultfd.
 #![deny(unsafe_code)]
 
+mod blame;
 mod client;
+mod connection;
 pub mod exec_helper;
 mod failure;
 pub mod handshake;
 pub mod images;
+mod keeper;
 mod limits;
 mod map;
 mod notices;
@@ -19,12 +22,15 @@ mod socket;
 mod source;
 pub mod state;
 mod stats;
+pub mod steps;
+mod stop;
 mod threads;
 mod turns;
 pub mod working_set;
 
 pub use client::{ClientError, ClientId};
 pub use failure::Failure;
+pub use keeper::{Keeper, Kept};
 pub use limits::Limits;
 pub use pager::{Notice, Options, Pager};
 pub use restores::{Restored, Restores};

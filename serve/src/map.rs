@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use pervma::{AddressSpace, ChangeError, InsertError, Payload, ReadError, ReadGuard};
 
 use crate::state::Extent;
+use crate::state::record::{Record, Time};
 
 /// The payload of a VMA: what its missing pages are filled with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,27 @@ impl Piece {
     /// What belongs so many bytes behind its start.
     pub(crate) fn at(self, offset: usize) -> Self {
         Self { content: self.content.at(offset), ..self }
+    }
+
+    /// As plain data.
+    fn extent(self, range: &Range<usize>) -> Extent {
+        let (offset, content) = match self.content {
+            Content::Source(offset) => (offset, Extent::SOURCE),
+            Content::Zeros => (0, Extent::ZEROS),
+            Content::Poisoned => (0, Extent::POISONED),
+        };
+        let (start, len) = (range.start as u64, range.len() as u64);
+        Extent { start, len, offset, page_size: self.page_size, content }
+    }
+
+    fn of(extent: &Extent) -> (Range<usize>, Self) {
+        let content = match extent.content {
+            Extent::ZEROS => Content::Zeros,
+            Extent::POISONED => Content::Poisoned,
+            _ => Content::Source(extent.offset),
+        };
+        let range = extent.start as usize..(extent.start + extent.len) as usize;
+        (range, Self { content, page_size: extent.page_size })
     }
 }
 
@@ -81,11 +102,12 @@ struct Displaced {
     place: Range<usize>,
     /// By how far behind the start of the place.
     pieces: Vec<(Range<usize>, Piece)>,
-    since: Instant,
+    since: Time,
 }
 
-/// So much later nothing is told late: a thread tells of a move as soon as it runs again.
-const LATE: Duration = Duration::from_secs(1);
+/// So many milliseconds later nothing is told late: a thread tells of a move as soon as it runs
+/// again.
+const LATE: u32 = 1000;
 
 /// A place from which something has moved.
 ///
@@ -102,20 +124,77 @@ const MOST_LEFT: usize = 1024;
 
 impl Map {
     pub(crate) fn new(extents: &[Extent]) -> Result<Self, ChangeError> {
-        let space = AddressSpace::new(PAGE);
-        let mut edit = space.edit()?;
-        for extent in extents {
-            let content = match extent.content {
-                Extent::ZEROS => Content::Zeros,
-                Extent::POISONED => Content::Poisoned,
-                _ => Content::Source(extent.offset),
-            };
-            let range = extent.start as usize..(extent.start + extent.len) as usize;
-            let piece = Piece { content, page_size: extent.page_size };
-            edit.insert(range, piece).map_err(|error: InsertError<Piece>| error.kind)?;
+        let map = Self { space: AddressSpace::new(PAGE), moves: Mutex::default() };
+        extents.iter().try_for_each(|extent| map.insert(extent))?;
+        Ok(map)
+    }
+
+    /// A map of which this was noted.
+    pub(crate) fn noted(records: &[Record]) -> Result<Self, ChangeError> {
+        let map = Self::new(&[])?;
+        records.iter().try_for_each(|record| map.apply(record))?;
+        Ok(map)
+    }
+
+    /// Does what a record says.
+    pub(crate) fn apply(&self, record: &Record) -> Result<(), ChangeError> {
+        match *record {
+            Record::Extent(extent) => self.insert(&extent)?,
+            Record::TellsUnmaps => self.moves().tells_unmaps = true,
+            Record::Left(ref place) => {
+                self.moves().left.push(Left { place: place.clone(), rest: Vec::new() });
+            }
+            Record::LeftRest(ref rest) => {
+                if let Some(left) = self.moves().left.last_mut() {
+                    left.rest.push(rest.clone());
+                }
+            }
+            Record::Displaced(ref place, since) => {
+                let pieces = Vec::new();
+                self.moves().displaced.push(Displaced { place: place.clone(), pieces, since });
+            }
+            Record::DisplacedPiece(extent) => {
+                if let Some(displaced) = self.moves().displaced.last_mut() {
+                    displaced.pieces.push(Piece::of(&extent));
+                }
+            }
+            Record::Remove(ref range) => self.set(range, |_| Content::Zeros)?,
+            Record::Unmap(ref range, time) => self.unmap(range.clone(), time)?,
+            Record::Remap { from, to, len, time } => {
+                self.relocate(from..from.saturating_add(len), to, time)?;
+            }
+            Record::Fork(_) => {}
+            Record::Poison(ref range) => self.set(range, |_| Content::Poisoned)?,
+            // What goes from now on is zeros.
+            Record::Filled(ref range) => self.set(range, |content| match content {
+                Content::Source(_) => Content::Zeros,
+                Content::Zeros | Content::Poisoned => content,
+            })?,
         }
-        drop(edit);
-        Ok(Self { space, moves: Mutex::default() })
+        Ok(())
+    }
+
+    /// Records that say all of it.
+    pub(crate) fn records(&self) -> Vec<Record> {
+        let mut records: Vec<_> = self.extents().into_iter().map(Record::Extent).collect();
+        let moves = self.moves();
+        records.extend(moves.tells_unmaps.then_some(Record::TellsUnmaps));
+        for Left { place, rest } in &moves.left {
+            records.push(Record::Left(place.clone()));
+            records.extend(rest.iter().cloned().map(Record::LeftRest));
+        }
+        for Displaced { place, pieces, since } in &moves.displaced {
+            records.push(Record::Displaced(place.clone(), *since));
+            let pieces = pieces.iter().map(|(range, piece)| piece.extent(range));
+            records.extend(pieces.map(Record::DisplacedPiece));
+        }
+        records
+    }
+
+    fn insert(&self, extent: &Extent) -> Result<(), ChangeError> {
+        let (range, piece) = Piece::of(extent);
+        let inserted = self.space.insert(range, piece);
+        inserted.map(drop).map_err(|error: InsertError<Piece>| error.kind)
     }
 
     fn moves(&self) -> MutexGuard<'_, Moves> {
@@ -138,39 +217,7 @@ impl Map {
     /// All of it.
     pub(crate) fn extents(&self) -> Vec<Extent> {
         let vmas = self.space.iter().filter_map(Result::ok);
-        let extent = |(range, piece): (Range<usize>, Piece)| {
-            let (offset, content) = match piece.content {
-                Content::Source(offset) => (offset, Extent::SOURCE),
-                Content::Zeros => (0, Extent::ZEROS),
-                Content::Poisoned => (0, Extent::POISONED),
-            };
-            Extent {
-                start: range.start as u64,
-                len: range.len() as u64,
-                offset,
-                page_size: piece.page_size,
-                content,
-            }
-        };
-        vmas.map(extent).collect()
-    }
-
-    /// Its pages are about to go: from now on it is zeros.
-    pub(crate) fn remove(&self, range: Range<usize>) -> Result<(), ChangeError> {
-        self.set(&range, |_| Content::Zeros)
-    }
-
-    /// What was missing of it is poisoned.
-    pub(crate) fn poison(&self, range: &Range<usize>) -> Result<(), ChangeError> {
-        self.set(range, |_| Content::Poisoned)
-    }
-
-    /// The bytes of the source are all there: what goes from now on is zeros.
-    pub(crate) fn note_filled(&self, range: &Range<usize>) -> Result<(), ChangeError> {
-        self.set(range, |content| match content {
-            Content::Source(_) => Content::Zeros,
-            Content::Zeros | Content::Poisoned => content,
-        })
+        vmas.map(|(range, piece)| piece.extent(&range)).collect()
     }
 
     fn set(
@@ -192,13 +239,13 @@ impl Map {
         Some((range, piece.page_size as usize))
     }
 
-    pub(crate) fn unmap(&self, range: Range<usize>) -> Result<(), ChangeError> {
+    fn unmap(&self, range: Range<usize>, now: Time) -> Result<(), ChangeError> {
         let mut moves = self.moves();
         moves.tells_unmaps = true;
         let left = moves.left.iter().position(|left| left.place == range);
         if let Some(at) = left {
             moves.left.remove(at).rest.into_iter().try_for_each(|rest| self.forget(rest))
-        } else if moves.take_displaced(&range).is_some() {
+        } else if moves.take_displaced(&range, now).is_some() {
             Ok(())
         } else {
             self.forget(range)
@@ -214,18 +261,14 @@ impl Map {
 
     /// What was at the old place is at the new one. The old one is zeros: it can still be mapped
     /// (`MREMAP_DONTUNMAP`), and is unmapped by an event of its own if it is not.
-    pub(crate) fn relocate(&self, from: Range<usize>, to: usize) -> Result<(), ChangeError> {
+    fn relocate(&self, from: Range<usize>, to: usize, now: Time) -> Result<(), ChangeError> {
         let target = to..to.saturating_add(from.len());
         let mut moves = self.moves();
-        let displaced = moves.take_displaced(&from);
+        let displaced = moves.take_displaced(&from, now);
         if moves.tells_unmaps {
             let pieces = self.pieces(&target);
             if !pieces.is_empty() {
-                moves.displaced.push(Displaced {
-                    place: target.clone(),
-                    pieces,
-                    since: Instant::now(),
-                });
+                moves.displaced.push(Displaced { place: target.clone(), pieces, since: now });
             }
         }
         self.forget(target.clone())?;
@@ -311,8 +354,8 @@ impl Map {
 
 impl Moves {
     /// What was at a place when something else moved there, a short time ago.
-    fn take_displaced(&mut self, place: &Range<usize>) -> Option<Displaced> {
-        self.displaced.retain(|displaced| displaced.since.elapsed() < LATE);
+    fn take_displaced(&mut self, place: &Range<usize>, now: Time) -> Option<Displaced> {
+        self.displaced.retain(|displaced| displaced.since.until(now) < LATE);
         let at = self.displaced.iter().position(|displaced| displaced.place == *place)?;
         Some(self.displaced.remove(at))
     }
@@ -343,7 +386,7 @@ mod tests {
     #[test]
     fn what_is_removed_is_zeros_and_what_is_beside_it_stays() {
         let map = Map::new(&[extent(0x1000, 0x4000, 0x7000), extent(0x8000, 0x2000, 0)]).unwrap();
-        map.remove(0x2000..0x9000).unwrap();
+        map.apply(&Record::Remove(0x2000..0x9000)).unwrap();
         let expected = [
             extent(0x1000, 0x1000, 0x7000),
             zeros(0x2000, 0x3000),
@@ -351,14 +394,14 @@ mod tests {
             extent(0x9000, 0x1000, 0x1000),
         ];
         assert_eq!(map.extents(), expected);
-        map.remove(0x10_0000..0x20_0000).unwrap();
+        map.apply(&Record::Remove(0x10_0000..0x20_0000)).unwrap();
         assert_eq!(map.extents(), expected, "nothing is there");
     }
 
     #[test]
     fn what_moves_is_the_same_elsewhere_and_zeros_where_it_was() {
         let map = Map::new(&[extent(0x1000, 0x4000, 0x7000), extent(0x8000, 0x2000, 0)]).unwrap();
-        map.relocate(0x2000..0x4000, 0x8000).unwrap();
+        map.relocate(0x2000..0x4000, 0x8000, Time::now()).unwrap();
         assert_eq!(
             map.extents(),
             [
@@ -368,23 +411,23 @@ mod tests {
                 extent(0x8000, 0x2000, 0x8000),
             ]
         );
-        map.unmap(0x2000..0x4000).unwrap();
-        map.unmap(0x2000..0x4000).unwrap();
+        map.unmap(0x2000..0x4000, Time::now()).unwrap();
+        map.unmap(0x2000..0x4000, Time::now()).unwrap();
         assert_eq!(map.extents().len(), 3);
-        map.relocate(0x20_0000..0x30_0000, 0x40_0000).unwrap();
+        map.relocate(0x20_0000..0x30_0000, 0x40_0000, Time::now()).unwrap();
         assert_eq!(map.extents().len(), 3, "nothing was there");
     }
 
     #[test]
     fn what_has_moved_to_a_place_stays_when_it_is_told_late_that_the_place_was_left() {
         let map = Map::new(&[extent(0x1000, 0x4000, 0x7000), extent(0x8000, 0x2000, 0)]).unwrap();
-        map.relocate(0x1000..0x5000, 0x1_0000).unwrap();
-        map.relocate(0x8000..0xa000, 0x2000).unwrap();
-        map.unmap(0x1000..0x5000).unwrap();
-        map.unmap(0x8000..0xa000).unwrap();
+        map.relocate(0x1000..0x5000, 0x1_0000, Time::now()).unwrap();
+        map.relocate(0x8000..0xa000, 0x2000, Time::now()).unwrap();
+        map.unmap(0x1000..0x5000, Time::now()).unwrap();
+        map.unmap(0x8000..0xa000, Time::now()).unwrap();
         let expected = [extent(0x2000, 0x2000, 0), extent(0x1_0000, 0x4000, 0x7000)];
         assert_eq!(map.extents(), expected);
-        map.unmap(0x1000..0x5000).unwrap();
+        map.unmap(0x1000..0x5000, Time::now()).unwrap();
         assert_eq!(map.extents(), expected[1..], "now it is another event");
     }
 
@@ -392,9 +435,9 @@ mod tests {
     fn what_moves_to_a_part_of_what_was_there_takes_the_place_of_that_part() {
         let map = Map::new(&[extent(0x1000, 0x4000, 0x7000), extent(0x8000, 0x2000, 0)]).unwrap();
         // That it tells what is unmapped is known from the first time on.
-        map.unmap(0x10_0000..0x10_1000).unwrap();
-        map.relocate(0x8000..0xa000, 0x2000).unwrap();
-        map.unmap(0x8000..0xa000).unwrap();
+        map.unmap(0x10_0000..0x10_1000, Time::now()).unwrap();
+        map.relocate(0x8000..0xa000, 0x2000, Time::now()).unwrap();
+        map.unmap(0x8000..0xa000, Time::now()).unwrap();
         assert_eq!(
             map.extents(),
             [
@@ -411,16 +454,16 @@ mod tests {
         let known = || {
             let map = Map::new(&whole).unwrap();
             // That it tells what is unmapped is known from the first time on.
-            map.unmap(0x10_0000..0x10_1000).unwrap();
-            map.remove(0x2000..0x3000).unwrap();
+            map.unmap(0x10_0000..0x10_1000, Time::now()).unwrap();
+            map.apply(&Record::Remove(0x2000..0x3000)).unwrap();
             // The second part moves to the place of the first one, which has left it.
-            map.relocate(0x8000..0xc000, 0x1000).unwrap();
+            map.relocate(0x8000..0xc000, 0x1000, Time::now()).unwrap();
             map
         };
         let map = known();
-        map.relocate(0x1000..0x5000, 0x2_0000).unwrap();
-        map.unmap(0x1000..0x5000).unwrap();
-        map.unmap(0x8000..0xc000).unwrap();
+        map.relocate(0x1000..0x5000, 0x2_0000, Time::now()).unwrap();
+        map.unmap(0x1000..0x5000, Time::now()).unwrap();
+        map.unmap(0x8000..0xc000, Time::now()).unwrap();
         let second = extent(0x1000, 0x4000, 0);
         let expected = [
             second,
@@ -430,21 +473,21 @@ mod tests {
         ];
         assert_eq!(map.extents(), expected);
         // Once: now it is the second part that moves.
-        map.relocate(0x1000..0x5000, 0x3_0000).unwrap();
-        map.unmap(0x1000..0x5000).unwrap();
+        map.relocate(0x1000..0x5000, 0x3_0000, Time::now()).unwrap();
+        map.unmap(0x1000..0x5000, Time::now()).unwrap();
         assert_eq!(map.extents()[3..], [extent(0x3_0000, 0x4000, 0)]);
 
         let map = known();
-        map.unmap(0x1000..0x5000).unwrap();
-        map.unmap(0x8000..0xc000).unwrap();
+        map.unmap(0x1000..0x5000, Time::now()).unwrap();
+        map.unmap(0x8000..0xc000, Time::now()).unwrap();
         assert_eq!(map.extents(), [second], "it was unmapped");
     }
 
     #[test]
     fn what_is_moved_over_without_being_told_is_gone() {
         let map = Map::new(&[extent(0x1000, 0x4000, 0x7000), extent(0x8000, 0x4000, 0)]).unwrap();
-        map.relocate(0x8000..0xc000, 0x1000).unwrap();
-        map.relocate(0x1000..0x5000, 0x2_0000).unwrap();
+        map.relocate(0x8000..0xc000, 0x1000, Time::now()).unwrap();
+        map.relocate(0x1000..0x5000, 0x2_0000, Time::now()).unwrap();
         let moved = map.extents();
         assert_eq!(moved.last(), Some(&extent(0x2_0000, 0x4000, 0)));
     }
@@ -453,7 +496,7 @@ mod tests {
     fn a_copy_is_changed_by_itself() {
         let map = Map::new(&[extent(0x1000, 0x4000, 0)]).unwrap();
         let child = map.fork().unwrap();
-        child.remove(0x1000..0x2000).unwrap();
+        child.apply(&Record::Remove(0x1000..0x2000)).unwrap();
         assert_eq!(map.extents(), [extent(0x1000, 0x4000, 0)]);
         assert_eq!(child.extents().len(), 2);
     }

@@ -7,7 +7,8 @@ use std::sync::mpsc::{Receiver, channel};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::pager::{Notice, Options, Pager};
+use crate::pager::{Left, Notice, Options, Pager};
+use crate::state::table::Table;
 
 /// Notices of a pager, in a queue. Their descriptor can be read when there are some.
 pub(crate) struct Notices {
@@ -27,16 +28,21 @@ impl Wake {
 }
 
 impl Notices {
-    /// Starts a pager that tells of its clients here.
-    pub(crate) fn start(options: &Options) -> io::Result<(Pager, Self)> {
+    /// Starts a pager that tells of its clients here, with those that were left in the table.
+    pub(crate) fn start(
+        options: &Options,
+        table: Arc<Table>,
+        left: Option<Left<'_>>,
+    ) -> io::Result<(Pager, Self)> {
         let wake = Wake(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?));
         let (send, queue) = channel();
         let told = wake.clone();
-        let pager = options.clone().start(move |notice| {
+        let tell = move |notice| {
             // The other end goes when the pager has gone.
             let _ = send.send(notice);
             told.wake();
-        })?;
+        };
+        let pager = Pager::start(options.clone(), table, left, Box::new(tell))?;
         Ok((pager, Self { queue, wake }))
     }
 

@@ -7,26 +7,32 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use pervma_pager::sys::{Errno, Message};
+use pervma_pager::sys::Errno;
 use pervma_pager::{MemorySource, Source};
 use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
+use crate::blame::for_client;
 use crate::client::{
-    Begun, Client, ClientError, ClientId, ForkedChild, HELD_UP, PIECE, Places, Read, Served, Wanted,
+    About, Begun, Client, ClientError, ClientId, ForkedChild, HELD_UP, PIECE, Places, Read, Served,
+    Wanted,
 };
 use crate::failure::Failure;
 use crate::limits::Limits;
 use crate::reads::{Reads, Task};
 use crate::state::Extent;
+use crate::state::descriptors::Descriptors;
+use crate::state::ring::Ring;
+use crate::state::table::{Entry, Slot, Table};
 use crate::stats::{Counter, Latency, Stats};
-use crate::threads::let_others_go_first;
+use crate::steps::step;
+use crate::threads::{let_others_go_first, or_die};
 use crate::turns::{Next, Share, Turns};
 use crate::working_set::{Recorder, WorkingSet};
 
@@ -142,7 +148,15 @@ impl Options {
     ///
     /// When descriptors or threads run out.
     pub fn start(self, on_notice: impl Fn(Notice) + Send + Sync + 'static) -> io::Result<Pager> {
-        Pager::start(self, Box::new(on_notice))
+        let table = self.table(false)?;
+        Pager::start(self, table, None, Box::new(on_notice))
+    }
+
+    /// A table for all clients that these options let be.
+    pub(crate) fn table(&self, is_kept: bool) -> io::Result<Arc<Table>> {
+        let Limits { clients, handshakes, .. } = self.limits;
+        // As many as are served are refused, and each is a client and a connection.
+        Table::new(self.workers, 4 * clients.saturating_add(1) + handshakes, is_kept)
     }
 }
 
@@ -217,7 +231,7 @@ struct Shared {
     wake: OwnedFd,
     turns: Turns<Fault>,
     clients: RwLock<HashMap<u64, Arc<Client>>>,
-    next_id: AtomicU64,
+    table: Arc<Table>,
     reads: Arc<Reads>,
     /// Of clients, if what they ask for is recorded.
     recorders: Mutex<HashMap<ClientId, Recorder>>,
@@ -259,6 +273,17 @@ struct Ahead {
     todo: Condvar,
 }
 
+/// What processes before this one have left.
+pub(crate) struct Left<'l> {
+    /// Of clients.
+    pub(crate) entries: Vec<(Slot, Entry)>,
+    pub(crate) descriptors: &'l mut Descriptors,
+    /// Where a client's bytes are.
+    pub(crate) source: &'l dyn Fn(&Entry) -> Option<Arc<dyn Source>>,
+    /// The client of which the last process has died; 0 for none.
+    pub(crate) culprit: u64,
+}
+
 /// What is replayed.
 #[derive(Default)]
 struct Replays {
@@ -285,10 +310,10 @@ struct Replay {
     next: usize,
 }
 
+/// A client is not served any more when so many processes have died of it.
+pub(crate) const DEADLY: u64 = 3;
 /// More than this many are not filled ahead of.
 const MOST_AHEAD: usize = 256;
-/// Messages that are read at a time.
-const BATCH: usize = 32;
 /// So many times in a row a client is read that always has something to tell.
 const IN_A_ROW: usize = 16;
 /// The token of the descriptor that wakes. Clients are counted from 1.
@@ -320,12 +345,18 @@ const SMALL_PIECES: usize = 16;
 const LOOK: Duration = Duration::from_millis(500);
 
 impl Pager {
-    fn start(options: Options, on_notice: Box<dyn Fn(Notice) + Send + Sync>) -> io::Result<Self> {
+    /// Starts with the clients that processes before this one have left in the table.
+    pub(crate) fn start(
+        options: Options,
+        table: Arc<Table>,
+        left: Option<Left<'_>>,
+        on_notice: Box<dyn Fn(Notice) + Send + Sync>,
+    ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE), EDGES)?;
         let (jobs, todo) = mpsc::channel();
-        let (workers, limits) = (options.workers, options.limits.clone());
+        let limits = options.limits.clone();
         let shared = Arc::new_cyclic(|shared: &std::sync::Weak<Shared>| {
             let shared = shared.clone();
             let run = move |task: &Task, buffer: &mut Vec<u8>| {
@@ -339,7 +370,7 @@ impl Pager {
                 wake,
                 turns: Turns::new(),
                 clients: RwLock::default(),
-                next_id: AtomicU64::new(1),
+                table: Arc::clone(&table),
                 reads: Arc::new(Reads::new(limits.reads, limits.all_reads, run)),
                 recorders: Mutex::default(),
                 ahead: Ahead::default(),
@@ -351,8 +382,12 @@ impl Pager {
             }
         });
         let mut pager = Self { shared, threads: Vec::new(), background: None };
-        for number in 0..workers {
-            pager.spawn("pervma-worker", move |shared| shared.run(number))?;
+        let mut rings = Ring::all(&table);
+        if let Some(left) = left {
+            pager.shared.take_left(left, &mut rings);
+        }
+        for (number, ring) in rings.into_iter().enumerate() {
+            pager.spawn("pervma-worker", move |shared| shared.run(number, ring))?;
         }
         if pager.shared.options.ahead > 0 {
             pager.spawn("pervma-ahead", Shared::fill_ahead)?;
@@ -369,7 +404,7 @@ impl Pager {
     fn spawn(&mut self, name: &str, work: impl FnOnce(&Shared) + Send + 'static) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
         let thread = thread::Builder::new().name(name.to_owned());
-        self.threads.push(thread.spawn(move || work(&shared))?);
+        self.threads.push(thread.spawn(move || or_die(shared.table.is_kept(), || work(&shared)))?);
         Ok(())
     }
 
@@ -386,7 +421,7 @@ impl Pager {
         extents: &[Extent],
         source: Arc<dyn Source>,
     ) -> Result<ClientId, ClientError> {
-        self.add_client(userfaultfd, extents, source, false)
+        self.add_client(userfaultfd, extents, source, About::default())
     }
 
     /// Takes a client as [`add`](Self::add) does, all of whose memory is zeros that is not told of,
@@ -401,22 +436,25 @@ impl Pager {
         extents: &[Extent],
         source: Arc<dyn Source>,
     ) -> Result<ClientId, ClientError> {
-        self.add_client(userfaultfd, extents, source, true)
+        let about = About { is_sparse: true, ..About::default() };
+        self.add_client(userfaultfd, extents, source, about)
     }
 
-    fn add_client(
+    /// Takes a client of which the daemon knows this.
+    pub(crate) fn add_client(
         &self,
         userfaultfd: OwnedFd,
         extents: &[Extent],
         source: Arc<dyn Source>,
-        is_sparse: bool,
+        about: About,
     ) -> Result<ClientId, ClientError> {
         let most = self.shared.options.limits.clients;
         if self.shared.count() >= most {
             return Err(ClientError::TooMany(most));
         }
-        let (id, granule) = (self.shared.new_id(), self.shared.options.granule);
-        let client = Client::new(id, userfaultfd, extents, source, granule, is_sparse)?;
+        let (table, granule) = (&self.shared.table, self.shared.options.granule);
+        let client = Client::new(table, userfaultfd, extents, source, granule, about)?;
+        let id = client.id;
         self.shared.watch(Arc::new(client)).map_err(ClientError::Watch)?;
         Ok(id)
     }
@@ -431,10 +469,22 @@ impl Pager {
         clients
     }
 
+    /// The clients of an [owner](Entry::owner) by its lower half, with the upper halves; `None`
+    /// where that is 0.
+    pub(crate) fn clients_of(&self, owner: u64) -> Vec<(ClientId, Option<u32>)> {
+        let all = self.shared.all();
+        let owned = all.iter().filter_map(|client| {
+            let of = client.entry().owner;
+            let upper = (of >> 32) as u32;
+            (of as u32 == owner as u32).then_some((client.id, (upper != 0).then_some(upper)))
+        });
+        owned.collect()
+    }
+
     /// What was counted of a client; `None` if it has gone.
     #[must_use]
     pub fn stats(&self, client: ClientId) -> Option<Stats> {
-        Some(self.shared.client(client.0)?.counters.stats())
+        Some(self.shared.client(client.0)?.counters().stats())
     }
 
     /// What belongs into a client's memory now; `None` if it has gone.
@@ -469,14 +519,25 @@ impl Pager {
         extents: &[Extent],
         reason: String,
     ) -> Result<ClientId, ClientError> {
+        self.refuse_client(userfaultfd, extents, reason, About::default())
+    }
+
+    /// Refuses a client of which the daemon knows this.
+    pub(crate) fn refuse_client(
+        &self,
+        userfaultfd: OwnedFd,
+        extents: &[Extent],
+        reason: String,
+        about: About,
+    ) -> Result<ClientId, ClientError> {
         let most = self.shared.options.limits.clients;
         if self.shared.all().iter().filter(|client| client.is_refused()).count() >= most {
             return Err(ClientError::TooMany(most));
         }
-        let (id, granule) = (self.shared.new_id(), self.shared.options.granule);
-        let nothing = Arc::new(MemorySource::new(Vec::new()));
-        let client = Arc::new(Client::new(id, userfaultfd, extents, nothing, granule, false)?);
-        let watched = self.shared.watch_failed(client, Failure::Refused(reason));
+        let (table, granule) = (&self.shared.table, self.shared.options.granule);
+        let client = Client::new(table, userfaultfd, extents, nothing(), granule, about)?;
+        let (id, failure) = (client.id, Failure::Refused(reason));
+        let watched = self.shared.watch_failed(Arc::new(client), failure);
         watched.map_err(ClientError::Watch)?;
         Ok(id)
     }
@@ -511,6 +572,13 @@ impl Pager {
         self.shared.replay_queue().todo.push_back(replay);
         self.shared.replays.changed.notify_all();
         true
+    }
+
+    /// Who wants to know has been told of a client's failure.
+    pub(crate) fn note_told(&self, client: ClientId) {
+        if let Some(client) = self.shared.client(client.0) {
+            client.slot.note_told();
+        }
     }
 
     /// Looks now whether a client's process has gone, and forgets it if so.
@@ -564,9 +632,63 @@ impl fmt::Debug for Pager {
 }
 
 impl Shared {
-    fn new_id(&self) -> ClientId {
-        // RELAXED: here and below, numbers and flags that guard nothing.
-        ClientId(self.next_id.fetch_add(1, Relaxed))
+    /// Takes the clients that processes before this one have left: before there are threads, since
+    /// what was read and not noted comes before all else.
+    fn take_left(&self, left: Left<'_>, rings: &mut [Ring]) {
+        let Left { entries, descriptors, source, culprit } = left;
+        let mut clients = Vec::new();
+        for (slot, entry) in entries {
+            let (number, file) = (entry.number, descriptors.take(slot.file()));
+            let Some(userfaultfd) = descriptors.take(entry.descriptor) else {
+                tracing::error!(client = number, "its descriptor is not there any more");
+                slot.free();
+                continue;
+            };
+            let source = source(&entry).unwrap_or_else(nothing);
+            let granule = self.options.granule;
+            match Client::left(slot, entry, userfaultfd, file, source, granule) {
+                Ok(client) => clients.push(Arc::new(client)),
+                Err(error) => tracing::error!(client = number, %error, "it may read zeros"),
+            }
+            step();
+        }
+        for ring in rings {
+            let Some(batch) = ring.left() else { continue };
+            let reader = clients.iter().find(|client| client.id.0 == batch.client);
+            let Some(client) = reader.cloned() else { continue };
+            let child_with = |descriptor: i32| {
+                let is_it = |child: &&Arc<Client>| {
+                    let entry = child.entry();
+                    entry.parent == batch.client && entry.descriptor == descriptor
+                };
+                clients.iter().find(is_it).map(|child| child.id.0)
+            };
+            let mut children = Vec::new();
+            if let Err(failure) = client.read_left(ring, batch.changes, &mut children, child_with) {
+                client.fail(failure);
+            }
+            for child in children {
+                match client.child(child) {
+                    Ok(child) => clients.push(Arc::new(child)),
+                    Err(error) => tracing::error!(client = %client.id, %error, "a child is lost"),
+                }
+            }
+            step();
+        }
+        for client in clients {
+            if client.id.0 == culprit && client.slot.blame() >= DEADLY {
+                client.fail(Failure::Deadly);
+            }
+            client.wake_all();
+            let failure = client.health.failure().cloned();
+            if let Err(error) = self.watch(Arc::clone(&client)) {
+                tracing::error!(client = %client.id, %error, "it cannot be watched");
+            }
+            if let Some(failure) = failure {
+                self.tell_failure(&client, failure);
+            }
+            step();
+        }
     }
 
     /// Of those that are served.
@@ -634,14 +756,14 @@ impl Shared {
 
     fn forget(&self, client: &Client) {
         if self.remove(client) {
-            let stats = client.counters.stats();
+            let stats = client.counters().stats();
             (self.on_notice)(Notice::Gone { client: client.id, stats });
         }
     }
 
     /// A client cannot be served any more.
     fn fail(&self, client: &Arc<Client>, failure: Failure) -> bool {
-        let is_first = client.health.fail(failure.clone());
+        let is_first = client.fail(failure.clone());
         if is_first {
             self.tell_failure(client, failure);
         }
@@ -650,15 +772,18 @@ impl Shared {
 
     /// Takes a client that is not to be served: it fails before a thread of it can be.
     fn watch_failed(&self, client: Arc<Client>, failure: Failure) -> Result<(), Errno> {
-        client.health.fail(failure.clone());
+        client.fail(failure.clone());
         self.watch(Arc::clone(&client))?;
         self.tell_failure(&client, failure);
         Ok(())
     }
 
     fn tell_failure(&self, client: &Arc<Client>, failure: Failure) {
-        (self.on_notice)(Notice::Failed { client: client.id, failure });
-        if client.is_refused() && client.len == 0 {
+        if !client.slot.was_told() {
+            (self.on_notice)(Notice::Failed { client: client.id, failure });
+        }
+        // It is not known what would have to be poisoned.
+        if client.len == 0 {
             client.health.keep();
             return;
         }
@@ -668,13 +793,13 @@ impl Shared {
     }
 
     /// What a worker does.
-    fn run(&self, number: usize) {
+    fn run(&self, number: usize, ring: Ring) {
         // Others read what this one has not taken.
         let most = if self.options.workers == 1 { 8 } else { 1 };
         let mut worker = Worker {
             shared: self,
             number,
-            messages: std::iter::repeat_with(Message::default).take(BATCH).collect(),
+            ring,
             faults: Vec::new(),
             deferred: Vec::new(),
             unread: Vec::new(),
@@ -697,7 +822,9 @@ impl Shared {
         {
             recorder.note(offset);
         }
-        match client.serve(fault.addr, fault.since) {
+        let served = for_client(client.id, || client.serve(fault.addr, fault.since));
+        step();
+        match served {
             Served::Done => {
                 self.latency.add(fault.since.elapsed());
                 self.note_ahead(client, fault.addr);
@@ -724,10 +851,9 @@ impl Shared {
 
     /// Takes the child of a client.
     fn adopt(&self, parent: &Client, child: ForkedChild) {
-        let id = self.new_id();
         let is_too_many = self.count() >= self.options.limits.clients;
-        let adopted = parent.child(id, child).map(Arc::new).and_then(|client| {
-            (self.on_notice)(Notice::Forked { parent: parent.id, child: id });
+        let adopted = parent.child(child).map(Arc::new).and_then(|client| {
+            (self.on_notice)(Notice::Forked { parent: parent.id, child: client.id });
             let too_many = is_too_many.then_some(Failure::TooMany);
             match parent.health.failure().cloned().or(too_many) {
                 Some(failure) => self.watch_failed(client, failure),
@@ -770,14 +896,14 @@ impl Shared {
 
     fn read_wanted(&self, task: &Task, mut wanted: Wanted, buffer: &mut Vec<u8>) -> Served {
         let client = &task.client;
-        client.counters.add(Counter::Reads, 1);
+        client.counters().add(Counter::Reads, 1);
         let tries = if client.has_failed_to_read() { 1 } else { RETRIES.len() };
         let mut retries = RETRIES[..tries].iter();
         while !self.read_once(client, &wanted, buffer) {
             if task.is_ahead {
                 return Served::Done;
             }
-            client.counters.add(Counter::Retries, 1);
+            client.counters().add(Counter::Retries, 1);
             if wanted.range != wanted.page {
                 // The others may never be wanted.
                 wanted.offset += (wanted.page.start - wanted.range.start) as u64;
@@ -800,12 +926,12 @@ impl Shared {
 
     /// Reads what is wanted, again where that fails; whether it could be done.
     fn read_again(&self, client: &Client, wanted: &Wanted, buffer: &mut Vec<u8>) -> bool {
-        client.counters.add(Counter::Reads, 1);
+        client.counters().add(Counter::Reads, 1);
         let mut retries = RETRIES.iter();
         while !self.read_once(client, wanted, buffer) {
             match retries.next() {
                 Some(&delay) if client.health.failure().is_none() => {
-                    client.counters.add(Counter::Retries, 1);
+                    client.counters().add(Counter::Retries, 1);
                     thread::sleep(delay);
                 }
                 _ => {
@@ -821,7 +947,8 @@ impl Shared {
     fn read_once(&self, client: &Client, wanted: &Wanted, buffer: &mut Vec<u8>) -> bool {
         let len = wanted.range.len();
         buffer.resize(len, 0);
-        let read = || client.source.read_at(wanted.offset, buffer).is_ok();
+        let read =
+            || for_client(client.id, || client.source.read_at(wanted.offset, buffer).is_ok());
         // It has told of its panic, and what it has left in the buffer is not used.
         catch_unwind(AssertUnwindSafe(read)).unwrap_or(false)
     }
@@ -918,7 +1045,7 @@ impl Shared {
     ) -> Served {
         for piece in places.of(run) {
             match self.fill_range(client, piece, buffer) {
-                Served::Done => client.counters.add(Counter::Ahead, 1),
+                Served::Done => client.counters().add(Counter::Ahead, 1),
                 other => return other,
             }
         }
@@ -944,7 +1071,7 @@ impl Shared {
             }
             let granule = client.granule_at(addr);
             match client.fill_ahead(&granule) {
-                Served::Done => client.counters.add(Counter::Ahead, 1),
+                Served::Done => client.counters().add(Counter::Ahead, 1),
                 Served::Read => {
                     let client = Arc::clone(client);
                     // For later: if it cannot be done, so be it.
@@ -1021,7 +1148,7 @@ impl Shared {
             Served::Gone => self.forget(client),
             _ => {
                 if self.remove(client) {
-                    let stats = client.counters.stats();
+                    let stats = client.counters().stats();
                     (self.on_notice)(Notice::Closed { client: client.id, stats });
                 }
             }
@@ -1044,7 +1171,7 @@ impl Shared {
         match self.until_read(client, || client.let_go()) {
             Served::Done => {
                 if self.remove(client) {
-                    let stats = client.counters.stats();
+                    let stats = client.counters().stats();
                     (self.on_notice)(Notice::Completed { client: client.id, stats });
                 }
                 true
@@ -1108,7 +1235,7 @@ impl Shared {
     /// Fills what a client misses of a range, for which no thread sleeps.
     fn fill_range(&self, client: &Client, mut range: Range<usize>, buffer: &mut Vec<u8>) -> Served {
         let mut was_read: Option<u64> = None;
-        let (mut faults, mut small_pieces) = (client.counters.get(Counter::Faults), 0);
+        let (mut faults, mut small_pieces) = (client.counters().get(Counter::Faults), 0);
         loop {
             self.let_faults_go_first();
             self.let_reads_go_first();
@@ -1117,7 +1244,7 @@ impl Shared {
                 return Served::Failed(Failure::Stopped);
             }
             let read = was_read.map(|offset| Read { offset, bytes: &buffer[..] });
-            let faults_now = client.counters.get(Counter::Faults);
+            let faults_now = client.counters().get(Counter::Faults);
             if std::mem::replace(&mut faults, faults_now) != faults_now {
                 small_pieces = SMALL_PIECES;
             }
@@ -1141,11 +1268,16 @@ impl Shared {
     }
 }
 
+/// The source of a client that is not served.
+fn nothing() -> Arc<dyn Source> {
+    Arc::new(MemorySource::new(Vec::new()))
+}
+
 /// A thread that reads and serves faults.
 struct Worker<'s> {
     shared: &'s Shared,
     number: usize,
-    messages: Vec<Message>,
+    ring: Ring,
     /// Memory for the addresses of what was read.
     faults: Vec<usize>,
     /// What could not be served yet.
@@ -1276,13 +1408,15 @@ impl Worker<'_> {
     fn hear(&mut self, client: &Arc<Client>, patience: Duration) -> Heard {
         self.faults.clear();
         let mut children = Vec::new();
-        let read = client.read(patience, &mut self.messages, &mut self.faults, &mut children);
+        let read = for_client(client.id, || {
+            client.read(patience, &mut self.ring, &mut self.faults, &mut children)
+        });
         let since = Instant::now();
         for child in children {
             self.shared.adopt(client, child);
         }
         let is_all = match read {
-            Ok(Some(count)) => count < self.messages.len(),
+            Ok(Some(is_more)) => !is_more,
             Ok(None) => {
                 self.unread.push(Arc::clone(client));
                 true

@@ -15,16 +15,20 @@ use std::time::{Duration, Instant};
 use pervma_pager::sys::RemoteUserfaultfd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::client::ClientId;
+use crate::blame::for_client;
+use crate::client::{About, ClientId};
+use crate::connection::{Came, Connection, Unknown, unknown};
 use crate::failure::Failure;
 use crate::handshake::criu::{Handshake, Told};
 use crate::images::Images;
+use crate::keeper::Kept;
 use crate::limits::Limits;
 use crate::notices::Notices;
-use crate::pager::{Notice, Options, Pager};
-use crate::peer::Peer;
+use crate::pager::{Left, Notice, Options, Pager};
 use crate::socket::{Made, listen_at};
+use crate::state::table::{CONNECTIONS, COUNTS, Entry, Kind, Slot, Table};
 use crate::stats::Stats;
+use crate::stop::Stop;
 use crate::working_set::{SourceId, WorkingSet, WorkingSetError};
 
 /// A daemon that serves restores from the images of one checkpoint.
@@ -115,42 +119,105 @@ impl Restores {
         stop: BorrowedFd<'_>,
         started: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<Restored> {
-        let (pager, notices) = Notices::start(&self.options)?;
+        let kept = Kept::nothing(self.options.table(false)?);
+        self.run_kept(kept, stop, started)
+    }
+
+    /// Serves as [`run`](Self::run) does, in a process of a [`Keeper`](crate::Keeper), and goes on
+    /// from where the process before this one was.
+    ///
+    /// # Errors
+    ///
+    /// As for `run`.
+    pub fn run_kept(
+        self,
+        kept: Kept,
+        stop: BorrowedFd<'_>,
+        started: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<Restored> {
+        let Kept { table, entries, mut descriptors, culprit, is_damaged, .. } = kept;
+        let of_client = |(_, entry): &(Slot, Entry)| entry.kind == Kind::Client;
+        let (clients, connections): (Vec<_>, Vec<_>) = entries.into_iter().partition(of_client);
+        let source = |_: &Entry| Some(self.images.source());
+        let left =
+            Left { entries: clients, descriptors: &mut descriptors, source: &source, culprit };
+        let (pager, notices) = Notices::start(&self.options, Arc::clone(&table), Some(left))?;
         started()?;
         let mut control = Control {
             daemon: self,
             pager: Arc::new(pager),
+            ended: Restored::of_words(table.counted()),
+            table,
             notices,
             restores: BTreeMap::new(),
-            next: 1,
             stops: 0,
-            hears_stop: true,
             rests_until: Instant::now(),
-            ended: Restored::default(),
         };
-        while !control.is_over() {
-            control.turn(stop)?;
+        for (slot, entry) in connections {
+            if let Some((connection, came)) =
+                Connection::left(slot, &entry, culprit, &mut descriptors)
+            {
+                control.take_left(connection, came);
+            }
         }
+        for descriptor in descriptors.rest() {
+            control.take_unknown(descriptor, is_damaged);
+        }
+        let stop = Stop::of(stop)?;
+        while !control.is_over() {
+            control.turn(&stop)?;
+        }
+        control.table.note_over();
         Ok(control.ended)
+    }
+}
+
+impl Restored {
+    fn to_words(self) -> [u64; COUNTS] {
+        let Self { complete, failed, refused, stats } = self;
+        let mut words = [0; COUNTS];
+        words[..3].copy_from_slice(&[complete, failed, refused]);
+        words[3..].copy_from_slice(&stats.to_words());
+        words
+    }
+
+    fn of_words(words: [u64; COUNTS]) -> Self {
+        let [complete, failed, refused, ..] = words;
+        let stats = Stats::of_words(std::array::from_fn(|counter| words[3 + counter]));
+        Self { complete, failed, refused, stats }
     }
 }
 
 /// How often at least it is looked at the time.
 const LOOK: Duration = Duration::from_millis(500);
 
+// What is marked of a restore's connection.
+/// Its tasks run.
+const RUNS: u64 = 1;
+const HAS_FAILED: u64 = 2;
+
 /// A restore that is under way.
 struct Restore {
-    peer: Peer,
+    connection: Connection,
     /// Until all tasks are there.
-    arriving: Option<(UnixStream, Handshake)>,
+    arriving: Option<Handshake>,
     /// The numbers of the tasks that have come.
     tasks: HashSet<u32>,
     /// Those that are served, forked children included.
     clients: HashSet<ClientId>,
     /// Since all tasks are there.
     transfer: Option<Transfer>,
-    has_failed: bool,
     stats: Stats,
+}
+
+impl Restore {
+    fn has_failed(&self) -> bool {
+        self.connection.mark() & HAS_FAILED != 0
+    }
+
+    fn mark(&self, mark: u64) {
+        self.connection.set_mark(self.connection.mark() | mark);
+    }
 }
 
 /// A thread that fills what the tasks of a restore miss, of one after the other.
@@ -176,17 +243,25 @@ impl Transfer {
     }
 }
 
+/// The number of a restore.
+fn id_of(connection: &Connection) -> u64 {
+    connection.number - CONNECTIONS
+}
+
+/// What is noted of a task as its [owner](Entry::owner).
+fn owner_of(restore: u64, task: Option<u32>) -> u64 {
+    restore | u64::from(task.unwrap_or_default()) << 32
+}
+
 struct Control {
     daemon: Restores,
     pager: Arc<Pager>,
+    table: Arc<Table>,
     notices: Notices,
     /// By the order in which they came.
     restores: BTreeMap<u64, Restore>,
-    next: u64,
     /// How often it was told to stop.
-    stops: u32,
-    /// It can be told so again.
-    hears_stop: bool,
+    stops: u64,
     /// Nobody is accepted before.
     rests_until: Instant,
     ended: Restored,
@@ -218,12 +293,9 @@ impl Control {
         }
     }
 
-    fn turn(&mut self, stop: BorrowedFd<'_>) -> io::Result<()> {
-        let stop_flags = if self.hears_stop { PollFlags::IN } else { PollFlags::empty() };
-        let mut ready = vec![
-            PollFd::from_borrowed_fd(stop, stop_flags),
-            PollFd::new(&self.notices, PollFlags::IN),
-        ];
+    fn turn(&mut self, stop: &Stop<'_>) -> io::Result<()> {
+        let mut ready =
+            vec![PollFd::new(stop, PollFlags::IN), PollFd::new(&self.notices, PollFlags::IN)];
         let accepts = self.accepts();
         if accepts {
             ready.push(PollFd::new(&self.daemon.listener, PollFlags::IN));
@@ -231,8 +303,8 @@ impl Control {
         let first = ready.len();
         let arriving = |restore: &'_ Restore| restore.arriving.is_some();
         for restore in self.restores.values() {
-            if let Some((connection, _)) = &restore.arriving {
-                ready.push(PollFd::from_borrowed_fd(connection.as_fd(), PollFlags::IN));
+            if restore.arriving.is_some() {
+                ready.push(PollFd::new(&restore.connection.socket, PollFlags::IN));
             }
         }
         let most = Timespec { tv_sec: 0, tv_nsec: LOOK.subsec_nanos().into() };
@@ -245,8 +317,9 @@ impl Control {
         let heard = self.restores.iter().filter(|(_, restore)| arriving(restore));
         let heard: Vec<u64> = heard.map(|(&id, _)| id).collect();
         debug_assert_eq!(heard.len(), is_ready.len() - first);
-        if is_ready[0] && self.hears_stop {
-            self.stop(stop);
+        let times = stop.times();
+        if times > 0 {
+            self.stop(times);
         }
         for id in heard {
             self.hear(id);
@@ -264,31 +337,9 @@ impl Control {
     }
 
     fn accept(&mut self) {
-        let greeted = self.daemon.listener.accept().and_then(|(connection, _)| {
-            connection.set_nonblocking(true)?;
-            Ok((Peer::of(&connection)?, connection))
-        });
-        match greeted {
-            Ok((peer, connection)) => {
-                let silent = self.silent();
-                if silent.len() >= self.daemon.limits.handshakes
-                    && let Some(&oldest) = silent.first()
-                {
-                    self.refuse(oldest, &"too many peers have told of no task");
-                }
-                let handshake = Handshake::new(&self.daemon.limits);
-                let restore = Restore {
-                    peer,
-                    arriving: Some((connection, handshake)),
-                    tasks: HashSet::new(),
-                    clients: HashSet::new(),
-                    transfer: None,
-                    has_failed: false,
-                    stats: Stats::default(),
-                };
-                self.restores.insert(self.next, restore);
-                self.next += 1;
-            }
+        let accepted = self.daemon.listener.accept();
+        match accepted.and_then(|(socket, _)| self.greet(socket)) {
+            Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 tracing::warn!(%error, "a restorer cannot be accepted");
@@ -297,12 +348,82 @@ impl Control {
         }
     }
 
+    fn greet(&mut self, socket: UnixStream) -> io::Result<()> {
+        let inbox = Handshake::inbox(self.table.is_kept())?;
+        let connection = Connection::of(&self.table, 0, socket, &inbox)?;
+        let silent = self.silent();
+        if silent.len() >= self.daemon.limits.handshakes
+            && let Some(&oldest) = silent.first()
+        {
+            self.refuse(oldest, &"too many peers have told of no task");
+        }
+        let handshake = Handshake::with(&self.daemon.limits, inbox, Vec::new(), false);
+        self.begin(connection, Some(handshake));
+        Ok(())
+    }
+
+    fn begin(&mut self, connection: Connection, arriving: Option<Handshake>) {
+        let restore = Restore {
+            arriving,
+            tasks: HashSet::new(),
+            clients: HashSet::new(),
+            transfer: None,
+            stats: Stats::default(),
+            connection,
+        };
+        self.restores.insert(id_of(&restore.connection), restore);
+    }
+
+    /// A restore that another process has served.
+    fn take_left(&mut self, connection: Connection, came: Option<Came>) {
+        let (id, mark) = (id_of(&connection), connection.mark());
+        let is_deadly = came.as_ref().is_some_and(|came| came.is_deadly);
+        let arriving = came
+            .filter(|_| mark == 0)
+            .map(|came| Handshake::with(&self.daemon.limits, came.inbox, came.descriptors, true));
+        let is_arriving = arriving.is_some();
+        self.begin(connection, arriving);
+        let Some(restore) = self.restores.get_mut(&id) else { return };
+        for (client, task) in self.pager.clients_of(id) {
+            restore.clients.insert(client);
+            restore.tasks.extend(task);
+        }
+        if mark & RUNS != 0 {
+            self.begin_transfer(id);
+        } else if is_deadly {
+            self.refuse(id, &Failure::Deadly);
+        } else if is_arriving {
+            self.hear(id);
+        }
+    }
+
+    /// A descriptor of which nothing is noted.
+    fn take_unknown(&mut self, descriptor: OwnedFd, is_damaged: bool) {
+        match unknown(descriptor, std::iter::once(&self.daemon.listener)) {
+            Unknown::Peer(_, socket) => {
+                if let Err(error) = self.greet(socket) {
+                    tracing::warn!(%error, "a restorer cannot be heard");
+                }
+            }
+            Unknown::Userfaultfd(userfaultfd) if is_damaged => {
+                let reason = Failure::Damaged.to_string();
+                if let Err(error) = self.pager.refuse(userfaultfd, &[], reason) {
+                    tracing::error!(%error, "a task may read zeros");
+                }
+            }
+            Unknown::Userfaultfd(_) | Unknown::Other => {}
+        }
+    }
+
     /// Hears what a restorer has told.
     fn hear(&mut self, id: u64) {
         loop {
             let Some(restore) = self.restores.get_mut(&id) else { return };
-            let Some((connection, handshake)) = &mut restore.arriving else { return };
-            match handshake.advance(connection) {
+            let Some(handshake) = &mut restore.arriving else { return };
+            let advanced = for_client(ClientId(restore.connection.number), || {
+                handshake.advance(&restore.connection.socket)
+            });
+            match advanced {
                 Ok(None) => return,
                 Ok(Some(Told::Zombie(task))) => tracing::debug!(restore = id, task, "a zombie"),
                 Ok(Some(Told::Task(task, userfaultfd))) => self.take(id, task, userfaultfd),
@@ -322,7 +443,10 @@ impl Control {
             Some(extents) => {
                 // It is closed if it is not taken; but not the last that this process has.
                 let kept = userfaultfd.try_clone();
-                match self.pager.add_sparse(userfaultfd, &extents, self.daemon.images.source()) {
+                let owner = owner_of(id, Some(task));
+                let about = About { is_sparse: true, owner, source: 0 };
+                let source = self.daemon.images.source();
+                match self.pager.add_client(userfaultfd, &extents, source, about) {
                     Ok(client) => {
                         let bytes: u64 = extents.iter().map(|extent| extent.len).sum();
                         tracing::info!(restore = id, task, %client, bytes, "a task has come");
@@ -354,7 +478,8 @@ impl Control {
         if !RemoteUserfaultfd::is_one(userfaultfd.as_fd()) {
             return;
         }
-        match self.pager.refuse(userfaultfd, &[], why.to_owned()) {
+        let about = About { owner: owner_of(id, None), ..About::default() };
+        match self.pager.refuse_client(userfaultfd, &[], why.to_owned(), about) {
             Ok(client) => {
                 if let Some(restore) = self.restores.get_mut(&id) {
                     restore.clients.insert(client);
@@ -368,10 +493,10 @@ impl Control {
     /// ends them.
     fn refuse(&mut self, id: u64, why: &dyn Display) {
         let Some(restore) = self.restores.get_mut(&id) else { return };
-        let Some((connection, handshake)) = restore.arriving.take() else { return };
-        let _ = connection.shutdown(Shutdown::Both);
-        restore.has_failed = true;
-        let (pid, is_restorer) = (restore.peer.pid, !restore.tasks.is_empty());
+        let Some(handshake) = restore.arriving.take() else { return };
+        let _ = restore.connection.socket.shutdown(Shutdown::Both);
+        restore.mark(HAS_FAILED);
+        let (pid, is_restorer) = (restore.connection.peer.pid, !restore.tasks.is_empty());
         for &client in &restore.clients {
             self.pager.fail(client);
         }
@@ -389,11 +514,15 @@ impl Control {
     /// The tasks of a restore begin to run.
     fn begin_transfer(&mut self, id: u64) {
         let Some(restore) = self.restores.get_mut(&id) else { return };
-        restore.arriving = None;
+        let is_first = restore.arriving.take().is_some();
+        restore.mark(RUNS);
+        restore.connection.understood();
+        // As if it were closed.
+        let _ = restore.connection.socket.shutdown(Shutdown::Both);
         let expected = self.daemon.images.tasks().filter(|&task| {
             self.daemon.images.extents(task).is_some() && !restore.tasks.contains(&task)
         });
-        for task in expected {
+        for task in expected.filter(|_| is_first) {
             tracing::warn!(restore = id, task, "a task has not come");
         }
         match Transfer::start(Arc::clone(&self.pager)) {
@@ -411,7 +540,7 @@ impl Control {
                 tracing::info!(restore = id, tasks = restore.tasks.len(), "the tasks run");
             }
             Err(error) => {
-                restore.has_failed = true;
+                restore.mark(HAS_FAILED);
                 tracing::error!(restore = id, %error, "pages are only filled as they are touched");
             }
         }
@@ -437,10 +566,11 @@ impl Control {
             Notice::Failed { client, failure } => {
                 let Some((restore, of)) = self.restore_of(client) else { return };
                 // Else it was told of.
-                if !of.has_failed || !matches!(failure, Failure::Refused(_) | Failure::Stopped) {
+                if !of.has_failed() || !matches!(failure, Failure::Refused(_) | Failure::Stopped) {
                     tracing::error!(restore, %client, "a task cannot be served: {failure}");
                 }
-                of.has_failed = true;
+                of.mark(HAS_FAILED);
+                self.pager.note_told(client);
             }
             Notice::Kept { client } => {
                 tracing::error!(%client, "its memory cannot be poisoned: end the task");
@@ -473,7 +603,8 @@ impl Control {
         let over = self.restores.iter().filter(|(_, restore)| is_over(restore));
         for id in over.map(|(&id, _)| id).collect::<Vec<_>>() {
             let Some(restore) = self.restores.remove(&id) else { continue };
-            let Restore { transfer, tasks, stats, .. } = restore;
+            let has_failed = restore.has_failed();
+            let Restore { connection, transfer, tasks, stats, .. } = restore;
             let is_restorer = transfer.is_some() || !tasks.is_empty();
             let mut took = None;
             if let Some(Transfer { todo, thread, since }) = transfer {
@@ -483,13 +614,15 @@ impl Control {
                 took = Some(since.elapsed());
             }
             let Stats { faults, pages, poisoned, .. } = stats;
-            let has_failed = restore.has_failed || poisoned > 0;
+            let has_failed = has_failed || poisoned > 0;
             self.ended.stats += stats;
             match (is_restorer, has_failed) {
                 (false, _) => self.ended.refused += 1,
                 (true, true) => self.ended.failed += 1,
                 (true, false) => self.ended.complete += 1,
             }
+            self.table.set_counted(self.ended.to_words());
+            drop(connection);
             let tasks = tasks.len();
             if let Some(took) = took {
                 tracing::info!(restore = id, tasks, faults, pages, ?took, "a restore has ended");
@@ -497,11 +630,10 @@ impl Control {
         }
     }
 
-    fn stop(&mut self, stop: BorrowedFd<'_>) {
-        // Closed, it tells of it once.
-        self.hears_stop = rustix::io::read(stop, &mut [0; 64]) != Ok(0);
-        self.stops += 1;
-        if self.stops == 1 {
+    /// It was told to stop, so many times by now.
+    fn stop(&mut self, times: u64) {
+        self.stops = times;
+        if times == 1 {
             tracing::warn!("no restore is accepted any more");
             self.refuse_silent("the pager ends");
         } else {

@@ -17,12 +17,13 @@
 //! | calls | for |
 //! |---|---|
 //! | `read` `readv` `pread64` `preadv` `preadv2` `write` `writev` `lseek` `close` | sources, events, logs |
+//! | `memfd_create` `ftruncate` `fallocate`; `getdents64` of directories that are open | what is noted for the next process |
 //! | `fstat`, and with `AT_EMPTY_PATH` `newfstatat` `statx` | the lengths of open files |
-//! | `fcntl` to copy a descriptor, and for flags and seals | copies of descriptors, and their checks |
+//! | `fcntl` to copy a descriptor, and for flags and seals | copies of descriptors, and their checks; files that stay as long as they are |
 //! | `readlink` `readlinkat` | `/proc/self/fd`: what a descriptor is |
 //! | `unlink` `unlinkat`, if anything is removable | the daemon's socket, at its end |
 //! | `open` `openat`, if anything is writable | records of what clients ask for |
-//! | `ioctl` with `UFFDIO_COPY` `UFFDIO_ZEROPAGE` `UFFDIO_WAKE` `UFFDIO_POISON` `UFFDIO_UNREGISTER` `FIONBIO` | filling pages, and letting them go; sockets that do not wait |
+//! | `ioctl` with `UFFDIO_COPY` `UFFDIO_ZEROPAGE` `UFFDIO_WAKE` `UFFDIO_POISON` `UFFDIO_UNREGISTER` `FIONBIO` `FIONREAD` | filling pages, and letting them go; sockets that do not wait, and what they hold |
 //! | `mmap` `mprotect` without `PROT_EXEC`; `munmap` `mremap` `madvise` `mincore` `brk` | memory |
 //! | `clone` with `CLONE_THREAD`; `set_robust_list` `rseq` `sigaltstack` `sched_getaffinity` `gettid` `getpid`; `sched_setscheduler` to `SCHED_IDLE` | threads |
 //! | `prctl` with `PR_SET_NAME` | their names |
@@ -31,10 +32,14 @@
 //! | `rt_sigaction` `rt_sigprocmask` `rt_sigreturn` `rt_sigpending` `rt_sigtimedwait` `rt_sigsuspend` | signals |
 //! | `clock_gettime` `clock_getres` `clock_nanosleep` `nanosleep` `gettimeofday` | time |
 //! | `epoll_create1` `epoll_ctl` `epoll_wait` `epoll_pwait` `epoll_pwait2` `poll` `ppoll` `eventfd2` `timerfd_create` `timerfd_settime` `timerfd_gettime` | waiting |
-//! | `accept4` `recvmsg` `sendmsg` `recvfrom` `sendto` `getsockopt` `shutdown` | clients, on sockets that were made before |
+//! | `accept4` `recvmsg` `sendmsg` `recvfrom` `sendto` `getsockopt` `getsockname` `shutdown` | clients, on sockets that were made before |
 //! | `pidfd_open` `pidfd_send_signal` | the processes of clients |
 //! | `wait4` `waitid` | the end of [`ExecHelper`](crate::exec_helper::ExecHelper) |
 //! | `getrandom` | hash tables |
+//!
+//! A [`Keeper`](crate::Keeper) that enters it ([`Sandbox::starts_processes`]) keeps more: `clone` for
+//! processes, `tgkill` to any, and `seccomp` and `PR_SET_NO_NEW_PRIVS`, by which each process that it
+//! starts [gives these up](enter_as_started).
 //!
 //! `clone3` fails with `ENOSYS`, since its flags cannot be checked: C libraries then call `clone`.
 
@@ -81,6 +86,9 @@ pub struct Sandbox {
     pub writable: Vec<PathBuf>,
     /// Keeps `CAP_KILL`, if there is it: to kill clients of other users.
     pub kills_other_users: bool,
+    /// Keeps what a [`Keeper`](crate::Keeper) needs: to start processes, which then
+    /// [give that up](enter_as_started).
+    pub starts_processes: bool,
 }
 
 /// What a [`Sandbox`] is on this kernel, and for this user.
@@ -210,10 +218,39 @@ impl Sandbox {
         for call in CALLS.iter().chain(OLDER).chain(optional) {
             calls.insert(call.number, call.only.rules()?);
         }
+        for call in if self.starts_processes { STARTING } else { &[] } {
+            let rules = match call.number {
+                libc::SYS_prctl => [call.only.rules()?, Only::Equal(0, PRCTLS).rules()?].concat(),
+                _ => call.only.rules()?,
+            };
+            calls.insert(call.number, rules);
+        }
         seccompiler::apply_filter(&no_clone3)?;
         seccompiler::apply_filter(&filter(calls, refuse(libc::EPERM), SeccompAction::Allow)?)?;
         Ok(())
     }
+}
+
+/// Gives up, in a process that was started by one with [`Sandbox::starts_processes`], what that has
+/// kept. It is to be called by the only thread.
+///
+/// # Errors
+///
+/// See [`SandboxError`].
+pub fn enter_as_started() -> Result<(), SandboxError> {
+    restrict_started().map_err(SandboxError::Seccomp)
+}
+
+fn restrict_started() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let architecture = std::env::consts::ARCH.try_into()?;
+    let eperm = SeccompAction::Errno(libc::EPERM.cast_unsigned());
+    let mut refused = BTreeMap::from([(libc::SYS_seccomp, vec![])]);
+    let other_clones = Only::Without(0, libc::CLONE_THREAD as u64);
+    refused.insert(libc::SYS_clone, other_clones.rules()?);
+    refused.insert(libc::SYS_tgkill, Only::OtherProcess(0).rules()?);
+    let filter = SeccompFilter::new(refused, SeccompAction::Allow, eperm, architecture)?;
+    let filter: BpfProgram = filter.try_into()?;
+    Ok(seccompiler::apply_filter(&filter)?)
 }
 
 impl fmt::Display for Report {
@@ -252,11 +289,13 @@ enum Only {
     Without(u8, u64),
     /// The number of this process.
     ThisProcess(u8),
+    /// Another one.
+    OtherProcess(u8),
 }
 
 impl Only {
     fn rules(self) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
-        use SeccompCmpOp::{Eq, MaskedEq};
+        use SeccompCmpOp::{Eq, MaskedEq, Ne};
         // The kernel looks at no more than the lower half of any of these arguments.
         let rule = |argument, comparison, value| {
             let half = SeccompCmpArgLen::Dword;
@@ -272,19 +311,31 @@ impl Only {
             Self::ThisProcess(argument) => {
                 Ok(vec![rule(argument, Eq, u64::from(std::process::id()))?])
             }
+            Self::OtherProcess(argument) => {
+                Ok(vec![rule(argument, Ne, u64::from(std::process::id()))?])
+            }
         }
     }
 }
 
-/// `ioctl`s: of userfaultfds, and the one by which the standard library makes sockets nonblocking.
-const IOCTLS: &[u64] =
-    &[UFFDIO_UNREGISTER, UFFDIO_COPY, UFFDIO_ZEROPAGE, UFFDIO_WAKE, UFFDIO_POISON, FIONBIO];
+/// `ioctl`s: of userfaultfds, the one by which the standard library makes sockets nonblocking, and
+/// the one that says how many bytes can be read.
+const IOCTLS: &[u64] = &[
+    UFFDIO_UNREGISTER,
+    UFFDIO_COPY,
+    UFFDIO_ZEROPAGE,
+    UFFDIO_WAKE,
+    UFFDIO_POISON,
+    FIONBIO,
+    FIONREAD,
+];
 const UFFDIO_UNREGISTER: u64 = 0x8010_AA01;
 const UFFDIO_COPY: u64 = 0xC028_AA03;
 const UFFDIO_ZEROPAGE: u64 = 0xC020_AA04;
 const UFFDIO_WAKE: u64 = 0x8010_AA02;
 const UFFDIO_POISON: u64 = 0xC020_AA08;
 const FIONBIO: u64 = 0x5421;
+const FIONREAD: u64 = 0x541B;
 
 const FCNTLS: &[u64] = &[
     libc::F_DUPFD as u64,
@@ -294,7 +345,11 @@ const FCNTLS: &[u64] = &[
     libc::F_GETFL as u64,
     libc::F_SETFL as u64,
     libc::F_GET_SEALS as u64,
+    libc::F_ADD_SEALS as u64,
 ];
+
+/// Beside the one of names, what it takes to give up more.
+const PRCTLS: &[u64] = &[libc::PR_SET_NO_NEW_PRIVS as u64];
 
 /// Rows of system calls, with what an argument must be.
 macro_rules! calls {
@@ -318,7 +373,7 @@ const CALLS: &[Call] = calls! {
     SYS_read, SYS_readv, SYS_pread64, SYS_preadv, SYS_preadv2, SYS_write, SYS_writev,
     SYS_lseek, SYS_close, SYS_fstat, SYS_newfstatat With(3, EMPTY_PATH),
     SYS_statx With(2, EMPTY_PATH), SYS_fcntl Equal(1, FCNTLS), SYS_readlinkat,
-    SYS_ioctl Equal(1, IOCTLS),
+    SYS_ioctl Equal(1, IOCTLS), SYS_memfd_create, SYS_ftruncate, SYS_fallocate, SYS_getdents64,
     // Memory.
     SYS_mmap Without(2, EXECUTABLE), SYS_mprotect Without(2, EXECUTABLE), SYS_munmap, SYS_mremap,
     SYS_madvise, SYS_mincore, SYS_brk,
@@ -338,8 +393,14 @@ const CALLS: &[Call] = calls! {
     SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_pwait, SYS_epoll_pwait2, SYS_ppoll, SYS_eventfd2,
     SYS_timerfd_create, SYS_timerfd_settime, SYS_timerfd_gettime,
     // Clients.
-    SYS_accept4, SYS_recvmsg, SYS_sendmsg, SYS_recvfrom, SYS_sendto, SYS_getsockopt, SYS_shutdown,
+    SYS_accept4, SYS_recvmsg, SYS_sendmsg, SYS_recvfrom, SYS_sendto, SYS_getsockopt, SYS_getsockname,
+    SYS_shutdown,
     SYS_pidfd_open, SYS_pidfd_send_signal, SYS_wait4, SYS_waitid, SYS_getrandom,
+};
+
+/// Calls that start processes, and those by which these give up what they have more than others.
+const STARTING: &[Call] = calls! {
+    SYS_clone, SYS_tgkill, SYS_seccomp, SYS_prctl Equal(0, &[libc::PR_SET_NAME as u64]),
 };
 
 /// Calls that newer architectures do not have.

@@ -16,17 +16,22 @@ use pervma_pager::Source;
 use pervma_pager::sys::RemoteUserfaultfd;
 use rustix::event::{Timespec, epoll};
 
-use crate::client::{ClientError, ClientId};
+use crate::blame::for_client;
+use crate::client::{About, ClientError, ClientId};
+use crate::connection::{Came, Connection, Unknown, unknown};
 use crate::failure::Failure;
 use crate::handshake::Arrival;
 use crate::handshake::firecracker::Handshake;
+use crate::keeper::Kept;
 use crate::limits::Limits;
 use crate::notices::Notices;
-use crate::pager::{Notice, Options, Pager};
+use crate::pager::{Left, Notice, Options, Pager};
 use crate::peer::Peer;
 use crate::socket::{Made, listen_at};
 use crate::state::Extent;
+use crate::state::table::{CONNECTIONS, COUNTS, Entry, Kind, Slot, Table};
 use crate::stats::Stats;
+use crate::stop::Stop;
 use crate::working_set::{SourceId, WorkingSet, WorkingSetError};
 
 /// A socket at which clients arrive, all with the same bytes.
@@ -212,42 +217,102 @@ impl Server {
         self,
         stop: BorrowedFd<'_>,
         started: impl FnOnce() -> io::Result<()>,
+        look: impl FnMut(&Pager, &Ended),
+    ) -> io::Result<Ended> {
+        let kept = Kept::nothing(self.options.table(false)?);
+        self.run_kept(kept, stop, started, look)
+    }
+
+    /// Serves as [`run`](Self::run) does, in a process of a [`Keeper`](crate::Keeper), and goes on
+    /// from where the process before this one was.
+    ///
+    /// # Errors
+    ///
+    /// As for `run`.
+    pub fn run_kept(
+        self,
+        kept: Kept,
+        stop: BorrowedFd<'_>,
+        started: impl FnOnce() -> io::Result<()>,
         mut look: impl FnMut(&Pager, &Ended),
     ) -> io::Result<Ended> {
-        let (pager, notices) = Notices::start(&self.options)?;
+        let Kept { table, entries, mut descriptors, culprit, is_damaged, .. } = kept;
+        let of_client = |(_, entry): &(Slot, Entry)| entry.kind == Kind::Client;
+        let (clients, connections): (Vec<_>, Vec<_>) = entries.into_iter().partition(of_client);
+        let owners: Vec<_> =
+            clients.iter().map(|(_, entry)| (entry.owner, entry.number, entry.source)).collect();
+        let source = |entry: &Entry| {
+            let listen = self.listens.get(entry.source as usize)?;
+            Some(Arc::clone(&listen.source))
+        };
+        let left =
+            Left { entries: clients, descriptors: &mut descriptors, source: &source, culprit };
+        let (pager, notices) = Notices::start(&self.options, Arc::clone(&table), Some(left))?;
         started()?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let mut control = Control {
             server: self,
             epoll,
             pager: Some(Arc::new(pager)),
+            ended: Ended::of_words(table.counted()),
+            table,
             notices,
             pending: VecDeque::new(),
             served: HashMap::new(),
             recorded: HashMap::new(),
-            next: FIRST,
             looked: Instant::now(),
             is_resting: false,
-            ended: Ended::default(),
         };
-        control.watch(stop, STOP)?;
+        let stop = Stop::of(stop)?;
+        control.watch(stop.as_fd(), STOP)?;
         control.watch(control.notices.as_fd(), NOTICES)?;
+        for (_, client, source) in &owners {
+            control.take_left_client(ClientId(*client), *source);
+        }
+        for (slot, entry) in connections {
+            let left = Connection::left(slot, &entry, culprit, &mut descriptors);
+            let Some((connection, came)) = left else { continue };
+            let owns = |(owner, ..): &&(u64, u64, u64)| *owner == entry.number;
+            let client = owners.iter().find(owns).map(|(_, client, _)| ClientId(*client));
+            control.take_left(connection, came, client);
+        }
+        for descriptor in descriptors.rest() {
+            control.take_unknown(descriptor, is_damaged);
+        }
         control.listen()?;
-        while !control.turn(stop, &mut look)? {}
-        control.stop(stop, &mut look)?;
+        let mut times = 0;
+        while times == 0 {
+            times = control.turn(&stop, &mut look)?;
+        }
+        control.stop(&stop, times, &mut look)?;
+        control.table.note_over();
         Ok(control.ended)
+    }
+}
+
+impl Ended {
+    fn to_words(self) -> [u64; COUNTS] {
+        let Self { clients, refused, failed, stats } = self;
+        let mut words = [0; COUNTS];
+        words[..3].copy_from_slice(&[clients, refused, failed]);
+        words[3..].copy_from_slice(&stats.to_words());
+        words
+    }
+
+    fn of_words(words: [u64; COUNTS]) -> Self {
+        let [clients, refused, failed, ..] = words;
+        let stats = Stats::of_words(std::array::from_fn(|counter| words[3 + counter]));
+        Self { clients, refused, failed, stats }
     }
 }
 
 /// Threads that fill what was recorded.
 const REPLAYERS: usize = 2;
 
-/// Tokens: what is ready.
+/// Tokens: what is ready. Those of connections are their numbers.
 const STOP: u64 = 0;
 const NOTICES: u64 = 1;
 const LISTENS: u64 = 2;
-/// The first of handshakes and clients.
-const FIRST: u64 = 1 << 32;
 /// How often at least it is looked at the time.
 const LOOK: Duration = Duration::from_millis(500);
 /// Peers that are accepted in a row, before others are looked at.
@@ -255,17 +320,13 @@ const IN_A_ROW: usize = 64;
 
 /// A peer that has not said all yet.
 struct Pending {
-    token: u64,
-    listen: usize,
-    connection: UnixStream,
-    peer: Peer,
+    connection: Connection,
     handshake: Handshake,
 }
 
 /// A client.
 struct Served {
-    connection: UnixStream,
-    peer: Peer,
+    connection: Connection,
     client: ClientId,
 }
 
@@ -273,13 +334,13 @@ struct Control {
     server: Server,
     epoll: OwnedFd,
     pager: Option<Arc<Pager>>,
+    table: Arc<Table>,
     notices: Notices,
     /// The oldest first.
     pending: VecDeque<Pending>,
     served: HashMap<u64, Served>,
     /// The sources of clients, if what they ask for is recorded.
     recorded: HashMap<ClientId, Arc<dyn Source>>,
-    next: u64,
     looked: Instant,
     /// Nobody is accepted now.
     is_resting: bool,
@@ -297,12 +358,8 @@ impl Control {
         let _ = epoll::delete(&self.epoll, fd);
     }
 
-    /// Whether it is time to stop.
-    fn turn(
-        &mut self,
-        stop: BorrowedFd<'_>,
-        look: &mut impl FnMut(&Pager, &Ended),
-    ) -> io::Result<bool> {
+    /// How often it was told to stop, if now.
+    fn turn(&mut self, stop: &Stop<'_>, look: &mut impl FnMut(&Pager, &Ended)) -> io::Result<u64> {
         let mut ready = [const { MaybeUninit::uninit() }; 64];
         let most = Timespec { tv_sec: 0, tv_nsec: LOOK.subsec_nanos().into() };
         let tokens: Vec<u64> = match epoll::wait(&self.epoll, &mut ready, Some(&most)) {
@@ -310,18 +367,12 @@ impl Control {
             Err(rustix::io::Errno::INTR) => Vec::new(),
             Err(error) => return Err(error.into()),
         };
-        let mut is_over = false;
+        let mut times = 0;
         for token in tokens {
             match token {
-                STOP => {
-                    // Closed, it tells of it once.
-                    if rustix::io::read(stop, &mut [0; 64]) == Ok(0) {
-                        self.unwatch(stop);
-                    }
-                    is_over = true;
-                }
+                STOP => times = stop.times(),
                 NOTICES => self.read_notices(),
-                FIRST.. => self.hear(token),
+                CONNECTIONS.. => self.hear(token),
                 listen => self.accept((listen - LISTENS) as usize),
             }
         }
@@ -335,7 +386,7 @@ impl Control {
                 look(pager, &self.ended);
             }
         }
-        Ok(is_over)
+        Ok(times)
     }
 
     fn accept(&mut self, listen: usize) {
@@ -380,11 +431,12 @@ impl Control {
         Ok(())
     }
 
-    fn greet(&mut self, listen: usize, connection: UnixStream) -> io::Result<()> {
-        connection.set_nonblocking(true)?;
-        let peer = Peer::of(&connection)?;
+    fn greet(&mut self, listen: usize, socket: UnixStream) -> io::Result<()> {
+        let inbox = Handshake::inbox(&self.server.limits, self.table.is_kept())?;
+        let connection = Connection::of(&self.table, listen, socket, &inbox)?;
+        let peer = &connection.peer;
         if self.server.uids.as_ref().is_some_and(|uids| !uids.contains(&peer.uid)) {
-            self.refuse(&peer, &"its user is not one that is served");
+            self.refuse(peer, &"its user is not one that is served");
             return Ok(());
         }
         if self.pending.len() >= self.server.limits.handshakes
@@ -392,24 +444,89 @@ impl Control {
         {
             self.refuse_pending(oldest, "too many peers have not said what they want");
         }
-        let token = self.next;
-        self.next += 1;
-        self.watch(connection.as_fd(), token)?;
-        let handshake = Handshake::new(&self.server.limits);
-        self.pending.push_back(Pending { token, listen, connection, peer, handshake });
+        let token = connection.number;
+        self.watch(connection.socket.as_fd(), token)?;
+        let handshake = Handshake::with(&self.server.limits, inbox, Vec::new());
+        self.pending.push_back(Pending { connection, handshake });
         self.hear(token);
         Ok(())
     }
 
+    /// A client that another process has served.
+    fn take_left_client(&mut self, client: ClientId, source: u64) {
+        let Some(listen) = self.server.listens.get(source as usize) else { return };
+        if let Some(pager) = &self.pager {
+            for set in &listen.replays {
+                pager.replay(client, set);
+            }
+        }
+        if self.server.record.is_some() {
+            self.recorded.insert(client, Arc::clone(&listen.source));
+        }
+    }
+
+    /// A connection that another process had.
+    fn take_left(&mut self, connection: Connection, came: Option<Came>, client: Option<ClientId>) {
+        if let Some(client) = client {
+            connection.understood();
+            return self.keep_connection(Served { connection, client });
+        }
+        // Else its client has gone.
+        let Some(Came { inbox, descriptors, is_deadly }) = came else { return };
+        let handshake = Handshake::with(&self.server.limits, inbox, descriptors);
+        let token = connection.number;
+        let is_watched = self.watch(connection.socket.as_fd(), token).is_ok();
+        let pending = Pending { connection, handshake };
+        if is_deadly || !is_watched {
+            return self.refuse_pending(pending, &Failure::Deadly.to_string());
+        }
+        self.pending.push_back(pending);
+        self.hear(token);
+    }
+
+    /// A descriptor of which nothing is noted.
+    fn take_unknown(&mut self, descriptor: OwnedFd, is_damaged: bool) {
+        let listeners = self.server.listens.iter().map(|listen| &*listen.listener);
+        match unknown(descriptor, listeners) {
+            Unknown::Peer(listen, socket) => {
+                if let Err(error) = self.greet(listen, socket) {
+                    tracing::warn!(%error, "a peer cannot be heard");
+                }
+            }
+            Unknown::Userfaultfd(userfaultfd) if is_damaged => {
+                if let Some(pager) = &self.pager
+                    && let Err(error) = pager.refuse(userfaultfd, &[], Failure::Damaged.to_string())
+                {
+                    tracing::error!(%error, "its memory may read as zeros");
+                }
+            }
+            Unknown::Userfaultfd(_) | Unknown::Other => {}
+        }
+    }
+
+    /// Looks whether a client closes its connection, or ends.
+    fn keep_connection(&mut self, served: Served) {
+        let token = served.connection.number;
+        if let Some(pidfd) = &served.connection.peer.pidfd
+            && let Err(error) = self.watch(pidfd.as_fd(), token)
+        {
+            tracing::warn!(client = %served.client, %error, "its end is seen late");
+        }
+        self.served.insert(token, served);
+    }
+
     /// Something has come from a peer or a client, or one of them has gone.
     fn hear(&mut self, token: u64) {
-        let pending = self.pending.iter().position(|pending| pending.token == token);
+        let pending = self.pending.iter().position(|pending| pending.connection.number == token);
         if let Some(mut pending) = pending.and_then(|at| self.pending.remove(at)) {
-            let source = &self.server.listens[pending.listen].source;
-            match pending.handshake.advance(&pending.connection, source.size()) {
+            let source = &self.server.listens[pending.connection.listen].source;
+            let advanced = for_client(ClientId(token), || {
+                pending.handshake.advance(&pending.connection.socket, source.size())
+            });
+            match advanced {
                 Ok(None) => {
                     // In the order in which they came.
-                    let at = self.pending.partition_point(|other| other.token < token);
+                    let at = self.pending.partition_point(|other| other.connection.number < token);
                     self.pending.insert(at, pending);
                 }
                 Ok(Some(arrival)) => self.take(pending, arrival),
@@ -417,9 +534,10 @@ impl Control {
             }
         } else if let Some(served) = self.served.get(&token) {
             // It has closed its end, or its process has ended. What else it says is not heard.
-            self.unwatch(&served.connection);
-            if let Some(pidfd) = &served.peer.pidfd
-                && served.peer.has_exited()
+            self.unwatch(&served.connection.socket);
+            let peer = &served.connection.peer;
+            if let Some(pidfd) = &peer.pidfd
+                && peer.has_exited()
             {
                 self.unwatch(pidfd);
             }
@@ -431,19 +549,24 @@ impl Control {
 
     fn take(&mut self, pending: Pending, arrival: Arrival) {
         let Some(pager) = &self.pager else { return };
-        let listen = &self.server.listens[pending.listen];
+        let listen = &self.server.listens[pending.connection.listen];
         let source = Arc::clone(&listen.source);
         let bytes: u64 = arrival.extents.iter().map(|extent| extent.len).sum();
         // It is closed if it is not taken; but not the last that this process has.
         let kept = arrival.userfaultfd.try_clone();
-        let client = match pager.add(arrival.userfaultfd, &arrival.extents, source) {
+        let about = About {
+            owner: pending.connection.number,
+            source: pending.connection.listen as u64,
+            ..About::default()
+        };
+        let client = match pager.add_client(arrival.userfaultfd, &arrival.extents, source, about) {
             Ok(client) => client,
             Err(error) => {
                 // What cannot be described is poisoned as it is touched.
                 let is_described = !matches!(error, ClientError::Memory(_));
                 let extents = if is_described { &arrival.extents[..] } else { &[] };
                 let error = error.to_string();
-                self.refuse(&pending.peer, &error);
+                self.refuse(&pending.connection.peer, &error);
                 return match kept {
                     Ok(kept) => self.fail_closed(pending, kept, extents, error),
                     Err(error) => tracing::error!(%error, "its memory may read as zeros"),
@@ -456,34 +579,38 @@ impl Control {
         if self.server.record.is_some() {
             self.recorded.insert(client, Arc::clone(&listen.source));
         }
-        let Pending { token, connection, peer, .. } = pending;
+        let Pending { connection, handshake } = pending;
+        connection.understood();
+        drop(handshake);
         self.ended.clients += 1;
+        self.note_ended();
+        let peer = &connection.peer;
         tracing::info!(%client, pid = peer.pid, uid = peer.uid, bytes, "a client has come");
         if matches!(self.server.on_failure, OnFailure::Kill)
             && let Err(error) = peer.can_be_signalled()
         {
             tracing::warn!(%client, %error, "it can only be poisoned if it cannot be served");
         }
-        if let Some(pidfd) = &peer.pidfd
-            && let Err(error) = self.watch(pidfd.as_fd(), token)
-        {
-            tracing::warn!(%client, %error, "its end is seen late");
-        }
-        self.served.insert(token, Served { connection, peer, client });
+        self.keep_connection(Served { connection, client });
+    }
+
+    fn note_ended(&self) {
+        self.table.set_counted(self.ended.to_words());
     }
 
     fn refuse(&mut self, peer: &Peer, error: &dyn fmt::Display) {
         self.ended.refused += 1;
+        self.note_ended();
         tracing::warn!(pid = peer.pid, uid = peer.uid, "a peer is refused: {error}");
     }
 
     /// Refuses a peer that has perhaps brought a userfaultfd, and not said of which memory.
     fn refuse_pending(&mut self, mut pending: Pending, error: &str) {
-        self.refuse(&pending.peer, &error);
+        self.refuse(&pending.connection.peer, &error);
         // What it has sent is there, and it sends no more.
-        let _ = pending.connection.shutdown(Shutdown::Read);
-        let len = self.server.listens[pending.listen].source.size();
-        if let Ok(Some(arrival)) = pending.handshake.advance(&pending.connection, len) {
+        let _ = pending.connection.socket.shutdown(Shutdown::Read);
+        let len = self.server.listens[pending.connection.listen].source.size();
+        if let Ok(Some(arrival)) = pending.handshake.advance(&pending.connection.socket, len) {
             let Arrival { userfaultfd, extents, .. } = arrival;
             return self.fail_closed(pending, userfaultfd, &extents, error.to_owned());
         }
@@ -510,12 +637,14 @@ impl Control {
         reason: String,
     ) {
         let Some(pager) = &self.pager else { return };
-        match pager.refuse(userfaultfd, extents, reason) {
+        let about = About { owner: pending.connection.number, ..About::default() };
+        match pager.refuse_client(userfaultfd, extents, reason, about) {
             Ok(client) => {
-                let Pending { token, connection, peer, .. } = pending;
+                let Pending { connection, .. } = pending;
+                connection.understood();
                 // It sees that it was refused.
-                let _ = connection.shutdown(Shutdown::Both);
-                self.served.insert(token, Served { connection, peer, client });
+                let _ = connection.socket.shutdown(Shutdown::Both);
+                self.served.insert(connection.number, Served { connection, client });
             }
             // There is no memory that would be zeros.
             Err(ClientError::NotUserfaultfd(_) | ClientError::NotSetUp) => {}
@@ -525,7 +654,7 @@ impl Control {
 
     /// Refuses peers that take too long.
     fn drop_late(&mut self) {
-        let late: Vec<u64> = self.pending.iter().map(|pending| pending.token).collect();
+        let late: Vec<u64> = self.pending.iter().map(|pending| pending.connection.number).collect();
         for token in late {
             self.hear(token);
         }
@@ -556,6 +685,7 @@ impl Control {
                     }
                     _ => {
                         self.ended.failed += 1;
+                        self.note_ended();
                         tracing::error!(%client, "a client cannot be served: {failure}");
                     }
                 }
@@ -563,8 +693,13 @@ impl Control {
                 match (served, &mut self.server.on_failure) {
                     // The processes of forked children are not known.
                     (None, _) | (_, OnFailure::Poison) => {}
-                    (Some(served), OnFailure::Tell(tell)) => tell(&served.peer, &failure),
+                    (Some(served), OnFailure::Tell(tell)) => {
+                        tell(&served.connection.peer, &failure)
+                    }
                     (Some(served), OnFailure::Kill) => kill(served),
+                }
+                if let Some(pager) = &self.pager {
+                    pager.note_told(client);
                 }
             }
             Notice::Kept { client } => {
@@ -597,6 +732,7 @@ impl Control {
 
     fn forget(&mut self, client: ClientId, stats: Stats) {
         self.ended.stats += stats;
+        self.note_ended();
         self.served.retain(|_, served| served.client != client);
     }
 
@@ -620,7 +756,8 @@ impl Control {
     /// Does what is to be done with clients at the end.
     fn stop(
         &mut self,
-        stop: BorrowedFd<'_>,
+        stop: &Stop<'_>,
+        times: u64,
         look: &mut impl FnMut(&Pager, &Ended),
     ) -> io::Result<()> {
         for listen in 0..self.server.listens.len() {
@@ -629,9 +766,13 @@ impl Control {
         for pending in std::mem::take(&mut self.pending) {
             self.refuse_pending(pending, "the pager ends");
         }
-        self.server.listens.clear();
+        // The next process has them too, so they are not closed.
+        self.server.listens.iter().filter_map(|listen| listen.made.as_ref()).for_each(|made| {
+            made.remove();
+        });
         let begin = Instant::now();
-        match self.server.on_stop {
+        let on_stop = if times > 1 { OnStop::Fail } else { self.server.on_stop };
+        match on_stop {
             OnStop::Fail => {}
             OnStop::Drain(most) => {
                 tracing::info!("clients are served until they have gone");
@@ -639,7 +780,7 @@ impl Control {
                     pager.as_ref().is_some_and(|pager| !pager.clients().is_empty())
                 };
                 while is_any(&self.pager) && begin.elapsed() < most {
-                    if self.turn(stop, look)? {
+                    if self.turn(stop, look)? > 0 {
                         break;
                     }
                 }
@@ -648,7 +789,7 @@ impl Control {
                 tracing::info!("all that clients miss is filled");
                 let filled = self.fill()?;
                 while filled.try_recv() == Err(TryRecvError::Empty) {
-                    if self.turn(stop, look)?
+                    if self.turn(stop, look)? > 0
                         && let Some(pager) = &self.pager
                     {
                         for client in pager.clients() {
@@ -688,7 +829,7 @@ impl Control {
 }
 
 fn kill(served: &Served) {
-    if let Err(error) = served.peer.kill() {
+    if let Err(error) = served.connection.peer.kill() {
         tracing::error!(client = %served.client, %error, "it cannot be killed");
     }
 }

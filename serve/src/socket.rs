@@ -56,12 +56,19 @@ impl Made {
     }
 }
 
-impl Drop for Made {
-    fn drop(&mut self) {
+impl Made {
+    /// Removes it, if it is still there. Again it does nothing.
+    pub(crate) fn remove(&self) {
         if place(&self.file).is_ok_and(|place| place == self.place) {
             // The sandbox may refuse it.
             let _ = fs::remove_file(&self.path);
         }
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        self.remove();
     }
 }
 

@@ -21,37 +21,29 @@ pub(crate) enum Counter {
     Forks,
 }
 
-const COUNTERS: usize = Counter::Forks as usize + 1;
+pub(crate) const COUNTERS: usize = Counter::Forks as usize + 1;
 
 /// Counts of a client.
-#[derive(Debug, Default)]
-pub(crate) struct Counters([AtomicU64; COUNTERS]);
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Counters<'c>(&'c [AtomicU64; COUNTERS]);
 
-impl Counters {
-    pub(crate) fn add(&self, counter: Counter, count: u64) {
+impl<'c> Counters<'c> {
+    pub(crate) fn of(counts: &'c [AtomicU64; COUNTERS]) -> Self {
+        Self(counts)
+    }
+
+    pub(crate) fn add(self, counter: Counter, count: u64) {
         // RELAXED: here and below, numbers that guard nothing.
         self.0[counter as usize].fetch_add(count, Relaxed);
     }
 
-    pub(crate) fn get(&self, counter: Counter) -> u64 {
+    pub(crate) fn get(self, counter: Counter) -> u64 {
         self.0[counter as usize].load(Relaxed)
     }
 
-    pub(crate) fn stats(&self) -> Stats {
-        let of = |counter| self.get(counter);
-        Stats {
-            faults: of(Counter::Faults),
-            pages: of(Counter::Pages),
-            zeros: of(Counter::Zeros),
-            ahead: of(Counter::Ahead),
-            reads: of(Counter::Reads),
-            retries: of(Counter::Retries),
-            poisoned: of(Counter::Poisoned),
-            removes: of(Counter::Removes),
-            unmaps: of(Counter::Unmaps),
-            remaps: of(Counter::Remaps),
-            forks: of(Counter::Forks),
-        }
+    pub(crate) fn stats(self) -> Stats {
+        // RELAXED: as above.
+        Stats::of_words(std::array::from_fn(|counter| self.0[counter].load(Relaxed)))
     }
 }
 
@@ -82,6 +74,33 @@ pub struct Stats {
     pub remaps: u64,
     /// Children that were forked.
     pub forks: u64,
+}
+
+impl Stats {
+    pub(crate) fn to_words(self) -> [u64; COUNTERS] {
+        let Self { faults, pages, zeros, ahead, reads, retries, poisoned, .. } = self;
+        let Self { removes, unmaps, remaps, forks, .. } = self;
+        [faults, pages, zeros, ahead, reads, retries, poisoned, removes, unmaps, remaps, forks]
+    }
+
+    /// In the order of [`Counter`].
+    pub(crate) fn of_words(words: [u64; COUNTERS]) -> Self {
+        let [faults, pages, zeros, ahead, reads, retries, poisoned, ..] = words;
+        let [.., removes, unmaps, remaps, forks] = words;
+        Self {
+            faults,
+            pages,
+            zeros,
+            ahead,
+            reads,
+            retries,
+            poisoned,
+            removes,
+            unmaps,
+            remaps,
+            forks,
+        }
+    }
 }
 
 impl std::ops::AddAssign for Stats {

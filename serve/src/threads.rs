@@ -2,13 +2,31 @@
 //! go first.
 #![expect(unsafe_code, reason = "a scheduling class, which rustix does not have")]
 
-use std::{fs, io};
+use std::io;
+
+use crate::state::descriptors::List;
 
 /// An error unless the calling thread is the only one of this process.
 pub(crate) fn expect_one() -> io::Result<()> {
-    match fs::read_dir("/proc/self/task")?.count() {
+    expect_one_of(&List::of_threads()?)
+}
+
+/// An error unless there is one of these threads.
+pub(crate) fn expect_one_of(threads: &List) -> io::Result<()> {
+    match threads.numbers()?.len() {
         1 => Ok(()),
         count => Err(io::Error::other(format!("this must be called with one thread, not {count}"))),
+    }
+}
+
+/// Does the work of a thread. If it panics, and another process takes the place of this one, this
+/// one ends: a thread less would be noticed by nobody.
+pub(crate) fn or_die(is_kept: bool, work: impl FnOnce()) {
+    // It has told of its panic.
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
+        Err(_) if is_kept => std::process::abort(),
+        Err(panic) => std::panic::resume_unwind(panic),
+        Ok(()) => {}
     }
 }
 

@@ -12,6 +12,8 @@
 #![expect(clippy::disallowed_types, reason = "flags of tests")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "common/child.rs"]
+mod child;
 mod common;
 #[path = "common/images.rs"]
 mod images;
@@ -32,7 +34,7 @@ use common::{
 };
 use pervma_pager::{ReadFailed, Source};
 use pervma_serve::images::Images;
-use pervma_serve::{Limits, Listen, OnStop, Options, Restores, Server};
+use pervma_serve::{Keeper, Kept, Limits, Listen, OnStop, Options, Restores, Server};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -45,7 +47,9 @@ const GROWTH: usize = 3;
 /// A thread has these pages for itself, one behind the other, and others only look.
 const THREADS: usize = 3;
 const CLIENT: &str = "PERVMA_SOAK_CLIENT";
+const DAEMON: &str = "PERVMA_SOAK_DAEMON";
 const SEED: u64 = 17;
+const SOCKET: &str = "socket";
 
 /// How clients arrive.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,6 +73,13 @@ struct Moody {
     reads: AtomicUsize,
     /// Of each page, whether the last read from there has failed.
     has_failed: Vec<AtomicBool>,
+}
+
+impl Moody {
+    fn of(bytes: Vec<u8>) -> Self {
+        let has_failed = std::iter::repeat_with(AtomicBool::default).take(PAGES).collect();
+        Self { bytes, reads: AtomicUsize::new(0), has_failed }
+    }
 }
 
 impl Source for Moody {
@@ -319,14 +330,9 @@ fn clients_do_as_they_like() {
     let _alone = alone_for(Duration::from_secs(2 * seconds + 120));
     log();
     let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("socket");
+    let socket = folder.path().join(SOCKET);
     let bytes = random_bytes(PAGES * PAGE, SEED);
-    let source = Arc::new(Moody {
-        bytes,
-        reads: AtomicUsize::new(0),
-        has_failed: std::iter::repeat_with(AtomicBool::default).take(PAGES).collect(),
-    });
-    let listen = Listen::at(&socket, source).unwrap();
+    let listen = Listen::at(&socket, Arc::new(Moody::of(bytes))).unwrap();
     let (stop, stopped) = UnixStream::pair().unwrap();
     let options = Options::new().workers(3).granule(GRANULE).ahead(4);
     let server = Server::new(vec![listen], options, Limits::default())
@@ -357,6 +363,110 @@ fn clients_do_as_they_like() {
     println!("most at a time: {}", seen.lock().unwrap().1);
 }
 
+/// A daemon whose serving process dies again and again, if this is the process of one. It ends when
+/// its standard input does.
+fn keep(protocol: Protocol) -> bool {
+    let Ok(folder) = std::env::var(DAEMON) else { return false };
+    let socket = Path::new(&folder).join(SOCKET);
+    let serve = || {
+        let options = Options::new().workers(3).fillers(2).granule(GRANULE).ahead(4);
+        let keeper = Keeper::new(&options).unwrap();
+        let until = Instant::now() + Duration::from_secs(seconds());
+        let stop = std::io::stdin();
+        let begin = |kept: &Kept| {
+            log();
+            pervma_serve::steps::die_at_random(often(), until).unwrap();
+            println!("{} processes have died", kept.before());
+        };
+        let ended = match protocol {
+            Protocol::Firecracker => {
+                let bytes = random_bytes(PAGES * PAGE, SEED);
+                let listen = Listen::at(&socket, Arc::new(Moody::of(bytes))).unwrap();
+                let server = Server::new(vec![listen], options, Limits::default())
+                    .on_stop(OnStop::Drain(Duration::from_secs(30)));
+                keeper.run(|kept| {
+                    begin(&kept);
+                    let ended = server.run_kept(kept, stop.as_fd(), || Ok(()), |_, _| ()).unwrap();
+                    println!("{ended:?}");
+                    u8::from(ended.failed > 0)
+                })
+            }
+            Protocol::Criu => {
+                let images = Images::open(Path::new(&folder)).unwrap();
+                let restores = Restores::at(&socket, images, options, Limits::default()).unwrap();
+                keeper.run(|kept| {
+                    begin(&kept);
+                    let ended = restores.run_kept(kept, stop.as_fd(), || Ok(())).unwrap();
+                    println!("{ended:?}");
+                    0
+                })
+            }
+        };
+        assert_eq!(ended.unwrap(), 0);
+    };
+    let status = child::with_one_thread(serve, |_| ());
+    assert!(status.success(), "{status}");
+    true
+}
+
+/// How often serving processes die on average.
+fn often() -> Duration {
+    let millis = std::env::var("PERVMA_SOAK_DEATHS").map_or(30, |text| text.parse().unwrap());
+    Duration::from_millis(millis)
+}
+
+fn die_again_and_again(protocol: Protocol, name: &str) {
+    if play(protocol) || keep(protocol) {
+        return;
+    }
+    let seconds = seconds();
+    let _alone = alone_for(Duration::from_secs(2 * seconds + 120));
+    let folder = tempfile::tempdir().unwrap();
+    if protocol == Protocol::Criu {
+        write_images(folder.path());
+    }
+    let socket = folder.path().join(SOCKET);
+    let mut daemon = child::command(name, "keep")
+        .env(DAEMON, folder.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while UnixStream::connect(&socket).is_err() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let (ended, killed) = run_clients(name, &socket, seconds);
+    drop(daemon.stdin.take());
+    let output = daemon.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", output.status);
+    println!("{ended} clients have ended, {killed} were killed");
+    let output = String::from_utf8_lossy(&output.stdout);
+    let said: Vec<_> = output.lines().filter(|line| line.contains("processes have died")).collect();
+    assert!(said.len() > 2, "{output}");
+    println!("{}", said[said.len() - 1]);
+}
+
+#[test]
+fn clients_do_as_they_like_while_the_serving_process_dies_again_and_again() {
+    let name = "clients_do_as_they_like_while_the_serving_process_dies_again_and_again";
+    die_again_and_again(Protocol::Firecracker, name);
+}
+
+#[test]
+fn restored_tasks_do_as_they_like_while_the_serving_process_dies_again_and_again() {
+    let name = "restored_tasks_do_as_they_like_while_the_serving_process_dies_again_and_again";
+    die_again_and_again(Protocol::Criu, name);
+}
+
+fn write_images(folder: &Path) {
+    let bytes = random_bytes(PAGES * PAGE, SEED);
+    images::write_tasks(folder, &[1]);
+    let place = images::START..images::START + bytes.len();
+    images::write_mm(folder, 1, &[images::vma(&place, 0x22)]);
+    let entries = [(0..PAGES, images::LAZY | images::PRESENT)];
+    images::write_pages(folder, 1, &bytes, &entries);
+}
+
 #[test]
 fn restored_tasks_do_as_they_like() {
     if play(Protocol::Criu) {
@@ -366,13 +476,8 @@ fn restored_tasks_do_as_they_like() {
     let _alone = alone_for(Duration::from_secs(2 * seconds + 120));
     log();
     let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("lazy-pages.socket");
-    let bytes = random_bytes(PAGES * PAGE, SEED);
-    images::write_tasks(folder.path(), &[1]);
-    let place = images::START..images::START + bytes.len();
-    images::write_mm(folder.path(), 1, &[images::vma(&place, 0x22)]);
-    let entries = [(0..PAGES, images::LAZY | images::PRESENT)];
-    images::write_pages(folder.path(), 1, &bytes, &entries);
+    let socket = folder.path().join(SOCKET);
+    write_images(folder.path());
     let images = Images::open(folder.path()).unwrap();
     let options = Options::new().workers(3).fillers(2).granule(GRANULE);
     let restores = Restores::at(&socket, images, options, Limits::default()).unwrap();

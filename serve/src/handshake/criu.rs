@@ -9,22 +9,19 @@
 //! | the number `0x52535446` | the restore has finished: the tasks begin to run |
 //! | what follows that | nothing |
 
-use std::io::IoSliceMut;
-use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use rustix::cmsg_space;
 use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg as receive,
-};
 
 use crate::limits::Limits;
+use crate::state::inbox::Inbox;
 
 /// The restore has finished.
 const FINISHED: i32 = 0x5253_5446;
+/// Bytes of a number.
+const NUMBER: usize = 4;
 /// No task has a larger number, in any kernel.
 const MOST_TASKS: i32 = 1 << 22;
 
@@ -53,11 +50,14 @@ pub struct Handshake {
     /// When what is told now began to come.
     since: Instant,
     state: State,
-    /// The bytes of a number that have come.
-    bytes: [u8; 4],
-    count: usize,
+    /// What has come of what is told now; there is none before something has.
+    inbox: Option<Inbox>,
+    /// How many bytes of it are taken.
+    taken: usize,
     /// What has come and was not given to the caller.
     descriptors: Vec<OwnedFd>,
+    /// Descriptors that have come to a process before this one were given to it.
+    were_given: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +66,8 @@ enum State {
     Number,
     /// The next is this task's descriptor.
     Descriptor(u32),
+    /// Something was told to the caller.
+    Told,
     Finished,
 }
 
@@ -130,10 +132,27 @@ impl Handshake {
             limit: limits.handshake,
             since: Instant::now(),
             state: State::Number,
-            bytes: [0; 4],
-            count: 0,
+            inbox: None,
+            taken: 0,
             descriptors: Vec::new(),
+            were_given: false,
         }
+    }
+
+    /// Begins now, with what has come already: to a process before this one, if `is_left`.
+    pub(crate) fn with(
+        limits: &Limits,
+        inbox: Inbox,
+        descriptors: Vec<OwnedFd>,
+        is_left: bool,
+    ) -> Self {
+        let were_given = is_left && descriptors.is_empty();
+        Self { inbox: Some(inbox), descriptors, were_given, ..Self::new(limits) }
+    }
+
+    /// An inbox for what is told at a time; in a file, if `is_kept`.
+    pub(crate) fn inbox(is_kept: bool) -> std::io::Result<Inbox> {
+        Inbox::new(NUMBER + 1, is_kept)
     }
 
     /// Receives what is there, and returns what was told next; `None` if nothing more was told yet,
@@ -150,9 +169,14 @@ impl Handshake {
     /// last is to be [taken](Self::into_descriptors): closed, a userfaultfd lets missing pages be
     /// zeros.
     pub fn advance(&mut self, connection: &UnixStream) -> Result<Option<Told>, HandshakeError> {
+        if self.state == State::Told {
+            // Noted by the caller, who would be told of it again else.
+            self.begin();
+        }
         loop {
             let told = match self.state {
                 State::Finished => return Ok(None),
+                State::Told => Progress::More,
                 State::Number => self.number(connection)?,
                 State::Descriptor(task) => self.descriptor(connection, task)?,
             };
@@ -168,8 +192,8 @@ impl Handshake {
     }
 
     fn is_late(&self) -> bool {
-        let is_waited_for = matches!(self.state, State::Descriptor(_)) || self.count > 0;
-        is_waited_for && self.since.elapsed() >= self.limit
+        let has_come = self.inbox.as_ref().is_some_and(|inbox| !inbox.bytes().is_empty());
+        has_come && self.since.elapsed() >= self.limit
     }
 
     /// The descriptors that have come, and were not told of.
@@ -178,35 +202,45 @@ impl Handshake {
         self.descriptors
     }
 
+    /// What is told next begins to come.
+    fn begin(&mut self) {
+        self.state = State::Number;
+        self.taken = 0;
+        if let Some(inbox) = &mut self.inbox {
+            inbox.clear();
+        }
+    }
+
     fn number(&mut self, connection: &UnixStream) -> Result<Progress, HandshakeError> {
-        let mut bytes = [0; 4];
-        let Some(received) = self.receive(connection, self.count, &mut bytes)? else {
-            return Ok(Progress::Nothing);
-        };
-        if self.count == 0 {
-            self.since = Instant::now();
-        }
-        let came = self.count..self.count + received.bytes;
-        self.bytes[came.clone()].copy_from_slice(&bytes[came]);
-        self.count += received.bytes;
-        if received.descriptors > 0 {
-            return Err(HandshakeError::UnexpectedDescriptor);
-        }
-        if self.count < self.bytes.len() {
+        let came = self.come();
+        if came < NUMBER {
+            let Some(received) = self.receive(connection, NUMBER - came)? else {
+                return Ok(Progress::Nothing);
+            };
+            if came == 0 {
+                self.since = Instant::now();
+            }
+            if received.descriptors > 0 {
+                return Err(HandshakeError::UnexpectedDescriptor);
+            }
             return Ok(Progress::More);
         }
-        self.count = 0;
-        let number = i32::from_ne_bytes(self.bytes);
+        let mut bytes = [0; NUMBER];
+        if let Some(inbox) = &self.inbox {
+            bytes.copy_from_slice(&inbox.bytes()[..NUMBER]);
+        }
+        self.taken = NUMBER;
+        let number = i32::from_ne_bytes(bytes);
         if number == FINISHED {
             self.state = State::Finished;
             return Ok(Progress::Told(Told::Finished));
         }
         let task = number.unsigned_abs();
         if number == 0 || task > MOST_TASKS.unsigned_abs() {
-            return Err(HandshakeError::NoTask { found: u32::from_ne_bytes(self.bytes) });
+            return Err(HandshakeError::NoTask { found: u32::from_ne_bytes(bytes) });
         }
         if number < 0 {
-            self.state = State::Number;
+            self.state = State::Told;
             return Ok(Progress::Told(Told::Zombie(task)));
         }
         self.state = State::Descriptor(task);
@@ -218,57 +252,59 @@ impl Handshake {
         connection: &UnixStream,
         task: u32,
     ) -> Result<Progress, HandshakeError> {
-        let Some(received) = self.receive(connection, 3, &mut [0; 4])? else {
-            return Ok(Progress::Nothing);
-        };
-        if received.is_cut {
-            return Err(HandshakeError::DescriptorLost { task });
+        if self.come() == 0 {
+            let Some(received) = self.receive(connection, 1)? else {
+                return Ok(Progress::Nothing);
+            };
+            if received.is_cut {
+                return Err(HandshakeError::DescriptorLost { task });
+            }
+        } else if self.were_given {
+            self.were_given = false;
+            self.begin();
+            return Ok(Progress::More);
         }
-        let userfaultfd = self.descriptors.pop().filter(|_| received.descriptors == 1);
+        let count = self.descriptors.len();
+        let userfaultfd = self.descriptors.pop().filter(|_| count == 1);
         let userfaultfd = userfaultfd.ok_or(HandshakeError::NoDescriptor { task })?;
-        self.state = State::Number;
+        self.state = State::Told;
         Ok(Progress::Told(Told::Task(task, userfaultfd)))
     }
 
-    /// Receives bytes, all but so many of `buffer`, and descriptors, which are owned from here on;
-    /// `None` if nothing is there.
+    /// Bytes that have come and are not taken.
+    fn come(&self) -> usize {
+        self.inbox.as_ref().map_or(0, |inbox| inbox.bytes().len()) - self.taken
+    }
+
+    /// Receives at most so many bytes, and descriptors, which are owned from here on; `None` if
+    /// nothing is there.
     fn receive(
         &mut self,
         connection: &UnixStream,
-        but: usize,
-        buffer: &mut [u8; 4],
+        most: usize,
     ) -> Result<Option<Received>, HandshakeError> {
-        // One more than may come. What has no space here, the kernel closes.
-        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let mut buffers = [IoSliceMut::new(&mut buffer[but..])];
-        let message = loop {
-            match receive(connection, &mut buffers, &mut control, flags) {
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Ok(None),
-                Err(error) => return Err(HandshakeError::Receive(error)),
-                Ok(message) => break message,
-            }
+        let inbox = match &mut self.inbox {
+            Some(inbox) => inbox,
+            none => none.insert(Self::inbox(false).map_err(|error| {
+                HandshakeError::Receive(Errno::from_io_error(&error).unwrap_or(Errno::NOMEM))
+            })?),
         };
-        let before = self.descriptors.len();
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                self.descriptors.extend(descriptors);
-            }
-        }
-        if message.bytes == 0 {
+        let received = match inbox.receive(connection, most) {
+            Err(Errno::AGAIN) => return Ok(None),
+            Err(error) => return Err(HandshakeError::Receive(error)),
+            Ok(received) => received,
+        };
+        let descriptors = received.descriptors.len();
+        self.descriptors.extend(received.descriptors);
+        if received.bytes == 0 {
             return Err(HandshakeError::Closed);
         }
-        let is_cut = message.flags.contains(ReturnFlags::CTRUNC);
-        let descriptors = self.descriptors.len() - before;
-        Ok(Some(Received { bytes: message.bytes, descriptors, is_cut }))
+        Ok(Some(Received { descriptors, is_cut: received.is_cut }))
     }
 }
 
 /// What was received.
 struct Received {
-    bytes: usize,
     descriptors: usize,
     /// Of the descriptors some were lost.
     is_cut: bool,

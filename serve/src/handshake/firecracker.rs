@@ -19,18 +19,13 @@
 //! The message may come in pieces, and the descriptor with any of them, or after them.
 
 use std::fmt::{self, Write as _};
-use std::io::IoSliceMut;
-use std::mem::{self, MaybeUninit};
+use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use pervma_pager::sys::RemoteUserfaultfd;
-use rustix::cmsg_space;
 use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg as receive,
-};
 use serde::Deserialize;
 use serde::de::{
     DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Unexpected,
@@ -40,6 +35,7 @@ use serde::de::{
 use super::Arrival;
 use crate::limits::Limits;
 use crate::state::Extent;
+use crate::state::inbox::Inbox;
 
 /// The size of pages that are not huge, in bytes.
 const PAGE: u64 = 4096;
@@ -49,8 +45,6 @@ const HUGE: u64 = 2 << 20;
 const GIGANTIC: u64 = 1 << 30;
 /// How many descriptors may come.
 const DESCRIPTORS: usize = 2;
-/// How many bytes are received at a time.
-const RECEIVED: usize = 4096;
 
 /// A handshake that is under way, on one connection.
 ///
@@ -77,8 +71,10 @@ const RECEIVED: usize = 4096;
 pub struct Handshake {
     limits: Limits,
     began: Instant,
-    /// How many bytes have come.
-    received: usize,
+    /// What has come; there is none before something has.
+    inbox: Option<Inbox>,
+    /// How many bytes of it are taken.
+    taken: usize,
     message: Message,
     /// In the order in which they came; the first userfaultfd is the client's.
     descriptors: Vec<OwnedFd>,
@@ -229,10 +225,21 @@ impl Handshake {
         Self {
             limits: limits.clone(),
             began: Instant::now(),
-            received: 0,
+            inbox: None,
+            taken: 0,
             message: Message::Partial { bytes: Vec::new(), scan: Scan::default() },
             descriptors: Vec::new(),
         }
+    }
+
+    /// Begins now, with what has come already.
+    pub(crate) fn with(limits: &Limits, inbox: Inbox, descriptors: Vec<OwnedFd>) -> Self {
+        Self { inbox: Some(inbox), descriptors, ..Self::new(limits) }
+    }
+
+    /// An inbox for a message of such limits; in a file, if `is_kept`.
+    pub(crate) fn inbox(limits: &Limits, is_kept: bool) -> std::io::Result<Inbox> {
+        Inbox::new(limits.message, is_kept)
     }
 
     /// Receives what is there, and returns what the client has brought once that is complete;
@@ -276,57 +283,51 @@ impl Handshake {
         connection: &UnixStream,
         source_len: u64,
     ) -> Result<Option<Arrival>, HandshakeError> {
-        let mut buffer = [0; RECEIVED];
         loop {
-            let bytes = match self.receive(connection, &mut buffer) {
+            let arrival = self.take(source_len)?;
+            if arrival.is_some() {
+                return Ok(arrival);
+            }
+            match self.receive(connection) {
                 Ok(0) if matches!(self.message, Message::Complete(_)) => {
                     return Err(HandshakeError::NoDescriptor);
                 }
                 Ok(0) => return Err(HandshakeError::Closed),
-                Ok(received) => &buffer[..received],
+                Ok(_) => {}
                 Err(HandshakeError::Receive(Errno::AGAIN)) => return Ok(None),
-                Err(HandshakeError::Receive(Errno::INTR)) => continue,
                 Err(error) => return Err(error),
-            };
-            let arrival = self.take(bytes, source_len)?;
-            if arrival.is_some() {
-                return Ok(arrival);
             }
         }
     }
 
     /// Receives bytes, and descriptors, which are owned from here on.
-    fn receive(
-        &mut self,
-        connection: &UnixStream,
-        buffer: &mut [u8],
-    ) -> Result<usize, HandshakeError> {
-        // One more than may come. What has no space here, the kernel closes.
-        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS + 1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let received = receive(connection, &mut [IoSliceMut::new(buffer)], &mut control, flags)
-            .map_err(HandshakeError::Receive)?;
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                self.descriptors.extend(descriptors);
+    fn receive(&mut self, connection: &UnixStream) -> Result<usize, HandshakeError> {
+        let inbox = match &mut self.inbox {
+            Some(inbox) => inbox,
+            none => {
+                let inbox = Self::inbox(&self.limits, false).map_err(|error| {
+                    HandshakeError::Receive(Errno::from_io_error(&error).unwrap_or(Errno::NOMEM))
+                })?;
+                none.insert(inbox)
             }
-        }
+        };
+        let received = inbox.receive(connection, usize::MAX).map_err(HandshakeError::Receive)?;
+        self.descriptors.extend(received.descriptors);
         if self.descriptors.len() > DESCRIPTORS {
             return Err(HandshakeError::TooManyDescriptors);
         }
-        if received.flags.contains(ReturnFlags::CTRUNC) {
-            // Not for want of space, of which there was more.
+        if received.is_cut {
             return Err(HandshakeError::DescriptorLost);
         }
         Ok(received.bytes)
     }
 
     /// Takes received bytes. What comes of them does not depend on how they were split.
-    fn take(&mut self, bytes: &[u8], source_len: u64) -> Result<Option<Arrival>, HandshakeError> {
+    fn take(&mut self, source_len: u64) -> Result<Option<Arrival>, HandshakeError> {
         let limit = self.limits.message;
-        let within = &bytes[..bytes.len().min(limit - self.received)];
-        self.received += within.len();
+        let bytes = self.inbox.as_ref().map_or(&[][..], |inbox| &inbox.bytes()[self.taken..]);
+        let within = &bytes[..bytes.len().min(limit - self.taken)];
+        self.taken += within.len();
         if let Message::Partial { bytes: message, scan } = &mut self.message {
             let end = scan.end(within)?;
             extend(message, &within[..end.unwrap_or(within.len())], limit);

@@ -2,6 +2,14 @@
 
 use std::ops::Range;
 
+pub(crate) mod descriptors;
+pub(crate) mod inbox;
+pub(crate) mod journal;
+pub(crate) mod memory;
+pub(crate) mod record;
+pub(crate) mod ring;
+pub(crate) mod table;
+
 /// What belongs to a range of a client's memory, as long as it is missing: numbers only, all of one
 /// size, so that they can be stored, sent, and read by another version of this library
 /// ([`VERSION`]).
@@ -20,7 +28,7 @@ pub struct Extent {
     pub content: u32,
 }
 
-/// The version of [`Extent`]'s layout.
+/// The version of [`Extent`]'s layout, and of all else that a process leaves to the next one.
 pub const VERSION: u32 = 1;
 
 impl Extent {

@@ -1,0 +1,198 @@
+//! A process that does nothing but start another one, again and again: who serves can die of
+//! anything, and those that it serves go on.
+//!
+//! The keeper shares its table of descriptors with the process that serves (`CLONE_FILES`), and no
+//! memory but the file in which that notes what it knows. What the serving process dies of, its
+//! descriptors stay open, also one that the kernel has opened for it a moment ago; the next one
+//! finds what is noted, and goes on from there.
+//!
+//! The keeper has one thread, which waits: it allocates nothing after its start, reads nothing that
+//! comes from a client, and opens nothing. A new process begins with the memory that the keeper had
+//! then. It cannot be of another program: `execve` gives a process a table of descriptors of its
+//! own, so another version takes over by a socket.
+#![expect(unsafe_code, reason = "a process that shares its descriptors, which nobody else starts")]
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, WaitIdOptions, WaitIdStatus, waitid};
+
+use crate::blame;
+use crate::pager::Options;
+use crate::state::descriptors::{Descriptors, List};
+use crate::state::table::{Entry, Slot, Table};
+use crate::threads::expect_one_of;
+
+/// Keeps a serving process alive.
+pub struct Keeper {
+    table: Arc<Table>,
+    list: List,
+    threads: List,
+}
+
+/// What a serving process begins with: all that was noted by those before it.
+pub struct Kept {
+    pub(crate) table: Arc<Table>,
+    pub(crate) entries: Vec<(Slot, Entry)>,
+    pub(crate) descriptors: Descriptors,
+    /// The client that the last process has died of; 0 for none.
+    pub(crate) culprit: u64,
+    /// Of what was noted some cannot be used.
+    pub(crate) is_damaged: bool,
+    before: u64,
+}
+
+impl Kept {
+    /// Nothing was noted, and no other process will be there.
+    pub(crate) fn nothing(table: Arc<Table>) -> Self {
+        let (entries, descriptors) = (Vec::new(), Descriptors::default());
+        Self { table, entries, descriptors, culprit: 0, is_damaged: false, before: 0 }
+    }
+
+    /// How many processes there were before this one.
+    #[must_use]
+    pub fn before(&self) -> u64 {
+        self.before
+    }
+}
+
+impl Keeper {
+    /// Makes what is shared with a serving process of these options, and locks a page of it for
+    /// each of its workers. To be called before files are given up (in a
+    /// [sandbox](crate::sandbox)).
+    ///
+    /// # Errors
+    ///
+    /// The kernel's. So much may not be locked, for example (`RLIMIT_MEMLOCK`).
+    pub fn new(options: &Options) -> io::Result<Self> {
+        let (list, threads) = (List::of_descriptors()?, List::of_threads()?);
+        let table = options.table(true)?;
+        Ok(Self { table, list, threads })
+    }
+
+    /// Runs `work` in a process of its own, and in the next one whenever that dies: at once, but for
+    /// one that has died of itself and not lived for a tenth of a second, which is waited for. What
+    /// `work` returns is what this returns, when a process has come to its end. What it owns is
+    /// dropped there, and not here.
+    ///
+    /// Signals to this process are its own matter, and so is a serving process that outlives this
+    /// one: it serves on, and nobody takes its place.
+    ///
+    /// # Errors
+    ///
+    /// When there are other threads, or no process can be started.
+    pub fn run(self, work: impl FnOnce(Kept) -> u8) -> io::Result<u8> {
+        expect_one_of(&self.threads)?;
+        let owned = self.list.numbers()?;
+        let mut work = Some(work);
+        loop {
+            let Some(process) = start()? else {
+                // In the new process, which has taken nothing yet.
+                let work = work.take();
+                blame::watch(&self.table);
+                let end = work.map_or(0, |work| work(self.kept(&owned)));
+                self.table.note_end(end);
+                std::process::exit(end.into());
+            };
+            let began = Instant::now();
+            let how = wait(process)?;
+            if let Some(end) = self.table.end() {
+                // The new process has closed its descriptors, which are this one's.
+                std::mem::forget(work);
+                return end.ok_or_else(|| io::Error::other("the serving process died at its end"));
+            }
+            self.table.note_death(how);
+            if how != KILLED {
+                thread::sleep(LIVES.saturating_sub(began.elapsed()));
+            }
+        }
+    }
+
+    fn kept(&self, owned: &BTreeSet<i32>) -> Kept {
+        let (before, death, culprit) = self.table.begin();
+        if before > 0 {
+            tracing::warn!(process = before, how = %Death(death), culprit, "a serving process died");
+        }
+        // SAFETY: what was open before the first process was started is owned by values that this
+        // one has inherited; all else was opened by processes before this one.
+        let descriptors = unsafe { Descriptors::all_but(&self.list, owned) };
+        let descriptors = descriptors.unwrap_or_else(|error| {
+            tracing::error!(%error, "descriptors cannot be listed: clients may be lost");
+            Descriptors::default()
+        });
+        let (mut entries, mut is_damaged) = (Vec::new(), false);
+        for (slot, entry) in self.table.left() {
+            match entry {
+                Ok(entry) => entries.push((slot, entry)),
+                Err(error) => {
+                    tracing::error!("what is noted of a client cannot be used: {error}");
+                    is_damaged = true;
+                }
+            }
+        }
+        let table = Arc::clone(&self.table);
+        Kept { table, entries, descriptors, culprit, is_damaged, before }
+    }
+}
+
+impl std::fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keeper").finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kept").field("before", &self.before).finish_non_exhaustive()
+    }
+}
+
+/// A process that lives for a shorter time does so again, perhaps.
+const LIVES: Duration = Duration::from_millis(100);
+/// By SIGKILL: another process has sent it, or there was no memory.
+const KILLED: u64 = 1 << 32 | libc::SIGKILL as u64;
+
+/// How a process has ended, as the kernel says: its code or signal, under whether it was a signal.
+struct Death(u64);
+
+impl std::fmt::Display for Death {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let what = if self.0 >> 32 == 0 { "exit code" } else { "signal" };
+        write!(f, "{what} {}", self.0 as u32)
+    }
+}
+
+/// Starts a process that has a copy of this one's memory, and the same descriptors: `None` in the
+/// new one.
+fn start() -> io::Result<Option<Pid>> {
+    let flags = libc::CLONE_FILES | libc::SIGCHLD;
+    // SAFETY: as `fork`, of a process with one thread (checked by the caller): no lock is held by
+    // another one. No memory is shared but that of files. What the C library knows of the thread
+    // is right in the new process but for its number, of which nothing here makes use.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    match i32::try_from(pid) {
+        Ok(-1) | Err(_) => Err(io::Error::last_os_error()),
+        Ok(pid) => Ok(Pid::from_raw(pid)),
+    }
+}
+
+/// Waits until a process has ended, with all of its threads.
+fn wait(process: Pid) -> io::Result<u64> {
+    loop {
+        match waitid(rustix::process::WaitId::Pid(process), WaitIdOptions::EXITED) {
+            Ok(Some(status)) => return Ok(how(&status)),
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn how(status: &WaitIdStatus) -> u64 {
+    match (status.terminating_signal(), status.exit_status()) {
+        (Some(signal), _) => 1 << 32 | u64::from(signal.cast_unsigned()),
+        (None, code) => u64::from(code.unwrap_or_default().cast_unsigned()),
+    }
+}

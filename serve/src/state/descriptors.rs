@@ -1,0 +1,84 @@
+//! Descriptors that a process before this one has opened, known by their numbers.
+#![expect(unsafe_code, reason = "numbers become descriptors")]
+
+use std::collections::BTreeSet;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, RawDir, SeekFrom, openat, seek};
+
+/// Lists what `/proc` has numbers of, also where no file can be opened any more.
+pub(crate) struct List(OwnedFd);
+
+impl List {
+    /// The descriptors of this process, and of all that share them with it.
+    ///
+    /// # Errors
+    ///
+    /// When `/proc` is not there.
+    pub(crate) fn of_descriptors() -> io::Result<Self> {
+        Self::of("/proc/self/fd")
+    }
+
+    /// The threads of this process.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    pub(crate) fn of_threads() -> io::Result<Self> {
+        Self::of("/proc/self/task")
+    }
+
+    fn of(directory: &str) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self(openat(rustix::fs::CWD, directory, flags, Mode::empty())?))
+    }
+
+    /// Those that there are now.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(crate) fn numbers(&self) -> io::Result<BTreeSet<i32>> {
+        seek(&self.0, SeekFrom::Start(0))?;
+        let mut buffer = [const { MaybeUninit::uninit() }; 8192];
+        let mut entries = RawDir::new(self.0.as_fd(), &mut buffer);
+        let mut numbers = BTreeSet::new();
+        while let Some(entry) = entries.next() {
+            // The others are `.` and `..`.
+            numbers
+                .extend(entry?.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok()));
+        }
+        Ok(numbers)
+    }
+}
+
+/// Descriptors that processes before this one have opened, and that nobody owns.
+///
+/// D1: each number is that of an open descriptor, of which no value of this process is the owner.
+#[derive(Default)]
+pub(crate) struct Descriptors(BTreeSet<i32>);
+
+impl Descriptors {
+    /// All that are open, but for these.
+    ///
+    /// # Safety
+    ///
+    /// D1 holds of those.
+    pub(crate) unsafe fn all_but(list: &List, owned: &BTreeSet<i32>) -> io::Result<Self> {
+        Ok(Self(list.numbers()?.difference(owned).copied().collect()))
+    }
+
+    /// The descriptor with a number, if it is there and was not taken.
+    pub(crate) fn take(&mut self, number: i32) -> Option<OwnedFd> {
+        // SAFETY: open, and owned by nobody (D1), which changes with its number's removal.
+        self.0.remove(&number).then(|| unsafe { OwnedFd::from_raw_fd(number) })
+    }
+
+    /// All that were not taken.
+    pub(crate) fn rest(self) -> Vec<OwnedFd> {
+        // SAFETY: as above.
+        self.0.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect()
+    }
+}

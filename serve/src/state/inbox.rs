@@ -1,0 +1,270 @@
+//! What a peer has sent, until all of it is understood: received straight into memory that outlives
+//! this process, since nobody sends it again.
+//!
+//! | word | |
+//! |---|---|
+//! | 0 | [`MAGIC`] with the version of the layout |
+//! | 1 | bytes that have come, in the upper half; in the lower half, how many are being received |
+//! | 2 | a byte that the next one to come is not |
+//! | 3 | how many descriptors have come |
+//! | from 4 on | their numbers |
+//! | from 16 on | what the kernel says of descriptors that come now |
+//! | from 64 on | the bytes |
+//!
+//! Before bytes are received it is known how many there are, and how they begin: something else is
+//! stored where they will be. So it is seen whether they have come, also if who received them has
+//! died before it could note that.
+#![expect(unsafe_code, reason = "bytes in shared memory")]
+
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::{io, slice};
+
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recv, recvmsg,
+};
+
+use super::VERSION;
+use super::descriptors::Descriptors;
+use super::journal::Damaged;
+use super::memory::Memory;
+use crate::steps::step;
+
+const MAGIC: u64 = 0x5849_5652_4550_0000;
+const STATE: usize = 1;
+const OTHER: usize = 2;
+const COUNT: usize = 3;
+const NUMBERS: usize = 4;
+const CONTROL: usize = 16;
+const BYTES: usize = 64;
+/// Descriptors that are noted. Of more, the others are closed.
+pub(crate) const DESCRIPTORS: usize = CONTROL - NUMBERS;
+/// Bytes that are received at a time, at most.
+const RECEIVED: usize = 4096;
+
+/// An inbox.
+///
+/// I1: its memory is its own.
+pub(crate) struct Inbox {
+    memory: Memory,
+    /// Bytes that have come.
+    len: usize,
+}
+
+/// What was received.
+pub(crate) struct Received {
+    /// 0 if there will be no more.
+    pub(crate) bytes: usize,
+    pub(crate) descriptors: Vec<OwnedFd>,
+    /// Of the descriptors some were lost.
+    pub(crate) is_cut: bool,
+}
+
+impl Inbox {
+    /// Space for so many bytes, and a little more; in a file, if `is_kept`.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: there is no memory, or no descriptor.
+    pub(crate) fn new(bytes: usize, is_kept: bool) -> io::Result<Self> {
+        let words = BYTES + (bytes + RECEIVED).div_ceil(size_of::<u64>());
+        let memory = if is_kept { Memory::of_file(words)? } else { Memory::of_process(words)? };
+        memory.have(0, BYTES)?;
+        memory.store(0, MAGIC | u64::from(VERSION));
+        Ok(Self { memory, len: 0 })
+    }
+
+    /// What another process has left, and the descriptors that have come.
+    ///
+    /// # Errors
+    ///
+    /// When it is not one that this process could have written.
+    pub(crate) fn left_in(
+        memory: Memory,
+        descriptors: &mut Descriptors,
+    ) -> Result<(Self, Vec<OwnedFd>), Damaged> {
+        if memory.load(0) != MAGIC | u64::from(VERSION) {
+            return Err(Damaged::Version);
+        }
+        let mut inbox = Self { memory, len: 0 };
+        let state = inbox.memory.load(STATE);
+        let (len, receives) = ((state >> 32) as usize, state as u32 as usize);
+        let count = inbox.memory.load(COUNT) as usize;
+        if len + receives > inbox.capacity() || count > DESCRIPTORS {
+            return Err(Damaged::Sum);
+        }
+        inbox.len = len;
+        if receives > 0 && u64::from(inbox.byte(len)) != inbox.memory.load(OTHER) {
+            for number in inbox.told() {
+                inbox.note(number);
+            }
+            inbox.len += receives;
+        }
+        inbox.note_len(0);
+        let count = inbox.memory.load(COUNT) as usize;
+        let number = |at| (inbox.memory.load(NUMBERS + at) as u32).cast_signed();
+        let came = (0..count).filter_map(|at| descriptors.take(number(at))).collect();
+        Ok((inbox, came))
+    }
+
+    /// The descriptor of its file; -1 if there is none.
+    pub(crate) fn descriptor(&self) -> i32 {
+        self.memory.descriptor()
+    }
+
+    fn capacity(&self) -> usize {
+        (self.memory.len() - BYTES) * size_of::<u64>()
+    }
+
+    fn byte(&self, at: usize) -> u8 {
+        self.memory.load(BYTES + at / 8).to_ne_bytes()[at % 8]
+    }
+
+    fn set_byte(&self, at: usize, byte: u8) {
+        let mut bytes = self.memory.load(BYTES + at / 8).to_ne_bytes();
+        bytes[at % 8] = byte;
+        self.memory.store(BYTES + at / 8, u64::from_ne_bytes(bytes));
+    }
+
+    /// So many bytes have come, and so many are being received.
+    fn note_len(&self, receives: usize) {
+        self.memory.store(STATE, (self.len as u64) << 32 | receives as u64);
+    }
+
+    /// Notes a descriptor that has come, once.
+    fn note(&self, number: i32) {
+        let count = self.memory.load(COUNT) as usize;
+        let number = u64::from(number.cast_unsigned());
+        let is_noted = (0..count).any(|at| self.memory.load(NUMBERS + at) == number);
+        if !is_noted && count < DESCRIPTORS {
+            self.memory.store(NUMBERS + count, number);
+            self.memory.store(COUNT, count as u64 + 1);
+        }
+    }
+
+    /// The descriptors that the kernel has told of in the last receiving.
+    fn told(&self) -> Vec<i32> {
+        let mut numbers = Vec::new();
+        let mut at = CONTROL;
+        // `struct cmsghdr`: its length with the header, a level and a type.
+        while at + 2 <= BYTES {
+            let len = self.memory.load(at) as usize;
+            let end = at + len.div_ceil(size_of::<u64>());
+            if len < 16 || end > BYTES {
+                break;
+            }
+            let half = |half: usize| {
+                let word = self.memory.load(at + half / 2).to_ne_bytes();
+                let start = half % 2 * 4;
+                i32::from_ne_bytes([word[start], word[start + 1], word[start + 2], word[start + 3]])
+            };
+            if (half(2), half(3)) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                numbers.extend((4..len / 4).map(half));
+            }
+            at = end;
+        }
+        numbers
+    }
+
+    /// The bytes that have come.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        let words = self.len.div_ceil(size_of::<u64>()).max(1);
+        // SAFETY: its own (I1), of which nothing is written while `self` is borrowed.
+        let bytes = unsafe { self.memory.bytes(BYTES, words) };
+        &bytes[..self.len]
+    }
+
+    /// Receives what is there, at most so many bytes, and as many as there is space for.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: `EAGAIN` if nothing is there. `ENOBUFS` if there is no space.
+    pub(crate) fn receive(
+        &mut self,
+        connection: &UnixStream,
+        most: usize,
+    ) -> Result<Received, Errno> {
+        let most = most.min(RECEIVED).min(self.capacity() - self.len);
+        if most == 0 {
+            return Err(Errno::NOBUFS);
+        }
+        let mut seen = [0; RECEIVED];
+        let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+        let (_, bytes) = retry(|| recv(connection, &mut seen[..most], flags))?;
+        if bytes == 0 {
+            return Ok(Received { bytes, descriptors: Vec::new(), is_cut: false });
+        }
+        let first = BYTES + self.len / size_of::<u64>();
+        let words = bytes.div_ceil(size_of::<u64>()) + 1;
+        let had = self.memory.have(first, words.min(self.memory.len() - first));
+        had.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::NOMEM))?;
+        for word in CONTROL..BYTES {
+            self.memory.store(word, 0);
+        }
+        self.memory.store(OTHER, u64::from(!seen[0]));
+        self.set_byte(self.len, !seen[0]);
+        self.note_len(bytes);
+        step();
+        let received = self.receive_now(connection, bytes);
+        step();
+        if let Ok(received) = &received {
+            for descriptor in &received.descriptors {
+                self.note(descriptor.as_raw_fd());
+            }
+            self.len += received.bytes;
+        }
+        self.note_len(0);
+        received
+    }
+
+    fn receive_now(&self, connection: &UnixStream, bytes: usize) -> Result<Received, Errno> {
+        let first = BYTES + self.len / size_of::<u64>();
+        // SAFETY: its own (I1), of which nothing else is used meanwhile.
+        let space = unsafe { self.memory.bytes(first, self.memory.len() - first) };
+        let space = &mut space[self.len % size_of::<u64>()..][..bytes];
+        // SAFETY: as above, and other words than those.
+        let control = unsafe { self.memory.bytes(CONTROL, BYTES - CONTROL) };
+        // SAFETY: the same memory, of which nothing is known now; the kernel alone writes it.
+        let control = unsafe {
+            slice::from_raw_parts_mut(control.as_mut_ptr().cast::<MaybeUninit<u8>>(), control.len())
+        };
+        let mut control = RecvAncillaryBuffer::new(control);
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let received =
+            retry(|| recvmsg(connection, &mut [IoSliceMut::new(space)], &mut control, flags))?;
+        let mut descriptors = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(came) = message {
+                descriptors.extend(came);
+            }
+        }
+        // Not for want of space, of which there is enough.
+        let is_cut = received.flags.contains(ReturnFlags::CTRUNC);
+        Ok(Received { bytes: received.bytes, descriptors, is_cut })
+    }
+
+    /// All that has come was understood, and is noted elsewhere.
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+        self.note_len(0);
+        self.memory.store(COUNT, 0);
+    }
+}
+
+fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            other => return other,
+        }
+    }
+}
+
+impl std::fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inbox").field("len", &self.len).finish_non_exhaustive()
+    }
+}

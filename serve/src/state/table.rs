@@ -1,0 +1,425 @@
+//! All that a daemon knows, where who comes after its process finds it: clients, connections,
+//! descriptors by their numbers.
+//!
+//! Pages of words: a head, a ring for each thread that reads messages, and entries, eight in a page.
+//! Each word is stored by one thread at a time: a ring's by its thread, an entry's by who makes or
+//! ends it, the head's by the thread of the daemon. What an entry says holds while its first word
+//! is not 0.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::VERSION;
+use super::journal::Damaged;
+use super::memory::{Memory, PAGE};
+use super::record::sum;
+use crate::failure::Failure;
+use crate::stats::{COUNTERS, Counters};
+
+// Words of the head.
+const MAGIC: u64 = 0x5442_5652_4550_0000;
+const RINGS: usize = 1;
+const ENTRIES: usize = 2;
+const SUM: usize = 3;
+/// So many entries were used at the same time at most: later ones never were.
+const USED: usize = 8;
+/// How many numbers were given to clients, and to connections.
+const NUMBERS: usize = 9;
+/// How the last process has died.
+const DEATH: usize = 11;
+/// The client of which the thread took care by which the process has died.
+const CULPRIT: usize = 12;
+/// How many processes have begun.
+const PROCESSES: usize = 13;
+/// How it has ended.
+const END: usize = 14;
+
+/// What [`END`] says.
+const OVER: u64 = 1 << 8;
+const ENDED: u64 = 2 << 8;
+/// What the daemon has counted: [`COUNTS`] words.
+const COUNTED: usize = 16;
+
+/// Words that a daemon counts by.
+pub(crate) const COUNTS: usize = 3 + COUNTERS;
+
+/// Words of an entry.
+const ENTRY: usize = 64;
+// Words of an entry. Those up to `HEAD` do not change while it is used.
+const NUMBER: usize = 0;
+const KIND: usize = 1;
+const DESCRIPTORS: usize = 2;
+const PARENT: usize = 3;
+const OWNER: usize = 4;
+const SOURCE: usize = 5;
+const PEER: usize = 6;
+const USER: usize = 7;
+const SPARSE: usize = 8;
+const HEAD: usize = 9;
+const ENTRY_SUM: usize = 9;
+/// The descriptor of the journal, or of the inbox.
+const FILE: usize = 10;
+const FAILURE: usize = 11;
+const FAILURE_OF: usize = 12;
+const TOLD: usize = 13;
+const BLAMED: usize = 14;
+const MARK: usize = 15;
+const ENTRY_COUNTERS: usize = 32;
+
+/// Numbers of connections are larger.
+pub(crate) const CONNECTIONS: u64 = 1 << 32;
+
+const CLIENT: u64 = 1;
+const CONNECTION: u64 = 2;
+
+/// What is known of a client or a connection, and does not change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) number: u64,
+    pub(crate) kind: Kind,
+    /// Of its userfaultfd, or its socket.
+    pub(crate) descriptor: i32,
+    /// Of the peer's process; -1 if there is none.
+    pub(crate) pidfd: i32,
+    /// The client that has forked it, or 0.
+    pub(crate) parent: u64,
+    /// What the daemon knows it by: its connection, for a client; a task, above 32 bits.
+    pub(crate) owner: u64,
+    /// Which of the daemon's sources its bytes are in.
+    pub(crate) source: u64,
+    pub(crate) pid: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) is_sparse: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Client,
+    Connection,
+}
+
+impl Entry {
+    fn to_words(&self) -> [u64; HEAD] {
+        let half = |number: i32| u64::from(number.cast_unsigned());
+        let mut words = [0; HEAD];
+        words[NUMBER] = self.number;
+        words[KIND] = match self.kind {
+            Kind::Client => CLIENT,
+            Kind::Connection => CONNECTION,
+        };
+        words[DESCRIPTORS] = half(self.descriptor) | half(self.pidfd) << 32;
+        words[PARENT] = self.parent;
+        words[OWNER] = self.owner;
+        words[SOURCE] = self.source;
+        words[PEER] = self.pid.into();
+        words[USER] = u64::from(self.uid) | u64::from(self.gid) << 32;
+        words[SPARSE] = self.is_sparse.into();
+        words
+    }
+
+    fn of_words(words: [u64; HEAD]) -> Option<Self> {
+        let halves = |word: u64| [word as u32, (word >> 32) as u32];
+        let [descriptor, pidfd] = halves(words[DESCRIPTORS]).map(u32::cast_signed);
+        let [uid, gid] = halves(words[USER]);
+        let entry = Self {
+            number: words[NUMBER],
+            kind: match words[KIND] {
+                CLIENT => Kind::Client,
+                CONNECTION => Kind::Connection,
+                _ => return None,
+            },
+            descriptor,
+            pidfd,
+            parent: words[PARENT],
+            owner: words[OWNER],
+            source: words[SOURCE],
+            pid: u32::try_from(words[PEER]).ok()?,
+            uid,
+            gid,
+            is_sparse: words[SPARSE] != 0,
+        };
+        (entry.to_words() == words).then_some(entry)
+    }
+}
+
+/// The table.
+pub(crate) struct Table {
+    memory: Memory,
+    rings: usize,
+    entries: usize,
+    /// Entries that are not used, and how many were at all.
+    free: Mutex<Free>,
+    is_kept: bool,
+}
+
+#[derive(Default)]
+struct Free {
+    entries: Vec<usize>,
+    used: usize,
+}
+
+impl Table {
+    /// A table with so many rings and entries; in a file, if `is_kept`.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: there is no memory, or so much may not be locked.
+    pub(crate) fn new(rings: usize, entries: usize, is_kept: bool) -> io::Result<Arc<Self>> {
+        let words = PAGE + rings * PAGE + entries * ENTRY;
+        let memory = if is_kept { Memory::of_file(words)? } else { Memory::of_process(words)? };
+        let first = PAGE + rings * PAGE;
+        memory.have(0, first)?;
+        if is_kept {
+            memory.lock(0, first).map_err(|error| {
+                let bytes = first * size_of::<u64>();
+                io::Error::other(format!("{bytes} bytes cannot be locked in memory ({error})"))
+            })?;
+        }
+        let head = [MAGIC | u64::from(VERSION), rings as u64, entries as u64];
+        for (word, value) in head.into_iter().enumerate() {
+            memory.store(word, value);
+        }
+        memory.store(SUM, sum(head));
+        Ok(Arc::new(Self { memory, rings, entries, free: Mutex::default(), is_kept }))
+    }
+
+    pub(super) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    pub(super) fn load(&self, word: usize) -> u64 {
+        self.memory.load(word)
+    }
+
+    pub(super) fn store(&self, word: usize, value: u64) {
+        self.memory.store(word, value);
+    }
+
+    /// Whether it outlives this process.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.is_kept
+    }
+
+    /// The descriptor of its file; -1 if there is none.
+    pub(crate) fn descriptor(&self) -> i32 {
+        self.memory.descriptor()
+    }
+
+    /// The first words of the rings' pages.
+    pub(super) fn rings(&self) -> impl Iterator<Item = usize> + use<> {
+        (0..self.rings).map(|number| PAGE + number * PAGE)
+    }
+
+    /// A number that no other one has had: of clients from 1 on, of connections from
+    /// [`CONNECTIONS`] on.
+    pub(crate) fn new_number(&self, kind: Kind) -> u64 {
+        use std::sync::atomic::Ordering::Relaxed;
+        let [clients, connections] = self.memory.counters::<2>(NUMBERS);
+        match kind {
+            // RELAXED: here and below, a number that guards nothing.
+            Kind::Client => clients.fetch_add(1, Relaxed) + 1,
+            Kind::Connection => CONNECTIONS + connections.fetch_add(1, Relaxed) + 1,
+        }
+    }
+
+    fn free(&self) -> MutexGuard<'_, Free> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a client or a connection, with the descriptor of its journal or inbox; -1 for none.
+    ///
+    /// # Errors
+    ///
+    /// When there are too many, or there is no memory.
+    pub(crate) fn add(self: &Arc<Self>, entry: &Entry, file: i32) -> io::Result<Slot> {
+        let mut free = self.free();
+        let at = match free.entries.pop() {
+            Some(at) => at,
+            None if free.used < self.entries => {
+                let at = self.first() + free.used * ENTRY;
+                self.memory.have(at, ENTRY)?;
+                free.used += 1;
+                self.store(USED, free.used as u64);
+                at
+            }
+            None => return Err(io::ErrorKind::StorageFull.into()),
+        };
+        drop(free);
+        let words = entry.to_words();
+        for word in HEAD..ENTRY {
+            self.store(at + word, 0);
+        }
+        for (word, &value) in words.iter().enumerate().skip(1) {
+            self.store(at + word, value);
+        }
+        self.store(at + ENTRY_SUM, sum(words));
+        self.store(at + FILE, u64::from(file.cast_unsigned()));
+        // From here on it is noted.
+        self.store(at + NUMBER, words[NUMBER]);
+        Ok(Slot { table: Arc::clone(self), at })
+    }
+
+    fn first(&self) -> usize {
+        PAGE + self.rings * PAGE
+    }
+
+    /// All that another process has left; to be called before anything is added.
+    pub(crate) fn left(self: &Arc<Self>) -> Vec<(Slot, Result<Entry, Damaged>)> {
+        let mut free = self.free();
+        free.used = usize::try_from(self.load(USED)).unwrap_or(usize::MAX).min(self.entries);
+        free.entries.clear();
+        let mut left = Vec::new();
+        for number in 0..free.used {
+            let at = self.first() + number * ENTRY;
+            let words = std::array::from_fn(|word| self.load(at + word));
+            if words[NUMBER] == 0 {
+                free.entries.push(at);
+                continue;
+            }
+            let is_whole = self.load(at + ENTRY_SUM) == sum(words);
+            let entry = Entry::of_words(words).filter(|_| is_whole);
+            let slot = Slot { table: Arc::clone(self), at };
+            left.push((slot, entry.ok_or(Damaged::Sum)));
+        }
+        left
+    }
+
+    /// Whether it is one that this version could have made, of so many rings and entries.
+    pub(crate) fn check(&self) -> Result<(), Damaged> {
+        let head = [0, RINGS, ENTRIES].map(|word| self.load(word));
+        if head[0] != MAGIC | u64::from(VERSION) {
+            return Err(Damaged::Version);
+        }
+        if self.load(SUM) != sum(head) || head[1..] != [self.rings as u64, self.entries as u64] {
+            return Err(Damaged::Sum);
+        }
+        Ok(())
+    }
+
+    /// What the daemon has counted, in its own order.
+    pub(crate) fn counted(&self) -> [u64; COUNTS] {
+        std::array::from_fn(|count| self.load(COUNTED + count))
+    }
+
+    pub(crate) fn set_counted(&self, counted: [u64; COUNTS]) {
+        for (count, value) in counted.into_iter().enumerate() {
+            self.store(COUNTED + count, value);
+        }
+    }
+
+    /// One more process begins with it: how many there were before, how the last one has ended, and
+    /// the client that its dying thread took care of, or 0.
+    pub(crate) fn begin(&self) -> (u64, u64, u64) {
+        let (before, death, culprit) = (self.load(PROCESSES), self.load(DEATH), self.load(CULPRIT));
+        self.store(CULPRIT, 0);
+        self.store(PROCESSES, before + 1);
+        (before, death, culprit)
+    }
+
+    /// There is nothing to be served any more: what the daemon owns is dropped from now on.
+    pub(crate) fn note_over(&self) {
+        self.store(END, OVER);
+    }
+
+    /// A process has come to its end, with this code.
+    pub(crate) fn note_end(&self, code: u8) {
+        self.store(END, ENDED | u64::from(code));
+    }
+
+    /// Whether there is nothing to be served any more, and with which code that has ended; `None`
+    /// if it was not said.
+    pub(crate) fn end(&self) -> Option<Option<u8>> {
+        match self.load(END) {
+            0 => None,
+            OVER => Some(None),
+            code => Some(Some(code as u8)),
+        }
+    }
+
+    /// How a process has died.
+    pub(crate) fn note_death(&self, death: u64) {
+        self.store(DEATH, death);
+    }
+
+    /// A thread dies that takes care of a client. From a signal handler.
+    pub(crate) fn note_culprit(&self, client: u64) {
+        self.store(CULPRIT, client);
+    }
+}
+
+/// An entry that is used, until it is [freed](Self::free).
+pub(crate) struct Slot {
+    table: Arc<Table>,
+    at: usize,
+}
+
+impl Slot {
+    pub(crate) fn table(&self) -> &Arc<Table> {
+        &self.table
+    }
+
+    fn load(&self, word: usize) -> u64 {
+        self.table.load(self.at + word)
+    }
+
+    fn store(&self, word: usize, value: u64) {
+        self.table.store(self.at + word, value);
+    }
+
+    /// The descriptor of its journal or inbox; -1 if there is none.
+    pub(crate) fn file(&self) -> i32 {
+        (self.load(FILE) as u32).cast_signed()
+    }
+
+    /// Another file takes the place of its journal or inbox, which can be closed then.
+    pub(crate) fn set_file(&self, file: i32) {
+        self.store(FILE, u64::from(file.cast_unsigned()));
+    }
+
+    /// It cannot be served any more.
+    pub(crate) fn fail(&self, failure: &Failure) {
+        let (kind, of) = failure.to_words();
+        self.store(FAILURE_OF, of);
+        self.store(FAILURE, kind);
+    }
+
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        Failure::of_words(self.load(FAILURE), self.load(FAILURE_OF))
+    }
+
+    /// What the daemon has marked it with; 0 at first.
+    pub(crate) fn mark(&self) -> u64 {
+        self.load(MARK)
+    }
+
+    pub(crate) fn set_mark(&self, mark: u64) {
+        self.store(MARK, mark);
+    }
+
+    /// Who wants to know has been told of its failure.
+    pub(crate) fn note_told(&self) {
+        self.store(TOLD, 1);
+    }
+
+    pub(crate) fn was_told(&self) -> bool {
+        self.load(TOLD) != 0
+    }
+
+    /// A process has died of it; how often.
+    pub(crate) fn blame(&self) -> u64 {
+        let blamed = self.load(BLAMED) + 1;
+        self.store(BLAMED, blamed);
+        blamed
+    }
+
+    pub(crate) fn counters(&self) -> Counters<'_> {
+        Counters::of(self.table.memory.counters::<COUNTERS>(self.at + ENTRY_COUNTERS))
+    }
+
+    /// It is used no more; its descriptors can be closed then. Once.
+    pub(crate) fn free(&self) {
+        self.store(NUMBER, 0);
+        self.table.free().entries.push(self.at);
+    }
+}
