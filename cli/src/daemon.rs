@@ -5,11 +5,17 @@ use std::io::{self, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
+use clap::Args;
+use pervma_serve::steps::die_at_random;
+use pervma_serve::{Keeper, Kept, Options, sandbox};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::LevelFilter;
+
+use crate::error::{Error, MATCHED, MISMATCHED};
 
 /// Can be read when a signal has told this process to stop.
 pub(crate) fn stop_signals() -> io::Result<UnixStream> {
@@ -83,7 +89,67 @@ pub(crate) fn log(file: Option<File>, level: LevelFilter) {
         .init();
 }
 
-/// Lets this process have as many descriptors as it may have: each VM takes three.
+/// How the serving process is replaced if it dies.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct KeeperOptions {
+    /// Serve in this process alone: if it dies, its clients freeze, or read zeros. Without it
+    /// another process serves, and is replaced whenever it dies.
+    #[arg(long)]
+    no_keeper: bool,
+    /// Kill the serving process at random for so long, some 30 times a second, to see that clients
+    /// go on.
+    #[arg(long, value_name = "SECONDS", conflicts_with = "no_keeper")]
+    chaos: Option<u64>,
+}
+
+/// How often `--chaos` kills, on average.
+const OFTEN: Duration = Duration::from_millis(33);
+
+impl KeeperOptions {
+    /// To be called before the sandbox is entered.
+    pub(crate) fn keeper(self, options: &Options) -> Result<Option<Keeper>, Error> {
+        if self.no_keeper {
+            return Ok(None);
+        }
+        Keeper::new(options).map(Some).map_err(Error::Keeper)
+    }
+
+    /// Serves: in a process of the keeper, and in the next one if that dies. Whether all clients
+    /// were served to their end.
+    pub(crate) fn serve(
+        self,
+        keeper: Option<Keeper>,
+        is_in_sandbox: bool,
+        serve: impl FnOnce(Option<Kept>) -> Result<bool, Error>,
+    ) -> Result<u8, Error> {
+        let code = |served| if served { MATCHED } else { MISMATCHED };
+        let Some(keeper) = keeper else { return serve(None).map(code) };
+        let until = Instant::now() + Duration::from_secs(self.chaos.unwrap_or_default());
+        let work = |kept: Kept| {
+            let before = kept.before();
+            let served = || {
+                if is_in_sandbox {
+                    sandbox::enter_as_started()?;
+                }
+                if self.chaos.is_some() {
+                    die_at_random(OFTEN, until)?;
+                }
+                serve(Some(kept))
+            };
+            served().map(code).unwrap_or_else(|error| {
+                let status = error.tell();
+                if before > 0 {
+                    // Clients would lose their memory: another process tries it again.
+                    std::process::exit(status.into());
+                }
+                status
+            })
+        };
+        keeper.run(work).map_err(Error::Keeper)
+    }
+}
+
+/// Lets this process have as many descriptors as it may have: each VM takes four.
 pub(crate) fn raise_descriptors() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {

@@ -1,9 +1,13 @@
 //! Errors, each in one line that says what to do.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// The exit status of errors; one line on standard error says what is wrong.
+/// The exit status if everything matched.
+pub(crate) const MATCHED: u8 = 0;
+/// That if bytes differed, or pages were not faulted in; or the kernel and the model differ.
+pub(crate) const MISMATCHED: u8 = 1;
+/// That of errors; one line on standard error says what is wrong.
 pub(crate) const BAD_INPUT: u8 = 2;
 
 /// Why nothing was paged or compared.
@@ -62,8 +66,19 @@ pub(crate) enum Error {
     StatusFd { number: i32, reason: io::Error },
     #[error("{0}: give --no-sandbox to serve without one")]
     Sandbox(#[from] pervma_serve::sandbox::SandboxError),
+    #[error("no process can keep the serving one ({0}): see ulimit -l, or give --no-keeper")]
+    Keeper(io::Error),
     #[error("the report could not be written: {0}")]
     Output(#[from] io::Error),
+}
+
+impl Error {
+    /// Says what is wrong; returns the exit status.
+    pub(crate) fn tell(&self) -> u8 {
+        // If standard error is closed, there is no place left to report that.
+        let _ = writeln!(io::stderr(), "pervma: {self}");
+        BAD_INPUT
+    }
 }
 
 /// Returns a name as text on one line.

@@ -18,8 +18,8 @@ use pervma_serve::{Limits, Options, Restores};
 use rustix::process::{Pid, Signal, kill_process};
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::daemon::{self, Output};
-use crate::error::{Error, one_line};
+use crate::daemon::{self, KeeperOptions, Output};
+use crate::error::{Error, MATCHED, one_line};
 use crate::inherited;
 use crate::values::{Granule, threads};
 use crate::working_set;
@@ -95,6 +95,8 @@ pub(crate) struct LazyPagesOptions {
     /// started it.
     #[arg(long, hide = true)]
     in_background: bool,
+    #[command(flatten)]
+    keeper: KeeperOptions,
 }
 
 /// Reads what is given to `-v`: a number, or more letters.
@@ -131,10 +133,10 @@ impl LazyPagesOptions {
 }
 
 /// Serves until its restore has ended, or it is told to stop; whether every task could be served to
-/// its end.
-pub(crate) fn run(options: &LazyPagesOptions) -> Result<bool, Error> {
+/// its end, as an exit status.
+pub(crate) fn run(options: &LazyPagesOptions) -> Result<u8, Error> {
     if options.daemon && !options.in_background {
-        return start_in_background(options);
+        return start_in_background(options).map(|()| MATCHED);
     }
     let status = options.status_fd.map(|number| {
         let taken = inherited::take_first_of_all(number);
@@ -165,6 +167,8 @@ pub(crate) fn run(options: &LazyPagesOptions) -> Result<bool, Error> {
     // Those that wait for a page server take no processor.
     let fillers = if options.page_server { REMOTE_FILLERS } else { workers };
     let pager = Options::new().workers(workers).fillers(fillers).granule(options.granule.bytes());
+    // What a page server has sent in part cannot be read on by another process.
+    let keeper = if options.page_server { None } else { options.keeper.keeper(&pager)? };
     let restores = Restores::at(Path::new(SOCKET), images, pager, Limits::default())
         .map_err(|error| file_error(&work_dir.join(SOCKET), &error))?;
     let mut restores = if options.serve { restores } else { restores.only_one() };
@@ -190,22 +194,36 @@ pub(crate) fn run(options: &LazyPagesOptions) -> Result<bool, Error> {
         tracing::warn!("no sandbox: all privileges are kept");
     } else {
         let removable = vec![PathBuf::from(".")];
-        let report = Sandbox { removable, writable, kills_other_users: false }.enter()?;
+        let starts_processes = keeper.is_some();
+        let sandbox = Sandbox { removable, writable, starts_processes, ..Sandbox::default() };
+        let report = sandbox.enter()?;
         tracing::info!("sandbox: {report}");
     }
-    // Threads, so not before the sandbox.
-    let (_output, _written) = Output::start();
-    let ended = restores.run(stop.as_fd(), || {
+    let tell_ready = || {
         for mut ready in [status, parent].into_iter().flatten() {
             ready.write_all(&[0])?;
         }
         Ok(())
-    })?;
-    Ok(ended.failed == 0)
+    };
+    let tell_ready = match keeper {
+        // Once, by who is not replaced. Who connects now waits until somebody serves.
+        Some(_) => tell_ready().map(|()| None)?,
+        None => Some(tell_ready),
+    };
+    options.keeper.serve(keeper, !options.no_sandbox, |kept| {
+        // Threads, so not before the sandbox, nor in the keeper.
+        let (_output, _written) = Output::start();
+        let started = || tell_ready.map_or(Ok(()), |tell_ready| tell_ready());
+        let ended = match kept {
+            Some(kept) => restores.run_kept(kept, stop.as_fd(), started),
+            None => restores.run(stop.as_fd(), started),
+        }?;
+        Ok(ended.failed == 0)
+    })
 }
 
 /// Starts this command once more, as a process of its own session, and waits until it serves.
-fn start_in_background(options: &LazyPagesOptions) -> Result<bool, Error> {
+fn start_in_background(options: &LazyPagesOptions) -> Result<(), Error> {
     let (mut here, there) = UnixStream::pair()?;
     let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     arguments.push("--in-background".into());
@@ -228,7 +246,7 @@ fn start_in_background(options: &LazyPagesOptions) -> Result<bool, Error> {
         }
         written?;
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Begins a session of its own; returns where the process that has started this one is told that it

@@ -24,17 +24,12 @@ mod values;
 mod words;
 mod working_set;
 
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 use std::thread;
 
 use crate::args::Command;
-use crate::error::{BAD_INPUT, Error};
-
-/// Everything matched.
-const MATCHED: u8 = 0;
-/// Bytes differed, or pages were not faulted in; or the kernel and the model differ.
-const MISMATCHED: u8 = 1;
+use crate::error::{Error, MATCHED, MISMATCHED};
 
 /// The size of the stack that the work is done on, in bytes; `ulimit -s` may be anything.
 const STACK: usize = 2 << 20;
@@ -48,11 +43,7 @@ fn main() -> ExitCode {
         let work = thread::Builder::new().stack_size(STACK).spawn(run);
         work.map_err(Error::NoThread).and_then(|work| touch::join(work.join()))
     };
-    ExitCode::from(result.unwrap_or_else(|error| {
-        // If standard error is closed, there is no place left to report that.
-        let _ = writeln!(io::stderr(), "pervma: {error}");
-        BAD_INPUT
-    }))
+    ExitCode::from(result.unwrap_or_else(|error| error.tell()))
 }
 
 fn run() -> Result<u8, Error> {
@@ -64,9 +55,7 @@ fn run() -> Result<u8, Error> {
             args::print(&text)?;
             Ok(if same { MATCHED } else { MISMATCHED })
         }
-        Some(Command::Serve(options)) => {
-            Ok(if serve::run(&options)? { MATCHED } else { MISMATCHED })
-        }
+        Some(Command::Serve(options)) => serve::run(&options),
         Some(Command::WorkingSet(options)) => {
             let report = working_set::Report::read(&options.files)?;
             if let Some(file) = &options.svg {
@@ -80,9 +69,7 @@ fn run() -> Result<u8, Error> {
             args::print(&text)?;
             Ok(MATCHED)
         }
-        Some(Command::LazyPages(options)) => {
-            Ok(if lazy_pages::run(&options)? { MATCHED } else { MISMATCHED })
-        }
+        Some(Command::LazyPages(options)) => lazy_pages::run(&options),
     }
 }
 

@@ -30,7 +30,7 @@ use rustix::fs::{FileType, OFlags};
 use serde::Serialize;
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::daemon::{self, Output};
+use crate::daemon::{self, KeeperOptions, Output};
 use crate::error::{Error, one_line};
 use crate::values::{Granule, positive, threads};
 use crate::working_set;
@@ -108,6 +108,8 @@ pub(crate) struct ServeOptions {
     /// Reads of memory files at a time that wait for the disk, of all VMs.
     #[arg(long, value_name = "N", default_value_t = Limits::default().all_reads)]
     max_all_reads: usize,
+    #[command(flatten)]
+    keeper: KeeperOptions,
     /// Keep all privileges. Without it the process gives up files, other system calls than serving
     /// takes, and capabilities once its sockets are there.
     #[arg(long)]
@@ -145,8 +147,9 @@ fn vm(text: &str) -> Result<(PathBuf, PathBuf), String> {
     Ok((socket.into(), file.into()))
 }
 
-/// Serves until it is told to stop; whether all VMs could be served to their end.
-pub(crate) fn run(options: &ServeOptions) -> Result<bool, Error> {
+/// Serves until it is told to stop; returns whether all VMs could be served to their end, as an exit
+/// status.
+pub(crate) fn run(options: &ServeOptions) -> Result<u8, Error> {
     // Before any descriptor is opened, which could be taken for one of these.
     let passed = ListenFd::from_env();
     let stop = daemon::stop_signals()?;
@@ -164,33 +167,38 @@ pub(crate) fn run(options: &ServeOptions) -> Result<bool, Error> {
     // It asks files for a quota, which the sandbox does not let it.
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let manager = Manager::find()?;
+    let pager = pager(options, cores);
+    let keeper = options.keeper.keeper(&pager)?;
     if options.no_sandbox {
         tracing::warn!("no sandbox: all privileges are kept");
     } else {
-        enter_sandbox(options)?;
+        enter_sandbox(options, keeper.is_some())?;
     }
-    let (tell, teller) = helper.map(teller).unzip();
-    // Threads, so not before the sandbox.
-    let (output, _written) = Output::start();
-    let mut progress = Progress::new(options.json, output);
-    let mut server = server(options, listens, tell, cores);
-    for (file, set) in replays {
-        server = server
-            .replay(set)
-            .map_err(|reason| Error::WorkingSet { file: file.clone(), reason })?;
-    }
-    let ended = server.run(
-        stop.as_fd(),
-        || manager.tell_ready(),
-        |pager, ended| progress.look(pager, ended),
-    )?;
-    // The last failures may be those of the end.
-    if let Some(teller) = teller {
-        // It has told of its panic.
-        let _ = teller.join();
-    }
-    progress.end(ended);
-    Ok(ended.failed == 0 && ended.stats.poisoned == 0)
+    options.keeper.serve(keeper, !options.no_sandbox, |kept| {
+        let (tell, teller) = helper.map(teller).unzip();
+        // Threads, so not before the sandbox, nor in the keeper.
+        let (output, _written) = Output::start();
+        let mut progress = Progress::new(options.json, output);
+        let mut server = server(options, pager, listens, tell);
+        for (file, set) in replays {
+            server = server
+                .replay(set)
+                .map_err(|reason| Error::WorkingSet { file: file.clone(), reason })?;
+        }
+        let started = || manager.tell_ready();
+        let look = |pager: &Pager, ended: &Ended| progress.look(pager, ended);
+        let ended = match kept {
+            Some(kept) => server.run_kept(kept, stop.as_fd(), started, look),
+            None => server.run(stop.as_fd(), started, look),
+        }?;
+        // The last failures may be those of the end.
+        if let Some(teller) = teller {
+            // It has told of its panic.
+            let _ = teller.join();
+        }
+        progress.end(ended);
+        Ok(ended.failed == 0 && ended.stats.poisoned == 0)
+    })
 }
 
 /// What the command line cannot mean.
@@ -235,12 +243,12 @@ impl Manager {
 }
 
 /// Gives up what serving does not take.
-fn enter_sandbox(options: &ServeOptions) -> Result<(), Error> {
+fn enter_sandbox(options: &ServeOptions, starts_processes: bool) -> Result<(), Error> {
     let sockets = options.socket.iter().chain(options.vm.iter().map(|(socket, _)| socket));
     let removable = sockets.map(|socket| daemon::folder_of(socket)).collect();
     let writable = options.record.iter().map(|file| daemon::folder_of(file)).collect();
     let kills_other_users = options.on_failure == WhatOnFailure::Kill;
-    let report = Sandbox { removable, writable, kills_other_users }.enter()?;
+    let report = Sandbox { removable, writable, kills_other_users, starts_processes }.enter()?;
     tracing::info!("sandbox: {report}");
     Ok(())
 }
@@ -263,13 +271,8 @@ fn teller(helper: ExecHelper) -> (Box<Tell>, JoinHandle<()>) {
     (Box::new(tell), teller)
 }
 
-fn server(
-    options: &ServeOptions,
-    listens: Vec<Listen>,
-    tell: Option<Box<Tell>>,
-    cores: usize,
-) -> Server {
-    let limits = Limits {
+fn limits(options: &ServeOptions) -> Limits {
+    Limits {
         clients: options.max_clients,
         handshakes: options.max_handshakes,
         handshake: Duration::from_secs(options.handshake_timeout),
@@ -277,14 +280,26 @@ fn server(
         regions: options.max_regions,
         reads: options.max_reads,
         all_reads: options.max_all_reads,
-    };
+    }
+}
+
+fn pager(options: &ServeOptions, cores: usize) -> Options {
     let workers = options.workers.map_or(cores, NonZeroUsize::get);
-    let pager = Options::new()
+    Options::new()
         .workers(workers)
         .granule(options.granule.bytes())
         .ahead(options.ahead)
-        .spin(Duration::from_micros(options.spin));
-    let server = Server::new(listens, pager, limits)
+        .spin(Duration::from_micros(options.spin))
+        .limits(limits(options))
+}
+
+fn server(
+    options: &ServeOptions,
+    pager: Options,
+    listens: Vec<Listen>,
+    tell: Option<Box<Tell>>,
+) -> Server {
+    let server = Server::new(listens, pager, limits(options))
         .on_failure(match tell {
             Some(tell) => OnFailure::Tell(tell),
             None if options.on_failure == WhatOnFailure::Kill => OnFailure::Kill,
