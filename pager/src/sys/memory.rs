@@ -382,7 +382,7 @@ impl Deref for Words {
         // SAFETY: memory of this length that may be read and written is mapped there for as long as
         // `self` lives (invariant of `start`; protected so in `zeroed`), aligned to pages, and any
         // bytes are atomic words. What the kernel makes 0 in `discard` are atomic stores to them.
-        unsafe { std::slice::from_raw_parts(start.cast(), bytes / size_of::<AtomicU64>()) }
+        unsafe { &*ptr::slice_from_raw_parts(start.cast(), bytes / size_of::<AtomicU64>()) }
     }
 }
 
