@@ -2,10 +2,9 @@
 #![expect(unsafe_code, reason = "fork; signals and descriptors that are not for the new process")]
 
 use std::ffi::OsString;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -14,9 +13,12 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, socketpair};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, kill_process_group, pidfd_open, setsid, waitpid,
 };
+use rustix::rand::GetRandomFlags;
 
 use crate::threads;
 
@@ -46,8 +48,8 @@ const REASON: usize = 4096;
 #[derive(Debug)]
 pub struct ExecHelper {
     process: Pid,
-    /// `None` after an error: what would be read next could be an older answer.
-    socket: Mutex<Option<UnixStream>>,
+    /// Messages, each of which is sent and received as a whole. `None` after an error.
+    socket: Mutex<Option<OwnedFd>>,
 }
 
 /// What became of a command.
@@ -90,8 +92,9 @@ impl ExecHelper {
             return Err(io::Error::new(ErrorKind::InvalidInput, "the command is empty"));
         }
         threads::expect_one()?;
-        let (here, there) = UnixStream::pair()?;
-        here.set_read_timeout(Some(limit.saturating_add(GRACE)))?;
+        let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+        let (here, there) = socketpair(family, kind, SocketFlags::CLOEXEC, None)?;
+        set_socket_timeout(&here, Timeout::Recv, Some(limit.saturating_add(GRACE)))?;
         // SAFETY: there is one thread, so that no lock is held by another and the child is an
         // ordinary process. It does not return from here: nothing that this process owns is
         // released twice.
@@ -106,9 +109,9 @@ impl ExecHelper {
         drop(there);
         let process = Pid::from_raw(process).ok_or(ErrorKind::Other)?;
         let helper = Self { process, socket: Mutex::new(Some(here)) };
-        if let Some(socket) = lock(&helper.socket).as_mut() {
+        if let Some(socket) = lock(&helper.socket).as_ref() {
             // It says that it has closed everything else.
-            socket.read_exact(&mut [0])?;
+            receive(socket, &mut [0])?.ok_or(ErrorKind::UnexpectedEof)?;
         }
         Ok(helper)
     }
@@ -124,13 +127,21 @@ impl ExecHelper {
     pub fn run(&self, pid: u32, reason: &str) -> io::Result<Outcome> {
         let mut place = lock(&self.socket);
         let gone = || io::Error::new(ErrorKind::BrokenPipe, "the process that runs it is gone");
-        let mut socket = place.take().ok_or_else(gone)?;
+        let socket = place.take().ok_or_else(gone)?;
         let end = (0..=REASON.min(reason.len())).rfind(|&end| reason.is_char_boundary(end));
         let reason = reason[..end.unwrap_or(0)].replace('\0', " ");
-        send(&mut socket, pid, &reason)?;
-        let mut answer = [0; 5];
-        socket.read_exact(&mut answer)?;
-        let outcome = Outcome::decode(answer).ok_or(ErrorKind::InvalidData)?;
+        // A process before this one may have asked, and died before it was answered.
+        let mut number = [0; NUMBER];
+        rustix::rand::getrandom(&mut number, GetRandomFlags::empty())?;
+        send(&socket, &[&number[..], &pid.to_ne_bytes(), reason.as_bytes()].concat())?;
+        let outcome = loop {
+            let mut answer = [0; NUMBER + ANSWER];
+            receive(&socket, &mut answer)?.ok_or_else(gone)?;
+            let (answered, outcome) = answer.split_at(NUMBER);
+            if answered == number {
+                break Outcome::decode(outcome).ok_or(ErrorKind::InvalidData)?;
+            }
+        };
         *place = Some(socket);
         Ok(outcome)
     }
@@ -152,12 +163,12 @@ impl Drop for ExecHelper {
     }
 }
 
-fn lock(socket: &Mutex<Option<UnixStream>>) -> std::sync::MutexGuard<'_, Option<UnixStream>> {
+fn lock(socket: &Mutex<Option<OwnedFd>>) -> std::sync::MutexGuard<'_, Option<OwnedFd>> {
     socket.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Outcome {
-    fn encode(self) -> [u8; 5] {
+    fn encode(self) -> [u8; ANSWER] {
         let (kind, value) = match self {
             Self::Exited(status) => (0, status),
             Self::Killed(signal) => (1, signal),
@@ -168,8 +179,9 @@ impl Outcome {
         [kind, a, b, c, d]
     }
 
-    fn decode([kind, value @ ..]: [u8; 5]) -> Option<Self> {
-        let value = i32::from_ne_bytes(value);
+    fn decode(answer: &[u8]) -> Option<Self> {
+        let (kind, value) = answer.split_first()?;
+        let value = i32::from_ne_bytes(value.try_into().ok()?);
         match kind {
             0 => Some(Self::Exited(value)),
             1 => Some(Self::Killed(value)),
@@ -180,31 +192,33 @@ impl Outcome {
     }
 }
 
-/// Sends a request: the number, the length of the reason, the reason.
-fn send(socket: &mut UnixStream, pid: u32, reason: &str) -> io::Result<()> {
-    let mut request = Vec::with_capacity(8 + reason.len());
-    request.extend(pid.to_ne_bytes());
-    request.extend((reason.len() as u32).to_ne_bytes());
-    request.extend(reason.bytes());
-    socket.write_all(&request)
+/// Bytes of a request's number, which its answer begins with.
+const NUMBER: usize = size_of::<u64>();
+/// Bytes of an outcome.
+const ANSWER: usize = 5;
+
+fn send(socket: &OwnedFd, message: &[u8]) -> io::Result<()> {
+    loop {
+        match rustix::net::send(socket, message, SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            other => return Ok(other.map(drop)?),
+        }
+    }
 }
 
-/// Receives a request; `None` once the other end is closed.
-fn receive(socket: &mut UnixStream) -> io::Result<Option<(u32, String)>> {
-    let mut numbers = [[0; 4]; 2];
-    match socket.read_exact(numbers.as_flattened_mut()) {
-        Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
-        other => other?,
+/// Receives a message, and returns its length; `None` once the other end is closed.
+fn receive(socket: &OwnedFd, message: &mut [u8]) -> io::Result<Option<usize>> {
+    loop {
+        match recv(socket, &mut *message, RecvFlags::empty()) {
+            Err(Errno::INTR) => {}
+            Ok((_, len)) => return Ok((len > 0).then_some(len)),
+            Err(error) => return Err(error.into()),
+        }
     }
-    let [pid, len] = numbers.map(u32::from_ne_bytes);
-    let mut reason = vec![0; (len as usize).min(REASON)];
-    socket.read_exact(&mut reason)?;
-    let reason = String::from_utf8(reason).map_err(|_| ErrorKind::InvalidData)?;
-    Ok(Some((pid, reason)))
 }
 
 /// The helper: answers requests until the other end of its socket is closed.
-fn serve(mut socket: UnixStream, command: &[OsString], limit: Duration) -> io::Result<()> {
+fn serve(socket: OwnedFd, command: &[OsString], limit: Duration) -> io::Result<()> {
     // First: the daemon's handlers write to what is closed next.
     block_signals(true)?;
     let kept = socket.as_raw_fd();
@@ -212,13 +226,19 @@ fn serve(mut socket: UnixStream, command: &[OsString], limit: Duration) -> io::R
     close_between(3.max(kept + 1), RawFd::MAX)?;
     // It fails for the leader of a process group, which a child is not.
     setsid()?;
-    socket.write_all(&[0])?;
-    while let Some((pid, reason)) = receive(&mut socket)? {
-        let outcome = run(command, pid, &reason, limit).unwrap_or_else(|error| {
+    send(&socket, &[0])?;
+    let mut request = [0; NUMBER + 4 + REASON];
+    while let Some(len) = receive(&socket, &mut request)? {
+        let (number, request) =
+            request[..len].split_at_checked(NUMBER).ok_or(ErrorKind::InvalidData)?;
+        let (pid, reason) = request.split_first_chunk().ok_or(ErrorKind::InvalidData)?;
+        let reason = std::str::from_utf8(reason).map_err(|_| ErrorKind::InvalidData)?;
+        let outcome = run(command, u32::from_ne_bytes(*pid), reason, limit);
+        let outcome = outcome.unwrap_or_else(|error| {
             Outcome::NotStarted(error.raw_os_error().unwrap_or(libc::EINVAL))
         });
         // The daemon may have ended meanwhile: the command was run all the same.
-        socket.write_all(&outcome.encode())?;
+        send(&socket, &[number, &outcome.encode()].concat())?;
     }
     Ok(())
 }

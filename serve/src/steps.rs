@@ -1,7 +1,6 @@
 //! Ways for a serving process to die, to see that the next one goes on.
 #![expect(clippy::disallowed_types, reason = "a count of steps that guards no memory")]
 
-use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,7 +24,10 @@ pub fn die_after(steps: u64) {
 ///
 /// When no thread can be had.
 pub fn die_at_random(often: Duration, until: Instant) -> std::io::Result<()> {
-    let chance = RandomState::new().hash_one(0);
+    // Not the standard library's: the keeper's copy of that would say the same each time.
+    let mut chance = [0; 8];
+    rustix::rand::getrandom(&mut chance, rustix::rand::GetRandomFlags::empty())?;
+    let chance = u64::from_ne_bytes(chance);
     let wait = often.mul_f64(2.0 * (chance % 1024) as f64 / 1024.0);
     let die = move || {
         thread::sleep(wait);
