@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use pervma_serve::steps::die_at_random;
-use pervma_serve::{Keeper, Kept, Options, sandbox};
+use pervma_serve::{Keeper, Kept, Options, TakeOverSocket, TakenOver, sandbox};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::error::{Error, MATCHED, MISMATCHED};
+use crate::error::{Error, MATCHED, MISMATCHED, one_line};
 
 /// Can be read when a signal has told this process to stop.
 pub(crate) fn stop_signals() -> io::Result<UnixStream> {
@@ -28,6 +28,16 @@ pub(crate) fn stop_signals() -> io::Result<UnixStream> {
         signal_hook::flag::register(signal, Arc::default())?;
     }
     Ok(stop)
+}
+
+/// What is wrong with a socket's path.
+pub(crate) fn socket_error(path: &Path, error: &io::Error) -> Error {
+    let advice = match error.kind() {
+        io::ErrorKind::AddrInUse => "another process listens there: end it, or give another socket",
+        io::ErrorKind::AlreadyExists => "it is no socket: remove it, or give another one",
+        _ => "give a path at which a socket can be made",
+    };
+    Error::File { file: path.to_owned(), reason: one_line(Path::new(&error.to_string())), advice }
 }
 
 /// The folder that a file is in.
@@ -90,7 +100,7 @@ pub(crate) fn log(file: Option<File>, level: LevelFilter) {
 }
 
 /// How the serving process is replaced if it dies.
-#[derive(Args, Clone, Copy, Debug)]
+#[derive(Args, Debug)]
 pub(crate) struct KeeperOptions {
     /// Serve in this process alone: if it dies, its clients freeze, or read zeros. Without it
     /// another process serves, and is replaced whenever it dies.
@@ -100,24 +110,67 @@ pub(crate) struct KeeperOptions {
     /// go on.
     #[arg(long, value_name = "SECONDS", conflicts_with = "no_keeper")]
     chaos: Option<u64>,
+    /// A socket at which another pervma, of a later version perhaps, takes over all that this one
+    /// serves; made with mode 0600.
+    #[arg(long, value_name = "PATH", conflicts_with = "no_keeper")]
+    take_over_socket: Option<PathBuf>,
+    /// Take over all that the pervma serves that has this take-over socket, which ends then; and its
+    /// other sockets, where they are given here as well.
+    #[arg(long, value_name = "PATH", conflicts_with = "no_keeper")]
+    take_over: Option<PathBuf>,
 }
 
 /// How often `--chaos` kills, on average.
 const OFTEN: Duration = Duration::from_millis(33);
 
 impl KeeperOptions {
+    /// Takes over from another one, if that is asked for. To be called before this process opens
+    /// descriptors.
+    pub(crate) fn take_over(&self) -> Result<Option<TakenOver>, Error> {
+        let Some(path) = &self.take_over else { return Ok(None) };
+        raise_descriptors();
+        let failed = |reason| Error::TakeOver { socket: path.clone(), reason };
+        TakenOver::ask(path).map(Some).map_err(failed)
+    }
+
+    /// Whether anything is taken over, or may be.
+    pub(crate) fn takes_over(&self) -> bool {
+        self.take_over.is_some() || self.take_over_socket.is_some()
+    }
+
+    /// The socket at which others take over, if there is to be one.
+    pub(crate) fn socket(
+        &self,
+        taken: Option<&mut TakenOver>,
+    ) -> Result<Option<TakeOverSocket>, Error> {
+        let Some(path) = &self.take_over_socket else { return Ok(None) };
+        let made = match taken {
+            Some(taken) => TakeOverSocket::taken(taken, path),
+            None => TakeOverSocket::at(path),
+        };
+        made.map(Some).map_err(|error| socket_error(path, &error))
+    }
+
     /// To be called before the sandbox is entered.
-    pub(crate) fn keeper(self, options: &Options) -> Result<Option<Keeper>, Error> {
-        if self.no_keeper {
-            return Ok(None);
+    pub(crate) fn keeper(
+        &self,
+        options: &Options,
+        taken: Option<TakenOver>,
+    ) -> Result<Option<Keeper>, Error> {
+        match (taken, &self.take_over) {
+            _ if self.no_keeper => Ok(None),
+            (Some(taken), Some(socket)) => {
+                let failed = |reason| Error::TakeOver { socket: socket.clone(), reason };
+                Keeper::taking_over(options, taken).map(Some).map_err(failed)
+            }
+            _ => Keeper::new(options).map(Some).map_err(Error::Keeper),
         }
-        Keeper::new(options).map(Some).map_err(Error::Keeper)
     }
 
     /// Serves: in a process of the keeper, and in the next one if that dies. Whether all clients
     /// were served to their end.
     pub(crate) fn serve(
-        self,
+        &self,
         keeper: Option<Keeper>,
         is_in_sandbox: bool,
         serve: impl FnOnce(Option<Kept>) -> Result<bool, Error>,

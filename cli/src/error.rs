@@ -66,6 +66,8 @@ pub(crate) enum Error {
     StatusFd { number: i32, reason: io::Error },
     #[error("{0}: give --no-sandbox to serve without one")]
     Sandbox(#[from] pervma_serve::sandbox::SandboxError),
+    #[error("{}: nothing is taken over: {reason}", one_line(socket))]
+    TakeOver { socket: PathBuf, reason: pervma_serve::TakeOverError },
     #[error("no process can keep the serving one ({0}): see ulimit -l, or give --no-keeper")]
     Keeper(io::Error),
     #[error("the report could not be written: {0}")]

@@ -138,6 +138,12 @@ pub(crate) fn run(options: &LazyPagesOptions) -> Result<u8, Error> {
     if options.daemon && !options.in_background {
         return start_in_background(options).map(|()| MATCHED);
     }
+    if options.page_server && options.keeper.takes_over() {
+        let message = "what comes from a page server cannot be taken over: leave --take-over out";
+        return Err(Error::Usage(message.to_owned()));
+    }
+    // Before any descriptor is opened, which could have the number of one that comes.
+    let mut taken = options.keeper.take_over()?;
     let status = options.status_fd.map(|number| {
         let taken = inherited::take_first_of_all(number);
         taken.map_err(|reason| Error::StatusFd { number, reason })
@@ -153,6 +159,7 @@ pub(crate) fn run(options: &LazyPagesOptions) -> Result<u8, Error> {
     let replays = options.replay.iter().map(|file| Ok((file, working_set::read(file)?)));
     let replays = replays.collect::<Result<Vec<_>, Error>>()?;
     // Wherever it works.
+    let socket = options.keeper.socket(taken.as_mut())?;
     let record = options.record.as_ref().map(std::path::absolute).transpose()?;
     // CRIU connects to a name, not a path: to be found there however long the path is.
     let work_dir = options.work_dir.as_ref().unwrap_or(&options.images_dir);
@@ -167,10 +174,22 @@ pub(crate) fn run(options: &LazyPagesOptions) -> Result<u8, Error> {
     // Those that wait for a page server take no processor.
     let fillers = if options.page_server { REMOTE_FILLERS } else { workers };
     let pager = Options::new().workers(workers).fillers(fillers).granule(options.granule.bytes());
+    let (path, limits) = (Path::new(SOCKET), Limits::default());
+    let restores = match &mut taken {
+        Some(taken) => Restores::taken(taken, path, images, pager.clone(), limits),
+        None => Restores::at(path, images, pager.clone(), limits),
+    };
+    let mut restores = restores.map_err(|error| file_error(&work_dir.join(SOCKET), &error))?;
+    if options.keeper.takes_over() {
+        restores = restores
+            .identify()
+            .map_err(|reason| Error::WorkingSet { file: options.images_dir.clone(), reason })?;
+    }
+    if let Some(socket) = socket {
+        restores = restores.take_over(socket);
+    }
     // What a page server has sent in part cannot be read on by another process.
-    let keeper = if options.page_server { None } else { options.keeper.keeper(&pager)? };
-    let restores = Restores::at(Path::new(SOCKET), images, pager, Limits::default())
-        .map_err(|error| file_error(&work_dir.join(SOCKET), &error))?;
+    let keeper = if options.page_server { None } else { options.keeper.keeper(&pager, taken)? };
     let mut restores = if options.serve { restores } else { restores.only_one() };
     for (file, set) in replays {
         let replayed = restores.replay(set);

@@ -24,7 +24,7 @@ use pervma_serve::peer::Peer;
 use pervma_serve::sandbox::Sandbox;
 use pervma_serve::{
     Ended, Failure, Limits, Listen, MemoryFile, OnFailure, OnStop, Options, Pager, Server, Stats,
-    Tell,
+    TakenOver, Tell,
 };
 use rustix::fs::{FileType, OFlags};
 use serde::Serialize;
@@ -150,7 +150,8 @@ fn vm(text: &str) -> Result<(PathBuf, PathBuf), String> {
 /// Serves until it is told to stop; returns whether all VMs could be served to their end, as an exit
 /// status.
 pub(crate) fn run(options: &ServeOptions) -> Result<u8, Error> {
-    // Before any descriptor is opened, which could be taken for one of these.
+    // Before any descriptor is opened, which could be taken for one of these, or have its number.
+    let mut taken = options.keeper.take_over()?;
     let passed = ListenFd::from_env();
     let stop = daemon::stop_signals()?;
     daemon::log(None, LevelFilter::INFO);
@@ -163,12 +164,13 @@ pub(crate) fn run(options: &ServeOptions) -> Result<u8, Error> {
     daemon::raise_descriptors();
     let replays = options.replay.iter().map(|file| Ok((file, working_set::read(file)?)));
     let replays = replays.collect::<Result<Vec<_>, Error>>()?;
-    let listens = listens(options, passed)?;
+    let listens = listens(options, passed, taken.as_mut())?;
+    let socket = options.keeper.socket(taken.as_mut())?;
     // It asks files for a quota, which the sandbox does not let it.
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let manager = Manager::find()?;
     let pager = pager(options, cores);
-    let keeper = options.keeper.keeper(&pager)?;
+    let keeper = options.keeper.keeper(&pager, taken)?;
     if options.no_sandbox {
         tracing::warn!("no sandbox: all privileges are kept");
     } else {
@@ -180,6 +182,9 @@ pub(crate) fn run(options: &ServeOptions) -> Result<u8, Error> {
         let (output, _written) = Output::start();
         let mut progress = Progress::new(options.json, output);
         let mut server = server(options, pager, listens, tell);
+        if let Some(socket) = socket {
+            server = server.take_over(socket);
+        }
         for (file, set) in replays {
             server = server
                 .replay(set)
@@ -318,7 +323,11 @@ fn server(
 }
 
 /// The sockets, each with its memory file. A file that is given twice is opened once.
-fn listens(options: &ServeOptions, mut passed: ListenFd) -> Result<Vec<Listen>, Error> {
+fn listens(
+    options: &ServeOptions,
+    mut passed: ListenFd,
+    mut taken: Option<&mut TakenOver>,
+) -> Result<Vec<Listen>, Error> {
     let mut files: HashMap<PathBuf, Arc<MemoryFile>> = HashMap::new();
     let mut open = |path: &Path| -> Result<Arc<MemoryFile>, Error> {
         if let Some(file) = files.get(path) {
@@ -354,7 +363,11 @@ fn listens(options: &ServeOptions, mut passed: ListenFd) -> Result<Vec<Listen>, 
     for (socket, memory) in first.into_iter().chain(others) {
         let source = open(memory)?;
         let listen = match socket {
-            Some(path) => Listen::at(path, source).map_err(|error| socket_error(path, &error))?,
+            Some(path) => match &mut taken {
+                Some(taken) => Listen::taken(taken, path, source),
+                None => Listen::at(path, source),
+            }
+            .map_err(|error| daemon::socket_error(path, &error))?,
             None => match first_passed.take() {
                 Some(listener) => Listen::of(listener, source)?,
                 None => {
@@ -363,21 +376,17 @@ fn listens(options: &ServeOptions, mut passed: ListenFd) -> Result<Vec<Listen>, 
                 }
             },
         };
-        listens.push(listen);
+        listens.push(if options.keeper.takes_over() {
+            let identified = listen.identify();
+            identified.map_err(|reason| Error::WorkingSet { file: memory.clone(), reason })?
+        } else {
+            listen
+        });
     }
     if listens.is_empty() {
         return Err(Error::Usage("give --socket and --memory, or --vm".to_owned()));
     }
     Ok(listens)
-}
-
-fn socket_error(path: &Path, error: &io::Error) -> Error {
-    let advice = match error.kind() {
-        io::ErrorKind::AddrInUse => "another process listens there: end it, or give another socket",
-        io::ErrorKind::AlreadyExists => "it is no socket: remove it, or give another one",
-        _ => "give a path at which a socket can be made",
-    };
-    Error::File { file: path.to_owned(), reason: one_line(Path::new(&error.to_string())), advice }
 }
 
 /// What is told about once a second.

@@ -1,6 +1,6 @@
 //! Of which client a process dies: the one that the dying thread takes care of.
 //!
-//! What a process does to itself counts: a fault of its own, or an abort. A signal that another
+//! What a process does to itself counts: a fault of its own, an abort, an exit. A signal that another
 //! process has sent does not, nor does SIGKILL, whoever has sent it: also where memory has run out.
 #![expect(unsafe_code, reason = "signal handlers")]
 #![expect(clippy::disallowed_types, reason = "an address that is stored once, before threads")]
@@ -36,6 +36,8 @@ const OWN: [libc::c_int; 5] =
 pub(crate) fn watch(table: &Arc<Table>) {
     // RELAXED: here and below, threads are started later, and its own thread's handler sees it.
     TABLE.store(Arc::into_raw(Arc::clone(table)).cast_mut(), Relaxed);
+    // SAFETY: it makes a store.
+    unsafe { libc::atexit(note_exit) };
     for signal in OWN {
         // SAFETY: plain data, of which zeros are valid.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
@@ -45,6 +47,17 @@ pub(crate) fn watch(table: &Arc<Table>) {
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESETHAND;
         // SAFETY: the handler makes calls that handlers may make.
         unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
+    }
+}
+
+/// The calling thread ends this process, which has not come to its end.
+extern "C" fn note_exit() {
+    // SAFETY: never freed.
+    let table = unsafe { TABLE.load(Relaxed).as_ref() };
+    if let Some(table) = table
+        && table.end().is_none()
+    {
+        table.note_culprit(IN_HAND.get());
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -396,7 +396,7 @@ impl Client {
         ring: &mut Ring,
         changes: u64,
         children: &mut Vec<ForkedChild>,
-        child_with: impl Fn(i32) -> Option<u64>,
+        mut child_with: impl FnMut(i32) -> LeftChild,
     ) -> Result<(), Failure> {
         let mut journal = self.fills.write();
         let mut outcome = self.make_space(&mut journal, BATCH);
@@ -405,20 +405,18 @@ impl Client {
             let heard = match ring.take(number) {
                 // Their threads were woken.
                 Event::Fault(_) | Event::Other(_) => continue,
+                // Of descriptors, those are the owner's that were left, not those of messages.
                 event if noted > 0 => {
                     noted -= 1;
-                    // It is the child's.
                     std::mem::forget(event);
                     continue;
                 }
-                Event::Fork(userfaultfd) => match child_with(userfaultfd.as_raw_fd()) {
-                    Some(child) => {
-                        std::mem::forget(userfaultfd);
-                        self.note(&mut journal, &Record::Fork(child))
-                    }
-                    None => {
+                Event::Fork(userfaultfd) => match child_with(userfaultfd.into_raw_fd()) {
+                    LeftChild::Noted(child) => self.note(&mut journal, &Record::Fork(child)),
+                    LeftChild::New(userfaultfd) => {
                         self.hear(&mut journal, Event::Fork(userfaultfd), &mut vec![], children)
                     }
+                    LeftChild::Gone => continue,
                 },
                 event => self.hear(&mut journal, event, &mut vec![], children),
             };
@@ -1056,6 +1054,14 @@ struct Parts {
     journal: Journal,
     map: Map,
     uffd: RemoteUserfaultfd,
+}
+
+/// A child of whose descriptor another process was told, and has not noted that.
+pub(crate) enum LeftChild {
+    /// It has noted the child itself.
+    Noted(u64),
+    New(OwnedFd),
+    Gone,
 }
 
 /// A child that the kernel has told of, and that is noted.

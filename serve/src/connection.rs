@@ -44,6 +44,7 @@ impl Connection {
     pub(crate) fn of(
         table: &Arc<Table>,
         listen: usize,
+        source: u64,
         socket: UnixStream,
         inbox: &Inbox,
     ) -> io::Result<Self> {
@@ -56,7 +57,7 @@ impl Connection {
             pidfd: peer.pidfd.as_ref().map_or(-1, AsRawFd::as_raw_fd),
             parent: 0,
             owner: 0,
-            source: listen as u64,
+            source,
             pid: peer.pid,
             uid: peer.uid,
             gid: peer.gid,
@@ -67,10 +68,12 @@ impl Connection {
         Ok(Self { slot, number: entry.number, listen, socket, peer })
     }
 
-    /// What another process has left, with what had come; `None` if it had been closed.
+    /// What another process has left, with what had come, if it is known which listener has
+    /// accepted it; `None` if it had been closed.
     pub(crate) fn left(
         slot: Slot,
         entry: &Entry,
+        listen: Option<usize>,
         culprit: u64,
         descriptors: &mut Descriptors,
     ) -> Option<(Self, Option<Came>)> {
@@ -80,14 +83,14 @@ impl Connection {
             slot.free();
             return None;
         };
-        let came = file.and_then(|file| {
+        let came = file.filter(|_| listen.is_some()).and_then(|file| {
             let memory = Memory::left_in(file).ok()?;
             let (inbox, descriptors) = Inbox::left_in(memory, descriptors).ok()?;
             let is_deadly = entry.number == culprit && slot.blame() >= DEADLY;
             Some(Came { inbox, descriptors, is_deadly })
         });
         let peer = Peer { pid: entry.pid, uid: entry.uid, gid: entry.gid, pidfd };
-        let (number, listen) = (entry.number, entry.source as usize);
+        let (number, listen) = (entry.number, listen.unwrap_or_default());
         Some((Self { slot, number, listen, socket, peer }, came))
     }
 

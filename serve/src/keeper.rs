@@ -18,12 +18,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, WaitIdOptions, WaitIdStatus, waitid};
+use rustix::process::{Pid, WaitIdOptions, WaitIdStatus, getpid, getppid, waitid};
 
 use crate::blame;
 use crate::pager::Options;
 use crate::state::descriptors::{Descriptors, List};
 use crate::state::table::{Entry, Slot, Table};
+use crate::take_over::{TakeOverError, TakenOver, give_if_asked};
 use crate::threads::expect_one_of;
 
 /// Keeps a serving process alive.
@@ -31,6 +32,7 @@ pub struct Keeper {
     table: Arc<Table>,
     list: List,
     threads: List,
+    taken: Option<TakenOver>,
 }
 
 /// What a serving process begins with: all that was noted by those before it.
@@ -42,14 +44,29 @@ pub struct Kept {
     pub(crate) culprit: u64,
     /// Of what was noted some cannot be used.
     pub(crate) is_damaged: bool,
+    pub(crate) keeper: Watched,
     before: u64,
+}
+
+/// The keeper, as the serving process sees it; none if there is none, or it has gone.
+pub(crate) struct Watched(Option<Pid>);
+
+impl Watched {
+    /// Says it, once, if the keeper has gone.
+    pub(crate) fn look(&mut self) {
+        if self.0.is_some() && self.0 != getppid() {
+            tracing::error!("the keeper has gone: nobody takes the place of this process");
+            self.0 = None;
+        }
+    }
 }
 
 impl Kept {
     /// Nothing was noted, and no other process will be there.
     pub(crate) fn nothing(table: Arc<Table>) -> Self {
         let (entries, descriptors) = (Vec::new(), Descriptors::default());
-        Self { table, entries, descriptors, culprit: 0, is_damaged: false, before: 0 }
+        let keeper = Watched(None);
+        Self { table, entries, descriptors, culprit: 0, is_damaged: false, keeper, before: 0 }
     }
 
     /// How many processes there were before this one.
@@ -70,7 +87,18 @@ impl Keeper {
     pub fn new(options: &Options) -> io::Result<Self> {
         let (list, threads) = (List::of_descriptors()?, List::of_threads()?);
         let table = options.table(true)?;
-        Ok(Self { table, list, threads })
+        Ok(Self { table, list, threads, taken: None })
+    }
+
+    /// As [`new`](Self::new), with what another program has served up to now.
+    ///
+    /// # Errors
+    ///
+    /// See [`TakeOverError`]. The other program serves on.
+    pub fn taking_over(options: &Options, mut taken: TakenOver) -> Result<Self, TakeOverError> {
+        let (list, threads) = (List::of_descriptors()?, List::of_threads()?);
+        let table = taken.table(options.worker_count())?;
+        Ok(Self { table, list, threads, taken: Some(taken) })
     }
 
     /// Runs `work` in a process of its own, and in the next one whenever that dies: at once, but for
@@ -86,21 +114,36 @@ impl Keeper {
     /// When there are other threads, or no process can be started.
     pub fn run(self, work: impl FnOnce(Kept) -> u8) -> io::Result<u8> {
         expect_one_of(&self.threads)?;
-        let owned = self.list.numbers()?;
+        let mut owned = self.list.numbers()?;
+        if let Some(taken) = &self.taken {
+            owned = owned.difference(taken.numbers()).copied().collect();
+            taken.finish(&self.table).map_err(io::Error::other)?;
+            self.table.begin_anew();
+        }
+        let keeper = getpid();
         let mut work = Some(work);
         loop {
             let Some(process) = start()? else {
-                // In the new process, which has taken nothing yet.
-                let work = work.take();
+                // In the new process.
+                let kept = self.kept(keeper, &owned).unwrap_or_else(|error| {
+                    // The next one may have more luck.
+                    tracing::error!(%error, "a serving process could not begin");
+                    std::process::exit(1)
+                });
+                if give_if_asked(&self.table, &kept.descriptors, &owned) {
+                    // What it would drop is another program's now.
+                    std::mem::forget(work.take());
+                    std::process::exit(0);
+                }
                 blame::watch(&self.table);
-                let end = work.map_or(0, |work| work(self.kept(&owned)));
+                let end = work.take().map_or(0, |work| work(kept));
                 self.table.note_end(end);
                 std::process::exit(end.into());
             };
             let began = Instant::now();
             let how = wait(process)?;
             if let Some(end) = self.table.end() {
-                // The new process has closed its descriptors, which are this one's.
+                // The new process has closed what it owns, which are this one's descriptors.
                 std::mem::forget(work);
                 return end.ok_or_else(|| io::Error::other("the serving process died at its end"));
             }
@@ -111,18 +154,16 @@ impl Keeper {
         }
     }
 
-    fn kept(&self, owned: &BTreeSet<i32>) -> Kept {
+    fn kept(&self, keeper: Pid, owned: &BTreeSet<i32>) -> io::Result<Kept> {
+        // Locks are not inherited.
+        self.table.lock()?;
         let (before, death, culprit) = self.table.begin();
-        if before > 0 {
+        if death != 0 && self.table.asked().is_none() {
             tracing::warn!(process = before, how = %Death(death), culprit, "a serving process died");
         }
         // SAFETY: what was open before the first process was started is owned by values that this
         // one has inherited; all else was opened by processes before this one.
-        let descriptors = unsafe { Descriptors::all_but(&self.list, owned) };
-        let descriptors = descriptors.unwrap_or_else(|error| {
-            tracing::error!(%error, "descriptors cannot be listed: clients may be lost");
-            Descriptors::default()
-        });
+        let descriptors = unsafe { Descriptors::all_but(&self.list, owned) }?;
         let (mut entries, mut is_damaged) = (Vec::new(), false);
         for (slot, entry) in self.table.left() {
             match entry {
@@ -134,7 +175,8 @@ impl Keeper {
             }
         }
         let table = Arc::clone(&self.table);
-        Kept { table, entries, descriptors, culprit, is_damaged, before }
+        let keeper = Watched(Some(keeper));
+        Ok(Kept { table, entries, descriptors, culprit, is_damaged, keeper, before })
     }
 }
 

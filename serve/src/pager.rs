@@ -20,8 +20,8 @@ use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 use crate::blame::for_client;
 use crate::client::{
-    About, Begun, Client, ClientError, ClientId, ForkedChild, HELD_UP, PIECE, Places, Read, Served,
-    Wanted,
+    About, Begun, Client, ClientError, ClientId, ForkedChild, HELD_UP, LeftChild, PIECE, Places,
+    Read, Served, Wanted,
 };
 use crate::failure::Failure;
 use crate::limits::Limits;
@@ -152,11 +152,12 @@ impl Options {
         Pager::start(self, table, None, Box::new(on_notice))
     }
 
-    /// A table for all clients that these options let be.
     pub(crate) fn table(&self, is_kept: bool) -> io::Result<Arc<Table>> {
-        let Limits { clients, handshakes, .. } = self.limits;
-        // As many as are served are refused, and each is a client and a connection.
-        Table::new(self.workers, 4 * clients.saturating_add(1) + handshakes, is_kept)
+        Table::new(self.workers, is_kept)
+    }
+
+    pub(crate) fn worker_count(&self) -> usize {
+        self.workers
     }
 }
 
@@ -356,7 +357,7 @@ impl Pager {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE), EDGES)?;
         let (jobs, todo) = mpsc::channel();
-        let limits = options.limits.clone();
+        let (workers, limits) = (options.workers, options.limits.clone());
         let shared = Arc::new_cyclic(|shared: &std::sync::Weak<Shared>| {
             let shared = shared.clone();
             let run = move |task: &Task, buffer: &mut Vec<u8>| {
@@ -386,6 +387,8 @@ impl Pager {
         if let Some(left) = left {
             pager.shared.take_left(left, &mut rings);
         }
+        // There were more workers, perhaps.
+        rings.truncate(workers);
         for (number, ring) in rings.into_iter().enumerate() {
             pager.spawn("pervma-worker", move |shared| shared.run(number, ring))?;
         }
@@ -661,7 +664,10 @@ impl Shared {
                     let entry = child.entry();
                     entry.parent == batch.client && entry.descriptor == descriptor
                 };
-                clients.iter().find(is_it).map(|child| child.id.0)
+                match clients.iter().find(is_it) {
+                    Some(child) => LeftChild::Noted(child.id.0),
+                    None => descriptors.take(descriptor).map_or(LeftChild::Gone, LeftChild::New),
+                }
             };
             let mut children = Vec::new();
             if let Err(failure) = client.read_left(ring, batch.changes, &mut children, child_with) {

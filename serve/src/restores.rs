@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use pervma_pager::sys::RemoteUserfaultfd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::SocketType;
 
 use crate::blame::for_client;
 use crate::client::{About, ClientId};
@@ -21,7 +22,7 @@ use crate::connection::{Came, Connection, Unknown, unknown};
 use crate::failure::Failure;
 use crate::handshake::criu::{Handshake, Told};
 use crate::images::Images;
-use crate::keeper::Kept;
+use crate::keeper::{Kept, Watched};
 use crate::limits::Limits;
 use crate::notices::Notices;
 use crate::pager::{Left, Notice, Options, Pager};
@@ -29,6 +30,7 @@ use crate::socket::{Made, listen_at};
 use crate::state::table::{CONNECTIONS, COUNTS, Entry, Kind, Slot, Table};
 use crate::stats::Stats;
 use crate::stop::Stop;
+use crate::take_over::{self, TakeOverSocket, TakenOver};
 use crate::working_set::{SourceId, WorkingSet, WorkingSetError};
 
 /// A daemon that serves restores from the images of one checkpoint.
@@ -43,6 +45,9 @@ pub struct Restores {
     is_one: bool,
     record: Option<PathBuf>,
     replays: Vec<WorkingSet>,
+    /// What is noted of the images, if that is known.
+    identity: u64,
+    take_over: Option<TakeOverSocket>,
 }
 
 /// How the restores have ended.
@@ -67,10 +72,70 @@ impl Restores {
     ///
     /// `AddrInUse` if another process listens there; `AlreadyExists` if the path is another file's.
     pub fn at(path: &Path, images: Images, options: Options, limits: Limits) -> io::Result<Self> {
-        let (listener, made) = listen_at(path)?;
+        let (listener, made) = listen_at(path, SocketType::STREAM)?;
+        Self::listening(listener.into(), made, images, options, limits)
+    }
+
+    /// A daemon that listens at the socket at a path at which another program listened, from which
+    /// everything is taken over; or at a new one.
+    ///
+    /// # Errors
+    ///
+    /// As for [`at`](Self::at).
+    pub fn taken(
+        taken: &mut TakenOver,
+        path: &Path,
+        images: Images,
+        options: Options,
+        limits: Limits,
+    ) -> io::Result<Self> {
+        match taken.listener(path) {
+            Some(listener) => Self::listening(listener, Made::of(path)?, images, options, limits),
+            None => Self::at(path, images, options, limits),
+        }
+    }
+
+    fn listening(
+        listener: UnixListener,
+        made: Made,
+        images: Images,
+        options: Options,
+        limits: Limits,
+    ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
         let options = options.limits(limits.clone());
-        let (is_one, record, replays) = (false, None, Vec::new());
-        Ok(Self { listener, _made: made, images, options, limits, is_one, record, replays })
+        let (is_one, record, replays, identity, take_over) = (false, None, Vec::new(), 0, None);
+        Ok(Self {
+            listener,
+            _made: made,
+            images,
+            options,
+            limits,
+            is_one,
+            record,
+            replays,
+            identity,
+            take_over,
+        })
+    }
+
+    /// Lets another program take everything over, at this socket, if this one has a
+    /// [`Keeper`](crate::Keeper).
+    #[must_use]
+    pub fn take_over(self, socket: TakeOverSocket) -> Self {
+        Self { take_over: Some(socket), ..self }
+    }
+
+    /// Has tasks known by the bytes of their images, of which 64 pages are read now: for those that
+    /// are taken over.
+    ///
+    /// # Errors
+    ///
+    /// When the images cannot be read.
+    pub fn identify(mut self) -> Result<Self, WorkingSetError> {
+        let id = SourceId::of_images(&self.images).map_err(|_| WorkingSetError::Source)?;
+        self.identity = id.number();
+        Ok(self)
     }
 
     /// Ends when one restore has ended.
@@ -135,10 +200,11 @@ impl Restores {
         stop: BorrowedFd<'_>,
         started: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<Restored> {
-        let Kept { table, entries, mut descriptors, culprit, is_damaged, .. } = kept;
+        let Kept { table, entries, mut descriptors, culprit, is_damaged, keeper, .. } = kept;
         let of_client = |(_, entry): &(Slot, Entry)| entry.kind == Kind::Client;
         let (clients, connections): (Vec<_>, Vec<_>) = entries.into_iter().partition(of_client);
-        let source = |_: &Entry| Some(self.images.source());
+        let is_of_these = |entry: &Entry| entry.source == self.identity;
+        let source = |entry: &Entry| is_of_these(entry).then(|| self.images.source());
         let left =
             Left { entries: clients, descriptors: &mut descriptors, source: &source, culprit };
         let (pager, notices) = Notices::start(&self.options, Arc::clone(&table), Some(left))?;
@@ -148,14 +214,16 @@ impl Restores {
             pager: Arc::new(pager),
             ended: Restored::of_words(table.counted()),
             table,
+            keeper,
             notices,
             restores: BTreeMap::new(),
             stops: 0,
             rests_until: Instant::now(),
         };
         for (slot, entry) in connections {
+            let listen = (entry.source == control.daemon.identity).then_some(0);
             if let Some((connection, came)) =
-                Connection::left(slot, &entry, culprit, &mut descriptors)
+                Connection::left(slot, &entry, listen, culprit, &mut descriptors)
             {
                 control.take_left(connection, came);
             }
@@ -257,6 +325,7 @@ struct Control {
     daemon: Restores,
     pager: Arc<Pager>,
     table: Arc<Table>,
+    keeper: Watched,
     notices: Notices,
     /// By the order in which they came.
     restores: BTreeMap<u64, Restore>,
@@ -300,6 +369,9 @@ impl Control {
         if accepts {
             ready.push(PollFd::new(&self.daemon.listener, PollFlags::IN));
         }
+        if let Some(socket) = &self.daemon.take_over {
+            ready.push(PollFd::new(socket, PollFlags::IN));
+        }
         let first = ready.len();
         let arriving = |restore: &'_ Restore| restore.arriving.is_some();
         for restore in self.restores.values() {
@@ -312,6 +384,7 @@ impl Control {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
+        self.keeper.look();
         let is_ready: Vec<bool> = ready.iter().map(|fd| !fd.revents().is_empty()).collect();
         // All of them: one that says nothing is late perhaps.
         let heard = self.restores.iter().filter(|(_, restore)| arriving(restore));
@@ -327,6 +400,12 @@ impl Control {
         // Behind what was heard: a task that is told of twice is known.
         for notice in self.notices.take() {
             self.heed(notice);
+        }
+        if let Some(socket) = &self.daemon.take_over
+            && is_ready[first - 1]
+            && let Err(error) = take_over::hear(socket, &self.table)
+        {
+            tracing::warn!(%error, "a program that asks for all tasks cannot be heard");
         }
         // What was heard may have changed it.
         if accepts && is_ready[2] && self.accepts() {
@@ -350,7 +429,7 @@ impl Control {
 
     fn greet(&mut self, socket: UnixStream) -> io::Result<()> {
         let inbox = Handshake::inbox(self.table.is_kept())?;
-        let connection = Connection::of(&self.table, 0, socket, &inbox)?;
+        let connection = Connection::of(&self.table, 0, self.daemon.identity, socket, &inbox)?;
         let silent = self.silent();
         if silent.len() >= self.daemon.limits.handshakes
             && let Some(&oldest) = silent.first()
@@ -444,7 +523,7 @@ impl Control {
                 // It is closed if it is not taken; but not the last that this process has.
                 let kept = userfaultfd.try_clone();
                 let owner = owner_of(id, Some(task));
-                let about = About { is_sparse: true, owner, source: 0 };
+                let about = About { is_sparse: true, owner, source: self.daemon.identity };
                 let source = self.daemon.images.source();
                 match self.pager.add_client(userfaultfd, &extents, source, about) {
                     Ok(client) => {

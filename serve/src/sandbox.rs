@@ -24,8 +24,8 @@
 //! | `unlink` `unlinkat`, if anything is removable | the daemon's socket, at its end |
 //! | `open` `openat`, if anything is writable | records of what clients ask for |
 //! | `ioctl` with `UFFDIO_COPY` `UFFDIO_ZEROPAGE` `UFFDIO_WAKE` `UFFDIO_POISON` `UFFDIO_UNREGISTER` `FIONBIO` `FIONREAD` | filling pages, and letting them go; sockets that do not wait, and what they hold |
-//! | `mmap` `mprotect` without `PROT_EXEC`; `munmap` `mremap` `madvise` `mincore` `brk` | memory |
-//! | `clone` with `CLONE_THREAD`; `set_robust_list` `rseq` `sigaltstack` `sched_getaffinity` `gettid` `getpid`; `sched_setscheduler` to `SCHED_IDLE` | threads |
+//! | `mmap` `mprotect` without `PROT_EXEC`; `munmap` `mremap` `madvise` `mincore` `mlock` `brk` | memory |
+//! | `clone` with `CLONE_THREAD`; `set_robust_list` `rseq` `sigaltstack` `sched_getaffinity` `gettid` `getpid` `getppid`; `sched_setscheduler` to `SCHED_IDLE` | threads |
 //! | `prctl` with `PR_SET_NAME` | their names |
 //! | `futex` `membarrier` `sched_yield` `restart_syscall` | locks |
 //! | `exit` `exit_group`, and `tgkill` to this process | ending, aborting |
@@ -376,10 +376,10 @@ const CALLS: &[Call] = calls! {
     SYS_ioctl Equal(1, IOCTLS), SYS_memfd_create, SYS_ftruncate, SYS_fallocate, SYS_getdents64,
     // Memory.
     SYS_mmap Without(2, EXECUTABLE), SYS_mprotect Without(2, EXECUTABLE), SYS_munmap, SYS_mremap,
-    SYS_madvise, SYS_mincore, SYS_brk,
+    SYS_madvise, SYS_mincore, SYS_mlock, SYS_brk,
     // Threads.
     SYS_clone With(0, libc::CLONE_THREAD as u64), SYS_set_robust_list, SYS_rseq, SYS_sigaltstack,
-    SYS_sched_getaffinity, SYS_gettid, SYS_getpid,
+    SYS_sched_getaffinity, SYS_gettid, SYS_getpid, SYS_getppid,
     SYS_sched_setscheduler Equal(1, &[libc::SCHED_IDLE as u64]),
     SYS_prctl Equal(0, &[libc::PR_SET_NAME as u64]),
     SYS_futex, SYS_membarrier, SYS_sched_yield, SYS_restart_syscall, SYS_exit, SYS_exit_group,

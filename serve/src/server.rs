@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use pervma_pager::Source;
 use pervma_pager::sys::RemoteUserfaultfd;
 use rustix::event::{Timespec, epoll};
+use rustix::net::SocketType;
 
 use crate::blame::for_client;
 use crate::client::{About, ClientError, ClientId};
@@ -22,7 +23,7 @@ use crate::connection::{Came, Connection, Unknown, unknown};
 use crate::failure::Failure;
 use crate::handshake::Arrival;
 use crate::handshake::firecracker::Handshake;
-use crate::keeper::Kept;
+use crate::keeper::{Kept, Watched};
 use crate::limits::Limits;
 use crate::notices::Notices;
 use crate::pager::{Left, Notice, Options, Pager};
@@ -32,6 +33,7 @@ use crate::state::Extent;
 use crate::state::table::{CONNECTIONS, COUNTS, Entry, Kind, Slot, Table};
 use crate::stats::Stats;
 use crate::stop::Stop;
+use crate::take_over::{self, TakeOverSocket, TakenOver};
 use crate::working_set::{SourceId, WorkingSet, WorkingSetError};
 
 /// A socket at which clients arrive, all with the same bytes.
@@ -41,6 +43,8 @@ pub struct Listen {
     /// What this process has made: removed at the end.
     made: Option<Arc<Made>>,
     source: Arc<dyn Source>,
+    /// What is noted of the source, if that is known.
+    identity: Option<u64>,
     /// What clients will ask for, as it was recorded.
     replays: Vec<Arc<WorkingSet>>,
 }
@@ -53,8 +57,24 @@ impl Listen {
     ///
     /// `AddrInUse` if another process listens there; `AlreadyExists` if the path is another file's.
     pub fn at(path: &Path, source: Arc<dyn Source>) -> io::Result<Self> {
-        let (listener, made) = listen_at(path)?;
-        Ok(Self { made: Some(Arc::new(made)), ..Self::of(listener, source)? })
+        let (listener, made) = listen_at(path, SocketType::STREAM)?;
+        Ok(Self { made: Some(Arc::new(made)), ..Self::of(listener.into(), source)? })
+    }
+
+    /// The socket at a path at which another program listened, from which everything is taken over;
+    /// or a new one.
+    ///
+    /// # Errors
+    ///
+    /// As for [`at`](Self::at).
+    pub fn taken(taken: &mut TakenOver, path: &Path, source: Arc<dyn Source>) -> io::Result<Self> {
+        match taken.listener(path) {
+            Some(listener) => {
+                let made = Some(Arc::new(Made::of(path)?));
+                Ok(Self { made, ..Self::of(listener, source)? })
+            }
+            None => Self::at(path, source),
+        }
     }
 
     /// A socket that listens already, from a service manager.
@@ -64,7 +84,20 @@ impl Listen {
     /// The kernel's.
     pub fn of(listener: UnixListener, source: Arc<dyn Source>) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        Ok(Self { listener: Arc::new(listener), made: None, source, replays: Vec::new() })
+        let (listener, replays) = (Arc::new(listener), Vec::new());
+        Ok(Self { listener, made: None, source, identity: None, replays })
+    }
+
+    /// Has its clients known by the bytes of the source, of which 64 pages are read now; else they
+    /// are known by the place of this among a server's listeners, which may be another one in
+    /// the program that takes them over.
+    ///
+    /// # Errors
+    ///
+    /// When the source cannot be read.
+    pub fn identify(self) -> Result<Self, WorkingSetError> {
+        let id = SourceId::of(&*self.source).map_err(|_| WorkingSetError::Source)?;
+        Ok(Self { identity: Some(id.number() | IDENTITY), ..self })
     }
 }
 
@@ -119,6 +152,7 @@ pub struct Server {
     on_stop: OnStop,
     uids: Option<Vec<u32>>,
     record: Option<PathBuf>,
+    take_over: Option<TakeOverSocket>,
 }
 
 /// How a daemon has ended, or what has ended so far.
@@ -141,7 +175,26 @@ impl Server {
     pub fn new(listens: Vec<Listen>, options: Options, limits: Limits) -> Self {
         let options = options.limits(limits.clone());
         let (on_failure, on_stop) = (OnFailure::Poison, OnStop::Fail);
-        Self { listens, limits, options, on_failure, on_stop, uids: None, record: None }
+        let (uids, record, take_over) = (None, None, None);
+        Self { listens, limits, options, on_failure, on_stop, uids, record, take_over }
+    }
+
+    /// Lets another program take everything over, at this socket, if this one has a
+    /// [`Keeper`](crate::Keeper). All listeners are to be [identified](Listen::identify).
+    #[must_use]
+    pub fn take_over(self, socket: TakeOverSocket) -> Self {
+        Self { take_over: Some(socket), ..self }
+    }
+
+    /// What is noted of where the bytes of a client are.
+    fn noted_source(&self, listen: usize) -> u64 {
+        self.listens.get(listen).and_then(|listen| listen.identity).unwrap_or(listen as u64)
+    }
+
+    /// The socket of which that was noted.
+    fn listen_of(&self, noted: u64) -> Option<usize> {
+        let mut all = 0..self.listens.len();
+        all.find(|&listen| self.noted_source(listen) == noted)
     }
 
     /// What is done beside poisoning when a client cannot be served: nothing if it is not said.
@@ -236,14 +289,14 @@ impl Server {
         started: impl FnOnce() -> io::Result<()>,
         mut look: impl FnMut(&Pager, &Ended),
     ) -> io::Result<Ended> {
-        let Kept { table, entries, mut descriptors, culprit, is_damaged, .. } = kept;
+        let Kept { table, entries, mut descriptors, culprit, is_damaged, keeper, .. } = kept;
         let of_client = |(_, entry): &(Slot, Entry)| entry.kind == Kind::Client;
         let (clients, connections): (Vec<_>, Vec<_>) = entries.into_iter().partition(of_client);
         let owners: Vec<_> =
             clients.iter().map(|(_, entry)| (entry.owner, entry.number, entry.source)).collect();
         let source = |entry: &Entry| {
-            let listen = self.listens.get(entry.source as usize)?;
-            Some(Arc::clone(&listen.source))
+            let listen = self.listen_of(entry.source)?;
+            Some(Arc::clone(&self.listens[listen].source))
         };
         let left =
             Left { entries: clients, descriptors: &mut descriptors, source: &source, culprit };
@@ -256,6 +309,7 @@ impl Server {
             pager: Some(Arc::new(pager)),
             ended: Ended::of_words(table.counted()),
             table,
+            keeper,
             notices,
             pending: VecDeque::new(),
             served: HashMap::new(),
@@ -266,11 +320,15 @@ impl Server {
         let stop = Stop::of(stop)?;
         control.watch(stop.as_fd(), STOP)?;
         control.watch(control.notices.as_fd(), NOTICES)?;
+        if let Some(socket) = &control.server.take_over {
+            control.watch(socket.as_fd(), TAKE_OVER)?;
+        }
         for (_, client, source) in &owners {
             control.take_left_client(ClientId(*client), *source);
         }
         for (slot, entry) in connections {
-            let left = Connection::left(slot, &entry, culprit, &mut descriptors);
+            let listen = control.server.listen_of(entry.source);
+            let left = Connection::left(slot, &entry, listen, culprit, &mut descriptors);
             let Some((connection, came)) = left else { continue };
             let owns = |(owner, ..): &&(u64, u64, u64)| *owner == entry.number;
             let client = owners.iter().find(owns).map(|(_, client, _)| ClientId(*client));
@@ -306,13 +364,16 @@ impl Ended {
     }
 }
 
+/// A bit of what is noted of a source by its bytes.
+const IDENTITY: u64 = 1 << 63;
 /// Threads that fill what was recorded.
 const REPLAYERS: usize = 2;
 
 /// Tokens: what is ready. Those of connections are their numbers.
 const STOP: u64 = 0;
 const NOTICES: u64 = 1;
-const LISTENS: u64 = 2;
+const TAKE_OVER: u64 = 2;
+const LISTENS: u64 = 3;
 /// How often at least it is looked at the time.
 const LOOK: Duration = Duration::from_millis(500);
 /// Peers that are accepted in a row, before others are looked at.
@@ -335,6 +396,7 @@ struct Control {
     epoll: OwnedFd,
     pager: Option<Arc<Pager>>,
     table: Arc<Table>,
+    keeper: Watched,
     notices: Notices,
     /// The oldest first.
     pending: VecDeque<Pending>,
@@ -372,12 +434,14 @@ impl Control {
             match token {
                 STOP => times = stop.times(),
                 NOTICES => self.read_notices(),
+                TAKE_OVER => self.hear_take_over(),
                 CONNECTIONS.. => self.hear(token),
                 listen => self.accept((listen - LISTENS) as usize),
             }
         }
         if self.looked.elapsed() >= LOOK {
             self.looked = Instant::now();
+            self.keeper.look();
             self.drop_late();
             if self.is_resting {
                 self.listen()?;
@@ -387,6 +451,14 @@ impl Control {
             }
         }
         Ok(times)
+    }
+
+    fn hear_take_over(&self) {
+        if let Some(socket) = &self.server.take_over
+            && let Err(error) = take_over::hear(socket, &self.table)
+        {
+            tracing::warn!(%error, "a program that asks for all clients cannot be heard");
+        }
     }
 
     fn accept(&mut self, listen: usize) {
@@ -433,7 +505,8 @@ impl Control {
 
     fn greet(&mut self, listen: usize, socket: UnixStream) -> io::Result<()> {
         let inbox = Handshake::inbox(&self.server.limits, self.table.is_kept())?;
-        let connection = Connection::of(&self.table, listen, socket, &inbox)?;
+        let noted = self.server.noted_source(listen);
+        let connection = Connection::of(&self.table, listen, noted, socket, &inbox)?;
         let peer = &connection.peer;
         if self.server.uids.as_ref().is_some_and(|uids| !uids.contains(&peer.uid)) {
             self.refuse(peer, &"its user is not one that is served");
@@ -454,7 +527,8 @@ impl Control {
 
     /// A client that another process has served.
     fn take_left_client(&mut self, client: ClientId, source: u64) {
-        let Some(listen) = self.server.listens.get(source as usize) else { return };
+        let Some(listen) = self.server.listen_of(source) else { return };
+        let listen = &self.server.listens[listen];
         if let Some(pager) = &self.pager {
             for set in &listen.replays {
                 pager.replay(client, set);
@@ -556,7 +630,7 @@ impl Control {
         let kept = arrival.userfaultfd.try_clone();
         let about = About {
             owner: pending.connection.number,
-            source: pending.connection.listen as u64,
+            source: self.server.noted_source(pending.connection.listen),
             ..About::default()
         };
         let client = match pager.add_client(arrival.userfaultfd, &arrival.extents, source, about) {
@@ -762,6 +836,10 @@ impl Control {
     ) -> io::Result<()> {
         for listen in 0..self.server.listens.len() {
             self.stop_listening(listen);
+        }
+        if let Some(socket) = &self.server.take_over {
+            self.unwatch(socket);
+            socket.remove();
         }
         for pending in std::mem::take(&mut self.pending) {
             self.refuse_pending(pending, "the pager ends");

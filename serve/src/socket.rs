@@ -4,12 +4,12 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
 
 /// Makes a socket that its owner alone can connect to (mode 0600), and that does not block. One
@@ -18,23 +18,25 @@ use rustix::net::{
 /// # Errors
 ///
 /// `AddrInUse` if another process listens there; `AlreadyExists` if the path is another file's.
-pub(crate) fn listen_at(path: &Path) -> io::Result<(UnixListener, Made)> {
+pub(crate) fn listen_at(path: &Path, kind: SocketType) -> io::Result<(OwnedFd, Made)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let address = SocketAddrUnix::new(path)?;
     if let Ok(about) = fs::symlink_metadata(path) {
         if !about.file_type().is_socket() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        if UnixStream::connect(path).is_ok() {
+        let probe = socket_with(AddressFamily::UNIX, kind, flags, None)?;
+        if connect(&probe, &address) != Err(Errno::CONNREFUSED) {
             return Err(io::ErrorKind::AddrInUse.into());
         }
         fs::remove_file(path)?;
     }
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    let socket = socket_with(AddressFamily::UNIX, kind, flags, None)?;
+    bind(&socket, &address)?;
     // Before it listens, nobody can connect.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     listen(&socket, 1024)?;
-    Ok((socket.into(), Made::of(path)?))
+    Ok((socket, Made::of(path)?))
 }
 
 /// A socket's file, which is removed with this, unless something else is at its path by then.
@@ -48,7 +50,8 @@ pub(crate) struct Made {
 }
 
 impl Made {
-    fn of(path: &Path) -> io::Result<Self> {
+    /// The file of a socket that listens there.
+    pub(crate) fn of(path: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::open(path, flags, Mode::empty())?;
         let place = place(&file)?;

@@ -48,7 +48,8 @@ pub(crate) fn step() {
     }
 }
 
-fn die() {
+/// Kills this process.
+pub(crate) fn die() {
     let this = pidfd_open(getpid(), PidfdFlags::empty());
     // It does not return.
     let _ = this.map(|this| pidfd_send_signal(this, Signal::KILL));

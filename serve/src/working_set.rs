@@ -132,6 +132,11 @@ impl SourceId {
         self.size
     }
 
+    /// As a number, which another source has only by chance: in one of 2⁶⁴ cases.
+    pub(crate) fn number(&self) -> u64 {
+        self.digest.get(..16).and_then(|digits| u64::from_str_radix(digits, 16).ok()).unwrap_or(0)
+    }
+
     /// Reads 64 pages of a source, as far as it has so many, that lie far apart.
     ///
     /// # Errors

@@ -34,7 +34,9 @@ use common::{
 };
 use pervma_pager::{ReadFailed, Source};
 use pervma_serve::images::Images;
-use pervma_serve::{Keeper, Kept, Limits, Listen, OnStop, Options, Restores, Server};
+use pervma_serve::{
+    Keeper, Kept, Limits, Listen, OnStop, Options, Restores, Server, TakeOverSocket, TakenOver,
+};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -50,6 +52,7 @@ const CLIENT: &str = "PERVMA_SOAK_CLIENT";
 const DAEMON: &str = "PERVMA_SOAK_DAEMON";
 const SEED: u64 = 17;
 const SOCKET: &str = "socket";
+const TAKE_OVER: &str = "take-over";
 
 /// How clients arrive.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -276,6 +279,11 @@ fn seconds() -> u64 {
     std::env::var("PERVMA_SOAK_SECONDS").map_or(5, |text| text.parse().unwrap())
 }
 
+/// Clients at a time.
+fn at_a_time() -> usize {
+    std::env::var("PERVMA_SOAK_CLIENTS").map_or(4, |text| text.parse().unwrap())
+}
+
 fn log() {
     let log = tracing_subscriber::fmt().with_max_level(tracing::Level::ERROR).with_ansi(false);
     // The other test has done so, perhaps.
@@ -295,7 +303,7 @@ fn run_clients(test: &str, socket: &Path, seconds: u64) -> (u32, u32) {
     };
     let mut clients: Vec<(Child, Option<Instant>)> = Vec::new();
     while Instant::now() < until {
-        while clients.len() < 4 {
+        while clients.len() < at_a_time() {
             let time = Duration::from_millis(random.random_range(200..2000));
             let dies = random.random_range(0..3) == 0;
             let death = dies.then(|| Instant::now() + time.mul_f64(random.random_range(0.0..1.0)));
@@ -366,25 +374,46 @@ fn clients_do_as_they_like() {
 /// A daemon whose serving process dies again and again, if this is the process of one. It ends when
 /// its standard input does.
 fn keep(protocol: Protocol) -> bool {
-    let Ok(folder) = std::env::var(DAEMON) else { return false };
-    let socket = Path::new(&folder).join(SOCKET);
+    let Ok(daemon) = std::env::var(DAEMON) else { return false };
+    let (folder, seconds) = daemon.split_once(' ').unwrap();
+    let (folder, time) = (Path::new(folder), Duration::from_secs(seconds.parse().unwrap()));
+    let (socket, take_over) = (folder.join(SOCKET), folder.join(TAKE_OVER));
     let serve = || {
+        // Before it opens descriptors.
+        let ask = || TakenOver::ask(&take_over).unwrap_or_else(|_| nothing_taken());
+        let mut taken = take_over.exists().then(ask);
+        // SAFETY: it takes a number: no alarm ends what lives as long as it is to.
+        unsafe { libc::alarm(0) };
+        let is_first = taken.is_none();
         let options = Options::new().workers(3).fillers(2).granule(GRANULE).ahead(4);
-        let keeper = Keeper::new(&options).unwrap();
-        let until = Instant::now() + Duration::from_secs(seconds());
+        let until = Instant::now() + time;
         let stop = std::io::stdin();
         let begin = |kept: &Kept| {
             log();
             pervma_serve::steps::die_at_random(often(), until).unwrap();
             println!("{} processes have died", kept.before());
         };
+        let sockets = match &mut taken {
+            Some(taken) => TakeOverSocket::taken(taken, &take_over),
+            None => TakeOverSocket::at(&take_over),
+        };
+        let keeper = |taken| match taken {
+            Some(taken) => Keeper::taking_over(&options, taken).unwrap(),
+            None => Keeper::new(&options).unwrap(),
+        };
+        let limits = Limits::default();
         let ended = match protocol {
             Protocol::Firecracker => {
                 let bytes = random_bytes(PAGES * PAGE, SEED);
-                let listen = Listen::at(&socket, Arc::new(Moody::of(bytes))).unwrap();
-                let server = Server::new(vec![listen], options, Limits::default())
+                let source = Arc::new(Moody::of(bytes));
+                let listen = match &mut taken {
+                    Some(taken) => Listen::taken(taken, &socket, source),
+                    None => Listen::at(&socket, source),
+                };
+                let server = Server::new(vec![listen.unwrap()], options.clone(), limits)
+                    .take_over(sockets.unwrap())
                     .on_stop(OnStop::Drain(Duration::from_secs(30)));
-                keeper.run(|kept| {
+                keeper(taken).run(|kept| {
                     begin(&kept);
                     let ended = server.run_kept(kept, stop.as_fd(), || Ok(()), |_, _| ()).unwrap();
                     println!("{ended:?}");
@@ -392,9 +421,13 @@ fn keep(protocol: Protocol) -> bool {
                 })
             }
             Protocol::Criu => {
-                let images = Images::open(Path::new(&folder)).unwrap();
-                let restores = Restores::at(&socket, images, options, Limits::default()).unwrap();
-                keeper.run(|kept| {
+                let images = Images::open(folder).unwrap();
+                let restores = match &mut taken {
+                    Some(taken) => Restores::taken(taken, &socket, images, options.clone(), limits),
+                    None => Restores::at(&socket, images, options.clone(), limits),
+                };
+                let restores = restores.unwrap().take_over(sockets.unwrap());
+                keeper(taken).run(|kept| {
                     begin(&kept);
                     let ended = restores.run_kept(kept, stop.as_fd(), || Ok(())).unwrap();
                     println!("{ended:?}");
@@ -402,11 +435,24 @@ fn keep(protocol: Protocol) -> bool {
                 })
             }
         };
-        assert_eq!(ended.unwrap(), 0);
+        match ended {
+            Err(_) if !is_first => nothing_taken(),
+            ended => assert_eq!(ended.unwrap(), 0),
+        }
     };
     let status = child::with_one_thread(serve, |_| ());
+    if status.code() == Some(NOTHING_TAKEN) {
+        nothing_taken();
+    }
     assert!(status.success(), "{status}");
     true
+}
+
+/// How a daemon ends that could not take over.
+const NOTHING_TAKEN: i32 = 99;
+
+fn nothing_taken() -> ! {
+    std::process::exit(NOTHING_TAKEN)
 }
 
 /// How often serving processes die on average.
@@ -426,24 +472,58 @@ fn die_again_and_again(protocol: Protocol, name: &str) {
         write_images(folder.path());
     }
     let socket = folder.path().join(SOCKET);
-    let mut daemon = child::command(name, "keep")
-        .env(DAEMON, folder.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let start = || {
+        child::command(name, "keep")
+            .env(DAEMON, format!("{} {seconds}", folder.path().display()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let end = |mut daemon: Child| {
+        drop(daemon.stdin.take());
+        let output = daemon.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{}: {text}", output.status);
+        let is_count = |line: &&str| line.contains("processes have died");
+        text.lines().rfind(is_count).unwrap_or("0 processes have died").to_owned()
+    };
+    let mut daemon = start();
     while UnixStream::connect(&socket).is_err() {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let (ended, killed) = run_clients(name, &socket, seconds);
-    drop(daemon.stdin.take());
-    let output = daemon.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", output.status);
+    let is_over = &AtomicBool::new(false);
+    let (ended, killed) = std::thread::scope(|scope| {
+        let replace = scope.spawn(move || {
+            let mut took_over = 0;
+            while !is_over.load(Relaxed) {
+                std::thread::sleep(Duration::from_secs(1));
+                let mut next = start();
+                // The other one ends as soon as this one has everything; or one of its processes
+                // dies meanwhile, and this one ends.
+                loop {
+                    std::thread::sleep(Duration::from_millis(1));
+                    if let Some(status) = daemon.try_wait().unwrap() {
+                        assert!(status.success(), "{status}");
+                        daemon = next;
+                        took_over += 1;
+                        break;
+                    }
+                    if let Some(status) = next.try_wait().unwrap() {
+                        assert_eq!(status.code(), Some(NOTHING_TAKEN));
+                        break;
+                    }
+                }
+            }
+            (daemon, took_over)
+        });
+        let count = run_clients(name, &socket, seconds);
+        is_over.store(true, Relaxed);
+        let (daemon, took_over) = replace.join().unwrap();
+        println!("{took_over} times another program has taken over; {}", end(daemon));
+        count
+    });
     println!("{ended} clients have ended, {killed} were killed");
-    let output = String::from_utf8_lossy(&output.stdout);
-    let said: Vec<_> = output.lines().filter(|line| line.contains("processes have died")).collect();
-    assert!(said.len() > 2, "{output}");
-    println!("{}", said[said.len() - 1]);
 }
 
 #[test]

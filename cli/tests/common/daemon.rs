@@ -120,6 +120,27 @@ impl Daemon {
         self.child.id()
     }
 
+    /// The process of the keeper's that serves; `None` if there is none now.
+    pub(crate) fn serving(&self) -> Option<Pid> {
+        let pid = self.pid();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+        let is_one = |child: &&str| {
+            // The one that runs commands has closed its descriptors.
+            std::fs::read_dir(format!("/proc/{child}/fd")).is_ok_and(|open| open.count() > 4)
+        };
+        let child = children.split(' ').find(is_one)?;
+        Pid::from_raw(child.parse().ok()?)
+    }
+
+    /// Kills the serving process, and waits until the next one is there.
+    pub(crate) fn kill_serving(&self) {
+        let killed = self.serving().unwrap();
+        kill_process(killed, Signal::KILL).unwrap();
+        while self.serving().is_none_or(|next| next == killed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
@@ -142,8 +163,10 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It has ended, perhaps.
+        // It outlives the keeper. Either has ended, perhaps.
+        let serving = self.serving();
         let _ = self.child.kill();
+        let _ = serving.map(|serving| kill_process(serving, Signal::KILL));
         let _ = self.child.wait();
         if std::thread::panicking() {
             eprintln!("the daemon has said: {:#?}", self.said);

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, RawDir, SeekFrom, openat, seek};
 
@@ -76,9 +76,38 @@ impl Descriptors {
         self.0.remove(&number).then(|| unsafe { OwnedFd::from_raw_fd(number) })
     }
 
+    /// One more that nobody owns.
+    pub(crate) fn give(&mut self, descriptor: OwnedFd) {
+        self.0.insert(descriptor.into_raw_fd());
+    }
+
+    pub(crate) fn numbers(&self) -> &BTreeSet<i32> {
+        &self.0
+    }
+
+    /// The descriptor with a number, which stays nobody's.
+    pub(crate) fn borrow(&self, number: i32) -> Option<BorrowedFd<'_>> {
+        // SAFETY: open (D1), and taken by nobody while this is borrowed.
+        self.0.contains(&number).then(|| unsafe { BorrowedFd::borrow_raw(number) })
+    }
+
+    /// All, with their numbers.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (i32, BorrowedFd<'_>)> {
+        self.0.iter().filter_map(|&number| Some((number, self.borrow(number)?)))
+    }
+
     /// All that were not taken.
     pub(crate) fn rest(self) -> Vec<OwnedFd> {
         // SAFETY: as above.
         self.0.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect()
     }
+}
+
+/// The descriptor with a number, if it is a socket that listens. It stays its owner's, who does not
+/// close it.
+pub(crate) fn listening(number: i32) -> Option<BorrowedFd<'static>> {
+    // SAFETY: it is asked what it is; if it is open, its owner keeps it to the end of the process.
+    let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+    let listens = rustix::net::sockopt::socket_acceptconn(descriptor);
+    listens.is_ok_and(|listens| listens).then_some(descriptor)
 }

@@ -8,7 +8,7 @@
 #![expect(clippy::disallowed_types, reason = "numbers in shared memory that guard none")]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::atomic::AtomicU64;
@@ -55,7 +55,7 @@ impl Memory {
                 ptr::null_mut(),
                 len,
                 ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         }?;
         Self::at(start, len, None)
@@ -110,9 +110,14 @@ impl Memory {
         self.words
     }
 
+    /// Its file, if there is one.
+    pub(crate) fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(AsFd::as_fd)
+    }
+
     /// The number of the descriptor of its file; -1 if there is none.
     pub(crate) fn descriptor(&self) -> i32 {
-        self.file.as_ref().map_or(-1, |file| file.as_fd().as_raw_fd())
+        self.file().map_or(-1, |file| file.as_raw_fd())
     }
 
     /// Takes memory for some words, so that none is needed when they are stored.

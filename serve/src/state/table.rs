@@ -1,12 +1,14 @@
 //! All that a daemon knows, where who comes after its process finds it: clients, connections,
 //! descriptors by their numbers.
 //!
-//! Pages of words: a head, a ring for each thread that reads messages, and entries, eight in a page.
+//! Pages of words: a head, [`RINGS`] rings of which each thread that reads messages has one, and
+//! [`ENTRIES`] entries, eight in a page; pages that are not used take no memory.
 //! Each word is stored by one thread at a time: a ring's by its thread, an entry's by who makes or
 //! ends it, the head's by the thread of the daemon. What an entry says holds while its first word
 //! is not 0.
 
 use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::VERSION;
@@ -18,9 +20,8 @@ use crate::stats::{COUNTERS, Counters};
 
 // Words of the head.
 const MAGIC: u64 = 0x5442_5652_4550_0000;
-const RINGS: usize = 1;
-const ENTRIES: usize = 2;
-const SUM: usize = 3;
+/// So many rings were used at most.
+const USED_RINGS: usize = 1;
 /// So many entries were used at the same time at most: later ones never were.
 const USED: usize = 8;
 /// How many numbers were given to clients, and to connections.
@@ -33,6 +34,8 @@ const CULPRIT: usize = 12;
 const PROCESSES: usize = 13;
 /// How it has ended.
 const END: usize = 14;
+/// Who asks for all of this: a descriptor and one more; 0 for nobody.
+const ASKED: usize = 32;
 
 /// What [`END`] says.
 const OVER: u64 = 1 << 8;
@@ -42,6 +45,16 @@ const COUNTED: usize = 16;
 
 /// Words that a daemon counts by.
 pub(crate) const COUNTS: usize = 3 + COUNTERS;
+
+/// Rings that there is space for.
+const RINGS: usize = 1024;
+/// Entries that there is space for.
+const ENTRIES: usize = 1 << 16;
+/// The first word of the rings.
+const FIRST_RING: usize = PAGE;
+/// The first word of the entries.
+const FIRST_ENTRY: usize = FIRST_RING + RINGS * PAGE;
+const WORDS: usize = FIRST_ENTRY + ENTRIES * ENTRY;
 
 /// Words of an entry.
 const ENTRY: usize = 64;
@@ -146,8 +159,6 @@ impl Entry {
 /// The table.
 pub(crate) struct Table {
     memory: Memory,
-    rings: usize,
-    entries: usize,
     /// Entries that are not used, and how many were at all.
     free: Mutex<Free>,
     is_kept: bool,
@@ -160,28 +171,58 @@ struct Free {
 }
 
 impl Table {
-    /// A table with so many rings and entries; in a file, if `is_kept`.
+    /// A table for so many threads that read; in a file, if `is_kept`.
     ///
     /// # Errors
     ///
-    /// The kernel's: there is no memory, or so much may not be locked.
-    pub(crate) fn new(rings: usize, entries: usize, is_kept: bool) -> io::Result<Arc<Self>> {
-        let words = PAGE + rings * PAGE + entries * ENTRY;
-        let memory = if is_kept { Memory::of_file(words)? } else { Memory::of_process(words)? };
-        let first = PAGE + rings * PAGE;
-        memory.have(0, first)?;
+    /// The kernel's: there is no memory, or so much may not be locked. Threads are too many.
+    pub(crate) fn new(threads: usize, is_kept: bool) -> io::Result<Arc<Self>> {
+        let memory = if is_kept { Memory::of_file(WORDS)? } else { Memory::of_process(WORDS)? };
+        let table = Self::of(memory, threads, is_kept)?;
+        table.store(0, MAGIC | u64::from(VERSION));
+        Ok(table)
+    }
+
+    /// The table that another program has left in a file, for so many threads that read.
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Self::new); `InvalidData` if it is of another version, or none.
+    pub(crate) fn left_in(file: OwnedFd, threads: usize) -> io::Result<Arc<Self>> {
+        let memory = Memory::left_in(file)?;
+        if memory.len() != WORDS || memory.load(0) != MAGIC | u64::from(VERSION) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, Damaged::Version.to_string()));
+        }
+        Self::of(memory, threads, true)
+    }
+
+    fn of(memory: Memory, threads: usize, is_kept: bool) -> io::Result<Arc<Self>> {
+        let rings = threads.max(memory.load(USED_RINGS) as usize);
+        if rings > RINGS {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let words = FIRST_RING + rings * PAGE;
+        memory.have(0, words)?;
+        memory.store(USED_RINGS, rings as u64);
+        let table = Self { memory, free: Mutex::default(), is_kept };
         if is_kept {
-            memory.lock(0, first).map_err(|error| {
-                let bytes = first * size_of::<u64>();
-                io::Error::other(format!("{bytes} bytes cannot be locked in memory ({error})"))
-            })?;
+            table.lock()?;
         }
-        let head = [MAGIC | u64::from(VERSION), rings as u64, entries as u64];
-        for (word, value) in head.into_iter().enumerate() {
-            memory.store(word, value);
-        }
-        memory.store(SUM, sum(head));
-        Ok(Arc::new(Self { memory, rings, entries, free: Mutex::default(), is_kept }))
+        Ok(Arc::new(table))
+    }
+
+    /// Has the rings always in the memory of this process: the kernel writes them also for a thread
+    /// that is being killed, which waits for no page.
+    ///
+    /// # Errors
+    ///
+    /// So much may not be locked.
+    pub(crate) fn lock(&self) -> io::Result<()> {
+        let words = FIRST_RING + self.load(USED_RINGS) as usize * PAGE;
+        self.memory.lock(0, words).map_err(|error| {
+            let bytes = words * size_of::<u64>();
+            io::Error::other(format!("{bytes} bytes cannot be locked in memory ({error})"))
+        })
     }
 
     pub(super) fn memory(&self) -> &Memory {
@@ -196,19 +237,20 @@ impl Table {
         self.memory.store(word, value);
     }
 
+    /// Its file, if it is kept.
+    pub(crate) fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.memory.file()
+    }
+
     /// Whether it outlives this process.
     pub(crate) fn is_kept(&self) -> bool {
         self.is_kept
     }
 
-    /// The descriptor of its file; -1 if there is none.
-    pub(crate) fn descriptor(&self) -> i32 {
-        self.memory.descriptor()
-    }
-
-    /// The first words of the rings' pages.
+    /// The first words of the pages of rings that were used, or are.
     pub(super) fn rings(&self) -> impl Iterator<Item = usize> + use<> {
-        (0..self.rings).map(|number| PAGE + number * PAGE)
+        let used = (self.load(USED_RINGS) as usize).min(RINGS);
+        (0..used).map(|number| FIRST_RING + number * PAGE)
     }
 
     /// A number that no other one has had: of clients from 1 on, of connections from
@@ -236,8 +278,8 @@ impl Table {
         let mut free = self.free();
         let at = match free.entries.pop() {
             Some(at) => at,
-            None if free.used < self.entries => {
-                let at = self.first() + free.used * ENTRY;
+            None if free.used < ENTRIES => {
+                let at = FIRST_ENTRY + free.used * ENTRY;
                 self.memory.have(at, ENTRY)?;
                 free.used += 1;
                 self.store(USED, free.used as u64);
@@ -260,18 +302,14 @@ impl Table {
         Ok(Slot { table: Arc::clone(self), at })
     }
 
-    fn first(&self) -> usize {
-        PAGE + self.rings * PAGE
-    }
-
     /// All that another process has left; to be called before anything is added.
     pub(crate) fn left(self: &Arc<Self>) -> Vec<(Slot, Result<Entry, Damaged>)> {
         let mut free = self.free();
-        free.used = usize::try_from(self.load(USED)).unwrap_or(usize::MAX).min(self.entries);
+        free.used = usize::try_from(self.load(USED)).unwrap_or(usize::MAX).min(ENTRIES);
         free.entries.clear();
         let mut left = Vec::new();
         for number in 0..free.used {
-            let at = self.first() + number * ENTRY;
+            let at = FIRST_ENTRY + number * ENTRY;
             let words = std::array::from_fn(|word| self.load(at + word));
             if words[NUMBER] == 0 {
                 free.entries.push(at);
@@ -283,18 +321,6 @@ impl Table {
             left.push((slot, entry.ok_or(Damaged::Sum)));
         }
         left
-    }
-
-    /// Whether it is one that this version could have made, of so many rings and entries.
-    pub(crate) fn check(&self) -> Result<(), Damaged> {
-        let head = [0, RINGS, ENTRIES].map(|word| self.load(word));
-        if head[0] != MAGIC | u64::from(VERSION) {
-            return Err(Damaged::Version);
-        }
-        if self.load(SUM) != sum(head) || head[1..] != [self.rings as u64, self.entries as u64] {
-            return Err(Damaged::Sum);
-        }
-        Ok(())
     }
 
     /// What the daemon has counted, in its own order.
@@ -335,6 +361,26 @@ impl Table {
             OVER => Some(None),
             code => Some(Some(code as u8)),
         }
+    }
+
+    /// Another program asks for all of this, by a connection with this descriptor; -1 for none.
+    /// Something was sent to it if `was_given`.
+    pub(crate) fn note_asked(&self, connection: i32, was_given: bool) {
+        let number = u64::from(connection.wrapping_add(1).cast_unsigned());
+        self.store(ASKED, number | u64::from(was_given) << 32);
+    }
+
+    pub(crate) fn asked(&self) -> Option<(i32, bool)> {
+        let asked = self.load(ASKED);
+        let number = (asked as u32).checked_sub(1)?;
+        Some((number.cast_signed(), asked >> 32 != 0))
+    }
+
+    /// This program has all of it now.
+    pub(crate) fn begin_anew(&self) {
+        self.note_asked(-1, false);
+        self.note_death(0);
+        self.store(END, 0);
     }
 
     /// How a process has died.

@@ -1,0 +1,353 @@
+//! The serving process dies, or another program takes its place: every byte is what belongs there.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "common/client.rs"]
+mod client;
+mod common;
+#[path = "common/daemon.rs"]
+mod daemon;
+#[path = "common/memory.rs"]
+mod memory;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use client::{Client, Has, all_events};
+use common::run;
+use daemon::{Daemon, Place, is_there};
+use memory::{FORK, PAGE};
+use rustix::net::{
+    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv, send,
+    socket_with,
+};
+use rustix::process::{Signal, kill_process};
+
+/// Where a client is run, which is a child of a test.
+#[test]
+fn client_process() {
+    client::play();
+}
+
+const PAGES: usize = 512;
+
+/// The descriptors of a process, by what they are.
+fn descriptors(process: u32) -> BTreeMap<String, usize> {
+    let mut kinds = BTreeMap::new();
+    for entry in fs::read_dir(format!("/proc/{process}/fd")).unwrap() {
+        // It is closed by now, perhaps.
+        let Ok(link) = fs::read_link(entry.unwrap().path()) else { continue };
+        let link = link.display().to_string();
+        let kind = link.split('[').next().unwrap().to_owned();
+        *kinds.entry(if link.contains("anon_inode") { link } else { kind }).or_default() += 1;
+    }
+    kinds
+}
+
+/// Does what clients do, at part `part` of two.
+fn use_memory(client: &mut Client, part: usize, forks: bool) {
+    let at = part * PAGES / 2;
+    client.asked(&format!("check {at} {}", at + 100));
+    client.asked(&format!("discard {} {}", at + 50, at + 150));
+    client.asked(&format!("write {}", at + 120));
+    client.asked(&format!("write {}", at + 200));
+    if forks {
+        client.asked("fork");
+    }
+}
+
+/// The descriptors that the daemon has without clients.
+fn without_clients(place: &Place, daemon: &mut Daemon) -> BTreeMap<String, usize> {
+    place.client(Has::pages(PAGES, 0)).end();
+    daemon.wait_for("a client has gone");
+    // The thread that has said so drops its own a moment later.
+    std::thread::sleep(Duration::from_millis(100));
+    descriptors(daemon.pid())
+}
+
+/// Waits until it has as many again.
+fn wait_until_it_has(expected: &BTreeMap<String, usize>, daemon: &Daemon) {
+    for _ in 0..1000 {
+        if descriptors(daemon.pid()) == *expected {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(descriptors(daemon.pid()), *expected);
+}
+
+#[test]
+fn the_serving_process_is_killed_and_clients_go_on() {
+    let place = Place::new(PAGES);
+    let events = all_events();
+    for workers in ["1", "3"] {
+        let mut daemon = place.serve(["--workers", workers]);
+        let before = without_clients(&place, &mut daemon);
+        let mut clients: Vec<_> = (0..3).map(|_| place.client(Has::pages(PAGES, events))).collect();
+        clients.iter_mut().for_each(|client| use_memory(client, 0, events & FORK != 0));
+        daemon.kill_serving();
+        // It says so in the log, and goes on; what was removed is zeros still.
+        daemon.wait_for("a serving process died");
+        clients.iter_mut().for_each(|client| use_memory(client, 1, events & FORK != 0));
+        daemon.kill_serving();
+        clients.push(place.client(Has::pages(PAGES, events)));
+        clients.iter_mut().for_each(|client| client.asked("check"));
+        clients.into_iter().for_each(Client::end);
+        daemon.kill_serving();
+        wait_until_it_has(&before, &daemon);
+        let ended = daemon.stop();
+        assert_eq!((ended.exit, ended.last()), (Some(0), "VMs 5, refused 0, failed 0"));
+        assert!(!is_there(&place.socket));
+    }
+}
+
+#[test]
+fn chaos_is_not_noticed_by_clients() {
+    let place = Place::new(PAGES);
+    let mut daemon = place.serve(["--chaos", "3"]);
+    let events = all_events();
+    let begin = Instant::now();
+    let mut served = 0;
+    while begin.elapsed() < Duration::from_secs(3) {
+        let mut client = place.client(Has::pages(PAGES, events));
+        use_memory(&mut client, 0, events & FORK != 0);
+        use_memory(&mut client, 1, events & FORK != 0);
+        client.asked("check");
+        client.end();
+        served += 1;
+    }
+    daemon.wait_for("a serving process died");
+    let ended = daemon.stop();
+    assert_eq!(ended.exit, Some(0), "{ended:?}");
+    assert_eq!(ended.with("cannot be served").len(), 0, "{ended:?}");
+    assert!(ended.with("a serving process died").len() > 20 && served > 3, "{served}: {ended:?}");
+}
+
+#[test]
+fn a_daemon_that_drains_goes_on_with_that_when_its_serving_process_dies() {
+    let place = Place::new(PAGES);
+    let mut daemon = place.serve(["--on-stop", "drain"]);
+    let mut client = place.client(Has::pages(PAGES, all_events()));
+    client.asked("discard 0 9");
+    daemon.signal(Signal::TERM);
+    daemon.wait_for("clients are served until they have gone");
+    daemon.kill_serving();
+    daemon.wait_for("clients are served until they have gone");
+    assert!(!is_there(&place.socket), "nobody else comes");
+    client.asked("check");
+    client.end();
+    let ended = daemon.ended();
+    assert_eq!((ended.exit, ended.last()), (Some(0), "VMs 1, refused 0, failed 0"));
+}
+
+#[test]
+fn a_serving_process_that_outlives_its_keeper_serves_on() {
+    let place = Place::new(PAGES);
+    let mut daemon = place.serve::<&str>([]);
+    let mut client = place.client(Has::pages(PAGES, all_events()));
+    client.asked("check 0 9");
+    let serving = daemon.serving().unwrap();
+    daemon.signal(Signal::KILL);
+    daemon.wait_for("the keeper has gone");
+    client.asked("check");
+    place.client(Has::pages(PAGES, 0)).end();
+    client.end();
+    kill_process(serving, Signal::TERM).unwrap();
+    daemon.wait_for("VMs 2, refused 0, failed 0");
+}
+
+#[test]
+fn another_program_takes_over_and_clients_go_on() {
+    let place = Place::new(PAGES);
+    let socket = place.path("take-over");
+    let of = |how: &[&str]| -> Vec<PathBuf> {
+        let ways = how.iter().map(|way| [Path::new(way).to_owned(), socket.clone()]);
+        ways.flatten().collect()
+    };
+    let events = all_events();
+    let mut daemon = place.serve(of(&["--take-over-socket"]));
+    let mut clients: Vec<_> = (0..3).map(|_| place.client(Has::pages(PAGES, events))).collect();
+    clients.iter_mut().for_each(|client| use_memory(client, 0, events & FORK != 0));
+    for workers in ["4", "1", "2"] {
+        let mut how = of(&["--take-over", "--take-over-socket"]);
+        how.extend(["--workers".into(), workers.into()]);
+        let next = place.serve(how);
+        assert_eq!(daemon.ended().exit, Some(0));
+        daemon = next;
+        clients.iter_mut().for_each(|client| client.asked("check 0 200"));
+        daemon.kill_serving();
+        clients.push(place.client(Has::pages(PAGES, events)));
+    }
+    clients.iter_mut().for_each(|client| use_memory(client, 1, events & FORK != 0));
+    clients.iter_mut().for_each(|client| client.asked("check"));
+    clients.into_iter().for_each(Client::end);
+    assert!(is_there(&place.socket) && is_there(&socket));
+    let ended = daemon.stop();
+    assert_eq!((ended.exit, ended.last()), (Some(0), "VMs 6, refused 0, failed 0"));
+    assert!(!is_there(&place.socket) && !is_there(&socket));
+}
+
+/// Asks at a take-over socket, as [`pervma_serve::TakenOver`] does.
+fn ask(socket: &Path, version: u64) -> OwnedFd {
+    let asks = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+        .unwrap();
+    connect(&asks, &SocketAddrUnix::new(socket).unwrap()).unwrap();
+    let message = [0x4B53_4156_5245_5001, version].map(u64::to_ne_bytes).concat();
+    send(&asks, &message, SendFlags::empty()).unwrap();
+    asks
+}
+
+#[test]
+fn who_cannot_take_over_leaves_the_daemon_as_it_is() {
+    let place = Place::new(PAGES);
+    let socket = place.path("take-over");
+    let at = socket.to_str().unwrap();
+    let mut daemon = place.serve(["--take-over-socket", at]);
+    let mut client = place.client(Has::pages(PAGES, all_events()));
+    client.asked("check 0 100");
+    client.asked("discard 0 50");
+    // It reads another version of what is noted.
+    let asks = ask(&socket, 99);
+    let mut answer = [0; 256];
+    let (_, len) = recv(&asks, &mut answer[..], rustix::net::RecvFlags::empty()).unwrap();
+    assert_eq!(&answer[8..len], b"its state is of version 1");
+    daemon.wait_for("refused: its state is of version 1");
+    // It dies when it has everything.
+    drop(ask(&socket, 1));
+    daemon.wait_for("nobody takes over: this program serves on");
+    client.asked("check 0 200");
+    // It says nothing; or what is not understood.
+    let silent =
+        socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .unwrap();
+    connect(&silent, &SocketAddrUnix::new(&socket).unwrap()).unwrap();
+    daemon.wait_for("is refused: ");
+    let ended = run(place.command(["--take-over", "/nowhere"]));
+    assert_eq!((ended.exit, ended.stderr.lines().count()), (Some(2), 1), "{ended:?}");
+    // Its bytes are others: what is noted of clients is not for it, but they never read others.
+    client.asked("check");
+    client.end();
+    assert_eq!(daemon.stop().exit, Some(0));
+}
+
+#[test]
+fn whose_bytes_are_others_does_not_serve_the_clients_of_these() {
+    let place = Place::new(PAGES);
+    let socket = place.path("take-over");
+    let at = socket.to_str().unwrap();
+    let daemon = place.serve(["--take-over-socket", at]);
+    let mut client = place.client(Has::pages(PAGES, all_events()));
+    client.asked("check 0 16");
+    client.asked("discard 0 4");
+    let other = memory::random_bytes(PAGES * PAGE, 2);
+    fs::remove_file(&place.file).unwrap();
+    fs::write(&place.file, other).unwrap();
+    let next = place.serve(["--take-over", at]);
+    assert_eq!(daemon.ended().exit, Some(0));
+    assert_eq!(client.ask("touch 0"), "byte 0");
+    for page in [200, PAGES - 1] {
+        assert_eq!(client.ask(&format!("touch {page}")), "SIGBUS");
+    }
+    client.end();
+    assert_eq!(next.stop().exit, Some(1));
+}
+
+/// Changes what is noted: of the file that is `number`-th in the order of descriptors.
+fn damage(daemon: &Daemon, number: usize, at: u64, bytes: &[u8]) {
+    let mut files: Vec<_> = fs::read_dir(format!("/proc/{}/fd", daemon.pid()))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            fs::read_link(path).is_ok_and(|to| to.to_str().unwrap().contains("pervma-state"))
+        })
+        .collect();
+    files.sort_by_key(|path| path.file_name().unwrap().to_str().unwrap().parse::<u32>().unwrap());
+    let file = fs::File::options().write(true).open(&files[number]).unwrap();
+    file.write_all_at(bytes, at).unwrap();
+}
+
+#[test]
+fn a_client_of_which_what_is_noted_is_damaged_fails_and_reads_no_zeros() {
+    // The version of a journal; its count of records; a record; the whole of it.
+    for (at, bytes) in [(0, &[99; 8][..]), (40, &[255; 8]), (64, &[9]), (0, &[0; 4096])] {
+        let place = Place::new(PAGES);
+        let mut daemon = place.serve::<&str>([]);
+        let [mut client, mut other] =
+            [(); 2].map(|()| place.client(Has::pages(PAGES, all_events())));
+        for client in [&mut client, &mut other] {
+            client.asked("check 0 16");
+        }
+        // The table is first, then the journals.
+        damage(&daemon, 1, at, bytes);
+        daemon.kill_serving();
+        daemon.wait_for("a client cannot be served");
+        assert_eq!(client.ask("touch 300"), "SIGBUS", "{at}");
+        client.asked("check 0 16");
+        other.asked("check");
+        drop((client, other));
+        assert_eq!(daemon.stop().exit, Some(1));
+    }
+}
+
+#[test]
+fn an_entry_that_is_damaged_costs_its_client_and_no_other() {
+    const FIRST_ENTRY: u64 = 4096 * 1025;
+    let place = Place::new(PAGES);
+    let mut daemon = place.serve::<&str>([]);
+    let [mut client, mut other] = [(); 2].map(|()| place.client(Has::pages(PAGES, all_events())));
+    for client in [&mut client, &mut other] {
+        client.asked("check 0 16");
+    }
+    // Of the first connection, of its client, of the second connection: the descriptors.
+    damage(&daemon, 0, FIRST_ENTRY + 512 + 16, &[77; 4]);
+    daemon.kill_serving();
+    daemon.wait_for("cannot be used");
+    assert_eq!(client.ask("touch 300"), "SIGBUS");
+    other.asked("check");
+    drop((client, other));
+    let _ = daemon.stop();
+}
+
+#[test]
+fn what_cannot_be_had_at_the_start_is_one_line() {
+    let place = Place::new(PAGES);
+    let limited = |resource: libc::__rlimit_resource_t, most: u64| {
+        let mut command = place.command(["--no-sandbox"]);
+        let limit = move || {
+            let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+            // SAFETY: it reads a struct. The limit holds for whoever has no privileges.
+            match unsafe { libc::setrlimit(resource, &raw const limit) } {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        };
+        // SAFETY: it makes one system call.
+        unsafe { command.pre_exec(limit) };
+        command
+    };
+    // A file that must not become so long.
+    let ended = run(limited(libc::RLIMIT_FSIZE, 1 << 20));
+    assert!(ended.exit != Some(0) && ended.stderr.lines().count() <= 2, "{ended:?}");
+    if rustix::process::geteuid().is_root() {
+        println!("NOT RUN: as root, as much as there is can be locked");
+    } else {
+        let ended = run(limited(libc::RLIMIT_MEMLOCK, 4096));
+        assert_eq!(ended.exit, Some(2), "{ended:?}");
+        assert!(ended.stderr.contains("cannot be locked in memory"), "{ended:?}");
+    }
+}
+
+#[test]
+fn without_a_keeper_it_serves_alone() {
+    let place = Place::new(PAGES);
+    let daemon = place.serve(["--no-keeper"]);
+    assert_eq!(daemon.serving(), None);
+    let mut client = place.client(Has::pages(PAGES, all_events()));
+    client.asked("check");
+    client.end();
+    assert_eq!(daemon.stop().exit, Some(0));
+}
