@@ -471,6 +471,8 @@ impl Control {
             self.begin_transfer(id);
         } else if is_deadly {
             self.refuse(id, &Failure::Deadly);
+        } else if mark & HAS_FAILED != 0 {
+            self.refuse(id, &"a process before this one has refused it");
         } else if is_arriving {
             self.hear(id);
         }
@@ -572,16 +574,20 @@ impl Control {
     /// ends them.
     fn refuse(&mut self, id: u64, why: &dyn Display) {
         let Some(restore) = self.restores.get_mut(&id) else { return };
-        let Some(handshake) = restore.arriving.take() else { return };
+        let Some(mut handshake) = restore.arriving.take() else { return };
         let _ = restore.connection.socket.shutdown(Shutdown::Both);
         restore.mark(HAS_FAILED);
         let (pid, is_restorer) = (restore.connection.peer.pid, !restore.tasks.is_empty());
         for &client in &restore.clients {
             self.pager.fail(client);
         }
-        for descriptor in handshake.into_descriptors() {
+        for descriptor in handshake.take_descriptors() {
             self.fail_closed(id, descriptor, &why.to_string());
         }
+        if let Some(restore) = self.restores.get(&id) {
+            restore.connection.understood();
+        }
+        drop(handshake);
         // It is told when it is so.
         if is_restorer {
             tracing::error!(restore = id, pid, "a restore has failed: {why}");
@@ -593,9 +599,9 @@ impl Control {
     /// The tasks of a restore begin to run.
     fn begin_transfer(&mut self, id: u64) {
         let Some(restore) = self.restores.get_mut(&id) else { return };
-        let is_first = restore.arriving.take().is_some();
         restore.mark(RUNS);
         restore.connection.understood();
+        let is_first = restore.arriving.take().is_some();
         // As if it were closed.
         let _ = restore.connection.socket.shutdown(Shutdown::Both);
         let expected = self.daemon.images.tasks().filter(|&task| {

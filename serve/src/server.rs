@@ -381,6 +381,7 @@ const IN_A_ROW: usize = 64;
 
 /// A peer that has not said all yet.
 struct Pending {
+    /// Freed before the inbox is closed, whose number may be another's then.
     connection: Connection,
     handshake: Handshake,
 }
@@ -688,8 +689,7 @@ impl Control {
             let Arrival { userfaultfd, extents, .. } = arrival;
             return self.fail_closed(pending, userfaultfd, &extents, error.to_owned());
         }
-        let handshake = Handshake::new(&self.server.limits);
-        let descriptors = std::mem::replace(&mut pending.handshake, handshake).into_descriptors();
+        let descriptors = pending.handshake.take_descriptors();
         let mut ones = descriptors.into_iter().filter(|fd| RemoteUserfaultfd::is_one(fd.as_fd()));
         let Some(first) = ones.next() else { return };
         for other in ones {
@@ -714,8 +714,9 @@ impl Control {
         let about = About { owner: pending.connection.number, ..About::default() };
         match pager.refuse_client(userfaultfd, extents, reason, about) {
             Ok(client) => {
-                let Pending { connection, .. } = pending;
+                let Pending { connection, handshake } = pending;
                 connection.understood();
+                drop(handshake);
                 // It sees that it was refused.
                 let _ = connection.socket.shutdown(Shutdown::Both);
                 self.served.insert(connection.number, Served { connection, client });

@@ -189,7 +189,7 @@ impl TakenOver {
     pub(crate) fn finish(&self, table: &Table) -> Result<(), TakeOverError> {
         send(&self.connection, READY, &[], &[])?;
         // Until it is closed. If that is late, the other one may not have ended yet.
-        while !matches!(receive(&self.connection, LIMIT), Err(_)) {}
+        while receive(&self.connection, LIMIT).is_ok() {}
         match table.end() {
             Some(_) => Ok(()),
             None => Err(TakeOverError::NotLetGo),

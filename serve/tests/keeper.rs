@@ -1,6 +1,5 @@
 //! The serving process dies at each of its steps in turn, or of a client: what is noted is enough
 //! for the next one, and who is deadly is served no more.
-#![expect(clippy::disallowed_types, reason = "flags of tests")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 #[path = "common/child.rs"]
@@ -29,11 +28,9 @@ const GRANULE: usize = 4 * PAGE;
 const SEED: u64 = 5;
 const DAEMON: &str = "PERVMA_KEEPER_DAEMON";
 
-/// Whoever reads this page dies, in the way that the byte of the page before says; with the next
-/// page, a thread panics.
+/// Who reads a page dies, if its first byte says so.
 struct Deadly(Vec<u8>);
 
-/// The first byte of a page that says how its reader dies.
 const ABORTS: u8 = 201;
 const FAULTS: u8 = 202;
 const EXITS: u8 = 203;

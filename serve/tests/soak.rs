@@ -285,7 +285,8 @@ fn at_a_time() -> usize {
 }
 
 fn log() {
-    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::ERROR).with_ansi(false);
+    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_ansi(false);
+    let log = log.with_writer(std::io::stderr);
     // The other test has done so, perhaps.
     let _ = log.try_init();
 }
@@ -498,6 +499,9 @@ fn die_again_and_again(protocol: Protocol, name: &str) {
             let mut took_over = 0;
             while !is_over.load(Relaxed) {
                 std::thread::sleep(Duration::from_secs(1));
+                if std::env::var_os("PERVMA_SOAK_ALONE").is_some() {
+                    continue;
+                }
                 let mut next = start();
                 // The other one ends as soon as this one has everything; or one of its processes
                 // dies meanwhile, and this one ends.

@@ -166,7 +166,7 @@ impl Handshake {
     /// # Errors
     ///
     /// Why the restore cannot be served. The handshake is over then; what the restorer has sent
-    /// last is to be [taken](Self::into_descriptors): closed, a userfaultfd lets missing pages be
+    /// last is to be [taken](Self::take_descriptors): closed, a userfaultfd lets missing pages be
     /// zeros.
     pub fn advance(&mut self, connection: &UnixStream) -> Result<Option<Told>, HandshakeError> {
         if self.state == State::Told {
@@ -198,8 +198,8 @@ impl Handshake {
 
     /// The descriptors that have come, and were not told of.
     #[must_use]
-    pub fn into_descriptors(self) -> Vec<OwnedFd> {
-        self.descriptors
+    pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.descriptors)
     }
 
     /// What is told next begins to come.

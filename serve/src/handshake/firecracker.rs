@@ -254,7 +254,7 @@ impl Handshake {
     ///
     /// # Errors
     ///
-    /// Why the client is to be refused. What it has sent is to be [taken](Self::into_descriptors)
+    /// Why the client is to be refused. What it has sent is to be [taken](Self::take_descriptors)
     /// then: closed, a userfaultfd lets missing pages be zeros.
     pub fn advance(
         &mut self,
@@ -274,8 +274,8 @@ impl Handshake {
 
     /// The descriptors that have come, if no arrival has taken them.
     #[must_use]
-    pub fn into_descriptors(self) -> Vec<OwnedFd> {
-        self.descriptors
+    pub fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        mem::take(&mut self.descriptors)
     }
 
     fn receive_all(
