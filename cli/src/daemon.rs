@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -124,13 +125,18 @@ pub(crate) struct KeeperOptions {
 const OFTEN: Duration = Duration::from_millis(33);
 
 impl KeeperOptions {
-    /// Takes over from another one, if that is asked for. To be called before this process opens
-    /// descriptors.
-    pub(crate) fn take_over(&self) -> Result<Option<TakenOver>, Error> {
-        let Some(path) = &self.take_over else { return Ok(None) };
+    /// Takes over from another one, if that is asked for, or from one that has died, of which a
+    /// service manager has kept this. To be called before this process opens descriptors.
+    pub(crate) fn take_over(
+        &self,
+        kept: Vec<(String, OwnedFd)>,
+    ) -> Result<Option<TakenOver>, Error> {
         raise_descriptors();
-        let failed = |reason| Error::TakeOver { socket: path.clone(), reason };
-        TakenOver::ask(path).map(Some).map_err(failed)
+        let failed = |socket: &Path, reason| Error::TakeOver { socket: socket.into(), reason };
+        match &self.take_over {
+            Some(path) => TakenOver::ask(path).map(Some).map_err(|error| failed(path, error)),
+            None => TakenOver::stored(kept).map_err(|error| failed(Path::new("FDSTORE"), error)),
+        }
     }
 
     /// Whether anything is taken over, or may be.
@@ -157,13 +163,14 @@ impl KeeperOptions {
         options: &Options,
         taken: Option<TakenOver>,
     ) -> Result<Option<Keeper>, Error> {
-        match (taken, &self.take_over) {
+        match taken {
             _ if self.no_keeper => Ok(None),
-            (Some(taken), Some(socket)) => {
-                let failed = |reason| Error::TakeOver { socket: socket.clone(), reason };
+            Some(taken) => {
+                let socket = self.take_over.clone().unwrap_or_else(|| "FDSTORE".into());
+                let failed = |reason| Error::TakeOver { socket, reason };
                 Keeper::taking_over(options, taken).map(Some).map_err(failed)
             }
-            _ => Keeper::new(options).map(Some).map_err(Error::Keeper),
+            None => Keeper::new(options).map(Some).map_err(Error::Keeper),
         }
     }
 
@@ -203,7 +210,7 @@ impl KeeperOptions {
 }
 
 /// Lets this process have as many descriptors as it may have: each VM takes four.
-pub(crate) fn raise_descriptors() {
+fn raise_descriptors() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         tracing::warn!(%error, "the limit of descriptors cannot be raised");

@@ -143,7 +143,7 @@ pub(crate) fn run(options: &LazyPagesOptions) -> Result<u8, Error> {
         return Err(Error::Usage(message.to_owned()));
     }
     // Before any descriptor is opened, which could have the number of one that comes.
-    let mut taken = options.keeper.take_over()?;
+    let mut taken = options.keeper.take_over(Vec::new())?;
     let status = options.status_fd.map(|number| {
         let taken = inherited::take_first_of_all(number);
         taken.map_err(|reason| Error::StatusFd { number, reason })
@@ -151,7 +151,6 @@ pub(crate) fn run(options: &LazyPagesOptions) -> Result<u8, Error> {
     let status = status.transpose()?;
     let parent = if options.in_background { Some(leave_parent()?) } else { None };
     let stop = daemon::stop_signals()?;
-    daemon::raise_descriptors();
     let images = match options.page_server()? {
         None => Images::open(&options.images_dir)?,
         Some(server) => Images::open_remote(&options.images_dir, server)?,

@@ -6,7 +6,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
@@ -18,7 +18,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use listenfd::ListenFd;
 use pervma_serve::exec_helper::ExecHelper;
 use pervma_serve::peer::Peer;
 use pervma_serve::sandbox::Sandbox;
@@ -32,6 +31,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::daemon::{self, KeeperOptions, Output};
 use crate::error::{Error, one_line};
+use crate::inherited::Passed;
 use crate::values::{Granule, positive, threads};
 use crate::working_set;
 
@@ -151,8 +151,8 @@ fn vm(text: &str) -> Result<(PathBuf, PathBuf), String> {
 /// status.
 pub(crate) fn run(options: &ServeOptions) -> Result<u8, Error> {
     // Before any descriptor is opened, which could be taken for one of these, or have its number.
-    let mut taken = options.keeper.take_over()?;
-    let passed = ListenFd::from_env();
+    let mut passed = Passed::from_env()?;
+    let mut taken = options.keeper.take_over(std::mem::take(&mut passed.kept))?;
     let stop = daemon::stop_signals()?;
     daemon::log(None, LevelFilter::INFO);
     refuse_contradictions(options)?;
@@ -161,7 +161,6 @@ pub(crate) fn run(options: &ServeOptions) -> Result<u8, Error> {
         WhatOnFailure::Exec => Some(ExecHelper::start(&options.exec)?),
         WhatOnFailure::Poison | WhatOnFailure::Kill => None,
     };
-    daemon::raise_descriptors();
     let replays = options.replay.iter().map(|file| Ok((file, working_set::read(file)?)));
     let replays = replays.collect::<Result<Vec<_>, Error>>()?;
     let listens = listens(options, passed, taken.as_mut())?;
@@ -171,6 +170,11 @@ pub(crate) fn run(options: &ServeOptions) -> Result<u8, Error> {
     let manager = Manager::find()?;
     let pager = pager(options, cores);
     let keeper = options.keeper.keeper(&pager, taken)?;
+    if let Some(keeper) = &keeper
+        && let Some(store) = manager.store()?
+    {
+        keeper.store_in(store);
+    }
     if options.no_sandbox {
         tracing::warn!("no sandbox: all privileges are kept");
     } else {
@@ -240,6 +244,14 @@ impl Manager {
             _ => socket.connect(&name)?,
         }
         Ok(Self(Some(socket)))
+    }
+
+    /// Where descriptors can be kept, if this one keeps some (`FileDescriptorStoreMax`).
+    fn store(&self) -> io::Result<Option<OwnedFd>> {
+        let keeps =
+            std::env::var("FDSTORE").is_ok_and(|most| most.parse().is_ok_and(|most: u64| most > 0));
+        let socket = self.0.as_ref().filter(|_| keeps);
+        socket.map(|socket| Ok(socket.try_clone()?.into())).transpose()
     }
 
     fn tell_ready(&self) -> io::Result<()> {
@@ -325,7 +337,7 @@ fn server(
 /// The sockets, each with its memory file. A file that is given twice is opened once.
 fn listens(
     options: &ServeOptions,
-    mut passed: ListenFd,
+    mut passed: Passed,
     mut taken: Option<&mut TakenOver>,
 ) -> Result<Vec<Listen>, Error> {
     let mut files: HashMap<PathBuf, Arc<MemoryFile>> = HashMap::new();
@@ -347,7 +359,7 @@ fn listens(
     };
     let mut first_passed = match (options.socket.is_some(), passed.len()) {
         (_, 0) => None,
-        (false, 1) => passed.take_unix_listener(0).map_err(|error| {
+        (false, 1) => passed.take_first().map_err(|error| {
             Error::Usage(format!("the socket that was passed cannot be used: {error}"))
         })?,
         (false, _) => {
@@ -376,7 +388,7 @@ fn listens(
                 }
             },
         };
-        listens.push(if options.keeper.takes_over() {
+        listens.push(if options.keeper.takes_over() || std::env::var_os("FDSTORE").is_some() {
             let identified = listen.identify();
             identified.map_err(|reason| Error::WorkingSet { file: memory.clone(), reason })?
         } else {

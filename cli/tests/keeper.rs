@@ -9,12 +9,16 @@ mod daemon;
 #[path = "common/memory.rs"]
 mod memory;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use client::{Client, Has, all_events};
@@ -22,8 +26,8 @@ use common::run;
 use daemon::{Daemon, Place, is_there};
 use memory::{FORK, PAGE};
 use rustix::net::{
-    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv, send,
-    socket_with,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType, connect, recv, recvmsg, send, socket_with,
 };
 use rustix::process::{Signal, kill_process};
 
@@ -213,7 +217,7 @@ fn who_cannot_take_over_leaves_the_daemon_as_it_is() {
     // It reads another version of what is noted.
     let asks = ask(&socket, 99);
     let mut answer = [0; 256];
-    let (_, len) = recv(&asks, &mut answer[..], rustix::net::RecvFlags::empty()).unwrap();
+    let (_, len) = recv(&asks, &mut answer[..], RecvFlags::empty()).unwrap();
     assert_eq!(&answer[8..len], b"its state is of version 1");
     daemon.wait_for("refused: its state is of version 1");
     // It dies when it has everything.
@@ -350,4 +354,99 @@ fn without_a_keeper_it_serves_alone() {
     client.asked("check");
     client.end();
     assert_eq!(daemon.stop().exit, Some(0));
+}
+
+/// What a service manager keeps, by name.
+type Kept = Arc<Mutex<Vec<(String, OwnedFd)>>>;
+
+/// A service manager, as far as it keeps descriptors: it ends with this process.
+fn manager(path: &Path) -> Kept {
+    let socket = UnixDatagram::bind(path).unwrap();
+    let kept = Kept::default();
+    let all = Arc::clone(&kept);
+    std::thread::spawn(move || {
+        loop {
+            let mut text = [0; 256];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut parts = [IoSliceMut::new(&mut text)];
+            let flags = RecvFlags::CMSG_CLOEXEC;
+            let received = recvmsg(&socket, &mut parts, &mut control, flags).unwrap();
+            let descriptor = control.drain().find_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(mut came) => came.next(),
+                _ => None,
+            });
+            let said = std::str::from_utf8(&text[..received.bytes]).unwrap();
+            let name = said.lines().find_map(|line| line.strip_prefix("FDNAME="));
+            let mut all = all.lock().unwrap();
+            match (said.lines().next().unwrap(), name, descriptor) {
+                ("FDSTORE=1", Some(name), Some(it)) => all.push((name.to_owned(), it)),
+                ("FDSTOREREMOVE=1", Some(name), None) => all.retain(|(kept, _)| kept != name),
+                ("READY=1", None, None) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+    kept
+}
+
+#[test]
+fn a_service_manager_keeps_what_is_needed_when_all_processes_are_killed() {
+    let place = Place::new(PAGES);
+    let notify = place.path("notify");
+    let kept = manager(&notify);
+    let start = |kept: &[(String, OwnedFd)]| {
+        let daemon = place.command(["--on-stop", "drain"]);
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", r#"LISTEN_PID=$$ exec "$0" "$@""#]);
+        command.arg(daemon.get_program()).args(daemon.get_args());
+        command.env("NOTIFY_SOCKET", &notify).env("FDSTORE", "1000");
+        let names: Vec<_> = kept.iter().map(|(name, _)| name.as_str()).collect();
+        command.env("LISTEN_FDNAMES", names.join(":")).env("LISTEN_FDS", kept.len().to_string());
+        // Out of the way of where they are to be.
+        let kept: Vec<_> = kept
+            .iter()
+            .map(|(_, descriptor)| rustix::io::fcntl_dupfd_cloexec(descriptor, 500).unwrap())
+            .collect();
+        let place_them = move || {
+            for (number, descriptor) in (3..).zip(&kept) {
+                // SAFETY: it takes two numbers, in a process that is to become another program.
+                let placed = unsafe { libc::dup2(descriptor.as_raw_fd(), number) };
+                assert_eq!(placed, number);
+            }
+            Ok(())
+        };
+        // SAFETY: it makes system calls.
+        unsafe { command.pre_exec(place_them) };
+        Daemon::start(command)
+    };
+    let mut daemon = start(&[]);
+    let events = all_events();
+    let mut clients: Vec<_> = (0..3).map(|_| place.client(Has::pages(PAGES, events))).collect();
+    clients.iter_mut().for_each(|client| use_memory(client, 0, events & FORK != 0));
+    for _ in 0..2 {
+        let serving = daemon.serving().unwrap();
+        daemon.signal(Signal::KILL);
+        kill_process(serving, Signal::KILL).unwrap();
+        drop(daemon);
+        // Sent before it died.
+        std::thread::sleep(Duration::from_millis(100));
+        let all = std::mem::take(&mut *kept.lock().unwrap());
+        let names: BTreeSet<_> = all.iter().map(|(name, _)| name).collect();
+        assert!(names.len() == all.len() && names.len() > 3 * 3, "{names:?}");
+        fs::remove_file(&place.socket).unwrap();
+        // The manager keeps them still.
+        let copies = all.iter().map(|(name, it)| (name.clone(), it.try_clone().unwrap()));
+        kept.lock().unwrap().extend(copies);
+        daemon = start(&all);
+        clients.iter_mut().for_each(|client| client.asked("check 0 300"));
+    }
+    clients.iter_mut().for_each(|client| client.asked("check"));
+    clients.into_iter().for_each(Client::end);
+    let ended = daemon.stop();
+    assert_eq!((ended.exit, ended.last()), (Some(0), "VMs 3, refused 0, failed 0"), "{ended:?}");
+    std::thread::sleep(Duration::from_millis(100));
+    let kept = kept.lock().unwrap();
+    let names: Vec<_> = kept.iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["pervma-table"], "the rest is not needed any more");
 }

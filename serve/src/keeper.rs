@@ -14,6 +14,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,6 +24,7 @@ use rustix::process::{Pid, WaitIdOptions, WaitIdStatus, getpid, getppid, waitid}
 use crate::blame;
 use crate::pager::Options;
 use crate::state::descriptors::{Descriptors, List};
+use crate::state::store::Store;
 use crate::state::table::{Entry, Slot, Table};
 use crate::take_over::{TakeOverError, TakenOver, give_if_asked};
 use crate::threads::expect_one_of;
@@ -98,7 +100,18 @@ impl Keeper {
     pub fn taking_over(options: &Options, mut taken: TakenOver) -> Result<Self, TakeOverError> {
         let (list, threads) = (List::of_descriptors()?, List::of_threads()?);
         let table = taken.table(options.worker_count())?;
+        if table.end().is_some() {
+            // It was kept of a daemon that has come to its end.
+            return Ok(Self::new(options)?);
+        }
         Ok(Self { table, list, threads, taken: Some(taken) })
+    }
+
+    /// Has a service manager keep all descriptors, also when the keeper dies (systemd's `FDSTORE`):
+    /// by a datagram socket that is connected to the manager's. Who is started then
+    /// [gets them](TakenOver::stored).
+    pub fn store_in(&self, manager: OwnedFd) {
+        self.table.keep_in(Store::of(manager));
     }
 
     /// Runs `work` in a process of its own, and in the next one whenever that dies: at once, but for

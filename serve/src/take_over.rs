@@ -38,6 +38,7 @@ use rustix::net::{
 use crate::socket::{Made, listen_at};
 use crate::state::VERSION;
 use crate::state::descriptors::{Descriptors, listening};
+use crate::state::store::{NUMBER, TABLE as TABLE_NAME};
 use crate::state::table::Table;
 use crate::steps::{die, step};
 
@@ -97,7 +98,8 @@ pub struct TakenOver {
     table: Option<OwnedFd>,
     descriptors: Descriptors,
     listeners: Vec<UnixListener>,
-    connection: OwnedFd,
+    /// To who has served up to now, if that is not dead.
+    connection: Option<OwnedFd>,
 }
 
 impl TakenOver {
@@ -143,23 +145,45 @@ impl TakenOver {
         }
         let table = table.ok_or(TakeOverError::Malformed)?;
         // Out of the way of the numbers that are to be had.
-        let above = came.iter().map(|(number, _)| *number).max().unwrap_or(0).saturating_add(1);
-        let table = moved(table, above)?;
-        let connection = moved(connection, above)?;
-        let listeners = listeners.into_iter().map(|listener| moved(listener.into(), above));
-        let listeners: Result<Vec<_>, _> =
-            listeners.map(|made| made.map(UnixListener::from)).collect();
-        let came = came.into_iter().map(|(number, fd)| Ok((number, moved(fd, above)?)));
-        let came: Vec<(i32, OwnedFd)> = came.collect::<Result<_, TakeOverError>>()?;
-        let mut descriptors = Descriptors::default();
-        for (number, descriptor) in came {
-            let placed = moved(descriptor, number)?;
-            if placed.as_raw_fd() != number {
-                return Err(TakeOverError::Number(number));
+        let above = above(&came);
+        let (table, connection) = (Some(moved(table, above)?), Some(moved(connection, above)?));
+        let listeners: Result<Vec<_>, TakeOverError> = listeners
+            .into_iter()
+            .map(|listener| Ok(UnixListener::from(moved(listener.into(), above)?)))
+            .collect();
+        let listeners = listeners?;
+        Ok(Self { table, descriptors: placed(came)?, listeners, connection })
+    }
+
+    /// What a service manager has kept of a daemon all of whose processes have died: descriptors by
+    /// the names that they had there. `None` if there is no table, or that daemon had come to its
+    /// end. To be called before this program opens descriptors.
+    ///
+    /// # Errors
+    ///
+    /// See [`TakeOverError`].
+    pub fn stored(
+        kept: impl IntoIterator<Item = (String, OwnedFd)>,
+    ) -> Result<Option<Self>, TakeOverError> {
+        let (mut table, mut came) = (None, Vec::new());
+        for (name, descriptor) in kept {
+            if name == TABLE_NAME {
+                table = Some(descriptor);
+            } else if let Some(number) = name.strip_prefix(NUMBER) {
+                let number = number.parse().map_err(|_| TakeOverError::Malformed)?;
+                came.push((number, descriptor));
             }
-            descriptors.give(placed);
         }
-        Ok(Self { table: Some(table), descriptors, listeners: listeners?, connection })
+        let Some(table) = table else { return Ok(None) };
+        let table = moved(table, above(&came))?;
+        let descriptors = placed(came)?;
+        Ok(Some(Self { table: Some(table), descriptors, listeners: Vec::new(), connection: None }))
+    }
+
+    /// Whether a service manager keeps a descriptor of this name for [`stored`](Self::stored).
+    #[must_use]
+    pub fn is_stored(name: &str) -> bool {
+        name.starts_with(NUMBER)
     }
 
     /// The socket at a path at which the other program listened, if it did.
@@ -187,9 +211,10 @@ impl TakenOver {
 
     /// Says that this program goes on from here, and waits until the other one has let go.
     pub(crate) fn finish(&self, table: &Table) -> Result<(), TakeOverError> {
-        send(&self.connection, READY, &[], &[])?;
+        let Some(connection) = &self.connection else { return Ok(()) };
+        send(connection, READY, &[], &[])?;
         // Until it is closed. If that is late, the other one may not have ended yet.
-        while receive(&self.connection, LIMIT).is_ok() {}
+        while receive(connection, LIMIT).is_ok() {}
         match table.end() {
             Some(_) => Ok(()),
             None => Err(TakeOverError::NotLetGo),
@@ -201,6 +226,26 @@ impl fmt::Debug for TakenOver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TakenOver").field("listeners", &self.listeners).finish_non_exhaustive()
     }
+}
+
+/// A number above those that are to be had.
+fn above(came: &[(i32, OwnedFd)]) -> i32 {
+    came.iter().map(|(number, _)| *number).max().unwrap_or(0).saturating_add(1)
+}
+
+/// Descriptors with the numbers that they are to have.
+fn placed(came: Vec<(i32, OwnedFd)>) -> Result<Descriptors, TakeOverError> {
+    let above = above(&came);
+    let came = came.into_iter().map(|(number, descriptor)| Ok((number, moved(descriptor, above)?)));
+    let mut descriptors = Descriptors::default();
+    for (number, descriptor) in came.collect::<Result<Vec<_>, TakeOverError>>()? {
+        let placed = moved(descriptor, number)?;
+        if placed.as_raw_fd() != number {
+            return Err(TakeOverError::Number(number));
+        }
+        descriptors.give(placed);
+    }
+    Ok(descriptors)
 }
 
 /// The same, with the lowest number from this one on that is free.

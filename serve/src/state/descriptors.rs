@@ -103,11 +103,16 @@ impl Descriptors {
     }
 }
 
-/// The descriptor with a number, if it is a socket that listens. It stays its owner's, who does not
-/// close it.
+/// The descriptor with a number, if it is a socket that listens. It stays its owner's, who keeps it
+/// open to the end of the process.
 pub(crate) fn listening(number: i32) -> Option<BorrowedFd<'static>> {
-    // SAFETY: it is asked what it is; if it is open, its owner keeps it to the end of the process.
-    let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+    let descriptor = borrowed(number);
     let listens = rustix::net::sockopt::socket_acceptconn(descriptor);
     listens.is_ok_and(|listens| listens).then_some(descriptor)
+}
+
+/// A descriptor with a number, which stays its owner's: the caller's, for as long as it is used.
+pub(crate) fn borrowed(number: i32) -> BorrowedFd<'static> {
+    // SAFETY: the caller has it open, as an entry of the table says, while this is used.
+    unsafe { BorrowedFd::borrow_raw(number) }
 }

@@ -8,6 +8,7 @@ pub(crate) mod journal;
 pub(crate) mod memory;
 pub(crate) mod record;
 pub(crate) mod ring;
+pub(crate) mod store;
 pub(crate) mod table;
 
 /// What belongs to a range of a client's memory, as long as it is missing: numbers only, all of one

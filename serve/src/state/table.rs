@@ -9,12 +9,13 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::VERSION;
 use super::journal::Damaged;
 use super::memory::{Memory, PAGE};
 use super::record::sum;
+use super::store::Store;
 use crate::failure::Failure;
 use crate::stats::{COUNTERS, Counters};
 
@@ -162,6 +163,8 @@ pub(crate) struct Table {
     /// Entries that are not used, and how many were at all.
     free: Mutex<Free>,
     is_kept: bool,
+    /// Who keeps descriptors when all processes die.
+    store: OnceLock<Store>,
 }
 
 #[derive(Default)]
@@ -204,7 +207,7 @@ impl Table {
         let words = FIRST_RING + rings * PAGE;
         memory.have(0, words)?;
         memory.store(USED_RINGS, rings as u64);
-        let table = Self { memory, free: Mutex::default(), is_kept };
+        let table = Self { memory, free: Mutex::default(), is_kept, store: OnceLock::new() };
         if is_kept {
             table.lock()?;
         }
@@ -235,6 +238,15 @@ impl Table {
 
     pub(super) fn store(&self, word: usize, value: u64) {
         self.memory.store(word, value);
+    }
+
+    /// Has a service manager keep this, and all descriptors that are noted from now on.
+    pub(crate) fn keep_in(&self, store: Store) {
+        if let Some(file) = self.file() {
+            store.put_table(file);
+        }
+        // It is not there yet.
+        let _ = self.store.set(store);
     }
 
     /// Its file, if it is kept.
@@ -297,6 +309,9 @@ impl Table {
         }
         self.store(at + ENTRY_SUM, sum(words));
         self.store(at + FILE, u64::from(file.cast_unsigned()));
+        if let Some(store) = self.store.get() {
+            [entry.descriptor, entry.pidfd, file].into_iter().for_each(|number| store.put(number));
+        }
         // From here on it is noted.
         self.store(at + NUMBER, words[NUMBER]);
         Ok(Slot { table: Arc::clone(self), at })
@@ -420,6 +435,10 @@ impl Slot {
 
     /// Another file takes the place of its journal or inbox, which can be closed then.
     pub(crate) fn set_file(&self, file: i32) {
+        if let Some(store) = self.table.store.get() {
+            store.put(file);
+            store.remove(self.file());
+        }
         self.store(FILE, u64::from(file.cast_unsigned()));
     }
 
@@ -465,6 +484,13 @@ impl Slot {
 
     /// It is used no more; its descriptors can be closed then. Once.
     pub(crate) fn free(&self) {
+        if let Some(store) = self.table.store.get() {
+            let descriptors = self.load(DESCRIPTORS);
+            for number in [descriptors as u32, (descriptors >> 32) as u32] {
+                store.remove(number.cast_signed());
+            }
+            store.remove(self.file());
+        }
         self.store(NUMBER, 0);
         self.table.free().entries.push(self.at);
     }
