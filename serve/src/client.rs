@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,19 +14,20 @@ use std::time::{Duration, Instant};
 use parking_lot::{RwLock, RwLockReadGuard};
 use pervma::{ChangeError, ReadError, ReadGuard};
 use pervma_pager::Source;
-use pervma_pager::sys::{CopyError, Errno, Event, NotUserfaultfd, RemoteUserfaultfd};
+use pervma_pager::sys::{CopyError, Errno, NotUserfaultfd, RemoteUserfaultfd};
 
 use crate::failure::{Failure, Health};
 use crate::map::{Content, Map, PAGE, Piece};
+use crate::noted::{Noted, Parts};
 use crate::source::populate;
 use crate::state::Extent;
 use crate::state::journal::Journal;
-use crate::state::memory::Memory;
-use crate::state::record::{Record, Time};
+use crate::state::record::Record;
 use crate::state::ring::{BATCH, Ring};
 use crate::state::table::{Entry, Kind, Slot, Table};
-use crate::stats::{Counter, Counters};
-use crate::steps::step;
+use crate::stats::{Counter, Counters, Stats};
+
+pub(crate) use crate::noted::{ForkedChild, LeftChild};
 
 /// The number of a client: no other one of its pager has it, or will have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -89,9 +90,7 @@ pub(crate) struct Client {
     /// The granules that are being read from the source. Whoever reads one wakes all of it when it
     /// is done, whatever came of it: so a fault in such a granule needs no answer.
     reading: Mutex<HashSet<usize>>,
-    /// Where nothing is mapped although faults came from there, and when their threads were woken;
-    /// since memory was unmapped last.
-    strays: Mutex<HashMap<usize, Instant>>,
+    strays: Mutex<Strays>,
     /// When a page could not be read the last time, for good.
     failed_read: Mutex<Option<Instant>>,
     /// Where the next fault is if the client goes on in order.
@@ -108,6 +107,15 @@ pub(crate) struct About {
     pub(crate) owner: u64,
     /// See [`Entry::source`].
     pub(crate) source: u64,
+}
+
+/// Where nothing is mapped although faults came from there.
+#[derive(Default)]
+struct Strays {
+    /// Since so many ranges were unmapped or had moved.
+    since: u64,
+    /// When their threads were woken.
+    woken: HashMap<usize, Instant>,
 }
 
 /// What is to be done about a fault.
@@ -190,9 +198,9 @@ impl Client {
             // Nothing could be filled or poisoned.
             return Err(ClientError::NotSetUp);
         }
-        let (slot, journal) = note(table, &entry, &map).map_err(ClientError::NotNoted)?;
-        let (granule, piece) = granule_and_piece(&map, granule);
-        Ok(Self::of(Parts { slot, entry, journal, map, uffd }, source, granule, piece))
+        let parts = Parts::new(table, entry, map).map_err(ClientError::NotNoted)?;
+        let (granule, piece) = granule_and_piece(&parts.map, granule);
+        Ok(Self::of(parts, uffd, source, granule, piece))
     }
 
     /// A client of which another process has left this, and the descriptor of its journal.
@@ -205,33 +213,23 @@ impl Client {
         granule: usize,
     ) -> Result<Self, ClientError> {
         let uffd = RemoteUserfaultfd::new(userfaultfd)?;
-        let read = || -> Option<(Journal, Map)> {
-            let memory = Memory::left_in(file?).ok()?;
-            let (journal, records) = Journal::left_in(memory, entry.number).ok()?;
-            Some((journal, Map::noted(&records).ok()?))
-        };
-        let (journal, map, is_damaged) = match read() {
-            Some((journal, map)) => (journal, map, false),
-            None => {
-                let is_kept = slot.table().is_kept();
-                let journal = Journal::new(entry.number, &[], BATCH, is_kept);
-                let journal = journal.map_err(ClientError::NotNoted)?;
-                slot.set_file(journal.descriptor());
-                (journal, Map::new(&[])?, true)
-            }
-        };
-        let (granule, piece) = granule_and_piece(&map, granule);
-        let client = Self::of(Parts { slot, entry, journal, map, uffd }, source, granule, piece);
+        let parts = Parts::left(slot, entry, file).map_err(ClientError::NotNoted)?;
+        let (granule, piece) = granule_and_piece(&parts.map, granule);
+        let client = Self::of(parts, uffd, source, granule, piece);
         if let Some(failure) = client.slot.failure() {
             client.health.fail(failure);
-        } else if is_damaged {
-            client.fail(Failure::Damaged);
         }
         Ok(client)
     }
 
-    fn of(parts: Parts, source: Arc<dyn Source>, granule: usize, piece: usize) -> Self {
-        let Parts { slot, entry, journal, map, uffd } = parts;
+    fn of(
+        parts: Parts,
+        uffd: RemoteUserfaultfd,
+        source: Arc<dyn Source>,
+        granule: usize,
+        piece: usize,
+    ) -> Self {
+        let Parts { slot, entry, map, journal } = parts;
         Self {
             id: ClientId(entry.number),
             slot,
@@ -252,49 +250,15 @@ impl Client {
         }
     }
 
-    /// Notes a child that the kernel has told of.
-    fn fork(&self, userfaultfd: OwnedFd) -> Result<ForkedChild, Failure> {
-        let number = self.slot.table().new_number(Kind::Client);
-        let descriptor = userfaultfd.as_raw_fd();
-        let entry = Entry { number, descriptor, parent: self.id.0, ..self.entry.clone() };
-        let noted = self.map.fork().map_err(Failure::Map).and_then(|map| {
-            let (slot, journal) = note(self.slot.table(), &entry, &map).map_err(not_noted)?;
-            Ok((slot, journal, map))
-        });
-        match noted {
-            Ok((slot, journal, map)) => Ok(ForkedChild { slot, entry, journal, map, userfaultfd }),
-            Err(failure) => {
-                // For ever: closed, the child's memory would read as zeros.
-                std::mem::forget(userfaultfd);
-                Err(failure)
-            }
-        }
-    }
-
     /// A forked child.
     pub(crate) fn child(&self, child: ForkedChild) -> Result<Self, ClientError> {
-        let ForkedChild { slot, entry, journal, map, userfaultfd } = child;
+        let ForkedChild { parts, userfaultfd } = child;
         let uffd = RemoteUserfaultfd::new(userfaultfd)?;
-        let source = Arc::clone(&self.source);
-        let parts = Parts { slot, entry, journal, map, uffd };
-        Ok(Self::of(parts, source, self.granule, self.piece))
+        Ok(Self::of(parts, uffd, Arc::clone(&self.source), self.granule, self.piece))
     }
 
-    /// Notes a change of what belongs into its memory, and makes it.
-    fn note(&self, journal: &mut Journal, record: &Record) -> Result<(), Failure> {
-        self.make_space(journal, 1)?;
-        journal.push(record);
-        self.map.apply(record).map_err(Failure::Map)
-    }
-
-    /// Has space for so many changes.
-    fn make_space(&self, journal: &mut Journal, more: usize) -> Result<(), Failure> {
-        if !journal.has_space(more) {
-            let anew = journal.anew(&self.map.records(), more).map_err(not_noted)?;
-            self.slot.set_file(anew.descriptor());
-            *journal = anew;
-        }
-        Ok(())
+    fn noted<'c>(&'c self, journal: &'c mut Journal) -> Noted<'c> {
+        Noted { slot: &self.slot, entry: &self.entry, map: &self.map, journal }
     }
 
     /// From now on it fails; whether it did not before.
@@ -326,105 +290,21 @@ impl Client {
         let Some(mut journal) = self.fills.try_write_for(patience) else {
             return Ok(None);
         };
-        // What is told of cannot be noted without.
-        let space = self.make_space(&mut journal, BATCH);
-        if let Err(failure) = &space {
-            self.slot.fail(failure);
-        }
-        ring.begin(self.id.0, journal.changes());
-        step();
-        let read = self.uffd.read(ring.messages());
-        step();
-        let mut outcome = space;
-        let count = match read {
-            Ok(count) => count,
-            Err(error) => {
-                outcome = Err(Failure::Read(error));
-                0
-            }
-        };
-        // Each is taken, also behind one that fails: faults are to be answered.
-        for number in 0..count {
-            let heard = self.hear(&mut journal, ring.take(number), faults, children);
-            step();
-            outcome = outcome.and(heard);
-        }
-        ring.end();
-        outcome.map(|()| Some(count == BATCH))
+        let read = |ring: &mut Ring| self.uffd.read(ring.messages());
+        let count = self.noted(&mut journal).read(ring, read, faults, children)?;
+        Ok(Some(count == BATCH))
     }
 
-    /// Notes what a message says.
-    fn hear(
-        &self,
-        journal: &mut Journal,
-        event: Event,
-        faults: &mut Vec<usize>,
-        children: &mut Vec<ForkedChild>,
-    ) -> Result<(), Failure> {
-        tracing::trace!(client = %self.id, ?event);
-        let (counter, record) = match event {
-            Event::Fault(fault) => {
-                faults.push(fault.addr & !(PAGE - 1));
-                return match fault.is_write_protected || fault.is_minor {
-                    true => Err(Failure::Present(fault.addr)),
-                    false => Ok(()),
-                };
-            }
-            Event::Remove(range) => (Counter::Removes, Record::Remove(range)),
-            Event::Unmap(range) => (Counter::Unmaps, Record::Unmap(range, Time::now())),
-            Event::Remap { from, to, len } => {
-                (Counter::Remaps, Record::Remap { from, to, len, time: Time::now() })
-            }
-            Event::Fork(userfaultfd) => {
-                let child = self.fork(userfaultfd)?;
-                let record = Record::Fork(child.entry.number);
-                children.push(child);
-                (Counter::Forks, record)
-            }
-            _ => return Ok(()),
-        };
-        if matches!(counter, Counter::Unmaps | Counter::Remaps) {
-            self.strays().clear();
-        }
-        self.counters().add(counter, 1);
-        self.note(journal, &record)
-    }
-
-    /// Notes what another process had read of its messages in a batch of this ring, and not noted.
+    /// See [`Noted::read_left`].
     pub(crate) fn read_left(
         &self,
         ring: &mut Ring,
         changes: u64,
         children: &mut Vec<ForkedChild>,
-        mut child_with: impl FnMut(i32) -> LeftChild,
+        child_with: impl FnMut(i32) -> LeftChild,
     ) -> Result<(), Failure> {
         let mut journal = self.fills.write();
-        let mut outcome = self.make_space(&mut journal, BATCH);
-        let mut noted = journal.changes().saturating_sub(changes);
-        for number in 0..BATCH {
-            let heard = match ring.take(number) {
-                // Their threads were woken.
-                Event::Fault(_) | Event::Other(_) => continue,
-                // Of descriptors, those are the owner's that were left, not those of messages.
-                event if noted > 0 => {
-                    noted -= 1;
-                    std::mem::forget(event);
-                    continue;
-                }
-                Event::Fork(userfaultfd) => match child_with(userfaultfd.into_raw_fd()) {
-                    LeftChild::Noted(child) => self.note(&mut journal, &Record::Fork(child)),
-                    LeftChild::New(userfaultfd) => {
-                        self.hear(&mut journal, Event::Fork(userfaultfd), &mut vec![], children)
-                    }
-                    LeftChild::Gone => continue,
-                },
-                event => self.hear(&mut journal, event, &mut vec![], children),
-            };
-            step();
-            outcome = outcome.and(heard);
-        }
-        ring.end();
-        outcome
+        self.noted(&mut journal).read_left(ring, changes, children, child_with)
     }
 
     /// Has all of its threads that sleep fault again: who was told of their faults has died.
@@ -654,7 +534,7 @@ impl Client {
         if self.moves() != moves {
             return Ok(());
         }
-        self.note(&mut journal, &Record::Filled(range))
+        self.noted(&mut journal).note(&Record::Filled(range))
     }
 
     /// How often its memory has moved.
@@ -807,7 +687,7 @@ impl Client {
                 Err(_) => page,
             };
             let poisoned = Record::Poison(range.start..range.start + done);
-            if let Err(failure) = self.note(&mut journal, &poisoned) {
+            if let Err(failure) = self.noted(&mut journal).note(&poisoned) {
                 return Served::Failed(failure);
             }
         }
@@ -854,10 +734,6 @@ impl Client {
         probe(&self.uffd)
     }
 
-    fn strays(&self) -> MutexGuard<'_, HashMap<usize, Instant>> {
-        self.strays.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Fills a page of what is not told of with zeros. The caller excludes that messages are read,
     /// so nothing has moved there of which is not known: the kernel would refuse it.
     fn zero(&self, addr: usize) -> Served {
@@ -879,7 +755,12 @@ impl Client {
     /// is read after threads were woken for that, and nothing was unmapped since, the client has
     /// not told of all its memory.
     fn stray(&self, addr: usize, read: Instant) -> Served {
-        match self.strays().entry(addr) {
+        let Stats { unmaps, remaps, .. } = self.counters().stats();
+        let mut strays = self.strays.lock().unwrap_or_else(PoisonError::into_inner);
+        if strays.since != unmaps + remaps {
+            *strays = Strays { since: unmaps + remaps, woken: HashMap::new() };
+        }
+        match strays.woken.entry(addr) {
             hash_map::Entry::Occupied(woken) if *woken.get() < read => {
                 return Served::Failed(Failure::Outside(addr));
             }
@@ -1045,45 +926,6 @@ impl Drop for Client {
         // Before its descriptor is closed, whose number may be another's then.
         self.slot.free();
     }
-}
-
-/// What a client is made of.
-struct Parts {
-    slot: Slot,
-    entry: Entry,
-    journal: Journal,
-    map: Map,
-    uffd: RemoteUserfaultfd,
-}
-
-/// A child of whose descriptor another process was told, and has not noted that.
-pub(crate) enum LeftChild {
-    /// It has noted the child itself.
-    Noted(u64),
-    New(OwnedFd),
-    Gone,
-}
-
-/// A child that the kernel has told of, and that is noted.
-pub(crate) struct ForkedChild {
-    slot: Slot,
-    entry: Entry,
-    journal: Journal,
-    map: Map,
-    userfaultfd: OwnedFd,
-}
-
-/// Notes a client whose memory is this.
-fn note(table: &Arc<Table>, entry: &Entry, map: &Map) -> io::Result<(Slot, Journal)> {
-    let journal = Journal::new(entry.number, &map.records(), BATCH, table.is_kept())?;
-    step();
-    let slot = table.add(entry, journal.descriptor())?;
-    step();
-    Ok((slot, journal))
-}
-
-fn not_noted(error: io::Error) -> Failure {
-    Failure::NotNoted(Errno::from_io_error(&error).unwrap_or(Errno::NOMEM))
 }
 
 /// Fills nothing: says in which state the process is.

@@ -11,6 +11,7 @@ pub mod images;
 mod keeper;
 mod limits;
 mod map;
+mod noted;
 mod notices;
 mod pager;
 pub mod peer;
