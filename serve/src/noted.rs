@@ -67,11 +67,12 @@ impl Parts {
         if let Some((journal, map)) = read() {
             return Ok(Self { slot, entry, map, journal });
         }
-        let journal = Journal::new(entry.number, &[], BATCH, slot.table().is_kept())?;
-        slot.set_file(journal.descriptor());
+        // Before there is a journal of which the next process could think that it is right.
         if slot.failure().is_none() {
             slot.fail(&Failure::Damaged);
         }
+        let journal = Journal::new(entry.number, &[], BATCH, slot.table().is_kept())?;
+        slot.set_file(journal.descriptor());
         let map = Map::new(&[]).map_err(io::Error::other)?;
         Ok(Self { slot, entry, map, journal })
     }
@@ -122,9 +123,7 @@ impl Noted<'_> {
     ) -> Result<usize, Failure> {
         // What is told of cannot be noted without.
         let mut outcome = self.make_space(BATCH);
-        if let Err(failure) = &outcome {
-            self.slot.fail(failure);
-        }
+        self.note_outcome(&outcome);
         ring.begin(self.entry.number, self.journal.changes());
         step();
         let read = read(ring);
@@ -139,6 +138,7 @@ impl Noted<'_> {
         // Each is taken, also behind one that fails: faults are to be answered.
         for number in 0..count {
             let heard = self.hear(ring.take(number), faults, children);
+            self.note_outcome(&heard);
             step();
             outcome = outcome.and(heard);
         }
@@ -161,6 +161,7 @@ impl Noted<'_> {
         mut child_with: impl FnMut(i32) -> LeftChild,
     ) -> Result<(), Failure> {
         let mut outcome = self.make_space(BATCH);
+        self.note_outcome(&outcome);
         let mut noted = self.journal.changes().saturating_sub(changes);
         for number in 0..BATCH {
             let event = ring.take(number);
@@ -175,15 +176,24 @@ impl Noted<'_> {
                 Event::Fork(userfaultfd) => match child_with(userfaultfd.into_raw_fd()) {
                     LeftChild::Noted(child) => self.note(&Record::Fork(child)),
                     LeftChild::New(left) => self.hear(Event::Fork(left), &mut vec![], children),
-                    LeftChild::Gone => continue,
+                    LeftChild::Gone => Err(Failure::Damaged),
                 },
                 event => self.hear(event, &mut vec![], children),
             };
+            self.note_outcome(&heard);
             step();
             outcome = outcome.and(heard);
         }
         ring.end();
         outcome
+    }
+
+    /// Notes a failure, before anything that is told later: of the batch, not those that come first
+    /// are noted then, so the next process may not go on with it.
+    fn note_outcome(&self, outcome: &Result<(), Failure>) {
+        if let Err(failure) = outcome {
+            self.slot.fail(failure);
+        }
     }
 
     /// Notes what a message says.

@@ -8,8 +8,8 @@
 //! | from 8 on | the messages: empty, until the kernel writes them |
 //!
 //! Of a batch whose reader died, so many events were noted as the client's journal has more changes
-//! than word 1 says: those that come first. While there is a batch, nothing else changes the
-//! journal.
+//! than word 1 says: those that come first, or the client is noted to fail. While there is a batch,
+//! nothing else changes the journal.
 #![expect(unsafe_code, reason = "messages in shared memory, each of which is taken once")]
 
 use std::sync::Arc;
