@@ -52,6 +52,8 @@ impl Ring {
 
     /// A batch is read now, of a client of which so many changes were noted.
     pub(crate) fn begin(&mut self, client: u64, changes: u64) {
+        // Of a batch that was left here, and that nobody has ended: its client is there no more.
+        self.clear();
         self.table.store(self.page + CHANGES, changes);
         self.table.store(self.page + CLIENT, client);
     }
@@ -74,14 +76,14 @@ impl Ring {
     /// All of the batch is noted.
     pub(crate) fn end(&mut self) {
         self.table.store(self.page + CLIENT, 0);
-        self.clear(self.count);
-        self.count = 0;
+        self.clear();
     }
 
-    fn clear(&mut self, messages: usize) {
-        for word in 0..messages * MESSAGE {
+    fn clear(&mut self) {
+        for word in 0..self.count * MESSAGE {
             self.table.store(self.page + MESSAGES + word, 0);
         }
+        self.count = 0;
     }
 
     /// The batch that was left here, if there is one; no other one is begun before it is
@@ -91,9 +93,50 @@ impl Ring {
         // All of it, whoever has read it.
         self.count = BATCH;
         if client == 0 {
-            self.clear(BATCH);
+            self.clear();
             return None;
         }
         Some(Left { client, changes })
+    }
+}
+
+#[cfg(test)]
+impl Ring {
+    /// Writes a message, as the kernel does.
+    pub(crate) fn write(&mut self, number: usize, words: [u64; MESSAGE]) {
+        let first = self.page + MESSAGES + number * MESSAGE;
+        words
+            .into_iter()
+            .enumerate()
+            .for_each(|(word, value)| self.table.store(first + word, value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REMOVE: u64 = u64::from_ne_bytes([0x15, 0, 0, 0, 0, 0, 0, 0]);
+
+    #[test]
+    fn a_batch_that_nobody_ends_is_not_the_next_ones() {
+        let table = Table::new(1, false).unwrap();
+        let mut ring = Ring::all(&table).remove(0);
+        ring.begin(1, 5);
+        (0..3).for_each(|number| ring.write(number, [REMOVE, 0x1000, 0x2000, 0]));
+
+        let mut next = Ring::all(&table).remove(0);
+        let left = next.left().map(|left| (left.client, left.changes));
+        assert_eq!(left, Some((1, 5)));
+        // The client is there no more, and another one's messages are read.
+        next.begin(2, 7);
+        next.write(0, [REMOVE, 0x3000, 0x4000, 0]);
+
+        let mut last = Ring::all(&table).remove(0);
+        assert_eq!(last.left().map(|left| left.client), Some(2));
+        assert!(matches!(last.take(0), Event::Remove(range) if range == (0x3000..0x4000)));
+        assert!((1..BATCH).all(|number| matches!(last.take(number), Event::Other(0))));
+        last.end();
+        assert!(Ring::all(&table).remove(0).left().is_none());
     }
 }
