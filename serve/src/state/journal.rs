@@ -11,14 +11,14 @@
 //! | 2 | so many records of what has changed were in journals before this one |
 //! | 3 | so many of these records are no changes |
 //! | 4 | a sum of these |
-//! | 5 | how many records there are: stored behind each of them |
+//! | 5 | how many records there are, twice: stored behind each of them |
 //! | from 8 on | the records, of four words |
 
 use std::io;
 
 use super::VERSION;
-use super::memory::{Memory, PAGE};
-use super::record::{Record, WORDS, sum};
+use super::memory::Memory;
+use super::record::{Record, WORDS, once, sum, twice};
 
 const MAGIC: u64 = 0x4A4D_5652_4550_0000;
 const CLIENT: usize = 1;
@@ -89,9 +89,6 @@ impl Journal {
     ///
     /// When it is not one that this process could have written for the client.
     pub(crate) fn left_in(memory: Memory, client: u64) -> Result<(Self, Vec<Record>), Damaged> {
-        if memory.len() < PAGE {
-            return Err(Damaged::Short);
-        }
         let head = [0, CLIENT, BEFORE, FIRST].map(|word| memory.load(word));
         if head[0] != MAGIC | u64::from(VERSION) {
             return Err(Damaged::Version);
@@ -99,7 +96,7 @@ impl Journal {
         if memory.load(SUM) != sum(head) || head[CLIENT] != client {
             return Err(Damaged::Sum);
         }
-        let count = usize::try_from(memory.load(COUNT)).unwrap_or(usize::MAX);
+        let count = once(memory.load(COUNT)).ok_or(Damaged::Sum)?;
         if count > (memory.len() - RECORDS) / WORDS || head[FIRST] > count as u64 {
             return Err(Damaged::Short);
         }
@@ -148,6 +145,98 @@ impl Journal {
         }
         self.count += 1;
         // From here on it is noted.
-        self.memory.store(COUNT, self.count as u64);
+        self.memory.store(COUNT, twice(self.count));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records(count: usize) -> Vec<Record> {
+        (0..count).map(|at| Record::Remove(at << 12..(at + 1) << 12)).collect()
+    }
+
+    fn journal(first: usize, more: usize) -> Journal {
+        let mut journal = Journal::new(7, &records(first), more, false).unwrap();
+        records(more).iter().for_each(|record| journal.push(record));
+        journal
+    }
+
+    /// What the next process finds of these words.
+    fn left(words: &[u64]) -> Result<Vec<Record>, Damaged> {
+        let memory = Memory::of_process(words.len()).unwrap();
+        words.iter().enumerate().for_each(|(at, &word)| memory.store(at, word));
+        Journal::left_in(memory, 7).map(|(_, records)| records)
+    }
+
+    fn words(journal: &Journal) -> Vec<u64> {
+        (0..journal.memory.len()).map(|at| journal.memory.load(at)).collect()
+    }
+
+    #[test]
+    fn what_is_noted_is_found() {
+        let journal = journal(3, 4);
+        let found = [records(3), records(4)].concat();
+        assert_eq!((left(&words(&journal)), journal.changes()), (Ok(found), 4));
+        assert_eq!(Journal::left_in(journal.memory, 8).err(), Some(Damaged::Sum), "another's");
+    }
+
+    #[test]
+    fn each_bit_that_is_damaged_is_found() {
+        let words = words(&journal(2, 3));
+        for bit in 0..(RECORDS + 5 * WORDS) * 64 {
+            // Nothing is there.
+            if (COUNT + 1..RECORDS).contains(&(bit / 64)) {
+                continue;
+            }
+            let mut damaged = words.clone();
+            damaged[bit / 64] ^= 1 << (bit % 64);
+            let expected = if bit < 64 { Damaged::Version } else { Damaged::Sum };
+            assert_eq!(left(&damaged), Err(expected), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn no_count_is_believed_that_is_too_large() {
+        let words = words(&journal(2, 3));
+        let space = (words.len() - RECORDS) / WORDS;
+        for (count, error) in [
+            (twice(1), Damaged::Short),
+            (twice(space), Damaged::Sum),
+            (twice(space + 1), Damaged::Short),
+            (twice(u32::MAX as usize), Damaged::Short),
+            (u64::MAX - 1, Damaged::Sum),
+        ] {
+            let mut damaged = words.clone();
+            damaged[COUNT] = count;
+            assert_eq!(left(&damaged), Err(error), "{count:#x}");
+        }
+        // All that it says of itself is right, but for that.
+        let mut damaged = words;
+        damaged[FIRST] = u64::MAX;
+        damaged[SUM] = sum([damaged[0], damaged[CLIENT], damaged[BEFORE], damaged[FIRST]]);
+        assert_eq!(left(&damaged), Err(Damaged::Short));
+    }
+
+    #[test]
+    fn a_journal_of_which_the_end_is_not_there_is_too_short() {
+        let whole = words(&journal(200, 0));
+        let page = super::super::memory::PAGE;
+        assert_eq!(left(&whole[..page]), Err(Damaged::Short));
+        assert_eq!(left(&vec![0; page]), Err(Damaged::Version));
+    }
+
+    #[test]
+    fn what_is_written_anew_goes_on_counting() {
+        let mut journal = journal(1, 3);
+        for round in 1..20 {
+            journal = journal.anew(&records(round), 5).unwrap();
+            assert!(journal.has_space(5.max(round)));
+            records(5).iter().for_each(|record| journal.push(record));
+            let found = [records(round), records(5)].concat();
+            assert_eq!(left(&words(&journal)), Ok(found));
+            assert_eq!(journal.changes(), 3 + 5 * round as u64);
+        }
     }
 }

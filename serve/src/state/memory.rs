@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::slice;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use pervma_pager::sys::Message;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate};
@@ -165,6 +165,13 @@ impl Memory {
         unsafe { self.word(at).write_volatile(value) }
     }
 
+    /// Counts one more by a word that is a counter, and returns how many there are.
+    pub(crate) fn count(&self, at: usize) -> u64 {
+        let [counter] = self.counters(at);
+        // RELAXED: a number that guards nothing.
+        counter.fetch_add(1, Relaxed) + 1
+    }
+
     /// Words that are counters, of which each is used as such everywhere.
     pub(crate) fn counters<const COUNT: usize>(&self, first: usize) -> &[AtomicU64; COUNT] {
         let _ = self.word(first + COUNT - 1);
@@ -203,5 +210,40 @@ impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: the mapping is this one's (M1), and nothing refers to it any more.
         let _ = unsafe { munmap(self.start.as_ptr().cast(), self.words * WORD) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(bytes: u64, seals: SealFlags) -> OwnedFd {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = rustix::fs::memfd_create("pervma-state", flags).unwrap();
+        ftruncate(&file, bytes).unwrap();
+        fcntl_add_seals(&file, seals).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_file_that_can_become_shorter_or_is_cut_off_is_refused() {
+        let page = (PAGE * WORD) as u64;
+        assert_eq!(Memory::left_in(file(2 * page, SealFlags::SHRINK)).unwrap().len(), 2 * PAGE);
+        assert!(Memory::left_in(file(2 * page, SealFlags::GROW)).is_err());
+        for bytes in [0, 1, page - 8, page + 8] {
+            assert!(Memory::left_in(file(bytes, SealFlags::SHRINK)).is_err(), "{bytes}");
+        }
+        let other = std::fs::File::open("/dev/null").unwrap();
+        assert!(Memory::left_in(other.into()).is_err());
+    }
+
+    #[test]
+    fn what_is_stored_is_there_for_who_has_the_file() {
+        let memory = Memory::of_file(PAGE + 1).unwrap();
+        assert_eq!((memory.len(), memory.load(2 * PAGE - 1)), (2 * PAGE, 0));
+        memory.store(2 * PAGE - 1, 7);
+        assert_eq!((memory.count(3), memory.count(3)), (1, 2));
+        let other = Memory::left_in(memory.file().unwrap().try_clone_to_owned().unwrap()).unwrap();
+        assert_eq!((other.load(2 * PAGE - 1), other.load(3)), (7, 2));
     }
 }

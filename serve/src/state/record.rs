@@ -132,6 +132,16 @@ impl Record {
     }
 }
 
+/// A count, twice, so that it is seen if it is damaged: one word, which is stored at once.
+pub(crate) fn twice(count: usize) -> u64 {
+    count as u64 | (count as u64) << 32
+}
+
+/// The count that is there twice; `None` if it is damaged.
+pub(crate) fn once(word: u64) -> Option<usize> {
+    (word as u32 == (word >> 32) as u32).then_some(word as u32 as usize)
+}
+
 /// A sum that differs if a bit does: FNV-1a by words, mixed at the end as by MurmurHash3.
 pub(crate) fn sum<const COUNT: usize>(words: [u64; COUNT]) -> u64 {
     let fold = |sum: u64, word: &u64| (sum ^ word).wrapping_mul(0x0000_0100_0000_01B3);

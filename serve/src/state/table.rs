@@ -14,16 +14,16 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use super::VERSION;
 use super::journal::Damaged;
 use super::memory::{Memory, PAGE};
-use super::record::sum;
+use super::record::{once, sum, twice};
 use super::store::Store;
 use crate::failure::Failure;
 use crate::stats::{COUNTERS, Counters};
 
 // Words of the head.
 const MAGIC: u64 = 0x5442_5652_4550_0000;
-/// So many rings were used at most.
+/// So many rings were used at most, twice.
 const USED_RINGS: usize = 1;
-/// So many entries were used at the same time at most: later ones never were.
+/// So many entries were used at the same time at most, twice: later ones never were.
 const USED: usize = 8;
 /// How many numbers were given to clients, and to connections.
 const NUMBERS: usize = 9;
@@ -200,13 +200,14 @@ impl Table {
     }
 
     fn of(memory: Memory, threads: usize, is_kept: bool) -> io::Result<Arc<Self>> {
-        let rings = threads.max(memory.load(USED_RINGS) as usize);
+        let used = once(memory.load(USED_RINGS)).ok_or(io::ErrorKind::InvalidData)?;
+        let rings = threads.max(used);
         if rings > RINGS {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let words = FIRST_RING + rings * PAGE;
         memory.have(0, words)?;
-        memory.store(USED_RINGS, rings as u64);
+        memory.store(USED_RINGS, twice(rings));
         let table = Self { memory, free: Mutex::default(), is_kept, store: OnceLock::new() };
         if is_kept {
             table.lock()?;
@@ -221,14 +222,14 @@ impl Table {
     ///
     /// So much may not be locked.
     pub(crate) fn lock(&self) -> io::Result<()> {
-        let words = FIRST_RING + self.load(USED_RINGS) as usize * PAGE;
+        let words = FIRST_RING + self.used_rings() * PAGE;
         self.memory.lock(0, words).map_err(|error| {
             let bytes = words * size_of::<u64>();
             io::Error::other(format!("{bytes} bytes cannot be locked in memory ({error})"))
         })
     }
 
-    pub(super) fn memory(&self) -> &Memory {
+    pub(crate) fn memory(&self) -> &Memory {
         &self.memory
     }
 
@@ -259,21 +260,22 @@ impl Table {
         self.is_kept
     }
 
+    /// How many rings were used, or are; if that is damaged, all that may have been.
+    fn used_rings(&self) -> usize {
+        once(self.load(USED_RINGS)).map_or(RINGS, |used| used.min(RINGS))
+    }
+
     /// The first words of the pages of rings that were used, or are.
     pub(super) fn rings(&self) -> impl Iterator<Item = usize> + use<> {
-        let used = (self.load(USED_RINGS) as usize).min(RINGS);
-        (0..used).map(|number| FIRST_RING + number * PAGE)
+        (0..self.used_rings()).map(|number| FIRST_RING + number * PAGE)
     }
 
     /// A number that no other one has had: of clients from 1 on, of connections from
     /// [`CONNECTIONS`] on.
     pub(crate) fn new_number(&self, kind: Kind) -> u64 {
-        use std::sync::atomic::Ordering::Relaxed;
-        let [clients, connections] = self.memory.counters::<2>(NUMBERS);
         match kind {
-            // RELAXED: here and below, a number that guards nothing.
-            Kind::Client => clients.fetch_add(1, Relaxed) + 1,
-            Kind::Connection => CONNECTIONS + connections.fetch_add(1, Relaxed) + 1,
+            Kind::Client => self.memory.count(NUMBERS),
+            Kind::Connection => CONNECTIONS + self.memory.count(NUMBERS + 1),
         }
     }
 
@@ -294,7 +296,7 @@ impl Table {
                 let at = FIRST_ENTRY + free.used * ENTRY;
                 self.memory.have(at, ENTRY)?;
                 free.used += 1;
-                self.store(USED, free.used as u64);
+                self.store(USED, twice(free.used));
                 at
             }
             None => return Err(io::ErrorKind::StorageFull.into()),
@@ -320,7 +322,8 @@ impl Table {
     /// All that another process has left; to be called before anything is added.
     pub(crate) fn left(self: &Arc<Self>) -> Vec<(Slot, Result<Entry, Damaged>)> {
         let mut free = self.free();
-        free.used = usize::try_from(self.load(USED)).unwrap_or(usize::MAX).min(ENTRIES);
+        // If that is damaged, all that may have been.
+        free.used = once(self.load(USED)).map_or(ENTRIES, |used| used.min(ENTRIES));
         free.entries.clear();
         let mut left = Vec::new();
         for number in 0..free.used {
@@ -493,5 +496,117 @@ impl Slot {
         }
         self.store(NUMBER, 0);
         self.table.free().entries.push(self.at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::descriptors::Descriptors;
+
+    fn entry(number: u64) -> Entry {
+        Entry {
+            number,
+            kind: Kind::Client,
+            descriptor: 17,
+            pidfd: -1,
+            parent: 2,
+            owner: 3 << 32 | 4,
+            source: 5,
+            pid: 6,
+            uid: 7,
+            gid: u32::MAX,
+            is_sparse: true,
+        }
+    }
+
+    fn left(table: &Arc<Table>) -> Vec<Result<Entry, Damaged>> {
+        table.left().into_iter().map(|(_, entry)| entry).collect()
+    }
+
+    #[test]
+    fn what_is_added_is_found_until_it_is_freed() {
+        let table = Table::new(1, false).unwrap();
+        let connection = Entry { kind: Kind::Connection, ..entry(CONNECTIONS + 1) };
+        let slots = [entry(1), connection.clone(), entry(2)].map(|entry| table.add(&entry, 7));
+        assert_eq!(left(&table), [Ok(entry(1)), Ok(connection), Ok(entry(2))]);
+        slots[1].as_ref().unwrap().free();
+        assert_eq!(left(&table), [Ok(entry(1)), Ok(entry(2))]);
+        let again = table.add(&entry(3), -1).unwrap();
+        assert_eq!(left(&table), [Ok(entry(1)), Ok(entry(3)), Ok(entry(2))], "in its place");
+        assert_eq!((again.file(), again.mark(), again.failure()), (-1, 0, None));
+    }
+
+    #[test]
+    fn each_bit_of_an_entry_that_is_damaged_is_found() {
+        let table = Table::new(1, false).unwrap();
+        // No bit of its number makes it one that is not used.
+        let slot = table.add(&entry(3), 7).unwrap();
+        for bit in 0..=ENTRY_SUM * 64 + 63 {
+            let (word, flip) = (slot.at + bit / 64, 1 << (bit % 64));
+            table.store(word, table.load(word) ^ flip);
+            assert_eq!(left(&table), [Err(Damaged::Sum)], "bit {bit}");
+            table.store(word, table.load(word) ^ flip);
+        }
+        assert_eq!(left(&table), [Ok(entry(3))]);
+    }
+
+    #[test]
+    fn nothing_is_lost_if_it_is_damaged_how_much_there_is() {
+        let table = Table::new(2, false).unwrap();
+        table.add(&entry(3), 7).unwrap();
+        for damaged in [0, 1 << 32, u64::MAX, twice(u32::MAX as usize), 0x8000_0000_0000_0001] {
+            if damaged != 0 {
+                table.store(USED, damaged);
+                table.store(USED_RINGS, damaged);
+            }
+            assert_eq!(left(&table), [Ok(entry(3))], "{damaged:#x}");
+            assert!(table.rings().count() >= 2, "{damaged:#x}");
+            assert!(table.rings().all(|ring| ring + PAGE <= FIRST_ENTRY), "{damaged:#x}");
+        }
+    }
+
+    #[test]
+    fn a_descriptor_that_is_none_is_not_there() {
+        let table = Table::new(1, false).unwrap();
+        for descriptor in [-1, i32::MIN, i32::MAX, 1 << 20] {
+            let slot = table.add(&Entry { descriptor, ..entry(3) }, descriptor).unwrap();
+            let found = left(&table).remove(0).unwrap();
+            assert_eq!((found.descriptor, slot.file()), (descriptor, descriptor));
+            assert!(Descriptors::default().take(found.descriptor).is_none());
+            slot.free();
+        }
+    }
+
+    #[test]
+    fn a_table_of_another_program_is_refused() {
+        let words = |version: u64, words: usize| {
+            let memory = Memory::of_file(words).unwrap();
+            memory.store(0, version);
+            Table::left_in(memory.file().unwrap().try_clone_to_owned().unwrap(), 1)
+        };
+        let this = MAGIC | u64::from(VERSION);
+        assert!(words(this, WORDS).is_ok());
+        for bit in 0..64 {
+            let other = words(this ^ 1 << bit, WORDS).err().map(|error| error.kind());
+            assert_eq!(other, Some(io::ErrorKind::InvalidData), "bit {bit}");
+        }
+        assert!(words(this, WORDS - PAGE).is_err(), "it has less space");
+        assert!(words(this, PAGE).is_err());
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(Table::left_in(file.into(), 1).is_err());
+    }
+
+    #[test]
+    fn there_are_no_more_rings_than_there_is_space_for() {
+        assert!(Table::new(RINGS, false).is_ok());
+        assert!(Table::new(RINGS + 1, false).is_err());
+        let table = Table::new(3, true).unwrap();
+        let file = || table.file().unwrap().try_clone_to_owned().unwrap();
+        assert_eq!(Table::left_in(file(), 1).unwrap().rings().count(), 3, "they can have batches");
+        for damaged in [1, u64::MAX, twice(RINGS + 1)] {
+            table.store(USED_RINGS, damaged);
+            assert!(Table::left_in(file(), 1).is_err(), "{damaged:#x}");
+        }
     }
 }
