@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use pervma::{AddressSpace, ChangeError, InsertError, Payload, ReadError, ReadGuard};
+use pervma::{AddressSpace, ChangeError, InsertError, Payload, RangeError, ReadError, ReadGuard};
 
 use crate::state::Extent;
 use crate::state::record::{Record, Time};
@@ -52,14 +52,18 @@ impl Piece {
         Extent { start, len, offset, page_size: self.page_size, content }
     }
 
-    fn of(extent: &Extent) -> (Range<usize>, Self) {
-        let content = match extent.content {
-            Extent::ZEROS => Content::Zeros,
-            Extent::POISONED => Content::Poisoned,
-            _ => Content::Source(extent.offset),
+    fn of(extent: &Extent) -> Result<(Range<usize>, Self), ChangeError> {
+        let Extent { start, len, offset, page_size, .. } = *extent;
+        let (content, offset) = match extent.content {
+            Extent::ZEROS => (Content::Zeros, 0),
+            Extent::POISONED => (Content::Poisoned, 0),
+            _ => (Content::Source(offset), offset),
         };
-        let range = extent.start as usize..(extent.start + extent.len) as usize;
-        (range, Self { content, page_size: extent.page_size })
+        if start.checked_add(len).is_none() || offset.checked_add(len).is_none() {
+            let (start, end) = (start as usize, start.wrapping_add(len) as usize);
+            return Err(RangeError::Overflow { start, end }.into());
+        }
+        Ok((start as usize..(start + len) as usize, Self { content, page_size }))
     }
 }
 
@@ -155,7 +159,7 @@ impl Map {
             }
             Record::DisplacedPiece(extent) => {
                 if let Some(displaced) = self.moves().displaced.last_mut() {
-                    displaced.pieces.push(Piece::of(&extent));
+                    displaced.pieces.push(Piece::of(&extent)?);
                 }
             }
             Record::Remove(ref range) => self.set(range, |_| Content::Zeros)?,
@@ -192,7 +196,7 @@ impl Map {
     }
 
     fn insert(&self, extent: &Extent) -> Result<(), ChangeError> {
-        let (range, piece) = Piece::of(extent);
+        let (range, piece) = Piece::of(extent)?;
         let inserted = self.space.insert(range, piece);
         inserted.map(drop).map_err(|error: InsertError<Piece>| error.kind)
     }
@@ -499,5 +503,29 @@ mod tests {
         child.apply(&Record::Remove(0x1000..0x2000)).unwrap();
         assert_eq!(map.extents(), [extent(0x1000, 0x4000, 0)]);
         assert_eq!(child.extents().len(), 2);
+    }
+
+    #[test]
+    fn no_record_is_too_strange() {
+        use rand::rngs::StdRng;
+        use rand::{RngExt, SeedableRng};
+        let mut rng = StdRng::seed_from_u64(7);
+        for _ in 0..4_000 {
+            let mut word = || match rng.random_range(0..4) {
+                0 => rng.random_range(0..0x10) << 12,
+                1 => u64::MAX - (rng.random_range(0..0x10) << 12),
+                2 => u64::MAX << rng.random_range(0..64),
+                _ => rng.random(),
+            };
+            let mut record = || loop {
+                // Any that could be noted: with the sum that it has.
+                let (kind, words) = (word() % 13, [word(), word(), word()]);
+                if let Some(record) = Record::any(kind, word() as u32, words) {
+                    break record;
+                }
+            };
+            let records: Vec<_> = (0..4).map(|_| record()).collect();
+            let _ = Map::noted(&records);
+        }
     }
 }

@@ -51,6 +51,17 @@ impl Time {
     }
 }
 
+#[cfg(test)]
+impl Record {
+    /// Of any words, as if they were not damaged.
+    pub(crate) fn any(kind: u64, about: u32, words: [u64; 3]) -> Option<Self> {
+        let [one, two, three] = words;
+        let first = kind | u64::from(about) << 32;
+        let sum = sum([0, first, one, two, three]) & 0xFF_FFFF;
+        Self::of_words([first | sum << 8, one, two, three], 0)
+    }
+}
+
 /// Words of a record.
 pub(crate) const WORDS: usize = 4;
 
