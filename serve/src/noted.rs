@@ -255,3 +255,6 @@ impl Noted<'_> {
 fn not_noted(error: io::Error) -> Failure {
     Failure::NotNoted(Errno::from_io_error(&error).unwrap_or(Errno::NOMEM))
 }
+
+#[cfg(test)]
+mod tests;

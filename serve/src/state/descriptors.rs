@@ -54,6 +54,13 @@ impl List {
     }
 }
 
+/// Closes a descriptor that a process of a test has left open to its end.
+#[cfg(test)]
+pub(crate) fn close_forgotten(number: i32) {
+    // SAFETY: open, and its owner has forgotten it.
+    drop(unsafe { OwnedFd::from_raw_fd(number) });
+}
+
 /// Descriptors that processes before this one have opened, and that nobody owns.
 ///
 /// D1: each number is that of an open descriptor, of which no value of this process is the owner.

@@ -209,6 +209,8 @@ impl Inbox {
         self.note_len(bytes);
         step();
         let received = self.receive_now(connection, bytes);
+        #[cfg(test)]
+        super::deaths::received(&self.memory, CONTROL);
         step();
         if let Ok(received) = &received {
             for descriptor in &received.descriptors {
@@ -266,5 +268,216 @@ fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
 impl std::fmt::Debug for Inbox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Inbox").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+    use std::os::fd::{AsFd, FromRawFd, IntoRawFd};
+
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+    use super::super::deaths::{self, Image, Step, alone, count, earlier, steps};
+    use super::super::memory::PAGE;
+    use super::*;
+
+    /// What is sent, with how many descriptors, and whether that and all before it are understood
+    /// then. Memory that was not written has the byte that the first one is told from, and that of
+    /// the piece before it.
+    const PIECES: &[Piece] = &[
+        (&[0xFF, 1, 2], 1, false),
+        (&[0; 13], 0, false),
+        (&[0xFF; 8], 2, false),
+        (&[0], 0, false),
+        (&[0, 0xFF, 0, 0xFF, 7], 1, true),
+        (&[0xFF; 5], 1, false),
+        (&[1, 2], 2, true),
+    ];
+
+    type Piece = (&'static [u8], usize, bool);
+
+    fn send(connection: &UnixStream, bytes: &[u8], descriptors: usize) {
+        let passed = vec![connection.as_fd(); descriptors];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(descriptors == 0 || control.push(SendAncillaryMessage::ScmRights(&passed)));
+        let bytes = [std::io::IoSlice::new(bytes)];
+        sendmsg(connection, &bytes, &mut control, SendFlags::empty()).unwrap();
+    }
+
+    /// Receives pieces; the descriptors that come.
+    fn receive(inbox: &mut Inbox, pieces: &[Piece]) -> Vec<OwnedFd> {
+        let (here, peer) = UnixStream::pair().unwrap();
+        let mut came = Vec::new();
+        for &(bytes, descriptors, is_understood) in pieces {
+            send(&peer, bytes, descriptors);
+            let received = inbox.receive(&here, usize::MAX).unwrap();
+            assert_eq!((received.bytes, received.is_cut), (bytes.len(), false));
+            came.extend(received.descriptors);
+            if is_understood {
+                inbox.clear();
+            }
+        }
+        came
+    }
+
+    /// What has come with so many of the pieces, and was not understood before the last one: bytes,
+    /// and which of all descriptors.
+    fn sent(pieces: usize) -> (Vec<u8>, Range<usize>) {
+        let before = &PIECES[..pieces.saturating_sub(1)];
+        let begin = before.iter().rposition(|piece| piece.2).map_or(0, |at| at + 1);
+        let descriptors = |pieces: &[Piece]| pieces.iter().map(|piece| piece.1).sum();
+        let bytes = PIECES[begin..pieces].iter().flat_map(|piece| piece.0).copied().collect();
+        (bytes, descriptors(&PIECES[..begin])..descriptors(&PIECES[..pieces]))
+    }
+
+    /// What is left of a process that dies behind each of these steps, and behind each of those
+    /// that the next one does about that, is what has come: bytes, and descriptors of these
+    /// numbers, which are open. How often one has died.
+    fn die(mut image: Image, steps: &[Step], all: &[i32], times: usize) -> Result<usize, usize> {
+        let mut deaths = 0;
+        for step in steps.iter().map(Some).chain([None]) {
+            deaths += 1;
+            let next = || {
+                let told = image.told(0);
+                let Some(file) = image.files().next() else { return Ok(0) };
+                let file = image.descriptors(None).take(file).unwrap();
+                // SAFETY: open, and owned by nobody else until they are let go below.
+                let owned = all.iter().map(|&number| unsafe { OwnedFd::from_raw_fd(number) });
+                let mut descriptors = Descriptors::default();
+                owned.for_each(|owned| descriptors.give(owned));
+                let memory = Memory::left_in(file).unwrap();
+                let (mut inbox, came) = match Inbox::left_in(memory, &mut descriptors) {
+                    Ok(left) => left,
+                    // It is not noted anywhere before it has its version.
+                    Err(error) => return if told == 0 { Ok(0) } else { panic!("{error}") },
+                };
+                let took = count();
+                let came: Vec<_> = came.into_iter().map(IntoRawFd::into_raw_fd).collect();
+                let (bytes, descriptors) = sent(told);
+                let has_come = &all[descriptors];
+                let is_understood = told > 0 && PIECES[told - 1].2;
+                // Descriptors stay noted a little longer than bytes.
+                let is_right = match inbox.bytes() {
+                    [] if is_understood => came.is_empty() || came == has_come,
+                    found => found == bytes && came == has_come,
+                };
+                if !is_right {
+                    return Err(told);
+                }
+                if is_understood {
+                    inbox.clear();
+                }
+                receive(&mut inbox, &PIECES[told..]);
+                assert!(inbox.bytes().is_empty());
+                Ok(took)
+            };
+            let (took, mut steps) = deaths::steps(next);
+            steps.truncate(took?);
+            if times > 1 {
+                deaths += die(image.clone(), &steps, all, times - 1)?;
+            }
+            step.into_iter().for_each(|step| _ = image.apply(step));
+        }
+        Ok(deaths)
+    }
+
+    /// All that a process does that receives each piece.
+    fn received() -> (Vec<Step>, Vec<OwnedFd>) {
+        let receives = || {
+            let mut inbox = Inbox::new(100, true).unwrap();
+            (receive(&mut inbox, PIECES), inbox)
+        };
+        let ((descriptors, _inbox), steps) = steps(receives);
+        (steps, descriptors)
+    }
+
+    #[test]
+    fn what_was_received_is_there_whatever_store_the_receiver_dies_behind() {
+        let _alone = alone();
+        let (steps, descriptors) = received();
+        let all: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        let deaths = die(Image::default(), &steps, &all, 2);
+        println!("{deaths:?} deaths");
+        assert!(deaths.is_ok(), "behind {deaths:?} pieces");
+    }
+
+    /// What the next process finds of these words in an inbox.
+    fn left(words: &[(usize, u64)]) -> Result<(usize, usize), Damaged> {
+        let memory = Memory::of_process(PAGE).unwrap();
+        memory.store(0, MAGIC | u64::from(VERSION));
+        words.iter().for_each(|&(at, word)| memory.store(at, word));
+        let (inbox, came) = Inbox::left_in(memory, &mut Descriptors::default())?;
+        Ok((inbox.bytes().len(), came.len()))
+    }
+
+    #[test]
+    fn lengths_that_cannot_be_are_refused() {
+        let capacity = ((PAGE - BYTES) * 8) as u64;
+        let state = |len: u64, receives: u64| (STATE, len << 32 | receives);
+        assert_eq!(left(&[state(capacity, 0)]), Ok((capacity as usize, 0)));
+        for (len, receives) in [(capacity, 1), (1, capacity), (u64::MAX >> 32, u64::MAX >> 32)] {
+            assert_eq!(left(&[state(len, receives)]), Err(Damaged::Sum), "{len} {receives}");
+        }
+        for count in [DESCRIPTORS as u64 + 1, 1 << 32, u64::MAX] {
+            assert_eq!(left(&[(COUNT, count)]), Err(Damaged::Sum), "{count}");
+        }
+        // Negative, and huge: they are not there.
+        let numbers = [u64::from(u32::MAX), u64::MAX, 1 << 31, 3].into_iter();
+        let numbers: Vec<_> =
+            numbers.enumerate().map(|(at, number)| (NUMBERS + at, number)).collect();
+        assert_eq!(left(&[&[(COUNT, 4)], &numbers[..]].concat()), Ok((0, 0)));
+        for bit in 0..64 {
+            let version = (MAGIC | u64::from(VERSION)) ^ 1 << bit;
+            assert_eq!(left(&[(0, version)]), Err(Damaged::Version));
+        }
+    }
+
+    #[test]
+    fn whatever_the_kernel_seems_to_have_told_is_read_to_its_end_at_most() {
+        let rights = u64::from_ne_bytes([1, 0, 0, 0, 1, 0, 0, 0]);
+        let came = (STATE, 8);
+        for len in (0..=PAGE as u64).chain((0..64).map(|bit| u64::MAX >> bit)) {
+            // One message, and another one behind it.
+            for at in [CONTROL, CONTROL + 3, BYTES - 2] {
+                let words = [came, (OTHER, 1), (CONTROL, 20), (at, len), (at + 1, rights)];
+                assert_eq!(left(&words), Ok((8, 0)), "{len} at {at}");
+            }
+        }
+    }
+
+    /// Names, what is done too early, and behind which of these it is done else.
+    type Weaker = (&'static str, fn(usize, u64) -> bool, fn(usize, u64) -> bool);
+
+    const WEAKER: [Weaker; 3] = [
+        (
+            "bytes are being received before the first of them is told apart",
+            |word, value| word == STATE && value as u32 > 0,
+            |word, _| word >= BYTES,
+        ),
+        (
+            "bytes are being received before it is noted what tells them apart",
+            |word, value| word == STATE && value as u32 > 0,
+            |word, _| word == OTHER,
+        ),
+        (
+            "bytes have come before their descriptors are noted",
+            |word, value| word == STATE && value as u32 == 0,
+            |word, _| (NUMBERS..CONTROL).contains(&word),
+        ),
+    ];
+
+    #[test]
+    fn a_weaker_order_is_found() {
+        let _alone = alone();
+        for (name, early, late) in WEAKER {
+            let (steps, descriptors) = received();
+            let all: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+            let of = |is: fn(usize, u64) -> bool| move |step: &Step| matches!(*step, Step::Stored(_, at, value) if is(at, value));
+            let found = die(Image::default(), &earlier(steps, of(early), of(late)), &all, 1);
+            println!("{name}: {found:?}");
+            assert!(found.is_err(), "{name}");
+        }
     }
 }

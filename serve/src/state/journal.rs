@@ -150,6 +150,15 @@ impl Journal {
 }
 
 #[cfg(test)]
+impl Journal {
+    /// What the next process finds.
+    pub(crate) fn left(&self) -> Vec<Record> {
+        let file = self.memory.file().unwrap().try_clone_to_owned().unwrap();
+        Self::left_in(Memory::left_in(file).unwrap(), self.memory.load(CLIENT)).unwrap().1
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -76,7 +76,12 @@ impl Memory {
         ftruncate(&file, len as u64)?;
         // Whoever it is passed to maps it, and would die of a page that has gone.
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW)?;
-        Self::map(file, len)
+        #[cfg(test)]
+        let file = super::deaths::made(file);
+        let memory = Self::map(file, len)?;
+        #[cfg(test)]
+        super::deaths::opened(&memory);
+        Ok(memory)
     }
 
     /// What another process has left in a file.
@@ -162,14 +167,19 @@ impl Memory {
     /// Behind all that was stored before, and before all that is stored later: see the module.
     pub(crate) fn store(&self, at: usize, value: u64) {
         // SAFETY: mapped and aligned (M1); nobody else uses it meanwhile (M2).
-        unsafe { self.word(at).write_volatile(value) }
+        unsafe { self.word(at).write_volatile(value) };
+        #[cfg(test)]
+        super::deaths::stored(self, at, value);
     }
 
     /// Counts one more by a word that is a counter, and returns how many there are.
     pub(crate) fn count(&self, at: usize) -> u64 {
         let [counter] = self.counters(at);
         // RELAXED: a number that guards nothing.
-        counter.fetch_add(1, Relaxed) + 1
+        let count = counter.fetch_add(1, Relaxed) + 1;
+        #[cfg(test)]
+        super::deaths::stored(self, at, count);
+        count
     }
 
     /// Words that are counters, of which each is used as such everywhere.
@@ -208,6 +218,8 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        #[cfg(test)]
+        super::deaths::closed(self);
         // SAFETY: the mapping is this one's (M1), and nothing refers to it any more.
         let _ = unsafe { munmap(self.start.as_ptr().cast(), self.words * WORD) };
     }

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+#[cfg(test)]
+pub(crate) mod deaths;
 pub(crate) mod descriptors;
 pub(crate) mod inbox;
 pub(crate) mod journal;

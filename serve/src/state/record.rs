@@ -62,6 +62,14 @@ impl Record {
     }
 }
 
+#[cfg(test)]
+impl Time {
+    /// So many milliseconds behind its beginning.
+    pub(crate) fn at(milliseconds: u32) -> Self {
+        Self(milliseconds)
+    }
+}
+
 /// Words of a record.
 pub(crate) const WORDS: usize = 4;
 

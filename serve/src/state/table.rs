@@ -500,6 +500,14 @@ impl Slot {
 }
 
 #[cfg(test)]
+impl Table {
+    /// From now on there are too many, until another process takes what was left.
+    pub(crate) fn fill(&self) {
+        *self.free() = Free { entries: Vec::new(), used: ENTRIES };
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::state::descriptors::Descriptors;
