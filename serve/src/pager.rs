@@ -577,6 +577,15 @@ impl Pager {
         true
     }
 
+    /// Whether of a client, or of its children, something is not noted: a descriptor of which nothing
+    /// is known may be theirs.
+    pub(crate) fn is_damaged(&self) -> bool {
+        let is_damaged = |client: &Arc<Client>| {
+            matches!(client.health.failure(), Some(Failure::Damaged | Failure::NotNoted(_)))
+        };
+        self.shared.all().iter().any(is_damaged)
+    }
+
     /// Who wants to know has been told of a client's failure.
     pub(crate) fn note_told(&self, client: ClientId) {
         if let Some(client) = self.shared.client(client.0) {

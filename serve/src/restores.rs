@@ -228,6 +228,7 @@ impl Restores {
                 control.take_left(connection, came);
             }
         }
+        let is_damaged = is_damaged || control.pager.is_damaged();
         for descriptor in descriptors.rest() {
             control.take_unknown(descriptor, is_damaged);
         }

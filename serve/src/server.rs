@@ -334,6 +334,8 @@ impl Server {
             let client = owners.iter().find(owns).map(|(_, client, _)| ClientId(*client));
             control.take_left(connection, came, client);
         }
+        let is_damaged =
+            is_damaged || control.pager.as_ref().is_some_and(|pager| pager.is_damaged());
         for descriptor in descriptors.rest() {
             control.take_unknown(descriptor, is_damaged);
         }

@@ -20,10 +20,10 @@ use std::time::Duration;
 
 use libc::{c_int, c_long};
 use pervma_pager::sys::RemoteUserfaultfd;
-use pervma_serve::Limits;
 use pervma_serve::handshake::firecracker::Handshake;
 use pervma_serve::peer::{Peer, SignalError};
-use pervma_serve::sandbox::{Landlock, Sandbox, SandboxError};
+use pervma_serve::sandbox::{self, Landlock, Sandbox, SandboxError};
+use pervma_serve::{Keeper, Limits, Options};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, epoll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
@@ -283,7 +283,6 @@ fn what_the_daemon_does_not_do_is_refused() {
                 ("TIOCSTI", libc::SYS_ioctl, at(&[0, libc::TIOCSTI as usize])),
                 ("F_SETOWN", libc::SYS_fcntl, at(&[fd(&userfaultfd), libc::F_SETOWN as usize])),
                 ("F_SETSIG", libc::SYS_fcntl, at(&[fd(&userfaultfd), 10])),
-                ("memfd_create", libc::SYS_memfd_create, at(&[path])),
                 ("setuid", libc::SYS_setuid, at(&[])),
                 ("capset", libc::SYS_capset, at(&[])),
                 ("unshare", libc::SYS_unshare, at(&[libc::CLONE_NEWUSER as usize])),
@@ -437,4 +436,29 @@ fn it_is_not_entered_beside_other_threads() {
     assert!(matches!(error, SandboxError::Threads(_)), "{error}");
     assert!(error.to_string().contains("one thread"), "{error}");
     assert!(File::open("/dev/null").is_ok(), "nothing was given up");
+}
+
+#[test]
+fn a_keeper_in_the_sandbox_starts_processes_that_start_none() {
+    const NAME: &str = "a_keeper_in_the_sandbox_starts_processes_that_start_none";
+    let keeps = || {
+        let keeper = Keeper::new(&Options::new().workers(1)).unwrap();
+        Sandbox { starts_processes: true, ..Sandbox::default() }.enter().unwrap();
+        let code = keeper.run(|kept| {
+            sandbox::enter_as_started().unwrap();
+            let parent = rustix::process::getppid().unwrap().as_raw_nonzero().get() as usize;
+            let starts = [libc::SIGCHLD as usize, 0, 0, 0, 0, 0];
+            assert_eq!(call(libc::SYS_clone, starts), libc::EPERM);
+            assert_eq!(call(libc::SYS_tgkill, [parent, parent, 0, 0, 0, 0]), libc::EPERM);
+            assert_eq!(call(libc::SYS_seccomp, [0; 6]), libc::EPERM);
+            std::thread::spawn(|| ()).join().unwrap();
+            match kept.before() {
+                // Also by a signal to itself.
+                0 => std::process::abort(),
+                _ => 7,
+            }
+        });
+        assert_eq!(code.unwrap(), 7);
+    };
+    child::alone(NAME, [keeps]);
 }
