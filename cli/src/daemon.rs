@@ -107,8 +107,8 @@ pub(crate) struct KeeperOptions {
     /// another process serves, and is replaced whenever it dies.
     #[arg(long)]
     no_keeper: bool,
-    /// Kill the serving process at random for so long, some 30 times a second, to see that clients
-    /// go on.
+    /// Kill the serving process at random for so long, up to some 30 times a second, to see that
+    /// clients go on.
     #[arg(long, value_name = "SECONDS", conflicts_with = "no_keeper")]
     chaos: Option<u64>,
     /// A socket at which another pervma, of a later version perhaps, takes over all that this one

@@ -22,8 +22,8 @@ use pervma_serve::exec_helper::ExecHelper;
 use pervma_serve::peer::Peer;
 use pervma_serve::sandbox::Sandbox;
 use pervma_serve::{
-    Ended, Failure, Limits, Listen, MemoryFile, OnFailure, OnStop, Options, Pager, Server, Stats,
-    TakenOver, Tell,
+    Ended, Failure, Kept, Limits, Listen, MemoryFile, OnFailure, OnStop, Options, Pager, Server,
+    Stats, TakenOver, Tell,
 };
 use rustix::fs::{FileType, OFlags};
 use serde::Serialize;
@@ -196,6 +196,7 @@ pub(crate) fn run(options: &ServeOptions) -> Result<u8, Error> {
         }
         let started = || manager.tell_ready();
         let look = |pager: &Pager, ended: &Ended| progress.look(pager, ended);
+        let deaths = kept.as_ref().map_or(0, Kept::before);
         let ended = match kept {
             Some(kept) => server.run_kept(kept, stop.as_fd(), started, look),
             None => server.run(stop.as_fd(), started, look),
@@ -205,7 +206,7 @@ pub(crate) fn run(options: &ServeOptions) -> Result<u8, Error> {
             // It has told of its panic.
             let _ = teller.join();
         }
-        progress.end(ended);
+        progress.end(ended, deaths);
         Ok(ended.failed == 0 && ended.stats.poisoned == 0)
     })
 }
@@ -449,6 +450,8 @@ struct LastLine {
     clients: u64,
     refused: u64,
     failed: u64,
+    /// Of serving processes.
+    deaths: u64,
     #[serde(flatten)]
     counts: Counts,
 }
@@ -493,11 +496,11 @@ impl Progress {
         }
     }
 
-    fn end(&mut self, ended: Ended) {
+    fn end(&mut self, ended: Ended, deaths: u64) {
         let Ended { clients, refused, failed, stats, .. } = ended;
         if self.json {
             let counts = stats.into();
-            self.print(&LastLine { ended: true, clients, refused, failed, counts });
+            self.print(&LastLine { ended: true, clients, refused, failed, deaths, counts });
         }
         if self.only_json {
             return;
@@ -507,7 +510,12 @@ impl Progress {
             0 => String::new(),
             pages => format!(", pages poisoned {pages}"),
         };
-        self.say(format!("{start}VMs {clients}, refused {refused}, failed {failed}{poisoned}\n"));
+        let deaths = match deaths {
+            0 => String::new(),
+            deaths => format!(", serving processes that died {deaths}"),
+        };
+        let text = format!("{start}VMs {clients}, refused {refused}, failed {failed}");
+        self.say(format!("{text}{poisoned}{deaths}\n"));
     }
 
     fn print(&mut self, line: &impl Serialize) {
