@@ -35,72 +35,98 @@ struct Functions {
     insert_and_remove: unsafe extern "C" fn(map: *mut c_void, vmas: *const Vma, count: usize),
 }
 
-/// The implementations, in the order of the C++.
-pub(crate) const NAMES: [&str; 4] = [
-    "pervma in C, pervma_lookup",
-    "pervma in C, pervma_read_begin and _end",
-    "std::map under pthread_rwlock_t",
-    "std::map under std::shared_mutex",
+/// What the C++ has, in its order: two over pervma, and their peers.
+type Compiled = [Functions; 4];
+
+/// The implementations over pervma: the C++ that is linked with the shared library, and that which
+/// is with the static one.
+pub(crate) const OURS: [&str; 4] = [
+    "pervma_lookup, libpervma.so",
+    "pervma_read_begin and _end, libpervma.so",
+    "pervma_lookup, libpervma.a",
+    "pervma_read_begin and _end, libpervma.a",
 ];
+
+/// Their peers.
+pub(crate) const PEERS: [&str; 2] =
+    ["std::map under pthread_rwlock_t", "std::map under std::shared_mutex"];
 
 /// What was loaded; never unloaded.
 #[derive(Clone, Copy)]
-pub(crate) struct Loaded(&'static [Functions; NAMES.len()]);
+pub(crate) struct Loaded {
+    shared: &'static Compiled,
+    linked: &'static Compiled,
+}
 
 impl Loaded {
     /// Compiles and loads them; or why that cannot be done.
     pub(crate) fn new() -> Result<Self, String> {
-        let library = library()?;
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let folder = folder.path();
         // By the name under which it is loaded.
         let version = |part: &str| part.split('.').take(2).collect::<Vec<_>>().join(".");
         let name = format!("libpervma.so.{}", version(env!("CARGO_PKG_VERSION")));
-        let linked = folder.path().join(name);
-        symlink(library, &linked).map_err(|error| error.to_string())?;
-        let bench = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let loaded = folder.path().join("foreign.so");
-        let mut compiler = Command::new("c++");
-        compiler.args(["-O2", "-std=c++17", "-fPIC", "-shared", "-pthread"]);
-        compiler.arg("-I").arg(bench.join("../capi/include")).arg(bench.join("src/foreign.cpp"));
-        compiler.arg(&linked).arg(format!("-Wl,-rpath,{}", folder.path().display()));
-        let said = compiler.arg("-o").arg(&loaded).output();
-        let said = said.map_err(|error| format!("there is no c++: {error}"))?;
-        if !said.status.success() {
-            return Err(String::from_utf8_lossy(&said.stderr).into_owned());
-        }
-        let path =
-            CString::new(loaded.as_os_str().as_bytes()).map_err(|error| error.to_string())?;
-        // SAFETY: a library of this program's own, whose beginning does nothing of note.
-        let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-        if handle.is_null() {
-            return Err("what was compiled cannot be loaded".to_owned());
-        }
-        // SAFETY: the library is loaded, and stays so.
-        let table = unsafe { libc::dlsym(handle, c"bench_functions".as_ptr()) };
-        if table.is_null() {
-            return Err("what was loaded has no functions".to_owned());
-        }
-        // SAFETY: the C++ has a table of this type and length there, which does not change.
-        Ok(Self(unsafe { &*table.cast() }))
+        let shared = folder.join(name);
+        symlink(library("libpervma.so")?, &shared).map_err(|error| error.to_string())?;
+        let run_path = format!("-Wl,-rpath,{}", folder.display());
+        let shared = compile(&folder.join("shared.so"), |compiler| {
+            compiler.arg(shared).arg(run_path);
+        })?;
+        let linked = library("libpervma.a")?;
+        let linked = compile(&folder.join("linked.so"), |compiler| {
+            // Called as from a program that it is linked into.
+            compiler.arg("-Wl,--exclude-libs,ALL").arg(linked);
+            compiler.args(["-lgcc_s", "-lutil", "-lrt", "-lm", "-ldl"]);
+        })?;
+        Ok(Self { shared, linked })
     }
 
-    /// An empty map of an implementation, by its place in [`NAMES`], with these VMAs.
-    pub(crate) fn make(self, number: usize, vmas: &[layout::Vma]) -> Map {
-        let functions = &self.0[number];
-        let vmas: Vec<Vma> = vmas.iter().cloned().map(Vma::from).collect();
-        // SAFETY: it reads so many.
-        let map = unsafe { (functions.make)(vmas.as_ptr(), vmas.len()) };
-        Map { functions, map }
+    /// A map of an implementation, by its place in [`OURS`], with these VMAs.
+    pub(crate) fn ours(self, number: usize, vmas: &[layout::Vma]) -> Map {
+        let compiled = if number < 2 { self.shared } else { self.linked };
+        Map::of(&compiled[number % 2], vmas)
+    }
+
+    /// A map of one of [`PEERS`], by its place there, with these VMAs.
+    pub(crate) fn peer(self, number: usize, vmas: &[layout::Vma]) -> Map {
+        Map::of(&self.shared[2 + number], vmas)
     }
 }
 
-/// The library for C, beside this program.
-fn library() -> Result<PathBuf, String> {
+/// Compiles the C++, linked by `link`, and loads it.
+fn compile(to: &Path, link: impl FnOnce(&mut Command)) -> Result<&'static Compiled, String> {
+    let bench = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut compiler = Command::new("c++");
+    compiler.args(["-O2", "-std=c++17", "-fPIC", "-shared", "-pthread"]);
+    compiler.arg("-I").arg(bench.join("../capi/include")).arg(bench.join("src/foreign.cpp"));
+    link(&mut compiler);
+    let said = compiler.arg("-o").arg(to).output();
+    let said = said.map_err(|error| format!("there is no c++: {error}"))?;
+    if !said.status.success() {
+        return Err(String::from_utf8_lossy(&said.stderr).into_owned());
+    }
+    let path = CString::new(to.as_os_str().as_bytes()).map_err(|error| error.to_string())?;
+    // SAFETY: a library of this program's own, whose beginning does nothing of note.
+    let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+    if handle.is_null() {
+        return Err("what was compiled cannot be loaded".to_owned());
+    }
+    // SAFETY: the library is loaded, and stays so.
+    let table = unsafe { libc::dlsym(handle, c"bench_functions".as_ptr()) };
+    if table.is_null() {
+        return Err("what was loaded has no functions".to_owned());
+    }
+    // SAFETY: the C++ has a table of this type and length there, which does not change.
+    Ok(unsafe { &*table.cast() })
+}
+
+/// A library for C, beside this program.
+fn library(name: &str) -> Result<PathBuf, String> {
     let program = env::current_exe().map_err(|error| error.to_string())?;
     // A test is one folder below.
-    let found = program.ancestors().skip(1).take(2).map(|folder| folder.join("libpervma.so"));
+    let found = program.ancestors().skip(1).take(2).map(|folder| folder.join(name));
     let mut found = found.filter(|library| library.exists());
-    found.next().ok_or_else(|| "no libpervma.so: cargo build --release -p pervma-capi".to_owned())
+    found.next().ok_or_else(|| format!("no {name}: cargo build --release -p pervma-capi"))
 }
 
 /// A map in C++.
@@ -115,6 +141,13 @@ unsafe impl Send for Map {}
 unsafe impl Sync for Map {}
 
 impl Map {
+    fn of(functions: &'static Functions, vmas: &[layout::Vma]) -> Self {
+        let vmas: Vec<Vma> = vmas.iter().cloned().map(Vma::from).collect();
+        // SAFETY: it reads so many.
+        let map = unsafe { (functions.make)(vmas.as_ptr(), vmas.len()) };
+        Self { functions, map }
+    }
+
     /// Looks all addresses up; the sum of the payloads, each plus one.
     pub(crate) fn read_all(&self, addresses: &[usize]) -> u64 {
         // SAFETY: the map lives, and it reads so many.

@@ -2,34 +2,22 @@
 //! they are used.
 #![expect(unsafe_code, reason = "calls callbacks, and uses pointers of the caller")]
 
-use std::cell::Cell;
 use std::mem::{MaybeUninit, forget};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 
-use address_space::{HandlerScope, StdPlatform};
+use address_space::HandlerScope;
 
 use crate::status::{Status, fail};
-
-thread_local! {
-    /// The address of a frame that runs a callback on this thread, the innermost; 0 if none does.
-    static CALLBACK: Cell<usize> = const { Cell::new(0) };
-    /// Its address stands for the thread.
-    static THREAD: u8 = const { 0 };
-}
-
-/// Names the running thread among those that live.
-#[inline]
-pub(crate) fn thread() -> usize {
-    THREAD.with(|here| (&raw const *here).addr())
-}
+use crate::thread::{Host, with};
 
 /// Runs the body of an exported function that does not wait. No panic leaves it.
 #[inline]
 pub(crate) fn call(body: impl FnOnce() -> Result<(), Status>) -> Status {
     let frame = 0_u8;
-    if CALLBACK.get() != 0 {
-        check_callback((&raw const frame).addr());
+    let callback = with(|thread| thread.callback.get());
+    if callback != 0 {
+        check_callback(callback, (&raw const frame).addr());
     }
     // What a panic interrupts is not seen half done: see `address_space`'s `unwind`.
     match catch_unwind(AssertUnwindSafe(body)) {
@@ -42,7 +30,7 @@ pub(crate) fn call(body: impl FnOnce() -> Result<(), Status>) -> Status {
 /// As [`call`], of a function that may wait, and so is refused in signal handlers that say so.
 pub(crate) fn waiting_call(body: impl FnOnce() -> Result<(), Status>) -> Status {
     call(|| {
-        if HandlerScope::<StdPlatform>::active() {
+        if HandlerScope::<Host>::active() {
             return Err(fail(Status::InHandler, &"called between pervma_handler_enter and _leave"));
         }
         body()
@@ -50,11 +38,11 @@ pub(crate) fn waiting_call(body: impl FnOnce() -> Result<(), Status>) -> Status 
 }
 
 /// Ends the process if the callback on record has been left by `longjmp`: then its frame is gone,
-/// and this call, which is not inside it, begins in a frame above. A handler on another stack may
-/// have interrupted it.
+/// and this call's, which is not inside it, lies above. A handler on another stack may have
+/// interrupted it.
 #[cold]
-fn check_callback(frame: usize) {
-    if frame > CALLBACK.get() && !is_on_alternate_stack() {
+fn check_callback(callback: usize, frame: usize) {
+    if frame > callback && !is_on_alternate_stack() {
         die("pervma: a callback was left by longjmp, which pervma.h forbids\n");
     }
 }
@@ -80,11 +68,11 @@ fn die(line: &str) -> ! {
 #[inline(never)] // a frame of its own, which is on record
 pub(crate) fn callback<R>(call: impl FnOnce() -> R) -> R {
     let frame = 0_u8;
-    let outer = CALLBACK.replace((&raw const frame).addr());
+    let outer = with(|thread| thread.callback.replace((&raw const frame).addr()));
     let left = LeftByException;
     let returned = call();
     forget(left);
-    CALLBACK.set(outer);
+    with(|thread| thread.callback.set(outer));
     returned
 }
 
@@ -159,6 +147,6 @@ mod tests {
     #[test]
     fn callbacks_nest_and_leave_no_record() {
         let inner = callback(|| callback(|| call(|| Ok(()))));
-        assert_eq!((inner, CALLBACK.get()), (Status::Ok, 0));
+        assert_eq!((inner, with(|thread| thread.callback.get())), (Status::Ok, 0));
     }
 }

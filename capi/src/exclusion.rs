@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use address_space::{Exclusion, RemovedVmas, Reservation};
 
-use crate::boundary::{Out, call, thread, waiting_call};
+use crate::boundary::{Out, call, waiting_call};
 use crate::handles::{Kind, Object, get, make, take};
 use crate::payload::{Change, OnRemoved, Word, tell};
 use crate::space::{Space, SpaceData, no_callback, refused};
 use crate::status::{Status, fail, failed};
+use crate::thread::{self, Host};
 
 /// The VMAs that touched a range when it was made: they take no new reader, and nobody else changes
 /// them. It holds no lock. Belongs to the thread that made it.
@@ -25,20 +26,20 @@ pub struct ExclusionHandle(());
 pub struct ReservationHandle(());
 
 pub(crate) struct ExclusionData {
-    exclusion: RefCell<Option<Exclusion<'static, Word>>>,
+    exclusion: RefCell<Option<Exclusion<'static, Word, Host>>>,
     space: &'static SpaceData,
     thread: usize,
 }
 
 pub(crate) struct ReservationData {
-    reservation: Mutex<Reservation<'static, Word>>,
+    reservation: Mutex<Reservation<'static, Word, Host>>,
     space: &'static SpaceData,
 }
 
 /// Any thread may end a reservation.
 const _: fn() = || {
     fn check<T: Send>() {}
-    check::<Reservation<'static, Word>>();
+    check::<Reservation<'static, Word, Host>>();
 };
 
 impl Object for ExclusionData {
@@ -74,7 +75,7 @@ pub unsafe extern "C" fn pervma_exclude(
         let exclusion = data.kept().exclude(start..end).map_err(failed)?;
         data.count_dependent();
         let exclusion = RefCell::new(Some(exclusion));
-        out.set(make(ExclusionData { exclusion, space: data, thread: thread() }));
+        out.set(make(ExclusionData { exclusion, space: data, thread: thread::name() }));
         Ok(())
     })
 }
@@ -117,7 +118,7 @@ fn used() -> Status {
 unsafe fn mine(exclusion: *const ExclusionHandle) -> Result<&'static ExclusionData, Status> {
     // SAFETY: as the caller says.
     let data = unsafe { get::<ExclusionData>(exclusion) }?;
-    if data.thread == thread() {
+    if data.thread == thread::name() {
         Ok(data)
     } else {
         Err(fail(Status::Thread, &"the exclusion is another thread's"))
@@ -131,7 +132,7 @@ unsafe fn mine(exclusion: *const ExclusionHandle) -> Result<&'static ExclusionDa
 /// As for [`take`].
 unsafe fn end<R>(
     handle: *mut ExclusionHandle,
-    end: impl FnOnce(Exclusion<'static, Word>) -> R,
+    end: impl FnOnce(Exclusion<'static, Word, Host>) -> R,
 ) -> Result<R, Status> {
     // SAFETY: as the caller says.
     let data = unsafe { mine(handle) }?;
@@ -151,7 +152,7 @@ unsafe fn end<R>(
 unsafe fn end_by(
     handle: *mut ExclusionHandle,
     change: impl FnOnce(
-        Exclusion<'static, Word>,
+        Exclusion<'static, Word, Host>,
     ) -> Result<RemovedVmas<Word>, address_space::ChangeError>,
     on_removed: OnRemoved,
     context: *mut c_void,

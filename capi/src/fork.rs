@@ -12,6 +12,7 @@ use crate::boundary::call;
 use crate::handles::{Registry, get_in, registry};
 use crate::payload::Word;
 use crate::space::Words;
+use crate::thread::Host;
 
 /// How many forks lie between this process and the first that loaded the library.
 static FORKS: AtomicUsize = AtomicUsize::new(0);
@@ -31,7 +32,7 @@ struct Prepared {
 
 struct PreparedSpace {
     /// Borrows the space, which the next field keeps.
-    prepared: Option<PreparedFork<'static, Word>>,
+    prepared: Option<PreparedFork<'static, Word, Host>>,
     space: Arc<Words>,
 }
 

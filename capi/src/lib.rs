@@ -28,3 +28,4 @@ pub mod umap;
 // Nothing of these is in it.
 mod boundary;
 mod handles;
+mod thread;

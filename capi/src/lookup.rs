@@ -4,16 +4,15 @@
 use std::cell::Cell;
 use std::mem::{MaybeUninit, align_of, size_of};
 
-use address_space::{
-    HandlerScope, OwnedReadGuard, ReadError, ReadGuard, Reader, StdPlatform, VmaId, VmaOrHole,
-};
+use address_space::{HandlerScope, OwnedReadGuard, ReadError, ReadGuard, Reader, VmaId, VmaOrHole};
 
-use crate::boundary::{Out, call, given, thread, waiting_call};
+use crate::boundary::{Out, call, given, waiting_call};
 use crate::fork;
 use crate::handles::{Kind, Object, get, make, take};
 use crate::payload::Word;
 use crate::space::{Space, SpaceData, Vma};
 use crate::status::{Code, Status, fail, failed};
+use crate::thread::{self, Host};
 
 /// A read-locked VMA: until pervma_read_end nobody changes it, and its payload stays. It lies where
 /// the caller wants it, on the stack as a rule, and must not be copied or moved: a copy is not a
@@ -44,19 +43,32 @@ pub struct RegisteredReader(());
 
 /// What is in a [`Guard`].
 enum Held {
-    Counted(ReadGuard<'static, Word>),
-    Registered(ReadGuard<'static, Word>, &'static ReaderData),
-    Owned(OwnedReadGuard<Word>),
+    Counted(ReadGuard<'static, Word, Host>),
+    Registered(ReadGuard<'static, Word, Host>, &'static ReaderData),
+    Owned(OwnedReadGuard<Word, Host>),
+}
+
+/// A [`Guard`], as it is seen here.
+#[repr(C)]
+struct Live {
+    start: usize,
+    end: usize,
+    payload: u64,
+    mark: usize,
+    thread: usize,
+    forks: usize,
+    /// There as long as the mark is.
+    held: MaybeUninit<Held>,
 }
 
 const _: () = assert!(
-    size_of::<Held>() <= size_of::<[usize; 10]>() && align_of::<Held>() <= align_of::<usize>(),
+    size_of::<Live>() <= size_of::<Guard>() && align_of::<Live>() <= align_of::<Guard>(),
     "a guard has no room for what it holds"
 );
 
 /// What is behind a [`RegisteredReader`].
 pub(crate) struct ReaderData {
-    reader: Reader<'static, Word>,
+    reader: Reader<'static, Word, Host>,
     space: &'static SpaceData,
     thread: usize,
     guards: Cell<u32>,
@@ -81,28 +93,28 @@ fn mark(guard: *const Guard) -> usize {
     guard.addr() ^ 0x7265_6164
 }
 
-fn begin(out: &Out<Guard>, at: *mut Guard, found: Result<Held, ReadError>) -> Result<(), Status> {
+#[inline(always)]
+fn begin(out: &Out<Guard>, found: Result<Held, ReadError>) -> Result<(), Status> {
     let held = found.map_err(|error| error.code())?;
     let (range, payload, owner) = match &held {
-        Held::Counted(vma) => (vma.range(), vma.value, thread()),
+        Held::Counted(vma) => (vma.range(), vma.value, thread::name()),
         Held::Registered(vma, reader) => {
             reader.guards.set(reader.guards.get() + 1);
-            (vma.range(), vma.value, thread())
+            (vma.range(), vma.value, thread::name())
         }
         Held::Owned(vma) => (vma.range(), vma.value, 0),
     };
-    let mut guard = Guard {
+    let live = Live {
         start: range.start,
         end: range.end,
         payload,
-        mark: mark(at),
+        mark: mark(out.as_ptr()),
         thread: owner,
         forks: fork::forks(),
-        opaque: [0; 10],
+        held: MaybeUninit::new(held),
     };
-    // SAFETY: there is room, suitably aligned, as asserted above.
-    unsafe { (&raw mut guard.opaque).cast::<Held>().write(held) };
-    out.set(guard);
+    // SAFETY: it may be written, and has room, suitably aligned, as asserted above.
+    unsafe { out.as_ptr().cast::<Live>().write(live) };
     Ok(())
 }
 
@@ -137,7 +149,7 @@ pub unsafe extern "C" fn pervma_read_begin(
         let place = unsafe { Out::new(out) }?;
         // SAFETY: the caller's handle.
         let data = unsafe { get::<SpaceData>(space) }?;
-        begin(&place, out, data.kept().try_read(addr).map(Held::Counted))
+        begin(&place, data.kept().try_read(addr).map(Held::Counted))
     })
 }
 
@@ -157,7 +169,7 @@ pub unsafe extern "C" fn pervma_read_begin_wait(
         let place = unsafe { Out::new(out) }?;
         // SAFETY: the caller's handle.
         let data = unsafe { get::<SpaceData>(space) }?;
-        begin(&place, out, data.kept().read(addr).map(Held::Counted))
+        begin(&place, data.kept().read(addr).map(Held::Counted))
     })
 }
 
@@ -174,7 +186,7 @@ pub unsafe extern "C" fn pervma_read_begin_shared(
         let place = unsafe { Out::new(out) }?;
         // SAFETY: the caller's handle.
         let data = unsafe { get::<SpaceData>(space) }?;
-        begin(&place, out, data.space.read_owned(addr).map(Held::Owned))
+        begin(&place, data.space.read_owned(addr).map(Held::Owned))
     })
 }
 
@@ -192,23 +204,25 @@ pub unsafe extern "C" fn pervma_read_end(guard: *mut Guard) -> Status {
         // SAFETY: the caller's pointer.
         unsafe { Out::new(guard) }?;
         // SAFETY: it is neither null nor unaligned; the caller vouches for the rest.
-        let live = unsafe { &mut *guard };
+        let live = unsafe { &mut *guard.cast::<Live>() };
         if live.mark != mark(guard) {
             return Err(fail(Status::Handle, &"no live guard is there"));
         }
         if live.forks != fork::forks() {
             return Err(fail(Status::Forked, &"the guard was begun before the fork"));
         }
-        if live.thread != 0 && live.thread != thread() {
+        if live.thread != 0 && live.thread != thread::name() {
             return Err(fail(Status::Thread, &"the guard is another thread's"));
         }
         live.mark = 0;
-        // SAFETY: the mark says that it was written, at this place, and it is read only once.
-        let held = unsafe { (&raw const live.opaque).cast::<Held>().read() };
-        if let Held::Registered(_, reader) = &held {
+        // SAFETY: the mark has said that it was written, at this place.
+        let held = unsafe { live.held.assume_init_ref() };
+        if let Held::Registered(_, reader) = held {
             reader.guards.set(reader.guards.get() - 1);
         }
-        drop(held);
+        // SAFETY: as above; the mark is gone, so this is done once. In place: a processor waits for
+        // what it has just stored in parts and is to load as a whole.
+        unsafe { live.held.assume_init_drop() };
         Ok(())
     })
 }
@@ -229,8 +243,10 @@ pub unsafe extern "C" fn pervma_guard_id(guard: *const Guard, out: *mut Id) -> S
         if live.mark != mark(guard) {
             return Err(fail(Status::Handle, &"no live guard is there"));
         }
+        // SAFETY: there is room, as asserted above.
+        let live = unsafe { &*guard.cast::<Live>() };
         // SAFETY: the mark says that it was written, at this place, and not ended.
-        let held = unsafe { &*(&raw const live.opaque).cast::<Held>() };
+        let held = unsafe { live.held.assume_init_ref() };
         let id = match held {
             Held::Counted(vma) | Held::Registered(vma, _) => vma.id(),
             Held::Owned(vma) => vma.id(),
@@ -257,11 +273,15 @@ pub unsafe extern "C" fn pervma_read_begin_id(
         // SAFETY: the caller's handle.
         let data = unsafe { get::<SpaceData>(space) }?;
         let found = data.kept().try_read_id(VmaId::from_words(id.words));
-        begin(&place, out, found.map(Held::Counted))
+        begin(&place, found.map(Held::Counted))
     })
 }
 
-fn copy_out(found: Result<VmaOrHole<'_, Word>, ReadError>, addr: usize, out: &Out<Vma>) -> Status {
+fn copy_out(
+    found: Result<VmaOrHole<'_, Word, Host>, ReadError>,
+    addr: usize,
+    out: &Out<Vma>,
+) -> Status {
     match found {
         Ok(VmaOrHole::Vma(vma)) => {
             let range = vma.range();
@@ -357,7 +377,7 @@ pub unsafe extern "C" fn pervma_reader_register(
         let reader = data.kept().register().map_err(failed)?;
         data.count_dependent();
         let guards = Cell::new(0);
-        out.set(make(ReaderData { reader, space: data, thread: thread(), guards }));
+        out.set(make(ReaderData { reader, space: data, thread: thread::name(), guards }));
         Ok(())
     })
 }
@@ -370,7 +390,7 @@ pub unsafe extern "C" fn pervma_reader_register(
 unsafe fn mine(reader: *const RegisteredReader) -> Result<&'static ReaderData, Status> {
     // SAFETY: as the caller says.
     let data = unsafe { get::<ReaderData>(reader) }?;
-    if data.thread == thread() {
+    if data.thread == thread::name() {
         Ok(data)
     } else {
         Err(fail(Status::Thread, &"the reader is another thread's"))
@@ -413,7 +433,7 @@ pub unsafe extern "C" fn pervma_reader_read_begin(
         // SAFETY: the caller's handle.
         let data = unsafe { mine(reader) }?;
         let found = data.reader.try_read(addr);
-        begin(&place, out, found.map(|guard| Held::Registered(guard, data)))
+        begin(&place, found.map(|guard| Held::Registered(guard, data)))
     })
 }
 
@@ -441,7 +461,7 @@ pub unsafe extern "C" fn pervma_reader_lookup(
 /// Safe in signal handlers.
 #[unsafe(no_mangle)]
 pub extern "C" fn pervma_handler_enter() {
-    std::mem::forget(HandlerScope::<StdPlatform>::enter());
+    std::mem::forget(HandlerScope::<Host>::enter());
 }
 
 /// Ends what pervma_handler_enter has begun. Without that it does nothing.
@@ -449,9 +469,9 @@ pub extern "C" fn pervma_handler_enter() {
 /// Safe in signal handlers.
 #[unsafe(no_mangle)]
 pub extern "C" fn pervma_handler_leave() {
-    if HandlerScope::<StdPlatform>::active() {
-        let scope = MaybeUninit::<HandlerScope<StdPlatform>>::uninit();
-        const { assert!(size_of::<HandlerScope<StdPlatform>>() == 0) };
+    if HandlerScope::<Host>::active() {
+        let scope = MaybeUninit::<HandlerScope<Host>>::uninit();
+        const { assert!(size_of::<HandlerScope<Host>>() == 0) };
         // SAFETY: it has no bytes, and the thread is in one that was forgotten.
         drop(unsafe { scope.assume_init() });
     }

@@ -12,10 +12,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use address_space::{AddressSpace, ChangeError, Edit, GapSearch, InsertError, RemovedVmas};
 use libc::size_t;
 
-use crate::boundary::{Out, call, callback, given, thread, waiting_call};
+use crate::boundary::{Out, call, callback, given, waiting_call};
 use crate::handles::{Kind, Object, get, make, make_in_slot, registry, slot, take};
 use crate::payload::{Callbacks, Change, Destroy, Merge, OnRemoved, Rules, Split, Word, tell};
 use crate::status::{Code, Status, fail, failed};
+use crate::thread::{self, Host};
 
 /// An address space: disjoint ranges of addresses, each a VMA with a payload and a lock of its own.
 /// Any thread may use it.
@@ -79,7 +80,7 @@ pub struct Gap {
 /// reading, or for writing in an edit of the caller's).
 pub type Show = Option<unsafe extern "C-unwind" fn(context: *mut c_void, vma: *const Vma) -> c_int>;
 
-pub(crate) type Words = AddressSpace<Word>;
+pub(crate) type Words = AddressSpace<Word, Host>;
 
 /// What is behind a [`Space`].
 pub(crate) struct SpaceData {
@@ -93,7 +94,7 @@ pub(crate) struct SpaceData {
 
 /// What is behind a [`Slab`].
 pub(crate) struct SlabData {
-    slab: Arc<address_space::Slab<Word>>,
+    slab: Arc<address_space::Slab<Word, Host>>,
     spaces: AtomicUsize,
 }
 
@@ -113,7 +114,7 @@ struct OpenEdit {
     thread: AtomicUsize,
     /// Whether a call is using the edit: its callbacks, and a handler that interrupts it, cannot.
     is_used: Cell<bool>,
-    edit: UnsafeCell<Option<Edit<'static, Word>>>,
+    edit: UnsafeCell<Option<Edit<'static, Word, Host>>>,
 }
 
 // SAFETY: all but `thread` is used by the thread that it names alone.
@@ -124,7 +125,7 @@ unsafe impl Send for OpenEdit {}
 impl OpenEdit {
     // RELAXED: a thread finds its own name if it stored it itself, and only then.
     fn is_mine(&self) -> bool {
-        self.thread.load(Relaxed) == thread()
+        self.thread.load(Relaxed) == thread::name()
     }
 
     /// Marks the edit as used until the result is dropped.
@@ -172,7 +173,7 @@ impl SpaceData {
     /// Runs `edited` with the edit that this thread has open, else `alone`.
     pub(crate) fn with_edit<R>(
         &self,
-        edited: impl FnOnce(&mut Edit<'static, Word>) -> R,
+        edited: impl FnOnce(&mut Edit<'static, Word, Host>) -> R,
         alone: impl FnOnce(&'static Words) -> R,
     ) -> Result<R, Status> {
         if !self.edit.is_mine() {
@@ -189,7 +190,7 @@ impl SpaceData {
     /// Makes a change, and tells of what it has removed when nothing is locked any more.
     fn change<E: Code>(
         &self,
-        edited: impl FnOnce(&mut Edit<'static, Word>) -> Result<RemovedVmas<Word>, E>,
+        edited: impl FnOnce(&mut Edit<'static, Word, Host>) -> Result<RemovedVmas<Word>, E>,
         alone: impl FnOnce(&'static Words) -> Result<RemovedVmas<Word>, E>,
         on_removed: OnRemoved,
         context: *mut c_void,
@@ -215,7 +216,7 @@ pub unsafe extern "C" fn pervma_slab_create(out: *mut *mut Slab) -> Status {
     call(|| {
         // SAFETY: the caller's pointer.
         let out = unsafe { Out::new(out) }?;
-        let slab = Arc::new(address_space::Slab::new());
+        let slab = Arc::new(address_space::Slab::with_platform());
         out.set(make(SlabData { slab, spaces: AtomicUsize::new(0) }));
         Ok(())
     })
@@ -274,7 +275,7 @@ pub unsafe extern "C" fn pervma_space_create(
             Some(unsafe { get::<SlabData>(slab) }?)
         };
         let space = match slab {
-            None => AddressSpace::new(granularity),
+            None => AddressSpace::with_platform(granularity),
             Some(data) => {
                 // RELAXED: a number.
                 data.spaces.fetch_add(1, Relaxed);
@@ -370,7 +371,7 @@ pub unsafe extern "C" fn pervma_edit_begin(space: *mut Space) -> Status {
         // SAFETY: this thread has the edit, so nobody else uses the place.
         unsafe { *data.edit.edit.get() = Some(edit) };
         // RELAXED: only this thread looks for its name.
-        data.edit.thread.store(thread(), Relaxed);
+        data.edit.thread.store(thread::name(), Relaxed);
         Ok(())
     })
 }
@@ -743,7 +744,7 @@ pub unsafe extern "C" fn pervma_for_each(
             // SAFETY: a function of the caller's, called as its type says.
             callback(|| unsafe { show(context, &raw const vma) }) != 0
         };
-        let show_all = |vmas: &address_space::Vmas<'_, Word>| {
+        let show_all = |vmas: &address_space::Vmas<'_, Word, Host>| {
             let mut vmas = vmas.overlapping(start..end);
             if backwards != 0 { vmas.rev().all(goes_on) } else { vmas.all(goes_on) }
         };
@@ -761,7 +762,7 @@ impl SpaceData {
     fn with_edit_or_back<R>(
         &self,
         word: Word,
-        edited: impl FnOnce(&mut Edit<'static, Word>, Word) -> R,
+        edited: impl FnOnce(&mut Edit<'static, Word, Host>, Word) -> R,
         alone: impl FnOnce(&'static Words, Word) -> R,
     ) -> Result<R, Status> {
         let word = Cell::new(Some(word));

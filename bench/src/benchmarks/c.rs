@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::comparison::{Bound, Comparison, Effort, Goal};
-use crate::foreign::{self, Loaded, NAMES};
+use crate::foreign::{self, Loaded, OURS, PEERS};
 use crate::layout::{self, Build, Layout};
 use crate::maps::{Find, Map, Pervma, Reader};
 use crate::report::{Figures, Table, all};
@@ -83,8 +83,11 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
         let vmas = Layout { vmas: size }.build(Build::Random);
         let mut comparison = Comparison::new();
         comparison.add(<Pervma>::NAME, turns(<Pervma>::of(&vmas), effort.span));
-        for (number, name) in NAMES.into_iter().enumerate() {
-            comparison.add(name, turns(loaded.make(number, &vmas), effort.span));
+        for (number, name) in OURS.into_iter().enumerate() {
+            comparison.add(name, turns(loaded.ours(number, &vmas), effort.span));
+        }
+        for (number, name) in PEERS.into_iter().enumerate() {
+            comparison.add(name, turns(loaded.peer(number, &vmas), effort.span));
         }
         let outcome = comparison.run(&format!("c, {size} VMAs"), effort.rounds, |random| {
             let mut addresses = || layout::addresses(random, effort.batch, 0..size, layout::vma);
@@ -95,14 +98,15 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
         for ((measure, _), table) in MEASURES.into_iter().zip(&mut tables) {
             table.point(size, all(&outcome, measure));
         }
-        let [copied, guarded, peers @ ..] = NAMES;
-        if let Some(figure) = outcome.difference((copied, ONE), (<Pervma>::NAME, ONE)) {
-            let what = format!("{size} VMAs: {copied}, ns beyond Rust's");
-            goals.push(Goal::new(what, Bound::AtMost(LIMIT), figure));
+        let [copied, _, linked, _] = OURS;
+        for of in [copied, linked] {
+            if let Some(figure) = outcome.difference((of, ONE), (<Pervma>::NAME, ONE)) {
+                let what = format!("{size} VMAs: {of}, ns beyond Rust's");
+                goals.push(Goal::new(what, Bound::AtMost(LIMIT), figure));
+            }
         }
         for (measure, name) in MEASURES {
-            for (of, peer) in [copied, guarded].into_iter().flat_map(|of| peers.map(|to| (of, to)))
-            {
+            for (of, peer) in OURS.into_iter().flat_map(|of| PEERS.map(|to| (of, to))) {
                 goals.extend(Goal::ratio(
                     format!("{size} VMAs, {name}: {of} over {peer}"),
                     Bound::AtMost(1.0),

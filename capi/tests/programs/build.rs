@@ -47,6 +47,8 @@ pub(crate) enum Library<'a> {
     Shared,
     /// A static one that was built before, by nightly with ThreadSanitizer.
     Given(&'a Path),
+    /// Nothing: the program loads it.
+    Loaded,
 }
 
 /// The compiler of a source; says `NOT RUN` where there is none.
@@ -87,6 +89,7 @@ pub(crate) fn compile(
         Library::Static => {
             command.arg(libraries(panic).join("libpervma.a"));
         }
+        Library::Loaded => {}
         Library::Given(library) => {
             // C, which a compiler of C++ takes for that by its name, and as C++ it is right too.
             command.arg(package().join("tests/c/tsan_memory.c")).arg(library);

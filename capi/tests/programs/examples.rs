@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::build::{Library, Panic, compile, compiler, supports, text};
+use crate::build::{Library, Panic, compile, compiler, libraries, supports, text};
 
 /// What a program exits with where the system refuses userfaultfd.
 pub(crate) const REFUSED: i32 = 77;
@@ -126,6 +126,20 @@ fn umap() {
 #[test]
 fn forks() {
     run_linked("tests/c/fork.c");
+}
+
+/// It has thread-local memory at once.
+#[test]
+#[cfg(all(target_env = "gnu", any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn loaded() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (source, program) = ("tests/c/loaded.c", folder.path().join("program"));
+    if compile(source, (Library::Loaded, Panic::Unwind), &[], &program).is_none() {
+        return;
+    }
+    let library = libraries(Panic::Unwind).join("libpervma.so");
+    let said = Command::new(&program).arg(library).output().expect("the program runs");
+    assert!(said.status.success() && said.stdout == b"ok\n", "{}", text(&said));
 }
 
 /// The library is instrumented, too, or what it orders would look like races.
