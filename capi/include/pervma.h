@@ -16,7 +16,7 @@
  *     find again       pervma_guard_id, pervma_read_begin_id
  *     change           pervma_insert, _insert_merging, _set, _replace, _remove, _update, _change,
  *                      _relocate
- *     several at once  pervma_edit_begin, _end
+ *     several at once  pervma_edit_begin, _begin_timed, _begin_range, _end
  *     with system      pervma_reserve, pervma_commit, pervma_abort; pervma_exclude,
  *     calls between    pervma_exclusion_wait, _remove, _update, _relocate, _abandon
  *     look through     pervma_next, _prev, _for_each, _count, _find_gap
@@ -142,7 +142,7 @@ typedef enum pervma_status {
     PERVMA_EBUSY_OWN = 13,
     /**
      * In an edit: another thread excludes readers from a VMA of the range, and needs an edit to go
-     * on. End this edit, and try again.
+     * on. End this edit, and begin one that waits for it (pervma_edit_begin_range).
      */
     PERVMA_EEXCLUDED = 14,
     /**
@@ -780,6 +780,28 @@ size_t pervma_count(const struct pervma_space *space);
  *         a guard in it; PERVMA_EFORKED, PERVMA_EIN_HANDLER, PERVMA_EHANDLE, PERVMA_EINVALID
  */
 enum pervma_status pervma_edit_begin(struct pervma_space *space);
+
+/**
+ * As pervma_edit_begin, and waits for a limited time. Changes of the edit wait for readers as long
+ * as it takes.
+ *
+ * @param timeout_ns  at most so long; 0: tries once
+ * @return as pervma_edit_begin; PERVMA_ETIMED_OUT
+ */
+enum pervma_status pervma_edit_begin_timed(struct pervma_space *space, uint64_t timeout_ns);
+
+/**
+ * As pervma_edit_begin_timed, and waits until no other thread excludes a VMA that touches a range:
+ * no change of this range is refused with PERVMA_EEXCLUDED then. Waits for no reader.
+ *
+ * @param timeout_ns  at most so long; 0: tries once; UINT64_MAX: as long as it takes
+ * @return as pervma_edit_begin; PERVMA_ETIMED_OUT; PERVMA_EBUSY_OWN when this thread has an
+ *         exclusion in the space; of the range PERVMA_EUNALIGNED, _EEMPTY, _EOVERFLOW
+ */
+enum pervma_status pervma_edit_begin_range(struct pervma_space *space,
+                                           uintptr_t start,
+                                           uintptr_t end,
+                                           uint64_t timeout_ns);
 
 /**
  * Ends the edit of this thread: what it has changed is seen by all, and no lock is held any more.

@@ -5,14 +5,13 @@ use std::cell::RefCell;
 use std::ffi::c_void;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use address_space::{Exclusion, RemovedVmas, Reservation};
 
 use crate::boundary::{Out, call, waiting_call};
 use crate::handles::{Kind, Object, get, make, take};
 use crate::payload::{Change, OnRemoved, Word, tell};
-use crate::space::{Space, SpaceData, no_callback, refused};
+use crate::space::{Space, SpaceData, deadline, no_callback, refused};
 use crate::status::{Status, fail, failed};
 use crate::thread::{self, Host};
 
@@ -94,13 +93,10 @@ pub unsafe extern "C" fn pervma_exclusion_wait(
         let data = unsafe { mine(exclusion) }?;
         let exclusion = data.exclusion.borrow();
         let exclusion = exclusion.as_ref().ok_or_else(used)?;
-        match Instant::now().checked_add(Duration::from_nanos(timeout_ns)) {
-            Some(deadline) if timeout_ns != u64::MAX => {
-                if !exclusion.wait_until(deadline) {
-                    return Err(Status::TimedOut);
-                }
-            }
-            _ => exclusion.wait(),
+        match deadline(timeout_ns) {
+            None => exclusion.wait(),
+            Some(deadline) if exclusion.wait_until(deadline) => {}
+            Some(_) => return Err(Status::TimedOut),
         }
         Ok(())
     })

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::ptr::null_mut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use address_space::{AddressSpace, ChangeError, Edit, GapSearch, InsertError, RemovedVmas};
 use libc::size_t;
@@ -126,6 +127,14 @@ impl OpenEdit {
     // RELAXED: a thread finds its own name if it stored it itself, and only then.
     fn is_mine(&self) -> bool {
         self.thread.load(Relaxed) == thread::name()
+    }
+
+    /// Keeps an edit that this thread has begun.
+    fn open(&self, edit: Edit<'static, Word, Host>) {
+        // SAFETY: this thread has the edit, so nobody else uses the place.
+        unsafe { *self.edit.get() = Some(edit) };
+        // RELAXED: only this thread looks for its name.
+        self.thread.store(thread::name(), Relaxed);
     }
 
     /// Marks the edit as used until the result is dropped.
@@ -367,13 +376,59 @@ pub unsafe extern "C" fn pervma_edit_begin(space: *mut Space) -> Status {
     waiting_call(|| {
         // SAFETY: the caller's handle.
         let data = unsafe { get::<SpaceData>(space) }?;
-        let edit = data.kept().edit().map_err(failed)?;
-        // SAFETY: this thread has the edit, so nobody else uses the place.
-        unsafe { *data.edit.edit.get() = Some(edit) };
-        // RELAXED: only this thread looks for its name.
-        data.edit.thread.store(thread::name(), Relaxed);
+        data.edit.open(data.kept().edit().map_err(failed)?);
         Ok(())
     })
+}
+
+/// As pervma_edit_begin, and waits for a limited time. Changes of the edit wait for readers as long
+/// as it takes.
+///
+/// @param timeout_ns  at most so long; 0: tries once
+/// @return as pervma_edit_begin; PERVMA_ETIMED_OUT
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pervma_edit_begin_timed(space: *mut Space, timeout_ns: u64) -> Status {
+    waiting_call(|| {
+        // SAFETY: the caller's handle.
+        let data = unsafe { get::<SpaceData>(space) }?;
+        let edit = match deadline(timeout_ns) {
+            None => data.kept().edit().map(Some),
+            Some(deadline) => data.kept().edit_until(deadline),
+        };
+        data.edit.open(edit.map_err(failed)?.ok_or(Status::TimedOut)?);
+        Ok(())
+    })
+}
+
+/// As pervma_edit_begin_timed, and waits until no other thread excludes a VMA that touches a range:
+/// no change of this range is refused with PERVMA_EEXCLUDED then. Waits for no reader.
+///
+/// @param timeout_ns  at most so long; 0: tries once; UINT64_MAX: as long as it takes
+/// @return as pervma_edit_begin; PERVMA_ETIMED_OUT; PERVMA_EBUSY_OWN when this thread has an
+///         exclusion in the space; of the range PERVMA_EUNALIGNED, _EEMPTY, _EOVERFLOW
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pervma_edit_begin_range(
+    space: *mut Space,
+    start: usize,
+    end: usize,
+    timeout_ns: u64,
+) -> Status {
+    waiting_call(|| {
+        // SAFETY: the caller's handle.
+        let data = unsafe { get::<SpaceData>(space) }?;
+        let edit = match deadline(timeout_ns) {
+            None => data.kept().edit_range(start..end).map(Some),
+            Some(deadline) => data.kept().edit_range_until(start..end, deadline),
+        };
+        data.edit.open(edit.map_err(failed)?.ok_or(Status::TimedOut)?);
+        Ok(())
+    })
+}
+
+/// The end of a time that begins now; none of [`u64::MAX`].
+pub(crate) fn deadline(timeout_ns: u64) -> Option<Instant> {
+    let timeout = Some(timeout_ns).filter(|limited| *limited != u64::MAX)?;
+    Instant::now().checked_add(Duration::from_nanos(timeout))
 }
 
 /// Ends the edit of this thread: what it has changed is seen by all, and no lock is held any more.

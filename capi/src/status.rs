@@ -43,7 +43,7 @@ pub enum Status {
     /// This thread itself is changing this: it would wait for itself.
     BusyOwn = 13,
     /// In an edit: another thread excludes readers from a VMA of the range, and needs an edit to go
-    /// on. End this edit, and try again.
+    /// on. End this edit, and begin one that waits for it (pervma_edit_begin_range).
     Excluded = 14,
     /// This thread holds a guard in this space: it could wait for itself. End the guard first.
     Guard = 15,

@@ -195,6 +195,67 @@ static void identities(void)
     OK(pervma_space_destroy(space));
 }
 
+struct attempt {
+    pervma_space *space;
+    uintptr_t start;
+    pervma_status timed, range;
+};
+
+/* With a little patience, while another thread edits or excludes. */
+static void *attempt_edits(void *of)
+{
+    struct attempt *attempt = of;
+    attempt->timed = pervma_edit_begin_timed(attempt->space, 1000000);
+    if (attempt->timed == PERVMA_OK)
+        OK(pervma_edit_end(attempt->space));
+    attempt->range =
+        pervma_edit_begin_range(attempt->space, attempt->start, attempt->start + PAGE, 1000000);
+    if (attempt->range == PERVMA_OK) {
+        OK(pervma_remove(attempt->space, attempt->start, attempt->start + PAGE, NULL, NULL));
+        OK(pervma_edit_end(attempt->space));
+    }
+    return NULL;
+}
+
+static struct attempt attempted(pervma_space *space, uintptr_t start)
+{
+    struct attempt attempt = { space, start, PERVMA_OK, PERVMA_OK };
+    pthread_t thread;
+    REQUIRE(pthread_create(&thread, NULL, attempt_edits, &attempt) == 0);
+    REQUIRE(pthread_join(thread, NULL) == 0);
+    return attempt;
+}
+
+/* Edits that are begun within a time, and beside exclusions. */
+static void timed_edits(void)
+{
+    pervma_space *space;
+    pervma_exclusion *exclusion;
+    OK(pervma_space_create(NULL, &space));
+    OK(pervma_insert(space, at(1), at(2), 1));
+    OK(pervma_insert(space, at(4), at(5), 4));
+
+    OK(pervma_edit_begin_timed(space, UINT64_MAX));
+    struct attempt during = attempted(space, at(4));
+    REQUIRE(during.timed == PERVMA_ETIMED_OUT && during.range == PERVMA_ETIMED_OUT);
+    OK(pervma_edit_end(space));
+
+    OK(pervma_exclude(space, at(1), at(2), &exclusion));
+    during = attempted(space, at(1));
+    REQUIRE(during.timed == PERVMA_OK && during.range == PERVMA_ETIMED_OUT);
+    during = attempted(space, at(4));
+    REQUIRE(during.timed == PERVMA_OK && during.range == PERVMA_OK);
+    GIVES(PERVMA_EBUSY_OWN, pervma_edit_begin_range(space, at(1), at(2), UINT64_MAX));
+    OK(pervma_exclusion_abandon(exclusion));
+
+    OK(pervma_edit_begin_range(space, at(1), at(2), UINT64_MAX));
+    GIVES(PERVMA_EBUSY_OWN, pervma_edit_begin_timed(space, 0));
+    OK(pervma_edit_end(space));
+    GIVES(PERVMA_EEMPTY, pervma_edit_begin_range(space, at(1), at(1), 0));
+    REQUIRE(pervma_count(space) == 1);
+    OK(pervma_space_destroy(space));
+}
+
 static void edits(void)
 {
     pervma_space *space;
@@ -517,6 +578,7 @@ int main(void)
     numbers();
     identities();
     edits();
+    timed_edits();
     exclusions();
     objects();
     failures();
