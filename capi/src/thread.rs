@@ -6,8 +6,10 @@
 //! TLS model `initial-exec`). Rust has no name for that yet: assembly defines it and finds it.
 //! Where this is not known to work, it is a `thread_local!`.
 #![expect(unsafe_code, reason = "defines thread-local memory, and is a platform")]
+#![expect(clippy::disallowed_types, reason = "names of threads")]
 
 use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use address_space::{Platform, StdPlatform, ThreadState, WaitWord};
 
@@ -15,13 +17,15 @@ use address_space::{Platform, StdPlatform, ThreadState, WaitWord};
 #[repr(C, align(8))]
 pub(crate) struct Thread {
     state: ThreadState,
+    /// Its name; 0 as long as it has none.
+    name: AtomicUsize,
     /// The address of a frame that runs a callback on this thread, the innermost; 0 if none does.
     pub(crate) callback: Cell<usize>,
 }
 
 impl Thread {
     const fn new() -> Self {
-        Self { state: ThreadState::new(), callback: Cell::new(0) }
+        Self { state: ThreadState::new(), name: AtomicUsize::new(0), callback: Cell::new(0) }
     }
 }
 
@@ -113,10 +117,24 @@ mod place {
 
 pub(crate) use place::with;
 
-/// Names the running thread among those that live.
+/// Names the running thread among all that ever were: a new one can have the memory of one that has
+/// ended with an edit or a guard.
 #[inline(always)]
 pub(crate) fn name() -> usize {
-    with(|thread| std::ptr::from_ref(thread).addr())
+    with(|thread| {
+        // RELAXED: only the thread and its handlers use it.
+        let name = thread.name.load(Relaxed);
+        if name == 0 { named(thread) } else { name }
+    })
+}
+
+#[cold]
+fn named(thread: &Thread) -> usize {
+    static LAST: AtomicUsize = AtomicUsize::new(0);
+    // RELAXED: a number that nobody else gets.
+    let name = LAST.fetch_add(1, Relaxed) + 1;
+    // RELAXED: as in `name`; a handler may have been here before.
+    thread.name.compare_exchange(0, name, Relaxed, Relaxed).map_or_else(|before| before, |_| name)
 }
 
 /// The standard platform, but for where the state of a thread lies.

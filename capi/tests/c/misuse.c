@@ -48,6 +48,8 @@ static void nulls(void)
     GIVES(PERVMA_EINVALID, pervma_space_create(NULL, NULL));
     GIVES(PERVMA_EINVALID, pervma_space_destroy(NULL));
     GIVES(PERVMA_EINVALID, pervma_edit_begin(NULL));
+    GIVES(PERVMA_EINVALID, pervma_edit_begin_timed(NULL, 0));
+    GIVES(PERVMA_EINVALID, pervma_edit_begin_range(NULL, PAGE, 2 * PAGE, 0));
     GIVES(PERVMA_EINVALID, pervma_edit_end(NULL));
     GIVES(PERVMA_EINVALID, pervma_insert(NULL, 0, PAGE, 1));
     GIVES(PERVMA_EINVALID, pervma_insert_merging(NULL, 0, PAGE, 1));
@@ -310,6 +312,31 @@ static void edits(void)
     OK(pervma_space_destroy(merging));
 }
 
+static void *begins(void *of)
+{
+    OK(pervma_edit_begin(of));
+    return NULL;
+}
+
+static void *ends(void *of)
+{
+    GIVES(PERVMA_ETHREAD, pervma_edit_end(of));
+    GIVES(PERVMA_ETIMED_OUT, pervma_edit_begin_timed(of, 0));
+    return NULL;
+}
+
+/* The edit of a thread that has ended is not that of another, which has its memory as a rule. */
+static void edits_of_the_dead(void)
+{
+    pervma_space *left; /* for ever */
+    pthread_t thread;
+    OK(pervma_space_create(NULL, &left));
+    REQUIRE(pthread_create(&thread, NULL, begins, left) == 0);
+    REQUIRE(pthread_join(thread, NULL) == 0);
+    REQUIRE(pthread_create(&thread, NULL, ends, left) == 0);
+    REQUIRE(pthread_join(thread, NULL) == 0);
+}
+
 static void handlers(void)
 {
     pervma_vma vma;
@@ -461,6 +488,7 @@ static const struct {
     { "other_threads", other_threads },
     { "destroy_with_a_guard", destroy_with_a_guard },
     { "edits", edits },
+    { "edits_of_the_dead", edits_of_the_dead },
     { "handlers", handlers },
     { "handler_in_a_callback", handler_in_a_callback },
     { "regions", regions },

@@ -28,6 +28,7 @@ fn what_c_programmers_get_wrong() {
             "other_threads",
             "destroy_with_a_guard",
             "edits",
+            "edits_of_the_dead",
             "handlers",
             "handler_in_a_callback",
             "regions",
