@@ -54,12 +54,13 @@
  *   guards, edits, exclusions and registered readers. From another, they say PERVMA_ETHREAD.
  *
  *   Signal handlers may call what is said to be safe there, and nothing else. That leaves errno as it
- *   was.
+ *   was. One that has interrupted a call of this library returns to it: left by siglongjmp, that call
+ *   is never over, and what it was changing stays busy.
  *
- *   Callbacks must return. LEAVING ONE BY longjmp OR BY AN EXCEPTION IS FORBIDDEN. An exception
- *   aborts the process at once, with one line on standard error (built with panic=abort, with what
- *   Rust says). A longjmp does so at the next call of that thread from a frame as high in the stack
- *   as that of the call that was left, or higher.
+ *   Callbacks must return. LEAVING ONE BY longjmp OR BY AN EXCEPTION IS FORBIDDEN. An exception, and
+ *   pthread_exit, aborts the process at once, with one line on standard error (built with
+ *   panic=abort, with what Rust says). A longjmp does so at the next call of that thread from a frame
+ *   as high in the stack as that of the call that was left, or higher.
  *   What they are called under is said with each; where nothing is said, no lock is held.
  *
  *   Panics of the Rust code do not leave it: built with panic=unwind a function returns
@@ -591,8 +592,8 @@ typedef struct pervma_region_options {
 
 /**
  * Where the bytes of a region come from. Its functions are called by several threads at once, must
- * not touch the region, and must return. In signal mode `read` is async-signal-safe, and uses
- * little stack (3 KiB).
+ * not touch the region (calls on it are PERVMA_EBUSY_OWN), and must return. In signal mode `read`
+ * is async-signal-safe, and uses little stack (3 KiB).
  */
 typedef struct pervma_source {
     /**
@@ -726,14 +727,15 @@ const char *pervma_last_error(void);
  * Makes a slab, for spaces that share memory. What one space frees is used again by another.
  *
  * @param out  receives the slab; destroyed by pervma_slab_destroy
- * @return PERVMA_OK, PERVMA_EINVALID. Aborts when no memory is left.
+ * @return PERVMA_OK; PERVMA_EBUSY_OWN, _EIN_HANDLER, _EINVALID. Aborts when no memory is left.
  */
 enum pervma_status pervma_slab_create(struct pervma_slab **out);
 
 /**
  * Destroys a slab.
  *
- * @return PERVMA_OK; PERVMA_EIN_USE when a space has it; PERVMA_EHANDLE, PERVMA_EINVALID
+ * @return PERVMA_OK; PERVMA_EIN_USE when a space has it; PERVMA_EBUSY_OWN, _EIN_HANDLER, _EHANDLE,
+ *         _EINVALID
  */
 enum pervma_status pervma_slab_destroy(struct pervma_slab *slab);
 
@@ -743,7 +745,8 @@ enum pervma_status pervma_slab_destroy(struct pervma_slab *slab);
  * @param options  copied; NULL: the defaults
  * @param out      receives the space; destroyed by pervma_space_destroy
  * @return PERVMA_OK; PERVMA_EINVALID when the granularity is no power of two, or something
- *         reserved is not zero; PERVMA_EHANDLE of the slab. Aborts when no memory is left.
+ *         reserved is not zero; PERVMA_EHANDLE of the slab; PERVMA_EBUSY_OWN, _EIN_HANDLER. Aborts
+ *         when no memory is left.
  */
 enum pervma_status pervma_space_create(const struct pervma_space_options *options,
                                        struct pervma_space **out);
@@ -1086,7 +1089,8 @@ enum pervma_status pervma_reader_register(struct pervma_space *space, struct per
 /**
  * Ends a registration, on its thread.
  *
- * @return PERVMA_OK; PERVMA_EIN_USE when it has guards; PERVMA_ETHREAD, _EHANDLE, _EINVALID
+ * @return PERVMA_OK; PERVMA_EIN_USE when it has guards; PERVMA_ETHREAD, _EBUSY_OWN, _EIN_HANDLER,
+ *         _EHANDLE, _EINVALID
  */
 enum pervma_status pervma_reader_unregister(struct pervma_reader *reader);
 
@@ -1181,9 +1185,9 @@ enum pervma_status pervma_exclusion_relocate(struct pervma_exclusion *exclusion,
                                              void *context);
 
 /**
- * Ends an exclusion, with nothing changed: readers are admitted again. Waits for nobody.
+ * Ends an exclusion, with nothing changed: readers are admitted again. Waits for no reader.
  *
- * @return PERVMA_OK; PERVMA_ETHREAD, _EHANDLE, _EINVALID
+ * @return PERVMA_OK; PERVMA_ETHREAD, _EBUSY_OWN, _EIN_HANDLER, _EHANDLE, _EINVALID
  */
 enum pervma_status pervma_exclusion_abandon(struct pervma_exclusion *exclusion);
 
@@ -1211,10 +1215,10 @@ enum pervma_status pervma_reserve(struct pervma_space *space,
 enum pervma_status pervma_commit(struct pervma_reservation *reservation, uint64_t payload);
 
 /**
- * Gives a reserved range back. Waits for nobody: if another thread edits the space, the range is
+ * Gives a reserved range back. Waits for no edit: if another thread edits the space, the range is
  * free when its edit has ended.
  *
- * @return PERVMA_OK; PERVMA_EHANDLE, _EINVALID
+ * @return PERVMA_OK; PERVMA_EBUSY_OWN, _EIN_HANDLER, _EHANDLE, _EINVALID
  */
 enum pervma_status pervma_abort(struct pervma_reservation *reservation);
 
@@ -1224,6 +1228,8 @@ enum pervma_status pervma_abort(struct pervma_reservation *reservation);
  *
  *   pthread_atfork(pervma_fork_prepare, pervma_fork_parent, pervma_fork_child);
  *
+ * Until then this thread must call nothing that may wait: PERVMA_EBUSY_OWN.
+ *
  * A space that cannot be prepared, since this thread edits it, excludes a part of it or holds a
  * guard in it, is abandoned in the child: calls on it say PERVMA_EFORKED. So is one that another
  * thread makes meanwhile. Where no handler of fork calls this, a child must not use the library.
@@ -1231,7 +1237,8 @@ enum pervma_status pervma_abort(struct pervma_reservation *reservation);
 void pervma_fork_prepare(void);
 
 /**
- * Goes on in the parent: the spaces can be changed again.
+ * Goes on in the parent: the spaces can be changed again. Without pervma_fork_prepare it does
+ * nothing, and neither does pervma_fork_child.
  */
 void pervma_fork_parent(void);
 
@@ -1267,7 +1274,7 @@ enum pervma_status pervma_region_map_file(int fd,
  *
  * @param memory  its first byte
  * @param len     in bytes
- * @return as pervma_region_map_file
+ * @return as pervma_region_map_file; PERVMA_EOVERFLOW
  */
 enum pervma_status pervma_region_map_memory(const void *memory,
                                             size_t len,
@@ -1288,7 +1295,9 @@ enum pervma_status pervma_region_map_source(const struct pervma_source *source,
  * Destroys a region: unmaps its memory, after reads of the source that are under way. What was
  * written and not written back is lost. No other call on it may be under way.
  *
- * @return PERVMA_OK; PERVMA_EIN_USE when it has pins; PERVMA_EIN_HANDLER, _EHANDLE, _EINVALID
+ * @return PERVMA_OK; PERVMA_EIN_USE when it has pins, or a call on it is under way after all;
+ *         PERVMA_EBUSY_OWN in a function of its source, or its `on_write_back_failure`;
+ *         PERVMA_EIN_HANDLER, _EHANDLE, _EINVALID
  */
 enum pervma_status pervma_region_destroy(struct pervma_region *region);
 
@@ -1322,7 +1331,8 @@ int pervma_region_serves_system_calls(const struct pervma_region *region);
  * @param offset  from the start of the region
  * @param done    receives how many bytes came; may be NULL
  * @return PERVMA_OK; PERVMA_ENOT_MAPPED, _EPROTECTED, _EUNAVAILABLE, _EBOUND, _EBUSY_OWN in a
- *         function of its source; PERVMA_EIN_HANDLER, _EHANDLE, _EINVALID
+ *         function of its source; PERVMA_EOVERFLOW when the buffer would be longer than any
+ *         memory; PERVMA_EIN_HANDLER, _EHANDLE, _EINVALID
  */
 enum pervma_status pervma_region_read(const struct pervma_region *region,
                                       size_t offset,
@@ -1436,7 +1446,7 @@ enum pervma_status pervma_region_pin(struct pervma_region *region,
 /**
  * Ends a pin.
  *
- * @return PERVMA_OK; PERVMA_EHANDLE, _EINVALID
+ * @return PERVMA_OK; PERVMA_EBUSY_OWN, _EIN_HANDLER, _EHANDLE, _EINVALID
  */
 enum pervma_status pervma_unpin(struct pervma_pin *pin);
 
@@ -1472,7 +1482,7 @@ enum pervma_status pervma_region_stats(const struct pervma_region *region,
  *                   until `low` are. Both 0: usual ones
  * @param out        receives the bound
  * @return PERVMA_OK; PERVMA_EINVALID when that is too little, or the watermarks are none;
- *         PERVMA_ESYSTEM
+ *         PERVMA_ESYSTEM, _EBUSY_OWN, _EIN_HANDLER
  */
 enum pervma_status pervma_bound_create(size_t bytes,
                                        size_t low,

@@ -27,9 +27,13 @@ pub(crate) fn call(body: impl FnOnce() -> Result<(), Status>) -> Status {
     }
 }
 
-/// As [`call`], of a function that may wait, and so is refused in signal handlers that say so.
+/// As [`call`], of a function that may wait, if only for the lists of handles. It is refused in
+/// signal handlers that say so, and to a thread that has locked these lists for a fork.
 pub(crate) fn waiting_call(body: impl FnOnce() -> Result<(), Status>) -> Status {
     call(|| {
+        if with(|thread| thread.forks.get()) != 0 {
+            return Err(fail(Status::BusyOwn, &"called between pervma_fork_prepare and fork"));
+        }
         if HandlerScope::<Host>::active() {
             return Err(fail(Status::InHandler, &"called between pervma_handler_enter and _leave"));
         }

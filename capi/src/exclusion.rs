@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use address_space::{Exclusion, RemovedVmas, Reservation};
 
-use crate::boundary::{Out, call, waiting_call};
+use crate::boundary::{Out, waiting_call};
 use crate::handles::{Kind, Object, get, make, take};
 use crate::payload::{Change, OnRemoved, Word, tell};
 use crate::space::{Space, SpaceData, deadline, no_callback, refused};
@@ -132,7 +132,10 @@ unsafe fn end<R>(
 ) -> Result<R, Status> {
     // SAFETY: as the caller says.
     let data = unsafe { mine(handle) }?;
-    let exclusion = data.exclusion.borrow_mut().take().ok_or_else(used)?;
+    let about = "called in a handler, inside a call on the exclusion";
+    let mut place = data.exclusion.try_borrow_mut().map_err(|_| fail(Status::BusyOwn, &about))?;
+    let exclusion = place.take().ok_or_else(used)?;
+    drop(place);
     let (space, ended) = (data.space, end(exclusion));
     // SAFETY: this thread has it, and its other uses found nothing in it.
     drop(unsafe { take::<ExclusionData>(handle) });
@@ -215,12 +218,12 @@ pub unsafe extern "C" fn pervma_exclusion_relocate(
     })
 }
 
-/// Ends an exclusion, with nothing changed: readers are admitted again. Waits for nobody.
+/// Ends an exclusion, with nothing changed: readers are admitted again. Waits for no reader.
 ///
-/// @return PERVMA_OK; PERVMA_ETHREAD, _EHANDLE, _EINVALID
+/// @return PERVMA_OK; PERVMA_ETHREAD, _EBUSY_OWN, _EIN_HANDLER, _EHANDLE, _EINVALID
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pervma_exclusion_abandon(exclusion: *mut ExclusionHandle) -> Status {
-    call(|| {
+    waiting_call(|| {
         // SAFETY: the caller's handle.
         unsafe { end(exclusion, drop) }
     })
@@ -288,13 +291,13 @@ pub unsafe extern "C" fn pervma_commit(
     })
 }
 
-/// Gives a reserved range back. Waits for nobody: if another thread edits the space, the range is
+/// Gives a reserved range back. Waits for no edit: if another thread edits the space, the range is
 /// free when its edit has ended.
 ///
-/// @return PERVMA_OK; PERVMA_EHANDLE, _EINVALID
+/// @return PERVMA_OK; PERVMA_EBUSY_OWN, _EIN_HANDLER, _EHANDLE, _EINVALID
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pervma_abort(reservation: *mut ReservationHandle) -> Status {
-    call(|| {
+    waiting_call(|| {
         // SAFETY: the caller's handle.
         unsafe { end_reservation(reservation) }
     })

@@ -12,7 +12,7 @@ use crate::boundary::call;
 use crate::handles::{Registry, get_in, registry};
 use crate::payload::Word;
 use crate::space::Words;
-use crate::thread::Host;
+use crate::thread::{self, Host};
 
 /// How many forks lie between this process and the first that loaded the library.
 static FORKS: AtomicUsize = AtomicUsize::new(0);
@@ -45,6 +45,8 @@ thread_local! {
 ///
 ///   pthread_atfork(pervma_fork_prepare, pervma_fork_parent, pervma_fork_child);
 ///
+/// Until then this thread must call nothing that may wait: PERVMA_EBUSY_OWN.
+///
 /// A space that cannot be prepared, since this thread edits it, excludes a part of it or holds a
 /// guard in it, is abandoned in the child: calls on it say PERVMA_EFORKED. So is one that another
 /// thread makes meanwhile. Where no handler of fork calls this, a child must not use the library.
@@ -63,17 +65,24 @@ pub extern "C" fn pervma_fork_prepare() {
         let spaces = spaces.collect();
         PREPARED
             .with(|place| *place.borrow_mut() = Some(Prepared { spaces, registry: registry() }));
+        thread::with(|thread| thread.forks.set(1));
         Ok(())
     });
 }
 
-/// Goes on in the parent: the spaces can be changed again.
+/// Goes on in the parent: the spaces can be changed again. Without pervma_fork_prepare it does
+/// nothing, and neither does pervma_fork_child.
 #[unsafe(no_mangle)]
 pub extern "C" fn pervma_fork_parent() {
     call(|| {
-        drop(PREPARED.with(|place| place.borrow_mut().take()));
+        drop(take_prepared());
         Ok(())
     });
+}
+
+fn take_prepared() -> Option<Prepared> {
+    thread::with(|thread| thread.forks.set(0));
+    PREPARED.with(|place| place.borrow_mut().take())
 }
 
 /// Goes on in the child: prepared spaces are whole, and this thread may use them as it likes, also
@@ -84,12 +93,9 @@ pub extern "C" fn pervma_fork_parent() {
 #[unsafe(no_mangle)]
 pub extern "C" fn pervma_fork_child() {
     call(|| {
+        let Some(Prepared { spaces, registry }) = take_prepared() else { return Ok(()) };
         // RELAXED: there is one thread.
         FORKS.fetch_add(1, Relaxed);
-        let Some(Prepared { spaces, registry }) = PREPARED.with(|place| place.borrow_mut().take())
-        else {
-            return Ok(());
-        };
         for space in registry.spaces.iter().map(|slot| get_in(slot)) {
             if !spaces.iter().any(|prepared| Arc::ptr_eq(&prepared.space, &space)) {
                 space.abandon_after_fork();

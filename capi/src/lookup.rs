@@ -399,10 +399,11 @@ unsafe fn mine(reader: *const RegisteredReader) -> Result<&'static ReaderData, S
 
 /// Ends a registration, on its thread.
 ///
-/// @return PERVMA_OK; PERVMA_EIN_USE when it has guards; PERVMA_ETHREAD, _EHANDLE, _EINVALID
+/// @return PERVMA_OK; PERVMA_EIN_USE when it has guards; PERVMA_ETHREAD, _EBUSY_OWN, _EIN_HANDLER,
+///         _EHANDLE, _EINVALID
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pervma_reader_unregister(reader: *mut RegisteredReader) -> Status {
-    call(|| {
+    waiting_call(|| {
         // SAFETY: the caller's handle.
         let data = unsafe { mine(reader) }?;
         if data.guards.get() != 0 {

@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 
 use libc::size_t;
 use pervma_pager::sys::Access;
@@ -21,6 +21,7 @@ use pervma_pager::{
 use crate::boundary::{Out, call, callback, given, waiting_call};
 use crate::handles::{Kind, Object, get, make, take};
 use crate::status::{Status, fail, failed};
+use crate::thread;
 
 /// Memory that is filled from a source when it is touched. Any thread may use it.
 #[derive(Debug)]
@@ -105,8 +106,8 @@ pub struct RegionOptions {
 }
 
 /// Where the bytes of a region come from. Its functions are called by several threads at once, must
-/// not touch the region, and must return. In signal mode `read` is async-signal-safe, and uses
-/// little stack (3 KiB).
+/// not touch the region (calls on it are PERVMA_EBUSY_OWN), and must return. In signal mode `read`
+/// is async-signal-safe, and uses little stack (3 KiB).
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct SourceCallbacks {
@@ -177,6 +178,8 @@ pub struct RegionCounts {
 /// What is behind a [`RegionHandle`].
 pub(crate) struct RegionData {
     region: RwLock<Region>,
+    /// Which it is; see [`inside`].
+    number: usize,
     pins: AtomicUsize,
     /// Dropped after the region.
     _hook: Option<Arc<Hook>>,
@@ -210,10 +213,33 @@ impl RegionData {
     fn region(&self) -> RwLockReadGuard<'_, Region> {
         self.region.read().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Refuses what would wait for the function of this region that calls it.
+    fn check_outside(&self) -> Result<(), Status> {
+        if thread::with(|thread| thread.region.get()) == self.number {
+            return Err(fail(Status::BusyOwn, &"called in a function of the region's"));
+        }
+        Ok(())
+    }
 }
 
-/// A source of the caller's functions.
-pub(crate) struct Callbacks(SourceCallbacks);
+/// A number for a region.
+fn number() -> usize {
+    static LAST: AtomicUsize = AtomicUsize::new(0);
+    // RELAXED: a number that no other gets.
+    LAST.fetch_add(1, Relaxed) + 1
+}
+
+/// Runs `call`, which calls a function that the caller has given to a region.
+fn inside<R>(region: usize, call: impl FnOnce() -> R) -> R {
+    let outer = thread::with(|thread| thread.region.replace(region));
+    let returned = callback(call);
+    thread::with(|thread| thread.region.set(outer));
+    returned
+}
+
+/// A source of the caller's functions, and the number of its region.
+pub(crate) struct Callbacks(SourceCallbacks, usize);
 
 // SAFETY: the header says that the functions are called by several threads at once.
 unsafe impl Send for Callbacks {}
@@ -232,7 +258,7 @@ impl Callbacks {
         if source.read.is_none() {
             return Err(fail(Status::Invalid, &"the source has no read"));
         }
-        let mut source = Arc::new(Self(source));
+        let mut source = Arc::new(Self(source, number()));
         let mapped = map(Arc::clone(&source));
         if mapped.is_err()
             && let Some(source) = Arc::get_mut(&mut source)
@@ -253,7 +279,7 @@ impl Source for Callbacks {
         let read = read.ok_or(ReadFailed)?;
         let (buffer, len) = (buf.as_mut_ptr().cast(), buf.len());
         // SAFETY: a function of the caller's, called as its type says.
-        let failed = callback(|| unsafe { read(context, offset, buffer, len) });
+        let failed = inside(self.1, || unsafe { read(context, offset, buffer, len) });
         if failed == 0 { Ok(()) } else { Err(ReadFailed) }
     }
 
@@ -266,13 +292,13 @@ impl Source for Callbacks {
         let write = write.ok_or(io::ErrorKind::Unsupported)?;
         let (buffer, len) = (bytes.as_ptr().cast(), bytes.len());
         // SAFETY: a function of the caller's, called as its type says.
-        done("write", callback(|| unsafe { write(context, offset, buffer, len) }))
+        done("write", inside(self.1, || unsafe { write(context, offset, buffer, len) }))
     }
 
     fn sync(&self) -> io::Result<()> {
         let Some(sync) = self.0.sync else { return Ok(()) };
         // SAFETY: a function of the caller's, called as its type says.
-        done("sync", callback(|| unsafe { sync(self.0.context) }))
+        done("sync", inside(self.1, || unsafe { sync(self.0.context) }))
     }
 }
 
@@ -389,8 +415,8 @@ impl RegionOptions {
         Ok(OnFailure::exit(self.exit_code, Box::leak(Box::from(message))))
     }
 
-    /// Maps a source.
-    fn map<S>(&self, source: S) -> Result<RegionData, Status>
+    /// Maps a source, as the region of this number.
+    fn map<S>(&self, source: S, number: usize) -> Result<RegionData, Status>
     where
         S: Source + 'static,
         InSignal: Serves<S>,
@@ -427,7 +453,7 @@ impl RegionOptions {
                 let Range { start, end } = failure.range();
                 let text = reason.as_ptr().cast();
                 // SAFETY: a function of the caller's, called as its type says.
-                callback(|| unsafe { function(*context, start, end, text) });
+                inside(number, || unsafe { function(*context, start, end, text) });
             });
         }
         let region = match self.handler_threads {
@@ -435,7 +461,7 @@ impl RegionOptions {
             threads => options.handler_threads(threads).map(source),
         };
         let region = RwLock::new(region.map_err(failed)?);
-        Ok(RegionData { region, pins: AtomicUsize::new(0), _hook: hook })
+        Ok(RegionData { region, number, pins: AtomicUsize::new(0), _hook: hook })
     }
 }
 
@@ -448,6 +474,14 @@ unsafe fn options<'a>(options: *const RegionOptions) -> Result<&'a RegionOptions
     }
     // SAFETY: as the caller says.
     unsafe { given(options) }
+}
+
+/// Refuses what is no memory: it would be longer than any, or go on at address 0.
+fn check_bytes(start: *const u8, len: usize) -> Result<(), Status> {
+    if isize::try_from(len).is_ok() && start.addr().checked_add(len).is_some() {
+        return Ok(());
+    }
+    Err(fail(Status::Overflow, &"there is no memory of such a length"))
 }
 
 /// Maps a file. The first region of a process installs a handler of SIGBUS.
@@ -484,7 +518,7 @@ pub unsafe extern "C" fn pervma_region_map_file(
             let end = end.ok_or_else(|| fail(Status::Overflow, &"the part of the file is none"))?;
             source = source.part(offset..end).map_err(failed)?;
         }
-        out.set(make(options.map(source)?));
+        out.set(make(options.map(source, number())?));
         Ok(())
     })
 }
@@ -493,7 +527,7 @@ pub unsafe extern "C" fn pervma_region_map_file(
 ///
 /// @param memory  its first byte
 /// @param len     in bytes
-/// @return as pervma_region_map_file
+/// @return as pervma_region_map_file; PERVMA_EOVERFLOW
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pervma_region_map_memory(
     memory: *const c_void,
@@ -506,8 +540,9 @@ pub unsafe extern "C" fn pervma_region_map_memory(
         let (options, out) = (unsafe { self::options(options) }?, unsafe { Out::new(out) }?);
         let memory = NonNull::new(memory.cast_mut().cast::<u8>());
         let memory = memory.ok_or_else(|| fail(Status::Invalid, &"the memory is NULL"))?;
+        check_bytes(memory.as_ptr(), len)?;
         let memory = NonNull::slice_from_raw_parts(memory, len);
-        out.set(make(options.map(CallersMemory(memory))?));
+        out.set(make(options.map(CallersMemory(memory), number())?));
         Ok(())
     })
 }
@@ -527,7 +562,11 @@ pub unsafe extern "C" fn pervma_region_map_source(
         let (options, out) = (unsafe { self::options(options) }?, unsafe { Out::new(out) }?);
         // SAFETY: the caller's pointer.
         let source = *unsafe { given(source) }?;
-        out.set(make(Callbacks::lend(source, |source| options.map(source))?));
+        let map = |source: Arc<Callbacks>| {
+            let number = source.1;
+            options.map(source, number)
+        };
+        out.set(make(Callbacks::lend(source, map)?));
         Ok(())
     })
 }
@@ -535,15 +574,21 @@ pub unsafe extern "C" fn pervma_region_map_source(
 /// Destroys a region: unmaps its memory, after reads of the source that are under way. What was
 /// written and not written back is lost. No other call on it may be under way.
 ///
-/// @return PERVMA_OK; PERVMA_EIN_USE when it has pins; PERVMA_EIN_HANDLER, _EHANDLE, _EINVALID
+/// @return PERVMA_OK; PERVMA_EIN_USE when it has pins, or a call on it is under way after all;
+///         PERVMA_EBUSY_OWN in a function of its source, or its `on_write_back_failure`;
+///         PERVMA_EIN_HANDLER, _EHANDLE, _EINVALID
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pervma_region_destroy(region: *mut RegionHandle) -> Status {
     waiting_call(|| {
         // SAFETY: the caller's handle, which no other call uses.
         let data = unsafe { get::<RegionData>(region) }?;
+        data.check_outside()?;
         // RELAXED: a number that no other thread changes now.
         if data.pins.load(Relaxed) != 0 {
             return Err(fail(Status::InUse, &"the region has pins"));
+        }
+        if matches!(data.region.try_write(), Err(TryLockError::WouldBlock)) {
+            return Err(fail(Status::InUse, &"a call on the region is under way"));
         }
         // SAFETY: as above.
         unsafe { take::<RegionData>(region) }.map(drop)
@@ -600,7 +645,8 @@ fn accessed(result: Result<(), AccessError>, done: Option<&Out<usize>>, len: usi
 /// @param offset  from the start of the region
 /// @param done    receives how many bytes came; may be NULL
 /// @return PERVMA_OK; PERVMA_ENOT_MAPPED, _EPROTECTED, _EUNAVAILABLE, _EBOUND, _EBUSY_OWN in a
-///         function of its source; PERVMA_EIN_HANDLER, _EHANDLE, _EINVALID
+///         function of its source; PERVMA_EOVERFLOW when the buffer would be longer than any
+///         memory; PERVMA_EIN_HANDLER, _EHANDLE, _EINVALID
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pervma_region_read(
     region: *const RegionHandle,
@@ -614,6 +660,7 @@ pub unsafe extern "C" fn pervma_region_read(
         let (buffer, done) = (unsafe { Out::new(buffer) }?, unsafe { Out::optional(done) }?);
         // SAFETY: the caller's handle.
         let data = unsafe { get::<RegionData>(region) }?;
+        check_bytes(buffer.as_ptr().cast(), len)?;
         // SAFETY: the caller's buffer, of so many bytes.
         let bytes = unsafe { slice::from_raw_parts_mut(buffer.as_ptr().cast::<u8>(), len) };
         accessed(data.region().read_checked(offset, bytes), done.as_ref(), len).as_result()
@@ -635,6 +682,7 @@ pub unsafe extern "C" fn pervma_region_write(
         // SAFETY: the caller's handle.
         let data = unsafe { get::<RegionData>(region) }?;
         let bytes = (&raw const *bytes).cast::<u8>();
+        check_bytes(bytes, len)?;
         // SAFETY: the caller's bytes, so many.
         let bytes = unsafe { slice::from_raw_parts(bytes, len) };
         accessed(data.region().write_checked(offset, bytes), done.as_ref(), len).as_result()
@@ -653,6 +701,7 @@ unsafe fn on_range<R>(
 ) -> Result<R, Status> {
     // SAFETY: as the caller says.
     let data = unsafe { get::<RegionData>(region) }?;
+    data.check_outside()?;
     operation(&data.region(), range).map_err(failed)
 }
 
@@ -832,6 +881,7 @@ pub unsafe extern "C" fn pervma_region_pin(
         let out = unsafe { Out::new(out) }?;
         // SAFETY: the caller's handle.
         let data = unsafe { get::<RegionData>(region) }?;
+        data.check_outside()?;
         let region = data.region();
         // SAFETY: the region stays where it is, and is neither changed as a whole nor destroyed
         // before `pins` is 0 again.
@@ -850,10 +900,10 @@ pub unsafe extern "C" fn pervma_region_pin(
 
 /// Ends a pin.
 ///
-/// @return PERVMA_OK; PERVMA_EHANDLE, _EINVALID
+/// @return PERVMA_OK; PERVMA_EBUSY_OWN, _EIN_HANDLER, _EHANDLE, _EINVALID
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pervma_unpin(pin: *mut PinHandle) -> Status {
-    call(|| {
+    waiting_call(|| {
         // SAFETY: the caller's handle.
         let PinData { pin, region } = unsafe { take::<PinData>(pin) }?;
         drop(pin);
@@ -897,6 +947,7 @@ unsafe fn whole(
 ) -> Result<(), Status> {
     // SAFETY: as the caller says.
     let data = unsafe { get::<RegionData>(region) }?;
+    data.check_outside()?;
     let mut region = data.region.write().unwrap_or_else(PoisonError::into_inner);
     // RELAXED: pins are made under the lock.
     if data.pins.load(Relaxed) != 0 {
@@ -938,7 +989,7 @@ pub unsafe extern "C" fn pervma_region_stats(
 ///                   until `low` are. Both 0: usual ones
 /// @param out        receives the bound
 /// @return PERVMA_OK; PERVMA_EINVALID when that is too little, or the watermarks are none;
-///         PERVMA_ESYSTEM
+///         PERVMA_ESYSTEM, _EBUSY_OWN, _EIN_HANDLER
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pervma_bound_create(
     bytes: size_t,
@@ -946,7 +997,7 @@ pub unsafe extern "C" fn pervma_bound_create(
     high: size_t,
     out: *mut *mut BoundHandle,
 ) -> Status {
-    call(|| {
+    waiting_call(|| {
         // SAFETY: the caller's pointer.
         let out = unsafe { Out::new(out) }?;
         let bound = if (low, high) == (0, 0) {

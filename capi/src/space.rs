@@ -219,10 +219,10 @@ pub(crate) fn refused(error: InsertError<Word>) -> Status {
 /// Makes a slab, for spaces that share memory. What one space frees is used again by another.
 ///
 /// @param out  receives the slab; destroyed by pervma_slab_destroy
-/// @return PERVMA_OK, PERVMA_EINVALID. Aborts when no memory is left.
+/// @return PERVMA_OK; PERVMA_EBUSY_OWN, _EIN_HANDLER, _EINVALID. Aborts when no memory is left.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pervma_slab_create(out: *mut *mut Slab) -> Status {
-    call(|| {
+    waiting_call(|| {
         // SAFETY: the caller's pointer.
         let out = unsafe { Out::new(out) }?;
         let slab = Arc::new(address_space::Slab::with_platform());
@@ -233,10 +233,11 @@ pub unsafe extern "C" fn pervma_slab_create(out: *mut *mut Slab) -> Status {
 
 /// Destroys a slab.
 ///
-/// @return PERVMA_OK; PERVMA_EIN_USE when a space has it; PERVMA_EHANDLE, PERVMA_EINVALID
+/// @return PERVMA_OK; PERVMA_EIN_USE when a space has it; PERVMA_EBUSY_OWN, _EIN_HANDLER, _EHANDLE,
+///         _EINVALID
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pervma_slab_destroy(slab: *mut Slab) -> Status {
-    call(|| {
+    waiting_call(|| {
         // SAFETY: the caller's handle, which no other call uses.
         let data = unsafe { get::<SlabData>(slab) }?;
         // RELAXED: a number that spaces of other threads may change; those must not be made now.
@@ -253,13 +254,14 @@ pub unsafe extern "C" fn pervma_slab_destroy(slab: *mut Slab) -> Status {
 /// @param options  copied; NULL: the defaults
 /// @param out      receives the space; destroyed by pervma_space_destroy
 /// @return PERVMA_OK; PERVMA_EINVALID when the granularity is no power of two, or something
-///         reserved is not zero; PERVMA_EHANDLE of the slab. Aborts when no memory is left.
+///         reserved is not zero; PERVMA_EHANDLE of the slab; PERVMA_EBUSY_OWN, _EIN_HANDLER. Aborts
+///         when no memory is left.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pervma_space_create(
     options: *const SpaceOptions,
     out: *mut *mut Space,
 ) -> Status {
-    call(|| {
+    waiting_call(|| {
         // SAFETY: the caller's pointer.
         let out = unsafe { Out::new(out) }?;
         let (mut granularity, mut slab, mut callbacks) = (4096, null_mut(), None);

@@ -21,11 +21,21 @@ pub(crate) struct Thread {
     name: AtomicUsize,
     /// The address of a frame that runs a callback on this thread, the innermost; 0 if none does.
     pub(crate) callback: Cell<usize>,
+    /// Which region's function runs on this thread, the innermost; 0 if none does.
+    pub(crate) region: Cell<usize>,
+    /// How many forks it has prepared, 0 or 1. It has locked the lists of handles for one.
+    pub(crate) forks: Cell<usize>,
 }
 
 impl Thread {
     const fn new() -> Self {
-        Self { state: ThreadState::new(), name: AtomicUsize::new(0), callback: Cell::new(0) }
+        Self {
+            state: ThreadState::new(),
+            name: AtomicUsize::new(0),
+            callback: Cell::new(0),
+            region: Cell::new(0),
+            forks: Cell::new(0),
+        }
     }
 }
 

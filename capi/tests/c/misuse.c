@@ -3,9 +3,11 @@
 #include "common.h"
 
 #include <pthread.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { PAGE = 4096 };
 
@@ -477,6 +479,117 @@ static void regions(void)
     REQUIRE(pervma_region_memory(region) == NULL);
 }
 
+static pervma_region *of_source;
+
+/* What waits for this very function is refused in it. */
+static int uses_its_region(void *context, uint64_t offset, void *buffer, size_t len)
+{
+    pervma_pin *pin;
+    (void)context;
+    (void)offset;
+    (void)buffer;
+    (void)len;
+    GIVES(PERVMA_EBUSY_OWN, pervma_region_destroy(of_source));
+    GIVES(PERVMA_EBUSY_OWN, pervma_region_discard(of_source, 0, PAGE));
+    GIVES(PERVMA_EBUSY_OWN, pervma_region_resize(of_source, PAGE));
+    GIVES(PERVMA_EBUSY_OWN, pervma_region_pin(of_source, 0, PAGE, 0, &pin));
+    return 0;
+}
+
+static void regions_in_their_sources(void)
+{
+    pervma_source source = { 0 };
+    pervma_region_options options = { 0 };
+    char byte;
+    source.size = 4 * PAGE;
+    source.read = uses_its_region;
+    for (int threads = 0; threads < 2; threads++) {
+        options.handler_threads = threads;
+        OK(pervma_region_map_source(&source, &options, &of_source));
+        OK(pervma_region_read(of_source, 0, &byte, 1, NULL));
+        byte = *((volatile char *)pervma_region_memory(of_source) + PAGE);
+        REQUIRE(byte == 0);
+        GIVES(PERVMA_EOVERFLOW, pervma_region_read(of_source, 0, &byte, SIZE_MAX, NULL));
+        GIVES(PERVMA_EOVERFLOW, pervma_region_write(of_source, 0, &byte, SIZE_MAX, NULL));
+        OK(pervma_region_destroy(of_source));
+    }
+    GIVES(PERVMA_EOVERFLOW, pervma_region_map_memory(&byte, SIZE_MAX, NULL, &of_source));
+}
+
+static pervma_exclusion *waited_for;
+static volatile sig_atomic_t was_refused;
+
+/* Between two calls it ends the exclusion, as it may. */
+static void ends_it(int signal)
+{
+    (void)signal;
+    pervma_status status = pervma_exclusion_abandon(waited_for);
+    REQUIRE(status == PERVMA_OK || status == PERVMA_EHANDLE || status == PERVMA_EBUSY_OWN);
+    was_refused |= status == PERVMA_EBUSY_OWN;
+}
+
+struct reading {
+    sem_t begun, ending;
+};
+
+static void *reads(void *of)
+{
+    struct reading *reading = of;
+    pervma_guard guard;
+    OK(pervma_read_begin(space, PAGE, &guard));
+    sem_post(&reading->begun);
+    sem_wait(&reading->ending);
+    OK(pervma_read_end(&guard));
+    return NULL;
+}
+
+static void *interrupts(void *waiter)
+{
+    while (!was_refused) {
+        pthread_kill(*(pthread_t *)waiter, SIGUSR1);
+        usleep(100);
+    }
+    return NULL;
+}
+
+/* A handler ends the exclusion that the call waits for which it has interrupted. */
+static void exclusions_in_handlers(void)
+{
+    struct reading reading;
+    pthread_t reader, interrupter, here = pthread_self();
+    REQUIRE(sem_init(&reading.begun, 0, 0) == 0 && sem_init(&reading.ending, 0, 0) == 0);
+    REQUIRE(pthread_create(&reader, NULL, reads, &reading) == 0);
+    sem_wait(&reading.begun);
+    OK(pervma_exclude(space, PAGE, 2 * PAGE, &waited_for));
+    REQUIRE(signal(SIGUSR1, ends_it) != SIG_ERR);
+    REQUIRE(pthread_create(&interrupter, NULL, interrupts, &here) == 0);
+    while (!was_refused)
+        if (pervma_exclusion_wait(waited_for, 10000000) == PERVMA_EHANDLE)
+            OK(pervma_exclude(space, PAGE, 2 * PAGE, &waited_for));
+    REQUIRE(pthread_join(interrupter, NULL) == 0);
+    sem_post(&reading.ending);
+    REQUIRE(pthread_join(reader, NULL) == 0);
+}
+
+static void forks(void)
+{
+    pervma_guard guard;
+    pervma_slab *slab;
+    /* Not the child of a fork that was prepared. */
+    OK(pervma_read_begin(space, PAGE, &guard));
+    pervma_fork_child();
+    OK(pervma_read_end(&guard));
+
+    pervma_fork_prepare();
+    OK(pervma_read_begin(space, PAGE, &guard));
+    OK(pervma_read_end(&guard));
+    GIVES(PERVMA_EBUSY_OWN, pervma_slab_create(&slab));
+    GIVES(PERVMA_EBUSY_OWN, pervma_insert(space, 64 * PAGE, 65 * PAGE, 1));
+    pervma_fork_parent();
+    OK(pervma_slab_create(&slab));
+    OK(pervma_slab_destroy(slab));
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
@@ -492,6 +605,9 @@ static const struct {
     { "handlers", handlers },
     { "handler_in_a_callback", handler_in_a_callback },
     { "regions", regions },
+    { "regions_in_their_sources", regions_in_their_sources },
+    { "exclusions_in_handlers", exclusions_in_handlers },
+    { "forks", forks },
     { "longjmp_out_of_a_callback", longjmp_out_of_a_callback },
 };
 

@@ -32,6 +32,9 @@ fn what_c_programmers_get_wrong() {
             "handlers",
             "handler_in_a_callback",
             "regions",
+            "regions_in_their_sources",
+            "exclusions_in_handlers",
+            "forks",
         ] {
             let said = run(&program, case);
             if said.status.code() == Some(REFUSED) {
