@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use address_space::{Platform, StdPlatform, ThreadState, WaitWord};
 
 /// What the library knows of a thread.
-#[repr(C, align(8))]
+#[repr(C)]
 pub(crate) struct Thread {
     state: ThreadState,
     /// Its name; 0 as long as it has none.
@@ -56,10 +56,11 @@ mod place {
         ".globl pervma_thread",
         ".type pervma_thread, %object",
         ".size pervma_thread, {size}",
-        ".balign 64",
+        ".balign {align}",
         "pervma_thread: .zero {size}",
         ".popsection",
         size = const size_of::<Thread>(),
+        align = const align_of::<Thread>(),
     );
 
     const _: () = {
