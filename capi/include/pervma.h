@@ -1247,7 +1247,8 @@ void pervma_fork_parent(void);
  * between fork and exec. Guards that were begun before the fork are over: pervma_read_end of them
  * does nothing but say PERVMA_EFORKED. What other threads had reserved stays reserved, and a space
  * in which they had reservations or registered readers cannot be destroyed (PERVMA_EIN_USE).
- * Regions of the pager are the parent's.
+ * Regions are the parent's: nothing of them is there, destroying one ends its handle alone, and a
+ * child of a process that has some must map none.
  */
 void pervma_fork_child(void);
 
