@@ -115,8 +115,8 @@ pub(crate) struct KeeperOptions {
     /// serves; made with mode 0600.
     #[arg(long, value_name = "PATH", conflicts_with = "no_keeper")]
     take_over_socket: Option<PathBuf>,
-    /// Take over all that the pervma serves that has this take-over socket, which ends then; and its
-    /// other sockets, where they are given here as well.
+    /// Take over all that the pervma serves that has this take-over socket, which ends then; and
+    /// its other sockets, where they are given here as well.
     #[arg(long, value_name = "PATH", conflicts_with = "no_keeper")]
     take_over: Option<PathBuf>,
 }

@@ -147,8 +147,8 @@ fn vm(text: &str) -> Result<(PathBuf, PathBuf), String> {
     Ok((socket.into(), file.into()))
 }
 
-/// Serves until it is told to stop; returns whether all VMs could be served to their end, as an exit
-/// status.
+/// Serves until it is told to stop; returns whether all VMs could be served to their end, as an
+/// exit status.
 pub(crate) fn run(options: &ServeOptions) -> Result<u8, Error> {
     // Before any descriptor is opened, which could be taken for one of these, or have its number.
     let mut passed = Passed::from_env()?;

@@ -1,7 +1,8 @@
 //! Of which client a process dies: the one that the dying thread takes care of.
 //!
-//! What a process does to itself counts: a fault of its own, an abort, an exit. A signal that another
-//! process has sent does not, nor does SIGKILL, whoever has sent it: also where memory has run out.
+//! What a process does to itself counts: a fault of its own, an abort, an exit. A signal that
+//! another process has sent does not, nor does SIGKILL, whoever has sent it: also where memory has
+//! run out.
 #![expect(unsafe_code, reason = "signal handlers")]
 #![expect(clippy::disallowed_types, reason = "an address that is stored once, before threads")]
 

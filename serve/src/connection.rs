@@ -94,8 +94,8 @@ impl Connection {
         Some((Self { slot, number, listen, socket, peer }, came))
     }
 
-    /// All that has come is noted elsewhere. To be called before the inbox is dropped: the number of
-    /// its descriptor may be another's then.
+    /// All that has come is noted elsewhere. To be called before the inbox is dropped: its number
+    /// may be another's then.
     pub(crate) fn understood(&self) {
         self.slot.set_file(-1);
         step();

@@ -114,10 +114,10 @@ impl Keeper {
         self.table.keep_in(Store::of(manager));
     }
 
-    /// Runs `work` in a process of its own, and in the next one whenever that dies: at once, but for
-    /// one that has died of itself and not lived for a tenth of a second, which is waited for. What
-    /// `work` returns is what this returns, when a process has come to its end. What it owns is
-    /// dropped there, and not here.
+    /// Runs `work` in a process of its own, and in the next one whenever that dies: at once, but
+    /// for one that has died of itself and not lived for a tenth of a second, which is waited for.
+    /// What `work` returns is what this returns, when a process has come to its end. What it owns
+    /// is dropped there, and not here.
     ///
     /// Signals to this process are its own matter, and so is a serving process that outlives this
     /// one: it serves on, and nobody takes its place.

@@ -577,8 +577,8 @@ impl Pager {
         true
     }
 
-    /// Whether of a client, or of its children, something is not noted: a descriptor of which nothing
-    /// is known may be theirs.
+    /// Whether of a client, or of its children, something is not noted: a descriptor of which
+    /// nothing is known may be theirs.
     pub(crate) fn is_damaged(&self) -> bool {
         let is_damaged = |client: &Arc<Client>| {
             matches!(client.health.failure(), Some(Failure::Damaged | Failure::NotNoted(_)))

@@ -37,9 +37,9 @@
 //! | `wait4` `waitid` | the end of [`ExecHelper`](crate::exec_helper::ExecHelper) |
 //! | `getrandom` | hash tables |
 //!
-//! A [`Keeper`](crate::Keeper) that enters it ([`Sandbox::starts_processes`]) keeps more: `clone` for
-//! processes, `tgkill` to any, and `seccomp` and `PR_SET_NO_NEW_PRIVS`, by which each process that it
-//! starts [gives these up](enter_as_started).
+//! A [`Keeper`](crate::Keeper) that enters it ([`Sandbox::starts_processes`]) keeps more: `clone`
+//! for processes, `tgkill` to any, and `seccomp` and `PR_SET_NO_NEW_PRIVS`, by which each process
+//! that it starts [gives these up](enter_as_started).
 //!
 //! `clone3` fails with `ENOSYS`, since its flags cannot be checked: C libraries then call `clone`.
 
