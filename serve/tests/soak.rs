@@ -5,8 +5,13 @@
 //! some of its pages at hand, is slow with others, and fails now and then. Or they are tasks that
 //! are restored: then all that they miss is filled meanwhile, and they make memory longer.
 //!
-//! `PERVMA_SOAK_SECONDS` is how long; 5 without it. What it does not do: huge pages, and sources
-//! that fail for good, which have tests of their own (`clients.rs`). A child looks at what its own
+//! Or the serving process dies again and again, at any time or at one of its steps, and another
+//! program takes over each second.
+//!
+//! `PERVMA_SOAK_SECONDS` is how long; 5 without it. `PERVMA_SOAK_CLIENTS` is how many at a time, and
+//! `PERVMA_SOAK_DEATHS` how many milliseconds a serving process lives, on average; 4, and 30.
+//! What it does not do: huge pages, and sources that fail for good, which have tests of their own
+//! (`clients.rs`); processes that die of a client (`keeper.rs`). A child looks at what its own
 //! thread had: what another thread has moved at that time may be told in the wrong order
 //! (docs/serve.md).
 #![expect(clippy::disallowed_types, reason = "flags of tests")]
@@ -285,7 +290,7 @@ fn at_a_time() -> usize {
 }
 
 fn log() {
-    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_ansi(false);
+    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::ERROR).with_ansi(false);
     let log = log.with_writer(std::io::stderr);
     // The other test has done so, perhaps.
     let _ = log.try_init();
@@ -499,9 +504,6 @@ fn die_again_and_again(protocol: Protocol, name: &str) {
             let mut took_over = 0;
             while !is_over.load(Relaxed) {
                 std::thread::sleep(Duration::from_secs(1));
-                if std::env::var_os("PERVMA_SOAK_ALONE").is_some() {
-                    continue;
-                }
                 let mut next = start();
                 // The other one ends as soon as this one has everything; or one of its processes
                 // dies meanwhile, and this one ends.
