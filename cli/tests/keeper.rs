@@ -15,7 +15,7 @@ use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -473,4 +473,29 @@ fn the_units_are_what_systemd_takes() {
             assert!(output.status.success() && !said.contains("pervma-serve."), "{said}");
         }
     }
+}
+
+#[test]
+fn the_next_process_begins_also_where_no_descriptor_is_left() {
+    let place = Place::new(PAGES);
+    let mut command = place.command(["--workers", "2"]);
+    let limit = || {
+        let limit = libc::rlimit { rlim_cur: 60, rlim_max: 60 };
+        // SAFETY: it reads a struct.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
+        Ok(())
+    };
+    // SAFETY: it makes one system call.
+    unsafe { command.pre_exec(limit) };
+    let mut daemon = Daemon::start(command);
+    let mut clients: Vec<_> =
+        (0..3).map(|_| place.client(Has::pages(PAGES, all_events()))).collect();
+    clients.iter_mut().for_each(|client| client.asked("check 0 100"));
+    let _silent: Vec<_> = (0..60).map(|_| UnixStream::connect(&place.socket).unwrap()).collect();
+    daemon.wait_for("a peer cannot be");
+    for _ in 0..3 {
+        daemon.kill_serving();
+        clients.iter_mut().for_each(|client| client.asked("check"));
+    }
+    clients.into_iter().for_each(Client::end);
 }

@@ -135,8 +135,19 @@ impl Keeper {
         }
         let keeper = getpid();
         let mut work = Some(work);
+        let mut is_first = true;
         loop {
-            let Some(process) = start()? else {
+            let started = match start() {
+                // There is no memory, perhaps, or there are too many processes.
+                Err(error) if !is_first => {
+                    tracing::error!(%error, "no serving process can be started");
+                    thread::sleep(LIVES);
+                    continue;
+                }
+                other => other?,
+            };
+            is_first = false;
+            let Some(process) = started else {
                 // In the new process.
                 let kept = self.kept(keeper, &owned).unwrap_or_else(|error| {
                     // The next one may have more luck.
@@ -176,7 +187,7 @@ impl Keeper {
         }
         // SAFETY: what was open before the first process was started is owned by values that this
         // one has inherited; all else was opened by processes before this one.
-        let descriptors = unsafe { Descriptors::all_but(&self.list, owned) }?;
+        let mut descriptors = unsafe { Descriptors::all_but(&self.list, owned) }?;
         let (mut entries, mut is_damaged) = (Vec::new(), false);
         for (slot, entry) in self.table.left() {
             match entry {
@@ -187,6 +198,10 @@ impl Keeper {
                 }
             }
         }
+        let noted =
+            entries.iter().flat_map(|(slot, entry)| [entry.descriptor, entry.pidfd, slot.file()]);
+        // This process needs as many, of which there may be no more.
+        descriptors.close_waits(&noted.collect());
         let table = Arc::clone(&self.table);
         let keeper = Watched(Some(keeper));
         Ok(Kept { table, entries, descriptors, culprit, is_damaged, keeper, before })

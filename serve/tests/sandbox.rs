@@ -453,7 +453,7 @@ fn a_keeper_in_the_sandbox_starts_processes_that_start_none() {
             assert_eq!(call(libc::SYS_seccomp, [0; 6]), libc::EPERM);
             std::thread::spawn(|| ()).join().unwrap();
             match kept.before() {
-                // Also by a signal to itself.
+                // By a signal to itself.
                 0 => std::process::abort(),
                 _ => 7,
             }
@@ -461,4 +461,15 @@ fn a_keeper_in_the_sandbox_starts_processes_that_start_none() {
         assert_eq!(code.unwrap(), 7);
     };
     child::alone(NAME, [keeps]);
+}
+
+#[test]
+fn a_keeper_that_may_start_no_process_says_so() {
+    let keeps = || {
+        let keeper = Keeper::new(&Options::new().workers(1)).unwrap();
+        Sandbox::default().enter().unwrap();
+        let refused = keeper.run(|_| 0).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+    };
+    child::alone("a_keeper_that_may_start_no_process_says_so", [keeps]);
 }

@@ -103,6 +103,16 @@ impl Descriptors {
         self.0.iter().filter_map(|&number| Some((number, self.borrow(number)?)))
     }
 
+    /// Closes what another process has waited by, among those that are not noted.
+    pub(crate) fn close_waits(&mut self, noted: &BTreeSet<i32>) {
+        let is_wait = |number: &&i32| {
+            let link = rustix::fs::readlink(format!("/proc/self/fd/{number}"), Vec::new());
+            link.is_ok_and(|link| link.as_bytes().starts_with(b"anon_inode:[event"))
+        };
+        let waits: Vec<i32> = self.0.difference(noted).filter(is_wait).copied().collect();
+        waits.into_iter().filter_map(|number| self.take(number)).for_each(drop);
+    }
+
     /// All that were not taken.
     pub(crate) fn rest(self) -> Vec<OwnedFd> {
         // SAFETY: as above.
