@@ -138,8 +138,11 @@ fn a_daemon_that_drains_goes_on_with_that_when_its_serving_process_dies() {
     let mut daemon = place.serve(["--on-stop", "drain"]);
     let mut client = place.client(Has::pages(PAGES, all_events()));
     client.asked("discard 0 9");
-    daemon.signal(Signal::TERM);
+    // As a terminal does: once is not twice.
+    daemon.signal(Signal::INT);
+    kill_process(daemon.serving().unwrap(), Signal::INT).unwrap();
     daemon.wait_for("clients are served until they have gone");
+    client.asked("check 0 9");
     daemon.kill_serving();
     daemon.wait_for("clients are served until they have gone");
     assert!(!is_there(&place.socket), "nobody else comes");

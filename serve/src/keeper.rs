@@ -14,6 +14,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
@@ -59,6 +60,7 @@ impl Watched {
         if self.0.is_some() && self.0 != getppid() {
             tracing::error!("the keeper has gone: nobody takes the place of this process");
             self.0 = None;
+            set_stops(libc::SIG_UNBLOCK);
         }
     }
 }
@@ -119,8 +121,9 @@ impl Keeper {
     /// What `work` returns is what this returns, when a process has come to its end. What it owns
     /// is dropped there, and not here.
     ///
-    /// Signals to this process are its own matter, and so is a serving process that outlives this
-    /// one: it serves on, and nobody takes its place.
+    /// Signals to this process are its own matter; those by which programs are told to stop are
+    /// blocked in the serving one, as long as this one lives. A serving process that outlives it
+    /// serves on, and nobody takes its place.
     ///
     /// # Errors
     ///
@@ -159,6 +162,7 @@ impl Keeper {
                     std::mem::forget(work.take());
                     std::process::exit(0);
                 }
+                set_stops(libc::SIG_BLOCK);
                 blame::watch(&self.table);
                 let end = work.take().map_or(0, |work| work(kept));
                 self.table.note_end(end);
@@ -247,6 +251,20 @@ fn start() -> io::Result<Option<Pid>> {
         Ok(-1) | Err(_) => Err(io::Error::last_os_error()),
         Ok(pid) => Ok(Pid::from_raw(pid)),
     }
+}
+
+/// Blocks, or not, the signals by which a program is told to stop: a terminal sends them to both
+/// processes, and the keeper's is enough. Twice is something else.
+fn set_stops(how: libc::c_int) {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: it writes all of the set.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
+        // SAFETY: a set, which was just written.
+        unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
+    }
+    // SAFETY: it reads a set, which was just written.
+    unsafe { libc::pthread_sigmask(how, set.as_ptr(), std::ptr::null_mut()) };
 }
 
 /// Waits until a process has ended, with all of its threads.
