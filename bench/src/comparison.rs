@@ -7,7 +7,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
-use crate::summary::Summary;
+use crate::summary::{Summary, per_mille};
 
 /// How much is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,6 +115,13 @@ impl Outcome {
     /// `None` where an implementation does not have the measure.
     pub(crate) fn summary(&self, name: &str, measure: usize) -> Option<Summary> {
         Summary::of(self.measures(name, measure)?)
+    }
+
+    /// What so many thousandths of the rounds do not exceed; all 1000 do not exceed the worst.
+    pub(crate) fn per_mille(&self, name: &str, measure: usize, thousandths: usize) -> Option<f64> {
+        let mut sorted: Vec<f64> = self.measures(name, measure)?.collect();
+        sorted.sort_by(f64::total_cmp);
+        (!sorted.is_empty()).then(|| per_mille(&sorted, thousandths))
     }
 
     /// One measure over another.
@@ -239,6 +246,10 @@ mod tests {
         assert_eq!(outcome.names().collect::<String>(), "abc");
         // 2, 3 and 4: the 1 was the warm-up's.
         assert_eq!(outcome.summary("c", 0).map(|summary| summary.median), Some(3.0));
+        assert_eq!(
+            [0, 500, 1000].map(|at| outcome.per_mille("b", 1, at)),
+            [Some(4.0), Some(6.0), Some(8.0)]
+        );
         assert!(outcome.summary("c", 1).is_none(), "it does not have the measure");
         assert!(outcome.summary("d", 0).is_none());
         let ratio = outcome.ratio(("b", 1), ("a", 0)).unwrap();

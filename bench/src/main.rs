@@ -29,6 +29,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::benchmarks::Benchmark;
 use crate::benchmarks::instructions::{self, Case};
 use crate::comparison::{Effort, timer_cost};
+use crate::daemon::ServeHow;
 use crate::machine::Machine;
 use crate::report::Report;
 
@@ -71,6 +72,13 @@ enum Instead {
     /// Be the process whose pages fault, as the benchmarks of the daemon have it.
     #[command(hide = true)]
     Client,
+    /// Be the daemon whose serving process is killed.
+    #[command(hide = true)]
+    Serve {
+        folder: PathBuf,
+        #[arg(value_enum)]
+        how: ServeHow,
+    },
     /// Be a process that CRIU dumps.
     #[command(hide = true)]
     Heap { len: usize, folder: PathBuf },
@@ -103,6 +111,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         Some(Instead::Record) => print!("{}", instructions::record()?),
         Some(Instead::Perform(case)) => case.perform(),
         Some(Instead::Client) => daemon::play()?,
+        Some(Instead::Serve { folder, how }) => daemon::serve(folder, *how)?,
         Some(Instead::Heap { len, folder }) => daemon::heap(*len, folder)?,
         Some(Instead::Restores { images, fillers, server }) => {
             daemon::restores(images, *fillers, *server)?;

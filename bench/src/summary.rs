@@ -33,7 +33,7 @@ impl Summary {
 /// # Panics
 ///
 /// Without samples.
-pub(crate) fn per_mille(sorted: &[u64], thousandths: usize) -> u64 {
+pub(crate) fn per_mille<T: Copy>(sorted: &[T], thousandths: usize) -> T {
     sorted[(sorted.len() * thousandths).div_ceil(1000).max(1) - 1]
 }
 

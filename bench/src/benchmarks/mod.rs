@@ -67,6 +67,8 @@ pub(crate) enum Benchmark {
     DaemonClients,
     /// Memory that is filled before it is touched, beside bare copies.
     DaemonTransfers,
+    /// Faults while the serving process of a daemon is killed, or another daemon takes over.
+    DaemonDeaths,
     /// Restores by CRIU, if it is installed, beside its own daemon.
     DaemonCriu,
     /// Instructions of lookups and changes, counted by callgrind if it is installed.
@@ -107,6 +109,7 @@ impl Benchmark {
             Self::DaemonGuest => daemon::guests(effort)?,
             Self::DaemonClients => daemon::clients(effort)?,
             Self::DaemonTransfers => daemon::transfers(effort)?,
+            Self::DaemonDeaths => daemon::deaths(effort)?,
             Self::DaemonCriu => daemon::criu(effort)?,
             Self::Instructions => instructions::measure()?,
         }))

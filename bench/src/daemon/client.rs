@@ -68,6 +68,7 @@ pub(super) struct Times {
     pub(super) half: f64,
     pub(super) p99: f64,
     pub(super) p999: f64,
+    pub(super) longest: f64,
 }
 
 /// A client's process. It ends with this.
@@ -136,6 +137,11 @@ impl Client {
 
     pub(super) fn times(&self, command: &Command) -> Result<Times, Box<dyn Error>> {
         self.tell(command)?;
+        self.wait_for_times()
+    }
+
+    /// The times of what it was told to time.
+    pub(super) fn wait_for_times(&self) -> Result<Times, Box<dyn Error>> {
         match self.answer()?.0 {
             Answer::Times(times) => Ok(times),
             other => Err(unexpected(other)),
@@ -313,8 +319,9 @@ fn time(memory: Missing, span: Duration, seed: u64) -> Times {
         }
     }
     times.sort_unstable();
-    let [half, p99, p999] = [500, 990, 999].map(|at| per_mille(&times, at) as f64 / 1e3);
-    Times { half, p99, p999 }
+    let [half, p99, p999, longest] =
+        [500, 990, 999, 1000].map(|at| per_mille(&times, at) as f64 / 1e3);
+    Times { half, p99, p999, longest }
 }
 
 /// Threads that touch and discard.

@@ -17,11 +17,16 @@ use rand::{Rng, SeedableRng};
 
 /// A file of random bytes.
 pub(super) fn file(len: usize) -> io::Result<File> {
+    let mut file = tempfile::tempfile()?;
+    write(&mut file, len)?;
+    Ok(file)
+}
+
+/// Writes random bytes.
+pub(super) fn write(file: &mut File, len: usize) -> io::Result<()> {
     let mut bytes = vec![0; len];
     StdRng::seed_from_u64(1).fill_bytes(&mut bytes);
-    let mut file = tempfile::tempfile()?;
-    file.write_all(&bytes)?;
-    Ok(file)
+    file.write_all(&bytes)
 }
 
 /// A file that is mapped. Its bytes are for the kernel to copy.

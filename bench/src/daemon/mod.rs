@@ -6,6 +6,7 @@ mod client;
 mod clients;
 mod content;
 mod criu;
+mod deaths;
 mod events;
 mod faults;
 #[cfg(target_arch = "x86_64")]
@@ -24,6 +25,7 @@ mod transfers;
 pub(crate) use self::client::play;
 pub(crate) use self::clients::measure as clients;
 pub(crate) use self::criu::{heap, measure as criu, restores};
+pub(crate) use self::deaths::{ServeHow, measure as deaths, serve};
 pub(crate) use self::events::measure as events;
 pub(crate) use self::faults::measure as faults;
 pub(crate) use self::guests::measure as guests;
