@@ -138,7 +138,8 @@ impl Keeper {
         }
         let keeper = getpid();
         let mut work = Some(work);
-        let mut is_first = true;
+        // Nobody else serves what was taken over.
+        let mut is_first = self.taken.is_none();
         loop {
             let started = match start() {
                 // There is no memory, perhaps, or there are too many processes.
