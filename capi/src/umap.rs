@@ -503,10 +503,12 @@ mod tests {
     fn nothing_of_a_region_is_left_for_who_still_knows_of_it() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(8192).unwrap();
-        let (prot, none) = (libc::PROT_READ, std::ptr::null_mut());
+        // Where the kernel maps nothing by itself: not the stack of another test's thread either.
+        let (prot, place) = (libc::PROT_READ, std::ptr::without_provenance_mut(0x2A00_0000_0000));
         let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
-        // SAFETY: a descriptor that is open.
-        let start = unsafe { pervma_umap(none, 8192, prot, libc::MAP_PRIVATE, fd, 0) };
+        let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
+        // SAFETY: a descriptor that is open, and a place of this test's own.
+        let start = unsafe { pervma_umap(place, 8192, prot, flags, fd, 0) };
         assert_ne!(start, libc::MAP_FAILED);
         // As a flush of all regions does.
         let known = at(start.addr()).unwrap_or_else(|status| panic!("{status:?}"));
