@@ -8,8 +8,8 @@
 //! Or the serving process dies again and again, at any time or at one of its steps, and another
 //! program takes over each second.
 //!
-//! `PERVMA_SOAK_SECONDS` is how long; 5 without it. `PERVMA_SOAK_CLIENTS` is how many at a time, and
-//! `PERVMA_SOAK_DEATHS` how many milliseconds a serving process lives, on average; 4, and 30.
+//! `PERVMA_SOAK_SECONDS` is how long; 5 without it. `PERVMA_SOAK_CLIENTS` is how many at a time,
+//! and `PERVMA_SOAK_DEATHS` how many milliseconds a serving process lives, on average; 4, and 30.
 //! What it does not do: huge pages, and sources that fail for good, which have tests of their own
 //! (`clients.rs`); processes that die of a client (`keeper.rs`). A child looks at what its own
 //! thread had: what another thread has moved at that time may be told in the wrong order
