@@ -458,8 +458,11 @@ impl Control {
     fn take_left(&mut self, connection: Connection, came: Option<Came>) {
         let (id, mark) = (id_of(&connection), connection.mark());
         let is_deadly = came.as_ref().is_some_and(|came| came.is_deadly);
+        if mark & RUNS != 0 {
+            connection.understood();
+        }
         let arriving = came
-            .filter(|_| mark == 0)
+            .filter(|_| mark & RUNS == 0)
             .map(|came| Handshake::with(&self.daemon.limits, came.inbox, came.descriptors, true));
         let is_arriving = arriving.is_some();
         self.begin(connection, arriving);
