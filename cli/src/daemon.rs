@@ -188,22 +188,23 @@ impl KeeperOptions {
         let work = |kept: Kept| {
             let before = kept.before();
             let served = || {
-                if is_in_sandbox {
-                    sandbox::enter_as_started()?;
-                }
-                if self.chaos.is_some() {
-                    die_at_random(OFTEN, until)?;
+                let begun = || -> Result<(), Error> {
+                    if is_in_sandbox {
+                        sandbox::enter_as_started()?;
+                    }
+                    match self.chaos {
+                        Some(_) => Ok(die_at_random(OFTEN, until)?),
+                        None => Ok(()),
+                    }
+                };
+                match begun() {
+                    // Another process tries it again: `serve` owns what that has as well.
+                    Err(error) if before > 0 => std::process::exit(error.tell().into()),
+                    other => other?,
                 }
                 serve(Some(kept))
             };
-            served().map(code).unwrap_or_else(|error| {
-                let status = error.tell();
-                if before > 0 {
-                    // Clients would lose their memory: another process tries it again.
-                    std::process::exit(status.into());
-                }
-                status
-            })
+            served().map(code).unwrap_or_else(|error| error.tell())
         };
         keeper.run(work).map_err(Error::Keeper)
     }

@@ -180,20 +180,24 @@ pub(crate) fn run(options: &ServeOptions) -> Result<u8, Error> {
     } else {
         enter_sandbox(options, keeper.is_some())?;
     }
+    let mut server = server(options, pager, listens);
+    for (file, set) in replays {
+        server = server
+            .replay(set)
+            .map_err(|reason| Error::WorkingSet { file: file.clone(), reason })?;
+    }
+    if let Some(socket) = socket {
+        server = server.take_over(socket);
+    }
+    // What fails there drops what the next process has as well: nothing may.
     options.keeper.serve(keeper, !options.no_sandbox, |kept| {
         let (tell, teller) = helper.map(teller).unzip();
+        if let Some(tell) = tell {
+            server = server.on_failure(OnFailure::Tell(tell));
+        }
         // Threads, so not before the sandbox, nor in the keeper.
         let (output, _written) = Output::start();
         let mut progress = Progress::new(options.json, output);
-        let mut server = server(options, pager, listens, tell);
-        if let Some(socket) = socket {
-            server = server.take_over(socket);
-        }
-        for (file, set) in replays {
-            server = server
-                .replay(set)
-                .map_err(|reason| Error::WorkingSet { file: file.clone(), reason })?;
-        }
         let started = || manager.tell_ready();
         let look = |pager: &Pager, ended: &Ended| progress.look(pager, ended);
         let deaths = kept.as_ref().map_or(0, Kept::before);
@@ -311,17 +315,12 @@ fn pager(options: &ServeOptions, cores: usize) -> Options {
         .limits(limits(options))
 }
 
-fn server(
-    options: &ServeOptions,
-    pager: Options,
-    listens: Vec<Listen>,
-    tell: Option<Box<Tell>>,
-) -> Server {
+fn server(options: &ServeOptions, pager: Options, listens: Vec<Listen>) -> Server {
     let server = Server::new(listens, pager, limits(options))
-        .on_failure(match tell {
-            Some(tell) => OnFailure::Tell(tell),
-            None if options.on_failure == WhatOnFailure::Kill => OnFailure::Kill,
-            None => OnFailure::Poison,
+        .on_failure(match options.on_failure {
+            WhatOnFailure::Kill => OnFailure::Kill,
+            // Who is told is known later.
+            WhatOnFailure::Poison | WhatOnFailure::Exec => OnFailure::Poison,
         })
         .on_stop(match options.on_stop {
             WhatOnStop::Drain => OnStop::Drain(Duration::from_secs(options.stop_timeout)),
@@ -382,7 +381,13 @@ fn listens(
             }
             .map_err(|error| daemon::socket_error(path, &error))?,
             None => match first_passed.take() {
-                Some(listener) => Listen::of(listener, source)?,
+                Some(listener) => {
+                    // It was given by who served there, too.
+                    let place = listener.local_addr()?;
+                    let place = place.as_pathname();
+                    drop(taken.as_mut().zip(place).map(|(taken, path)| taken.listener(path)));
+                    Listen::of(listener, source)?
+                }
                 None => {
                     let message = "--memory needs --socket, and no socket was passed";
                     return Err(Error::Usage(message.to_owned()));

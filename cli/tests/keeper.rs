@@ -18,6 +18,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -501,4 +502,117 @@ fn the_next_process_begins_also_where_no_descriptor_is_left() {
         clients.iter_mut().for_each(|client| client.asked("check"));
     }
     clients.into_iter().for_each(Client::end);
+}
+
+#[test]
+fn who_asks_for_all_clients_when_the_keeper_has_gone_gets_none_and_all_are_served() {
+    let place = Place::new(PAGES);
+    let socket = place.path("take-over");
+    let at = socket.to_str().unwrap();
+    let mut daemon = place.serve(["--take-over-socket", at]);
+    let mut client = place.client(Has::pages(PAGES, all_events()));
+    client.asked("check 0 9");
+    client.asked("discard 0 4");
+    let serving = daemon.serving().unwrap();
+    daemon.signal(Signal::KILL);
+    // At once, and when it is known.
+    for _ in 0..2 {
+        let asks = run(place.command(["--take-over", at]));
+        assert_eq!((asks.exit, asks.stderr.lines().count()), (Some(2), 1), "{asks:?}");
+        assert!(asks.stderr.contains("its keeper has gone"), "{asks:?}");
+        client.asked("check 0 200");
+        std::thread::sleep(Duration::from_millis(600));
+    }
+    client.asked("check");
+    client.end();
+    kill_process(serving, Signal::TERM).unwrap();
+    daemon.wait_for("VMs 1, refused 0, failed 0");
+}
+
+#[test]
+fn a_keeper_whose_parent_ignores_the_ends_of_children_hears_of_them() {
+    let place = Place::new(PAGES);
+    let mut command = place.command::<&str>([]);
+    let ignore = || {
+        // SAFETY: it sets no handler.
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+        Ok(())
+    };
+    // SAFETY: it makes one system call.
+    unsafe { command.pre_exec(ignore) };
+    let daemon = Daemon::start(command);
+    let mut client = place.client(Has::pages(PAGES, all_events()));
+    for _ in 0..3 {
+        client.asked("check 0 100");
+        daemon.kill_serving();
+    }
+    client.asked("check");
+    client.end();
+    assert_eq!(daemon.stop().exit, Some(0));
+}
+
+#[test]
+fn of_two_programs_that_wait_for_each_other_too_long_one_has_all_clients() {
+    let place = Place::new(PAGES);
+    let socket = place.path("take-over");
+    let at = socket.to_str().unwrap();
+    let mut daemon = place.serve(["--take-over-socket", at]);
+    let mut client = place.client(Has::pages(PAGES, all_events()));
+    client.asked("check 0 100");
+    client.asked("discard 0 50");
+    let first = daemon.serving().unwrap();
+    let next = place.command(["--take-over", at]).stderr(Stdio::null()).spawn().unwrap();
+    // Who gives everything stands still before it hears that the other one is ready.
+    let gives = loop {
+        match daemon.serving() {
+            Some(gives) if gives != first => break gives,
+            _ => {}
+        }
+    };
+    kill_process(gives, Signal::STOP).unwrap();
+    let ended = next.wait_with_output().unwrap();
+    kill_process(gives, Signal::CONT).unwrap();
+    assert_eq!(ended.status.code(), Some(2));
+    daemon.wait_for("nobody takes over: this program serves on");
+    daemon.kill_serving();
+    client.asked("check");
+    client.end();
+    assert_eq!(daemon.stop().exit, Some(0));
+}
+
+#[test]
+fn who_is_not_given_a_socket_at_which_clients_wait_takes_nothing_over() {
+    let place = Place::new(PAGES);
+    let (socket, other) = (place.path("take-over"), place.path("other"));
+    let vm = format!("{}={}", other.display(), place.file.display());
+    let at = socket.to_str().unwrap();
+    let daemon = place.serve(["--take-over-socket", at, "--vm", &vm]);
+    let mut client = place.client(Has::pages(PAGES, all_events()));
+    client.asked("check 0 100");
+    let refused = run(place.command(["--take-over", at]));
+    assert_eq!((refused.exit, refused.stderr.contains("not given here")), (Some(2), true));
+    client.asked("check 0 200");
+    let next = place.serve(["--vm", &vm, "--take-over", at]);
+    assert_eq!(daemon.ended().exit, Some(0));
+    client.asked("check");
+    client.end();
+    Client::connect(&other, &place.file, Has::pages(PAGES, 0)).unwrap().end();
+    assert_eq!(next.stop().exit, Some(0));
+}
+
+#[test]
+fn who_fails_to_take_over_leaves_the_sockets_where_they_are() {
+    let place = Place::new(PAGES);
+    let socket = place.path("take-over");
+    let at = socket.to_str().unwrap();
+    let daemon = place.serve(["--take-over-socket", at]);
+    let vm = format!("{}=/nowhere", place.path("other").display());
+    let refused = run(place.command(["--take-over-socket", at, "--take-over", at, "--vm", &vm]));
+    assert_eq!(refused.exit, Some(2), "{refused:?}");
+    assert!(is_there(&place.socket) && is_there(&socket));
+    let mut client = place.client(Has::pages(PAGES, all_events()));
+    client.asked("check");
+    client.end();
+    assert_eq!(daemon.stop().exit, Some(0));
+    assert!(!is_there(&place.socket) && !is_there(&socket));
 }

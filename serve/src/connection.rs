@@ -78,7 +78,7 @@ impl Connection {
         descriptors: &mut Descriptors,
     ) -> Option<(Self, Option<Came>)> {
         let (socket, pidfd) = (descriptors.take(entry.descriptor), descriptors.take(entry.pidfd));
-        let file = descriptors.take(slot.file());
+        let file = descriptors.take_file(slot.file());
         let Some(socket) = socket.map(UnixStream::from) else {
             slot.free();
             return None;

@@ -48,20 +48,22 @@ pub struct Kept {
     /// Of what was noted some cannot be used.
     pub(crate) is_damaged: bool,
     pub(crate) keeper: Watched,
-    before: u64,
+    pub(crate) before: u64,
 }
 
 /// The keeper, as the serving process sees it; none if there is none, or it has gone.
 pub(crate) struct Watched(Option<Pid>);
 
 impl Watched {
-    /// Says it, once, if the keeper has gone.
-    pub(crate) fn look(&mut self) {
+    /// Whether another process takes the place of this one, as far as is known. Says it, once, if
+    /// the keeper has gone.
+    pub(crate) fn look(&mut self) -> bool {
         if self.0.is_some() && self.0 != getppid() {
             tracing::error!("the keeper has gone: nobody takes the place of this process");
             self.0 = None;
             set_stops(libc::SIG_UNBLOCK);
         }
+        self.0.is_some()
     }
 }
 
@@ -101,6 +103,7 @@ impl Keeper {
     /// See [`TakeOverError`]. The other program serves on.
     pub fn taking_over(options: &Options, mut taken: TakenOver) -> Result<Self, TakeOverError> {
         let (list, threads) = (List::of_descriptors()?, List::of_threads()?);
+        taken.close_listeners()?;
         let table = taken.table(options.worker_count())?;
         if table.end().is_some() {
             // It was kept of a daemon that has come to its end.
@@ -136,6 +139,7 @@ impl Keeper {
             taken.finish(&self.table).map_err(io::Error::other)?;
             self.table.begin_anew();
         }
+        hear_of_ends();
         let keeper = getpid();
         let mut work = Some(work);
         // Nobody else serves what was taken over.
@@ -165,6 +169,7 @@ impl Keeper {
                 }
                 set_stops(libc::SIG_BLOCK);
                 blame::watch(&self.table);
+                die_of_panics();
                 let end = work.take().map_or(0, |work| work(kept));
                 self.table.note_end(end);
                 std::process::exit(end.into());
@@ -266,6 +271,39 @@ fn set_stops(how: libc::c_int) {
     }
     // SAFETY: it reads a set, which was just written.
     unsafe { libc::pthread_sigmask(how, set.as_ptr(), std::ptr::null_mut()) };
+}
+
+/// Has the kernel say how processes of this one have ended, also if who has started it ignores that
+/// (SIGCHLD).
+fn hear_of_ends() {
+    // SAFETY: no handler is set: the signal does nothing by itself.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
+/// Has this process die of a panic of this thread, before that drops what the keeper and the next
+/// process have as well: descriptors are closed for all of them. Other threads see to it
+/// [themselves](crate::threads::or_die).
+fn die_of_panics() {
+    let (this, tell) = (thread::current().id(), std::panic::take_hook());
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        if thread::current().id() == this {
+            std::process::abort();
+        }
+    }));
+}
+
+/// Ends this process at an error, if clients may have been left to it: dropped, they would fail, and
+/// the next process has them too. `false` for none.
+pub(crate) fn or_exit<T, E: std::fmt::Display>(
+    is_left: bool,
+    result: Result<T, E>,
+) -> Result<T, E> {
+    if let (true, Err(error)) = (is_left, &result) {
+        tracing::error!("this process cannot serve on: {error}");
+        std::process::exit(1);
+    }
+    result
 }
 
 /// Waits until a process has ended, with all of its threads.

@@ -24,6 +24,7 @@ use crate::client::{
     Read, Served, Wanted,
 };
 use crate::failure::Failure;
+use crate::keeper::or_exit;
 use crate::limits::Limits;
 use crate::reads::{Reads, Task};
 use crate::state::Extent;
@@ -384,24 +385,35 @@ impl Pager {
         });
         let mut pager = Self { shared, threads: Vec::new(), background: None };
         let mut rings = Ring::all(&table);
+        let is_left = left.as_ref().is_some_and(|left| !left.entries.is_empty());
         if let Some(left) = left {
             pager.shared.take_left(left, &mut rings);
         }
+        or_exit(is_left, pager.start_threads(workers, rings, todo))?;
+        Ok(pager)
+    }
+
+    fn start_threads(
+        &mut self,
+        workers: usize,
+        mut rings: Vec<Ring>,
+        todo: Receiver<Arc<Client>>,
+    ) -> io::Result<()> {
         // There were more workers, perhaps.
         rings.truncate(workers);
         for (number, ring) in rings.into_iter().enumerate() {
-            pager.spawn("pervma-worker", move |shared| shared.run(number, ring))?;
+            self.spawn("pervma-worker", move |shared| shared.run(number, ring))?;
         }
-        if pager.shared.options.ahead > 0 {
-            pager.spawn("pervma-ahead", Shared::fill_ahead)?;
+        if self.shared.options.ahead > 0 {
+            self.spawn("pervma-ahead", Shared::fill_ahead)?;
         }
-        for _ in 0..pager.shared.options.replayers {
-            pager.spawn("pervma-replay", Shared::fill_replays)?;
+        for _ in 0..self.shared.options.replayers {
+            self.spawn("pervma-replay", Shared::fill_replays)?;
         }
-        let shared = Arc::clone(&pager.shared);
+        let shared = Arc::clone(&self.shared);
         let background = thread::Builder::new().name("pervma-close".to_owned());
-        pager.background = Some(background.spawn(move || shared.look_after(&todo))?);
-        Ok(pager)
+        self.background = Some(background.spawn(move || shared.look_after(&todo))?);
+        Ok(())
     }
 
     fn spawn(&mut self, name: &str, work: impl FnOnce(&Shared) + Send + 'static) -> io::Result<()> {
@@ -650,7 +662,7 @@ impl Shared {
         let Left { entries, descriptors, source, culprit } = left;
         let mut clients = Vec::new();
         for (slot, entry) in entries {
-            let (number, file) = (entry.number, descriptors.take(slot.file()));
+            let (number, file) = (entry.number, descriptors.take_file(slot.file()));
             let Some(userfaultfd) = descriptors.take(entry.descriptor) else {
                 tracing::error!(client = number, "its descriptor is not there any more");
                 slot.free();

@@ -22,7 +22,7 @@ use crate::connection::{Came, Connection, Unknown, unknown};
 use crate::failure::Failure;
 use crate::handshake::criu::{Handshake, Told};
 use crate::images::Images;
-use crate::keeper::{Kept, Watched};
+use crate::keeper::{Kept, Watched, or_exit};
 use crate::limits::Limits;
 use crate::notices::Notices;
 use crate::pager::{Left, Notice, Options, Pager};
@@ -90,7 +90,10 @@ impl Restores {
         limits: Limits,
     ) -> io::Result<Self> {
         match taken.listener(path) {
-            Some(listener) => Self::listening(listener, Made::of(path)?, images, options, limits),
+            Some(listener) => {
+                let made = taken.made(path)?;
+                Self::listening(listener, made, images, options, limits)
+            }
             None => Self::at(path, images, options, limits),
         }
     }
@@ -200,15 +203,17 @@ impl Restores {
         stop: BorrowedFd<'_>,
         started: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<Restored> {
-        let Kept { table, entries, mut descriptors, culprit, is_damaged, keeper, .. } = kept;
+        let Kept { table, entries, mut descriptors, culprit, is_damaged, keeper, before } = kept;
+        let (is_kept, is_left) = (table.is_kept(), before > 0);
         let of_client = |(_, entry): &(Slot, Entry)| entry.kind == Kind::Client;
         let (clients, connections): (Vec<_>, Vec<_>) = entries.into_iter().partition(of_client);
         let is_of_these = |entry: &Entry| entry.source == self.identity;
         let source = |entry: &Entry| is_of_these(entry).then(|| self.images.source());
         let left =
             Left { entries: clients, descriptors: &mut descriptors, source: &source, culprit };
-        let (pager, notices) = Notices::start(&self.options, Arc::clone(&table), Some(left))?;
-        started()?;
+        let started_with = Notices::start(&self.options, Arc::clone(&table), Some(left));
+        let (pager, notices) = or_exit(is_left, started_with)?;
+        or_exit(is_left, started())?;
         let mut control = Control {
             daemon: self,
             pager: Arc::new(pager),
@@ -232,9 +237,9 @@ impl Restores {
         for descriptor in descriptors.rest() {
             control.take_unknown(descriptor, is_damaged);
         }
-        let stop = Stop::of(stop)?;
+        let stop = or_exit(is_left, Stop::of(stop))?;
         while !control.is_over() {
-            control.turn(&stop)?;
+            or_exit(is_kept, control.turn(&stop))?;
         }
         control.table.note_over();
         Ok(control.ended)
@@ -404,7 +409,7 @@ impl Control {
         }
         if let Some(socket) = &self.daemon.take_over
             && is_ready[first - 1]
-            && let Err(error) = take_over::hear(socket, &self.table)
+            && let Err(error) = take_over::hear(socket, &self.table, &mut self.keeper)
         {
             tracing::warn!(%error, "a program that asks for all tasks cannot be heard");
         }

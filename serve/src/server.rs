@@ -23,7 +23,7 @@ use crate::connection::{Came, Connection, Unknown, unknown};
 use crate::failure::Failure;
 use crate::handshake::Arrival;
 use crate::handshake::firecracker::Handshake;
-use crate::keeper::{Kept, Watched};
+use crate::keeper::{Kept, Watched, or_exit};
 use crate::limits::Limits;
 use crate::notices::Notices;
 use crate::pager::{Left, Notice, Options, Pager};
@@ -70,7 +70,7 @@ impl Listen {
     pub fn taken(taken: &mut TakenOver, path: &Path, source: Arc<dyn Source>) -> io::Result<Self> {
         match taken.listener(path) {
             Some(listener) => {
-                let made = Some(Arc::new(Made::of(path)?));
+                let made = Some(Arc::new(taken.made(path)?));
                 Ok(Self { made, ..Self::of(listener, source)? })
             }
             None => Self::at(path, source),
@@ -289,7 +289,8 @@ impl Server {
         started: impl FnOnce() -> io::Result<()>,
         mut look: impl FnMut(&Pager, &Ended),
     ) -> io::Result<Ended> {
-        let Kept { table, entries, mut descriptors, culprit, is_damaged, keeper, .. } = kept;
+        let Kept { table, entries, mut descriptors, culprit, is_damaged, keeper, before } = kept;
+        let (is_kept, is_left) = (table.is_kept(), before > 0);
         let of_client = |(_, entry): &(Slot, Entry)| entry.kind == Kind::Client;
         let (clients, connections): (Vec<_>, Vec<_>) = entries.into_iter().partition(of_client);
         let owners: Vec<_> =
@@ -300,9 +301,10 @@ impl Server {
         };
         let left =
             Left { entries: clients, descriptors: &mut descriptors, source: &source, culprit };
-        let (pager, notices) = Notices::start(&self.options, Arc::clone(&table), Some(left))?;
-        started()?;
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let started_with = Notices::start(&self.options, Arc::clone(&table), Some(left));
+        let (pager, notices) = or_exit(is_left, started_with)?;
+        or_exit(is_left, started())?;
+        let epoll = or_exit(is_left, epoll::create(epoll::CreateFlags::CLOEXEC))?;
         let mut control = Control {
             server: self,
             epoll,
@@ -317,11 +319,11 @@ impl Server {
             looked: Instant::now(),
             is_resting: false,
         };
-        let stop = Stop::of(stop)?;
-        control.watch(stop.as_fd(), STOP)?;
-        control.watch(control.notices.as_fd(), NOTICES)?;
+        let stop = or_exit(is_left, Stop::of(stop))?;
+        or_exit(is_left, control.watch(stop.as_fd(), STOP))?;
+        or_exit(is_left, control.watch(control.notices.as_fd(), NOTICES))?;
         if let Some(socket) = &control.server.take_over {
-            control.watch(socket.as_fd(), TAKE_OVER)?;
+            or_exit(is_left, control.watch(socket.as_fd(), TAKE_OVER))?;
         }
         for (_, client, source) in &owners {
             control.take_left_client(ClientId(*client), *source);
@@ -339,12 +341,12 @@ impl Server {
         for descriptor in descriptors.rest() {
             control.take_unknown(descriptor, is_damaged);
         }
-        control.listen()?;
+        or_exit(is_left, control.listen())?;
         let mut times = 0;
         while times == 0 {
-            times = control.turn(&stop, &mut look)?;
+            times = or_exit(is_kept, control.turn(&stop, &mut look))?;
         }
-        control.stop(&stop, times, &mut look)?;
+        or_exit(is_kept, control.stop(&stop, times, &mut look))?;
         control.table.note_over();
         Ok(control.ended)
     }
@@ -456,9 +458,9 @@ impl Control {
         Ok(times)
     }
 
-    fn hear_take_over(&self) {
+    fn hear_take_over(&mut self) {
         if let Some(socket) = &self.server.take_over
-            && let Err(error) = take_over::hear(socket, &self.table)
+            && let Err(error) = take_over::hear(socket, &self.table, &mut self.keeper)
         {
             tracing::warn!(%error, "a program that asks for all clients cannot be heard");
         }

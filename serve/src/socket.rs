@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -36,7 +37,7 @@ pub(crate) fn listen_at(path: &Path, kind: SocketType) -> io::Result<(OwnedFd, M
     // Before it listens, nobody can connect.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     listen(&socket, 1024)?;
-    Ok((socket, Made::of(path)?))
+    Ok((socket, Made::of(path, Arc::new(OnceLock::from(())))?))
 }
 
 /// A socket's file, which is removed with this, unless something else is at its path by then.
@@ -47,22 +48,25 @@ pub(crate) struct Made {
     file: OwnedFd,
     /// Where the kernel says that it is.
     place: PathBuf,
+    /// Whether it is this program's.
+    is_own: Arc<OnceLock<()>>,
 }
 
 impl Made {
-    /// The file of a socket that listens there.
-    pub(crate) fn of(path: &Path) -> io::Result<Self> {
+    /// The file of a socket that listens there, which is this program's as soon as that is set.
+    pub(crate) fn of(path: &Path, is_own: Arc<OnceLock<()>>) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::open(path, flags, Mode::empty())?;
         let place = place(&file)?;
-        Ok(Self { path: path.to_owned(), file, place })
+        Ok(Self { path: path.to_owned(), file, place, is_own })
     }
 }
 
 impl Made {
     /// Removes it, if it is still there. Again it does nothing.
     pub(crate) fn remove(&self) {
-        if place(&self.file).is_ok_and(|place| place == self.place) {
+        let is_own = self.is_own.get().is_some();
+        if is_own && place(&self.file).is_ok_and(|place| place == self.place) {
             // The sandbox may refuse it.
             let _ = fs::remove_file(&self.path);
         }

@@ -49,8 +49,10 @@ pub(crate) fn step() {
 }
 
 /// Kills this process.
-pub(crate) fn die() {
+pub(crate) fn die() -> ! {
     let this = pidfd_open(getpid(), PidfdFlags::empty());
     // It does not return.
     let _ = this.map(|this| pidfd_send_signal(this, Signal::KILL));
+    // There is no descriptor left, perhaps.
+    std::process::abort();
 }

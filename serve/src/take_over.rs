@@ -11,7 +11,8 @@
 //!
 //! Nobody serves meanwhile, for some milliseconds. The old one then notes in the table that it has
 //! come to its end: that decides whose the clients are, whoever dies when. The new one waits until
-//! the connection is closed, and looks there.
+//! the connection is closed, and looks there; if that is not noted, it notes that it does not wait
+//! any more. Of both only one can be noted.
 //!
 //! Who has asked and does not say within [`LIMIT`] that it is ready is left alone, and the old one
 //! serves on.
@@ -22,19 +23,21 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::socket_type;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
     accept_with, connect, recvmsg, sendmsg, socket_with,
 };
 
+use crate::keeper::Watched;
 use crate::socket::{Made, listen_at};
 use crate::state::VERSION;
 use crate::state::descriptors::{Descriptors, listening};
@@ -78,6 +81,9 @@ pub enum TakeOverError {
     /// A descriptor has a number here that something else has.
     #[error("a descriptor needs the number {0}, which something else has")]
     Number(i32),
+    /// It listens at a socket that this program is not given: who waits there would be lost.
+    #[error("it listens at {}, which is not given here as well", .0.display())]
+    Socket(PathBuf),
     /// It has gone on by itself, or has ended before.
     #[error("the program that serves there did not let go")]
     NotLetGo,
@@ -100,6 +106,8 @@ pub struct TakenOver {
     listeners: Vec<UnixListener>,
     /// To who has served up to now, if that is not dead.
     connection: Option<OwnedFd>,
+    /// Set when that has let go: until then the sockets are its own.
+    has_let_go: Arc<OnceLock<()>>,
 }
 
 impl TakenOver {
@@ -152,7 +160,8 @@ impl TakenOver {
             .map(|listener| Ok(UnixListener::from(moved(listener.into(), above)?)))
             .collect();
         let listeners = listeners?;
-        Ok(Self { table, descriptors: placed(came)?, listeners, connection })
+        let (descriptors, has_let_go) = (placed(came)?, Arc::default());
+        Ok(Self { table, descriptors, listeners, connection, has_let_go })
     }
 
     /// What a service manager has kept of a daemon all of whose processes have died: descriptors by
@@ -177,7 +186,8 @@ impl TakenOver {
         let Some(table) = table else { return Ok(None) };
         let table = moved(table, above(&came))?;
         let descriptors = placed(came)?;
-        Ok(Some(Self { table: Some(table), descriptors, listeners: Vec::new(), connection: None }))
+        let (listeners, connection, has_let_go) = (Vec::new(), None, Arc::default());
+        Ok(Some(Self { table: Some(table), descriptors, listeners, connection, has_let_go }))
     }
 
     /// Whether a service manager keeps a descriptor of this name for [`stored`](Self::stored).
@@ -193,6 +203,26 @@ impl TakenOver {
         };
         let at = self.listeners.iter().position(is_here)?;
         Some(self.listeners.remove(at))
+    }
+
+    /// The file of one of its sockets, which stays its own as long as it has not let go.
+    pub(crate) fn made(&self, path: &Path) -> io::Result<Made> {
+        Made::of(path, Arc::clone(&self.has_let_go))
+    }
+
+    /// Closes the sockets that nobody [listens](Self::listener) at here.
+    ///
+    /// # Errors
+    ///
+    /// When clients may wait there.
+    pub(crate) fn close_listeners(&mut self) -> Result<(), TakeOverError> {
+        let of_clients = |listener: &UnixListener| socket_type(listener) == Ok(SocketType::STREAM);
+        if let Some(listener) = self.listeners.iter().find(|listener| of_clients(listener)) {
+            let place = listener.local_addr()?;
+            return Err(TakeOverError::Socket(place.as_pathname().unwrap_or(Path::new("")).into()));
+        }
+        self.listeners.clear();
+        Ok(())
     }
 
     /// The table, for so many threads that read. Once.
@@ -215,10 +245,12 @@ impl TakenOver {
         send(connection, READY, &[], &[])?;
         // Until it is closed. If that is late, the other one may not have ended yet.
         while receive(connection, LIMIT).is_ok() {}
-        match table.end() {
-            Some(_) => Ok(()),
-            None => Err(TakeOverError::NotLetGo),
+        // If it does so later, it sees that this program does not wait any more.
+        if table.waits_no_more() {
+            return Err(TakeOverError::NotLetGo);
         }
+        self.has_let_go.get_or_init(|| ());
+        Ok(())
     }
 }
 
@@ -280,7 +312,7 @@ impl TakeOverSocket {
     /// As for [`at`](Self::at).
     pub fn taken(taken: &mut TakenOver, path: &Path) -> io::Result<Self> {
         match taken.listener(path) {
-            Some(listener) => Ok(Self { listener: listener.into(), made: Made::of(path)? }),
+            Some(listener) => Ok(Self { listener: listener.into(), made: taken.made(path)? }),
             None => Self::at(path),
         }
     }
@@ -298,15 +330,20 @@ impl AsFd for TakeOverSocket {
 
 /// Hears who has connected to a socket at which another program takes over: if it may, this process
 /// does not return, and the next one [gives](give_if_asked) it everything.
-pub(crate) fn hear(listener: &TakeOverSocket, table: &Table) -> io::Result<()> {
+pub(crate) fn hear(
+    listener: &TakeOverSocket,
+    table: &Table,
+    keeper: &mut Watched,
+) -> io::Result<()> {
     let connection = accept_with(listener, SocketFlags::CLOEXEC)?;
     let refused = match receive(&connection, PATIENCE) {
         Ok(Message { kind: ASK, bytes, .. }) if bytes == u64::from(VERSION).to_ne_bytes() => {
-            if table.is_kept() {
+            // It has gone a moment ago, perhaps: nobody would give anything.
+            if keeper.look() {
                 table.note_asked(connection.as_raw_fd(), false);
                 die();
             }
-            "it has no keeper".to_owned()
+            "its keeper has gone: have it drain".to_owned()
         }
         Ok(Message { kind: ASK, .. }) => format!("its state is of version {VERSION}"),
         Ok(_) => "this was not understood".to_owned(),
@@ -327,7 +364,15 @@ pub(crate) fn give_if_asked(
     owned: &BTreeSet<i32>,
 ) -> bool {
     let Some((number, was_giving)) = table.asked() else { return false };
-    let Some(connection) = descriptors.borrow(number) else { return false };
+    // Nothing is given to whatever else has its number.
+    let asks = |connection: &BorrowedFd<'_>| socket_type(connection) == Ok(SocketType::SEQPACKET);
+    let Some(connection) = descriptors.borrow(number).filter(asks) else {
+        table.note_asked(-1, false);
+        return false;
+    };
+    if !was_giving {
+        table.keep();
+    }
     table.note_asked(number, true);
     step();
     let give = || -> Result<(), TakeOverError> {
@@ -339,20 +384,25 @@ pub(crate) fn give_if_asked(
             give(connection, number, table, descriptors, owned)?;
         }
         match receive(connection, LIMIT)?.kind {
-            READY => Ok(()),
-            _ => Err(TakeOverError::Malformed),
+            // It is there still, and waits.
+            READY if !is_ready(connection, PollFlags::empty(), Duration::ZERO)? => {}
+            READY => return Err(TakeOverError::NotLetGo),
+            _ => return Err(TakeOverError::Malformed),
         }
+        step();
+        // From here on all is the other program's, unless that has waited for too long.
+        if table.let_go() { Ok(()) } else { Err(TakeOverError::NotLetGo) }
     };
     let given = give();
     step();
     match given {
-        // From here on all is the other program's.
-        Ok(()) => table.note_end(0),
+        Ok(()) => {}
         Err(error) => {
             tracing::warn!(%error, "nobody takes over: this program serves on");
             // So it sees that it gets nothing; the descriptor is closed as one that is not noted.
             let _ = rustix::net::shutdown(connection, rustix::net::Shutdown::Both);
             table.note_asked(-1, false);
+            table.keep();
             return false;
         }
     }

@@ -464,6 +464,25 @@ fn a_keeper_in_the_sandbox_starts_processes_that_start_none() {
 }
 
 #[test]
+fn a_serving_process_that_panics_drops_nothing_of_the_next_one() {
+    const NAME: &str = "a_serving_process_that_panics_drops_nothing_of_the_next_one";
+    let keeps = || {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let keeper = Keeper::new(&Options::new().workers(1)).unwrap();
+        let code = keeper.run(|kept| {
+            let file = file;
+            assert_eq!(file.metadata().unwrap().len(), 0);
+            match kept.before() {
+                0 | 1 => panic!("process {}", kept.before()),
+                _ => 7,
+            }
+        });
+        assert_eq!(code.unwrap(), 7);
+    };
+    child::alone(NAME, [keeps]);
+}
+
+#[test]
 fn a_keeper_that_may_start_no_process_says_so() {
     let keeps = || {
         let keeper = Keeper::new(&Options::new().workers(1)).unwrap();

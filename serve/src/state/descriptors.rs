@@ -83,6 +83,13 @@ impl Descriptors {
         self.0.remove(&number).then(|| unsafe { OwnedFd::from_raw_fd(number) })
     }
 
+    /// As [`take`](Self::take), if it is a file of memory: what is noted of that is not checked, and
+    /// it may be the number of another client's descriptor.
+    pub(crate) fn take_file(&mut self, number: i32) -> Option<OwnedFd> {
+        rustix::fs::fcntl_get_seals(self.borrow(number)?).ok()?;
+        self.take(number)
+    }
+
     /// One more that nobody owns.
     pub(crate) fn give(&mut self, descriptor: OwnedFd) {
         self.0.insert(descriptor.into_raw_fd());

@@ -9,6 +9,7 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::VERSION;
@@ -41,6 +42,8 @@ const ASKED: usize = 32;
 /// What [`END`] says.
 const OVER: u64 = 1 << 8;
 const ENDED: u64 = 2 << 8;
+/// Another program has asked for all of this, and does not wait any more.
+const WAITS_NO_MORE: u64 = 3 << 8;
 /// What the daemon has counted: [`COUNTS`] words.
 const COUNTED: usize = 16;
 
@@ -371,11 +374,34 @@ impl Table {
         self.store(END, ENDED | u64::from(code));
     }
 
+    /// Notes that this program has come to its end, unless who has asked for all of this [waits no
+    /// more](Self::waits_no_more). Whether that is so.
+    pub(crate) fn let_go(&self) -> bool {
+        self.decide(ENDED) == ENDED
+    }
+
+    /// Notes that this program waits no more for what it has asked for, unless the other one has
+    /// come to its end. Whether that is so.
+    pub(crate) fn waits_no_more(&self) -> bool {
+        self.decide(WAITS_NO_MORE) == WAITS_NO_MORE
+    }
+
+    /// What [`END`] says then.
+    fn decide(&self, wanted: u64) -> u64 {
+        let [end] = self.memory.counters(END);
+        end.compare_exchange(0, wanted, SeqCst, SeqCst).map_or_else(|end| end, |_| wanted)
+    }
+
+    /// This program goes on, and nobody else waits for what it serves.
+    pub(crate) fn keep(&self) {
+        self.store(END, 0);
+    }
+
     /// Whether there is nothing to be served any more, and with which code that has ended; `None`
     /// if it was not said.
     pub(crate) fn end(&self) -> Option<Option<u8>> {
         match self.load(END) {
-            0 => None,
+            0 | WAITS_NO_MORE => None,
             OVER => Some(None),
             code => Some(Some(code as u8)),
         }
