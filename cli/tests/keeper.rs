@@ -616,3 +616,33 @@ fn who_fails_to_take_over_leaves_the_sockets_where_they_are() {
     assert_eq!(daemon.stop().exit, Some(0));
     assert!(!is_there(&place.socket) && !is_there(&socket));
 }
+
+#[test]
+fn who_cannot_lock_enough_leaves_the_daemon_one_that_can() {
+    let place = Place::new(PAGES);
+    let socket = place.path("take-over");
+    let at = socket.to_str().unwrap();
+    let limited = |more: &[&str]| {
+        let mut command = place.command(["--take-over-socket", at].iter().chain(more));
+        let limit = || {
+            let limit = libc::rlimit { rlim_cur: 1 << 16, rlim_max: 1 << 16 };
+            // SAFETY: it reads a struct.
+            assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) }, 0);
+            Ok(())
+        };
+        // SAFETY: it makes one system call.
+        unsafe { command.pre_exec(limit) };
+        command
+    };
+    if rustix::process::geteuid().is_root() {
+        return println!("NOT RUN: as root, as much as there is can be locked");
+    }
+    let daemon = Daemon::start(limited(&["--workers", "2"]));
+    let mut client = place.client(Has::pages(PAGES, 0));
+    let refused = run(limited(&["--take-over", at, "--workers", "64"]));
+    assert_eq!(refused.exit, Some(2), "{refused:?}");
+    daemon.kill_serving();
+    client.asked("check");
+    client.end();
+    assert_eq!(daemon.stop().exit, Some(0));
+}

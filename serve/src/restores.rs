@@ -26,6 +26,7 @@ use crate::keeper::{Kept, Watched, or_exit};
 use crate::limits::Limits;
 use crate::notices::Notices;
 use crate::pager::{Left, Notice, Options, Pager};
+use crate::server::copied;
 use crate::socket::{Made, listen_at};
 use crate::state::table::{CONNECTIONS, COUNTS, Entry, Kind, Slot, Table};
 use crate::stats::Stats;
@@ -531,12 +532,13 @@ impl Control {
             None => Err((userfaultfd, format!("the images have no memory of task {task}"))),
             Some(_) if !is_new => Err((userfaultfd, format!("task {task} has come already"))),
             Some(extents) => {
-                // It is closed if it is not taken; but not the last that this process has.
-                let kept = userfaultfd.try_clone();
+                // It is closed if it is not taken; but not the one that the next process would
+                // know of.
+                let (given, kept) = copied(userfaultfd);
                 let owner = owner_of(id, Some(task));
                 let about = About { is_sparse: true, owner, source: self.daemon.identity };
                 let source = self.daemon.images.source();
-                match self.pager.add_client(userfaultfd, &extents, source, about) {
+                match self.pager.add_client(given, &extents, source, about) {
                     Ok(client) => {
                         let bytes: u64 = extents.iter().map(|extent| extent.len).sum();
                         tracing::info!(restore = id, task, %client, bytes, "a task has come");

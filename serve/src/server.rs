@@ -631,14 +631,14 @@ impl Control {
         let listen = &self.server.listens[pending.connection.listen];
         let source = Arc::clone(&listen.source);
         let bytes: u64 = arrival.extents.iter().map(|extent| extent.len).sum();
-        // It is closed if it is not taken; but not the last that this process has.
-        let kept = arrival.userfaultfd.try_clone();
+        // It is closed if it is not taken; but not the one that the next process would know of.
+        let (given, kept) = copied(arrival.userfaultfd);
         let about = About {
             owner: pending.connection.number,
             source: self.server.noted_source(pending.connection.listen),
             ..About::default()
         };
-        let client = match pager.add_client(arrival.userfaultfd, &arrival.extents, source, about) {
+        let client = match pager.add_client(given, &arrival.extents, source, about) {
             Ok(client) => client,
             Err(error) => {
                 // What cannot be described is poisoned as it is touched.
@@ -908,6 +908,14 @@ impl Control {
         };
         std::thread::Builder::new().name("pervma-fill".to_owned()).spawn(fill)?;
         Ok(filled)
+    }
+}
+
+/// A copy of a descriptor, and itself; or itself and why there is no copy.
+pub(crate) fn copied(descriptor: OwnedFd) -> (OwnedFd, io::Result<OwnedFd>) {
+    match descriptor.try_clone() {
+        Ok(copy) => (copy, Ok(descriptor)),
+        Err(error) => (descriptor, Err(error)),
     }
 }
 

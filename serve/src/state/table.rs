@@ -166,6 +166,8 @@ pub(crate) struct Table {
     /// Entries that are not used, and how many were at all.
     free: Mutex<Free>,
     is_kept: bool,
+    /// How many rings are to be used.
+    rings: usize,
     /// Who keeps descriptors when all processes die.
     store: OnceLock<Store>,
 }
@@ -185,11 +187,13 @@ impl Table {
     pub(crate) fn new(threads: usize, is_kept: bool) -> io::Result<Arc<Self>> {
         let memory = if is_kept { Memory::of_file(WORDS)? } else { Memory::of_process(WORDS)? };
         let table = Self::of(memory, threads, is_kept)?;
+        table.note_rings();
         table.store(0, MAGIC | u64::from(VERSION));
         Ok(table)
     }
 
-    /// The table that another program has left in a file, for so many threads that read.
+    /// The table that another program has left in a file, for so many threads that read. It is that
+    /// one's as long as this does not [begin](Self::begin_anew), and not changed before.
     ///
     /// # Errors
     ///
@@ -210,8 +214,8 @@ impl Table {
         }
         let words = FIRST_RING + rings * PAGE;
         memory.have(0, words)?;
-        memory.store(USED_RINGS, twice(rings));
-        let table = Self { memory, free: Mutex::default(), is_kept, store: OnceLock::new() };
+        let (free, store) = (Mutex::default(), OnceLock::new());
+        let table = Self { memory, free, is_kept, rings, store };
         if is_kept {
             table.lock()?;
         }
@@ -225,11 +229,16 @@ impl Table {
     ///
     /// So much may not be locked.
     pub(crate) fn lock(&self) -> io::Result<()> {
-        let words = FIRST_RING + self.used_rings() * PAGE;
+        let words = FIRST_RING + self.rings * PAGE;
         self.memory.lock(0, words).map_err(|error| {
             let bytes = words * size_of::<u64>();
             io::Error::other(format!("{bytes} bytes cannot be locked in memory ({error})"))
         })
+    }
+
+    /// So many rings are used from now on.
+    fn note_rings(&self) {
+        self.store(USED_RINGS, twice(self.rings));
     }
 
     pub(crate) fn memory(&self) -> &Memory {
@@ -422,6 +431,7 @@ impl Table {
 
     /// This program has all of it now.
     pub(crate) fn begin_anew(&self) {
+        self.note_rings();
         self.note_asked(-1, false);
         self.note_death(0);
         self.store(END, 0);
