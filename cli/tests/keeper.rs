@@ -646,3 +646,39 @@ fn who_cannot_lock_enough_leaves_the_daemon_one_that_can() {
     client.end();
     assert_eq!(daemon.stop().exit, Some(0));
 }
+
+#[test]
+fn one_signal_of_a_terminal_to_both_processes_counts_once() {
+    let place = Place::new(PAGES);
+    let mut command = place.command(["--on-stop", "drain"]);
+    command.process_group(0);
+    let mut daemon = Daemon::start(command);
+    let mut client = place.client(Has::pages(PAGES, all_events()));
+    client.asked("check 0 100");
+    let group = Pid::from_raw(daemon.pid().cast_signed()).unwrap();
+    kill_process_group(group, Signal::INT).unwrap();
+    daemon.wait_for("clients are served until they have gone");
+    std::thread::sleep(Duration::from_millis(100));
+    client.asked("check");
+    client.end();
+    assert_eq!(daemon.ended().exit, Some(0));
+}
+
+#[test]
+fn children_that_have_gone_are_forgotten_also_by_processes_that_die_soon() {
+    let events = all_events();
+    if events & FORK == 0 {
+        return println!("NOT RUN: this user may not have forks told");
+    }
+    let place = Place::new(PAGES);
+    let daemon = place.serve(["--max-clients", "5"]);
+    let mut client = place.client(Has::pages(PAGES, events));
+    for _ in 0..12 {
+        client.asked("fork");
+        daemon.kill_serving();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    client.asked("check");
+    client.end();
+    assert_eq!(daemon.stop().exit, Some(0));
+}

@@ -1136,6 +1136,8 @@ impl Shared {
     fn look_after(&self, todo: &Receiver<Arc<Client>>) {
         // Each with when it is given up.
         let mut failed: VecDeque<(Arc<Client>, Instant)> = VecDeque::new();
+        // Now, too: a process that dies soon would leave to all that come those that have gone.
+        self.look_at_all();
         let mut looked = Instant::now();
         loop {
             let wait = if failed.is_empty() { LOOK } else { SOON };
@@ -1148,13 +1150,18 @@ impl Shared {
             failed.retain(|(client, until)| !self.close(client, *until));
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
-                for client in self.all() {
-                    if client.is_gone() {
-                        self.forget(&client);
-                    } else {
-                        self.remind(&client);
-                    }
-                }
+                self.look_at_all();
+            }
+        }
+    }
+
+    /// Forgets clients that have gone.
+    fn look_at_all(&self) {
+        for client in self.all() {
+            if client.is_gone() {
+                self.forget(&client);
+            } else {
+                self.remind(&client);
             }
         }
     }
