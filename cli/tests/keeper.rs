@@ -267,6 +267,18 @@ fn whose_bytes_are_others_does_not_serve_the_clients_of_these() {
     assert_eq!(next.stop().exit, Some(1));
 }
 
+/// The numbers of a daemon's descriptors of a kind.
+fn numbers(daemon: &Daemon, kind: &str) -> Vec<u32> {
+    let open = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap();
+    let of_kind = open
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| fs::read_link(path).is_ok_and(|to| to.to_str().unwrap().contains(kind)));
+    let mut numbers: Vec<u32> =
+        of_kind.map(|path| path.file_name().unwrap().to_str().unwrap().parse().unwrap()).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
 /// Changes what is noted: of the file that is `number`-th in the order of descriptors.
 fn damage(daemon: &Daemon, number: usize, at: u64, bytes: &[u8]) {
     let mut files: Vec<_> = fs::read_dir(format!("/proc/{}/fd", daemon.pid()))
@@ -307,20 +319,27 @@ fn a_client_of_which_what_is_noted_is_damaged_fails_and_reads_no_zeros() {
 #[test]
 fn an_entry_that_is_damaged_costs_its_client_and_no_other() {
     const FIRST_ENTRY: u64 = 4096 * 1025;
-    let place = Place::new(PAGES);
-    let mut daemon = place.serve::<&str>([]);
-    let [mut client, mut other] = [(); 2].map(|()| place.client(Has::pages(PAGES, all_events())));
-    for client in [&mut client, &mut other] {
-        client.asked("check 0 16");
+    // Of the first connection, of its client, of the second connection: the descriptors; the
+    // number; the descriptor of the journal, which is not checked, and may be another client's.
+    for (at, bytes) in [(16, &[77; 4][..]), (0, &[0; 8]), (80, &[])] {
+        let place = Place::new(PAGES);
+        let mut daemon = place.serve::<&str>([]);
+        let [mut client, mut other] =
+            [(); 2].map(|()| place.client(Has::pages(PAGES, all_events())));
+        for client in [&mut client, &mut other] {
+            client.asked("check 0 16");
+        }
+        let userfaultfds = numbers(&daemon, "userfaultfd");
+        let others = userfaultfds[1].to_ne_bytes();
+        let bytes = if bytes.is_empty() { &others[..] } else { bytes };
+        damage(&daemon, 0, FIRST_ENTRY + 512 + at, bytes);
+        daemon.kill_serving();
+        daemon.wait_for("cannot be used");
+        assert_eq!(client.ask("touch 300"), "SIGBUS");
+        other.asked("check");
+        drop((client, other));
+        let _ = daemon.stop();
     }
-    // Of the first connection, of its client, of the second connection: the descriptors.
-    damage(&daemon, 0, FIRST_ENTRY + 512 + 16, &[77; 4]);
-    daemon.kill_serving();
-    daemon.wait_for("cannot be used");
-    assert_eq!(client.ask("touch 300"), "SIGBUS");
-    other.asked("check");
-    drop((client, other));
-    let _ = daemon.stop();
 }
 
 #[test]

@@ -81,6 +81,8 @@ const FAILURE_OF: usize = 12;
 const TOLD: usize = 13;
 const BLAMED: usize = 14;
 const MARK: usize = 15;
+/// Not 0 while it is no damage that the number is 0.
+const FREE: usize = 16;
 const ENTRY_COUNTERS: usize = 32;
 
 /// Numbers of connections are larger.
@@ -318,6 +320,7 @@ impl Table {
         for word in HEAD..ENTRY {
             self.store(at + word, 0);
         }
+        self.store(at + FREE, 1);
         for (word, &value) in words.iter().enumerate().skip(1) {
             self.store(at + word, value);
         }
@@ -328,6 +331,7 @@ impl Table {
         }
         // From here on it is noted.
         self.store(at + NUMBER, words[NUMBER]);
+        self.store(at + FREE, 0);
         Ok(Slot { table: Arc::clone(self), at })
     }
 
@@ -341,7 +345,8 @@ impl Table {
         for number in 0..free.used {
             let at = FIRST_ENTRY + number * ENTRY;
             let words = std::array::from_fn(|word| self.load(at + word));
-            if words[NUMBER] == 0 {
+            let was_freed = self.load(at + FREE) != 0 || self.load(at + ENTRY_SUM) == 0;
+            if words[NUMBER] == 0 && was_freed {
                 free.entries.push(at);
                 continue;
             }
@@ -530,6 +535,7 @@ impl Slot {
             }
             store.remove(self.file());
         }
+        self.store(FREE, 1);
         self.store(NUMBER, 0);
         self.table.free().entries.push(self.at);
     }
