@@ -35,7 +35,7 @@ pub struct Peer {
     pub gid: u32,
     /// The process itself, which a number, used again, can not tell from a later one. There is none
     /// if the process is gone, or if the kernel is older than Linux 6.5 and it is not certain
-    /// enough that the number still means this process.
+    /// enough that the number still means this process. Nor if no descriptor is left.
     pub pidfd: Option<OwnedFd>,
 }
 
@@ -82,6 +82,8 @@ impl Peer {
             Err(Errno::NOPROTOOPT) => by_number(connection, credentials),
             // It is gone, in the words of different kernels: its number must not be used.
             Err(Errno::SRCH | Errno::INVAL | Errno::NODATA) => None,
+            // No descriptor is left. Without it the peer is served all the same.
+            Err(Errno::MFILE | Errno::NFILE) => None,
             Err(error) => return Err(error.into()),
         };
         Ok(Self { pid, uid, gid, pidfd })

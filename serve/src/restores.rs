@@ -28,6 +28,7 @@ use crate::notices::Notices;
 use crate::pager::{Left, Notice, Options, Pager};
 use crate::server::copied;
 use crate::socket::{Made, listen_at};
+use crate::state::inbox::Inbox;
 use crate::state::table::{CONNECTIONS, COUNTS, Entry, Kind, Slot, Table};
 use crate::stats::Stats;
 use crate::stop::Stop;
@@ -423,8 +424,10 @@ impl Control {
     }
 
     fn accept(&mut self) {
-        let accepted = self.daemon.listener.accept();
-        match accepted.and_then(|(socket, _)| self.greet(socket)) {
+        // Before there is a peer that would be lost without.
+        let inbox = Handshake::inbox(self.table.is_kept());
+        let accepted = inbox.and_then(|inbox| Ok((self.daemon.listener.accept()?.0, inbox)));
+        match accepted.and_then(|(socket, inbox)| self.greet(socket, inbox)) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
@@ -434,8 +437,7 @@ impl Control {
         }
     }
 
-    fn greet(&mut self, socket: UnixStream) -> io::Result<()> {
-        let inbox = Handshake::inbox(self.table.is_kept())?;
+    fn greet(&mut self, socket: UnixStream, inbox: Inbox) -> io::Result<()> {
         let connection = Connection::of(&self.table, 0, self.daemon.identity, socket, &inbox)?;
         let silent = self.silent();
         if silent.len() >= self.daemon.limits.handshakes
@@ -492,7 +494,8 @@ impl Control {
     fn take_unknown(&mut self, descriptor: OwnedFd, is_damaged: bool) {
         match unknown(descriptor, std::iter::once(&self.daemon.listener)) {
             Unknown::Peer(_, socket) => {
-                if let Err(error) = self.greet(socket) {
+                let inbox = Handshake::inbox(self.table.is_kept());
+                if let Err(error) = inbox.and_then(|inbox| self.greet(socket, inbox)) {
                     tracing::warn!(%error, "a restorer cannot be heard");
                 }
             }

@@ -30,6 +30,7 @@ use crate::pager::{Left, Notice, Options, Pager};
 use crate::peer::Peer;
 use crate::socket::{Made, listen_at};
 use crate::state::Extent;
+use crate::state::inbox::Inbox;
 use crate::state::table::{CONNECTIONS, COUNTS, Entry, Kind, Slot, Table};
 use crate::stats::Stats;
 use crate::stop::Stop;
@@ -469,8 +470,11 @@ impl Control {
     fn accept(&mut self, listen: usize) {
         for _ in 0..IN_A_ROW {
             let listener = &self.server.listens[listen].listener;
-            let connection = match listener.accept() {
-                Ok((connection, _)) => connection,
+            // Before there is a peer that would be lost without.
+            let inbox = Handshake::inbox(&self.server.limits, self.table.is_kept());
+            let accepted = inbox.and_then(|inbox| Ok((listener.accept()?.0, inbox)));
+            let (connection, inbox) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
                     tracing::warn!(%error, "a peer cannot be accepted");
@@ -485,9 +489,17 @@ impl Control {
                     return;
                 }
             };
-            if let Err(error) = self.greet(listen, connection) {
+            if let Err(error) = self.greet(listen, connection, inbox) {
                 tracing::warn!(%error, "a peer cannot be heard");
             }
+        }
+    }
+
+    /// Hears a peer that was accepted before, by another process or at the end.
+    fn greet_late(&mut self, listen: usize, socket: UnixStream) {
+        let inbox = Handshake::inbox(&self.server.limits, self.table.is_kept());
+        if let Err(error) = inbox.and_then(|inbox| self.greet(listen, socket, inbox)) {
+            tracing::warn!(%error, "a peer cannot be heard");
         }
     }
 
@@ -508,8 +520,7 @@ impl Control {
         Ok(())
     }
 
-    fn greet(&mut self, listen: usize, socket: UnixStream) -> io::Result<()> {
-        let inbox = Handshake::inbox(&self.server.limits, self.table.is_kept())?;
+    fn greet(&mut self, listen: usize, socket: UnixStream, inbox: Inbox) -> io::Result<()> {
         let noted = self.server.noted_source(listen);
         let connection = Connection::of(&self.table, listen, noted, socket, &inbox)?;
         let peer = &connection.peer;
@@ -567,11 +578,7 @@ impl Control {
     fn take_unknown(&mut self, descriptor: OwnedFd, is_damaged: bool) {
         let listeners = self.server.listens.iter().map(|listen| &*listen.listener);
         match unknown(descriptor, listeners) {
-            Unknown::Peer(listen, socket) => {
-                if let Err(error) = self.greet(listen, socket) {
-                    tracing::warn!(%error, "a peer cannot be heard");
-                }
-            }
+            Unknown::Peer(listen, socket) => self.greet_late(listen, socket),
             Unknown::Userfaultfd(userfaultfd) if is_damaged => {
                 if let Some(pager) = &self.pager
                     && let Err(error) = pager.refuse(userfaultfd, &[], Failure::Damaged.to_string())
@@ -826,9 +833,7 @@ impl Control {
             return;
         }
         while let Ok((connection, _)) = listener.accept() {
-            if let Err(error) = self.greet(listen, connection) {
-                tracing::warn!(%error, "a peer cannot be heard");
-            }
+            self.greet_late(listen, connection);
         }
     }
 
