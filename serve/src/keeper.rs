@@ -14,13 +14,12 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, WaitIdOptions, WaitIdStatus, getpid, getppid, waitid};
+use rustix::process::{Pid, WaitIdOptions, WaitIdStatus, getpid, waitid};
 
 use crate::blame;
 use crate::pager::Options;
@@ -28,7 +27,7 @@ use crate::state::descriptors::{Descriptors, List};
 use crate::state::store::Store;
 use crate::state::table::{Entry, Slot, Table};
 use crate::take_over::{TakeOverError, TakenOver, give_if_asked};
-use crate::threads::expect_one_of;
+use crate::threads::{Watched, expect_one_of, set_stops};
 
 /// Keeps a serving process alive.
 pub struct Keeper {
@@ -51,27 +50,11 @@ pub struct Kept {
     pub(crate) before: u64,
 }
 
-/// The keeper, as the serving process sees it; none if there is none, or it has gone.
-pub(crate) struct Watched(Option<Pid>);
-
-impl Watched {
-    /// Whether another process takes the place of this one, as far as is known. Says it, once, if
-    /// the keeper has gone.
-    pub(crate) fn look(&mut self) -> bool {
-        if self.0.is_some() && self.0 != getppid() {
-            tracing::error!("the keeper has gone: nobody takes the place of this process");
-            self.0 = None;
-            set_stops(libc::SIG_UNBLOCK);
-        }
-        self.0.is_some()
-    }
-}
-
 impl Kept {
     /// Nothing was noted, and no other process will be there.
     pub(crate) fn nothing(table: Arc<Table>) -> Self {
         let (entries, descriptors) = (Vec::new(), Descriptors::default());
-        let keeper = Watched(None);
+        let keeper = Watched::nobody();
         Self { table, entries, descriptors, culprit: 0, is_damaged: false, keeper, before: 0 }
     }
 
@@ -213,7 +196,7 @@ impl Keeper {
         // This process needs as many, of which there may be no more.
         descriptors.close_waits(&noted.collect());
         let table = Arc::clone(&self.table);
-        let keeper = Watched(Some(keeper));
+        let keeper = Watched::of(keeper);
         Ok(Kept { table, entries, descriptors, culprit, is_damaged, keeper, before })
     }
 }
@@ -259,20 +242,6 @@ fn start() -> io::Result<Option<Pid>> {
     }
 }
 
-/// Blocks, or not, the signals by which a program is told to stop: a terminal sends them to both
-/// processes, and the keeper's is enough. Twice is something else.
-fn set_stops(how: libc::c_int) {
-    let mut set = MaybeUninit::uninit();
-    // SAFETY: it writes all of the set.
-    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
-        // SAFETY: a set, which was just written.
-        unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
-    }
-    // SAFETY: it reads a set, which was just written.
-    unsafe { libc::pthread_sigmask(how, set.as_ptr(), std::ptr::null_mut()) };
-}
-
 /// Has the kernel say how processes of this one have ended, also if who has started it ignores that
 /// (SIGCHLD).
 fn hear_of_ends() {
@@ -291,19 +260,6 @@ fn die_of_panics() {
             std::process::abort();
         }
     }));
-}
-
-/// Ends this process at an error, if clients may have been left to it: dropped, they would fail, and
-/// the next process has them too. `false` for none.
-pub(crate) fn or_exit<T, E: std::fmt::Display>(
-    is_left: bool,
-    result: Result<T, E>,
-) -> Result<T, E> {
-    if let (true, Err(error)) = (is_left, &result) {
-        tracing::error!("this process cannot serve on: {error}");
-        std::process::exit(1);
-    }
-    result
 }
 
 /// Waits until a process has ended, with all of its threads.

@@ -24,7 +24,6 @@ use crate::client::{
     Read, Served, Wanted,
 };
 use crate::failure::Failure;
-use crate::keeper::or_exit;
 use crate::limits::Limits;
 use crate::reads::{Reads, Task};
 use crate::state::Extent;
@@ -33,7 +32,7 @@ use crate::state::ring::Ring;
 use crate::state::table::{Entry, Slot, Table};
 use crate::stats::{Counter, Latency, Stats};
 use crate::steps::step;
-use crate::threads::{let_others_go_first, or_die};
+use crate::threads::{let_others_go_first, or_die, or_exit};
 use crate::turns::{Next, Share, Turns};
 use crate::working_set::{Recorder, WorkingSet};
 

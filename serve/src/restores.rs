@@ -22,7 +22,7 @@ use crate::connection::{Came, Connection, Unknown, unknown};
 use crate::failure::Failure;
 use crate::handshake::criu::{Handshake, Told};
 use crate::images::Images;
-use crate::keeper::{Kept, Watched, or_exit};
+use crate::keeper::Kept;
 use crate::limits::Limits;
 use crate::notices::Notices;
 use crate::pager::{Left, Notice, Options, Pager};
@@ -33,6 +33,7 @@ use crate::state::table::{CONNECTIONS, COUNTS, Entry, Kind, Slot, Table};
 use crate::stats::Stats;
 use crate::stop::Stop;
 use crate::take_over::{self, TakeOverSocket, TakenOver};
+use crate::threads::{Watched, or_exit};
 use crate::working_set::{SourceId, WorkingSet, WorkingSetError};
 
 /// A daemon that serves restores from the images of one checkpoint.

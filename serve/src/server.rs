@@ -23,7 +23,7 @@ use crate::connection::{Came, Connection, Unknown, unknown};
 use crate::failure::Failure;
 use crate::handshake::Arrival;
 use crate::handshake::firecracker::Handshake;
-use crate::keeper::{Kept, Watched, or_exit};
+use crate::keeper::Kept;
 use crate::limits::Limits;
 use crate::notices::Notices;
 use crate::pager::{Left, Notice, Options, Pager};
@@ -35,6 +35,7 @@ use crate::state::table::{CONNECTIONS, COUNTS, Entry, Kind, Slot, Table};
 use crate::stats::Stats;
 use crate::stop::Stop;
 use crate::take_over::{self, TakeOverSocket, TakenOver};
+use crate::threads::{Watched, or_exit};
 use crate::working_set::{SourceId, WorkingSet, WorkingSetError};
 
 /// A socket at which clients arrive, all with the same bytes.

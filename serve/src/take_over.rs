@@ -37,13 +37,13 @@ use rustix::net::{
     accept_with, connect, recvmsg, sendmsg, socket_with,
 };
 
-use crate::keeper::Watched;
 use crate::socket::{Made, listen_at};
 use crate::state::VERSION;
 use crate::state::descriptors::{Descriptors, listening};
 use crate::state::store::{NUMBER, TABLE as TABLE_NAME};
 use crate::state::table::Table;
 use crate::steps::{die, step};
+use crate::threads::Watched;
 
 const ASK: u64 = 0x4B53_4156_5245_5001;
 const REFUSE: u64 = 0x4B53_4156_5245_5002;

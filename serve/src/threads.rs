@@ -1,8 +1,11 @@
 //! Threads of this process: what has to happen before there are some, and those that let all others
 //! go first.
-#![expect(unsafe_code, reason = "a scheduling class, which rustix does not have")]
+#![expect(unsafe_code, reason = "a scheduling class and signals, which rustix does not have")]
 
 use std::io;
+use std::mem::MaybeUninit;
+
+use rustix::process::{Pid, getppid};
 
 use crate::state::descriptors::List;
 
@@ -17,6 +20,58 @@ pub(crate) fn expect_one_of(threads: &List) -> io::Result<()> {
         1 => Ok(()),
         count => Err(io::Error::other(format!("this must be called with one thread, not {count}"))),
     }
+}
+
+/// Ends this process at an error, if clients may have been left to it: dropped, they would fail,
+/// and the next process has them too. `false` for none.
+pub(crate) fn or_exit<T, E: std::fmt::Display>(
+    is_left: bool,
+    result: Result<T, E>,
+) -> Result<T, E> {
+    if let (true, Err(error)) = (is_left, &result) {
+        tracing::error!("this process cannot serve on: {error}");
+        std::process::exit(1);
+    }
+    result
+}
+
+/// The keeper, as the serving process sees it; none if there is none, or it has gone.
+pub(crate) struct Watched(Option<Pid>);
+
+impl Watched {
+    /// The process that has started this one.
+    pub(crate) fn of(keeper: Pid) -> Self {
+        Self(Some(keeper))
+    }
+
+    pub(crate) fn nobody() -> Self {
+        Self(None)
+    }
+
+    /// Whether another process takes the place of this one, as far as is known. Says it, once, if
+    /// the keeper has gone.
+    pub(crate) fn look(&mut self) -> bool {
+        if self.0.is_some() && self.0 != getppid() {
+            tracing::error!("the keeper has gone: nobody takes the place of this process");
+            self.0 = None;
+            set_stops(libc::SIG_UNBLOCK);
+        }
+        self.0.is_some()
+    }
+}
+
+/// Blocks, or not, the signals by which a program is told to stop: a terminal sends them to both
+/// processes, and the keeper's is enough. Twice is something else.
+pub(crate) fn set_stops(how: libc::c_int) {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: it writes all of the set.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
+        // SAFETY: a set, which was just written.
+        unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
+    }
+    // SAFETY: it reads a set, which was just written.
+    unsafe { libc::pthread_sigmask(how, set.as_ptr(), std::ptr::null_mut()) };
 }
 
 /// Does the work of a thread. If it panics, and another process takes the place of this one, this

@@ -83,8 +83,8 @@ impl Descriptors {
         self.0.remove(&number).then(|| unsafe { OwnedFd::from_raw_fd(number) })
     }
 
-    /// As [`take`](Self::take), if it is a file of memory: what is noted of that is not checked, and
-    /// it may be the number of another client's descriptor.
+    /// As [`take`](Self::take), if it is a file of memory: what is noted of that is not checked,
+    /// and it may be the number of another client's descriptor.
     pub(crate) fn take_file(&mut self, number: i32) -> Option<OwnedFd> {
         rustix::fs::fcntl_get_seals(self.borrow(number)?).ok()?;
         self.take(number)
