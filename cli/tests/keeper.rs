@@ -303,6 +303,8 @@ fn a_client_of_which_what_is_noted_is_damaged_fails_and_reads_no_zeros() {
             [(); 2].map(|()| place.client(Has::pages(PAGES, all_events())));
         for client in [&mut client, &mut other] {
             client.asked("check 0 16");
+            // No inbox is there any more.
+            daemon.wait_for("a client has come");
         }
         // The table is first, then the journals.
         damage(&daemon, 1, at, bytes);

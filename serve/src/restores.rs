@@ -278,6 +278,8 @@ struct Restore {
     connection: Connection,
     /// Until all tasks are there.
     arriving: Option<Handshake>,
+    /// What is told first may have been told to a process before this one, and been taken.
+    is_left: bool,
     /// The numbers of the tasks that have come.
     tasks: HashSet<u32>,
     /// Those that are served, forked children included.
@@ -454,6 +456,7 @@ impl Control {
     fn begin(&mut self, connection: Connection, arriving: Option<Handshake>) {
         let restore = Restore {
             arriving,
+            is_left: false,
             tasks: HashSet::new(),
             clients: HashSet::new(),
             transfer: None,
@@ -476,6 +479,7 @@ impl Control {
         let is_arriving = arriving.is_some();
         self.begin(connection, arriving);
         let Some(restore) = self.restores.get_mut(&id) else { return };
+        restore.is_left = true;
         for (client, task) in self.pager.clients_of(id) {
             restore.clients.insert(client);
             restore.tasks.extend(task);
@@ -521,7 +525,12 @@ impl Control {
             match advanced {
                 Ok(None) => return,
                 Ok(Some(Told::Zombie(task))) => tracing::debug!(restore = id, task, "a zombie"),
-                Ok(Some(Told::Task(task, userfaultfd))) => self.take(id, task, userfaultfd),
+                Ok(Some(Told::Task(task, userfaultfd))) => {
+                    // Else it is a copy of what was taken.
+                    if !std::mem::take(&mut restore.is_left) || !restore.tasks.contains(&task) {
+                        self.take(id, task, userfaultfd);
+                    }
+                }
                 Ok(Some(Told::Finished)) => self.begin_transfer(id),
                 Err(error) => self.refuse(id, &error),
             }
