@@ -6,10 +6,11 @@
 //! Each word is stored by one thread at a time: a ring's by its thread, an entry's by who makes or
 //! ends it, the head's by the thread of the daemon. What an entry says holds while its first word
 //! is not 0.
+#![allow(clippy::disallowed_types, reason = "numbers and a decision that guard no memory")]
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::VERSION;
@@ -403,7 +404,9 @@ impl Table {
     /// What [`END`] says then.
     fn decide(&self, wanted: u64) -> u64 {
         let [end] = self.memory.counters(END);
-        end.compare_exchange(0, wanted, SeqCst, SeqCst).map_or_else(|end| end, |_| wanted)
+        // RELAXED: it decides, and guards nothing: all else was noted before the connection, by which
+        // both programs know of each other, had its last message.
+        end.compare_exchange(0, wanted, Relaxed, Relaxed).map_or_else(|end| end, |_| wanted)
     }
 
     /// This program goes on, and nobody else waits for what it serves.
