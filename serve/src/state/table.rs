@@ -404,8 +404,8 @@ impl Table {
     /// What [`END`] says then.
     fn decide(&self, wanted: u64) -> u64 {
         let [end] = self.memory.counters(END);
-        // RELAXED: it decides, and guards nothing: all else was noted before the connection, by which
-        // both programs know of each other, had its last message.
+        // RELAXED: it decides, and guards nothing: all else was noted before the last message of
+        // the connection by which both programs know of each other.
         end.compare_exchange(0, wanted, Relaxed, Relaxed).map_or_else(|end| end, |_| wanted)
     }
 
