@@ -6,10 +6,11 @@
 //! descriptors stay open, also one that the kernel has opened for it a moment ago; the next one
 //! finds what is noted, and goes on from there.
 //!
-//! The keeper has one thread, which waits: it allocates nothing after its start, reads nothing that
-//! comes from a client, and opens nothing. A new process begins with the memory that the keeper had
-//! then. It cannot be of another program: `execve` gives a process a table of descriptors of its
-//! own, so another version takes over by a socket.
+//! The keeper has one thread, which waits: after its start it allocates nothing (but to say that
+//! no process can be started), reads nothing that comes from a client, and opens nothing. A new
+//! process begins with the memory that the keeper had then. It cannot be of another program:
+//! `execve` gives a process a table of descriptors of its own, so another version takes over by a
+//! socket.
 #![expect(unsafe_code, reason = "a process that shares its descriptors, which nobody else starts")]
 
 use std::collections::BTreeSet;

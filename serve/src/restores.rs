@@ -29,7 +29,7 @@ use crate::pager::{Left, Notice, Options, Pager};
 use crate::server::copied;
 use crate::socket::{Made, listen_at};
 use crate::state::inbox::Inbox;
-use crate::state::table::{CONNECTIONS, COUNTS, Entry, Kind, Slot, Table};
+use crate::state::table::{CONNECTIONS, Entry, Kind, Slot, Table};
 use crate::stats::Stats;
 use crate::stop::Stop;
 use crate::take_over::{self, TakeOverSocket, TakenOver};
@@ -211,6 +211,7 @@ impl Restores {
         let of_client = |(_, entry): &(Slot, Entry)| entry.kind == Kind::Client;
         let (clients, connections): (Vec<_>, Vec<_>) = entries.into_iter().partition(of_client);
         let is_of_these = |entry: &Entry| entry.source == self.identity;
+        let ([complete, failed, refused], stats) = table.counted();
         let source = |entry: &Entry| is_of_these(entry).then(|| self.images.source());
         let left =
             Left { entries: clients, descriptors: &mut descriptors, source: &source, culprit };
@@ -220,7 +221,7 @@ impl Restores {
         let mut control = Control {
             daemon: self,
             pager: Arc::new(pager),
-            ended: Restored::of_words(table.counted()),
+            ended: Restored { complete, failed, refused, stats },
             table,
             keeper,
             notices,
@@ -246,22 +247,6 @@ impl Restores {
         }
         control.table.note_over();
         Ok(control.ended)
-    }
-}
-
-impl Restored {
-    fn to_words(self) -> [u64; COUNTS] {
-        let Self { complete, failed, refused, stats } = self;
-        let mut words = [0; COUNTS];
-        words[..3].copy_from_slice(&[complete, failed, refused]);
-        words[3..].copy_from_slice(&stats.to_words());
-        words
-    }
-
-    fn of_words(words: [u64; COUNTS]) -> Self {
-        let [complete, failed, refused, ..] = words;
-        let stats = Stats::of_words(std::array::from_fn(|counter| words[3 + counter]));
-        Self { complete, failed, refused, stats }
     }
 }
 
@@ -730,7 +715,8 @@ impl Control {
                 (true, true) => self.ended.failed += 1,
                 (true, false) => self.ended.complete += 1,
             }
-            self.table.set_counted(self.ended.to_words());
+            let Restored { complete, failed, refused, stats } = self.ended;
+            self.table.set_counted([complete, failed, refused], stats);
             drop(connection);
             let tasks = tasks.len();
             if let Some(took) = took {

@@ -31,7 +31,7 @@ use crate::peer::Peer;
 use crate::socket::{Made, listen_at};
 use crate::state::Extent;
 use crate::state::inbox::Inbox;
-use crate::state::table::{CONNECTIONS, COUNTS, Entry, Kind, Slot, Table};
+use crate::state::table::{CONNECTIONS, Entry, Kind, Slot, Table};
 use crate::stats::Stats;
 use crate::stop::Stop;
 use crate::take_over::{self, TakeOverSocket, TakenOver};
@@ -293,6 +293,7 @@ impl Server {
     ) -> io::Result<Ended> {
         let Kept { table, entries, mut descriptors, culprit, is_damaged, keeper, before } = kept;
         let (is_kept, is_left) = (table.is_kept(), before > 0);
+        let ([taken, refused, failed], stats) = table.counted();
         let of_client = |(_, entry): &(Slot, Entry)| entry.kind == Kind::Client;
         let (clients, connections): (Vec<_>, Vec<_>) = entries.into_iter().partition(of_client);
         let owners: Vec<_> =
@@ -311,7 +312,7 @@ impl Server {
             server: self,
             epoll,
             pager: Some(Arc::new(pager)),
-            ended: Ended::of_words(table.counted()),
+            ended: Ended { clients: taken, refused, failed, stats },
             table,
             keeper,
             notices,
@@ -351,22 +352,6 @@ impl Server {
         or_exit(is_kept, control.stop(&stop, times, &mut look))?;
         control.table.note_over();
         Ok(control.ended)
-    }
-}
-
-impl Ended {
-    fn to_words(self) -> [u64; COUNTS] {
-        let Self { clients, refused, failed, stats } = self;
-        let mut words = [0; COUNTS];
-        words[..3].copy_from_slice(&[clients, refused, failed]);
-        words[3..].copy_from_slice(&stats.to_words());
-        words
-    }
-
-    fn of_words(words: [u64; COUNTS]) -> Self {
-        let [clients, refused, failed, ..] = words;
-        let stats = Stats::of_words(std::array::from_fn(|counter| words[3 + counter]));
-        Self { clients, refused, failed, stats }
     }
 }
 
@@ -682,7 +667,8 @@ impl Control {
     }
 
     fn note_ended(&self) {
-        self.table.set_counted(self.ended.to_words());
+        let Ended { clients, refused, failed, stats } = self.ended;
+        self.table.set_counted([clients, refused, failed], stats);
     }
 
     fn refuse(&mut self, peer: &Peer, error: &dyn fmt::Display) {

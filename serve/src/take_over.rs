@@ -165,8 +165,8 @@ impl TakenOver {
     }
 
     /// What a service manager has kept of a daemon all of whose processes have died: descriptors by
-    /// the names that they had there. `None` if there is no table, or that daemon had come to its
-    /// end. To be called before this program opens descriptors.
+    /// the names that they had there. `None` if there is no table. To be called before this program
+    /// opens descriptors.
     ///
     /// # Errors
     ///

@@ -19,7 +19,7 @@ use super::memory::{Memory, PAGE};
 use super::record::{once, sum, twice};
 use super::store::Store;
 use crate::failure::Failure;
-use crate::stats::{COUNTERS, Counters};
+use crate::stats::{COUNTERS, Counters, Stats};
 
 // Words of the head.
 const MAGIC: u64 = 0x5442_5652_4550_0000;
@@ -45,11 +45,8 @@ const OVER: u64 = 1 << 8;
 const ENDED: u64 = 2 << 8;
 /// Another program has asked for all of this, and does not wait any more.
 const WAITS_NO_MORE: u64 = 3 << 8;
-/// What the daemon has counted: [`COUNTS`] words.
+/// What the daemon has counted: three words, and one for each counter of clients that have gone.
 const COUNTED: usize = 16;
-
-/// Words that a daemon counts by.
-pub(crate) const COUNTS: usize = 3 + COUNTERS;
 
 /// Rings that there is space for.
 const RINGS: usize = 1024;
@@ -359,13 +356,15 @@ impl Table {
         left
     }
 
-    /// What the daemon has counted, in its own order.
-    pub(crate) fn counted(&self) -> [u64; COUNTS] {
-        std::array::from_fn(|count| self.load(COUNTED + count))
+    /// What the daemon has counted: three numbers of its own, and of clients that have gone.
+    pub(crate) fn counted(&self) -> ([u64; 3], Stats) {
+        let own = std::array::from_fn(|count| self.load(COUNTED + count));
+        let gone = std::array::from_fn(|count| self.load(COUNTED + 3 + count));
+        (own, Stats::of_words(gone))
     }
 
-    pub(crate) fn set_counted(&self, counted: [u64; COUNTS]) {
-        for (count, value) in counted.into_iter().enumerate() {
+    pub(crate) fn set_counted(&self, own: [u64; 3], gone: Stats) {
+        for (count, value) in own.into_iter().chain(gone.to_words()).enumerate() {
             self.store(COUNTED + count, value);
         }
     }
