@@ -11,13 +11,18 @@
 //!
 //! - **A1** An [`Idx`] names an object that its arena has allocated before. It travels from the
 //!   thread that allocated it through what guards the arena, the mmap lock, or a release store into
-//!   a word of the tree that is loaded with acquire (NODE_LINK, NODE_FOLLOW); so the chunk pointer
-//!   and the object's first initialisation are visible to the thread that holds it. An index is
-//!   only used with the arena that allocated it: a [`Map`](crate::map::Map) has one slab for life.
-//! - **A2** A chunk is never freed, moved or opened for unique access before the arena is dropped.
+//!   a word of the tree that is loaded with acquire (NODE_LINK, NODE_FOLLOW); so the table, the
+//!   chunk pointer and the object's first initialisation are visible to the thread that holds it.
+//!   An index is only used with the arena that allocated it: a [`Map`](crate::map::Map) has one
+//!   slab for life.
+//! - **A2** A chunk is never freed, moved or opened for unique access before the arena is dropped,
+//!   nor is the table, which lies in front of the first.
 //! - **A3** An arena's state, every `link` and the allocation of chunks are guarded by the arena's
 //!   lock; or, where only one space uses it ([`Users::OneSpace`]), by the mmap lock of that space,
 //!   which is held for writing whenever that space allocates and frees.
+//! - **A4** What lookups need of an arena is copied to a line that edits do not write: a [`Table`]
+//!   that is a map's changes once, in an edit of that map, before the first index is stored in a
+//!   word of its tree; so it is visible wherever an index is (A1).
 
 #![expect(unsafe_code, reason = "objects are shared by index, under the invariants above")]
 
@@ -33,18 +38,18 @@ use crate::mm::EditSection;
 use crate::mmap_lock::{MmapLock, RawWriteGuard};
 use crate::platform::Platform;
 use crate::step::Step;
-use crate::sync::{AtomicU64, Cell, Line, Relaxed, check, const_unless_model, keep};
+use crate::sync::{AtomicU32, Cell, Relaxed, check, const_unless_model, keep};
 
-/// Objects in the first chunk; each further chunk is four times as large. Small under the models,
-/// so that a second chunk is reached.
-const FIRST_CHUNK: u32 = if cfg!(pervma_model) { 2 } else { 64 };
+/// Objects in the first chunk; each further chunk is twice as large, so that no more than half of
+/// what there is was never used. Small under the models, so that a second chunk is reached.
+const FIRST_CHUNK: u32 = if cfg!(pervma_model) { 2 } else { 16 };
 
 /// Bits of an index that say which chunk: those that a mask takes.
-const CHUNK_BITS: u32 = 4;
+const CHUNK_BITS: u32 = 5;
 
 /// Chunks in an arena: the place in the last still fits beside the chunk, and both beside the
 /// two-bit tag of a word of the tree.
-const CHUNKS: usize = 11;
+const CHUNKS: usize = 22;
 
 /// The name of an object of one arena.
 pub(crate) struct Idx<O>(u32, PhantomData<fn() -> O>);
@@ -84,22 +89,110 @@ pub(crate) trait Object {
 }
 
 /// Type-stable memory for objects of one kind.
+///
+/// It is changed by every edit, and lookups do not touch it: they have a copy of its table (A4).
 pub(crate) struct Arena<O, P: Platform> {
-    /// The chunks, as many as the mask can name.
-    chunks: [Cell<*mut O>; 1 << CHUNK_BITS],
+    table: Table<O>,
     users: Users,
-    /// Written in every edit, so on no line that readers load.
-    free: Line<FreeList<P>>,
-}
-
-/// The state that allocations change.
-struct FreeList<P: Platform> {
     /// The arena's lock (A3).
     lock: MmapLock<P>,
     state: Cell<ArenaState>,
-    /// How many objects there are, in the upper half, and how many are in use: for any thread.
-    usage: AtomicU64,
+    /// How many objects there are, and how many of them are in use: for any thread.
+    capacity: AtomicU32,
+    live: AtomicU32,
 }
+
+/// Where the chunks of an arena are; nowhere until it has one, so that a space without a VMA takes
+/// no memory for them. The arena has one table, and each map that lives there a copy.
+pub(crate) struct Table<O>(Cell<*mut ChunkPtr<O>>);
+
+/// Where a chunk is; a table has [`CHUNKS`] of them.
+type ChunkPtr<O> = Cell<*mut O>;
+
+/// The chunks of an arena, for a thread that has an index into them.
+pub(crate) struct Chunks<'a, O>(*const ChunkPtr<O>, PhantomData<&'a O>);
+
+impl<O> Clone for Chunks<'_, O> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<O> Copy for Chunks<'_, O> {}
+
+impl<'a, O> Chunks<'a, O> {
+    /// The object that `index` names.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    pub(crate) fn get(self, index: Idx<O>) -> &'a O {
+        let (chunk, offset) = index.place();
+        // SAFETY: A1: there is a table, with a place for each chunk that an index names; A2.
+        let at = unsafe { chunk_ptr(self.0, chunk) };
+        // SAFETY: A1: the chunk pointer was written before the index came to us.
+        let base = at.with(|base| unsafe { *base });
+        check(!base.is_null(), "a node is taken for a VMA, or a VMA for a node");
+        // SAFETY: A1: the object lies within its chunk.
+        let object = unsafe { base.add(offset) };
+        // SAFETY: A1: it is initialised; A2: it stays, and is only ever shared.
+        unsafe { &*object }
+    }
+}
+
+/// The place of a chunk's pointer in a table.
+///
+/// # Safety
+///
+/// The table was made, and is there for `'a`; `chunk` is below [`CHUNKS`].
+#[cfg_attr(not(debug_assertions), inline(always))]
+unsafe fn chunk_ptr<'a, O>(table: *const ChunkPtr<O>, chunk: usize) -> &'a ChunkPtr<O> {
+    // SAFETY: a table has so many places.
+    let at = unsafe { table.add(chunk) };
+    // SAFETY: they were initialised when it was made, and are only ever shared.
+    unsafe { &*at }
+}
+
+impl<O> Table<O> {
+    const_unless_model! {
+        pub(crate) fn empty() -> Self {
+            Self(Cell::new(ptr::null_mut()))
+        }
+    }
+
+    /// The chunks, for the holder of any index into them.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    pub(crate) fn chunks(&self, _index: Idx<O>) -> Chunks<'_, O> {
+        // SAFETY: A1, or A4 of a copy: it was written before the index came to us.
+        Chunks(self.0.with(|table| unsafe { *table }), PhantomData)
+    }
+
+    /// The object that `index` names.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    pub(crate) fn get(&self, index: Idx<O>) -> &O {
+        self.chunks(index).get(index)
+    }
+
+    /// Becomes a copy of the table of `arena`, from which `index` is, unless it is one. The section
+    /// is one of the space that the copy is of, in whose tree no index was stored before (A4).
+    pub(crate) fn copy<P: Platform>(
+        &self,
+        arena: &Arena<O, P>,
+        index: Idx<O>,
+        _section: &EditSection<'_, P>,
+    ) {
+        // SAFETY: written below only, and in an edit of the same space.
+        if self.0.with(|table| unsafe { *table }).is_null() {
+            let Chunks(table, _) = arena.table.chunks(index);
+            // SAFETY: A4: the section excludes other edits, and lookups have no index yet.
+            self.0.with_mut(|at| unsafe { *at = table.cast_mut() });
+        }
+    }
+}
+
+// SAFETY: a table leads to shared references to objects only; its cells are touched as A1, A3 and
+// A4 say.
+unsafe impl<O: Send + Sync> Sync for Table<O> {}
+// SAFETY: as for `Sync`; nothing in it belongs to a thread.
+unsafe impl<O: Send + Sync> Send for Table<O> {}
+
+const COUNT: Relaxed = Relaxed("a count to look at, which says nothing of the objects");
 
 /// Which spaces allocate from an arena.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -110,27 +203,21 @@ pub(crate) enum Users {
     Spaces,
 }
 
-#[derive(Clone, Copy)]
 struct ArenaState {
     /// The free object that was freed last, plus 1; 0 for none.
     free: u32,
     /// How many objects have ever been initialised.
     initialised: u32,
-    /// How many of them are not free.
-    live: u32,
 }
 
 impl<O> Idx<O> {
     /// The index of the object that was initialised after `number` others, within the capacity.
     fn of(number: u32) -> Option<Self> {
-        let mut place = number as usize;
-        for chunk in 0..CHUNKS {
-            match place.checked_sub(chunk_len(chunk)) {
-                Some(rest) => place = rest,
-                None => return Some(Self((place << CHUNK_BITS | chunk) as u32, PhantomData)),
-            }
-        }
-        None
+        // In front of a chunk are as many as it holds itself, but for those of a first one.
+        let number = number as usize + FIRST_CHUNK as usize;
+        let chunk = (number / FIRST_CHUNK as usize).ilog2() as usize;
+        let place = number - chunk_len(chunk);
+        (chunk < CHUNKS).then_some(Self((place << CHUNK_BITS | chunk) as u32, PhantomData))
     }
 
     /// Which chunk holds it, and where in it.
@@ -141,7 +228,7 @@ impl<O> Idx<O> {
 }
 
 const fn chunk_len(chunk: usize) -> usize {
-    (FIRST_CHUNK as usize) << (2 * chunk)
+    (FIRST_CHUNK as usize) << chunk
 }
 
 /// The most objects that an arena holds.
@@ -157,24 +244,23 @@ pub(crate) const CAPACITY: usize = {
 // What is stored in a word of the tree has 30 bits, and the mask names each chunk.
 const _: () = assert!(chunk_len(CHUNKS - 1) << CHUNK_BITS <= 1 << 30 && CHUNKS <= 1 << CHUNK_BITS);
 
-fn chunk_layout<O>(chunk: usize) -> Result<Layout, OutOfMemory> {
-    Layout::array::<O>(chunk_len(chunk)).map_err(|_| OutOfMemory)
+/// The memory of a chunk, and how far into it the objects begin: in the first behind the table.
+fn chunk_layout<O>(chunk: usize) -> Result<(Layout, usize), OutOfMemory> {
+    let table = Layout::array::<ChunkPtr<O>>(if chunk == 0 { CHUNKS } else { 0 });
+    let objects = Layout::array::<O>(chunk_len(chunk));
+    table.and_then(|table| table.extend(objects?)).map_err(|_| OutOfMemory)
 }
 
 impl<O: Object, P: Platform> Arena<O, P> {
     const_unless_model! {
         pub(crate) fn new(users: Users) -> Self {
             Self {
-                #[cfg(not(pervma_model))]
-                chunks: [const { Cell::new(ptr::null_mut()) }; 1 << CHUNK_BITS],
-                #[cfg(pervma_model)]
-                chunks: core::array::from_fn(|_| Cell::new(ptr::null_mut())),
+                table: Table::empty(),
                 users,
-                free: Line(FreeList {
-                    lock: MmapLock::new(),
-                    state: Cell::new(ArenaState { free: 0, initialised: 0, live: 0 }),
-                    usage: AtomicU64::new(0),
-                }),
+                lock: MmapLock::new(),
+                state: Cell::new(ArenaState { free: 0, initialised: 0 }),
+                capacity: AtomicU32::new(0),
+                live: AtomicU32::new(0),
             }
         }
     }
@@ -182,14 +268,7 @@ impl<O: Object, P: Platform> Arena<O, P> {
     /// The object that `index` names.
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn get(&self, index: Idx<O>) -> &O {
-        let (chunk, offset) = index.place();
-        // SAFETY: A1: the chunk pointer was written before the index came to us.
-        let base = self.chunks[chunk].with(|base| unsafe { *base });
-        check(!base.is_null(), "a node is taken for a VMA, or a VMA for a node");
-        // SAFETY: A1: the object lies within its chunk.
-        let object = unsafe { base.add(offset) };
-        // SAFETY: A1: it is initialised; A2: it stays, and is only ever shared.
-        unsafe { &*object }
+        self.table.get(index)
     }
 
     /// Guards the arena while the caller allocates and frees (A3): takes the lock of the arena,
@@ -198,69 +277,96 @@ impl<O: Object, P: Platform> Arena<O, P> {
     fn guard(&self, _section: &EditSection<'_, P>) -> Option<RawWriteGuard<'_, P>> {
         (self.users == Users::Spaces).then(|| {
             let _scope = SlabScope::<P>::enter();
-            self.free.0.lock.write()
+            self.lock.write()
         })
     }
 
     /// Allocates an object: the one freed last, else a new one. The section is one of the space
     /// that the object is for.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn alloc(&self, section: &EditSection<'_, P>) -> Result<Idx<O>, OutOfMemory> {
         let _guard = self.guard(section);
         // SAFETY: A3, by `_guard` and the section: no other thread allocates or frees meanwhile.
-        let mut state = self.free.0.state.with(|state| unsafe { *state });
-        let index = if state.free != 0 {
+        let free = self.state.with(|state| unsafe { (*state).free });
+        let index = if free != 0 {
             // SAFETY: A1: it was allocated before, and came here under the guard.
-            let index = unsafe { Idx::from_raw(state.free - 1) };
+            let index = unsafe { Idx::from_raw(free - 1) };
             // SAFETY: A3, by the same; a free object's link is the arena's.
-            state.free = self.get(index).link().with(|link| unsafe { *link });
+            let next = self.get(index).link().with(|link| unsafe { *link });
+            // SAFETY: A3, by the same.
+            self.state.with_mut(|state| unsafe { (*state).free = next });
             index
         } else {
-            let index = Idx::of(state.initialised).ok_or(OutOfMemory)?;
-            self.init(index)?;
-            state.initialised += 1;
-            index
+            self.init()?
         };
-        state.live += 1;
-        self.set_state(state);
+        self.count(1);
         Ok(index)
     }
 
-    /// Sets the state, under the guard.
+    /// Counts an object that is in use from now on, or with -1 one that is not; under the guard.
     #[inline]
-    fn set_state(&self, state: ArenaState) {
-        // SAFETY: A3: the two callers hold what `guard` says, until they return.
-        self.free.0.state.with_mut(|at| unsafe { *at = state });
-        let usage = u64::from(state.initialised) << 32 | u64::from(state.live);
-        self.free
-            .0
-            .usage
-            .store(usage, Relaxed("a count to look at, which says nothing of the objects"));
+    fn count(&self, change: i32) {
+        self.live.store(self.live.load(COUNT).wrapping_add_signed(change), COUNT);
     }
 
-    /// Initialises the object `index`, and allocates its chunk if it is the first in it.
+    /// Initialises the next object, and allocates its chunk if it is the first in it. The caller is
+    /// `alloc`, which holds what `guard` says (A3).
     #[cold]
-    fn init(&self, index: Idx<O>) -> Result<(), OutOfMemory> {
+    fn init(&self) -> Result<Idx<O>, OutOfMemory> {
+        // SAFETY: A3.
+        let number = self.state.with(|state| unsafe { (*state).initialised });
+        let index = Idx::of(number).ok_or(OutOfMemory)?;
         let (chunk, offset) = index.place();
         if offset == 0 {
-            const { assert!(size_of::<O>() != 0) };
-            let layout = chunk_layout::<O>(chunk)?;
-            let scope = SlabScope::<P>::enter();
-            let base = P::Memory::alloc(layout).cast::<O>();
-            drop(scope);
-            if base.is_null() {
-                return Err(OutOfMemory);
-            }
-            // SAFETY: A3: `alloc`, the only caller, holds what `guard` says. Readers look only at
-            // chunks of which they hold an index, and there is none of this chunk yet (A1).
-            self.chunks[chunk].with_mut(|at| unsafe { *at = base });
+            self.add_chunk(chunk)?;
         }
-        // SAFETY: written nowhere but above, and guarded as there.
-        let base = self.chunks[chunk].with(|base| unsafe { *base });
+        // SAFETY: written nowhere but there, and guarded as here (A3).
+        let table = self.table.0.with(|table| unsafe { *table });
+        // SAFETY: made with the first chunk (A2).
+        let at = unsafe { chunk_ptr(table, chunk) };
+        // SAFETY: as for the table.
+        let base = at.with(|base| unsafe { *base });
         // SAFETY: `offset` lies within the chunk.
         let object = unsafe { base.add(offset) };
         // SAFETY: allocated above for this type, and no thread has its index yet.
         unsafe { object.write(O::new()) };
+        // SAFETY: A3.
+        self.state.with_mut(|state| unsafe { (*state).initialised = number + 1 });
+        self.capacity.store(number + 1, COUNT);
+        Ok(index)
+    }
+
+    /// Allocates a chunk, and with the first one the table. The caller is `init`: it is guarded
+    /// (A3), and there is no index into this chunk yet.
+    fn add_chunk(&self, chunk: usize) -> Result<(), OutOfMemory> {
+        const { assert!(size_of::<O>() != 0) };
+        let (layout, objects) = chunk_layout::<O>(chunk)?;
+        let scope = SlabScope::<P>::enter();
+        let memory = P::Memory::alloc(layout);
+        drop(scope);
+        if memory.is_null() {
+            return Err(OutOfMemory);
+        }
+        if chunk == 0 {
+            let table = memory.cast::<ChunkPtr<O>>();
+            for chunk in 0..CHUNKS {
+                // SAFETY: the memory of the first chunk begins with room for so many.
+                let at = unsafe { table.add(chunk) };
+                // SAFETY: ours, and of this type.
+                unsafe { at.write(Cell::new(ptr::null_mut())) };
+            }
+            // SAFETY: A3. Others look for the table only with an index, and there is none (A1).
+            self.table.0.with_mut(|at| unsafe { *at = table });
+        }
+        // SAFETY: A3; it is written nowhere but above.
+        let table = self.table.0.with(|table| unsafe { *table });
+        // SAFETY: made with the first chunk (A2).
+        let at = unsafe { chunk_ptr(table, chunk) };
+        // SAFETY: the objects begin so far into the memory.
+        let base = unsafe { memory.add(objects) }.cast::<O>();
+        // SAFETY: A3. Others look only at chunks of which they hold an index, and of this one there
+        // is none (A1).
+        at.with_mut(|at| unsafe { *at = base });
         Ok(())
     }
 
@@ -269,12 +375,12 @@ impl<O: Object, P: Platform> Arena<O, P> {
     pub(crate) fn free(&self, index: Idx<O>, section: &EditSection<'_, P>) {
         let _guard = self.guard(section);
         // SAFETY: A3, by `_guard` and the section: no other thread allocates or frees meanwhile.
-        let mut state = self.free.0.state.with(|state| unsafe { *state });
+        let free = self.state.with(|state| unsafe { (*state).free });
         // SAFETY: A3, by the same; the caller gave the object up, so its link is the arena's.
-        self.get(index).link().with_mut(|link| unsafe { *link = state.free });
-        state.free = index.0 + 1;
-        state.live -= 1;
-        self.set_state(state);
+        self.get(index).link().with_mut(|link| unsafe { *link = free });
+        // SAFETY: A3, by the same.
+        self.state.with_mut(|state| unsafe { (*state).free = index.0 + 1 });
+        self.count(-1);
     }
 
     /// Shows all objects that were initialised; meanwhile no thread initialises one, or runs this.
@@ -285,29 +391,37 @@ impl<O: Object, P: Platform> Arena<O, P> {
     ) -> R {
         let _guard = keep(Step::GuardRecords).then(|| self.guard(section));
         // SAFETY: A3: guarded as in `alloc`, and only looked at.
-        let initialised = self.free.0.state.with(|state| unsafe { (*state).initialised });
+        let initialised = self.state.with(|state| unsafe { (*state).initialised });
         run(All { arena: self, rest: 0..initialised })
     }
 
     /// Makes the arena's lock new after a fork, in the child.
     ///
     /// A thread that held it at the fork has stopped between any two of its steps. That does no
-    /// harm: it shows what it did by its last store, of the state. Of this the child may have some
-    /// words and not others, and then it initialises an object once more, whose index nobody has,
-    /// or never uses it again, or counts one too many in use.
+    /// harm: it shows what it did by its last store to the state. Of its stores the child may have
+    /// some and not others, and then it initialises an object once more, whose index nobody has, or
+    /// never uses it again, or counts one too many or too few in use.
     ///
     /// # Safety
     ///
     /// The caller is the only thread of its process, has just forked, and does not guard the arena.
     pub(crate) unsafe fn renew(&self) {
         // SAFETY: as the caller says.
-        unsafe { self.free.0.lock.renew() };
+        unsafe { self.lock.renew() };
+    }
+
+    /// Whether there is an object, for any thread: late, but for what it knows of otherwise.
+    #[inline]
+    pub(crate) fn has_any(&self) -> bool {
+        self.capacity.load(Relaxed("the caller has a reason why it may be late")) != 0
     }
 
     /// How many objects there are, and how many of them are in use.
     pub(crate) fn usage(&self) -> Usage {
-        let usage = self.free.0.usage.load(Relaxed("the caller may be late anyway"));
-        Usage { capacity: (usage >> 32) as usize, in_use: (usage as u32) as usize }
+        let in_use = self.live.load(COUNT) as usize;
+        let capacity = self.capacity.load(COUNT) as usize;
+        // Of what other threads do meanwhile, the one may show and not the other.
+        Usage { capacity, in_use: in_use.min(capacity) }
     }
 }
 
@@ -345,22 +459,34 @@ pub struct Usage {
 impl<O, P: Platform> Drop for Arena<O, P> {
     fn drop(&mut self) {
         // SAFETY: `&mut self`: no other thread looks.
-        let initialised = self.free.0.state.with(|state| unsafe { (*state).initialised });
+        let table = self.table.0.with(|table| unsafe { *table });
+        if table.is_null() {
+            return;
+        }
+        let base = |chunk| {
+            // SAFETY: it was made, and is freed last.
+            let at = unsafe { chunk_ptr(table, chunk) };
+            // SAFETY: `&mut self`: no other thread looks.
+            at.with(|base| unsafe { *base })
+        };
+        // SAFETY: `&mut self`: no other thread looks.
+        let initialised = self.state.with(|state| unsafe { (*state).initialised });
         for index in (0..initialised).filter_map(Idx::<O>::of) {
             let (chunk, offset) = index.place();
-            // SAFETY: `&mut self`: no other thread looks.
-            let base = self.chunks[chunk].with(|base| unsafe { *base });
             // SAFETY: object number `index` lies there.
-            let object = unsafe { base.add(offset) };
+            let object = unsafe { base(chunk).add(offset) };
             // SAFETY: it was initialised, and this is the end of A2.
             unsafe { ptr::drop_in_place(object) };
         }
-        for (chunk, base) in self.chunks.iter().enumerate() {
-            // SAFETY: `&mut self`: no other thread looks.
-            let base = base.with(|base| unsafe { *base });
-            if let (false, Ok(layout)) = (base.is_null(), chunk_layout::<O>(chunk)) {
-                // SAFETY: allocated in `init` with this layout; its objects are dropped.
-                unsafe { P::Memory::dealloc(base.cast(), layout) };
+        const { assert!(!core::mem::needs_drop::<ChunkPtr<O>>()) };
+        // The first one last: the table is part of it.
+        for chunk in (0..CHUNKS).rev() {
+            let base = base(chunk);
+            if let (false, Ok((layout, objects))) = (base.is_null(), chunk_layout::<O>(chunk)) {
+                // SAFETY: the objects begin so far into the chunk's memory.
+                let memory = unsafe { base.cast::<u8>().sub(objects) };
+                // SAFETY: allocated in `add_chunk` with this layout; its objects are dropped.
+                unsafe { P::Memory::dealloc(memory, layout) };
             }
         }
     }
@@ -386,7 +512,7 @@ mod tests {
             assert_eq!(place(first + len as u32 - 1), Some((chunk, len - 1)));
             (first, chunk) = (first + len as u32, chunk + 1);
         }
-        assert_eq!((first, place(first)), (89_478_464, None));
+        assert_eq!((first, place(first)), (67_108_848, None));
         assert!(Idx::<u64>::of(first - 1).is_some_and(|last| last.raw() < 1 << 30));
     }
 }

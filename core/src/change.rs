@@ -23,7 +23,7 @@ use core::ptr;
 
 use smallvec::SmallVec;
 
-use crate::error::{ChangeError, OutOfMemory};
+use crate::error::{ChangeError, InsertError, OutOfMemory};
 use crate::map::{Map, MapWrite, Vmas, WriteCursor};
 use crate::mm::EditSection;
 use crate::payload::SplitMerge;
@@ -217,6 +217,28 @@ impl<'s, T, P: Platform> MapWrite<'s, T, P> {
         }
     }
 
+    /// Maps each of `vmas` if nothing is there, one after the other, up to the first that cannot.
+    pub(crate) fn insert_all(
+        &self,
+        vmas: impl IntoIterator<Item = (Range<usize>, T)>,
+    ) -> Result<(), InsertError<T>> {
+        let (mut cursor, mut run) = (self.cursor(), None);
+        for (range, payload) in vmas {
+            let span = self.map().span(range.clone()).map_err(ChangeError::from);
+            let linked = span.and_then(|span| match cursor.link_in_run(&mut run, span) {
+                Ok(Some(slot)) => Ok((span, slot)),
+                Ok(None) => Err(self.taken(span)),
+                Err(OutOfMemory) => Err(ChangeError::OutOfMemory { range: span.range() }),
+            });
+            match linked {
+                Ok((span, slot)) => slot.attach(self.section(), span, payload),
+                Err(kind) => return Err(InsertError { kind, range, payload }),
+            }
+            self.section().count_vmas(0, 1);
+        }
+        Ok(())
+    }
+
     /// Reserves `span`, if nothing is there.
     pub(crate) fn reserve(&self, span: Span) -> Result<Reserved<'s, T>, ChangeError> {
         Ok(self.link_free(span)?.reserve(self.section(), span))
@@ -253,6 +275,7 @@ impl<'s, T, P: Platform> MapWrite<'s, T, P> {
 }
 
 /// Excludes all VMAs that touch the range, or none; waits for no reader.
+#[inline]
 pub(crate) fn exclude<'s, 'm, T, P: Platform>(
     cursor: &mut WriteCursor<'s, 'm, T, P>,
     request: &Request,
@@ -439,11 +462,10 @@ impl<'s, 'l, T, P: Platform, R: SplitMerge<T>> Change<'s, 'l, T, P, R> {
     pub(crate) fn split<L: Placement<T>>(&mut self, placement: &mut L) -> Result<(), ChangeError> {
         let Self { plan, vmas, rules } = self;
         let span = plan.request.span;
-        let reaching =
-            |at: Span| usize::from(at.start < span.start) + usize::from(span.end < at.end);
-        let outside: usize = vmas.list.ends().map(|vma| reaching(vma.span())).sum();
+        let before = vmas.list.first().is_some_and(|vma| vma.span().start < span.start);
+        let behind = vmas.list.last().is_some_and(|vma| span.end < vma.span().end);
         let staying = if L::NOWHERE { 0 } else { vmas.list.len() };
-        let planned = staying + outside;
+        let planned = staying + usize::from(before) + usize::from(behind);
         if plan.removed.try_reserve(vmas.list.len()).is_err()
             || (planned > plan.planned.inline_size() && plan.planned.try_reserve(planned).is_err())
         {
@@ -461,12 +483,15 @@ impl<'s, 'l, T, P: Platform, R: SplitMerge<T>> Change<'s, 'l, T, P, R> {
         };
         if L::NOWHERE {
             // Of all others nothing stays.
-            vmas.list.ends().try_for_each(&mut split)?;
+            vmas.list.first().map_or(Ok(()), &mut split)?;
+            vmas.list.last().filter(|_| vmas.list.len() > 1).map_or(Ok(()), &mut split)?;
         } else {
-            vmas.iter().try_for_each(&mut split)?;
+            for vma in vmas.list.iter() {
+                split(vma)?;
+            }
         }
-        // A relocation places parts anywhere.
-        if !plan.planned.is_sorted_by_key(|planned| planned.span.start) {
+        // Only a relocation places parts elsewhere.
+        if plan.request.target.is_some() {
             plan.planned.sort_unstable_by_key(|planned| planned.span.start);
         }
         Ok(())
@@ -554,7 +579,7 @@ impl<'s, T> Plan<'s, '_, T> {
             let (left, right) = parts.ok_or_else(undivided)?;
             let whole = self.parts[which].replace(left);
             self.push(Some((Span { start: part.end, end: at.end }, right)), false, at);
-            self.defer_drops(whole)?;
+            defer_drops(self.deferred_drops, &self.request, whole)?;
         }
         let placed = self.parts[which].as_ref().and_then(|payload| placement.place(part, payload));
         self.push_placed(placed, at, rules)?;
@@ -679,9 +704,9 @@ impl<'s, T> Plan<'s, '_, T> {
             self.more_drops += 1;
             (planned.span.start, planned.place) = (at.start, Place::TakesOver);
             let old = planned.payload.replace(merged);
-            self.defer_drops(old)
+            defer_drops(self.deferred_drops, &self.request, old)
         } else {
-            self.defer_drop(merged)
+            defer_drops(self.deferred_drops, &self.request, [merged])
         }
     }
 
@@ -705,9 +730,9 @@ impl<'s, T> Plan<'s, '_, T> {
             self.more_drops += 1;
             planned.span.end = at.end;
             let old = planned.payload.replace(merged);
-            self.defer_drops(old)
+            defer_drops(self.deferred_drops, &self.request, old)
         } else {
-            self.defer_drop(merged)
+            defer_drops(self.deferred_drops, &self.request, [merged])
         }
     }
 
@@ -719,8 +744,9 @@ impl<'s, T> Plan<'s, '_, T> {
         rules: &mut impl SplitMerge<T>,
         given: Option<&T>,
     ) -> Result<(), ChangeError> {
-        for next in kept + 1..self.planned.len() {
-            let planned = &mut self.planned[..];
+        let Self { planned: all_planned, deferred_drops, request, .. } = self;
+        let planned = &mut all_planned[..];
+        for next in kept + 1..planned.len() {
             let Some(merged) = planned[kept].merge(&planned[next], rules, given) else {
                 kept += 1;
                 if kept < next {
@@ -733,25 +759,10 @@ impl<'s, T> Plan<'s, '_, T> {
             let into = &mut planned[kept];
             let old = into.payload.replace(merged);
             (into.span.end, into.changed) = (end, true);
-            self.defer_drops(old.into_iter().chain(gone))?;
+            defer_drops(deferred_drops, request, old.into_iter().chain(gone))?;
         }
-        self.planned.truncate(kept + 1);
+        all_planned.truncate(kept + 1);
         Ok(())
-    }
-
-    #[inline]
-    fn defer_drop(&mut self, payload: T) -> Result<(), ChangeError> {
-        if !needs_drop::<T>() {
-            return Ok(());
-        }
-        self.deferred_drops.try_reserve(1).map_err(|_| self.request.out_of_memory())?;
-        self.deferred_drops.push(payload);
-        Ok(())
-    }
-
-    #[inline]
-    fn defer_drops(&mut self, payloads: impl IntoIterator<Item = T>) -> Result<(), ChangeError> {
-        payloads.into_iter().try_for_each(|payload| self.defer_drop(payload))
     }
 
     /// Gets memory for everything, so that nothing can fail afterwards.
@@ -788,7 +799,7 @@ impl<'s, T> Plan<'s, '_, T> {
         for planned in &mut self.planned {
             if let Some(slot) = planned.slot.take() {
                 if planned.place == Place::New {
-                    cursor.unlink(planned.span.start, 0);
+                    cursor.unlink(planned.span.start, false);
                 }
                 slot.give_back(cursor.slots(), cursor.section());
             }
@@ -801,13 +812,14 @@ impl<'s, T> Plan<'s, '_, T> {
 
     /// Puts the planned VMAs in the place of the excluded ones, once; gives out what stood in the
     /// range, and the reservation if there is one.
+    #[inline(always)]
     fn commit<P: Platform>(
         &mut self,
         cursor: &mut WriteCursor<'s, '_, T, P>,
         list: &mut Excluded<'s, T, P>,
     ) -> (RemovedVmas<T>, Option<Reserved<'s, T>>) {
         let section = cursor.section();
-        let (request, all_planned) = (self.request, &mut self.planned[..]);
+        let (request, all_planned) = (&self.request, &mut self.planned[..]);
         let keeps_gaps = request.keeps_gaps();
         let (mut reserved, mut taken, mut put) = (None, 0, 0);
         // What does not become part of the result; `prepare` has reserved capacity for it.
@@ -816,6 +828,12 @@ impl<'s, T> Plan<'s, '_, T> {
                 self.deferred_drops.push(payload);
             }
         };
+        // From the last one on: what is the first of its leaf is in the parents of that too. Not
+        // where what is unlinked stays mapped, as a part of what is before it.
+        if !keeps_gaps {
+            list.reverse();
+            self.parts.reverse();
+        }
         while let Some((at, payload, emptied)) = list.take_first(|| ()) {
             taken += 1;
             let removed = match request.span.overlap(at) {
@@ -835,7 +853,7 @@ impl<'s, T> Plan<'s, '_, T> {
             let Ok(found) =
                 all_planned.binary_search_by_key(&at.start, |planned| planned.span.start)
             else {
-                cursor.detach(at.start, if keeps_gaps { at.len() } else { 0 }, emptied);
+                cursor.detach(at.start, keeps_gaps, emptied);
                 continue;
             };
             let planned = &mut all_planned[found];
@@ -861,6 +879,9 @@ impl<'s, T> Plan<'s, '_, T> {
                 (None, _) => {}
             }
         }
+        if !keeps_gaps {
+            self.removed.reverse();
+        }
         section.count_vmas(taken, put);
         // Where nothing is planned, what was taken out has left its bytes to the gap before it.
         if !keeps_gaps && !all_planned.is_empty() {
@@ -880,9 +901,25 @@ impl<'s, T> Plan<'s, '_, T> {
     }
 }
 
+/// Keeps payloads until the edit has ended.
+#[inline]
+fn defer_drops<T>(
+    deferred_drops: &mut Vec<T>,
+    request: &Request,
+    payloads: impl IntoIterator<Item = T>,
+) -> Result<(), ChangeError> {
+    if needs_drop::<T>() {
+        for payload in payloads {
+            deferred_drops.try_reserve(1).map_err(|_| request.out_of_memory())?;
+            deferred_drops.push(payload);
+        }
+    }
+    Ok(())
+}
+
 /// The VMA at `addr`, if it has nothing to do with the change and is not excluded. In the range
 /// itself there may be one that has come into a hole of an exclusion.
-#[inline]
+#[inline(always)]
 fn neighbour<'s, 'm, T, P: Platform>(
     cursor: &mut WriteCursor<'s, 'm, T, P>,
     request: &Request,

@@ -103,6 +103,29 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
         }
     }
 
+    /// Maps each range with its payload, one after the other, as [`insert`](Self::insert) does. In
+    /// order of address that takes no search for each: the way to load many.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// let pages = (0..1_000).map(|page| page * 0x2000).map(|at| (at..at + 0x1000, at));
+    /// space.edit()?.insert_all(pages)?;
+    /// assert_eq!(space.len(), 1_000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// That of the first insertion that fails. Those before it are done, and nothing was taken from
+    /// the iterator after it: given by reference, it has the rest.
+    #[doc(alias("bulk", "extend", "from_iter"))]
+    pub fn insert_all(
+        &mut self,
+        vmas: impl IntoIterator<Item = (Range<usize>, T)>,
+    ) -> Result<(), InsertError<T>> {
+        self.map.insert_all(vmas)
+    }
+
     /// Maps `range` with `payload`, if nothing is there, and merges it with what touches it, as far
     /// as [`Payload::merge`] agrees. A VMA that has readers, or that another thread excludes, stays
     /// as it is. Waits for no reader.
@@ -444,6 +467,26 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
         put.map_err(|(kind, payload)| InsertError { kind, range, payload })
     }
 
+    /// Whether another thread excludes readers from a VMA in `range`: this edit cannot change it.
+    /// In an edit from [`edit_range`](AddressSpace::edit_range) there is none in that range.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.insert(0x1000..0x3000, "buffer")?;
+    /// let exclusion = space.exclude(0x1000..0x2000)?;
+    /// std::thread::scope(|scope| {
+    ///     let other = scope.spawn(|| Ok(space.edit()?.is_excluded(0x0..0x8000)));
+    ///     let excluded: Result<bool, pervma::EditError> = other.join().unwrap();
+    ///     assert_eq!(excluded, Ok(true));
+    /// });
+    /// # drop(exclusion);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn is_excluded(&self, range: Range<usize>) -> bool {
+        let span = Span { start: range.start, end: range.end };
+        self.map.entries(span).any(|entry| entry.is_excluded())
+    }
+
     /// Write-locks the VMA that holds `addr`, waiting for its readers. The lock lasts until the
     /// edit ends, not only until the handle is dropped.
     ///
@@ -566,15 +609,14 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
             self.map.start_write_all(EVERYTHING);
         }
         let child = AddressSpace::of(self.map.map().empty_copy());
-        for vma in self.entries(EVERYTHING).filter_map(Entry::vma) {
+        let copies = self.entries(EVERYTHING).filter_map(Entry::vma).filter_map(|vma| {
             let span = vma.span();
             if !keep(Step::LockBeforeCopy) {
                 self.map.start_write_all(span);
             }
-            if let Some(payload) = copy(span.range(), vma.payload()) {
-                child.map().write().insert(span, payload).map_err(|(error, _)| error)?;
-            }
-        }
+            Some((span.range(), copy(span.range(), vma.payload())?))
+        });
+        child.map().write().insert_all(copies)?;
         Ok(child)
     }
 }
@@ -984,6 +1026,77 @@ impl<T, P: Platform> AddressSpace<T, P> {
         match self.edit() {
             Ok(mut edit) => edit.insert_merging(range, payload),
             Err(error) => Err(InsertError { kind: error.into(), range, payload }),
+        }
+    }
+}
+
+#[cfg(all(test, not(pervma_model)))]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// The next edit checks the tree.
+    #[test]
+    fn many_are_inserted_as_one_after_the_other() {
+        let rounds = if cfg!(miri) { 3 } else { 300 };
+        let mut state = 1_u64;
+        let mut roll = |below: usize| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % below
+        };
+        for round in 0..rounds {
+            let (space, mut expected) = (AddressSpace::new(1), BTreeMap::new());
+            for batch in 0..6 {
+                // Runs upwards from random places, some of them short, into what is there already;
+                // and a reservation between, which ends while the run goes on.
+                let mut at = roll(3_000);
+                let mut reserved = None;
+                let mut edit = space.edit().unwrap();
+                let vmas: Vec<_> = (0..roll(80))
+                    .map(|_| {
+                        if roll(10) == 0 {
+                            at = roll(3_000);
+                        }
+                        let start = at + roll(3);
+                        at = start + 1 + roll(3);
+                        (start..at, batch)
+                    })
+                    .collect();
+                if roll(2) == 0 {
+                    reserved = edit.reserve(at + 2..at + 5).ok();
+                }
+                // What it notes in the tree is to be forgotten where the tree changes.
+                let search = crate::GapSearch::new(8 + roll(8)).aligned(512).within(0..3_000);
+                let _ = edit.find_gap(&search);
+                let ends_at = roll(80);
+                let mut rest = vmas.iter().cloned().enumerate().map(|(number, vma)| {
+                    if number == ends_at {
+                        reserved = None;
+                    }
+                    vma
+                });
+                let done = edit.insert_all(&mut rest);
+                let left = rest.count();
+                let inserted = vmas.len() - left - usize::from(done.is_err());
+                if let Err(refused) = done {
+                    assert_eq!(refused.range, vmas[inserted].0, "round {round}");
+                    assert!(matches!(refused.kind, ChangeError::Overlap { existing }
+                        if existing.start < refused.range.end
+                            && refused.range.start < existing.end));
+                }
+                drop(edit);
+                let taken = vmas[..inserted]
+                    .iter()
+                    .map(|(range, batch)| (range.start, (range.end, *batch)));
+                expected.extend(taken);
+                let there = space.edit().unwrap();
+                let found = there.iter().map(|(range, batch)| (range.start, (range.end, *batch)));
+                assert!(found.eq(expected.clone()), "round {round}");
+                assert_eq!(space.len(), expected.len());
+            }
         }
     }
 }

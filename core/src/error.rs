@@ -109,6 +109,19 @@ impl fmt::Display for EditError {
 
 impl core::error::Error for EditError {}
 
+/// The thread would wait for a range lock while it has one itself, of the same
+/// [`RangeLocks`](crate::RangeLocks).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnRangeLock(pub(crate) ());
+
+impl fmt::Display for OwnRangeLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("this thread would wait for a range lock and has one itself")
+    }
+}
+
+impl core::error::Error for OwnRangeLock {}
+
 /// Why a space was not prepared for fork(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

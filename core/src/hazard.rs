@@ -296,7 +296,7 @@ impl<P: Platform> Registry<P> {
         section: &EditSection<'_, P>,
         vmas: impl Iterator<Item = &'l VmaLock> + Clone,
     ) -> bool {
-        self.0.usage().capacity != 0
+        self.0.has_any()
             && keep(Step::ScanHazards)
             && self.0.with_all(section, |records| scan::<P>(records, vmas))
     }

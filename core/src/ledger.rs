@@ -165,6 +165,14 @@ edges! {
     RECORD_TEST: Load Acquire, pairs [RECORD_GIVE_UP],
         without "a writer that skips a record that was given up changes what its last owner is still reading";
 
+    /// A closed range lock is released. What its owner did is over.
+    RANGE_REOPENED: Rmw Release, pairs [RANGE_CLOSED],
+        without "a reader that sees no closed range lock works on pages that the owner of one has not left";
+
+    /// A reader that has read-locked its VMA tests whether there are closed range locks.
+    RANGE_CLOSED: Load Acquire, pairs [RANGE_REOPENED],
+        without "a reader that sees no closed range lock works on pages that the owner of one has not left";
+
     /// A waiter that an exclusion refused announces in the event word that it is going to sleep,
     /// then tests whether the exclusion still lasts.
     EVENT_PREPARE: Rmw Acquire, pairs [EVENT_NOTIFY],

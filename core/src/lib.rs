@@ -158,6 +158,7 @@ mod guard;
 mod iter;
 mod lookups;
 mod owned;
+mod range_locks;
 mod reader;
 mod reserve;
 mod space;
@@ -175,7 +176,8 @@ pub use arena::Usage;
 pub use cursor::{Cursor, ReaderCursor};
 pub use edit::{Edit, VmaMut};
 pub use error::{
-    ChangeError, EditError, ForkError, InsertError, ReadError, RegisterError, WriteError,
+    ChangeError, EditError, ForkError, InsertError, OwnRangeLock, ReadError, RegisterError,
+    WriteError,
 };
 pub use exclusion::Exclusion;
 pub use fork::PreparedFork;
@@ -185,7 +187,7 @@ pub use held::HandlerScope;
 #[cfg(not(any(feature = "std", pervma_model)))]
 pub use host::NoPlatform;
 #[cfg(all(feature = "std", not(pervma_model)))]
-pub use host::{StdLock, StdPlatform};
+pub use host::{StdLock, StdMemory, StdPlatform};
 pub use iter::{Iter, ReadAll};
 pub use lookups::VmaOrHole;
 pub use map::Vmas;
@@ -194,6 +196,7 @@ pub use owned::{OwnedMappedReadGuard, OwnedReadGuard};
 pub use payload::{Payload, SplitMerge};
 pub use platform::Platform;
 pub use range::RangeError;
+pub use range_locks::{RangeLock, RangeLocks};
 pub use reader::Reader;
 pub use removed::{IntoIter, Removed, RemovedVmas};
 pub use reserve::Reservation;

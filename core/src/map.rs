@@ -15,11 +15,11 @@
 
 use alloc::sync::Arc;
 use core::marker::PhantomData;
-use core::mem::ManuallyDrop;
+use core::mem;
 use core::ops::{Deref, Range};
 
-use crate::arena::Idx;
-use crate::btree::{BTree, Position, RecordPath, Shape, VisitedPath};
+use crate::arena::{Idx, Table};
+use crate::btree::{BTree, Position, RecordPath, Run, Shape, VisitedPath, Wanted};
 use crate::error::OutOfMemory;
 use crate::host::DefaultPlatform;
 use crate::lock::Watermark;
@@ -34,33 +34,19 @@ use crate::sync::{AtomicU32, Relaxed, const_unless_model};
 pub(crate) struct Map<T, P: Platform> {
     state: SpaceState<P>,
     tree: BTree,
-    slab: KeptSlab<T, P>,
+    /// Where the slots of the tree are, as soon as there was one.
+    slots: Table<Slot<T>>,
+    slab: SlabRef<T, P>,
     granularity: usize,
-}
-
-/// The slab of a map; leaked with all that is in it if the map was abandoned after a fork.
-struct KeptSlab<T, P: Platform> {
-    slab: ManuallyDrop<SlabRef<T, P>>,
-    /// Not 0 if it was abandoned.
+    /// Not 0 if it was abandoned after a fork.
     abandoned: AtomicU32,
 }
 
-impl<T, P: Platform> KeptSlab<T, P> {
-    const_unless_model! {
-        fn new(slab: SlabRef<T, P>) -> Self {
-            Self { slab: ManuallyDrop::new(slab), abandoned: AtomicU32::new(0) }
-        }
-    }
-}
-
-impl<T, P: Platform> Drop for KeptSlab<T, P> {
-    fn drop(&mut self) {
-        if self.abandoned.load(ABANDONED) == 0 {
-            // SAFETY: this is the drop of its owner, and the only place that drops it.
-            unsafe { ManuallyDrop::drop(&mut self.slab) };
-        }
-    }
-}
+// Two pairs of lines for editors, of which one is the slab's, and two that lookups load; readers
+// write to one of them.
+const _: () = assert!(
+    !cfg!(feature = "std") || cfg!(pervma_model) || size_of::<Map<u64, DefaultPlatform>>() <= 512
+);
 
 const ABANDONED: Relaxed = Relaxed("set by the only thread of a process");
 
@@ -68,24 +54,31 @@ impl<T, P: Platform> Map<T, P> {
     const_unless_model! {
         /// An empty map with a slab of its own.
         pub(crate) fn new(granularity: usize) -> Self {
+            Self::on(granularity, SlabRef::own())
+        }
+    }
+
+    const_unless_model! {
+        fn on(granularity: usize, slab: SlabRef<T, P>) -> Self {
             Self {
                 state: SpaceState::new(),
                 tree: BTree::new(),
-                slab: KeptSlab::new(SlabRef::own()),
+                slots: Table::empty(),
+                slab,
                 granularity,
+                abandoned: AtomicU32::new(0),
             }
         }
     }
 
     /// An empty map on a slab that others share.
     pub(crate) fn new_in(granularity: usize, slab: Arc<Slab<T, P>>) -> Self {
-        let slab = KeptSlab::new(SlabRef::Shared(slab));
-        Self { state: SpaceState::new(), tree: BTree::new(), slab, granularity }
+        Self::on(granularity, SlabRef::Shared(slab))
     }
 
     /// An empty map like this one: on the same slab if that is shared.
     pub(crate) fn empty_copy(&self) -> Self {
-        match &*self.slab.slab {
+        match &self.slab {
             SlabRef::Own(_) => Self::new(self.granularity),
             SlabRef::Shared(slab) => Self::new_in(self.granularity, Arc::clone(slab)),
         }
@@ -115,13 +108,13 @@ impl<T, P: Platform> Map<T, P> {
 
     #[inline(always)]
     pub(crate) fn slab(&self) -> &Slab<T, P> {
-        self.slab.slab.get()
+        self.slab.get()
     }
 
     /// Abandons the map after a fork: nothing is found in it any more, and its drop leaves
     /// everything as it is.
     pub(crate) fn abandon(&self) {
-        self.slab.abandoned.store(1, ABANDONED);
+        self.abandoned.store(1, ABANDONED);
         self.state.replace_identity();
     }
 
@@ -129,7 +122,7 @@ impl<T, P: Platform> Map<T, P> {
     #[inline]
     pub(crate) fn is_abandoned(&self) -> bool {
         // Models do not fork, and have no steps to spare for it.
-        !cfg!(pervma_model) && self.slab.abandoned.load(ABANDONED) != 0
+        !cfg!(pervma_model) && self.abandoned.load(ABANDONED) != 0
     }
 
     /// Walks, with no lock, to the slot that may hold `addr`. It may have been recycled meanwhile;
@@ -140,10 +133,9 @@ impl<T, P: Platform> Map<T, P> {
         addr: usize,
         path: &mut impl RecordPath<'s>,
     ) -> Option<&'s Slot<T>> {
-        let slab = self.slab(); // asked for once: a load that follows may not be moved in front
-        let raw = self.tree.walk(slab.node_arena(), addr, path)?;
+        let raw = self.tree.walk(addr, path)?;
         // SAFETY: out of a word of the tree, loaded with acquire; of this slab, by M1.
-        Some(slab.slots().get(unsafe { Idx::from_raw(raw) }))
+        Some(self.slots.get(unsafe { Idx::from_raw(raw) }))
     }
 
     /// Walks, with no lock, to the first slot at or above `addr`; as little reliable.
@@ -152,10 +144,9 @@ impl<T, P: Platform> Map<T, P> {
         addr: usize,
         path: &mut impl RecordPath<'s>,
     ) -> Option<&'s Slot<T>> {
-        let slab = self.slab();
-        let raw = self.tree.walk_from(slab.node_arena(), addr, path)?;
+        let raw = self.tree.walk_from(addr, path)?;
         // SAFETY: as in `walk`.
-        Some(slab.slots().get(unsafe { Idx::from_raw(raw) }))
+        Some(self.slots.get(unsafe { Idx::from_raw(raw) }))
     }
 
     /// Whether what walks found is what the map held when the edits up to `watermark` were
@@ -240,7 +231,7 @@ impl<T, P: Platform> Map<T, P> {
         let entry = edit.first_from(0)?;
         let start = entry.span().start;
         let (payload, emptied) = entry.take_at_end(self.slab().slots(), &edit.section);
-        edit.cursor().detach(start, 0, emptied);
+        edit.cursor().detach(start, false, emptied);
         Some(payload)
     }
 }
@@ -249,14 +240,15 @@ impl<T, P: Platform> Map<T, P> {
 ///
 /// # Safety
 ///
-/// It is a word of the tree of a map that has this slab, and that map's mmap lock is held for `'m`.
+/// It is a word of the tree of a map that has these slots, and that map's mmap lock is held for
+/// `'m`.
 #[inline]
-unsafe fn entry<'s: 'm, 'm, T, P: Platform>(slab: &'s Slab<T, P>, raw: u32) -> Entry<'s, 'm, T> {
+unsafe fn entry<'s: 'm, 'm, T>(slots: &'s Table<Slot<T>>, raw: u32) -> Entry<'s, 'm, T> {
     // SAFETY: out of a word of the tree, loaded with acquire; of this slab, by M1.
     let index = unsafe { Idx::from_raw(raw) };
     // SAFETY: T3, as the caller says. Unique access to a payload is given out only by `Edit`, which
     // is borrowed mutably for as long.
-    unsafe { Entry::new(slab.slots().get(index), index) }
+    unsafe { Entry::new(slots.get(index), index) }
 }
 
 impl<T, P: Platform> Drop for Map<T, P> {
@@ -277,23 +269,24 @@ impl<T, P: Platform> Drop for Map<T, P> {
         }
 
         if self.is_abandoned() {
+            mem::forget(mem::replace(&mut self.slab, SlabRef::own()));
             return;
         }
-        match &*self.slab.slab {
+        match &self.slab {
             // Nothing else looks at the slots or the tree: they end as they are.
-            SlabRef::Own(slab) => {
+            SlabRef::Own(_) => {
                 let _edit = self.write();
-                let nodes = slab.node_arena();
-                let mut at = self.tree.root(nodes).map(|root| {
-                    let mut at = Position::at_root(root);
-                    at.seek(nodes, 0);
+                let slots = &self.slots;
+                let mut at = self.tree.root().map(|(root, nodes)| {
+                    let mut at = Position::at_root(root, nodes);
+                    at.seek(0);
                     at
                 });
                 let payloads = core::iter::from_fn(move || {
                     let here = at.as_mut()?;
                     // SAFETY: a word of this map's tree, whose mmap lock is held.
-                    let entry = unsafe { entry(slab, here.slot()?) };
-                    if !here.next(nodes) {
+                    let entry = unsafe { entry(slots, here.slot()?) };
+                    if !here.next() {
                         at = None;
                     }
                     // SAFETY: this is the drop of the space that the slab is part of, and it comes
@@ -347,13 +340,12 @@ impl<'s, T, P: Platform> Vmas<'s, T, P> {
     fn entry(&self, raw: u32) -> Entry<'s, '_, T> {
         // SAFETY: a word of this map's tree; by M2 its mmap lock is held as long as `self` is
         // borrowed.
-        unsafe { entry(self.map.slab(), raw) }
+        unsafe { entry(&self.map.slots, raw) }
     }
 
     /// The entry that starts at `addr` or last before it.
     pub(crate) fn floor(&self, addr: usize) -> Option<Entry<'s, '_, T>> {
-        let nodes = self.map.slab().node_arena();
-        let entry = self.entry(self.map.tree.walk(nodes, addr, &mut ())?);
+        let entry = self.entry(self.map.tree.walk(addr, &mut ())?);
         (entry.span().start <= addr).then_some(entry)
     }
 
@@ -364,8 +356,7 @@ impl<'s, T, P: Platform> Vmas<'s, T, P> {
 
     /// The entry that starts at `addr` or first after it.
     pub(crate) fn first_from(&self, addr: usize) -> Option<Entry<'s, '_, T>> {
-        let nodes = self.map.slab().node_arena();
-        Some(self.entry(self.map.tree.walk_from(nodes, addr, &mut ())?))
+        Some(self.entry(self.map.tree.walk_from(addr, &mut ())?))
     }
 
     /// The last VMA that starts below `addr`.
@@ -394,16 +385,14 @@ impl<'s, T, P: Platform> Vmas<'s, T, P> {
         })
     }
 
-    /// The entry that starts at `addr` or first after it and has `size` free bytes behind it.
-    pub(crate) fn first_gap(&self, addr: usize, size: usize) -> Option<Entry<'s, '_, T>> {
-        let nodes = self.map.slab().node_arena();
-        Some(self.entry(self.map.tree.first_gap(nodes, addr, size)?))
+    /// The first entry that is followed by such a gap.
+    pub(crate) fn first_gap(&self, wanted: Wanted) -> Option<Entry<'s, '_, T>> {
+        Some(self.entry(self.map.tree.first_gap(wanted)?))
     }
 
-    /// The entry that starts last before `addr` and has `size` free bytes behind it.
-    pub(crate) fn last_gap(&self, addr: usize, size: usize) -> Option<Entry<'s, '_, T>> {
-        let nodes = self.map.slab().node_arena();
-        Some(self.entry(self.map.tree.last_gap(nodes, addr, size)?))
+    /// The last entry that is followed by such a gap.
+    pub(crate) fn last_gap(&self, wanted: Wanted) -> Option<Entry<'s, '_, T>> {
+        Some(self.entry(self.map.tree.last_gap(wanted)?))
     }
 }
 
@@ -527,31 +516,46 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
     /// The entry with the largest key not above `addr`, or else the first.
     #[inline]
     fn seek(&mut self, addr: usize) -> Option<&mut Position<'s>> {
-        let (nodes, shape) = (self.slab.node_arena(), self.map.tree.shape());
+        let shape = self.map.tree.shape();
         if self.shape != shape {
             (self.at, self.shape) = (None, shape);
         }
         let at = match &mut self.at {
-            Some(at) => at,
-            none => none.insert(Position::at_root(self.map.tree.root(nodes)?)),
+            Some(at) => {
+                at.leave_for(addr);
+                at
+            }
+            none => {
+                let (root, nodes) = self.map.tree.root()?;
+                none.insert(Position::at_root(root, nodes))
+            }
         };
-        at.seek(nodes, addr);
+        at.seek(addr);
         Some(at)
+    }
+
+    /// As [`seek`](Self::seek), for an entry that is probably near.
+    #[inline]
+    fn go_on_to(&mut self, addr: usize) {
+        let is_good = self.shape == self.map.tree.shape();
+        if !self.at.as_mut().is_some_and(|at| is_good && at.step_to(addr)) {
+            self.seek(addr);
+        }
     }
 
     /// Shows what has a byte in `span`, in order of address and in one walk, as long as `visit`
     /// says so. No user code may run meanwhile.
     #[inline]
     pub(crate) fn visit(&mut self, span: Span, mut visit: impl FnMut(Entry<'s, 'm, T>) -> bool) {
-        let slab = self.slab;
+        let slots = &self.map.slots;
         let Some(at) = self.seek(span.start) else { return };
         while let Some(slot) = at.slot() {
             // SAFETY: a word of this map's tree; the section is borrowed for `'m`.
-            let entry: Entry<'s, 'm, T> = unsafe { entry(slab, slot) };
+            let entry: Entry<'s, 'm, T> = unsafe { entry(slots, slot) };
             let vma = entry.span();
             // The first may lie before the span.
             let shown = vma.start < span.end && (vma.end <= span.start || visit(entry));
-            if !shown || !at.next(slab.node_arena()) {
+            if !shown || !at.next() {
                 return;
             }
         }
@@ -559,17 +563,17 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
 
     /// The entry that was sought.
     #[inline(always)]
-    fn sought(&mut self, addr: usize) -> Option<Entry<'s, 'm, T>> {
-        let slab = self.slab;
-        let slot = self.seek(addr)?.slot()?;
+    fn here(&self) -> Option<Entry<'s, 'm, T>> {
+        let slot = self.at.as_ref()?.slot()?;
         // SAFETY: a word of this map's tree; the section is borrowed for `'m`.
-        Some(unsafe { entry(slab, slot) })
+        Some(unsafe { entry(&self.map.slots, slot) })
     }
 
-    /// The entry that holds `addr`.
+    /// The entry that holds `addr`, which is probably near.
     #[inline]
     pub(crate) fn holding(&mut self, addr: usize) -> Option<Entry<'s, 'm, T>> {
-        self.sought(addr).filter(|entry| entry.span().contains(addr))
+        self.go_on_to(addr);
+        self.here().filter(|entry| entry.span().contains(addr))
     }
 
     /// A free slot for this edit, which [`exchange`](Self::exchange) will link.
@@ -588,13 +592,14 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
     /// Links a free slot for `span`, whose start is no other's, to be attached at once: a walker
     /// that gets here finds it detached, or locked. The gaps are right if nothing else is in the
     /// span. When memory runs out nothing has changed.
+    #[inline(always)]
     pub(crate) fn link(&mut self, span: Span) -> Result<FreeSlot<'s, T>, OutOfMemory> {
-        self.seek(span.start);
+        self.go_on_to(span.start);
         self.link_sought(span)
     }
 
     /// As [`link`](Self::link), where the start of `span` was sought last.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn link_sought(&mut self, span: Span) -> Result<FreeSlot<'s, T>, OutOfMemory> {
         let slot = FreeSlot::alloc(self.slab.slots(), self.section)?;
         let raw = slot.index().raw();
@@ -602,8 +607,7 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
             at.insert(self.section.edit(), span.start, raw, span.len());
             return Ok(slot);
         }
-        let nodes = self.slab.node_arena();
-        match self.map.tree.insert(nodes, self.section, span.start, raw, span.len()) {
+        match self.insert_beyond_leaf(span, slot.index()) {
             Ok(()) => Ok(slot),
             Err(OutOfMemory) => {
                 slot.give_back(self.slab.slots(), self.section);
@@ -612,17 +616,56 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
         }
     }
 
-    /// Takes the entry at `start` out of the tree. What it held, but for the bytes that are `kept`
-    /// by the entry before, becomes part of the gap before it.
+    /// Inserts a slot for `span`, which was sought, where the leaf is full or there is none.
+    fn insert_beyond_leaf(&mut self, span: Span, slot: Idx<Slot<T>>) -> Result<(), OutOfMemory> {
+        let (tree, nodes) = (&self.map.tree, self.slab.node_arena());
+        if let Some(at) = &mut self.at
+            && tree.split_leaf(nodes, self.section, at, span.start)?
+        {
+            self.shape = tree.shape();
+            at.insert(self.section.edit(), span.start, slot.raw(), span.len());
+            return Ok(());
+        }
+        self.map.slots.copy(self.slab.slots().arena(), slot, self.section);
+        tree.insert(nodes, self.section, span.start, slot.raw(), span.len())
+    }
+
+    /// Links a free slot for `span`, to be attached at once, if nothing is there; where it follows
+    /// what this function linked last, without a search. When memory runs out nothing has changed.
+    pub(crate) fn link_in_run(
+        &mut self,
+        run: &mut Option<Run>,
+        span: Span,
+    ) -> Result<Option<FreeSlot<'s, T>>, OutOfMemory> {
+        let is_good = self.shape == self.map.tree.shape();
+        let goes_on = run.as_mut().filter(|run| is_good && run.goes_on_with(span));
+        let is_free = goes_on.is_some();
+        if let (Some(run), Some(at)) = (goes_on, &mut self.at)
+            && !at.leaf_is_full()
+        {
+            let slot = FreeSlot::alloc(self.slab.slots(), self.section)?;
+            run.insert(at, self.section.edit(), slot.index().raw(), span);
+            return Ok(Some(slot));
+        }
+        if !is_free && !self.seek_free(span) {
+            return Ok(None);
+        }
+        let slot = self.link_sought(span)?;
+        *run = self.seek(span.start).map(|at| Run::begin(at, span));
+        Ok(Some(slot))
+    }
+
+    /// Takes the entry at `start` out of the tree. What it held is `kept` by the entry before, or
+    /// else becomes part of the gap before it.
     #[inline]
-    pub(crate) fn unlink(&mut self, start: usize, kept: usize) {
-        self.seek(start);
+    pub(crate) fn unlink(&mut self, start: usize, kept: bool) {
+        self.go_on_to(start);
         self.unlink_sought(start, kept);
     }
 
     /// As [`unlink`](Self::unlink), where `start` was sought last and nothing has waited since.
     #[inline]
-    fn unlink_sought(&mut self, start: usize, kept: usize) {
+    fn unlink_sought(&mut self, start: usize, kept: bool) {
         match &self.at {
             Some(at) if at.key() == start && at.leaf_is_not_sparse() => {
                 at.remove(self.section.edit(), kept);
@@ -634,7 +677,7 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
     /// Takes the entry at `start` out of the tree, as [`unlink`](Self::unlink) does, and detaches
     /// it.
     #[inline]
-    pub(crate) fn detach(&mut self, start: usize, kept: usize, emptied: Emptied<'s, T>) {
+    pub(crate) fn detach(&mut self, start: usize, kept: bool, emptied: Emptied<'s, T>) {
         self.unlink(start, kept);
         emptied.detach(self.slab.slots(), self.section);
     }
@@ -657,7 +700,8 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
     /// thread excludes it; else nothing has changed.
     #[inline]
     pub(crate) fn take_whole(&mut self, span: Span) -> Option<T> {
-        let entry = self.sought(span.start)?;
+        self.seek(span.start);
+        let entry = self.here()?;
         if entry.span() != span {
             return None;
         }
@@ -668,9 +712,9 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
         let (_, payload, emptied) = excluded.take_first(|| waited = true)?;
         if waited {
             // Meanwhile the platform may have ended a reservation.
-            self.unlink(span.start, 0);
+            self.unlink(span.start, false);
         } else {
-            self.unlink_sought(span.start, 0);
+            self.unlink_sought(span.start, false);
         }
         emptied.detach(slots, self.section);
         self.section.count_vmas(1, 0);
@@ -680,8 +724,9 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
     /// Ends a reservation.
     #[cold]
     pub(crate) fn release(&mut self, slot: &Reserved<'s, T>) {
+        self.map.tree.new_shape(); // for a cursor that has the thread's edit
         let span = slot.span();
-        self.unlink(span.start, 0);
+        self.unlink(span.start, false);
         let slots = self.slab.slots();
         slot.exclude(slots, self.section).detach(slots, self.section);
         self.update_gaps(span);
@@ -690,11 +735,11 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
     /// Sets the gaps right after changes within `span`: those of all that start in it, and where
     /// nothing starts with it, that of the last entry before it.
     pub(crate) fn update_gaps(&mut self, span: Span) {
-        let slab = self.slab;
+        let slots = &self.map.slots;
         let Some(at) = self.seek(span.start) else { return };
         while let Some(slot) = at.slot() {
             // SAFETY: a word of this map's tree; the section is held.
-            let vma = unsafe { entry(slab, slot) }.span();
+            let vma = unsafe { entry(slots, slot) }.span();
             if vma.start >= span.end {
                 break; // the first of all, and behind the span
             }
@@ -703,7 +748,7 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
             if next >= span.end {
                 break;
             }
-            at.next(slab.node_arena());
+            at.next();
         }
     }
 }
@@ -715,7 +760,7 @@ impl<T, P: Platform> MapWrite<'_, T, P> {
     fn check(&self) {
         let map = self.vmas.map;
         let mut end = usize::MAX;
-        for (key, (slot, gap)) in map.tree.checked(map.slab().node_arena()).into_iter().rev() {
+        for (key, (slot, gap)) in map.tree.checked().into_iter().rev() {
             let span = self.vmas.entry(slot).span();
             assert_eq!((span.start, span.end + gap), (key, end), "a gap is not what is free");
             end = span.start;

@@ -5,8 +5,8 @@ use core::alloc::Layout;
 
 /// A source of memory for slabs, which take it in chunks and keep it until they are dropped.
 ///
-/// Each chunk is four times as large as the one before of its kind (VMAs, nodes, registered
-/// readers), so a bounded pool can refuse the next when it is a quarter full.
+/// Each chunk has room for twice as many as the one before of its kind (VMAs, nodes, registered
+/// readers), so a bounded pool can refuse the next when it is half full.
 ///
 /// # Safety
 ///

@@ -20,18 +20,15 @@ use crate::mmap_lock::{MmapLock, RawReadGuard, RawWriteGuard};
 use crate::platform::Platform;
 use crate::range::Span;
 use crate::step::Step;
-use crate::sync::{AtomicU64, AtomicUsize, Line, Relaxed, const_unless_model, keep, signal_fence};
+use crate::sync::{AtomicU64, AtomicUsize, Relaxed, const_unless_model, keep, signal_fence};
 
 /// The shared state of one space.
 pub(crate) struct SpaceState<P: Platform> {
-    seq: SpaceSeq,
-    editors: Line<Editors<P>>,
-    /// Read in every lookup, so on no line that an edit writes.
-    identity: Identity,
+    seq: SpaceSeq<Editors<P>, Identity>,
 }
 
-/// The state that editors share, and readers do not touch.
-struct Editors<P: Platform> {
+/// The state that editors share, and lookups do not touch.
+pub(crate) struct Editors<P: Platform> {
     lock: MmapLock<P>,
     /// The thread that holds the mmap lock for writing, 0 for none. Only ever compared with the
     /// asker's own identity, which only the asker itself can have stored.
@@ -61,49 +58,60 @@ impl<P: Platform> SpaceState<P> {
     const_unless_model! {
         pub(crate) fn new() -> Self {
             Self {
-                seq: SpaceSeq::new(),
-                editors: Line(Editors {
-                    lock: MmapLock::new(),
-                    current: AtomicU64::new(0),
-                    deferred: DeferredReleases::new(),
-                    waiting: WaitingEdit {
-                        turn: MmapLock::new(),
-                        start: AtomicUsize::new(0),
-                        end: AtomicUsize::new(0),
+                seq: SpaceSeq::new(
+                    Editors {
+                        lock: MmapLock::new(),
+                        current: AtomicU64::new(0),
+                        deferred: DeferredReleases::new(),
+                        waiting: WaitingEdit {
+                            turn: MmapLock::new(),
+                            start: AtomicUsize::new(0),
+                            end: AtomicUsize::new(0),
+                        },
+                        vmas: AtomicUsize::new(0),
                     },
-                    vmas: AtomicUsize::new(0),
-                }),
-                identity: Identity::unassigned(),
+                    Identity::unassigned(),
+                ),
             }
         }
+    }
+
+    #[inline(always)]
+    fn editors(&self) -> &Editors<P> {
+        self.seq.on_edit_line()
+    }
+
+    #[inline(always)]
+    fn identity(&self) -> &Identity {
+        self.seq.on_lookup_line()
     }
 
     /// The space's identity, if it ever was edited or held.
     #[inline(always)]
     pub(crate) fn id(&self) -> SpaceId {
-        SpaceId::of(&self.identity)
+        SpaceId::of(self.identity())
     }
 
     /// The space's identity.
     #[inline]
     pub(crate) fn assigned_id(&self) -> SpaceId {
-        SpaceId::assigned(&self.identity)
+        SpaceId::assigned(self.identity())
     }
 
     /// Takes another identity: no VMA is this space's any more.
     pub(crate) fn replace_identity(&self) {
-        self.identity.replace();
+        self.identity().replace();
     }
 
     #[inline(always)]
-    pub(crate) fn seq(&self) -> &SpaceSeq {
+    pub(crate) fn seq(&self) -> &SpaceSeq<Editors<P>, Identity> {
         &self.seq
     }
 
     /// Whether the running thread is the one that edits.
     #[inline]
     pub(crate) fn edited_by_me(&self) -> bool {
-        let editor = self.editors.0.current.load(Relaxed("equal to me only if I stored it"));
+        let editor = self.editors().current.load(Relaxed("equal to me only if I stored it"));
         editor != 0 && P::with_thread(|thread| thread.id() == editor).unwrap_or(false)
     }
 
@@ -120,43 +128,43 @@ impl<P: Platform> SpaceState<P> {
 
     /// How many VMAs the space has, those of an edit that is under way included.
     pub(crate) fn vmas(&self) -> usize {
-        self.editors.0.vmas.load(Relaxed("a number, of which nothing follows"))
+        self.editors().vmas.load(Relaxed("a number, of which nothing follows"))
     }
 
     /// Waits for the mmap lock for reading.
     pub(crate) fn read(&self) -> MmapRead<'_, P> {
         HandlerScope::<P>::assert_may_wait();
-        MmapRead { _lock: self.editors.0.lock.read(), _thread: PhantomData }
+        MmapRead { _lock: self.editors().lock.read(), _thread: PhantomData }
     }
 
     /// Waits for the mmap lock for writing and begins an edit.
     #[inline]
     pub(crate) fn write(&self) -> EditGuard<'_, P> {
         HandlerScope::<P>::assert_may_wait();
-        self.begin(self.editors.0.lock.write())
+        self.begin(self.editors().lock.write())
     }
 
     /// Begins an edit if no thread holds the mmap lock.
     pub(crate) fn try_write(&self) -> Option<EditGuard<'_, P>> {
-        Some(self.begin(self.editors.0.lock.try_write()?))
+        Some(self.begin(self.editors().lock.try_write()?))
     }
 
     /// As [`write`](Self::write), at most until `deadline`.
     pub(crate) fn write_until(&self, deadline: P::Deadline) -> Option<EditGuard<'_, P>> {
         HandlerScope::<P>::assert_may_wait();
-        Some(self.begin(self.editors.0.lock.write_until(deadline)?))
+        Some(self.begin(self.editors().lock.write_until(deadline)?))
     }
 
     /// Makes an edit, that of the caller, the one that waits for exclusions, unless there is one.
     pub(crate) fn try_turn(&self) -> Option<Turn<'_, P>> {
-        self.editors.0.waiting.turn.try_write().map(Turn)
+        self.editors().waiting.turn.try_write().map(Turn)
     }
 
     /// Lets exclusions go on that wait for the edit whose turn it is. The mmap lock need not be
     /// held: whoever reads the range that was waits for the turn, and reads again.
     pub(crate) fn end_turn(&self, turn: Turn<'_, P>) {
         if keep(Step::ClearRange) {
-            self.editors.0.waiting.end.store(0, TURN);
+            self.editors().waiting.end.store(0, TURN);
         }
         drop(turn);
     }
@@ -164,13 +172,13 @@ impl<P: Platform> SpaceState<P> {
     /// Waits until the edit that waits for exclusions has begun, or given up. Not to be called with
     /// the mmap lock held.
     pub(crate) fn let_waiting_edit_go_first(&self) {
-        drop(self.editors.0.waiting.turn.read());
+        drop(self.editors().waiting.turn.read());
     }
 
     #[inline]
     fn begin<'m>(&'m self, lock: RawWriteGuard<'m, P>) -> EditGuard<'m, P> {
         if let Some(me) = P::with_thread(|thread| thread.id()) {
-            self.editors.0.current.store(me, Relaxed("read back only by this thread"));
+            self.editors().current.store(me, Relaxed("read back only by this thread"));
         }
         signal_fence(); // as at the end
         let section = EditSection::new(self, self.seq.begin());
@@ -193,11 +201,11 @@ impl<P: Platform> SpaceState<P> {
     /// The caller is the only thread of its process, and forked while it had `edit` of this space.
     pub(crate) unsafe fn end_in_child(&self, edit: EditGuard<'_, P>) {
         let EditGuard { ending, _lock: lock } = edit;
-        let waiting = &self.editors.0.waiting;
+        let waiting = &self.editors().waiting;
         waiting.end.store(0, GUARDED);
         drop(ending);
         core::mem::forget(lock);
-        for lock in [&self.editors.0.lock, &waiting.turn] {
+        for lock in [&self.editors().lock, &waiting.turn] {
             // SAFETY: as the caller says; the guard was forgotten, and no turn outlives the begin
             // of its edit.
             unsafe { lock.renew() };
@@ -207,7 +215,7 @@ impl<P: Platform> SpaceState<P> {
     /// Reservations that were dropped while another thread had the mmap lock.
     #[inline]
     pub(crate) fn deferred(&self) -> &DeferredReleases {
-        &self.editors.0.deferred
+        &self.editors().deferred
     }
 }
 
@@ -254,14 +262,14 @@ impl<'m, P: Platform> EditSection<'m, P> {
     /// Whether an edit waits for exclusions in a range that touches `span`.
     #[inline]
     pub(crate) fn has_waiting(&self, span: Span) -> bool {
-        let waiting = &self.state.editors.0.waiting;
+        let waiting = &self.state.editors().waiting;
         span.start < waiting.end.load(GUARDED) && waiting.start.load(GUARDED) < span.end
     }
 
     /// New exclusions in `span` wait from now on, until
     /// [`end_turn`](SpaceState::end_turn).
     pub(crate) fn wait_in_turn(&self, _: &Turn<'_, P>, span: Span) {
-        let waiting = &self.state.editors.0.waiting;
+        let waiting = &self.state.editors().waiting;
         waiting.start.store(span.start, GUARDED);
         waiting.end.store(span.end, GUARDED);
     }
@@ -270,7 +278,7 @@ impl<'m, P: Platform> EditSection<'m, P> {
     #[inline]
     pub(crate) fn count_vmas(&self, detached: usize, attached: usize) {
         if !cfg!(pervma_model) {
-            let vmas = &self.state.editors.0.vmas;
+            let vmas = &self.state.editors().vmas;
             vmas.store(vmas.load(GUARDED) + attached - detached, GUARDED);
         }
     }
@@ -323,6 +331,6 @@ impl<P: Platform> Drop for Ending<'_, P> {
         state.seq.end(self.0.edit);
         // A handler of this thread that finds a VMA locked must find itself to be the editor.
         signal_fence();
-        state.editors.0.current.store(0, Relaxed("read back only by this thread"));
+        state.editors().current.store(0, Relaxed("read back only by this thread"));
     }
 }

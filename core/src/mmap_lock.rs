@@ -1,10 +1,10 @@
-//! The mmap lock: the platform's raw lock, or the checker's.
+//! The mmap lock: the platform's raw lock, or the checker's. And a value behind such a lock.
 #![expect(unsafe_code, reason = "the platform's lock is handled as it is")]
 
 #[cfg(pervma_model)]
-pub(crate) use checked::{MmapLock, RawReadGuard, RawWriteGuard};
+pub(crate) use checked::{Locked, MmapLock, RawReadGuard, RawWriteGuard};
 #[cfg(not(pervma_model))]
-pub(crate) use real::{MmapLock, RawReadGuard, RawWriteGuard};
+pub(crate) use real::{Locked, MmapLock, RawReadGuard, RawWriteGuard};
 
 #[cfg(not(pervma_model))]
 mod real {
@@ -70,6 +70,31 @@ mod real {
             let lock = unsafe { self.0.raw() };
             // SAFETY: as the caller says.
             unsafe { P::renew(lock) };
+        }
+    }
+
+    /// A value behind a raw lock of the platform.
+    pub(crate) struct Locked<V, P: Platform>(RwLock<P::Lock, V>);
+
+    impl<V, P: Platform> Locked<V, P> {
+        /// The value, unlocked.
+        pub(crate) const fn new(value: V) -> Self {
+            Self(RwLock::const_new(<P::Lock as RawRwLock>::INIT, value))
+        }
+
+        /// Waits for the lock, shared.
+        pub(crate) fn read(&self) -> RwLockReadGuard<'_, P::Lock, V> {
+            self.0.read()
+        }
+
+        /// Acquires the lock, shared, if that needs no waiting.
+        pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, P::Lock, V>> {
+            self.0.try_read()
+        }
+
+        /// Waits for the lock, exclusive.
+        pub(crate) fn write(&self) -> RwLockWriteGuard<'_, P::Lock, V> {
+            self.0.write()
         }
     }
 }
@@ -149,5 +174,33 @@ mod checked {
         ///
         /// As for that of the platform's lock.
         pub(crate) unsafe fn renew(&self) {}
+    }
+
+    /// A value behind a lock.
+    pub(crate) struct Locked<V, P> {
+        lock: RwLock<V>,
+        platform: PhantomData<P>,
+    }
+
+    impl<V, P: Platform> Locked<V, P> {
+        /// The value, unlocked.
+        pub(crate) fn new(value: V) -> Self {
+            Self { lock: RwLock::new(value), platform: PhantomData }
+        }
+
+        /// Waits for the lock, shared.
+        pub(crate) fn read(&self) -> RwLockReadGuard<'_, V> {
+            self.lock.read().unwrap()
+        }
+
+        /// Acquires the lock, shared, if that needs no waiting.
+        pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, V>> {
+            self.lock.try_read().ok()
+        }
+
+        /// Waits for the lock, exclusive.
+        pub(crate) fn write(&self) -> RwLockWriteGuard<'_, V> {
+            self.lock.write().unwrap()
+        }
     }
 }

@@ -63,6 +63,12 @@ impl<T> RemovedVmas<T> {
         self.0.push(Removed { range, payload });
     }
 
+    /// Puts the last one first, and so on.
+    #[inline]
+    pub(crate) fn reverse(&mut self) {
+        self.0.reverse();
+    }
+
     /// Converts the list into a vector.
     ///
     /// ```

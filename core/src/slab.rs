@@ -8,15 +8,16 @@ use crate::btree::Node;
 use crate::host::DefaultPlatform;
 use crate::platform::Platform;
 use crate::slots::Slots;
-use crate::sync::const_unless_model;
+use crate::sync::{Line, const_unless_model};
 
 /// Type-stable memory for the VMAs and tree nodes of address spaces.
 ///
 /// A space has a slab of its own unless it is given a shared one
 /// ([`AddressSpace::new_in`](crate::AddressSpace::new_in)). What a removal frees is used again by
 /// the next insertion, in whichever space that happens. Memory goes back when the slab is dropped,
-/// never before; it holds at most some 89 million VMAs, and as many nodes. It is asked for in
-/// chunks, each four times as large as the one before, the first of 64 objects.
+/// never before; it holds at most some 67 million VMAs, and as many nodes. It is asked for in
+/// chunks, each for twice as many objects as the one before, the first for 16; none before the
+/// first VMA comes.
 ///
 /// ```
 /// use pervma::{AddressSpace, Slab};
@@ -35,6 +36,11 @@ use crate::sync::const_unless_model;
 /// ```
 #[doc(alias("vm_area_cachep", "SLAB_TYPESAFE_BY_RCU"))]
 pub struct Slab<T, P: Platform = DefaultPlatform> {
+    /// Written in every edit, and not touched by lookups.
+    arenas: Line<Arenas<T, P>>,
+}
+
+struct Arenas<T, P: Platform> {
     slots: Slots<T, P>,
     nodes: Arena<Node, P>,
 }
@@ -81,7 +87,7 @@ impl<T, P: Platform> Slab<T, P> {
 
     const_unless_model! {
         fn for_users(users: Users) -> Self {
-            Self { slots: Slots::new(users), nodes: Arena::new(users) }
+            Self { arenas: Line(Arenas { slots: Slots::new(users), nodes: Arena::new(users) }) }
         }
     }
 
@@ -94,7 +100,7 @@ impl<T, P: Platform> Slab<T, P> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn vmas(&self) -> Usage {
-        self.slots.usage()
+        self.slots().usage()
     }
 
     /// How many tree nodes there is memory for, and how many of them are part of a tree.
@@ -106,17 +112,17 @@ impl<T, P: Platform> Slab<T, P> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn nodes(&self) -> Usage {
-        self.nodes.usage()
+        self.node_arena().usage()
     }
 
     #[inline(always)]
     pub(crate) fn slots(&self) -> &Slots<T, P> {
-        &self.slots
+        &self.arenas.0.slots
     }
 
     #[inline(always)]
     pub(crate) fn node_arena(&self) -> &Arena<Node, P> {
-        &self.nodes
+        &self.arenas.0.nodes
     }
 }
 
@@ -127,7 +133,10 @@ impl<T, P: Platform> fmt::Debug for Slab<T, P> {
 }
 
 /// The slab of a space.
-#[expect(clippy::large_enum_variant, reason = "a space in a `static` cannot box its slab")]
+#[cfg_attr(
+    pervma_model,
+    expect(clippy::large_enum_variant, reason = "a space in a `static` cannot box its slab")
+)]
 pub(crate) enum SlabRef<T, P: Platform> {
     /// Part of the space, so that a space can be a `static`.
     Own(Slab<T, P>),

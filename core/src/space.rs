@@ -424,6 +424,22 @@ impl<T, P: Platform> AddressSpace<T, P> {
         Self { map }
     }
 
+    /// Whether the thread may wait for others here: it does not edit this space and holds no guard
+    /// of it, as far as that is known; see [`edit`](Self::edit).
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.insert(0x1000..0x3000, "text")?;
+    /// let guard = space.try_read(0x1000)?;
+    /// assert!(!space.may_wait());
+    /// drop(guard);
+    /// assert!(space.may_wait());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn may_wait(&self) -> bool {
+        self.check_may_wait().is_ok()
+    }
+
     /// Refuses what would wait for the mmap lock, on a thread for which its holder may wait.
     pub(crate) fn check_may_wait(&self) -> Result<(), EditError> {
         if self.map.is_abandoned() {

@@ -138,6 +138,12 @@ steps! {
     GiveWay,
     /// A thread that gives up hands on its wake-up, and lets readers join others again.
     HandOn,
+    /// A range lock that is closed is counted, so that readers ask for it.
+    CountClosed,
+    /// Who locks a range waits for who has locked it before.
+    WaitForRanges,
+    /// The release of a range lock wakes those that wait for one.
+    WakeForRanges,
     /// The models' stand-in for the futex wakes under the lock of its queue.
     WakeUnderLock,
 }

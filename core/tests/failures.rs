@@ -132,6 +132,10 @@ const OPERATIONS: &[Operation] = &[
     ("insert", |space| {
         space.edit().unwrap().insert(700..710, Bytes::new(7, 0)).map_err(|error| error.kind)
     }),
+    ("insert all", |space| {
+        let one = [(700..710, Bytes::new(7, 0))];
+        space.edit().unwrap().insert_all(one).map_err(|error| error.kind)
+    }),
     ("insert merging", |space| {
         let inserted = space.edit().unwrap().insert_merging(400..420, Bytes::new(1, 300));
         inserted.map_err(|error| error.kind)
@@ -279,7 +283,7 @@ fn a_panic_of_user_code_changes_nothing() {
     quiet(|| {
         for &operation in OPERATIONS {
             let panics = fail_everywhere(operation, &CALLS_LEFT, &|| space(None, 0));
-            let none = ["insert", "reserve", "remove whole", "remove whole outside"];
+            let none = ["insert", "insert all", "reserve", "remove whole", "remove whole outside"];
             let calls = !none.contains(&operation.0);
             assert_eq!(panics > 0, calls, "{}: {panics} panics", operation.0);
         }

@@ -12,8 +12,8 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Once};
 
 use pervma_schedules::internals::Step;
-use pervma_schedules::internals::{Mutation, mutate};
-use pervma_schedules::{AddressSpace, ChangeError, GapSearch, ReadError, WriteError};
+use pervma_schedules::internals::{Model, Mutation, mutate};
+use pervma_schedules::{AddressSpace, ChangeError, GapSearch, RangeLocks, ReadError, WriteError};
 use shuttle::rand::{Rng as _, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
@@ -413,4 +413,53 @@ fn iteration_shows_no_hole_that_was_not_there() {
 #[test]
 fn iteration_shows_a_false_hole_without_the_check() {
     fails_without(&[Step::CheckHole], TORN, || iterate_beside_a_change(6));
+}
+
+const TOGETHER: &str = "two threads have a range lock of one address";
+
+/// Three threads lock two ranges each, of six addresses, some of them closed, and ask whether
+/// others are open.
+fn lock_ranges() {
+    let locks = Arc::new(RangeLocks::<Model>::with_platform());
+    let users: Arc<[AtomicU32; 6]> = Arc::default();
+    let threads: Vec<_> = (0..3)
+        .map(|_| {
+            let (locks, users) = (Arc::clone(&locks), Arc::clone(&users));
+            thread::spawn(move || {
+                for _ in 0..2 {
+                    let [one, two] = [(); 2].map(|()| {
+                        let start = thread_rng().gen_range(0..5);
+                        start..start + thread_rng().gen_range(1..=6 - start)
+                    });
+                    let lock = locks.lock_pair([one.clone(), two.clone()]).unwrap();
+                    if thread_rng().r#gen() {
+                        lock.close();
+                    }
+                    let mine = || (0..6).filter(|at| one.contains(at) || two.contains(at));
+                    for at in mine() {
+                        assert_eq!(users[at].fetch_add(1, SeqCst), 0, "{TOGETHER}");
+                    }
+                    thread::yield_now();
+                    for at in mine() {
+                        users[at].fetch_sub(1, SeqCst);
+                    }
+                    drop(lock);
+                    locks.wait_until_open(thread_rng().gen_range(0..6)).unwrap();
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert!(locks.is_free(0..usize::MAX));
+}
+
+#[test]
+fn range_locks_are_had_in_turn_by_all() {
+    try_schedules(lock_ranges);
+}
+
+#[test]
+fn range_locks_need_their_steps() {
+    fails_without(&[Step::WaitForRanges], TOGETHER, lock_ranges);
+    fails_without(&[Step::WakeForRanges], DEADLOCK, lock_ranges);
 }

@@ -12,11 +12,35 @@ use crate::step::Step;
 use crate::sync::keep;
 
 impl BTree {
+    /// Splits the leaf of `at`, which is full, where the node above has room, and goes to the entry
+    /// that [`Position::insert`] needs for `key`; whether it has. When memory runs out nothing has
+    /// changed.
+    pub(crate) fn split_leaf<'n, P: Platform>(
+        &self,
+        nodes: &'n Arena<Node, P>,
+        section: &EditSection<'_, P>,
+        at: &mut Position<'n>,
+        key: usize,
+    ) -> Result<bool, OutOfMemory> {
+        let above = at.above().next();
+        let Some((parent, entry)) = above.filter(|(parent, _)| !parent.is_full()) else {
+            return Ok(false);
+        };
+        let right = nodes.alloc(section)?;
+        self.new_shape();
+        at.forget_notes();
+        split(nodes, section.edit(), parent, entry, right, key);
+        at.ascend();
+        at.seek(key);
+        Ok(true)
+    }
+
     /// Inserts `slot` at `key`, which no entry has, with `len` bytes from there taken. What is free
     /// behind them becomes its gap, and the gap before it ends at `key`. When memory runs out
     /// nothing has changed.
     ///
-    /// Where the leaf is not full, [`Position::insert`] does the same.
+    /// Where the leaf is not full, or [can be split](Self::split_leaf), [`Position::insert`] does
+    /// the same.
     #[cold]
     pub(crate) fn insert<P: Platform>(
         &self,
@@ -28,23 +52,18 @@ impl BTree {
     ) -> Result<(), OutOfMemory> {
         self.new_shape();
         self.insert_from_root(nodes, section, key, slot)?;
-        let distance = self.seek(nodes, key).map_or(0, |at| {
+        let distance = self.seek(key).map_or(0, |at| {
             let distance = at.distance_to_next();
             at.set_gap(distance.saturating_sub(len));
             distance
         });
-        self.update_gap_before(nodes, key, |gap| gap.saturating_sub(distance));
+        self.update_gap_before(key, |gap| gap.saturating_sub(distance));
         Ok(())
     }
 
     /// Changes the gap of the last entry before `key`, if there is one.
-    fn update_gap_before<P: Platform>(
-        &self,
-        nodes: &Arena<Node, P>,
-        key: usize,
-        new: impl FnOnce(usize) -> usize,
-    ) {
-        let before = key.checked_sub(1).and_then(|addr| self.seek(nodes, addr));
+    fn update_gap_before(&self, key: usize, new: impl FnOnce(usize) -> usize) {
+        let before = key.checked_sub(1).and_then(|addr| self.seek(addr));
         if let Some(before) = before.filter(|before| before.key() < key) {
             before.update_gap(new);
         }
@@ -58,8 +77,9 @@ impl BTree {
         key: usize,
         slot: u32,
     ) -> Result<(), OutOfMemory> {
-        let mut node = nodes.get(self.root_not_full(nodes, section, key)?);
-        let mut position = Position::at_root(node);
+        let root = self.root_not_full(nodes, section, key)?;
+        let mut node = nodes.get(root);
+        let mut position = Position::at_root(node, self.nodes(root));
         loop {
             let mut entry = node.search(key);
             let Some(mut child) = node.child_node(entry) else { break };
@@ -71,6 +91,7 @@ impl BTree {
             node = nodes.get(child);
             position.descend(entry, node);
         }
+        position.forget_notes_of_path();
         node.insert(section.edit(), key, Target::to_slot(slot), 0);
         for (above, entry) in position.above() {
             if key < above.key(entry) {
@@ -90,7 +111,7 @@ impl BTree {
         let Some(root) = self.root_index() else {
             let root = nodes.alloc(section)?;
             nodes.get(root).clear(section.edit());
-            self.set_root(section.edit(), Target::to_node(root));
+            self.set_first_root(nodes, section, root);
             return Ok(root);
         };
         if !nodes.get(root).is_full() {
@@ -112,8 +133,8 @@ impl BTree {
         Ok(top)
     }
 
-    /// Removes the entry with exactly this `key`, if there is one. The bytes up to the next entry,
-    /// but for those that are `kept`, become part of the gap before it.
+    /// Removes the entry with exactly this `key`, if there is one. The gap before it grows by what
+    /// is [freed](Position::freed).
     ///
     /// Where the leaf is not sparse, [`Position::remove`] does the same.
     #[cold]
@@ -122,13 +143,13 @@ impl BTree {
         nodes: &Arena<Node, P>,
         section: &EditSection<'_, P>,
         key: usize,
-        kept: usize,
+        kept: bool,
     ) {
-        let Some(at) = self.seek(nodes, key).filter(|at| at.key() == key) else { return };
-        let freed = at.distance_to_next().saturating_sub(kept);
+        let Some(at) = self.seek(key).filter(|at| at.key() == key) else { return };
+        let freed = at.freed(kept);
         self.new_shape();
         self.remove_from_root(nodes, section, key);
-        self.update_gap_before(nodes, key, |gap| gap.saturating_add(freed));
+        self.update_gap_before(key, |gap| gap.saturating_add(freed));
     }
 
     /// Removes the entry with this `key`, refilling sparse nodes on the way down.
@@ -140,7 +161,7 @@ impl BTree {
     ) {
         let Some(root) = self.root_index() else { return };
         let mut node = nodes.get(root);
-        let mut position = Position::at_root(node);
+        let mut position = Position::at_root(node, self.nodes(root));
         loop {
             let mut entry = node.search(key);
             let Some(mut child) = node.child_node(entry) else { break };
@@ -152,6 +173,7 @@ impl BTree {
             node = nodes.get(child);
             position.descend(entry, node);
         }
+        position.forget_notes_of_path();
         let entry = node.search(key);
         let gap = node.gap(entry);
         node.remove(section.edit(), entry);
@@ -194,6 +216,7 @@ fn split<P: Platform>(
 ) {
     let Some(child) = parent.child_node(entry) else { return };
     let (left, new) = (nodes.get(child), nodes.get(right));
+    left.forget_notes();
     let at = if key > left.key(FANOUT - 1) {
         FANOUT - SPARSE
     } else if key < left.key(0) {
@@ -220,6 +243,8 @@ fn refill<P: Platform>(
         return;
     };
     let (l, r, edit) = (nodes.get(left), nodes.get(right), section.edit());
+    l.forget_notes();
+    r.forget_notes();
     let total = l.len() + r.len();
     if total <= FANOUT {
         if !keep(Step::FreeLast) {

@@ -19,15 +19,17 @@
 //! - **T3** Every word in a leaf is a slot that is attached to this tree's space.
 //! - **T4** An inner entry's gap is the largest gap in its child. A leaf entry's gap is what the
 //!   owner says: the free bytes from the end of that VMA to the start of the next.
+//! - **T5** What is noted in a node holds for the gaps below it. Where a node has a note, so has
+//!   every node below it: an edit looks for them in the leaf.
 //!
 //! # How the writer works
 //!
 //! Where the leaf is not full, or has entries enough without one, nothing changes but the leaf, and
-//! above it gaps. Else from the root down, in one pass: an insertion splits every full node it
-//! meets, a removal refills every sparse one. Either leaves a valid tree at each step, so running
-//! out of memory in the middle of an insertion changes nothing that a caller can see. An entry's
-//! new copy is linked before the old one goes: that saves walkers retries, correctness does not
-//! rest on it.
+//! above it gaps. A full leaf is split where the node above has room. Else from the root down, in
+//! one pass: an insertion splits every full node it meets, a removal refills every sparse one.
+//! Either leaves a valid tree at each step, so running out of memory in the middle of an insertion
+//! changes nothing that a caller can see. An entry's new copy is linked before the old one goes:
+//! that saves walkers retries, correctness does not rest on it.
 //!
 //! # Rejected
 //!
@@ -39,11 +41,14 @@ mod gap;
 mod node;
 mod position;
 mod root;
+mod run;
 mod walk;
 
+pub(crate) use gap::Wanted;
 pub(crate) use node::Node;
 pub(crate) use position::Position;
 pub(crate) use root::{BTree, Shape};
+pub(crate) use run::Run;
 pub(crate) use walk::{PathDown, PathToNext, RecordPath, VisitedPath};
 
 #[cfg(all(test, not(pervma_model)))]

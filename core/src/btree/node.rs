@@ -7,7 +7,7 @@ use crate::arena::{Idx, Object};
 use crate::ledger::{NODE_FOLLOW, NODE_KEY, NODE_LINK};
 use crate::lock::{EditSeq, NodeVersion};
 use crate::step::Step;
-use crate::sync::{AtomicU32, AtomicUsize, Cell, Relaxed, const_unless_model, keep};
+use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Cell, Relaxed, const_unless_model, keep};
 
 /// Entries in a node. Small in tests and under the models, so that nodes split, merge and are
 /// recycled after a few operations.
@@ -20,6 +20,18 @@ pub(crate) const SPARSE: usize = FANOUT / 4;
 pub(crate) const NO_KEY: usize = usize::MAX;
 
 const WRITERS: Relaxed = Relaxed("only the writer asks, and only the writer changes it");
+
+/// Alignments for which a node has a note. Alignments that share a place take turns.
+const NOTES: usize = if cfg!(pervma_model) { 2 } else { 4 };
+
+/// The bits of a note that hold a size; above them is the logarithm of an alignment, never 0.
+const SIZE_BITS: u32 = 58;
+
+/// The size in a note that stands for all from here on. An address space has few gaps so large.
+const HUGE: u64 = (1 << SIZE_BITS) - 1;
+
+const UNDER_MMAP_LOCK: Relaxed =
+    Relaxed("noted under the mmap lock, and forgotten under it held for writing");
 
 /// What a word of the tree points to. The kind is part of the word, so a walker that meets a
 /// recycled node never takes a node for a VMA. Kept as it is stored, and taken apart when it is
@@ -102,6 +114,10 @@ pub(crate) struct Node {
     gaps: [AtomicUsize; FANOUT],
     /// How many entries are used; for the writer.
     len: AtomicU32,
+    /// Whether there is a note: 1 or 0.
+    noted: AtomicU32,
+    /// Notes of searches: an alignment, and the largest gap below that is aligned so.
+    notes: [AtomicU64; NOTES],
     /// The edit that last changed a key or a word. For walkers that have found nothing.
     version: NodeVersion,
     link: Cell<u32>,
@@ -118,6 +134,8 @@ impl Object for Node {
             children: core::array::from_fn(|_| TreeWord::empty()),
             gaps: core::array::from_fn(|_| AtomicUsize::new(0)),
             len: AtomicU32::new(0),
+            noted: AtomicU32::new(0),
+            notes: core::array::from_fn(|_| AtomicU64::new(0)),
             version: NodeVersion::new(),
             link: Cell::new(0),
         }
@@ -205,6 +223,36 @@ impl Node {
         (0..self.len()).map(|entry| self.gap(entry)).max().unwrap_or(0)
     }
 
+    /// The largest gap below that is aligned to `1 << shift`, if a search has noted it, or
+    /// [`usize::MAX`] for a huge one.
+    pub(crate) fn noted(&self, shift: u32) -> Option<usize> {
+        let note = self.notes[shift as usize % NOTES].load(UNDER_MMAP_LOCK);
+        let size = note & HUGE;
+        let size = if size == HUGE { usize::MAX } else { size as usize };
+        (note >> SIZE_BITS == u64::from(shift)).then_some(size)
+    }
+
+    /// Notes it.
+    pub(crate) fn note(&self, shift: u32, largest: usize) {
+        let note = u64::from(shift) << SIZE_BITS | (largest as u64).min(HUGE);
+        self.notes[shift as usize % NOTES].store(note, UNDER_MMAP_LOCK);
+        self.noted.store(1, UNDER_MMAP_LOCK);
+    }
+
+    /// Whether there is any note.
+    #[inline(always)]
+    pub(crate) fn has_notes(&self) -> bool {
+        self.noted.load(UNDER_MMAP_LOCK) != 0
+    }
+
+    /// Forgets all notes: a gap below is about to change.
+    pub(crate) fn forget_notes(&self) {
+        for note in &self.notes {
+            note.store(0, UNDER_MMAP_LOCK);
+        }
+        self.noted.store(0, UNDER_MMAP_LOCK);
+    }
+
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.len() == FANOUT
@@ -239,6 +287,7 @@ impl Node {
     /// the first word is what tells an empty leaf from an inner node.
     pub(crate) fn clear(&self, edit: EditSeq) {
         self.version.set(edit);
+        self.forget_notes();
         self.children[0].link(Target::NOTHING);
         for entry in 0..FANOUT {
             self.store_key(entry, NO_KEY);

@@ -1,8 +1,9 @@
 //! The root of a tree.
 
 use super::node::{FANOUT, Node, Target, TreeWord};
-use crate::arena::{Arena, Idx};
+use crate::arena::{Arena, Chunks, Idx, Table};
 use crate::lock::{EditSeq, NodeVersion, Watermark};
+use crate::mm::EditSection;
 use crate::platform::Platform;
 use crate::sync::{AtomicU64, Relaxed, const_unless_model};
 
@@ -14,6 +15,8 @@ pub(crate) const MAX_DEPTH: usize = if FANOUT < 16 { 32 } else { 16 };
 /// The root of a tree; the nodes are in an arena.
 pub(crate) struct BTree {
     root: TreeWord,
+    /// Where the nodes are, as soon as there was one.
+    nodes: Table<Node>,
     /// The edit that last changed the root.
     version: NodeVersion,
     /// See [`Shape`]; for the writer.
@@ -27,7 +30,12 @@ pub(crate) struct Shape(u64);
 impl BTree {
     const_unless_model! {
         pub(crate) fn new() -> Self {
-            Self { root: TreeWord::empty(), version: NodeVersion::new(), shape: AtomicU64::new(0) }
+            Self {
+                root: TreeWord::empty(),
+                nodes: Table::empty(),
+                version: NodeVersion::new(),
+                shape: AtomicU64::new(0),
+            }
         }
     }
 
@@ -53,10 +61,29 @@ impl BTree {
         self.root.follow().node()
     }
 
-    /// The root, unless the tree is empty.
+    /// The root and all nodes, unless the tree is empty.
     #[inline]
-    pub(crate) fn root<'n, P: Platform>(&self, nodes: &'n Arena<Node, P>) -> Option<&'n Node> {
-        self.root_index().map(|root| nodes.get(root))
+    pub(crate) fn root(&self) -> Option<(&Node, Chunks<'_, Node>)> {
+        let root = self.root_index()?;
+        let nodes = self.nodes(root);
+        Some((nodes.get(root), nodes))
+    }
+
+    /// The nodes, for the holder of the index of one of them.
+    #[inline(always)]
+    pub(super) fn nodes(&self, node: Idx<Node>) -> Chunks<'_, Node> {
+        self.nodes.chunks(node)
+    }
+
+    /// Makes `root` the first root there is: from now on walkers find the nodes of its arena.
+    pub(super) fn set_first_root<P: Platform>(
+        &self,
+        nodes: &Arena<Node, P>,
+        section: &EditSection<'_, P>,
+        root: Idx<Node>,
+    ) {
+        self.nodes.copy(nodes, root, section);
+        self.set_root(section.edit(), Target::to_node(root));
     }
 
     /// The shape it has.
@@ -65,7 +92,8 @@ impl BTree {
         Shape(self.shape.load(Relaxed("only the writer changes the shape")))
     }
 
-    pub(super) fn new_shape(&self) {
+    /// No position is good any more.
+    pub(crate) fn new_shape(&self) {
         self.shape.store(self.shape().0 + 1, Relaxed("only the writer asks for the shape"));
     }
 }

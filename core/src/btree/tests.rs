@@ -4,39 +4,41 @@ use std::collections::BTreeMap;
 
 use super::node::{FANOUT, NO_KEY, Node, Target};
 use super::*;
-use crate::arena::{Arena, Idx, Users};
+use crate::arena::{Arena, Chunks, Users};
 use crate::host::StdPlatform;
 use crate::mm::SpaceState;
-use crate::platform::Platform;
+use crate::range::Span;
 
 /// A key, its slot and its gap.
 type Entry = (usize, (u32, usize));
 
 impl BTree {
-    /// Panics unless T1, T2 and T4 hold; returns the entries in order.
-    pub(crate) fn checked<P: Platform>(&self, nodes: &Arena<Node, P>) -> Vec<Entry> {
+    /// Panics unless T1, T2, T4 and T5 hold; returns the entries in order.
+    pub(crate) fn checked(&self) -> Vec<Entry> {
         let mut entries = Vec::new();
-        if let Some(root) = self.root_index() {
-            check(nodes, root, &mut entries);
+        if let Some((root, nodes)) = self.root() {
+            check(nodes, root, usize::MAX, &mut entries);
         }
         assert!(entries.is_sorted_by(|a, b| a.0 < b.0), "T1: {entries:?}");
         entries
     }
 }
 
-/// The depth below `index`.
-fn check<P: Platform>(nodes: &Arena<Node, P>, index: Idx<Node>, entries: &mut Vec<Entry>) -> usize {
-    let node = nodes.get(index);
+/// The depth below `node`, whose last gap ends at `end`.
+fn check(nodes: Chunks<'_, Node>, node: &Node, end: usize, entries: &mut Vec<Entry>) -> usize {
     assert!((node.len()..FANOUT).all(|unused| node.key(unused) == NO_KEY));
+    let first = entries.len();
     let mut depths = (0..node.len()).map(|entry| {
+        let end = if entry + 1 < node.len() { node.key(entry + 1) } else { end };
         let target = node.child(entry).follow();
         let Some(child) = target.node() else {
             let Some(slot) = target.slot() else { panic!("an empty word in use") };
             entries.push((node.key(entry), (slot, node.gap(entry))));
             return 0;
         };
-        let smallest = entries.len();
-        let depth = 1 + check(nodes, child, entries);
+        let (child, smallest) = (nodes.get(child), entries.len());
+        assert!(child.has_notes() || !node.has_notes(), "T5: none below a node that has notes");
+        let depth = 1 + check(nodes, child, end, entries);
         let below = &entries[smallest..];
         assert_eq!(below[0].0, node.key(entry), "T1: the smallest key below");
         let largest = below.iter().map(|&(_, (_, gap))| gap).max();
@@ -45,7 +47,23 @@ fn check<P: Platform>(nodes: &Arena<Node, P>, index: Idx<Node>, entries: &mut Ve
     });
     let Some(depth) = depths.next() else { panic!("T2: an empty node") };
     assert!(depths.all(|other| other == depth), "T2: leaves at unequal depths");
+    for shift in 1..usize::BITS {
+        if let Some(noted) = node.noted(shift) {
+            assert!(node.has_notes(), "T5: a note that would not be forgotten");
+            let ends = entries[first + 1..].iter().map(|next| next.0).chain([end]);
+            let gaps = entries[first..].iter().zip(ends);
+            let largest = gaps.map(|(entry, end)| aligned(entry.1.1, end, 1 << shift)).max();
+            let huge = |size: usize| size as u64 >= (1 << 58) - 1;
+            let largest = largest.map(|size| if huge(size) { usize::MAX } else { size });
+            assert_eq!(largest, Some(noted), "T5: the largest gap aligned to 1 << {shift}");
+        }
+    }
     depth
+}
+
+/// How many bytes of a gap are left where it begins at a multiple of `align`.
+fn aligned(gap: usize, end: usize, align: usize) -> usize {
+    (end - gap).checked_next_multiple_of(align).map_or(0, |start| end.saturating_sub(start))
 }
 
 /// An arena, and what its writer holds.
@@ -74,10 +92,11 @@ fn an_inner_node_comes_back_as_the_root_of_another_tree() {
         tree.insert(&nodes, &section, key, key as u32, 1).unwrap();
     }
     for key in 1..=FANOUT {
-        tree.remove(&nodes, &section, key, 0); // until one leaf is left, and the inner node is free
+        // Until one leaf is left, and the inner node is free.
+        tree.remove(&nodes, &section, key, false);
     }
     other.insert(&nodes, &section, 90, 9, usize::MAX - 97).unwrap();
-    let entries = (tree.checked(&nodes), other.checked(&nodes));
+    let entries = (tree.checked(), other.checked());
     assert_eq!(entries, (vec![(0, (0, usize::MAX - 1))], vec![(90, (9, 7))]));
 }
 
@@ -91,13 +110,10 @@ fn a_walk_in_circles_ends() {
     for key in 1..=FANOUT {
         nodes.get(root).insert(section.edit(), key, Target::to_node(root), 0);
     }
-    tree.set_root(section.edit(), Target::to_node(root));
+    tree.set_first_root(&nodes, &section, root);
     for addr in [0, 1, 2, usize::MAX] {
         assert_eq!(
-            (
-                tree.walk(&nodes, addr, &mut PathDown::empty()),
-                tree.walk_from(&nodes, addr, &mut ())
-            ),
+            (tree.walk(addr, &mut PathDown::empty()), tree.walk_from(addr, &mut ())),
             (None, None)
         );
     }
@@ -110,7 +126,8 @@ fn long_random_edits_agree_with_a_map() {
         // Two trees in one arena, so that the nodes of one become those of the other.
         let ((nodes, state), trees) = (arena(), [BTree::new(), BTree::new()]);
         let section = state.write();
-        let (mut maps, mut dice) = ([BTreeMap::new(), BTreeMap::new()], Dice(seed));
+        let mut maps = [BTreeMap::<usize, (u32, usize)>::new(), BTreeMap::new()];
+        let mut dice = Dice(seed);
         for step in 0..steps {
             let which = dice.roll(2) as usize;
             let (tree, map) = (&trees[which], &mut maps[which]);
@@ -121,23 +138,32 @@ fn long_random_edits_agree_with_a_map() {
             // Few lengths, so that a node often has its largest gap twice.
             let (len, size) = (1 + dice.roll(9) as usize, dice.roll(30) as usize);
             // In the leaf as it is, if that can be; or from the root, which always can.
-            let at = tree.seek(&nodes, key).filter(|_| dice.roll(2) == 0);
+            let at = tree.seek(key).filter(|_| dice.roll(2) == 0);
             if insert && !map.contains_key(&key) {
                 match at.filter(|at| !at.leaf_is_full()) {
                     Some(at) => at.insert(section.edit(), key, step, len),
                     None => tree.insert(&nodes, &section, key, step, len).unwrap(),
                 }
+                // Where it lies in what the entry before holds, that ends here.
+                if let Some((before, held)) = map.range_mut(..key).next_back() {
+                    held.1 = held.1.min(key - before);
+                }
                 map.insert(key, (step, len));
             } else if !insert {
+                let kept = dice.roll(2) == 0;
                 match at.filter(|at| at.key() == key && at.leaf_is_not_sparse()) {
-                    Some(at) => at.remove(section.edit(), 0),
-                    None => tree.remove(&nodes, &section, key, 0),
+                    Some(at) => at.remove(section.edit(), kept),
+                    None => tree.remove(&nodes, &section, key, kept),
                 }
-                map.remove(&key);
+                if let Some((_, len)) = map.remove(&key).filter(|_| kept)
+                    && let Some((_, held)) = map.range_mut(..key).next_back()
+                {
+                    held.1 += len;
+                }
             }
             let (key, len) = (dice.roll(400) as usize * 10, 1 + dice.roll(9) as usize);
             if let Some(entry) = map.get_mut(&key) {
-                let at = tree.seek(&nodes, key).unwrap();
+                let at = tree.seek(key).unwrap();
                 at.set_gap(at.distance_to_next() - len);
                 entry.1 = len;
             }
@@ -149,43 +175,55 @@ fn long_random_edits_agree_with_a_map() {
             }
             entries.reverse();
             let probe = dice.roll(4_100) as usize;
+            // More alignments than a node has notes.
+            let (to, align) = (probe + dice.roll(4_100) as usize, 1 << dice.roll(7));
+            let end = if dice.roll(4) == 0 { usize::MAX } else { to };
+            let wanted = Wanted { window: Span { start: probe, end }, size, align };
             let found = [
-                tree.walk(&nodes, probe, &mut PathDown::empty()),
-                tree.walk_from(&nodes, probe, &mut ()),
-                tree.first_gap(&nodes, probe, size),
-                tree.last_gap(&nodes, probe, size),
+                tree.walk(probe, &mut PathDown::empty()),
+                tree.walk_from(probe, &mut ()),
+                tree.first_gap(wanted),
+                tree.last_gap(wanted),
             ];
             let split = |at: usize| entries.split_at(entries.partition_point(|e| e.0 < at));
-            let ((below, from), (up_to, _)) = (split(probe), split(probe + 1));
-            let fits = |entry: &&Entry| entry.1.1 >= size;
-            let expected =
-                [up_to.last(), from.first(), from.iter().find(fits), below.iter().rfind(fits)];
+            let ((_, from), (up_to, _)) = (split(probe), split(probe + 1));
+            let ends = entries.iter().skip(1).map(|next| next.0).chain([usize::MAX]);
+            let fits = |&(&(key, (_, gap)), after): &(&Entry, usize)| {
+                key < end && probe < after && size <= gap && size <= aligned(gap, after, align)
+            };
+            let fitting: Vec<_> = entries.iter().zip(ends).filter(fits).map(|fit| fit.0).collect();
+            let [first, last] = [fitting.first(), fitting.last()].map(|fit| fit.copied());
+            let expected = [up_to.last(), from.first(), first, last];
             let expected = expected.map(|entry| entry.map(|&(_, (slot, _))| slot));
             assert_eq!(found, expected, "seed {seed}, step {step}");
-            let mut position = tree.seek(&nodes, probe);
+            let mut position = tree.seek(probe);
             let from = map.range(..=probe).next_back().or(map.first_key_value());
             for (_, &(slot, _)) in from.iter().flat_map(|(from, _)| map.range(*from..)).take(9) {
                 let position = position.as_mut().unwrap();
                 assert_eq!(position.slot(), Some(slot), "seed {seed}, step {step}");
                 let next = position.next_key();
-                let moved = position.next(&nodes);
+                let moved = position.next();
                 assert_eq!(next.is_some(), moved, "seed {seed}, step {step}");
             }
             let addr = dice.roll(4_100) as usize;
             let from = map.range(..=addr).next_back().or(map.first_key_value());
             let slot = position.and_then(|mut position| {
-                position.seek(&nodes, addr); // from where it is
+                // From where it is.
+                if dice.roll(2) == 0 || !position.step_to(addr) {
+                    position.leave_for(addr);
+                    position.seek(addr);
+                }
                 position.slot()
             });
             assert_eq!(slot, from.map(|(_, &(slot, _))| slot), "seed {seed}, step {step}");
             if step % 50 == 0 {
-                assert_eq!(tree.checked(&nodes), entries, "seed {seed}, step {step}");
+                assert_eq!(tree.checked(), entries, "seed {seed}, step {step}");
             }
         }
         for (tree, map) in trees.iter().zip(maps) {
             for key in map.into_keys() {
-                tree.remove(&nodes, &section, key, 0);
-                tree.checked(&nodes);
+                tree.remove(&nodes, &section, key, false);
+                tree.checked();
             }
         }
         assert_eq!(nodes.usage().in_use, 0, "an empty tree has no nodes");

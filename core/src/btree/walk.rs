@@ -2,10 +2,8 @@
 
 use super::node::Node;
 use super::root::{BTree, MAX_DEPTH};
-use crate::arena::Arena;
 use crate::ledger::HOLE_CHECK;
 use crate::lock::Watermark;
-use crate::platform::Platform;
 use crate::step::Step;
 use crate::sync::{fence, keep};
 
@@ -84,15 +82,12 @@ impl BTree {
 
     /// The slot with the largest key not above `addr`, or nothing; see the guarantee.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub(crate) fn walk<'n, P: Platform, R: RecordPath<'n>>(
-        &self,
-        nodes: &'n Arena<Node, P>,
-        addr: usize,
-        path: &mut R,
-    ) -> Option<u32> {
+    pub(crate) fn walk<'n, R: RecordPath<'n>>(&'n self, addr: usize, path: &mut R) -> Option<u32> {
         let mut target = self.root_target();
+        let root = target.node()?;
+        let nodes = self.nodes(root);
         if R::VALIDATED {
-            let root = nodes.get(target.node()?);
+            let root = nodes.get(root);
             if !root.is_up_to(0, addr) {
                 path.visit(root);
                 return None; // by T1 they are all above
@@ -111,14 +106,14 @@ impl BTree {
 
     /// The slot with the smallest key not below `addr`, or nothing; see the guarantee.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub(crate) fn walk_from<'n, P: Platform>(
-        &self,
-        nodes: &'n Arena<Node, P>,
+    pub(crate) fn walk_from<'n>(
+        &'n self,
         addr: usize,
         path: &mut impl RecordPath<'n>,
     ) -> Option<u32> {
         let mut right = None; // the subtree next to the path
         let mut target = self.root_target();
+        let nodes = self.nodes(target.node()?);
         for _ in 0..=MAX_DEPTH {
             let Some(node) = target.node() else { break };
             let node = nodes.get(node);

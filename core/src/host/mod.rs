@@ -24,7 +24,10 @@ pub use none::NoPlatform;
 #[cfg(pervma_model)]
 pub use {futex::Left, futex_lock::FutexLock, model::Model};
 #[cfg(all(feature = "std", not(pervma_model)))]
-pub use {lock::StdLock, os::StdPlatform};
+pub use {
+    lock::StdLock,
+    os::{StdMemory, StdPlatform},
+};
 
 /// The platform that types name when none is given.
 #[cfg(all(feature = "std", not(pervma_model)))]

@@ -1,10 +1,12 @@
 //! The platform of a program with an operating system.
 #![expect(unsafe_code, reason = "the contract of `Platform` is kept here")]
 
+use core::alloc::Layout;
+
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use super::futex::Left;
 use super::lock::StdLock;
-use crate::memory::GlobalMemory;
+use crate::memory::{GlobalMemory, SlabMemory};
 use crate::platform::Platform;
 use crate::sync::WaitWord;
 use crate::thread::ThreadState;
@@ -28,7 +30,7 @@ pub enum StdPlatform {}
 // ended. The futex reads its word. Nothing here unwinds.
 unsafe impl Platform for StdPlatform {
     type Lock = StdLock;
-    type Memory = GlobalMemory;
+    type Memory = StdMemory;
     type Deadline = std::time::Instant;
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -112,5 +114,52 @@ unsafe impl Platform for StdPlatform {
             // Readers rely on it, and nothing else would do.
             std::process::abort();
         }
+    }
+}
+
+/// Slab memory out of the global allocator, in huge pages where the kernel has them.
+///
+/// On Linux and Android a chunk of 2 MiB or more is aligned to that, and advised to be in huge
+/// pages (`madvise(2)`, `MADV_HUGEPAGE`): a large space takes fewer page faults to fill, and fewer
+/// entries of the TLB.
+#[derive(Debug)]
+pub enum StdMemory {}
+
+/// The size of a huge page, on most machines.
+const HUGE: usize = 2 << 20;
+
+impl StdMemory {
+    /// What is asked of the global allocator for a chunk.
+    fn aligned(chunk: Layout) -> Layout {
+        let align = if Self::huge_part(chunk) == 0 { 1 } else { HUGE };
+        chunk.align_to(align).unwrap_or(chunk)
+    }
+
+    /// How much of a chunk, from its beginning, is to be in huge pages.
+    fn huge_part(chunk: Layout) -> usize {
+        let has_advice = cfg!(all(any(target_os = "linux", target_os = "android"), not(miri)));
+        if has_advice { chunk.size() / HUGE * HUGE } else { 0 }
+    }
+}
+
+// SAFETY: the memory is `GlobalMemory`'s, whose contents and place advice does not change.
+unsafe impl SlabMemory for StdMemory {
+    fn alloc(layout: Layout) -> *mut u8 {
+        let chunk = GlobalMemory::alloc(Self::aligned(layout));
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        if !chunk.is_null() && Self::huge_part(layout) != 0 {
+            use rustix::mm::{Advice, madvise};
+
+            let (pages, len) = (chunk.cast(), Self::huge_part(layout));
+            // SAFETY: these pages are the chunk's alone, and advice does not touch what they hold.
+            // Where it is refused, they are small.
+            let _ = unsafe { madvise(pages, len, Advice::LinuxHugepage) };
+        }
+        chunk
+    }
+
+    unsafe fn dealloc(chunk: *mut u8, layout: Layout) {
+        // SAFETY: as the caller says; it was allocated with this layout.
+        unsafe { GlobalMemory::dealloc(chunk, Self::aligned(layout)) }
     }
 }

@@ -16,12 +16,26 @@ use crate::sync::{AtomicU64, Line, Relaxed, ScheduleHint, check, const_unless_mo
 /// which are completed, is on a cache line that editors do not write. A reader that finds nothing
 /// newer does not load the sequence, whose line a busy editor keeps taking away. The first reader
 /// that does find something newer advances the watermark.
+///
+/// Each of the two lines has room for more that is used alike: `E`, which editors write and lookups
+/// do not load, and `L`, which lookups load and editors do not write.
 #[doc(alias = "mm_lock_seq")]
-#[repr(C)]
-pub struct SpaceSeq {
-    current: Line<AtomicU64>,
-    watermark: AtomicU64,
+pub struct SpaceSeq<E = (), L = ()> {
+    edits: Line<EditLine<E>>,
+    lookups: Line<LookupLine<L>>,
     schedule: ScheduleHint,
+}
+
+/// The line of editors.
+struct EditLine<E> {
+    current: AtomicU64,
+    beside: E,
+}
+
+/// The line of lookups.
+struct LookupLine<L> {
+    watermark: AtomicU64,
+    beside: L,
 }
 
 /// The odd number that names an edit; only [`SpaceSeq::begin`] makes one.
@@ -85,16 +99,39 @@ impl NodeVersion {
     }
 }
 
-impl SpaceSeq {
+impl<E, L> SpaceSeq<E, L> {
     const_unless_model! {
-        /// The sequence of a space that was never edited.
-        pub fn new() -> Self {
+        /// The sequence of a space that was never edited, with what is to be on the line of editors
+        /// and on that of lookups.
+        pub fn new(edits: E, lookups: L) -> Self {
             Self {
-                current: Line(AtomicU64::new(0)),
-                watermark: AtomicU64::new(0),
+                edits: Line(EditLine { current: AtomicU64::new(0), beside: edits }),
+                lookups: Line(LookupLine { watermark: AtomicU64::new(0), beside: lookups }),
                 schedule: ScheduleHint::new(),
             }
         }
+    }
+
+    /// What is on the line of editors.
+    #[inline(always)]
+    pub(crate) fn on_edit_line(&self) -> &E {
+        &self.edits.0.beside
+    }
+
+    /// What is on the line of lookups.
+    #[inline(always)]
+    pub(crate) fn on_lookup_line(&self) -> &L {
+        &self.lookups.0.beside
+    }
+
+    #[inline(always)]
+    fn current(&self) -> &AtomicU64 {
+        &self.edits.0.current
+    }
+
+    #[inline(always)]
+    fn completed(&self) -> &AtomicU64 {
+        &self.lookups.0.watermark
     }
 
     /// Begins an edit. The caller holds the mmap lock for writing.
@@ -102,7 +139,7 @@ impl SpaceSeq {
     #[inline]
     pub fn begin(&self) -> EditSeq {
         self.schedule.hint();
-        let current = &self.current.0;
+        let current = self.current();
         let even = current.load(Relaxed("stored under the mmap lock, which is held"));
         check(even.is_multiple_of(2), "one edit at a time");
         current.store(even + 1, EDIT_BEGIN);
@@ -111,14 +148,14 @@ impl SpaceSeq {
 
     /// The edit that is under way, for the thread whose edit it is.
     pub(crate) fn running(&self) -> EditSeq {
-        EditSeq(self.current.0.load(Relaxed("this thread stored it")))
+        EditSeq(self.current().load(Relaxed("this thread stored it")))
     }
 
     /// Ends the edit that `begin` named, and with it all its write locks.
     #[doc(alias = "vma_end_write_all")]
     #[inline]
     pub fn end(&self, edit: EditSeq) {
-        self.current.0.store(edit.0 + 1, EDIT_END);
+        self.current().store(edit.0 + 1, EDIT_END);
     }
 
     /// Where the order of a walk and the begin of an edit matters, for a checker.
@@ -130,20 +167,20 @@ impl SpaceSeq {
     /// The watermark. What the edits up to it have written is visible.
     #[inline(always)]
     pub(crate) fn watermark(&self) -> Watermark {
-        Watermark(self.watermark.load(READ_WATERMARK))
+        Watermark(self.completed().load(READ_WATERMARK))
     }
 
     /// Advances the watermark to the last edit that is completed by now, where `known` was not
     /// enough.
     #[cold]
     pub(crate) fn advance_watermark(&self, known: Watermark) -> Watermark {
-        let current = self.current.0.load(READ_SEQ);
+        let current = self.current().load(READ_SEQ);
         // The edit with an odd number is not completed.
         let completed = if keep(Step::CheckEven) { current & !1 } else { current };
         // Nothing is stored that other readers know already. Several may store out of order: all
         // edits up to each of these numbers are completed.
         if completed > known.0 {
-            self.watermark.store(completed, WATERMARK_ADVANCE);
+            self.completed().store(completed, WATERMARK_ADVANCE);
         }
         Watermark(completed)
     }
@@ -158,8 +195,8 @@ impl SpaceSeq {
     /// Whether `edit` looks like the one under way. May be wrong either way.
     #[inline(always)]
     pub(super) fn looks_current(&self, edit: u64) -> bool {
-        let watermark = self.watermark.load(Relaxed("a hint: `is_completed` decides"));
-        edit > watermark && edit == self.current.0.load(Relaxed("a hint, as above"))
+        let watermark = self.completed().load(Relaxed("a hint: `is_completed` decides"));
+        edit > watermark && edit == self.current().load(Relaxed("a hint, as above"))
     }
 }
 
@@ -169,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_change_is_covered_when_its_edit_is_completed_and_a_reader_has_looked() {
-        let (seq, version) = (SpaceSeq::new(), NodeVersion::new());
+        let (seq, version) = (SpaceSeq::new((), ()), NodeVersion::new());
         assert!(version.is_covered_by(seq.watermark()), "never changed");
         let edit = seq.begin();
         version.set(edit);

@@ -140,7 +140,7 @@ impl VmaLock {
 
     /// Whether the VMA looks write-locked. May be wrong either way, and then costs a retry.
     #[inline(always)]
-    pub fn looks_locked(&self, seq: &SpaceSeq) -> bool {
+    pub fn looks_locked<E, L>(&self, seq: &SpaceSeq<E, L>) -> bool {
         seq.looks_current(self.lock_seq.load(Relaxed("a hint: `is_unlocked` decides")))
     }
 
@@ -214,7 +214,7 @@ impl VmaLock {
     /// May say "locked" wrongly, when an edit ends meanwhile; never "unlocked" wrongly: `lock_seq`
     /// stays while the reader has a reference, and the edit that stored it is completed.
     #[inline(always)]
-    pub fn is_unlocked(&self, seq: &SpaceSeq) -> bool {
+    pub fn is_unlocked<E, L>(&self, seq: &SpaceSeq<E, L>) -> bool {
         let lock_seq = self.lock_seq.load(Relaxed("READ_ADMIT made it visible, and it stays"));
         seq.is_completed(EditSeq::from_number(lock_seq)) || !keep(Step::CheckSeq)
     }
@@ -458,7 +458,7 @@ mod tests {
     use crate::host::StdPlatform;
 
     fn attached() -> (VmaLock, SpaceSeq) {
-        let (lock, seq) = (VmaLock::new(), SpaceSeq::new());
+        let (lock, seq) = (VmaLock::new(), SpaceSeq::new((), ()));
         let edit = seq.begin();
         lock.attach(edit);
         seq.end(edit);
@@ -468,7 +468,7 @@ mod tests {
     /// B15i.
     #[test]
     fn every_row_of_the_value_table() {
-        let (lock, seq) = (VmaLock::new(), SpaceSeq::new());
+        let (lock, seq) = (VmaLock::new(), SpaceSeq::new((), ()));
         assert_eq!((lock.count(), lock.try_acquire()), (0, Err(Refused::Detached)));
 
         let edit = seq.begin();

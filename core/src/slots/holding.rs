@@ -310,6 +310,7 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
 
     /// Excludes and appends, on an empty list, what `each` pushes. Registered readers are scanned
     /// for once.
+    #[inline(always)]
     pub(crate) fn push_all(
         &mut self,
         section: &EditSection<'_, P>,
@@ -331,7 +332,7 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
             return false;
         }
         vma.slot.lock.exclude();
-        self.append(vma.index);
+        self.append(vma.slot, vma.index);
         self.is_idle &= vma.slot.lock.is_drained();
         true
     }
@@ -345,26 +346,26 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
     ) -> bool {
         let idle = self.slots.try_exclude_idle(&vma.slot.lock, section);
         if idle {
-            self.append(vma.index);
+            self.append(vma.slot, vma.index);
         }
         idle
     }
 
     #[inline]
-    fn append(&mut self, index: Idx<Slot<T>>) {
-        self.set_next(index, None);
+    fn append(&mut self, slot: &Slot<T>, index: Idx<Slot<T>>) {
+        Self::set_next(slot, None);
         match self.last {
-            Some(last) => self.set_next(last, Some(index)),
+            Some(last) => Self::set_next(self.slots.get(last), Some(index)),
             None => self.first = Some(index),
         }
         self.last = Some(index);
         self.len += 1;
     }
 
-    fn set_next(&self, index: Idx<Slot<T>>, next: Option<Idx<Slot<T>>>) {
+    fn set_next(slot: &Slot<T>, next: Option<Idx<Slot<T>>>) {
         let next = next.map_or(0, |next| next.raw() + 1);
         // SAFETY: S3: we have set X in it, so the link is ours.
-        self.slots.get(index).link.with_mut(|link| unsafe { *link = next });
+        slot.link.with_mut(|link| unsafe { *link = next });
     }
 
     fn next(&self, index: Idx<Slot<T>>) -> Option<Idx<Slot<T>>> {
@@ -372,6 +373,18 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         let next = self.slots.get(index).link.with(|link| unsafe { *link });
         // SAFETY: stored by `set_next`, out of an index (A1).
         next.checked_sub(1).map(|raw| unsafe { Idx::from_raw(raw) })
+    }
+
+    /// Puts the last VMA first, and so on.
+    pub(crate) fn reverse(&mut self) {
+        let mut rest = self.first;
+        let mut reversed = None;
+        while let Some(index) = rest {
+            rest = self.next(index);
+            Self::set_next(self.slots.get(index), reversed);
+            reversed = Some(index);
+        }
+        (self.first, self.last) = (reversed, self.first);
     }
 
     /// The VMAs. Readers may still have them.
@@ -384,10 +397,16 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         self.len
     }
 
-    /// The first and the last, or the only one.
-    pub(crate) fn ends(&self) -> impl Iterator<Item = Attached<'s, '_, T>> {
-        let last = if self.len > 1 { self.last } else { None };
-        self.first.into_iter().chain(last).map(|index| self.attached(index))
+    /// The first one.
+    #[inline]
+    pub(crate) fn first(&self) -> Option<Attached<'s, '_, T>> {
+        self.first.map(|index| self.attached(index))
+    }
+
+    /// The last one, which may be the first.
+    #[inline]
+    pub(crate) fn last(&self) -> Option<Attached<'s, '_, T>> {
+        self.last.map(|index| self.attached(index))
     }
 
     fn attached(&self, index: Idx<Slot<T>>) -> Attached<'s, '_, T> {
@@ -428,7 +447,7 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         T: 'm,
     {
         (self.first, self.last, self.len, self.is_idle) = (None, None, 0, false);
-        entries.for_each(|entry| self.append(entry.index));
+        entries.for_each(|entry| self.append(entry.slot, entry.index));
     }
 
     /// Takes the first VMA off the list, once it is drained: its range, its payload, and what is
@@ -529,12 +548,12 @@ impl<T> Emptied<'_, T> {
     pub(crate) fn detach<P: Platform>(self, slots: &Slots<T, P>, section: &EditSection<'_, P>) {
         let spent = self.slot.end_generation();
         if !keep(Step::FreeDetached) {
-            slots.arena.free(self.index, section);
+            slots.arena().free(self.index, section);
         }
         end_exclusion::<P>(&self.slot.lock, self.outlives_edit, VmaLock::detach);
         // S4: a slot whose generations are spent is never used again.
         if keep(Step::FreeDetached) && !spent {
-            slots.arena.free(self.index, section);
+            slots.arena().free(self.index, section);
         }
     }
 }
@@ -604,13 +623,13 @@ impl<'s, T> FreeSlot<'s, T> {
         slots: &'s Slots<T, P>,
         section: &EditSection<'_, P>,
     ) -> Result<Self, OutOfMemory> {
-        let index = slots.arena.alloc(section)?;
+        let index = slots.arena().alloc(section)?;
         Ok(Self { slot: slots.get(index), index })
     }
 
     /// Makes it free again. The tree does not lead here.
     pub(crate) fn give_back<P: Platform>(self, slots: &Slots<T, P>, section: &EditSection<'_, P>) {
-        slots.arena.free(self.index, section);
+        slots.arena().free(self.index, section);
     }
 
     /// The index that a word of the tree will hold.

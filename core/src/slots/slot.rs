@@ -40,7 +40,7 @@ const MAX_PAYLOAD: usize = 16 << 10;
 
 /// The slots of a slab, and the readers that publish which of them they read.
 pub(crate) struct Slots<T, P: Platform> {
-    pub(super) arena: Arena<Slot<T>, P>,
+    arena: Arena<Slot<T>, P>,
     /// Registered readers of all spaces on the slab: a late reader may be one of another space.
     readers: Registry<P>,
 }
@@ -53,7 +53,12 @@ impl<T, P: Platform> Slots<T, P> {
         }
     }
 
-    /// The slot that `index` names.
+    /// The slots as an arena, for a map to [copy](crate::arena::Table::copy) where they are.
+    pub(crate) fn arena(&self) -> &Arena<Slot<T>, P> {
+        &self.arena
+    }
+
+    /// The slot that `index` names, for an editor.
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn get(&self, index: Idx<Slot<T>>) -> &Slot<T> {
         self.arena.get(index)
@@ -141,7 +146,7 @@ unsafe impl<T: Send + Sync> Send for Slot<T> {}
 impl<T> Slot<T> {
     /// Whether its VMA looks write-locked; a hint.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub(crate) fn looks_locked(&self, seq: &SpaceSeq) -> bool {
+    pub(crate) fn looks_locked<E, L>(&self, seq: &SpaceSeq<E, L>) -> bool {
         self.lock.looks_locked(seq)
     }
 

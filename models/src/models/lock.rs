@@ -28,7 +28,7 @@ impl Vma {
     /// A VMA that was attached in a completed edit.
     pub(crate) fn attached() -> Arc<Self> {
         let vma = Self {
-            seq: SpaceSeq::new(),
+            seq: SpaceSeq::new((), ()),
             lock: VmaLock::new(),
             field: Cell::new(0),
             written: AtomicU32::new(0),

@@ -10,12 +10,13 @@ mod identity;
 mod lock;
 mod mmap_lock;
 mod operations;
+mod range_locks;
 mod wait;
 
 use crate::harness::{Change, Model};
 
 /// All models.
-pub(crate) static ALL: [Model; 81] = [
+pub(crate) static ALL: [Model; 84] = [
     discussion::ACQUIRE_BEFORE_CHECK,
     discussion::DETACH_WAITS,
     discussion::STALE_READER,
@@ -90,6 +91,9 @@ pub(crate) static ALL: [Model; 81] = [
     operations::FORK,
     operations::DOWNGRADE,
     operations::TAG_IN_WORD,
+    range_locks::CLOSED,
+    range_locks::IN_TURN,
+    range_locks::OPENED,
     mmap_lock::WRITERS,
     mmap_lock::THREE_WRITERS,
     mmap_lock::READER,
