@@ -10,6 +10,7 @@ use std::ops::Range;
 use pervma::{ReadError, ReadGuard};
 
 use crate::budget::{Admission, Wait};
+use crate::buffers::{Buffer, HUGE};
 use crate::failure::OnFailure;
 use crate::kept::{Found, Slots};
 use crate::mapping::{Backing, Content, Mapping, Outcome, PAGE, Piece, Poisoned, SOURCES, SPACE};
@@ -301,14 +302,19 @@ impl<'a> Taken<'a> {
     /// go back.
     #[inline]
     fn install(
-        mut self,
+        self,
         mapping: &Mapping,
         chunk: &Range<usize>,
         content: Content<'_>,
         fault: &Fault,
         new: &mut usize,
     ) -> End {
-        let (came, outcome) = mapping.install(chunk, content, fault.written());
+        self.have_come(mapping.install(chunk, content, fault.written()), new)
+    }
+
+    /// So many came, with that outcome.
+    #[inline]
+    fn have_come(mut self, (came, outcome): (usize, Outcome), new: &mut usize) -> End {
         self.pages -= came;
         *new += came;
         outcome.into()
@@ -477,15 +483,11 @@ fn read_and_fill(
         end.count(&backing.counters);
         return end;
     }
-    let mut pooled;
     let buffer = match server {
-        Server::Caller { buffer, .. } => buffer,
-        Server::Handler | Server::Thread => {
-            pooled = backing.buffers.take(fault.granule.len());
-            let Some(buffer) = &mut pooled else { return End::Later };
-            buffer
-        }
+        Server::Caller { buffer, .. } => Some(Buffer::own(buffer)),
+        Server::Handler | Server::Thread => backing.buffers.take(fault.granule.len()),
     };
+    let Some(mut buffer) = buffer else { return End::Later };
     let mut rest = Rest::of(fault);
     let mut takes_zeros = backing.takes_zeros();
     while let Some(mut wanted) = Wanted::next(&vma.mapping, rest.from.clone(), fault, buffer.len())
@@ -493,15 +495,16 @@ fn read_and_fill(
         let end = match Taken::take(&backing, &wanted.chunk, &rest, fault) {
             Err(end) => end,
             Ok(taken) => {
+                let in_huge = vma.mapping.is_for_huge(&wanted.chunk, vma.access);
                 drop(vma);
-                let read = wanted.ask(&backing, takes_zeros, buffer);
+                let read = wanted.ask(&backing, takes_zeros, &mut buffer, in_huge);
                 vma = match SPACE.try_read(fault.addr) {
                     Ok(again) if wanted.is_still(&again, fault) => again,
                     _ if rest.has_page => break,
                     _ => return End::Later,
                 };
-                let end = settle(&vma.mapping, taken, &wanted.chunk, read, fault, new);
-                if matches!((&read, &end), (Ok(Content::Zeros), End::Failed)) {
+                let end = settle(&vma, taken, &wanted.chunk, read, &mut buffer, fault, new);
+                if matches!((&read, &end), (Ok(Answer::Zeros), End::Failed)) {
                     // A filter that came later: they are copied.
                     takes_zeros = false;
                     continue;
@@ -518,33 +521,45 @@ fn read_and_fill(
     End::Done
 }
 
-/// Fills a chunk with what was read, or poisons the page that the access wants.
+/// Fills a chunk with what the source said, in whose VMA the fault is, or poisons the page that the
+/// access wants.
 fn settle(
-    mapping: &Mapping,
+    vma: &Piece,
     taken: Taken<'_>,
     chunk: &Range<usize>,
-    read: Result<Content<'_>, ReadFailed>,
+    read: Result<Answer, ReadFailed>,
+    buffer: &mut Buffer<'_>,
     fault: &Fault,
     new: &mut usize,
 ) -> End {
-    match read {
-        Ok(content) => {
-            let before = *new;
-            let end = taken.install(mapping, chunk, content, fault, new);
-            if let Some(share) =
-                mapping.backing.share.as_ref().filter(|_| mapping.backing.are_kept())
-            {
-                share.budget().came.add_read(*new - before);
-            }
-            end
+    let mapping = &*vma.mapping;
+    let before = *new;
+    let end = match read {
+        Ok(Answer::Zeros) => taken.install(mapping, chunk, Content::Zeros, fault, new),
+        Ok(Answer::Bytes) => {
+            let filled = mapping.install_read(chunk, buffer, fault.written(), vma.access);
+            taken.have_come(filled, new)
         }
-        Err(ReadFailed) if *chunk != fault.page => End::Failed,
+        Err(ReadFailed) if *chunk != fault.page => return End::Failed,
         Err(ReadFailed) => match mapping.poison(&fault.page, false) {
             Poisoned::ByKernel | Poisoned::ByRecord => End::Failed,
             // By another thread, which could read it.
             Poisoned::Not => End::Gone,
         },
+    };
+    if let Some(share) = mapping.backing.share.as_ref().filter(|_| mapping.backing.are_kept()) {
+        share.budget().came.add_read(*new - before);
     }
+    end
+}
+
+/// What a source has said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// It is zeros.
+    Zeros,
+    /// What is in the buffer.
+    Bytes,
 }
 
 thread_local! {
@@ -595,32 +610,30 @@ impl Wanted {
         Some(Self { end: chunk.end, chunk, time, len: mapping.backing.len() })
     }
 
-    /// Has the source say that its first pages are zeros, or read it.
-    fn ask<'b>(
+    /// Has the source say that its first pages are zeros, or read it: to huge pages, if it is to
+    /// come in such.
+    fn ask(
         &mut self,
         backing: &Backing<dyn Source>,
         takes_zeros: bool,
-        buffer: &'b mut [u8],
-    ) -> Result<Content<'b>, ReadFailed> {
+        buffer: &mut Buffer<'_>,
+        in_huge: bool,
+    ) -> Result<Answer, ReadFailed> {
         let _inside = InSource::enter(backing.number);
         if takes_zeros && self.is_zeros(&backing.source) {
-            return Ok(Content::Zeros);
+            return Ok(Answer::Zeros);
         }
-        self.read(&backing.source, buffer)
+        let bytes = self.chunk.len();
+        buffer.clear(bytes, if in_huge { bytes / HUGE * HUGE } else { 0 });
+        self.read(&backing.source, buffer)?;
+        Ok(Answer::Bytes)
     }
 
-    /// Reads it. What lies behind the region's length is zeros, and so is what the source does not
-    /// fill although it should: never bytes that were read before.
-    fn read<'b>(
-        &self,
-        source: &dyn Source,
-        buffer: &'b mut [u8],
-    ) -> Result<Content<'b>, ReadFailed> {
+    /// Reads it to a buffer of zeros. What lies behind the region's length stays so, and so does
+    /// what the source does not fill although it should: never bytes that were read before.
+    fn read(&self, source: &dyn Source, buffer: &mut [u8]) -> Result<(), ReadFailed> {
         let inside = self.chunk.len().min(self.len.saturating_sub(self.chunk.start));
-        let buffer = &mut buffer[..self.chunk.len()];
-        buffer.fill(0);
-        source.read_at(self.chunk.start as u64, &mut buffer[..inside])?;
-        Ok(Content::Bytes(buffer))
+        source.read_at(self.chunk.start as u64, &mut buffer[..inside])
     }
 
     /// Whether its first pages are zeros, as the source says. It is made shorter, to what is all

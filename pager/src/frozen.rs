@@ -17,6 +17,9 @@ use crate::sys::Access;
 /// It is a slice of exactly the source's size. Dropping it unmaps the memory and drops the source,
 /// on the thread that drops it.
 ///
+/// With [granules](Options::granule) of 2 MiB or more it is made of huge pages where it can be: see
+/// [`limits`](crate::limits).
+///
 /// ```
 /// use pervma_pager::{FrozenRegion, MemorySource};
 ///
@@ -46,16 +49,18 @@ impl FrozenRegion {
         Options::new().map(source)?.freeze()
     }
 
-    /// Makes it a region that can be changed again.
+    /// Makes it a region that can be changed again. It waits for faults under way.
     #[must_use]
     pub fn thaw(self) -> Region {
+        self.region.end_moving_huge();
         self.region
     }
 }
 
 impl Region {
     /// Makes it a slice that does not change any more: what is present stays, a bound of resident
-    /// pages is lifted, and writes end in SIGSEGV.
+    /// pages is lifted, and writes end in SIGSEGV. What comes from now on may come in huge pages:
+    /// see [`limits`](crate::limits).
     ///
     /// Pages that were discarded or evicted before are read again, once.
     ///
@@ -68,7 +73,8 @@ impl Region {
         self.lift_bound();
         let _blocked = SignalsBlocked::new().map_err(Error::Mask)?;
         self.end_leaked_holds();
-        let exclusion = self.exclude(&self.part(0..self.len())?)?;
+        let all = self.part(0..self.len())?;
+        let exclusion = self.exclude(&all)?;
         let parts = Accesses::of(&exclusion, self.mapping())?;
         drop(exclusion);
         if let Some(gap) = parts.gap() {
@@ -83,6 +89,7 @@ impl Region {
                 }
             }
         }
+        self.begin_to_move_huge(&all);
         Ok(FrozenRegion { region: self })
     }
 }
@@ -96,7 +103,8 @@ impl Deref for FrozenRegion {
         // page is filled once, and an access goes on only when its page is present (or is tried
         // again). To discard, write or move takes a `Region`, and this is the only handle to this
         // one; it has no evictor, all of it is mapped and may be read, and none of it written
-        // (`freeze`).
+        // (`freeze`). That a huge page that comes can be written for a moment gives nobody the
+        // right to.
         let memory = unsafe { self.region.mapping().memory.bytes() };
         &memory[..self.region.len()]
     }

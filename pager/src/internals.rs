@@ -35,7 +35,8 @@
 //!    address space. Then the VMA is locked again, and the record of the pages must say that
 //!    nothing of them was given back meanwhile. Memory sources are not read: the kernel copies from
 //!    there.
-//! 6. `UFFDIO_COPY`, or `UFFDIO_ZEROPAGE` for what the source says is zeros. The pages are present,
+//! 6. `UFFDIO_COPY`, or `UFFDIO_ZEROPAGE` for what the source says is zeros, or, for a frozen
+//!    region, `UFFDIO_MOVE` of huge pages that were read to. The pages are present,
 //!    or another thread was faster: unlock, and the access goes on.
 //! 7. Failed: the page is poisoned, and the region's [`OnFailure`](crate::OnFailure) is asked. Not
 //!    ours, or passed on: to the handler that was there before. If there was none, the default

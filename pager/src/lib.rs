@@ -25,6 +25,7 @@
 //! | pages to stay, for system calls and devices | [`Region::pin`] |
 //! | one bound of resident pages for several regions | [`Bound`] |
 //! | more pages a fault, huge pages, a bound of resident pages, a hook for failures | [`Options`] |
+//! | transparent huge pages | [granules](Options::granule) of 2 MiB, and [`Region::freeze`] |
 //! | what is zeros not to be read, and to take no memory | [`Source::zeros`], in files by itself |
 //! | threads that serve the faults of several regions | [`Handlers`] |
 //! | SIGBUS to be handled after others have taken it, or by you | [`install_handler`], [`serve_sigbus`] |

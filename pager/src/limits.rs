@@ -86,6 +86,19 @@
 //!   32 MiB together. They take memory once they are used, as many as are used at a time, and keep
 //!   it. A bound does not count them. While all are in use, threads that fault in signal mode try
 //!   again and again.
+//! - *Huge pages*: from Linux 6.8 on, what is read for a [`FrozenRegion`](crate::FrozenRegion) in
+//!   granules of 2 MiB or more comes in transparent huge pages, as far as it is whole ones and the
+//!   kernel has some. The source is read to one, which is moved to its place: a fault takes about
+//!   half the time of a copy, and accesses need fewer entries of the processor's tables. The
+//!   kernel may first put memory together for one, as
+//!   `/sys/kernel/mm/transparent_hugepage/defrag` lets it. While one comes, for some microseconds,
+//!   a stray write to its 2 MiB is let through. All else is copied, in small pages: regions that
+//!   are not frozen or were writable, sources in memory, code, what is locked, and 2 MiB that are
+//!   in part present, or lie in several of the kernel's mappings. Who wants small pages chooses
+//!   smaller granules, or tells the kernel: `MADV_NOHUGEPAGE` for the region once it is frozen,
+//!   `PR_SET_THP_DISABLE` for the process. In a region that was
+//!   [thawed](crate::FrozenRegion::thaw) a huge page stays: its memory is given back when all of it
+//!   is discarded, or when the system is short of memory.
 //! - In a library that is loaded at run time the first fault of a thread may allocate its
 //!   thread-locals: touch a region once on each thread, outside of allocators and handlers.
 //! - The kernel's pages are 4096 bytes, or 2 MiB of hugetlbfs; other page sizes are an error.

@@ -10,7 +10,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::Error;
 use crate::budget::Share;
-use crate::buffers::Buffers;
+use crate::buffers::{Buffer, Buffers, HUGE};
 use crate::failure::{OnFailure, OnWriteBackFailure};
 use crate::holds::Holds;
 use crate::kept::{Page, Slots};
@@ -20,7 +20,7 @@ use crate::records::{BLOCK, Clock, Filling, Records};
 use crate::source::Source;
 use crate::staging::Staging;
 use crate::stats::{Counters, Shard};
-use crate::sys::{Access, At, CopyError, Errno, Fill, Memory, PageSize, Userfaultfd};
+use crate::sys::{Access, At, CopyError, Errno, Fill, Memory, MoveError, PageSize, Userfaultfd};
 
 /// The size of a page in bytes, and the unit of all counts, also where pages are huge.
 pub(crate) const PAGE: usize = 4096;
@@ -58,6 +58,8 @@ pub(crate) struct Backing<S: Source + ?Sized> {
     pub(crate) staging: Option<Staging>,
     /// Where the source is read to.
     pub(crate) buffers: Buffers,
+    /// Whether huge pages that it was read to are moved to where they belong.
+    pub(crate) moves_huge: AtomicBool,
     /// Which granules of it are being read.
     pub(crate) reads: Reads,
     /// The end of a source in memory that does not fill its page, with zeros behind it; or empty.
@@ -76,6 +78,29 @@ impl<S: Source + ?Sized> Backing<S> {
     pub(crate) fn set_len(&self, len: usize) {
         // RELAXED: as above.
         self.len.store(len, Relaxed);
+    }
+
+    /// Whether huge pages can be moved to what is missing: what was moved can be written until it
+    /// is protected again, so not of a tracked region, whose writes would be missed, nor of others
+    /// that are not frozen. And whoever gives back a part of a huge page does not get its memory.
+    pub(crate) fn can_move_huge(&self) -> bool {
+        self.uffd.can_move()
+            && !self.is_tracked
+            && self.page_size == PageSize::Small
+            && self.buffers.ask_for_huge()
+    }
+
+    #[inline]
+    fn moves_huge(&self) -> bool {
+        // RELAXED: it is set when faults may see it sooner or later. Whoever takes it back excludes
+        // the VMAs then, whose locks order it.
+        self.moves_huge.load(Relaxed)
+    }
+
+    /// Sets it, and returns what it was.
+    pub(crate) fn set_moves_huge(&self, moves: bool) -> bool {
+        // RELAXED: as above.
+        self.moves_huge.swap(moves, Relaxed)
     }
 
     /// Whether pages of zeros can be had for nothing.
@@ -220,9 +245,13 @@ impl Mapping {
         let no_memory = |errno| Error::Memory { bytes: len, errno };
         let memory = match at {
             Some(_) => Memory::map_at(at, len, page_size),
-            // From a granule's start on, if there are several.
-            None if backing.granule <= len => Memory::map_aligned(len, backing.granule, page_size),
-            None => Memory::map(len, page_size),
+            // From a granule's start on, if there are several; else a huge page's, if it may have
+            // some.
+            None => {
+                let aligns = [backing.granule, HUGE.min(backing.granule)];
+                let align = aligns.into_iter().find(|&align| align <= len);
+                Memory::map_aligned(len, align.unwrap_or(PAGE), page_size)
+            }
         };
         let memory = memory.map_err(|errno| match (errno, at) {
             (Errno::EXIST, Some(At { address: start, .. })) => {
@@ -437,6 +466,73 @@ impl Mapping {
             _ => Outcome::Done,
         };
         (new, outcome)
+    }
+
+    /// Whether missing pages are to come in huge pages, as far as there are so many. The caller has
+    /// read-locked their VMA, which may be accessed so.
+    #[inline]
+    pub(crate) fn is_for_huge(&self, pages: &Range<usize>, access: Access) -> bool {
+        self.backing.moves_huge()
+            && access == Access::Read
+            && self.addresses(pages).start.is_multiple_of(HUGE)
+    }
+
+    /// Fills the missing pages at `range` as [`install`](Self::install) does, with what was read to
+    /// a buffer: moves the huge pages that are to be moved, and copies the rest.
+    pub(crate) fn install_read(
+        &self,
+        range: &Range<usize>,
+        buffer: &mut Buffer<'_>,
+        written: Option<&Range<usize>>,
+        access: Access,
+    ) -> (usize, Outcome) {
+        let (mut new, mut rest) = (0, range.clone());
+        if self.is_for_huge(range, access) {
+            let moved = self.move_huge(range.start, buffer);
+            buffer.have_moved(moved, range.len());
+            rest.start += moved;
+            if moved > 0 {
+                let how = self.filling(range.start, Content::Zeros);
+                new = self.have_come(&(range.start..rest.start), false, how, Content::Zeros);
+            }
+        }
+        if rest.is_empty() {
+            return (new, Outcome::Done);
+        }
+        let bytes = &buffer[rest.start - range.start..range.len()];
+        let (copied, outcome) = self.install(&rest, Content::Bytes(bytes), written);
+        (new + copied, outcome)
+    }
+
+    /// Moves the huge pages of a buffer to an offset; how many bytes have moved. What has not can
+    /// be copied: it is still in the buffer.
+    ///
+    /// The kernel moves pages between mappings that can be written only. So this one can be, for
+    /// some microseconds; no code has the right to write to it (it is frozen).
+    fn move_huge(&self, to: usize, buffer: &Buffer<'_>) -> usize {
+        let Some((from, part)) = buffer.huge() else { return 0 };
+        let place = to..to + part.len();
+        let opened = self.memory.protect_as_locked(place.clone(), Access::ReadWrite);
+        let moved = match opened {
+            Ok(()) => self.backing.uffd.move_pages(from, part.clone(), &self.memory, to),
+            // No more mappings, and none of it can be written; or some, if it lies in several.
+            Err(errno) => Err(MoveError::Other(errno)),
+        };
+        // It only undoes, so the kernel needs no more mappings for it than it had.
+        let _ = self.memory.protect_as_locked(place.clone(), Access::Read);
+        match moved {
+            Ok(()) => part.len(),
+            Err(MoveError::Again { moved }) => moved,
+            // B36: it has moved, and Linux 6.18 told of a second try.
+            Err(MoveError::AlreadyPresent)
+                if !from.is_resident(part.start + HUGE - PAGE)
+                    && self.memory.is_resident(to + HUGE - PAGE) =>
+            {
+                HUGE
+            }
+            // What has moved nevertheless is there, and is not filled again.
+            Err(_) => 0,
+        }
     }
 
     /// How pages at an offset are filled now, with a bound.

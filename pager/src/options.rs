@@ -169,14 +169,16 @@ impl<M> Options<M> {
     /// strongest lever there is, if neighbours are wanted too.
     ///
     /// A region that is not smaller begins at a multiple of it, unless an
-    /// [address](Self::at) is given.
+    /// [address](Self::at) is given. From 2 MiB on, what is read for a region that is
+    /// [frozen](Region::freeze) comes in transparent huge pages: see [`limits`](crate::limits).
     #[must_use]
     pub const fn granule(mut self, bytes: usize) -> Self {
         self.granule = Some(bytes);
         self
     }
 
-    /// The memory is made of huge pages of hugetlbfs (2 MiB), and a granule is at least that. The
+    /// The memory is made of huge pages of hugetlbfs (2 MiB), and a granule is at least that. (For
+    /// transparent ones, which need no pool, see [`granule`](Self::granule).) The
     /// system must have some free: `vm.nr_hugepages`. A fault that finds none fails.
     ///
     /// In signal mode it needs a source whose bytes are in memory ([`Source::bytes`]).
@@ -377,6 +379,7 @@ impl<M> Options<M> {
             counters: Counters::default(),
             staging: staging.map_err(no_memory)?,
             buffers,
+            moves_huge: false.into(),
             reads: Reads::new(if is_in_memory { 0 } else { capacity.div_ceil(granule) }),
             tail: tail(source.bytes(), page),
             source,

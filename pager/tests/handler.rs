@@ -9,7 +9,9 @@ use std::io::Write;
 
 use common::{PAGE, child_case, run_child};
 use pervma::{AddressSpace, HandlerScope, StdPlatform};
-use pervma_pager::{FileSource, FrozenRegion, MemorySource, ReadFailed, SignalSafe, Source};
+use pervma_pager::{
+    FileSource, FrozenRegion, MemorySource, Options, ReadFailed, SignalSafe, Source,
+};
 
 /// Aborts inside a marked handler.
 struct NotInHandler;
@@ -41,12 +43,16 @@ static ALLOCATOR: NotInHandler = NotInHandler;
 #[test]
 fn faults_do_not_allocate() {
     common::watch();
-    let bytes = vec![5; 50 * PAGE + 1];
+    // Some that come in huge pages, and some that do not.
+    let bytes = vec![5; (4 << 20) + 50 * PAGE + 1];
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&bytes).unwrap();
+    let huge = Options::new().granule(2 << 20);
+    let huge = huge.map(FileSource::new(file.try_clone().unwrap()).unwrap()).unwrap();
     let regions = [
         FrozenRegion::map(MemorySource::new(bytes.clone())).unwrap(),
         FrozenRegion::map(FileSource::new(file).unwrap()).unwrap(),
+        huge.freeze().unwrap(),
     ];
     for region in &regions {
         std::thread::scope(|threads| {

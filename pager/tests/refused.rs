@@ -140,6 +140,7 @@ const CALLS: &[Call] = &[
     call("madvise UNMERGEABLE", libc::SYS_madvise, FINE, FINE).with(2, 13),
     call("madvise DOFORK", libc::SYS_madvise, MAP, OPERATION).with(2, 11),
     call("madvise NOHUGEPAGE", libc::SYS_madvise, FINE, FINE).with(2, 15),
+    call("madvise HUGEPAGE", libc::SYS_madvise, FINE, FINE).with(2, 14),
     ioctl("UFFDIO_ZEROPAGE", 0xC020_AA04, FINE, FINE).by(NO_MEMORY),
     // Files.
     call("lseek", libc::SYS_lseek, FINE, FINE),
@@ -198,6 +199,8 @@ const RUNTIME: &[c_long] = &[
 
 /// Bytes of the regions.
 const LEN: usize = 64 * PAGE - 100;
+/// And of the frozen one, which comes in huge pages.
+const FROZEN_LEN: usize = 4 << 20;
 
 /// Fails for one page.
 struct Failing;
@@ -226,6 +229,8 @@ struct Stage {
     original: Vec<u8>,
     /// What the region of a file holds.
     expected: Vec<u8>,
+    /// What the frozen region holds.
+    frozen: Vec<u8>,
     /// The file that a region maps, for a look at what was stored.
     file: File,
     mode: String,
@@ -266,7 +271,11 @@ impl Stage {
     }
 
     /// What there is to play with.
-    fn regions(&self, bytes: MemorySource, file: File, sparse: File) -> Result<Regions, Error> {
+    fn regions(
+        &self,
+        bytes: MemorySource,
+        [file, sparse, frozen]: [File; 3],
+    ) -> Result<Regions, Error> {
         let granules = Options::new().granule(4 * PAGE);
         let bounded = granules.clone().writable().resident(16 * PAGE).capacity(LEN + 16 * PAGE);
         Ok(Regions {
@@ -275,6 +284,10 @@ impl Stage {
             sparse: self.map(granules, FileSource::new(sparse)?)?,
             single: self.map(Options::new(), MemorySource::new(vec![5; PAGE]))?,
             failing: self.map(Options::new(), Failing)?,
+            frozen: {
+                let granules = Options::new().granule(2 << 20);
+                self.map(granules, FileSource::new(frozen)?)?.freeze()?
+            },
         })
     }
 
@@ -305,10 +318,16 @@ impl Stage {
         regions.sparse.read(0, &mut [0]);
         regions.single.read(0, &mut [0]);
         regions.failing.read(0, &mut [0]);
+        assert_eq!(regions.frozen[5], self.frozen[5]);
     }
 
     fn play(&mut self, regions: Regions) {
-        let Regions { memory, mut file, sparse, single, failing } = regions;
+        let Regions { memory, mut file, sparse, single, failing, frozen } = regions;
+        if frozen[..] != self.frozen[..] {
+            say("wrong bytes in the frozen region\n");
+            exit_now(9);
+        }
+        drop(frozen.thaw());
         Self::check(&sparse, &[0; LEN]);
         self.note(sparse.discard(0..LEN));
         Self::check(&sparse, &[0; LEN]);
@@ -369,6 +388,8 @@ struct Regions {
     single: Region,
     /// Its source fails for one of its pages.
     failing: Region,
+    /// Of a file, in granules of a huge page.
+    frozen: FrozenRegion,
 }
 
 /// A thread that was started before anything was refused.
@@ -437,17 +458,18 @@ fn play(case: &str) -> ! {
     let file = common::file_with(&expected);
     let source = MemorySource::new(&expected[..]);
     let theirs = file.try_clone().unwrap();
-    let sparse = tempfile::tempfile().unwrap();
-    sparse.set_len(LEN as u64).unwrap();
+    let frozen = random_bytes(FROZEN_LEN / 512, 2).repeat(512);
+    let files = [theirs, tempfile::tempfile().unwrap(), common::file_with(&frozen)];
+    files[1].set_len(LEN as u64).unwrap();
     let helper = Helper::start();
     let mode = mode.to_owned();
     let original = expected.clone();
-    let mut stage = Stage { original, expected, file, mode, helper, failed: false };
+    let mut stage = Stage { original, expected, frozen, file, mode, helper, failed: false };
     allow_only_what_is_known();
     if let (Some(call), "before") = (call, when) {
         refuse_call(call, errno(), false);
     }
-    let regions = match stage.regions(source, theirs, sparse) {
+    let regions = match stage.regions(source, files) {
         Ok(regions) => regions,
         Err(error) => {
             say(&format!("{error}\n"));

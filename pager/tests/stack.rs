@@ -63,6 +63,17 @@ fn a_fault_fits_on_the_alternate_stack_of_a_thread() {
     }
 }
 
+#[test]
+fn a_fault_that_moves_a_huge_page_fits_there_as_well() {
+    common::watch();
+    const HUGE: usize = 2 << 20;
+    let file = FileSource::new(file_with(&vec![7; 4 * HUGE + 9])).unwrap();
+    let region = Options::new().granule(HUGE).map(file).unwrap().freeze().unwrap();
+    let used = stack_used(|| assert!(region.iter().step_by(PAGE).all(|&byte| byte == 7)));
+    println!("{used} bytes");
+    assert!(used <= given(), "{used} bytes");
+}
+
 /// Threads that write, write back, unmap and map parts of a region meet what others change, and
 /// take the paths of a fault that are seldom taken.
 #[test]

@@ -438,6 +438,25 @@ impl Region {
         }
     }
 
+    /// From now on what is read for a frozen region comes in huge pages, where the kernel has them.
+    pub(crate) fn begin_to_move_huge(&self, all: &Range<usize>) {
+        let Mapping { backing, memory, .. } = self.mapping();
+        // For faults that leave no page table behind, in which a huge page would have no place.
+        if backing.can_move_huge() && memory.ask_for_huge(all.clone()).is_ok() {
+            backing.set_moves_huge(true);
+        }
+    }
+
+    /// And no longer, now that it can be changed.
+    pub(crate) fn end_moving_huge(&self) {
+        let Mapping { backing, memory, .. } = self.mapping();
+        // A forked child has nothing to wait for, and might wait for ever.
+        if backing.set_moves_huge(false) && memory.is_of_this_process() {
+            // None is being moved then. Without memory for it, one may be, for a moment.
+            let _ = self.settle(&self.mapping.whole());
+        }
+    }
+
     pub(crate) fn mapping(&self) -> &Mapping {
         &self.mapping
     }

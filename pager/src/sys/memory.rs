@@ -27,6 +27,17 @@ pub enum Access {
     ReadExecute,
 }
 
+impl Access {
+    fn flags(self) -> MprotectFlags {
+        match self {
+            Self::None => MprotectFlags::empty(),
+            Self::Read => MprotectFlags::READ,
+            Self::ReadWrite => MprotectFlags::READ | MprotectFlags::WRITE,
+            Self::ReadExecute => MprotectFlags::READ | MprotectFlags::EXEC,
+        }
+    }
+}
+
 /// Of what size the kernel's pages of a memory are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageSize {
@@ -210,21 +221,37 @@ impl Memory {
     /// When the range is not within the memory.
     #[doc(alias = "mprotect")]
     pub fn protect(&self, range: Range<usize>, access: Access) -> Result<(), Errno> {
-        let flags = match access {
-            Access::None => MprotectFlags::empty(),
-            Access::Read => MprotectFlags::READ,
-            Access::ReadWrite => MprotectFlags::READ | MprotectFlags::WRITE,
-            Access::ReadExecute => MprotectFlags::READ | MprotectFlags::EXEC,
-        };
-        let (start, len) = self.part(range);
+        let (start, len) = self.part(range.clone());
         if access == Access::ReadWrite {
             // Memory that is locked the kernel would fill now, with faults that no thread can
             // serve. SAFETY: the range is ours (invariant of `start`), and its content stays.
             unsafe { munlock(start, len) }?;
         }
+        self.protect_as_locked(range, access)
+    }
+
+    /// As [`protect`](Self::protect), without a word about locks: of what becomes writable and is
+    /// locked the kernel tries to fill what is missing, which ends at the first fault.
+    pub(crate) fn protect_as_locked(
+        &self,
+        range: Range<usize>,
+        access: Access,
+    ) -> Result<(), Errno> {
+        let (start, len) = self.part(range);
         // SAFETY: the range is ours (invariant of `start`). An access that is not let through ends
         // in a signal, not in another value.
-        unsafe { mprotect(start, len, flags) }
+        unsafe { mprotect(start, len, access.flags()) }
+    }
+
+    /// Asks for huge pages (transparent ones) at `range`, wherever the kernel is to fill it.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: it has none (`EINVAL`).
+    pub(crate) fn ask_for_huge(&self, range: Range<usize>) -> Result<(), Errno> {
+        let (start, len) = self.part(range);
+        // SAFETY: the range is ours, and the advice does not change its content.
+        unsafe { madvise(start, len, Advice::LinuxHugepage) }
     }
 
     /// Locks all of it, without filling what is missing, or unlocks it.

@@ -233,10 +233,15 @@ pub(crate) enum Ask {
 impl Ask {
     /// Whether the kernel did it all: locking fills what is missing, which may fail.
     pub(crate) fn ask(self, region: &Region, pages: &Range<usize>) -> bool {
+        self.ask_at(region.as_ptr(), pages)
+    }
+
+    /// Of the memory of a region, from its start on.
+    pub(crate) fn ask_at(self, memory: *const u8, pages: &Range<usize>) -> bool {
         const MPOL_BIND: usize = 2;
         const PR_SET_VMA: i32 = 0x5356_4d41;
         const PR_SET_VMA_ANON_NAME: usize = 0;
-        let start = region.as_ptr().wrapping_add(pages.start * PAGE).cast::<libc::c_void>();
+        let start = memory.cast_mut().wrapping_add(pages.start * PAGE).cast::<libc::c_void>();
         let len = pages.len() * PAGE;
         let node_0 = 1_u64;
         let (call, mask) = (libc::SYS_mbind, &raw const node_0);
