@@ -76,6 +76,18 @@ pub const MS_ASYNC: i32 = 1;
 pub const MS_INVALIDATE: i32 = 2;
 pub const MS_SYNC: i32 = 4;
 
+pub const PR_SET_MM_START_CODE: i32 = 1;
+pub const PR_SET_MM_END_CODE: i32 = 2;
+pub const PR_SET_MM_START_DATA: i32 = 3;
+pub const PR_SET_MM_END_DATA: i32 = 4;
+pub const PR_SET_MM_START_STACK: i32 = 5;
+pub const PR_SET_MM_START_BRK: i32 = 6;
+pub const PR_SET_MM_BRK: i32 = 7;
+pub const PR_SET_MM_ARG_START: i32 = 8;
+pub const PR_SET_MM_ARG_END: i32 = 9;
+pub const PR_SET_MM_ENV_START: i32 = 10;
+pub const PR_SET_MM_ENV_END: i32 = 11;
+
 /// `len` rounded up to pages, which wraps around as Linux's `PAGE_ALIGN` does.
 pub(crate) const fn page_align(len: usize) -> usize {
     len.wrapping_add(PAGE - 1) & !(PAGE - 1)

@@ -4,8 +4,10 @@ use core::ops::Range;
 
 use pervma::Platform;
 
-use crate::abi::off_page;
+use crate::abi::{off_page, pages};
 use crate::backing::Backing;
+use crate::call::{EVERYTHING, Scope};
+use crate::counts::Counts;
 use crate::errno::Errno;
 use crate::mm::{Mm, no_memory};
 use crate::vma::Vma;
@@ -18,6 +20,9 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// So a process is modelled that has run for a while, one mapping after the other, and what no
     /// call can map: the kernel's own pages, [`Source::Special`](crate::Source::Special), and the
     /// memory of devices, which has the flags [`VmFlags::SPECIAL`](crate::VmFlags::SPECIAL).
+    ///
+    /// What else such a process has is in the [`Config`](crate::Config) that the map is made with,
+    /// and in [`adopt_counts`](Self::adopt_counts).
     ///
     /// What later calls make anew, [`AnonVma`](crate::AnonVma)s and [`Object`](crate::Object)s, has
     /// higher numbers than any that was taken over.
@@ -42,11 +47,13 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// processes; `EEXIST` if something is mapped in it; `ENOMEM` when memory runs out; `EAGAIN` as
     /// for every call.
     pub fn adopt(&self, range: Range<usize>, vma: Vma) -> Result<(), Errno> {
-        let is_above = range.end > self.config.layout.task_size;
+        let is_above = range.end > self.task_size;
         if range.is_empty() || is_above || off_page(range.start) || off_page(range.end) {
             return Err(Errno::EINVAL);
         }
-        let mut change = self.core.change(&self.config, Some(&self.backing))?;
+        let more = pages(range.end - range.start);
+        let scope = Scope { more, locks: true, ..Scope::new(range.clone()) };
+        let change = &mut self.begin(&scope)?.change;
         if change.first_in(&range).is_some() {
             return Err(Errno::EEXIST);
         }
@@ -54,6 +61,26 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         change.state.number_above(&vma);
         change.edit.insert(range, vma).map_err(|error| no_memory(error.kind))?;
         change.count_new(flags, bytes);
+        Ok(())
+    }
+
+    /// Takes over the counts of pages, by which limits go. They are those of the mappings that were
+    /// taken over, but for what is locked: see [`Counts::locked`].
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Counts, Mm, NoBacking};
+    ///
+    /// let mm = Mm::new(NoBacking, Config::default());
+    /// mm.adopt_counts(Counts { locked: 1, ..mm.counts() })?;
+    /// assert_eq!(mm.counts().locked, 1);
+    /// # Ok::<(), pervma_linux::Errno>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` as for every call.
+    pub fn adopt_counts(&self, counts: Counts) -> Result<(), Errno> {
+        self.begin(&Scope::new(EVERYTHING))?.change.state.counts = counts;
         Ok(())
     }
 }

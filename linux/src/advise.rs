@@ -7,6 +7,7 @@ use pervma::Platform;
 
 use crate::abi::*;
 use crate::backing::{Access, Backing, Part};
+use crate::call::{EVERYTHING, Scope};
 use crate::errno::Errno;
 use crate::flags::VmFlags;
 use crate::mm::{Change, Mm};
@@ -38,15 +39,86 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             return Ok(());
         };
         match advice {
-            MADV_HWPOISON | MADV_SOFT_OFFLINE if !self.config.may_poison => Err(Errno::EPERM),
-            MADV_HWPOISON | MADV_SOFT_OFFLINE => {
-                self.change(|change| change.damage(&range, advice))
-            }
-            MADV_POPULATE_READ => self.change(|change| change.fault_in(&range, Access::Read)),
-            MADV_POPULATE_WRITE => self.change(|change| change.fault_in(&range, Access::Write)),
-            _ => self.change(|change| {
-                change.advise_all(range.clone(), |change, part| change.advise(part, advice))
+            MADV_HWPOISON | MADV_SOFT_OFFLINE if !self.config().may_poison => Err(Errno::EPERM),
+            MADV_HWPOISON | MADV_SOFT_OFFLINE => self.each_part(
+                &range,
+                |change, at| change.part_to_damage(at, range.end),
+                |change, Found { part, vma, .. }| {
+                    self.populate_part(change, part.clone(), Access::Read)?;
+                    self.backing.advise(Part::new(&part, &vma, part.clone()), advice)
+                },
+            ),
+            MADV_POPULATE_READ => self.fault_in(&range, Access::Read),
+            MADV_POPULATE_WRITE => self.fault_in(&range, Access::Write),
+            _ if is_about_pages(advice) => self.each_part(
+                &range,
+                |change, at| change.part_to_advise(at, range.end, advice),
+                |change, Found { part, vma, .. }| {
+                    drop(change);
+                    self.backing.advise(Part::new(&part, &vma, part.clone()), advice)
+                },
+            ),
+            _ => self.change(&Scope::new(range.clone()), |change| {
+                change.advise_all(range.clone(), |change, part| change.relabel_as(part, advice))
             }),
+        }
+    }
+
+    /// Makes pages present, as if each had been touched.
+    #[doc(alias = "madvise_populate")]
+    fn fault_in(&self, range: &Range<usize>, access: Access) -> Result<(), Errno> {
+        self.each_part(
+            range,
+            |change, at| change.part_to_fault_in(at, range.end, access),
+            |change, Found { part, .. }| self.populate_part(change, part, access),
+        )
+    }
+
+    /// Has the backing do something about each VMA of a range, one after the other: `find` looks
+    /// for the part at an address or behind it, and `ask` asks. Holes are reported at the end,
+    /// other errors at once. In strict mode all parts are looked for before anything is asked.
+    #[doc(alias = "madvise_walk_vmas")]
+    fn each_part(
+        &self,
+        range: &Range<usize>,
+        find: impl Fn(&mut Change<'_, P>, usize) -> Result<Found, Errno>,
+        ask: impl Fn(Change<'_, P>, Found) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let is_strict = self.is_strict();
+        let _lock = self.lock_range(if is_strict { EVERYTHING } else { range.clone() })?;
+        if is_strict {
+            let change = self.core.change()?;
+            let find_all = |trial: &mut Change<'_, P>| {
+                let mut at = range.start;
+                while at < range.end {
+                    at = find(trial, at)?.part.end;
+                }
+                Ok(())
+            };
+            change.try_out(&change.snapshot(core::slice::from_ref(range))?, find_all)?.1?;
+        }
+        let (mut at, mut result) = (range.start, Ok(()));
+        while at < range.end {
+            let mut change = self.change_of_first_in(at..range.end)?;
+            let found = find(&mut change, at)?;
+            at = found.part.end;
+            if found.is_behind_hole {
+                result = Err(Errno::ENOMEM);
+            }
+            ask(change, found)?;
+        }
+        result
+    }
+
+    /// Begins an edit that can change the first VMA in a range.
+    fn change_of_first_in(&self, range: Range<usize>) -> Result<Change<'_, P>, Errno> {
+        let mut at = range.start;
+        loop {
+            let change = self.change_without_readers(&[at..at + PAGE, 0..0])?;
+            match change.first_in(&range) {
+                Some((first, _)) if first.start > at => at = first.start,
+                _ => return Ok(change),
+            }
         }
     }
 
@@ -68,14 +140,14 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     #[doc(alias = "set_anon_vma_name")]
     pub fn set_anon_name(&self, addr: usize, len: usize, name: Option<&str>) -> Result<(), Errno> {
         let valid = |byte: u8| (0x20..0x7f).contains(&byte) && !b"\\`$[]".contains(&byte);
-        if !self.config.anon_names
+        if !self.config().anon_names
             || name.is_some_and(|name| name.len() >= NAME_SIZE || !name.bytes().all(valid))
         {
             return Err(Errno::EINVAL);
         }
         let Some(range) = check_arguments(addr, len, true)? else { return Ok(()) };
         let name: Option<Arc<str>> = name.map(Arc::from);
-        self.change(|change| {
+        self.change(&Scope::new(range.clone()), |change| {
             change.advise_all(range.clone(), |change, part| change.name(part, name.clone()))
         })
     }
@@ -87,8 +159,8 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             | MADV_DONTDUMP..=MADV_DONTNEED_LOCKED
             | MADV_GUARD_INSTALL
             | MADV_GUARD_REMOVE => true,
-            MADV_HUGEPAGE | MADV_NOHUGEPAGE | MADV_COLLAPSE => self.config.huge_pages,
-            MADV_HWPOISON | MADV_SOFT_OFFLINE => self.config.memory_failure,
+            MADV_HUGEPAGE | MADV_NOHUGEPAGE | MADV_COLLAPSE => self.config().huge_pages,
+            MADV_HWPOISON | MADV_SOFT_OFFLINE => self.config().memory_failure,
             _ => false,
         }
     }
@@ -104,7 +176,7 @@ fn check_arguments(addr: usize, len: usize, known: bool) -> Result<Option<Range<
     Ok((addr != end).then_some(addr..end))
 }
 
-impl<B: Backing, P: Platform> Change<'_, B, P> {
+impl<P: Platform> Change<'_, P> {
     /// Goes through the VMAs of a range. Holes are reported at the end, other errors at once.
     /// `each` returns the whole VMA that the part is in afterwards.
     #[doc(alias = "madvise_walk_vmas")]
@@ -127,20 +199,14 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         result
     }
 
+    /// Gives a part of a VMA the flags that the advice leads to.
     #[doc(alias = "madvise_vma_behavior")]
-    fn advise(&mut self, part: Range<usize>, advice: i32) -> Result<Range<usize>, Errno> {
+    fn relabel_as(&mut self, part: Range<usize>, advice: i32) -> Result<Range<usize>, Errno> {
         let (whole, vma) = self.holding(part.start).ok_or(Errno::ENOMEM)?;
-        if vma.flags.has(VmFlags::SEALED) && is_lost_by(advice, vma) {
-            return Err(Errno::EPERM);
-        }
+        check_seal(vma, advice)?;
         let vma = vma.from(part.start - whole.start);
-        match new_flags(&vma, advice)? {
-            Some(flags) => self.relabel(part, Vma { flags, ..vma }),
-            None => {
-                self.advise_pages(&whole, part.clone(), &vma, advice)?;
-                Ok(part)
-            }
-        }
+        let flags = new_flags(&vma, advice)?;
+        self.relabel(part, Vma { flags, ..vma })
     }
 
     /// Gives a part of a VMA other flags or another name. Where memory is missing, the error says
@@ -165,14 +231,13 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         self.relabel(part, Vma { name, ..vma })
     }
 
-    /// Advice about pages, with the checks that come before the backing.
-    fn advise_pages(
-        &mut self,
-        whole: &Range<usize>,
-        part: Range<usize>,
-        vma: &Vma,
-        advice: i32,
-    ) -> Result<(), Errno> {
+    /// The part of the first VMA between `at` and `end`, with the checks of advice about pages that
+    /// come before the backing.
+    fn part_to_advise(&mut self, at: usize, end: usize, advice: i32) -> Result<Found, Errno> {
+        let (whole, vma) = self.first_in(&(at..end)).ok_or(Errno::ENOMEM)?;
+        check_seal(vma, advice)?;
+        let part = at.max(whole.start)..whole.end.min(end);
+        let vma = vma.from(part.start - whole.start);
         let locked = vma.flags.has(VmFlags::LOCKED);
         let (special, device) = (VmFlags::SPECIAL, VmFlags::PFNMAP);
         match advice {
@@ -192,57 +257,63 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
             MADV_REMOVE if !vma.flags.has(VmFlags::SHARED | VmFlags::MAYWRITE) => {
                 return Err(Errno::EACCES);
             }
-            MADV_COLLAPSE if !may_collapse(whole, vma) => return Err(Errno::EINVAL),
+            MADV_COLLAPSE if !may_collapse(&whole, &vma) => return Err(Errno::EINVAL),
             MADV_GUARD_INSTALL => self.may_guard(part.start, vma.is_anonymous())?,
             _ => {}
         }
-        let part = Part::new(&part.clone(), vma, part);
-        self.backing.map_or(Ok(()), |backing| backing.advise(part, advice))
+        Ok(Found { is_behind_hole: at < part.start, part, vma })
     }
 
     /// Notes that there may be guard pages in the VMA at `addr` from now on.
     fn may_guard(&mut self, addr: usize, anonymous: bool) -> Result<(), Errno> {
-        if self.config.marks_guards {
+        if self.state.config.marks_guards {
             let mut vma = self.edit.write(addr).map_err(|_| Errno::ENOMEM)?;
             vma.flags |= VmFlags::MAYBE_GUARD;
         }
-        if anonymous || !self.config.marks_guards { self.prepare_anon_vma(addr) } else { Ok(()) }
+        if anonymous || !self.state.config.marks_guards {
+            self.prepare_anon_vma(addr)
+        } else {
+            Ok(())
+        }
     }
 
-    /// Damages pages for tests. Each must be mapped and readable.
+    /// The part of a VMA at `at` that is to be damaged, which is done for tests: it must be mapped
+    /// and readable.
     #[doc(alias = "madvise_inject_error")]
-    fn damage(&mut self, range: &Range<usize>, advice: i32) -> Result<(), Errno> {
-        let mut at = range.start;
-        while at < range.end {
-            let (whole, vma) = self.holding(at).ok_or(Errno::EFAULT)?;
-            if !vma.flags.has(VmFlags::READ) {
-                return Err(Errno::EFAULT);
-            }
-            let (part, vma) = (at..whole.end.min(range.end), vma.clone());
-            at = part.end;
-            self.populate_part(part.clone(), Access::Read)?;
-            let part = Part::new(&whole, &vma, part);
-            self.backing.map_or(Ok(()), |backing| backing.advise(part, advice))?;
-        }
-        Ok(())
+    fn part_to_damage(&self, at: usize, end: usize) -> Result<Found, Errno> {
+        let found = self.part_at(at, end).ok_or(Errno::EFAULT)?;
+        if found.vma.flags.has(VmFlags::READ) { Ok(found) } else { Err(Errno::EFAULT) }
     }
 
-    /// Makes pages present, as if each had been touched.
-    #[doc(alias = "madvise_populate")]
-    fn fault_in(&mut self, range: &Range<usize>, access: Access) -> Result<(), Errno> {
-        let mut at = range.start;
-        while at < range.end {
-            let (whole, vma) = self.holding(at).ok_or(Errno::ENOMEM)?;
-            let needed = if access == Access::Write { VmFlags::WRITE } else { VmFlags::READ };
-            if !vma.flags.has(needed) || vma.flags.any(VmFlags::IO | VmFlags::PFNMAP) {
-                return Err(Errno::EINVAL);
-            }
-            let part = at..whole.end.min(range.end);
-            at = part.end;
-            self.populate_part(part, access)?;
+    /// The part of a VMA at `at` whose pages are to be present.
+    fn part_to_fault_in(&self, at: usize, end: usize, access: Access) -> Result<Found, Errno> {
+        let found = self.part_at(at, end).ok_or(Errno::ENOMEM)?;
+        let needed = if access == Access::Write { VmFlags::WRITE } else { VmFlags::READ };
+        if !found.vma.flags.has(needed) || found.vma.flags.any(VmFlags::IO | VmFlags::PFNMAP) {
+            return Err(Errno::EINVAL);
         }
-        Ok(())
+        Ok(found)
     }
+
+    fn part_at(&self, at: usize, end: usize) -> Option<Found> {
+        let (whole, vma) = self.holding(at)?;
+        let vma = vma.from(at - whole.start);
+        Some(Found { part: at..whole.end.min(end), vma, is_behind_hole: false })
+    }
+}
+
+/// A part of a VMA that the backing is asked about.
+struct Found {
+    part: Range<usize>,
+    /// The part, as a VMA of its own.
+    vma: Vma,
+    is_behind_hole: bool,
+}
+
+/// Refuses advice that would destroy what is sealed.
+fn check_seal(vma: &Vma, advice: i32) -> Result<(), Errno> {
+    let refused = vma.flags.has(VmFlags::SEALED) && is_lost_by(advice, vma);
+    if refused { Err(Errno::EPERM) } else { Ok(()) }
 }
 
 /// Whether the advice would destroy the contents of a sealed VMA that cannot be written.
@@ -271,13 +342,27 @@ fn may_collapse(whole: &Range<usize>, vma: &Vma) -> bool {
     fits && !vma.flags.any(VmFlags::NOHUGEPAGE | VmFlags::SPECIAL)
 }
 
-/// The flags that the advice leads to, or `None` if it is about pages.
-fn new_flags(vma: &Vma, advice: i32) -> Result<Option<VmFlags>, Errno> {
+/// Whether the advice is about pages, and leads to no other flags.
+fn is_about_pages(advice: i32) -> bool {
+    !matches!(
+        advice,
+        MADV_NORMAL
+            | MADV_RANDOM
+            | MADV_SEQUENTIAL
+            | MADV_DONTFORK..=MADV_DOFORK
+            | MADV_MERGEABLE..=MADV_DODUMP
+            | MADV_WIPEONFORK
+            | MADV_KEEPONFORK
+    )
+}
+
+/// The flags that the advice leads to.
+fn new_flags(vma: &Vma, advice: i32) -> Result<VmFlags, Errno> {
     let flags = vma.flags;
     let reading = VmFlags::SEQ_READ | VmFlags::RAND_READ;
     let huge = VmFlags::HUGEPAGE | VmFlags::NOHUGEPAGE;
     let never_merged = VmFlags::SHARED | VmFlags::MAYSHARE | VmFlags::DROPPABLE | VmFlags::SPECIAL;
-    Ok(Some(match advice {
+    Ok(match advice {
         MADV_NORMAL => flags & !reading,
         MADV_SEQUENTIAL => (flags & !reading) | VmFlags::SEQ_READ,
         MADV_RANDOM => (flags & !reading) | VmFlags::RAND_READ,
@@ -298,6 +383,6 @@ fn new_flags(vma: &Vma, advice: i32) -> Result<Option<VmFlags>, Errno> {
         MADV_UNMERGEABLE => flags & !VmFlags::MERGEABLE,
         MADV_HUGEPAGE => (flags & !huge) | VmFlags::HUGEPAGE,
         MADV_NOHUGEPAGE => (flags & !huge) | VmFlags::NOHUGEPAGE,
-        _ => return Ok(None),
-    }))
+        _ => flags,
+    })
 }

@@ -48,27 +48,59 @@ impl<'a> Part<'a> {
     }
 }
 
+/// What a call is going to ask of the memory behind the map.
+#[derive(Clone, Debug)]
+pub enum Work {
+    /// [`Backing::unmap`].
+    Unmap(Range<usize>),
+    /// [`Backing::protect`].
+    Protect {
+        /// The addresses of the part.
+        range: Range<usize>,
+        /// The part as it is going to be, as a VMA of its own.
+        vma: Vma,
+    },
+    /// [`Backing::relocate`].
+    Relocate {
+        /// Where the pages are.
+        from: Range<usize>,
+        /// Where they go to.
+        to: usize,
+    },
+}
+
+impl Work {
+    pub(crate) fn ask<B: Backing>(&self, backing: &B) {
+        match self {
+            Self::Unmap(range) => backing.unmap(range.clone()),
+            Self::Protect { range, vma } => backing.protect(Part::new(range, vma, range.clone())),
+            Self::Relocate { from, to } => backing.relocate(from.clone(), *to),
+        }
+    }
+}
+
 /// The memory behind the map: what [`Mm`](crate::Mm) asks of the pages. It keeps the map itself.
 /// Every method has a default that does nothing.
 ///
-/// All methods run inside of a call or a fault, with these locks held and beside these faults:
+/// All methods run inside of a call or a fault, and none of them with a lock of the whole space:
+/// calls on other addresses go on. What a method is about has no other call meanwhile.
 ///
-/// | method | locked | faults of the same range |
+/// | method | runs | faults of the same range |
 /// |---|---|---|
-/// | `fault` | the VMA for reading, or the space | may run, even of the same page |
-/// | `advise`, `sync` | the space | may run |
-/// | `unmap`, `protect`, `relocate`, `copy` | the space, and the VMAs for writing | have ended |
+/// | `fault` | with the VMA locked for reading, or in a call that makes pages present | may run, even of the same page |
+/// | `advise`, `sync` | in a call | may run |
+/// | `prepare`, `unmap`, `protect`, `relocate`, `copy` | in a call that has not changed the map yet | have ended |
 ///
 /// Where faults have ended, the next one begins when the call is over. As in Linux, where page
 /// tables have locks of their own, advice may come to pages that are faulted in at that moment: the
 /// backing decides which of the two comes first.
 ///
-/// A method that panics ends its call half-way: the map stays as it is then, and the
-/// [counts](crate::Mm::counts) may be wrong from there on.
+/// A method that panics ends its call half-way: the map and the [counts](crate::Mm::counts) are as
+/// they were then, and the addresses are free for other calls.
 ///
-/// No method may call the same `Mm`; see [there](crate::Mm) what happens if one does. Where
-/// [`Mm::try_fault`](crate::Mm::try_fault) is asked in signal handlers, `fault` runs in them: it
-/// may not lock or allocate then.
+/// A method may call the same `Mm`, for other addresses; see [there](crate::Mm) what happens if it
+/// does for its own. Where [`Mm::try_fault`](crate::Mm::try_fault) is asked in signal handlers,
+/// `fault` runs in them: it may not lock or allocate then.
 ///
 /// ```
 /// use core::ops::Range;
@@ -92,6 +124,25 @@ impl<'a> Part<'a> {
 /// # Ok::<(), pervma_linux::Errno>(())
 /// ```
 pub trait Backing {
+    /// Whether [`prepare`](Self::prepare), [`unmap`](Self::unmap), [`protect`](Self::protect),
+    /// [`relocate`](Self::relocate), [`copy`](Self::copy), [`advise`](Self::advise) and
+    /// [`sync`](Self::sync) are the defaults, which do nothing. Calls are shorter then: none of
+    /// these is called, nor [`fault`](Self::fault) where a call makes pages of private memory
+    /// writable that is locked.
+    const IDLE: bool = false;
+
+    /// Asked before a call does anything: whether all of `work` can be done, in this order. Here
+    /// memory is reserved for it, say. The methods themselves cannot refuse.
+    ///
+    /// # Errors
+    ///
+    /// The error that the call is to return. Nothing has changed then, whatever the call, and
+    /// nothing of the work is asked for.
+    fn prepare(&self, work: &[Work]) -> Result<(), Errno> {
+        let _ = work;
+        Ok(())
+    }
+
     /// Makes every page of `part` present for `access`.
     ///
     /// The VMA allows the access, unless a debugger forces it
@@ -106,7 +157,7 @@ pub trait Backing {
         Ok(())
     }
 
-    /// Called when nothing is mapped in `range` any more.
+    /// Called when nothing is going to be mapped in `range` any more.
     fn unmap(&self, range: Range<usize>) {
         let _ = range;
     }
@@ -117,7 +168,7 @@ pub trait Backing {
         let _ = (from, to);
     }
 
-    /// Called when the access that `part` allows has changed.
+    /// Called when the access that `part` allows changes.
     fn protect(&self, part: Part<'_>) {
         let _ = part;
     }
@@ -160,4 +211,6 @@ pub trait Backing {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoBacking;
 
-impl Backing for NoBacking {}
+impl Backing for NoBacking {
+    const IDLE: bool = true;
+}

@@ -1,6 +1,10 @@
 //! What the results of calls depend on, beside the map: the machine, the process and its limits.
 
-/// The layout of the address space.
+use crate::flags::VmFlags;
+
+/// The layout of the address space. A program has it from its start; the addresses of its parts are
+/// moved by [`Mm::set_addresses`](crate::Mm::set_addresses), and the end of the heap by
+/// [`Mm::brk`](crate::Mm::brk).
 ///
 /// The default is that of a process without address randomisation.
 ///
@@ -16,36 +20,52 @@ pub struct Layout {
     pub mmap_base: usize,
     /// The start of the search from below, for which there is no gap below `mmap_base`.
     pub mmap_legacy_base: usize,
-    /// The lowest address that is ever chosen.
-    pub lowest_choice: usize,
-    /// The lowest address that may be mapped (`vm.mmap_min_addr`). Security modules may want
-    /// choices to be higher.
-    pub mmap_min_addr: usize,
     /// Bytes kept free below a mapping that grows downwards.
     pub stack_guard_gap: usize,
+    /// The start of the program's instructions. As those of its arguments and environment, the
+    /// address is only compared with others of its kind, when one is set.
+    pub start_code: usize,
+    /// The end of the program's instructions.
+    pub end_code: usize,
+    /// The start of the program's initialised data, whose size `RLIMIT_DATA` counts with the heap.
+    pub start_data: usize,
+    /// The end of the program's initialised data.
+    pub end_data: usize,
     /// The start of the heap (`brk`).
     pub start_brk: usize,
-    /// The end of the heap at first.
+    /// The end of the heap.
     pub brk: usize,
-    /// Bytes of the program's initialised data, which `RLIMIT_DATA` counts with the heap.
-    pub data_size: usize,
     /// The initial stack pointer, by which the stack is named when it is shown.
     pub start_stack: usize,
+    /// The start of the program's arguments.
+    pub arg_start: usize,
+    /// The end of the program's arguments.
+    pub arg_end: usize,
+    /// The start of the program's environment.
+    pub env_start: usize,
+    /// The end of the program's environment.
+    pub env_end: usize,
 }
 
 impl Default for Layout {
     fn default() -> Self {
+        let (program, stack) = (0x5555_5555_4000, 0x7fff_ffff_e000);
         Self {
             task_size: 0x7fff_ffff_f000,
             mmap_base: 0x7fff_f7ff_f000,
             mmap_legacy_base: 0x2aaa_aaaa_b000,
-            lowest_choice: 0x1_0000,
-            mmap_min_addr: 0x1_0000,
             stack_guard_gap: 256 * crate::abi::PAGE,
+            start_code: program,
+            end_code: program + crate::abi::PAGE,
+            start_data: program + crate::abi::PAGE,
+            end_data: program + crate::abi::PAGE,
             start_brk: 0x5555_5580_0000,
             brk: 0x5555_5580_0000,
-            data_size: 0,
-            start_stack: 0x7fff_ffff_e000,
+            start_stack: stack,
+            arg_start: stack,
+            arg_end: stack,
+            env_start: stack,
+            env_end: stack,
         }
     }
 }
@@ -76,7 +96,8 @@ impl Default for Limits {
     }
 }
 
-/// The kernel, the machine and the process that calls are made on.
+/// The kernel, the machine and the process that calls are made on. What changes of it while the
+/// process lives is set by [`Mm::configure`](crate::Mm::configure).
 ///
 /// ```
 /// use pervma_linux::{Config, Errno, Mm, NoBacking, abi};
@@ -91,12 +112,22 @@ impl Default for Limits {
 /// assert!(mm.maps()?.contains("-w-p"));
 /// # Ok::<(), Errno>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The layout of the address space.
     pub layout: Layout,
-    /// The limits at first; see [`Mm::set_limits`](crate::Mm::set_limits).
+    /// The limits.
     pub limits: Limits,
+    /// The lowest address that is ever chosen.
+    pub lowest_choice: usize,
+    /// The lowest address that may be mapped (`vm.mmap_min_addr`). Security modules may want
+    /// choices to be higher.
+    pub mmap_min_addr: usize,
+    /// The flags of [`LOCKED_MASK`](VmFlags::LOCKED_MASK) that all mappings to come get, after
+    /// `mlockall` with `MCL_FUTURE`. A process may have called that before it was taken over:
+    /// nothing that it shows says so.
+    #[doc(alias = "def_flags")]
+    pub future: VmFlags,
     /// How many VMAs there may be (`vm.max_map_count`).
     pub max_map_count: usize,
     /// The most pages that one call may commit: those of the machine and its swap when
@@ -108,6 +139,9 @@ pub struct Config {
     pub may_map_low: bool,
     /// Whether the process has `CAP_SYS_ADMIN`: it may use `MADV_HWPOISON` then.
     pub may_poison: bool,
+    /// Whether the process has `CAP_SYS_RESOURCE`: it may move the addresses of its parts one by
+    /// one then; see [`Mm::set_address`](crate::Mm::set_address).
+    pub may_set_addresses: bool,
     /// Whether the kernel knows names of anonymous memory (`CONFIG_ANON_VMA_NAME`).
     pub anon_names: bool,
     /// Whether the kernel was built with huge pages, on or off.
@@ -134,11 +168,15 @@ impl Default for Config {
         Self {
             layout: Layout::default(),
             limits: Limits::default(),
+            lowest_choice: 0x1_0000,
+            mmap_min_addr: 0x1_0000,
+            future: VmFlags::default(),
             max_map_count: 65530,
             commit_limit: usize::MAX,
             may_lock: false,
             may_map_low: false,
             may_poison: false,
+            may_set_addresses: false,
             anon_names: true,
             huge_pages: true,
             memory_failure: true,

@@ -73,17 +73,18 @@ impl Counts {
 
     /// Whether `bytes` more, if the flags say that they are locked, stay within `RLIMIT_MEMLOCK`.
     #[doc(alias = "mlock_future_ok")]
-    pub(crate) fn may_lock(
-        &self,
-        config: &Config,
-        limits: &Limits,
-        flags: VmFlags,
-        bytes: usize,
-    ) -> bool {
+    pub(crate) fn may_lock(&self, config: &Config, flags: VmFlags, bytes: usize) -> bool {
         !flags.has(VmFlags::LOCKED)
             || config.may_lock
-            || self.locked.wrapping_add(pages(bytes)) <= in_pages(limits.locked)
+            || self.locked.wrapping_add(pages(bytes)) <= in_pages(config.limits.locked)
     }
+}
+
+/// What unfinished calls may still add; changed in edits only.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Promised {
+    pub(crate) calls: usize,
+    pub(crate) pages: usize,
 }
 
 /// The whole pages of a limit in bytes.

@@ -2,14 +2,15 @@
 
 use core::ops::Range;
 
-use pervma::Platform;
+use pervma::{Platform, ReadError};
 
 use crate::abi::{PAGE, pages};
 use crate::backing::{Access, Backing, Part, Refusal};
+use crate::call::Scope;
 use crate::errno::Errno;
 use crate::flags::VmFlags;
 use crate::mm::{Change, Mm};
-use crate::populate::is_guard_at;
+use crate::populate::needs_anon_vma;
 use crate::vma::Vma;
 
 /// The signal that a thread gets for touching memory that it may not.
@@ -53,21 +54,36 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// The signal that the thread gets.
     #[doc(alias("handle_mm_fault", "do_user_addr_fault"))]
     pub fn fault(&self, addr: usize, access: Access) -> Result<(), Signal> {
+        self.touch(addr, access, false)
+    }
+
+    /// As [`fault`](Self::fault). If the call is `alone`, it has locked all addresses.
+    pub(crate) fn touch(&self, addr: usize, access: Access, alone: bool) -> Result<(), Signal> {
         if !is_address(addr) {
             return Err(Signal::NotAnAddress);
         }
-        if addr >= self.config.layout.task_size {
+        if addr >= self.task_size {
             return Err(Signal::NotMapped);
         }
-        if let Ok(vma) = self.core.space.try_read(addr) {
+        // What most touches are, with nothing else to be looked at.
+        if let Ok(vma) = self.core.space.try_read(addr)
+            && !needs_anon_vma(&vma, access)
+            && !self.ranges.is_closed(addr)
+        {
             check_access(&vma, access)?;
-            if !needs_anon_vma(&vma, access) {
-                let had = ask(Some(&self.backing), &vma.range(), &vma, addr, access);
-                return signal(vma.flags, access, had);
-            }
+            let had = ask(&self.backing, &vma.range(), &vma, addr, access);
+            return signal(vma.flags, access, had);
         }
-        let change = self.core.change(&self.config, Some(&self.backing));
-        change.map_err(|_| Signal::OwnCall)?.fault(addr, access)
+        self.reach_page(addr, access, alone, |vma| {
+            check_access(vma, access).map_err(Untouched::Signal)
+        })
+        .map_or_else(
+            |untouched| match untouched {
+                Untouched::Signal(signal) => Err(signal),
+                Untouched::OwnCall => Err(Signal::OwnCall),
+            },
+            |(flags, had)| signal(flags, access, had),
+        )
     }
 
     /// Serves an access of a debugger, which does what the mapping forbids (`ptrace`,
@@ -94,63 +110,130 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     #[doc(alias("FOLL_FORCE", "access_remote_vm", "PTRACE_POKEDATA", "/proc/PID/mem"))]
     pub fn access_forced(&self, addr: usize, access: Access) -> Result<(), Errno> {
         let access = if access == Access::Write { Access::Write } else { Access::Read };
-        if addr >= self.config.layout.task_size {
+        if addr >= self.task_size {
             return Err(Errno::EIO);
         }
-        if let Ok(vma) = self.core.space.try_read(addr) {
-            check_forced(&vma, access)?;
-            if !needs_anon_vma(&vma, access) {
-                let had = ask(Some(&self.backing), &vma.range(), &vma, addr, access);
-                return had.map_err(|_| Errno::EIO);
+        let check =
+            |vma: &Vma| check_forced(vma, access).map_err(|_| Untouched::Signal(Signal::Bus));
+        match self.reach_page(addr, access, false, check) {
+            Ok((_, Ok(()))) => Ok(()),
+            Err(Untouched::OwnCall) => Err(Errno::EAGAIN),
+            _ => Err(Errno::EIO),
+        }
+    }
+
+    /// Has the page of `addr` made present, if something is mapped there that passes `check`; a
+    /// stack may grow to it. Returns the flags of its VMA, and what became of the page.
+    fn reach_page(
+        &self,
+        addr: usize,
+        access: Access,
+        alone: bool,
+        check: impl Fn(&Vma) -> Result<(), Untouched>,
+    ) -> Result<(VmFlags, Result<(), Refusal>), Untouched> {
+        let page = addr & !(PAGE - 1)..(addr & !(PAGE - 1)) + PAGE;
+        let (mut found, mut page_lock) = (self.core.space.try_read(addr), None);
+        loop {
+            let vma = match found {
+                Ok(vma) => vma,
+                Err(error) if is_own_call(&error) => return Err(Untouched::OwnCall),
+                Err(_) => {
+                    page_lock = None;
+                    self.wait_for_mapping(addr, alone)?;
+                    found = self.core.space.read(addr);
+                    continue;
+                }
+            };
+            // Asked with the VMA locked: a call that has closed its range since waits for that.
+            if !alone && self.ranges.is_closed(addr) {
+                drop(vma);
+                // That call waits for the readers of the VMA, of which this thread may be one.
+                if !self.core.space.may_wait() {
+                    return Err(Untouched::OwnCall);
+                }
+                self.ranges.wait_until_open(addr).map_err(|_| Untouched::OwnCall)?;
+                found = self.core.space.read(addr);
+                continue;
+            }
+            check(&vma)?;
+            let makes_first = needs_anon_vma(&vma, access);
+            if makes_first && !alone && !B::IDLE && page_lock.is_none() {
+                // What the page is noted in must be what it was made for.
+                drop(vma);
+                page_lock = Some(self.lock_range(page.clone()).map_err(|_| Untouched::OwnCall)?);
+                found = self.core.space.read(addr);
+                continue;
+            }
+            let had = ask(&self.backing, &vma.range(), &vma, addr, access);
+            let flags = vma.flags;
+            drop(vma);
+            if !makes_first {
+                return Ok((flags, had));
+            }
+            let change = self.change_without_readers(&[page.clone(), 0..0]);
+            let noted =
+                change.map_err(|_| Untouched::OwnCall)?.note_populated(page.start, access, had);
+            return Ok((flags, noted.map_err(|_| Refusal::OutOfMemory).and(had)));
+        }
+    }
+
+    /// Waits for calls that may map something at `addr`, where nothing is mapped, and lets a stack
+    /// above it grow.
+    fn wait_for_mapping(&self, addr: usize, alone: bool) -> Result<(), Untouched> {
+        let not_mapped = |_| Untouched::Signal(Signal::NotMapped);
+        loop {
+            let mut change = self.core.change().map_err(|_| Untouched::OwnCall)?;
+            if change.holding(addr).is_some() {
+                return Ok(());
+            }
+            let page = addr & !(PAGE - 1);
+            let stack =
+                change.first_from(addr).filter(|(_, vma)| vma.flags.has(VmFlags::GROWSDOWN));
+            let Some((above, _)) = stack else {
+                return Err(Untouched::Signal(Signal::NotMapped));
+            };
+            if alone {
+                return change.grow_down(above.start, page).map_err(not_mapped);
+            }
+            let guard_gap = change.state.config.layout.stack_guard_gap;
+            drop(change);
+            let more = pages(above.start - page);
+            // It looks at what lies below, as far as a guard gap reaches.
+            let reach = page.saturating_sub(guard_gap)..above.start;
+            let scope = Scope { more, locks: true, ..Scope::new(reach) };
+            let change = &mut self.begin(&scope).map_err(|_| Untouched::OwnCall)?.change;
+            if change.first_from(addr).is_some_and(|(range, _)| range == above) {
+                return change.grow_down(above.start, page).map_err(not_mapped);
             }
         }
-        let mut change = self.core.change(&self.config, Some(&self.backing))?;
-        change.reach(addr).map_err(|_| Errno::EIO)?;
-        let (_, vma) = change.holding(addr).ok_or(Errno::EIO)?;
-        check_forced(vma, access)?;
-        change.make_present(addr, access).map_err(|_| Errno::EIO)
     }
 }
 
-impl<B: Backing, P: Platform> Change<'_, B, P> {
-    pub(crate) fn fault(&mut self, addr: usize, access: Access) -> Result<(), Signal> {
-        self.reach(addr).map_err(|_| Signal::NotMapped)?;
-        let (_, vma) = self.holding(addr).ok_or(Signal::NotMapped)?;
-        check_access(vma, access)?;
-        let flags = vma.flags;
-        signal(flags, access, self.make_present(addr, access))
-    }
+/// Why a page was not asked for.
+enum Untouched {
+    Signal(Signal),
+    /// The thread would wait for itself.
+    OwnCall,
+}
 
-    /// Lets a stack above `addr` grow to it, if nothing is mapped there.
-    #[doc(alias = "expand_stack")]
-    fn reach(&mut self, addr: usize) -> Result<(), Errno> {
-        let (range, _) = self.first_from(addr).ok_or(Errno::EFAULT)?;
-        if addr < range.start {
-            self.grow_down(range.start, addr & !(PAGE - 1))?;
-        }
-        Ok(())
-    }
+fn is_own_call(error: &ReadError) -> bool {
+    matches!(
+        error,
+        ReadError::OwnEdit { .. } | ReadError::OwnExclusion { .. } | ReadError::GuardHeld { .. }
+    )
+}
 
-    /// Makes the page of `addr` present, which is mapped, for an access that was checked.
-    fn make_present(&mut self, addr: usize, access: Access) -> Result<(), Refusal> {
-        let Some((whole, vma)) = self.holding(addr) else { return Ok(()) };
-        let had = ask(self.backing, &whole, vma, addr, access);
-        if needs_anon_vma(vma, access) && !is_guard_at(addr & !(PAGE - 1), had) {
-            self.prepare_anon_vma(addr).map_err(|_| Refusal::OutOfMemory)?;
-        }
-        had
-    }
-
+impl<P: Platform> Change<'_, P> {
     /// Makes the VMA that starts at `start` start at `addr`, if it grows downwards.
     #[doc(alias = "expand_downwards")]
     fn grow_down(&mut self, start: usize, addr: usize) -> Result<(), Errno> {
-        let layout = self.config.layout;
+        let layout = self.state.config.layout;
         let (range, vma) = self.holding(start).ok_or(Errno::EFAULT)?;
         let vma = vma.clone();
         if !vma.flags.has(VmFlags::GROWSDOWN) {
             return Err(Errno::EFAULT);
         }
-        if addr < layout.lowest_choice {
+        if addr < self.state.config.lowest_choice {
             return Err(Errno::EPERM);
         }
         let below = addr.saturating_sub(layout.stack_guard_gap)..addr;
@@ -164,7 +247,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         let more = start - addr;
         let page_offset = vma.page_offset.checked_sub(pages(more) as u64).ok_or(Errno::ENOMEM)?;
         let allowed = self.may_expand(vma.flags, pages(more))
-            && (range.end - addr) as u64 <= self.state.limits.stack
+            && (range.end - addr) as u64 <= self.state.config.limits.stack
             && self.may_lock(vma.flags, more);
         if !allowed {
             return Err(Errno::ENOMEM);
@@ -206,13 +289,8 @@ fn check_forced(vma: &Vma, access: Access) -> Result<(), Errno> {
     if allowed { Ok(()) } else { Err(Errno::EIO) }
 }
 
-/// Whether the access makes the first anonymous page of the VMA.
-pub(crate) fn needs_anon_vma(vma: &Vma, access: Access) -> bool {
-    access == Access::Write && vma.flags.is_private() && vma.anon.is_none()
-}
-
 pub(crate) fn ask<B: Backing>(
-    backing: Option<&B>,
+    backing: &B,
     whole: &Range<usize>,
     vma: &Vma,
     addr: usize,
@@ -220,7 +298,7 @@ pub(crate) fn ask<B: Backing>(
 ) -> Result<(), Refusal> {
     let page = addr & !(PAGE - 1);
     let part = Part::new(whole, vma, page..page + PAGE);
-    backing.map_or(Ok(()), |backing| backing.fault(part, access))
+    backing.fault(part, access)
 }
 
 pub(crate) fn signal(

@@ -13,14 +13,16 @@ use crate::flags::VmFlags;
 /// An open file, as far as mapping it is concerned.
 ///
 /// Its identity is the [`Arc`](alloc::sync::Arc) that holds it: two mappings are of the same open
-/// file if they hold the same one, and only such mappings merge. The facts about it may change
-/// meanwhile (seals are set, a name is changed or removed), and are asked each time that they are
-/// needed. The contents of the file are the [`Backing`](crate::Backing)'s, which finds the caller's
-/// own type by a conversion to [`Any`].
+/// file if they hold the same one, and only such mappings merge. A file that is opened twice has
+/// two of them, with the same contents ([`Vma::inode`](crate::Vma::inode)). The facts about it may
+/// change meanwhile (seals are set, a name is changed or removed, it becomes shorter), and are
+/// asked each time that they are needed. The contents of the file are the
+/// [`Backing`](crate::Backing)'s, which finds the caller's own type by a conversion to [`Any`].
 ///
 /// [`OpenFile`] is one whose facts are set by its owner. The methods are called from inside of
-/// calls, so they are restricted as those of a [`Backing`](crate::Backing) are: they may not call
-/// the same [`Mm`](crate::Mm), nor wait for a thread that does.
+/// calls, with the map locked: they may not call the same [`Mm`](crate::Mm), nor wait for a thread
+/// that does. That goes for `Drop`, too: the last owner of a file may be a mapping that a call
+/// removes.
 ///
 /// ```
 /// use pervma_linux::{Config, File, FileFacts, Mm, NoBacking, abi::*};
@@ -97,6 +99,9 @@ pub struct FileFacts {
     /// Whether mappings of at least a huge page are placed so that huge pages fit, as most disk
     /// file systems do.
     pub huge_aligned: bool,
+    /// On a file system that lies over others (overlayfs). What is mapped there is the file below,
+    /// which Linux learns too late: a new mapping merges with none, but later calls merge it.
+    pub stacked: bool,
     /// The largest file that its file system knows, in bytes.
     pub max_bytes: u64,
     /// Major and minor number of the device.
@@ -123,6 +128,7 @@ impl FileFacts {
             seal_write: false,
             seal_future_write: false,
             huge_aligned: false,
+            stacked: false,
             max_bytes: i64::MAX.unsigned_abs(),
             device: (0, 0),
             inode: 0,
@@ -136,10 +142,50 @@ impl Default for FileFacts {
     }
 }
 
+/// The device that shared anonymous memory is shown with: that of a file system without a name.
+pub(crate) const OBJECTS: (u32, u32) = (0, 1);
+/// The path that it is shown with.
+pub(crate) const NAMELESS: &str = "/dev/zero (deleted)";
+
+/// The memory of one shared anonymous mapping. In Linux it is a file without a name, which can be
+/// opened where it is mapped and mapped again: [`OpenFile::of_object`].
+#[derive(Debug)]
+pub struct Object {
+    /// Its number among the objects of an address space and its forks. It is shown as its inode's,
+    /// on the device 0:1, on which no file of the caller's may have the same.
+    pub number: u64,
+    /// Its size in bytes, when it was made. No call on a map changes it; `ftruncate` of a file that
+    /// was opened of it does, and then the [`Backing`](crate::Backing) has to know the size.
+    pub size: usize,
+}
+
+/// What identifies the contents that a VMA maps, whatever else is known of them: all open files of
+/// an inode have the same contents, whatever they are called at the moment.
+///
+/// Which mappings merge goes by open files, not by this: see [`File`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Inode {
+    /// Major and minor number of the device.
+    pub device: (u32, u32),
+    /// Inode number.
+    pub number: u64,
+}
+
 /// The answer of a file's own part of `mmap`, the file operation of that name.
 ///
 /// All but [`Absent`](Self::Absent) is asked when everything else has been checked and what was
 /// mapped in the range is gone: a refusal leaves a hole there.
+///
+/// | open file | operation | `noexec` | `max_bytes` |
+/// |---|---|---|---|
+/// | directory | `Absent` | of its mount | `u64::MAX` |
+/// | `/dev/null` and its like | `Absent` | of its mount | `u64::MAX` |
+/// | pipe, `eventfd`, `epoll` | `Absent` | yes | `u64::MAX` |
+/// | `pidfd`, most files in `/proc` | `Absent` | yes | `i64::MAX` |
+/// | socket | `Refuses(ENODEV)` | yes | `i64::MAX` |
+/// | packet socket without rings | `Refuses(EINVAL)` | yes | `i64::MAX` |
+/// | TCP socket | `Tcp` | yes | `i64::MAX` |
+/// | file in `/sys` | `Refuses(ENODEV)` | yes | `i64::MAX` |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[doc(alias = "mmap_prepare")]
 pub enum MapOperation {
@@ -150,8 +196,11 @@ pub enum MapOperation {
     /// A file that could be DAX and is not: every mapping with `MAP_SYNC`, whatever its type, is
     /// refused with `EOPNOTSUPP`.
     RefusesSync,
-    /// Every mapping is refused with this error (files in `/sys`: `ENODEV`).
+    /// Every mapping is refused with this error (files in `/sys`, most sockets: `ENODEV`).
     Refuses(Errno),
+    /// That of a TCP socket: what can be written or executed is refused with `EPERM`, and never can
+    /// be ([`VmFlags::MIXEDMAP`]). A touch is `SIGBUS`, until the program puts pages there.
+    Tcp,
     /// That of `/dev/zero`: what is shared maps an object of its own
     /// ([`Source::SharedAnonymous`]), everything else is anonymous memory ([`Source::Zero`]).
     ///
@@ -166,7 +215,8 @@ impl MapOperation {
         match self {
             Self::Absent => Err(Errno::ENODEV),
             Self::RefusesSync if flags.has(VmFlags::SYNC) => Err(Errno::EOPNOTSUPP),
-            Self::Accepts | Self::RefusesSync | Self::Zero => Ok(()),
+            Self::Tcp if flags.any(VmFlags::WRITE | VmFlags::EXEC) => Err(Errno::EPERM),
+            Self::Accepts | Self::RefusesSync | Self::Zero | Self::Tcp => Ok(()),
             Self::Refuses(error) => Err(error),
         }
     }
@@ -226,6 +276,22 @@ impl<P: Platform> OpenFile<P> {
     #[must_use]
     pub fn with_platform(path: impl Into<String>, facts: FileFacts) -> Self {
         Self { known: RwLock::new(Known { facts, path: path.into() }) }
+    }
+
+    /// Opens shared anonymous memory that is mapped, to map it again, as can be done in Linux at
+    /// `/proc/PID/map_files`. Each open file is one of its own: mappings of it merge with no others
+    /// of that memory.
+    ///
+    /// ```
+    /// use pervma_linux::{File, Object, OpenFile, StdPlatform};
+    ///
+    /// let file = OpenFile::<StdPlatform>::of_object(&Object { number: 7, size: 4096 });
+    /// assert_eq!((file.path().as_str(), file.facts().inode), ("/dev/zero (deleted)", 7));
+    /// ```
+    #[must_use]
+    pub fn of_object(object: &Object) -> Self {
+        let facts = FileFacts { device: OBJECTS, inode: object.number, ..FileFacts::new() };
+        Self::with_platform(NAMELESS, facts)
     }
 
     /// Changes the facts. The next call goes by the new ones. The file is locked while `change`

@@ -80,6 +80,8 @@ flags! {
     WIPEONFORK = 18, "wf";
     /// Left out of core dumps.
     DONTDUMP = 19, "dd";
+    /// Memory of a driver's, of pages of both kinds (`VM_MIXEDMAP`).
+    MIXEDMAP = 28, "mm";
     /// Huge pages are wanted.
     HUGEPAGE = 20, "hg";
     /// Huge pages are not wanted.
@@ -100,7 +102,8 @@ impl VmFlags {
     /// The flags of memory that is not a process's to manage: each keeps a VMA from merging and
     /// from being locked.
     #[doc(alias = "VM_SPECIAL")]
-    pub const SPECIAL: Self = Self(Self::IO.0 | Self::PFNMAP.0 | Self::DONTEXPAND.0);
+    pub const SPECIAL: Self =
+        Self(Self::IO.0 | Self::PFNMAP.0 | Self::DONTEXPAND.0 | Self::MIXEDMAP.0);
     /// The MAY flags of a mapping without a file.
     pub const MAYALL: Self = Self(Self::MAYREAD.0 | Self::MAYWRITE.0 | Self::MAYEXEC.0);
 

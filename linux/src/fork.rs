@@ -1,10 +1,13 @@
 //! `fork`.
 
+use alloc::vec::Vec;
+
 use lock_api::RwLock;
 use pervma::Platform;
 
 use crate::abi::pages;
 use crate::backing::{Backing, Part};
+use crate::call::EVERYTHING;
 use crate::errno::Errno;
 use crate::flags::VmFlags;
 use crate::mm::{Core, Mm, no_memory};
@@ -35,14 +38,32 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// once, as two that have merged may be.
     #[doc(alias("dup_mmap", "dup_mm"))]
     pub fn fork(&self, backing: B) -> Result<Self, Errno> {
-        let mut change = self.core.change(&self.config, Some(&self.backing))?;
+        let lock = self.lock_range(EVERYTHING)?;
+        if !B::IDLE {
+            // No page comes from here on.
+            lock.close();
+            self.core.wait_for_readers(&[EVERYTHING])?;
+        }
+        let mut change = self.core.change()?;
         for (range, vma) in change.edit.iter() {
             if vma.flags & (VmFlags::ACCOUNT | VmFlags::DONTCOPY) == VmFlags::ACCOUNT {
                 change.may_commit(pages(range.end - range.start))?;
             }
         }
+        if !B::IDLE {
+            let mut copied = Vec::new();
+            for (range, vma) in change.edit.iter().filter(|(_, vma)| has_copied_pages(vma)) {
+                copied.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+                copied.push((range, vma.clone()));
+            }
+            drop(change);
+            for (range, vma) in &copied {
+                self.backing.copy(Part::new(range, vma, range.clone()), &backing);
+            }
+            change = self.core.change()?;
+        }
         let mut state = change.state;
-        state.future = VmFlags::default();
+        state.config.future = VmFlags::default();
         state.counts.locked = 0;
         let space = change.edit.fork(|range, vma| {
             if vma.flags.has(VmFlags::DONTCOPY) {
@@ -50,13 +71,17 @@ impl<B: Backing, P: Platform> Mm<B, P> {
                 return None;
             }
             let wiped = vma.flags.has(VmFlags::WIPEONFORK);
-            if !wiped && (vma.anon.is_some() || vma.flags.has(VmFlags::MAYBE_GUARD)) {
-                self.backing.copy(Part::new(&range, vma, range.clone()), &backing);
-            }
             let anon = vma.anon.filter(|_| !wiped).map(|_| state.new_anon_vma(true));
             Some(Vma { flags: vma.flags & !VmFlags::LOCKED_MASK, anon, ..vma.clone() })
         });
-        let core = Core { space: space.map_err(no_memory)?, state: RwLock::new(state) };
-        Ok(Self { core, backing, config: self.config.clone() })
+        let space = space.map_err(no_memory)?;
+        let core = Core { space, state: RwLock::new(state), others: 0 };
+        Ok(Self::of(core, backing, self.task_size))
     }
+}
+
+/// Whether a child gets copies of its pages.
+fn has_copied_pages(vma: &Vma) -> bool {
+    !vma.flags.any(VmFlags::DONTCOPY | VmFlags::WIPEONFORK)
+        && (vma.anon.is_some() || vma.flags.has(VmFlags::MAYBE_GUARD))
 }

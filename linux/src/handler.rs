@@ -3,10 +3,11 @@
 use pervma::{Platform, ReadError, ReadGuard};
 
 use crate::backing::{Access, Backing};
-use crate::fault::{Signal, ask, check_access, is_address, needs_anon_vma, signal};
+use crate::fault::{Signal, ask, check_access, is_address, signal};
 use crate::flags::VmFlags;
 use crate::mm::Mm;
 use crate::not_now::{NotNow, not_now};
+use crate::populate::needs_anon_vma;
 use crate::vma::Vma;
 
 impl<B: Backing, P: Platform> Mm<B, P> {
@@ -15,7 +16,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     ///
     /// It takes no lock, allocates nothing, runs no destructor and ends after a bounded number of
     /// steps, so it may be called in a signal handler. The guard must be dropped before the handler
-    /// returns. While a thread has it, its calls that would change the VMA fail with `EAGAIN`.
+    /// returns. While a thread has it, its own calls fail with `EAGAIN`: others may wait for it.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking, VmFlags, abi::*};
@@ -89,7 +90,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         if !is_address(addr) {
             return Ok(Err(Signal::NotAnAddress));
         }
-        if addr >= self.config.layout.task_size {
+        if addr >= self.task_size {
             return Ok(Err(Signal::NotMapped));
         }
         let Some(vma) = self.try_lookup(addr)? else {
@@ -99,13 +100,17 @@ impl<B: Backing, P: Platform> Mm<B, P> {
                 _ => Ok(Err(Signal::NotMapped)),
             };
         };
+        if self.ranges.try_is_closed(addr) != Some(false) {
+            let is_own = self.ranges.try_has_own() == Some(true);
+            return Err(if is_own { NotNow::OwnCall } else { NotNow::Changing });
+        }
         if let Err(signal) = check_access(&vma, access) {
             return Ok(Err(signal));
         }
         if needs_anon_vma(&vma, access) {
             return Err(NotNow::NeedsCall);
         }
-        let had = ask(Some(&self.backing), &vma.range(), &vma, addr, access);
+        let had = ask(&self.backing, &vma.range(), &vma, addr, access);
         Ok(signal(vma.flags, access, had))
     }
 }

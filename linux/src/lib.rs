@@ -20,15 +20,16 @@
 //!
 //! This crate keeps the map. Pages are the business of a [`Backing`], and files are types of the
 //! caller's ([`File`]). What results depend on beside the map (layout, limits, privileges, the
-//! machine's memory) is a [`Config`]. By default a call that fails leaves what Linux leaves; with
-//! [`Config::strict`] it changes nothing.
+//! machine's memory) is a [`Config`], which may change meanwhile ([`Mm::configure`]). By default a
+//! call that fails leaves what Linux leaves; with [`Config::strict`] it changes nothing.
 //!
 //! A signal handler may ask with [`Mm::try_lookup`] and [`Mm::try_fault`]; see [`Mm`].
 //!
 //! # How it is checked
 //!
 //! `pervma differ` makes random calls here and, in a child process, on the running kernel, and
-//! compares results, errors and the whole map after every call.
+//! compares results, errors and the whole map after every call. `pervma mirror` does so with the
+//! calls of a program that runs.
 //!
 //! An address space can begin as that of a process that is there (`Mm::of_process`, with the
 //! feature `std` on Linux), or of any mappings ([`Mm::adopt`]).
@@ -36,7 +37,9 @@
 //! # What a call costs
 //!
 //! The steps of a call grow with the logarithm of the number of mappings, for each mapping that it
-//! changes. In strict mode a call runs on a copy of the map first.
+//! changes. Where the backing has something to do, a call is two edits, and one that moves a
+//! mapping, or is near a limit, is tried on a copy of what is mapped at its addresses. In strict
+//! mode a call runs on a copy of the map first. [`Backing::IDLE`] says that there is nothing to do.
 //!
 //! # Which Linux
 //!
@@ -60,7 +63,11 @@
 //! - *Files of huge pages* (`MAP_HUGETLB`, `SHM_HUGETLB`): their results depend on the machine's
 //!   pool of huge pages. `MAP_HUGETLB` is refused with `EINVAL`.
 //! - *`shmat`, `remap_file_pages`, `mbind`, `process_madvise`*: System V segments and other
-//!   processes have name spaces of their own, and memory policies need nodes.
+//!   processes have name spaces of their own, and memory policies need nodes. What `shmat` has
+//!   attached is a shared mapping of an open file of its own.
+//! - *Names of memory files that were unlinked* (`memfd_create`), which Linux lets have names as
+//!   shared anonymous memory: [`Mm::set_anon_name`] refuses them with `EBADF`. The kernel at hand
+//!   has no names.
 //! - *Protection keys and shadow stacks*: no machine at hand has them.
 //! - *Device memory, `userfaultfd`, DAX, secret memory*: drivers make such mappings. One that is
 //!   there can be taken over with its flags ([`Mm::adopt`]), as can the kernel's own (`[vdso]`,
@@ -88,10 +95,13 @@ extern crate alloc;
 extern crate std;
 
 pub mod abi;
+mod address;
 mod adopt;
 mod advise;
+mod asked;
 mod backing;
 mod brk;
+mod call;
 mod config;
 mod counts;
 mod errno;
@@ -114,15 +124,16 @@ mod remap;
 mod render;
 mod seal;
 mod sync;
+mod trial;
 mod unmap;
 mod vma;
 
-pub use backing::{Access, Backing, NoBacking, Part, Refusal};
+pub use backing::{Access, Backing, NoBacking, Part, Refusal, Work};
 pub use config::{Config, Layout, Limits};
 pub use counts::Counts;
 pub use errno::Errno;
 pub use fault::Signal;
-pub use file::{File, FileFacts, MapOperation, OpenFile};
+pub use file::{File, FileFacts, Inode, MapOperation, Object, OpenFile};
 pub use flags::VmFlags;
 pub use mm::Mm;
 pub use not_now::NotNow;
@@ -131,4 +142,4 @@ pub use pervma::StdPlatform;
 pub use pervma::{HandlerScope, ReadGuard};
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub use process::{Inference, Inferred, ProcessError};
-pub use vma::{AnonVma, Object, Source, Vma};
+pub use vma::{AnonVma, Source, Vma};

@@ -6,6 +6,7 @@ use pervma::Platform;
 
 use crate::abi::*;
 use crate::backing::Backing;
+use crate::call::{EVERYTHING, Plan, Scope};
 use crate::counts::in_pages;
 use crate::errno::Errno;
 use crate::flags::VmFlags;
@@ -30,7 +31,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// Those of the system call. What was locked before the cause of an error stays locked.
     #[doc(alias = "do_mlock")]
     pub fn mlock(&self, addr: usize, len: usize) -> Result<(), Errno> {
-        self.change(|change| change.mlock(addr, len, VmFlags::LOCKED))
+        self.mlock_as(addr, len, VmFlags::LOCKED)
     }
 
     /// Locks a range as [`mlock`](Self::mlock) does; with `MLOCK_ONFAULT` pages are locked when
@@ -49,7 +50,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     pub fn mlock2(&self, addr: usize, len: usize, flags: i32) -> Result<(), Errno> {
         match flags {
             0 => self.mlock(addr, len),
-            MLOCK_ONFAULT => self.change(|change| change.mlock(addr, len, VmFlags::LOCKED_MASK)),
+            MLOCK_ONFAULT => self.mlock_as(addr, len, VmFlags::LOCKED_MASK),
             _ => Err(Errno::EINVAL),
         }
     }
@@ -68,7 +69,28 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// Those of the system call. What was unlocked before the cause of an error stays unlocked.
     pub fn munlock(&self, addr: usize, len: usize) -> Result<(), Errno> {
         let range = whole_pages(addr, len);
-        self.change(|change| change.apply_lock(&range, VmFlags::default()))
+        let scope = Scope::new(range.clone());
+        self.change(&scope, |change| change.apply_lock(&range, VmFlags::default()))
+    }
+
+    fn mlock_as(&self, addr: usize, len: usize, flags: VmFlags) -> Result<(), Errno> {
+        let range = whole_pages(addr, len);
+        // One that wraps around is looked at from its start on.
+        let scope = if range.end < range.start { EVERYTHING } else { range.clone() };
+        let more = pages(scope.end - scope.start);
+        let scope = Scope { goes_on: true, locks: true, more, ..Scope::new(scope) };
+        self.call(
+            &scope,
+            Plan::Nothing,
+            |change| change.mlock(&range, flags),
+            |()| {
+                // POSIX wants other numbers for a page that cannot be made present.
+                self.populate(range.clone()).map_err(|error| match error {
+                    Errno::ENOMEM => Errno::EAGAIN,
+                    _ => Errno::ENOMEM,
+                })
+            },
+        )
     }
 
     /// Locks all mappings that there are, all that there will be, or both.
@@ -92,16 +114,23 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         if flags & !known != 0 || flags & (MCL_CURRENT | MCL_FUTURE) == 0 {
             return Err(Errno::EINVAL);
         }
-        self.change(|change| {
+        let scope = Scope { goes_on: true, ..Scope::new(EVERYTHING) };
+        let call = |change: &mut Change<'_, P>| {
             if !change.can_lock() {
                 return Err(Errno::EPERM);
             }
-            let limit = in_pages(change.state.limits.locked);
-            let within = change.state.counts.total <= limit || change.config.may_lock;
+            let limit = in_pages(change.state.config.limits.locked);
+            let within = change.state.counts.total <= limit || change.state.config.may_lock;
             if flags & MCL_CURRENT != 0 && !within {
                 return Err(Errno::ENOMEM);
             }
             change.mlockall(flags);
+            Ok(())
+        };
+        self.call(&scope, Plan::Nothing, call, |()| {
+            if flags & MCL_CURRENT != 0 {
+                self.populate_what_can_be(0..self.task_size);
+            }
             Ok(())
         })
     }
@@ -118,7 +147,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     ///
     /// None of the system call.
     pub fn munlockall(&self) -> Result<(), Errno> {
-        self.change(|change| {
+        self.change(&Scope::new(EVERYTHING), |change| {
             change.mlockall(0);
             Ok(())
         })
@@ -138,27 +167,21 @@ fn as_int(count: usize) -> i32 {
     count as i32
 }
 
-impl<B: Backing, P: Platform> Change<'_, B, P> {
-    fn mlock(&mut self, addr: usize, len: usize, flags: VmFlags) -> Result<(), Errno> {
+impl<P: Platform> Change<'_, P> {
+    fn mlock(&mut self, range: &Range<usize>, flags: VmFlags) -> Result<(), Errno> {
         if !self.can_lock() {
             return Err(Errno::EPERM);
         }
-        let range = whole_pages(addr, len);
-        let limit = in_pages(self.state.limits.locked);
+        let limit = in_pages(self.state.config.limits.locked);
         let count = pages(range.end.wrapping_sub(range.start));
         let mut locked = count.wrapping_add(self.state.counts.locked);
-        if locked > limit && !self.config.may_lock {
-            locked = locked.wrapping_sub(self.locked_in(&range));
+        if locked > limit && !self.state.config.may_lock {
+            locked = locked.wrapping_sub(self.locked_in(range));
             if locked > limit {
                 return Err(Errno::ENOMEM);
             }
         }
-        self.apply_lock(&range, flags)?;
-        // POSIX wants other numbers for a page that cannot be made present.
-        self.populate(range).map_err(|error| match error {
-            Errno::ENOMEM => Errno::EAGAIN,
-            _ => Errno::ENOMEM,
-        })
+        self.apply_lock(range, flags)
     }
 
     /// The number of locked pages in a range.
@@ -218,7 +241,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
     fn mlockall(&mut self, flags: i32) {
         let wanted = if flags & MCL_ONFAULT != 0 { VmFlags::LOCKED_MASK } else { VmFlags::LOCKED };
         let of = |when: i32| if flags & when != 0 { wanted } else { VmFlags::default() };
-        self.state.future = of(MCL_FUTURE);
+        self.state.config.future = of(MCL_FUTURE);
         if flags & MCL_FUTURE != 0 && flags & MCL_CURRENT == 0 {
             return;
         }
@@ -227,9 +250,6 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
             let vma = vma.clone();
             // Errors are ignored.
             at = self.lock_one(whole.clone(), vma, of(MCL_CURRENT)).unwrap_or(whole).end;
-        }
-        if flags & MCL_CURRENT != 0 {
-            self.populate_what_can_be(0..self.config.layout.task_size);
         }
     }
 }

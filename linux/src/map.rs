@@ -3,15 +3,18 @@
 use alloc::sync::Arc;
 use core::ops::Range;
 
-use pervma::Platform;
+use pervma::{Platform, RangeLock};
 
 use crate::abi::*;
-use crate::backing::Backing;
+use crate::asked::Asked;
+use crate::backing::{Backing, Work};
+use crate::call::{EVERYTHING, Plan, Scope, wider};
 use crate::errno::Errno;
 use crate::file::{File, FileFacts, MapOperation};
 use crate::flags::VmFlags;
 use crate::mm::{Change, MergeWith, Mm};
 use crate::place::Wanted;
+use crate::unmap::Removal;
 use crate::vma::{Source, Vma};
 
 /// The flags that `MAP_SHARED` and `MAP_PRIVATE` know. They ignore others.
@@ -85,14 +88,141 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         }
         let page_offset = offset / PAGE as u64;
         let file = file.map(|file| (file, file.facts()));
-        self.change(|change| {
-            change.mmap(Request { hint: addr, len, prot, flags, file, page_offset })
-        })
+        let request = Request { hint: addr, len, prot, flags, file, page_offset };
+        if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0 {
+            return self.mmap_at(addr, request);
+        }
+        if self.is_strict() {
+            return self.mmap_in(&request.scope(EVERYTHING), request);
+        }
+        self.mmap_somewhere(request)
+    }
+
+    /// Maps at the address that was asked for.
+    fn mmap_at(&self, addr: usize, request: Request<'_>) -> Result<usize, Errno> {
+        let end = addr.saturating_add(page_align(request.len));
+        self.mmap_in(&request.scope(addr..end), request)
+    }
+
+    /// Maps in the addresses of `scope`.
+    fn mmap_in(&self, scope: &Scope, request: Request<'_>) -> Result<usize, Errno> {
+        let look = |change: &mut Change<'_, P>| change.look_at_mmap(request);
+        let call = |change: &mut Change<'_, P>| {
+            let placed = change.place(request)?;
+            change.map_over(placed)
+        };
+        let mapped = self.call(scope, Plan::Look(&look), call, |mapped| {
+            self.populate_new(mapped);
+            Ok(())
+        });
+        mapped.map(|mapped| mapped.range.start)
+    }
+
+    /// Maps at an address that is chosen among those that no other call has. Who had to wait for
+    /// what it would choose keeps the lock of it: others that wait for the same come later.
+    fn mmap_somewhere(&self, request: Request<'_>) -> Result<usize, Errno> {
+        let (mut own, mut tries): (Option<(Range<usize>, RangeLock<'_, P>)>, _) = (None, 3);
+        loop {
+            let at = own.as_ref().map_or(0..0, |(range, _)| range.clone());
+            let mut change = self.change_at(&[at.clone(), 0..0])?;
+            let placed = change.place(request)?;
+            let range = placed.range.clone();
+            let mut is_free = at == range;
+            if !is_free {
+                own = None;
+                is_free = self.ranges.is_empty() || self.are_free(&[range.clone(), 0..0]);
+                if is_free && placed.is_populated {
+                    own = self.ranges.try_lock(range.clone()).map(|lock| (range.clone(), lock));
+                    is_free = own.is_some();
+                }
+            }
+            if !self.ranges.is_empty() {
+                if self.is_near_limit(&change, &request.scope(range.clone())) {
+                    drop(change);
+                    drop(own);
+                    return self.mmap_in(&request.scope(EVERYTHING), request);
+                }
+                // Its neighbours may be what somebody waits for readers of.
+                if !is_free || at != range && change.is_excluded_at(&range) {
+                    drop(change);
+                    own = Some(self.with_range(own, range)?);
+                    continue;
+                }
+            }
+            let wider = wider(&[range.clone(), 0..0]);
+            if !B::IDLE && tries != 0 && change.have_readers(&wider) {
+                tries -= 1;
+                drop(change);
+                own = Some(self.with_range(own, range)?);
+                self.core.wait_for_readers(&wider)?;
+                continue;
+            }
+            let mapped = change.map_over(placed)?;
+            drop(change);
+            self.populate_new(&mapped);
+            return Ok(mapped.range.start);
+        }
+    }
+
+    /// The lock of a range that is the call's own, if it has one already, or else a new one.
+    fn with_range<'m>(
+        &'m self,
+        own: Option<(Range<usize>, RangeLock<'m, P>)>,
+        range: Range<usize>,
+    ) -> Result<(Range<usize>, RangeLock<'m, P>), Errno> {
+        match own {
+            Some(own) => Ok(own),
+            None => self.lock_range(range.clone()).map(|lock| (range, lock)),
+        }
+    }
+
+    fn populate_new(&self, mapped: &Mapped) {
+        if mapped.is_populated {
+            self.populate_what_can_be(mapped.range.clone());
+        }
     }
 }
 
-impl<B: Backing, P: Platform> Change<'_, B, P> {
-    fn mmap(&mut self, request: Request<'_>) -> Result<usize, Errno> {
+/// Where a mapping goes, and what it is.
+struct Placed {
+    range: Range<usize>,
+    vma: Vma,
+    operation: MapOperation,
+    /// Whether its pages are to be present.
+    is_populated: bool,
+}
+
+/// A mapping that was made.
+struct Mapped {
+    range: Range<usize>,
+    /// Whether its pages are to be present.
+    is_populated: bool,
+}
+
+impl Request<'_> {
+    fn scope(self, range: Range<usize>) -> Scope {
+        let (more, locks) = (pages(page_align(self.len)), self.flags & MAP_LOCKED != 0);
+        let goes_on = locks || self.flags & MAP_POPULATE != 0;
+        Scope { more, locks, goes_on, maps: true, ..Scope::new(range) }
+    }
+}
+
+impl<P: Platform> Change<'_, P> {
+    /// What the backing will be asked for, if no limit is near.
+    fn look_at_mmap(&mut self, request: Request<'_>) -> Result<Asked, Errno> {
+        let mut asked = Asked::default();
+        if let Ok(Placed { range, vma, .. }) = self.place(request)
+            && let Ok(removal) = self.removal(&range)
+            && removal.total != 0
+            && self.may_replace(removal, &vma, pages(range.end - range.start)).is_ok()
+        {
+            asked.push(Work::Unmap(range))?;
+        }
+        Ok(asked)
+    }
+
+    /// Where a mapping goes, with the checks that come before anything is removed there.
+    fn place(&mut self, request: Request<'_>) -> Result<Placed, Errno> {
         let Request { prot, file, .. } = request;
         let mut flags = request.flags;
         if request.len == 0 {
@@ -112,10 +242,10 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         if request.page_offset.checked_add(pages(len) as u64).is_none() {
             return Err(Errno::EOVERFLOW);
         }
-        if self.map_count() > self.config.max_map_count {
+        if self.map_count() > self.state.config.max_map_count {
             return Err(Errno::ENOMEM);
         }
-        let mut vm_flags = VmFlags::of_prot(prot) | VmFlags::MAYALL | self.state.future;
+        let mut vm_flags = VmFlags::of_prot(prot) | VmFlags::MAYALL | self.state.config.future;
         let by_flag = [
             (MAP_GROWSDOWN, VmFlags::GROWSDOWN),
             (MAP_LOCKED, VmFlags::LOCKED),
@@ -123,7 +253,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
             (MAP_STACK, VmFlags::NOHUGEPAGE),
         ];
         for (bit, flag) in by_flag {
-            if flags & bit != 0 && (flag != VmFlags::NOHUGEPAGE || self.config.huge_pages) {
+            if flags & bit != 0 && (flag != VmFlags::NOHUGEPAGE || self.state.config.huge_pages) {
                 vm_flags |= flag;
             }
         }
@@ -160,50 +290,48 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         }
         let vma = Vma { flags: vm_flags, page_offset, source, anon: None, name: None };
         let operation = file.map_or(MapOperation::Accepts, |(_, facts)| facts.operation);
-        self.map_over(range.clone(), vma, operation)?;
-        let populate = flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE;
-        if populate || vm_flags.has(VmFlags::LOCKED) {
-            self.populate_what_can_be(range);
-        }
-        Ok(addr)
+        let populates = flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE;
+        let is_populated = populates || vm_flags.has(VmFlags::LOCKED);
+        Ok(Placed { range, vma, operation, is_populated })
     }
 
     /// Takes a hint below the lowest address that is chosen for a hint to that address.
     #[doc(alias = "round_hint_to_min")]
     fn round_hint(&self, hint: usize) -> usize {
         let hint = hint & !(PAGE - 1);
-        let lowest = self.config.layout.lowest_choice;
+        let lowest = self.state.config.lowest_choice;
         if hint != 0 && hint < lowest { page_align(lowest) } else { hint }
+    }
+
+    /// Whether limits allow so many pages of `vma` in the place of what is removed.
+    fn may_replace(&self, removal: Removal, vma: &Vma, pages: usize) -> Result<(), Errno> {
+        if !self.may_expand(vma.flags, pages.wrapping_sub(removal.total)) {
+            return Err(Errno::ENOMEM);
+        }
+        let more = pages.saturating_sub(removal.accounted);
+        if is_accounted(vma) { self.may_commit(more) } else { Ok(()) }
     }
 
     /// Maps over whatever is there. Once that is removed, a failure leaves a hole.
     #[doc(alias = "__mmap_region")]
-    fn map_over(
-        &mut self,
-        range: Range<usize>,
-        mut vma: Vma,
-        operation: MapOperation,
-    ) -> Result<(), Errno> {
+    fn map_over(&mut self, placed: Placed) -> Result<Mapped, Errno> {
+        let Placed { range, mut vma, operation, is_populated } = placed;
         let len = range.end - range.start;
         let removal = self.check_removal(&range)?;
-        let more = pages(len).wrapping_sub(removal.total);
-        let accounted = is_accounted(&vma);
-        let allowed = if self.may_expand(vma.flags, more) {
-            let more = pages(len).saturating_sub(removal.accounted);
-            if accounted { self.may_commit(more) } else { Ok(()) }
-        } else {
-            Err(Errno::ENOMEM)
-        };
-        if let Err(error) = allowed {
+        if let Err(error) = self.may_replace(removal, &vma, pages(len)) {
             self.split_unlimited(range.start)?;
             self.split_unlimited(range.end)?;
             return Err(error);
         }
-        if accounted {
+        if is_accounted(&vma) {
             vma.flags |= VmFlags::ACCOUNT;
         }
         self.remove(range.clone(), removal)?;
         operation.ask(vma.flags)?;
+        if operation == MapOperation::Tcp {
+            vma.flags &= !(VmFlags::MAYWRITE | VmFlags::MAYEXEC);
+            vma.flags |= VmFlags::MIXEDMAP;
+        }
         if matches!(vma.source, Source::Zero(_)) && vma.flags.has(VmFlags::SHARED) {
             vma.source = self.state.new_object(len);
         }
@@ -211,15 +339,17 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
             self.may_commit(pages(len))?;
         }
         let mut flags = vma.flags;
-        self.map(range.clone(), vma, MergeWith::Both)?;
-        if flags.has(VmFlags::DROPPABLE | VmFlags::LOCKED) {
+        let is_stacked = matches!(&vma.source, Source::File(file) if file.facts().stacked);
+        let merge_with = if is_stacked { MergeWith::Neither } else { MergeWith::Both };
+        self.map(range.clone(), vma, merge_with)?;
+        if flags.has(VmFlags::LOCKED) && flags.any(VmFlags::DROPPABLE | VmFlags::SPECIAL) {
             // Linux notices only here that such memory cannot be locked, so it has not merged.
             flags &= !VmFlags::LOCKED_MASK;
             let mut vma = self.edit.write(range.start).map_err(|_| Errno::ENOMEM)?;
             vma.flags &= !VmFlags::LOCKED_MASK;
         }
         self.count_new(flags, len);
-        Ok(())
+        Ok(Mapped { range, is_populated })
     }
 }
 

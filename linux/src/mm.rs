@@ -1,46 +1,83 @@
 //! The address space, and the code that its calls share.
 
 use alloc::sync::Arc;
-use alloc::vec::Vec;
+use alloc::vec::{self, Vec};
 use core::fmt;
 use core::ops::Range;
 
 use lock_api::RwLock;
-use pervma::{AddressSpace, ChangeError, Edit, Platform};
+use pervma::{AddressSpace, ChangeError, Edit, Platform, RangeLocks};
 
 use crate::abi::{PAGE, pages};
-use crate::backing::Backing;
+use crate::asked::Asked;
+use crate::backing::{Backing, Refusal};
 use crate::config::{Config, Limits};
-use crate::counts::Counts;
+use crate::counts::{Counts, Promised};
 use crate::errno::Errno;
+use crate::file::{OBJECTS, Object};
 use crate::flags::VmFlags;
 use crate::merge::{self, Merge, Proposed};
 use crate::not_now::NotNow;
-use crate::vma::{AnonVma, Object, Source, Vma};
+use crate::vma::{AnonVma, Source, Vma};
 
 /// An address space on which Linux's mapping calls are made, with Linux's results.
 ///
 /// The calls take what the system calls take, whatever it is, and return what they return. All of
-/// them may be made from several threads at once; changes take turns, and [`fault`](Self::fault)
-/// normally locks nothing but the VMA that it is about.
+/// them may be made from several threads at once, and [`fault`](Self::fault) normally locks nothing
+/// but the VMA that it is about.
+///
+/// # Calls of several threads
+///
+/// In Linux mapping calls of a process take turns, with all the work that the system has with
+/// pages. Here only the changes of the map do, each of which is short: while the [`Backing`] works
+/// for one call, calls on other addresses go on, in the same VMA too. Those on the same addresses
+/// wait, and so do faults, where pages are unmapped, moved or protected. So does
+///
+/// - a call that would choose an address which an unfinished `mremap` has chosen;
+/// - [`fork`](Self::fork), [`mlockall`](Self::mlockall), `PROT_GROWSDOWN` and every call in
+///   [strict mode](Config::strict), for all others, and others for them;
+/// - a call that comes near a limit, with all that unfinished calls may still add: it is decided
+///   when they have ended;
+/// - the 65th call for which the backing has something to do, if 64 are unfinished.
+///
+/// The results are those of some order of the calls, made one by one, in which a call that had
+/// ended comes before those that began later. Pages that a call makes present are touches after it,
+/// as in Linux; nobody else changes their mapping meanwhile. A look at the map (`maps`, `lookup`,
+/// counts) shows what the edits so far have left: what an unfinished call is going to unmap or move
+/// is there until its end, and what a strict call makes is there until it is undone. `mincore`
+/// looks at a mapping at a time, as in Linux.
+///
+/// There are cases in which no order gives the same, or a call waits that need not:
+///
+/// - A fault that lets a stack grow does so in one step, and asks for its page in another: a call
+///   may map something there in between.
+/// - With [`Backing::IDLE`], a first write is made in one step and noted in the map in another: an
+///   `mprotect` in between leaves an `anon_vma` in a mapping that is not counted.
+/// - The address to which `mremap` moves a mapping is chosen among what was free when it began: it
+///   may not be what is chosen when it ends.
+/// - `mremap` that grows a mapping up to the next one waits, and others with it, for a fault in
+///   that one; it fails with `ENOMEM` if another call waits for that fault, too.
+/// - `MREMAP_DONTUNMAP` of a part of a locked mapping unlocks all of it, as in Linux, also where
+///   another call is at work: that call has been told that it is locked.
 ///
 /// # In signal handlers
 ///
 /// A handler may have interrupted any of these methods half-way, so it can call none that waits. It
 /// may call [`try_lookup`](Self::try_lookup), [`try_lookup_from`](Self::try_lookup_from),
-/// [`try_fault`](Self::try_fault), [`backing`](Self::backing) and [`config`](Self::config), and no
-/// others: they take no lock, allocate nothing, run no destructor and end after a bounded number of
-/// steps. What is mapped all the time is never a hole for them; while it is being changed their
-/// answer is [`NotNow`](crate::NotNow). Inside of a [`HandlerScope`](crate::HandlerScope) a method
-/// that would wait panics instead.
+/// [`try_fault`](Self::try_fault) and [`backing`](Self::backing), and no others: they take no lock,
+/// allocate nothing, run no destructor and end after a bounded number of steps. What is mapped all
+/// the time is never a hole for them; while it is being changed their answer is
+/// [`NotNow`](crate::NotNow). Inside of a [`HandlerScope`](crate::HandlerScope) a method that would
+/// wait panics instead.
 ///
 /// # From inside of the backing
 ///
-/// From inside of a method of the [`Backing`] nothing of the same `Mm` is to be called. Where that
-/// is done nevertheless, nothing hangs, as far as the platform can tell threads apart: a call fails
-/// with `EAGAIN`, [`fault`](Self::fault) with [`Signal::OwnCall`](crate::Signal::OwnCall), and a
-/// question that would have to wait with [`NotNow::OwnCall`](crate::NotNow::OwnCall); counts are
-/// those before the call, and limits are set for the next one.
+/// A method of the [`Backing`] may call the same `Mm`, for addresses that no call has. Where it
+/// would have to wait, for its own call or another, nothing hangs, as far as the platform can tell
+/// threads apart: a call fails with `EAGAIN`, [`fault`](Self::fault) with
+/// [`Signal::OwnCall`](crate::Signal::OwnCall). From inside of [`Backing::fault`] the VMA is locked
+/// for reading, and all calls fail so; a question that would have to wait fails with
+/// [`NotNow::OwnCall`](crate::NotNow::OwnCall).
 ///
 /// ```
 /// use pervma_linux::{Config, Errno, Mm, NoBacking, abi::*};
@@ -59,36 +96,38 @@ use crate::vma::{AnonVma, Object, Source, Vma};
 pub struct Mm<B, P: Platform> {
     pub(crate) core: Core<P>,
     pub(crate) backing: B,
-    pub(crate) config: Config,
+    /// The addresses that calls are about which need more than one edit.
+    pub(crate) ranges: RangeLocks<P>,
+    /// The end of the address space, which never changes: signal handlers look at it.
+    pub(crate) task_size: usize,
 }
 
 /// The map and what is counted beside it.
 pub(crate) struct Core<P: Platform> {
     pub(crate) space: AddressSpace<Vma, P>,
     pub(crate) state: RwLock<P::Lock, State>,
+    /// How many VMAs there are beside those in `space`, which is a copy of some.
+    pub(crate) others: usize,
 }
 
 /// The state of the address space as a whole. A call works on a copy, so that others can read it
-/// meanwhile. Except for the limits, which are set between calls, it is written in edits only.
+/// meanwhile. Of the configuration only `layout` and `future` are written by calls, and the rest of
+/// it only between them; all else is written in edits only.
 #[derive(Clone, Copy)]
 pub(crate) struct State {
     pub(crate) counts: Counts,
-    pub(crate) limits: Limits,
-    /// The end of the heap.
-    pub(crate) brk: usize,
-    /// Flags of all mappings to come (`mlockall` with `MCL_FUTURE`).
-    pub(crate) future: VmFlags,
+    pub(crate) config: Config,
+    pub(crate) promised: Promised,
     next_anon_vma: u64,
     next_object: u64,
 }
 
 impl State {
-    fn new(config: &Config) -> Self {
+    fn new(config: Config) -> Self {
         Self {
             counts: Counts::default(),
-            limits: config.limits,
-            brk: config.layout.brk,
-            future: VmFlags::default(),
+            promised: Promised::default(),
+            config: Config { future: config.future & VmFlags::LOCKED_MASK, ..config },
             next_anon_vma: 0,
             next_object: 0,
         }
@@ -106,9 +145,15 @@ impl State {
         if let Some(anon) = vma.anon {
             self.next_anon_vma = self.next_anon_vma.max(anon.number);
         }
-        if let Source::SharedAnonymous(object) = &vma.source {
-            self.next_object = self.next_object.max(object.number);
+        if let Some(inode) = vma.inode().filter(|inode| inode.device == OBJECTS) {
+            self.next_object = self.next_object.max(inode.number);
         }
+    }
+
+    /// This state, with the numbers that were given until `later`.
+    pub(crate) fn with_numbers_of(self, later: &Self) -> Self {
+        let Self { next_anon_vma, next_object, .. } = *later;
+        Self { next_anon_vma, next_object, ..self }
     }
 
     pub(crate) fn new_object(&mut self, size: usize) -> Source {
@@ -139,9 +184,9 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// assert_eq!(mm.counts().total, 0);
     /// ```
     pub fn with_platform(backing: B, config: Config) -> Self {
-        let state = RwLock::new(State::new(&config));
-        let core = Core { space: AddressSpace::with_platform(PAGE), state };
-        Self { core, backing, config }
+        let state = RwLock::new(State::new(config));
+        let core = Core { space: AddressSpace::with_platform(PAGE), state, others: 0 };
+        Self::of(core, backing, config.layout.task_size)
     }
 
     /// Returns the memory behind the map.
@@ -154,14 +199,53 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         &self.backing
     }
 
-    /// Returns the machine and the process that calls are made on.
+    /// Returns the machine and the process that calls are made on, as they are now: the layout has
+    /// the present end of the heap.
     ///
     /// ```
     /// use pervma_linux::{Config, Mm, NoBacking};
     /// assert!(!Mm::new(NoBacking, Config::default()).config().strict);
     /// ```
-    pub fn config(&self) -> &Config {
-        &self.config
+    pub fn config(&self) -> Config {
+        self.core.state.read().config
+    }
+
+    /// Changes the machine and the process that calls are made on: capabilities are dropped
+    /// (`capset`), limits are set (`setrlimit`), the machine has other settings (`sysctl`). What is
+    /// mapped stays as it is, as in Linux: what was locked stays locked, and more mappings than may
+    /// be stay mapped.
+    ///
+    /// The next call goes by it. One that is under way in another thread does not notice. The
+    /// configuration is locked while `change` runs, so that must not use the same `Mm`: it would
+    /// wait for itself.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Errno, Mm, NoBacking, abi::*};
+    ///
+    /// let mm = Mm::new(NoBacking, Config { may_map_low: true, ..Config::default() });
+    /// let fixed = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    /// assert_eq!(mm.mmap(0, 4096, PROT_READ, fixed, None, 0), Ok(0));
+    /// mm.configure(|config| config.may_map_low = false)?;
+    /// assert_eq!(mm.mmap(0, 4096, PROT_READ, fixed, None, 0), Err(Errno::EPERM));
+    /// assert_eq!(mm.munmap(0, 4096), Ok(()));
+    /// # Ok::<(), Errno>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL`, with nothing changed, if [`layout`](Config::layout) or [`future`](Config::future)
+    /// is another one then. They are as a process has begun, and as calls have left them:
+    /// [`brk`](Self::brk), [`set_addresses`](Self::set_addresses), [`mlockall`](Self::mlockall).
+    #[doc(alias("capset", "sysctl"))]
+    pub fn configure(&self, change: impl FnOnce(&mut Config)) -> Result<(), Errno> {
+        let mut state = self.core.state.write();
+        let mut config = state.config;
+        change(&mut config);
+        if config.layout != state.config.layout || config.future != state.config.future {
+            return Err(Errno::EINVAL);
+        }
+        state.config = config;
+        Ok(())
     }
 
     /// Returns the counts, as they were when the last call ended.
@@ -181,7 +265,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// assert_eq!(Mm::new(NoBacking, Config::default()).limits().locked, 8 << 20);
     /// ```
     pub fn limits(&self) -> Limits {
-        self.core.state.read().limits
+        self.core.state.read().config.limits
     }
 
     /// Sets the limits (`setrlimit`).
@@ -194,117 +278,45 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// assert_eq!(mm.mmap(0, 8192, 0, flags, None, 0), Err(Errno::ENOMEM));
     /// ```
     pub fn set_limits(&self, limits: Limits) {
-        self.core.state.write().limits = limits;
+        self.core.state.write().config.limits = limits;
     }
 
-    /// Runs one call. In strict mode it runs on a copy of the map first, so that it fails before
-    /// anything has changed. If the backing refuses something later, the map is restored.
-    pub(crate) fn change<R>(
-        &self,
-        call: impl Fn(&mut Change<'_, B, P>) -> Result<R, Errno>,
-    ) -> Result<R, Errno> {
-        let mut change = self.core.change(&self.config, Some(&self.backing))?;
-        if !self.config.strict {
-            return call(&mut change);
-        }
-        let before = change.snapshot()?;
-        let draft = before.copy()?;
-        call(&mut draft.change::<B>(&self.config, None)?)?;
-        call(&mut change).or_else(|error| {
-            change.restore(before)?;
-            Err(error)
-        })
+    pub(crate) fn of(core: Core<P>, backing: B, task_size: usize) -> Self {
+        Self { core, backing, ranges: RangeLocks::with_platform(), task_size }
     }
 }
 
 impl<P: Platform> Core<P> {
-    pub(crate) fn change<'m, B: Backing>(
-        &'m self,
-        config: &'m Config,
-        backing: Option<&'m B>,
-    ) -> Result<Change<'m, B, P>, NotNow> {
+    /// Begins an edit.
+    pub(crate) fn change(&self) -> Result<Change<'_, P>, NotNow> {
         let edit = self.space.edit().map_err(|_| NotNow::OwnCall)?;
-        Ok(Change { core: self, state: *self.state.read(), edit, config, backing })
+        let state = *self.state.read();
+        Ok(Change { core: self, state, edit, trial: None, answers: Vec::new().into_iter() })
     }
 }
 
-/// A call under way: the space is locked for writing.
-pub(crate) struct Change<'m, B, P: Platform> {
-    core: &'m Core<P>,
+/// An edit, in which a call is made or prepared.
+pub(crate) struct Change<'m, P: Platform> {
+    pub(crate) core: &'m Core<P>,
     pub(crate) state: State,
     pub(crate) edit: Edit<'m, Vma, P>,
-    pub(crate) config: &'m Config,
-    /// `None` when the call is only tried.
-    pub(crate) backing: Option<&'m B>,
+    /// What the backing would be asked for, where the call is only tried.
+    pub(crate) trial: Option<Asked>,
+    /// What became of the pages that it was asked for.
+    pub(crate) answers: vec::IntoIter<Result<(), Refusal>>,
 }
 
-impl<B, P: Platform> Drop for Change<'_, B, P> {
+impl<P: Platform> Drop for Change<'_, P> {
     /// The state is written before the edit ends.
     fn drop(&mut self) {
         let mut state = self.core.state.write();
-        *state = State { limits: state.limits, ..self.state };
+        let Config { layout, future, .. } = self.state.config;
+        let config = Config { layout, future, ..state.config };
+        *state = State { config, ..self.state };
     }
 }
 
-/// The map before a call.
-struct Snapshot {
-    vmas: Vec<(Range<usize>, Vma)>,
-    state: State,
-}
-
-impl Snapshot {
-    /// A copy to try a call on.
-    fn copy<P: Platform>(&self) -> Result<Core<P>, Errno> {
-        let space = AddressSpace::with_platform(PAGE);
-        let mut edit = space.edit().map_err(|_| Errno::EAGAIN)?;
-        for (range, vma) in &self.vmas {
-            edit.insert(range.clone(), vma.clone()).map_err(|error| no_memory(error.kind))?;
-        }
-        drop(edit);
-        Ok(Core { space, state: RwLock::new(self.state) })
-    }
-}
-
-impl<B: Backing, P: Platform> Change<'_, B, P> {
-    fn snapshot(&self) -> Result<Snapshot, Errno> {
-        let mut vmas = Vec::new();
-        vmas.try_reserve_exact(self.map_count()).map_err(|_| Errno::ENOMEM)?;
-        vmas.extend(self.edit.iter().map(|(range, vma)| (range, vma.clone())));
-        Ok(Snapshot { vmas, state: self.state })
-    }
-
-    /// Restores the map. What says something about pages stays, since the pages do: an `anon_vma`
-    /// that a VMA got meanwhile, and that there may be guard pages.
-    fn restore(&mut self, before: Snapshot) -> Result<(), Errno> {
-        let State { next_anon_vma, next_object, .. } = self.state;
-        self.state = State { next_anon_vma, next_object, ..before.state };
-        let mut end = 0;
-        for (range, mut vma) in before.vmas {
-            self.clear(end..range.start)?;
-            end = range.end;
-            for (_, now) in self.edit.overlapping(range.clone()) {
-                vma.anon = vma.anon.or(now.anon);
-                vma.flags |= now.flags & VmFlags::MAYBE_GUARD;
-            }
-            if self.holding(range.start) != Some((range.clone(), &vma)) {
-                self.replace(range, vma)?;
-            }
-        }
-        self.clear(end..self.config.layout.task_size)
-    }
-
-    /// Unmaps what a stack has grown over.
-    fn clear(&mut self, gap: Range<usize>) -> Result<(), Errno> {
-        if self.first_in(&gap).is_none() {
-            return Ok(());
-        }
-        self.edit.remove(gap.clone()).map_err(no_memory)?;
-        if let Some(backing) = self.backing {
-            backing.unmap(gap);
-        }
-        Ok(())
-    }
-
+impl<P: Platform> Change<'_, P> {
     /// The VMA that holds `addr`.
     pub(crate) fn holding(&self, addr: usize) -> Option<(Range<usize>, &Vma)> {
         self.edit.get(addr)
@@ -339,7 +351,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
 
     /// How many VMAs there are.
     pub(crate) fn map_count(&self) -> usize {
-        self.core.space.slab().vmas().in_use
+        self.core.space.slab().vmas().in_use + self.core.others
     }
 
     /// Maps `range`, which is free, and merges it with neighbours. Returns the whole VMA that it is
@@ -399,7 +411,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
     /// Splits the VMA that holds `addr` there, if there may be one VMA more.
     #[doc(alias = "split_vma")]
     fn split(&mut self, addr: usize) -> Result<(), Errno> {
-        if self.map_count() >= self.config.max_map_count {
+        if self.map_count() >= self.state.config.max_map_count {
             return Err(Errno::ENOMEM);
         }
         self.split_unlimited(addr)
@@ -421,21 +433,21 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
     /// Whether `count` more pages may be committed (`vm.overcommit_memory`).
     #[doc(alias = "security_vm_enough_memory_mm")]
     pub(crate) fn may_commit(&self, count: usize) -> Result<(), Errno> {
-        if count > self.config.commit_limit { Err(Errno::ENOMEM) } else { Ok(()) }
+        if count > self.state.config.commit_limit { Err(Errno::ENOMEM) } else { Ok(()) }
     }
 
     pub(crate) fn may_expand(&self, flags: VmFlags, pages: usize) -> bool {
-        self.state.counts.may_expand(&self.state.limits, flags, pages)
+        self.state.counts.may_expand(&self.state.config.limits, flags, pages)
     }
 
     pub(crate) fn may_lock(&self, flags: VmFlags, bytes: usize) -> bool {
-        self.state.counts.may_lock(self.config, &self.state.limits, flags, bytes)
+        self.state.counts.may_lock(&self.state.config, flags, bytes)
     }
 
     /// Whether the process may lock anything at all.
     #[doc(alias = "can_do_mlock")]
     pub(crate) fn can_lock(&self) -> bool {
-        self.state.limits.locked != 0 || self.config.may_lock
+        self.state.config.limits.locked != 0 || self.state.config.may_lock
     }
 
     /// Counts a new mapping of so many bytes.

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use pervma::ReadError;
+use pervma::{OwnRangeLock, ReadError};
 
 use crate::errno::Errno;
 
@@ -44,6 +44,12 @@ impl core::error::Error for NotNow {}
 impl From<NotNow> for Errno {
     fn from(_: NotNow) -> Self {
         Self::EAGAIN
+    }
+}
+
+impl From<OwnRangeLock> for Errno {
+    fn from(_: OwnRangeLock) -> Self {
+        NotNow::OwnCall.into()
     }
 }
 

@@ -5,7 +5,6 @@ use core::ops::Range;
 use pervma::{GapSearch, Platform};
 
 use crate::abi::{HUGE, MAP_32BIT, MAP_ABOVE4G, MAP_FIXED, MAP_SHARED, PAGE, off_page, page_align};
-use crate::backing::Backing;
 use crate::config::Layout;
 use crate::errno::Errno;
 use crate::flags::VmFlags;
@@ -30,11 +29,11 @@ pub(crate) struct Wanted<'a> {
     pub(crate) page_offset: u64,
 }
 
-impl<B: Backing, P: Platform> Change<'_, B, P> {
+impl<P: Platform> Change<'_, P> {
     /// The address that a mapping goes to, with the checks that belong to it.
     #[doc(alias = "get_unmapped_area")]
     pub(crate) fn choose(&self, wanted: Wanted<'_>) -> Result<usize, Errno> {
-        let layout = &self.config.layout;
+        let layout = &self.state.config.layout;
         let Wanted { hint, len, flags, source, .. } = wanted;
         if len > layout.task_size {
             return Err(Errno::ENOMEM);
@@ -45,7 +44,8 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
             Source::SharedAnonymous(_) | Source::Special(_) => false,
             Source::Anonymous => hint == 0 && len.is_multiple_of(HUGE),
         };
-        let huge = if aligned && self.config.huge_pages { self.huge_gap(wanted) } else { None };
+        let huge =
+            if aligned && self.state.config.huge_pages { self.huge_gap(wanted) } else { None };
         let addr = match huge {
             Some(addr) => addr,
             None => self.gap(wanted).ok_or(Errno::ENOMEM)?,
@@ -60,10 +60,16 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         if off_page(addr) {
             return Err(Errno::EINVAL);
         }
-        if addr < layout.mmap_min_addr && !self.config.may_map_low {
+        if addr < self.state.config.mmap_min_addr && !self.state.config.may_map_low {
             return Err(Errno::EPERM);
         }
         Ok(addr)
+    }
+
+    /// Checks whether something may be at this place at all.
+    pub(crate) fn check_fixed(&self, range: Range<usize>) -> Result<(), Errno> {
+        let (hint, len, source) = (range.start, range.end - range.start, &Source::Anonymous);
+        self.choose(Wanted { hint, len, flags: MAP_FIXED, source, page_offset: 0 }).map(drop)
     }
 
     /// A gap in which a huge page of the source fits on a huge page of memory.
@@ -89,7 +95,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
     /// The gap at the address asked for, or else the highest below `mmap_base`, or else the lowest.
     #[doc(alias = "arch_get_unmapped_area_topdown")]
     fn gap(&self, wanted: Wanted<'_>) -> Option<usize> {
-        let layout = &self.config.layout;
+        let layout = &self.state.config.layout;
         let Wanted { hint, len, flags, .. } = wanted;
         if len > layout.task_size {
             return None;
@@ -106,7 +112,8 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
             return Some(at);
         }
         let lowest = if flags & MAP_ABOVE4G != 0 { ABOVE_4G } else { PAGE };
-        let above = self.highest_gap(lowest.max(layout.lowest_choice)..layout.mmap_base, len);
+        let above =
+            self.highest_gap(lowest.max(self.state.config.lowest_choice)..layout.mmap_base, len);
         above.or_else(|| self.gap_from_below(layout.mmap_legacy_base..layout.task_size, wanted))
     }
 
@@ -118,13 +125,14 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         if hint != 0 && at <= last && self.is_clear(at, len) {
             return Some(at);
         }
-        self.lowest_gap(bounds.start.max(self.config.layout.lowest_choice)..bounds.end, len)
+        self.lowest_gap(bounds.start.max(self.state.config.lowest_choice)..bounds.end, len)
     }
 
     /// Whether `len` bytes at `at` are free, and far enough below a stack.
     fn is_clear(&self, at: usize, len: usize) -> bool {
-        self.first_from(at)
-            .is_none_or(|(range, vma)| at + len <= guarded_start(&self.config.layout, &range, vma))
+        self.first_from(at).is_none_or(|(range, vma)| {
+            at + len <= guarded_start(&self.state.config.layout, &range, vma)
+        })
     }
 
     #[doc(alias = "unmapped_area_topdown")]
@@ -136,7 +144,8 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
             let search = GapSearch::new(len).within(bounds.clone()).top_down();
             let gap = self.edit.find_gap(&search).ok()?;
             let next = self.first_from(gap.end);
-            let guarded = next.map(|(range, vma)| guarded_start(&self.config.layout, &range, vma));
+            let guarded =
+                next.map(|(range, vma)| guarded_start(&self.state.config.layout, &range, vma));
             match guarded {
                 Some(start) if start < gap.end => bounds.end = start,
                 _ => return Some(gap.start),
@@ -153,7 +162,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
             let gap = self.edit.find_gap(&GapSearch::new(len).within(bounds.clone())).ok()?;
             match self.first_from(gap.start) {
                 Some((range, vma))
-                    if guarded_start(&self.config.layout, &range, vma) < gap.end - 1 =>
+                    if guarded_start(&self.state.config.layout, &range, vma) < gap.end - 1 =>
                 {
                     bounds.start = range.end;
                 }

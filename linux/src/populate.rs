@@ -4,73 +4,101 @@ use core::ops::Range;
 
 use pervma::Platform;
 
+use crate::abi::PAGE;
 use crate::backing::{Access, Backing, Part, Refusal};
 use crate::errno::Errno;
 use crate::flags::VmFlags;
 use crate::merge;
-use crate::mm::Change;
+use crate::mm::{Change, Mm};
+use crate::vma::Vma;
 
-impl<B: Backing, P: Platform> Change<'_, B, P> {
-    /// Makes the pages of what is mapped in `range` present, except for those that fail.
+/// What became of the pages of a part of a VMA.
+struct Populated {
+    /// Where the part ends.
+    end: usize,
+    result: Result<(), Errno>,
+}
+
+impl<B: Backing, P: Platform> Mm<B, P> {
+    /// Makes the pages of what is mapped in `range` present, except for those that fail. The call
+    /// has locked the range.
     #[doc(alias = "mm_populate")]
-    pub(crate) fn populate_what_can_be(&mut self, range: Range<usize>) {
+    pub(crate) fn populate_what_can_be(&self, range: Range<usize>) {
         let mut at = range.start;
-        while let Some((whole, _)) = self.first_in(&(at..range.end)) {
-            let part = whole.start.max(at)..whole.end.min(range.end);
-            at = part.end;
-            // An error comes when the page is touched.
-            let _ = self.populate_mapped(part);
+        // An error comes when the page is touched.
+        while let Ok(Some(Populated { end, .. })) = self.populate_next(at..range.end) {
+            at = end;
         }
     }
 
-    /// Makes the pages of what is mapped in `range` present, up to the first that fails.
+    /// Makes the pages of what is mapped in `range` present, up to the first that fails. The call
+    /// has locked the range.
     #[doc(alias = "__mm_populate")]
-    pub(crate) fn populate(&mut self, range: Range<usize>) -> Result<(), Errno> {
+    pub(crate) fn populate(&self, range: Range<usize>) -> Result<(), Errno> {
         let mut at = range.start;
-        while let Some((whole, _)) = self.first_in(&(at..range.end)) {
-            let part = whole.start.max(at)..whole.end.min(range.end);
-            at = part.end;
-            self.populate_mapped(part)?;
+        while let Some(Populated { end, result }) = self.populate_next(at..range.end)? {
+            result?;
+            at = end;
         }
         Ok(())
     }
 
-    /// Makes the pages of a part of a VMA present, for writing if that makes anonymous pages.
-    #[doc(alias = "populate_vma_page_range")]
-    pub(crate) fn populate_mapped(&mut self, part: Range<usize>) -> Result<(), Errno> {
-        let Some((_, vma)) = self.holding(part.start) else { return Ok(()) };
+    /// Makes the pages of the first part of a VMA in `range` present, if there is one.
+    fn populate_next(&self, range: Range<usize>) -> Result<Option<Populated>, Errno> {
+        let change = self.core.change()?;
+        let Some((whole, vma)) = change.first_in(&range) else { return Ok(None) };
+        let (start, end) = (whole.start.max(range.start), whole.end.min(range.end));
         let flags = vma.flags;
         if flags.any(VmFlags::LOCKONFAULT | VmFlags::IO | VmFlags::PFNMAP) {
-            return Ok(());
+            return Ok(Some(Populated { end, result: Ok(()) }));
         }
         if !flags.any(VmFlags::ACCESS) {
-            return Err(Errno::EFAULT);
+            return Ok(Some(Populated { end, result: Err(Errno::EFAULT) }));
         }
         let copies = flags & (VmFlags::WRITE | VmFlags::SHARED) == VmFlags::WRITE;
-        self.populate_part(part, if copies { Access::Write } else { Access::Read })
+        let access = if copies { Access::Write } else { Access::Read };
+        let result = self.populate_part(change, start..end, access);
+        Ok(Some(Populated { end, result }))
     }
 
-    /// Makes the pages of a part of a VMA present.
+    /// Makes the pages of a part of a VMA present, which a call has locked. `change` is the edit
+    /// in which that was found.
+    #[doc(alias = "populate_vma_page_range")]
     pub(crate) fn populate_part(
-        &mut self,
+        &self,
+        change: Change<'_, P>,
         part: Range<usize>,
         access: Access,
     ) -> Result<(), Errno> {
-        let (start, Some((whole, vma))) = (part.start, self.holding(part.start)) else {
-            return Ok(());
-        };
-        let copies = access == Access::Write && vma.flags.is_private();
-        let had = match self.backing {
-            Some(backing) => backing.fault(Part::new(&whole, vma, part), access),
-            None => Ok(()),
-        };
-        if copies && !is_guard_at(start, had) {
-            self.prepare_anon_vma(start)?;
+        let Some((whole, vma)) = change.holding(part.start) else { return Ok(()) };
+        let (start, vma) = (part.start, vma.clone());
+        drop(change);
+        let had = self.backing.fault(Part::new(&whole, &vma, part), access);
+        if needs_anon_vma(&vma, access) {
+            let at = [start..start + PAGE, 0..0];
+            self.change_without_readers(&at)?.note_populated(start, access, had)?;
         }
         had.map_err(|refusal| match refusal {
             Refusal::Bus | Refusal::Guard { .. } => Errno::EFAULT,
             Refusal::OutOfMemory => Errno::ENOMEM,
         })
+    }
+}
+
+impl<P: Platform> Change<'_, P> {
+    /// Notes that pages from `start` on are present, or became so before one was refused.
+    pub(crate) fn note_populated(
+        &mut self,
+        start: usize,
+        access: Access,
+        had: Result<(), Refusal>,
+    ) -> Result<(), Errno> {
+        match self.holding(start) {
+            Some((_, vma)) if needs_anon_vma(vma, access) && !is_guard_at(start, had) => {
+                self.prepare_anon_vma(start)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Gives the VMA at `addr` an `anon_vma` if it has none: a neighbour's, if the two may merge
@@ -90,6 +118,11 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         vma.anon = Some(anon);
         Ok(())
     }
+}
+
+/// Whether the access makes the first anonymous page of the VMA.
+pub(crate) fn needs_anon_vma(vma: &Vma, access: Access) -> bool {
+    access == Access::Write && vma.flags.is_private() && vma.anon.is_none()
 }
 
 /// Whether the first page was a guard page, so that no anonymous page was made.

@@ -16,10 +16,11 @@ use pervma::StdPlatform;
 use crate::abi::pages;
 use crate::backing::Backing;
 use crate::config::{Config, Layout, Limits};
-use crate::file::{File, FileFacts, MapOperation, OpenFile};
+use crate::counts::Counts;
+use crate::file::{File, FileFacts, Inode, MapOperation, NAMELESS, Object, OpenFile};
 use crate::flags::VmFlags;
 use crate::mm::Mm;
-use crate::vma::{AnonVma, Object, Source, Vma};
+use crate::vma::{AnonVma, Source, Vma};
 
 /// What `/proc` does not say of a process, and was inferred.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,10 +46,15 @@ pub enum Inference {
     /// The number of the page at which anonymous memory was first mapped: as if it had not moved.
     PageOffset,
     /// The file's facts, other than device and inode: one that can be read, and written if some
-    /// mapping of it shows that. Mappings with the same inode and path are of one open file.
+    /// mapping of it shows that. Mappings with the same device, inode and path are of one open
+    /// file: of several, those would not merge.
     File,
-    /// The size of shared anonymous memory: as far as it is mapped.
+    /// The size of shared anonymous memory: as far as it is mapped. All mappings of it are of one
+    /// open file, as if it had not been opened to map it again.
     ObjectSize,
+    /// Whether what is mapped from now on is locked (`mlockall` with `MCL_FUTURE`): as
+    /// [`Config::future`] was given. That mappings are locked, or not, does not tell.
+    Future,
     /// Flags in `smaps` that no call here looks at, by their letters.
     Flags(String),
 }
@@ -100,8 +106,11 @@ impl<B: Backing> Mm<B, StdPlatform> {
     /// The process must not change its map meanwhile; best it is stopped. What was read is read
     /// again, and compared with [`maps`](Self::maps).
     ///
-    /// `mlockall(MCL_FUTURE)` of before is not seen. Pages of hugetlbfs are taken over as those of
-    /// any file.
+    /// Whether the process has called `mlockall` with `MCL_FUTURE` is for the caller to know, and
+    /// to say in [`Config::future`]. Pages of hugetlbfs are taken over as those of any file.
+    /// Capabilities in a user namespace are taken for those that Linux asks for here, which are the
+    /// machine's: correct them by [`configure`](Self::configure). A process whose main thread has
+    /// ended, or that has names which are no UTF-8, is refused.
     ///
     /// ```no_run
     /// use pervma_linux::{Config, Mm, NoBacking};
@@ -132,6 +141,7 @@ impl<B: Backing> Mm<B, StdPlatform> {
             let mut found = Found::default();
             let mappings = found.mappings(&smaps)?;
             let layout = found.layout(&stat, &mappings, config.layout)?;
+            found.infer(&(0..layout.task_size), Inference::Future);
             let limits = limits_of_text(&limits)?;
             let capabilities = capabilities(&status)?;
             let has = |capability: u32| capabilities >> capability & 1 != 0;
@@ -141,6 +151,7 @@ impl<B: Backing> Mm<B, StdPlatform> {
                 may_lock: has(CAP_IPC_LOCK),
                 may_map_low: has(CAP_SYS_RAWIO),
                 may_poison: has(CAP_SYS_ADMIN),
+                may_set_addresses: has(CAP_SYS_RESOURCE),
                 ..config
             };
             let mm = Self::new(backing, config);
@@ -149,6 +160,9 @@ impl<B: Backing> Mm<B, StdPlatform> {
                 mm.adopt(range, vma)
                     .map_err(|error| ProcessError::Differs(format!("{line}: {error}")))?;
             }
+            // What is locked may be counted otherwise than mappings show.
+            let counts = counts_of_text(&status)?;
+            mm.adopt_counts(counts).map_err(|error| ProcessError::Differs(format!("{error}")))?;
             return mm.compare(&maps).map(|()| (mm, found.inferred));
         }
         Err(ProcessError::Changing)
@@ -169,6 +183,7 @@ impl<B: Backing> Mm<B, StdPlatform> {
 const CAP_IPC_LOCK: u32 = 14;
 const CAP_SYS_RAWIO: u32 = 17;
 const CAP_SYS_ADMIN: u32 = 21;
+const CAP_SYS_RESOURCE: u32 = 24;
 
 /// The page of old system calls, which is above everything that can be mapped.
 const GATE: &str = "[vsyscall]";
@@ -182,7 +197,7 @@ struct Mapping {
 #[derive(Default)]
 struct Found {
     inferred: Vec<Inferred>,
-    files: BTreeMap<(String, u64), Arc<OpenFile<StdPlatform>>>,
+    files: BTreeMap<(Inode, String), Arc<OpenFile<StdPlatform>>>,
     objects: BTreeMap<u64, Arc<Object>>,
     anon_vmas: u64,
     heap_end: Option<usize>,
@@ -336,13 +351,15 @@ impl Found {
             ..FileFacts::new()
         };
         let new = || Arc::new(OpenFile::new(path.clone(), facts));
-        let open = self.files.entry((path.clone(), section.inode)).or_insert_with(new);
+        let open = self
+            .files
+            .entry((Inode { device: section.device, number: section.inode }, path.clone()))
+            .or_insert_with(new);
         if flags.has(VmFlags::MAYSHARE | VmFlags::MAYWRITE) {
             open.update(|facts| facts.writable = true);
         }
         let file: Arc<dyn File> = Arc::<OpenFile<StdPlatform>>::clone(open);
-        let private_zero = is_zero && !flags.has(VmFlags::MAYSHARE);
-        (if private_zero { Source::Zero(file) } else { Source::File(file) }, None)
+        (if is_zero { Source::Zero(file) } else { Source::File(file) }, None)
     }
 
     fn layout(
@@ -356,7 +373,9 @@ impl Found {
         let fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
         let fields: Vec<usize> = fields.map(|field| field.parse().unwrap_or(0)).collect();
         let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
-        let [start_stack, start_data, end_data, start_brk] = [28, 45, 46, 47].map(field);
+        let [start_code, end_code, start_stack] = [26, 27, 28].map(field);
+        let [start_data, end_data, start_brk] = [45, 46, 47].map(field);
+        let [arg_start, arg_end, env_start, env_end] = [48, 49, 50, 51].map(field);
         if start_stack == 0 {
             let error = "its addresses are shown to those who may trace it";
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, error).into());
@@ -367,14 +386,27 @@ impl Found {
         self.infer(&(mmap_base..mmap_base), Inference::MmapBase);
         let brk = self.heap_end.unwrap_or(start_brk);
         self.infer(&(start_brk..brk), Inference::Brk);
-        let data_size = end_data.saturating_sub(start_data);
-        Ok(Layout { mmap_base, start_brk, brk, data_size, start_stack, ..machine })
+        Ok(Layout {
+            mmap_base,
+            start_code,
+            end_code,
+            start_data,
+            end_data,
+            start_brk,
+            brk,
+            start_stack,
+            arg_start,
+            arg_end,
+            env_start,
+            env_end,
+            ..machine
+        })
     }
 }
 
 /// Shared anonymous memory has a file without a name, which `maps` shows so.
 fn is_object(section: &Section<'_>) -> bool {
-    section.name == "/dev/zero (deleted)" || section.name.starts_with("[anon_shmem:")
+    section.name == NAMELESS || section.name.starts_with("[anon_shmem:")
 }
 
 /// The limits in the text of `limits`: soft ones, and the hard one of data.
@@ -395,6 +427,23 @@ fn limits_of_text(text: &str) -> io::Result<Limits> {
         data_max,
         locked: limits("Max locked memory")?[0],
         stack: limits("Max stack size")?[0],
+    })
+}
+
+/// The counts in the text of `status`, which are in units of 1024 bytes there.
+fn counts_of_text(status: &str) -> io::Result<Counts> {
+    let count = |name: &str| -> io::Result<usize> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let value = line.and_then(|line| line.split_ascii_whitespace().next());
+        let bytes = value.and_then(|value| value.parse::<usize>().ok()?.checked_mul(1024));
+        bytes.map(pages).ok_or_else(|| wrong(name))
+    };
+    Ok(Counts {
+        total: count("VmSize:")?,
+        data: count("VmData:")?,
+        stack: count("VmStk:")?,
+        exec: count("VmExe:")? + count("VmLib:")?,
+        locked: count("VmLck:")?,
     })
 }
 

@@ -5,7 +5,9 @@ use core::ops::Range;
 use pervma::Platform;
 
 use crate::abi::*;
-use crate::backing::{Backing, Part};
+use crate::asked::Asked;
+use crate::backing::{Access, Backing, Work};
+use crate::call::{EVERYTHING, Plan, Scope};
 use crate::errno::Errno;
 use crate::flags::VmFlags;
 use crate::mm::{Change, Mm};
@@ -64,52 +66,98 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         if prot & !(PROT_READ | PROT_WRITE | PROT_EXEC | PROT_SEM) != 0 || key != -1 {
             return Err(Errno::EINVAL);
         }
-        self.change(|change| change.mprotect(addr..end, prot, grows))
+        // What grows downwards may be changed from its start on.
+        let scope = Scope::new(if grows == 0 { addr..end } else { EVERYTHING });
+        let scope = Scope { more: pages(end - addr), ..scope };
+        let look = |change: &mut Change<'_, P>| change.look_at_mprotect(addr..end, prot, grows);
+        self.call(
+            &scope,
+            Plan::Look(&look),
+            |change| change.mprotect(addr..end, prot, grows),
+            |()| Ok(()),
+        )
     }
 }
 
-impl<B: Backing, P: Platform> Change<'_, B, P> {
-    fn mprotect(&mut self, range: Range<usize>, prot: u64, grows: u64) -> Result<(), Errno> {
-        let (first, vma) = self.first_in(&range).ok_or(Errno::ENOMEM)?;
-        let mut at = range.start;
-        if grows & PROT_GROWSDOWN != 0 {
-            at = first.start;
-            if !vma.flags.has(VmFlags::GROWSDOWN) {
-                return Err(Errno::EINVAL);
-            }
-        } else if first.start > at {
-            return Err(Errno::ENOMEM);
-        } else if grows & PROT_GROWSUP != 0 {
-            // Nothing grows upwards on this machine.
-            return Err(Errno::EINVAL);
-        }
+impl<P: Platform> Change<'_, P> {
+    /// What the backing will be asked for, if no limit is near.
+    fn look_at_mprotect(&self, range: Range<usize>, prot: u64, grows: u64) -> Result<Asked, Errno> {
+        let mut asked = Asked::default();
+        let Ok(mut at) = self.protect_from(&range, grows) else { return Ok(asked) };
         while at < range.end {
-            let (whole, vma) = self.holding(at).ok_or(Errno::ENOMEM)?;
-            let part = at..whole.end.min(range.end);
-            let flags = (vma.flags & !VmFlags::ACCESS) | VmFlags::of_prot(prot);
-            if flags.exceeds_may() {
-                return Err(Errno::EACCES);
+            let Ok((part, vma, flags)) = self.to_protect(at, range.end, prot) else { break };
+            let Ok(flags) = self.protected_flags(&part, &vma, flags) else { break };
+            at = part.end;
+            let old = vma.flags;
+            if flags != old {
+                let splits = self.holding(part.start).is_none_or(|(whole, _)| whole != part);
+                if vma.is_whole() && splits {
+                    break;
+                }
+                let vma = Vma { flags, ..vma };
+                let populates = is_populated(old, flags);
+                asked.push(Work::Protect { range: part.clone(), vma: vma.clone() })?;
+                if populates {
+                    asked.push_populate(part, vma)?;
+                }
             }
-            let part_vma = vma.from(at - whole.start);
-            at = self.protect_one(part, part_vma, flags)?.end;
+        }
+        Ok(asked)
+    }
+
+    fn mprotect(&mut self, range: Range<usize>, prot: u64, grows: u64) -> Result<(), Errno> {
+        let mut at = self.protect_from(&range, grows)?;
+        while at < range.end {
+            let (part, vma, flags) = self.to_protect(at, range.end, prot)?;
+            at = self.protect_one(part, vma, flags)?.end;
         }
         Ok(())
     }
 
-    /// Returns the whole VMA that the part is in now.
-    #[doc(alias = "mprotect_fixup")]
-    fn protect_one(
-        &mut self,
-        part: Range<usize>,
-        mut vma: Vma,
+    /// Where the change begins.
+    fn protect_from(&self, range: &Range<usize>, grows: u64) -> Result<usize, Errno> {
+        let (first, vma) = self.first_in(range).ok_or(Errno::ENOMEM)?;
+        if grows & PROT_GROWSDOWN != 0 {
+            if !vma.flags.has(VmFlags::GROWSDOWN) {
+                return Err(Errno::EINVAL);
+            }
+            return Ok(first.start);
+        }
+        if first.start > range.start {
+            return Err(Errno::ENOMEM);
+        }
+        // Nothing grows upwards on this machine.
+        if grows & PROT_GROWSUP != 0 { Err(Errno::EINVAL) } else { Ok(range.start) }
+    }
+
+    /// The part of a VMA at `at`, up to `end`, as it is, and the flags that are asked for.
+    fn to_protect(
+        &self,
+        at: usize,
+        end: usize,
+        prot: u64,
+    ) -> Result<(Range<usize>, Vma, VmFlags), Errno> {
+        let (whole, vma) = self.holding(at).ok_or(Errno::ENOMEM)?;
+        let flags = (vma.flags & !VmFlags::ACCESS) | VmFlags::of_prot(prot);
+        if flags.exceeds_may() {
+            return Err(Errno::EACCES);
+        }
+        Ok((at..whole.end.min(end), vma.from(at - whole.start), flags))
+    }
+
+    /// The flags that a part gets, which are those it has if nothing changes.
+    fn protected_flags(
+        &self,
+        part: &Range<usize>,
+        vma: &Vma,
         mut flags: VmFlags,
-    ) -> Result<Range<usize>, Errno> {
+    ) -> Result<VmFlags, Errno> {
         let old = vma.flags;
         if old.has(VmFlags::SEALED) {
             return Err(Errno::EPERM);
         }
         if flags == old {
-            return Ok(part);
+            return Ok(old);
         }
         let count = pages(part.end - part.start);
         if flags.has(VmFlags::WRITE) {
@@ -125,19 +173,42 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         } else if old.has(VmFlags::ACCOUNT) && vma.is_anonymous() && vma.anon.is_none() {
             flags &= !VmFlags::ACCOUNT;
         }
+        Ok(flags)
+    }
+
+    /// Returns the whole VMA that the part is in now.
+    #[doc(alias = "mprotect_fixup")]
+    fn protect_one(
+        &mut self,
+        part: Range<usize>,
+        mut vma: Vma,
+        flags: VmFlags,
+    ) -> Result<Range<usize>, Errno> {
+        let old = vma.flags;
+        let flags = self.protected_flags(&part, &vma, flags)?;
+        if flags == old {
+            return Ok(part);
+        }
         vma.flags = flags;
         let whole = self.modify(part.clone(), vma.clone())?;
-        if let Some(backing) = self.backing {
-            backing.protect(Part::new(&part, &vma, part.clone()));
-        }
+        self.ask(|| Work::Protect { range: part.clone(), vma: vma.clone() })?;
+        let count = pages(part.end - part.start);
         self.state.counts.remove(old, count);
         self.state.counts.add(flags, count);
-        let locked_read_only =
-            old & (VmFlags::WRITE | VmFlags::SHARED | VmFlags::LOCKED) == VmFlags::LOCKED;
-        if locked_read_only && flags.has(VmFlags::WRITE) {
+        if is_populated(old, flags) {
             // Anonymous pages are made now rather than when they are written.
-            let _ = self.populate_mapped(part);
+            let had = self.ask_populate(&part, &vma)?;
+            self.note_populated(part.start, Access::Write, had).ok();
         }
         Ok(whole)
     }
+}
+
+/// Whether the pages of a mapping with these flags are made when it gets others: private memory
+/// that is locked, and may be written from now on.
+fn is_populated(old: VmFlags, new: VmFlags) -> bool {
+    let private = VmFlags::WRITE | VmFlags::SHARED | VmFlags::LOCKED;
+    old & private == VmFlags::LOCKED
+        && new.has(VmFlags::WRITE)
+        && !new.any(VmFlags::LOCKONFAULT | VmFlags::IO | VmFlags::PFNMAP)
 }

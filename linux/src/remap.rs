@@ -5,7 +5,9 @@ use core::ops::Range;
 use pervma::Platform;
 
 use crate::abi::*;
-use crate::backing::Backing;
+use crate::asked::Asked;
+use crate::backing::{Backing, Work};
+use crate::call::{EVERYTHING, Plan, Scope};
 use crate::errno::Errno;
 use crate::flags::VmFlags;
 use crate::mm::{Change, MergeWith, Mm};
@@ -20,6 +22,15 @@ struct Request {
     new_len: usize,
     flags: u64,
     new_addr: usize,
+    /// What was decided about a mapping that may move.
+    choice: Option<Choice>,
+}
+
+/// Where a mapping becomes longer, or is moved to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    InPlace,
+    To(Result<usize, Errno>),
 }
 
 impl Request {
@@ -38,6 +49,27 @@ impl Request {
 
     fn target(self) -> Range<usize> {
         self.new_addr..self.new_addr + self.new_len
+    }
+
+    /// What it is about, but for an address that is chosen.
+    fn scope(self) -> Scope {
+        // Where it cannot move, it can only become longer where it is.
+        let reaches =
+            if self.has(MREMAP_MAYMOVE) { self.old_len } else { self.old_len.max(self.new_len) };
+        // One that leaves many mappings empty makes as many more.
+        let makes_many = self.has(MREMAP_FIXED) && self.has(MREMAP_DONTUNMAP);
+        let source = match self.addr.checked_add(reaches.max(PAGE)) {
+            Some(end) if !makes_many => self.addr..end,
+            _ => EVERYTHING,
+        };
+        let target = if self.has(MREMAP_FIXED) { self.target() } else { 0..0 };
+        Scope {
+            ranges: [source, target],
+            more: pages(self.new_len),
+            locks: false,
+            goes_on: true,
+            maps: true,
+        }
     }
 }
 
@@ -68,14 +100,82 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         new_addr: usize,
     ) -> Result<usize, Errno> {
         let (old_len, new_len) = (page_align(old_len), page_align(new_len));
-        let request = Request { addr, old_len, new_len, flags, new_addr };
-        check_arguments(request, self.config.layout.task_size)?;
-        self.change(|change| change.mremap(request))
+        let request = Request { addr, old_len, new_len, flags, new_addr, choice: None };
+        check_arguments(request, self.task_size)?;
+        if request.has(MREMAP_FIXED) || !request.has(MREMAP_MAYMOVE) || self.is_strict() {
+            return self.mremap_in(&request.scope(), request);
+        }
+        self.mremap_somewhere(request)
+    }
+
+    /// Makes the call in the addresses of `scope`.
+    fn mremap_in(&self, scope: &Scope, request: Request) -> Result<usize, Errno> {
+        let remapped = self.call(
+            scope,
+            Plan::Trial,
+            |change| change.mremap(request),
+            |remapped| {
+                self.populate_what_can_be(remapped.to_populate.clone());
+                Ok(())
+            },
+        )?;
+        Ok(remapped.addr)
+    }
+
+    /// Makes the call, with an address that is chosen among those that no other call has, if it
+    /// moves. Who would choose that waits until the mapping is there: the call takes its place in
+    /// the order of all by its last edit, when the old address is free as well.
+    fn mremap_somewhere(&self, request: Request) -> Result<usize, Errno> {
+        let scope = request.scope();
+        loop {
+            let (lock, change, alone) = self.lock(&scope)?;
+            if alone {
+                drop(change);
+                drop(lock);
+                let everything = Scope { ranges: [EVERYTHING, 0..0], ..scope };
+                return self.mremap_in(&everything, request);
+            }
+            let request = Request { choice: change.choice(request), ..request };
+            let asked = if B::IDLE {
+                Asked::default()
+            } else {
+                change.try_out(&change.snapshot(&scope.ranges)?, |trial| trial.mremap(request))?.0
+            };
+            let (addr, len) = (request.addr, request.new_len);
+            let target = match request.choice {
+                Some(Choice::InPlace) => addr + request.old_len..addr + len,
+                Some(Choice::To(Ok(to))) => to..to + len,
+                Some(Choice::To(Err(_))) | None => 0..0,
+            };
+            // A hole that the call has locked already, with a length that reaches beyond a mapping.
+            let [source, _] = &scope.ranges;
+            let is_locked = source.start < target.end && target.start < source.end;
+            let target = if is_locked { 0..0 } else { target };
+            let Some(_target) = self.ranges.try_lock(target.clone()) else {
+                drop(change);
+                drop(lock);
+                drop(self.lock_range(target)?);
+                continue;
+            };
+            let [source, _] = scope.ranges.clone();
+            let scope = Scope { ranges: [source, target], ..scope };
+            let remapped =
+                self.finish(&scope, &lock, change, &asked, |change| change.mremap(request))?;
+            self.populate_what_can_be(remapped.to_populate);
+            return Ok(remapped.addr);
+        }
     }
 }
 
+/// What the call has led to.
+struct Remapped {
+    addr: usize,
+    /// New pages that are to be present.
+    to_populate: Range<usize>,
+}
+
 fn check_arguments(request: Request, task_size: usize) -> Result<(), Errno> {
-    let Request { addr, old_len, new_len, flags, new_addr } = request;
+    let Request { addr, old_len, new_len, flags, new_addr, .. } = request;
     let known = MREMAP_FIXED | MREMAP_MAYMOVE | MREMAP_DONTUNMAP;
     if flags & !known != 0 || off_page(addr) || new_len == 0 || new_len > task_size {
         return Err(Errno::EINVAL);
@@ -95,15 +195,16 @@ fn check_arguments(request: Request, task_size: usize) -> Result<(), Errno> {
     Ok(())
 }
 
-impl<B: Backing, P: Platform> Change<'_, B, P> {
-    fn mremap(&mut self, request: Request) -> Result<usize, Errno> {
+impl<P: Platform> Change<'_, P> {
+    fn mremap(&mut self, request: Request) -> Result<Remapped, Errno> {
         // Whatever is there, and once only, however many mappings are moved.
-        let most = self.config.max_map_count.saturating_sub(3);
+        let most = self.state.config.max_map_count.saturating_sub(3);
         if request.goes_elsewhere() && self.map_count() + 2 >= most {
             return Err(Errno::ENOMEM);
         }
         if request.has(MREMAP_FIXED) && request.old_len == request.new_len {
-            return self.move_all(request);
+            let addr = self.move_all(request)?;
+            return Ok(Remapped { addr, to_populate: 0..0 });
         }
         let (whole, vma) = self.source(request)?;
         self.check_source(request, &whole, &vma)?;
@@ -117,11 +218,28 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         } else {
             self.expand(request)?
         };
-        if vma.flags.has(VmFlags::LOCKED) && request.new_len > request.old_len {
-            let end = to + request.new_len;
-            self.populate_what_can_be(to + request.old_len..end);
+        let is_populated = vma.flags.has(VmFlags::LOCKED) && request.new_len > request.old_len;
+        let to_populate =
+            if is_populated { to + request.old_len..to + request.new_len } else { 0..0 };
+        Ok(Remapped { addr: to, to_populate })
+    }
+
+    /// Whether a mapping that may move can become longer in its place, and else where it goes; none
+    /// if it does neither.
+    fn choice(&self, request: Request) -> Option<Choice> {
+        self.holding(request.addr)?;
+        let (hint, grows) = if request.has(MREMAP_DONTUNMAP) {
+            (request.new_addr, false)
+        } else {
+            (0, request.new_len > request.old_len)
+        };
+        if !grows && !request.goes_elsewhere() {
+            return None;
         }
-        Ok(to)
+        Some(match self.extension(request) {
+            Some(_) => Choice::InPlace,
+            None => Choice::To(self.choose_target(request, hint)),
+        })
     }
 
     fn source(&self, request: Request) -> Result<(Range<usize>, Vma), Errno> {
@@ -220,18 +338,34 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         self.move_one(Request { new_addr: to, ..request }, delta)
     }
 
+    /// What is free behind a mapping, if that is where it can become longer.
+    #[doc(alias = "vma_expandable")]
+    fn extension(&self, request: Request) -> Option<Range<usize>> {
+        let (whole, _) = self.holding(request.addr)?;
+        let at_end = whole.end - request.addr == request.old_len;
+        if !at_end || request.goes_elsewhere() {
+            return None;
+        }
+        let end = whole.end.checked_add(request.delta())?;
+        let fits = end <= self.state.config.layout.task_size
+            && self.first_in(&(whole.end..end)).is_none()
+            && self.check_fixed(whole.start..end).is_ok();
+        fits.then_some(whole.end..end)
+    }
+
     /// Makes it longer where it is, or else moves it.
     #[doc(alias = "expand_vma")]
     fn expand(&mut self, request: Request) -> Result<usize, Errno> {
         let (whole, vma) = self.source(request)?;
         let delta = request.delta();
-        let at_end = whole.end - request.addr == request.old_len;
-        let end = whole.end.checked_add(delta).filter(|end| *end <= self.config.layout.task_size);
-        let extension =
-            end.map(|end| whole.end..end).filter(|range| at_end && self.first_in(range).is_none());
-        if let Some(extension) = extension {
+        let stays = !matches!(request.choice, Some(Choice::To(_)));
+        if let Some(extension) = self.extension(request).filter(|_| stays) {
             if vma.flags.has(VmFlags::ACCOUNT) {
                 self.may_commit(pages(delta))?;
+            }
+            if vma.flags.any(VmFlags::SPECIAL) {
+                // It would merge with what is added.
+                return Err(Errno::ENOMEM);
             }
             self.map(extension, vma.from(whole.end - whole.start), MergeWith::Swallowing)?;
             self.count_new(vma.flags, delta);
@@ -246,12 +380,16 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
 
     #[doc(alias = "vrm_set_new_addr")]
     fn choose_target(&self, request: Request, hint: usize) -> Result<usize, Errno> {
+        if let Some(Choice::To(chosen)) = request.choice {
+            return chosen;
+        }
         let (whole, vma) = self.source(request)?;
         let fixed = if request.has(MREMAP_FIXED) { MAP_FIXED } else { 0 };
+        let shared = if vma.flags.has(VmFlags::MAYSHARE) { MAP_SHARED } else { 0 };
         self.choose(Wanted {
             hint,
             len: request.new_len,
-            flags: fixed,
+            flags: fixed | shared,
             source: &vma.source,
             page_offset: vma.page_after(request.addr - whole.start),
         })
@@ -260,7 +398,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
     /// Moves a part of one VMA to an address at which nothing is.
     #[doc(alias = "move_vma")]
     fn move_one(&mut self, request: Request, delta: usize) -> Result<usize, Errno> {
-        if self.map_count() >= self.config.max_map_count.saturating_sub(3) {
+        if self.map_count() >= self.state.config.max_map_count.saturating_sub(3) {
             return Err(Errno::ENOMEM);
         }
         let (whole, vma) = self.source(request)?;
@@ -281,9 +419,7 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         let new = self.map(request.target(), copy, MergeWith::Both)?;
         self.count_new(vma.flags, request.new_len);
         let source = request.addr..request.addr + request.old_len;
-        if let Some(backing) = self.backing {
-            backing.relocate(source.clone(), request.new_addr);
-        }
+        self.ask(|| Work::Relocate { from: source.clone(), to: request.new_addr })?;
         if stays {
             self.leave_empty(&source, &new)?;
         } else if !source.is_empty() {

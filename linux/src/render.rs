@@ -10,6 +10,7 @@ use pervma::{Platform, ReadError};
 use crate::abi::PAGE;
 use crate::backing::Backing;
 use crate::config::Layout;
+use crate::file::{NAMELESS, OBJECTS};
 use crate::flags::VmFlags;
 use crate::mm::Mm;
 use crate::not_now::{NotNow, not_now};
@@ -90,29 +91,23 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     ///
     /// [`NotNow::OwnCall`] where it would wait for its own thread.
     pub fn maps(&self) -> Result<String, NotNow> {
-        let (mut text, mut brk) = (String::new(), None);
+        let (mut text, mut layout) = (String::new(), None);
         self.for_each(|range, vma| {
-            // No call moves it while the map is looked at.
-            let brk = *brk.get_or_insert_with(|| self.core.state.read().brk);
+            // No call changes it while the map is looked at.
+            let layout = layout.get_or_insert_with(|| self.config().layout);
             // Writing to a string does not fail.
-            let _ = show(&mut text, &self.config.layout, brk, &range, vma);
+            let _ = show(&mut text, layout, &range, vma);
         })?;
         Ok(text)
     }
 }
 
-fn show(
-    text: &mut String,
-    layout: &Layout,
-    brk: usize,
-    range: &Range<usize>,
-    vma: &Vma,
-) -> fmt::Result {
+fn show(text: &mut String, layout: &Layout, range: &Range<usize>, vma: &Vma) -> fmt::Result {
     let line = text.len();
     let may = |flag, letter| if vma.flags.has(flag) { letter } else { '-' };
     let (device, inode, offset) = match &vma.source {
         Source::Anonymous | Source::Special(_) => ((0, 0), 0, 0),
-        Source::SharedAnonymous(object) => ((0, 1), object.number, vma.page_offset),
+        Source::SharedAnonymous(object) => (OBJECTS, object.number, vma.page_offset),
         Source::File(file) | Source::Zero(file) => {
             let facts = file.facts();
             (facts.device, facts.inode, vma.page_offset)
@@ -136,10 +131,10 @@ fn show(
         Source::File(file) | Source::Zero(file) => file.path().replace('\n', "\\012"),
         Source::SharedAnonymous(_) => match &vma.name {
             Some(name) => format!("[anon_shmem:{name}]"),
-            None => String::from("/dev/zero (deleted)"),
+            None => String::from(NAMELESS),
         },
         Source::Special(name) => String::from(&**name),
-        Source::Anonymous if range.start < brk && range.end > layout.start_brk => {
+        Source::Anonymous if range.start < layout.brk && range.end > layout.start_brk => {
             String::from("[heap]")
         }
         Source::Anonymous

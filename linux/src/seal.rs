@@ -6,6 +6,7 @@ use pervma::Platform;
 
 use crate::abi::{off_page, page_align};
 use crate::backing::Backing;
+use crate::call::Scope;
 use crate::errno::Errno;
 use crate::flags::VmFlags;
 use crate::mm::{Change, Mm};
@@ -35,11 +36,11 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             return Err(Errno::EINVAL);
         }
         let end = addr.checked_add(aligned).ok_or(Errno::EINVAL)?;
-        self.change(|change| change.mseal(addr..end))
+        self.change(&Scope::new(addr..end), |change| change.mseal(addr..end))
     }
 }
 
-impl<B: Backing, P: Platform> Change<'_, B, P> {
+impl<P: Platform> Change<'_, P> {
     fn mseal(&mut self, range: Range<usize>) -> Result<(), Errno> {
         let mut at = range.start;
         while at < range.end {

@@ -4,9 +4,10 @@ use pervma::Platform;
 
 use crate::abi::*;
 use crate::backing::{Access, Backing, Part};
+use crate::call::EVERYTHING;
 use crate::errno::Errno;
 use crate::flags::VmFlags;
-use crate::mm::{Change, Mm};
+use crate::mm::Mm;
 
 impl<B: Backing, P: Platform> Mm<B, P> {
     /// Writes the shared mappings of files in a range back.
@@ -31,8 +32,10 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         }
         let end = addr.checked_add(page_align(len)).ok_or(Errno::ENOMEM)?;
         let (mut at, mut result) = (addr, Ok(()));
-        let change = self.core.change(&self.config, Some(&self.backing))?;
+        let range = addr..end;
+        let _lock = self.lock_range(range)?;
         while at < end {
+            let change = self.core.change()?;
             let (whole, vma) = change.first_from(at).ok_or(Errno::ENOMEM)?;
             if at < whole.start {
                 if flags == MS_ASYNC || whole.start >= end {
@@ -44,10 +47,15 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             if flags & MS_INVALIDATE != 0 && vma.flags.has(VmFlags::LOCKED) {
                 return Err(Errno::EBUSY);
             }
-            if flags & MS_SYNC != 0 && !vma.is_anonymous() && vma.flags.has(VmFlags::SHARED) {
-                self.backing.sync(Part::new(&whole, vma, at..whole.end.min(end)))?;
-            }
+            let is_written =
+                flags & MS_SYNC != 0 && !vma.is_anonymous() && vma.flags.has(VmFlags::SHARED);
+            let part = at..whole.end.min(end);
             at = whole.end;
+            if is_written && !B::IDLE {
+                let vma = vma.clone();
+                drop(change);
+                self.backing.sync(Part::new(&whole, &vma, part))?;
+            }
         }
         result
     }
@@ -67,7 +75,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     ///
     /// Those of the system call.
     pub fn mincore(&self, addr: usize, len: usize, vector: usize) -> Result<(), Errno> {
-        let task_size = self.config.layout.task_size;
+        let task_size = self.task_size;
         let reaches =
             |start: usize, len: usize| start.checked_add(len).is_none_or(|end| end > task_size);
         if off_page(addr) {
@@ -80,22 +88,36 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         if reaches(vector, count) {
             return Err(Errno::EFAULT);
         }
-        self.change(|change| change.mincore(addr, count, vector))
+        if !self.is_strict() {
+            return self.answer_mincore(addr, count, vector, false);
+        }
+        let _lock = self.lock_range(EVERYTHING)?;
+        let before = self.core.change()?.snapshot(&[EVERYTHING])?;
+        self.answer_mincore(addr, count, vector, true).or_else(|error| {
+            self.restore(before)?;
+            Err(error)
+        })
     }
-}
 
-impl<B: Backing, P: Platform> Change<'_, B, P> {
-    fn mincore(&mut self, addr: usize, count: usize, vector: usize) -> Result<(), Errno> {
+    /// Touches the result vector, where the map has all that is asked about. In Linux other calls
+    /// may come in between, too.
+    fn answer_mincore(
+        &self,
+        addr: usize,
+        count: usize,
+        vector: usize,
+        alone: bool,
+    ) -> Result<(), Errno> {
         let (mut done, end) = (0, addr + count * PAGE);
         while done < count {
             let at = addr + done * PAGE;
-            let (range, _) = self.holding(at).ok_or(Errno::ENOMEM)?;
+            let (range, _) = self.lookup(at)?.ok_or(Errno::ENOMEM)?;
             // One VMA, or one page of answers, at a time.
             let some = pages(range.end.min(end) - at).min(PAGE);
             let answers = vector + done..vector + done + some;
             let mut page = answers.start;
             while page < answers.end {
-                self.fault(page, Access::Write).map_err(|_| Errno::EFAULT)?;
+                self.touch(page, Access::Write, alone).map_err(|_| Errno::EFAULT)?;
                 page = (page & !(PAGE - 1)) + PAGE;
             }
             done += some;

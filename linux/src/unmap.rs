@@ -5,7 +5,9 @@ use core::ops::Range;
 use pervma::Platform;
 
 use crate::abi::{off_page, page_align, pages};
-use crate::backing::Backing;
+use crate::asked::Asked;
+use crate::backing::{Backing, Work};
+use crate::call::{Plan, Scope};
 use crate::counts::Counts;
 use crate::errno::Errno;
 use crate::flags::VmFlags;
@@ -19,6 +21,13 @@ pub(crate) struct Removal {
     /// Pages that are counted as committed.
     pub(crate) accounted: usize,
     counts: Counts,
+}
+
+/// What keeps a range from being removed.
+pub(crate) struct Obstacle {
+    error: Errno,
+    /// Whether the VMA that the range begins in is split there nevertheless.
+    splits: bool,
 }
 
 impl<B: Backing, P: Platform> Mm<B, P> {
@@ -38,20 +47,34 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// begins in may have been split there.
     #[doc(alias = "do_vmi_munmap")]
     pub fn munmap(&self, addr: usize, len: usize) -> Result<(), Errno> {
-        self.change(|change| change.munmap(addr, len))
+        let scope = Scope::new(addr..addr.saturating_add(page_align(len)));
+        let look = |change: &mut Change<'_, P>| {
+            let mut asked = Asked::default();
+            let removal = change.removable(addr, len).map(|range| (change.removal(&range), range));
+            if let Ok((Ok(removal), range)) = removal
+                && removal.total != 0
+            {
+                asked.push(Work::Unmap(range))?;
+            }
+            Ok(asked)
+        };
+        self.call(&scope, Plan::Look(&look), |change| change.munmap(addr, len), |()| Ok(()))
     }
 }
 
-impl<B: Backing, P: Platform> Change<'_, B, P> {
-    pub(crate) fn munmap(&mut self, addr: usize, len: usize) -> Result<(), Errno> {
-        let task_size = self.config.layout.task_size;
+impl<P: Platform> Change<'_, P> {
+    /// The range that is to be unmapped, with the checks that come before any look at it.
+    fn removable(&self, addr: usize, len: usize) -> Result<Range<usize>, Errno> {
+        let task_size = self.state.config.layout.task_size;
         if off_page(addr) || addr > task_size || len > task_size - addr {
             return Err(Errno::EINVAL);
         }
         let range = addr..addr + page_align(len);
-        if range.is_empty() {
-            return Err(Errno::EINVAL);
-        }
+        if range.is_empty() { Err(Errno::EINVAL) } else { Ok(range) }
+    }
+
+    pub(crate) fn munmap(&mut self, addr: usize, len: usize) -> Result<(), Errno> {
+        let range = self.removable(addr, len)?;
         let removal = self.check_removal(&range)?;
         self.remove(range, removal)
     }
@@ -60,24 +83,30 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
     /// split at its end, the VMA that the range begins in is split there, unless it is that one.
     #[doc(alias = "vms_gather_munmap_vmas")]
     pub(crate) fn check_removal(&mut self, range: &Range<usize>) -> Result<Removal, Errno> {
+        self.removal(range).or_else(|obstacle| {
+            if obstacle.splits {
+                self.split_unlimited(range.start)?;
+            }
+            Err(obstacle.error)
+        })
+    }
+
+    /// What is in a range that is to be removed, or why that cannot be.
+    pub(crate) fn removal(&self, range: &Range<usize>) -> Result<Removal, Obstacle> {
         let mut removal = Removal::default();
-        let mut at = range.start;
-        while let Some((vma_at, vma)) = self.first_in(&(at..range.end)) {
-            let first = at == range.start && vma_at.start < at;
-            if first && range.end < vma_at.end && self.map_count() >= self.config.max_map_count {
-                return Err(Errno::ENOMEM);
+        for (vma_at, vma) in self.edit.overlapping(range.clone()) {
+            let first = vma_at.start < range.start;
+            if first
+                && range.end < vma_at.end
+                && self.map_count() >= self.state.config.max_map_count
+            {
+                return Err(Obstacle { error: Errno::ENOMEM, splits: false });
             }
             if vma.flags.has(VmFlags::SEALED) {
-                if !first {
-                    self.split_unlimited(range.start)?;
-                }
-                return Err(Errno::EPERM);
+                return Err(Obstacle { error: Errno::EPERM, splits: !first });
             }
             if vma.is_whole() && (first || range.end < vma_at.end) {
-                if !first {
-                    self.split_unlimited(range.start)?;
-                }
-                return Err(Errno::EINVAL);
+                return Err(Obstacle { error: Errno::EINVAL, splits: !first });
             }
             let count = pages(vma_at.end.min(range.end) - vma_at.start.max(range.start));
             removal.total += count;
@@ -87,10 +116,6 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
             }
             if vma.flags.has(VmFlags::LOCKED) {
                 removal.counts.locked += count;
-            }
-            at = vma_at.end;
-            if at >= range.end {
-                break;
             }
         }
         Ok(removal)
@@ -102,10 +127,8 @@ impl<B: Backing, P: Platform> Change<'_, B, P> {
         if removal.total == 0 {
             return Ok(());
         }
-        self.edit.remove(range.clone()).map_err(no_memory)?;
-        if let Some(backing) = self.backing {
-            backing.unmap(range);
-        }
+        self.ask(|| Work::Unmap(range.clone()))?;
+        self.edit.remove(range).map_err(no_memory)?;
         let gone = removal.counts;
         let counts = &mut self.state.counts;
         for (count, gone) in [

@@ -6,7 +6,7 @@ use core::ptr;
 use pervma::Payload;
 
 use crate::abi::pages;
-use crate::file::File;
+use crate::file::{File, FileFacts, Inode, OBJECTS, Object};
 use crate::flags::VmFlags;
 
 /// A mapping: its flags, what it maps, and which anonymous pages it may have.
@@ -57,15 +57,6 @@ pub enum Source {
     Special(Arc<str>),
 }
 
-/// The memory of one shared anonymous mapping.
-#[derive(Debug)]
-pub struct Object {
-    /// Its number among the objects of an address space and its forks.
-    pub number: u64,
-    /// Its size in bytes. No call changes it.
-    pub size: usize,
-}
-
 /// The owner of the anonymous pages of one or more VMAs.
 ///
 /// A VMA gets one when it can first have anonymous pages: when private memory is written. Two VMAs
@@ -112,6 +103,41 @@ impl Vma {
     #[doc(alias = "vma_is_anonymous")]
     pub fn is_anonymous(&self) -> bool {
         matches!(self.source, Source::Anonymous | Source::Zero(_))
+    }
+
+    /// The inode that it maps: none if its memory is its own.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, File, Mm, NoBacking, OpenFile, Source, StdPlatform, abi::*};
+    /// use std::sync::Arc;
+    ///
+    /// let mm = Mm::new(NoBacking, Config::default());
+    /// let prot = PROT_READ | PROT_WRITE;
+    /// let addr = mm.mmap(0, 4096, prot, MAP_SHARED | MAP_ANONYMOUS, None, 0)?;
+    /// let (_, vma) = mm.lookup(addr)?.ok_or("just mapped")?;
+    /// let Source::SharedAnonymous(object) = &vma.source else { return Err("shared")? };
+    ///
+    /// // Opened at /proc/PID/map_files, and mapped again: the same memory, by another open file.
+    /// let file: Arc<dyn File> = Arc::new(OpenFile::<StdPlatform>::of_object(object));
+    /// let again = mm.mmap(0, 4096, prot, MAP_SHARED, Some(&file), 0)?;
+    /// let (_, other) = mm.lookup(again)?.ok_or("just mapped")?;
+    /// assert!(vma.inode().is_some() && vma.inode() == other.inode());
+    /// assert_ne!(vma.source, other.source);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    #[doc(alias("i_ino", "st_ino"))]
+    pub fn inode(&self) -> Option<Inode> {
+        match &self.source {
+            Source::SharedAnonymous(object) => {
+                Some(Inode { device: OBJECTS, number: object.number })
+            }
+            Source::File(file) => {
+                let FileFacts { device, inode, .. } = file.facts();
+                Some(Inode { device, number: inode })
+            }
+            Source::Anonymous | Source::Zero(_) | Source::Special(_) => None,
+        }
     }
 
     /// Whether Linux has a file for it: `/dev/zero`, or a nameless one if it is shared.

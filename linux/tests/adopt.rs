@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use pervma_linux::{
-    Access, AnonVma, Config, Counts, Errno, File, FileFacts, Mm, NoBacking, Object, OpenFile,
-    Source, VmFlags, Vma, abi::*,
+    Access, AnonVma, Config, Counts, Errno, File, FileFacts, Limits, Mm, NoBacking, Object,
+    OpenFile, Source, VmFlags, Vma, abi::*,
 };
 
 const BASE: usize = 0x10_0000;
@@ -64,6 +64,29 @@ fn what_is_made_later_has_other_numbers() {
     let addr = mm.mmap(0, PAGE, prot, MAP_SHARED | MAP_ANONYMOUS, None, 0).unwrap();
     let (_, vma) = mm.lookup(addr).unwrap().unwrap();
     assert!(matches!(vma.source, Source::SharedAnonymous(object) if object.number == 10));
+}
+
+#[test]
+fn what_will_be_mapped_is_locked_if_that_was_said_before() {
+    let limits = Limits { locked: 2 * PAGE as u64, ..Limits::default() };
+    for future in [VmFlags::default(), VmFlags::LOCKED, VmFlags::LOCKED_MASK] {
+        let mm = Mm::new(NoBacking, Config { future, limits, ..Config::default() });
+        // What is taken over is as it is.
+        mm.adopt(BASE..BASE + PAGE, anonymous(MEMORY | VmFlags::READ, None)).unwrap();
+        let map = || mm.mmap(0, 2 * PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, None, 0);
+        let locked = future != VmFlags::default();
+        let flags = mm.lookup(map().unwrap()).unwrap().unwrap().1.flags;
+        assert_eq!((flags & VmFlags::LOCKED_MASK, mm.config().future), (future, future));
+        assert_eq!((mm.counts().locked, map().is_err()), (if locked { 2 } else { 0 }, locked));
+        assert_eq!(mm.fork(NoBacking).unwrap().config().future, VmFlags::default());
+        let changed = mm.configure(|config| config.future = VmFlags::LOCKED);
+        assert_eq!(changed.is_err(), future != VmFlags::LOCKED, "it is mlockall's to change");
+        mm.munlockall().unwrap();
+        assert_eq!(mm.config().future, VmFlags::default());
+    }
+    // Nothing else is for all mappings to come.
+    let config = Config { future: VmFlags::SEALED | VmFlags::LOCKED, ..Config::default() };
+    assert_eq!(Mm::new(NoBacking, config).config().future, VmFlags::LOCKED);
 }
 
 #[test]

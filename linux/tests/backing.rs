@@ -93,25 +93,32 @@ struct Calling {
 /// The results of calls that a backing makes.
 #[derive(Debug, PartialEq)]
 struct Seen {
-    mmap: Result<usize, Errno>,
+    /// Calls on the addresses that it was asked about, or next to them in the same mapping.
+    own: [Result<(), Errno>; 3],
     fault: Result<(), Signal>,
-    found: Result<bool, NotNow>,
-    maps: Result<String, NotNow>,
-    visited: Result<(), NotNow>,
+    /// Calls elsewhere.
+    mmap: Result<(), Errno>,
+    fault_elsewhere: Result<(), Signal>,
+    lines: Result<usize, NotNow>,
     total: usize,
     limit: u64,
 }
 
 impl Calling {
-    fn look(&self) {
+    fn look(&self, range: Range<usize>) {
         let Some(mm) = self.mm.get().and_then(Weak::upgrade) else { return };
         mm.set_limits(Limits { data: 1 << 40, ..mm.limits() });
+        let flags = MREMAP_MAYMOVE | MREMAP_FIXED;
         let seen = Seen {
-            mmap: mm.mmap(0, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, None, 0),
-            fault: mm.fault(ADDR + PAGE, Access::Write),
-            found: mm.lookup(ADDR + PAGE).map(|found| found.is_some()),
-            maps: mm.maps(),
-            visited: mm.for_each(|_, _| ()),
+            own: [
+                mm.munmap(range.start, range.end - range.start),
+                mm.mremap(ELSEWHERE, PAGE, PAGE, flags, range.start).map(drop),
+                mm.fork(Calling::default()).map(drop),
+            ],
+            fault: mm.fault(range.start, Access::Write),
+            mmap: mm.mmap(ELSEWHERE + PAGE, PAGE, PROT_READ, FIXED, None, 0).map(drop),
+            fault_elsewhere: mm.fault(ELSEWHERE, Access::Write),
+            lines: mm.maps().map(|maps| maps.lines().count()),
             total: mm.counts().total,
             limit: mm.limits().data,
         };
@@ -119,47 +126,59 @@ impl Calling {
     }
 }
 
+const ELSEWHERE: usize = 2 * ADDR;
+
 impl Backing for Calling {
     fn fault(&self, part: Part<'_>, access: Access) -> Result<(), Refusal> {
         if access == Access::Read && part.range.start == ADDR {
-            self.look();
+            self.look(part.range);
         }
         Ok(())
     }
 
-    fn unmap(&self, _range: Range<usize>) {
-        self.look();
+    fn unmap(&self, range: Range<usize>) {
+        if range.start == ADDR {
+            self.look(range);
+        }
     }
 }
 
 #[test]
-fn a_backing_that_calls_its_map_is_refused_and_does_not_hang() {
+fn a_backing_calls_its_map_elsewhere_and_is_refused_where_it_would_wait_for_itself() {
     let (done, wait) = mpsc::channel();
     thread::spawn(move || {
         let mm = Arc::new(Mm::new(Calling::default(), Config::default()));
-        mm.mmap(ADDR, 2 * PAGE, PROT_READ | PROT_WRITE, FIXED, None, 0).unwrap();
-        let below = ADDR - PAGE;
-        mm.mmap(below, PAGE, PROT_READ | PROT_WRITE, FIXED, None, 0).unwrap();
+        for at in [ADDR, ELSEWHERE] {
+            mm.mmap(at, PAGE, PROT_READ | PROT_WRITE, FIXED, None, 0).unwrap();
+        }
         mm.backing().mm.set(Arc::downgrade(&mm)).unwrap();
         mm.fault(ADDR, Access::Read).unwrap();
-        mm.munmap(below, PAGE).unwrap();
+        mm.munmap(ADDR, PAGE).unwrap();
         let seen = std::mem::take(&mut *mm.backing().seen.lock().unwrap());
         done.send((seen, mm.counts().total, mm.limits().data)).unwrap();
     });
     let (seen, total, limit) = wait.recv_timeout(Duration::from_secs(60)).expect("it hangs");
-    let nothing = Seen {
-        mmap: Err(Errno::EAGAIN),
+    let [in_fault, in_unmap] = &seen[..] else { panic!("{seen:?}") };
+    // With a mapping locked for reading it cannot change the map, nor look at all of it.
+    let refused = Seen {
+        own: [Err(Errno::EAGAIN); 3],
         fault: Err(Signal::OwnCall),
-        found: Err(NotNow::OwnCall),
-        maps: Err(NotNow::OwnCall),
-        visited: Err(NotNow::OwnCall),
+        mmap: Err(Errno::EAGAIN),
+        fault_elsewhere: Err(Signal::OwnCall),
+        lines: Err(NotNow::OwnCall),
+        total: 2,
+        limit: 1 << 40,
+    };
+    assert_eq!(*in_fault, refused);
+    let beside = Seen {
+        own: [Err(Errno::EAGAIN); 3],
+        fault: Err(Signal::OwnCall),
+        mmap: Ok(()),
+        fault_elsewhere: Ok(()),
+        lines: Ok(3),
         total: 3,
         limit: 1 << 40,
     };
-    // During a fault, what is mapped can still be found.
-    let [in_fault, in_unmap] = &seen[..] else { panic!("{seen:?}") };
-    assert_eq!((in_fault.mmap, in_fault.found), (Err(Errno::EAGAIN), Ok(true)));
-    assert_eq!((in_fault.total, &in_fault.maps), (3, &Err(NotNow::OwnCall)));
-    assert_eq!(in_unmap, &nothing);
+    assert_eq!(*in_unmap, beside);
     assert_eq!((total, limit), (2, 1 << 40));
 }

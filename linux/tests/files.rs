@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use pervma_linux::{Config, Errno, File, FileFacts, Mm, NoBacking, OpenFile, StdPlatform, abi::*};
+use pervma_linux::{
+    Config, Errno, File, FileFacts, MapOperation, Mm, NoBacking, OpenFile, StdPlatform, abi::*,
+};
 
 const ADDR: usize = 0x1000_0000;
 
@@ -77,4 +79,42 @@ fn where_a_moved_file_goes_is_decided_by_the_facts_at_that_moment() {
     open.update(|facts| facts.huge_aligned = true);
     let moved = mm.mremap(addr, HUGE, 2 * HUGE, MREMAP_MAYMOVE, 0).unwrap();
     assert_eq!(moved % HUGE, 0);
+}
+
+#[test]
+fn a_tcp_socket_is_mapped_to_be_read_only() {
+    let mm = Mm::new(NoBacking, Config::default());
+    let facts = FileFacts { operation: MapOperation::Tcp, noexec: true, ..FileFacts::new() };
+    let file: Arc<dyn File> = Arc::new(OpenFile::new("socket:[9]", facts));
+    map(&mm, 0, PROT_READ, MAP_SHARED, &file).unwrap();
+    map(&mm, 1, PROT_READ, MAP_SHARED | MAP_LOCKED, &file).unwrap();
+    assert_eq!(names(&mm), ["socket:[9]", "socket:[9]"], "what is a driver's does not merge");
+    let (_, vma) = mm.lookup(ADDR + PAGE).unwrap().unwrap();
+    assert_eq!((vma.flags.to_string().as_str(), mm.counts().locked), ("rd sh mr ms mm", 0));
+    assert_eq!(mm.mprotect(ADDR, PAGE, PROT_WRITE), Err(Errno::EACCES));
+    // What was there is gone when the socket is asked.
+    assert_eq!(map(&mm, 0, PROT_WRITE, MAP_SHARED, &file), Err(Errno::EPERM));
+    assert_eq!(names(&mm).len(), 1);
+}
+
+#[test]
+fn what_is_new_of_a_stacked_file_merges_with_none_and_what_is_changed_merges() {
+    let mm = Mm::new(NoBacking, Config::default());
+    let (open, file) = open("/merged/file");
+    open.update(|facts| facts.stacked = true);
+    let lines = || mm.maps().unwrap().lines().count();
+    for page in 0..3 {
+        map(&mm, page, PROT_READ, MAP_PRIVATE, &file).unwrap();
+    }
+    assert_eq!(lines(), 3);
+    // The second becomes one with both.
+    for prot in [PROT_NONE, PROT_READ] {
+        mm.mprotect(ADDR + PAGE, PAGE, prot).unwrap();
+    }
+    assert_eq!(lines(), 1);
+    // So does what becomes longer, or moves to where it fits.
+    mm.munmap(ADDR + PAGE, 2 * PAGE).unwrap();
+    map(&mm, 2, PROT_READ, MAP_PRIVATE, &file).unwrap();
+    mm.mremap(ADDR, PAGE, 2 * PAGE, 0, 0).unwrap();
+    assert_eq!(lines(), 1);
 }

@@ -3,11 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pervma_linux::{
-    Config, Counts, Errno, Inference, Mm, NoBacking, ProcessError, Source, VmFlags, abi::*,
+    Config, Counts, Errno, Inference, Mm, NoBacking, ProcessError, Source, StdPlatform, VmFlags,
+    abi::*,
 };
 
 /// A process that is stopped.
@@ -24,11 +26,31 @@ impl Stopped {
         let stopped = Self(child);
         // It sleeps when it has started: it waits for its input.
         stopped.wait_for('S');
-        let pid = i32::try_from(stopped.0.id()).unwrap();
-        // SAFETY: sends a signal to a child of this process that nobody has waited for.
-        assert_eq!(unsafe { libc::kill(pid, libc::SIGSTOP) }, 0);
+        stopped.send(libc::SIGSTOP);
         stopped.wait_for('T');
         Some(stopped)
+    }
+
+    /// A process that runs this test of this program until it stops itself.
+    fn in_role(test: &str) -> Option<Self> {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", test, "--test-threads=1"]).env(ROLE, "1");
+        let mut process = Self(command.stdout(Stdio::null()).spawn().unwrap());
+        let begin = Instant::now();
+        while !process.file("status").contains("State:\tT") {
+            if process.0.try_wait().unwrap().is_some() {
+                return None;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Some(process)
+    }
+
+    fn send(&self, signal: libc::c_int) {
+        let pid = i32::try_from(self.0.id()).unwrap();
+        // SAFETY: sends a signal to a child of this process that nobody has waited for.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
     fn file(&self, name: &str) -> String {
@@ -99,7 +121,98 @@ fn a_process_is_taken_over_as_it_is() {
         let flags = MAP_PRIVATE | MAP_ANONYMOUS;
         let addr = mm.mmap(0, PAGE, PROT_READ, flags, None, 0).unwrap();
         assert!(addr < mm.config().layout.mmap_base && addr + (1 << 40) > vdso.start);
-        assert!(mm.brk(mm.config().layout.brk + PAGE) > mm.config().layout.brk);
+        let heap = mm.config().layout.brk;
+        assert_eq!(mm.brk(heap + PAGE), heap + PAGE);
+    }
+}
+
+/// Set in a process that this test program starts.
+const ROLE: &str = "PERVMA_IS_TAKEN_OVER";
+/// Where it maps something, when it has been taken over.
+const LATER: usize = 0x1000_0000_0000;
+
+/// The process: it says that what it maps later is to be locked, stops, maps something, stops.
+#[test]
+fn locks_what_it_maps() {
+    if std::env::var_os(ROLE).is_none() {
+        return;
+    }
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    let at = std::ptr::with_exposed_provenance_mut(LATER);
+    // SAFETY: takes a number.
+    if unsafe { libc::mlockall(libc::MCL_FUTURE | libc::MCL_ONFAULT) } != 0 {
+        return;
+    }
+    // SAFETY: stops this process, until it is told to go on.
+    unsafe { libc::raise(libc::SIGSTOP) };
+    // SAFETY: nothing is mapped there, and nothing refers to it.
+    unsafe { libc::mmap(at, 4 * PAGE, prot, flags, -1, 0) };
+    // SAFETY: as above.
+    unsafe { libc::raise(libc::SIGSTOP) };
+}
+
+#[test]
+fn what_a_process_has_said_of_mappings_to_come_is_given() {
+    let Some(process) = Stopped::in_role("locks_what_it_maps") else {
+        println!("NOT RUN: this user may lock nothing");
+        return;
+    };
+    let begin = Instant::now();
+    let pid = process.0.id();
+    let take_over = |future| {
+        let config = Config { future, ..Config::default() };
+        let (mm, inferred) = Mm::of_process(pid, NoBacking, config).unwrap();
+        assert!(inferred.iter().any(|inferred| inferred.what == Inference::Future));
+        mm
+    };
+    let [said, unsaid] = [VmFlags::LOCKED_MASK, VmFlags::default()].map(take_over);
+    assert_eq!(said.maps(), unsaid.maps(), "nothing tells the two apart");
+    process.send(libc::SIGCONT);
+    while !process.file("maps").contains(&format!("{LATER:x}-")) {
+        assert!(begin.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+    let map = |mm: &Mm<NoBacking, StdPlatform>| {
+        mm.mmap(LATER, 4 * PAGE, PROT_READ | PROT_WRITE, flags, None, 0).unwrap();
+        let (_, vma) = mm.lookup(LATER).unwrap().unwrap();
+        (vma.flags.to_string(), mm.counts())
+    };
+    let smaps = process.file("smaps");
+    let section = smaps.split_once(&format!("{LATER:x}-")).unwrap().1;
+    let shown = section.lines().find_map(|line| line.strip_prefix("VmFlags: ")).unwrap().trim();
+    assert_eq!(map(&said), (shown.to_owned(), process.counts()));
+    assert!(shown.contains("lo") && map(&unsaid).0 != shown);
+}
+
+/// The process: it maps zeros that it may only read, shared and private, and stops.
+#[test]
+fn maps_zeros() {
+    if std::env::var_os(ROLE).is_none() {
+        return;
+    }
+    let zero = fs::File::open("/dev/zero").unwrap();
+    for (page, shared) in [(0, libc::MAP_SHARED), (4, libc::MAP_PRIVATE)] {
+        let at = std::ptr::with_exposed_provenance_mut(LATER + page * PAGE);
+        let flags = shared | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: nothing is mapped there, and nothing refers to it.
+        unsafe { libc::mmap(at, PAGE, libc::PROT_READ, flags, zero.as_raw_fd(), 0) };
+    }
+    // SAFETY: stops this process.
+    unsafe { libc::raise(libc::SIGSTOP) };
+}
+
+#[test]
+fn zeros_of_a_process_are_anonymous_memory() {
+    let process = Stopped::in_role("maps_zeros").unwrap();
+    let (mm, _) = Mm::of_process(process.0.id(), NoBacking, Config::default()).unwrap();
+    for (page, shared) in [(0, VmFlags::MAYSHARE), (4, VmFlags::default())] {
+        let addr = LATER + page * PAGE;
+        let (_, vma) = mm.lookup(addr).unwrap().unwrap();
+        assert!(vma.flags.has(shared) && matches!(vma.source, Source::Zero(_)), "{vma:?}");
+        // As the kernel says, of anonymous memory only.
+        assert_eq!(mm.madvise(addr, PAGE, MADV_FREE), Ok(()));
     }
 }
 

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use pervma_linux::{
-    Access, Backing, Config, Counts, Errno, File, FileFacts, Mm, NotNow, OpenFile, Part, Refusal,
-    StdPlatform, VmFlags, abi,
+    Access, Backing, Config, Counts, Errno, File, FileFacts, Layout, Mm, NotNow, OpenFile, Part,
+    Refusal, StdPlatform, VmFlags, abi,
 };
 
 /// Memory in which some pages cannot be made present, and some advice cannot be followed.
@@ -96,6 +96,7 @@ pub(crate) fn run(bytes: &[u8]) {
         max_map_count: if strict & 2 != 0 { 12 } else { 65530 },
         may_lock: unlimited & 1 != 0,
         may_map_low: unlimited & 2 != 0,
+        may_set_addresses: unlimited & 4 != 0,
         ..Config::default()
     };
     let file: Arc<dyn File> = Arc::new(OpenFile::new("/file", FileFacts::new()));
@@ -124,7 +125,7 @@ fn call(
 ) -> Result<(), Errno> {
     let [which] = arguments.bytes();
     let (addr, len) = (arguments.addr(), arguments.len());
-    match which % 21 {
+    match which % 24 {
         0..5 => {
             let (prot, flags) = (arguments.word(), arguments.flags());
             let file = (which & 0x80 != 0).then_some(file);
@@ -156,6 +157,17 @@ fn call(
             Ok(())
         }
         19 => mm.mincore(addr, len % (1 << 30), arguments.addr()),
+        20 => mm.set_address(arguments.int() % 16, addr),
+        21 => {
+            let layout = mm.config().layout;
+            let (start_brk, brk) = (addr, addr.wrapping_add(len));
+            mm.set_addresses(Layout { start_brk, brk, start_stack: arguments.addr(), ..layout })
+        }
+        22 => mm.configure(|config| {
+            config.may_lock = which & 0x80 != 0;
+            config.max_map_count = arguments.len();
+            config.mmap_min_addr = addr;
+        }),
         _ => {
             *mm = mm.fork(Unwilling)?;
             Ok(())

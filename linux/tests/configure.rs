@@ -1,0 +1,123 @@
+//! The machine and the process change while the map is in use: what is mapped stays, and the next
+//! call goes by what is so then. What can be changed for one process is compared with the kernel,
+//! by `pervma differ`; settings of the machine hold for all processes, so they are tested here.
+#![expect(clippy::disallowed_types, reason = "a test has no ledger")]
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+
+use pervma_linux::{Access, Config, Errno, Layout, Limits, Mm, NoBacking, StdPlatform, abi::*};
+
+const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
+const ADDR: usize = 0x1000_0000;
+
+type Space = Mm<NoBacking, StdPlatform>;
+
+/// Maps a page with a hole on either side.
+fn map(mm: &Space, number: usize) -> Result<usize, Errno> {
+    let addr = ADDR + 2 * number * PAGE;
+    mm.mmap(addr, PAGE, PROT_READ | PROT_WRITE, ANONYMOUS | MAP_FIXED, None, 0)
+}
+
+#[test]
+fn more_mappings_than_may_be_stay_and_none_is_added() {
+    let mm = Mm::new(NoBacking, Config::default());
+    (0..10).for_each(|number| _ = map(&mm, number).unwrap());
+    mm.mmap(ADDR + 40 * PAGE, 3 * PAGE, PROT_READ, ANONYMOUS | MAP_FIXED, None, 0).unwrap();
+    mm.configure(|config| config.max_map_count = 5).unwrap();
+    assert_eq!(mm.maps().unwrap().lines().count(), 11);
+    let middle = ADDR + 41 * PAGE;
+    assert_eq!(map(&mm, 12), Err(Errno::ENOMEM));
+    assert_eq!(map(&mm, 3), Err(Errno::ENOMEM), "even over another one");
+    assert_eq!(mm.munmap(middle, PAGE), Err(Errno::ENOMEM), "a split");
+    assert_eq!(mm.mprotect(middle, PAGE, PROT_NONE), Err(Errno::ENOMEM), "a split");
+    assert_eq!(mm.mprotect(ADDR, PAGE, PROT_READ), Ok(()));
+    let heap = mm.brk(0);
+    assert_eq!(mm.brk(heap + PAGE), heap);
+    // A fork asks for no limit; the child has the same.
+    let child = mm.fork(NoBacking).unwrap();
+    assert_eq!((child.config().max_map_count, child.counts()), (5, mm.counts()));
+    mm.munmap(ADDR, 14 * PAGE).unwrap();
+    assert_eq!(map(&mm, 0), Ok(ADDR));
+    mm.configure(|config| config.max_map_count = 65530).unwrap();
+    assert_eq!(mm.munmap(middle, PAGE), Ok(()));
+    assert_eq!(child.munmap(middle, PAGE), Err(Errno::ENOMEM), "it has its own configuration");
+}
+
+#[test]
+fn what_was_committed_stays_and_less_is_committed_at_once() {
+    let mm = Mm::new(NoBacking, Config::default());
+    let prot = PROT_READ | PROT_WRITE;
+    let map = |len| mm.mmap(0, len, prot, ANONYMOUS, None, 0);
+    let addr = map(1 << 40).unwrap();
+    mm.fault(addr, Access::Write).unwrap();
+    mm.configure(|config| config.commit_limit = 1 << 20).unwrap();
+    assert_eq!(map((1 << 32) + PAGE), Err(Errno::ENOMEM));
+    assert_eq!(mm.mprotect(addr, 1 << 40, PROT_READ), Ok(()));
+    assert_eq!(mm.mprotect(addr, 1 << 40, prot), Ok(()), "it is still committed");
+    assert_eq!(mm.fork(NoBacking).err(), Some(Errno::ENOMEM), "it would be once more");
+    assert!(map(1 << 32).is_ok());
+}
+
+#[test]
+fn low_addresses_are_given_free_and_taken_back() {
+    let mm = Mm::new(NoBacking, Config::default());
+    let fixed = |addr| mm.mmap(addr, PAGE, PROT_READ, ANONYMOUS | MAP_FIXED, None, 0);
+    assert_eq!(fixed(2 * PAGE), Err(Errno::EPERM));
+    mm.configure(|config| (config.mmap_min_addr, config.lowest_choice) = (PAGE, PAGE)).unwrap();
+    assert_eq!(fixed(2 * PAGE), Ok(2 * PAGE));
+    assert_eq!(mm.mmap(1, PAGE, PROT_READ, ANONYMOUS, None, 0).map(|addr| addr >> 32), Ok(0x7fff));
+    mm.configure(|config| (config.mmap_min_addr, config.lowest_choice) = (1 << 16, 1 << 16))
+        .unwrap();
+    assert_eq!((fixed(2 * PAGE), mm.counts().total), (Err(Errno::EPERM), 2));
+    assert_eq!(mm.mprotect(2 * PAGE, PAGE, PROT_NONE), Ok(()), "it is still there");
+    assert_eq!(mm.mmap(PAGE, PAGE, PROT_READ, ANONYMOUS, None, 0), Ok(1 << 16), "a hint");
+}
+
+#[test]
+fn the_layout_is_no_setting() {
+    let mm = Mm::new(NoBacking, Config::default());
+    let before = mm.config();
+    let changes: [fn(&mut Layout); 4] = [
+        |layout| layout.task_size = 1 << 40,
+        |layout| layout.mmap_base -= PAGE,
+        |layout| layout.brk += PAGE,
+        |layout| layout.start_stack += 8,
+    ];
+    for change in changes {
+        let changed = mm.configure(|config| {
+            config.strict = true;
+            change(&mut config.layout);
+        });
+        assert_eq!((changed, mm.config()), (Err(Errno::EINVAL), before), "nothing has changed");
+    }
+    let heap = mm.brk(mm.brk(0) + 5 * PAGE);
+    assert_eq!(mm.config(), Config { layout: Layout { brk: heap, ..before.layout }, ..before });
+}
+
+#[test]
+fn a_call_of_another_thread_loses_no_setting_and_moves_no_heap() {
+    let mm = Mm::new(NoBacking, Config { may_set_addresses: true, ..Config::default() });
+    let heap = mm.brk(0);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Relaxed) {
+                assert_eq!(mm.brk(heap + PAGE), heap + PAGE);
+                assert_eq!(mm.brk(heap), heap);
+                map(&mm, 0).unwrap();
+            }
+        });
+        for turn in 0..20_000 {
+            let locked = turn;
+            mm.set_limits(Limits { locked, ..mm.limits() });
+            mm.configure(|config| config.may_lock = turn % 2 == 0).unwrap();
+            let now = mm.config();
+            assert_eq!((now.limits.locked, now.may_lock), (locked, turn % 2 == 0));
+        }
+        over.store(true, Relaxed);
+    });
+    assert_eq!(mm.config().layout.brk, heap);
+    assert_eq!(mm.set_address(PR_SET_MM_START_BRK, heap - PAGE), Ok(()));
+    assert_eq!(mm.brk(heap - PAGE / 2), heap - PAGE / 2);
+}
