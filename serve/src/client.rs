@@ -33,6 +33,14 @@ pub(crate) use crate::noted::{ForkedChild, LeftChild};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientId(pub(crate) u64);
 
+impl ClientId {
+    /// The number.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        self.0
+    }
+}
+
 impl fmt::Display for ClientId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -171,6 +179,8 @@ const HUGE: usize = 2 << 20;
 const NOWHERE: usize = 0x7FFF_FFFF_E000;
 
 impl Client {
+    /// A new client. If there is a failure, it is one that is not served, also by the next process
+    /// if this one dies now.
     pub(crate) fn new(
         table: &Arc<Table>,
         userfaultfd: OwnedFd,
@@ -178,6 +188,7 @@ impl Client {
         source: Arc<dyn Source>,
         granule: usize,
         about: About,
+        failure: Option<&Failure>,
     ) -> Result<Self, ClientError> {
         let uffd = RemoteUserfaultfd::new(userfaultfd)?;
         let map = Map::new(extents)?;
@@ -198,7 +209,7 @@ impl Client {
             // Nothing could be filled or poisoned.
             return Err(ClientError::NotSetUp);
         }
-        let parts = Parts::new(table, entry, map).map_err(ClientError::NotNoted)?;
+        let parts = Parts::new(table, entry, map, failure).map_err(ClientError::NotNoted)?;
         let (granule, piece) = granule_and_piece(&parts.map, granule);
         Ok(Self::of(parts, uffd, source, granule, piece))
     }

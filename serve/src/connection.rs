@@ -9,17 +9,19 @@ use pervma_pager::sys::RemoteUserfaultfd;
 use rustix::net::SocketType;
 use rustix::net::sockopt::socket_type;
 
+use crate::failure::Failure;
 use crate::pager::DEADLY;
 use crate::peer::Peer;
 use crate::state::descriptors::Descriptors;
 use crate::state::inbox::Inbox;
+use crate::state::journal::Damaged;
 use crate::state::memory::Memory;
 use crate::state::table::{Entry, Kind, Slot, Table};
 use crate::steps::step;
 
 /// A connection.
 pub(crate) struct Connection {
-    slot: Slot,
+    pub(crate) slot: Slot,
     pub(crate) number: u64,
     /// The listener that has accepted it.
     pub(crate) listen: usize,
@@ -31,8 +33,8 @@ pub(crate) struct Connection {
 pub(crate) struct Came {
     pub(crate) inbox: Inbox,
     pub(crate) descriptors: Vec<OwnedFd>,
-    /// Processes have died of it, one after the other.
-    pub(crate) is_deadly: bool,
+    /// Why it is not to be heard on.
+    pub(crate) refused: Option<Failure>,
 }
 
 impl Connection {
@@ -68,37 +70,45 @@ impl Connection {
         Ok(Self { slot, number: entry.number, listen, socket, peer })
     }
 
-    /// What another process has left, with what had come, if it is known which listener has
-    /// accepted it; `None` if it had been closed.
+    /// What another process has left, with what had come and was not understood: an error if that
+    /// is damaged. `None` if it had been closed.
     pub(crate) fn left(
         slot: Slot,
         entry: &Entry,
         listen: Option<usize>,
         culprit: u64,
         descriptors: &mut Descriptors,
-    ) -> Option<(Self, Option<Came>)> {
+    ) -> Option<(Self, Result<Option<Came>, Damaged>)> {
         let (socket, pidfd) = (descriptors.take(entry.descriptor), descriptors.take(entry.pidfd));
-        let file = descriptors.take_file(slot.file());
+        let (is_noted, file) = (slot.file() >= 0, descriptors.take_file(slot.file()));
         let Some(socket) = socket.map(UnixStream::from) else {
             slot.free();
             return None;
         };
-        let came = file.filter(|_| listen.is_some()).and_then(|file| {
-            let memory = Memory::left_in(file).ok()?;
-            let (inbox, descriptors) = Inbox::left_in(memory, descriptors).ok()?;
+        let came = || {
+            if !is_noted {
+                return Ok(None);
+            }
+            let memory = Memory::left_in(file.ok_or(Damaged::Short)?).or(Err(Damaged::Short))?;
+            let (inbox, descriptors) = Inbox::left_in(memory, descriptors)?;
             let is_deadly = entry.number == culprit && slot.blame() >= DEADLY;
-            Some(Came { inbox, descriptors, is_deadly })
-        });
+            let unknown = || Failure::Refused("its memory is not served any more".to_owned());
+            let refused =
+                if is_deadly { Some(Failure::Deadly) } else { listen.is_none().then(unknown) };
+            Ok(Some(Came { inbox, descriptors, refused }))
+        };
+        let came = came();
         let peer = Peer { pid: entry.pid, uid: entry.uid, gid: entry.gid, pidfd };
         let (number, listen) = (entry.number, listen.unwrap_or_default());
         Some((Self { slot, number, listen, socket, peer }, came))
     }
 
-    /// All that has come is noted elsewhere. To be called before the inbox is dropped: its number
-    /// may be another's then.
-    pub(crate) fn understood(&self) {
+    /// All that has come is noted elsewhere: drops the owner of the inbox, whose number may be
+    /// another's then.
+    pub(crate) fn understood<Owner>(&self, inbox: Owner) {
         self.slot.set_file(-1);
         step();
+        drop(inbox);
     }
 
     /// What the daemon has marked it with; 0 if it has not.
@@ -117,6 +127,15 @@ impl Drop for Connection {
         // Before its descriptors are closed, whose numbers may be others' then.
         self.slot.free();
     }
+}
+
+/// What had come by a connection, if it can be used. Else a descriptor of which nothing is noted
+/// may have come by it.
+pub(crate) fn none_of_damaged(came: Result<Option<Came>, Damaged>) -> Option<Came> {
+    came.unwrap_or_else(|error| {
+        tracing::error!("what has come from a peer cannot be used: {error}");
+        None
+    })
 }
 
 /// What a descriptor is of which nothing is noted.

@@ -1,6 +1,7 @@
 //! A process that runs a command for the daemon, which itself cannot once it is in its sandbox.
 #![expect(unsafe_code, reason = "fork; signals and descriptors that are not for the new process")]
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::{self, ErrorKind};
 use std::mem::MaybeUninit;
@@ -18,7 +19,6 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, kill_process_group, pidfd_open, setsid, waitpid,
 };
-use rustix::rand::GetRandomFlags;
 
 use crate::threads;
 
@@ -42,14 +42,23 @@ const REASON: usize = 4096;
 /// // Before anything has started a thread.
 /// let helper = ExecHelper::start(&["echo".into(), "a client has failed:".into()])?;
 /// // Runs `echo "a client has failed:" 4711 "its source is gone"`.
-/// assert_eq!(helper.run(4711, "its source is gone")?, Outcome::Exited(0));
+/// assert_eq!(helper.run(1, 4711, "its source is gone")?, Outcome::Exited(0));
 /// # Ok::<(), std::io::Error>(())
 /// ```
 #[derive(Debug)]
 pub struct ExecHelper {
     process: Pid,
-    /// Messages, each of which is sent and received as a whole. `None` after an error.
-    socket: Mutex<Option<OwnedFd>>,
+    /// Messages, each of which is sent and received as a whole.
+    socket: Mutex<Socket>,
+}
+
+#[derive(Debug)]
+struct Socket {
+    /// `None` once the helper is dropped, not before: to another process that shares this one's
+    /// descriptors, its number is not free.
+    socket: Option<OwnedFd>,
+    /// There was an error.
+    is_broken: bool,
 }
 
 /// What became of a command.
@@ -108,8 +117,9 @@ impl ExecHelper {
         };
         drop(there);
         let process = Pid::from_raw(process).ok_or(ErrorKind::Other)?;
-        let helper = Self { process, socket: Mutex::new(Some(here)) };
-        if let Some(socket) = lock(&helper.socket).as_ref() {
+        let helper =
+            Self { process, socket: Mutex::new(Socket { socket: Some(here), is_broken: false }) };
+        if let Some(socket) = &lock(&helper.socket).socket {
             // It says that it has closed everything else.
             receive(socket, &mut [0])?.ok_or(ErrorKind::UnexpectedEof)?;
         }
@@ -119,30 +129,38 @@ impl ExecHelper {
     /// Runs the command with `pid` and `reason` as further arguments, and waits for it: at most the
     /// limit of time and a little longer, after the runs that other threads have asked for.
     ///
+    /// `id` says which run this is. Of the last 1,024 it is known what became of them: who asks for
+    /// one of these again, since a process before this one has died of what it did then, is told
+    /// that, and the command is not run.
+    ///
     /// A reason has at most 4096 bytes, the rest is left out; a zero byte becomes a space.
     ///
     /// # Errors
     ///
     /// If the helper is gone or does not answer; then it is not asked again.
-    pub fn run(&self, pid: u32, reason: &str) -> io::Result<Outcome> {
+    pub fn run(&self, id: u64, pid: u32, reason: &str) -> io::Result<Outcome> {
         let mut place = lock(&self.socket);
         let gone = || io::Error::new(ErrorKind::BrokenPipe, "the process that runs it is gone");
-        let socket = place.take().ok_or_else(gone)?;
+        if place.is_broken {
+            return Err(gone());
+        }
+        // Until it has answered.
+        place.is_broken = true;
+        let socket = place.socket.as_ref().ok_or_else(gone)?;
         let end = (0..=REASON.min(reason.len())).rfind(|&end| reason.is_char_boundary(end));
         let reason = reason[..end.unwrap_or(0)].replace('\0', " ");
-        // A process before this one may have asked, and died before it was answered.
-        let mut number = [0; NUMBER];
-        rustix::rand::getrandom(&mut number, GetRandomFlags::empty())?;
-        send(&socket, &[&number[..], &pid.to_ne_bytes(), reason.as_bytes()].concat())?;
+        let id = id.to_ne_bytes();
+        send(socket, &[&id[..], &pid.to_ne_bytes(), reason.as_bytes()].concat())?;
         let outcome = loop {
-            let mut answer = [0; NUMBER + ANSWER];
-            receive(&socket, &mut answer)?.ok_or_else(gone)?;
-            let (answered, outcome) = answer.split_at(NUMBER);
-            if answered == number {
+            let mut answer = [0; ID + ANSWER];
+            receive(socket, &mut answer)?.ok_or_else(gone)?;
+            let (answered, outcome) = answer.split_at(ID);
+            // A process before this one may have asked, and died before it was answered.
+            if answered == id {
                 break Outcome::decode(outcome).ok_or(ErrorKind::InvalidData)?;
             }
         };
-        *place = Some(socket);
+        place.is_broken = false;
         Ok(outcome)
     }
 
@@ -156,14 +174,14 @@ impl ExecHelper {
 impl Drop for ExecHelper {
     /// Ends the process, and waits until it has ended. Does not wait for one that does not answer.
     fn drop(&mut self) {
-        let socket = lock(&self.socket).take();
-        let options = if socket.is_some() { WaitOptions::empty() } else { WaitOptions::NOHANG };
-        drop(socket);
+        let mut place = lock(&self.socket);
+        let options = if place.is_broken { WaitOptions::NOHANG } else { WaitOptions::empty() };
+        place.socket = None;
         while matches!(waitpid(Some(self.process), options), Err(Errno::INTR)) {}
     }
 }
 
-fn lock(socket: &Mutex<Option<OwnedFd>>) -> std::sync::MutexGuard<'_, Option<OwnedFd>> {
+fn lock(socket: &Mutex<Socket>) -> std::sync::MutexGuard<'_, Socket> {
     socket.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -192,8 +210,10 @@ impl Outcome {
     }
 }
 
-/// Bytes of a request's number, which its answer begins with.
-const NUMBER: usize = size_of::<u64>();
+/// Bytes of an id, which requests and answers begin with.
+const ID: usize = size_of::<u64>();
+/// Runs that are known.
+const KNOWN: usize = 1024;
 /// Bytes of an outcome.
 const ANSWER: usize = 5;
 
@@ -227,18 +247,26 @@ fn serve(socket: OwnedFd, command: &[OsString], limit: Duration) -> io::Result<(
     // It fails for the leader of a process group, which a child is not.
     setsid()?;
     send(&socket, &[0])?;
-    let mut request = [0; NUMBER + 4 + REASON];
+    let mut request = [0; ID + 4 + REASON];
+    // The last one first.
+    let mut known = VecDeque::with_capacity(KNOWN);
     while let Some(len) = receive(&socket, &mut request)? {
-        let (number, request) =
-            request[..len].split_at_checked(NUMBER).ok_or(ErrorKind::InvalidData)?;
+        let (id, request) =
+            request[..len].split_first_chunk::<ID>().ok_or(ErrorKind::InvalidData)?;
         let (pid, reason) = request.split_first_chunk().ok_or(ErrorKind::InvalidData)?;
         let reason = std::str::from_utf8(reason).map_err(|_| ErrorKind::InvalidData)?;
-        let outcome = run(command, u32::from_ne_bytes(*pid), reason, limit);
-        let outcome = outcome.unwrap_or_else(|error| {
-            Outcome::NotStarted(error.raw_os_error().unwrap_or(libc::EINVAL))
+        let is_this = |(other, outcome): &([u8; ID], Outcome)| (other == id).then_some(*outcome);
+        let outcome = known.iter().find_map(is_this).unwrap_or_else(|| {
+            let outcome = run(command, u32::from_ne_bytes(*pid), reason, limit);
+            let outcome = outcome.unwrap_or_else(|error| {
+                Outcome::NotStarted(error.raw_os_error().unwrap_or(libc::EINVAL))
+            });
+            known.truncate(KNOWN - 1);
+            known.push_front((*id, outcome));
+            outcome
         });
         // The daemon may have ended meanwhile: the command was run all the same.
-        send(&socket, &[number, &outcome.encode()].concat())?;
+        send(&socket, &[&id[..], &outcome.encode()].concat())?;
     }
     Ok(())
 }

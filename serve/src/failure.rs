@@ -75,20 +75,25 @@ impl Failure {
 
     /// What the numbers say; `None` for no failure.
     pub(crate) fn of_words(kind: u64, of: u64) -> Option<Self> {
-        let errno = || Errno::from_raw_os_error((of as u32).cast_signed());
+        let errno = match of {
+            1..4096 => Errno::from_raw_os_error((of as u32).cast_signed()),
+            // There is none of this number.
+            _ if matches!(kind, 4 | 11) => return Some(Self::Damaged),
+            _ => Errno::IO,
+        };
         Some(match kind {
             0 => return None,
             1 => Self::Outside(of as usize),
             2 => Self::Present(of as usize),
             3 => Self::Refused("it was refused by the process before this one".to_owned()),
-            4 => Self::Read(errno()),
+            4 => Self::Read(errno),
             5 => Self::Map(ChangeError::OutOfMemory { range: 0..0 }),
             6 => Self::NoMemory,
             7 => Self::Source,
             8 => Self::NoPoison,
             9 => Self::TooMany,
             10 => Self::Stopped,
-            11 => Self::NotNoted(errno()),
+            11 => Self::NotNoted(errno),
             13 => Self::Deadly,
             _ => Self::Damaged,
         })

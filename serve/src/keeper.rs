@@ -64,6 +64,12 @@ impl Kept {
     pub fn before(&self) -> u64 {
         self.before
     }
+
+    /// How many of them have died: the others have ended so that another program takes over.
+    #[must_use]
+    pub fn deaths(&self) -> u64 {
+        self.before.saturating_sub(self.table.handed())
+    }
 }
 
 impl Keeper {
@@ -120,9 +126,10 @@ impl Keeper {
         let mut owned = self.list.numbers()?;
         if let Some(taken) = &self.taken {
             owned = owned.difference(taken.numbers()).copied().collect();
-            taken.finish(&self.table).map_err(io::Error::other)?;
-            self.table.begin_anew();
+            let giving = taken.finish(&self.table).map_err(io::Error::other)?;
+            self.table.begin_anew(giving);
         }
+        let giving = self.table.giving();
         hear_of_ends();
         let keeper = getpid();
         let mut work = Some(work);
@@ -163,7 +170,12 @@ impl Keeper {
             if let Some(end) = self.table.end() {
                 // The new process has closed what it owns, which are this one's descriptors.
                 std::mem::forget(work);
-                return end.ok_or_else(|| io::Error::other("the serving process died at its end"));
+                return end.ok_or_else(|| io::Error::other("the serving process died as it ended"));
+            }
+            if self.table.giving() != giving {
+                // Another program has taken all of it over, and gone on already.
+                std::mem::forget(work);
+                return Ok(0);
             }
             self.table.note_death(how);
             if how != KILLED {
@@ -182,7 +194,7 @@ impl Keeper {
         // SAFETY: what was open before the first process was started is owned by values that this
         // one has inherited; all else was opened by processes before this one.
         let mut descriptors = unsafe { Descriptors::all_but(&self.list, owned) }?;
-        let (mut entries, mut is_damaged) = (Vec::new(), false);
+        let (mut entries, mut is_damaged) = (Vec::new(), !self.table.is_whole());
         for (slot, entry) in self.table.left() {
             match entry {
                 Ok(entry) => entries.push((slot, entry)),
@@ -252,7 +264,7 @@ fn hear_of_ends() {
 
 /// Has this process die of a panic of this thread, before that drops what the keeper and the next
 /// process have as well: descriptors are closed for all of them. Other threads see to it
-/// [themselves](crate::threads::or_die).
+/// [themselves](crate::threads::Threads).
 fn die_of_panics() {
     let (this, tell) = (thread::current().id(), std::panic::take_hook());
     std::panic::set_hook(Box::new(move |panic| {

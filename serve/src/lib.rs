@@ -28,6 +28,7 @@ mod stop;
 mod take_over;
 mod threads;
 mod turns;
+mod untold;
 pub mod working_set;
 
 pub use client::{ClientError, ClientId};
@@ -36,7 +37,7 @@ pub use keeper::{Keeper, Kept};
 pub use limits::Limits;
 pub use pager::{Notice, Options, Pager};
 pub use restores::{Restored, Restores};
-pub use server::{Ended, Listen, OnFailure, OnStop, Server, Tell};
+pub use server::{Ended, FailedClient, Listen, OnFailure, OnStop, Server, Tell};
 pub use source::MemoryFile;
 pub use stats::{Latency, Stats};
 pub use take_over::{TakeOverError, TakeOverSocket, TakenOver};

@@ -39,15 +39,20 @@ pub(crate) enum LeftChild {
 }
 
 impl Parts {
-    /// Notes a client whose memory is this.
+    /// Notes a client whose memory is this, with why it cannot be served, if so.
     ///
     /// # Errors
     ///
     /// When there are too many clients, no memory or no descriptor.
-    pub(crate) fn new(table: &Arc<Table>, entry: Entry, map: Map) -> io::Result<Self> {
+    pub(crate) fn new(
+        table: &Arc<Table>,
+        entry: Entry,
+        map: Map,
+        failure: Option<&Failure>,
+    ) -> io::Result<Self> {
         let journal = Journal::new(entry.number, &map.records(), BATCH, table.is_kept())?;
         step();
-        let slot = table.add(&entry, journal.descriptor())?;
+        let slot = table.add_failed(&entry, journal.descriptor(), failure)?;
         step();
         Ok(Self { slot, entry, map, journal })
     }
@@ -241,7 +246,7 @@ impl Noted<'_> {
         let parent = self.entry.number;
         let entry = Entry { number, descriptor, parent, ..self.entry.clone() };
         let map = self.map.fork().map_err(Failure::Map);
-        match map.and_then(|map| Parts::new(table, entry, map).map_err(not_noted)) {
+        match map.and_then(|map| Parts::new(table, entry, map, None).map_err(not_noted)) {
             Ok(parts) => Ok(ForkedChild { parts, userfaultfd }),
             Err(failure) => {
                 // For ever: closed, the child's memory would read as zeros.

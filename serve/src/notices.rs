@@ -7,13 +7,16 @@ use std::sync::mpsc::{Receiver, channel};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::client::{Client, ClientId};
 use crate::pager::{Left, Notice, Options, Pager};
 use crate::state::table::Table;
+use crate::untold::Untold;
 
 /// Notices of a pager, in a queue. Their descriptor can be read when there are some.
 pub(crate) struct Notices {
     queue: Receiver<Notice>,
     wake: Wake,
+    untold: Arc<Untold>,
 }
 
 /// Wakes the thread that waits for notices.
@@ -42,12 +45,20 @@ impl Notices {
             let _ = send.send(notice);
             told.wake();
         };
-        let pager = Pager::start(options.clone(), table, left, Box::new(tell))?;
-        Ok((pager, Self { queue, wake }))
+        let untold = Arc::<Untold>::default();
+        let noted = Some(Arc::clone(&untold));
+        let pager = Pager::start(options.clone(), table, left, noted, Box::new(tell))?;
+        Ok((pager, Self { queue, wake, untold }))
     }
 
     pub(crate) fn wake(&self) -> Wake {
         self.wake.clone()
+    }
+
+    /// A client of which it was said that it has failed, once: it stays noted as long as this is
+    /// there.
+    pub(crate) fn failed(&self, client: ClientId) -> Option<Arc<Client>> {
+        self.untold.take(client)
     }
 
     /// Those that have come.

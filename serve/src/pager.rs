@@ -32,8 +32,9 @@ use crate::state::ring::Ring;
 use crate::state::table::{Entry, Slot, Table};
 use crate::stats::{Counter, Latency, Stats};
 use crate::steps::step;
-use crate::threads::{let_others_go_first, or_die, or_exit};
+use crate::threads::{Threads, let_others_go_first, or_exit};
 use crate::turns::{Next, Share, Turns};
+use crate::untold::Untold;
 use crate::working_set::{Recorder, WorkingSet};
 
 /// How faults are served.
@@ -149,7 +150,7 @@ impl Options {
     /// When descriptors or threads run out.
     pub fn start(self, on_notice: impl Fn(Notice) + Send + Sync + 'static) -> io::Result<Pager> {
         let table = self.table(false)?;
-        Pager::start(self, table, None, Box::new(on_notice))
+        Pager::start(self, table, None, None, Box::new(on_notice))
     }
 
     pub(crate) fn table(&self, is_kept: bool) -> io::Result<Arc<Table>> {
@@ -241,6 +242,7 @@ struct Shared {
     jobs: Mutex<Sender<Arc<Client>>>,
     latency: Latency,
     is_over: AtomicBool,
+    untold: Option<Arc<Untold>>,
     on_notice: Box<dyn Fn(Notice) + Send + Sync>,
 }
 
@@ -346,11 +348,13 @@ const SMALL_PIECES: usize = 16;
 const LOOK: Duration = Duration::from_millis(500);
 
 impl Pager {
-    /// Starts with the clients that processes before this one have left in the table.
+    /// Starts with the clients that processes before this one have left in the table. Clients that
+    /// have failed are put where they are noted until they are taken from there.
     pub(crate) fn start(
         options: Options,
         table: Arc<Table>,
         left: Option<Left<'_>>,
+        untold: Option<Arc<Untold>>,
         on_notice: Box<dyn Fn(Notice) + Send + Sync>,
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -358,6 +362,7 @@ impl Pager {
         epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE), EDGES)?;
         let (jobs, todo) = mpsc::channel();
         let (workers, limits) = (options.workers, options.limits.clone());
+        let threads = Threads::of(&table);
         let shared = Arc::new_cyclic(|shared: &std::sync::Weak<Shared>| {
             let shared = shared.clone();
             let run = move |task: &Task, buffer: &mut Vec<u8>| {
@@ -372,13 +377,14 @@ impl Pager {
                 turns: Turns::new(),
                 clients: RwLock::default(),
                 table: Arc::clone(&table),
-                reads: Arc::new(Reads::new(limits.reads, limits.all_reads, run)),
+                reads: Arc::new(Reads::new(limits.reads, limits.all_reads, threads, run)),
                 recorders: Mutex::default(),
                 ahead: Ahead::default(),
                 replays: Replays::default(),
                 jobs: Mutex::new(jobs),
                 latency: Latency::default(),
                 is_over: AtomicBool::new(false),
+                untold,
                 on_notice,
             }
         });
@@ -410,15 +416,14 @@ impl Pager {
             self.spawn("pervma-replay", Shared::fill_replays)?;
         }
         let shared = Arc::clone(&self.shared);
-        let background = thread::Builder::new().name("pervma-close".to_owned());
-        self.background = Some(background.spawn(move || shared.look_after(&todo))?);
+        let close = move || shared.look_after(&todo);
+        self.background = Some(Threads::of(&self.shared.table).start("pervma-close", close)?);
         Ok(())
     }
 
     fn spawn(&mut self, name: &str, work: impl FnOnce(&Shared) + Send + 'static) -> io::Result<()> {
         let shared = Arc::clone(&self.shared);
-        let thread = thread::Builder::new().name(name.to_owned());
-        self.threads.push(thread.spawn(move || or_die(shared.table.is_kept(), || work(&shared)))?);
+        self.threads.push(Threads::of(&self.shared.table).start(name, move || work(&shared))?);
         Ok(())
     }
 
@@ -467,7 +472,7 @@ impl Pager {
             return Err(ClientError::TooMany(most));
         }
         let (table, granule) = (&self.shared.table, self.shared.options.granule);
-        let client = Client::new(table, userfaultfd, extents, source, granule, about)?;
+        let client = Client::new(table, userfaultfd, extents, source, granule, about, None)?;
         let id = client.id;
         self.shared.watch(Arc::new(client)).map_err(ClientError::Watch)?;
         Ok(id)
@@ -549,8 +554,10 @@ impl Pager {
             return Err(ClientError::TooMany(most));
         }
         let (table, granule) = (&self.shared.table, self.shared.options.granule);
-        let client = Client::new(table, userfaultfd, extents, nothing(), granule, about)?;
-        let (id, failure) = (client.id, Failure::Refused(reason));
+        let failure = Failure::Refused(reason);
+        let client =
+            Client::new(table, userfaultfd, extents, nothing(), granule, about, Some(&failure))?;
+        let id = client.id;
         let watched = self.shared.watch_failed(Arc::new(client), failure);
         watched.map_err(ClientError::Watch)?;
         Ok(id)
@@ -595,13 +602,6 @@ impl Pager {
             matches!(client.health.failure(), Some(Failure::Damaged | Failure::NotNoted(_)))
         };
         self.shared.all().iter().any(is_damaged)
-    }
-
-    /// Who wants to know has been told of a client's failure.
-    pub(crate) fn note_told(&self, client: ClientId) {
-        if let Some(client) = self.shared.client(client.0) {
-            client.slot.note_told();
-        }
     }
 
     /// Looks now whether a client's process has gone, and forgets it if so.
@@ -676,7 +676,18 @@ impl Shared {
             step();
         }
         for ring in rings {
-            let Some(batch) = ring.left() else { continue };
+            let batch = match ring.left() {
+                Ok(None) => continue,
+                Ok(Some(batch)) => batch,
+                Err(error) => {
+                    tracing::error!("messages of a client, of which it is not known: {error}");
+                    ring.end();
+                    for client in &clients {
+                        client.fail(Failure::Damaged);
+                    }
+                    continue;
+                }
+            };
             let reader = clients.iter().find(|client| client.id.0 == batch.client);
             let Some(client) = reader.cloned() else { continue };
             let child_with = |descriptor: i32| {
@@ -806,6 +817,9 @@ impl Shared {
 
     fn tell_failure(&self, client: &Arc<Client>, failure: Failure) {
         if !client.slot.was_told() {
+            if let Some(untold) = &self.untold {
+                untold.put(client);
+            }
             (self.on_notice)(Notice::Failed { client: client.id, failure });
         }
         // It is not known what would have to be poisoned.

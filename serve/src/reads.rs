@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::client::{Client, ClientId};
+use crate::threads::Threads;
 
 /// A read that is to be done.
 pub(crate) struct Task {
@@ -28,6 +28,7 @@ pub(crate) struct Reads {
     todo: Condvar,
     per_client: usize,
     in_all: usize,
+    threads: Threads,
     run: Box<Run>,
 }
 
@@ -65,6 +66,7 @@ impl Reads {
     pub(crate) fn new(
         per_client: usize,
         in_all: usize,
+        threads: Threads,
         run: impl Fn(&Task, &mut Vec<u8>) + Send + Sync + 'static,
     ) -> Self {
         let (state, todo) = (Mutex::default(), Condvar::new());
@@ -73,6 +75,7 @@ impl Reads {
             todo,
             per_client: per_client.max(1),
             in_all: in_all.max(1),
+            threads,
             run: Box::new(run),
         }
     }
@@ -113,8 +116,7 @@ impl Reads {
 
     fn start(self: &Arc<Self>) -> io::Result<()> {
         let reads = Arc::clone(self);
-        let thread = thread::Builder::new().name("pervma-read".to_owned()).stack_size(STACK);
-        thread.spawn(move || reads.work()).map(drop)
+        self.threads.start_with_stack(STACK, "pervma-read", move || reads.work()).map(drop)
     }
 
     fn work(&self) {

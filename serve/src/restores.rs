@@ -9,7 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use pervma_pager::sys::RemoteUserfaultfd;
@@ -18,7 +18,7 @@ use rustix::net::SocketType;
 
 use crate::blame::for_client;
 use crate::client::{About, ClientId};
-use crate::connection::{Came, Connection, Unknown, unknown};
+use crate::connection::{Came, Connection, Unknown, none_of_damaged, unknown};
 use crate::failure::Failure;
 use crate::handshake::criu::{Handshake, Told};
 use crate::images::Images;
@@ -33,7 +33,7 @@ use crate::state::table::{CONNECTIONS, Entry, Kind, Slot, Table};
 use crate::stats::Stats;
 use crate::stop::Stop;
 use crate::take_over::{self, TakeOverSocket, TakenOver};
-use crate::threads::{Watched, or_exit};
+use crate::threads::{Threads, Watched, or_exit};
 use crate::working_set::{SourceId, WorkingSet, WorkingSetError};
 
 /// A daemon that serves restores from the images of one checkpoint.
@@ -65,6 +65,19 @@ pub struct Restored {
     pub refused: u64,
     /// What was counted of the tasks.
     pub stats: Stats,
+}
+
+// What is counted, as the table has it.
+const COMPLETE: usize = 0;
+const FAILED: usize = 1;
+const REFUSED: usize = 2;
+
+impl Restored {
+    /// What was counted so far, by all processes.
+    fn of(table: &Table) -> Self {
+        let (own, stats) = table.counted();
+        Self { complete: own[COMPLETE], failed: own[FAILED], refused: own[REFUSED], stats }
+    }
 }
 
 impl Restores {
@@ -206,12 +219,13 @@ impl Restores {
         stop: BorrowedFd<'_>,
         started: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<Restored> {
-        let Kept { table, entries, mut descriptors, culprit, is_damaged, keeper, before } = kept;
+        let Kept { table, entries, mut descriptors, culprit, mut is_damaged, keeper, before } =
+            kept;
         let (is_kept, is_left) = (table.is_kept(), before > 0);
         let of_client = |(_, entry): &(Slot, Entry)| entry.kind == Kind::Client;
         let (clients, connections): (Vec<_>, Vec<_>) = entries.into_iter().partition(of_client);
         let is_of_these = |entry: &Entry| entry.source == self.identity;
-        let ([complete, failed, refused], stats) = table.counted();
+        let ended = Restored::of(&table);
         let source = |entry: &Entry| is_of_these(entry).then(|| self.images.source());
         let left =
             Left { entries: clients, descriptors: &mut descriptors, source: &source, culprit };
@@ -221,7 +235,7 @@ impl Restores {
         let mut control = Control {
             daemon: self,
             pager: Arc::new(pager),
-            ended: Restored { complete, failed, refused, stats },
+            ended,
             table,
             keeper,
             notices,
@@ -231,13 +245,12 @@ impl Restores {
         };
         for (slot, entry) in connections {
             let listen = (entry.source == control.daemon.identity).then_some(0);
-            if let Some((connection, came)) =
-                Connection::left(slot, &entry, listen, culprit, &mut descriptors)
-            {
-                control.take_left(connection, came);
-            }
+            let left = Connection::left(slot, &entry, listen, culprit, &mut descriptors);
+            let Some((connection, came)) = left else { continue };
+            is_damaged |= came.is_err();
+            control.take_left(connection, none_of_damaged(came));
         }
-        let is_damaged = is_damaged || control.pager.is_damaged();
+        is_damaged |= control.pager.is_damaged();
         for descriptor in descriptors.rest() {
             control.take_unknown(descriptor, is_damaged);
         }
@@ -292,7 +305,7 @@ struct Transfer {
 }
 
 impl Transfer {
-    fn start(pager: Arc<Pager>) -> io::Result<Self> {
+    fn start(pager: Arc<Pager>, threads: Threads) -> io::Result<Self> {
         let (todo, clients) = channel();
         let fill = move || {
             for client in clients {
@@ -302,7 +315,7 @@ impl Transfer {
                 }
             }
         };
-        let thread = thread::Builder::new().name("pervma-transfer".to_owned()).spawn(fill)?;
+        let thread = threads.start("pervma-transfer", fill)?;
         Ok(Self { todo, thread, since: Instant::now() })
     }
 }
@@ -413,7 +426,7 @@ impl Control {
 
     fn accept(&mut self) {
         // Before there is a peer that would be lost without.
-        let inbox = Handshake::inbox(self.table.is_kept());
+        let inbox = self.table.leaves_room().and_then(|()| Handshake::inbox(self.table.is_kept()));
         let accepted = inbox.and_then(|inbox| Ok((self.daemon.listener.accept()?.0, inbox)));
         match accepted.and_then(|(socket, inbox)| self.greet(socket, inbox)) {
             Ok(()) => {}
@@ -454,13 +467,16 @@ impl Control {
     /// A restore that another process has served.
     fn take_left(&mut self, connection: Connection, came: Option<Came>) {
         let (id, mark) = (id_of(&connection), connection.mark());
-        let is_deadly = came.as_ref().is_some_and(|came| came.is_deadly);
-        if mark & RUNS != 0 {
-            connection.understood();
-        }
-        let arriving = came
-            .filter(|_| mark & RUNS == 0)
-            .map(|came| Handshake::with(&self.daemon.limits, came.inbox, came.descriptors, true));
+        let mut refused = None;
+        let arriving = if mark & RUNS != 0 {
+            connection.understood(came);
+            None
+        } else {
+            came.map(|came| {
+                refused = came.refused;
+                Handshake::with(&self.daemon.limits, came.inbox, came.descriptors, true)
+            })
+        };
         let is_arriving = arriving.is_some();
         self.begin(connection, arriving);
         let Some(restore) = self.restores.get_mut(&id) else { return };
@@ -471,8 +487,8 @@ impl Control {
         }
         if mark & RUNS != 0 {
             self.begin_transfer(id);
-        } else if is_deadly {
-            self.refuse(id, &Failure::Deadly);
+        } else if let Some(refused) = refused {
+            self.refuse(id, &refused);
         } else if mark & HAS_FAILED != 0 {
             self.refuse(id, &"a process before this one has refused it");
         } else if is_arriving {
@@ -490,6 +506,8 @@ impl Control {
                 }
             }
             Unknown::Userfaultfd(userfaultfd) if is_damaged => {
+                self.table.count(FAILED);
+                self.ended = Restored::of(&self.table);
                 let reason = Failure::Damaged.to_string();
                 if let Err(error) = self.pager.refuse(userfaultfd, &[], reason) {
                     tracing::error!(%error, "a task may read zeros");
@@ -594,9 +612,8 @@ impl Control {
             self.fail_closed(id, descriptor, &why.to_string());
         }
         if let Some(restore) = self.restores.get(&id) {
-            restore.connection.understood();
+            restore.connection.understood(handshake);
         }
-        drop(handshake);
         // It is told when it is so.
         if is_restorer {
             tracing::error!(restore = id, pid, "a restore has failed: {why}");
@@ -609,8 +626,9 @@ impl Control {
     fn begin_transfer(&mut self, id: u64) {
         let Some(restore) = self.restores.get_mut(&id) else { return };
         restore.mark(RUNS);
-        restore.connection.understood();
-        let is_first = restore.arriving.take().is_some();
+        let arriving = restore.arriving.take();
+        let is_first = arriving.is_some();
+        restore.connection.understood(arriving);
         // As if it were closed.
         let _ = restore.connection.socket.shutdown(Shutdown::Both);
         let expected = self.daemon.images.tasks().filter(|&task| {
@@ -619,7 +637,7 @@ impl Control {
         for task in expected.filter(|_| is_first) {
             tracing::warn!(restore = id, task, "a task has not come");
         }
-        match Transfer::start(Arc::clone(&self.pager)) {
+        match Transfer::start(Arc::clone(&self.pager), Threads::of(&self.table)) {
             Ok(transfer) => {
                 for &client in &restore.clients {
                     for set in &self.daemon.replays {
@@ -664,7 +682,9 @@ impl Control {
                     tracing::error!(restore, %client, "a task cannot be served: {failure}");
                 }
                 of.mark(HAS_FAILED);
-                self.pager.note_told(client);
+                if let Some(failed) = self.notices.failed(client) {
+                    failed.slot.note_told();
+                }
             }
             Notice::Kept { client } => {
                 tracing::error!(%client, "its memory cannot be poisoned: end the task");
@@ -710,13 +730,13 @@ impl Control {
             let Stats { faults, pages, poisoned, .. } = stats;
             let has_failed = has_failed || poisoned > 0;
             self.ended.stats += stats;
-            match (is_restorer, has_failed) {
-                (false, _) => self.ended.refused += 1,
-                (true, true) => self.ended.failed += 1,
-                (true, false) => self.ended.complete += 1,
-            }
-            let Restored { complete, failed, refused, stats } = self.ended;
-            self.table.set_counted([complete, failed, refused], stats);
+            self.table.set_gone(self.ended.stats);
+            connection.slot.count(match (is_restorer, has_failed) {
+                (false, _) => REFUSED,
+                (true, true) => FAILED,
+                (true, false) => COMPLETE,
+            });
+            self.ended = Restored::of(&self.table);
             drop(connection);
             let tasks = tasks.len();
             if let Some(took) = took {

@@ -18,8 +18,8 @@ use rustix::event::{Timespec, epoll};
 use rustix::net::SocketType;
 
 use crate::blame::for_client;
-use crate::client::{About, ClientError, ClientId};
-use crate::connection::{Came, Connection, Unknown, unknown};
+use crate::client::{About, Client, ClientError, ClientId};
+use crate::connection::{Came, Connection, Unknown, none_of_damaged, unknown};
 use crate::failure::Failure;
 use crate::handshake::Arrival;
 use crate::handshake::firecracker::Handshake;
@@ -33,9 +33,10 @@ use crate::state::Extent;
 use crate::state::inbox::Inbox;
 use crate::state::table::{CONNECTIONS, Entry, Kind, Slot, Table};
 use crate::stats::Stats;
+use crate::steps::step;
 use crate::stop::Stop;
 use crate::take_over::{self, TakeOverSocket, TakenOver};
-use crate::threads::{Watched, or_exit};
+use crate::threads::{Threads, Watched, or_exit};
 use crate::working_set::{SourceId, WorkingSet, WorkingSetError};
 
 /// A socket at which clients arrive, all with the same bytes.
@@ -115,13 +116,60 @@ pub enum OnFailure {
     Poison,
     /// Its process is killed.
     Kill,
-    /// Someone is told: the process, and why.
+    /// Someone is told.
     Tell(Box<Tell>),
 }
 
-/// Tells someone of a process that cannot be served, and why. It returns soon: meanwhile no client
-/// is accepted.
-pub type Tell = dyn FnMut(&Peer, &Failure) + Send;
+/// Tells someone of a client that cannot be served. It returns soon: meanwhile no client is
+/// accepted.
+pub type Tell = dyn FnMut(FailedClient) + Send;
+
+/// A client that cannot be served.
+///
+/// With a [`Keeper`](crate::Keeper), if this process dies, the next one tells of it again, until it
+/// is [noted](Self::note_told) that this was done: also of a client that has gone meanwhile. So it
+/// is to be kept until then, and no longer: the daemon ends when all of them are noted or dropped.
+pub struct FailedClient {
+    /// Freed first: without it nobody is told.
+    client: Arc<Client>,
+    connection: Arc<Connection>,
+    failure: Failure,
+    /// While there is one, the daemon has not come to its end.
+    _telling: Arc<()>,
+}
+
+impl FailedClient {
+    /// Its number, which the next process has for it too.
+    #[must_use]
+    pub fn id(&self) -> ClientId {
+        self.client.id
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn peer(&self) -> &Peer {
+        &self.connection.peer
+    }
+
+    /// Why.
+    #[must_use]
+    pub fn failure(&self) -> &Failure {
+        &self.failure
+    }
+
+    /// Who wants to know has been told.
+    pub fn note_told(self) {
+        step();
+        self.client.slot.note_told();
+        step();
+    }
+}
+
+impl fmt::Debug for FailedClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FailedClient").field("id", &self.id()).finish_non_exhaustive()
+    }
+}
 
 impl fmt::Debug for OnFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -169,6 +217,19 @@ pub struct Ended {
     pub failed: u64,
     /// What was counted of clients that have gone.
     pub stats: Stats,
+}
+
+// What is counted, as the table has it.
+const TAKEN: usize = 0;
+const REFUSED: usize = 1;
+const FAILED: usize = 2;
+
+impl Ended {
+    /// What was counted so far, by all processes.
+    fn of(table: &Table) -> Self {
+        let (own, stats) = table.counted();
+        Self { clients: own[TAKEN], refused: own[REFUSED], failed: own[FAILED], stats }
+    }
 }
 
 impl Server {
@@ -291,9 +352,10 @@ impl Server {
         started: impl FnOnce() -> io::Result<()>,
         mut look: impl FnMut(&Pager, &Ended),
     ) -> io::Result<Ended> {
-        let Kept { table, entries, mut descriptors, culprit, is_damaged, keeper, before } = kept;
+        let Kept { table, entries, mut descriptors, culprit, mut is_damaged, keeper, before } =
+            kept;
         let (is_kept, is_left) = (table.is_kept(), before > 0);
-        let ([taken, refused, failed], stats) = table.counted();
+        let ended = Ended::of(&table);
         let of_client = |(_, entry): &(Slot, Entry)| entry.kind == Kind::Client;
         let (clients, connections): (Vec<_>, Vec<_>) = entries.into_iter().partition(of_client);
         let owners: Vec<_> =
@@ -312,7 +374,7 @@ impl Server {
             server: self,
             epoll,
             pager: Some(Arc::new(pager)),
-            ended: Ended { clients: taken, refused, failed, stats },
+            ended,
             table,
             keeper,
             notices,
@@ -321,6 +383,7 @@ impl Server {
             recorded: HashMap::new(),
             looked: Instant::now(),
             is_resting: false,
+            telling: Arc::default(),
         };
         let stop = or_exit(is_left, Stop::of(stop))?;
         or_exit(is_left, control.watch(stop.as_fd(), STOP))?;
@@ -335,12 +398,13 @@ impl Server {
             let listen = control.server.listen_of(entry.source);
             let left = Connection::left(slot, &entry, listen, culprit, &mut descriptors);
             let Some((connection, came)) = left else { continue };
+            is_damaged |= came.is_err();
+            let came = none_of_damaged(came);
             let owns = |(owner, ..): &&(u64, u64, u64)| *owner == entry.number;
             let client = owners.iter().find(owns).map(|(_, client, _)| ClientId(*client));
             control.take_left(connection, came, client);
         }
-        let is_damaged =
-            is_damaged || control.pager.as_ref().is_some_and(|pager| pager.is_damaged());
+        is_damaged |= control.pager.as_ref().is_some_and(|pager| pager.is_damaged());
         for descriptor in descriptors.rest() {
             control.take_unknown(descriptor, is_damaged);
         }
@@ -367,6 +431,8 @@ const TAKE_OVER: u64 = 2;
 const LISTENS: u64 = 3;
 /// How often at least it is looked at the time.
 const LOOK: Duration = Duration::from_millis(500);
+/// Why a peer is refused that may not be served.
+const OTHER_USER: &str = "its user is not one that is served";
 /// Peers that are accepted in a row, before others are looked at.
 const IN_A_ROW: usize = 64;
 
@@ -379,7 +445,7 @@ struct Pending {
 
 /// A client.
 struct Served {
-    connection: Connection,
+    connection: Arc<Connection>,
     client: ClientId,
 }
 
@@ -399,6 +465,8 @@ struct Control {
     /// Nobody is accepted now.
     is_resting: bool,
     ended: Ended,
+    /// Had by those of whom someone is being told.
+    telling: Arc<()>,
 }
 
 impl Control {
@@ -457,7 +525,10 @@ impl Control {
         for _ in 0..IN_A_ROW {
             let listener = &self.server.listens[listen].listener;
             // Before there is a peer that would be lost without.
-            let inbox = Handshake::inbox(&self.server.limits, self.table.is_kept());
+            let inbox = self
+                .table
+                .leaves_room()
+                .and_then(|()| Handshake::inbox(&self.server.limits, self.table.is_kept()));
             let accepted = inbox.and_then(|inbox| Ok((listener.accept()?.0, inbox)));
             let (connection, inbox) = match accepted {
                 Ok(accepted) => accepted,
@@ -509,9 +580,8 @@ impl Control {
     fn greet(&mut self, listen: usize, socket: UnixStream, inbox: Inbox) -> io::Result<()> {
         let noted = self.server.noted_source(listen);
         let connection = Connection::of(&self.table, listen, noted, socket, &inbox)?;
-        let peer = &connection.peer;
-        if self.server.uids.as_ref().is_some_and(|uids| !uids.contains(&peer.uid)) {
-            self.refuse(peer, &"its user is not one that is served");
+        if !self.lets(&connection.peer) {
+            self.refuse(&connection, &OTHER_USER);
             return Ok(());
         }
         if self.pending.len() >= self.server.limits.handshakes
@@ -525,6 +595,11 @@ impl Control {
         self.pending.push_back(Pending { connection, handshake });
         self.hear(token);
         Ok(())
+    }
+
+    /// Whether its user is one that is served.
+    fn lets(&self, peer: &Peer) -> bool {
+        self.server.uids.as_ref().is_none_or(|uids| uids.contains(&peer.uid))
     }
 
     /// A client that another process has served.
@@ -544,17 +619,41 @@ impl Control {
     /// A connection that another process had.
     fn take_left(&mut self, connection: Connection, came: Option<Came>, client: Option<ClientId>) {
         if let Some(client) = client {
-            connection.understood();
-            return self.keep_connection(Served { connection, client });
+            // That process may have died before it could.
+            if connection.slot.counted().is_none() {
+                let Peer { pid, uid, .. } = connection.peer;
+                let len = self.pager.as_ref().and_then(|pager| pager.len(client));
+                let bytes = len.unwrap_or_default();
+                tracing::info!(%client, pid, uid, bytes, "a client has come");
+                self.count(&connection.slot, TAKEN);
+            }
+            connection.understood(came);
+            return self.keep_connection(Served { connection: Arc::new(connection), client });
         }
-        // Else its client has gone.
-        let Some(Came { inbox, descriptors, is_deadly }) = came else { return };
+        let was = connection.slot.counted();
+        if was == Some(TAKEN) {
+            // Its client has gone.
+            return connection.understood(came);
+        }
+        // Else it has gone as well.
+        let Some(Came { inbox, descriptors, refused }) = came else { return };
+        let is_let = self.lets(&connection.peer);
+        if !is_let && inbox.bytes().is_empty() && descriptors.is_empty() {
+            // It was not heard, and is not now.
+            return self.refuse(&connection, &OTHER_USER);
+        }
         let handshake = Handshake::with(&self.server.limits, inbox, descriptors);
         let token = connection.number;
-        let is_watched = self.watch(connection.socket.as_fd(), token).is_ok();
+        let watched = self.watch(connection.socket.as_fd(), token);
         let pending = Pending { connection, handshake };
-        if is_deadly || !is_watched {
-            return self.refuse_pending(pending, &Failure::Deadly.to_string());
+        let refused = match refused {
+            Some(refused) => Some(refused.to_string()),
+            None if !is_let => Some(OTHER_USER.to_owned()),
+            None if was == Some(REFUSED) => Some("a process before this one has".to_owned()),
+            None => None,
+        };
+        if let Some(reason) = refused.or(watched.err().map(|error| error.to_string())) {
+            return self.refuse_pending(pending, &reason);
         }
         self.pending.push_back(pending);
         self.hear(token);
@@ -566,6 +665,8 @@ impl Control {
         match unknown(descriptor, listeners) {
             Unknown::Peer(listen, socket) => self.greet_late(listen, socket),
             Unknown::Userfaultfd(userfaultfd) if is_damaged => {
+                self.table.count(FAILED);
+                self.ended = Ended::of(&self.table);
                 if let Some(pager) = &self.pager
                     && let Err(error) = pager.refuse(userfaultfd, &[], Failure::Damaged.to_string())
                 {
@@ -638,7 +739,7 @@ impl Control {
                 let is_described = !matches!(error, ClientError::Memory(_));
                 let extents = if is_described { &arrival.extents[..] } else { &[] };
                 let error = error.to_string();
-                self.refuse(&pending.connection.peer, &error);
+                self.refuse(&pending.connection, &error);
                 return match kept {
                     Ok(kept) => self.fail_closed(pending, kept, extents, error),
                     Err(error) => tracing::error!(%error, "its memory may read as zeros"),
@@ -652,10 +753,12 @@ impl Control {
             self.recorded.insert(client, Arc::clone(&listen.source));
         }
         let Pending { connection, handshake } = pending;
-        connection.understood();
-        drop(handshake);
-        self.ended.clients += 1;
-        self.note_ended();
+        // While what it has said is there: if it has gone by now, the next process takes it again,
+        // and counts it then.
+        self.count(&connection.slot, TAKEN);
+        connection.understood(handshake);
+        // Before it is said that the client has come.
+        drop(kept);
         let peer = &connection.peer;
         tracing::info!(%client, pid = peer.pid, uid = peer.uid, bytes, "a client has come");
         if matches!(self.server.on_failure, OnFailure::Kill)
@@ -663,23 +766,24 @@ impl Control {
         {
             tracing::warn!(%client, %error, "it can only be poisoned if it cannot be served");
         }
-        self.keep_connection(Served { connection, client });
+        self.keep_connection(Served { connection: Arc::new(connection), client });
     }
 
-    fn note_ended(&self) {
-        let Ended { clients, refused, failed, stats } = self.ended;
-        self.table.set_counted([clients, refused, failed], stats);
+    /// Counts a peer or a client, if that was not done.
+    fn count(&mut self, slot: &Slot, what: usize) {
+        slot.count(what);
+        self.ended = Ended::of(&self.table);
     }
 
-    fn refuse(&mut self, peer: &Peer, error: &dyn fmt::Display) {
-        self.ended.refused += 1;
-        self.note_ended();
+    fn refuse(&mut self, connection: &Connection, error: &dyn fmt::Display) {
+        self.count(&connection.slot, REFUSED);
+        let peer = &connection.peer;
         tracing::warn!(pid = peer.pid, uid = peer.uid, "a peer is refused: {error}");
     }
 
     /// Refuses a peer that has perhaps brought a userfaultfd, and not said of which memory.
     fn refuse_pending(&mut self, mut pending: Pending, error: &str) {
-        self.refuse(&pending.connection.peer, &error);
+        self.refuse(&pending.connection, &error);
         // What it has sent is there, and it sends no more.
         let _ = pending.connection.socket.shutdown(Shutdown::Read);
         let len = self.server.listens[pending.connection.listen].source.size();
@@ -713,11 +817,11 @@ impl Control {
         match pager.refuse_client(userfaultfd, extents, reason, about) {
             Ok(client) => {
                 let Pending { connection, handshake } = pending;
-                connection.understood();
-                drop(handshake);
+                connection.understood(handshake);
                 // It sees that it was refused.
                 let _ = connection.socket.shutdown(Shutdown::Both);
-                self.served.insert(connection.number, Served { connection, client });
+                let served = Served { connection: Arc::new(connection), client };
+                self.served.insert(served.connection.number, served);
             }
             // There is no memory that would be zeros.
             Err(ClientError::NotUserfaultfd(_) | ClientError::NotSetUp) => {}
@@ -749,30 +853,9 @@ impl Control {
             }
             Notice::Recorded { client, set } => self.write_record(client, set),
             Notice::Failed { client, failure } => {
-                match failure {
-                    // It was told of, and counted.
-                    Failure::Refused(_) => {}
-                    // That is what was asked for.
-                    Failure::Stopped if self.server.on_stop == OnStop::Fail => {
-                        tracing::warn!(%client, "a client cannot be served: {failure}");
-                    }
-                    _ => {
-                        self.ended.failed += 1;
-                        self.note_ended();
-                        tracing::error!(%client, "a client cannot be served: {failure}");
-                    }
-                }
-                let served = self.served.values().find(|served| served.client == client);
-                match (served, &mut self.server.on_failure) {
-                    // The processes of forked children are not known.
-                    (None, _) | (_, OnFailure::Poison) => {}
-                    (Some(served), OnFailure::Tell(tell)) => {
-                        tell(&served.connection.peer, &failure)
-                    }
-                    (Some(served), OnFailure::Kill) => kill(served),
-                }
-                if let Some(pager) = &self.pager {
-                    pager.note_told(client);
+                // Once, for each time that it is said.
+                if let Some(failed) = self.notices.failed(client) {
+                    self.heed_failure(failed, failure);
                 }
             }
             Notice::Kept { client } => {
@@ -796,6 +879,38 @@ impl Control {
         }
     }
 
+    fn heed_failure(&mut self, client: Arc<Client>, failure: Failure) {
+        if !client.slot.was_counted() {
+            match failure {
+                // It was told of, and counted.
+                Failure::Refused(_) => {}
+                // That is what was asked for.
+                Failure::Stopped if self.server.on_stop == OnStop::Fail => {
+                    tracing::warn!(client = %client.id, "a client cannot be served: {failure}");
+                }
+                _ => {
+                    self.count(&client.slot, FAILED);
+                    tracing::error!(client = %client.id, "a client cannot be served: {failure}");
+                }
+            }
+            client.slot.note_counted();
+            step();
+        }
+        let served = self.served.values().find(|served| served.client == client.id);
+        match (served, &mut self.server.on_failure) {
+            // The processes of forked children are not known.
+            (None, _) | (_, OnFailure::Poison) => {}
+            (Some(served), OnFailure::Kill) => kill(served),
+            (Some(served), OnFailure::Tell(tell)) => {
+                let connection = Arc::clone(&served.connection);
+                let _telling = Arc::clone(&self.telling);
+                return tell(FailedClient { client, connection, failure, _telling });
+            }
+        }
+        client.slot.note_told();
+        step();
+    }
+
     fn write_record(&mut self, client: ClientId, mut set: WorkingSet) {
         let Some(file) = &self.server.record else { return };
         let source = self.recorded.remove(&client);
@@ -805,7 +920,7 @@ impl Control {
 
     fn forget(&mut self, client: ClientId, stats: Stats) {
         self.ended.stats += stats;
-        self.note_ended();
+        self.table.set_gone(self.ended.stats);
         self.served.retain(|_, served| served.client != client);
     }
 
@@ -878,6 +993,10 @@ impl Control {
         // What is left fails.
         drop(self.pager.take());
         self.read_notices();
+        // If this process dies meanwhile, the next one tells of them.
+        while Arc::strong_count(&self.telling) > 1 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         Ok(())
     }
 
@@ -898,7 +1017,7 @@ impl Control {
             let _ = send.send(());
             wake.wake();
         };
-        std::thread::Builder::new().name("pervma-fill".to_owned()).spawn(fill)?;
+        Threads::of(&self.table).start("pervma-fill", fill)?;
         Ok(filled)
     }
 }

@@ -10,9 +10,10 @@
 //! | the new one | [`READY`], when it could go on |
 //!
 //! Nobody serves meanwhile, for some milliseconds. The old one then notes in the table that it has
-//! come to its end: that decides whose the clients are, whoever dies when. The new one waits until
-//! the connection is closed, and looks there; if that is not noted, it notes that it does not wait
-//! any more. Of both only one can be noted.
+//! let go: that decides whose the clients are, whoever dies when. The new one waits until the
+//! connection is closed, and looks there; if that is not noted, it notes that it does not wait any
+//! more. Of both only one can be noted. With [`TABLE`] comes a number, which is noted as well: what
+//! is let go may be another's, who has asked later.
 //!
 //! Who has asked and does not say within [`LIMIT`] that it is ready is left alone, and the old one
 //! serves on.
@@ -106,6 +107,8 @@ pub struct TakenOver {
     listeners: Vec<UnixListener>,
     /// To who has served up to now, if that is not dead.
     connection: Option<OwnedFd>,
+    /// The number of that giving.
+    giving: u32,
     /// Set when that has let go: until then the sockets are its own.
     has_let_go: Arc<OnceLock<()>>,
 }
@@ -137,7 +140,11 @@ impl TakenOver {
                 REFUSE => {
                     return Err(TakeOverError::Refused(String::from_utf8_lossy(&bytes).into()));
                 }
-                TABLE => table = descriptors.into_iter().next(),
+                TABLE => {
+                    let giving = bytes[..].try_into().map_err(|_| TakeOverError::Malformed)?;
+                    let giving = u32::from_ne_bytes(giving);
+                    table = descriptors.into_iter().next().map(|table| (table, giving));
+                }
                 LISTENER => listeners.extend(descriptors.into_iter().map(UnixListener::from)),
                 DESCRIPTORS => {
                     let (numbers, rest) = bytes.as_chunks();
@@ -151,7 +158,7 @@ impl TakenOver {
                 _ => return Err(TakeOverError::Malformed),
             }
         }
-        let table = table.ok_or(TakeOverError::Malformed)?;
+        let (table, giving) = table.ok_or(TakeOverError::Malformed)?;
         // Out of the way of the numbers that are to be had.
         let above = above(&came);
         let (table, connection) = (Some(moved(table, above)?), Some(moved(connection, above)?));
@@ -161,7 +168,7 @@ impl TakenOver {
             .collect();
         let listeners = listeners?;
         let (descriptors, has_let_go) = (placed(came)?, Arc::default());
-        Ok(Self { table, descriptors, listeners, connection, has_let_go })
+        Ok(Self { table, descriptors, listeners, connection, giving, has_let_go })
     }
 
     /// What a service manager has kept of a daemon all of whose processes have died: descriptors by
@@ -179,15 +186,17 @@ impl TakenOver {
             if name == TABLE_NAME {
                 table = Some(descriptor);
             } else if let Some(number) = name.strip_prefix(NUMBER) {
-                let number = number.parse().map_err(|_| TakeOverError::Malformed)?;
+                let number: u32 = number.parse().map_err(|_| TakeOverError::Malformed)?;
+                let number = i32::try_from(number).map_err(|_| TakeOverError::Malformed)?;
                 came.push((number, descriptor));
             }
         }
         let Some(table) = table else { return Ok(None) };
         let table = moved(table, above(&came))?;
         let descriptors = placed(came)?;
-        let (listeners, connection, has_let_go) = (Vec::new(), None, Arc::default());
-        Ok(Some(Self { table: Some(table), descriptors, listeners, connection, has_let_go }))
+        let (listeners, connection, giving, has_let_go) = (Vec::new(), None, 0, Arc::default());
+        let table = Some(table);
+        Ok(Some(Self { table, descriptors, listeners, connection, giving, has_let_go }))
     }
 
     /// Whether a service manager keeps a descriptor of this name for [`stored`](Self::stored).
@@ -239,18 +248,22 @@ impl TakenOver {
         self.descriptors.numbers()
     }
 
-    /// Says that this program goes on from here, and waits until the other one has let go.
-    pub(crate) fn finish(&self, table: &Table) -> Result<(), TakeOverError> {
-        let Some(connection) = &self.connection else { return Ok(()) };
+    /// Says that this program goes on from here, and waits until the other one has let go; the
+    /// number of the giving.
+    pub(crate) fn finish(&self, table: &Table) -> Result<u32, TakeOverError> {
+        // A service manager gives it, and nobody else has it.
+        let Some(connection) = &self.connection else { return Ok(table.new_giving()) };
         send(connection, READY, &[], &[])?;
         // Until it is closed. If that is late, the other one may not have ended yet.
         while receive(connection, LIMIT).is_ok() {}
         // If it does so later, it sees that this program does not wait any more.
-        if table.waits_no_more() {
+        if table.waits_no_more(self.giving) {
             return Err(TakeOverError::NotLetGo);
         }
         self.has_let_go.get_or_init(|| ());
-        Ok(())
+        // That one's process has ended by giving it.
+        table.note_handed();
+        Ok(self.giving)
     }
 }
 
@@ -340,7 +353,8 @@ pub(crate) fn hear(
         Ok(Message { kind: ASK, bytes, .. }) if bytes == u64::from(VERSION).to_ne_bytes() => {
             // It has gone a moment ago, perhaps: nobody would give anything.
             if keeper.look() {
-                table.note_asked(connection.as_raw_fd(), false);
+                table.note_handed();
+                table.note_asked(connection.as_raw_fd(), None);
                 die();
             }
             "its keeper has gone: have it drain".to_owned()
@@ -363,25 +377,23 @@ pub(crate) fn give_if_asked(
     descriptors: &Descriptors,
     owned: &BTreeSet<i32>,
 ) -> bool {
-    let Some((number, was_giving)) = table.asked() else { return false };
+    let Some((number, given)) = table.asked() else { return false };
     // Nothing is given to whatever else has its number.
     let asks = |connection: &BorrowedFd<'_>| socket_type(connection) == Ok(SocketType::SEQPACKET);
     let Some(connection) = descriptors.borrow(number).filter(asks) else {
-        table.note_asked(-1, false);
+        table.note_asked(-1, None);
         return false;
     };
-    if !was_giving {
-        table.keep();
-    }
-    table.note_asked(number, true);
+    let giving = given.unwrap_or_else(|| table.new_giving());
+    table.note_asked(number, Some(giving));
     step();
     let give = || -> Result<(), TakeOverError> {
         // What another process has sent of it is not known: it is ready by now, or never.
-        if was_giving && !is_ready(connection, PollFlags::IN, Duration::ZERO)? {
+        if given.is_some() && !is_ready(connection, PollFlags::IN, Duration::ZERO)? {
             return Err(TakeOverError::NotLetGo);
         }
-        if !was_giving {
-            give(connection, number, table, descriptors, owned)?;
+        if given.is_none() {
+            give(connection, number, giving, table, descriptors, owned)?;
         }
         match receive(connection, LIMIT)?.kind {
             // It is there still, and waits.
@@ -391,7 +403,7 @@ pub(crate) fn give_if_asked(
         }
         step();
         // From here on all is the other program's, unless that has waited for too long.
-        if table.let_go() { Ok(()) } else { Err(TakeOverError::NotLetGo) }
+        if table.let_go(giving) { Ok(()) } else { Err(TakeOverError::NotLetGo) }
     };
     let given = give();
     step();
@@ -401,8 +413,7 @@ pub(crate) fn give_if_asked(
             tracing::warn!(%error, "nobody takes over: this program serves on");
             // So it sees that it gets nothing; the descriptor is closed as one that is not noted.
             let _ = rustix::net::shutdown(connection, rustix::net::Shutdown::Both);
-            table.note_asked(-1, false);
-            table.keep();
+            table.note_asked(-1, None);
             return false;
         }
     }
@@ -412,11 +423,12 @@ pub(crate) fn give_if_asked(
 fn give(
     connection: BorrowedFd<'_>,
     number: i32,
+    giving: u32,
     table: &Table,
     descriptors: &Descriptors,
     owned: &BTreeSet<i32>,
 ) -> Result<(), TakeOverError> {
-    send(connection, TABLE, &[], &[table.file().ok_or(TakeOverError::Version)?])?;
+    send(connection, TABLE, &giving.to_ne_bytes(), &[table.file().ok_or(TakeOverError::Version)?])?;
     for listener in owned.iter().filter_map(|&number| listening(number)) {
         send(connection, LISTENER, &[], &[listener])?;
         step();

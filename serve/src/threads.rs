@@ -4,10 +4,13 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::panic::AssertUnwindSafe;
+use std::thread::{self, JoinHandle};
 
 use rustix::process::{Pid, getppid};
 
 use crate::state::descriptors::List;
+use crate::state::table::Table;
 
 /// An error unless the calling thread is the only one of this process.
 pub(crate) fn expect_one() -> io::Result<()> {
@@ -74,14 +77,59 @@ pub(crate) fn set_stops(how: libc::c_int) {
     unsafe { libc::pthread_sigmask(how, set.as_ptr(), std::ptr::null_mut()) };
 }
 
-/// Does the work of a thread. If it panics, and another process takes the place of this one, this
-/// one ends: a thread less would be noticed by nobody.
-pub(crate) fn or_die(is_kept: bool, work: impl FnOnce()) {
-    // It has told of its panic.
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
-        Err(_) if is_kept => std::process::abort(),
-        Err(panic) => std::panic::resume_unwind(panic),
-        Ok(()) => {}
+/// Starts threads that serve clients.
+#[derive(Clone, Copy)]
+pub(crate) struct Threads {
+    /// Another process takes the place of this one. So this one ends if a thread panics: a thread
+    /// less would be noticed by nobody.
+    are_kept: bool,
+}
+
+impl Threads {
+    pub(crate) fn of(table: &Table) -> Self {
+        Self { are_kept: table.is_kept() }
+    }
+
+    /// Starts one.
+    ///
+    /// # Errors
+    ///
+    /// When none can be had.
+    pub(crate) fn start(
+        self,
+        name: &str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> io::Result<JoinHandle<()>> {
+        self.start_from(thread::Builder::new(), name, work)
+    }
+
+    /// Starts one with a stack of so many bytes.
+    ///
+    /// # Errors
+    ///
+    /// When none can be had.
+    pub(crate) fn start_with_stack(
+        self,
+        stack: usize,
+        name: &str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> io::Result<JoinHandle<()>> {
+        self.start_from(thread::Builder::new().stack_size(stack), name, work)
+    }
+
+    fn start_from(
+        self,
+        thread: thread::Builder,
+        name: &str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> io::Result<JoinHandle<()>> {
+        let work = move || match std::panic::catch_unwind(AssertUnwindSafe(work)) {
+            // It has told of its panic.
+            Err(_) if self.are_kept => std::process::abort(),
+            Err(panic) => std::panic::resume_unwind(panic),
+            Ok(()) => {}
+        };
+        thread.name(name.to_owned()).spawn(work)
     }
 }
 

@@ -143,6 +143,32 @@ fn of_shared_memory_what_is_there_stays_and_what_was_never_filled_is_zeros() {
 }
 
 #[test]
+fn a_child_shares_memory_with_its_parent() {
+    let _alone = alone();
+    const MISSING_SHMEM: u64 = 1 << 5;
+    let (pager, _notices) = start(Options::new().granule(4 * PAGE).ahead(4));
+    let bytes = random_bytes(64 * PAGE, 14);
+    let features = FORK | REMOVE | MISSING_SHMEM;
+    let Some(memory) = client(&pager, &bytes, features, Kind::Shared) else { return };
+    assert_eq!(memory.byte(3 * PAGE), bytes[3 * PAGE]);
+    memory.pages(2..5).advise(libc::MADV_REMOVE);
+    let wrong = common::in_child(|| {
+        memory.set(6 * PAGE, 99);
+        let expected = |page: usize| match page {
+            2..=4 => 0,
+            6 => 99,
+            _ => bytes[page * PAGE],
+        };
+        let wrong = (0..32).find(|&page| memory.byte(page * PAGE) != expected(page));
+        wrong.map_or(100, |page| page as i32)
+    });
+    assert_eq!(wrong, 100, "otherwise the page that was wrong");
+    assert_eq!([2, 6].map(|page| memory.byte(page * PAGE)), [0, 99]);
+    assert!(memory.pages(7..64).copy() == bytes[7 * PAGE..]);
+    memory.unmap();
+}
+
+#[test]
 fn what_may_be_freed_is_what_it_was_or_zeros() {
     let _alone = alone();
     let (pager, _notices) = start(Options::new().granule(PAGE));

@@ -48,17 +48,19 @@ fn arguments_arrive_as_they_are() {
             let directory = tempfile::tempdir().unwrap();
             let file = directory.path().join("arguments");
             let helper = ExecHelper::start(&writing(r#"printf '%s\n' "$@""#, &file)).unwrap();
-            for (pid, reason) in
-                [(4711, "a  b; $(c) 'd' \"e\" * \\"), (0, ""), (u32::MAX, "\u{e9}\t")]
-            {
-                assert_eq!(helper.run(pid, reason).unwrap(), Outcome::Exited(0));
+            for (id, pid, reason) in [
+                (1, 4711, "a  b; $(c) 'd' \"e\" * \\"),
+                (2, 0, ""),
+                (u64::MAX, u32::MAX, "\u{e9}\t"),
+            ] {
+                assert_eq!(helper.run(id, pid, reason).unwrap(), Outcome::Exited(0));
                 assert_eq!(fs::read_to_string(&file).unwrap(), format!("{pid}\n{reason}\n"));
             }
-            assert_eq!(helper.run(1, "a\0b").unwrap(), Outcome::Exited(0));
+            assert_eq!(helper.run(3, 1, "a\0b").unwrap(), Outcome::Exited(0));
             assert_eq!(fs::read_to_string(&file).unwrap(), "1\na b\n");
             // The limit is in the middle of a character.
             assert_eq!(
-                helper.run(1, &format!("x{}", "\u{e9}".repeat(3000))).unwrap(),
+                helper.run(4, 1, &format!("x{}", "\u{e9}".repeat(3000))).unwrap(),
                 Outcome::Exited(0)
             );
             let cut = format!("1\nx{}\n", "\u{e9}".repeat(2047));
@@ -72,8 +74,9 @@ fn the_end_of_the_command_is_reported() {
     child::alone(
         "the_end_of_the_command_is_reported",
         [|| {
-            let run =
-                |command: &[OsString]| ExecHelper::start(command).unwrap().run(1, "why").unwrap();
+            let run = |command: &[OsString]| {
+                ExecHelper::start(command).unwrap().run(1, 1, "why").unwrap()
+            };
             assert_eq!(run(&["true".into()]), Outcome::Exited(0));
             assert_eq!(run(&script("exit 7")), Outcome::Exited(7));
             assert_eq!(run(&script("kill -TERM $$")), Outcome::Killed(libc::SIGTERM));
@@ -107,11 +110,31 @@ fn a_command_that_takes_too_long_is_killed_with_what_it_started() {
                 format!("exec 3> '{}'; sleep 1000 & echo started >&3; sleep 1000", fifo.display());
             let limit = Duration::from_millis(300);
             let helper = ExecHelper::start_with_limit(&script(&text), limit).unwrap();
-            assert_eq!(helper.run(1, "why").unwrap(), Outcome::TimedOut);
+            assert_eq!(helper.run(1, 1, "why").unwrap(), Outcome::TimedOut);
             // The end of it is there once none of them is.
             rustix::fs::fcntl_setfl(&reader, rustix::fs::OFlags::empty()).unwrap();
             reader.read_to_end(&mut Vec::new()).unwrap();
-            assert_eq!(helper.run(1, "again").unwrap(), Outcome::TimedOut, "it answers on");
+            assert_eq!(helper.run(2, 1, "again").unwrap(), Outcome::TimedOut, "it answers on");
+        }],
+    );
+}
+
+#[test]
+fn a_run_that_is_asked_for_again_is_not_run_again() {
+    child::alone(
+        "a_run_that_is_asked_for_again_is_not_run_again",
+        [|| {
+            let directory = tempfile::tempdir().unwrap();
+            let file = directory.path().join("lines");
+            let helper =
+                ExecHelper::start(&script(&format!("echo $2 >> '{}'; exit $1", file.display())));
+            let helper = helper.unwrap();
+            for (id, status, reason, outcome) in
+                [(1, 3, "first", 3), (2, 4, "second", 4), (1, 5, "again", 3), (2, 5, "again", 4)]
+            {
+                assert_eq!(helper.run(id, status, reason).unwrap(), Outcome::Exited(outcome));
+            }
+            assert_eq!(fs::read_to_string(&file).unwrap(), "first\nsecond\n");
         }],
     );
 }
@@ -128,7 +151,7 @@ fn it_runs_the_command_for_a_process_in_the_sandbox() {
             let helper = ExecHelper::start(&script("exit 3")).unwrap();
             let pidfd = process(helper.pid());
             Sandbox::default().enter().unwrap();
-            assert_eq!(helper.run(1, "why").unwrap(), Outcome::Exited(3));
+            assert_eq!(helper.run(1, 1, "why").unwrap(), Outcome::Exited(3));
             assert!(std::process::Command::new("true").status().is_err());
             drop(helper);
             assert!(has_exited(&pidfd));
@@ -150,7 +173,7 @@ fn neither_helper_nor_command_has_descriptors_of_the_daemon() {
             rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty()).unwrap();
             let list = |command: &str| {
                 let helper = ExecHelper::start(&writing(command, &file)).unwrap();
-                assert_eq!(helper.run(1, "why").unwrap(), Outcome::Exited(0));
+                assert_eq!(helper.run(1, 1, "why").unwrap(), Outcome::Exited(0));
                 fs::read_to_string(&file).unwrap()
             };
             // It also has what it watches the command by, and for a moment what it starts it by.
@@ -191,7 +214,7 @@ fn signals_that_ask_the_daemon_to_end_end_commands_and_not_the_helper() {
             for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::USR1] {
                 kill_process(process, signal).unwrap();
             }
-            assert_eq!(helper.run(1, "why").unwrap(), Outcome::Killed(libc::SIGTERM));
+            assert_eq!(helper.run(1, 1, "why").unwrap(), Outcome::Killed(libc::SIGTERM));
         }],
     );
 }
@@ -232,8 +255,8 @@ fn a_helper_that_is_gone_is_an_error() {
             let pidfd = process(helper.pid());
             kill_process(Pid::from_raw(helper.pid().cast_signed()).unwrap(), Signal::KILL).unwrap();
             wait_exited(&pidfd);
-            assert!(helper.run(1, "why").is_err());
-            assert_eq!(helper.run(1, "why").unwrap_err().kind(), ErrorKind::BrokenPipe);
+            assert!(helper.run(1, 1, "why").is_err());
+            assert_eq!(helper.run(1, 1, "why").unwrap_err().kind(), ErrorKind::BrokenPipe);
         }],
     );
 }

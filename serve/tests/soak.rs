@@ -1,8 +1,8 @@
 //! Several processes at a time that discard, write, move, unmap and fork what is served to them, or
 //! die in the middle of it. Each compares every byte that it reads with what belongs there.
 //!
-//! Half of them have memory of their own, half share theirs with their children. The source has
-//! some of its pages at hand, is slow with others, and fails now and then. Or they are tasks that
+//! Half of them have memory of their own and fork, half have shared memory. The source has some of
+//! its pages at hand, is slow with others, and fails now and then. Or they are tasks that
 //! are restored: then all that they miss is filled meanwhile, and they make memory longer.
 //!
 //! Or the serving process dies again and again, at any time or at one of its steps, and another
@@ -11,9 +11,10 @@
 //! `PERVMA_SOAK_SECONDS` is how long; 5 without it. `PERVMA_SOAK_CLIENTS` is how many at a time,
 //! and `PERVMA_SOAK_DEATHS` how many milliseconds a serving process lives, on average; 4, and 30.
 //! What it does not do: huge pages, and sources that fail for good, which have tests of their own
-//! (`clients.rs`); processes that die of a client (`keeper.rs`). A child looks at what its own
-//! thread had: what another thread has moved at that time may be told in the wrong order
-//! (docs/serve.md).
+//! (`clients.rs`); processes that die of a client (`keeper.rs`); children that share memory, since
+//! what one process removes there is not told of another. A child looks at what its own thread had:
+//! what another thread has moved at that time may be told in the wrong order. docs/serve.md has
+//! both.
 #![expect(clippy::disallowed_types, reason = "flags of tests")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -163,7 +164,8 @@ impl Part {
                 }
                 self.place = Memory::map(self.memory.len, Kind::Anonymous).unwrap();
             }
-            94 if random.random_range(0..40) == 0 => {
+            // Not twice: at its address another thread may have something by now.
+            94 if self.states[page] != State::Unmapped && random.random_range(0..40) == 0 => {
                 self.memory.page(page).unmap();
                 self.states[page] = State::Unmapped;
             }
@@ -191,9 +193,9 @@ impl Part {
 /// A client: connects, and does random things for so long.
 fn client(protocol: Protocol, socket: &Path, seed: u64, time: Duration) {
     let events = userfaultfd(FORK | REMAP | REMOVE | UNMAP);
-    let may_fork = events.is_some();
-    let fd = events.or_else(|| userfaultfd(REMAP | REMOVE | UNMAP)).unwrap();
     let is_private = protocol == Protocol::Criu || seed.is_multiple_of(2);
+    let may_fork = events.is_some() && is_private;
+    let fd = events.or_else(|| userfaultfd(REMAP | REMOVE | UNMAP)).unwrap();
     let (kind, removal) = if is_private {
         (Kind::Anonymous, libc::MADV_DONTNEED)
     } else {
@@ -461,6 +463,15 @@ fn nothing_taken() -> ! {
     std::process::exit(NOTHING_TAKEN)
 }
 
+/// Says that the clients are over, when it is dropped.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
 /// How often serving processes die on average.
 fn often() -> Duration {
     let millis = std::env::var("PERVMA_SOAK_DEATHS").map_or(30, |text| text.parse().unwrap());
@@ -523,8 +534,10 @@ fn die_again_and_again(protocol: Protocol, name: &str) {
             }
             (daemon, took_over)
         });
+        // Also if a client has failed.
+        let over = Over(is_over);
         let count = run_clients(name, &socket, seconds);
-        is_over.store(true, Relaxed);
+        drop(over);
         let (daemon, took_over) = replace.join().unwrap();
         println!("{took_over} times another program has taken over; {}", end(daemon));
         count

@@ -4,10 +4,10 @@
 //! | word | |
 //! |---|---|
 //! | 0 | [`MAGIC`] with the version of the layout |
-//! | 1 | bytes that have come, in the upper half; in the lower half, how many are being received |
+//! | 1 | bytes that have come (32 bits), how many are being received (13), a part of the sum of both (19) |
 //! | 2 | a byte that the next one to come is not |
-//! | 3 | how many descriptors have come |
-//! | from 4 on | their numbers |
+//! | 3 | how many descriptors have come, twice |
+//! | from 4 on | their numbers, each twice |
 //! | from 16 on | what the kernel says of descriptors that come now |
 //! | from 64 on | the bytes |
 //!
@@ -31,6 +31,7 @@ use super::VERSION;
 use super::descriptors::Descriptors;
 use super::journal::Damaged;
 use super::memory::Memory;
+use super::record::{once, sum, twice};
 use crate::steps::step;
 
 const MAGIC: u64 = 0x5849_5652_4550_0000;
@@ -44,6 +45,16 @@ const BYTES: usize = 64;
 pub(crate) const DESCRIPTORS: usize = CONTROL - NUMBERS;
 /// Bytes that are received at a time, at most.
 const RECEIVED: usize = 4096;
+
+/// What is received is less than this.
+const RECEIVES: usize = (1 << 13) - 1;
+const _: () = assert!(RECEIVED <= RECEIVES);
+
+/// So many bytes have come, and so many are being received: one word, which is stored at once.
+fn state(len: usize, receives: usize) -> u64 {
+    let both = len as u64 | (receives as u64) << 32;
+    both | sum([both]) >> 45 << 45
+}
 
 /// An inbox.
 ///
@@ -73,6 +84,8 @@ impl Inbox {
         let words = BYTES + (bytes + RECEIVED).div_ceil(size_of::<u64>());
         let memory = if is_kept { Memory::of_file(words)? } else { Memory::of_process(words)? };
         memory.have(0, BYTES)?;
+        memory.store(COUNT, twice(0));
+        memory.store(STATE, state(0, 0));
         memory.store(0, MAGIC | u64::from(VERSION));
         Ok(Self { memory, len: 0 })
     }
@@ -90,23 +103,22 @@ impl Inbox {
             return Err(Damaged::Version);
         }
         let mut inbox = Self { memory, len: 0 };
-        let state = inbox.memory.load(STATE);
-        let (len, receives) = ((state >> 32) as usize, state as u32 as usize);
-        let count = inbox.memory.load(COUNT) as usize;
-        if len + receives > inbox.capacity() || count > DESCRIPTORS {
+        let noted = inbox.memory.load(STATE);
+        let (len, receives) = (noted as u32 as usize, (noted >> 32) as usize % (RECEIVES + 1));
+        let _ = inbox.numbers()?;
+        if noted != state(len, receives) || len + receives > inbox.capacity() {
             return Err(Damaged::Sum);
         }
         inbox.len = len;
         if receives > 0 && u64::from(inbox.byte(len)) != inbox.memory.load(OTHER) {
             for number in inbox.told() {
-                inbox.note(number);
+                inbox.note(number)?;
             }
             inbox.len += receives;
         }
         inbox.note_len(0);
-        let count = inbox.memory.load(COUNT) as usize;
-        let number = |at| (inbox.memory.load(NUMBERS + at) as u32).cast_signed();
-        let came = (0..count).filter_map(|at| descriptors.take(number(at))).collect();
+        let numbers = inbox.numbers()?;
+        let came = numbers.into_iter().filter_map(|number| descriptors.take(number)).collect();
         Ok((inbox, came))
     }
 
@@ -131,18 +143,27 @@ impl Inbox {
 
     /// So many bytes have come, and so many are being received.
     fn note_len(&self, receives: usize) {
-        self.memory.store(STATE, (self.len as u64) << 32 | receives as u64);
+        self.memory.store(STATE, state(self.len, receives));
+    }
+
+    /// The numbers of descriptors that are noted.
+    fn numbers(&self) -> Result<Vec<i32>, Damaged> {
+        let count = once(self.memory.load(COUNT)).filter(|&count| count <= DESCRIPTORS);
+        let number =
+            |at| once(self.memory.load(NUMBERS + at)).map(|number| (number as u32).cast_signed());
+        let numbers: Option<Vec<_>> = (0..count.ok_or(Damaged::Sum)?).map(number).collect();
+        numbers.ok_or(Damaged::Sum)
     }
 
     /// Notes a descriptor that has come, once.
-    fn note(&self, number: i32) {
-        let count = self.memory.load(COUNT) as usize;
-        let number = u64::from(number.cast_unsigned());
-        let is_noted = (0..count).any(|at| self.memory.load(NUMBERS + at) == number);
-        if !is_noted && count < DESCRIPTORS {
-            self.memory.store(NUMBERS + count, number);
-            self.memory.store(COUNT, count as u64 + 1);
+    fn note(&self, number: i32) -> Result<(), Damaged> {
+        let noted = self.numbers()?;
+        if !noted.contains(&number) && noted.len() < DESCRIPTORS {
+            let word = twice(number.cast_unsigned() as usize);
+            self.memory.store(NUMBERS + noted.len(), word);
+            self.memory.store(COUNT, twice(noted.len() + 1));
         }
+        Ok(())
     }
 
     /// The descriptors that the kernel has told of in the last receiving.
@@ -214,7 +235,8 @@ impl Inbox {
         step();
         if let Ok(received) = &received {
             for descriptor in &received.descriptors {
-                self.note(descriptor.as_raw_fd());
+                // Damaged, it is not used by the next process.
+                let _ = self.note(descriptor.as_raw_fd());
             }
             self.len += received.bytes;
         }
@@ -252,7 +274,7 @@ impl Inbox {
     pub(crate) fn clear(&mut self) {
         self.len = 0;
         self.note_len(0);
-        self.memory.store(COUNT, 0);
+        self.memory.store(COUNT, twice(0));
     }
 }
 
@@ -407,6 +429,8 @@ mod tests {
     fn left(words: &[(usize, u64)]) -> Result<(usize, usize), Damaged> {
         let memory = Memory::of_process(PAGE).unwrap();
         memory.store(0, MAGIC | u64::from(VERSION));
+        memory.store(COUNT, twice(0));
+        memory.store(STATE, state(0, 0));
         words.iter().for_each(|&(at, word)| memory.store(at, word));
         let (inbox, came) = Inbox::left_in(memory, &mut Descriptors::default())?;
         Ok((inbox.bytes().len(), came.len()))
@@ -414,20 +438,31 @@ mod tests {
 
     #[test]
     fn lengths_that_cannot_be_are_refused() {
-        let capacity = ((PAGE - BYTES) * 8) as u64;
-        let state = |len: u64, receives: u64| (STATE, len << 32 | receives);
-        assert_eq!(left(&[state(capacity, 0)]), Ok((capacity as usize, 0)));
-        for (len, receives) in [(capacity, 1), (1, capacity), (u64::MAX >> 32, u64::MAX >> 32)] {
-            assert_eq!(left(&[state(len, receives)]), Err(Damaged::Sum), "{len} {receives}");
+        let capacity = (PAGE - BYTES) * 8;
+        let noted = |len: usize, receives: usize| (STATE, state(len, receives));
+        assert_eq!(left(&[noted(capacity, 0)]), Ok((capacity, 0)));
+        for (len, receives) in [(capacity, 1), (capacity - 7, 8), (u32::MAX as usize, RECEIVES)] {
+            assert_eq!(left(&[noted(len, receives)]), Err(Damaged::Sum), "{len} {receives}");
         }
-        for count in [DESCRIPTORS as u64 + 1, 1 << 32, u64::MAX] {
+        for bit in 0..64 {
+            let damaged = (STATE, state(700, 10) ^ 1 << bit);
+            assert_eq!(left(&[damaged]), Err(Damaged::Sum), "bit {bit}");
+        }
+        for word in [STATE, COUNT] {
+            assert_eq!(left(&[(word, 0)]), Err(Damaged::Sum), "word {word}");
+        }
+        for count in [twice(DESCRIPTORS + 1), 1, 1 << 32, u64::MAX] {
             assert_eq!(left(&[(COUNT, count)]), Err(Damaged::Sum), "{count}");
         }
         // Negative, and huge: they are not there.
-        let numbers = [u64::from(u32::MAX), u64::MAX, 1 << 31, 3].into_iter();
+        let numbers = [u32::MAX, i32::MAX.cast_unsigned(), 1 << 31, 3].into_iter().enumerate();
         let numbers: Vec<_> =
-            numbers.enumerate().map(|(at, number)| (NUMBERS + at, number)).collect();
-        assert_eq!(left(&[&[(COUNT, 4)], &numbers[..]].concat()), Ok((0, 0)));
+            numbers.map(|(at, number)| (NUMBERS + at, twice(number as usize))).collect();
+        assert_eq!(left(&[&[(COUNT, twice(4))], &numbers[..]].concat()), Ok((0, 0)));
+        for bit in 0..64 {
+            let damaged = (NUMBERS, twice(3) ^ 1 << bit);
+            assert_eq!(left(&[(COUNT, twice(1)), damaged]), Err(Damaged::Sum), "bit {bit}");
+        }
         for bit in 0..64 {
             let version = (MAGIC | u64::from(VERSION)) ^ 1 << bit;
             assert_eq!(left(&[(0, version)]), Err(Damaged::Version));
@@ -437,7 +472,7 @@ mod tests {
     #[test]
     fn whatever_the_kernel_seems_to_have_told_is_read_to_its_end_at_most() {
         let rights = u64::from_ne_bytes([1, 0, 0, 0, 1, 0, 0, 0]);
-        let came = (STATE, 8);
+        let came = (STATE, state(0, 8));
         for len in (0..=PAGE as u64).chain((0..64).map(|bit| u64::MAX >> bit)) {
             // One message, and another one behind it.
             for at in [CONTROL, CONTROL + 3, BYTES - 2] {

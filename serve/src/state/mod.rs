@@ -32,7 +32,7 @@ pub struct Extent {
 }
 
 /// The version of [`Extent`]'s layout, and of all else that a process leaves to the next one.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 impl Extent {
     /// Its bytes are those of the source.

@@ -151,14 +151,16 @@ impl Record {
     }
 }
 
-/// A count, twice, so that it is seen if it is damaged: one word, which is stored at once.
+/// A count, twice, so that it is seen if it is damaged, or was never stored: one word, which is
+/// stored at once, with the bits of the count and their contraries.
 pub(crate) fn twice(count: usize) -> u64 {
-    count as u64 | (count as u64) << 32
+    let count = count as u32;
+    u64::from(count) | u64::from(!count) << 32
 }
 
 /// The count that is there twice; `None` if it is damaged.
 pub(crate) fn once(word: u64) -> Option<usize> {
-    (word as u32 == (word >> 32) as u32).then_some(word as u32 as usize)
+    (word as u32 == !((word >> 32) as u32)).then_some(word as u32 as usize)
 }
 
 /// A sum that differs if a bit does: FNV-1a by words, mixed at the end as by MurmurHash3.

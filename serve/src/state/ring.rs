@@ -3,8 +3,9 @@
 //!
 //! | word of a ring's page | |
 //! |---|---|
-//! | 0 | the client whose messages these are, from before they are read until all are noted; 0 if there are none |
+//! | 0 | the client whose messages these are, twice, from before they are read until all are noted; 0 if there are none |
 //! | 1 | how many [changes](super::journal::Journal::changes) of the client were noted before |
+//! | 2 | a sum of both |
 //! | from 8 on | the messages: empty, until the kernel writes them |
 //!
 //! Of a batch whose reader died, so many events were noted as the client's journal has more changes
@@ -16,11 +17,14 @@ use std::sync::Arc;
 
 use pervma_pager::sys::{Event, Message};
 
+use super::journal::Damaged;
 use super::memory::MESSAGE;
+use super::record::{once, sum, twice};
 use super::table::Table;
 
 const CLIENT: usize = 0;
 const CHANGES: usize = 1;
+const SUM: usize = 2;
 const MESSAGES: usize = 8;
 /// Messages that are read at a time.
 pub(crate) const BATCH: usize = 32;
@@ -55,7 +59,8 @@ impl Ring {
         // Of a batch that was left here, and that nobody has ended: its client is there no more.
         self.clear();
         self.table.store(self.page + CHANGES, changes);
-        self.table.store(self.page + CLIENT, client);
+        self.table.store(self.page + SUM, sum([client, changes]));
+        self.table.store(self.page + CLIENT, twice(client as usize));
     }
 
     /// Space for the messages.
@@ -88,15 +93,22 @@ impl Ring {
 
     /// The batch that was left here, if there is one; no other one is begun before it is
     /// [ended](Self::end).
-    pub(crate) fn left(&mut self) -> Option<Left> {
-        let [client, changes] = [CLIENT, CHANGES].map(|word| self.table.load(self.page + word));
+    ///
+    /// # Errors
+    ///
+    /// When it is not known whose it is.
+    pub(crate) fn left(&mut self) -> Result<Option<Left>, Damaged> {
+        let load = |word| self.table.load(self.page + word);
         // All of it, whoever has read it.
         self.count = BATCH;
-        if client == 0 {
+        if load(CLIENT) == 0 {
             self.clear();
-            return None;
+            return Ok(None);
         }
-        Some(Left { client, changes })
+        let changes = load(CHANGES);
+        let client = once(load(CLIENT)).map(|client| client as u64);
+        let client = client.filter(|&client| load(SUM) == sum([client, changes]));
+        Ok(Some(Left { client: client.ok_or(Damaged::Sum)?, changes }))
     }
 }
 
@@ -126,17 +138,31 @@ mod tests {
         (0..3).for_each(|number| ring.write(number, [REMOVE, 0x1000, 0x2000, 0]));
 
         let mut next = Ring::all(&table).remove(0);
-        let left = next.left().map(|left| (left.client, left.changes));
-        assert_eq!(left, Some((1, 5)));
+        let left = next.left().unwrap().unwrap();
+        assert_eq!((left.client, left.changes), (1, 5));
         // The client is there no more, and another one's messages are read.
         next.begin(2, 7);
         next.write(0, [REMOVE, 0x3000, 0x4000, 0]);
 
         let mut last = Ring::all(&table).remove(0);
-        assert_eq!(last.left().map(|left| left.client), Some(2));
+        assert_eq!(last.left().unwrap().unwrap().client, 2);
         assert!(matches!(last.take(0), Event::Remove(range) if range == (0x3000..0x4000)));
         assert!((1..BATCH).all(|number| matches!(last.take(number), Event::Other(0))));
         last.end();
-        assert!(Ring::all(&table).remove(0).left().is_none());
+        assert!(Ring::all(&table).remove(0).left().unwrap().is_none());
+    }
+
+    #[test]
+    fn each_bit_that_says_whose_a_batch_is_is_found_if_it_is_damaged() {
+        let table = Table::new(1, false).unwrap();
+        let mut ring = Ring::all(&table).remove(0);
+        ring.begin(1, 5);
+        for bit in 0..(SUM + 1) * 64 {
+            let (word, flip) = (ring.page + bit / 64, 1 << (bit % 64));
+            table.store(word, table.load(word) ^ flip);
+            assert!(matches!(ring.left(), Err(Damaged::Sum)), "bit {bit}");
+            table.store(word, table.load(word) ^ flip);
+        }
+        assert!(ring.left().is_ok());
     }
 }
