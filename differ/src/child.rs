@@ -18,7 +18,10 @@ use pervma_linux::{
     Access, Config, Layout, Limits, Mm, NoBacking, Signal, Source, StdPlatform, VmFlags, abi,
 };
 
-use crate::op::NAMES;
+use crate::compare::NAMELESS;
+use crate::op::{Capability, NAMES};
+use crate::probe::{Calls, Probed, probe};
+use crate::ptrace::{Traced, check};
 
 /// The address of the page with the instructions.
 pub(crate) const CODE: usize = 0x2000_0000;
@@ -37,12 +40,14 @@ const NAME_SIZE: usize = 0x60;
 /// The path of the file of a process's memory, and its address in the same page.
 const MEMORY_FILE: &str = "/proc/self/mem";
 const MEMORY_FILE_AT: usize = CODE + 0x200;
+/// The address of the arguments of `capset`, `PR_SET_MM_MAP` and `open`, in the same page.
+const ARGUMENTS_AT: usize = CODE + 0x800;
 /// The offsets in the same page of a byte that is zero, and of one that is never read.
 const ZERO_AT: u64 = 0x100;
 const NOTHING_AT: u64 = 0x180;
 
 /// The descriptor of the first file in the child. The others follow it.
-pub(crate) const FIRST_FD: c_int = 40;
+pub(crate) const FIRST_FD: c_int = 32;
 
 /// The process. Only the thread that started it can trace it.
 #[derive(Debug)]
@@ -76,6 +81,10 @@ pub struct InitialState {
     pub special: Vec<Special>,
     /// The layout of its address space.
     pub layout: Layout,
+    /// The lowest address that is chosen.
+    pub lowest_choice: usize,
+    /// The lowest address that it may map.
+    pub mmap_min_addr: usize,
     /// Its limits.
     pub limits: Limits,
     /// The hard limits.
@@ -89,11 +98,15 @@ pub struct InitialState {
 }
 
 /// The capability to lock memory without a limit.
-pub(crate) const CAP_IPC_LOCK: u32 = 14;
+pub(crate) const CAP_IPC_LOCK: u32 = Capability::Lock.number();
 /// The capability to map low addresses.
-pub(crate) const CAP_SYS_RAWIO: u32 = 17;
+pub(crate) const CAP_SYS_RAWIO: u32 = Capability::RawIo.number();
 /// The capability that `MADV_HWPOISON` needs, among many others.
 pub(crate) const CAP_SYS_ADMIN: u32 = 21;
+/// The capability to open what is mapped.
+pub(crate) const CAP_CHECKPOINT_RESTORE: u32 = 40;
+/// The capability to set the addresses of a program's parts.
+pub(crate) const CAP_SYS_RESOURCE: u32 = Capability::Resource.number();
 
 impl InitialState {
     /// Defaults for tests that need no process.
@@ -102,6 +115,8 @@ impl InitialState {
         Self {
             special: Vec::new(),
             layout: Layout::default(),
+            lowest_choice: Config::default().lowest_choice,
+            mmap_min_addr: Config::default().mmap_min_addr,
             limits: Limits::default(),
             hard: Limits { locked: u64::MAX, stack: u64::MAX, ..Limits::default() },
             randomized: false,
@@ -144,8 +159,28 @@ fn is_canonical(addr: usize) -> bool {
     matches!(addr >> 47, 0 | 0x1_ffff)
 }
 
-fn check(result: c_long) -> io::Result<c_long> {
-    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+impl Calls for Child {
+    fn call(&mut self, number: c_long, arguments: [u64; 6]) -> io::Result<i64> {
+        let [rdi, rsi, rdx, r10, r8, r9] = arguments;
+        let rax = u64::try_from(number).unwrap_or(u64::MAX);
+        self.step(user_regs_struct {
+            rdi,
+            rsi,
+            rdx,
+            r10,
+            r8,
+            r9,
+            rax,
+            orig_rax: u64::MAX,
+            ..self.registers
+        })?;
+        self.wait()?;
+        Ok(self.read_registers()?.rax.cast_signed())
+    }
+
+    fn smaps(&self) -> io::Result<String> {
+        self.file("smaps")
+    }
 }
 
 impl Child {
@@ -186,7 +221,7 @@ impl Child {
         let pid = self.pid.cast_unsigned();
         let told = Mm::of_process(pid, NoBacking, Config::default());
         let (mm, _) = told.map_err(io::Error::other)?;
-        let Layout { start_brk, data_size, start_stack, .. } = mm.config().layout;
+        let told = mm.config().layout;
         let mut special = special_of(&mm)?;
 
         // The program's first instruction is overwritten with a system call.
@@ -200,11 +235,7 @@ impl Child {
         self.poke(CODE, INSTRUCTIONS)?;
         let names = NAMES.iter().zip((0..).map(name_at));
         for (text, start) in names.chain([(&MEMORY_FILE, MEMORY_FILE_AT)]) {
-            for (word, at) in text.as_bytes().chunks(8).zip((start..).step_by(8)) {
-                let mut bytes = [0; 8];
-                bytes[..word.len()].copy_from_slice(word);
-                self.poke(at, u64::from_le_bytes(bytes))?;
-            }
+            self.poke_bytes(start, text.as_bytes())?;
         }
         self.registers.rip = code;
         let not_writable = abi::PROT_READ | abi::PROT_EXEC;
@@ -218,28 +249,14 @@ impl Child {
         }
         self.find_absent(&mut special)?;
 
-        // The highest gap tells where the search for gaps begins.
-        let anonymous = abi::MAP_PRIVATE | abi::MAP_ANONYMOUS;
-        let top = self.must(libc::SYS_mmap, [0, page, 0, anonymous, u64::MAX, 0])?;
-        let guard = u64::try_from(abi::MADV_GUARD_INSTALL).unwrap_or(0);
-        self.must(libc::SYS_madvise, [top, page, guard, 0, 0, 0])?;
-        let marks_guards = self.file("smaps")?.lines().any(|line| line.ends_with(" gu "));
-        self.must(libc::SYS_munmap, [top, page, 0, 0, 0, 0])?;
-        // A hint below the lowest address that may be chosen is taken for that address.
-        let lowest = self.must(libc::SYS_mmap, [page, page, 0, anonymous, u64::MAX, 0])?;
-        self.must(libc::SYS_munmap, [lowest, page, 0, 0, 0, 0])?;
-        let brk = self.must(libc::SYS_brk, [0; 6])?;
-        let word = |word: u64| usize::try_from(word).map_err(io::Error::other);
-        let min_addr = fs::read_to_string("/proc/sys/vm/mmap_min_addr")?;
+        let Probed { top, lowest_choice, brk, mmap_min_addr, marks_guards } = probe(self)?;
         let layout = Layout {
-            mmap_base: word(top)? + abi::PAGE,
-            lowest_choice: word(lowest)?,
-            mmap_min_addr: min_addr.trim().parse().map_err(io::Error::other)?,
-            start_brk,
-            brk: word(brk)?,
-            data_size,
-            start_stack,
-            ..layout
+            mmap_base: top + abi::PAGE,
+            mmap_legacy_base: layout.mmap_legacy_base,
+            task_size: layout.task_size,
+            stack_guard_gap: layout.stack_guard_gap,
+            brk,
+            ..told
         };
         let [address_space, data, locked, stack] =
             [libc::RLIMIT_AS, libc::RLIMIT_DATA, libc::RLIMIT_MEMLOCK, libc::RLIMIT_STACK]
@@ -259,12 +276,19 @@ impl Child {
             locked: locked.rlim_max,
             stack: stack.rlim_max,
         };
-        let status = self.file("status")?;
-        let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-        let capabilities = u64::from_str_radix(capabilities.unwrap_or_default().trim(), 16)
-            .map_err(io::Error::other)?;
+        let [_, _, capabilities] = self.capabilities()?;
         let randomized = personality & no_random == 0;
-        Ok(InitialState { special, layout, limits, hard, randomized, marks_guards, capabilities })
+        Ok(InitialState {
+            special,
+            layout,
+            lowest_choice,
+            mmap_min_addr,
+            limits,
+            hard,
+            randomized,
+            marks_guards,
+            capabilities,
+        })
     }
 
     /// Touches the kernel's own pages, to know which of them are not there.
@@ -277,34 +301,6 @@ impl Child {
             }
         }
         Ok(())
-    }
-
-    /// Makes a system call, and returns the value of `rax` after it.
-    pub(crate) fn call(&mut self, number: c_long, arguments: [u64; 6]) -> io::Result<i64> {
-        let [rdi, rsi, rdx, r10, r8, r9] = arguments;
-        let rax = u64::try_from(number).unwrap_or(u64::MAX);
-        self.step(user_regs_struct {
-            rdi,
-            rsi,
-            rdx,
-            r10,
-            r8,
-            r9,
-            rax,
-            orig_rax: u64::MAX,
-            ..self.registers
-        })?;
-        self.wait()?;
-        Ok(self.read_registers()?.rax.cast_signed())
-    }
-
-    /// Makes a system call that must succeed.
-    fn must(&mut self, number: c_long, arguments: [u64; 6]) -> io::Result<u64> {
-        let result = self.call(number, arguments)?;
-        match i32::try_from(result) {
-            Ok(error @ -4095..0) => Err(io::Error::from_raw_os_error(-error)),
-            _ => Ok(result.cast_unsigned()),
-        }
     }
 
     /// Touches a byte.
@@ -333,14 +329,9 @@ impl Child {
         if signal == libc::SIGTRAP {
             return Ok(Ok(()));
         }
-        // SAFETY: plain data, for which zero is a value.
-        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        let to = std::ptr::from_mut(&mut info);
-        // SAFETY: the kernel writes a siginfo to where there is one.
-        check(unsafe { libc::ptrace(libc::PTRACE_GETSIGINFO, self.pid, 0, to) })?;
         /// `SI_KERNEL`: the processor gives no address.
         const KERNEL: c_int = 0x80;
-        Ok(match (signal, info.si_code) {
+        Ok(match (signal, self.traced().signal_code()?) {
             (libc::SIGSEGV, 1) => Err(Signal::NotMapped),
             (libc::SIGSEGV, 2) => Err(Signal::NotAllowed),
             // The instruction was fetched and did nothing, if there can be one at that address.
@@ -372,6 +363,115 @@ impl Child {
         Ok(done)
     }
 
+    /// Its capabilities: those it can hand on, those it may have, those it has.
+    fn capabilities(&self) -> io::Result<[u64; 3]> {
+        let status = self.file("status")?;
+        let mut sets = [0; 3];
+        for (set, name) in sets.iter_mut().zip(["CapInh:", "CapPrm:", "CapEff:"]) {
+            let digits = status.lines().find_map(|line| line.strip_prefix(name));
+            let digits = digits.unwrap_or_default().trim();
+            *set = u64::from_str_radix(digits, 16).map_err(io::Error::other)?;
+        }
+        Ok(sets)
+    }
+
+    /// Has the process drop a capability, or take it up again. Returns the result of that system
+    /// call.
+    pub(crate) fn set_capability(&mut self, capability: u32, has: bool) -> io::Result<i64> {
+        /// `_LINUX_CAPABILITY_VERSION_3`, for this thread.
+        const HEADER: u64 = 0x2008_0522;
+        let [inheritable, permitted, effective] = self.capabilities()?;
+        let bit = 1 << capability;
+        let effective = if has { effective | bit } else { effective & !bit };
+        // Twice, for the lower and the upper halves, 32 bits of each set.
+        let half = |set: u64, upper: bool| if upper { set >> 32 } else { set & 0xffff_ffff };
+        let first = |upper| half(effective, upper) | half(permitted, upper) << 32;
+        let [low, high] = [false, true].map(|upper| half(inheritable, upper));
+        let words = [HEADER, first(false), low | first(true) << 32, first(true) >> 32 | high << 32];
+        for (word, at) in words.into_iter().zip((ARGUMENTS_AT..).step_by(8)) {
+            self.poke(at, word)?;
+        }
+        let header = ARGUMENTS_AT as u64;
+        self.call(libc::SYS_capset, [header, header + 8, 0, 0, 0, 0])
+    }
+
+    /// Sets all addresses of its program's parts to what they are, but for the one that the option
+    /// of `prctl(PR_SET_MM)` is about. Returns the result of that system call.
+    pub(crate) fn set_addresses(&mut self, option: i32, addr: usize) -> io::Result<i64> {
+        /// `PR_SET_MM` and `PR_SET_MM_MAP`.
+        const SET: [u64; 2] = [35, 14];
+        /// In the order of `struct prctl_mm_map`: the options, and the fields of the stat file.
+        const PARTS: [(i32, usize); 11] = [
+            (abi::PR_SET_MM_START_CODE, 26),
+            (abi::PR_SET_MM_END_CODE, 27),
+            (abi::PR_SET_MM_START_DATA, 45),
+            (abi::PR_SET_MM_END_DATA, 46),
+            (abi::PR_SET_MM_START_BRK, 47),
+            (abi::PR_SET_MM_BRK, 0),
+            (abi::PR_SET_MM_START_STACK, 28),
+            (abi::PR_SET_MM_ARG_START, 48),
+            (abi::PR_SET_MM_ARG_END, 49),
+            (abi::PR_SET_MM_ENV_START, 50),
+            (abi::PR_SET_MM_ENV_END, 51),
+        ];
+        let brk = self.must(libc::SYS_brk, [0; 6])?;
+        let stat = self.file("stat")?;
+        // The name, in parentheses, is the second of the fields.
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
+        let fields: Vec<u64> = fields.map(|field| field.parse().unwrap_or(0)).collect();
+        let words = PARTS.map(|(part, field)| match field {
+            _ if part == option => addr as u64,
+            0 => brk,
+            field => fields.get(field - 3).copied().unwrap_or(0),
+        });
+        // No auxiliary vector, and no file.
+        let rest = [0, u64::from(u32::MAX) << 32];
+        for (word, at) in words.iter().chain(&rest).zip((ARGUMENTS_AT..).step_by(8)) {
+            self.poke(at, *word)?;
+        }
+        let size = 8 * (words.len() + rest.len()) as u64;
+        self.call(libc::SYS_prctl, [SET[0], SET[1], ARGUMENTS_AT as u64, size, 0, 0])
+    }
+
+    /// Where the mapping is in the folder of open files of mappings, if an address is in one of
+    /// memory that has an inode.
+    pub(crate) fn map_file(&mut self, at: usize) -> io::Result<Option<String>> {
+        let maps = String::from_utf8_lossy(self.maps()?).into_owned();
+        let hex = |digits| usize::from_str_radix(digits, 16).map_err(io::Error::other);
+        for line in maps.lines() {
+            let range = line.split(' ').next().unwrap_or_default();
+            let (start, end) = range.split_once('-').unwrap_or_default();
+            if (hex(start)?..hex(end)?).contains(&at) {
+                let is_memory = line.contains(" /memfd:") || line.ends_with(NAMELESS);
+                // The folder has numbers without zeros in front of them.
+                let name = format!("{:x}-{:x}", hex(start)?, hex(end)?);
+                return Ok(is_memory.then_some(name));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The path of the mapping of that name, for another process.
+    pub(crate) fn path_of_map_file(&self, name: &str) -> String {
+        format!("/proc/{}/map_files/{name}", self.pid)
+    }
+
+    /// Has the process open it, as the descriptor with this number. Returns 0 or the negated error
+    /// number.
+    pub(crate) fn open_map_file(&mut self, name: &str, number: c_int) -> io::Result<i64> {
+        let path = format!("/proc/self/map_files/{name}");
+        self.poke_bytes(ARGUMENTS_AT, path.as_bytes())?;
+        // What ends it.
+        self.poke(ARGUMENTS_AT + path.len(), 0)?;
+        let read_write = u64::try_from(libc::O_RDWR).unwrap_or(0);
+        let file = self.call(libc::SYS_open, [ARGUMENTS_AT as u64, read_write, 0, 0, 0, 0])?;
+        let Ok(opened) = u64::try_from(file) else { return Ok(file) };
+        let number = u64::try_from(number).unwrap_or(0);
+        self.must(libc::SYS_dup2, [opened, number, 0, 0, 0, 0])?;
+        self.must(libc::SYS_close, [opened, 0, 0, 0, 0, 0])?;
+        Ok(0)
+    }
+
     /// Forks, and returns the child, which is traced and stopped, or the negated error number.
     pub(crate) fn fork(&mut self) -> io::Result<Result<Self, i64>> {
         let flags = u64::try_from(libc::CLONE_PARENT | libc::SIGCHLD).unwrap_or(0);
@@ -388,10 +488,7 @@ impl Child {
         if self.wait_for_status()? >> 16 != libc::PTRACE_EVENT_FORK {
             return Ok(Err(self.read_registers()?.rax.cast_signed()));
         }
-        let mut number: libc::c_ulong = 0;
-        let to = std::ptr::from_mut(&mut number);
-        // SAFETY: the kernel writes a long to where there is one.
-        check(unsafe { libc::ptrace(libc::PTRACE_GETEVENTMSG, self.pid, 0, to) })?;
+        let number = self.traced().message()?;
         let pid = pid_t::try_from(number).map_err(io::Error::other)?;
         let child = Self {
             pid,
@@ -443,29 +540,22 @@ impl Child {
         fs::read_to_string(format!("/proc/{}/{name}", self.pid))
     }
 
+    fn traced(&self) -> Traced {
+        Traced(self.pid)
+    }
+
     fn step(&self, registers: user_regs_struct) -> io::Result<()> {
-        self.write_registers(registers)?;
+        self.traced().set_registers(&registers)?;
         self.request(libc::PTRACE_SINGLESTEP, 0, 0)
     }
 
     fn go_on(&self, registers: user_regs_struct) -> io::Result<()> {
-        self.write_registers(registers)?;
+        self.traced().set_registers(&registers)?;
         self.request(libc::PTRACE_CONT, 0, 0)
     }
 
-    fn write_registers(&self, registers: user_regs_struct) -> io::Result<()> {
-        let from = std::ptr::from_ref(&registers);
-        // SAFETY: the kernel reads registers from where there are some.
-        check(unsafe { libc::ptrace(libc::PTRACE_SETREGS, self.pid, 0, from) }).map(drop)
-    }
-
     fn read_registers(&self) -> io::Result<user_regs_struct> {
-        // SAFETY: integers, for which zero is a value.
-        let mut registers: user_regs_struct = unsafe { std::mem::zeroed() };
-        let to = std::ptr::from_mut(&mut registers);
-        // SAFETY: the kernel writes registers to where there are some.
-        check(unsafe { libc::ptrace(libc::PTRACE_GETREGS, self.pid, 0, to) })?;
-        Ok(registers)
+        self.traced().registers()
     }
 
     /// Writes a word, whatever the mapping allows.
@@ -473,9 +563,18 @@ impl Child {
         self.request(libc::PTRACE_POKEDATA, addr, usize::try_from(word).unwrap_or(0))
     }
 
+    /// Writes bytes, and zeros up to a whole word.
+    fn poke_bytes(&self, start: usize, bytes: &[u8]) -> io::Result<()> {
+        for (part, at) in bytes.chunks(8).zip((start..).step_by(8)) {
+            let mut word = [0; 8];
+            word[..part.len()].copy_from_slice(part);
+            self.poke(at, u64::from_le_bytes(word))?;
+        }
+        Ok(())
+    }
+
     fn request(&self, request: libc::c_uint, addr: usize, data: usize) -> io::Result<()> {
-        // SAFETY: these requests take numbers, and change the child's memory only.
-        check(unsafe { libc::ptrace(request, self.pid, addr, data) }).map(drop)
+        self.traced().request(request, addr, data)
     }
 
     /// Waits until it has stopped, and returns the signal that stopped it.
@@ -494,6 +593,12 @@ impl Child {
         }
         Err(io::Error::other(format!("the child has ended with status {status:#x}")))
     }
+}
+
+/// The capabilities that the text of `status` shows, as a set of bits.
+pub(crate) fn capabilities_of(status: &str) -> io::Result<u64> {
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    u64::from_str_radix(capabilities.unwrap_or_default().trim(), 16).map_err(io::Error::other)
 }
 
 /// Reads a limit of a process, where 0 is this one.

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use pervma_linux::{Access, Limits, Source, VmFlags, abi::*};
 
-use crate::child::{CAP_SYS_ADMIN, CODE, InitialState};
+use crate::child::{CAP_CHECKPOINT_RESTORE, CAP_SYS_ADMIN, CODE, InitialState};
 use crate::machine::Machine;
 use crate::op::{Op, Which};
 use crate::scene::Scene;
@@ -43,7 +43,7 @@ pub const ALL: &[Exception] = &[
     Exception {
         name: "instructions",
         why: "the process makes its system calls with the instructions in this page",
-        applies: |op, _, _| spoils_instructions(op),
+        applies: |op, scene, _| spoils_instructions(op, scene),
     },
     Exception {
         name: "long instruction",
@@ -87,7 +87,7 @@ pub const ALL: &[Exception] = &[
     Exception {
         name: "memory",
         why: "it would take more of the machine's memory than a test may",
-        applies: |op, scene, place| most_present(op, scene, place) > MOST_PRESENT,
+        applies: |op, scene, _| most_present(op, scene) > MOST_PRESENT,
     },
     Exception {
         name: "damage",
@@ -125,6 +125,22 @@ pub const ALL: &[Exception] = &[
             _ => false,
         },
     },
+    Exception {
+        name: "open mapping",
+        why: "who may open what is mapped is not decided by what is mapped",
+        applies: |op, _, place| {
+            let may = [CAP_CHECKPOINT_RESTORE, CAP_SYS_ADMIN].into_iter();
+            matches!(op, Op::Open { .. }) && !may.into_iter().any(|one| place.initial.has(one))
+        },
+    },
+    Exception {
+        name: "missing capability",
+        why: "which capabilities a process may take up is not decided by what is mapped",
+        applies: |op, _, place| match *op {
+            Op::Capability { which, has } => has && !place.initial.has(which.number()),
+            _ => false,
+        },
+    },
 ];
 
 /// Returns the first exception that a step is.
@@ -133,7 +149,7 @@ pub fn of(op: &Op, scene: &Scene, place: &Place<'_>) -> Option<&'static Exceptio
 }
 
 /// Whether the page of instructions would be another one after the step.
-fn spoils_instructions(op: &Op) -> bool {
+fn spoils_instructions(op: &Op, scene: &Scene) -> bool {
     let over = |addr: usize, len: usize| {
         // However the range is rounded.
         addr < CODE + PAGE && addr.saturating_add(len).saturating_add(PAGE) > CODE
@@ -143,6 +159,7 @@ fn spoils_instructions(op: &Op) -> bool {
             flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) == MAP_FIXED && over(addr, len)
         }
         Op::Munmap { addr, len } => over(addr, len),
+        Op::Brk { addr } => over(addr, scene.layout.brk.saturating_sub(addr)),
         Op::Mprotect { addr, len, prot } | Op::PkeyMprotect { addr, len, prot, .. } => {
             over(addr, len) && prot & PROT_EXEC == 0
         }
@@ -170,7 +187,7 @@ fn spoils_instructions(op: &Op) -> bool {
 }
 
 /// The most pages that the step can make present.
-fn most_present(op: &Op, scene: &Scene, place: &Place<'_>) -> usize {
+fn most_present(op: &Op, scene: &Scene) -> usize {
     let of = |addr: usize, len: usize, only: VmFlags| {
         let end = addr.saturating_add(len);
         let parts = scene.vmas.iter().filter(|(_, vma)| vma.flags.has(only));
@@ -185,9 +202,7 @@ fn most_present(op: &Op, scene: &Scene, place: &Place<'_>) -> usize {
         {
             len / PAGE
         }
-        Op::Brk { addr } if scene.locks_new => {
-            addr.saturating_sub(place.initial.layout.start_brk) / PAGE
-        }
+        Op::Brk { addr } if scene.locks_new => addr.saturating_sub(scene.layout.brk) / PAGE,
         Op::Mremap { addr, old_len, new_len, .. }
             if of(addr, old_len.max(1), VmFlags::LOCKED) > 0 =>
         {
@@ -197,6 +212,8 @@ fn most_present(op: &Op, scene: &Scene, place: &Place<'_>) -> usize {
             of(addr, len, VmFlags::LOCKED)
         }
         Op::Mlock { addr, len } | Op::Mlock2 { addr, len, flags: 0 } => of(addr, len, any),
+        // What cannot be locked is made present all the same.
+        Op::Mlock2 { addr, len, .. } => of(addr, len, VmFlags::DROPPABLE),
         Op::Mlockall { flags } if flags & MCL_CURRENT != 0 => of(0, usize::MAX, any),
         Op::Madvise {
             addr,
@@ -218,11 +235,11 @@ mod tests {
     fn name_of(
         op: &Op,
         initial: &InitialState,
-        locked: bool,
+        more: VmFlags,
         locks_new: bool,
     ) -> Option<&'static str> {
         let machine = Machine::here().unwrap();
-        let flags = VmFlags::READ | if locked { VmFlags::LOCKED } else { VmFlags::default() };
+        let flags = VmFlags::READ | more;
         let vma = Vma { flags, page_offset: 0, source: Source::Anonymous, anon: None, name: None };
         let vmas = vec![(HALF, vma)];
         let limits = Limits::default();
@@ -236,48 +253,49 @@ mod tests {
     fn what_would_take_much_memory_is_left_out_and_no_more() {
         let initial = InitialState::unborn();
         let Range { start: addr, end } = HALF;
-        let (len, page) = (end - addr, PAGE);
+        let (len, page, none) = (end - addr, PAGE, VmFlags::default());
         let mmap = |len, flags| Op::Mmap { addr: 0, len, prot: 1, flags, file: None, offset: 0 };
         let madvise = |len, advice| Op::Madvise { addr, len, advice };
         let mremap = |new_len| Op::Mremap { addr, old_len: page, new_len, flags: 1, new_addr: 0 };
-        // The step, whether the mapping is locked, whether new ones will be, and the verdict.
-        for (op, locked, locks_new, is_excluded) in [
-            (mmap(len, MAP_PRIVATE | MAP_ANONYMOUS), false, false, false),
-            (mmap(len, MAP_PRIVATE | MAP_ANONYMOUS), false, true, true),
-            (mmap(len, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE), false, false, true),
-            (mmap(len, MAP_PRIVATE | MAP_ANONYMOUS | MAP_LOCKED), false, false, true),
-            (mmap(2 * HUGE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_LOCKED), false, false, false),
-            (madvise(len, MADV_POPULATE_READ), false, false, true),
-            (madvise(len, MADV_POPULATE_WRITE), false, false, true),
-            (madvise(len, MADV_GUARD_INSTALL), false, false, true),
-            (madvise(page, MADV_POPULATE_WRITE), false, false, false),
-            (madvise(len, MADV_DONTNEED), false, false, false),
-            (Op::Mlock { addr, len }, false, false, true),
-            (Op::Mlock { addr, len: page }, false, false, false),
-            (Op::Mlock2 { addr, len, flags: 0 }, false, false, true),
-            (Op::Mlock2 { addr, len, flags: MLOCK_ONFAULT }, false, false, false),
-            (Op::Mlockall { flags: MCL_CURRENT }, false, false, true),
-            (Op::Mlockall { flags: MCL_FUTURE }, false, false, false),
-            (Op::Mprotect { addr, len, prot: 3 }, true, false, true),
-            (Op::Mprotect { addr, len, prot: 3 }, false, false, false),
-            (mremap(len), true, false, true),
-            (mremap(len), false, false, false),
-            (Op::Brk { addr: usize::MAX }, false, true, true),
-            (Op::Brk { addr: usize::MAX }, false, false, false),
-            (Op::Mincore { addr, len: 1 << 46, vector: addr }, false, false, true),
-            (Op::Mincore { addr, len, vector: addr }, false, false, false),
+        // The step, what the mapping is beside readable, whether new ones will be, and the verdict.
+        for (op, more, locks_new, is_excluded) in [
+            (mmap(len, MAP_PRIVATE | MAP_ANONYMOUS), none, false, false),
+            (mmap(len, MAP_PRIVATE | MAP_ANONYMOUS), none, true, true),
+            (mmap(len, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE), none, false, true),
+            (mmap(len, MAP_PRIVATE | MAP_ANONYMOUS | MAP_LOCKED), none, false, true),
+            (mmap(2 * HUGE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_LOCKED), none, false, false),
+            (madvise(len, MADV_POPULATE_READ), none, false, true),
+            (madvise(len, MADV_POPULATE_WRITE), none, false, true),
+            (madvise(len, MADV_GUARD_INSTALL), none, false, true),
+            (madvise(page, MADV_POPULATE_WRITE), none, false, false),
+            (madvise(len, MADV_DONTNEED), none, false, false),
+            (Op::Mlock { addr, len }, none, false, true),
+            (Op::Mlock { addr, len: page }, none, false, false),
+            (Op::Mlock2 { addr, len, flags: 0 }, none, false, true),
+            (Op::Mlock2 { addr, len, flags: MLOCK_ONFAULT }, none, false, false),
+            (Op::Mlock2 { addr, len, flags: MLOCK_ONFAULT }, VmFlags::DROPPABLE, false, true),
+            (Op::Mlockall { flags: MCL_CURRENT }, none, false, true),
+            (Op::Mlockall { flags: MCL_FUTURE }, none, false, false),
+            (Op::Mprotect { addr, len, prot: 3 }, VmFlags::LOCKED, false, true),
+            (Op::Mprotect { addr, len, prot: 3 }, none, false, false),
+            (mremap(len), VmFlags::LOCKED, false, true),
+            (mremap(len), none, false, false),
+            (Op::Brk { addr: usize::MAX }, none, true, true),
+            (Op::Brk { addr: usize::MAX }, none, false, false),
+            (Op::Mincore { addr, len: 1 << 46, vector: addr }, none, false, true),
+            (Op::Mincore { addr, len, vector: addr }, none, false, false),
         ] {
             let name = is_excluded.then_some("memory");
-            assert_eq!(name_of(&op, &initial, locked, locks_new), name, "{op}");
+            assert_eq!(name_of(&op, &initial, more, locks_new), name, "{op}");
         }
     }
 
     #[test]
     fn memory_is_damaged_only_without_the_privilege_to_do_so() {
         let damage = Op::Madvise { addr: 0, len: PAGE, advice: MADV_HWPOISON };
-        assert_eq!(name_of(&damage, &InitialState::unborn(), false, false), None);
+        assert_eq!(name_of(&damage, &InitialState::unborn(), VmFlags::default(), false), None);
         let privileged = InitialState::unborn().with(CAP_SYS_ADMIN);
-        assert_eq!(name_of(&damage, &privileged, false, false), Some("damage"));
+        assert_eq!(name_of(&damage, &privileged, VmFlags::default(), false), Some("damage"));
     }
 
     #[test]
@@ -286,8 +304,11 @@ mod tests {
         let low = |flags| Op::Mmap { addr: 0, len: PAGE, prot: 1, flags, file: None, offset: 0 };
         let mut random = InitialState::unborn();
         random.randomized = true;
-        assert_eq!(name_of(&low(flags), &InitialState::unborn(), false, false), None);
-        assert_eq!(name_of(&low(flags), &random, false, false), Some("random low address"));
-        assert_eq!(name_of(&low(flags | MAP_FIXED), &random, false, false), None);
+        assert_eq!(name_of(&low(flags), &InitialState::unborn(), VmFlags::default(), false), None);
+        assert_eq!(
+            name_of(&low(flags), &random, VmFlags::default(), false),
+            Some("random low address")
+        );
+        assert_eq!(name_of(&low(flags | MAP_FIXED), &random, VmFlags::default(), false), None);
     }
 }

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use libc::c_int;
-use pervma_linux::{Errno, File, FileFacts, MapOperation, Source, VmFlags, Vma, abi};
+use pervma_linux::{
+    Errno, File, FileFacts, MapOperation, Object, OpenFile, Source, StdPlatform, VmFlags, Vma, abi,
+};
 use tempfile::TempDir;
 
 use crate::outcome::Outcome;
@@ -26,7 +28,8 @@ pub(crate) const FIRST: usize = 0;
 pub(crate) const SECOND: usize = 1;
 pub(crate) const ON_DISK: usize = 7;
 pub(crate) const ZERO: usize = 14;
-pub(crate) const COUNT: usize = 17;
+pub(crate) const AGAIN: usize = 23;
+pub(crate) const COUNT: usize = 24;
 
 const NO_SUCH_FILE: Option<Errno> = Errno::new(2);
 const TOO_LARGE: Option<Errno> = Errno::new(27);
@@ -91,6 +94,25 @@ impl Opened {
         file.downcast_ref()
     }
 
+    /// The shared anonymous memory of this many pages.
+    pub(crate) fn of_object(object: &Object) -> Self {
+        let file = OpenFile::<StdPlatform>::of_object(object);
+        let pages = object.size / abi::PAGE;
+        let inode = Inode { folder: None, path: file.path(), seals: libc::F_SEAL_SEAL, pages };
+        Self { inode: Arc::new(Mutex::new(inode)), facts: file.facts(), kind: Kind::Memory }
+    }
+
+    /// Writes it back (`fsync`), which only files with contents of their own can do.
+    pub(crate) fn sync(&self) -> Result<(), Errno> {
+        if self.kind == Kind::Other { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+
+    /// The same file, opened anew, if it is one in memory.
+    pub(crate) fn again(&self) -> Option<Self> {
+        let facts = FileFacts { readable: true, writable: true, ..self.facts };
+        (self.kind == Kind::Memory).then(|| Self { facts, ..self.clone() })
+    }
+
     /// Its length in pages.
     pub(crate) fn pages(&self) -> usize {
         self.inode().pages
@@ -107,7 +129,8 @@ impl Opened {
             return Err(TOO_LARGE.unwrap_or(Errno::EINVAL));
         }
         // A seal forbids it, even where writing was possible before.
-        if self.inode().seals != 0 { Err(Errno::EPERM) } else { Ok(()) }
+        let seals = libc::F_SEAL_WRITE | libc::F_SEAL_FUTURE_WRITE;
+        if self.inode().seals & seals != 0 { Err(Errno::EPERM) } else { Ok(()) }
     }
 
     /// Seals it, unless something in `vmas` may write it.
@@ -121,6 +144,9 @@ impl Opened {
         }
         if self.kind != Kind::Memory {
             return Err(Errno::EINVAL);
+        }
+        if self.inode().seals & libc::F_SEAL_SEAL != 0 {
+            return Err(Errno::EPERM);
         }
         let writes = |vma: &Vma| {
             let same = Self::of(vma).is_some_and(|file| Arc::ptr_eq(&file.inode, &self.inode));
@@ -177,6 +203,8 @@ fn path(folder: &Path, name: usize) -> PathBuf {
 pub(crate) struct Files {
     descriptors: Vec<OwnedFd>,
     opened: Vec<Option<Arc<Opened>>>,
+    /// What is mapped in the process, and was opened.
+    again: Option<OwnedFd>,
     /// The path of each, if it has a name.
     named: Vec<Option<PathBuf>>,
     /// The folder of those with a name, as maps show it.
@@ -192,6 +220,7 @@ impl Files {
         let mut files = Self {
             descriptors: Vec::new(),
             opened: Vec::new(),
+            again: None,
             named: Vec::new(),
             folder: fs::canonicalize(temporary.path())?.into(),
             _folder: temporary,
@@ -225,6 +254,10 @@ impl Files {
         files.descriptors.push(path_only.or_else(|_| open("/", libc::O_PATH))?);
         files.opened.push(None);
         files.named.push(None);
+        files.unmappable(kernels)?;
+        // The one that is opened later.
+        files.opened.push(None);
+        files.named.push(None);
         debug_assert_eq!(files.opened.len(), COUNT);
         Ok(files)
     }
@@ -239,6 +272,12 @@ impl Files {
         &self.opened
     }
 
+    /// Opens what another process has mapped, at this path of its.
+    pub(crate) fn open_again(&mut self, path: &str) -> io::Result<()> {
+        self.again = Some(open(path, libc::O_RDWR)?);
+        Ok(())
+    }
+
     fn push(&mut self, descriptor: OwnedFd, named: Option<PathBuf>, opened: Opened) -> usize {
         self.descriptors.push(descriptor);
         self.named.push(named);
@@ -250,9 +289,7 @@ impl Files {
     fn memory(&mut self, name: &CStr, pages: usize, seals: c_int) -> io::Result<usize> {
         let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
         // SAFETY: a string that ends with a zero.
-        let number = check(unsafe { libc::memfd_create(name.as_ptr(), flags) })?;
-        // SAFETY: just opened, and owned by nothing else.
-        let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+        let descriptor = owned(unsafe { libc::memfd_create(name.as_ptr(), flags) })?;
         truncate(&descriptor, pages)?;
         if seals != 0 {
             add_seals(&descriptor, seals)?;
@@ -324,6 +361,32 @@ impl Files {
         Ok(self.push(descriptor, None, opened))
     }
 
+    /// Files of which most cannot be mapped: for some that is known at once, others are asked when
+    /// everything else was checked.
+    fn unmappable(&mut self, kernels: FileFacts) -> io::Result<()> {
+        let absent = MapOperation::Absent;
+        let unlimited = FileFacts { operation: absent, max_bytes: u64::MAX, ..kernels };
+        for (path, mode) in [("/dev", libc::O_RDONLY), ("/dev/null", libc::O_RDWR)] {
+            let descriptor = open(path, mode)?;
+            let (writable, noexec) = (mode == libc::O_RDWR, is_noexec(&descriptor)?);
+            self.other(Ok(descriptor), FileFacts { writable, noexec, ..unlimited })?;
+        }
+        // SAFETY: takes numbers.
+        let events = owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) });
+        self.other(events, FileFacts { writable: true, ..unlimited })?;
+        for (domain, kind, operation) in [
+            (libc::AF_UNIX, libc::SOCK_STREAM, MapOperation::Refuses(Errno::ENODEV)),
+            // One without rings; few processes may have it.
+            (libc::AF_PACKET, libc::SOCK_RAW, MapOperation::Refuses(Errno::EINVAL)),
+            (libc::AF_INET, libc::SOCK_STREAM, MapOperation::Tcp),
+        ] {
+            // SAFETY: takes numbers.
+            let socket = owned(unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, 0) });
+            self.other(socket, FileFacts { operation, writable: true, ..kernels })?;
+        }
+        Ok(())
+    }
+
     /// `/dev/zero`.
     fn zero(&mut self, mode: c_int) -> io::Result<usize> {
         let descriptor = open("/dev/zero", mode)?;
@@ -349,7 +412,8 @@ impl Files {
 
     /// `rename`, or `unlink` without a name.
     pub(crate) fn rename(&mut self, file: usize, name: Option<usize>) -> Outcome {
-        let open = self.opened.get(file).is_some_and(Option::is_some);
+        let again = file == AGAIN && self.again.is_some();
+        let open = again || self.opened.get(file).is_some_and(Option::is_some);
         let Some(named) = self.named.get(file).filter(|_| open) else {
             return Outcome::error(libc::EBADF);
         };
@@ -369,7 +433,8 @@ impl Files {
     }
 
     fn with(&self, file: usize, call: impl FnOnce(&OwnedFd) -> io::Result<()>) -> Outcome {
-        match self.descriptors.get(file) {
+        let again = self.again.as_ref().filter(|_| file == AGAIN);
+        match self.descriptors.get(file).or(again) {
             Some(descriptor) => Outcome::of_io(call(descriptor)),
             None => Outcome::error(libc::EBADF),
         }
@@ -414,9 +479,13 @@ fn check(result: c_int) -> io::Result<c_int> {
 fn open(path: &str, mode: c_int) -> io::Result<OwnedFd> {
     let path = std::ffi::CString::new(path)?;
     // SAFETY: a string that ends with a zero.
-    let number = check(unsafe { libc::open(path.as_ptr(), mode | libc::O_CLOEXEC) })?;
+    owned(unsafe { libc::open(path.as_ptr(), mode | libc::O_CLOEXEC) })
+}
+
+/// The descriptor that a call has just opened.
+fn owned(number: c_int) -> io::Result<OwnedFd> {
     // SAFETY: just opened, and owned by nothing else.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    check(number).map(|number| unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 fn truncate(file: &OwnedFd, pages: usize) -> io::Result<()> {
@@ -440,7 +509,7 @@ fn is_ext4(file: &OwnedFd) -> io::Result<bool> {
 }
 
 /// Whether the files of its file system may not be executed.
-fn is_noexec(file: &OwnedFd) -> io::Result<bool> {
+pub(crate) fn is_noexec(file: &OwnedFd) -> io::Result<bool> {
     // SAFETY: integers, for which zero is a value.
     let mut mount: libc::statvfs = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel writes a value of this size.

@@ -7,22 +7,26 @@
 //!   [`pervma_linux`] has the reasons. A caller who makes them is told so there.
 //! - *Two calls at once.* A sequence has one order, and the kernel's of two threads is not known;
 //!   `linux/tests/threads.rs` and `handler.rs` have threads, and look for what holds in any order.
-//! - *Mappings of before*, but for the kernel's own pages: the process unmaps its own.
+//! - *Mappings of before the first step*, but for the kernel's own pages: the process unmaps its
+//!   own. A model can begin anew later, with all that is mapped then.
 //! - *Looks at contents.* The map does not have them; the backing's part is in
 //!   `linux/tests/backing.rs`.
 //! - *Other processes* that look, write or charge memory, but for the steps on files and the forced
 //!   accesses: what they do to a map is one of these.
+//! - *Settings of the machine* that change (`vm.max_map_count` and the like): all its processes
+//!   have them. `linux/tests/configure.rs` has the rules.
+//! - *Options of `prctl(PR_SET_MM)`* that set something else than addresses.
 //! - *Memory that runs out.* It would be the machine's: `linux/tests/unchecked.rs`.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use pervma_linux::{Access, Limits, VmFlags, abi::*};
+use pervma_linux::{Access, Limits, Source, VmFlags, abi::*};
 
 use crate::child::CODE;
 use crate::exceptions::{self, Place};
 use crate::files;
-use crate::op::{NAMES, Op, Which};
+use crate::op::{Capability, NAMES, Op, Which};
 use crate::random::Random;
 use crate::scene::Scene;
 
@@ -88,6 +92,10 @@ impl<'a> Generator<'a> {
             (12, |generator, scene| generator.mincore(scene)),
             (10, |generator, scene| generator.limit(scene)),
             (4, |generator, scene| generator.name(scene)),
+            (6, |generator, _| generator.capability()),
+            (3, |_, _| Op::Adopt),
+            (8, |generator, scene| generator.open(scene)),
+            (12, |generator, scene| generator.address(scene)),
             (10, |generator, _| generator.file_step()),
         ];
         let make = self.random.weighted(STEPS);
@@ -103,8 +111,8 @@ impl<'a> Generator<'a> {
         let layout = self.place.initial.layout;
         let edge = self.random.pick(&[
             0,
-            layout.lowest_choice,
-            layout.mmap_min_addr,
+            self.place.initial.lowest_choice,
+            self.place.initial.mmap_min_addr,
             CODE,
             layout.start_brk,
             layout.mmap_legacy_base,
@@ -224,10 +232,11 @@ impl<'a> Generator<'a> {
 
     fn file(&mut self) -> usize {
         match self.random.below(40) {
-            0..=12 => files::FIRST,
-            13..=19 => files::SECOND,
-            20..=25 => files::ON_DISK,
-            26..=28 => files::ZERO,
+            0..=11 => files::FIRST,
+            12..=16 => files::SECOND,
+            17..=21 => files::ON_DISK,
+            22..=24 => files::ZERO,
+            25..=27 => files::AGAIN,
             // The last number is that of no file.
             _ => self.random.below(files::COUNT + 1),
         }
@@ -538,6 +547,56 @@ impl<'a> Generator<'a> {
         Op::Name { addr, len, name }
     }
 
+    fn capability(&mut self) -> Op {
+        let which = self.random.pick(&[Capability::Lock, Capability::RawIo, Capability::Resource]);
+        Op::Capability { which, has: !self.random.one_in(3) }
+    }
+
+    /// An address of the program's parts. Its heap stays near where it was, mostly.
+    fn address(&mut self, scene: &Scene) -> Op {
+        let start = self.place.initial.layout.start_brk;
+        let option = self.random.weighted(&[
+            (6, PR_SET_MM_START_BRK),
+            (8, PR_SET_MM_BRK),
+            (4, PR_SET_MM_START_STACK),
+            (2, PR_SET_MM_START_DATA),
+            (2, PR_SET_MM_END_DATA),
+            (1, PR_SET_MM_START_CODE),
+            (1, PR_SET_MM_END_CODE),
+            (1, PR_SET_MM_ARG_START),
+            (1, PR_SET_MM_ARG_END),
+            (1, PR_SET_MM_ENV_START),
+            (1, PR_SET_MM_ENV_END),
+        ]);
+        let heap = matches!(option, PR_SET_MM_START_BRK | PR_SET_MM_BRK);
+        let option = match self.int(20) {
+            // These set something else, or all.
+            12..=15 => option,
+            any if self.random.one_in(40) => any,
+            _ => option,
+        };
+        let addr = match self.random.below(20) {
+            0 => self.extreme(),
+            1 => self.byte(scene),
+            _ if !heap => self.spot(scene),
+            2..=7 if option == PR_SET_MM_START_BRK => start,
+            _ => start + self.random.below(14 * PAGE),
+        };
+        // By itself an address is set only by those who have a capability.
+        Op::SetAddress { option, addr, by_map: !self.random.one_in(4) }
+    }
+
+    /// Opens shared anonymous memory, if there is some.
+    fn open(&mut self, scene: &Scene) -> Op {
+        let shared = scene.vmas.iter().filter(|(_, vma)| {
+            let is_object = matches!(vma.source, Source::SharedAnonymous(_));
+            is_object || matches!(vma.source, Source::File(_)) && self.random.one_in(8)
+        });
+        let shared: Vec<usize> = shared.map(|(range, _)| range.start).collect();
+        let at = if shared.is_empty() { self.spot(scene) } else { self.random.pick(&shared) };
+        Op::Open { at }
+    }
+
     /// A change of a file.
     fn file_step(&mut self) -> Op {
         let file = self.file();
@@ -562,16 +621,16 @@ mod tests {
     use std::collections::BTreeSet;
     use std::sync::Arc;
 
-    use pervma_linux::{File, FileFacts, OpenFile, Source, Vma};
+    use pervma_linux::{File, FileFacts, OpenFile, Vma};
 
     use super::*;
-    use crate::child::InitialState;
+    use crate::child::{CAP_CHECKPOINT_RESTORE, InitialState};
     use crate::machine::Machine;
 
     /// Steps for a scene of a few mappings, without a process.
     fn generated(steps: usize) -> (Vec<Op>, BTreeMap<&'static str, u64>) {
         let machine = Machine::here().unwrap();
-        let initial = InitialState::unborn();
+        let initial = InitialState::unborn().with(CAP_CHECKPOINT_RESTORE);
         let mut generator = Generator::new(3, Place { machine: &machine, initial: &initial });
         let file: Arc<dyn File> = Arc::new(OpenFile::new("file", FileFacts::new()));
         let vma = |flags, source| Vma { flags, page_offset: 0, source, anon: None, name: None };
@@ -597,7 +656,7 @@ mod tests {
     fn every_flag_of_mmap_meets_every_type_and_every_file() {
         let (mut by_type, mut by_file, mut both) =
             (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        for op in generated(800_000).0 {
+        for op in generated(1_600_000).0 {
             let Op::Mmap { flags, file, .. } = op else { continue };
             let (kind, anonymous) = (flags & MAP_TYPE, flags & MAP_ANONYMOUS != 0);
             for bit in (0..64).filter(|bit| flags >> bit & 1 != 0) {
@@ -624,7 +683,7 @@ mod tests {
     #[test]
     fn every_flag_of_the_other_calls_is_generated() {
         let mut seen = BTreeSet::new();
-        for op in generated(500_000).0 {
+        for op in generated(800_000).0 {
             let flags = match op {
                 Op::Mmap { prot, .. } | Op::Mprotect { prot, .. } => prot,
                 Op::Mremap { flags, .. } | Op::Mseal { flags, .. } => flags,
@@ -633,6 +692,7 @@ mod tests {
                     u64::from(flags.cast_unsigned())
                 }
                 Op::PkeyMprotect { key, .. } => u64::from(key.cast_unsigned()),
+                Op::SetAddress { option, .. } => u64::from(option.cast_unsigned()),
                 Op::AddSeals { file, seals } => {
                     (file as u64) << 32 | u64::from(seals.unsigned_abs())
                 }
@@ -655,7 +715,7 @@ mod tests {
             }
         }
         for bit in 0..32 {
-            for name in ["mlock2", "mlockall", "msync", "pkey_mprotect"] {
+            for name in ["mlock2", "mlockall", "msync", "pkey_mprotect", "prctl(SET_MM)"] {
                 must(name, 1000 + bit);
             }
         }

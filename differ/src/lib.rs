@@ -10,11 +10,14 @@
 //! instructions; no address in it is random; huge pages are switched off, since where they are
 //! decides what merges and is not in the map; and it has no `CAP_SYS_ADMIN`, with which it would
 //! damage memory. One process in four keeps `CAP_IPC_LOCK` and `CAP_SYS_RAWIO`, if this one has
-//! them.
+//! them, and drops them and takes them up again.
 //!
-//! What is not compared: what is in pages; calls of several threads; files on disks other than
-//! those with ext4 (the others are in memory); what happens when memory runs out. Such rules are
-//! tested by cases in `linux/tests`.
+//! A program that runs is compared in the same way by [`mirror`], its threads included.
+//!
+//! What random steps do not compare: settings that all processes of the machine share (`sysctl`),
+//! while they change; what is in pages; calls of several threads; files on disks other than those
+//! with ext4 (the others are in memory); what happens when memory runs out. Such rules are tested
+//! by cases in `linux/tests`.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 mod child;
@@ -22,23 +25,30 @@ mod compare;
 pub mod exceptions;
 mod files;
 mod generate;
+mod guards;
 mod machine;
+pub mod mirror;
 mod model;
 mod op;
 mod outcome;
+mod parallel;
+mod probe;
+mod ptrace;
 mod random;
 mod replay;
 mod run;
 mod scene;
 mod session;
 mod shrink;
+mod syscall;
 
 pub use child::{InitialState, Privileges, Special};
 pub use files::{OpenFiles, Opened};
 pub use machine::Machine;
 pub use model::{Model, Subject};
-pub use op::{NAMES, Op, Which};
+pub use op::{Capability, NAMES, Op, Which};
 pub use outcome::Outcome;
+pub use parallel::{Orders, Rounds};
 pub use replay::{Found, replay, replay_after, special};
 pub use run::{Divergence, Options, Progress, Report, Tally, run, run_after};
 pub use scene::Scene;

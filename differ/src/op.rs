@@ -48,6 +48,15 @@ pub enum Op {
     Fork { child_goes_on: bool },
     /// `setrlimit`.
     Limit { which: Which, bytes: u64 },
+    /// `capset`: the process drops a capability, or takes one up again that it had.
+    Capability { which: Capability, has: bool },
+    /// `prctl(PR_SET_MM)` with this option, or with `PR_SET_MM_MAP` and what that option sets.
+    SetAddress { option: i32, addr: usize, by_map: bool },
+    /// The process is taken over as it is: the model begins anew with its mappings.
+    Adopt,
+    /// Memory that is mapped at an address becomes an open file, by `/proc/self/map_files`: the one
+    /// with the last number. Nothing happens where no memory with an inode is mapped.
+    Open { at: usize },
     /// `fcntl(F_ADD_SEALS)` of a file, by another process.
     AddSeals { file: usize, seals: i32 },
     /// `ftruncate` of a file to so many pages, by another process.
@@ -84,15 +93,40 @@ pub enum Which {
     Stack,
 }
 
+/// A capability that calls ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capability {
+    /// `CAP_IPC_LOCK`.
+    Lock,
+    /// `CAP_SYS_RAWIO`.
+    RawIo,
+    /// `CAP_SYS_RESOURCE`.
+    Resource,
+}
+
+impl Capability {
+    /// Its number in sets of capabilities.
+    pub(crate) const fn number(self) -> u32 {
+        match self {
+            Self::Lock => 14,
+            Self::RawIo => 17,
+            Self::Resource => 24,
+        }
+    }
+}
+
 impl Op {
     /// The number of kinds of steps.
-    pub const KINDS: usize = 24;
+    pub const KINDS: usize = 28;
 
-    /// Whether it changes a file, and no mapping.
-    pub(crate) fn changes_file(&self) -> bool {
+    /// Whether it changes the process or a file, and no mapping.
+    pub(crate) fn changes_no_mapping(&self) -> bool {
         matches!(
             self,
-            Self::AddSeals { .. }
+            Self::Limit { .. }
+                | Self::Capability { .. }
+                | Self::SetAddress { .. }
+                | Self::AddSeals { .. }
                 | Self::Truncate { .. }
                 | Self::Rename { .. }
                 | Self::Unlink { .. }
@@ -123,6 +157,10 @@ impl Op {
             Self::Force { .. } => "/proc/self/mem",
             Self::Fork { .. } => "fork",
             Self::Limit { .. } => "setrlimit",
+            Self::Capability { .. } => "capset",
+            Self::SetAddress { .. } => "prctl(SET_MM)",
+            Self::Adopt => "(adopt)",
+            Self::Open { .. } => "open",
             Self::AddSeals { .. } => "fcntl",
             Self::Truncate { .. } => "ftruncate",
             Self::Rename { .. } => "rename",
@@ -206,6 +244,17 @@ impl fmt::Display for Op {
             Self::Limit { which, bytes } => {
                 write!(f, "Op::Limit {{ which: Which::{which:?}, bytes: {bytes:#x} }}")
             }
+            Self::Capability { which, has } => {
+                write!(f, "Op::Capability {{ which: Capability::{which:?}, has: {has} }}")
+            }
+            Self::SetAddress { option, addr, by_map } => {
+                write!(
+                    f,
+                    "Op::SetAddress {{ option: {option}, addr: {addr:#x}, by_map: {by_map} }}"
+                )
+            }
+            Self::Adopt => f.write_str("Op::Adopt"),
+            Self::Open { at } => write!(f, "Op::Open {{ at: {at:#x} }}"),
             Self::AddSeals { file, seals } => {
                 write!(f, "Op::AddSeals {{ file: {file}, seals: {seals} }}")
             }

@@ -202,7 +202,7 @@ impl Episode {
                 return Ok(Some((difference, made)));
             }
             watch(Progress::Made(report.ops));
-            let after = Scene { locks_new: scene.locks_new, ..Scene::of(session.subject()) };
+            let after = Scene::of(session.subject());
             report.merges += ends_inside(&scene.vmas, &after.vmas);
             report.splits += ends_inside(&after.vmas, &scene.vmas);
             scene = after;
@@ -239,7 +239,7 @@ pub fn run_after<S: Subject>(
     let mut scene = Scene::default();
     for step in 0..options.ops {
         if step % NEWS == 0 {
-            scene = Scene { locks_new: scene.locks_new, ..Scene::of(session.subject()) };
+            scene = Scene::of(session.subject());
             scene.vmas.retain(|(range, _)| !apart.contains(&range.start));
         }
         let op = generator.next(&mut scene, &mut BTreeMap::new());

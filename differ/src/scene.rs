@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use pervma_linux::{Counts, Limits, Vma};
+use pervma_linux::{Counts, Layout, Limits, VmFlags, Vma};
 
 use crate::model::Subject;
 
-/// The mappings, counts and limits before a step.
+/// The mappings, counts, limits and layout before a step.
 #[derive(Debug, Default)]
 pub struct Scene {
     /// The mappings.
@@ -15,6 +15,8 @@ pub struct Scene {
     pub counts: Counts,
     /// The limits.
     pub limits: Limits,
+    /// The layout.
+    pub layout: Layout,
     /// Whether new mappings may be locked from the start (`mlockall`).
     pub locks_new: bool,
 }
@@ -22,11 +24,13 @@ pub struct Scene {
 impl Scene {
     /// Returns the present scene of a model.
     pub fn of(subject: &impl Subject) -> Self {
+        let config = subject.config();
         Self {
             vmas: subject.vmas(),
             counts: subject.counts(),
-            limits: subject.limits(),
-            locks_new: false,
+            limits: config.limits,
+            layout: config.layout,
+            locks_new: config.future.has(VmFlags::LOCKED),
         }
     }
 }

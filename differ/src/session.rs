@@ -3,21 +3,18 @@
 use std::fmt;
 use std::io;
 
-use libc::c_long;
 use pervma_linux::Config;
 
-use crate::child::{Child, FIRST_FD, InitialState, Privileges, name_at};
+use crate::child::{Child, FIRST_FD, InitialState, Privileges};
 use crate::compare::{self, Objects};
-use crate::files::{Files, OpenFiles};
+use crate::files::{self, Files, OpenFiles};
 use crate::machine::Machine;
 use crate::model::{self, Subject};
 use crate::op::{Op, Which};
 use crate::outcome::Outcome;
+use crate::probe::Calls;
+use crate::syscall::system_call;
 
-/// The number of `mseal`, which `libc` does not have on all targets.
-const SYS_MSEAL: c_long = 462;
-/// `PR_SET_VMA`, which is used with `PR_SET_VMA_ANON_NAME`, which is 0.
-const PR_SET_VMA: u64 = 0x5356_4d41;
 /// Steps after which flags and counts are compared, which are slow to read.
 const SLOW_LOOKS: usize = 32;
 
@@ -156,6 +153,21 @@ impl<S: Subject> Session<S> {
                 // One byte, or an error.
                 return Ok(Outcome::Returned(done.min(0)));
             }
+            Op::Adopt => {
+                // What has no number in the process gets new ones in the model.
+                self.objects = Objects::default();
+                return Ok(Outcome::Done);
+            }
+            Op::Open { at } => {
+                let Some(name) = self.child.map_file(at)? else { return Ok(Outcome::Done) };
+                let number = FIRST_FD + files::AGAIN as i32;
+                let opened = self.child.open_map_file(&name, number)?;
+                if opened != 0 {
+                    return Ok(Outcome::Returned(opened));
+                }
+                self.files.open_again(&self.child.path_of_map_file(&name))?;
+                return Ok(Outcome::Done);
+            }
             Op::AddSeals { file, seals } => return Ok(self.files.add_seals(file, seals)),
             Op::Truncate { file, pages } => return Ok(self.files.truncate(file, pages)),
             Op::Rename { file, name } => return Ok(self.files.rename(file, Some(name))),
@@ -186,6 +198,13 @@ impl<S: Subject> Session<S> {
                     error => Outcome::of_io(error),
                 });
             }
+            Op::Capability { which, has } => {
+                let done = self.child.set_capability(which.number(), has)?;
+                return Ok(Outcome::Returned(done));
+            }
+            Op::SetAddress { option, addr, by_map: true } => {
+                return self.child.set_addresses(option, addr).map(Outcome::Returned);
+            }
             ref call => system_call(call),
         };
         self.child.call(number, arguments).map(Outcome::Returned)
@@ -198,52 +217,5 @@ fn resource(which: Which) -> libc::__rlimit_resource_t {
         Which::Data | Which::DataMax => libc::RLIMIT_DATA,
         Which::Locked => libc::RLIMIT_MEMLOCK,
         Which::Stack => libc::RLIMIT_STACK,
-    }
-}
-
-/// The number of the system call, and its arguments.
-fn system_call(op: &Op) -> (c_long, [u64; 6]) {
-    let word = |word: usize| word as u64;
-    let int = |int: i32| i64::from(int).cast_unsigned();
-    let three = |addr, len, third| [word(addr), word(len), third, 0, 0, 0];
-    match *op {
-        Op::Mmap { addr, len, prot, flags, file, offset } => {
-            // What is not in the list is not open.
-            let index = file.and_then(|file| i32::try_from(file).ok());
-            let file = int(index.map_or(-1, |index| FIRST_FD + index));
-            (libc::SYS_mmap, [word(addr), word(len), prot, flags, file, offset])
-        }
-        Op::Munmap { addr, len } => (libc::SYS_munmap, three(addr, len, 0)),
-        Op::Mprotect { addr, len, prot } => (libc::SYS_mprotect, three(addr, len, prot)),
-        Op::PkeyMprotect { addr, len, prot, key } => {
-            (libc::SYS_pkey_mprotect, [word(addr), word(len), prot, int(key), 0, 0])
-        }
-        Op::Mremap { addr, old_len, new_len, flags, new_addr } => {
-            let new = word(new_addr);
-            (libc::SYS_mremap, [word(addr), word(old_len), word(new_len), flags, new, 0])
-        }
-        Op::Madvise { addr, len, advice } => (libc::SYS_madvise, three(addr, len, int(advice))),
-        Op::Mlock { addr, len } => (libc::SYS_mlock, three(addr, len, 0)),
-        Op::Mlock2 { addr, len, flags } => (libc::SYS_mlock2, three(addr, len, int(flags))),
-        Op::Munlock { addr, len } => (libc::SYS_munlock, three(addr, len, 0)),
-        Op::Mlockall { flags } => (libc::SYS_mlockall, [int(flags), 0, 0, 0, 0, 0]),
-        Op::Munlockall => (libc::SYS_munlockall, [0; 6]),
-        Op::Brk { addr } => (libc::SYS_brk, [word(addr), 0, 0, 0, 0, 0]),
-        Op::Mseal { addr, len, flags } => (SYS_MSEAL, three(addr, len, flags)),
-        Op::Msync { addr, len, flags } => (libc::SYS_msync, three(addr, len, int(flags))),
-        Op::Mincore { addr, len, vector } => (libc::SYS_mincore, three(addr, len, word(vector))),
-        Op::Name { addr, len, name } => {
-            let name = name.map_or(0, |name| word(name_at(name)));
-            (libc::SYS_prctl, [PR_SET_VMA, 0, word(addr), word(len), name, 0])
-        }
-        // These are no system calls of the process.
-        Op::Touch { .. }
-        | Op::Force { .. }
-        | Op::Fork { .. }
-        | Op::Limit { .. }
-        | Op::AddSeals { .. }
-        | Op::Truncate { .. }
-        | Op::Rename { .. }
-        | Op::Unlink { .. } => (libc::SYS_getpid, [0; 6]),
     }
 }

@@ -6,12 +6,15 @@ use std::ops::Range;
 use pervma_linux::{Config, VmFlags, Vma, abi};
 
 use crate::child::{CODE, Privileges};
+use crate::exceptions::{self, Place};
 use crate::files::{OpenFiles, Opened};
 use crate::machine::Machine;
 use crate::model::Subject;
 use crate::op::Op;
-use crate::replay::{Found, replay};
-use crate::session::Session;
+use crate::outcome::Outcome;
+use crate::replay::Found;
+use crate::scene::Scene;
+use crate::session::{Difference, Session};
 
 /// How many of the last steps may be kept behind a scene that was mapped at once.
 const KEPT: usize = 4;
@@ -29,16 +32,19 @@ pub(crate) struct Shrinker<'a, F> {
 }
 
 impl<S: Subject, F: Fn(&Config, &OpenFiles) -> S> Shrinker<'_, F> {
-    /// Leaves out steps; then maps at once what the first steps have led to, and leaves out again.
+    /// Leaves out steps; asks for fixed addresses, and leaves out again; then maps at once what the
+    /// first steps have led to, and leaves out again.
     pub(crate) fn shrink(&mut self, found: Found) -> io::Result<Found> {
         let shortest = self.leave_out(found)?;
+        let shortest = self.fix_addresses(shortest)?;
         let shortest = self.lower_limits(shortest)?;
         for kept in 1..=KEPT.min(shortest.1.len()) {
             let (first, last) = shortest.1.split_at(shortest.1.len() - kept);
             let mapped = self.restate(first)?;
-            let of_files: Vec<Op> = first.iter().filter(|op| op.changes_file()).cloned().collect();
-            // What is mapped before a file changes may differ from what is mapped after it.
-            for first in [[&mapped, &of_files], [&of_files, &mapped]] {
+            let others = first.iter().filter(|op| op.changes_no_mapping());
+            let others: Vec<Op> = others.cloned().collect();
+            // What is mapped before a file or a limit changes may differ from what is mapped after.
+            for first in [[&mapped, &others], [&others, &mapped]] {
                 let mut steps = [first[0], first[1], last].concat();
                 if let Some((made, difference)) = self.replay(&steps)? {
                     steps.truncate(made);
@@ -77,6 +83,33 @@ impl<S: Subject, F: Fn(&Config, &OpenFiles) -> S> Shrinker<'_, F> {
         }
     }
 
+    /// Asks for the addresses that the kernel has chosen, and leaves out what they depended on.
+    fn fix_addresses(&mut self, found: Found) -> io::Result<Found> {
+        let mut session = Session::begin(self.machine, self.privileges, self.make)?;
+        let mut steps = found.1.clone();
+        let Some((_, first)) = steps.split_last_mut() else { return Ok(found) };
+        for op in first {
+            let Outcome::Returned(result) = session.step(op)?.0 else { continue };
+            let Ok(chosen) = usize::try_from(result) else { continue };
+            match op {
+                Op::Mmap { addr, flags, .. } if *flags & abi::MAP_FIXED_NOREPLACE == 0 => {
+                    (*addr, *flags) = (chosen, *flags | abi::MAP_FIXED);
+                }
+                Op::Mremap { addr, flags, new_addr, .. } if *addr != chosen => {
+                    (*new_addr, *flags) = (chosen, *flags | abi::MREMAP_FIXED);
+                }
+                _ => {}
+            }
+        }
+        match self.replay(&steps)? {
+            Some((made, difference)) => {
+                steps.truncate(made);
+                self.leave_out((difference, steps))
+            }
+            None => Ok(found),
+        }
+    }
+
     /// Sets limits to 0 where something differs then, too, and leaves out what was mapped to reach
     /// them.
     fn lower_limits(&mut self, (mut difference, mut steps): Found) -> io::Result<Found> {
@@ -92,8 +125,22 @@ impl<S: Subject, F: Fn(&Config, &OpenFiles) -> S> Shrinker<'_, F> {
         Ok((difference, steps))
     }
 
-    fn replay(&self, steps: &[Op]) -> io::Result<Option<(usize, crate::session::Difference)>> {
-        replay(self.machine, self.privileges, self.make, steps)
+    /// Makes steps from a new process on, as long as none is excluded: without those before it one
+    /// may be.
+    fn replay(&self, steps: &[Op]) -> io::Result<Option<(usize, Difference)>> {
+        let mut session = Session::begin(self.machine, self.privileges, self.make)?;
+        let initial = session.initial().clone();
+        let place = Place { machine: self.machine, initial: &initial };
+        for (made, op) in steps.iter().enumerate() {
+            if exceptions::of(op, &Scene::of(session.subject()), &place).is_some() {
+                return Ok(None);
+            }
+            if let (_, Some(difference)) = session.step(op)? {
+                return Ok(Some((made + 1, difference)));
+            }
+        }
+        let difference = session.compare_slow()?;
+        Ok(difference.map(|difference| (steps.len(), difference)))
     }
 
     /// The calls that map at once what the steps lead to.
@@ -125,6 +172,7 @@ fn mapped(range: &Range<usize>, vma: &Vma, files: &OpenFiles) -> Op {
         (VmFlags::GROWSDOWN, abi::MAP_GROWSDOWN),
         (VmFlags::NORESERVE, abi::MAP_NORESERVE),
         (VmFlags::NOHUGEPAGE, abi::MAP_STACK),
+        (VmFlags::LOCKED, abi::MAP_LOCKED),
     ] {
         flags |= if vma.flags.has(flag) { bit } else { 0 };
     }

@@ -7,7 +7,9 @@ mod common;
 use std::fs;
 use std::ptr;
 
-use pervma_differ::{Model, Op, Options, Privileges, Which, exceptions, replay, run, special};
+use pervma_differ::{
+    Capability, Model, Op, Options, Privileges, Which, exceptions, replay, run, special,
+};
 use pervma_linux::{Access, Config, Mm, NoBacking, VmFlags, abi::*};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
@@ -125,6 +127,38 @@ fn a_limit_above_the_hard_one_is_refused() {
         Op::Limit { which: Which::DataMax, bytes: 0x10_0000 },
         Op::Limit { which: Which::Data, bytes: 0x20_0000 },
     ]));
+}
+
+#[test]
+fn a_capability_that_the_process_never_had_is_refused() {
+    // It was dropped before the first step.
+    assert!(differ(&[Op::Capability { which: Capability::Lock, has: true }]));
+    assert!(
+        !differ(&[Op::Capability { which: Capability::Lock, has: false }])
+            || common::machine().is_none()
+    );
+}
+
+#[test]
+fn what_is_mapped_is_opened_by_those_who_may() {
+    // The privilege is dropped for this thread, and the processes that it starts.
+    let thread = std::thread::spawn(|| {
+        const CHECKPOINT_RESTORE: libc::c_ulong = 40;
+        const SYS_ADMIN: libc::c_ulong = 21;
+        for capability in [CHECKPOINT_RESTORE, SYS_ADMIN] {
+            // It fails without privileges, and then there is none to drop.
+            // SAFETY: takes numbers, and changes this thread only.
+            unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+        }
+        let shared = mmap(ADDR, PAGE, PROT_READ, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED);
+        assert!(differ(&[shared, Op::Open { at: ADDR }]));
+        let Some(machine) = common::machine() else { return };
+        let options = Options { ops: 2000, seed: 3 };
+        let report = run(&machine, options, Model::new, &mut |_| ()).unwrap();
+        assert!(report.divergence.is_none(), "{}", report.divergence.unwrap());
+        assert!(report.excluded["open mapping"] > 0);
+    });
+    thread.join().unwrap();
 }
 
 #[test]

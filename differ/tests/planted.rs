@@ -5,12 +5,14 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "common/capability.rs"]
+mod capability;
 mod common;
 
 use std::ops::Range;
 
 use pervma_differ::{Model, Op, OpenFiles, Options, Outcome, Special, Subject, Which, run};
-use pervma_linux::{Access, Config, Counts, Errno, Limits, Source, VmFlags, Vma, abi::*};
+use pervma_linux::{Access, Config, Counts, Errno, Source, VmFlags, Vma, abi::*};
 
 /// The number of the file on a disk, of one in `/sys`, and of a pipe.
 const ON_DISK: usize = 7;
@@ -18,9 +20,17 @@ const IN_SYS: usize = 10;
 const PIPE: usize = 12;
 const ZERO: usize = 14;
 const FIRST: usize = 0;
+/// The file that shared memory is opened as.
+const AGAIN: usize = 23;
+/// A socket of the kind that cannot be mapped, and one that can.
+const SOCKETS: [usize; 2] = [20, 22];
 
-/// A wrong rule that only shows where the process has privileges.
-const PRIVILEGED: &str = "no process may map low";
+/// Wrong rules that only show where the process has privileges.
+const PRIVILEGED: [&str; 3] = [
+    "no process may map low",
+    "a capability is never dropped",
+    "shared memory that is opened is a copy",
+];
 
 /// A wrong rule.
 struct Planted {
@@ -58,8 +68,8 @@ impl Subject for Wrong {
         self.model.counts()
     }
 
-    fn limits(&self) -> Limits {
-        self.model.limits()
+    fn config(&self) -> Config {
+        self.model.config()
     }
 
     fn vmas(&self) -> Vec<(Range<usize>, Vma)> {
@@ -117,7 +127,7 @@ const PLANTED: &[Planted] = &[
     belief("RLIMIT_MEMLOCK does not count", |config| config.may_lock = true),
     belief("any amount of memory can be committed", |config| config.commit_limit = usize::MAX),
     belief("whether anonymous memory has names", |config| config.anon_names = !config.anon_names),
-    belief(PRIVILEGED, |config| config.may_map_low = false),
+    belief(PRIVILEGED[0], |config| config.may_map_low = false),
     rule("anonymous pages keep nothing from merging", |model, op| {
         let Op::Touch { addr, access: Access::Write } = *op else { return None };
         let vmas = model.vmas();
@@ -161,6 +171,19 @@ const PLANTED: &[Planted] = &[
     rule("files in /sys are refused before anything is unmapped", |model, op| match *op {
         Op::Mmap { addr, len, prot, flags, file: Some(IN_SYS), offset } => {
             Some(model.step(&Op::Mmap { addr, len, prot, flags, file: Some(PIPE), offset }))
+        }
+        _ => None,
+    }),
+    rule("sockets are refused before anything is unmapped", |model, op| match *op {
+        Op::Mmap { addr, len, prot, flags, file: Some(file), offset } if file == SOCKETS[0] => {
+            Some(model.step(&Op::Mmap { addr, len, prot, flags, file: Some(PIPE), offset }))
+        }
+        _ => None,
+    }),
+    rule("no socket can be mapped", |model, op| match *op {
+        Op::Mmap { addr, len, prot, flags, file: Some(file), offset } if file == SOCKETS[1] => {
+            let file = Some(SOCKETS[0]);
+            Some(model.step(&Op::Mmap { addr, len, prot, flags, file, offset }))
         }
         _ => None,
     }),
@@ -256,6 +279,33 @@ const PLANTED: &[Planted] = &[
         Op::Limit { which: Which::AddressSpace, .. } => Some(Outcome::Done),
         _ => None,
     }),
+    rule(PRIVILEGED[1], |_, op| match op {
+        Op::Capability { .. } => Some(Outcome::Returned(0)),
+        _ => None,
+    }),
+    rule("what will be mapped is never locked", |model, op| match *op {
+        Op::Mlockall { flags } if flags & MCL_FUTURE != 0 && flags & MCL_CURRENT != 0 => {
+            Some(model.step(&Op::Mlockall { flags: flags & !MCL_FUTURE }))
+        }
+        _ => None,
+    }),
+    rule(PRIVILEGED[2], |model, op| match *op {
+        Op::Mmap { addr, len, prot, flags, file: Some(AGAIN), offset } => {
+            Some(model.step(&Op::Mmap { addr, len, prot, flags, file: Some(FIRST), offset }))
+        }
+        _ => None,
+    }),
+    rule("the heap stays where it was", |model, op| match *op {
+        Op::SetAddress { option, by_map, .. } => {
+            let addr = match option {
+                PR_SET_MM_BRK => model.config().layout.brk,
+                PR_SET_MM_START_BRK => model.config().layout.start_brk,
+                _ => return None,
+            };
+            Some(model.step(&Op::SetAddress { option, addr, by_map }))
+        }
+        _ => None,
+    }),
     rule("a data limit of 0 means no data", |model, op| match *op {
         Op::Limit { which: Which::Data, bytes: 0 } => {
             Some(model.step(&Op::Limit { which: Which::Data, bytes: 1 }))
@@ -319,7 +369,7 @@ const PLANTED: &[Planted] = &[
 fn found(planted: &Planted) -> Result<(u64, usize), String> {
     let Some(machine) = common::machine() else { return Ok((0, 0)) };
     let make = |config: &Config, files: &OpenFiles| {
-        let mut config = config.clone();
+        let mut config = *config;
         (planted.belief)(&mut config);
         Wrong { model: Model::new(&config, files), step: planted.step }
     };
@@ -333,12 +383,10 @@ fn found(planted: &Planted) -> Result<(u64, usize), String> {
     }
 }
 
-/// Returns whether this process has the privileges that a child may keep (`CAP_SYS_RAWIO`).
+/// Returns whether this process has the privileges that a child may keep.
 fn has_privileges() -> bool {
     const RAWIO: u32 = 17;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
-    u64::from_str_radix(effective.trim(), 16).unwrap() >> RAWIO & 1 != 0
+    [RAWIO, capability::CHECKPOINT_RESTORE].into_iter().all(capability::has)
 }
 
 #[test]
@@ -347,7 +395,7 @@ fn every_wrong_rule_is_found_and_shown_in_few_steps() {
     let mut failures = Vec::new();
     let privileged = has_privileges();
     for planted in PLANTED {
-        if planted.name == PRIVILEGED && !privileged {
+        if PRIVILEGED.contains(&planted.name) && !privileged {
             println!("NOT RUN: {}: this process has no privileges", planted.name);
             continue;
         }
