@@ -130,6 +130,20 @@ impl Outcome {
         Summary::of(of.zip(to).map(|(of, to)| of / to))
     }
 
+    /// What an implementation gains from one measure to another, over what the floor gains there.
+    pub(crate) fn gain_over(
+        &self,
+        of: &str,
+        floor: &str,
+        (from, to): (usize, usize),
+    ) -> Option<Summary> {
+        let gain = |name| {
+            let (from, to) = (self.measures(name, from)?, self.measures(name, to)?);
+            Some(to.zip(from).map(|(to, from)| to / from))
+        };
+        Summary::of(gain(of)?.zip(gain(floor)?).map(|(gain, most)| gain / most))
+    }
+
     /// How much one measure is beyond another.
     pub(crate) fn difference(&self, of: (&str, usize), to: (&str, usize)) -> Option<Summary> {
         let (of, to) = (self.measures(of.0, of.1)?, self.measures(to.0, to.1)?);
@@ -210,6 +224,17 @@ impl Goal {
         Some(Self::new(what, bound, outcome.summary(of.0, of.1)?))
     }
 
+    /// For what an implementation gains from one measure to another, over what the floor does.
+    pub(crate) fn gain_over(
+        what: impl Into<String>,
+        bound: Bound,
+        outcome: &Outcome,
+        (of, floor): (&str, &str),
+        measures: (usize, usize),
+    ) -> Option<Self> {
+        Some(Self::new(what, bound, outcome.gain_over(of, floor, measures)?))
+    }
+
     /// For one measure over another.
     pub(crate) fn ratio(
         what: impl Into<String>,
@@ -254,6 +279,9 @@ mod tests {
         assert!(outcome.summary("d", 0).is_none());
         let ratio = outcome.ratio(("b", 1), ("a", 0)).unwrap();
         assert_eq!((ratio.lower_quartile, ratio.upper_quartile), (2.0, 2.0));
+        let halved = outcome.gain_over("b", "b", (0, 1)).unwrap();
+        assert_eq!(halved.median, 1.0, "as much as itself");
+        assert!(outcome.gain_over("b", "c", (0, 1)).is_none(), "the floor does not have it");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::fmt;
 use std::fs;
 use std::thread;
 
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::{Deserialize, Serialize};
 
 /// The crates that are measured.
@@ -44,6 +45,45 @@ impl Machine {
     }
 }
 
+impl Machine {
+    pub(crate) fn name(&self) -> String {
+        format!("{}, {} CPUs, {}", self.cpu, self.cpus, self.kernel)
+    }
+
+    /// Another machine, as far as anything is the same.
+    #[cfg(test)]
+    pub(crate) fn rename(&mut self, cpu: &str) {
+        self.cpu = cpu.to_owned();
+    }
+}
+
+/// While it lives the running thread has a few processors only, and so have all threads and
+/// processes that it starts.
+pub(crate) struct FewProcessors {
+    before: CpuSet,
+}
+
+impl FewProcessors {
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub(crate) fn first(count: usize) -> rustix::io::Result<Self> {
+        let before = sched_getaffinity(None)?;
+        let mut few = CpuSet::new();
+        let there_are = (0..CpuSet::MAX_CPU).filter(|&number| before.is_set(number));
+        there_are.take(count).for_each(|number| few.set(number));
+        sched_setaffinity(None, &few)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for FewProcessors {
+    fn drop(&mut self) {
+        // It was allowed to have them.
+        let _ = sched_setaffinity(None, &self.before);
+    }
+}
+
 /// The version of a package in a lock file.
 fn version<'l>(lock: &'l str, name: &str) -> Option<&'l str> {
     let header = format!("name = \"{name}\"\nversion = \"");
@@ -53,7 +93,7 @@ fn version<'l>(lock: &'l str, name: &str) -> Option<&'l str> {
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}, {} CPUs, {}", self.cpu, self.cpus, self.kernel)?;
+        writeln!(f, "{}", self.name())?;
         write!(f, "{}", self.rustc)?;
         self.versions.iter().try_for_each(|(name, version)| write!(f, ", {name} {version}"))
     }

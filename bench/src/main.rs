@@ -13,6 +13,7 @@ mod foreign;
 mod layout;
 mod machine;
 mod maps;
+mod opening;
 mod page;
 mod plot;
 mod report;
@@ -59,7 +60,8 @@ struct Arguments {
 /// What is done instead of measuring.
 #[derive(Debug, Subcommand)]
 enum Instead {
-    /// Print docs/benchmarks.md, made of runs that were saved with `--json`.
+    /// Print docs/benchmarks.md, made of runs that were saved with `--json`: of all benchmarks, or
+    /// of some each.
     Page {
         #[arg(required = true)]
         runs: Vec<PathBuf>,

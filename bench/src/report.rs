@@ -125,6 +125,18 @@ pub(crate) fn growth(
     outcome.names().map(move |name| (name, outcome.ratio((name, of), (name, to))))
 }
 
+/// What all other implementations gain from one measure to another, over what the floor gains.
+pub(crate) fn gains(
+    outcome: &Outcome,
+    measures: (usize, usize),
+    floor: &'static str,
+) -> impl Iterator<Item = (&'static str, Option<Summary>)> {
+    outcome
+        .names()
+        .filter(move |name| *name != floor)
+        .map(move |name| (name, outcome.gain_over(name, floor, measures)))
+}
+
 impl Report {
     /// What it was measured on and how, line by line.
     pub(crate) fn preamble(&self) -> String {
@@ -211,6 +223,7 @@ impl Goal {
         match self.bound.missed_by(self.figure.median) {
             _ if self.holds => "holds".to_owned(),
             missed if self.bound == Bound::AtMost(0.0) => format!("misses by {}", number(missed)),
+            missed @ 10.0.. => format!("misses by a factor of {}", number(missed + 1.0)),
             missed => format!("misses by {:.0} %", (missed * 100.0).ceil()),
         }
     }
@@ -265,6 +278,7 @@ mod tests {
         };
         assert_eq!(goal(Bound::AtMost(0.5), 0.4), "holds           ≤ 0.5: 0.400  w");
         assert_eq!(goal(Bound::AtLeast(2.0), 1.0), "misses by 50 %  ≥ 2: 1.00  w");
+        assert_eq!(goal(Bound::AtMost(2.0), 30.0), "misses by a factor of 15.0 ≤ 2: 30.0  w");
         assert_eq!(goal(Bound::AtMost(0.0), 12.0), "misses by 12.0  ≤ 0: 12.0  w");
     }
 }

@@ -49,6 +49,44 @@ fn one_benchmark_as_json_and_as_a_picture() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// With what it opens with, of benchmarks of two runs.
+#[test]
+fn a_page_of_several_runs() -> Result<(), Box<dyn Error>> {
+    let folder = tempfile::tempdir()?;
+    let mut page = Command::new(env!("CARGO_BIN_EXE_pervma-bench"));
+    page.arg("page");
+    for (name, goals) in [("writer", 8), ("different", 2)] {
+        let output = Command::new(env!("CARGO_BIN_EXE_pervma-bench"))
+            .args(["--quick", "--json", "--only", name])
+            .output()?;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let mut report: Value = serde_json::from_slice(&output.stdout)?;
+        let judged = report["benchmarks"][0]["goals"].as_array_mut().ok_or("goals")?;
+        assert_eq!(judged.len(), goals, "{name}");
+        judged.iter_mut().for_each(|goal| goal["holds"] = true.into());
+        let saved = folder.path().join(name);
+        std::fs::write(&saved, report.to_string())?;
+        page.arg(saved);
+    }
+    let output = page.output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let page = String::from_utf8(output.stdout)?;
+    let lines =
+        page.lines().filter(|line| line.starts_with("| | pervma | what people use today |"));
+    assert_eq!(lines.count(), 1, "{page}");
+    for part in [
+        "```mermaid\nxychart-beta horizontal\n",
+        "| look up while another thread maps",
+        "| two threads look up",
+        "Of 10 goals, 10 hold",
+        "\n### writer\n",
+        "\n### different\n",
+    ] {
+        assert!(page.contains(part), "{part}\n\n{page}");
+    }
+    Ok(())
+}
+
 #[test]
 fn the_daemon_beside_its_peers() -> Result<(), Box<dyn Error>> {
     let names = [

@@ -1,13 +1,26 @@
 //! Memory: of a VMA, of an empty space, and after many changes.
 
+use std::sync::Arc;
+
+use pervma::{AddressSpace, Slab};
+
 use crate::allocator;
 use crate::comparison::{Bound, Effort, Goal};
-use crate::layout::{self, Build, Layout};
+use crate::layout::{self, Build, Layout, PAGE, Vma};
 use crate::maps::{Find, Map, Pervma, each_map};
 use crate::report::{Figures, Table};
 use crate::summary::Summary;
 
-const SIZES: [usize; 2] = [1_000, 65_000];
+/// VMAs, and what each is to take there, with all that is not used. Of the last one the chunks are
+/// less full.
+const SIZES: [(usize, Option<f64>); 3] =
+    [(1_000, Some(200.0)), (65_000, Some(128.0)), (100_000, None)];
+
+/// Spaces of one VMA that share a slab.
+const SHARING: usize = 1_000;
+
+/// What an empty space is to take.
+const EMPTY: f64 = 512.0;
 
 /// Memory is not to grow any more after one in so many of the pairs.
 const WARM_UP: usize = 10;
@@ -21,17 +34,32 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
         empty.push((M::NAME, Some(Summary::exactly(bytes::<M>(0)))));
     });
     table.case("empty", empty);
-    for size in SIZES {
+    let mut goals = vec![Goal::new(
+        "an empty space, bytes",
+        Bound::AtMost(EMPTY),
+        Summary::exactly(bytes::<Pervma>(0)),
+    )];
+    let mut small = Table::new("a space of one VMA", "bytes");
+    small.case("slab of its own", [(<Pervma>::NAME, Some(Summary::exactly(bytes::<Pervma>(1))))]);
+    small.case(
+        format!("one slab for {SHARING} of them, each"),
+        [(<Pervma>::NAME, Some(Summary::exactly(sharing())))],
+    );
+    for (size, most) in SIZES {
         let mut figures = Vec::new();
+        let each = |bytes: f64, empty: f64| Summary::exactly((bytes - empty) / size as f64);
         each_map!(M => {
-            let each = (bytes::<M>(size) - bytes::<M>(0)) / size as f64;
-            figures.push((M::NAME, Some(Summary::exactly(each))));
+            figures.push((M::NAME, Some(each(bytes::<M>(size), bytes::<M>(0)))));
         });
+        if let Some(most) = most {
+            let each = each(bytes::<Pervma>(size), bytes::<Pervma>(0));
+            goals.push(Goal::new(format!("a VMA of {size}, bytes"), Bound::AtMost(most), each));
+        }
         table.case(format!("a VMA, of {size}"), figures);
     }
 
     let pairs = effort.pairs;
-    let layout = Layout { vmas: SIZES[0] };
+    let layout = Layout { vmas: SIZES[0].0 };
     let map = <Pervma>::of(&layout.build(Build::Random));
     let mut number = 0;
     let mut change = |pairs: usize| {
@@ -51,15 +79,31 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
     let mut changes = Table::new(format!("growth of a space of {} VMAs", layout.vmas), "bytes");
     changes.case(format!("first {} pairs", pairs / WARM_UP), [(<Pervma>::NAME, Some(first))]);
     changes.case(format!("next {pairs} pairs"), [(<Pervma>::NAME, Some(growth))]);
-    let goal = Goal::new(
+    goals.push(Goal::new(
         format!("growth over {pairs} pairs of insert + remove, bytes"),
         Bound::AtMost(0.0),
         growth,
-    );
+    ));
     let about = "Bytes asked of the allocator by VMAs with a payload of 8 bytes, in random order; an empty \
                  map includes the value itself. pervma takes memory in chunks that double, so the figure of \
                  a VMA depends on how full the last is.";
-    (about, vec![table, changes], vec![goal])
+    (about, vec![table, small, changes], goals)
+}
+
+/// What a space of one VMA takes that shares a slab with others, its part of the slab included.
+fn sharing() -> f64 {
+    let vma = layout::vma(0);
+    let (spaces, bytes) = allocator::growth(|| {
+        let slab = Arc::new(Slab::new());
+        let space = || {
+            let space = <Pervma>::around(AddressSpace::new_in(PAGE, Arc::clone(&slab)));
+            space.insert(Vma { range: vma.clone(), payload: 0 });
+            space
+        };
+        (0..SHARING).map(|_| space()).collect::<Vec<_>>()
+    });
+    drop(spaces);
+    bytes as f64 / SHARING as f64
 }
 
 /// What a map of so many VMAs takes.

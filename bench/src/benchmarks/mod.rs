@@ -1,7 +1,9 @@
 //! The benchmarks: what is measured, and the goals.
 
 mod c;
+mod calls;
 mod contended;
+mod crowd;
 mod edits;
 mod end;
 mod gap;
@@ -12,6 +14,7 @@ mod memory;
 mod pace;
 mod registered;
 mod removal;
+mod spaces;
 mod threads;
 mod writer;
 
@@ -35,6 +38,12 @@ pub(crate) enum Benchmark {
     Edits,
     /// The same by threads that edit at the same time, and beside threads that look up.
     Contended,
+    /// Threads that edit, each in a space of its own.
+    Spaces,
+    /// Linux's mapping calls by one thread and by two.
+    Calls,
+    /// 64 threads on two processors: readers, and one that edits.
+    Crowd,
     /// Threads that read different VMAs.
     Different,
     /// Threads that read the same VMA.
@@ -93,6 +102,9 @@ impl Benchmark {
             Self::Cursor => lookup::cursor(effort),
             Self::Edits => edits::measure(effort),
             Self::Contended => contended::measure(effort),
+            Self::Spaces => spaces::measure(effort),
+            Self::Calls => calls::measure(effort),
+            Self::Crowd => crowd::measure(effort)?,
             Self::Different => threads::different(effort),
             Self::Same => threads::same(effort),
             Self::Registered => registered::measure(effort),

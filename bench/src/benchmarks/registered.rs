@@ -6,7 +6,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use crate::comparison::{Batch, Comparison, Effort};
+use crate::comparison::{Batch, Bound, Comparison, Effort, Goal};
 use crate::layout::{self, Build, Layout};
 use crate::maps::{Fences, Find, Host, Map, PervmaRegistered, Reader, register};
 use crate::report::{Figures, Table, all};
@@ -15,6 +15,10 @@ const VMAS: usize = 1_000;
 
 /// Readers that are registered.
 const READERS: [usize; 4] = [0, 1, 4, 16];
+
+/// What an edit may take beside as many as that which are idle, over what it takes beside none:
+/// nothing that can be measured.
+const IDLE_LIMIT: f64 = 1.05;
 
 /// The VMA that the other thread reads: no edit changes it.
 const ELSEWHERE: usize = VMAS - 1;
@@ -33,7 +37,7 @@ const EDITS: [(Edit, &str); 2] =
 
 pub(crate) fn measure(effort: &Effort) -> Figures {
     let vmas = Layout { vmas: VMAS }.build(Build::Random);
-    let mut tables = Vec::new();
+    let (mut tables, mut goals) = (Vec::new(), Vec::new());
     for (edit, what) in EDITS {
         for (busy, beside) in
             [(false, "no thread running"), (true, "beside one that reads elsewhere")]
@@ -52,6 +56,16 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
                 times.point(readers, all(&outcome, measure));
             }
             tables.push(times);
+            if !busy {
+                let most = READERS.len() - 1;
+                goals.extend(Goal::ratio(
+                    format!("{what}, beside {} idle registered readers over none", READERS[most]),
+                    Bound::AtMost(IDLE_LIMIT),
+                    &outcome,
+                    (Barriers::NAME, most),
+                    (Barriers::NAME, 0),
+                ));
+            }
         }
     }
     let about = "What an edit pays for readers that are registered with its slab, in a space of 1,000 VMAs: \
@@ -60,7 +74,7 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
                  the process pass one, by a system call that sends interrupts; with fences it does not. \
                  In both cases it looks through the places of all registered readers. A thread that reads \
                  elsewhere is the last of those that are registered, or counts if none is.";
-    (about, tables, Vec::new())
+    (about, tables, goals)
 }
 
 /// The time of an edit with each number of registered readers.

@@ -120,7 +120,7 @@ pub(crate) fn measure(effort: &Effort) -> Figures {
                     (<Pervma>::NAME, HINDERED),
                 ));
             }
-            Place::SameLeaf => ratio_goal(0, "mean", 2.5),
+            Place::SameLeaf => ratio_goal(0, "mean", if mapped { 2.0 } else { 2.5 }),
         }
         tables.extend([times, ratios, share, writer]);
     }

@@ -23,7 +23,6 @@ use pervma_serve::{
 use rustix::cmsg_space;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{Pid, Signal, getpid, kill_process};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tempfile::TempDir;
 
 use super::client::{Client, Command, Memory};
@@ -31,6 +30,7 @@ use super::content;
 use super::setup::Errors;
 use crate::comparison::{Bound, Comparison, Effort, Goal, Outcome};
 use crate::layout::PAGE;
+use crate::machine::FewProcessors;
 use crate::report::{Figures, Table, all};
 use crate::summary::Summary;
 
@@ -172,12 +172,7 @@ fn deaths(count: usize, effort: &Effort) -> Result<(Outcome, u64), Box<dyn Error
 /// All processes run on one processor: on which of several the kernel wakes whom differs from turn
 /// to turn, by much more than is looked for here.
 fn keeper(effort: &Effort) -> Result<Outcome, Box<dyn Error>> {
-    let processors = sched_getaffinity(None)?;
-    let mut one = CpuSet::new();
-    let first = (0..CpuSet::MAX_CPU).find(|&number| processors.is_set(number));
-    one.set(first.unwrap_or_default());
-    // The processes that are started here inherit it.
-    sched_setaffinity(None, &one)?;
+    let one_processor = FewProcessors::first(1)?;
     let client = Client::start()?;
     let mut daemons = Vec::new();
     let errors = Errors::default();
@@ -203,7 +198,7 @@ fn keeper(effort: &Effort) -> Result<Outcome, Box<dyn Error>> {
             })
         });
     }
-    sched_setaffinity(None, &processors)?;
+    drop(one_processor);
     let title = "with and without a keeper";
     let outcome = comparison.run(title, effort.rounds * 4, rand::RngExt::random::<u64>);
     errors.first()?;

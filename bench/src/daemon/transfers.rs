@@ -345,6 +345,10 @@ impl Beside<'_> {
             }
             let fill = || pager.complete(client);
             let filler = (name == TRANSFER).then(|| scope.spawn(fill));
+            if name != NOTHING {
+                // Beside faults, threads of the lowest class may get no time at all.
+                wait_for(pager, client, 1);
+            }
             let touched = self.touch(memory)?;
             let between = Instant::now();
             let stats = pager.stats(client).ok_or("all was filled before")?;
@@ -392,6 +396,9 @@ impl Beside<'_> {
         };
         let measures = thread::scope(|scope| -> Result<Vec<f64>, Box<dyn Error>> {
             let copiers = [(); 2].map(|()| scope.spawn(copy));
+            while begun() == 0 {
+                thread::sleep(Duration::from_micros(50));
+            }
             let touched = self.touch(memory)?;
             let between = Instant::now();
             let meanwhile = runs[..begun()].iter().map(Range::len).sum();
@@ -431,8 +438,7 @@ fn faults(effort: &Effort) -> Result<Outcome, Box<dyn Error>> {
             })
         });
     }
-    let rounds =
-        std::env::var("ROUNDS").map_or(effort.rounds.div_ceil(3), |t| t.parse().unwrap_or(1));
+    let rounds = effort.rounds.div_ceil(3);
     let outcome = comparison.run("faults beside a transfer", rounds, |random| random.random());
     errors.first()?;
     Ok(outcome)

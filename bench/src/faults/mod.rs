@@ -16,9 +16,6 @@ use crate::comparison::{Bound, Effort, Goal};
 use crate::report::{Figures, Table};
 use crate::summary::Summary;
 
-/// What a fault in signal mode may take of the lower bound's time.
-const LIMIT: f64 = 1.15;
-
 /// # Errors
 ///
 /// The kernel's: no userfaultfd, no memory, no temporary file.
@@ -41,7 +38,9 @@ pub(crate) fn measure(effort: &Effort) -> Result<Figures, Box<dyn Error>> {
                 ratios.case(&name, [("pervma", ratio)]);
                 if mode == Mode::Signal {
                     let what = format!("{title}, {name}: pervma over the lower bound");
-                    goals.extend(ratio.map(|ratio| Goal::new(what, Bound::AtMost(LIMIT), ratio)));
+                    goals.extend(
+                        ratio.map(|ratio| Goal::new(what, Bound::AtMost(case.limit()), ratio)),
+                    );
                 }
             }
             tables.extend([times, ratios]);

@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut, Range};
 use std::sync::{Arc, PoisonError};
 
 use super::tree::{Cell, Entry, Tree};
-use super::{Find, Map, Reader};
+use super::{Find, Map, Reader, Relocate};
 use crate::layout::Vma;
 
 /// The `RwLock` of another crate, around a tree.
@@ -84,6 +84,12 @@ impl<L: RwLock + 'static> Map for Locked<L> {
 
     fn update(&self, range: Range<usize>, payload: u64) {
         self.0.write().update(range, payload);
+    }
+}
+
+impl<L: RwLock + 'static> Relocate for Locked<L> {
+    fn relocate(&self, range: Range<usize>, to: usize) {
+        self.0.write().relocate(range, to);
     }
 }
 

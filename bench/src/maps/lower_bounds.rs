@@ -78,6 +78,47 @@ impl Reader for &Array {
     }
 }
 
+/// A count for each VMA in memory of each thread's own: what is left to threads that share nothing.
+pub(crate) struct OwnCounts {
+    vmas: usize,
+}
+
+/// Processors fetch lines in pairs.
+#[derive(Default)]
+#[repr(align(128))]
+pub(crate) struct TwoLines(AtomicU32);
+
+impl OwnCounts {
+    /// The counts of one more thread.
+    pub(crate) fn counts(&self) -> Box<[TwoLines]> {
+        (0..self.vmas).map(|_| TwoLines::default()).collect()
+    }
+}
+
+impl Find for OwnCounts {
+    const NAME: &'static str = "floor: counts of each thread's own";
+    type Reader<'m> = Box<[TwoLines]>;
+
+    fn of(vmas: &[Vma]) -> Self {
+        Self { vmas: vmas.len() }
+    }
+
+    #[inline(always)]
+    fn with_reader<R>(&self, run: impl FnOnce(&mut Box<[TwoLines]>) -> R) -> R {
+        run(&mut self.counts())
+    }
+}
+
+impl Reader for Box<[TwoLines]> {
+    #[inline(always)]
+    fn visit<R>(&mut self, addr: usize, visit: impl FnOnce(Option<u64>) -> R) -> R {
+        match self.get(addr.wrapping_sub(BASE) / STRIDE) {
+            Some(TwoLines(count)) => counted(count, || visit(Some(addr as u64))),
+            None => visit(None),
+        }
+    }
+}
+
 #[inline(always)]
 fn counted<R>(count: &AtomicU32, work: impl FnOnce() -> R) -> R {
     count.fetch_add(1, Ordering::Acquire);

@@ -18,7 +18,7 @@ use std::ops::Range;
 pub(crate) use self::arc_swap::Snapshots;
 pub(crate) use self::host::{Fences, Host};
 pub(crate) use self::locked::{LockedEntries, ParkingLot, StdLock};
-pub(crate) use self::lower_bounds::{Array, CountPair};
+pub(crate) use self::lower_bounds::{Array, CountPair, OwnCounts};
 pub(crate) use self::pervma::{
     CursorOfReader, Pervma, PervmaCursor, PervmaOutside, PervmaRegistered, register,
 };
@@ -73,6 +73,13 @@ pub(crate) trait Map: Find {
     /// Gives `range`, which lies in one entry, another payload: splits the entry, and merges what
     /// then has the same payload as a neighbour that it touches.
     fn update(&self, range: Range<usize>, payload: u64);
+}
+
+/// What can move a range, too.
+pub(crate) trait Relocate: Map {
+    /// Moves the entry at exactly `range` to `to`, after a look that the range there is free; it is
+    /// merged with what it touches there and has the same payload.
+    fn relocate(&self, range: Range<usize>, to: usize);
 }
 
 /// Evaluates an expression for each map, with the type `$map`. A new implementation is one more

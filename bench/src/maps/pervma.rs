@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use pervma::{AddressSpace, Cursor, Platform, ReadError, ReadGuard, ReaderCursor, StdPlatform};
 
-use super::{Find, Host, Map, Reader};
+use super::{Find, Host, Map, Reader, Relocate};
 use crate::layout::{PAGE, Vma};
 
 /// A space whose readers look addresses up in the way `W`, and whose changes are edits.
@@ -203,6 +203,13 @@ impl<W: Way<P>, P: Platform> Map for Pervma<W, P> {
     }
 }
 
+impl<W: Way<P>, P: Platform> Relocate for Pervma<W, P> {
+    fn relocate(&self, range: Range<usize>, to: usize) {
+        let moved = self.0.edit().map(|mut edit| edit.relocate(range, to, |_, payload| *payload));
+        assert!(matches!(moved, Ok(Ok(_))), "what is mapped can be moved");
+    }
+}
+
 /// Changed by operations that wait for readers outside of the mmap lock.
 pub(crate) struct PervmaOutside(Pervma);
 
@@ -231,5 +238,12 @@ impl Map for PervmaOutside {
     fn update(&self, range: Range<usize>, payload: u64) {
         let changed = self.0.0.update(range, |_, _| payload);
         assert!(changed.is_ok(), "what is mapped can be changed");
+    }
+}
+
+impl Relocate for PervmaOutside {
+    fn relocate(&self, range: Range<usize>, to: usize) {
+        let moved = self.0.0.relocate(range, to, |_, payload| *payload);
+        assert!(moved.is_ok(), "what is mapped can be moved");
     }
 }

@@ -126,3 +126,35 @@ fn what_is_visited_is_kept() {
     keeps::<PervmaOutside>();
     each_registered!(M => keeps::<M>());
 }
+
+fn moves<M: Relocate>() {
+    let vmas = LAYOUT.build(Build::Random);
+    let mut pages = Pages::new();
+    vmas.iter().for_each(|vma| map(&mut pages, vma.range.clone(), vma.payload));
+    let moved = M::of(&vmas);
+    // The second moves to where the first was, and is merged with what is beside it there.
+    moved.update(layout::vma(2), 9);
+    map(&mut pages, layout::vma(2), 9);
+    moved.update(layout::vma(4), 9);
+    map(&mut pages, layout::vma(4), 9);
+    for (from, to) in [(3, layout::vma(LAYOUT.vmas)), (4, layout::hole(2))] {
+        let from = layout::vma(from);
+        let payload = pages[&from.start];
+        moved.relocate(from.clone(), to.start);
+        from.step_by(PAGE).for_each(|page| assert!(pages.remove(&page).is_some()));
+        map(&mut pages, to, payload);
+        agrees(&moved, &pages);
+    }
+    let merged = layout::vma(2).start..layout::hole(2).end;
+    moved.relocate(merged.clone(), layout::vma(LAYOUT.vmas + 9).start);
+    merged.step_by(PAGE).for_each(|page| assert!(pages.remove(&page).is_some()));
+    agrees(&moved, &pages);
+}
+
+#[test]
+fn ranges_that_move_are_found_where_they_are() {
+    moves::<Pervma>();
+    moves::<PervmaOutside>();
+    moves::<ParkingLot>();
+    moves::<StdLock>();
+}

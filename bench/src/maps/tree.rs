@@ -86,6 +86,25 @@ impl<C: Cell> Tree<C> {
         }
     }
 
+    /// See [`Relocate::relocate`](super::Relocate::relocate).
+    pub(crate) fn relocate(&mut self, range: Range<usize>, to: usize) {
+        let payload = self.remove(range.start).get().payload;
+        let (mut start, mut end) = (to, to + range.len());
+        let below = self.0.range(..end).next_back().map(|(&start, cell)| (start, cell.get()));
+        if let Some((below, entry)) = below {
+            assert!(entry.end <= to, "the range is free");
+            if entry.continues_with(to, payload) {
+                start = below;
+            }
+        }
+        let right = self.0.get(&end).map(Cell::get).filter(|right| right.payload == payload);
+        if let Some(right) = right {
+            self.remove(end).retire();
+            end = right.end;
+        }
+        self.0.insert(start, C::new(Entry { end, payload }));
+    }
+
     /// Those that start in `range`, taken out.
     pub(crate) fn split_out(&mut self, range: Range<usize>) -> Self {
         let mut removed = self.0.split_off(&range.start);
