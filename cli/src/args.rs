@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,9 @@ pub(crate) enum Command {
     /// Make random mapping calls on the running kernel and on pervma-linux, and compare results,
     /// errors and the whole map after each.
     Differ(DifferOptions),
+    /// Run a program under ptrace, make each of its mapping calls on pervma-linux, too, and compare
+    /// results, the whole map, flags and counts (docs/mirror.md).
+    Mirror(MirrorOptions),
     /// Serve the page faults of microVMs that are restored from snapshots: Firecracker's, and all
     /// that arrive as it does.
     Serve(ServeOptions),
@@ -65,6 +69,24 @@ pub(crate) struct DifferOptions {
     /// Print one JSON object on one line.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct MirrorOptions {
+    /// Print one JSON object on one line to standard output; that of the program goes to standard
+    /// error.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Draw the address spaces over time as SVG into this file: mappings, calls, merges.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Kill everything that still runs after so many seconds, and report what was compared.
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit: Option<u32>,
+    /// The program, and its arguments.
+    #[arg(last = true, required = true, value_name = "PROGRAM ARGS")]
+    pub(crate) program: Vec<OsString>,
 }
 
 #[derive(Args, Debug)]

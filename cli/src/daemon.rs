@@ -166,12 +166,16 @@ impl KeeperOptions {
         match taken {
             _ if self.no_keeper => Ok(None),
             Some(taken) => {
-                let socket = self.take_over.clone().unwrap_or_else(|| "FDSTORE".into());
-                let failed = |reason| Error::TakeOver { socket, reason };
+                let failed = |reason| Error::TakeOver { socket: self.taken_from(), reason };
                 Keeper::taking_over(options, taken).map(Some).map_err(failed)
             }
             None => Keeper::new(options).map(Some).map_err(Error::Keeper),
         }
+    }
+
+    /// Whose place this one takes.
+    fn taken_from(&self) -> PathBuf {
+        self.take_over.clone().unwrap_or_else(|| "FDSTORE".into())
     }
 
     /// Serves: in a process of the keeper, and in the next one if that dies. Whether all clients
@@ -206,7 +210,10 @@ impl KeeperOptions {
             };
             served().map(code).unwrap_or_else(|error| error.tell())
         };
-        keeper.run(work).map_err(Error::Keeper)
+        keeper.run(work).map_err(|error| match error.downcast() {
+            Ok(reason) => Error::TakeOver { socket: self.taken_from(), reason },
+            Err(error) => Error::Kept(error),
+        })
     }
 }
 

@@ -56,6 +56,9 @@ pub(crate) enum Error {
     #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
     #[error("the comparison could not be made ({0}): it needs /proc and ptrace")]
     Differ(io::Error),
+    #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+    #[error("{0}")]
+    Mirror(#[from] pervma_differ::mirror::MirrorError),
     #[error("the process in the background has ended ({0}): see above, and its log")]
     Background(std::process::ExitStatus),
     #[error("{0}: give -D the directory of a checkpoint's images")]
@@ -70,6 +73,8 @@ pub(crate) enum Error {
     TakeOver { socket: PathBuf, reason: pervma_serve::TakeOverError },
     #[error("no process can keep the serving one ({0}): see ulimit -l, or give --no-keeper")]
     Keeper(io::Error),
+    #[error("the serving process is not kept any more: {0}")]
+    Kept(io::Error),
     #[error("the report could not be written: {0}")]
     Output(#[from] io::Error),
 }

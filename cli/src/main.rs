@@ -13,6 +13,10 @@ mod latency;
 mod lazy_pages;
 mod mapped;
 mod memory;
+#[cfg_attr(not(all(target_os = "linux", target_arch = "x86_64")), path = "mirror_absent.rs")]
+mod mirror;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod mirror_picture;
 mod order;
 mod page;
 mod picture;
@@ -55,6 +59,7 @@ fn run() -> Result<u8, Error> {
             args::print(&text)?;
             Ok(if same { MATCHED } else { MISMATCHED })
         }
+        Some(Command::Mirror(options)) => mirror::run(&options),
         Some(Command::Serve(options)) => serve::run(&options),
         Some(Command::WorkingSet(options)) => {
             let report = working_set::Report::read(&options.files)?;

@@ -1,8 +1,9 @@
 //! How much memory is available.
 
-use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
+
+use memmap2::MmapMut;
 
 /// Returns how many bytes this process can still use without swapping and without exceeding the
 /// limit of a control group; `None` where the kernel does not say.
@@ -20,13 +21,11 @@ pub(crate) fn available() -> Option<u64> {
 ///
 /// When the address space is nearly full (`ulimit -v`).
 pub(crate) fn headroom() -> io::Result<()> {
-    // A stack of 2 MiB, and far more than a thread allocates as it starts.
-    const SPACE: usize = 32 << 20;
-    // Reserved for a moment, not touched.
-    let mut space = Vec::<u8>::new();
-    let found = space.try_reserve_exact(SPACE);
-    black_box(&mut space);
-    found.map_err(|_| io::ErrorKind::OutOfMemory.into())
+    // A stack of 2 MiB, and more than threads allocate as they start and end.
+    const SPACE: usize = 3 << 20;
+    // Of the kernel, and for a moment, not touched: an allocator may have as much in hand, for one
+    // thread, with the address space full.
+    MmapMut::map_anon(SPACE).map(drop)
 }
 
 fn of_machine() -> Option<u64> {

@@ -19,10 +19,9 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use pervma_serve::exec_helper::ExecHelper;
-use pervma_serve::peer::Peer;
 use pervma_serve::sandbox::Sandbox;
 use pervma_serve::{
-    Ended, Failure, Kept, Limits, Listen, MemoryFile, OnFailure, OnStop, Options, Pager, Server,
+    Ended, FailedClient, Limits, Listen, MemoryFile, OnFailure, OnStop, Options, Pager, Server,
     Stats, TakenOver, Tell,
 };
 use rustix::fs::{FileType, OFlags};
@@ -198,9 +197,16 @@ pub(crate) fn run(options: &ServeOptions) -> Result<u8, Error> {
         // Threads, so not before the sandbox, nor in the keeper.
         let (output, _written) = Output::start();
         let mut progress = Progress::new(options.json, output);
-        let started = || manager.tell_ready();
+        let (before, deaths) = kept.as_ref().map_or((0, 0), |kept| (kept.before(), kept.deaths()));
+        let started = || match manager.tell_ready() {
+            // It knows, from a process before this one.
+            Err(error) if before > 0 => {
+                tracing::warn!(%error, "the service manager is not told");
+                Ok(())
+            }
+            told => told,
+        };
         let look = |pager: &Pager, ended: &Ended| progress.look(pager, ended);
-        let deaths = kept.as_ref().map_or(0, Kept::before);
         let ended = match kept {
             Some(kept) => server.run_kept(kept, stop.as_fd(), started, look),
             None => server.run(stop.as_fd(), started, look),
@@ -248,6 +254,8 @@ impl Manager {
             [b'@', name @ ..] => socket.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
             _ => socket.connect(&name)?,
         }
+        // A manager that does not hear is waited for no longer.
+        socket.set_write_timeout(Some(Duration::from_secs(1)))?;
         Ok(Self(Some(socket)))
     }
 
@@ -277,19 +285,19 @@ fn enter_sandbox(options: &ServeOptions, starts_processes: bool) -> Result<(), E
 
 /// Has a thread run the command for each failure, since it may take its time.
 fn teller(helper: ExecHelper) -> (Box<Tell>, JoinHandle<()>) {
-    let (send, failures) = channel::<(u32, String)>();
+    let (send, failures) = channel::<FailedClient>();
     let teller = std::thread::spawn(move || {
-        for (pid, reason) in failures {
-            match helper.run(pid, &reason) {
+        for failed in failures {
+            let (id, pid) = (failed.id().number(), failed.peer().pid);
+            match helper.run(id, pid, &failed.failure().to_string()) {
                 Ok(outcome) => tracing::info!(pid, ?outcome, "the command was run"),
                 Err(error) => tracing::error!(pid, %error, "the command was not run"),
             }
+            failed.note_told();
         }
     });
     // The thread ends after this does.
-    let tell = move |peer: &Peer, failure: &Failure| {
-        drop(send.send((peer.pid, failure.to_string())));
-    };
+    let tell = move |failed: FailedClient| drop(send.send(failed));
     (Box::new(tell), teller)
 }
 

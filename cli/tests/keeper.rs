@@ -106,7 +106,8 @@ fn the_serving_process_is_killed_and_clients_go_on() {
         wait_until_it_has(&before, &daemon);
         let ended = daemon.stop();
         assert_eq!(ended.exit, Some(0), "{ended:?}");
-        assert!(ended.last().starts_with("VMs 5, refused 0, failed 0"), "{ended:?}");
+        let last = "VMs 5, refused 0, failed 0, serving processes that died 3";
+        assert_eq!(ended.last(), last, "{ended:?}");
         assert!(!is_there(&place.socket));
     }
 }
@@ -114,11 +115,11 @@ fn the_serving_process_is_killed_and_clients_go_on() {
 #[test]
 fn chaos_is_not_noticed_by_clients() {
     let place = Place::new(PAGES);
-    let mut daemon = place.serve(["--chaos", "3"]);
+    let mut daemon = place.serve(["--chaos", "5"]);
     let events = all_events();
     let begin = Instant::now();
     let mut served = 0;
-    while begin.elapsed() < Duration::from_secs(3) {
+    while begin.elapsed() < Duration::from_secs(5) {
         let mut client = place.client(Has::pages(PAGES, events));
         use_memory(&mut client, 0, events & FORK != 0);
         use_memory(&mut client, 1, events & FORK != 0);
@@ -130,7 +131,10 @@ fn chaos_is_not_noticed_by_clients() {
     let ended = daemon.stop();
     assert_eq!(ended.exit, Some(0), "{ended:?}");
     assert_eq!(ended.with("cannot be served").len(), 0, "{ended:?}");
-    assert!(ended.with("a serving process died").len() > 20 && served > 3, "{served}: {ended:?}");
+    // How many that are is a matter of the machine; each is counted once.
+    let counted = format!("VMs {served}, refused 0, failed 0");
+    assert!(ended.last().starts_with(&counted), "{served}: {ended:?}");
+    assert!(ended.with("a serving process died").len() > 20, "{served}: {ended:?}");
 }
 
 #[test]
@@ -198,7 +202,9 @@ fn another_program_takes_over_and_clients_go_on() {
     assert!(is_there(&place.socket) && is_there(&socket));
     let ended = daemon.stop();
     assert_eq!(ended.exit, Some(0), "{ended:?}");
-    assert!(ended.last().starts_with("VMs 6, refused 0, failed 0"), "{ended:?}");
+    // Those that were killed: others have ended to give all of it away.
+    let last = "VMs 6, refused 0, failed 0, serving processes that died 3";
+    assert_eq!(ended.last(), last, "{ended:?}");
     assert!(!is_there(&place.socket) && !is_there(&socket));
 }
 
@@ -225,10 +231,10 @@ fn who_cannot_take_over_leaves_the_daemon_as_it_is() {
     let asks = ask(&socket, 99);
     let mut answer = [0; 256];
     let (_, len) = recv(&asks, &mut answer[..], RecvFlags::empty()).unwrap();
-    assert_eq!(&answer[8..len], b"its state is of version 1");
-    daemon.wait_for("refused: its state is of version 1");
+    assert_eq!(&answer[8..len], b"its state is of version 2");
+    daemon.wait_for("refused: its state is of version 2");
     // It dies when it has everything.
-    drop(ask(&socket, 1));
+    drop(ask(&socket, 2));
     daemon.wait_for("nobody takes over: this program serves on");
     client.asked("check 0 200");
     // It says nothing; or what is not understood.
@@ -334,6 +340,8 @@ fn an_entry_that_is_damaged_costs_its_client_and_no_other() {
             [(); 2].map(|()| place.client(Has::pages(PAGES, all_events())));
         for client in [&mut client, &mut other] {
             client.asked("check 0 16");
+            // There is no copy of its descriptor any more, which would be one of nobody's.
+            daemon.wait_for("a client has come");
         }
         let userfaultfds = numbers(&daemon, "userfaultfd");
         let others = userfaultfds[1].to_ne_bytes();
@@ -582,6 +590,19 @@ fn of_two_programs_that_wait_for_each_other_too_long_one_has_all_clients() {
     assert!((0..5).any(|_| two_wait_for_each_other()), "it was never found soon enough");
 }
 
+/// The process that gives everything to another program, if it is found: the next one after the one
+/// that has served up to now.
+fn who_gives(daemon: &Daemon, served: Option<Pid>) -> Option<Pid> {
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(2) {
+        let gives = daemon.serving().filter(|&gives| Some(gives) != served);
+        if gives.is_some() {
+            return gives;
+        }
+    }
+    None
+}
+
 fn two_wait_for_each_other() -> bool {
     let place = Place::new(PAGES);
     let socket = place.path("take-over");
@@ -592,15 +613,8 @@ fn two_wait_for_each_other() -> bool {
     client.asked("discard 0 50");
     let first = daemon.serving();
     let mut next = place.command(["--take-over", at]).stderr(Stdio::null()).spawn().unwrap();
-    let begin = Instant::now();
     // Who gives everything stands still before it hears that the other one is ready.
-    let gives = loop {
-        match daemon.serving() {
-            Some(gives) if Some(gives) != first => break Some(gives),
-            _ if begin.elapsed() > Duration::from_secs(2) => break None,
-            _ => {}
-        }
-    };
+    let gives = who_gives(&daemon, first);
     let stopped = gives.filter(|&gives| kill_process(gives, Signal::STOP).is_ok());
     let begin = Instant::now();
     while next.try_wait().unwrap().is_none() && begin.elapsed() < Duration::from_secs(8) {
@@ -623,6 +637,56 @@ fn two_wait_for_each_other() -> bool {
     client.end();
     assert_eq!(daemon.stop().exit, Some(0));
     true
+}
+
+#[test]
+fn a_keeper_that_stands_still_while_another_program_takes_over_starts_no_process() {
+    assert!((0..5).any(|_| a_keeper_stands_still()), "it was never found soon enough");
+}
+
+fn a_keeper_stands_still() -> bool {
+    let place = Place::new(PAGES);
+    let socket = place.path("take-over");
+    let at = socket.to_str().unwrap();
+    let daemon = place.serve(["--take-over-socket", at]);
+    let mut client = place.client(Has::pages(PAGES, all_events()));
+    client.asked("check 0 100");
+    client.asked("discard 0 50");
+    let keeper = Pid::from_raw(daemon.pid().cast_signed()).unwrap();
+    let first = daemon.serving();
+    let mut next = place.command(["--take-over", at]).stderr(Stdio::null()).spawn().unwrap();
+    let gives = who_gives(&daemon, first);
+    let gives = gives.filter(|&gives| stop_now(gives));
+    // So it does not see how who gives everything has ended, until the other one has begun.
+    let both_stand = stop_now(keeper) && gives.is_some();
+    let _ = gives.map(|gives| kill_process(gives, Signal::CONT));
+    // What is missing comes from the other one, which waits for a while.
+    client.asked(&format!("check {} {PAGES}", PAGES - 4));
+    kill_process(keeper, Signal::CONT).unwrap();
+    assert_eq!(daemon.ended().exit, Some(0));
+    client.asked("check");
+    let mut late = place.client(Has::pages(PAGES, all_events()));
+    late.asked("check");
+    late.end();
+    client.end();
+    kill_process(Pid::from_child(&next), Signal::TERM).unwrap();
+    assert_eq!(next.wait().unwrap().code(), Some(0));
+    both_stand
+}
+
+/// Stops a process; whether it has not ended.
+fn stop_now(process: Pid) -> bool {
+    if kill_process(process, Signal::STOP).is_err() {
+        return false;
+    }
+    let state = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_pid())).ok()?;
+        stat.rsplit_once(") ")?.1.chars().next()
+    };
+    while matches!(state(), Some('R' | 'S' | 'D')) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    state() == Some('T')
 }
 
 #[test]
