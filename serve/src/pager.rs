@@ -188,7 +188,8 @@ pub enum Notice {
         /// What it asked for. The source is not noted: it is known to who has added the client.
         set: WorkingSet,
     },
-    /// All that a failed client misses is poisoned, and its descriptor closed.
+    /// All that a failed client misses is poisoned, and its descriptor closed. Not said of a client
+    /// that has touched what it [has not told of](Failure::Outside): its descriptor stays open.
     Closed {
         /// The client.
         client: ClientId,
@@ -1193,6 +1194,10 @@ impl Shared {
                 (self.on_notice)(Notice::Kept { client: client.id });
             }
             Served::Gone => self.forget(client),
+            // Of what it has not told of, each page is poisoned as it is touched.
+            _ if matches!(client.health.failure(), Some(Failure::Outside(_))) => {
+                client.health.keep();
+            }
             _ => {
                 if self.remove(client) {
                     let stats = client.counters().stats();

@@ -673,6 +673,30 @@ fn a_fault_outside_of_what_a_client_told_of_fails_it_alone() {
     other.unmap();
 }
 
+/// Closed when all that it has told of is poisoned, its descriptor would let the rest be zeros.
+#[test]
+fn what_a_client_has_not_told_of_is_poisoned_whenever_it_is_touched() {
+    const PAGES: usize = 64;
+    const TOLD: usize = 4;
+    let _alone = alone();
+    let (pager, notices) = start(Options::new().granule(PAGE));
+    let bytes = random_bytes(TOLD * PAGE, 13);
+    let Some(fd) = userfaultfd(ALL_EVENTS) else { return };
+    let memory = Memory::map(PAGES * PAGE, Kind::Anonymous).unwrap().register(&fd);
+    pager.add(fd, &[memory.pages(0..TOLD).extent(0)], memory_file(&bytes)).unwrap();
+    let zeros = common::in_child(|| {
+        let is_read = |page: usize| {
+            std::thread::sleep(Duration::from_millis(5));
+            memory.can_be_read(page * PAGE)
+        };
+        (TOLD..PAGES).rev().filter(|page| is_read(*page)).count() as i32
+    });
+    assert_eq!(zeros, 0, "pages");
+    // Its descriptor is closed when its process has gone.
+    while !matches!(notices.recv_timeout(Duration::from_secs(20)).unwrap(), Notice::Gone { .. }) {}
+    memory.unmap();
+}
+
 /// What moves to where the pager has been already must be filled all the same.
 #[test]
 fn what_moves_while_a_client_is_completed_is_there() {

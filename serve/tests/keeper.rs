@@ -343,7 +343,7 @@ fn of_a_client_that_fails_is_told_once_whenever_processes_die() {
             child::command(NAME, "client").env(CLIENT, &daemon.socket).spawn().unwrap();
         let pid = client.id();
         let status = client.wait().unwrap();
-        assert_eq!(status.signal(), Some(libc::SIGBUS), "{first}");
+        assert_eq!(status.signal(), Some(libc::SIGBUS), "{first} {status}");
         // It has gone by now.
         while !told.exists() {
             std::thread::sleep(Duration::from_millis(1));

@@ -170,6 +170,14 @@ impl Memory {
         unsafe { at.read_volatile() }
     }
 
+    /// Whether the kernel can read a byte for the process: it gives it an error, and no signal.
+    pub(crate) fn can_be_read(self, offset: usize) -> bool {
+        let file = rustix::fs::memfd_create("byte", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let at: *const u8 = std::ptr::with_exposed_provenance(self.start + offset);
+        // SAFETY: the kernel checks the address.
+        unsafe { libc::write(file.as_raw_fd(), at.cast(), 1) == 1 }
+    }
+
     pub(crate) fn set(self, offset: usize, byte: u8) {
         let at: *mut u8 = std::ptr::with_exposed_provenance_mut(self.start + offset);
         // SAFETY: mapped memory of the test's.
