@@ -10,9 +10,8 @@
 //! What comes of it is a list of steps, in which the rounds follow each other, for
 //! [`replay`](crate::replay()) on the kernel.
 //!
-//! What the rounds do not have, though calls are known to meet in a wrong way there (`Mm`): slow
-//! faults in the mapping behind the hole into which `mremap` grows one, `MREMAP_DONTUNMAP` of a
-//! part of a locked mapping, and hints at addresses that a moving `mremap` is about to leave.
+//! What the rounds do not have, though calls are known to meet in a wrong way there (`Mm`): choices
+//! of addresses beside what frees a better one for an unfinished `mremap`.
 //!
 //! What else they do not have, and why that is safe:
 //!
@@ -431,8 +430,10 @@ fn op(random: &mut Random, window: &Range<usize>, sets_up: bool) -> Op {
             Op::Mremap { addr, old_len: len, new_len, flags, new_addr: to }
         }
         5 => {
-            let flags = random.pick(&[0, MREMAP_MAYMOVE, MREMAP_MAYMOVE]);
+            let leaves = MREMAP_MAYMOVE | MREMAP_DONTUNMAP;
+            let flags = random.pick(&[0, MREMAP_MAYMOVE, MREMAP_MAYMOVE, leaves]);
             let new_len = random.pick(&[PAGE, 2 * PAGE, len + PAGE, 4 * len]);
+            let new_len = if flags == leaves { len } else { new_len };
             Op::Mremap { addr, old_len: len, new_len, flags, new_addr: 0 }
         }
         6 => Op::Madvise {

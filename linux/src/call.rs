@@ -394,6 +394,12 @@ impl<'m, P: Platform> Change<'m, P> {
         any
     }
 
+    /// Whether a VMA in this range or next to it has readers, or another thread waits for them.
+    pub(crate) fn is_in_use_at(&mut self, range: &Range<usize>) -> bool {
+        let wider = with_neighbours(range.clone());
+        self.is_excluded_at(range) || wider.is_some_and(|range| self.have_readers(&[range]))
+    }
+
     /// Whether another thread waits for readers of a VMA in this range or next to it.
     pub(crate) fn is_excluded_at(&self, range: &Range<usize>) -> bool {
         with_neighbours(range.clone()).is_some_and(|range| self.edit.is_excluded(range))

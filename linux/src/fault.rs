@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use pervma::{Platform, ReadError};
+use pervma::{Platform, RangeLock, ReadError};
 
 use crate::abi::{PAGE, pages};
 use crate::backing::{Access, Backing, Part, Refusal};
@@ -138,8 +138,8 @@ impl<B: Backing, P: Platform> Mm<B, P> {
                 Ok(vma) => vma,
                 Err(error) if is_own_call(&error) => return Err(Untouched::OwnCall),
                 Err(_) => {
-                    page_lock = None;
-                    self.wait_for_mapping(addr, alone)?;
+                    drop(page_lock.take());
+                    page_lock = self.wait_for_mapping(addr, alone)?;
                     found = self.core.space.read(addr);
                     continue;
                 }
@@ -157,10 +157,12 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             }
             check(&vma)?;
             let makes_first = needs_anon_vma(&vma, access);
-            if makes_first && !alone && !B::IDLE && page_lock.is_none() {
+            if makes_first && !alone && page_lock.is_none() {
                 // What the page is noted in must be what it was made for.
                 drop(vma);
                 page_lock = Some(self.lock_range(page.clone()).map_err(|_| Untouched::OwnCall)?);
+                // A call whose only edit had begun before does not know of the lock.
+                drop(self.core.change().map_err(|_| Untouched::OwnCall)?);
                 found = self.core.space.read(addr);
                 continue;
             }
@@ -178,13 +180,18 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     }
 
     /// Waits for calls that may map something at `addr`, where nothing is mapped, and lets a stack
-    /// above it grow.
-    fn wait_for_mapping(&self, addr: usize, alone: bool) -> Result<(), Untouched> {
+    /// above it grow: then nothing else can be mapped there until the lock is released that this
+    /// returns.
+    fn wait_for_mapping(
+        &self,
+        addr: usize,
+        alone: bool,
+    ) -> Result<Option<RangeLock<'_, P>>, Untouched> {
         let not_mapped = |_| Untouched::Signal(Signal::NotMapped);
         loop {
             let mut change = self.core.change().map_err(|_| Untouched::OwnCall)?;
             if change.holding(addr).is_some() {
-                return Ok(());
+                return Ok(None);
             }
             let page = addr & !(PAGE - 1);
             let stack =
@@ -193,7 +200,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
                 return Err(Untouched::Signal(Signal::NotMapped));
             };
             if alone {
-                return change.grow_down(above.start, page).map_err(not_mapped);
+                return change.grow_down(above.start, page).map(|()| None).map_err(not_mapped);
             }
             let guard_gap = change.state.config.layout.stack_guard_gap;
             drop(change);
@@ -201,9 +208,12 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             // It looks at what lies below, as far as a guard gap reaches.
             let reach = page.saturating_sub(guard_gap)..above.start;
             let scope = Scope { more, locks: true, ..Scope::new(reach) };
-            let change = &mut self.begin(&scope).map_err(|_| Untouched::OwnCall)?.change;
+            let (lock, mut change, _) = self.lock(&scope).map_err(|_| Untouched::OwnCall)?;
             if change.first_from(addr).is_some_and(|(range, _)| range == above) {
-                return change.grow_down(above.start, page).map_err(not_mapped);
+                return change
+                    .grow_down(above.start, page)
+                    .map(|()| Some(lock))
+                    .map_err(not_mapped);
             }
         }
     }

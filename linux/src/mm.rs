@@ -47,18 +47,8 @@ use crate::vma::{AnonVma, Source, Vma};
 /// is there until its end, and what a strict call makes is there until it is undone. `mincore`
 /// looks at a mapping at a time, as in Linux.
 ///
-/// There are cases in which no order gives the same, or a call waits that need not:
-///
-/// - A fault that lets a stack grow does so in one step, and asks for its page in another: a call
-///   may map something there in between.
-/// - With [`Backing::IDLE`], a first write is made in one step and noted in the map in another: an
-///   `mprotect` in between leaves an `anon_vma` in a mapping that is not counted.
-/// - The address to which `mremap` moves a mapping is chosen among what was free when it began: it
-///   may not be what is chosen when it ends.
-/// - `mremap` that grows a mapping up to the next one waits, and others with it, for a fault in
-///   that one; it fails with `ENOMEM` if another call waits for that fault, too.
-/// - `MREMAP_DONTUNMAP` of a part of a locked mapping unlocks all of it, as in Linux, also where
-///   another call is at work: that call has been told that it is locked.
+/// There is one case in which no order gives the same: the address to which `mremap` moves a
+/// mapping is chosen among what was free when it began, and may not be what is chosen when it ends.
 ///
 /// # In signal handlers
 ///

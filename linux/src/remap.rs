@@ -126,31 +126,38 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// moves. Who would choose that waits until the mapping is there: the call takes its place in
     /// the order of all by its last edit, when the old address is free as well.
     fn mremap_somewhere(&self, request: Request) -> Result<usize, Errno> {
-        let scope = request.scope();
+        let mut scope = request.scope();
         loop {
-            let (lock, change, alone) = self.lock(&scope)?;
-            if alone {
+            let (lock, mut change, alone) = self.lock(&scope)?;
+            if alone || change.unlocks_others(request) {
                 drop(change);
                 drop(lock);
                 let everything = Scope { ranges: [EVERYTHING, 0..0], ..scope };
                 return self.mremap_in(&everything, request);
             }
             let request = Request { choice: change.choice(request), ..request };
+            let target = match request.choice {
+                Some(Choice::InPlace) => {
+                    request.addr + request.old_len..request.addr + request.new_len
+                }
+                Some(Choice::To(Ok(to))) => to..to + request.new_len,
+                Some(Choice::To(Err(_))) | None => 0..0,
+            };
+            // What the call has locked already: what it becomes longer in, or a hole behind a
+            // mapping that is too short.
+            let [source, _] = &scope.ranges;
+            let is_locked = source.start < target.end && target.start < source.end;
+            let target = if is_locked { 0..0 } else { target };
+            let grows = request.choice == Some(Choice::InPlace);
+            if !B::IDLE && grows && change.is_in_use_at(&target) {
+                scope.ranges[0].end = target.end;
+                continue;
+            }
             let asked = if B::IDLE {
                 Asked::default()
             } else {
                 change.try_out(&change.snapshot(&scope.ranges)?, |trial| trial.mremap(request))?.0
             };
-            let (addr, len) = (request.addr, request.new_len);
-            let target = match request.choice {
-                Some(Choice::InPlace) => addr + request.old_len..addr + len,
-                Some(Choice::To(Ok(to))) => to..to + len,
-                Some(Choice::To(Err(_))) | None => 0..0,
-            };
-            // A hole that the call has locked already, with a length that reaches beyond a mapping.
-            let [source, _] = &scope.ranges;
-            let is_locked = source.start < target.end && target.start < source.end;
-            let target = if is_locked { 0..0 } else { target };
             let Some(_target) = self.ranges.try_lock(target.clone()) else {
                 drop(change);
                 drop(lock);
@@ -427,6 +434,16 @@ impl<P: Platform> Change<'_, P> {
             self.remove(source, removal)?;
         }
         Ok(request.new_addr)
+    }
+
+    /// Whether it leaves a VMA unlocked of which it moves a part: the other pages are what other
+    /// calls may be about.
+    fn unlocks_others(&self, request: Request) -> bool {
+        let source = request.addr..request.addr.saturating_add(request.old_len);
+        request.has(MREMAP_DONTUNMAP)
+            && self
+                .holding(request.addr)
+                .is_some_and(|(whole, vma)| vma.flags.any(VmFlags::LOCKED_MASK) && whole != source)
     }
 
     /// Changes what stays of a VMA whose pages were moved away: it is not locked any more, and if

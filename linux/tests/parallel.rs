@@ -7,13 +7,13 @@ mod watchdog;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Condvar, Mutex, mpsc};
+use std::sync::{Barrier, Condvar, Mutex, mpsc};
 use std::thread::{self, Scope};
 use std::time::Duration;
 
 use pervma_linux::{
-    Access, Backing, Config, Errno, File, FileFacts, Limits, Mm, OpenFile, Part, Refusal, Signal,
-    Source, StdPlatform, VmFlags, Vma, Work, abi::*,
+    Access, Backing, Config, Errno, File, FileFacts, Limits, Mm, NoBacking, OpenFile, Part,
+    Refusal, Signal, Source, StdPlatform, VmFlags, Vma, Work, abi::*,
 };
 
 use watchdog::watchdog;
@@ -25,12 +25,17 @@ const SOON: Duration = Duration::from_secs(60);
 /// Long enough to see that a call waits.
 const WHILE: Duration = Duration::from_millis(20);
 
+/// Of two threads that meet.
+const ROUNDS: usize = 10_000;
+
 const FIXED: u64 = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
 const RW: u64 = PROT_READ | PROT_WRITE;
 /// A mapping of 16 pages, of which the backing is slow at [`SLOW`].
 const HERE: usize = 0x1000_0000;
 const SLOW: usize = HERE + 4 * PAGE;
 const END: usize = HERE + 16 * PAGE;
+/// Four pages where nothing is mapped, up to this mapping.
+const BELOW: usize = HERE - 4 * PAGE;
 /// Nothing is mapped here.
 const THERE: usize = 0x2000_0000;
 
@@ -278,13 +283,17 @@ fn faults_wait_where_pages_are_worked_on_and_go_on_elsewhere_in_the_mapping() {
 #[test]
 fn calls_go_on_while_one_waits_for_a_slow_fault() {
     let _watchdog = watchdog(300);
-    let no_work: [(&str, Call); 6] = [
+    let no_work: [(&str, Call); 7] = [
         ("a first write", |mm| mm.fault(SLOW + PAGE, Access::Write).map_err(|_| Errno::EFAULT)),
         ("madvise", |mm| mm.madvise(SLOW, PAGE, MADV_RANDOM)),
         ("madvise that populates", |mm| mm.madvise(SLOW + PAGE, PAGE, MADV_POPULATE_WRITE)),
         ("a mapping that merges", |mm| mm.mmap(END, PAGE, RW, FIXED, None, 0).map(drop)),
         ("mlock", |mm| mm.mlock(SLOW + PAGE, PAGE)),
         ("mseal", |mm| mm.mseal(SLOW, PAGE, 0)),
+        ("mremap up to the mapping", |mm| {
+            mm.mmap(BELOW, 2 * PAGE, RW, FIXED, None, 0)?;
+            mm.mremap(BELOW, 2 * PAGE, 4 * PAGE, MREMAP_MAYMOVE, 0).map(drop)
+        }),
     ];
     let beside = [Method::Fault, Method::Sync, Method::Advise];
     let work = CALLS.into_iter().filter(|(method, _)| !beside.contains(method));
@@ -308,6 +317,95 @@ fn calls_go_on_while_one_waits_for_a_slow_fault() {
             assert_eq!(fault.join().unwrap(), Ok(()));
             assert_eq!(is_done.recv_timeout(SOON).expect("it goes on"), Ok(()), "{name}");
         });
+    }
+}
+
+/// What is mapped behind a hole is merged with what grows into it.
+#[test]
+fn what_grows_up_to_a_mapping_waits_for_who_waits_for_its_readers() {
+    let _watchdog = watchdog(300);
+    let mm = untouched_space();
+    mm.mmap(BELOW, 2 * PAGE, RW, FIXED, None, 0).unwrap();
+    mm.backing().stop(Method::Fault);
+    thread::scope(|scope| {
+        let fault = scope.spawn(|| mm.fault(SLOW, Access::Read));
+        mm.backing().wait_until_one_stands();
+        let stands = GoOn(mm.backing());
+        let protects = scope.spawn(|| mm.mprotect(SLOW + PAGE, PAGE, PROT_READ));
+        thread::sleep(WHILE);
+        let grows = scope.spawn(|| mm.mremap(BELOW, 2 * PAGE, 4 * PAGE, MREMAP_MAYMOVE, 0));
+        thread::sleep(WHILE);
+        drop(stands);
+        assert_eq!(fault.join().unwrap(), Ok(()));
+        assert_eq!(protects.join().unwrap(), Ok(()));
+        assert_eq!(grows.join().unwrap(), Ok(BELOW));
+    });
+    assert_eq!(mm.lookup(HERE).unwrap().unwrap().0, BELOW..SLOW + PAGE);
+}
+
+/// All of the mapping is not locked any more, as in Linux.
+#[test]
+fn what_leaves_a_mapping_unlocked_waits_for_calls_on_other_pages_of_it() {
+    let _watchdog = watchdog(300);
+    let mm = untouched_space();
+    mm.mmap(HERE, 8 * PAGE, PROT_READ, FIXED | MAP_LOCKED, None, 0).unwrap();
+    mm.backing().stop(Method::Protect);
+    thread::scope(|scope| {
+        let protects = scope.spawn(|| mm.mprotect(SLOW, 2 * PAGE, RW));
+        mm.backing().wait_until_one_stands();
+        let stands = GoOn(mm.backing());
+        let (done, is_done) = mpsc::channel();
+        let (mm, flags) = (&mm, MREMAP_MAYMOVE | MREMAP_DONTUNMAP);
+        scope.spawn(move || _ = done.send(mm.mremap(HERE, 2 * PAGE, 2 * PAGE, flags, 0)));
+        assert!(is_done.recv_timeout(WHILE).is_err());
+        drop(stands);
+        assert_eq!(protects.join().unwrap(), Ok(()));
+        let to = is_done.recv_timeout(SOON).expect("it goes on").unwrap();
+        let is_locked = |addr| mm.lookup(addr).unwrap().unwrap().1.flags.has(VmFlags::LOCKED);
+        // The second mapping was split off before.
+        assert_eq!([to, HERE, SLOW].map(is_locked), [true, false, true]);
+    });
+}
+
+/// Two threads, again and again: both results are those of one order.
+#[test]
+fn a_touch_is_one_step_to_calls() {
+    let _watchdog = watchdog(300);
+    let mm = Mm::<_, StdPlatform>::new(NoBacking, Config::default());
+    let (begin, end) = (Barrier::new(2), Barrier::new(2));
+    let protect: fn(&Mm<NoBacking, StdPlatform>) = |mm| mm.mprotect(HERE, PAGE, PROT_READ).unwrap();
+    let cover = |mm: &Mm<NoBacking, StdPlatform>| {
+        mm.mmap(HERE - 3 * PAGE, PAGE, PROT_NONE, FIXED, None, 0).map(drop).unwrap();
+    };
+    for round in 0..ROUNDS {
+        let grows = round % 2 == 0;
+        let more = if grows { MAP_GROWSDOWN } else { 0 };
+        mm.mmap(HERE, PAGE, RW, FIXED | more, None, 0).unwrap();
+        let touched = thread::scope(|scope| {
+            scope.spawn(|| {
+                begin.wait();
+                if grows {
+                    cover(&mm)
+                } else {
+                    protect(&mm)
+                }
+                end.wait();
+            });
+            begin.wait();
+            let addr = if grows { HERE - 3 * PAGE } else { HERE };
+            let touched = mm.fault(addr, Access::Write);
+            end.wait();
+            touched
+        });
+        let is_first = if grows {
+            mm.lookup(HERE - PAGE).unwrap().is_some()
+        } else {
+            let (_, vma) = mm.lookup(HERE).unwrap().unwrap();
+            assert_eq!(vma.flags.has(VmFlags::ACCOUNT), vma.anon.is_some(), "{round}");
+            vma.anon.is_some()
+        };
+        assert_eq!(touched, if is_first { Ok(()) } else { Err(Signal::NotAllowed) }, "{round}");
+        mm.munmap(HERE - 3 * PAGE, 4 * PAGE).unwrap();
     }
 }
 
