@@ -37,7 +37,8 @@ pub struct Inferred {
 pub enum Inference {
     /// Where the search for gaps begins: at the end of the highest mapping below the stack.
     MmapBase,
-    /// The end of the heap, within its last page, and where there is none, its start.
+    /// The end of the heap, within its last page, and where there is none, its start. What has been
+    /// mapped at its end may have become one mapping with it, and is taken for a part of it.
     Brk,
     /// Whose anonymous pages these are: those of the mapping before it, if that has some, ends here
     /// and continues in the same file or memory; else of no other. None come from a parent. A
@@ -108,9 +109,8 @@ impl<B: Backing> Mm<B, StdPlatform> {
     ///
     /// Whether the process has called `mlockall` with `MCL_FUTURE` is for the caller to know, and
     /// to say in [`Config::future`]. Pages of hugetlbfs are taken over as those of any file.
-    /// Capabilities in a user namespace are taken for those that Linux asks for here, which are the
-    /// machine's: correct them by [`configure`](Self::configure). A process whose main thread has
-    /// ended, or that has names which are no UTF-8, is refused.
+    /// Capabilities in a user namespace other than the first count for nothing here, as in Linux. A
+    /// process that has mappings whose names are no UTF-8 is refused.
     ///
     /// ```no_run
     /// use pervma_linux::{Config, Mm, NoBacking};
@@ -129,7 +129,8 @@ impl<B: Backing> Mm<B, StdPlatform> {
         backing: B,
         config: Config,
     ) -> Result<(Self, Vec<Inferred>), ProcessError> {
-        let read = |name| fs::read_to_string(format!("/proc/{pid}/{name}"));
+        let folder = folder_of(pid)?;
+        let read = |name| fs::read_to_string(format!("{folder}/{name}"));
         /// A process that runs may leave its map alone for a moment.
         const TRIES: usize = 10;
         for _ in 0..TRIES {
@@ -143,7 +144,8 @@ impl<B: Backing> Mm<B, StdPlatform> {
             let layout = found.layout(&stat, &mappings, config.layout)?;
             found.infer(&(0..layout.task_size), Inference::Future);
             let limits = limits_of_text(&limits)?;
-            let capabilities = capabilities(&status)?;
+            let is_of_machine = fs::read_link(format!("{folder}/ns/user"))? == *FIRST_NAMESPACE;
+            let capabilities = if is_of_machine { capabilities(&status)? } else { 0 };
             let has = |capability: u32| capabilities >> capability & 1 != 0;
             let config = Config {
                 layout,
@@ -185,8 +187,31 @@ const CAP_SYS_RAWIO: u32 = 17;
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_RESOURCE: u32 = 24;
 
+/// The namespace of users whose capabilities are those of the machine (`PROC_USER_INIT_INO`).
+const FIRST_NAMESPACE: &str = "user:[4026531837]";
+
 /// The page of old system calls, which is above everything that can be mapped.
 const GATE: &str = "[vsyscall]";
+
+/// Where `/proc` tells of a process: of a thread that has not ended, as the first one may have.
+fn folder_of(pid: u32) -> io::Result<String> {
+    let first = format!("/proc/{pid}");
+    let has_memory = |folder: &str| fs::read(format!("{folder}/maps")).map(|maps| !maps.is_empty());
+    if has_memory(&first)? {
+        return Ok(first);
+    }
+    for thread in fs::read_dir(format!("{first}/task"))? {
+        let folder = format!("{first}/task/{}", thread?.file_name().to_string_lossy());
+        // It may end now.
+        if has_memory(&folder).unwrap_or(false) {
+            return Ok(folder);
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::NotFound,
+        "it has no memory: it has ended, or is the kernel's",
+    ))
+}
 
 struct Mapping {
     range: Range<usize>,

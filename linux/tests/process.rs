@@ -33,11 +33,15 @@ impl Stopped {
 
     /// A process that runs this test of this program until it stops itself.
     fn in_role(test: &str) -> Option<Self> {
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        Self::of(Command::new(std::env::current_exe().unwrap()), test, 'T')
+    }
+
+    /// A process that runs this test of this program until its first thread is in this state.
+    fn of(mut command: Command, test: &str, state: char) -> Option<Self> {
         command.args(["--exact", test, "--test-threads=1"]).env(ROLE, "1");
         let mut process = Self(command.stdout(Stdio::null()).spawn().unwrap());
         let begin = Instant::now();
-        while !process.file("status").contains("State:\tT") {
+        while !process.file("status").contains(&format!("State:\t{state}")) {
             if process.0.try_wait().unwrap().is_some() {
                 return None;
             }
@@ -216,8 +220,62 @@ fn zeros_of_a_process_are_anonymous_memory() {
     }
 }
 
+/// The process: its first thread ends, and this one sleeps.
+#[test]
+fn ends_its_first_thread() {
+    if std::env::var_os(ROLE).is_none() {
+        return;
+    }
+    extern "C" fn end(_: libc::c_int) {
+        // SAFETY: ends this thread, on whose stack nothing is that this test uses.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+    }
+    let (end, process) = (end as extern "C" fn(libc::c_int), std::process::id());
+    // SAFETY: the handler makes one system call.
+    unsafe { libc::signal(libc::SIGUSR1, end as libc::sighandler_t) };
+    // SAFETY: sends a signal to the first thread, whose number is the process's.
+    unsafe { libc::syscall(libc::SYS_tgkill, process, process, libc::SIGUSR1) };
+    std::thread::sleep(Duration::from_secs(600));
+}
+
+#[test]
+fn a_process_whose_first_thread_has_ended_is_taken_over() {
+    let this = Command::new(std::env::current_exe().unwrap());
+    let process = Stopped::of(this, "ends_its_first_thread", 'Z').unwrap();
+    let (mm, _) = Mm::of_process(process.0.id(), NoBacking, Config::default()).unwrap();
+    assert!(mm.maps().unwrap().contains("process-"), "this program");
+}
+
+/// The process: it stops.
+#[test]
+fn stops() {
+    if std::env::var_os(ROLE).is_some() {
+        // SAFETY: stops this process.
+        unsafe { libc::raise(libc::SIGSTOP) };
+    }
+}
+
+#[test]
+fn capabilities_in_a_namespace_are_none_of_the_machine() {
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--user", "--map-root-user"]).arg(std::env::current_exe().unwrap());
+    let Some(process) = Stopped::of(unshare, "stops", 'T') else {
+        println!("NOT RUN: this user may have no namespace of users");
+        return;
+    };
+    assert!(process.file("status").contains("CapEff:\t000001ffffffffff"), "it has all");
+    let (mm, _) = Mm::of_process(process.0.id(), NoBacking, Config::default()).unwrap();
+    let config = mm.config();
+    assert!(!config.may_lock && !config.may_map_low && !config.may_set_addresses);
+}
+
 #[test]
 fn what_is_no_process_is_an_error() {
+    let mut ended = Command::new("true").spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    let error = Mm::of_process(ended.id(), NoBacking, Config::default()).unwrap_err();
+    assert!(error.to_string().contains("it has no memory"), "{error}");
+    ended.wait().unwrap();
     // Above the largest number of a process.
     let error = Mm::of_process(1 << 30, NoBacking, Config::default()).unwrap_err();
     assert!(matches!(&error, ProcessError::Proc(error) if error.raw_os_error() == Some(2)));
