@@ -595,12 +595,6 @@ impl Child {
     }
 }
 
-/// The capabilities that the text of `status` shows, as a set of bits.
-pub(crate) fn capabilities_of(status: &str) -> io::Result<u64> {
-    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    u64::from_str_radix(capabilities.unwrap_or_default().trim(), 16).map_err(io::Error::other)
-}
-
 /// Reads a limit of a process, where 0 is this one.
 pub(crate) fn read_limit(
     pid: pid_t,

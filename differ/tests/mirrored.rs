@@ -232,6 +232,9 @@ fn stacks() {
     map(at, 2 * PAGE, BOTH, flags, -1).unwrap();
     write(at - PAGE / 2);
     memory(1);
+    // The next call is about what has grown.
+    write(at - 5 * PAGE);
+    protect(at - 5 * PAGE, PAGE, libc::PROT_NONE);
     protect(at, PAGE, libc::PROT_READ | libc::PROT_GROWSDOWN);
 }
 
@@ -309,6 +312,21 @@ fn states() {
     // SAFETY: the memory is not used any more.
     unsafe { libc::syscall(462, addr + 12 * PAGE, PAGE, 0) };
     unmap(addr + 12 * PAGE, PAGE);
+    // What was moved is counted as locked twice, and is once the user is another one, too.
+    // SAFETY: the memory is this function's.
+    unsafe { libc::mlock(pointer(addr), 2 * PAGE) };
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP;
+    // SAFETY: as above.
+    unsafe { libc::mremap(pointer(addr), PAGE, PAGE, flags, ptr::null_mut::<c_void>()) };
+    // SAFETY: takes a number.
+    unsafe { libc::setuid(65534) };
+    let most = libc::rlimit { rlim_cur: 4 * PAGE as u64, rlim_max: 4 * PAGE as u64 };
+    // SAFETY: the kernel reads a limit that is there.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const most) };
+    for page in 4..12 {
+        // SAFETY: as above.
+        unsafe { libc::mlock(pointer(addr + page * PAGE), PAGE) };
+    }
 }
 
 /// What the kernel maps in other calls: a segment of System V, and a ring.

@@ -144,19 +144,8 @@ impl<B: Backing> Mm<B, StdPlatform> {
             let layout = found.layout(&stat, &mappings, config.layout)?;
             found.infer(&(0..layout.task_size), Inference::Future);
             let limits = limits_of_text(&limits)?;
-            let is_of_machine = fs::read_link(format!("{folder}/ns/user"))? == *FIRST_NAMESPACE;
-            let capabilities = if is_of_machine { capabilities(&status)? } else { 0 };
-            let has = |capability: u32| capabilities >> capability & 1 != 0;
-            let config = Config {
-                layout,
-                limits,
-                may_lock: has(CAP_IPC_LOCK),
-                may_map_low: has(CAP_SYS_RAWIO),
-                may_poison: has(CAP_SYS_ADMIN),
-                may_set_addresses: has(CAP_SYS_RESOURCE),
-                ..config
-            };
-            let mm = Self::new(backing, config);
+            let config = config.privileged_as(&folder)?;
+            let mm = Self::new(backing, Config { layout, limits, ..config });
             for Mapping { range, vma } in mappings {
                 let line = format!("{range:x?}");
                 mm.adopt(range, vma)
@@ -179,6 +168,41 @@ impl<B: Backing> Mm<B, StdPlatform> {
             }
         }
         Ok(())
+    }
+}
+
+impl Config {
+    /// The same configuration with the privileges of a process or a thread, from `/proc/PID`.
+    ///
+    /// Capabilities in a user namespace other than the first count for nothing here, as in Linux.
+    ///
+    /// ```
+    /// use pervma_linux::{Config, Mm, NoBacking};
+    ///
+    /// let mm = Mm::new(NoBacking, Config::default());
+    /// let config = mm.config().with_privileges_of(std::process::id())?;
+    /// mm.configure(|now| *now = config)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If the files cannot be read, or do not say what they should.
+    pub fn with_privileges_of(self, pid: u32) -> io::Result<Self> {
+        self.privileged_as(&format!("/proc/{pid}"))
+    }
+
+    fn privileged_as(self, folder: &str) -> io::Result<Self> {
+        let is_of_machine = fs::read_link(format!("{folder}/ns/user"))? == *FIRST_NAMESPACE;
+        let capabilities = capabilities(&fs::read_to_string(format!("{folder}/status"))?)?;
+        let has = |capability: u32| is_of_machine && capabilities >> capability & 1 != 0;
+        Ok(Self {
+            may_lock: has(CAP_IPC_LOCK),
+            may_map_low: has(CAP_SYS_RAWIO),
+            may_poison: has(CAP_SYS_ADMIN),
+            may_set_addresses: has(CAP_SYS_RESOURCE),
+            ..self
+        })
     }
 }
 

@@ -13,7 +13,6 @@ use pervma_linux::{
     VmFlags, Vma, abi,
 };
 
-use crate::child::{CAP_IPC_LOCK, CAP_SYS_ADMIN, CAP_SYS_RAWIO, capabilities_of};
 use crate::compare::{self, Objects};
 use crate::guards::Guards;
 use crate::mirror::ask::{Asked, Shown, file_of};
@@ -133,12 +132,8 @@ pub(crate) struct Space {
     mm: Mirrored,
     asked: Asked,
     objects: Objects,
-    /// What `mlockall` has said of mappings to come.
-    future: i32,
     /// Whether some addresses are chosen at random.
     randomized: bool,
-    /// Where the stack ends that the program began with.
-    stack_end: usize,
     rule: Option<Rule>,
     /// The thread whose call is under way.
     pub(crate) turn: Option<pid_t>,
@@ -189,16 +184,12 @@ impl Space {
         let no_random = u64::try_from(libc::ADDR_NO_RANDOMIZE).unwrap_or(0);
         let machine_wide = std::fs::read_to_string("/proc/sys/kernel/randomize_va_space")?;
         let name = std::fs::read_link(format!("/proc/{tid}/exe"))?;
-        let start_stack = config.layout.start_stack;
-        let stack = now(shown.lookup(start_stack))?;
         Ok(Self {
             program: name.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            mm: copy(&shown, config, 0)?,
+            mm: copy(&shown, config)?,
             asked: Asked::of(tid)?,
             objects: Objects::default(),
-            future: 0,
             randomized: personality & no_random == 0 && machine_wide.trim() != "0",
-            stack_end: stack.map_or(start_stack, |(range, _)| range.end),
             rule,
             turn: None,
             queue: VecDeque::new(),
@@ -215,7 +206,6 @@ impl Space {
             mm: self.mm.fork(Pages::default()).map_err(io::Error::other)?,
             asked: Asked::of(child)?,
             objects: self.objects.clone(),
-            future: 0,
             turn: None,
             queue: VecDeque::new(),
             users: 1,
@@ -232,11 +222,6 @@ impl Space {
 
     /// Makes a step on the model.
     pub(crate) fn make(&mut self, op: &Op, file: Option<&Arc<dyn File>>) -> Option<Outcome> {
-        if let Op::Mlockall { flags } = *op {
-            self.future = flags;
-        } else if *op == Op::Munlockall {
-            self.future = 0;
-        }
         let wrong = self.rule.and_then(|rule| rule(&self.mm, op));
         wrong.or_else(|| model::make(&self.mm, op, file))
     }
@@ -255,23 +240,12 @@ impl Space {
         outcome
     }
 
-    /// Asks which privileges a thread has. Returns whether they have changed; then the model is one
-    /// with those privileges.
+    /// Asks which privileges a thread has. Returns whether they have changed.
     pub(crate) fn has_privileges(&mut self, tid: pid_t) -> io::Result<bool> {
-        let capabilities = capabilities_of(&file_of(tid, "status")?)?;
-        let has = |capability: u32| capabilities >> capability & 1 != 0;
-        let config = Config {
-            may_lock: has(CAP_IPC_LOCK),
-            may_map_low: has(CAP_SYS_RAWIO),
-            may_poison: has(CAP_SYS_ADMIN),
-            ..self.mm.config()
-        };
-        if config == self.mm.config() {
-            return Ok(false);
-        }
-        self.mm = self.copy_as(config)?;
-        self.objects = Objects::default();
-        Ok(true)
+        let config = self.mm.config().with_privileges_of(tid.cast_unsigned())?;
+        let have_changed = config != self.mm.config();
+        self.mm.configure(|now| *now = config).map_err(io::Error::other)?;
+        Ok(have_changed)
     }
 
     /// Whether the kernel chooses the address at random.
@@ -279,18 +253,15 @@ impl Space {
         self.randomized && flags & abi::MAP_32BIT != 0 && flags & abi::MAP_FIXED == 0
     }
 
-    /// Takes over what the program's touches have done so far: that its stack has grown, and which
-    /// of the mappings in and beside the ranges were written first.
+    /// Takes over what the program's touches have done so far: that stacks have grown, and which of
+    /// the mappings in and beside the ranges were written first.
     pub(crate) fn catch_up(
         &mut self,
         ranges: &[Range<usize>],
         facts: &mut impl FnMut(Fact),
     ) -> io::Result<()> {
-        let last = self.stack_end - 1;
-        if let Some((range, vma)) = now(self.mm.lookup(last))?
-            && vma.flags.has(VmFlags::GROWSDOWN)
-        {
-            self.grow(&range, facts)?;
+        for stack in self.stacks()? {
+            self.grow(&stack, facts)?;
         }
         for range in ranges {
             let near = range.start.saturating_sub(abi::PAGE)..range.end.saturating_add(abi::PAGE);
@@ -397,6 +368,17 @@ impl Space {
         }
     }
 
+    /// What may grow downwards.
+    fn stacks(&self) -> io::Result<Vec<Range<usize>>> {
+        let mut stacks = Vec::new();
+        now(self.mm.for_each(|range, vma| {
+            if vma.flags.has(VmFlags::GROWSDOWN) {
+                stacks.push(range);
+            }
+        }))?;
+        Ok(stacks)
+    }
+
     /// Lets a stack grow as far as the kernel's has.
     fn grow(&mut self, range: &Range<usize>, facts: &mut impl FnMut(Fact)) -> io::Result<bool> {
         let shown = self.asked.at(range.end - 1)?;
@@ -497,13 +479,13 @@ impl Space {
     /// Takes over what is seen when maps are compared: stacks that have grown, and new names of
     /// files. Returns whether there was something.
     fn catch_up_with_map(&mut self, facts: &mut impl FnMut(Fact)) -> io::Result<bool> {
+        let mut found = false;
+        for stack in self.stacks()? {
+            found |= self.grow(&stack, facts)?;
+        }
         let mut vmas = Vec::new();
         now(self.mm.for_each(|range, vma| vmas.push((range, vma.clone()))))?;
-        let mut found = false;
         for (range, vma) in vmas {
-            if vma.flags.has(VmFlags::GROWSDOWN) {
-                found |= self.grow(&range, facts)?;
-            }
             let (Source::File(file) | Source::Zero(file)) = &vma.source else { continue };
             let Some(shown) = self.asked.at(range.start)? else { continue };
             let known = file.facts();
@@ -588,7 +570,7 @@ impl Space {
         config.layout.brk = self.mm.brk(0);
         let of = Mm::of_process(tid.cast_unsigned(), Pages::default(), config);
         let (shown, _) = of.map_err(io::Error::other)?;
-        self.mm = copy(&shown, config, self.future)?;
+        self.mm = copy(&shown, config)?;
         self.objects = Objects::default();
         Ok(())
     }
@@ -599,7 +581,7 @@ impl Space {
 
     fn copy_as(&self, mut config: Config) -> io::Result<Mirrored> {
         config.layout.brk = self.mm.brk(0);
-        let copied = copy(&self.mm, config, self.future)?;
+        let copied = copy(&self.mm, config)?;
         self.mm.backing().guards.copy(0..usize::MAX, &copied.backing().guards);
         Ok(copied)
     }
@@ -611,7 +593,7 @@ fn now<T>(answer: Result<T, NotNow>) -> io::Result<T> {
 }
 
 /// Copies a model mapping by mapping, as a process with another configuration.
-fn copy(mm: &Mirrored, config: Config, future: i32) -> io::Result<Mirrored> {
+fn copy(mm: &Mirrored, config: Config) -> io::Result<Mirrored> {
     let copied = Mm::new(Pages::default(), config);
     let mut result = Ok(());
     now(mm.for_each(|range, vma| {
@@ -620,9 +602,7 @@ fn copy(mm: &Mirrored, config: Config, future: i32) -> io::Result<Mirrored> {
         }
     }))?;
     result.map_err(io::Error::other)?;
-    if future & abi::MCL_FUTURE != 0 {
-        let _ = copied.mlockall(future & !abi::MCL_CURRENT);
-    }
+    copied.adopt_counts(mm.counts()).map_err(io::Error::other)?;
     copied.set_limits(mm.limits());
     Ok(copied)
 }
