@@ -197,9 +197,17 @@ fn files() {
     let zero = open("/dev/zero", libc::O_RDWR);
     write(map(0, 2 * PAGE, BOTH, libc::MAP_PRIVATE, zero).unwrap());
     write(map(0, 2 * PAGE, BOTH, libc::MAP_SHARED, zero).unwrap());
-    for path in
-        ["/proc/self/status", "/dev/null", "/", "/sys/kernel/mm/transparent_hugepage/enabled"]
-    {
+    let paths = [
+        "/proc/self/status",
+        "/proc/self/ns/user",
+        "/dev/null",
+        "/",
+        "/sys/kernel/mm/transparent_hugepage/enabled",
+        // Of one version or the other.
+        "/sys/fs/cgroup/cgroup.procs",
+        "/sys/fs/cgroup/cpu/cgroup.procs",
+    ];
+    for path in paths {
         map(0, PAGE, libc::PROT_READ, libc::MAP_PRIVATE, open(path, libc::O_RDONLY));
     }
     map(0, PAGE, libc::PROT_READ, libc::MAP_PRIVATE, open("/", libc::O_PATH));
@@ -216,6 +224,18 @@ fn files() {
     unsafe { libc::fcntl(sealed, libc::F_ADD_SEALS, libc::F_SEAL_WRITE) };
     map(0, PAGE, BOTH, libc::MAP_SHARED, sealed);
     map(0, PAGE, libc::PROT_READ, libc::MAP_SHARED, sealed);
+    // What nobody else can read is locked.
+    // SAFETY: takes numbers.
+    if let secret @ 0.. = unsafe { libc::syscall(libc::SYS_memfd_secret, 0) } {
+        let secret = c_int::try_from(secret).unwrap();
+        // SAFETY: takes numbers.
+        unsafe { libc::ftruncate(secret, 4 * PAGE as i64) };
+        map(0, PAGE, BOTH, libc::MAP_PRIVATE, secret);
+        if let Some(addr) = map(0, 4 * PAGE, BOTH, libc::MAP_SHARED, secret) {
+            protect(addr + PAGE, PAGE, libc::PROT_READ);
+            memory(1);
+        }
+    }
 }
 
 /// Stacks that grow, in the main thread and elsewhere.

@@ -144,13 +144,15 @@ fn facts_of(
     let is_ext4 = system.f_type == libc::EXT4_SUPER_MAGIC;
     let is_xfs = system.f_type == libc::XFS_SUPER_MAGIC;
     let is_disk = is_ext4 || is_xfs || system.f_type == libc::BTRFS_SUPER_MAGIC;
-    let is_kernels = system.f_type == libc::PROC_SUPER_MAGIC || system.f_type == SYSFS;
+    let is_of_kernfs = KERNFS.contains(&system.f_type);
+    let is_kernels = system.f_type == libc::PROC_SUPER_MAGIC || is_of_kernfs;
     let zero = libc::makedev(1, 5);
     let kind = about.st_mode & libc::S_IFMT;
     let (operation, is_driver) = match kind {
         libc::S_IFREG if system.f_type == libc::PROC_SUPER_MAGIC => (MapOperation::Absent, false),
-        libc::S_IFREG if system.f_type == SYSFS => (MapOperation::Refuses(Errno::ENODEV), false),
-        libc::S_IFREG if system.f_type == libc::HUGETLBFS_MAGIC => (MapOperation::Accepts, true),
+        libc::S_IFREG if system.f_type == NAMESPACES => (MapOperation::Absent, false),
+        libc::S_IFREG if is_of_kernfs => (MapOperation::Refuses(Errno::ENODEV), false),
+        libc::S_IFREG if OWN_FLAGS.contains(&system.f_type) => (MapOperation::Accepts, true),
         libc::S_IFREG if is_ext4 || is_xfs => (MapOperation::RefusesSync, false),
         libc::S_IFREG | libc::S_IFBLK => (MapOperation::Accepts, false),
         libc::S_IFDIR | libc::S_IFIFO => (MapOperation::Absent, false),
@@ -176,8 +178,12 @@ fn facts_of(
     Ok((facts, is_driver))
 }
 
-/// `SYSFS_MAGIC`.
-const SYSFS: libc::__fsword_t = 0x6265_6572;
+/// `SYSFS_MAGIC`, `CGROUP_SUPER_MAGIC` and `CGROUP2_SUPER_MAGIC`.
+const KERNFS: [libc::__fsword_t; 3] = [0x6265_6572, 0x27_e0eb, 0x6367_7270];
+/// `NSFS_MAGIC`.
+const NAMESPACES: libc::__fsword_t = 0x6e73_6673;
+/// File systems whose mappings have flags of their own; the second one is `SECRETMEM_MAGIC`.
+const OWN_FLAGS: [libc::__fsword_t; 2] = [libc::HUGETLBFS_MAGIC, 0x5345_434d];
 
 fn is_append_only(descriptor: &OwnedFd) -> bool {
     let mut about = MaybeUninit::<libc::statx>::zeroed();
