@@ -157,24 +157,30 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             }
             check(&vma)?;
             let makes_first = needs_anon_vma(&vma, access);
-            if makes_first && !alone && page_lock.is_none() {
-                // What the page is noted in must be what it was made for.
+            // What the page is noted in must be what it was made for.
+            let is_locked = alone || page_lock.is_some();
+            if makes_first && !is_locked && !B::IDLE {
                 drop(vma);
                 page_lock = Some(self.lock_range(page.clone()).map_err(|_| Untouched::OwnCall)?);
-                // A call whose only edit had begun before does not know of the lock.
-                drop(self.core.change().map_err(|_| Untouched::OwnCall)?);
                 found = self.core.space.read(addr);
                 continue;
             }
             let had = ask(&self.backing, &vma.range(), &vma, addr, access);
             let flags = vma.flags;
-            drop(vma);
             if !makes_first {
                 return Ok((flags, had));
             }
+            let made_for = (!is_locked).then(|| vma.clone());
+            drop(vma);
             let change = self.change_without_readers(&[page.clone(), 0..0]);
-            let noted =
-                change.map_err(|_| Untouched::OwnCall)?.note_populated(page.start, access, had);
+            let mut change = change.map_err(|_| Untouched::OwnCall)?;
+            let holds = |made_for| change.holding(addr).is_some_and(|(_, vma)| *vma == made_for);
+            if !made_for.is_none_or(holds) {
+                drop(change);
+                found = self.core.space.read(addr);
+                continue;
+            }
+            let noted = change.note_populated(page.start, access, had);
             return Ok((flags, noted.map_err(|_| Refusal::OutOfMemory).and(had)));
         }
     }
