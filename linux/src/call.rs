@@ -24,6 +24,7 @@
 //! Nobody waits for a range lock in an edit, with a lock of a VMA, or with a range lock, so nobody
 //! waits for who waits for him.
 
+use alloc::boxed::Box;
 use core::ops::Range;
 
 use pervma::{ChangeError, Platform, RangeLock, WriteError};
@@ -210,11 +211,13 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// Begins an edit, the only one of a call perhaps, in which no other call has its addresses and
     /// their VMAs have no readers.
     pub(crate) fn begin(&self, scope: &Scope) -> Result<Session<'_, P>, Errno> {
-        let mut change = self.change_at(&scope.ranges)?;
+        let mut change =
+            if B::IDLE { self.change_at(&scope.ranges)? } else { self.core.change()? };
         // In an edit this stays so: whoever comes now makes its own edits later.
         let is_free = self.ranges.is_empty()
             || self.are_free(&scope.ranges) && !self.is_near_limit(&change, scope);
-        if is_free && (B::IDLE || !change.have_readers(&wider(&scope.ranges))) {
+        change.is_quiet = is_free && !B::IDLE && !change.have_readers(&wider(&scope.ranges));
+        if is_free && (B::IDLE || change.is_quiet) {
             return Ok(Session { change, lock: None });
         }
         drop(change);
@@ -261,7 +264,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
 
     /// Whether a limit may be exceeded by this call and what is promised to others.
     pub(crate) fn is_near_limit(&self, change: &Change<'_, P>, scope: &Scope) -> bool {
-        let State { counts, config, promised, .. } = &change.state;
+        let State { counts, config, promised, .. } = &*change.state;
         let more = scope.more.saturating_add(promised.pages);
         let exceeds =
             |count: usize, limit| limit != u64::MAX && count.saturating_add(more) > in_pages(limit);
@@ -289,7 +292,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         let mut promise = change.promise(scope.more.min(usize::MAX / 64));
         let config = change.state.config;
         lock.close();
-        let have_readers = change.have_readers(&scope.ranges);
+        let have_readers = !change.is_quiet && change.have_readers(&scope.ranges);
         drop(change);
         if have_readers {
             self.core.wait_for_readers(&scope.ranges)?;
@@ -300,7 +303,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         let Config { layout, future, .. } = change.state.config;
         change.state.config = Config { layout, future, ..config };
         change.answers = answers.into_iter();
-        change.trial = cfg!(debug_assertions).then(Asked::default);
+        change.trial = cfg!(debug_assertions).then(Box::default);
         let result = call(&mut change);
         if let Some(needed) = change.trial.take() {
             assert!(needed.is_as(asked), "asked for {asked:?}, and it was {needed:?}");
@@ -334,11 +337,13 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         let tries = if B::IDLE { 0 } else { 3 };
         let wider = wider(ranges);
         for _ in 0..tries {
-            let mut change = self.change_at(ranges)?;
-            if !change.have_readers(&wider) {
+            let mut change = self.core.change()?;
+            change.is_quiet = !change.have_readers(&wider);
+            if change.is_quiet {
                 return Ok(change);
             }
             drop(change);
+            drop(self.change_at(ranges)?);
             self.core.wait_for_readers(&wider)?;
         }
         self.change_at(ranges)

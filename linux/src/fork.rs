@@ -2,7 +2,6 @@
 
 use alloc::vec::Vec;
 
-use lock_api::RwLock;
 use pervma::Platform;
 
 use crate::abi::pages;
@@ -62,7 +61,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             }
             change = self.core.change()?;
         }
-        let mut state = change.state;
+        let mut state = *change.state;
         state.config.future = VmFlags::default();
         state.counts.locked = 0;
         let space = change.edit.fork(|range, vma| {
@@ -75,8 +74,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             Some(Vma { flags: vma.flags & !VmFlags::LOCKED_MASK, anon, ..vma.clone() })
         });
         let space = space.map_err(no_memory)?;
-        let core = Core { space, state: RwLock::new(state), others: 0 };
-        Ok(Self::of(core, backing, self.task_size))
+        Ok(Self::of(Core::new(space, state, 0), backing, self.task_size))
     }
 }
 

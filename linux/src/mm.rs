@@ -1,11 +1,12 @@
 //! The address space, and the code that its calls share.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::{self, Vec};
 use core::fmt;
 use core::ops::Range;
 
-use lock_api::RwLock;
+use lock_api::{RwLock, RwLockWriteGuard};
 use pervma::{AddressSpace, ChangeError, Edit, Platform, RangeLocks};
 
 use crate::abi::{PAGE, pages};
@@ -95,14 +96,16 @@ pub struct Mm<B, P: Platform> {
 /// The map and what is counted beside it.
 pub(crate) struct Core<P: Platform> {
     pub(crate) space: AddressSpace<Vma, P>,
+    /// As it was when the last edit ended, for others to read.
     pub(crate) state: RwLock<P::Lock, State>,
+    /// What edits work on, each in its turn. Only its configuration may be an older one.
+    working: RwLock<P::Lock, State>,
     /// How many VMAs there are beside those in `space`, which is a copy of some.
     pub(crate) others: usize,
 }
 
-/// The state of the address space as a whole. A call works on a copy, so that others can read it
-/// meanwhile. Of the configuration only `layout` and `future` are written by calls, and the rest of
-/// it only between them; all else is written in edits only.
+/// The state of the address space as a whole. Of the configuration only `layout` and `future` are
+/// written by calls, and the rest of it only between them; all else is written in edits only.
 #[derive(Clone, Copy)]
 pub(crate) struct State {
     pub(crate) counts: Counts,
@@ -174,8 +177,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// assert_eq!(mm.counts().total, 0);
     /// ```
     pub fn with_platform(backing: B, config: Config) -> Self {
-        let state = RwLock::new(State::new(config));
-        let core = Core { space: AddressSpace::with_platform(PAGE), state, others: 0 };
+        let core = Core::new(AddressSpace::with_platform(PAGE), State::new(config), 0);
         Self::of(core, backing, config.layout.task_size)
     }
 
@@ -277,32 +279,47 @@ impl<B: Backing, P: Platform> Mm<B, P> {
 }
 
 impl<P: Platform> Core<P> {
+    pub(crate) fn new(space: AddressSpace<Vma, P>, state: State, others: usize) -> Self {
+        Self { space, state: RwLock::new(state), working: RwLock::new(state), others }
+    }
+
     /// Begins an edit.
     pub(crate) fn change(&self) -> Result<Change<'_, P>, NotNow> {
         let edit = self.space.edit().map_err(|_| NotNow::OwnCall)?;
-        let state = *self.state.read();
-        Ok(Change { core: self, state, edit, trial: None, answers: Vec::new().into_iter() })
+        // Nobody waits for it: only edits lock it.
+        let mut state = self.working.write();
+        state.config = self.state.read().config;
+        let (is_quiet, answers) = (false, Vec::new().into_iter());
+        Ok(Change { core: self, state, edit, is_quiet, trial: None, answers })
     }
 }
 
 /// An edit, in which a call is made or prepared.
 pub(crate) struct Change<'m, P: Platform> {
     pub(crate) core: &'m Core<P>,
-    pub(crate) state: State,
+    // Dropped before the edit ends.
+    pub(crate) state: RwLockWriteGuard<'m, P::Lock, State>,
     pub(crate) edit: Edit<'m, Vma, P>,
+    /// Whether all VMAs of its call are known to be write-locked.
+    pub(crate) is_quiet: bool,
     /// What the backing would be asked for, where the call is only tried.
-    pub(crate) trial: Option<Asked>,
+    pub(crate) trial: Option<Box<Asked>>,
     /// What became of the pages that it was asked for.
     pub(crate) answers: vec::IntoIter<Result<(), Refusal>>,
 }
 
 impl<P: Platform> Drop for Change<'_, P> {
-    /// The state is written before the edit ends.
+    /// The state is written before the edit ends. What is seldom another is not written then, so
+    /// that other processors keep it in their caches.
     fn drop(&mut self) {
         let mut state = self.core.state.write();
-        let Config { layout, future, .. } = self.state.config;
-        let config = Config { layout, future, ..state.config };
-        *state = State { config, ..self.state };
+        let State { counts, promised, next_anon_vma, next_object, ref config } = *self.state;
+        state.counts = counts;
+        state.promised = promised;
+        (state.next_anon_vma, state.next_object) = (next_anon_vma, next_object);
+        if config.layout != state.config.layout || config.future != state.config.future {
+            (state.config.layout, state.config.future) = (config.layout, config.future);
+        }
     }
 }
 

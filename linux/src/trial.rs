@@ -1,9 +1,9 @@
 //! Calls that are tried on a copy of the map, and a map that is restored.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use lock_api::RwLock;
 use pervma::{AddressSpace, Platform};
 
 use crate::abi::PAGE;
@@ -31,7 +31,7 @@ impl Snapshot {
             edit.insert(range.clone(), vma.clone()).map_err(|error| no_memory(error.kind))?;
         }
         drop(edit);
-        Ok(Core { space, state: RwLock::new(self.state), others: self.others })
+        Ok(Core::new(space, self.state, self.others))
     }
 }
 
@@ -73,7 +73,7 @@ impl<P: Platform> Change<'_, P> {
             }
         }
         let others = self.map_count() - vmas.len();
-        Ok(Snapshot { vmas, state: self.state, others })
+        Ok(Snapshot { vmas, state: *self.state, others })
     }
 
     /// Makes a call on a copy. Returns what the backing will be asked for, and the call's result.
@@ -85,9 +85,9 @@ impl<P: Platform> Change<'_, P> {
         let copy = on.copy()?;
         let mut trial = copy.change()?;
         trial.state.config = self.state.config;
-        trial.trial = Some(Asked::default());
+        trial.trial = Some(Box::default());
         let result = call(&mut trial);
-        Ok((trial.trial.take().unwrap_or_default(), result))
+        Ok((trial.trial.take().map(|asked| *asked).unwrap_or_default(), result))
     }
 
     /// Restores the map. What says something about pages stays, since the pages do: an `anon_vma`
@@ -95,8 +95,8 @@ impl<P: Platform> Change<'_, P> {
     ///
     /// Returns what a stack had grown over, which is not mapped any more.
     pub(crate) fn restore(&mut self, before: Snapshot) -> Result<Vec<Range<usize>>, Errno> {
-        let numbers = self.state;
-        self.state = before.state.with_numbers_of(&numbers);
+        let numbers = *self.state;
+        *self.state = before.state.with_numbers_of(&numbers);
         let (mut end, mut grown) = (0, Vec::new());
         for (range, mut vma) in before.vmas {
             self.clear(end..range.start, &mut grown)?;
