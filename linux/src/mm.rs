@@ -389,6 +389,13 @@ impl<P: Platform> Change<'_, P> {
     }
 
     pub(crate) fn replace(&mut self, range: Range<usize>, vma: Vma) -> Result<Range<usize>, Errno> {
+        // In its place, where one VMA has these addresses.
+        if let Ok(mut whole) = self.edit.write(range.start)
+            && whole.range() == range
+        {
+            *whole = vma;
+            return Ok(range);
+        }
         let replaced = self.edit.replace(range.clone(), vma);
         replaced.map(|_| range).map_err(|error| no_memory(error.kind))
     }
