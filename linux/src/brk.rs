@@ -38,9 +38,8 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             let scope = Scope {
                 ranges: [range, HEAP_END],
                 more: pages(high.saturating_sub(low)),
-                locks: false,
-                goes_on: false,
                 maps: true,
+                ..Scope::new(0..0)
             };
             let look = |change: &mut Change<'_, P>| change.look_at_brk(old, brk);
             let call = |change: &mut Change<'_, P>| {

@@ -48,7 +48,8 @@ pub(crate) const HEAP_END: Range<usize> = END - PAGE..END;
 
 const END: usize = usize::MAX & !(PAGE - 1);
 
-/// How many VMAs more there may be after a call, and while it runs.
+/// How many VMAs more there may be after a call, and while it runs, unless it is about several that
+/// multiply.
 const VMAS_OF_A_CALL: usize = 8;
 
 /// What a call is about.
@@ -64,11 +65,20 @@ pub(crate) struct Scope {
     pub(crate) goes_on: bool,
     /// Whether it makes mappings, for which that is so if they are locked.
     pub(crate) maps: bool,
+    /// Whether each mapping in the first range may become more of them.
+    pub(crate) multiplies: bool,
 }
 
 impl Scope {
     pub(crate) fn new(range: Range<usize>) -> Self {
-        Self { ranges: [range, 0..0], more: 0, locks: false, goes_on: false, maps: false }
+        Self {
+            ranges: [range, 0..0],
+            more: 0,
+            locks: false,
+            goes_on: false,
+            maps: false,
+            multiplies: false,
+        }
     }
 }
 
@@ -270,6 +280,11 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             |count: usize, limit| limit != u64::MAX && count.saturating_add(more) > in_pages(limit);
         let limits = &config.limits;
         let data = if limits.data == 0 { limits.data_max } else { limits.data };
+        // Of several it is not counted how many there may be.
+        let [first, _] = scope.ranges.clone();
+        if scope.multiplies && change.edit.overlapping(first).nth(1).is_some() {
+            return true;
+        }
         let locks = scope.locks || counts.locked != 0 || config.future.has(VmFlags::LOCKED);
         change.map_count() + (promised.calls + 1) * VMAS_OF_A_CALL > config.max_map_count
             || exceeds(counts.total, limits.address_space)

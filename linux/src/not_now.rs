@@ -17,8 +17,10 @@ use crate::errno::Errno;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NotNow {
-    /// Another thread is changing what is at the address, or near it. Ask again; a signal handler
-    /// can return, so that the interrupted instruction runs again and faults again.
+    /// What is at the address, or near it, is being changed. Ask again; but in a signal handler
+    /// return instead, so that the interrupted instruction runs again and faults again: it may be
+    /// the thread's own change that the handler has interrupted, for a moment in which that cannot
+    /// be told from another thread's.
     Changing,
     /// The thread would wait for itself: it is in the middle of a call of the same
     /// [`Mm`](crate::Mm) (it asks from inside of a method of the [`Backing`](crate::Backing), or in
@@ -32,7 +34,7 @@ pub enum NotNow {
 impl fmt::Display for NotNow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Changing => f.write_str("another thread is changing the mapping"),
+            Self::Changing => f.write_str("the mapping is being changed"),
             Self::OwnCall => f.write_str("this thread is in the middle of a call that changes it"),
             Self::NeedsCall => f.write_str("the touch changes the map, which takes a call"),
         }

@@ -161,8 +161,8 @@ impl<B: Backing> Mm<B, StdPlatform> {
 
     fn compare(&self, maps: &str) -> Result<(), ProcessError> {
         let here = self.maps().unwrap_or_default();
-        let mut here = here.lines();
-        for line in maps.lines().filter(|line| !line.ends_with(GATE)) {
+        let mut here = here.split_terminator('\n');
+        for line in maps.split_terminator('\n').filter(|line| !line.ends_with(GATE)) {
             if here.next() != Some(line) {
                 return Err(ProcessError::Differs(line.into()));
             }
@@ -292,7 +292,8 @@ impl<'a> Section<'a> {
     /// All of them, but for the page of old system calls.
     fn all(smaps: &'a str) -> io::Result<Vec<Self>> {
         let mut all: Vec<Self> = Vec::new();
-        for line in smaps.lines() {
+        // A name may end with a carriage return, which `lines` takes off.
+        for line in smaps.split_terminator('\n') {
             let key = line.split(' ').next().unwrap_or_default();
             let Some(key) = key.strip_suffix(':') else {
                 all.push(Self::of_line(line)?);

@@ -56,19 +56,20 @@ impl Request {
         // Where it cannot move, it can only become longer where it is.
         let reaches =
             if self.has(MREMAP_MAYMOVE) { self.old_len } else { self.old_len.max(self.new_len) };
-        // One that leaves many mappings empty makes as many more.
-        let makes_many = self.has(MREMAP_FIXED) && self.has(MREMAP_DONTUNMAP);
+        // One that leaves mappings empty unlocks them, as a whole.
+        let leaves_many = self.has(MREMAP_FIXED) && self.has(MREMAP_DONTUNMAP);
         let source = match self.addr.checked_add(reaches.max(PAGE)) {
-            Some(end) if !makes_many => self.addr..end,
+            Some(end) if !leaves_many => self.addr..end,
             _ => EVERYTHING,
         };
         let target = if self.has(MREMAP_FIXED) { self.target() } else { 0..0 };
         Scope {
             ranges: [source, target],
             more: pages(self.new_len),
-            locks: false,
             goes_on: true,
             maps: true,
+            multiplies: self.has(MREMAP_FIXED),
+            ..Scope::new(0..0)
         }
     }
 }
@@ -143,13 +144,13 @@ impl<B: Backing, P: Platform> Mm<B, P> {
                 Some(Choice::To(Ok(to))) => to..to + request.new_len,
                 Some(Choice::To(Err(_))) | None => 0..0,
             };
-            // What the call has locked already: what it becomes longer in, or a hole behind a
-            // mapping that is too short.
-            let [source, _] = &scope.ranges;
-            let is_locked = source.start < target.end && target.start < source.end;
-            let target = if is_locked { 0..0 } else { target };
+            // What the call has locked already: what it has waited for, what it becomes longer in,
+            // or a hole behind a mapping that is too short.
+            let [source, awaited] = &scope.ranges;
+            let is_in_source = source.start < target.end && target.start < source.end;
+            let is_locked = is_in_source || *awaited == target;
             let grows = request.choice == Some(Choice::InPlace);
-            if !B::IDLE && grows && change.is_in_use_at(&target) {
+            if !B::IDLE && grows && !is_locked && change.is_in_use_at(&target) {
                 scope.ranges[0].end = target.end;
                 continue;
             }
@@ -158,13 +159,14 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             } else {
                 change.try_out(&change.snapshot(&scope.ranges)?, |trial| trial.mremap(request))?.0
             };
-            let Some(_target) = self.ranges.try_lock(target.clone()) else {
-                drop(change);
-                drop(lock);
-                drop(self.lock_range(target)?);
+            let wanted = if is_locked { 0..0 } else { target.clone() };
+            let Some(_target) = self.ranges.try_lock(wanted) else {
+                // Others that wait for the same come later.
+                scope.ranges[1] = target;
                 continue;
             };
-            let [source, _] = scope.ranges.clone();
+            let target = if is_in_source { 0..0 } else { target };
+            let [source, _] = scope.ranges;
             let scope = Scope { ranges: [source, target], ..scope };
             let remapped =
                 self.finish(&scope, &lock, change, &asked, |change| change.mremap(request))?;

@@ -485,6 +485,70 @@ fn many_that_choose_the_same_address_all_go_on() {
     });
 }
 
+/// Takes a while to move pages.
+struct SlowToMove;
+
+impl Backing for SlowToMove {
+    fn relocate(&self, _: Range<usize>, _: usize) {
+        thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// Nor do those that move to it. In release builds all of them together got nowhere.
+#[test]
+fn many_that_move_to_the_same_address_all_go_on() {
+    const THREADS: usize = 48;
+    let _watchdog = watchdog(300);
+    let mm = Mm::<_, StdPlatform>::new(SlowToMove, Config::default());
+    thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (mm, at) = (&mm, THERE + thread * 16 * PAGE);
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    mm.mmap(at, PAGE, RW, FIXED, None, 0).unwrap();
+                    // It cannot become longer where it is.
+                    mm.mmap(at + PAGE, PAGE, PROT_NONE, FIXED, None, 0).unwrap();
+                    let to = mm.mremap(at, PAGE, 2 * PAGE, MREMAP_MAYMOVE, 0).unwrap();
+                    mm.munmap(to, 2 * PAGE).unwrap();
+                }
+            });
+        }
+    });
+    mm.munmap(THERE, THREADS * 16 * PAGE).unwrap();
+    assert_eq!(mm.counts().total, 0);
+}
+
+/// Each of many mappings that are moved over one leaves a part of that, so there are more and more.
+#[test]
+fn a_move_of_many_mappings_is_alone_since_it_may_come_near_a_limit() {
+    let _watchdog = watchdog(300);
+    const MANY: usize = 40;
+    let config = Config { huge_pages: false, ..Config::default() };
+    let mm = Mm::<_, StdPlatform>::new(Slow::default(), config);
+    for page in 0..MANY {
+        mm.mmap(HERE + 2 * page * PAGE, PAGE, RW, FIXED, None, 0).unwrap();
+    }
+    mm.mmap(THERE, 2 * MANY * PAGE, PROT_READ, FIXED, None, 0).unwrap();
+    for page in 0..2 {
+        mm.mmap(3 * THERE + 2 * page * PAGE, PAGE, RW, FIXED, None, 0).unwrap();
+    }
+    mm.configure(|config| config.max_map_count = 64).unwrap();
+    mm.backing().stop(Method::Relocate);
+    thread::scope(|scope| {
+        let (mm, len) = (&mm, 2 * MANY * PAGE);
+        let moves =
+            scope.spawn(move || mm.mremap(HERE, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, THERE));
+        mm.backing().wait_until_one_stands();
+        let stands = GoOn(mm.backing());
+        let (done, is_done) = mpsc::channel();
+        scope.spawn(move || _ = done.send(mm.munmap(3 * THERE, PAGE)));
+        assert!(is_done.recv_timeout(WHILE).is_err());
+        drop(stands);
+        assert_eq!(moves.join().unwrap(), Err(Errno::ENOMEM));
+        assert_eq!(is_done.recv_timeout(SOON).expect("it goes on"), Ok(()));
+    });
+}
+
 /// What an `mremap` has chosen, and may still add, is neither grown into nor taken.
 #[test]
 fn what_is_taken_over_and_stacks_that_grow_wait_for_what_is_chosen() {
