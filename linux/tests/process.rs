@@ -271,11 +271,10 @@ fn capabilities_in_a_namespace_are_none_of_the_machine() {
 
 #[test]
 fn what_is_no_process_is_an_error() {
-    let mut ended = Command::new("true").spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(200));
-    let error = Mm::of_process(ended.id(), NoBacking, Config::default()).unwrap_err();
+    let ended = Stopped(Command::new("true").spawn().unwrap());
+    ended.wait_for('Z');
+    let error = Mm::of_process(ended.0.id(), NoBacking, Config::default()).unwrap_err();
     assert!(error.to_string().contains("it has no memory"), "{error}");
-    ended.wait().unwrap();
     // Above the largest number of a process.
     let error = Mm::of_process(1 << 30, NoBacking, Config::default()).unwrap_err();
     assert!(matches!(&error, ProcessError::Proc(error) if error.raw_os_error() == Some(2)));
