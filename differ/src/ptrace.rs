@@ -45,6 +45,18 @@ impl Traced {
         Ok(number)
     }
 
+    /// The number that comes with an event. If the thread was killed meanwhile and stands at its
+    /// exit, the error is `ESRCH`, as if it had not come so far yet.
+    pub(crate) fn message_of(self, event: i32) -> io::Result<u64> {
+        // Who is at the event after the question was there before it.
+        let number = self.message()?;
+        if self.signal_code()? >> 8 == event {
+            Ok(number)
+        } else {
+            Err(io::Error::from_raw_os_error(libc::ESRCH))
+        }
+    }
+
     /// The number and the code of the signal that stopped it.
     pub(crate) fn signal_code(self) -> io::Result<i32> {
         // SAFETY: plain data, for which zero is a value.

@@ -145,6 +145,47 @@ fn forks() {
     }
 }
 
+/// A process that starts others without end: forks, or programs.
+fn starts(programs: bool) -> ! {
+    loop {
+        if programs {
+            let _ = std::process::Command::new("true").status();
+            continue;
+        }
+        // SAFETY: the child makes only system calls.
+        match unsafe { libc::fork() } {
+            // SAFETY: the end of a child.
+            0 => unsafe { libc::_exit(0) },
+            pid => wait_for(pid),
+        }
+    }
+}
+
+/// Processes that are killed, or end, while a thread of them starts another process.
+fn ends_at_forks() {
+    for round in 0..60 {
+        let [is_killed, programs] = [round % 2 == 0, round % 8 >= 6];
+        // SAFETY: the child uses what the one thread left has.
+        let pid = unsafe { libc::fork() };
+        let while_it_forks = std::time::Duration::from_micros(3000 + round * 7919 % 5000);
+        if pid != 0 {
+            if is_killed {
+                thread::sleep(while_it_forks);
+                // SAFETY: takes numbers. The process was not waited for, so the number is its.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+            wait_for(pid);
+        } else if is_killed {
+            starts(programs);
+        } else {
+            thread::spawn(move || starts(programs));
+            thread::sleep(while_it_forks);
+            // SAFETY: the end of a child.
+            unsafe { libc::_exit(0) };
+        }
+    }
+}
+
 /// Other programs, in processes that share the memory until they are replaced.
 fn spawns() {
     for program in ["true", "false", "no-such-program"] {
@@ -379,6 +420,8 @@ fn a_program() {
         "threads" => threads(),
         "races" => races(),
         "forks" => forks(),
+        "ends at forks" => ends_at_forks(),
+        "forks without end" => starts(false),
         "spawns" => spawns(),
         "merges" => merges(),
         "files" => files(),
@@ -495,6 +538,26 @@ fn what_cannot_be_mirrored_is_an_error() {
     assert!(unknown.to_string().contains("prctl(PR_SET_MDWE), which is not modelled"), "{unknown}");
     // Nothing of it is left, and the next one is mirrored.
     mirrored(&machine, "merges");
+}
+
+/// Mirrors a program in a thread of its own; fails where it hangs.
+fn mirrored_in_time(command: Command) -> Result<Report, MirrorError> {
+    let (end, ended) = mpsc::channel();
+    thread::spawn(move || end.send(mirror(&Machine::here().unwrap(), &command)).unwrap());
+    // The mirror has not ended if nothing comes.
+    ended.recv_timeout(std::time::Duration::from_secs(120)).unwrap()
+}
+
+#[test]
+fn a_process_whose_parent_was_killed_as_it_forked_goes_on() {
+    let Some(_) = machine() else { return };
+    let report = mirrored_in_time(command("ends at forks")).unwrap();
+    let shown: Vec<String> = report.shown.iter().map(ToString::to_string).collect();
+    assert_eq!((report.divergences, report.resyncs), (0, 0), "{}", shown.join("\n"));
+    assert_eq!(report.ended, Ended::Exited(0));
+    assert!(report.forks >= 60 && report.threads >= 30);
+    let forks = Command { limit: Some(2), ..command("forks without end") };
+    assert!(mirrored_in_time(forks).unwrap().limited);
 }
 
 #[test]

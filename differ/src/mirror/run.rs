@@ -26,6 +26,8 @@ use crate::session::Difference;
 
 /// Calls in an address space after which flags and counts are compared, which are slow to read.
 const SLOW_LOOKS: u64 = 64;
+/// How long the end of what was killed is waited for: the kernel may be unable to end it.
+const LONGEST_END: Duration = Duration::from_secs(30);
 /// Divergences that are described.
 const MOST_SHOWN: usize = 10;
 
@@ -77,11 +79,31 @@ enum Doing {
     Sharing(Sharing),
 }
 
+impl Task {
+    /// Whether there may be a thread or a process that it has started, and has not said so yet.
+    fn is_starter(&self) -> bool {
+        match &self.doing {
+            Doing::Calling(call, _) => matches!(call.kind, Kind::Fork),
+            Doing::Sharing(_) => true,
+            Doing::Starting | Doing::Running | Doing::Waiting(_) => false,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Sharing {
     is_thread: bool,
     /// The name of the call.
     name: &'static str,
+}
+
+/// A thread that has stopped before it was known who it is.
+#[derive(Debug)]
+struct Early {
+    /// Those that may have started it, and have not said so yet.
+    starters: Vec<pid_t>,
+    /// Whether it is about to end.
+    is_exiting: bool,
 }
 
 struct Mirror<'a> {
@@ -95,7 +117,7 @@ struct Mirror<'a> {
     limits: HashMap<pid_t, Limits>,
     files: HeldFiles,
     /// Threads that have stopped before it was known who they are.
-    early: Vec<pid_t>,
+    early: HashMap<pid_t, Early>,
     next_space: usize,
     begin: Instant,
     report: Report,
@@ -136,7 +158,7 @@ impl<'a> Mirror<'a> {
             spaces: HashMap::new(),
             limits: HashMap::new(),
             files: HeldFiles::default(),
-            early: Vec::new(),
+            early: HashMap::new(),
             next_space: 0,
             begin: Instant::now(),
             report,
@@ -157,6 +179,7 @@ impl<'a> Mirror<'a> {
                 Err(MirrorError::Io(error)) if is_gone(&error) => {}
                 handled => handled?,
             }
+            self.let_orphans_go()?;
             self.report.worked += begin.elapsed();
         }
         Ok(())
@@ -169,12 +192,17 @@ impl<'a> Mirror<'a> {
         for space in left {
             self.report.record.end(space, self.report.elapsed);
         }
-        self.tasks.keys().for_each(|tid| tracee::kill(*tid));
-        while let Some(Event { tid, status }) = tracee::wait()? {
+        let kill = |tid| {
+            tracee::kill(tid);
+            // The signal does not wake a thread that stands at its exit. One that runs refuses.
+            let _ = Traced(tid).request(libc::PTRACE_CONT, 0, 0);
+        };
+        self.tasks.keys().chain(self.early.keys()).for_each(|tid| kill(*tid));
+        let end = Instant::now() + LONGEST_END;
+        while let Some(Event { tid, status }) = tracee::wait_until(end)? {
             if libc::WIFSTOPPED(status) {
                 // A child of which nothing was known yet, or a stop on the way to the end.
-                tracee::kill(tid);
-                let _ = Traced(tid).request(libc::PTRACE_CONT, 0, 0);
+                kill(tid);
             } else if tid == self.root {
                 self.report.ended = ended(status);
             }
@@ -197,7 +225,7 @@ impl<'a> Mirror<'a> {
         match status >> 16 {
             libc::PTRACE_EVENT_SECCOMP => self.enter(tid),
             libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE => {
-                self.started(tid)
+                self.started(tid, status >> 16)
             }
             libc::PTRACE_EVENT_EXEC => self.replaced(tid),
             libc::PTRACE_EVENT_EXIT => self.exiting(tid),
@@ -211,7 +239,7 @@ impl<'a> Mirror<'a> {
     /// A thread has stopped for the first time, or because its process was stopped by a signal.
     fn stopped(&mut self, tid: pid_t, signal: c_int) -> Result<(), MirrorError> {
         match self.tasks.get_mut(&tid) {
-            None => self.early.push(tid),
+            None => self.note_early(tid, false),
             Some(task) if matches!(task.doing, Doing::Starting) => {
                 task.doing = Doing::Running;
                 go_on(tid, libc::PTRACE_CONT, 0)?;
@@ -225,6 +253,35 @@ impl<'a> Mirror<'a> {
         Ok(())
     }
 
+    fn note_early(&mut self, tid: pid_t, is_exiting: bool) {
+        let starters = self.tasks.iter().filter(|(_, task)| task.is_starter());
+        let starters = starters.map(|(starter, _)| *starter).collect();
+        self.early
+            .entry(tid)
+            .and_modify(|early| early.is_exiting |= is_exiting)
+            .or_insert(Early { starters, is_exiting });
+    }
+
+    /// Lets early threads go of which no other thread can say any more that it has started them. A
+    /// thread is killed together with the one that has started it; of a process that lives on it
+    /// would have to be known whose memory it has.
+    fn let_orphans_go(&mut self) -> Result<(), MirrorError> {
+        let Self { early, tasks, .. } = self;
+        let is_starter = |tid: &pid_t| tasks.get(tid).is_some_and(Task::is_starter);
+        let orphans = early.extract_if(|_, early| !early.starters.iter().any(is_starter));
+        for (tid, Early { is_exiting, .. }) in orphans {
+            if !is_exiting && number_in_status(tid, "Tgid:") == Some(tid) {
+                let program = file_of(tid, "comm").unwrap_or_default().trim().to_owned();
+                let reason = io::Error::other("it is not known which thread has started it");
+                // It is killed with the others.
+                self.early.insert(tid, Early { starters: Vec::new(), is_exiting });
+                return Err(MirrorError::Begin { program, reason });
+            }
+            go_on(tid, libc::PTRACE_CONT, 0)?;
+        }
+        Ok(())
+    }
+
     /// A thread is about to make a call.
     fn enter(&mut self, tid: pid_t) -> Result<(), MirrorError> {
         let call = Call::of(tid, &Traced(tid).registers()?);
@@ -232,16 +289,18 @@ impl<'a> Mirror<'a> {
         let Some(space) = self.spaces.get_mut(&task.space) else {
             return go_on(tid, libc::PTRACE_CONT, 0);
         };
-        if Traced(tid).message()? == FOREIGN {
+        if Traced(tid).message_of(libc::PTRACE_EVENT_SECCOMP)? == FOREIGN {
             let (program, call) = (space.program.clone(), "a 32-bit system call".to_owned());
             return Err(MirrorError::Unknown { program, call });
         }
         if !call.takes_turns() {
-            task.doing = match call.kind {
-                Kind::Share { is_thread } => Doing::Sharing(Sharing { is_thread, name: call.name }),
-                _ => Doing::Running,
+            let Kind::Share { is_thread } = call.kind else {
+                task.doing = Doing::Running;
+                return go_on(tid, libc::PTRACE_CONT, 0);
             };
-            return go_on(tid, libc::PTRACE_CONT, 0);
+            task.doing = Doing::Sharing(Sharing { is_thread, name: call.name });
+            // If it fails, its end says so.
+            return go_on(tid, libc::PTRACE_SYSCALL, 0);
         }
         if space.turn.is_some() {
             self.report.waited += 1;
@@ -273,9 +332,10 @@ impl<'a> Mirror<'a> {
     /// A call is over.
     fn leave(&mut self, tid: pid_t) -> Result<(), MirrorError> {
         let Some(task) = self.tasks.get_mut(&tid) else { return go_on(tid, libc::PTRACE_CONT, 0) };
+        // If it was killed meanwhile, its result is seen when it exits.
+        let kernel = Outcome::Returned(Traced(tid).registers()?.rax.cast_signed());
         let doing = std::mem::replace(&mut task.doing, Doing::Running);
         let Doing::Calling(call, file) = doing else { return go_on(tid, libc::PTRACE_CONT, 0) };
-        let kernel = Outcome::Returned(Traced(tid).registers()?.rax.cast_signed());
         let compared = self.compare(tid, &call, file, kernel);
         go_on(tid, libc::PTRACE_CONT, 0)?;
         compared?;
@@ -497,9 +557,17 @@ impl<'a> Mirror<'a> {
     }
 
     /// A thread has started a thread or a process, which has not run yet.
-    fn started(&mut self, tid: pid_t) -> Result<(), MirrorError> {
-        let new = pid_t::try_from(Traced(tid).message()?).map_err(io::Error::other)?;
-        let Some(task) = self.tasks.get_mut(&tid) else { return go_on(tid, libc::PTRACE_CONT, 0) };
+    fn started(&mut self, tid: pid_t, event: c_int) -> Result<(), MirrorError> {
+        let new = pid_t::try_from(Traced(tid).message_of(event)?).map_err(io::Error::other)?;
+        let added = self.add(tid, new);
+        go_on(tid, libc::PTRACE_CONT, 0)?;
+        added?;
+        self.pass_turn(tid)
+    }
+
+    /// Adds a thread or a process that a thread has started.
+    fn add(&mut self, tid: pid_t, new: pid_t) -> Result<(), MirrorError> {
+        let Some(task) = self.tasks.get_mut(&tid) else { return Ok(()) };
         let (process, number) = (task.process, task.space);
         let doing = std::mem::replace(&mut task.doing, Doing::Running);
         let (is_thread, space, is_fork) = match doing {
@@ -520,22 +588,21 @@ impl<'a> Mirror<'a> {
                 self.limits.insert(new, limits);
             }
         }
+        let mut forked = Ok(());
         if is_fork {
             self.next_space += 1;
-            self.forked(tid, number, new, space)?;
+            forked = self.forked(tid, number, new, space);
         } else if let Some(space) = self.spaces.get_mut(&number) {
             space.users += 1;
         }
         let process = if is_thread { process } else { new };
         let mut task = Task { process, space, doing: Doing::Starting };
-        if let Some(at) = self.early.iter().position(|early| *early == new) {
-            self.early.swap_remove(at);
+        if self.early.remove(&new).is_some() {
             task.doing = Doing::Running;
             go_on(new, libc::PTRACE_CONT, 0)?;
         }
         self.tasks.insert(new, task);
-        go_on(tid, libc::PTRACE_CONT, 0)?;
-        if is_fork { self.pass_turn(tid) } else { Ok(()) }
+        forked
     }
 
     /// The memory of a process was copied.
@@ -587,7 +654,8 @@ impl<'a> Mirror<'a> {
         self.tasks.insert(tid, task);
         let space = match Space::begin(tid, &self.config, self.command.rule) {
             Ok(space) => space,
-            Err(error) if is_gone(&error) => return Ok(()),
+            // It was killed, and its end may have been seen there.
+            Err(error) if is_gone(&error) => return self.gone(tid),
             Err(reason) => {
                 let program = file_of(tid, "comm").unwrap_or_default().trim().to_owned();
                 return Err(MirrorError::Begin { program, reason });
@@ -617,18 +685,73 @@ impl<'a> Mirror<'a> {
 
     /// A thread is about to end, and still has its memory.
     fn exiting(&mut self, tid: pid_t) -> Result<(), MirrorError> {
+        if !self.tasks.contains_key(&tid) {
+            // Its memory stays until it is known whose it is.
+            self.note_early(tid, true);
+            return Ok(());
+        }
+        let looked = self.look_at_last(tid);
+        go_on(tid, libc::PTRACE_CONT, 0)?;
+        looked
+    }
+
+    fn look_at_last(&mut self, tid: pid_t) -> Result<(), MirrorError> {
+        self.add_unsaid(tid)?;
+        self.compare_unsaid(tid)?;
         let last = self.tasks.get(&tid).and_then(|task| {
             let space = self.spaces.get(&task.space)?;
             (space.users == 1 && space.turn.is_none()).then_some(task.space)
         });
-        if let Some(number) = last {
-            self.look_at(tid, number, "exit")?;
+        match last {
+            Some(number) => self.look_at(tid, number, "exit"),
+            None => Ok(()),
         }
-        go_on(tid, libc::PTRACE_CONT, 0)
+    }
+
+    /// Compares the call of a thread that was killed before it could say that the call is over.
+    fn compare_unsaid(&mut self, tid: pid_t) -> Result<(), MirrorError> {
+        let Some(task) = self.tasks.get_mut(&tid) else { return Ok(()) };
+        let Doing::Calling(call, file) = std::mem::replace(&mut task.doing, Doing::Running) else {
+            return Ok(());
+        };
+        let kernel = Outcome::Returned(Traced(tid).registers()?.rax.cast_signed());
+        // Otherwise it was killed before the kernel made the call.
+        if !matches!(kernel.errno(), Some(libc::ENOSYS | libc::EINTR | 512..)) {
+            self.compare(tid, &call, file, kernel)?;
+        }
+        self.pass_turn(tid)
+    }
+
+    /// Adds the process that a thread has started, if the thread was killed before it could say so.
+    fn add_unsaid(&mut self, tid: pid_t) -> Result<(), MirrorError> {
+        let Some(task) = self.tasks.get_mut(&tid).filter(|task| task.is_starter()) else {
+            return Ok(());
+        };
+        if matches!(task.doing, Doing::Sharing(Sharing { is_thread: true, .. })) {
+            // Such a thread is killed with this one.
+            task.doing = Doing::Running;
+            return Ok(());
+        }
+        // Without the file it is as if there were no child: an orphan then.
+        let children = file_of(tid, &format!("task/{tid}/children")).unwrap_or_default();
+        let new =
+            children.split_whitespace().filter_map(|child| child.parse().ok()).find(|child| {
+                let tracer = number_in_status(*child, "TracerPid:");
+                !self.tasks.contains_key(child) && tracer.is_some_and(|tracer| tracer != 0)
+            });
+        if let Some(new) = new {
+            self.add(tid, new)?;
+            return self.pass_turn(tid);
+        }
+        if let Some(task) = self.tasks.get_mut(&tid) {
+            task.doing = Doing::Running;
+        }
+        Ok(())
     }
 
     /// A thread is no more.
     fn gone(&mut self, tid: pid_t) -> Result<(), MirrorError> {
+        self.early.remove(&tid);
         let Some(task) = self.tasks.remove(&tid) else { return Ok(()) };
         if task.process == tid {
             self.limits.remove(&tid);
@@ -670,6 +793,12 @@ fn set_limit(limits: &mut Limits, which: u64, [soft, hard]: [u64; 2]) {
 /// Whether it says that a thread is no more, or is about to end.
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT))
+}
+
+/// A number in the `status` file of a thread.
+fn number_in_status(tid: pid_t, name: &str) -> Option<pid_t> {
+    let status = file_of(tid, "status").ok()?;
+    status.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
 }
 
 fn go_on(tid: pid_t, how: libc::c_uint, signal: c_int) -> Result<(), MirrorError> {

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr;
+use std::time::{Duration, Instant};
 
 use libc::{c_int, c_long, pid_t, sock_filter, user_regs_struct};
 
@@ -299,13 +300,26 @@ pub(crate) struct Event {
 /// Waits for one of the threads that this thread traces, or has started; `None` if there are none
 /// any more.
 pub(crate) fn wait() -> io::Result<Option<Event>> {
-    wait_for(-1)
+    wait_for(-1, 0)
 }
 
-fn wait_for(pid: pid_t) -> io::Result<Option<Event>> {
+/// As [`wait`], and `None` at some time, too.
+pub(crate) fn wait_until(end: Instant) -> io::Result<Option<Event>> {
+    loop {
+        match wait_for(-1, libc::WNOHANG)? {
+            Some(Event { tid: 0, .. }) if Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            event => return Ok(event.filter(|event| event.tid != 0)),
+        }
+    }
+}
+
+/// With `WNOHANG`, the thread 0 is none yet.
+fn wait_for(pid: pid_t, how: c_int) -> io::Result<Option<Event>> {
     loop {
         let mut status = 0;
-        let options = libc::__WALL | libc::__WNOTHREAD;
+        let options = libc::__WALL | libc::__WNOTHREAD | how;
         // SAFETY: the kernel writes a status to where there is one.
         let tid = unsafe { libc::waitpid(pid, &raw mut status, options) };
         match check(tid.into()) {
@@ -375,7 +389,7 @@ impl Begun {
     fn run_to_syscall(&mut self) -> io::Result<()> {
         loop {
             Traced(self.tid).request(libc::PTRACE_SYSCALL, 0, 0)?;
-            let event = wait_for(self.tid)?;
+            let event = wait_for(self.tid, 0)?;
             let status = event.map_or(0, |event| event.status);
             if !libc::WIFSTOPPED(status) {
                 // It was killed, and this was its end.
