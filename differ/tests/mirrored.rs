@@ -186,6 +186,20 @@ fn ends_at_forks() {
     }
 }
 
+/// A process, of one thread, that nobody may look into without privilege.
+fn hides() {
+    // SAFETY: the child makes only system calls.
+    let pid = unsafe { libc::fork() };
+    if pid != 0 {
+        return wait_for(pid);
+    }
+    // SAFETY: changes who may trace this process.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }, 0);
+    memory(1);
+    // SAFETY: the end of a child.
+    unsafe { libc::_exit(0) };
+}
+
 /// Other programs, in processes that share the memory until they are replaced.
 fn spawns() {
     for program in ["true", "false", "no-such-program"] {
@@ -422,6 +436,7 @@ fn a_program() {
         "forks" => forks(),
         "ends at forks" => ends_at_forks(),
         "forks without end" => starts(false),
+        "hides" => hides(),
         "spawns" => spawns(),
         "merges" => merges(),
         "files" => files(),
@@ -540,10 +555,13 @@ fn what_cannot_be_mirrored_is_an_error() {
     mirrored(&machine, "merges");
 }
 
-/// Mirrors a program in a thread of its own; fails where it hangs.
-fn mirrored_in_time(command: Command) -> Result<Report, MirrorError> {
+/// Mirrors a program in a thread of its own, which does something before; fails where it hangs.
+fn mirrored_in_time(command: Command, before: fn()) -> Result<Report, MirrorError> {
     let (end, ended) = mpsc::channel();
-    thread::spawn(move || end.send(mirror(&Machine::here().unwrap(), &command)).unwrap());
+    thread::spawn(move || {
+        before();
+        end.send(mirror(&Machine::here().unwrap(), &command)).unwrap();
+    });
     // The mirror has not ended if nothing comes.
     ended.recv_timeout(std::time::Duration::from_secs(120)).unwrap()
 }
@@ -551,13 +569,30 @@ fn mirrored_in_time(command: Command) -> Result<Report, MirrorError> {
 #[test]
 fn a_process_whose_parent_was_killed_as_it_forked_goes_on() {
     let Some(_) = machine() else { return };
-    let report = mirrored_in_time(command("ends at forks")).unwrap();
+    let report = mirrored_in_time(command("ends at forks"), || {}).unwrap();
     let shown: Vec<String> = report.shown.iter().map(ToString::to_string).collect();
     assert_eq!((report.divergences, report.resyncs), (0, 0), "{}", shown.join("\n"));
     assert_eq!(report.ended, Ended::Exited(0));
     assert!(report.forks >= 60 && report.threads >= 30);
     let forks = Command { limit: Some(2), ..command("forks without end") };
-    assert!(mirrored_in_time(forks).unwrap().limited);
+    assert!(mirrored_in_time(forks, || {}).unwrap().limited);
+}
+
+/// Takes all capabilities from this thread.
+fn drop_privileges() {
+    /// `_LINUX_CAPABILITY_VERSION_3`, and the thread that calls.
+    const HEADER: [u32; 2] = [0x2008_0522, 0];
+    let none = [[0_u32; 3]; 2];
+    // SAFETY: the kernel reads two structures of three words.
+    let set = unsafe { libc::syscall(libc::SYS_capset, HEADER.as_ptr(), none.as_ptr()) };
+    assert_eq!(set, 0);
+}
+
+#[test]
+fn a_process_that_is_not_dumpable_is_an_error_without_privilege() {
+    let Some(_) = machine() else { return };
+    let error = mirrored_in_time(command("hides"), drop_privileges).unwrap_err();
+    assert!(error.to_string().contains("(PR_SET_DUMPABLE)"), "{error}");
 }
 
 #[test]

@@ -184,7 +184,7 @@ impl fmt::Display for MirrorError {
             Self::Io(error) => write!(
                 f,
                 "the program could not be followed ({error}): it needs ptrace, /proc, pidfd_getfd and \
-                 kcmp"
+                 kcmp, and without privilege processes that are dumpable (PR_SET_DUMPABLE)"
             ),
         }
     }
