@@ -313,6 +313,41 @@ fn stacks() {
     protect(at, PAGE, libc::PROT_READ | libc::PROT_GROWSDOWN);
 }
 
+/// A stack that grows as far as a limit allows that was set just before: up to a fork, and an exit.
+fn limits() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes to a limit that is there.
+    unsafe { libc::getrlimit(libc::RLIMIT_STACK, &raw mut limit) };
+    // The stack of the main thread, where it has grown to so far.
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let stack = maps.lines().find(|line| line.ends_with("[stack]")).unwrap();
+    let start = usize::from_str_radix(stack.split('-').next().unwrap(), 16).unwrap();
+    // SAFETY: the child makes only system calls.
+    let pid = unsafe { libc::fork() };
+    if pid != 0 {
+        return wait_for(pid);
+    }
+    let large = libc::rlimit { rlim_cur: limit.rlim_max.min(64 << 20), ..limit };
+    for depth in [16 << 20, 20 << 20] {
+        // SAFETY: the kernel reads a limit that is there.
+        unsafe { libc::setrlimit(libc::RLIMIT_STACK, &raw const large) };
+        write(start - depth);
+        // SAFETY: both make only system calls.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            break;
+        }
+        wait_for(pid);
+        // SAFETY: as above.
+        unsafe { libc::setrlimit(libc::RLIMIT_STACK, &raw const limit) };
+    }
+    // SAFETY: as above.
+    unsafe { libc::setrlimit(libc::RLIMIT_STACK, &raw const large) };
+    write(start - (24 << 20));
+    // SAFETY: the end of a child.
+    unsafe { libc::_exit(0) };
+}
+
 /// Calls on the kernel's own mappings.
 fn special() {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
@@ -441,6 +476,7 @@ fn a_program() {
         "merges" => merges(),
         "files" => files(),
         "stacks" => stacks(),
+        "limits" => limits(),
         "special" => special(),
         "states" => states(),
         "others" => others(),
@@ -502,6 +538,7 @@ fn programs_do_the_same() {
         "merges",
         "files",
         "stacks",
+        "limits",
         "special",
         "states",
         "others",

@@ -311,8 +311,18 @@ impl<'a> Mirror<'a> {
         self.let_through(tid, call)
     }
 
+    /// Sets the limits of a thread's process in the model: others that share the memory may have
+    /// other ones.
+    fn limit(&self, tid: pid_t) {
+        let Some(Task { process, space, .. }) = self.tasks.get(&tid) else { return };
+        if let (Some(limits), Some(space)) = (self.limits.get(process), self.spaces.get(space)) {
+            space.mm().set_limits(*limits);
+        }
+    }
+
     /// It is the turn of a thread: the kernel makes its call.
     fn let_through(&mut self, tid: pid_t, call: Call) -> Result<(), MirrorError> {
+        self.limit(tid);
         let Self { tasks, spaces, report, files, .. } = self;
         let Some(task) = tasks.get_mut(&tid) else { return Ok(()) };
         let Some(space) = spaces.get_mut(&task.space) else { return Ok(()) };
@@ -381,13 +391,11 @@ impl<'a> Mirror<'a> {
         } else {
             tally.failed += 1;
         }
+        self.limit(tid);
         let Some(Task { process, space, .. }) = self.tasks.get(&tid) else { return Ok(()) };
         let (process, number) = (*process, *space);
         let Self { spaces, report, limits, .. } = self;
         let Some(space) = spaces.get_mut(&number) else { return Ok(()) };
-        if let Some(limits) = limits.get(&process) {
-            space.mm().set_limits(*limits);
-        }
         let mut note = |fact| *report.facts.entry(fact).or_default() += 1;
         let result = match kernel {
             Outcome::Returned(value) if kernel.is_success() => usize::try_from(value).ok(),
@@ -613,6 +621,7 @@ impl<'a> Mirror<'a> {
         child: pid_t,
         child_number: usize,
     ) -> Result<(), MirrorError> {
+        self.limit(tid);
         let Self { spaces, report, .. } = self;
         let mut note = |fact| *report.facts.entry(fact).or_default() += 1;
         let Some(parent) = spaces.get_mut(&number) else { return Ok(()) };
@@ -671,6 +680,7 @@ impl<'a> Mirror<'a> {
 
     /// Compares everything.
     fn look_at(&mut self, tid: pid_t, number: usize, call: &str) -> Result<(), MirrorError> {
+        self.limit(tid);
         let Self { spaces, report, .. } = self;
         let Some(space) = spaces.get_mut(&number) else { return Ok(()) };
         let mut note = |fact| *report.facts.entry(fact).or_default() += 1;
