@@ -348,6 +348,17 @@ fn limits() {
     unsafe { libc::_exit(0) };
 }
 
+/// A limit of the whole process, set with the number of a thread of it.
+fn limits_by_thread() {
+    let small = libc::rlimit { rlim_cur: 1 << 30, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: takes nothing.
+    let tid = unsafe { libc::gettid() };
+    // SAFETY: the kernel reads a limit that is there.
+    let set = unsafe { libc::prlimit(tid, libc::RLIMIT_AS, &raw const small, ptr::null_mut()) };
+    assert!(set == 0 && tid != std::process::id().cast_signed());
+    assert_eq!(map(0, 2 << 30, BOTH, ANONYMOUS, -1), None);
+}
+
 /// Calls on the kernel's own mappings.
 fn special() {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
@@ -477,6 +488,7 @@ fn a_program() {
         "files" => files(),
         "stacks" => stacks(),
         "limits" => limits(),
+        "limits by thread" => limits_by_thread(),
         "special" => special(),
         "states" => states(),
         "others" => others(),
@@ -539,6 +551,7 @@ fn programs_do_the_same() {
         "files",
         "stacks",
         "limits",
+        "limits by thread",
         "special",
         "states",
         "others",

@@ -40,7 +40,8 @@ pub(crate) enum Kind {
     },
     /// A new process with a copy of the memory.
     Fork,
-    /// `setrlimit` of a process, where 0 is the caller: which one, and the new soft and hard limit.
+    /// `setrlimit` of a process or a thread, where 0 is the caller: which one, and the new soft and
+    /// hard limit.
     Limit {
         process: pid_t,
         which: u64,
@@ -173,8 +174,7 @@ fn kind(tid: pid_t, number: c_long, name: &'static str, arguments: [u64; 6]) -> 
     const QUESTION: u64 = 0xffff_ffff;
     let [a, b, c, d, e, _] = arguments;
     if let Some(op) = op_of(number, arguments) {
-        #[expect(clippy::cast_possible_truncation, reason = "as the kernel takes it")]
-        let file = matches!(op, Op::Mmap { file: Some(_), .. }).then_some(e as u32 as c_int);
+        let file = matches!(op, Op::Mmap { file: Some(_), .. }).then_some(int(e));
         return Kind::Op(op, file);
     }
     // Words have 64 bits.
@@ -200,11 +200,7 @@ fn kind(tid: pid_t, number: c_long, name: &'static str, arguments: [u64; 6]) -> 
         "setrlimit" => Kind::Limit { process: 0, which: a, new: read_words(tid, b).ok() },
         // Without a new limit it is a question.
         "prlimit64" if c == 0 => Kind::Other,
-        "prlimit64" => Kind::Limit {
-            process: pid_t::try_from(a).unwrap_or(0),
-            which: b,
-            new: read_words(tid, c).ok(),
-        },
+        "prlimit64" => Kind::Limit { process: int(a), which: b, new: read_words(tid, c).ok() },
         "setuid" | "setreuid" | "setresuid" | "capset" => Kind::Privileges,
         "shmat" => Kind::Attach,
         "shmdt" => Kind::Detach(word(a)),
@@ -213,6 +209,12 @@ fn kind(tid: pid_t, number: c_long, name: &'static str, arguments: [u64; 6]) -> 
         "ioctl" => Kind::Unknown("userfaultfd"),
         name => Kind::Unknown(name),
     }
+}
+
+/// An argument that is an `int`.
+#[expect(clippy::cast_possible_truncation, reason = "as the kernel takes it")]
+fn int(argument: u64) -> c_int {
+    argument as u32 as c_int
 }
 
 fn process(flags: u64) -> Kind {
@@ -226,8 +228,6 @@ fn process(flags: u64) -> Kind {
 fn process_madvise(tid: pid_t, arguments: [u64; 6]) -> Kind {
     let [process, vector, count, advice, ..] = arguments;
     let word = |word: u64| word as usize;
-    #[expect(clippy::cast_possible_truncation, reason = "as the kernel takes it")]
-    let int = |value: u64| value as u32 as c_int;
     let range = |number: u64| {
         let at = vector.wrapping_add(16 * number);
         read_words(tid, at).map(|[addr, len]| (word(addr), word(len)))

@@ -394,7 +394,7 @@ impl<'a> Mirror<'a> {
         self.limit(tid);
         let Some(Task { process, space, .. }) = self.tasks.get(&tid) else { return Ok(()) };
         let (process, number) = (*process, *space);
-        let Self { spaces, report, limits, .. } = self;
+        let Self { tasks, spaces, report, limits, .. } = self;
         let Some(space) = spaces.get_mut(&number) else { return Ok(()) };
         let mut note = |fact| *report.facts.entry(fact).or_default() += 1;
         let result = match kernel {
@@ -442,7 +442,11 @@ impl<'a> Mirror<'a> {
                 }
             }
             Kind::Limit { process: target, which, new } => {
-                let target = if *target == 0 { process } else { *target };
+                // Any thread stands for its process.
+                let target = match *target {
+                    0 => process,
+                    number => tasks.get(&number).map_or(number, |task| task.process),
+                };
                 if let (Some(_), Some(new), Some(limits)) = (result, new, limits.get_mut(&target)) {
                     set_limit(limits, *which, *new);
                 }
