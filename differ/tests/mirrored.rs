@@ -381,6 +381,63 @@ fn special() {
     unsafe { libc::_exit(0) };
 }
 
+/// `process_madvise` of the own memory, with vectors and flags that are and are not valid.
+fn advises_itself() {
+    // SAFETY: takes numbers.
+    let own = unsafe { libc::syscall(libc::SYS_pidfd_open, std::process::id(), 0) };
+    let call = |vector: usize, count: usize, advice: c_int, flags: c_int| {
+        // SAFETY: the kernel reads ranges, whose contents are not used.
+        unsafe { libc::syscall(440, own, pointer(vector), count, advice, flags) }
+    };
+    let addr = memory(4);
+    let vector = memory(8);
+    let set = |number: usize, addr: usize, len: usize| {
+        let range = libc::iovec { iov_base: pointer(addr), iov_len: len };
+        // SAFETY: it is in what was mapped for it.
+        unsafe { pointer(vector + 16 * number).cast::<libc::iovec>().write(range) };
+    };
+    let cold = libc::MADV_COLD;
+    (0..2000).for_each(|number| set(number, addr, 0));
+    set(0, addr, PAGE);
+    for (count, flags) in [(0, 0), (1, 0), (1, 1), (1024, 0), (1025, 0), (1 << 32, 0)] {
+        call(vector, count, cold, flags);
+    }
+    for at in [0, 8, vector + 8 * PAGE - 8, usize::MAX - 7] {
+        call(at, 2, cold, 0);
+    }
+    let end = 1 << 47;
+    let ranges = [
+        (addr, usize::MAX),
+        (addr, usize::MAX / 2),
+        (addr, 3 << 30),
+        (addr + 1, 0),
+        (addr + 1, PAGE),
+        (end - 3 * PAGE, PAGE),
+        (end - PAGE, PAGE),
+        (usize::MAX, 0),
+        (usize::MAX, 1),
+        (8 * end, PAGE),
+    ];
+    for (from, len) in ranges {
+        for (number, count) in [(0, 1), (0, 2), (1, 2), (1, 3)] {
+            (0..3).for_each(|number| set(number, addr + number * PAGE, PAGE));
+            set(number, from, len);
+            call(vector, count, cold, 0);
+        }
+    }
+    // What is empty is looked at only as the first of some.
+    for advice in [cold, -1] {
+        set(0, addr + 1, 0);
+        call(vector, 1, advice, 0);
+        set(0, addr, PAGE);
+        set(1, addr + 1, 0);
+        call(vector, 2, advice, 0);
+        call(vector, 3, advice, 0);
+    }
+    protect(vector, PAGE, libc::PROT_NONE);
+    call(vector, 1, cold, 0);
+}
+
 /// Memory that is locked, sealed, guarded, and counted by limits.
 fn states() {
     let addr = memory(16);
@@ -490,6 +547,7 @@ fn a_program() {
         "limits" => limits(),
         "limits by thread" => limits_by_thread(),
         "special" => special(),
+        "advises itself" => advises_itself(),
         "states" => states(),
         "others" => others(),
         "replaced by a thread" => thread::scope(|scope| {
@@ -553,6 +611,7 @@ fn programs_do_the_same() {
         "limits",
         "limits by thread",
         "special",
+        "advises itself",
         "states",
         "others",
         "spawns",

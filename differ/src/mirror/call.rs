@@ -28,10 +28,10 @@ pub(crate) enum Kind {
         len: usize,
         name: Option<String>,
     },
-    /// `process_madvise`, with the descriptor of a process.
+    /// `process_madvise`, with the descriptor of a process, and the ranges or the error about them.
     ProcessMadvise {
         process: c_int,
-        ranges: Vec<(usize, usize)>,
+        ranges: Result<Vec<(usize, usize)>, c_int>,
         advice: i32,
     },
     /// A new thread or a process that shares the memory.
@@ -117,7 +117,7 @@ impl Call {
             },
             Kind::Name { addr, len, .. } => vec![range(addr, len)],
             Kind::ProcessMadvise { ref ranges, .. } => {
-                ranges.iter().map(|(addr, len)| range(*addr, *len)).collect()
+                ranges.iter().flatten().map(|(addr, len)| range(*addr, *len)).collect()
             }
             Kind::Fork => everything(),
             Kind::Detach(addr) | Kind::RingEnds(addr) => vec![between(addr, addr)],
@@ -226,14 +226,40 @@ fn process(flags: u64) -> Kind {
 }
 
 fn process_madvise(tid: pid_t, arguments: [u64; 6]) -> Kind {
-    let [process, vector, count, advice, ..] = arguments;
-    let word = |word: u64| word as usize;
-    let range = |number: u64| {
-        let at = vector.wrapping_add(16 * number);
-        read_words(tid, at).map(|[addr, len]| (word(addr), word(len)))
-    };
-    let ranges = (0..count.min(MOST_RANGES)).map_while(|number| range(number).ok()).collect();
+    let [process, vector, count, advice, flags, _] = arguments;
+    let ranges = if int(flags) == 0 { ranges(tid, vector, count) } else { Err(libc::EINVAL) };
     Kind::ProcessMadvise { process: int(process), ranges, advice: int(advice) }
+}
+
+/// Reads a vector of ranges as the kernel does.
+fn ranges(tid: pid_t, vector: u64, count: u64) -> Result<Vec<(usize, usize)>, c_int> {
+    /// No more bytes are taken, and no range that ends behind the memory of a program.
+    const MOST_BYTES: usize = 0x7fff_f000;
+    const END: usize = 0x7fff_ffff_f000;
+    let count = count & u64::from(u32::MAX);
+    if count > MOST_RANGES {
+        return Err(libc::EINVAL);
+    }
+    let mut ranges = Vec::new();
+    for number in 0..count {
+        let at = vector.wrapping_add(16 * number);
+        let [addr, len] = read_words(tid, at).map_err(|_| libc::EFAULT)?;
+        if len.cast_signed() < 0 {
+            return Err(libc::EINVAL);
+        }
+        ranges.push((addr as usize, len as usize));
+    }
+    let mut left = MOST_BYTES;
+    for (addr, len) in &mut ranges {
+        // The length of the only range is cut before it is looked at.
+        let looked_at = if count == 1 { (*len).min(left) } else { *len };
+        if addr.checked_add(looked_at).is_none_or(|end| end > END) {
+            return Err(libc::EFAULT);
+        }
+        *len = (*len).min(left);
+        left -= *len;
+    }
+    Ok(ranges)
 }
 
 /// A string of the program's. One that cannot be read is not valid as a name either.

@@ -435,11 +435,10 @@ impl<'a> Mirror<'a> {
                 Some(Outcome::done(space.mm().set_anon_name(*addr, *len, name.as_deref())))
             }
             Kind::ProcessMadvise { process: fd, ranges, advice } => {
-                if is_own(tid, process, *fd) {
-                    Some(process_madvise(space, ranges, *advice, kernel))
-                } else {
-                    None
-                }
+                is_own(tid, process, *fd).then(|| match ranges {
+                    Ok(ranges) => process_madvise(space, ranges, *advice, kernel),
+                    Err(error) => Outcome::error(*error),
+                })
             }
             Kind::Limit { process: target, which, new } => {
                 // Any thread stands for its process.
@@ -847,7 +846,12 @@ fn process_madvise(
     kernel: Outcome,
 ) -> Outcome {
     let mut done = 0;
-    for &(addr, len) in ranges {
+    let is_empty = ranges.iter().all(|(_, len)| *len == 0);
+    for (number, &(addr, len)) in ranges.iter().enumerate() {
+        // An empty range is looked at only as the first of some that are not empty.
+        if len == 0 && (is_empty || number > 0) {
+            continue;
+        }
         let op = Op::Madvise { addr, len, advice };
         match space.make_told(&op, None, kernel) {
             Some(Outcome::Returned(0)) => done += len,
@@ -864,6 +868,7 @@ fn describe(call: &Call) -> String {
         Kind::Op(op, None) => op.to_string(),
         Kind::Name { addr, len, name } => format!("prctl({addr:#x}, {len:#x}, {name:?})"),
         Kind::ProcessMadvise { ranges, advice, .. } => {
+            let ranges: Vec<_> = ranges.iter().flatten().collect();
             format!("process_madvise({ranges:x?}, {advice})")
         }
         _ => call.name.to_owned(),

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::time::{Duration, Instant};
@@ -331,9 +331,16 @@ fn wait_for(pid: pid_t, how: c_int) -> io::Result<Option<Event>> {
     }
 }
 
-/// Reads memory of a thread.
+/// Reads memory of a thread as far as the thread itself could read it.
 pub(crate) fn read(tid: pid_t, addr: u64, bytes: &mut [u8]) -> io::Result<usize> {
-    File::open(format!("/proc/{tid}/mem"))?.read_at(bytes, addr)
+    let addr = usize::try_from(addr).map_err(io::Error::other)?;
+    let there = ptr::with_exposed_provenance_mut(addr);
+    let from = libc::iovec { iov_base: there, iov_len: bytes.len() };
+    let to = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: the kernel writes at most as many bytes as there are.
+    let read = unsafe { libc::process_vm_readv(tid, &raw const to, 1, &raw const from, 1, 0) };
+    check(read as c_long)?;
+    usize::try_from(read).map_err(io::Error::other)
 }
 
 /// Reads numbers of 64 bits.
