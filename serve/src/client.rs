@@ -532,6 +532,11 @@ impl Client {
         matches!(self.health.failure(), Some(Failure::Refused(_)))
     }
 
+    /// Whether it is known to have memory that it has not told of, and that is not zeros.
+    pub(crate) fn has_untold_memory(&self) -> bool {
+        !self.entry.is_sparse && matches!(self.health.failure(), Some(Failure::Outside(_)))
+    }
+
     /// Whether it has told of memory at an address.
     pub(crate) fn has(&self, addr: usize) -> bool {
         self.map.read(addr).is_ok()

@@ -188,8 +188,14 @@ pub enum Notice {
         /// What it asked for. The source is not noted: it is known to who has added the client.
         set: WorkingSet,
     },
-    /// All that a failed client misses is poisoned, and its descriptor closed. Not said of a client
-    /// that has touched what it [has not told of](Failure::Outside): its descriptor stays open.
+    /// All that a failed client misses of what it has told of is poisoned. It has touched what it
+    /// [has not told of](Failure::Outside), so its descriptor stays open, and each page of that is
+    /// poisoned as it is touched.
+    Poisoned {
+        /// The client.
+        client: ClientId,
+    },
+    /// All that a failed client misses is poisoned, and its descriptor closed.
     Closed {
         /// The client.
         client: ClientId,
@@ -1195,8 +1201,9 @@ impl Shared {
             }
             Served::Gone => self.forget(client),
             // Of what it has not told of, each page is poisoned as it is touched.
-            _ if matches!(client.health.failure(), Some(Failure::Outside(_))) => {
+            _ if client.has_untold_memory() => {
                 client.health.keep();
+                (self.on_notice)(Notice::Poisoned { client: client.id });
             }
             _ => {
                 if self.remove(client) {

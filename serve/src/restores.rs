@@ -690,6 +690,8 @@ impl Control {
                 tracing::error!(%client, "its memory cannot be poisoned: end the task");
             }
             Notice::Recorded { client, set } => self.write_record(client, set),
+            // What a task has not told of is zeros.
+            Notice::Poisoned { .. } => {}
             Notice::Closed { client, stats } => self.forget(client, stats, "is poisoned"),
             Notice::Completed { client, stats } => self.forget(client, stats, "has all its memory"),
             Notice::Gone { client, stats } => self.forget(client, stats, "has gone"),

@@ -864,6 +864,9 @@ impl Control {
                     kill(served);
                 }
             }
+            Notice::Poisoned { client } => {
+                tracing::info!(%client, "all that a client missed is poisoned");
+            }
             Notice::Closed { client, stats } => {
                 tracing::info!(%client, "all that a client missed is poisoned");
                 self.forget(client, stats);

@@ -692,6 +692,9 @@ fn what_a_client_has_not_told_of_is_poisoned_whenever_it_is_touched() {
         (TOLD..PAGES).rev().filter(|page| is_read(*page)).count() as i32
     });
     assert_eq!(zeros, 0, "pages");
+    while !matches!(notices.recv_timeout(Duration::from_secs(20)).unwrap(), Notice::Poisoned { .. })
+    {
+    }
     // Its descriptor is closed when its process has gone.
     while !matches!(notices.recv_timeout(Duration::from_secs(20)).unwrap(), Notice::Gone { .. }) {}
     memory.unmap();
