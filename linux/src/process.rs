@@ -193,7 +193,8 @@ impl Config {
     }
 
     fn privileged_as(self, folder: &str) -> io::Result<Self> {
-        let is_of_machine = fs::read_link(format!("{folder}/ns/user"))? == *FIRST_NAMESPACE;
+        let namespace = fs::read_link(format!("{folder}/ns/user"))?;
+        let is_of_machine = namespace.as_os_str() == FIRST_NAMESPACE;
         let capabilities = capabilities(&fs::read_to_string(format!("{folder}/status"))?)?;
         let has = |capability: u32| is_of_machine && capabilities >> capability & 1 != 0;
         Ok(Self {
