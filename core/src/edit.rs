@@ -547,6 +547,39 @@ impl<'s, T, P: Platform> Edit<'s, T, P> {
         Ok(VmaMut { vma: vma.ok_or(WriteError::WouldWait { addr })? })
     }
 
+    /// Write-locks the VMAs that overlap a range, but those that have readers just now or whose
+    /// readers another thread excludes. Returns whether there are none of these.
+    ///
+    /// ```
+    /// let space = pervma::AddressSpace::new(4096);
+    /// space.insert(0x1000..0x2000, 1)?;
+    /// space.insert(0x2000..0x3000, 2)?;
+    ///
+    /// let mut edit = space.edit()?;
+    /// let reader = space.try_read(0x1000)?;
+    /// assert!(!edit.try_write_range(0x1000..0x3000));
+    /// assert!(space.try_read(0x2000).is_err()); // it is locked, and stays so until the edit ends
+    /// drop(reader);
+    /// assert!(edit.try_write_range(0x1000..0x3000));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn try_write_range(&mut self, range: Range<usize>) -> bool {
+        let (slots, section) = (self.map.map().slab().slots(), self.map.section());
+        let (mut end, mut locks_all) = (range.end, true);
+        // From the last to the first: that takes fewest searches.
+        while range.start < end
+            && let Some(entry) = self.map.floor(end - 1)
+            && range.start < entry.span().end
+        {
+            let is_excluded = entry.is_excluded();
+            end = entry.span().start;
+            if let Some(vma) = entry.vma() {
+                locks_all &= !is_excluded && vma.try_start_write(slots, section).is_some();
+            }
+        }
+        locks_all
+    }
+
     fn to_write(&self, addr: usize) -> Result<Attached<'s, '_, T>, WriteError> {
         let entry = self.map.holding(addr).ok_or(WriteError::NotMapped { addr })?;
         if entry.is_excluded() {

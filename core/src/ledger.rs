@@ -166,7 +166,7 @@ edges! {
         without "a writer that skips a record that was given up changes what its last owner is still reading";
 
     /// A closed range lock is released. What its owner did is over.
-    RANGE_REOPENED: Rmw Release, pairs [RANGE_CLOSED],
+    RANGE_REOPENED: Store Release, pairs [RANGE_CLOSED],
         without "a reader that sees no closed range lock works on pages that the owner of one has not left";
 
     /// A reader that has read-locked its VMA tests whether there are closed range locks.

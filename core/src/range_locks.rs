@@ -12,7 +12,7 @@ use crate::ledger::{RANGE_CLOSED, RANGE_REOPENED};
 use crate::mmap_lock::Locked;
 use crate::platform::Platform;
 use crate::step::Step;
-use crate::sync::{AtomicU32, Relaxed, WaitWord, const_unless_model, keep};
+use crate::sync::{AtomicU32, AtomicUsize, Relaxed, WaitWord, const_unless_model, keep};
 
 /// How many locks there can be at a time, held and waited for. Who comes when there are as many
 /// waits until there is one less.
@@ -52,7 +52,7 @@ const MOST: usize = 64;
 pub struct RangeLocks<P: Platform = DefaultPlatform> {
     table: Locked<Table, P>,
     /// How many locks there are, held and waited for. Changes under the table's lock.
-    len: AtomicU32,
+    len: AtomicUsize,
     /// How many of them are closed. Changes under the table's lock.
     closed: AtomicU32,
     /// Changes when a lock is released that a thread may wait for: they sleep on it.
@@ -64,6 +64,7 @@ pub struct RangeLocks<P: Platform = DefaultPlatform> {
 struct Table {
     entries: [Entry; MOST],
     len: usize,
+    closed: u32,
     last_number: u64,
     /// How many threads sleep, or are about to.
     waiting: usize,
@@ -170,11 +171,11 @@ impl<P: Platform> RangeLocks<P> {
         /// ```
         #[must_use]
         pub fn with_platform() -> Self {
+            let entries = [Entry::NONE; MOST];
             let table =
-                Table { entries: [Entry::NONE; MOST], len: 0, last_number: 0, waiting: 0 };
-            let table = Locked::new(table);
+                Locked::new(Table { entries, len: 0, closed: 0, last_number: 0, waiting: 0 });
             let released = WaitWord::new(0);
-            Self { table, len: AtomicU32::new(0), closed: AtomicU32::new(0), released }
+            Self { table, len: AtomicUsize::new(0), closed: AtomicU32::new(0), released }
         }
     }
 
@@ -255,13 +256,13 @@ impl<P: Platform> RangeLocks<P> {
 
     fn enter(&self, table: &mut Table, thread: u64, ranges: [(usize, usize); 2]) -> Option<u64> {
         let number = table.enter(thread, ranges)?;
-        self.len.fetch_add(1, Relaxed("the owner's first edit publishes it"));
+        self.len.store(table.len, Relaxed("the owner's first edit publishes it"));
         Some(number)
     }
 
     fn leave(&self, table: &mut Table, number: u64) {
         table.leave(number);
-        self.len.fetch_sub(1, Relaxed("the owner's last edit comes before"));
+        self.len.store(table.len, Relaxed("the owner's last edit comes before"));
     }
 
     /// As [`lock`](Self::lock), if that needs no waiting.
@@ -317,7 +318,7 @@ impl<P: Platform> RangeLocks<P> {
     /// ```
     #[inline]
     pub fn len(&self) -> usize {
-        self.len.load(Relaxed("an edit publishes it, as it does all that its thread did")) as usize
+        self.len.load(Relaxed("an edit publishes it, as it does all that its thread did"))
     }
 
     /// Whether there is no lock; see [`len`](Self::len).
@@ -454,7 +455,9 @@ impl<P: Platform> RangeLock<'_, P> {
         };
         entry.is_closed = true;
         if keep(Step::CountClosed) {
-            self.locks.closed.fetch_add(1, Relaxed("the write locks of the VMAs publish it"));
+            table.closed += 1;
+            let closed = &self.locks.closed;
+            closed.store(table.closed, Relaxed("the write locks of the VMAs publish it"));
         }
     }
 }
@@ -467,7 +470,8 @@ impl<P: Platform> Drop for RangeLock<'_, P> {
         if table.entries().get(place).is_some_and(|entry| entry.is_closed)
             && keep(Step::CountClosed)
         {
-            locks.closed.fetch_sub(1, RANGE_REOPENED);
+            table.closed -= 1;
+            locks.closed.store(table.closed, RANGE_REOPENED);
         }
         locks.leave(&mut table, self.number);
         let awaited = table.waiting != 0;
