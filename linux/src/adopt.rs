@@ -80,7 +80,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     ///
     /// `EAGAIN` as for every call.
     pub fn adopt_counts(&self, counts: Counts) -> Result<(), Errno> {
-        self.begin(&Scope::new(EVERYTHING))?.change.state.counts = counts;
+        *self.begin(&Scope::new(EVERYTHING))?.change.state.counts = counts;
         Ok(())
     }
 }

@@ -29,7 +29,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// ```
     pub fn brk(&self, brk: usize) -> usize {
         loop {
-            let Layout { brk: old, start_brk, .. } = self.core.state.read().config.layout;
+            let Layout { brk: old, start_brk, .. } = self.core.shown.config().layout;
             if brk < start_brk {
                 return old;
             }

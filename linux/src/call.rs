@@ -27,16 +27,16 @@
 use alloc::boxed::Box;
 use core::ops::Range;
 
-use pervma::{ChangeError, Platform, RangeLock, WriteError};
+use pervma::{ChangeError, Platform, RangeLock};
 
 use crate::abi::PAGE;
 use crate::asked::Asked;
 use crate::backing::Backing;
-use crate::config::Config;
 use crate::counts::in_pages;
 use crate::errno::Errno;
 use crate::flags::VmFlags;
-use crate::mm::{Change, Core, Mm, State};
+use crate::mm::{Change, Core, Mm};
+use crate::state::State;
 use crate::trial::Snapshot;
 
 /// All addresses.
@@ -148,7 +148,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         call: impl Fn(&mut Change<'_, P>) -> Result<R, Errno>,
         then: impl FnOnce(&R) -> Result<(), Errno>,
     ) -> Result<R, Errno> {
-        let (lock, change, asked) = loop {
+        loop {
             let Session { mut change, mut lock } = self.begin(scope)?;
             if change.state.config.strict {
                 drop(change);
@@ -172,23 +172,21 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             if asked.is_empty() && !scope.goes_on && !(scope.maps && are_locked) {
                 return call(&mut change);
             }
-            match lock.or_else(|| self.ranges.try_lock_pair(scope.ranges.clone())) {
-                Some(lock) => break (lock, change, asked),
-                // Others have come since this edit began, or there are very many.
-                None => {
-                    drop(change);
-                    drop(self.lock_pair(scope.ranges.clone())?);
-                }
+            lock = lock.or_else(|| self.ranges.try_lock_pair(scope.ranges.clone()));
+            if let Some(lock) = &lock {
+                let result = self.finish(scope, lock, change, &asked, call)?;
+                then(&result)?;
+                return Ok(result);
             }
-        };
-        let result = self.finish(scope, &lock, change, &asked, call)?;
-        then(&result)?;
-        Ok(result)
+            // Others have come since this edit began, or there are very many.
+            drop(change);
+            drop(self.lock_pair(scope.ranges.clone())?);
+        }
     }
 
     /// Whether calls are all or nothing.
     pub(crate) fn is_strict(&self) -> bool {
-        self.core.state.read().config.strict
+        self.core.shown.config().strict
     }
 
     fn call_strictly<R>(
@@ -305,7 +303,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             return call(&mut change);
         }
         let mut promise = change.promise(scope.more.min(usize::MAX / 64));
-        let config = change.state.config;
+        let (config, configured) = (*change.state.config, change.state.configured);
         lock.close();
         let have_readers = !change.is_quiet && change.have_readers(&scope.ranges);
         drop(change);
@@ -315,8 +313,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         let answers = asked.ask(&self.backing)?;
         let mut change = self.change_without_readers(&scope.ranges)?;
         promise.settle(&mut change);
-        let Config { layout, future, .. } = change.state.config;
-        change.state.config = Config { layout, future, ..config };
+        change.state.go_by(&config, configured);
         change.answers = answers.into_iter();
         change.trial = cfg!(debug_assertions).then(Box::default);
         let result = call(&mut change);
@@ -403,13 +400,8 @@ impl<'m, P: Platform> Change<'m, P> {
     /// Write-locks the VMAs in these ranges that have no readers; whether others have some.
     pub(crate) fn have_readers(&mut self, ranges: &[Range<usize>]) -> bool {
         let mut any = false;
-        for range in ranges {
-            let mut at = range.start;
-            while let Some((whole, _)) = self.first_in(&(at..range.end)) {
-                let locked = self.edit.try_write(whole.start);
-                any |= !matches!(locked, Ok(_) | Err(WriteError::NotMapped { .. }));
-                at = whole.end;
-            }
+        for range in ranges.iter().filter(|range| !range.is_empty()) {
+            any |= !self.edit.try_write_range(range.clone());
         }
         any
     }

@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use pervma::{Platform, RangeLock, ReadError};
+use pervma::{Platform, RangeLock, ReadError, ReadGuard};
 
 use crate::abi::{PAGE, pages};
 use crate::backing::{Access, Backing, Part, Refusal};
@@ -66,15 +66,16 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             return Err(Signal::NotMapped);
         }
         // What most touches are, with nothing else to be looked at.
-        if let Ok(vma) = self.core.space.try_read(addr)
-            && !needs_anon_vma(&vma, access)
+        let found = self.core.space.try_read(addr);
+        if let Ok(vma) = &found
+            && !needs_anon_vma(vma, access)
             && !self.ranges.is_closed(addr)
         {
-            check_access(&vma, access)?;
-            let had = ask(&self.backing, &vma.range(), &vma, addr, access);
+            check_access(vma, access)?;
+            let had = ask(&self.backing, &vma.range(), vma, addr, access);
             return signal(vma.flags, access, had);
         }
-        self.reach_page(addr, access, alone, |vma| {
+        self.reach_page(addr, access, alone, found, |vma| {
             check_access(vma, access).map_err(Untouched::Signal)
         })
         .map_or_else(
@@ -115,7 +116,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         }
         let check =
             |vma: &Vma| check_forced(vma, access).map_err(|_| Untouched::Signal(Signal::Bus));
-        match self.reach_page(addr, access, false, check) {
+        match self.reach_page(addr, access, false, self.core.space.try_read(addr), check) {
             Ok((_, Ok(()))) => Ok(()),
             Err(Untouched::OwnCall) => Err(Errno::EAGAIN),
             _ => Err(Errno::EIO),
@@ -123,16 +124,18 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     }
 
     /// Has the page of `addr` made present, if something is mapped there that passes `check`; a
-    /// stack may grow to it. Returns the flags of its VMA, and what became of the page.
-    fn reach_page(
-        &self,
+    /// stack may grow to it. `found` is what was there at a first look. Returns the flags of its
+    /// VMA, and what became of the page.
+    fn reach_page<'m>(
+        &'m self,
         addr: usize,
         access: Access,
         alone: bool,
+        mut found: Result<ReadGuard<'m, Vma, P>, ReadError>,
         check: impl Fn(&Vma) -> Result<(), Untouched>,
     ) -> Result<(VmFlags, Result<(), Refusal>), Untouched> {
         let page = addr & !(PAGE - 1)..(addr & !(PAGE - 1)) + PAGE;
-        let (mut found, mut page_lock) = (self.core.space.try_read(addr), None);
+        let mut page_lock = None;
         loop {
             let vma = match found {
                 Ok(vma) => vma,

@@ -123,6 +123,7 @@ mod protect;
 mod remap;
 mod render;
 mod seal;
+mod state;
 mod sync;
 mod trial;
 mod unmap;

@@ -1,7 +1,6 @@
 //! The address space, and the code that its calls share.
 
 use alloc::boxed::Box;
-use alloc::sync::Arc;
 use alloc::vec::{self, Vec};
 use core::fmt;
 use core::ops::Range;
@@ -13,13 +12,13 @@ use crate::abi::{PAGE, pages};
 use crate::asked::Asked;
 use crate::backing::{Backing, Refusal};
 use crate::config::{Config, Limits};
-use crate::counts::{Counts, Promised};
+use crate::counts::Counts;
 use crate::errno::Errno;
-use crate::file::{OBJECTS, Object};
 use crate::flags::VmFlags;
 use crate::merge::{self, Merge, Proposed};
 use crate::not_now::NotNow;
-use crate::vma::{AnonVma, Source, Vma};
+use crate::state::{Shown, State};
+use crate::vma::Vma;
 
 /// An address space on which Linux's mapping calls are made, with Linux's results.
 ///
@@ -94,65 +93,14 @@ pub struct Mm<B, P: Platform> {
 }
 
 /// The map and what is counted beside it.
+#[repr(C, align(64))] // see `State`
 pub(crate) struct Core<P: Platform> {
+    /// What edits work on, each in its turn.
+    state: RwLock<P::Lock, State>,
+    pub(crate) shown: Shown<P>,
     pub(crate) space: AddressSpace<Vma, P>,
-    /// As it was when the last edit ended, for others to read.
-    pub(crate) state: RwLock<P::Lock, State>,
-    /// What edits work on, each in its turn. Only its configuration may be an older one.
-    working: RwLock<P::Lock, State>,
     /// How many VMAs there are beside those in `space`, which is a copy of some.
     pub(crate) others: usize,
-}
-
-/// The state of the address space as a whole. Of the configuration only `layout` and `future` are
-/// written by calls, and the rest of it only between them; all else is written in edits only.
-#[derive(Clone, Copy)]
-pub(crate) struct State {
-    pub(crate) counts: Counts,
-    pub(crate) config: Config,
-    pub(crate) promised: Promised,
-    next_anon_vma: u64,
-    next_object: u64,
-}
-
-impl State {
-    fn new(config: Config) -> Self {
-        Self {
-            counts: Counts::default(),
-            promised: Promised::default(),
-            config: Config { future: config.future & VmFlags::LOCKED_MASK, ..config },
-            next_anon_vma: 0,
-            next_object: 0,
-        }
-    }
-
-    /// An `anon_vma` that no VMA has yet.
-    pub(crate) fn new_anon_vma(&mut self, from_parent: bool) -> AnonVma {
-        // However high the numbers were that it was given.
-        self.next_anon_vma = self.next_anon_vma.wrapping_add(1);
-        AnonVma { number: self.next_anon_vma, from_parent }
-    }
-
-    /// Gives what is made from now on other numbers than those that a VMA has.
-    pub(crate) fn number_above(&mut self, vma: &Vma) {
-        if let Some(anon) = vma.anon {
-            self.next_anon_vma = self.next_anon_vma.max(anon.number);
-        }
-        if let Some(inode) = vma.inode().filter(|inode| inode.device == OBJECTS) {
-            self.next_object = self.next_object.max(inode.number);
-        }
-    }
-
-    /// This state, with the numbers that were given until `later`.
-    pub(crate) fn with_numbers_of(self, later: &Self) -> Self {
-        let Self { next_anon_vma, next_object, .. } = *later;
-        Self { next_anon_vma, next_object, ..self }
-    }
-
-    pub(crate) fn new_object(&mut self, size: usize) -> Source {
-        self.next_object = self.next_object.wrapping_add(1);
-        Source::SharedAnonymous(Arc::new(Object { number: self.next_object, size }))
-    }
 }
 
 #[cfg(feature = "std")]
@@ -199,7 +147,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// assert!(!Mm::new(NoBacking, Config::default()).config().strict);
     /// ```
     pub fn config(&self) -> Config {
-        self.core.state.read().config
+        self.core.shown.config()
     }
 
     /// Changes the machine and the process that calls are made on: capabilities are dropped
@@ -230,14 +178,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// [`brk`](Self::brk), [`set_addresses`](Self::set_addresses), [`mlockall`](Self::mlockall).
     #[doc(alias("capset", "sysctl"))]
     pub fn configure(&self, change: impl FnOnce(&mut Config)) -> Result<(), Errno> {
-        let mut state = self.core.state.write();
-        let mut config = state.config;
-        change(&mut config);
-        if config.layout != state.config.layout || config.future != state.config.future {
-            return Err(Errno::EINVAL);
-        }
-        state.config = config;
-        Ok(())
+        self.core.shown.configure(change)
     }
 
     /// Returns the counts, as they were when the last call ended.
@@ -247,7 +188,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// assert_eq!(Mm::new(NoBacking, Config::default()).counts().locked, 0);
     /// ```
     pub fn counts(&self) -> Counts {
-        self.core.state.read().counts
+        self.core.shown.counts()
     }
 
     /// Returns the limits.
@@ -257,7 +198,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// assert_eq!(Mm::new(NoBacking, Config::default()).limits().locked, 8 << 20);
     /// ```
     pub fn limits(&self) -> Limits {
-        self.core.state.read().config.limits
+        self.core.shown.config().limits
     }
 
     /// Sets the limits (`setrlimit`).
@@ -270,7 +211,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// assert_eq!(mm.mmap(0, 8192, 0, flags, None, 0), Err(Errno::ENOMEM));
     /// ```
     pub fn set_limits(&self, limits: Limits) {
-        self.core.state.write().config.limits = limits;
+        let _ = self.configure(|config| config.limits = limits);
     }
 
     pub(crate) fn of(core: Core<P>, backing: B, task_size: usize) -> Self {
@@ -280,15 +221,15 @@ impl<B: Backing, P: Platform> Mm<B, P> {
 
 impl<P: Platform> Core<P> {
     pub(crate) fn new(space: AddressSpace<Vma, P>, state: State, others: usize) -> Self {
-        Self { space, state: RwLock::new(state), working: RwLock::new(state), others }
+        Self { state: RwLock::new(state), shown: Shown::new(&state), space, others }
     }
 
     /// Begins an edit.
     pub(crate) fn change(&self) -> Result<Change<'_, P>, NotNow> {
         let edit = self.space.edit().map_err(|_| NotNow::OwnCall)?;
         // Nobody waits for it: only edits lock it.
-        let mut state = self.working.write();
-        state.config = self.state.read().config;
+        let mut state = self.state.write();
+        self.shown.take_config(&mut state);
         let (is_quiet, answers) = (false, Vec::new().into_iter());
         Ok(Change { core: self, state, edit, is_quiet, trial: None, answers })
     }
@@ -309,17 +250,8 @@ pub(crate) struct Change<'m, P: Platform> {
 }
 
 impl<P: Platform> Drop for Change<'_, P> {
-    /// The state is written before the edit ends. What is seldom another is not written then, so
-    /// that other processors keep it in their caches.
     fn drop(&mut self) {
-        let mut state = self.core.state.write();
-        let State { counts, promised, next_anon_vma, next_object, ref config } = *self.state;
-        state.counts = counts;
-        state.promised = promised;
-        (state.next_anon_vma, state.next_object) = (next_anon_vma, next_object);
-        if config.layout != state.config.layout || config.future != state.config.future {
-            (state.config.layout, state.config.future) = (config.layout, config.future);
-        }
+        self.core.shown.show(&mut self.state);
     }
 }
 

@@ -90,8 +90,8 @@ impl<P: Platform> Change<'_, P> {
             at = part.end;
             let old = vma.flags;
             if flags != old {
-                let splits = self.holding(part.start).is_none_or(|(whole, _)| whole != part);
-                if vma.is_whole() && splits {
+                let splits = || self.holding(part.start).is_none_or(|(whole, _)| whole != part);
+                if vma.is_whole() && splits() {
                     break;
                 }
                 let vma = Vma { flags, ..vma };

@@ -11,7 +11,8 @@ use crate::asked::Asked;
 use crate::backing::{Refusal, Work};
 use crate::errno::Errno;
 use crate::flags::VmFlags;
-use crate::mm::{Change, Core, State, no_memory};
+use crate::mm::{Change, Core, no_memory};
+use crate::state::State;
 use crate::vma::Vma;
 
 /// What was mapped in some ranges and next to them.
@@ -84,7 +85,7 @@ impl<P: Platform> Change<'_, P> {
     ) -> Result<(Asked, Result<R, Errno>), Errno> {
         let copy = on.copy()?;
         let mut trial = copy.change()?;
-        trial.state.config = self.state.config;
+        *trial.state.config = *self.state.config;
         trial.trial = Some(Box::default());
         let result = call(&mut trial);
         Ok((trial.trial.take().map(|asked| *asked).unwrap_or_default(), result))
@@ -95,8 +96,7 @@ impl<P: Platform> Change<'_, P> {
     ///
     /// Returns what a stack had grown over, which is not mapped any more.
     pub(crate) fn restore(&mut self, before: Snapshot) -> Result<Vec<Range<usize>>, Errno> {
-        let numbers = *self.state;
-        *self.state = before.state.with_numbers_of(&numbers);
+        self.state.restore(&before.state);
         let (mut end, mut grown) = (0, Vec::new());
         for (range, mut vma) in before.vmas {
             self.clear(end..range.start, &mut grown)?;

@@ -130,7 +130,7 @@ impl<P: Platform> Change<'_, P> {
         self.ask(|| Work::Unmap(range.clone()))?;
         self.edit.remove(range).map_err(no_memory)?;
         let gone = removal.counts;
-        let counts = &mut self.state.counts;
+        let counts: &mut Counts = &mut self.state.counts;
         for (count, gone) in [
             (&mut counts.total, gone.total),
             (&mut counts.data, gone.data),

@@ -3,10 +3,14 @@
 //! by `pervma differ`; settings of the machine hold for all processes, so they are tested here.
 #![expect(clippy::disallowed_types, reason = "a test has no ledger")]
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread;
 
-use pervma_linux::{Access, Config, Errno, Layout, Limits, Mm, NoBacking, StdPlatform, abi::*};
+use pervma_linux::{
+    Access, Backing, Config, Errno, Layout, Limits, Mm, NoBacking, StdPlatform, abi::*,
+};
 
 const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
 const ADDR: usize = 0x1000_0000;
@@ -120,4 +124,32 @@ fn a_call_of_another_thread_loses_no_setting_and_moves_no_heap() {
     assert_eq!(mm.config().layout.brk, heap);
     assert_eq!(mm.set_address(PR_SET_MM_START_BRK, heap - PAGE), Ok(()));
     assert_eq!(mm.brk(heap - PAGE / 2), heap - PAGE / 2);
+}
+
+/// A backing that forbids further mappings while it works for a call.
+#[derive(Default)]
+struct Forbids(OnceLock<Weak<Mm<Forbids, StdPlatform>>>);
+
+impl Backing for Forbids {
+    fn unmap(&self, _: Range<usize>) {
+        let mm = self.0.get().and_then(Weak::upgrade).unwrap();
+        mm.configure(|config| config.max_map_count = 1).unwrap();
+    }
+}
+
+#[test]
+fn a_call_under_way_ends_as_it_was_decided_and_the_next_goes_by_the_setting() {
+    for strict in [false, true] {
+        let mm = Arc::new(Mm::new(Forbids::default(), Config { strict, ..Config::default() }));
+        mm.backing().0.set(Arc::downgrade(&mm)).unwrap();
+        let map = |len| mm.mmap(ADDR, len, PROT_READ, ANONYMOUS | MAP_FIXED, None, 0);
+        map(7 * PAGE).unwrap();
+        assert_eq!(mm.munmap(ADDR + PAGE, PAGE), Ok(()), "it splits a mapping, as it might");
+        assert_eq!((mm.config().max_map_count, mm.counts().total), (1, 6));
+        let splits = mm.munmap(ADDR + 4 * PAGE, PAGE);
+        assert_eq!((splits, mm.counts().total), (Err(Errno::ENOMEM), 6));
+        assert_eq!(mm.config(), Config { strict, max_map_count: 1, ..Config::default() });
+        mm.configure(|config| config.max_map_count = 9).unwrap();
+        assert_eq!(mm.munmap(ADDR + 4 * PAGE, PAGE), Ok(()));
+    }
 }
