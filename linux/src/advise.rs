@@ -97,9 +97,11 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             };
             change.try_out(&change.snapshot(core::slice::from_ref(range))?, find_all)?.1?;
         }
-        let (mut at, mut result) = (range.start, Ok(()));
+        let (mut at, mut result, mut settings) = (range.start, Ok(()), None);
         while at < range.end {
             let mut change = self.change_of_first_in(at..range.end)?;
+            let settings = settings.get_or_insert_with(|| change.state.settings());
+            change.state.go_by(settings);
             let found = find(&mut change, at)?;
             at = found.part.end;
             if found.is_behind_hole {

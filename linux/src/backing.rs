@@ -83,7 +83,8 @@ impl Work {
 /// Every method has a default that does nothing.
 ///
 /// All methods run inside of a call or a fault, and none of them with a lock of the whole space:
-/// calls on other addresses go on. What a method is about has no other call meanwhile.
+/// calls on other addresses go on, but for the cases that [`Mm`](crate::Mm) lists. What a method is
+/// about has no other call meanwhile.
 ///
 /// | method | runs | faults of the same range |
 /// |---|---|---|
@@ -128,7 +129,8 @@ pub trait Backing {
     /// [`relocate`](Self::relocate), [`copy`](Self::copy), [`advise`](Self::advise) and
     /// [`sync`](Self::sync) are the defaults, which do nothing. Calls are shorter then: none of
     /// these is called, nor [`fault`](Self::fault) where a call makes pages of private memory
-    /// writable that is locked.
+    /// writable that is locked. Their one edit waits for faults in what it changes, with the map
+    /// locked: `fault` is to be short.
     const IDLE: bool = false;
 
     /// Asked before a call does anything: whether all of `work` can be done, in this order. Here

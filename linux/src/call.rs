@@ -303,7 +303,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             return call(&mut change);
         }
         let mut promise = change.promise(scope.more.min(usize::MAX / 64));
-        let (config, configured) = (*change.state.config, change.state.configured);
+        let settings = change.state.settings();
         lock.close();
         let have_readers = !change.is_quiet && change.have_readers(&scope.ranges);
         drop(change);
@@ -313,7 +313,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         let answers = asked.ask(&self.backing)?;
         let mut change = self.change_without_readers(&scope.ranges)?;
         promise.settle(&mut change);
-        change.state.go_by(&config, configured);
+        change.state.go_by(&settings);
         change.answers = answers.into_iter();
         change.trial = cfg!(debug_assertions).then(Box::default);
         let result = call(&mut change);

@@ -55,11 +55,13 @@ impl<B: Backing, P: Platform> Mm<B, P> {
                 copied.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
                 copied.push((range, vma.clone()));
             }
+            let settings = change.state.settings();
             drop(change);
             for (range, vma) in &copied {
                 self.backing.copy(Part::new(range, vma, range.clone()), &backing);
             }
             change = self.core.change()?;
+            change.state.go_by(&settings);
         }
         let mut state = *change.state;
         state.config.future = VmFlags::default();

@@ -14,6 +14,7 @@ use crate::file::{File, FileFacts, MapOperation};
 use crate::flags::VmFlags;
 use crate::mm::{Change, MergeWith, Mm};
 use crate::place::Wanted;
+use crate::state::State;
 use crate::unmap::Removal;
 use crate::vma::{Source, Vma};
 
@@ -263,7 +264,7 @@ impl<P: Platform> Change<'_, P> {
             }
             Some((file, _)) => Source::File(Arc::clone(file)),
             // Whatever the type is. One that is not known is refused later.
-            None if flags & MAP_SHARED != 0 => self.state.new_object(len),
+            None if flags & MAP_SHARED != 0 => State::object_to_number(len),
             None => Source::Anonymous,
         };
         let wanted = Wanted { hint, len, flags, source: &source, page_offset: request.page_offset };
@@ -333,7 +334,10 @@ impl<P: Platform> Change<'_, P> {
             vma.flags |= VmFlags::MIXEDMAP;
         }
         if matches!(vma.source, Source::Zero(_)) && vma.flags.has(VmFlags::SHARED) {
-            vma.source = self.state.new_object(len);
+            vma.source = State::object_to_number(len);
+        }
+        if let Source::SharedAnonymous(object) = &mut vma.source {
+            self.state.number_new(object);
         }
         if matches!(vma.source, Source::SharedAnonymous(_)) && !vma.flags.has(VmFlags::NORESERVE) {
             self.may_commit(pages(len))?;

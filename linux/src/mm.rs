@@ -34,11 +34,17 @@ use crate::vma::Vma;
 /// wait, and so do faults, where pages are unmapped, moved or protected. So does
 ///
 /// - a call that would choose an address which an unfinished `mremap` has chosen;
-/// - [`fork`](Self::fork), [`mlockall`](Self::mlockall), `PROT_GROWSDOWN` and every call in
-///   [strict mode](Config::strict), for all others, and others for them;
+/// - [`fork`](Self::fork), [`mlockall`](Self::mlockall), [`munlockall`](Self::munlockall),
+///   [`adopt_counts`](Self::adopt_counts), `PROT_GROWSDOWN`, `mremap` with `MREMAP_FIXED` and
+///   `MREMAP_DONTUNMAP`, and every call in [strict mode](Config::strict), for all others and for
+///   faults that are being served anywhere, and others for them;
 /// - a call that comes near a limit, with all that unfinished calls may still add: it is decided
 ///   when they have ended;
 /// - the 65th call for which the backing has something to do, if 64 are unfinished.
+///
+/// A change of a mapping, or next to it, waits for faults in it that are being served, and others
+/// go on meanwhile. If there are new ones each time that it looks, three times, it waits for the
+/// next ones with the map locked: then other calls wait, too.
 ///
 /// The results are those of some order of the calls, made one by one, in which a call that had
 /// ended comes before those that began later. Pages that a call makes present are touches after it,
@@ -155,7 +161,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
     /// mapped stays as it is, as in Linux: what was locked stays locked, and more mappings than may
     /// be stay mapped.
     ///
-    /// The next call goes by it. One that is under way in another thread does not notice. The
+    /// The next call goes by it. One that is under way does not notice, nor a fork's child. The
     /// configuration is locked while `change` runs, so that must not use the same `Mm`: it would
     /// wait for itself.
     ///

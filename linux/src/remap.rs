@@ -103,10 +103,19 @@ impl<B: Backing, P: Platform> Mm<B, P> {
         let (old_len, new_len) = (page_align(old_len), page_align(new_len));
         let request = Request { addr, old_len, new_len, flags, new_addr, choice: None };
         check_arguments(request, self.task_size)?;
-        if request.has(MREMAP_FIXED) || !request.has(MREMAP_MAYMOVE) || self.is_strict() {
-            return self.mremap_in(&request.scope(), request);
+        if request.has(MREMAP_FIXED) || !request.has(MREMAP_MAYMOVE) {
+            self.mremap_in(&request.scope(), request)
+        } else if self.is_strict() {
+            // Whatever is configured meanwhile: nobody else has what is chosen.
+            self.mremap_alone(request)
+        } else {
+            self.mremap_somewhere(request)
         }
-        self.mremap_somewhere(request)
+    }
+
+    /// Makes the call with all addresses locked.
+    fn mremap_alone(&self, request: Request) -> Result<usize, Errno> {
+        self.mremap_in(&Scope { ranges: [EVERYTHING, 0..0], ..request.scope() }, request)
     }
 
     /// Makes the call in the addresses of `scope`.
@@ -133,8 +142,7 @@ impl<B: Backing, P: Platform> Mm<B, P> {
             if alone || change.unlocks_others(request) {
                 drop(change);
                 drop(lock);
-                let everything = Scope { ranges: [EVERYTHING, 0..0], ..scope };
-                return self.mremap_in(&everything, request);
+                return self.mremap_alone(request);
             }
             let request = Request { choice: change.choice(request), ..request };
             let target = match request.choice {

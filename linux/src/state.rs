@@ -27,9 +27,15 @@ pub(crate) struct State {
     next_anon_vma: u64,
     next_object: u64,
     /// How many configurations there had been when this one was taken over.
-    pub(crate) configured: usize,
+    configured: usize,
     /// In an edit that was decided by it, an older one than is shown.
     pub(crate) config: Noted<Config>,
+}
+
+/// The configuration that a call was begun with.
+pub(crate) struct Settings {
+    config: Config,
+    configured: usize,
 }
 
 impl State {
@@ -68,18 +74,33 @@ impl State {
         self.configured = before.configured;
     }
 
-    /// Goes by a configuration of before, but for what calls write, in this edit alone.
-    pub(crate) fn go_by(&mut self, config: &Config, configured: usize) {
-        if configured != self.configured {
+    /// What this edit goes by.
+    pub(crate) fn settings(&self) -> Settings {
+        Settings { config: *self.config, configured: self.configured }
+    }
+
+    /// Goes by the settings of an earlier edit of the same call, in this edit alone. What calls
+    /// write is as it is now.
+    pub(crate) fn go_by(&mut self, settings: &Settings) {
+        if settings.configured != self.configured {
             let Config { layout, future, .. } = *self.config;
-            *self.config = Config { layout, future, ..*config };
-            self.configured = configured;
+            *self.config = Config { layout, future, ..settings.config };
+            self.configured = settings.configured;
         }
     }
 
-    pub(crate) fn new_object(&mut self, size: usize) -> Source {
-        self.next_object = self.next_object.wrapping_add(1);
-        Source::SharedAnonymous(Arc::new(Object { number: self.next_object, size }))
+    /// Shared memory that gets its number when it is mapped, so that calls which are only tried
+    /// take none.
+    pub(crate) fn object_to_number(size: usize) -> Source {
+        Source::SharedAnonymous(Arc::new(Object { number: 0, size }))
+    }
+
+    /// Gives an object that nothing maps yet its number.
+    pub(crate) fn number_new(&mut self, object: &mut Arc<Object>) {
+        if let Some(object) = Arc::get_mut(object) {
+            self.next_object = self.next_object.wrapping_add(1);
+            object.number = self.next_object;
+        }
     }
 }
 

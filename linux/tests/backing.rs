@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use pervma_linux::{
-    Access, Backing, Config, Counts, Errno, Limits, Mm, NotNow, Part, Refusal, Signal, StdPlatform,
-    VmFlags, abi::*,
+    Access, Backing, Config, Counts, Errno, Limits, Mm, NoBacking, NotNow, Part, Refusal, Signal,
+    StdPlatform, VmFlags, abi::*,
 };
 
 const ADDR: usize = 0x1000_0000;
@@ -181,4 +181,30 @@ fn a_backing_calls_its_map_elsewhere_and_is_refused_where_it_would_wait_for_itse
     };
     assert_eq!(*in_unmap, beside);
     assert_eq!((total, limit), (2, 1 << 40));
+}
+
+/// Not one with `IDLE`: each call looks first.
+struct Busy;
+
+impl Backing for Busy {}
+
+#[test]
+fn shared_memory_is_numbered_as_it_is_mapped_whatever_stands_behind_it() {
+    fn numbers<B: Backing>(backing: B) -> Vec<u64> {
+        let mm = Mm::new(backing, Config::default());
+        let flags = MAP_SHARED | MAP_ANONYMOUS;
+        for number in 0..3 {
+            let addr = (1 << 32) + number * 2 * PAGE;
+            mm.mmap(addr, PAGE, PROT_READ, flags | MAP_FIXED, None, 0).unwrap();
+            mm.mmap(0, PAGE, PROT_READ, flags, None, 0).unwrap();
+            let refused = mm.mmap(addr, PAGE, PROT_READ, flags | MAP_FIXED_NOREPLACE, None, 0);
+            assert_eq!(refused, Err(Errno::EEXIST));
+        }
+        let mut numbers = Vec::new();
+        mm.for_each(|_, vma| numbers.push(vma.inode().unwrap().number)).unwrap();
+        numbers
+    }
+    // From below: those at fixed addresses, then the others, each below the one before.
+    assert_eq!(numbers(NoBacking), [1, 3, 5, 6, 4, 2]);
+    assert_eq!(numbers(Busy), numbers(NoBacking));
 }

@@ -2,14 +2,17 @@
 //! call goes by what is so then. What can be changed for one process is compared with the kernel,
 //! by `pervma differ`; settings of the machine hold for all processes, so they are tested here.
 #![expect(clippy::disallowed_types, reason = "a test has no ledger")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use pervma_linux::{
-    Access, Backing, Config, Errno, Layout, Limits, Mm, NoBacking, StdPlatform, abi::*,
+    Access, Backing, Config, Errno, Layout, Limits, Mm, NoBacking, Part, StdPlatform, VmFlags,
+    abi::*,
 };
 
 const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
@@ -152,4 +155,86 @@ fn a_call_under_way_ends_as_it_was_decided_and_the_next_goes_by_the_setting() {
         mm.configure(|config| config.max_map_count = 9).unwrap();
         assert_eq!(mm.munmap(ADDR + 4 * PAGE, PAGE), Ok(()));
     }
+}
+
+/// A backing that notes what is moved, and takes its time.
+#[derive(Default)]
+struct Moves(Mutex<Vec<(usize, usize)>>);
+
+impl Backing for Moves {
+    fn relocate(&self, from: Range<usize>, to: usize) {
+        self.0.lock().unwrap().push((from.start, to));
+        thread::sleep(Duration::from_millis(40));
+    }
+}
+
+#[test]
+fn pages_are_moved_to_where_the_mapping_goes_when_calls_cease_to_be_all_or_nothing() {
+    let mm = Mm::new(Moves::default(), Config { strict: true, ..Config::default() });
+    let map = |addr, len, fixed| mm.mmap(addr, len, PROT_READ, ANONYMOUS | fixed, None, 0).unwrap();
+    map(ADDR, 2 * PAGE, MAP_FIXED);
+    let (looks, moved, other) = thread::scope(|scope| {
+        // Whoever looks at the map keeps the call, which has seen that it is strict, from its edit.
+        let (begun, begins) = mpsc::channel();
+        let mm = &mm;
+        let looks = scope.spawn(move || {
+            mm.for_each(|_, _| {
+                begun.send(()).unwrap();
+                thread::sleep(Duration::from_millis(40));
+            })
+        });
+        begins.recv().unwrap();
+        let moved = scope.spawn(|| mm.mremap(ADDR, PAGE, 2 * PAGE, MREMAP_MAYMOVE, 0).unwrap());
+        thread::sleep(Duration::from_millis(10));
+        mm.configure(|config| config.strict = false).unwrap();
+        while mm.backing().0.lock().unwrap().is_empty() {
+            thread::yield_now();
+        }
+        let other = map(0, 2 * PAGE, 0);
+        (looks.join().unwrap(), moved.join().unwrap(), other)
+    });
+    looks.unwrap();
+    assert_ne!(other, moved);
+    assert_eq!(*mm.backing().0.lock().unwrap(), [(ADDR, moved)]);
+}
+
+/// A backing that has guard pages marked in another way while it works for a call.
+#[derive(Default)]
+struct Relearns(OnceLock<Weak<Mm<Relearns, StdPlatform>>>);
+
+impl Relearns {
+    fn learn(&self) {
+        let mm = self.0.get().and_then(Weak::upgrade).unwrap();
+        mm.configure(|config| (config.marks_guards, config.may_lock) = (false, true)).unwrap();
+    }
+}
+
+impl Backing for Relearns {
+    fn advise(&self, _: Part<'_>, _: i32) -> Result<(), Errno> {
+        self.learn();
+        Ok(())
+    }
+
+    fn copy(&self, _: Part<'_>, _: &Self) {
+        self.learn();
+    }
+}
+
+#[test]
+fn a_call_about_several_mappings_goes_by_one_setting_throughout() {
+    let mm = Arc::new(Mm::new(Relearns::default(), Config::default()));
+    mm.backing().0.set(Arc::downgrade(&mm)).unwrap();
+    for (number, prot) in [PROT_READ | PROT_WRITE, PROT_READ].into_iter().enumerate() {
+        mm.mmap(ADDR + number * PAGE, PAGE, prot, ANONYMOUS | MAP_FIXED, None, 0).unwrap();
+    }
+    mm.madvise(ADDR, 2 * PAGE, MADV_GUARD_INSTALL).unwrap();
+    let mut seen = Vec::new();
+    mm.for_each(|_, vma| seen.push(vma.flags.has(VmFlags::MAYBE_GUARD))).unwrap();
+    assert_eq!(seen, [true; 2]);
+    assert!(!mm.config().marks_guards, "the next call goes by it");
+
+    mm.configure(|config| (config.marks_guards, config.may_lock) = (true, false)).unwrap();
+    let child = mm.fork(Relearns::default()).unwrap();
+    assert_eq!((child.config().marks_guards, child.config().may_lock), (true, false));
+    assert!(mm.config().may_lock);
 }
