@@ -60,6 +60,12 @@ const PATIENCE: u32 = if cfg!(pervma_model) { 1 } else { 4 };
 /// How often the word is looked at before the thread sleeps.
 const SPINS: u32 = if cfg!(any(pervma_model, miri)) { 0 } else { 100 };
 
+/// After how many of these a thread looks as often as it can. The first are [`PAUSES`] apart, so
+/// that who has the lock can release and acquire it a few times with the word, and what it writes
+/// under the lock, in its cache: two threads together do more then. The others keep the wait short.
+const FAR_APART: u32 = 6;
+const PAUSES: u32 = 16;
+
 /// How a thread wants the lock.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -217,8 +223,9 @@ impl FutexLock {
                 continue;
             }
             if spins != 0 && word & WAITING == 0 {
+                let is_early = SPINS - spins < FAR_APART;
+                (0..if is_early { PAUSES } else { 1 }).for_each(|_| hint::spin_loop());
                 spins -= 1;
-                hint::spin_loop();
                 word = self.look();
                 continue;
             }
