@@ -99,7 +99,6 @@ pub struct Mm<B, P: Platform> {
 }
 
 /// The map and what is counted beside it.
-#[repr(C, align(64))] // see `State`
 pub(crate) struct Core<P: Platform> {
     /// What edits work on, each in its turn.
     state: RwLock<P::Lock, State>,

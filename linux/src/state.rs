@@ -20,7 +20,6 @@ use crate::vma::{AnonVma, Source, Vma};
 
 /// What an edit works on. Of the configuration only `layout` and `future` are written by calls.
 #[derive(Clone, Copy)]
-#[repr(C)] // what most edits change comes first, in two cache lines with its lock
 pub(crate) struct State {
     pub(crate) promised: Promised,
     pub(crate) counts: Noted<Counts>,
