@@ -23,6 +23,15 @@
 //! Where the platform can make all running threads pass a barrier ([`Platform::barrier`]), the
 //! reader's two fences are the compiler's only.
 //!
+//! # Idle records
+//!
+//! Such a barrier costs far more than the rest of an edit, so none is asked for because of readers
+//! that read nothing. A record in which scan after scan has found nothing becomes *idle*, in front
+//! of the scan's barrier. Its owner sees that behind its next publication, retracts it, and counts
+//! itself. It also *resumes*: before it publishes again, it counts in the registry that a record
+//! has become busy, and fences. A scan that finds all records idle, or without an owner, notes the
+//! number that it saw there. While that stays the same, no thread scans.
+//!
 //! # Invariants
 //!
 //! - **H1** Only the thread that owns a record, and its signal handlers, store to its hazard
@@ -32,6 +41,8 @@
 //!   that makes it 0, by exchange, releases that count.
 //! - **H4** A record gets its owner under the guard of the arena; it is given up with nothing
 //!   published.
+//! - **H5** Only a scan makes a record idle, and makes it busy again itself if it then finds
+//!   something published there. Else only the owner does.
 //!
 //! # Where it comes from, and where it differs
 //!
@@ -47,7 +58,8 @@ use crate::arena::{All, Arena, CAPACITY, Object, Users};
 use crate::error::OutOfMemory;
 use crate::ledger::{
     HAZARD_FREE, HAZARD_PUBLISH, HAZARD_PUBLISH_FENCE, HAZARD_RETRACT, HAZARD_RETRACT_FENCE,
-    HAZARD_SCAN, HAZARD_SCAN_FENCE, HAZARD_TRANSFER_FENCE, RECORD_GIVE_UP, RECORD_TEST,
+    HAZARD_SCAN, HAZARD_SCAN_FENCE, HAZARD_TRANSFER_FENCE, RECORD_GIVE_UP, RECORD_RESUME,
+    RECORD_RESUME_FENCE, RECORD_TEST, RECORDS_BUSY, RECORDS_IDLE, RECORDS_TEST_IDLE,
 };
 use crate::lock::{EXCLUDED, LIMIT, VmaLock};
 use crate::mm::EditSection;
@@ -69,18 +81,28 @@ const _: () = assert!(cfg!(pervma_model) || CAPACITY * HAZARDS < (EXCLUDED - LIM
 /// VMAs are aligned addresses, so it is none.
 const RETRACTED: usize = 1;
 
+/// Scans in a row that must find nothing in a record, the last of which makes it idle. They take
+/// far longer than what it takes to resume.
+const SCANS_TO_IDLE: u32 = if cfg!(pervma_model) { 1 } else { 16 };
+
 /// The state of a record without an owner.
 const FREE: u32 = 0;
-/// The state of a record whose owner fences.
+/// The state of a record whose owner fences. It does not become idle.
 const FENCES: u32 = 1;
 /// The state of a record whose owner relies on the platform's barrier.
 const BARRIERS: u32 = 2;
+/// The same, idle: its owner does not read what it publishes.
+const IDLE: u32 = 3;
+/// The same, as its owner is about to publish again.
+const RESUMING: u32 = 4;
 
 /// The hazard pointers of one registered reader, on cache lines of their own.
 #[repr(C, align(128))]
 pub(crate) struct Record {
     hazards: [Hazard; HAZARDS],
-    owner: AtomicU32,
+    state: AtomicU32,
+    /// How many scans in a row have found nothing here.
+    quiet: AtomicU32,
     link: Cell<u32>,
     /// The thread that owns it: to tell, after a fork, whose owners are gone.
     thread: AtomicU64,
@@ -92,7 +114,7 @@ pub(crate) struct Hazard {
     published: AtomicUsize,
     /// The VMA whose count includes this reader, or 0 (H3).
     transferred: AtomicUsize,
-    /// The owner of the record.
+    /// [`FENCES`] or [`BARRIERS`], as the owner of the record.
     owner: AtomicU32,
     /// H1: it is not `Sync`, so a read lock stays with its thread.
     thread: PhantomData<Cell<()>>,
@@ -157,7 +179,8 @@ impl Object for Record {
         };
         Self {
             hazards: core::array::from_fn(hazard),
-            owner: AtomicU32::new(FREE),
+            state: AtomicU32::new(FREE),
+            quiet: AtomicU32::new(0),
             link: Cell::new(0),
             thread: AtomicU64::new(0),
         }
@@ -169,17 +192,36 @@ impl Object for Record {
 }
 
 impl Record {
-    /// Publishes that `vma` is read, if a hazard pointer is free. Afterwards
-    /// [`VmaLock::test_published`] says whether the reader has it.
+    /// Publishes that `vma` is read, if a hazard pointer is free and the record is not idle.
+    /// Afterwards [`VmaLock::test_published`] says whether the reader has it.
     ///
     /// A signal handler may run between any two steps. It retracts what it publishes before it
     /// returns, so it leaves the hazard pointers as it found them.
     #[inline(always)]
-    pub(crate) fn publish(&self, vma: &VmaLock) -> Option<&Hazard> {
+    pub(crate) fn publish<P: Platform>(&self, vma: &VmaLock) -> Option<&Hazard> {
         let hazard = self.free_hazard()?;
         hazard.published.store(vma.name(), HAZARD_PUBLISH);
         hazard.fence(HAZARD_PUBLISH_FENCE);
+        if self.is_idle() && keep(Step::RetractIdle) {
+            return Self::retract_idle::<P>(hazard, vma);
+        }
         Some(hazard)
+    }
+
+    /// Whether the owner does not read what it publishes. Asked behind a publication: a scan asks
+    /// for its barrier after it has made the record idle, so either it finds the publication, or
+    /// this finds the record idle.
+    #[inline(always)]
+    fn is_idle(&self) -> bool {
+        self.state.load(Relaxed("the scan's barrier stands in between; RECORD_RESUME_FENCE"))
+            >= IDLE
+    }
+
+    /// A scan may have found the publication nevertheless.
+    #[cold]
+    fn retract_idle<P: Platform>(hazard: &Hazard, vma: &VmaLock) -> Option<&'static Hazard> {
+        hazard.release::<P>(vma);
+        None
     }
 
     #[inline(always)]
@@ -197,16 +239,40 @@ impl Record {
     /// read-locked.
     pub(crate) fn give_up(&self) {
         if self.hazards.iter().all(Hazard::is_free) {
-            self.owner.store(FREE, RECORD_GIVE_UP);
+            self.state.store(FREE, RECORD_GIVE_UP);
         }
     }
 
-    /// What its owner is. If it has none, all that was published here is over.
+    /// The state, for a scan. Without an owner, all that was published here is over.
     #[inline]
-    fn owner(&self) -> u32 {
-        self.owner.load(RECORD_TEST)
+    fn state(&self) -> u32 {
+        self.state.load(RECORD_TEST)
+    }
+
+    /// Makes the record idle, for a scan which is the last of enough, if it finds nothing here. A
+    /// barrier follows.
+    fn make_idle(&self) {
+        if self.quiet.load(QUIET) + 1 >= SCANS_TO_IDLE {
+            let _ = self.state.compare_exchange(BARRIERS, IDLE, Relaxed("a barrier follows"));
+        }
+    }
+
+    /// Notes whether a scan has found something published. A record that it has made idle is busy
+    /// then (H5): the owner may not have seen that it was idle.
+    fn note_use(&self, found: bool) {
+        if !found {
+            self.quiet.store((self.quiet.load(QUIET) + 1).min(SCANS_TO_IDLE), QUIET);
+            return;
+        }
+        self.quiet.store(0, QUIET);
+        if keep(Step::KeepBusy) {
+            let state = Relaxed("the owner publishes no more for it, and scans are ordered (H2)");
+            let _ = self.state.compare_exchange(IDLE, BARRIERS, state);
+        }
     }
 }
+
+const QUIET: Relaxed = Relaxed("a number to decide by; wrong, it only costs time");
 
 /// Whether a reader that registers now can leave fences to the platform's barrier. Asked with no
 /// lock held: the first time can take a while.
@@ -220,7 +286,13 @@ impl Fencing {
 }
 
 /// The records of a slab.
-pub(crate) struct Registry<P: Platform>(Arena<Record, P>);
+pub(crate) struct Registry<P: Platform> {
+    records: Arena<Record, P>,
+    /// How often a record has become busy.
+    resumed: AtomicU64,
+    /// That number as a scan saw it that then found all records idle or without an owner.
+    idle_at: AtomicU64,
+}
 
 // SAFETY: it lends a record, whose words are atomic but for `link` (A3), to the thread that owns it
 // only; neither a record nor a hazard is `Sync`, so it stays there (H1). Scans test the words, in
@@ -232,7 +304,11 @@ unsafe impl<P: Platform> Send for Registry<P> {}
 impl<P: Platform> Registry<P> {
     const_unless_model! {
         pub(crate) fn new(users: Users) -> Self {
-            Self(Arena::new(users))
+            Self {
+                records: Arena::new(users),
+                resumed: AtomicU64::new(0),
+                idle_at: AtomicU64::new(0),
+            }
         }
     }
 
@@ -246,23 +322,40 @@ impl<P: Platform> Registry<P> {
         Fencing(owner): Fencing,
     ) -> Result<&Record, OutOfMemory> {
         loop {
-            let free = self.0.with_all(section, |mut records| {
-                let free = records.find(|record| record.owner() == FREE)?;
-                let owners = free.hazards.iter().map(|hazard| &hazard.owner).chain([&free.owner]);
-                for word in owners {
-                    word.store(owner, Relaxed("H4: the guard of the arena publishes it"));
+            let free = self.records.with_all(section, |mut records| {
+                let free = records.find(|record| record.state() == FREE)?;
+                for hazard in &free.hazards {
+                    hazard.owner.store(owner, Relaxed("only the owner looks"));
                 }
                 if P::FORKS {
                     let thread = P::with_thread(ThreadState::id).unwrap_or(0);
                     free.thread.store(thread, Relaxed("read only after a fork"));
                 }
+                free.quiet.store(0, QUIET);
+                let guarded = Relaxed("H4: the guard of the arena publishes it");
+                free.state.store(owner, guarded);
+                self.resumed.fetch_add(1, guarded);
                 Some(free)
             });
             if let Some(record) = free {
                 return Ok(record);
             }
             // Any thread may take it.
-            self.0.alloc(section)?;
+            self.records.alloc(section)?;
+        }
+    }
+
+    /// For the owner, whose next read locks are published again if `record` is idle.
+    ///
+    /// A signal handler may run between any two steps. It finds the record idle, as it was.
+    #[cold]
+    pub(crate) fn resume(&self, record: &Record) {
+        let resuming = Relaxed("RECORD_RESUME follows");
+        if record.state.compare_exchange(IDLE, RESUMING, resuming).is_ok() {
+            self.resumed.fetch_add(1, RECORD_RESUME);
+            fence(RECORD_RESUME_FENCE);
+            record.quiet.store(0, QUIET);
+            record.state.store(BARRIERS, Relaxed("no less busy than before"));
         }
     }
 
@@ -275,17 +368,19 @@ impl<P: Platform> Registry<P> {
     pub(crate) unsafe fn forget_others(&self, section: &EditSection<'_, P>) {
         const GONE: Relaxed = Relaxed("there is no other thread");
         // SAFETY: as the caller says.
-        unsafe { self.0.renew() };
+        unsafe { self.records.renew() };
         let me = P::with_thread(ThreadState::id).unwrap_or(0);
-        self.0.with_all(section, |records| {
+        self.records.with_all(section, |records| {
             for record in records.filter(|record| record.thread.load(GONE) != me) {
                 for hazard in &record.hazards {
                     hazard.published.store(0, GONE);
                     hazard.transferred.store(0, GONE);
                 }
-                record.owner.store(FREE, GONE);
+                record.state.store(FREE, GONE);
             }
         });
+        // What another thread noted may be here, and what it noted that from not.
+        self.idle_at.store(self.resumed.load(GONE).wrapping_sub(1), GONE);
     }
 
     /// Transfers the readers that have published one of `vmas`, all excluded by the caller, to the
@@ -296,62 +391,78 @@ impl<P: Platform> Registry<P> {
         section: &EditSection<'_, P>,
         vmas: impl Iterator<Item = &'l VmaLock> + Clone,
     ) -> bool {
-        self.0.has_any()
+        self.records.has_any()
             && keep(Step::ScanHazards)
-            && self.0.with_all(section, |records| scan::<P>(records, vmas))
+            && self.has_busy()
+            && self.records.with_all(section, |records| self.scan(&records, vmas))
     }
-}
 
-#[cold]
-fn scan<'l, P: Platform>(
-    records: All<'_, Record, P>,
-    vmas: impl Iterator<Item = &'l VmaLock> + Clone,
-) -> bool {
-    let owners = || records.clone().map(Record::owner);
-    let barriers = owners().any(|owner| owner == BARRIERS);
-    if !barriers && owners().all(|owner| owner == FREE) {
-        return false;
+    /// Whether a record may be busy. If none is, all that was published is over.
+    #[inline]
+    fn has_busy(&self) -> bool {
+        fence(HAZARD_SCAN_FENCE);
+        let idle_at = self.idle_at.load(RECORDS_TEST_IDLE);
+        self.resumed.load(Relaxed("fences: RECORD_RESUME_FENCE, or the reader sees X")) != idle_at
     }
-    let hazards = || records.clone().flat_map(|record| &record.hazards);
-    let find = |name| vmas.clone().find(|vma| vma.name() == name);
-    let transferred = |hazard: &Hazard| {
-        hazard
-            .transferred
-            .load(Relaxed("H2; else only a reader makes it 0, whose name is gone by then"))
-    };
-    if barriers && keep(Step::BarrierToScan) {
-        P::barrier();
-    }
-    fence(HAZARD_SCAN_FENCE);
-    let mut found = false;
-    for hazard in hazards() {
-        let name = hazard.scan();
-        if name <= RETRACTED || (transferred(hazard) == name && keep(Step::SkipTransferred)) {
-            continue;
+
+    #[cold]
+    fn scan<'l>(
+        &self,
+        records: &All<'_, Record, P>,
+        vmas: impl Iterator<Item = &'l VmaLock> + Clone,
+    ) -> bool {
+        let resumed = self.resumed.load(RECORDS_BUSY);
+        let have = |states: &[u32]| records.clone().any(|record| states.contains(&record.state()));
+        if !have(&[FENCES, BARRIERS, RESUMING]) {
+            self.idle_at.store(resumed, RECORDS_IDLE);
+            return false;
         }
-        if let Some(vma) = find(name) {
-            vma.transfer_reader();
-            hazard.transferred.store(name, Relaxed("HAZARD_TRANSFER_FENCE follows"));
-            found = true;
+        let find = |name| vmas.clone().find(|vma| vma.name() == name);
+        let transferred = |hazard: &Hazard| {
+            hazard
+                .transferred
+                .load(Relaxed("H2; else only a reader makes it 0, whose name is gone by then"))
+        };
+        if have(&[BARRIERS, RESUMING]) && keep(Step::BarrierToScan) {
+            records.clone().for_each(Record::make_idle);
+            P::barrier();
         }
-    }
-    if !found {
-        return false;
-    }
-    if barriers && keep(Step::BarrierToTransfer) {
-        P::barrier();
-    }
-    fence(HAZARD_TRANSFER_FENCE);
-    for hazard in hazards() {
-        let name = transferred(hazard);
-        // Else it is still published, and its reader will find the transfer.
-        if name != 0
-            && hazard.scan() != name
-            && keep(Step::UndoTransfer)
-            && let Some(vma) = find(name).filter(|vma| hazard.take_transfer(vma))
-        {
-            vma.undo_transfer();
+        let mut found = false;
+        for record in records.clone() {
+            let mut in_use = false;
+            for hazard in &record.hazards {
+                let name = hazard.scan();
+                in_use |= name != 0;
+                if name <= RETRACTED || (transferred(hazard) == name && keep(Step::SkipTransferred))
+                {
+                    continue;
+                }
+                if let Some(vma) = find(name) {
+                    vma.transfer_reader();
+                    hazard.transferred.store(name, Relaxed("HAZARD_TRANSFER_FENCE follows"));
+                    found = true;
+                }
+            }
+            record.note_use(in_use);
         }
+        if !found {
+            return false;
+        }
+        if have(&[BARRIERS, RESUMING, IDLE]) && keep(Step::BarrierToTransfer) {
+            P::barrier();
+        }
+        fence(HAZARD_TRANSFER_FENCE);
+        for hazard in records.clone().flat_map(|record| &record.hazards) {
+            let name = transferred(hazard);
+            // Else it is still published, and its reader will find the transfer.
+            if name != 0
+                && hazard.scan() != name
+                && keep(Step::UndoTransfer)
+                && let Some(vma) = find(name).filter(|vma| hazard.take_transfer(vma))
+            {
+                vma.undo_transfer();
+            }
+        }
+        true
     }
-    true
 }

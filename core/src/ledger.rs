@@ -144,8 +144,9 @@ edges! {
     HAZARD_RETRACT_FENCE: Fence SeqCst, pairs [HAZARD_TRANSFER_FENCE],
         without "the writer that has transferred the reader still sees its publication, and waits for a release that never comes";
 
-    /// EXCLUDED is set, and the hazard pointers are going to be scanned.
-    HAZARD_SCAN_FENCE: Fence SeqCst, pairs [HAZARD_PUBLISH_FENCE],
+    /// EXCLUDED is set. Whether a record is busy is going to be asked, and then the hazard pointers
+    /// are scanned.
+    HAZARD_SCAN_FENCE: Fence SeqCst, pairs [HAZARD_PUBLISH_FENCE, RECORD_RESUME_FENCE],
         without "a writer scans for readers before they can see that EXCLUDED is set, and both go on";
 
     /// A writer scans a hazard pointer.
@@ -164,6 +165,26 @@ edges! {
     /// A writer, or a thread that registers, tests whether a record has an owner.
     RECORD_TEST: Load Acquire, pairs [RECORD_GIVE_UP],
         without "a writer that skips a record that was given up changes what its last owner is still reading";
+
+    /// A record is busy again, its owner about to publish: that is counted for all records.
+    RECORD_RESUME: Rmw Release, pairs [RECORDS_BUSY],
+        without "a scan takes a record for idle that has become busy, and the next writer changes what its owner reads";
+
+    /// That is counted, and the next publication is going to test the count of a VMA.
+    RECORD_RESUME_FENCE: Fence SeqCst, pairs [HAZARD_SCAN_FENCE],
+        without "a writer still finds all records idle, the reader still tests the count as it was, and both go on";
+
+    /// A scan loads how often a record has become busy, then tests whether each is idle.
+    RECORDS_BUSY: Load Acquire, pairs [RECORD_RESUME],
+        without "a scan takes a record for idle that has become busy, and the next writer changes what its owner reads";
+
+    /// A scan has found all records idle. What was published there is over.
+    RECORDS_IDLE: Store Release, pairs [RECORDS_TEST_IDLE],
+        without "a writer of another space that need not scan changes what a reader is still reading";
+
+    /// A writer tests whether all records have been idle since a scan.
+    RECORDS_TEST_IDLE: Load Acquire, pairs [RECORDS_IDLE],
+        without "a writer of another space that need not scan changes what a reader is still reading";
 
     /// A closed range lock is released. What its owner did is over.
     RANGE_REOPENED: Store Release, pairs [RANGE_CLOSED],
@@ -346,7 +367,7 @@ pub const ARGUED: &[Argued] = &[
         what: "no relaxed load returns a value that is stored only because of what it returned",
         because: &[
             "loom runs the accesses of a thread in order, so it never shows this.",
-            "The only stores of a reader are to the count, the event word, its hazard pointers and the watermark.",
+            "The only stores of a reader are to the count, the event word, its hazard pointers, the watermark, and behind a fence to the state of its record.",
             "The increment is an acquire, so no later load moves in front of it.",
             "The release of the count, the stores to a hazard pointer and that of the watermark are releases, so no earlier load moves behind them.",
             "A transfer that a reader meets makes it release a count, perhaps before the increment that the transfer stands for; the sum is the same.",

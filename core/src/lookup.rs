@@ -152,6 +152,15 @@ impl<T, P: Platform> Map<T, P> {
         }
     }
 
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    fn acquire<'s>(
+        &self,
+        slot: &'s Slot<T>,
+        record: Option<&'s Record>,
+    ) -> Result<Reference<'s, T, P>, Refused> {
+        Reference::acquire(slot, record, self.slab().slots().readers())
+    }
+
     /// Read-locks the VMA in `slot`, if that is this space's and holds `addr`.
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn read_in<'s>(
@@ -162,7 +171,7 @@ impl<T, P: Platform> Map<T, P> {
     ) -> Option<ReadLocked<'s, T, P>> {
         // The space before the sequence, both before the range: only then is the range ours to
         // read.
-        let read_lock = Reference::<T, P>::acquire(slot, record).ok()?.admit(self.state())?;
+        let read_lock = self.acquire(slot, record).ok()?.admit(self.state())?;
         let holds = read_lock.span().contains(addr) || !keep(Step::CheckRange);
         holds.then_some(read_lock)
     }
@@ -241,7 +250,7 @@ impl<T, P: Platform> Map<T, P> {
         if slot.looks_locked(self.state().seq()) {
             return Met::Locked;
         }
-        match Reference::acquire(slot, record) {
+        match self.acquire(slot, record) {
             Ok(reference) => match reference.admit_or_reject(self.state()) {
                 Ok(read_lock) => Met::Vma(read_lock),
                 Err(Rejected::Reserved(span)) => Met::Reserved(span),

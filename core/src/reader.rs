@@ -22,11 +22,16 @@ use crate::vma_id::VmaId;
 ///
 /// A lookup without it increments a count in the VMA, so threads that read one VMA take turns at
 /// the cache line of that count. A registered reader writes to a place of its own instead, and
-/// does not write the VMA's line. Changes and write locks of the slab's VMAs pay for it: while a
-/// reader is registered, each makes all running threads of the process pass a barrier
+/// does not write the VMA's line. Changes and write locks of the slab's VMAs pay for it: while one
+/// is in use, each makes all running threads of the process pass a barrier
 /// (`membarrier(2)`; see [`Platform::barrier`]), scans as many records as were ever in use at once,
 /// and on a shared slab takes a lock for it. Use it for VMAs that many threads read and few edits
 /// change.
+///
+/// A reader is *idle* after some 16 changes that have found nothing that it reads. While all are
+/// idle, changes cost what they cost without registered readers; the next lookup of an idle one
+/// counts. Where the platform has no barrier ([`Platform::prepare_barrier`]) readers fence, and
+/// none is taken for idle.
 ///
 /// A thread can hold four guards of one reader at a time in this way; with more, or where a lookup
 /// has to wait, it counts as others do. In a signal handler it is as legal as

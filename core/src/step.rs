@@ -74,6 +74,10 @@ steps! {
     BarrierToScan,
     /// Where a reader has no fence after its retraction, the transfer ends with a barrier.
     BarrierToTransfer,
+    /// The owner of an idle record retracts what it has published, and counts itself.
+    RetractIdle,
+    /// A scan that has made a record idle makes it busy again if it finds a publication there.
+    KeepBusy,
     /// A publication that was transferred to the count before is not transferred again.
     SkipTransferred,
     /// The transfer of a reader that has retracted meanwhile is undone.

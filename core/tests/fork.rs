@@ -248,6 +248,8 @@ fn a_prepared_space_can_be_used_in_the_child_whatever_others_did() {
     let _watchdog = watchdog();
     let space = Space::new(PAGE);
     fill(&space);
+    // Idle or not, as others' edits have found it.
+    let reader = space.register().unwrap();
     beside_others(&space, ROUNDS, || {
         let prepared = Some(space.prepare_fork().unwrap());
         fork(
@@ -255,8 +257,13 @@ fn a_prepared_space_can_be_used_in_the_child_whatever_others_did() {
             || {
                 look(&space);
             },
-            || change(&space),
+            || {
+                assert_eq!(*reader.try_read(PAGE).unwrap(), number(PAGE));
+                change(&space);
+                assert_eq!(*reader.try_read(PAGE).unwrap(), 4);
+            },
         );
+        drop(reader.read(PAGE).unwrap());
     });
     look(&space);
 }

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::{Calls, Delegate, Watched, watchdog};
 use pervma::{
@@ -23,6 +23,16 @@ enum NoBarrier {}
 impl Watched for NoBarrier {
     const BARRIER: bool = false;
 
+    fn calls() -> &'static Calls {
+        static CALLS: Calls = Calls::none();
+        &CALLS
+    }
+}
+
+/// Readers leave out their fences where the system lets them.
+enum Barriers {}
+
+impl Watched for Barriers {
     fn calls() -> &'static Calls {
         static CALLS: Calls = Calls::none();
         &CALLS
@@ -71,12 +81,15 @@ fn contend<P: Platform>() {
                     }
                     let reader = space.register().unwrap();
                     let mut cursor = reader.cursor();
-                    for _ in 0..100 {
+                    for lookup in 0..100 {
                         if let Ok(vma) = cursor.try_read(15) {
                             check(&vma);
                         }
                         if let Ok(vma) = reader.try_read(15) {
                             check(&vma);
+                        }
+                        if which == 1 && lookup % 25 == 0 {
+                            thread::sleep(IDLE); // edits find it idle, but where they are slow
                         }
                     }
                     reader.read(15).map(|vma| check(&vma)).unwrap();
@@ -113,6 +126,71 @@ fn contend<P: Platform>() {
         stop.store(true, Relaxed);
     });
     assert!(space.edit().unwrap().try_write(15).is_ok(), "a reader is counted that has gone");
+}
+
+/// Many times as long as an edit takes.
+const IDLE: Duration = Duration::from_micros(500);
+
+/// Edits that find nothing in a record, and more than enough to take it for idle.
+const IDLE_EDITS: usize = 20;
+
+/// Changes the VMA that `addr` is in, often; says for how many barriers of all threads that asked.
+fn barriers_of_edits<W: Watched>(space: &AddressSpace<Words, Delegate<W>>, addr: usize) -> usize {
+    let before = W::calls().barriers.load(Relaxed);
+    for _ in 0..IDLE_EDITS {
+        drop(space.edit().unwrap().write(addr).unwrap());
+    }
+    W::calls().barriers.load(Relaxed) - before
+}
+
+/// Whether another thread finds a reader in the VMA that `addr` is in.
+fn has_reader<P: Platform>(space: &AddressSpace<Words, P>, addr: usize) -> bool {
+    thread::scope(|scope| {
+        let refused = || space.edit().unwrap().try_write(addr).is_err();
+        scope.spawn(refused).join().unwrap()
+    })
+}
+
+#[test]
+fn edits_ask_for_no_barrier_because_of_idle_readers() {
+    let _watchdog = watchdog();
+    if !StdPlatform::prepare_barrier() {
+        return; // readers fence
+    }
+    let space = one_vma::<Delegate<Barriers>>();
+    space.insert(30..40, Words([0; 6])).unwrap();
+    assert_eq!(barriers_of_edits(&space, 15), 0, "no reader");
+    let reader = space.register().unwrap();
+    for _ in 0..3 {
+        let asked = barriers_of_edits(&space, 15);
+        assert!((1..IDLE_EDITS).contains(&asked), "{asked} barriers");
+        assert_eq!(barriers_of_edits(&space, 15), 0, "the reader is idle");
+        // The first lookup counts; the others publish again.
+        for _ in 0..3 {
+            let guard = reader.try_read(15).unwrap();
+            assert!(has_reader(&space, 15));
+            drop(guard);
+            assert!(!has_reader(&space, 15));
+        }
+    }
+    // A guard keeps its record busy, whichever others come and go.
+    let guard = reader.try_read(35).unwrap();
+    for _ in 0..2 {
+        thread::scope(|scope| {
+            scope.spawn(|| drop(space.register().unwrap().try_read(15))).join().unwrap();
+            let asked = scope.spawn(|| barriers_of_edits(&space, 15)).join().unwrap();
+            assert_eq!(asked, IDLE_EDITS, "the reader holds a guard");
+        });
+        assert!(has_reader(&space, 35));
+    }
+    drop(guard);
+    barriers_of_edits(&space, 15);
+    assert_eq!(barriers_of_edits(&space, 15), 0, "the reader is idle");
+    drop(reader);
+    assert_eq!(barriers_of_edits(&space, 15), 0, "no reader");
+    let reader = space.register().unwrap();
+    assert_ne!(barriers_of_edits(&space, 15), 0, "the next owner of the record");
+    drop(reader);
 }
 
 #[test]

@@ -130,6 +130,33 @@ fn a_handler_at_each_instruction_takes_nothing_away_and_leaves_nothing() {
     assert!(is_idle(&space, U));
 }
 
+/// Edits that find nothing in a record, and more than enough to take it for idle.
+const IDLE_EDITS: usize = 20;
+
+#[test]
+fn a_handler_at_each_instruction_of_an_idle_readers_first_lookup_takes_nothing_away() {
+    let _watchdog = watchdog();
+    let _alone = ALONE.lock();
+    let space = space();
+    let reader = space.register().unwrap();
+    // Unoptimised, one step of the source is many instructions.
+    for at in (0..).step_by(if cfg!(debug_assertions) { 9 } else { 1 }) {
+        for _ in 0..IDLE_EDITS {
+            *space.edit().unwrap().write(U).unwrap() += 1;
+        }
+        let (steps, v) = step(&reader, reads_both, at, || black_box(reader.try_read(V).unwrap()));
+        assert!(!is_idle(&space, V) && is_idle(&space, U));
+        // What comes next is published.
+        let u = reader.try_read(U).unwrap();
+        assert!(!is_idle(&space, U), "a publication that no edit looks for");
+        drop((v, u));
+        assert!(is_idle(&space, V) && is_idle(&space, U));
+        if at > steps {
+            break;
+        }
+    }
+}
+
 /// Whether the handler holds a guard of the other VMA.
 static HOLDS: AtomicBool = AtomicBool::new(false);
 

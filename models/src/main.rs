@@ -54,11 +54,16 @@ fn main() -> ExitCode {
         };
     }
     let Some(name) = args.model else { return report::run_all(args.json) };
-    match models::ALL.iter().find(|model| model.name == name) {
-        Some(model) => harness::run_here(model, args.mutant),
-        None => {
+    let named: Vec<_> = models::ALL.iter().filter(|model| model.name == name).collect();
+    match named[..] {
+        [model] => harness::run_here(model, args.mutant),
+        [] => {
             let names: Vec<_> = models::ALL.iter().map(|model| model.name).collect();
             eprintln!("there is no model {name:?}; the names: {names:?}");
+            ExitCode::from(2)
+        }
+        [..] => {
+            eprintln!("more than one model has the name {name:?}");
             ExitCode::from(2)
         }
     }

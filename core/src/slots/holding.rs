@@ -73,7 +73,7 @@ impl<'s: 'm, 'm, T> Entry<'s, 'm, T> {
         self,
         section: &MmapRead<'_, P>,
     ) -> Result<Result<ReadLocked<'s, T, P>, Rejected>, Refused> {
-        let reference = Reference::acquire(self.slot, None)?;
+        let reference = Reference::acquire_counted(self.slot)?;
         // SAFETY: the slot is attached to the space whose mmap lock is held for `'m`, which is this
         // section (M1).
         Ok(unsafe { reference.admit_under_mmap_lock(section) })

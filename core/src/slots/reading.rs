@@ -6,7 +6,7 @@ use core::mem::MaybeUninit;
 use core::ptr;
 
 use super::slot::Slot;
-use crate::hazard::{Hazard, Record};
+use crate::hazard::{Hazard, Record, Registry};
 use crate::identity::SpaceId;
 use crate::lock::{EditSeq, Refused};
 use crate::mm::{MmapRead, SpaceState};
@@ -35,12 +35,17 @@ pub(crate) enum Rejected {
 }
 
 impl<'s, T, P: Platform> Reference<'s, T, P> {
-    /// Acquires a reference: publishes it in `record` if there is one with a free hazard pointer,
-    /// else counts it.
+    /// Acquires a reference: publishes it in `record` if there is one, of `readers`, with a free
+    /// hazard pointer, else counts it.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub(crate) fn acquire(slot: &'s Slot<T>, record: Option<&'s Record>) -> Result<Self, Refused> {
+    pub(crate) fn acquire(
+        slot: &'s Slot<T>,
+        record: Option<&'s Record>,
+        readers: &Registry<P>,
+    ) -> Result<Self, Refused> {
         let Some(record) = record else { return Self::acquire_counted(slot) };
-        let Some(hazard) = record.publish(&slot.lock) else {
+        let Some(hazard) = record.publish::<P>(&slot.lock) else {
+            readers.resume(record);
             return Self::acquire_beyond_record(slot);
         };
         let reference = Self { slot, published: Some(hazard), _platform: PhantomData };
@@ -50,7 +55,7 @@ impl<'s, T, P: Platform> Reference<'s, T, P> {
     }
 
     #[cfg_attr(not(debug_assertions), inline(always))]
-    fn acquire_counted(slot: &'s Slot<T>) -> Result<Self, Refused> {
+    pub(super) fn acquire_counted(slot: &'s Slot<T>) -> Result<Self, Refused> {
         slot.lock.try_acquire()?;
         Ok(Self { slot, published: None, _platform: PhantomData })
     }

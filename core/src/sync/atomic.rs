@@ -165,6 +165,12 @@ impl AtomicUsize {
 }
 
 impl AtomicU64 {
+    /// Adds `value`, wrapping; returns what was there.
+    #[inline(always)]
+    pub fn fetch_add(&self, value: u64, edge: impl RmwOrder) -> u64 {
+        self.0.fetch_add(value, edge.order())
+    }
+
     /// Replaces `current` by `new`. A failure orders nothing.
     #[inline(always)]
     pub fn compare_exchange(

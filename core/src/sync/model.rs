@@ -121,6 +121,9 @@ fn barrier() -> Option<Arc<Barrier>> {
 /// call. Here it passes at the first of its fences for signal handlers, its barrier points or those
 /// of the model, after the barrier was asked for, or when it ends.
 pub struct Barrier {
+    /// Whether one is wanted, for those that pass: while none is, they have no lock in common,
+    /// which would order them.
+    asked: AtomicU32,
     state: Mutex<Barriers>,
     passed: Condvar,
 }
@@ -134,7 +137,7 @@ impl Barrier {
     /// A barrier for two threads, each of which must [`enroll`](Self::enroll).
     pub fn new() -> Arc<Self> {
         let state = Mutex::new(Barriers { wanted: false, over: false });
-        Arc::new(Self { state, passed: Condvar::new() })
+        Arc::new(Self { asked: AtomicU32::new(0), state, passed: Condvar::new() })
     }
 
     /// From now on the running thread registers its readers for barriers, asks for them, and passes
@@ -145,9 +148,13 @@ impl Barrier {
 
     /// Passes the barrier, if one is wanted.
     pub fn pass(&self) {
+        if self.asked.fetch_add(0, Ordering::Relaxed) == 0 {
+            return;
+        }
         let mut state = self.state.lock().unwrap();
         if state.wanted {
             state.wanted = false;
+            self.asked.swap(0, Ordering::Relaxed);
             self.passed.notify_all();
         }
     }
@@ -162,6 +169,7 @@ impl Barrier {
     fn ask(&self) {
         let mut state = self.state.lock().unwrap();
         state.wanted = !state.over;
+        self.asked.swap(u32::from(state.wanted), Ordering::Relaxed);
         while state.wanted {
             state = self.passed.wait(state).unwrap();
         }

@@ -70,6 +70,8 @@ pub(crate) struct Calls {
     pub(crate) waits: AtomicUsize,
     /// Calls that wake sleepers.
     pub(crate) wakes: AtomicUsize,
+    /// Barriers that all threads were made to pass.
+    pub(crate) barriers: AtomicUsize,
     /// Threads that wait for a lock of the platform just now.
     pub(crate) queued: AtomicUsize,
     /// The word that was waited on last.
@@ -81,6 +83,7 @@ impl Calls {
         Self {
             waits: AtomicUsize::new(0),
             wakes: AtomicUsize::new(0),
+            barriers: AtomicUsize::new(0),
             queued: AtomicUsize::new(0),
             word: AtomicPtr::new(ptr::null_mut()),
         }
@@ -142,6 +145,7 @@ unsafe impl<W: Watched> Platform for Delegate<W> {
     }
 
     fn barrier() {
+        W::calls().barriers.fetch_add(1, Relaxed);
         StdPlatform::barrier();
     }
 }

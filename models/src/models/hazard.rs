@@ -265,12 +265,19 @@ pub(crate) const OTHER_SPACE: Model = Model {
     ],
 };
 
-/// Write-locks the first VMA, with barriers in place of the fences that the reader leaves out.
-fn write_with(space: &Arc<AddressSpace<u32>>, barrier: &std::sync::Arc<Barrier>) -> JoinHandle<()> {
+/// Write-locks VMAs one after the other, with barriers in place of the fences that the reader
+/// leaves out.
+fn write_with(
+    space: &Arc<AddressSpace<u32>>,
+    vmas: &'static [usize],
+    barrier: &std::sync::Arc<Barrier>,
+) -> JoinHandle<()> {
     let (space, barrier) = (Arc::clone(space), std::sync::Arc::clone(barrier));
     thread::spawn(move || {
         barrier.enroll();
-        *space.edit().unwrap().write(10).unwrap() = 2;
+        for vma in vmas {
+            *space.edit().unwrap().write(*vma).unwrap() = 2;
+        }
     })
 }
 
@@ -289,7 +296,7 @@ pub(crate) const BARRIER: Model = Model {
         let reader = space.register().unwrap();
         drop(gone);
         let mut cursor = cursor(&reader);
-        let writer = write_with(&space, &barrier);
+        let writer = write_with(&space, &[10], &barrier);
         read(&mut cursor, || barrier.pass());
         drop(fences);
         barrier.end();
@@ -319,7 +326,7 @@ pub(crate) const BARRIER_NEXT_PUBLICATION: Model = Model {
         let reader = space.register().unwrap();
         let (mut first, mut second) = (cursor(&reader), reader.cursor());
         drop(second.try_read(30).unwrap());
-        let writer = write_with(&space, &barrier);
+        let writer = write_with(&space, &[10], &barrier);
         read(&mut first, || barrier.pass());
         drop(second.try_read(30).unwrap());
         barrier.end();
@@ -339,13 +346,132 @@ pub(crate) const BARRIER_GIVEN_UP: Model = Model {
         barrier.enroll();
         let reader = space.register().unwrap();
         let mut cursor = cursor(&reader);
-        let writer = write_with(&space, &barrier);
+        let writer = write_with(&space, &[10], &barrier);
         read(&mut cursor, || barrier.pass());
         drop(reader);
         barrier.end();
         writer.join().unwrap();
     },
     mutants: &[weaken("RECORD_GIVE_UP", RACE), weaken("RECORD_TEST", RACE)],
+};
+
+/// A barrier that nobody has to pass.
+fn passed() -> std::sync::Arc<Barrier> {
+    let barrier = Barrier::new();
+    barrier.end();
+    barrier
+}
+
+/// A reader whose record is idle, as all are, reads one VMA and then another; a writer of `vmas`.
+fn idle_reader(vmas: &'static [usize]) {
+    let space = space();
+    passed().enroll();
+    let reader = space.register().unwrap();
+    let (mut first, mut second) = (cursor(&reader), reader.cursor());
+    drop(second.try_read(30).unwrap());
+    for _ in 0..2 {
+        *space.edit().unwrap().write(30).unwrap() = 1;
+    }
+    drop(space.try_read(30).unwrap()); // advances the watermark
+    let barrier = Barrier::new();
+    barrier.enroll();
+    let writer = write_with(&space, vmas, &barrier);
+    drop(second.try_read(30)); // counted, so it says nothing of the next
+    read(&mut first, || barrier.pass());
+    barrier.end();
+    writer.join().unwrap();
+}
+
+/// A reader whose record is idle, and a writer.
+pub(crate) const IDLE_READER: Model = Model {
+    name: "idle_reader",
+    property: "a writer that finds all records idle is seen by a reader that is idle no longer",
+    threads: 2,
+    preemptions: Some(3),
+    run: || idle_reader(&[10]),
+    mutants: &[
+        weaken("RECORD_RESUME_FENCE", RACE),
+        weaken("HAZARD_SCAN_FENCE", RACE),
+        drop_step(Step::RetractIdle, RACE),
+    ],
+};
+
+/// The same, and a writer that changes another VMA before.
+pub(crate) const IDLE_NO_LONGER: Model = Model {
+    name: "idle_no_longer",
+    property: "a scan that sees that a record was resumed does not take it for idle",
+    threads: 2,
+    preemptions: Some(2),
+    run: || idle_reader(&[30, 10]),
+    mutants: &[weaken("RECORD_RESUME", RACE), weaken("RECORDS_BUSY", RACE)],
+};
+
+/// A reader, and a thread that changes another VMA and then the one that is read.
+pub(crate) const MADE_IDLE: Model = Model {
+    name: "made_idle",
+    property: "a record becomes idle only while nothing is published there",
+    threads: 2,
+    preemptions: Some(2),
+    run: || {
+        let (space, barrier) = (space(), Barrier::new());
+        barrier.enroll();
+        let reader = space.register().unwrap();
+        let mut cursor = reader.cursor();
+        let writer = write_with(&space, &[30, 10], &barrier);
+        for _ in 0..2 {
+            read(&mut cursor, || barrier.pass());
+        }
+        barrier.end();
+        writer.join().unwrap();
+    },
+    mutants: &[
+        drop_step(Step::KeepBusy, RACE),
+        drop_step(Step::RetractIdle, RACE),
+        drop_step(Step::BarrierToScan, RACE),
+    ],
+};
+
+/// A late reader of a slot that another space has, which gives up its record; a thread that scans
+/// in its space, and an editor of the other.
+pub(crate) const GIVEN_UP_OTHER_SPACE: Model = Model {
+    name: "given_up_other_space",
+    property: "an editor that need not scan sees the end of the reads that the scan before has seen",
+    threads: 3,
+    preemptions: Some(1),
+    run: || {
+        let slab = std::sync::Arc::new(Slab::new());
+        let mine = Arc::new(AddressSpace::new_in(1, std::sync::Arc::clone(&slab)));
+        let other = AddressSpace::new_in(1, slab);
+        mine.edit().unwrap().insert(30..40, 1).unwrap();
+        mine.edit().unwrap().insert(10..20, 1).unwrap();
+        passed().enroll();
+        let reader = mine.register().unwrap();
+        let mut cursor = cursor(&reader);
+        mine.edit().unwrap().remove(10..20).unwrap();
+        other.edit().unwrap().insert(10..20, 2).unwrap();
+        drop(reader.try_read(30).unwrap()); // idle no longer
+        let barrier = Barrier::new();
+        barrier.enroll();
+        let writer = write_with(&mine, &[30], &barrier);
+        let editor = thread::spawn({
+            let barrier = std::sync::Arc::clone(&barrier);
+            move || {
+                barrier.enroll();
+                other.edit().unwrap().remove(10..20).unwrap();
+                other.edit().unwrap().insert(10..20, 2).unwrap();
+            }
+        });
+        drop(cursor.try_read(10));
+        drop(reader);
+        barrier.end();
+        writer.join().unwrap();
+        editor.join().unwrap();
+    },
+    mutants: &[
+        weaken("RECORDS_IDLE", RACE),
+        weaken("RECORDS_TEST_IDLE", RACE),
+        drop_step(Step::ScanHazards, RACE),
+    ],
 };
 
 /// A reader that holds the VMA and looks it up again, and a writer.

@@ -16,7 +16,7 @@ mod wait;
 use crate::harness::{Change, Model};
 
 /// All models.
-pub(crate) static ALL: [Model; 84] = [
+pub(crate) static ALL: [Model; 88] = [
     discussion::ACQUIRE_BEFORE_CHECK,
     discussion::DETACH_WAITS,
     discussion::STALE_READER,
@@ -68,6 +68,10 @@ pub(crate) static ALL: [Model; 84] = [
     hazard::BARRIER,
     hazard::BARRIER_NEXT_PUBLICATION,
     hazard::BARRIER_GIVEN_UP,
+    hazard::IDLE_READER,
+    hazard::IDLE_NO_LONGER,
+    hazard::MADE_IDLE,
+    hazard::GIVEN_UP_OTHER_SPACE,
     hazard::HELD_TWICE,
     hazard::LATE_AT_RESERVATION,
     hazard::LATE_AT_SPACE_END,
