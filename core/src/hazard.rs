@@ -114,7 +114,7 @@ pub(crate) struct Hazard {
     published: AtomicUsize,
     /// The VMA whose count includes this reader, or 0 (H3).
     transferred: AtomicUsize,
-    /// [`FENCES`] or [`BARRIERS`], as the owner of the record.
+    /// [`FENCES`] or [`BARRIERS`], as the owner of the record does.
     owner: AtomicU32,
     /// H1: it is not `Sync`, so a read lock stays with its thread.
     thread: PhantomData<Cell<()>>,
@@ -201,20 +201,17 @@ impl Record {
     pub(crate) fn publish<P: Platform>(&self, vma: &VmaLock) -> Option<&Hazard> {
         let hazard = self.free_hazard()?;
         hazard.published.store(vma.name(), HAZARD_PUBLISH);
-        hazard.fence(HAZARD_PUBLISH_FENCE);
-        if self.is_idle() && keep(Step::RetractIdle) {
-            return Self::retract_idle::<P>(hazard, vma);
+        signal_fence();
+        // A scan asks for its barrier after it has made the record idle. So either it finds the
+        // publication, or this finds the record idle.
+        match self.state.load(Relaxed("the scan's barrier; RECORD_RESUME_FENCE")) {
+            BARRIERS => Some(hazard),
+            IDLE | RESUMING if keep(Step::RetractIdle) => Self::retract_idle::<P>(hazard, vma),
+            _ => {
+                fence(HAZARD_PUBLISH_FENCE);
+                Some(hazard)
+            }
         }
-        Some(hazard)
-    }
-
-    /// Whether the owner does not read what it publishes. Asked behind a publication: a scan asks
-    /// for its barrier after it has made the record idle, so either it finds the publication, or
-    /// this finds the record idle.
-    #[inline(always)]
-    fn is_idle(&self) -> bool {
-        self.state.load(Relaxed("the scan's barrier stands in between; RECORD_RESUME_FENCE"))
-            >= IDLE
     }
 
     /// A scan may have found the publication nevertheless.

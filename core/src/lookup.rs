@@ -158,7 +158,7 @@ impl<T, P: Platform> Map<T, P> {
         slot: &'s Slot<T>,
         record: Option<&'s Record>,
     ) -> Result<Reference<'s, T, P>, Refused> {
-        Reference::acquire(slot, record, self.slab().slots().readers())
+        Reference::acquire(slot, record, || self.slab().slots().readers())
     }
 
     /// Read-locks the VMA in `slot`, if that is this space's and holds `addr`.

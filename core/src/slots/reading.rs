@@ -35,17 +35,20 @@ pub(crate) enum Rejected {
 }
 
 impl<'s, T, P: Platform> Reference<'s, T, P> {
-    /// Acquires a reference: publishes it in `record` if there is one, of `readers`, with a free
-    /// hazard pointer, else counts it.
+    /// Acquires a reference: publishes it in `record` if there is one, of `readers`, that is not
+    /// idle and has a free hazard pointer, else counts it.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub(crate) fn acquire(
+    pub(crate) fn acquire<'r>(
         slot: &'s Slot<T>,
         record: Option<&'s Record>,
-        readers: &Registry<P>,
-    ) -> Result<Self, Refused> {
+        readers: impl FnOnce() -> &'r Registry<P>,
+    ) -> Result<Self, Refused>
+    where
+        P: 'r,
+    {
         let Some(record) = record else { return Self::acquire_counted(slot) };
         let Some(hazard) = record.publish::<P>(&slot.lock) else {
-            readers.resume(record);
+            readers().resume(record);
             return Self::acquire_beyond_record(slot);
         };
         let reference = Self { slot, published: Some(hazard), _platform: PhantomData };
