@@ -82,6 +82,9 @@ impl<O> Idx<O> {
 
 /// A type of object that an arena can hold.
 pub(crate) trait Object {
+    /// Whether two of them share a pair of cache lines, which processors fetch together, and are
+    /// written by different threads. Then the first are placed apart ([`APART`]).
+    const SHARES_PAIRS: bool = false;
     /// An object in its first state.
     fn new() -> Self;
     /// The next free object, when this one is free.
@@ -91,7 +94,7 @@ pub(crate) trait Object {
 /// Type-stable memory for objects of one kind.
 ///
 /// It is changed by every edit, and lookups do not touch it: they have a copy of its table (A4).
-pub(crate) struct Arena<O, P: Platform> {
+pub(crate) struct Arena<O: Object, P: Platform> {
     table: Table<O>,
     users: Users,
     /// The arena's lock (A3).
@@ -176,7 +179,9 @@ impl<O> Table<O> {
         arena: &Arena<O, P>,
         index: Idx<O>,
         _section: &EditSection<'_, P>,
-    ) {
+    ) where
+        O: Object,
+    {
         // SAFETY: written below only, and in an edit of the same space.
         if self.0.with(|table| unsafe { *table }).is_null() {
             let Chunks(table, _) = arena.table.chunks(index);
@@ -210,16 +215,26 @@ struct ArenaState {
     initialised: u32,
 }
 
-impl<O> Idx<O> {
+impl<O: Object> Idx<O> {
     /// The index of the object that was initialised after `number` others, within the capacity.
     fn of(number: u32) -> Option<Self> {
+        let apart = O::SHARES_PAIRS && number < 2 * APART;
+        let dense = if apart { 2 * (number % APART) } else { number };
         // In front of a chunk are as many as it holds itself, but for those of a first one.
-        let number = number as usize + FIRST_CHUNK as usize;
-        let chunk = (number / FIRST_CHUNK as usize).ilog2() as usize;
-        let place = number - chunk_len(chunk);
+        let dense = dense as usize + FIRST_CHUNK as usize;
+        let chunk = (dense / FIRST_CHUNK as usize).ilog2() as usize;
+        let mut place = dense - chunk_len(chunk);
+        if apart {
+            // In every other page the odd places come first: the even ones alone are in one half of
+            // a cache's sets.
+            let odd_first = place / LINES_OF_PAGE + (number / APART) as usize;
+            place += odd_first & 1;
+        }
         (chunk < CHUNKS).then_some(Self((place << CHUNK_BITS | chunk) as u32, PhantomData))
     }
+}
 
+impl<O> Idx<O> {
     /// Which chunk holds it, and where in it.
     #[cfg_attr(not(debug_assertions), inline(always))]
     const fn place(self) -> (usize, usize) {
@@ -230,6 +245,15 @@ impl<O> Idx<O> {
 const fn chunk_len(chunk: usize) -> usize {
     (FIRST_CHUNK as usize) << chunk
 }
+
+/// Objects that are placed apart, one in each pair of places, while there are no more. As many
+/// follow in the other places; all others come one behind the other.
+const APART: u32 = 1016;
+
+// No pair lies in two chunks.
+const _: () = assert!(FIRST_CHUNK.is_multiple_of(2));
+
+const LINES_OF_PAGE: usize = 64;
 
 /// The most objects that an arena holds.
 pub(crate) const CAPACITY: usize = {
@@ -426,7 +450,7 @@ impl<O: Object, P: Platform> Arena<O, P> {
 }
 
 /// The objects of an arena.
-pub(crate) struct All<'a, O, P: Platform> {
+pub(crate) struct All<'a, O: Object, P: Platform> {
     arena: &'a Arena<O, P>,
     rest: Range<u32>,
 }
@@ -440,7 +464,7 @@ impl<'a, O: Object, P: Platform> Iterator for All<'a, O, P> {
     }
 }
 
-impl<O, P: Platform> Clone for All<'_, O, P> {
+impl<O: Object, P: Platform> Clone for All<'_, O, P> {
     fn clone(&self) -> Self {
         Self { arena: self.arena, rest: self.rest.clone() }
     }
@@ -456,7 +480,7 @@ pub struct Usage {
     pub in_use: usize,
 }
 
-impl<O, P: Platform> Drop for Arena<O, P> {
+impl<O: Object, P: Platform> Drop for Arena<O, P> {
     fn drop(&mut self) {
         // SAFETY: `&mut self`: no other thread looks.
         let table = self.table.0.with(|table| unsafe { *table });
@@ -494,17 +518,45 @@ impl<O, P: Platform> Drop for Arena<O, P> {
 
 // SAFETY: an arena hands out shared references and indices. Its cells are touched as invariants A1
 // and A3 say, from any thread.
-unsafe impl<O: Send + Sync, P: Platform> Sync for Arena<O, P> {}
+unsafe impl<O: Object + Send + Sync, P: Platform> Sync for Arena<O, P> {}
 // SAFETY: an arena owns its objects; nothing in it belongs to a thread.
-unsafe impl<O: Send + Sync, P: Platform> Send for Arena<O, P> {}
+unsafe impl<O: Object + Send + Sync, P: Platform> Send for Arena<O, P> {}
 
 #[cfg(all(test, not(pervma_model)))]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
+
+    struct Dense(Cell<u32>);
+
+    impl Object for Dense {
+        fn new() -> Self {
+            Self(Cell::new(0))
+        }
+
+        fn link(&self) -> &Cell<u32> {
+            &self.0
+        }
+    }
+
+    struct Apart(Dense);
+
+    impl Object for Apart {
+        const SHARES_PAIRS: bool = true;
+
+        fn new() -> Self {
+            Self(Dense::new())
+        }
+
+        fn link(&self) -> &Cell<u32> {
+            self.0.link()
+        }
+    }
 
     #[test]
     fn every_number_has_a_place_of_its_own_until_there_is_none() {
-        let place = |number| Idx::<u64>::of(number).map(Idx::place);
+        let place = |number| Idx::<Dense>::of(number).map(Idx::place);
         let (mut first, mut chunk) = (0_u32, 0);
         while chunk < CHUNKS {
             let len = chunk_len(chunk);
@@ -513,6 +565,24 @@ mod tests {
             (first, chunk) = (first + len as u32, chunk + 1);
         }
         assert_eq!((first, place(first)), (67_108_848, None));
-        assert!(Idx::<u64>::of(first - 1).is_some_and(|last| last.raw() < 1 << 30));
+        assert!(Idx::<Dense>::of(first - 1).is_some_and(|last| last.raw() < 1 << 30));
+    }
+
+    #[test]
+    fn the_first_objects_are_apart_and_the_next_are_between_them() {
+        let place = |number| Idx::<Apart>::of(number).map(Idx::place);
+        let (mut seen, mut pairs) = (HashSet::new(), HashSet::new());
+        let mut chunks = 0;
+        for number in 0..4 * APART {
+            let (chunk, offset) = place(number).unwrap();
+            assert!(seen.insert((chunk, offset)));
+            assert!(chunk < chunks || (chunk, offset) == (chunks, 0), "the first of a chunk");
+            chunks = chunks.max(chunk + 1);
+            assert!(number >= APART || pairs.insert((chunk, offset / 2)), "two in a pair");
+        }
+        // Nowhere is a place left out.
+        let dense = |number| Idx::<Dense>::of(number).map(Idx::place).unwrap();
+        assert!((0..4 * APART).all(|number| seen.contains(&dense(number))));
+        assert_eq!(place(67_108_848), None);
     }
 }

@@ -104,7 +104,7 @@ impl<T, P: Platform> Slots<T, P> {
 }
 
 /// The place of one VMA. Aligned to a cache line, so that readers of one VMA do not disturb those
-/// of the next.
+/// of the next; while there are few, they do not share a pair of lines either.
 #[repr(C, align(64))]
 pub(crate) struct Slot<T> {
     pub(super) lock: VmaLock,
@@ -121,6 +121,8 @@ pub(crate) struct Slot<T> {
 const _: () = assert!(cfg!(pervma_model) || size_of::<Slot<[u64; 2]>>() == 64);
 
 impl<T> Object for Slot<T> {
+    const SHARES_PAIRS: bool = size_of::<Self>() == 64;
+
     fn new() -> Self {
         Self {
             lock: VmaLock::new(),
