@@ -26,11 +26,12 @@
 //! # Idle records
 //!
 //! Such a barrier costs far more than the rest of an edit, so none is asked for because of readers
-//! that read nothing. A record in which scan after scan has found nothing becomes *idle*, in front
-//! of the scan's barrier. Its owner sees that behind its next publication, retracts it, and counts
-//! itself. It also *resumes*: before it publishes again, it counts in the registry that a record
-//! has become busy, and fences. A scan that finds all records idle, or without an owner, notes the
-//! number that it saw there. While that stays the same, no thread scans.
+//! that read nothing. A record in which scan after scan has found nothing is *tried*, in front of
+//! the scan's barrier, and *idle* if the scan finds nothing behind it. Its owner sees either behind
+//! its next publication, retracts it, and counts itself. It also *resumes*: before it publishes
+//! again, it counts in the registry that a record has become busy, and fences. A scan that finds
+//! all records idle, or without an owner, notes the number that it saw there. While that stays the
+//! same, no thread scans.
 //!
 //! # Invariants
 //!
@@ -41,8 +42,10 @@
 //!   that makes it 0, by exchange, releases that count.
 //! - **H4** A record gets its owner under the guard of the arena; it is given up with nothing
 //!   published.
-//! - **H5** Only a scan makes a record idle, and makes it busy again itself if it then finds
-//!   something published there. Else only the owner does.
+//! - **H5** While `resumed` is what `idle_at` says, no owner relies on what it publishes: each
+//!   record is idle, or without an owner, or its owner has yet to count that it resumes. So a scan
+//!   makes busy again only what it has tried itself; of an idle record it finds what is about to be
+//!   retracted.
 //!
 //! # Where it comes from, and where it differs
 //!
@@ -91,10 +94,12 @@ const FREE: u32 = 0;
 const FENCES: u32 = 1;
 /// The state of a record whose owner relies on the platform's barrier.
 const BARRIERS: u32 = 2;
+/// The same, while a scan tries whether it is idle. Its owner takes it for that.
+const TRIED: u32 = 3;
 /// The same, idle: its owner does not read what it publishes.
-const IDLE: u32 = 3;
+const IDLE: u32 = 4;
 /// The same, as its owner is about to publish again.
-const RESUMING: u32 = 4;
+const RESUMING: u32 = 5;
 
 /// The hazard pointers of one registered reader, on cache lines of their own.
 #[repr(C, align(128))]
@@ -202,11 +207,13 @@ impl Record {
         let hazard = self.free_hazard()?;
         hazard.published.store(vma.name(), HAZARD_PUBLISH);
         signal_fence();
-        // A scan asks for its barrier after it has made the record idle. So either it finds the
-        // publication, or this finds the record idle.
+        // A scan asks for its barrier between trying the record and looking there. So either it
+        // finds the publication, or this finds the record tried.
         match self.state.load(Relaxed("the scan's barrier; RECORD_RESUME_FENCE")) {
             BARRIERS => Some(hazard),
-            IDLE | RESUMING if keep(Step::RetractIdle) => Self::retract_idle::<P>(hazard, vma),
+            TRIED | IDLE | RESUMING if keep(Step::RetractIdle) => {
+                Self::retract_idle::<P>(hazard, vma)
+            }
             _ => {
                 fence(HAZARD_PUBLISH_FENCE);
                 Some(hazard)
@@ -246,26 +253,21 @@ impl Record {
         self.state.load(RECORD_TEST)
     }
 
-    /// Makes the record idle, for a scan which is the last of enough, if it finds nothing here. A
-    /// barrier follows.
-    fn make_idle(&self) {
+    /// Tries the record, for a scan that is the last of enough. A barrier follows.
+    fn try_idle(&self) {
         if self.quiet.load(QUIET) + 1 >= SCANS_TO_IDLE {
-            let _ = self.state.compare_exchange(BARRIERS, IDLE, Relaxed("a barrier follows"));
+            let _ = self.state.compare_exchange(BARRIERS, TRIED, Relaxed("a barrier follows"));
         }
     }
 
-    /// Notes whether a scan has found something published. A record that it has made idle is busy
-    /// then (H5): the owner may not have seen that it was idle.
-    fn note_use(&self, found: bool) {
-        if !found {
-            self.quiet.store((self.quiet.load(QUIET) + 1).min(SCANS_TO_IDLE), QUIET);
-            return;
-        }
-        self.quiet.store(0, QUIET);
-        if keep(Step::KeepBusy) {
-            let state = Relaxed("the owner publishes no more for it, and scans are ordered (H2)");
-            let _ = self.state.compare_exchange(IDLE, BARRIERS, state);
-        }
+    /// Ends a trial, and notes whether the scan has found something published: then the owner may
+    /// not have seen the trial.
+    fn end_scan(&self, found: bool) {
+        let quiet = if found { 0 } else { (self.quiet.load(QUIET) + 1).min(SCANS_TO_IDLE) };
+        self.quiet.store(quiet, QUIET);
+        let state = if found && keep(Step::KeepBusy) { BARRIERS } else { IDLE };
+        let scans = Relaxed("scans are ordered (H2), and the owner that resumes is counted");
+        let _ = self.state.compare_exchange(TRIED, state, scans);
     }
 }
 
@@ -347,8 +349,11 @@ impl<P: Platform> Registry<P> {
     /// A signal handler may run between any two steps. It finds the record idle, as it was.
     #[cold]
     pub(crate) fn resume(&self, record: &Record) {
-        let resuming = Relaxed("RECORD_RESUME follows");
-        if record.state.compare_exchange(IDLE, RESUMING, resuming).is_ok() {
+        const RELAXED: Relaxed = Relaxed("RECORD_RESUME follows");
+        let state = record.state.load(RELAXED);
+        if matches!(state, TRIED | IDLE)
+            && record.state.compare_exchange(state, RESUMING, RELAXED).is_ok()
+        {
             self.resumed.fetch_add(1, RECORD_RESUME);
             fence(RECORD_RESUME_FENCE);
             record.quiet.store(0, QUIET);
@@ -421,7 +426,7 @@ impl<P: Platform> Registry<P> {
                 .load(Relaxed("H2; else only a reader makes it 0, whose name is gone by then"))
         };
         if have(&[BARRIERS, RESUMING]) && keep(Step::BarrierToScan) {
-            records.clone().for_each(Record::make_idle);
+            records.clone().for_each(Record::try_idle);
             P::barrier();
         }
         let mut found = false;
@@ -440,12 +445,12 @@ impl<P: Platform> Registry<P> {
                     found = true;
                 }
             }
-            record.note_use(in_use);
+            record.end_scan(in_use);
         }
         if !found {
             return false;
         }
-        if have(&[BARRIERS, RESUMING, IDLE]) && keep(Step::BarrierToTransfer) {
+        if have(&[BARRIERS, IDLE, RESUMING]) && keep(Step::BarrierToTransfer) {
             P::barrier();
         }
         fence(HAZARD_TRANSFER_FENCE);
@@ -461,5 +466,30 @@ impl<P: Platform> Registry<P> {
             }
         }
         true
+    }
+}
+
+#[cfg(all(test, not(pervma_model)))]
+mod tests {
+    use super::*;
+    use crate::space::AddressSpace;
+    use crate::sync::TEST;
+
+    /// Its owner is about to retract that, and to count itself. Made busy, it would be so without
+    /// having been counted, while the other has yet to count that it resumes.
+    #[test]
+    fn a_scan_leaves_idle_what_it_finds_in_an_idle_record() {
+        let space = AddressSpace::new(1);
+        space.insert(10..20, 1).unwrap();
+        let (map, readers) = (space.map(), space.map().slab().slots().readers());
+        let register = |_| readers.register(map.write().section(), Fencing(BARRIERS)).unwrap();
+        let [idle, resuming] = [0, 1].map(register);
+        let published = map.try_read(10, Some(idle)).unwrap();
+        idle.state.store(IDLE, TEST);
+        resuming.state.store(RESUMING, TEST);
+        assert!(space.edit().unwrap().try_write(10).is_err(), "the reader was not transferred");
+        assert_eq!(idle.state(), IDLE);
+        drop(published);
+        assert!(space.edit().unwrap().try_write(10).is_ok());
     }
 }

@@ -76,7 +76,7 @@ steps! {
     BarrierToTransfer,
     /// The owner of an idle record retracts what it has published, and counts itself.
     RetractIdle,
-    /// A scan that has made a record idle makes it busy again if it finds a publication there.
+    /// A scan that has tried whether a record is idle leaves it busy if it finds a publication.
     KeepBusy,
     /// A publication that was transferred to the count before is not transferred again.
     SkipTransferred,

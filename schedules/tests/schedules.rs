@@ -12,8 +12,10 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Once};
 
 use pervma_schedules::internals::Step;
-use pervma_schedules::internals::{Model, Mutation, mutate};
-use pervma_schedules::{AddressSpace, ChangeError, GapSearch, RangeLocks, ReadError, WriteError};
+use pervma_schedules::internals::{Barrier, Model, Mutation, mutate};
+use pervma_schedules::{
+    AddressSpace, ChangeError, GapSearch, RangeLocks, ReadError, Slab, WriteError,
+};
 use shuttle::rand::{Rng as _, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
@@ -149,6 +151,58 @@ fn all_wait() {
 }
 
 /// B15j, B18. No wake-up is lost, and a wait that timed out leaves the VMA usable.
+/// Two registered readers of a space, an editor of it, and one of another space on the same slab.
+/// Scans find the readers idle as often as not. (That one reader stops as it resumes, and another
+/// as it retracts, while both editors scan, is too rare for random schedules: a unit test of
+/// `core/src/hazard.rs` has it.)
+fn readers_resume() {
+    let slab = Arc::new(Slab::new());
+    let [mine, other] = [0, 1].map(|_| Arc::new(Space::new_in(1, Arc::clone(&slab))));
+    for space in [&mine, &other] {
+        space.edit().unwrap().insert(A, 1).unwrap();
+    }
+    let readers = Arc::new(AtomicU32::new(0));
+    let reads = || {
+        let (mine, readers) = (Arc::clone(&mine), Arc::clone(&readers));
+        thread::spawn(move || {
+            let barrier = Barrier::new();
+            barrier.enroll();
+            barrier.end(); // no thread has to pass one: schedules know no weak memory
+            let reader = mine.register().unwrap();
+            for _ in 0..3 {
+                if let Ok(vma) = reader.try_read(A.start) {
+                    readers.fetch_add(1, SeqCst);
+                    thread::yield_now();
+                    readers.fetch_sub(1, SeqCst);
+                    drop(vma);
+                }
+            }
+        })
+    };
+    let edits = |space: &Arc<Space>, readers: Option<Arc<AtomicU32>>| {
+        let space = Arc::clone(space);
+        thread::spawn(move || {
+            for _ in 0..4 {
+                let mut edit = space.edit().unwrap();
+                if edit.try_write(A.start).is_ok() {
+                    let held = readers.as_ref().map_or(0, |readers| readers.load(SeqCst));
+                    assert_eq!(held, 0, "{BOTH}");
+                }
+            }
+        })
+    };
+    let threads = [reads(), reads(), edits(&mine, Some(Arc::clone(&readers))), edits(&other, None)];
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn a_reader_that_resumes_is_seen_by_all_editors_of_its_slab() {
+    try_schedules(readers_resume);
+    fails_without(&[Step::KeepBusy, Step::RetractIdle], BOTH, readers_resume);
+}
+
 #[test]
 fn every_waiter_goes_on() {
     try_schedules(all_wait);
