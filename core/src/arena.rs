@@ -41,7 +41,8 @@ use crate::step::Step;
 use crate::sync::{AtomicU32, Cell, Relaxed, check, const_unless_model, keep};
 
 /// Objects in the first chunk; each further chunk is twice as large, so that no more than half of
-/// what there is was never used. Small under the models, so that a second chunk is reached.
+/// what there is was never used, or three quarters where objects are placed apart. Small under the
+/// models, so that a second chunk is reached.
 const FIRST_CHUNK: u32 = if cfg!(pervma_model) { 2 } else { 16 };
 
 /// Bits of an index that say which chunk: those that a mask takes.
@@ -82,9 +83,11 @@ impl<O> Idx<O> {
 
 /// A type of object that an arena can hold.
 pub(crate) trait Object {
-    /// Whether two of them share a pair of cache lines, which processors fetch together, and are
-    /// written by different threads. Then the first are placed apart ([`APART`]).
-    const SHARES_PAIRS: bool = false;
+    /// How many are placed apart, one in each pair of places, while there are no more: where each
+    /// takes one cache line, and different threads write to them, since processors fetch lines in
+    /// pairs. As many follow in the other places, and all others one behind the other.
+    const APART: u16 = 0;
+
     /// An object in its first state.
     fn new() -> Self;
     /// The next free object, when this one is free.
@@ -94,12 +97,15 @@ pub(crate) trait Object {
 /// Type-stable memory for objects of one kind.
 ///
 /// It is changed by every edit, and lookups do not touch it: they have a copy of its table (A4).
-pub(crate) struct Arena<O: Object, P: Platform> {
+pub(crate) struct Arena<O, P: Platform> {
     table: Table<O>,
     users: Users,
     /// The arena's lock (A3).
     lock: MmapLock<P>,
     state: Cell<ArenaState>,
+    /// How many objects are [placed apart](Object::APART): with the state, but in the room beside
+    /// `users`.
+    apart: Cell<u16>,
     /// How many objects there are, and how many of them are in use: for any thread.
     capacity: AtomicU32,
     live: AtomicU32,
@@ -179,9 +185,7 @@ impl<O> Table<O> {
         arena: &Arena<O, P>,
         index: Idx<O>,
         _section: &EditSection<'_, P>,
-    ) where
-        O: Object,
-    {
+    ) {
         // SAFETY: written below only, and in an edit of the same space.
         if self.0.with(|table| unsafe { *table }).is_null() {
             let Chunks(table, _) = arena.table.chunks(index);
@@ -215,26 +219,28 @@ struct ArenaState {
     initialised: u32,
 }
 
-impl<O: Object> Idx<O> {
-    /// The index of the object that was initialised after `number` others, within the capacity.
-    fn of(number: u32) -> Option<Self> {
-        let apart = O::SHARES_PAIRS && number < 2 * APART;
-        let dense = if apart { 2 * (number % APART) } else { number };
+impl<O> Idx<O> {
+    /// The index of the object that was initialised after `number` others, of which `apart` are
+    /// placed apart, within the capacity.
+    fn of(number: u32, apart: u16) -> Option<Self> {
+        let apart = u32::from(apart);
+        let dense = match number {
+            first if first < apart => 2 * first,
+            second if second < 2 * apart => 2 * (second - apart),
+            other => other,
+        };
         // In front of a chunk are as many as it holds itself, but for those of a first one.
         let dense = dense as usize + FIRST_CHUNK as usize;
         let chunk = (dense / FIRST_CHUNK as usize).ilog2() as usize;
         let mut place = dense - chunk_len(chunk);
-        if apart {
+        if number < 2 * apart {
             // In every other page the odd places come first: the even ones alone are in one half of
             // a cache's sets.
-            let odd_first = place / LINES_OF_PAGE + (number / APART) as usize;
-            place += odd_first & 1;
+            place += (place / LINES_OF_PAGE + usize::from(number >= apart)) & 1;
         }
         (chunk < CHUNKS).then_some(Self((place << CHUNK_BITS | chunk) as u32, PhantomData))
     }
-}
 
-impl<O> Idx<O> {
     /// Which chunk holds it, and where in it.
     #[cfg_attr(not(debug_assertions), inline(always))]
     const fn place(self) -> (usize, usize) {
@@ -246,14 +252,13 @@ const fn chunk_len(chunk: usize) -> usize {
     (FIRST_CHUNK as usize) << chunk
 }
 
-/// Objects that are placed apart, one in each pair of places, while there are no more. As many
-/// follow in the other places; all others come one behind the other.
-const APART: u32 = 1016;
-
 // No pair lies in two chunks.
 const _: () = assert!(FIRST_CHUNK.is_multiple_of(2));
 
 const LINES_OF_PAGE: usize = 64;
+
+/// Processors fetch lines in pairs.
+const PAIR_OF_LINES: usize = 128;
 
 /// The most objects that an arena holds.
 pub(crate) const CAPACITY: usize = {
@@ -271,7 +276,7 @@ const _: () = assert!(chunk_len(CHUNKS - 1) << CHUNK_BITS <= 1 << 30 && CHUNKS <
 /// The memory of a chunk, and how far into it the objects begin: in the first behind the table.
 fn chunk_layout<O>(chunk: usize) -> Result<(Layout, usize), OutOfMemory> {
     let table = Layout::array::<ChunkPtr<O>>(if chunk == 0 { CHUNKS } else { 0 });
-    let objects = Layout::array::<O>(chunk_len(chunk));
+    let objects = Layout::array::<O>(chunk_len(chunk)).and_then(|all| all.align_to(PAIR_OF_LINES));
     table.and_then(|table| table.extend(objects?)).map_err(|_| OutOfMemory)
 }
 
@@ -283,6 +288,7 @@ impl<O: Object, P: Platform> Arena<O, P> {
                 users,
                 lock: MmapLock::new(),
                 state: Cell::new(ArenaState { free: 0, initialised: 0 }),
+                apart: Cell::new(O::APART),
                 capacity: AtomicU32::new(0),
                 live: AtomicU32::new(0),
             }
@@ -339,11 +345,22 @@ impl<O: Object, P: Platform> Arena<O, P> {
     fn init(&self) -> Result<Idx<O>, OutOfMemory> {
         // SAFETY: A3.
         let number = self.state.with(|state| unsafe { (*state).initialised });
-        let index = Idx::of(number).ok_or(OutOfMemory)?;
-        let (chunk, offset) = index.place();
-        if offset == 0 {
-            self.add_chunk(chunk)?;
+        // SAFETY: A3.
+        let apart = self.apart.with(|apart| unsafe { *apart });
+        let mut index = Idx::of(number, apart).ok_or(OutOfMemory)?;
+        if let (chunk, 0) = index.place()
+            && let Err(error) = self.add_chunk(chunk)
+        {
+            if number == 0 || u32::from(apart) <= number {
+                return Err(error);
+            }
+            // No more are placed apart: there are the places between.
+            let apart = number as u16;
+            index = Idx::of(number, apart).ok_or(error)?;
+            // SAFETY: A3.
+            self.apart.with_mut(|at| unsafe { *at = apart });
         }
+        let (chunk, offset) = index.place();
         // SAFETY: written nowhere but there, and guarded as here (A3).
         let table = self.table.0.with(|table| unsafe { *table });
         // SAFETY: made with the first chunk (A2).
@@ -416,7 +433,9 @@ impl<O: Object, P: Platform> Arena<O, P> {
         let _guard = keep(Step::GuardRecords).then(|| self.guard(section));
         // SAFETY: A3: guarded as in `alloc`, and only looked at.
         let initialised = self.state.with(|state| unsafe { (*state).initialised });
-        run(All { arena: self, rest: 0..initialised })
+        // SAFETY: A3, by the same.
+        let apart = self.apart.with(|apart| unsafe { *apart });
+        run(All { arena: self, rest: 0..initialised, apart })
     }
 
     /// Makes the arena's lock new after a fork, in the child.
@@ -450,9 +469,10 @@ impl<O: Object, P: Platform> Arena<O, P> {
 }
 
 /// The objects of an arena.
-pub(crate) struct All<'a, O: Object, P: Platform> {
+pub(crate) struct All<'a, O, P: Platform> {
     arena: &'a Arena<O, P>,
     rest: Range<u32>,
+    apart: u16,
 }
 
 impl<'a, O: Object, P: Platform> Iterator for All<'a, O, P> {
@@ -460,13 +480,14 @@ impl<'a, O: Object, P: Platform> Iterator for All<'a, O, P> {
 
     fn next(&mut self) -> Option<&'a O> {
         // It was initialised, as was known under the guard (A3).
-        self.rest.next().and_then(Idx::of).map(|index| self.arena.get(index))
+        let number = self.rest.next()?;
+        Idx::of(number, self.apart).map(|index| self.arena.get(index))
     }
 }
 
-impl<O: Object, P: Platform> Clone for All<'_, O, P> {
+impl<O, P: Platform> Clone for All<'_, O, P> {
     fn clone(&self) -> Self {
-        Self { arena: self.arena, rest: self.rest.clone() }
+        Self { arena: self.arena, rest: self.rest.clone(), apart: self.apart }
     }
 }
 
@@ -480,7 +501,7 @@ pub struct Usage {
     pub in_use: usize,
 }
 
-impl<O: Object, P: Platform> Drop for Arena<O, P> {
+impl<O, P: Platform> Drop for Arena<O, P> {
     fn drop(&mut self) {
         // SAFETY: `&mut self`: no other thread looks.
         let table = self.table.0.with(|table| unsafe { *table });
@@ -495,7 +516,9 @@ impl<O: Object, P: Platform> Drop for Arena<O, P> {
         };
         // SAFETY: `&mut self`: no other thread looks.
         let initialised = self.state.with(|state| unsafe { (*state).initialised });
-        for index in (0..initialised).filter_map(Idx::<O>::of) {
+        // SAFETY: `&mut self`: no other thread looks.
+        let apart = self.apart.with(|apart| unsafe { *apart });
+        for index in (0..initialised).filter_map(|number| Idx::<O>::of(number, apart)) {
             let (chunk, offset) = index.place();
             // SAFETY: object number `index` lies there.
             let object = unsafe { base(chunk).add(offset) };
@@ -518,9 +541,9 @@ impl<O: Object, P: Platform> Drop for Arena<O, P> {
 
 // SAFETY: an arena hands out shared references and indices. Its cells are touched as invariants A1
 // and A3 say, from any thread.
-unsafe impl<O: Object + Send + Sync, P: Platform> Sync for Arena<O, P> {}
+unsafe impl<O: Send + Sync, P: Platform> Sync for Arena<O, P> {}
 // SAFETY: an arena owns its objects; nothing in it belongs to a thread.
-unsafe impl<O: Object + Send + Sync, P: Platform> Send for Arena<O, P> {}
+unsafe impl<O: Send + Sync, P: Platform> Send for Arena<O, P> {}
 
 #[cfg(all(test, not(pervma_model)))]
 mod tests {
@@ -528,35 +551,9 @@ mod tests {
 
     use super::*;
 
-    struct Dense(Cell<u32>);
-
-    impl Object for Dense {
-        fn new() -> Self {
-            Self(Cell::new(0))
-        }
-
-        fn link(&self) -> &Cell<u32> {
-            &self.0
-        }
-    }
-
-    struct Apart(Dense);
-
-    impl Object for Apart {
-        const SHARES_PAIRS: bool = true;
-
-        fn new() -> Self {
-            Self(Dense::new())
-        }
-
-        fn link(&self) -> &Cell<u32> {
-            self.0.link()
-        }
-    }
-
     #[test]
     fn every_number_has_a_place_of_its_own_until_there_is_none() {
-        let place = |number| Idx::<Dense>::of(number).map(Idx::place);
+        let place = |number| Idx::<u64>::of(number, 0).map(Idx::place);
         let (mut first, mut chunk) = (0_u32, 0);
         while chunk < CHUNKS {
             let len = chunk_len(chunk);
@@ -565,24 +562,27 @@ mod tests {
             (first, chunk) = (first + len as u32, chunk + 1);
         }
         assert_eq!((first, place(first)), (67_108_848, None));
-        assert!(Idx::<Dense>::of(first - 1).is_some_and(|last| last.raw() < 1 << 30));
+        assert!(Idx::<u64>::of(first - 1, 0).is_some_and(|last| last.raw() < 1 << 30));
     }
 
     #[test]
     fn the_first_objects_are_apart_and_the_next_are_between_them() {
-        let place = |number| Idx::<Apart>::of(number).map(Idx::place);
-        let (mut seen, mut pairs) = (HashSet::new(), HashSet::new());
-        let mut chunks = 0;
-        for number in 0..4 * APART {
-            let (chunk, offset) = place(number).unwrap();
-            assert!(seen.insert((chunk, offset)));
-            assert!(chunk < chunks || (chunk, offset) == (chunks, 0), "the first of a chunk");
-            chunks = chunks.max(chunk + 1);
-            assert!(number >= APART || pairs.insert((chunk, offset / 2)), "two in a pair");
+        // As many as there are chunks for, where memory for the next was refused.
+        for chunks in 1..8 {
+            let apart = FIRST_CHUNK / 2 * ((1 << chunks) - 1);
+            let place = |number| Idx::<u64>::of(number, apart as u16).map(Idx::place);
+            let (mut seen, mut pairs, mut begun) = (HashSet::new(), HashSet::new(), 0);
+            for number in 0..4 * apart {
+                let (chunk, offset) = place(number).unwrap();
+                assert!(seen.insert((chunk, offset)));
+                assert!(chunk < begun || (chunk, offset) == (begun, 0), "the first of a chunk");
+                begun = begun.max(chunk + 1);
+                assert!(number >= apart || pairs.insert((chunk, offset / 2)), "two in a pair");
+            }
+            // Nowhere is a place left out.
+            let dense = |number| Idx::<u64>::of(number, 0).map(Idx::place).unwrap();
+            assert!((0..4 * apart).all(|number| seen.contains(&dense(number))));
+            assert_eq!(place(67_108_848), None);
         }
-        // Nowhere is a place left out.
-        let dense = |number| Idx::<Dense>::of(number).map(Idx::place).unwrap();
-        assert!((0..4 * APART).all(|number| seen.contains(&dense(number))));
-        assert_eq!(place(67_108_848), None);
     }
 }

@@ -6,7 +6,9 @@ use core::alloc::Layout;
 /// A source of memory for slabs, which take it in chunks and keep it until they are dropped.
 ///
 /// Each chunk has room for twice as many as the one before of its kind (VMAs, nodes, registered
-/// readers), so a bounded pool can refuse the next when it is half full.
+/// readers), so a bounded pool can refuse the next when it is half full. VMAs that take one cache
+/// line each, up to the first 1,016, are placed one in each pair of lines, so the next chunk is
+/// asked for when half of their places are free; if it is refused, these are used.
 ///
 /// # Safety
 ///
