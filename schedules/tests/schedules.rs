@@ -150,7 +150,6 @@ fn all_wait() {
     assert!(space.edit().unwrap().try_write(A.start).is_ok(), "{LEFT}");
 }
 
-/// B15j, B18. No wake-up is lost, and a wait that timed out leaves the VMA usable.
 /// Two registered readers of a space, an editor of it, and one of another space on the same slab.
 /// Scans find the readers idle as often as not. (That one reader stops as it resumes, and another
 /// as it retracts, while both editors scan, is too rare for random schedules: a unit test of
@@ -203,6 +202,7 @@ fn a_reader_that_resumes_is_seen_by_all_editors_of_its_slab() {
     fails_without(&[Step::KeepBusy, Step::RetractIdle], BOTH, readers_resume);
 }
 
+/// B15j, B18. No wake-up is lost, and a wait that timed out leaves the VMA usable.
 #[test]
 fn every_waiter_goes_on() {
     try_schedules(all_wait);
