@@ -178,7 +178,7 @@ fn every_relaxed_access_says_why() {
         let used =
             SYNC_REASONS.iter().map(|constant| words(&code, constant).count()).sum::<usize>();
         assert!(
-            used == 0 || ["vma.rs", "identity.rs", "park.rs"].contains(&&*name),
+            used == 0 || ["vma.rs", "identity.rs", "park.rs", "hazard.rs"].contains(&&*name),
             "{name} has no reasons of its own"
         );
     }
