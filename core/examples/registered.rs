@@ -7,9 +7,9 @@
 //!
 //! - it pays where many threads read a few mappings: guest memory, a JIT's code, a large file;
 //! - it does not where each thread reads mappings of its own, whose lines no other thread wants;
-//! - edits pay: a thread that changes or removes a mapping makes all running threads of the process
-//!   pass a memory barrier (`membarrier(2)`), and looks through the places of all registered
-//!   readers.
+//! - edits pay, while a registered reader is in use: a thread that changes or removes a mapping
+//!   makes all running threads of the process pass a memory barrier (`membarrier(2)`), and looks
+//!   through the places of all registered readers.
 //!
 //! Times differ from machine to machine, and are printed. What is checked is that no reader ever
 //! sees a change that is undone or half done. (Measured with care: docs/benchmarks.md, rows `same`

@@ -53,7 +53,7 @@
 //! USENIX ATC 2019) for a writer that revokes it, `membarrier(2)` for the barrier. BRAVO's writer
 //! polls its readers and keeps them from publishing for a time; here it transfers those that it
 //! finds to the word that it waits on anyway, and the next reader publishes again.
-#![expect(unsafe_code, reason = "records are shared among threads as H1 to H4 say")]
+#![expect(unsafe_code, reason = "records are shared among threads as H1 to H5 say")]
 
 use core::marker::PhantomData;
 
