@@ -83,9 +83,9 @@ impl<O> Idx<O> {
 
 /// A type of object that an arena can hold.
 pub(crate) trait Object {
-    /// How many are placed apart, one in each pair of places, while there are no more: where each
-    /// takes one cache line, and different threads write to them, since processors fetch lines in
-    /// pairs. As many follow in the other places, and all others one behind the other.
+    /// How many of the first are placed apart, one in each pair of places; as many follow in the
+    /// other places, and then all others, one behind the other. For objects of one cache line that
+    /// different threads write to: processors fetch lines in pairs.
     const APART: u16 = 0;
 
     /// An object in its first state.

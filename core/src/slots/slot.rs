@@ -121,7 +121,7 @@ pub(crate) struct Slot<T> {
 const _: () = assert!(cfg!(pervma_model) || size_of::<Slot<[u64; 2]>>() == 64);
 
 impl<T> Object for Slot<T> {
-    /// The half of what a whole number of chunks holds: of all, where there are some two thousand.
+    /// Half of what the first seven chunks hold. Larger slots have a pair of lines each, or more.
     const APART: u16 = if size_of::<Self>() == 64 { 1016 } else { 0 };
 
     fn new() -> Self {
