@@ -121,7 +121,7 @@ pub(crate) struct Slot<T> {
 const _: () = assert!(cfg!(pervma_model) || size_of::<Slot<[u64; 2]>>() == 64);
 
 impl<T> Object for Slot<T> {
-    /// Half of what the first seven chunks hold. Larger slots have a pair of lines each, or more.
+    /// Half of what the first seven chunks hold. Slots of more than one line are not placed apart.
     const APART: u16 = if size_of::<Self>() == 64 { 1016 } else { 0 };
 
     fn new() -> Self {
