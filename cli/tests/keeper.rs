@@ -165,7 +165,7 @@ fn a_serving_process_that_outlives_its_keeper_serves_on() {
     let mut client = place.client(Has::pages(PAGES, all_events()));
     client.asked("check 0 9");
     let serving = daemon.serving().unwrap();
-    daemon.signal(Signal::KILL);
+    daemon.kill_keeper();
     daemon.wait_for("the keeper has gone");
     client.asked("check");
     place.client(Has::pages(PAGES, 0)).end();
@@ -547,7 +547,8 @@ fn who_asks_for_all_clients_when_the_keeper_has_gone_gets_none_and_all_are_serve
     client.asked("check 0 9");
     client.asked("discard 0 4");
     let serving = daemon.serving().unwrap();
-    daemon.signal(Signal::KILL);
+    // Dead, not only told to die: up to then who serves is its child.
+    daemon.kill_keeper();
     // At once, and when it is known.
     for _ in 0..2 {
         let asks = run(place.command(["--take-over", at]));

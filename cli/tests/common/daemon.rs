@@ -145,6 +145,12 @@ impl Daemon {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    /// Kills the keeper, and waits until it is dead: who serves is its child up to then.
+    pub(crate) fn kill_keeper(&mut self) {
+        self.signal(Signal::KILL);
+        self.child.wait().unwrap();
+    }
+
     /// Waits for its end: its exit code, what it has printed, and all that it has said.
     pub(crate) fn ended(mut self) -> Ended {
         let exit = self.child.wait().unwrap().code();
