@@ -10,21 +10,18 @@
 //! # Invariants
 //!
 //! - **A1** An [`Idx`] names an object that its arena has allocated before. It travels from the
-//!   thread that allocated it through what guards the arena, the mmap lock, or a release store into
-//!   a word of the tree that is loaded with acquire (NODE_LINK, NODE_FOLLOW); so the table, the
-//!   chunk pointer and the object's first initialisation are visible to the thread that holds it.
-//!   An index is only used with the arena that allocated it: a [`Map`](crate::map::Map) has one
-//!   slab for life.
+//!   thread that allocated it through what guards the arena, or the mmap lock. So does the object's
+//!   address, or through a release store into a word of the tree that is loaded with acquire
+//!   (NODE_LINK, NODE_FOLLOW). So the table, the chunk pointer and the object's first
+//!   initialisation are visible to the thread that has either. Neither is used with another arena,
+//!   nor without it: a [`Map`](crate::map::Map) has one slab for life.
 //! - **A2** A chunk is never freed, moved or opened for unique access before the arena is dropped,
 //!   nor is the table, which lies in front of the first.
-//! - **A3** An arena's state, every `link` and the allocation of chunks are guarded by the arena's
-//!   lock; or, where only one space uses it ([`Users::OneSpace`]), by the mmap lock of that space,
-//!   which is held for writing whenever that space allocates and frees.
-//! - **A4** What lookups need of an arena is copied to a line that edits do not write: a [`Table`]
-//!   that is a map's changes once, in an edit of that map, before the first index is stored in a
-//!   word of its tree; so it is visible wherever an index is (A1).
+//! - **A3** An arena's state, the `link` of each free object and the allocation of chunks are
+//!   guarded by the arena's lock; or, where only one space uses it ([`Users::OneSpace`]), by the
+//!   mmap lock of that space, which is held for writing whenever that space allocates and frees.
 
-#![expect(unsafe_code, reason = "objects are shared by index, under the invariants above")]
+#![expect(unsafe_code, reason = "objects are shared, under the invariants above")]
 
 use core::alloc::Layout;
 use core::marker::PhantomData;
@@ -38,7 +35,9 @@ use crate::mm::EditSection;
 use crate::mmap_lock::{MmapLock, RawWriteGuard};
 use crate::platform::Platform;
 use crate::step::Step;
-use crate::sync::{AtomicU32, Cell, Relaxed, check, const_unless_model, keep};
+use crate::sync::{
+    AtomicPtr, AtomicU32, Cell, Relaxed, check, const_unless_model, keep, signal_fence,
+};
 
 /// Objects in the first chunk; each further chunk is twice as large, so that no more than half of
 /// what there is was never used, or three quarters where objects are placed apart. Small under the
@@ -48,8 +47,7 @@ const FIRST_CHUNK: u32 = if cfg!(pervma_model) { 2 } else { 16 };
 /// Bits of an index that say which chunk: those that a mask takes.
 const CHUNK_BITS: u32 = 5;
 
-/// Chunks in an arena: the place in the last still fits beside the chunk, and both beside the
-/// two-bit tag of a word of the tree.
+/// Chunks in an arena: the place in the last still fits beside the chunk.
 const CHUNKS: usize = 22;
 
 /// The name of an object of one arena.
@@ -63,18 +61,17 @@ impl<O> Clone for Idx<O> {
 impl<O> Copy for Idx<O> {}
 
 impl<O> Idx<O> {
-    /// The number to store in a word of the tree: less than 2³⁰.
+    /// The number to store in a list: less than 2³⁰.
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn raw(self) -> u32 {
         self.0
     }
 
-    /// An index out of a word of the tree.
+    /// An index out of a list.
     ///
     /// # Safety
     ///
-    /// `raw` was stored there by [`raw`](Self::raw) and loaded with acquire, or under the mmap
-    /// lock (A1).
+    /// `raw` was stored there by [`raw`](Self::raw), and came here as A1 says.
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) unsafe fn from_raw(raw: u32) -> Self {
         Self(raw, PhantomData)
@@ -92,13 +89,30 @@ pub(crate) trait Object {
     fn new() -> Self;
     /// The next free object, when this one is free.
     fn link(&self) -> &Cell<u32>;
+    /// Written as the object is made, and read by whoever has its address, for a checker.
+    fn made(&self) -> &Cell<()>;
+}
+
+/// The object at an address.
+///
+/// # Safety
+///
+/// It is that of an object of an arena that is there for `'a`, and came here as A1 says.
+#[cfg_attr(not(debug_assertions), inline(always))]
+pub(crate) unsafe fn at<'a, O: Object>(object: *const O) -> &'a O {
+    // SAFETY: A1: it is initialised; A2: it stays, and is only ever shared.
+    let object = unsafe { &*object };
+    object.made().with(|_| ());
+    object
 }
 
 /// Type-stable memory for objects of one kind.
 ///
-/// It is changed by every edit, and lookups do not touch it: they have a copy of its table (A4).
+/// It is changed by every edit, and lookups do not touch it: they have addresses.
 pub(crate) struct Arena<O, P: Platform> {
-    table: Table<O>,
+    /// Where the chunks are; nowhere until there is one, so that a space without a VMA takes no
+    /// memory for them.
+    table: Cell<*mut ChunkPtr<O>>,
     users: Users,
     /// The arena's lock (A3).
     lock: MmapLock<P>,
@@ -111,39 +125,12 @@ pub(crate) struct Arena<O, P: Platform> {
     live: AtomicU32,
 }
 
-/// Where the chunks of an arena are; nowhere until it has one, so that a space without a VMA takes
-/// no memory for them. The arena has one table, and each map that lives there a copy.
-pub(crate) struct Table<O>(Cell<*mut ChunkPtr<O>>);
-
 /// Where a chunk is; a table has [`CHUNKS`] of them.
-type ChunkPtr<O> = Cell<*mut O>;
+type ChunkPtr<O> = AtomicPtr<O>;
 
-/// The chunks of an arena, for a thread that has an index into them.
-pub(crate) struct Chunks<'a, O>(*const ChunkPtr<O>, PhantomData<&'a O>);
-
-impl<O> Clone for Chunks<'_, O> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<O> Copy for Chunks<'_, O> {}
-
-impl<'a, O> Chunks<'a, O> {
-    /// The object that `index` names.
-    #[cfg_attr(not(debug_assertions), inline(always))]
-    pub(crate) fn get(self, index: Idx<O>) -> &'a O {
-        let (chunk, offset) = index.place();
-        // SAFETY: A1: there is a table, with a place for each chunk that an index names; A2.
-        let at = unsafe { chunk_ptr(self.0, chunk) };
-        // SAFETY: A1: the chunk pointer was written before the index came to us.
-        let base = at.with(|base| unsafe { *base });
-        check(!base.is_null(), "a node is taken for a VMA, or a VMA for a node");
-        // SAFETY: A1: the object lies within its chunk.
-        let object = unsafe { base.add(offset) };
-        // SAFETY: A1: it is initialised; A2: it stays, and is only ever shared.
-        unsafe { &*object }
-    }
-}
+const CHUNK: Relaxed = Relaxed(
+    "visible with an index into the chunk, or an object of it (A1); any other is only compared",
+);
 
 /// The place of a chunk's pointer in a table.
 ///
@@ -154,52 +141,9 @@ impl<'a, O> Chunks<'a, O> {
 unsafe fn chunk_ptr<'a, O>(table: *const ChunkPtr<O>, chunk: usize) -> &'a ChunkPtr<O> {
     // SAFETY: a table has so many places.
     let at = unsafe { table.add(chunk) };
-    // SAFETY: they were initialised when it was made, and are only ever shared.
+    // SAFETY: they were initialised when it was made, and are only ever shared (A2).
     unsafe { &*at }
 }
-
-impl<O> Table<O> {
-    const_unless_model! {
-        pub(crate) fn empty() -> Self {
-            Self(Cell::new(ptr::null_mut()))
-        }
-    }
-
-    /// The chunks, for the holder of any index into them.
-    #[cfg_attr(not(debug_assertions), inline(always))]
-    pub(crate) fn chunks(&self, _index: Idx<O>) -> Chunks<'_, O> {
-        // SAFETY: A1, or A4 of a copy: it was written before the index came to us.
-        Chunks(self.0.with(|table| unsafe { *table }), PhantomData)
-    }
-
-    /// The object that `index` names.
-    #[cfg_attr(not(debug_assertions), inline(always))]
-    pub(crate) fn get(&self, index: Idx<O>) -> &O {
-        self.chunks(index).get(index)
-    }
-
-    /// Becomes a copy of the table of `arena`, from which `index` is, unless it is one. The section
-    /// is one of the space that the copy is of, in whose tree no index was stored before (A4).
-    pub(crate) fn copy<P: Platform>(
-        &self,
-        arena: &Arena<O, P>,
-        index: Idx<O>,
-        _section: &EditSection<'_, P>,
-    ) {
-        // SAFETY: written below only, and in an edit of the same space.
-        if self.0.with(|table| unsafe { *table }).is_null() {
-            let Chunks(table, _) = arena.table.chunks(index);
-            // SAFETY: A4: the section excludes other edits, and lookups have no index yet.
-            self.0.with_mut(|at| unsafe { *at = table.cast_mut() });
-        }
-    }
-}
-
-// SAFETY: a table leads to shared references to objects only; its cells are touched as A1, A3 and
-// A4 say.
-unsafe impl<O: Send + Sync> Sync for Table<O> {}
-// SAFETY: as for `Sync`; nothing in it belongs to a thread.
-unsafe impl<O: Send + Sync> Send for Table<O> {}
 
 const COUNT: Relaxed = Relaxed("a count to look at, which says nothing of the objects");
 
@@ -270,7 +214,7 @@ pub(crate) const CAPACITY: usize = {
     sum
 };
 
-// What is stored in a word of the tree has 30 bits, and the mask names each chunk.
+// What is stored in a list has 30 bits, and the mask names each chunk.
 const _: () = assert!(chunk_len(CHUNKS - 1) << CHUNK_BITS <= 1 << 30 && CHUNKS <= 1 << CHUNK_BITS);
 
 /// The memory of a chunk, and how far into it the objects begin: in the first behind the table.
@@ -284,7 +228,7 @@ impl<O: Object, P: Platform> Arena<O, P> {
     const_unless_model! {
         pub(crate) fn new(users: Users) -> Self {
             Self {
-                table: Table::empty(),
+                table: Cell::new(ptr::null_mut()),
                 users,
                 lock: MmapLock::new(),
                 state: Cell::new(ArenaState { free: 0, initialised: 0 }),
@@ -298,7 +242,40 @@ impl<O: Object, P: Platform> Arena<O, P> {
     /// The object that `index` names.
     #[cfg_attr(not(debug_assertions), inline(always))]
     pub(crate) fn get(&self, index: Idx<O>) -> &O {
-        self.table.get(index)
+        let (chunk, offset) = index.place();
+        // SAFETY: A1: there is a table, and it was written before the index came to us.
+        let table = self.table.with(|table| unsafe { *table });
+        // SAFETY: A1: an index names one of its chunks.
+        let base = unsafe { chunk_ptr(table, chunk) }.load(CHUNK);
+        check(!base.is_null(), "an index of another arena");
+        // SAFETY: A1: the object lies within its chunk.
+        let object = unsafe { base.add(offset) };
+        // SAFETY: A1: the index came so, and here is its address.
+        unsafe { at(object) }
+    }
+
+    /// The index of an object of this arena.
+    ///
+    /// # Panics
+    ///
+    /// If it is another's.
+    #[inline]
+    pub(crate) fn index_of(&self, object: &O) -> Idx<O> {
+        // From the last chunk, or the next one, since the last holds as many as all others. Which
+        // that is a child of fork may know too late.
+        let places = 2 * self.capacity.load(COUNT) / FIRST_CHUNK + 1;
+        let last = (places.ilog2() as usize).min(CHUNKS - 1);
+        // SAFETY: A1: there is a table, as there is an object.
+        let table = self.table.with(|table| unsafe { *table });
+        let index = (0..=last).rev().chain(last + 1..CHUNKS).find_map(|chunk| {
+            // SAFETY: as for the table.
+            let base = unsafe { chunk_ptr(table, chunk) }.load(CHUNK);
+            let offset = ptr::from_ref(object).addr().wrapping_sub(base.addr()) / size_of::<O>();
+            let is_there = !base.is_null() && offset < chunk_len(chunk);
+            is_there.then_some(Idx((offset << CHUNK_BITS | chunk) as u32, PhantomData))
+        });
+        let Some(index) = index else { panic!("an object of another arena") };
+        index
     }
 
     /// Guards the arena while the caller allocates and frees (A3): takes the lock of the arena,
@@ -362,11 +339,9 @@ impl<O: Object, P: Platform> Arena<O, P> {
         }
         let (chunk, offset) = index.place();
         // SAFETY: written nowhere but there, and guarded as here (A3).
-        let table = self.table.0.with(|table| unsafe { *table });
+        let table = self.table.with(|table| unsafe { *table });
         // SAFETY: made with the first chunk (A2).
-        let at = unsafe { chunk_ptr(table, chunk) };
-        // SAFETY: as for the table.
-        let base = at.with(|base| unsafe { *base });
+        let base = unsafe { chunk_ptr(table, chunk) }.load(CHUNK);
         // SAFETY: `offset` lies within the chunk.
         let object = unsafe { base.add(offset) };
         // SAFETY: allocated above for this type, and no thread has its index yet.
@@ -394,20 +369,17 @@ impl<O: Object, P: Platform> Arena<O, P> {
                 // SAFETY: the memory of the first chunk begins with room for so many.
                 let at = unsafe { table.add(chunk) };
                 // SAFETY: ours, and of this type.
-                unsafe { at.write(Cell::new(ptr::null_mut())) };
+                unsafe { at.write(AtomicPtr::new(ptr::null_mut())) };
             }
-            // SAFETY: A3. Others look for the table only with an index, and there is none (A1).
-            self.table.0.with_mut(|at| unsafe { *at = table });
+            // SAFETY: A3. Others look for the table only with an object, and there is none (A1).
+            self.table.with_mut(|at| unsafe { *at = table });
         }
         // SAFETY: A3; it is written nowhere but above.
-        let table = self.table.0.with(|table| unsafe { *table });
-        // SAFETY: made with the first chunk (A2).
-        let at = unsafe { chunk_ptr(table, chunk) };
+        let table = self.table.with(|table| unsafe { *table });
         // SAFETY: the objects begin so far into the memory.
         let base = unsafe { memory.add(objects) }.cast::<O>();
-        // SAFETY: A3. Others look only at chunks of which they hold an index, and of this one there
-        // is none (A1).
-        at.with_mut(|at| unsafe { *at = base });
+        // SAFETY: made with the first chunk (A2).
+        unsafe { chunk_ptr(table, chunk) }.store(base, CHUNK);
         Ok(())
     }
 
@@ -419,6 +391,7 @@ impl<O: Object, P: Platform> Arena<O, P> {
         let free = self.state.with(|state| unsafe { (*state).free });
         // SAFETY: A3, by the same; the caller gave the object up, so its link is the arena's.
         self.get(index).link().with_mut(|link| unsafe { *link = free });
+        signal_fence(); // see `renew`
         // SAFETY: A3, by the same.
         self.state.with_mut(|state| unsafe { (*state).free = index.0 + 1 });
         self.count(-1);
@@ -441,9 +414,11 @@ impl<O: Object, P: Platform> Arena<O, P> {
     /// Makes the arena's lock new after a fork, in the child.
     ///
     /// A thread that held it at the fork has stopped between any two of its steps. That does no
-    /// harm: it shows what it did by its last store to the state. Of its stores the child may have
-    /// some and not others, and then it initialises an object once more, whose index nobody has, or
-    /// never uses it again, or counts one too many or too few in use.
+    /// harm: it shows what it did by its last store to the state. The child has its stores up to
+    /// some point of the program, and then it initialises an object once more, whose index nobody
+    /// has, or never uses it again, or counts one too many or too few in use. A link is written
+    /// before the state that leads to it, and anew after the state that no longer does: fences for
+    /// signal handlers keep the compiler from another order.
     ///
     /// # Safety
     ///
@@ -504,16 +479,12 @@ pub struct Usage {
 impl<O, P: Platform> Drop for Arena<O, P> {
     fn drop(&mut self) {
         // SAFETY: `&mut self`: no other thread looks.
-        let table = self.table.0.with(|table| unsafe { *table });
+        let table = self.table.with(|table| unsafe { *table });
         if table.is_null() {
             return;
         }
-        let base = |chunk| {
-            // SAFETY: it was made, and is freed last.
-            let at = unsafe { chunk_ptr(table, chunk) };
-            // SAFETY: `&mut self`: no other thread looks.
-            at.with(|base| unsafe { *base })
-        };
+        // SAFETY: it was made, and is freed last.
+        let base = |chunk| unsafe { chunk_ptr(table, chunk) }.load(CHUNK);
         // SAFETY: `&mut self`: no other thread looks.
         let initialised = self.state.with(|state| unsafe { (*state).initialised });
         // SAFETY: `&mut self`: no other thread looks.

@@ -111,6 +111,7 @@ pub(crate) struct Record {
     link: Cell<u32>,
     /// The thread that owns it: to tell, after a fork, whose owners are gone.
     thread: AtomicU64,
+    made: Cell<()>,
 }
 
 /// A hazard pointer: where one read lock is published, from before it is tested until it is over.
@@ -188,11 +189,16 @@ impl Object for Record {
             quiet: AtomicU32::new(0),
             link: Cell::new(0),
             thread: AtomicU64::new(0),
+            made: Cell::new(()),
         }
     }
 
     fn link(&self) -> &Cell<u32> {
         &self.link
+    }
+
+    fn made(&self) -> &Cell<()> {
+        &self.made
     }
 }
 

@@ -105,7 +105,7 @@ edges! {
     /// link from the last that had EXCLUDED set; the last reader it sees leave in the test of the
     /// count that follows.
     EXCLUDE_BEGIN: Rmw Acquire, pairs [EXCLUDE_END],
-        without "an excluder writes the slot's link while the last one is still reading it";
+        without "an excluder reads and writes the slot's link while the last one still does";
 
     /// A writer or excluder tests, at once and after each wait, whether the VMA is drained. Here it
     /// sees the last reader leave, and where EXCLUDED was set only if the VMA was idle, the last
@@ -117,7 +117,7 @@ edges! {
     /// VMA. Publishes `lock_seq` and the odd sequence to any reader that acquires afterwards, and
     /// hands the slot's link to the next that sets EXCLUDED.
     EXCLUDE_END: Rmw Release, pairs [READ_ADMIT, HAZARD_ADMIT, EXCLUDE_BEGIN, EXCLUDE_WAIT],
-        without "a reader acquires after the exclusion, sees the old lock_seq and believes the VMA unlocked; the next excluder overwrites a link that is still to be read";
+        without "a reader acquires after the exclusion, sees the old lock_seq and believes the VMA unlocked; the next excluder reads and writes the link while the last one still does";
 
     /// A registered reader publishes which VMA it reads. What it read before is over.
     HAZARD_PUBLISH: Store Release, pairs [HAZARD_SCAN],

@@ -1,8 +1,8 @@
 //! One space: its state, its tree and its slab, bound together.
 //!
-//! Here a word of a leaf becomes a slot again, and a slot's index a word. Everything above works
-//! with [`Map`], with what it lends under the mmap lock ([`Vmas`], [`MapRead`], [`MapWrite`]) and
-//! with the [`WriteCursor`] of an edit.
+//! Here a word of a leaf becomes a slot again, and a slot a word. Everything above works with
+//! [`Map`], with what it lends under the mmap lock ([`Vmas`], [`MapRead`], [`MapWrite`]) and with
+//! the [`WriteCursor`] of an edit.
 //!
 //! # Invariants
 //!
@@ -18,8 +18,7 @@ use core::marker::PhantomData;
 use core::mem;
 use core::ops::{Deref, Range};
 
-use crate::arena::{Idx, Table};
-use crate::btree::{BTree, Position, RecordPath, Run, Shape, VisitedPath, Wanted};
+use crate::btree::{AnySlot, BTree, Position, RecordPath, Run, Shape, VisitedPath, Wanted};
 use crate::error::OutOfMemory;
 use crate::host::DefaultPlatform;
 use crate::lock::Watermark;
@@ -34,8 +33,6 @@ use crate::sync::{AtomicU32, Relaxed, const_unless_model};
 pub(crate) struct Map<T, P: Platform> {
     state: SpaceState<P>,
     tree: BTree,
-    /// Where the slots of the tree are, as soon as there was one.
-    slots: Table<Slot<T>>,
     slab: SlabRef<T, P>,
     granularity: usize,
     /// Not 0 if it was abandoned after a fork.
@@ -65,7 +62,6 @@ impl<T, P: Platform> Map<T, P> {
             Self {
                 state: SpaceState::new(),
                 tree: BTree::new(),
-                slots: Table::empty(),
                 slab,
                 granularity,
                 abandoned: AtomicU32::new(0),
@@ -135,9 +131,9 @@ impl<T, P: Platform> Map<T, P> {
         addr: usize,
         path: &mut impl RecordPath<'s>,
     ) -> Option<&'s Slot<T>> {
-        let raw = self.tree.walk(addr, path)?;
-        // SAFETY: out of a word of the tree, loaded with acquire; of this slab, by M1.
-        Some(self.slots.get(unsafe { Idx::from_raw(raw) }))
+        let slot = self.tree.walk(addr, path)?;
+        // SAFETY: A1: out of a word of the tree, loaded with acquire; of this slab, by M1.
+        Some(unsafe { slot.get() })
     }
 
     /// Walks, with no lock, to the first slot at or above `addr`; as little reliable.
@@ -146,9 +142,9 @@ impl<T, P: Platform> Map<T, P> {
         addr: usize,
         path: &mut impl RecordPath<'s>,
     ) -> Option<&'s Slot<T>> {
-        let raw = self.tree.walk_from(addr, path)?;
+        let slot = self.tree.walk_from(addr, path)?;
         // SAFETY: as in `walk`.
-        Some(self.slots.get(unsafe { Idx::from_raw(raw) }))
+        Some(unsafe { slot.get() })
     }
 
     /// Whether what walks found is what the map held when the edits up to `watermark` were
@@ -238,19 +234,24 @@ impl<T, P: Platform> Map<T, P> {
     }
 }
 
+/// The slot, for a word of the tree.
+fn erased<T>(slot: &FreeSlot<'_, T>) -> AnySlot {
+    AnySlot::of(slot.slot())
+}
+
 /// The entry that a word of a leaf leads to.
 ///
 /// # Safety
 ///
-/// It is a word of the tree of a map that has these slots, and that map's mmap lock is held for
+/// It is a word of the tree of a map, whose slab is there for `'s` and whose mmap lock is held for
 /// `'m`.
 #[inline]
-unsafe fn entry<'s: 'm, 'm, T>(slots: &'s Table<Slot<T>>, raw: u32) -> Entry<'s, 'm, T> {
-    // SAFETY: out of a word of the tree, loaded with acquire; of this slab, by M1.
-    let index = unsafe { Idx::from_raw(raw) };
+unsafe fn entry<'s: 'm, 'm, T>(slot: AnySlot) -> Entry<'s, 'm, T> {
+    // SAFETY: A1: out of a word of the tree, loaded with acquire; of this slab, by M1.
+    let slot = unsafe { slot.get() };
     // SAFETY: T3, as the caller says. Unique access to a payload is given out only by `Edit`, which
     // is borrowed mutably for as long.
-    unsafe { Entry::new(slots.get(index), index) }
+    unsafe { Entry::new(slot) }
 }
 
 impl<T, P: Platform> Drop for Map<T, P> {
@@ -278,16 +279,11 @@ impl<T, P: Platform> Drop for Map<T, P> {
             // Nothing else looks at the slots or the tree: they end as they are.
             SlabRef::Own(_) => {
                 let _edit = self.write();
-                let slots = &self.slots;
-                let mut at = self.tree.root().map(|(root, nodes)| {
-                    let mut at = Position::at_root(root, nodes);
-                    at.seek(0);
-                    at
-                });
+                let mut at = self.tree.seek(0);
                 let payloads = core::iter::from_fn(move || {
                     let here = at.as_mut()?;
                     // SAFETY: a word of this map's tree, whose mmap lock is held.
-                    let entry = unsafe { entry(slots, here.slot()?) };
+                    let entry = unsafe { entry::<T>(here.slot()?) };
                     if !here.next() {
                         at = None;
                     }
@@ -339,10 +335,10 @@ impl<'s, T, P: Platform> Vmas<'s, T, P> {
 
     /// The entry that a word of the tree leads to.
     #[inline]
-    fn entry(&self, raw: u32) -> Entry<'s, '_, T> {
+    fn entry(&self, slot: AnySlot) -> Entry<'s, '_, T> {
         // SAFETY: a word of this map's tree; by M2 its mmap lock is held as long as `self` is
         // borrowed.
-        unsafe { entry(&self.map.slots, raw) }
+        unsafe { entry(slot) }
     }
 
     /// The entry that starts at `addr` or last before it.
@@ -527,10 +523,7 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
                 at.leave_for(addr);
                 at
             }
-            none => {
-                let (root, nodes) = self.map.tree.root()?;
-                none.insert(Position::at_root(root, nodes))
-            }
+            none => none.insert(Position::at_root(self.map.tree.root()?)),
         };
         at.seek(addr);
         Some(at)
@@ -549,11 +542,10 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
     /// says so. No user code may run meanwhile.
     #[inline]
     pub(crate) fn visit(&mut self, span: Span, mut visit: impl FnMut(Entry<'s, 'm, T>) -> bool) {
-        let slots = &self.map.slots;
         let Some(at) = self.seek(span.start) else { return };
         while let Some(slot) = at.slot() {
             // SAFETY: a word of this map's tree; the section is borrowed for `'m`.
-            let entry: Entry<'s, 'm, T> = unsafe { entry(slots, slot) };
+            let entry: Entry<'s, 'm, T> = unsafe { entry(slot) };
             let vma = entry.span();
             // The first may lie before the span.
             let shown = vma.start < span.end && (vma.end <= span.start || visit(entry));
@@ -568,7 +560,7 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
     fn here(&self) -> Option<Entry<'s, 'm, T>> {
         let slot = self.at.as_ref()?.slot()?;
         // SAFETY: a word of this map's tree; the section is borrowed for `'m`.
-        Some(unsafe { entry(&self.map.slots, slot) })
+        Some(unsafe { entry(slot) })
     }
 
     /// The entry that holds `addr`, which is probably near.
@@ -604,12 +596,11 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
     #[inline(always)]
     pub(crate) fn link_sought(&mut self, span: Span) -> Result<FreeSlot<'s, T>, OutOfMemory> {
         let slot = FreeSlot::alloc(self.slab.slots(), self.section)?;
-        let raw = slot.index().raw();
         if let Some(at) = self.at.as_ref().filter(|at| !at.leaf_is_full()) {
-            at.insert(self.section.edit(), span.start, raw, span.len());
+            at.insert(self.section.edit(), span.start, erased(&slot), span.len());
             return Ok(slot);
         }
-        match self.insert_beyond_leaf(span, slot.index()) {
+        match self.insert_beyond_leaf(span, erased(&slot)) {
             Ok(()) => Ok(slot),
             Err(OutOfMemory) => {
                 slot.give_back(self.slab.slots(), self.section);
@@ -619,17 +610,16 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
     }
 
     /// Inserts a slot for `span`, which was sought, where the leaf is full or there is none.
-    fn insert_beyond_leaf(&mut self, span: Span, slot: Idx<Slot<T>>) -> Result<(), OutOfMemory> {
+    fn insert_beyond_leaf(&mut self, span: Span, slot: AnySlot) -> Result<(), OutOfMemory> {
         let (tree, nodes) = (&self.map.tree, self.slab.node_arena());
         if let Some(at) = &mut self.at
             && tree.split_leaf(nodes, self.section, at, span.start)?
         {
             self.shape = tree.shape();
-            at.insert(self.section.edit(), span.start, slot.raw(), span.len());
+            at.insert(self.section.edit(), span.start, slot, span.len());
             return Ok(());
         }
-        self.map.slots.copy(self.slab.slots().arena(), slot, self.section);
-        tree.insert(nodes, self.section, span.start, slot.raw(), span.len())
+        tree.insert(nodes, self.section, span.start, slot, span.len())
     }
 
     /// Links a free slot for `span`, to be attached at once, if nothing is there; where it follows
@@ -646,7 +636,7 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
             && !at.leaf_is_full()
         {
             let slot = FreeSlot::alloc(self.slab.slots(), self.section)?;
-            run.insert(at, self.section.edit(), slot.index().raw(), span);
+            run.insert(at, self.section.edit(), erased(&slot), span);
             return Ok(Some(slot));
         }
         if !is_free && !self.seek_free(span) {
@@ -691,9 +681,9 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
         emptied: Emptied<'s, T>,
         slot: &FreeSlot<'s, T>,
     ) {
-        let (raw, edit) = (slot.index().raw(), self.section.edit());
+        let edit = self.section.edit();
         if let Some(at) = self.seek(start) {
-            at.relink(edit, raw);
+            at.relink(edit, erased(slot));
         }
         emptied.detach(self.slab.slots(), self.section);
     }
@@ -737,11 +727,10 @@ impl<'s: 'm, 'm, T, P: Platform> WriteCursor<'s, 'm, T, P> {
     /// Sets the gaps right after changes within `span`: those of all that start in it, and where
     /// nothing starts with it, that of the last entry before it.
     pub(crate) fn update_gaps(&mut self, span: Span) {
-        let slots = &self.map.slots;
         let Some(at) = self.seek(span.start) else { return };
         while let Some(slot) = at.slot() {
             // SAFETY: a word of this map's tree; the section is held.
-            let vma = unsafe { entry(slots, slot) }.span();
+            let vma = unsafe { entry::<T>(slot) }.span();
             if vma.start >= span.end {
                 break; // the first of all, and behind the span
             }

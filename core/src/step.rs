@@ -112,7 +112,7 @@ steps! {
     OwnList,
     /// A thread that an exclusion refuses sleeps on the event word, not on the count.
     SeparateEvent,
-    /// A list's link is read before EXCLUDED is cleared.
+    /// A VMA is taken off its list before EXCLUDED is cleared.
     LinkBeforeClear,
     /// A waiter tests the count again after it has announced itself.
     TestAgain,

@@ -1,9 +1,9 @@
 //! Insertions and removals that change nodes above the leaf.
 
-use super::node::{FANOUT, Node, SPARSE, Target};
+use super::node::{AnySlot, FANOUT, Node, SPARSE, Target};
 use super::position::Position;
 use super::root::BTree;
-use crate::arena::{Arena, Idx};
+use crate::arena::Arena;
 use crate::error::OutOfMemory;
 use crate::lock::EditSeq;
 use crate::mm::EditSection;
@@ -26,10 +26,10 @@ impl BTree {
         let Some((parent, entry)) = above.filter(|(parent, _)| !parent.is_full()) else {
             return Ok(false);
         };
-        let right = nodes.alloc(section)?;
+        let right = nodes.get(nodes.alloc(section)?);
         self.new_shape();
         at.forget_notes();
-        split(nodes, section.edit(), parent, entry, right, key);
+        split(section.edit(), parent, entry, right, key);
         at.ascend();
         at.seek(key);
         Ok(true)
@@ -47,7 +47,7 @@ impl BTree {
         nodes: &Arena<Node, P>,
         section: &EditSection<'_, P>,
         key: usize,
-        slot: u32,
+        slot: AnySlot,
         len: usize,
     ) -> Result<(), OutOfMemory> {
         self.new_shape();
@@ -75,20 +75,20 @@ impl BTree {
         nodes: &Arena<Node, P>,
         section: &EditSection<'_, P>,
         key: usize,
-        slot: u32,
+        slot: AnySlot,
     ) -> Result<(), OutOfMemory> {
-        let root = self.root_not_full(nodes, section, key)?;
-        let mut node = nodes.get(root);
-        let mut position = Position::at_root(node, self.nodes(root));
+        let mut node = self.root_not_full(nodes, section, key)?;
+        let mut position = Position::at_root(node);
         loop {
             let mut entry = node.search(key);
             let Some(mut child) = node.child_node(entry) else { break };
-            if nodes.get(child).is_full() {
-                split(nodes, section.edit(), node, entry, nodes.alloc(section)?, key);
+            if child.is_full() {
+                let right = nodes.get(nodes.alloc(section)?);
+                split(section.edit(), node, entry, right, key);
                 entry = node.search(key);
                 child = node.child_node(entry).unwrap_or(child);
             }
-            node = nodes.get(child);
+            node = child;
             position.descend(entry, node);
         }
         position.forget_notes_of_path();
@@ -102,34 +102,34 @@ impl BTree {
     }
 
     /// The root, made if there is none and split if it is full.
-    fn root_not_full<P: Platform>(
-        &self,
-        nodes: &Arena<Node, P>,
+    fn root_not_full<'n, P: Platform>(
+        &'n self,
+        nodes: &'n Arena<Node, P>,
         section: &EditSection<'_, P>,
         key: usize,
-    ) -> Result<Idx<Node>, OutOfMemory> {
-        let Some(root) = self.root_index() else {
-            let root = nodes.alloc(section)?;
-            nodes.get(root).clear(section.edit());
-            self.set_first_root(nodes, section, root);
+    ) -> Result<&'n Node, OutOfMemory> {
+        let Some(root) = self.root() else {
+            let root = nodes.get(nodes.alloc(section)?);
+            root.clear(section.edit());
+            self.set_root(section.edit(), Target::to_node(root));
             return Ok(root);
         };
-        if !nodes.get(root).is_full() {
+        if !root.is_full() {
             return Ok(root);
         }
         let top = nodes.alloc(section)?;
         let right = match nodes.alloc(section) {
-            Ok(right) => right,
+            Ok(right) => nodes.get(right),
             Err(error) => {
                 nodes.free(top, section);
                 return Err(error);
             }
         };
-        let (node, child) = (nodes.get(top), nodes.get(root));
-        node.clear(section.edit());
-        node.insert(section.edit(), child.key(0), Target::to_node(root), child.max_gap());
+        let top = nodes.get(top);
+        top.clear(section.edit());
+        top.insert(section.edit(), root.key(0), Target::to_node(root), root.max_gap());
         self.set_root(section.edit(), Target::to_node(top));
-        split(nodes, section.edit(), node, 0, right, key);
+        split(section.edit(), top, 0, right, key);
         Ok(top)
     }
 
@@ -159,18 +159,17 @@ impl BTree {
         section: &EditSection<'_, P>,
         key: usize,
     ) {
-        let Some(root) = self.root_index() else { return };
-        let mut node = nodes.get(root);
-        let mut position = Position::at_root(node, self.nodes(root));
+        let Some(mut node) = self.root() else { return };
+        let mut position = Position::at_root(node);
         loop {
             let mut entry = node.search(key);
             let Some(mut child) = node.child_node(entry) else { break };
-            if nodes.get(child).len() <= SPARSE {
+            if child.len() <= SPARSE {
                 refill(nodes, section, node, entry);
                 entry = node.search(key);
                 child = node.child_node(entry).unwrap_or(child);
             }
-            node = nodes.get(child);
+            node = child;
             position.descend(entry, node);
         }
         position.forget_notes_of_path();
@@ -191,14 +190,13 @@ impl BTree {
 
     /// Drops a root with a single child, or an empty one.
     fn lower_root<P: Platform>(&self, nodes: &Arena<Node, P>, section: &EditSection<'_, P>) {
-        while let Some(root) = self.root_index() {
-            let node = nodes.get(root);
-            match (node.len(), node.child_node(0)) {
+        while let Some(root) = self.root() {
+            match (root.len(), root.child_node(0)) {
                 (1, Some(child)) => self.set_root(section.edit(), Target::to_node(child)),
                 (0, _) => self.set_root(section.edit(), Target::NOTHING),
                 _ => return,
             }
-            nodes.free(root, section);
+            nodes.free(nodes.index_of(root), section);
         }
     }
 }
@@ -206,16 +204,8 @@ impl BTree {
 /// Moves the upper part of `parent`'s full child at `entry` to the new node `right`, so that `key`
 /// fits: half of it, or where keys come in order, as little or as much as there may be, since
 /// what is left behind is never added to again.
-fn split<P: Platform>(
-    nodes: &Arena<Node, P>,
-    edit: EditSeq,
-    parent: &Node,
-    entry: usize,
-    right: Idx<Node>,
-    key: usize,
-) {
-    let Some(child) = parent.child_node(entry) else { return };
-    let (left, new) = (nodes.get(child), nodes.get(right));
+fn split(edit: EditSeq, parent: &Node, entry: usize, right: &Node, key: usize) {
+    let Some(left) = parent.child_node(entry) else { return };
     left.forget_notes();
     let at = if key > left.key(FANOUT - 1) {
         FANOUT - SPARSE
@@ -224,9 +214,9 @@ fn split<P: Platform>(
     } else {
         FANOUT / 2
     };
-    new.clear(edit);
-    left.copy_tail_to(edit, at, new);
-    parent.insert(edit, new.key(0), Target::to_node(right), new.max_gap());
+    right.clear(edit);
+    left.copy_tail_to(edit, at, right);
+    parent.insert(edit, right.key(0), Target::to_node(right), right.max_gap());
     left.truncate(edit, at);
     parent.set_gap(entry, left.max_gap());
 }
@@ -239,21 +229,19 @@ fn refill<P: Platform>(
     entry: usize,
 ) {
     let at = entry.saturating_sub(1);
-    let (Some(left), Some(right)) = (parent.child_node(at), parent.child_node(at + 1)) else {
-        return;
-    };
-    let (l, r, edit) = (nodes.get(left), nodes.get(right), section.edit());
+    let (Some(l), Some(r)) = (parent.child_node(at), parent.child_node(at + 1)) else { return };
+    let edit = section.edit();
     l.forget_notes();
     r.forget_notes();
     let total = l.len() + r.len();
     if total <= FANOUT {
         if !keep(Step::FreeLast) {
-            nodes.free(right, section);
+            nodes.free(nodes.index_of(r), section);
         }
         r.copy_tail_to(edit, 0, l);
         parent.remove(edit, at + 1);
         if keep(Step::FreeLast) {
-            nodes.free(right, section);
+            nodes.free(nodes.index_of(r), section);
         }
     } else {
         if l.len() < r.len() {

@@ -4,9 +4,8 @@
 //! alignment finds out how large the gaps are when only their aligned part counts, and notes the
 //! largest of each node; changes forget what is noted on their way from the root (T5).
 
-use super::node::Node;
+use super::node::{AnySlot, Node};
 use super::root::BTree;
-use crate::arena::Chunks;
 use crate::range::Span;
 
 /// The gap that is looked for in a tree.
@@ -22,29 +21,26 @@ pub(crate) struct Wanted {
 
 impl BTree {
     /// The slot with the smallest key that is followed by such a gap.
-    pub(crate) fn first_gap(&self, wanted: Wanted) -> Option<u32> {
-        let (root, nodes) = self.root()?;
-        Search { nodes, wanted, last: false }.find(root, usize::MAX)
+    pub(crate) fn first_gap(&self, wanted: Wanted) -> Option<AnySlot> {
+        Search { wanted, last: false }.find(self.root()?, usize::MAX)
     }
 
     /// The slot with the largest key that is followed by such a gap.
-    pub(crate) fn last_gap(&self, wanted: Wanted) -> Option<u32> {
-        let (root, nodes) = self.root()?;
-        Search { nodes, wanted, last: true }.find(root, usize::MAX)
+    pub(crate) fn last_gap(&self, wanted: Wanted) -> Option<AnySlot> {
+        Search { wanted, last: true }.find(self.root()?, usize::MAX)
     }
 }
 
-struct Search<'n> {
-    nodes: Chunks<'n, Node>,
+struct Search {
     wanted: Wanted,
     last: bool,
 }
 
-impl Search<'_> {
+impl Search {
     /// The first or last slot below `node`, whose last gap ends at `end`. Only the subtrees at the
     /// ends of the window may have their fitting gaps outside of it; by T4 and T5 every other one
     /// with such a gap has the slot.
-    fn find(&self, node: &Node, end: usize) -> Option<u32> {
+    fn find(&self, node: &Node, end: usize) -> Option<AnySlot> {
         let Wanted { window, size, align } = self.wanted;
         let fit = |entry: usize| {
             let (start, end) = (node.key(entry), end_of(node, entry, end));
@@ -56,7 +52,6 @@ impl Search<'_> {
                 let fits = aligned(node.gap(entry), end, align) >= size;
                 return target.slot().filter(|_| fits);
             };
-            let child = self.nodes.get(child);
             if align > 1 {
                 let inside = window.start <= start && end <= window.end;
                 let known = child.noted(align.trailing_zeros());
@@ -80,7 +75,7 @@ impl Search<'_> {
         let below = |entry| {
             let end = end_of(node, entry, end);
             match node.child_node(entry) {
-                Some(child) => self.largest(self.nodes.get(child), end),
+                Some(child) => self.largest(child, end),
                 None => aligned(node.gap(entry), end, align),
             }
         };

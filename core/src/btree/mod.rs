@@ -45,7 +45,7 @@ mod run;
 mod walk;
 
 pub(crate) use gap::Wanted;
-pub(crate) use node::Node;
+pub(crate) use node::{AnySlot, Node};
 pub(crate) use position::Position;
 pub(crate) use root::{BTree, Shape};
 pub(crate) use run::Run;

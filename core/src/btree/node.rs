@@ -1,13 +1,17 @@
 //! A node of the tree: keys and words that readers walk through while the one writer changes them.
-#![expect(unsafe_code, reason = "a word of the tree becomes an index again")]
+#![expect(unsafe_code, reason = "a word of the tree becomes a node again")]
 
+use core::marker::PhantomData;
 use core::mem::offset_of;
+use core::ptr;
 
-use crate::arena::{Idx, Object};
+use crate::arena::{Object, at};
 use crate::ledger::{NODE_FOLLOW, NODE_KEY, NODE_LINK};
 use crate::lock::{EditSeq, NodeVersion};
 use crate::step::Step;
-use crate::sync::{AtomicU32, AtomicU64, AtomicUsize, Cell, Relaxed, const_unless_model, keep};
+use crate::sync::{
+    AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Cell, Relaxed, check, const_unless_model, keep,
+};
 
 /// Entries in a node. Small in tests and under the models, so that nodes split, merge and are
 /// recycled after a few operations.
@@ -33,70 +37,118 @@ const HUGE: u64 = (1 << SIZE_BITS) - 1;
 const UNDER_MMAP_LOCK: Relaxed =
     Relaxed("noted under the mmap lock, and forgotten under it held for writing");
 
+/// Where a slot is. Of what type it is the tree's owner knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AnySlot(*const ());
+
+impl AnySlot {
+    #[inline]
+    pub(crate) fn of<O: Object>(slot: &O) -> Self {
+        const { assert!(align_of::<O>() >= 16) };
+        Self(ptr::from_ref(slot).cast())
+    }
+
+    /// The slot.
+    ///
+    /// # Safety
+    ///
+    /// As for [`at`]: it is one of these objects, and came here as A1 says.
+    #[inline(always)]
+    pub(crate) unsafe fn get<'a, O: Object>(self) -> &'a O {
+        // SAFETY: as the caller says.
+        unsafe { at(self.0.cast()) }
+    }
+
+    /// One of which the tree is never asked for more than the address.
+    #[cfg(all(test, not(pervma_model)))]
+    pub(super) fn fake(number: usize) -> Self {
+        Self(ptr::without_provenance(number << 6))
+    }
+}
+
 /// What a word of the tree points to. The kind is part of the word, so a walker that meets a
 /// recycled node never takes a node for a VMA. Kept as it is stored, and taken apart when it is
-/// asked: each kind has a bit of its own.
+/// asked.
 ///
 /// | value | meaning |
 /// |---|---|
 /// | 0 | nothing |
-/// | `index << 2 \| 1` | the node `index` |
-/// | `index << 2 \| 2` | the slot `index`; the payload's type is known to the tree's owner only |
+/// | an address, and [`NODE`] | the node that is there |
+/// | an address, and [`SLOT`] | the slot that is there |
 #[derive(Clone, Copy)]
-pub(crate) struct Target(u32);
+pub(crate) struct Target<'n>(*const (), PhantomData<&'n Node>);
 
-impl Target {
-    pub(crate) const NOTHING: Self = Self(0);
+/// The kinds of words. Nodes and slots begin at multiples of 16 (and of 64). Two bits would be
+/// enough: the other two are for [`check`].
+const NODE: usize = 0b0101;
+const SLOT: usize = 0b1010;
+/// The bits of a kind that are asked for.
+const KIND: usize = 0b0011;
+
+impl<'n> Target<'n> {
+    pub(crate) const NOTHING: Self = Self(ptr::null(), PhantomData);
 
     #[inline]
-    pub(crate) fn to_node(node: Idx<Node>) -> Self {
-        Self(node.raw() << 2 | 1)
+    pub(crate) fn to_node(node: &'n Node) -> Self {
+        Self(ptr::from_ref(node).wrapping_byte_add(NODE).cast(), PhantomData)
     }
 
     #[inline]
-    pub(crate) fn to_slot(slot: u32) -> Self {
-        Self(slot << 2 | 2)
+    pub(crate) fn to_slot(slot: AnySlot) -> Self {
+        Self(slot.0.wrapping_byte_add(SLOT), PhantomData)
+    }
+
+    #[inline(always)]
+    fn is(self, kind: usize) -> bool {
+        let is = self.0.addr() & kind & KIND != 0;
+        check(
+            !is || self.0.addr() & kind == kind,
+            "a node is taken for a VMA, or a VMA for a node",
+        );
+        is
     }
 
     /// The node, if it is one.
     #[inline(always)]
-    pub(crate) fn node(self) -> Option<Idx<Node>> {
-        // SAFETY: put in by `to_node`, and loaded with acquire.
-        (self.0 & 1 != 0).then(|| unsafe { Idx::from_raw(self.0 >> 2) })
+    pub(crate) fn node(self) -> Option<&'n Node> {
+        // SAFETY: put in by `to_node`, and loaded with acquire (A1), in a tree whose owner keeps
+        // the arena as long (M1).
+        self.is(NODE).then(|| unsafe { at(self.0.wrapping_byte_sub(NODE).cast()) })
     }
 
     /// The slot, if it is one.
     #[inline(always)]
-    pub(crate) fn slot(self) -> Option<u32> {
-        (self.0 & 2 != 0).then_some(self.0 >> 2)
+    pub(crate) fn slot(self) -> Option<AnySlot> {
+        self.is(SLOT).then(|| AnySlot(self.0.wrapping_byte_sub(SLOT)))
     }
 }
 
 /// A word of the tree.
-pub(crate) struct TreeWord(AtomicU32);
+pub(crate) struct TreeWord(AtomicPtr<()>);
 
 impl TreeWord {
     const_unless_model! {
         pub(crate) fn empty() -> Self {
-            Self(AtomicU32::new(Target::NOTHING.0))
+            Self(AtomicPtr::new(ptr::null_mut()))
         }
     }
 
     /// Loads the word as a walker does: what it points to is visible.
     #[inline(always)]
-    pub(crate) fn follow(&self) -> Target {
-        Target(self.0.load(NODE_FOLLOW))
+    pub(crate) fn follow(&self) -> Target<'_> {
+        Target(self.0.load(NODE_FOLLOW), PhantomData)
     }
 
     /// For a mutant that takes the kind of all words in a node from one of them.
-    pub(crate) fn follow_as(&self, first: &Self) -> Target {
-        Target(self.follow().0 & !3 | first.follow().0 & 3)
+    pub(crate) fn follow_as(&self, first: &Self) -> Target<'_> {
+        let kind = first.follow().0.addr() & KIND;
+        Target(self.follow().0.map_addr(|word| word & !KIND | kind), PhantomData)
     }
 
     /// Stores what the word points to.
     #[inline]
-    pub(crate) fn link(&self, target: Target) {
-        self.0.store(target.0, NODE_LINK);
+    pub(crate) fn link(&self, target: Target<'_>) {
+        self.0.store(target.0.cast_mut(), NODE_LINK);
     }
 }
 
@@ -121,7 +173,10 @@ pub(crate) struct Node {
     /// The edit that last changed a key or a word. For walkers that have found nothing.
     version: NodeVersion,
     link: Cell<u32>,
+    made: Cell<()>,
 }
+
+const _: () = assert!(align_of::<Node>() >= 16);
 
 // Gaps change more often than keys do, and walkers never ask for them: no line holds both. (The
 // nodes of tests are too small for that.)
@@ -138,15 +193,20 @@ impl Object for Node {
             notes: core::array::from_fn(|_| AtomicU64::new(0)),
             version: NodeVersion::new(),
             link: Cell::new(0),
+            made: Cell::new(()),
         }
     }
 
     fn link(&self) -> &Cell<u32> {
         &self.link
     }
+
+    fn made(&self) -> &Cell<()> {
+        &self.made
+    }
 }
 
-// SAFETY: everything but `link` is atomic, and `link` is touched only under the guard of the arena.
+// SAFETY: `link` is touched only under the guard of the arena, all else that has a value is atomic.
 unsafe impl Sync for Node {}
 // SAFETY: nothing in a node belongs to a thread.
 unsafe impl Send for Node {}
@@ -260,7 +320,7 @@ impl Node {
 
     /// The node below an entry; `None` in a leaf.
     #[inline]
-    pub(crate) fn child_node(&self, entry: usize) -> Option<Idx<Node>> {
+    pub(crate) fn child_node(&self, entry: usize) -> Option<&Self> {
         self.children[entry].follow().node()
     }
 
@@ -296,13 +356,13 @@ impl Node {
     }
 
     /// Makes the word of an entry point to something else.
-    pub(crate) fn relink(&self, edit: EditSeq, entry: usize, target: Target) {
+    pub(crate) fn relink(&self, edit: EditSeq, entry: usize, target: Target<'_>) {
         self.version.set(edit);
         self.children[entry].link(target);
     }
 
     /// Inserts an entry at its place in a node that is not full.
-    pub(crate) fn insert(&self, edit: EditSeq, key: usize, target: Target, gap: usize) {
+    pub(crate) fn insert(&self, edit: EditSeq, key: usize, target: Target<'_>, gap: usize) {
         self.version.set(edit);
         let len = self.len();
         let mut at = len;

@@ -1,8 +1,7 @@
 //! Where the writer is in the tree.
 
-use super::node::{Node, SPARSE, Target};
+use super::node::{AnySlot, Node, SPARSE, Target};
 use super::root::{BTree, MAX_DEPTH};
-use crate::arena::Chunks;
 use crate::lock::EditSeq;
 use crate::range::Span;
 
@@ -17,17 +16,15 @@ pub(crate) struct Position<'n> {
     entries: [u8; MAX_DEPTH],
     /// How many there are.
     depth: usize,
-    /// Where all nodes are.
-    all: Chunks<'n, Node>,
 }
 
 impl<'n> Position<'n> {
     /// At the root, from where [`seek`](Self::seek) goes on. A position is made where it is used
     /// and not passed on: it is large.
     #[inline(always)]
-    pub(crate) fn at_root(root: &'n Node, all: Chunks<'n, Node>) -> Self {
+    pub(crate) fn at_root(root: &'n Node) -> Self {
         let (nodes, entries) = ([root; MAX_DEPTH], [0; MAX_DEPTH]);
-        Self { leaf: root, entry: 0, nodes, entries, depth: 0, all }
+        Self { leaf: root, entry: 0, nodes, entries, depth: 0 }
     }
 
     /// Goes to the root, unless `addr` is among the keys of this leaf.
@@ -43,11 +40,10 @@ impl<'n> Position<'n> {
     /// are below the last node.
     #[inline]
     pub(crate) fn seek(&mut self, addr: usize) {
-        let all = self.all;
         loop {
             self.entry = self.leaf.search(addr);
             let Some(child) = self.leaf.child_node(self.entry) else { return };
-            self.descend(self.entry, all.get(child));
+            self.descend(self.entry, child);
         }
     }
 
@@ -93,9 +89,9 @@ impl<'n> Position<'n> {
         (0..self.depth).rev().map(|step| (self.nodes[step], usize::from(self.entries[step])))
     }
 
-    /// The node or slot that the entry's word points to.
+    /// The slot that the entry's word points to.
     #[inline]
-    pub(crate) fn slot(&self) -> Option<u32> {
+    pub(crate) fn slot(&self) -> Option<AnySlot> {
         let (leaf, entry) = self.last();
         leaf.child(entry).follow().slot()
     }
@@ -121,7 +117,7 @@ impl<'n> Position<'n> {
         }
         (self.leaf, self.entry, self.depth) = (node, entry + 1, depth);
         while let Some(child) = self.leaf.child_node(self.entry) {
-            self.descend(self.entry, self.all.get(child));
+            self.descend(self.entry, child);
             self.entry = 0;
         }
         true
@@ -179,7 +175,7 @@ impl<'n> Position<'n> {
     /// Inserts an entry beside this one, which is that with the largest key below the new one's, or
     /// else the first of all, into a leaf that is not [full](Self::leaf_is_full).
     #[inline(always)]
-    pub(crate) fn insert(&self, edit: EditSeq, key: usize, slot: u32, len: usize) {
+    pub(crate) fn insert(&self, edit: EditSeq, key: usize, slot: AnySlot, len: usize) {
         let (leaf, entry) = self.last();
         self.forget_notes();
         if key < leaf.key(entry) {
@@ -204,7 +200,7 @@ impl<'n> Position<'n> {
         &mut self,
         edit: EditSeq,
         key: usize,
-        slot: u32,
+        slot: AnySlot,
         [before, behind]: [usize; 2],
     ) {
         debug_assert!(!self.leaf.has_notes(), "what was inserted before has forgotten them");
@@ -215,7 +211,7 @@ impl<'n> Position<'n> {
 
     /// Makes the entry's word point to another slot.
     #[inline]
-    pub(crate) fn relink(&self, edit: EditSeq, slot: u32) {
+    pub(crate) fn relink(&self, edit: EditSeq, slot: AnySlot) {
         let (leaf, entry) = self.last();
         leaf.relink(edit, entry, Target::to_slot(slot));
     }
@@ -294,8 +290,7 @@ impl BTree {
     /// The entry with the largest key not above `addr`, or else the first.
     #[inline]
     pub(crate) fn seek(&self, addr: usize) -> Option<Position<'_>> {
-        let (root, nodes) = self.root()?;
-        let mut position = Position::at_root(root, nodes);
+        let mut position = Position::at_root(self.root()?);
         position.seek(addr);
         Some(position)
     }

@@ -1,10 +1,7 @@
 //! The root of a tree.
 
 use super::node::{FANOUT, Node, Target, TreeWord};
-use crate::arena::{Arena, Chunks, Idx, Table};
 use crate::lock::{EditSeq, NodeVersion, Watermark};
-use crate::mm::EditSection;
-use crate::platform::Platform;
 use crate::sync::{AtomicU64, Relaxed, const_unless_model};
 
 /// As many nodes as a path can have: every node but the root keeps [`SPARSE`](super::node::SPARSE)
@@ -15,8 +12,6 @@ pub(crate) const MAX_DEPTH: usize = if FANOUT < 16 { 32 } else { 16 };
 /// The root of a tree; the nodes are in an arena.
 pub(crate) struct BTree {
     root: TreeWord,
-    /// Where the nodes are, as soon as there was one.
-    nodes: Table<Node>,
     /// The edit that last changed the root.
     version: NodeVersion,
     /// See [`Shape`]; for the writer.
@@ -32,14 +27,13 @@ impl BTree {
         pub(crate) fn new() -> Self {
             Self {
                 root: TreeWord::empty(),
-                nodes: Table::empty(),
                 version: NodeVersion::new(),
                 shape: AtomicU64::new(0),
             }
         }
     }
 
-    pub(super) fn set_root(&self, edit: EditSeq, target: Target) {
+    pub(super) fn set_root(&self, edit: EditSeq, target: Target<'_>) {
         self.version.set(edit);
         self.root.link(target);
     }
@@ -51,39 +45,14 @@ impl BTree {
 
     /// The target of the root: a node, or nothing.
     #[inline(always)]
-    pub(super) fn root_target(&self) -> Target {
+    pub(super) fn root_target(&self) -> Target<'_> {
         self.root.follow()
     }
 
-    /// The index of the root, unless the tree is empty.
+    /// The root, unless the tree is empty.
     #[inline]
-    pub(super) fn root_index(&self) -> Option<Idx<Node>> {
+    pub(crate) fn root(&self) -> Option<&Node> {
         self.root.follow().node()
-    }
-
-    /// The root and all nodes, unless the tree is empty.
-    #[inline]
-    pub(crate) fn root(&self) -> Option<(&Node, Chunks<'_, Node>)> {
-        let root = self.root_index()?;
-        let nodes = self.nodes(root);
-        Some((nodes.get(root), nodes))
-    }
-
-    /// The nodes, for the holder of the index of one of them.
-    #[inline(always)]
-    pub(super) fn nodes(&self, node: Idx<Node>) -> Chunks<'_, Node> {
-        self.nodes.chunks(node)
-    }
-
-    /// Makes `root` the first root there is: from now on walkers find the nodes of its arena.
-    pub(super) fn set_first_root<P: Platform>(
-        &self,
-        nodes: &Arena<Node, P>,
-        section: &EditSection<'_, P>,
-        root: Idx<Node>,
-    ) {
-        self.nodes.copy(nodes, root, section);
-        self.set_root(section.edit(), Target::to_node(root));
     }
 
     /// The shape it has.

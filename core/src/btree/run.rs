@@ -1,6 +1,6 @@
 //! Insertions one behind the other: the writer stays where it is.
 
-use super::node::Node;
+use super::node::{AnySlot, Node};
 use super::position::Position;
 use super::root::MAX_DEPTH;
 use crate::lock::EditSeq;
@@ -33,7 +33,13 @@ impl Run {
     /// Inserts what the run [goes on with](Self::goes_on_with) into a leaf that is not full. The
     /// position is at the entry before, and goes to the new one.
     #[inline]
-    pub(crate) fn insert(&mut self, at: &mut Position<'_>, edit: EditSeq, slot: u32, span: Span) {
+    pub(crate) fn insert(
+        &mut self,
+        at: &mut Position<'_>,
+        edit: EditSeq,
+        slot: AnySlot,
+        span: Span,
+    ) {
         let others = self.others.get_or_insert_with(|| {
             let mut others = [0; MAX_DEPTH + 1];
             let path = core::iter::once(at.last()).chain(at.above());

@@ -4,20 +4,20 @@ use std::collections::BTreeMap;
 
 use super::node::{FANOUT, NO_KEY, Node, Target};
 use super::*;
-use crate::arena::{Arena, Chunks, Users};
+use crate::arena::{Arena, Users};
 use crate::host::StdPlatform;
 use crate::mm::SpaceState;
 use crate::range::Span;
 
 /// A key, its slot and its gap.
-type Entry = (usize, (u32, usize));
+type Entry = (usize, (AnySlot, usize));
 
 impl BTree {
     /// Panics unless T1, T2, T4 and T5 hold; returns the entries in order.
     pub(crate) fn checked(&self) -> Vec<Entry> {
         let mut entries = Vec::new();
-        if let Some((root, nodes)) = self.root() {
-            check(nodes, root, usize::MAX, &mut entries);
+        if let Some(root) = self.root() {
+            check(root, usize::MAX, &mut entries);
         }
         assert!(entries.is_sorted_by(|a, b| a.0 < b.0), "T1: {entries:?}");
         entries
@@ -25,7 +25,7 @@ impl BTree {
 }
 
 /// The depth below `node`, whose last gap ends at `end`.
-fn check(nodes: Chunks<'_, Node>, node: &Node, end: usize, entries: &mut Vec<Entry>) -> usize {
+fn check(node: &Node, end: usize, entries: &mut Vec<Entry>) -> usize {
     assert!((node.len()..FANOUT).all(|unused| node.key(unused) == NO_KEY));
     let first = entries.len();
     let mut depths = (0..node.len()).map(|entry| {
@@ -36,9 +36,9 @@ fn check(nodes: Chunks<'_, Node>, node: &Node, end: usize, entries: &mut Vec<Ent
             entries.push((node.key(entry), (slot, node.gap(entry))));
             return 0;
         };
-        let (child, smallest) = (nodes.get(child), entries.len());
+        let smallest = entries.len();
         assert!(child.has_notes() || !node.has_notes(), "T5: none below a node that has notes");
-        let depth = 1 + check(nodes, child, end, entries);
+        let depth = 1 + check(child, end, entries);
         let below = &entries[smallest..];
         assert_eq!(below[0].0, node.key(entry), "T1: the smallest key below");
         let largest = below.iter().map(|&(_, (_, gap))| gap).max();
@@ -89,15 +89,18 @@ fn an_inner_node_comes_back_as_the_root_of_another_tree() {
     let section = state.write();
     let (tree, other) = (BTree::new(), BTree::new());
     for key in 0..=FANOUT {
-        tree.insert(&nodes, &section, key, key as u32, 1).unwrap();
+        tree.insert(&nodes, &section, key, AnySlot::fake(key), 1).unwrap();
     }
     for key in 1..=FANOUT {
         // Until one leaf is left, and the inner node is free.
         tree.remove(&nodes, &section, key, false);
     }
-    other.insert(&nodes, &section, 90, 9, usize::MAX - 97).unwrap();
+    other.insert(&nodes, &section, 90, AnySlot::fake(9), usize::MAX - 97).unwrap();
     let entries = (tree.checked(), other.checked());
-    assert_eq!(entries, (vec![(0, (0, usize::MAX - 1))], vec![(90, (9, 7))]));
+    assert_eq!(
+        entries,
+        (vec![(0, (AnySlot::fake(0), usize::MAX - 1))], vec![(90, (AnySlot::fake(9), 7))])
+    );
 }
 
 /// B34. What a walker can meet where nodes are recycled under it.
@@ -105,12 +108,12 @@ fn an_inner_node_comes_back_as_the_root_of_another_tree() {
 fn a_walk_in_circles_ends() {
     let ((nodes, state), tree) = (arena(), BTree::new());
     let section = state.write();
-    let root = nodes.alloc(&section).unwrap();
-    nodes.get(root).clear(section.edit());
+    let root = nodes.get(nodes.alloc(&section).unwrap());
+    root.clear(section.edit());
     for key in 1..=FANOUT {
-        nodes.get(root).insert(section.edit(), key, Target::to_node(root), 0);
+        root.insert(section.edit(), key, Target::to_node(root), 0);
     }
-    tree.set_first_root(&nodes, &section, root);
+    tree.set_root(section.edit(), Target::to_node(root));
     for addr in [0, 1, 2, usize::MAX] {
         assert_eq!(
             (tree.walk(addr, &mut PathDown::empty()), tree.walk_from(addr, &mut ())),
@@ -126,11 +129,12 @@ fn long_random_edits_agree_with_a_map() {
         // Two trees in one arena, so that the nodes of one become those of the other.
         let ((nodes, state), trees) = (arena(), [BTree::new(), BTree::new()]);
         let section = state.write();
-        let mut maps = [BTreeMap::<usize, (u32, usize)>::new(), BTreeMap::new()];
+        let mut maps = [BTreeMap::<usize, (AnySlot, usize)>::new(), BTreeMap::new()];
         let mut dice = Dice(seed);
         for step in 0..steps {
             let which = dice.roll(2) as usize;
             let (tree, map) = (&trees[which], &mut maps[which]);
+            let new = AnySlot::fake(step as usize);
             // Grows and shrinks in turn, so that every depth is passed both ways.
             let insert =
                 dice.roll(10) < if (step / 500 + which as u32).is_multiple_of(2) { 7 } else { 3 };
@@ -141,14 +145,14 @@ fn long_random_edits_agree_with_a_map() {
             let at = tree.seek(key).filter(|_| dice.roll(2) == 0);
             if insert && !map.contains_key(&key) {
                 match at.filter(|at| !at.leaf_is_full()) {
-                    Some(at) => at.insert(section.edit(), key, step, len),
-                    None => tree.insert(&nodes, &section, key, step, len).unwrap(),
+                    Some(at) => at.insert(section.edit(), key, new, len),
+                    None => tree.insert(&nodes, &section, key, new, len).unwrap(),
                 }
                 // Where it lies in what the entry before holds, that ends here.
                 if let Some((before, held)) = map.range_mut(..key).next_back() {
                     held.1 = held.1.min(key - before);
                 }
-                map.insert(key, (step, len));
+                map.insert(key, (new, len));
             } else if !insert {
                 let kept = dice.roll(2) == 0;
                 match at.filter(|at| at.key() == key && at.leaf_is_not_sparse()) {

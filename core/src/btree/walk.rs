@@ -1,6 +1,6 @@
 //! Walks of readers, which take no lock and trust nothing.
 
-use super::node::Node;
+use super::node::{AnySlot, Node};
 use super::root::{BTree, MAX_DEPTH};
 use crate::ledger::HOLE_CHECK;
 use crate::lock::Watermark;
@@ -82,12 +82,14 @@ impl BTree {
 
     /// The slot with the largest key not above `addr`, or nothing; see the guarantee.
     #[cfg_attr(not(debug_assertions), inline(always))]
-    pub(crate) fn walk<'n, R: RecordPath<'n>>(&'n self, addr: usize, path: &mut R) -> Option<u32> {
+    pub(crate) fn walk<'n, R: RecordPath<'n>>(
+        &'n self,
+        addr: usize,
+        path: &mut R,
+    ) -> Option<AnySlot> {
         let mut target = self.root_target();
-        let root = target.node()?;
-        let nodes = self.nodes(root);
         if R::VALIDATED {
-            let root = nodes.get(root);
+            let root = target.node()?;
             if !root.is_up_to(0, addr) {
                 path.visit(root);
                 return None; // by T1 they are all above
@@ -95,7 +97,6 @@ impl BTree {
         }
         for _ in 0..MAX_DEPTH {
             let Some(node) = target.node() else { break };
-            let node = nodes.get(node);
             path.visit(node);
             let word = node.child(node.search(addr));
             target =
@@ -110,13 +111,11 @@ impl BTree {
         &'n self,
         addr: usize,
         path: &mut impl RecordPath<'n>,
-    ) -> Option<u32> {
+    ) -> Option<AnySlot> {
         let mut right = None; // the subtree next to the path
         let mut target = self.root_target();
-        let nodes = self.nodes(target.node()?);
         for _ in 0..=MAX_DEPTH {
             let Some(node) = target.node() else { break };
-            let node = nodes.get(node);
             path.visit(node);
             let before = addr.checked_sub(1).map(|last| (node.search(last), last));
             let before = before.filter(|&(entry, last)| node.is_up_to(entry, last));
@@ -128,7 +127,6 @@ impl BTree {
         let mut target = right?.follow();
         for _ in 0..=MAX_DEPTH {
             let Some(node) = target.node() else { break };
-            let node = nodes.get(node);
             path.visit(node);
             target = node.child(0).follow();
         }

@@ -26,7 +26,6 @@ use crate::vma_id::VmaId;
 /// space for as long as `'m`. Its slot lives as long as `'s`.
 pub(crate) struct Entry<'s, 'm, T> {
     slot: &'s Slot<T>,
-    index: Idx<Slot<T>>,
     _section: PhantomData<&'m ()>,
 }
 
@@ -35,12 +34,11 @@ impl<'s: 'm, 'm, T> Entry<'s, 'm, T> {
     ///
     /// # Safety
     ///
-    /// `index` names `slot`. It is attached to the space whose mmap lock is held for `'m`, and
-    /// while the result or anything borrowed from it lives, no other handle gives unique access to
-    /// its payload.
+    /// It is attached to the space whose mmap lock is held for `'m`, and while the result or
+    /// anything borrowed from it lives, no other handle gives unique access to its payload.
     #[inline]
-    pub(crate) unsafe fn new(slot: &'s Slot<T>, index: Idx<Slot<T>>) -> Self {
-        Self { slot, index, _section: PhantomData }
+    pub(crate) unsafe fn new(slot: &'s Slot<T>) -> Self {
+        Self { slot, _section: PhantomData }
     }
 
     /// The range.
@@ -63,8 +61,8 @@ impl<'s: 'm, 'm, T> Entry<'s, 'm, T> {
 
     /// The VMA, unless the range is only reserved.
     pub(crate) fn vma(self) -> Option<Attached<'s, 'm, T>> {
-        let Self { slot, index, _section } = self;
-        (!self.is_reserved()).then_some(Attached { slot, index, _section })
+        let Self { slot, _section } = self;
+        (!self.is_reserved()).then_some(Attached { slot, _section })
     }
 
     /// Acquires it for a reader that holds the mmap lock for reading; the read lock may outlive
@@ -109,7 +107,8 @@ impl<'s: 'm, 'm, T> Entry<'s, 'm, T> {
         if keep(Step::DrainOnDrop) {
             self.slot.lock.wait_drained::<P>(None);
         }
-        let emptied = Emptied { slot: self.slot, index: self.index, outlives_edit: false };
+        let index = slots.arena().index_of(self.slot);
+        let emptied = Emptied { slot: self.slot, index, outlives_edit: false };
         // SAFETY: drained, and there is no other handle.
         (self.vma().map(|vma| unsafe { vma.take() }), emptied)
     }
@@ -153,7 +152,6 @@ impl<T> Waiter<'_, T> {
 /// A VMA whose fields are stable: the mmap lock is held for `'m`, or the caller excludes it.
 pub(crate) struct Attached<'s, 'm, T> {
     slot: &'s Slot<T>,
-    index: Idx<Slot<T>>,
     _section: PhantomData<&'m ()>,
 }
 
@@ -332,7 +330,8 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
             return false;
         }
         vma.slot.lock.exclude();
-        self.append(vma.slot, vma.index);
+        // SAFETY: S3: we have set X in it, so the link is ours.
+        self.append(vma.slot, unsafe { vma.slot.index() });
         self.is_idle &= vma.slot.lock.is_drained();
         true
     }
@@ -346,7 +345,8 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
     ) -> bool {
         let idle = self.slots.try_exclude_idle(&vma.slot.lock, section);
         if idle {
-            self.append(vma.slot, vma.index);
+            // SAFETY: S3, as in `push_unscanned`.
+            self.append(vma.slot, unsafe { vma.slot.index() });
         }
         idle
     }
@@ -373,6 +373,15 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         let next = self.slots.get(index).link.with(|link| unsafe { *link });
         // SAFETY: stored by `set_next`, out of an index (A1).
         next.checked_sub(1).map(|raw| unsafe { Idx::from_raw(raw) })
+    }
+
+    /// Takes a VMA off the list (S5); the one that is behind it.
+    #[inline]
+    fn take_off(&self, index: Idx<Slot<T>>) -> Option<Idx<Slot<T>>> {
+        let next = self.next(index);
+        // SAFETY: S3: we have set X in it, so the link is ours.
+        unsafe { self.slots.get(index).set_index(index) };
+        next
     }
 
     /// Puts the last VMA first, and so on.
@@ -410,7 +419,7 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
     }
 
     fn attached(&self, index: Idx<Slot<T>>) -> Attached<'s, '_, T> {
-        Attached { slot: self.slots.get(index), index, _section: PhantomData }
+        Attached { slot: self.slots.get(index), _section: PhantomData }
     }
 
     fn all(&self) -> impl Iterator<Item = Idx<Slot<T>>> + Clone {
@@ -434,7 +443,7 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         while let Some(index) = self.first {
             let lock = &self.slots.get(index).lock;
             lock.wait_drained::<P>(None);
-            self.first = self.next(index);
+            self.first = self.take_off(index);
             lock.lock_until_end_of(section.edit());
         }
     }
@@ -447,7 +456,7 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         T: 'm,
     {
         (self.first, self.last, self.len, self.is_idle) = (None, None, 0, false);
-        entries.for_each(|entry| self.append(entry.slot, entry.index));
+        entries.for_each(|entry| self.append(entry.slot, self.slots.arena().index_of(entry.slot)));
     }
 
     /// Takes the first VMA off the list, once it is drained: its range, its payload, and what is
@@ -458,7 +467,7 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
         waited: impl FnOnce(),
     ) -> Option<(Span, T, Emptied<'s, T>)> {
         let index = self.first?;
-        self.first = self.next(index);
+        self.first = self.take_off(index);
         if self.first.is_none() {
             self.last = None;
         }
@@ -468,7 +477,7 @@ impl<'s, T, P: Platform> Excluded<'s, T, P> {
             slot.lock.wait_drained::<P>(None);
             waited();
         }
-        let vma = Attached { slot, index, _section: PhantomData };
+        let vma = Attached { slot, _section: PhantomData };
         // SAFETY: drained, and the list was the only handle.
         let (span, payload) = (vma.span(), unsafe { vma.take() });
         Some((span, payload, Emptied { slot, index, outlives_edit: self.outlives_edit }))
@@ -494,13 +503,13 @@ impl<T, P: Platform> Drop for Excluded<'_, T, P> {
         while let Some(index) = self.first {
             let lock = &self.slots.get(index).lock;
             if keep(Step::LinkBeforeClear) {
-                self.first = self.next(index);
+                self.first = self.take_off(index);
             }
             if keep(Step::ClearExcluded) {
                 end_exclusion::<P>(lock, self.outlives_edit, VmaLock::clear_excluded);
             }
             if !keep(Step::LinkBeforeClear) {
-                self.first = self.next(index);
+                self.first = self.take_off(index);
             }
         }
         signal_fence(); // an exclusion's thread forgets it then, not before
@@ -624,7 +633,11 @@ impl<'s, T> FreeSlot<'s, T> {
         section: &EditSection<'_, P>,
     ) -> Result<Self, OutOfMemory> {
         let index = slots.arena().alloc(section)?;
-        Ok(Self { slot: slots.get(index), index })
+        let slot = slots.get(index);
+        signal_fence(); // not before the arena has given it away: see `Arena::renew`
+        // SAFETY: S2: it is ours, and so is its link while it is not free.
+        unsafe { slot.set_index(index) };
+        Ok(Self { slot, index })
     }
 
     /// Makes it free again. The tree does not lead here.
@@ -632,10 +645,10 @@ impl<'s, T> FreeSlot<'s, T> {
         slots.arena().free(self.index, section);
     }
 
-    /// The index that a word of the tree will hold.
+    /// The slot, for a word of the tree.
     #[inline]
-    pub(crate) fn index(&self) -> Idx<Slot<T>> {
-        self.index
+    pub(crate) fn slot(&self) -> &'s Slot<T> {
+        self.slot
     }
 
     /// Attaches a new VMA to the space under edit, write-locked: no reader is admitted before the

@@ -8,7 +8,7 @@
 //! | `space` | a reference (`refcnt` raised), or the mmap lock of the space it names | being free (before attach); drained |
 //! | `generation` | as `space` | drained, about to be detached |
 //! | `span`, `payload` | a read lock, one's own X, or the mmap lock | being free; write-locked; drained |
-//! | `link` | what the list is guarded by that the slot is on | the same: the guard of the arena (A3) for the free list; one's own X for an [`Excluded`](super::Excluded) list; owning the reservation for the deferred releases |
+//! | `link` | what the list is guarded by that the slot is on: the guard of the arena (A3) for the free list; one's own X for an [`Excluded`](super::Excluded) list; owning the reservation for the deferred releases. On no list (S5): one's own X | the same, and between being free and attached |
 //!
 //! # Invariants
 //!
@@ -19,6 +19,9 @@
 //!   finds X set by another does not change the VMA, so each stays attached to its space,
 //!   unchanged.
 //! - **S4** A slot is attached at most once under each `generation`.
+//! - **S5** The `link` of an attached VMA that is on no list is its own index, complemented: a
+//!   number that no list stores. It is so from when the slot is allocated; only a reservation that
+//!   was given up keeps the link of its list.
 #![expect(unsafe_code, reason = "slots are shared among threads as the table above says")]
 
 use core::mem::MaybeUninit;
@@ -31,7 +34,7 @@ use crate::mm::EditSection;
 use crate::platform::Platform;
 use crate::range::Span;
 use crate::step::Step;
-use crate::sync::{Cell, const_unless_model, keep};
+use crate::sync::{Cell, check, const_unless_model, keep};
 use crate::vma_id::VmaId;
 
 /// The size of the largest payload, in bytes. A change without optimisation has some 60 of them on
@@ -53,7 +56,7 @@ impl<T, P: Platform> Slots<T, P> {
         }
     }
 
-    /// The slots as an arena, for a map to [copy](crate::arena::Table::copy) where they are.
+    /// The slots as an arena.
     pub(crate) fn arena(&self) -> &Arena<Slot<T>, P> {
         &self.arena
     }
@@ -111,10 +114,11 @@ pub(crate) struct Slot<T> {
     pub(super) span: Cell<Span>,
     pub(super) space: Cell<SpaceId>,
     pub(super) payload: Cell<MaybeUninit<T>>,
-    /// The next slot on the list that this one is on, plus 1; 0 at the end.
+    /// The next slot on the list that this one is on, plus 1, or 0 at the end; on none, see S5.
     pub(super) link: Cell<u32>,
     /// How many VMAs have lived here before.
     pub(super) generation: Cell<u32>,
+    made: Cell<()>,
 }
 
 // A VMA with a payload of 16 bytes takes one cache line.
@@ -132,11 +136,16 @@ impl<T> Object for Slot<T> {
             payload: Cell::new(MaybeUninit::uninit()),
             link: Cell::new(0),
             generation: Cell::new(0),
+            made: Cell::new(()),
         }
     }
 
     fn link(&self) -> &Cell<u32> {
         &self.link
+    }
+
+    fn made(&self) -> &Cell<()> {
+        &self.made
     }
 }
 
@@ -194,6 +203,31 @@ impl<T> Slot<T> {
             unsafe { *generation = next };
             next == 0
         })
+    }
+
+    /// Its index, of a slot that is on no list.
+    ///
+    /// # Safety
+    ///
+    /// The link is the caller's.
+    #[inline]
+    pub(super) unsafe fn index(&self) -> Idx<Self> {
+        // SAFETY: as the caller says.
+        let raw = self.link.with(|link| unsafe { !*link });
+        check(raw < 1 << 30, "S5: a slot without its index");
+        // SAFETY: S5: the complement of an index, which came here with the link (A1).
+        unsafe { Idx::from_raw(raw) }
+    }
+
+    /// Notes its index: it is on no list (S5).
+    ///
+    /// # Safety
+    ///
+    /// The link is the caller's.
+    #[inline]
+    pub(super) unsafe fn set_index(&self, index: Idx<Self>) {
+        // SAFETY: as the caller says.
+        self.link.with_mut(|link| unsafe { *link = !index.raw() });
     }
 
     /// Pretends that so many VMAs have lived here.

@@ -52,11 +52,11 @@ pub fn check(holds: bool, otherwise: &str) {
 }
 
 macro_rules! atomic {
-    ($(#[$meta:meta])* $name:ident, $int:ty) => {
+    ($(#[$meta:meta])* $name:ident $(<$of:ident>)?, $int:ty) => {
         $(#[$meta])*
-        pub struct $name(imp::$name);
+        pub struct $name $(<$of>)?(imp::$name $(<$of>)?);
 
-        impl $name {
+        impl $(<$of>)? $name $(<$of>)? {
             const_unless_model! {
                 /// An atomic that holds `value`.
                 #[inline]
@@ -94,6 +94,12 @@ atomic!(
     /// A pointer-sized atomic that takes only orderings of the ledger.
     AtomicUsize,
     usize
+);
+
+atomic!(
+    /// An atomic pointer that takes only orderings of the ledger.
+    AtomicPtr<V>,
+    *mut V
 );
 
 impl AtomicU32 {

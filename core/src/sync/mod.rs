@@ -28,7 +28,7 @@ use model as imp;
 use real as imp;
 
 pub use atomic::{
-    AtomicU32, AtomicU64, AtomicUsize, Line, barrier_point, check, fence, signal_fence,
+    AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Line, barrier_point, check, fence, signal_fence,
 };
 pub(crate) use const_fn::const_unless_model;
 pub use imp::{Cell, ConstPtr, ScheduleHint, keep, new_identity, resolve, walks_unvalidated};

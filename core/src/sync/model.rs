@@ -18,7 +18,7 @@ use checker::sync::{Condvar, Mutex};
 
 use crate::step::Step;
 
-pub use checker::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
+pub use checker::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize};
 
 #[cfg(pervma_shuttle)]
 pub use {

@@ -11,7 +11,7 @@ use crate::step::Step;
 
 pub use super::plain::{Cell, ConstPtr};
 pub(super) use core::sync::atomic::fence;
-pub use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
+pub use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize};
 
 /// The ordering an edge has: the one the ledger states. `models/tests/sync.rs` reads what
 /// comes of it.

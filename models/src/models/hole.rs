@@ -50,7 +50,7 @@ pub(crate) const SPLIT: Model = Model {
         drop_step(Step::CheckHole, HOLE),
         drop_step(Step::SetVersion, HOLE),
         weaken("HOLE_CHECK", HOLE),
-        // The new nodes are the first of their chunk.
+        // The lookup follows words to new nodes.
         weaken("NODE_FOLLOW", RACE),
         weaken("NODE_LINK", RACE),
     ],
