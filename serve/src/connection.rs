@@ -6,6 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
 use pervma_pager::sys::RemoteUserfaultfd;
+use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::net::SocketType;
 use rustix::net::sockopt::socket_type;
 
@@ -50,7 +51,6 @@ impl Connection {
         socket: UnixStream,
         inbox: &Inbox,
     ) -> io::Result<Self> {
-        socket.set_nonblocking(true)?;
         let peer = Peer::of(&socket)?;
         let entry = Entry {
             number: table.new_number(Kind::Connection),
@@ -67,7 +67,11 @@ impl Connection {
         };
         let slot = table.add(&entry, inbox.descriptor())?;
         step();
-        Ok(Self { slot, number: entry.number, listen, socket, peer })
+        let connection = Self { slot, number: entry.number, listen, socket, peer };
+        // Once it is noted: see `unknown`.
+        connection.socket.set_nonblocking(true)?;
+        step();
+        Ok(connection)
     }
 
     /// What another process has left, with what had come and was not understood: an error if that
@@ -85,6 +89,8 @@ impl Connection {
             slot.free();
             return None;
         };
+        // That process may have died before it could.
+        let _ = socket.set_nonblocking(true);
         let came = || {
             if !is_noted {
                 return Ok(None);
@@ -157,6 +163,10 @@ pub(crate) fn unknown<'l>(
         return Unknown::Userfaultfd(descriptor);
     }
     if socket_type(&descriptor) != Ok(SocketType::STREAM) {
+        return Unknown::Other;
+    }
+    // One that does not block was noted, and is not any more: it was about to be closed.
+    if !fcntl_getfl(&descriptor).is_ok_and(|flags| !flags.contains(OFlags::NONBLOCK)) {
         return Unknown::Other;
     }
     let socket = UnixStream::from(descriptor);
