@@ -78,8 +78,8 @@ impl AnySlot {
 #[derive(Clone, Copy)]
 pub(crate) struct Target<'n>(*const (), PhantomData<&'n Node>);
 
-/// The kinds of words. Nodes and slots begin at multiples of 16 (and of 64). Two bits would be
-/// enough: the other two are for [`check`].
+/// The kinds of words; addresses of nodes and slots have room for four bits. Two would be enough:
+/// the others are for [`check`].
 const NODE: usize = 0b0101;
 const SLOT: usize = 0b1010;
 /// The bits of a kind that are asked for.
