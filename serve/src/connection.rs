@@ -166,7 +166,8 @@ pub(crate) fn unknown<'l>(
         return Unknown::Other;
     }
     // One that does not block was noted, and is not any more: it was about to be closed.
-    if !fcntl_getfl(&descriptor).is_ok_and(|flags| !flags.contains(OFlags::NONBLOCK)) {
+    let blocks = fcntl_getfl(&descriptor).is_ok_and(|flags| !flags.contains(OFlags::NONBLOCK));
+    if !blocks {
         return Unknown::Other;
     }
     let socket = UnixStream::from(descriptor);
@@ -180,5 +181,27 @@ pub(crate) fn unknown<'l>(
     match listeners.position(is_here) {
         Some(listen) => Unknown::Peer(listen, socket),
         None => Unknown::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_was_noted_is_not_taken_for_one_that_has_just_come() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().join("socket");
+        let listener = UnixListener::bind(&at).unwrap();
+        let of = |socket: UnixStream| unknown(socket.into(), std::iter::once(&listener));
+        let accepted = || {
+            let peer = UnixStream::connect(&at).unwrap();
+            (listener.accept().unwrap().0, peer)
+        };
+        let (socket, _peer) = accepted();
+        assert!(matches!(of(socket), Unknown::Peer(0, _)));
+        let (socket, _peer) = accepted();
+        socket.set_nonblocking(true).unwrap();
+        assert!(matches!(of(socket), Unknown::Other));
     }
 }
