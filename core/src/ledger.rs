@@ -241,13 +241,14 @@ edges! {
     LOCK_DOWNGRADE: Rmw Release, pairs [LOCK_ACQUIRE],
         without "a reader that joins a view does not see what its edit did";
 
-    /// The acquire fence between the walk and the check of the versions of the visited nodes.
+    /// The acquire fence between what is read of nodes and the check of their versions.
     /// A walker that has seen a change of a node sees the version that was set before it: every
     /// such store is a release.
     HOLE_CHECK: Fence Acquire, pairs [NODE_KEY],
         without "the check of the versions moves into the walk, and a change that the walk has met goes unnoticed";
 
     /// After HOLE_CHECK, the versions are checked, from the last node of the walk up to the root.
+    /// That of a leaf which may show a hole by itself is loaded before, too.
     VERSION_CHECK: Load Acquire, pairs [NODE_VERSION],
         without "a node has gone to another space, whose number is taken for one of ours; the version of the node above it does not show that it was removed from our tree before";
 

@@ -1,6 +1,6 @@
 //! Lookups: a walk with no lock, a read lock on what it arrives at, and the checks that follow.
 
-use crate::btree::{PathDown, PathToNext, RecordPath};
+use crate::btree::{Leaf, PathDown, PathToNext, RecordPath};
 use crate::error::ReadError;
 use crate::hazard::Record;
 use crate::lock::{Refused, Watermark};
@@ -12,7 +12,7 @@ use crate::step::Step;
 use crate::sync::{keep, walks_unvalidated};
 use crate::vma_id::VmaId;
 
-/// Walks in a lookup, after the first, before it returns *locked*.
+/// Walks in a lookup, after the first and one to the leaf, before it returns *locked*.
 const MORE_WALKS: u32 = if cfg!(pervma_model) { 2 } else { 7 };
 
 /// Whether it walks again when it meets something locked. Under the models it does not: a walk does
@@ -169,11 +169,19 @@ impl<T, P: Platform> Map<T, P> {
         addr: usize,
         record: Option<&'s Record>,
     ) -> Option<ReadLocked<'s, T, P>> {
+        self.read_slot(slot, record).filter(|read_lock| holds(read_lock, addr))
+    }
+
+    /// Read-locks the VMA in `slot`, if that is this space's.
+    #[cfg_attr(not(debug_assertions), inline(always))]
+    fn read_slot<'s>(
+        &'s self,
+        slot: &'s Slot<T>,
+        record: Option<&'s Record>,
+    ) -> Option<ReadLocked<'s, T, P>> {
         // The space before the sequence, both before the range: only then is the range ours to
         // read.
-        let read_lock = self.acquire(slot, record).ok()?.admit(self.state())?;
-        let holds = read_lock.span().contains(addr) || !keep(Step::CheckRange);
-        holds.then_some(read_lock)
+        self.acquire(slot, record).ok()?.admit(self.state())
     }
 
     /// The error for *locked*, which differs for a thread that would wait for itself.
@@ -272,33 +280,51 @@ impl<T, P: Platform> Map<T, P> {
         // Most models begin with the next walk: this one differs from it by what it does not
         // record.
         let slot = if walks_unvalidated() { self.walk_to_open(addr) } else { None };
-        Ok(match slot.and_then(|slot| self.read_in(slot, addr, record)) {
-            Some(read_lock) => (read_lock, 1),
-            None => self.lookup_again(addr, record)?,
-        })
+        // Two calls: one with either argument would cost a lookup that succeeds ten instructions.
+        let Some(read_lock) = slot.and_then(|slot| self.read_slot(slot, record)) else {
+            return self.lookup_again(addr, record, None);
+        };
+        if holds(&read_lock, addr) {
+            return Ok((read_lock, 1));
+        }
+        self.lookup_again(addr, record, Some(read_lock))
     }
 
-    /// The walks that follow the first. They record which nodes they visit: if none of those has
-    /// changed since all that was visible before the walk, the walk was right, and what it met, if
-    /// anything, is the predecessor.
+    /// What follows if the first walk has met another VMA, `below` the address perhaps, or none.
+    /// Most holes are shown by the leaf. The walks that follow record which nodes they visit: if
+    /// none of those has changed since all that was visible before the walk, the walk was right,
+    /// and what it met, if anything, is the predecessor.
     #[cold]
     #[inline(never)]
     fn lookup_again<'s>(
         &'s self,
         addr: usize,
         record: Option<&'s Record>,
+        below: Option<ReadLocked<'s, T, P>>,
     ) -> Result<Found<'s, T, P>, ReadError> {
         if self.is_abandoned() {
             return Err(ReadError::Forked);
         }
+        let mut walks = 1;
+        let mut leaf = || {
+            walks += 1;
+            self.leaf(addr)
+        };
+        if below.is_some_and(|below| self.is_below_hole(&below, addr, &mut leaf)) {
+            return Err(ReadError::NotMapped { addr });
+        }
         let mut busy = false;
         let mut watermark = self.state().seq().watermark();
-        for walk in 2..=1 + MORE_WALKS {
+        for _ in 0..MORE_WALKS {
+            walks += 1;
             let mut path = PathDown::empty();
             match self.walk_and_enter(addr, record, &mut path) {
                 Met::Vma(read_lock) => {
-                    if read_lock.span().contains(addr) || !keep(Step::CheckRange) {
-                        return Ok((read_lock, walk));
+                    if holds(&read_lock, addr) {
+                        return Ok((read_lock, walks));
+                    }
+                    if self.is_below_hole(&read_lock, addr, || path.leaf()) {
+                        return Err(ReadError::NotMapped { addr });
                     }
                 }
                 Met::Reserved(span) => {
@@ -321,6 +347,16 @@ impl<T, P: Platform> Map<T, P> {
             watermark = self.state().seq().advance_watermark(watermark);
         }
         Err(if busy { ReadError::Busy { addr } } else { ReadError::Locked { addr } })
+    }
+
+    /// Whether a hole is at `addr`, above `vma`, as the leaf at the end of a walk there shows.
+    fn is_below_hole<'n>(
+        &self,
+        vma: &ReadLocked<'_, T, P>,
+        addr: usize,
+        leaf: impl FnOnce() -> Leaf<'n>,
+    ) -> bool {
+        vma.span().end <= addr && self.shows_hole(vma.slot(), addr, leaf)
     }
 
     /// One lookup of the first VMA that ends above `addr`.
@@ -362,7 +398,7 @@ impl<T, P: Platform> Map<T, P> {
         let mut path = PathToNext::empty();
         match self.walk_and_enter(addr, record, &mut path) {
             Met::Vma(read_lock) => {
-                if read_lock.span().contains(addr) || !keep(Step::CheckRange) {
+                if holds(&read_lock, addr) {
                     return Next::Vma(read_lock);
                 }
             }
@@ -401,6 +437,12 @@ impl<T, P: Platform> Map<T, P> {
         }
         Next::Locked { busy: false }
     }
+}
+
+/// Whether the VMA holds `addr`.
+#[cfg_attr(not(debug_assertions), inline(always))]
+fn holds<T, P: Platform>(read_lock: &ReadLocked<'_, T, P>, addr: usize) -> bool {
+    read_lock.span().contains(addr) || !keep(Step::CheckRange)
 }
 
 /// The result of a walk to the next VMA.

@@ -18,7 +18,7 @@ use core::marker::PhantomData;
 use core::mem;
 use core::ops::{Deref, Range};
 
-use crate::btree::{AnySlot, BTree, Position, RecordPath, Run, Shape, VisitedPath, Wanted};
+use crate::btree::{AnySlot, BTree, Leaf, Position, RecordPath, Run, Shape, VisitedPath, Wanted};
 use crate::error::OutOfMemory;
 use crate::host::DefaultPlatform;
 use crate::lock::Watermark;
@@ -27,7 +27,8 @@ use crate::platform::Platform;
 use crate::range::{EVERYTHING, RangeError, Span};
 use crate::slab::{Slab, SlabRef};
 use crate::slots::{Emptied, Entry, Excluded, FreeSlot, Reserved, Slot, Slots};
-use crate::sync::{AtomicU32, Relaxed, const_unless_model};
+use crate::step::Step;
+use crate::sync::{AtomicU32, Relaxed, const_unless_model, keep};
 
 /// The VMAs of one space.
 pub(crate) struct Map<T, P: Platform> {
@@ -134,6 +135,25 @@ impl<T, P: Platform> Map<T, P> {
         let slot = self.tree.walk(addr, path)?;
         // SAFETY: A1: out of a word of the tree, loaded with acquire; of this slab, by M1.
         Some(unsafe { slot.get() })
+    }
+
+    /// The leaf at the end of a walk to `addr`.
+    pub(crate) fn leaf(&self, addr: usize) -> Leaf<'_> {
+        let mut leaf = Leaf::none();
+        self.tree.walk(addr, &mut leaf);
+        leaf
+    }
+
+    /// Whether the leaf at the end of a walk to `addr` shows that a hole is there, above the VMA in
+    /// `below`, which is read-locked and ends at `addr` or before.
+    pub(crate) fn shows_hole<'n>(
+        &self,
+        below: &Slot<T>,
+        addr: usize,
+        leaf: impl FnOnce() -> Leaf<'n>,
+    ) -> bool {
+        let owned = matches!(self.slab, SlabRef::Own(_)) || !keep(Step::CheckLeafOwned);
+        owned && leaf().shows_hole(AnySlot::of(below), addr, self.state.seq())
     }
 
     /// Walks, with no lock, to the first slot at or above `addr`; as little reliable.

@@ -50,6 +50,14 @@ steps! {
     CheckHole,
     /// The versions of the visited nodes are checked from the last one up, the root's at the end.
     CheckUpwards,
+    /// A leaf shows a hole by itself only if the edit that last changed it has completed.
+    CheckLeafCompleted,
+    /// And only if it leads to the VMA below the hole.
+    CheckLeafEntry,
+    /// And only if it is not changed meanwhile.
+    CheckLeafAgain,
+    /// And only where no other space can get the tree's nodes.
+    CheckLeafOwned,
     /// The next VMA is returned as the next only if it has not changed since the watermark.
     CheckNextSince,
     /// A change of a node sets its version first.
@@ -84,6 +92,8 @@ steps! {
     UndoTransfer,
     /// A merged node is freed only when its entries have been copied.
     FreeLast,
+    /// And when it has been emptied: the edit may put back elsewhere what it removed there.
+    EmptyMerged,
     /// Each VMA that a slot holds gets a generation of its own.
     CountGenerations,
     /// A VMA found by its id is believed only if the generation is that of the id.

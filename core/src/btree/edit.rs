@@ -240,6 +240,9 @@ fn refill<P: Platform>(
         }
         r.copy_tail_to(edit, 0, l);
         parent.remove(edit, at + 1);
+        if keep(Step::EmptyMerged) {
+            r.truncate(edit, 0); // T6
+        }
         if keep(Step::FreeLast) {
             nodes.free(nodes.index_of(r), section);
         }

@@ -21,6 +21,8 @@
 //!   owner says: the free bytes from the end of that VMA to the start of the next.
 //! - **T5** What is noted in a node holds for the gaps below it. Where a node has a note, so has
 //!   every node below it: an edit looks for them in the leaf.
+//! - **T6** A leaf that has left the tree has no used entry, until it is used again. (An inner node
+//!   may have one: it leads to no slot.)
 //!
 //! # How the writer works
 //!
@@ -49,7 +51,7 @@ pub(crate) use node::{AnySlot, Node};
 pub(crate) use position::Position;
 pub(crate) use root::{BTree, Shape};
 pub(crate) use run::Run;
-pub(crate) use walk::{PathDown, PathToNext, RecordPath, VisitedPath};
+pub(crate) use walk::{Leaf, PathDown, PathToNext, RecordPath, VisitedPath};
 
 #[cfg(all(test, not(pervma_model)))]
 mod tests;

@@ -170,7 +170,7 @@ pub(crate) struct Node {
     noted: AtomicU32,
     /// Notes of searches: an alignment, and the largest gap below that is aligned so.
     notes: [AtomicU64; NOTES],
-    /// The edit that last changed a key or a word. For walkers that have found nothing.
+    /// The edit that last changed a key or a word. For walkers that have not found what they seek.
     version: NodeVersion,
     link: Cell<u32>,
     made: Cell<()>,

@@ -1,12 +1,13 @@
 //! The tree by itself, beside a map.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ptr;
 
 use super::node::{FANOUT, NO_KEY, Node, Target};
 use super::*;
 use crate::arena::{Arena, Users};
 use crate::host::StdPlatform;
-use crate::mm::SpaceState;
+use crate::mm::{EditSection, SpaceState};
 use crate::range::Span;
 
 /// A key, its slot and its gap.
@@ -64,6 +65,27 @@ fn check(node: &Node, end: usize, entries: &mut Vec<Entry>) -> usize {
 /// How many bytes of a gap are left where it begins at a multiple of `align`.
 fn aligned(gap: usize, end: usize, align: usize) -> usize {
     (end - gap).checked_next_multiple_of(align).map_or(0, |start| end.saturating_sub(start))
+}
+
+/// Panics unless T6 holds where `trees` are all that have nodes of the arena.
+fn check_left(
+    nodes: &Arena<Node, StdPlatform>,
+    section: &EditSection<'_, StdPlatform>,
+    trees: &[BTree],
+) {
+    fn reach(node: &Node, reached: &mut BTreeSet<*const Node>) {
+        reached.insert(ptr::from_ref(node));
+        let below = (0..node.len()).filter_map(|entry| node.child_node(entry));
+        below.for_each(|below| reach(below, reached));
+    }
+    let mut reached = BTreeSet::new();
+    trees.iter().filter_map(BTree::root).for_each(|root| reach(root, &mut reached));
+    nodes.with_all(section, |all| {
+        for node in all.filter(|&node| !reached.contains(&ptr::from_ref(node))) {
+            let is_leaf = node.child(0).follow().slot().is_some();
+            assert!(!is_leaf || node.key(0) == NO_KEY, "T6: a leaf has left with entries");
+        }
+    });
 }
 
 /// An arena, and what its writer holds.
@@ -178,6 +200,9 @@ fn long_random_edits_agree_with_a_map() {
                 entries.push((key, (slot, next - key - len)));
             }
             entries.reverse();
+            if step % 8 == 0 {
+                check_left(&nodes, &section, &trees);
+            }
             let probe = dice.roll(4_100) as usize;
             // More alignments than a node has notes.
             let (to, align) = (probe + dice.roll(4_100) as usize, 1 << dice.roll(7));

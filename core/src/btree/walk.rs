@@ -3,7 +3,7 @@
 use super::node::{AnySlot, Node};
 use super::root::{BTree, MAX_DEPTH};
 use crate::ledger::HOLE_CHECK;
-use crate::lock::Watermark;
+use crate::lock::{SpaceSeq, Watermark};
 use crate::step::Step;
 use crate::sync::{fence, keep};
 
@@ -25,6 +25,52 @@ impl RecordPath<'_> for () {
     fn visit(&mut self, _node: &Node) {}
 }
 
+/// The last node that a walk has visited.
+pub(crate) struct Leaf<'n>(Option<&'n Node>);
+
+impl Leaf<'_> {
+    /// No node yet.
+    pub(crate) fn none() -> Self {
+        Self(None)
+    }
+
+    /// Whether this leaf, the end of a walk to `addr`, shows that nothing begins between the VMA in
+    /// `below` and there. That VMA is read-locked, so it stays in the tree, and it ends at `addr`
+    /// or before.
+    ///
+    /// Where the edit of the leaf's version has completed, and the version is the same afterwards,
+    /// the leaf is read as that edit has left it: in the tree, since it has entries (T6), and with
+    /// nothing between neighbours (T1). No other space may use the tree's nodes: the number of an
+    /// edit of its own, which says nothing here, could be the same.
+    pub(crate) fn shows_hole<E, L>(
+        &self,
+        below: AnySlot,
+        addr: usize,
+        seq: &SpaceSeq<E, L>,
+    ) -> bool {
+        let Some(leaf) = self.0 else { return false };
+        let edit = leaf.version().edit();
+        if !seq.is_completed(edit) && keep(Step::CheckLeafCompleted) {
+            return false;
+        }
+        let entry = leaf.search(addr);
+        let met = leaf.child(entry).follow().slot() == Some(below) || !keep(Step::CheckLeafEntry);
+        // What follows the last entry is in another leaf.
+        let shown = met && leaf.used(entry + 1).is_some();
+        before_versions();
+        shown && (leaf.version().edit() == edit || !keep(Step::CheckLeafAgain))
+    }
+}
+
+impl<'n> RecordPath<'n> for Leaf<'n> {
+    const VALIDATED: bool = false;
+
+    #[inline(always)]
+    fn visit(&mut self, node: &'n Node) {
+        self.0 = Some(node);
+    }
+}
+
 /// The nodes that walks have visited, at most so many: so that "nothing is mapped there" can be
 /// validated.
 pub(crate) struct VisitedPath<'n, const MAX: usize> {
@@ -39,10 +85,15 @@ pub(crate) type PathDown<'n> = VisitedPath<'n, MAX_DEPTH>;
 /// that.
 pub(crate) type PathToNext<'n> = VisitedPath<'n, { 3 * (MAX_DEPTH + 1) }>;
 
-impl<const MAX: usize> VisitedPath<'_, MAX> {
+impl<'n, const MAX: usize> VisitedPath<'n, MAX> {
     /// No node yet.
     pub(crate) fn empty() -> Self {
         Self { nodes: [None; _], len: 0 }
+    }
+
+    /// The last one.
+    pub(crate) fn leaf(&self) -> Leaf<'n> {
+        Leaf(self.nodes.iter().take(self.len).copied().last().flatten())
     }
 }
 
@@ -59,6 +110,11 @@ impl<'n, const MAX: usize> RecordPath<'n> for VisitedPath<'n, MAX> {
     }
 }
 
+/// Between what was read of nodes and their versions.
+fn before_versions() {
+    fence(HOLE_CHECK);
+}
+
 impl BTree {
     /// Whether what walks found is what the tree held when the edits up to `watermark` were
     /// completed: since then, until after it was visited, none of the nodes has changed.
@@ -70,7 +126,7 @@ impl BTree {
         path: &VisitedPath<'_, MAX>,
         watermark: Watermark,
     ) -> bool {
-        fence(HOLE_CHECK);
+        before_versions();
         let root = || self.root_is_unchanged(watermark);
         let mut nodes = path.nodes.iter().take(path.len).flatten();
         if keep(Step::CheckUpwards) {

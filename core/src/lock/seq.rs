@@ -91,11 +91,16 @@ impl NodeVersion {
         }
     }
 
+    /// The edit of the last change.
+    #[inline]
+    pub(crate) fn edit(&self) -> EditSeq {
+        EditSeq(self.0.load(VERSION_CHECK))
+    }
+
     /// Whether the edit of the last change is below `watermark`.
     #[inline]
     pub(crate) fn is_covered_by(&self, watermark: Watermark) -> bool {
-        let edit = EditSeq(self.0.load(VERSION_CHECK));
-        watermark.covers(edit) || !keep(Step::CheckHole)
+        watermark.covers(self.edit()) || !keep(Step::CheckHole)
     }
 }
 
@@ -187,7 +192,7 @@ impl<E, L> SpaceSeq<E, L> {
 
     /// Whether `edit` is completed, and what it wrote visible.
     #[inline(always)]
-    pub(super) fn is_completed(&self, edit: EditSeq) -> bool {
+    pub(crate) fn is_completed(&self, edit: EditSeq) -> bool {
         let watermark = self.watermark();
         watermark.covers(edit) || self.advance_watermark(watermark).covers(edit)
     }

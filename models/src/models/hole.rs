@@ -2,7 +2,7 @@
 
 use loom::sync::Arc;
 use loom::thread;
-use pervma_models::internals::Step;
+use pervma_models::internals::{Step, walk_unvalidated};
 use pervma_models::{AddressSpace, ReadError, Slab};
 
 use crate::harness::{Model, RACE, drop_step, weaken};
@@ -216,4 +216,125 @@ pub(crate) const REPLACED: Model = Model {
         editor.join().unwrap();
     },
     mutants: &[drop_step(Step::SetVersionForKey, HOLE), drop_step(Step::SetVersion, HOLE)],
+};
+
+/// Looks up the second of three VMAs in a leaf, while an edit removes it and inserts it again.
+fn replace_in_leaf() {
+    let space = Arc::new(AddressSpace::new(1));
+    let mut edit = space.edit().unwrap();
+    for start in [10, 20, 30] {
+        edit.insert(start..start + 5, ()).unwrap();
+    }
+    drop(edit);
+    look(&space, 20);
+    let editor = thread::spawn({
+        let space = Arc::clone(&space);
+        move || {
+            let mut edit = space.edit().unwrap();
+            edit.remove(20..25).unwrap();
+            edit.insert(20..25, ()).unwrap();
+        }
+    });
+    look(&space, 20);
+    editor.join().unwrap();
+}
+
+/// A leaf whose entries around an address are looked at, while the VMA there is removed and
+/// inserted again.
+pub(crate) const LEAF: Model = Model {
+    name: "leaf",
+    property: "an address that one edit unmaps and maps is never reported as a hole, whatever its leaf shows",
+    threads: 2,
+    preemptions: Some(3),
+    run: replace_in_leaf,
+    mutants: &[
+        drop_step(Step::CheckLeafCompleted, HOLE),
+        drop_step(Step::CheckLeafEntry, HOLE),
+        drop_step(Step::CheckLeafAgain, HOLE),
+        weaken("HOLE_CHECK", HOLE),
+    ],
+};
+
+/// As `LEAF`, with lookups as shipped: the VMA below is read-locked before the walk to the leaf.
+pub(crate) const LEAF_UNVALIDATED: Model = Model {
+    name: "leaf_unvalidated",
+    property: "nor is it by the leaf of a walk that follows one which was not validated",
+    threads: 2,
+    preemptions: Some(2),
+    run: || {
+        walk_unvalidated();
+        replace_in_leaf();
+    },
+    mutants: &[
+        drop_step(Step::CheckLeafCompleted, HOLE),
+        drop_step(Step::CheckLeafEntry, HOLE),
+        drop_step(Step::CheckLeafAgain, HOLE),
+    ],
+};
+
+/// As `LEAF`, in a leaf that the edit merges into another one in between.
+pub(crate) const LEAF_MERGED: Model = Model {
+    name: "leaf_merged",
+    property: "an address that one edit unmaps and maps is never reported as a hole, whatever a leaf shows that was merged",
+    threads: 2,
+    preemptions: Some(1),
+    run: || {
+        let space = full();
+        let mut edit = space.edit().unwrap();
+        edit.insert(50..55, ()).unwrap(); // a leaf of its own, with 40
+        edit.insert(60..65, ()).unwrap();
+        edit.remove(20..25).unwrap();
+        edit.remove(30..35).unwrap();
+        drop(edit);
+        look(&space, 50);
+        let editor = thread::spawn({
+            let space = Arc::clone(&space);
+            move || {
+                let mut edit = space.edit().unwrap();
+                edit.remove(50..55).unwrap();
+                edit.remove(10..15).unwrap();
+                edit.insert(50..55, ()).unwrap();
+            }
+        });
+        look(&space, 50);
+        editor.join().unwrap();
+    },
+    mutants: &[drop_step(Step::EmptyMerged, HOLE)],
+};
+
+/// A leaf goes to another space, whose edit has the number of the one that changed it last.
+pub(crate) const LEAF_OF_ANOTHER: Model = Model {
+    name: "leaf_of_another",
+    property: "an address that stays mapped is never reported as a hole, whichever space has its old leaf",
+    threads: 2,
+    preemptions: Some(3),
+    run: || {
+        let slab = std::sync::Arc::new(Slab::new());
+        let mine = Arc::new(AddressSpace::new_in(1, std::sync::Arc::clone(&slab)));
+        let other = AddressSpace::new_in(1, slab);
+        let mut edit = mine.edit().unwrap();
+        // Three leaves, of one VMA, two, and two.
+        for start in [10, 20, 30, 40, 50, 60, 70, 80] {
+            edit.insert(start..start + 5, ()).unwrap();
+        }
+        for start in [20, 30, 60] {
+            edit.remove(start..start + 5).unwrap();
+        }
+        drop(edit);
+        look(&mine, 50);
+        let editor = thread::spawn({
+            let mine = Arc::clone(&mine);
+            move || {
+                mine.edit().unwrap().remove(10..15).unwrap(); // merges the first two
+                let mut edit = other.edit().unwrap();
+                edit.insert(45..50, ()).unwrap();
+                edit.insert(90..95, ()).unwrap();
+                drop(edit);
+                other
+            }
+        });
+        look(&mine, 50);
+        editor.join().unwrap();
+    },
+    mutants: &[drop_step(Step::CheckLeafOwned, HOLE)],
 };

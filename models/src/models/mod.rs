@@ -16,7 +16,7 @@ mod wait;
 use crate::harness::{Change, Model};
 
 /// All models.
-pub(crate) static ALL: [Model; 88] = [
+pub(crate) static ALL: [Model; 92] = [
     discussion::ACQUIRE_BEFORE_CHECK,
     discussion::DETACH_WAITS,
     discussion::STALE_READER,
@@ -37,6 +37,10 @@ pub(crate) static ALL: [Model; 88] = [
     hole::RECYCLED_WORD,
     hole::RECYCLED_VERSION,
     hole::REPLACED,
+    hole::LEAF,
+    hole::LEAF_UNVALIDATED,
+    hole::LEAF_MERGED,
+    hole::LEAF_OF_ANOTHER,
     wait::FUTEX,
     wait::WAKE,
     wait::BLOCKING_READ,
