@@ -18,16 +18,26 @@ fn look(space: &AddressSpace<()>, addr: usize) {
     }
 }
 
-/// A space of one leaf, which four VMAs fill.
-fn full() -> Arc<AddressSpace<()>> {
+/// A space of one leaf, with VMAs that start at these addresses.
+fn leaf_of(starts: &[usize]) -> Arc<AddressSpace<()>> {
     let space = Arc::new(AddressSpace::new(1));
     let mut edit = space.edit().unwrap();
-    for start in [10, 20, 30, 40] {
+    for &start in starts {
         edit.insert(start..start + 5, ()).unwrap();
     }
     drop(edit);
-    look(&space, 40);
+    look(&space, starts[starts.len() - 1]);
     space
+}
+
+/// Four VMAs, which fill the leaf.
+fn full() -> Arc<AddressSpace<()>> {
+    leaf_of(&[10, 20, 30, 40])
+}
+
+/// Three VMAs.
+fn three() -> Arc<AddressSpace<()>> {
+    leaf_of(&[10, 20, 30])
 }
 
 /// A leaf splits while one of the entries that move to the new leaf is looked up.
@@ -87,13 +97,7 @@ pub(crate) const SHIFT: Model = Model {
     threads: 2,
     preemptions: Some(3),
     run: || {
-        let space = Arc::new(AddressSpace::new(1));
-        let mut edit = space.edit().unwrap();
-        for start in [10, 20, 30] {
-            edit.insert(start..start + 5, ()).unwrap();
-        }
-        drop(edit);
-        look(&space, 20);
+        let space = three();
         let editor = thread::spawn({
             let space = Arc::clone(&space);
             move || {
@@ -220,13 +224,7 @@ pub(crate) const REPLACED: Model = Model {
 
 /// Looks up the second of three VMAs in a leaf, while an edit removes it and inserts it again.
 fn replace_in_leaf() {
-    let space = Arc::new(AddressSpace::new(1));
-    let mut edit = space.edit().unwrap();
-    for start in [10, 20, 30] {
-        edit.insert(start..start + 5, ()).unwrap();
-    }
-    drop(edit);
-    look(&space, 20);
+    let space = three();
     let editor = thread::spawn({
         let space = Arc::clone(&space);
         move || {
