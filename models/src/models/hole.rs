@@ -3,7 +3,7 @@
 use loom::sync::Arc;
 use loom::thread;
 use pervma_models::internals::{Step, walk_unvalidated};
-use pervma_models::{AddressSpace, ReadError, Slab};
+use pervma_models::{AddressSpace, Edit, ReadError, Slab};
 
 use crate::harness::{Model, RACE, drop_step, weaken};
 
@@ -16,6 +16,16 @@ fn look(space: &AddressSpace<()>, addr: usize) {
         Ok(vma) => assert!(vma.range().contains(&addr)),
         Err(error) => assert_ne!(error, ReadError::NotMapped { addr }, "{HOLE}"),
     }
+}
+
+/// Looks up an address that is mapped throughout, while another thread makes an edit.
+fn look_beside(space: &Arc<AddressSpace<()>>, addr: usize, change: fn(&mut Edit<'_, ()>)) {
+    let editor = thread::spawn({
+        let space = Arc::clone(space);
+        move || change(&mut space.edit().unwrap())
+    });
+    look(space, addr);
+    editor.join().unwrap();
 }
 
 /// A space of one leaf, with VMAs that start at these addresses.
@@ -98,16 +108,10 @@ pub(crate) const SHIFT: Model = Model {
     preemptions: Some(3),
     run: || {
         let space = three();
-        let editor = thread::spawn({
-            let space = Arc::clone(&space);
-            move || {
-                let mut edit = space.edit().unwrap();
-                edit.remove(10..15).unwrap();
-                edit.insert(5..10, ()).unwrap();
-            }
+        look_beside(&space, 20, |edit| {
+            edit.remove(10..15).unwrap();
+            edit.insert(5..10, ()).unwrap();
         });
-        look(&space, 20);
-        editor.join().unwrap();
         look(&space, 20);
     },
     mutants: &[drop_step(Step::CheckHole, HOLE)],
@@ -208,16 +212,10 @@ pub(crate) const REPLACED: Model = Model {
         let space = full();
         space.edit().unwrap().insert(50..55, ()).unwrap();
         look(&space, 40);
-        let editor = thread::spawn({
-            let space = Arc::clone(&space);
-            move || {
-                let mut edit = space.edit().unwrap();
-                edit.remove(40..45).unwrap();
-                edit.insert(40..45, ()).unwrap();
-            }
+        look_beside(&space, 40, |edit| {
+            edit.remove(40..45).unwrap();
+            edit.insert(40..45, ()).unwrap();
         });
-        look(&space, 40);
-        editor.join().unwrap();
     },
     mutants: &[drop_step(Step::SetVersionForKey, HOLE), drop_step(Step::SetVersion, HOLE)],
 };
@@ -225,16 +223,10 @@ pub(crate) const REPLACED: Model = Model {
 /// Looks up the second of three VMAs in a leaf, while an edit removes it and inserts it again.
 fn replace_in_leaf() {
     let space = three();
-    let editor = thread::spawn({
-        let space = Arc::clone(&space);
-        move || {
-            let mut edit = space.edit().unwrap();
-            edit.remove(20..25).unwrap();
-            edit.insert(20..25, ()).unwrap();
-        }
+    look_beside(&space, 20, |edit| {
+        edit.remove(20..25).unwrap();
+        edit.insert(20..25, ()).unwrap();
     });
-    look(&space, 20);
-    editor.join().unwrap();
 }
 
 /// A leaf whose entries around an address are looked at, while the VMA there is removed and
@@ -285,17 +277,11 @@ pub(crate) const LEAF_MERGED: Model = Model {
         edit.remove(30..35).unwrap();
         drop(edit);
         look(&space, 50);
-        let editor = thread::spawn({
-            let space = Arc::clone(&space);
-            move || {
-                let mut edit = space.edit().unwrap();
-                edit.remove(50..55).unwrap();
-                edit.remove(10..15).unwrap();
-                edit.insert(50..55, ()).unwrap();
-            }
+        look_beside(&space, 50, |edit| {
+            edit.remove(50..55).unwrap();
+            edit.remove(10..15).unwrap();
+            edit.insert(50..55, ()).unwrap();
         });
-        look(&space, 50);
-        editor.join().unwrap();
     },
     mutants: &[drop_step(Step::EmptyMerged, HOLE)],
 };
