@@ -280,7 +280,7 @@ impl<T, P: Platform> Map<T, P> {
         // Most models begin with the next walk: this one differs from it by what it does not
         // record.
         let slot = if walks_unvalidated() { self.walk_to_open(addr) } else { None };
-        // Two calls: one with either argument would cost a lookup that succeeds ten instructions.
+        // Two calls: one with either argument would cost a lookup that succeeds eight instructions.
         let Some(read_lock) = slot.and_then(|slot| self.read_slot(slot, record)) else {
             return self.lookup_again(addr, record, None);
         };
