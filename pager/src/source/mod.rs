@@ -3,7 +3,7 @@
 
 mod file;
 mod memory;
-mod sparse;
+mod seeker;
 
 use std::io;
 use std::ops::Range;
