@@ -371,6 +371,11 @@ fn fill_from(mapping: &Mapping, bytes: &[u8], fault: &Fault, new: &mut usize) ->
     let page_size = fault.page.len();
     let tail_at = bytes.len() / page_size * page_size;
     let mut rest = Rest::of(fault);
+    let filling = mapping.backing.reads.begin(mapping.granule_of(fault.page.start), false);
+    if filling.is_none() {
+        // Another thread copies the granule. To go after it would be a system call for each page.
+        rest.from = fault.page.clone();
+    }
     while let Some(mut chunk) = mapping.next_missing(rest.from.clone(), &fault.page, usize::MAX) {
         let tail = &*mapping.backing.tail;
         let bytes = if chunk.start < tail_at {
@@ -759,11 +764,34 @@ fn times_present(region: usize, addr: usize, time: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{MemorySource, Options};
 
     #[test]
     fn an_address_that_is_no_regions_is_passed_on() {
         let verdict = serve(PAGE, Cause::Missing { is_write: false }, false, Server::Handler);
         assert!(matches!(verdict, Verdict::PassOn));
+    }
+
+    #[test]
+    fn of_a_granule_that_another_thread_copies_only_the_page_that_is_wanted_is_filled() {
+        let source = || MemorySource::new(vec![7; 32 * PAGE]);
+        let options = Options::new().granule(16 * PAGE);
+        let threaded = options.clone().handler_threads(1);
+        for region in [options.map(source()).unwrap(), threaded.map(source()).unwrap()] {
+            let touch = |page| region.read(page * PAGE, &mut [0]);
+            let filled = || region.stats().pages;
+            let mapping = SPACE.try_read(region.as_ptr().addr()).unwrap().mapping.clone();
+            let other = mapping.backing.reads.begin(1, false);
+            assert!(other.is_some());
+            touch(20);
+            touch(29);
+            assert_eq!(filled(), 2);
+            drop(other);
+            touch(30);
+            assert_eq!(filled(), 16, "and nothing is filled twice");
+            touch(16);
+            assert_eq!(filled(), 16);
+        }
     }
 
     #[test]

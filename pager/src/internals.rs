@@ -34,7 +34,7 @@
 //!    the VMA is unlocked for it, and what keeps the source is a VMA of its own, in a second
 //!    address space. Then the VMA is locked again, and the record of the pages must say that
 //!    nothing of them was given back meanwhile. Memory sources are not read: the kernel copies from
-//!    there.
+//!    there, and while it copies a granule for one thread, others have it copy the page they want.
 //! 6. `UFFDIO_COPY`, or `UFFDIO_ZEROPAGE` for what the source says is zeros, or, for a frozen
 //!    region, `UFFDIO_MOVE` of huge pages that were read to. The pages are present,
 //!    or another thread was faster: unlock, and the access goes on.

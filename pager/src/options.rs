@@ -353,6 +353,9 @@ impl<M> Options<M> {
         let capacity = self.capacity.max(len);
         let is_in_memory = source.bytes().is_some();
         let buffers = self.buffers(is_in_memory, granule, capacity)?;
+        // Whether a page is there that is copied by itself, the kernel says.
+        let has_reads = !is_in_memory || granule > page;
+        let reads = Reads::new(if has_reads { capacity.div_ceil(granule) } else { 0 });
         signal::install().map_err(Error::Handler)?;
         let mut uffd = if is_threaded {
             Userfaultfd::open(self.page_size, self.is_writable)?
@@ -380,7 +383,7 @@ impl<M> Options<M> {
             staging: staging.map_err(no_memory)?,
             buffers,
             moves_huge: false.into(),
-            reads: Reads::new(if is_in_memory { 0 } else { capacity.div_ceil(granule) }),
+            reads,
             tail: tail(source.bytes(), page),
             source,
         });
