@@ -187,9 +187,10 @@ impl<'a> Buffer<'a> {
         Self { start, len, pooled, huge, _lent: PhantomData }
     }
 
-    /// Makes its first `bytes` zeros, and the first `huge` of them huge pages, if that can be.
+    /// Makes it ready for so many bytes, the first `huge` of them in huge pages, if that can be.
+    /// They are zeros then, but for the first `filled`, which the caller writes in any case.
     #[inline]
-    pub(crate) fn clear(&mut self, bytes: usize, huge: usize) {
+    pub(crate) fn clear(&mut self, bytes: usize, filled: usize, huge: usize) {
         // What was read before may not have been installed by a move, or at all.
         self.huge = 0;
         let is_empty = self.pooled.as_mut().is_some_and(|pooled| {
@@ -199,7 +200,7 @@ impl<'a> Buffer<'a> {
             std::mem::replace(&mut pooled.state.is_empty, false)
         });
         if !is_empty {
-            self[..bytes].fill(0);
+            self[filled..bytes].fill(0);
         }
     }
 
@@ -313,7 +314,7 @@ mod tests {
         // Now and then the kernel has none, if its memory is in pieces.
         for _ in 0..20 {
             buffer.pooled.as_mut()?.state.copies = 0;
-            buffer.clear(HUGE, HUGE);
+            buffer.clear(HUGE, 0, HUGE);
             assert!(buffer.iter().all(|&byte| byte == 0));
             if buffer.huge().is_some() && mapping.backing.uffd.can_move() {
                 buffer.fill(3);
@@ -341,7 +342,7 @@ mod tests {
     fn what_is_read_next_is_not_moved_for_what_was_read_before() {
         let (_region, mapping) = frozen();
         let Some(mut buffer) = filled(&mapping) else { return };
-        buffer.clear(PAGE, 0);
+        buffer.clear(PAGE, 0, 0);
         assert!(buffer.huge().is_none() && buffer[..PAGE].iter().all(|&byte| byte == 0));
     }
 
@@ -384,7 +385,7 @@ mod tests {
         assert!(region[..HUGE].iter().all(|&byte| byte == 3));
         drop(buffer);
         let mut buffer = mapping.backing.buffers.take(HUGE).unwrap();
-        buffer.clear(HUGE, HUGE);
+        buffer.clear(HUGE, 0, HUGE);
         assert!(buffer.huge().is_none(), "it is copied from");
         assert!(buffer.iter().all(|&byte| byte == 0));
         assert_eq!(buffer.pooled.unwrap().state.copies, 0, "until it is tried again");

@@ -628,17 +628,15 @@ impl Wanted {
         if takes_zeros && self.is_zeros(&backing.source) {
             return Ok(Answer::Zeros);
         }
-        let bytes = self.chunk.len();
-        buffer.clear(bytes, if in_huge { bytes / HUGE * HUGE } else { 0 });
-        self.read(&backing.source, buffer)?;
+        let (bytes, source) = (self.chunk.len(), &backing.source);
+        // What lies behind the region's length is zeros.
+        let inside = bytes.min(self.len.saturating_sub(self.chunk.start));
+        // A page is cleared in any case: it costs less than it saves the kernel, which finds the
+        // lines that it writes to in this processor's cache.
+        let filled = if source.fills_buffer() && bytes > PAGE { inside } else { 0 };
+        buffer.clear(bytes, filled, if in_huge { bytes / HUGE * HUGE } else { 0 });
+        source.read_at(self.chunk.start as u64, &mut buffer[..inside])?;
         Ok(Answer::Bytes)
-    }
-
-    /// Reads it to a buffer of zeros. What lies behind the region's length stays so, and so does
-    /// what the source does not fill although it should: never bytes that were read before.
-    fn read(&self, source: &dyn Source, buffer: &mut [u8]) -> Result<(), ReadFailed> {
-        let inside = self.chunk.len().min(self.len.saturating_sub(self.chunk.start));
-        source.read_at(self.chunk.start as u64, &mut buffer[..inside])
     }
 
     /// Whether its first pages are zeros, as the source says. It is made shorter, to what is all

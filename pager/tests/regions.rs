@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::sync::mpsc;
 
 use common::{PAGE, random_bytes};
-use pervma_pager::{Error, FileSource, FrozenRegion, MemorySource, ReadFailed, SignalSafe, Source};
+use pervma_pager::{
+    Error, FileSource, FrozenRegion, MemorySource, Options, ReadFailed, SignalSafe, Source,
+};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -70,13 +72,24 @@ fn several_threads_touch_the_same_pages() {
 #[test]
 fn memory_behind_the_last_byte_is_zero() {
     common::watch();
-    let bytes = random_bytes(PAGE + 1, 2);
-    for region in regions(&bytes) {
-        let last = &region[PAGE];
-        // SAFETY: the region's memory is whole pages.
-        let rest = unsafe { std::slice::from_raw_parts(std::ptr::from_ref(last), PAGE) };
-        assert_eq!(rest[0], bytes[PAGE]);
-        assert!(rest[1..].iter().all(|&byte| byte == 0));
+    for granule in [PAGE, 16 * PAGE, 512 * PAGE] {
+        let options = Options::new().granule(granule);
+        let bytes = random_bytes(2 * granule + PAGE + 1, 2);
+        let live = [
+            options.clone().map(MemorySource::new(bytes.as_slice())),
+            options.clone().map(FileSource::new(file_with(&bytes)).unwrap()),
+            options.handler_threads(1).map(FileSource::new(file_with(&bytes)).unwrap()),
+        ];
+        for live in live {
+            let region = live.unwrap().freeze().unwrap();
+            // What is read first is in the buffer that the end is read to.
+            assert_eq!((region[0], region[granule]), (bytes[0], bytes[granule]));
+            let last = &region[bytes.len() - 1];
+            // SAFETY: the region's memory is whole pages.
+            let rest = unsafe { std::slice::from_raw_parts(std::ptr::from_ref(last), PAGE) };
+            assert_eq!(rest[0], bytes[bytes.len() - 1]);
+            assert!(rest[1..].iter().all(|&byte| byte == 0), "{granule}");
+        }
     }
 }
 

@@ -281,6 +281,11 @@ impl Source for FileSource {
         is_there.then(|| hole.start - self.start..hole.end - self.start)
     }
 
+    #[inline]
+    fn fills_buffer(&self) -> bool {
+        true
+    }
+
     fn is_writable(&self) -> bool {
         self.is_open_for_writing && !self.is_sealed()
     }

@@ -46,7 +46,8 @@ pub trait Source: Send + Sync {
     fn size(&self) -> u64;
 
     /// Fills `buf` with the bytes from `offset` on; they lie within the size. It is no other
-    /// thread's meanwhile, and all zeros: what is not filled stays zeros.
+    /// thread's meanwhile, and all zeros, so what is not filled stays zeros (but see
+    /// [`fills_buffer`](Self::fills_buffer)).
     ///
     /// A call asks for what is missing of a granule at once, so for all of it if nothing of it is
     /// present. It asks for less if some pages of the granule are present, or have failed; if the
@@ -81,6 +82,15 @@ pub trait Source: Send + Sync {
     fn zeros(&self, range: Range<u64>) -> Option<Range<u64>> {
         let _ = range;
         None
+    }
+
+    /// Whether [`read_at`](Self::read_at) has filled all of `buf` whenever it returns `Ok`. Then
+    /// `buf` is not made zeros for it, which saves some percent of the time of large granules. What
+    /// it has instead are bytes that were read before, from anywhere in this source: what is not
+    /// filled although this says so becomes part of the region.
+    #[inline]
+    fn fills_buffer(&self) -> bool {
+        false
     }
 
     /// All bytes at once, where they are in ordinary memory: pages are then copied from there
@@ -198,6 +208,11 @@ impl<S: Source + ?Sized> Source for Arc<S> {
     #[inline]
     fn zeros(&self, range: Range<u64>) -> Option<Range<u64>> {
         (**self).zeros(range)
+    }
+
+    #[inline]
+    fn fills_buffer(&self) -> bool {
+        (**self).fills_buffer()
     }
 
     #[inline]
