@@ -456,6 +456,47 @@ fn memory_does_not_grow_however_long_vmas_come_and_go() {
     assert_eq!((space.slab().vmas(), space.slab().nodes()), before);
 }
 
+/// A leaf that shows a hole has to show it at both looks. Found in review: no other test with real
+/// threads failed without the second.
+#[test]
+fn what_an_edit_takes_out_and_puts_back_is_never_a_hole() {
+    const VMAS: usize = 34;
+    let _watchdog = watchdog();
+    let (edits, lookups) = if cfg!(miri) { (50, 50) } else { (500_000, 500_000) };
+    let space = AddressSpace::<usize>::new(1);
+    // Holes between them, of which lookups are told by the same leaves.
+    let vma = |number: usize| 3 * number..3 * number + 2;
+    for number in 0..VMAS {
+        space.insert(vma(number), number).unwrap();
+    }
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut random = SmallRng::seed_from_u64(1);
+            for _ in 0..edits {
+                let number = random.random_range(0..VMAS);
+                let mut edit = space.edit().unwrap();
+                edit.remove(vma(number)).unwrap();
+                edit.insert(vma(number), number).unwrap();
+            }
+        });
+        for seed in 2..4 {
+            let space = &space;
+            scope.spawn(move || {
+                let mut random = SmallRng::seed_from_u64(seed);
+                for _ in 0..lookups {
+                    let addr = random.random_range(0..3 * VMAS);
+                    match space.try_read(addr) {
+                        Ok(found) => assert_eq!((*found, found.range()), (addr / 3, vma(addr / 3))),
+                        Err(ReadError::NotMapped { .. }) => assert_eq!(addr % 3, 2, "{addr}"),
+                        Err(ReadError::Locked { .. } | ReadError::Busy { .. }) => {}
+                        Err(error) => panic!("{addr}: {error}"),
+                    }
+                }
+            });
+        }
+    });
+}
+
 /// The next thread may get the memory of the one before, and with it the place of that one's state.
 #[test]
 fn threads_that_reuse_a_state_are_told_apart() {
