@@ -144,9 +144,9 @@ pub trait Source: Send + Sync {
 ///
 /// # Safety
 ///
-/// [`read_at`](Source::read_at), [`zeros`](Source::zeros) and [`bytes`](Source::bytes) run in a
-/// signal handler, on a thread that was interrupted at any instruction that touches the region,
-/// with all signals blocked. They are async-signal-safe:
+/// [`read_at`](Source::read_at), [`fills_buffer`](Source::fills_buffer), [`zeros`](Source::zeros)
+/// and [`bytes`](Source::bytes) run in a signal handler, on a thread that was interrupted at any
+/// instruction that touches the region, with all signals blocked. They are async-signal-safe:
 /// - no lock and no wait for another thread of this process: the interrupted thread may hold
 ///   what is waited for;
 /// - no allocation and no deallocation, so no destructor that does it;
