@@ -67,8 +67,8 @@
 //! Each is explained in [`limits`].
 //!
 //! - Linux with pages of 4096 bytes; one file descriptor a region, three in thread mode
-//!   unless it shares [`Handlers`]; a file
-//!   as the source takes one more.
+//!   unless it shares [`Handlers`]; a sparse
+//!   file as the source takes one more.
 //! - In signal mode a system call that touches a missing page fails with `EFAULT`:
 //!   [pin](Region::pin) what it touches. And SIGBUS must not be blocked in a thread that touches a
 //!   region.

@@ -69,8 +69,8 @@
 //!   no memory in regions that are not writable and have no huge pages. In others it is copied: the
 //!   kernel does not tell of the first write to its page of zeros. A bound counts it as any page.
 //! - Each region takes a descriptor, and two more in thread mode unless it shares its
-//!   [handlers](crate::Handlers), and a [file](crate::FileSource) as the source one more than the
-//!   file: `ulimit -n` bounds their number.
+//!   [handlers](crate::Handlers), and the source of a sparse file one more than its file:
+//!   `ulimit -n` bounds their number.
 //! - *A system call that a filter refuses* (seccomp) is replaced by another one, or is an error: of
 //!   mapping a region if it is refused then, of the operation or the access if it is refused later.
 //!   Nothing works without `futex`, by which all of Rust waits.

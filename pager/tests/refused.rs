@@ -145,7 +145,7 @@ const CALLS: &[Call] = &[
     // Files.
     call("lseek", libc::SYS_lseek, FINE, FINE),
     call("pread64", libc::SYS_pread64, MAP, ACCESS),
-    call("fstat", libc::SYS_fstat, MAP, FINE),
+    call("fstat", libc::SYS_fstat, MAP, ACCESS),
     call("fcntl F_GETFL", libc::SYS_fcntl, MAP, FINE).with(1, 3),
     call("fcntl F_GET_SEALS", libc::SYS_fcntl, FINE, FINE).with(1, 1034),
     call("pwritev2", libc::SYS_pwritev2, FINE, FINE),

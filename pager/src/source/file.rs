@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{FileType, OFlags, SealFlags, fcntl_get_seals, fcntl_getfl, fdatasync, fstat};
 use rustix::io::{Errno, ReadWriteFlags, pread, pwritev2};
 
-use super::seeker::Seeker;
+use super::sparse::Sparse;
 use super::{ReadFailed, SignalSafe, Source};
 use crate::Error;
 
@@ -20,11 +20,9 @@ use crate::Error;
 /// is a failure of that access. (One that is cut short and written anew during a single read can be
 /// read as zeros: the kernel's `read` has no better answer while it cuts what it keeps of a file.)
 ///
-/// Holes of a sparse file are not read ([`zeros`](Source::zeros)).
-///
-/// It takes a second descriptor, since the kernel tells of holes, and fastest of the size, by
-/// moving a position. Where the file cannot be opened again (no `/proc`, no permission, no
-/// descriptor left) it goes without: holes are read as zeros, and a fault takes a little longer.
+/// Holes of a sparse file are not read ([`zeros`](Source::zeros)). Such a file takes a second
+/// descriptor, since the kernel tells of holes by moving a position; without `/proc` its holes are
+/// read as zeros.
 ///
 /// It is writable if the file was opened for reading and writing and is not sealed against writes.
 /// What is written is stored at its offset, or refused with an error that says why:
@@ -61,8 +59,8 @@ pub struct FileSource {
     size: u64,
     /// It was opened for reading and writing, which cannot change.
     is_open_for_writing: bool,
-    /// If it could be opened again.
-    seeker: Option<Seeker>,
+    /// If it had holes when it was taken.
+    sparse: Option<Sparse>,
     /// Where in the file it begins.
     start: u64,
     /// Where it ends there; `None` if with the file.
@@ -85,7 +83,7 @@ impl FileSource {
             return Err(Error::NotReadable);
         }
         let is_open_for_writing = flags.intersection(OFlags::RWMODE) == OFlags::RDWR;
-        let (size, seeker) = (about.st_size.cast_unsigned(), Seeker::of(&file, &about));
+        let (size, sparse) = (about.st_size.cast_unsigned(), Sparse::of(&file, &about));
         let (file, direct) = if flags.contains(OFlags::DIRECT) {
             let mut again = File::options();
             again.read(true).write(is_open_for_writing);
@@ -94,7 +92,7 @@ impl FileSource {
         } else {
             (file, None)
         };
-        let source = Self { file, direct, size, is_open_for_writing, seeker, start: 0, end: None };
+        let source = Self { file, direct, size, is_open_for_writing, sparse, start: 0, end: None };
         if let Some(last) = source.size.checked_sub(1) {
             let read = pread(&source.file, &mut [0; 1], last).map_err(|e| Error::File(e.into()))?;
             if read == 0 {
@@ -127,7 +125,7 @@ impl FileSource {
     /// [`Error::BeyondFile`] when it is not within this source as it is now, [`Error::Empty`] when
     /// it has no bytes, [`Error::File`] when the file cannot be asked.
     pub fn part(self, range: Range<u64>) -> Result<Self, Error> {
-        let now = self.file_size().map_err(|error| Error::File(error.into()))?;
+        let now = size_of(&self.file).map_err(|error| Error::File(error.into()))?;
         let bytes = self.size_of_part(now);
         if range.start > range.end || range.end > bytes {
             return Err(Error::BeyondFile { start: range.start, end: range.end, bytes });
@@ -137,16 +135,6 @@ impl FileSource {
         }
         let (start, end) = (self.start + range.start, Some(self.start + range.end));
         Ok(Self { start, end, ..self })
-    }
-
-    /// The size of the file now.
-    #[inline]
-    fn file_size(&self) -> Result<u64, Errno> {
-        match self.seeker.as_ref().map(Seeker::size) {
-            Some(Ok(size)) => Ok(size),
-            // Or a filter lets it not be asked so.
-            _ => fstat(&self.file).map(|about| about.st_size.cast_unsigned()),
-        }
     }
 
     /// How many bytes of it there are when the file has so many.
@@ -187,7 +175,7 @@ impl FileSource {
             return Err(refused(ErrorKind::PermissionDenied, "the file is not open for writing"));
         }
         // It would become longer, with zeros between.
-        if self.file_size()? < end {
+        if size_of(&self.file)? < end {
             return Err(refused(ErrorKind::UnexpectedEof, "the file has become shorter"));
         }
         // The kernel would send a signal that ends the process.
@@ -230,6 +218,10 @@ fn check_not_appending(file: &File) -> io::Result<()> {
     Ok(())
 }
 
+fn size_of(file: &File) -> Result<u64, Errno> {
+    fstat(file).map(|about| about.st_size.cast_unsigned())
+}
+
 /// How large a file this process may write.
 #[expect(unsafe_code, reason = "asks the C library")]
 fn size_limit() -> Option<u64> {
@@ -246,7 +238,7 @@ fn refused(kind: ErrorKind, text: &'static str) -> io::Error {
 impl Source for FileSource {
     fn size(&self) -> u64 {
         // It may have grown; if it has shrunk, so be it.
-        self.size_of_part(self.file_size().unwrap_or(self.size))
+        self.size_of_part(size_of(&self.file).unwrap_or(self.size))
     }
 
     #[inline]
@@ -266,7 +258,7 @@ impl Source for FileSource {
             }
         }
         // While a file is cut short, a read that is under way can get zeros for what was cut.
-        match self.file_size() {
+        match size_of(&self.file) {
             Ok(now) if now >= end => Ok(()),
             _ => Err(ReadFailed),
         }
@@ -274,9 +266,9 @@ impl Source for FileSource {
 
     fn zeros(&self, range: Range<u64>) -> Option<Range<u64>> {
         let range = self.place(range.start, range.end.checked_sub(range.start)? as usize)?;
-        let hole = self.seeker.as_ref()?.hole(range.clone())?;
+        let hole = self.sparse.as_ref()?.hole(range.clone())?;
         // Behind the end of a file that has shrunk there are no zeros.
-        let is_there = self.file_size().is_ok_and(|now| now >= range.end);
+        let is_there = size_of(&self.file).is_ok_and(|now| now >= range.end);
         // It begins within the range.
         is_there.then(|| hole.start - self.start..hole.end - self.start)
     }

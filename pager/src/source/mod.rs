@@ -3,7 +3,7 @@
 
 mod file;
 mod memory;
-mod seeker;
+mod sparse;
 
 use std::io;
 use std::ops::Range;
