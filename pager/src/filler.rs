@@ -167,6 +167,7 @@ impl<'m> Filler<'m> {
         insists: bool,
     ) -> Result<Option<PutOff>, Refusal> {
         let backing = &self.mapping.backing;
+        let granule = self.mapping.granule_of(self.mapping.offset_of(addr));
         if backing.source.bytes().is_none() && self.buffer.is_empty() {
             self.buffer = vec![0; backing.granule.min(Buffers::MOST)];
         }
@@ -178,6 +179,10 @@ impl<'m> Filler<'m> {
             }
             // Or it was unmapped, as the next look says.
             Verdict::UnderWay { .. } | Verdict::PassOn => Ok(None),
+            // A thread that copies the granule has copied this page, and says so when it has all.
+            Verdict::Present { .. } if backing.reads.are_under_way(granule) => {
+                Ok(Some(PutOff::Later))
+            }
             Verdict::Present { number, time, .. } => {
                 fault::may_repeat(number, addr, time).then_some(None).ok_or(Refusal::Unavailable)
             }
@@ -219,6 +224,26 @@ mod tests {
         drop(edit);
         let refused = region.read_checked(PAGE, &mut [0]).unwrap_err();
         assert_eq!(refused.refusal(), Refusal::NotMapped);
+    }
+
+    /// Found in review: a copy that took seconds was taken for a page that cannot be read.
+    #[test]
+    fn a_page_that_another_thread_has_copied_is_waited_for_until_it_says_so() {
+        let options = Options::new().granule(16 * PAGE);
+        let region = options.map(MemorySource::new(vec![7; 16 * PAGE])).unwrap();
+        let mapping = SPACE.try_read(region.as_ptr().addr()).unwrap().mapping.clone();
+        let copying = mapping.backing.reads.begin(0, false);
+        let page = 5 * PAGE;
+        let fill = crate::sys::Fill::default();
+        mapping.backing.uffd.copy(&mapping.memory, page, &[7; PAGE], fill).unwrap();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| region.read_checked(page, &mut [0]));
+            std::thread::sleep(std::time::Duration::from_secs(3));
+            assert!(!reader.is_finished());
+            mapping.memory.discard(page..page + PAGE).unwrap();
+            drop(copying);
+            assert_eq!(reader.join().unwrap(), Ok(()));
+        });
     }
 
     #[test]

@@ -75,6 +75,11 @@ impl Reads {
         }
     }
 
+    /// Whether a thread reads a granule.
+    pub(crate) fn are_under_way(&self, granule: usize) -> bool {
+        self.place(granule).is_some_and(|(word, name)| word.load(Relaxed) & !FLAGS == name)
+    }
+
     /// Whether a handler thread reads a granule, to which faults in it may be left.
     pub(crate) fn takes_faults(&self, granule: usize) -> bool {
         self.place(granule).is_some_and(|(word, name)| word.load(Relaxed) & !AWAITED == name)
