@@ -4,6 +4,10 @@
 //!   fails with `EFAULT`. Pin what it touches ([`Region::pin`](crate::Region::pin) and
 //!   [`pin_for_writes`](crate::Region::pin_for_writes)), or use thread mode. Reading a missing page
 //!   through `/proc/PID/mem` fails in both modes.
+//! - In thread mode a *system call that writes missing pages of a region to the file* they come
+//!   from can wait for ever, and with it the handler thread: the kernel holds the file's lock while
+//!   it waits for the page, and takes it to tell of holes (sparse files, whatever the file system)
+//!   or to read (XFS). Pin what it writes, or use [`write_back`](crate::Region::write_back).
 //! - *Writes are tracked by write protection*: the first write to a page that was filled for a read
 //!   is a fault of its own.
 //! - A SIGBUS handler that is installed *later* must pass on what is not its own, and must block
