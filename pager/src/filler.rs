@@ -167,7 +167,7 @@ impl<'m> Filler<'m> {
         insists: bool,
     ) -> Result<Option<PutOff>, Refusal> {
         let backing = &self.mapping.backing;
-        let granule = self.mapping.granule_of(self.mapping.offset_of(addr));
+        let granule = || self.mapping.granule_of(self.mapping.offset_of(addr));
         if backing.source.bytes().is_none() && self.buffer.is_empty() {
             self.buffer = vec![0; backing.granule.min(Buffers::MOST)];
         }
@@ -180,7 +180,7 @@ impl<'m> Filler<'m> {
             // Or it was unmapped, as the next look says.
             Verdict::UnderWay { .. } | Verdict::PassOn => Ok(None),
             // A thread that copies the granule has copied this page, and says so when it has all.
-            Verdict::Present { .. } if backing.reads.are_under_way(granule) => {
+            Verdict::Present { .. } if backing.reads.are_under_way(granule()) => {
                 Ok(Some(PutOff::Later))
             }
             Verdict::Present { number, time, .. } => {

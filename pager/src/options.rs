@@ -353,7 +353,7 @@ impl<M> Options<M> {
         let capacity = self.capacity.max(len);
         let is_in_memory = source.bytes().is_some();
         let buffers = self.buffers(is_in_memory, granule, capacity)?;
-        // Whether a page is there that is copied by itself, the kernel says.
+        // Of a page that two threads copy by itself the kernel takes the first, at no cost.
         let has_reads = !is_in_memory || granule > page;
         let reads = Reads::new(if has_reads { capacity.div_ceil(granule) } else { 0 });
         signal::install().map_err(Error::Handler)?;

@@ -1,5 +1,6 @@
 //! Which granules are being read from a source: one thread reads, those that want the same wait.
-//! Of a source in memory it is which are being copied: others copy the page that they want.
+//! Granules of a source in memory that are being copied are noted as well: others do not wait for
+//! them, but copy the page that they want.
 //!
 //! That a granule is being read is a hint, and decides only who reads it. What was read is in the
 //! kernel's page tables when the read is over, and a thread that has waited makes its access again.
